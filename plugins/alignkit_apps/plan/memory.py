@@ -191,7 +191,9 @@ def _training(run: PlannedRun, stage: Stage, work: Workload) -> dict[str, float]
     cuts = [[share[index] for index in part] for share in shares for part in micro_batches(share, learner.token_budget)]
     # The longest row and the one with the longest groups: attention may store scores, which grow with their squares.
     longest = max(cuts, key=_length)
-    largest = {id(cut): cut for cut in (longest, max(cuts, key=_squares))}.values()
+    largest = {
+        id(cut): cut for cut in (longest, max(cuts, key=lambda cut: sum(group.length**2 for group in cut)))
+    }.values()
     several = any(_length(share) > learner.token_budget for share in shares)
 
     def learn(groups: list[Encoded]) -> None:
@@ -228,10 +230,6 @@ def _measured(model: ShapeModel, role: str, groups: Sequence[Encoded], wants: Wa
 
 def _length(groups: Sequence[Encoded]) -> int:
     return sum(group.length for group in groups)
-
-
-def _squares(groups: Sequence[Encoded]) -> int:
-    return sum(group.length**2 for group in groups)
 
 
 def _traced(model: ShapeModel, work: Callable[[], None], what: str) -> dict[str, float]:

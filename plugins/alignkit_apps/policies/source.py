@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import Problem, RecipeError, RunFailed, did_you_mean
-from alignkit.io.stage_results import NamedResult, find_result, is_result_name, read_record, results_of_stage
+from alignkit.io.stage_results import find_result, is_result_name, read_record, results_of_stage
 from alignkit.recipe.schema import NAME_PATTERN
 from alignkit.runs.files import RECIPE
 from alignkit.runs.stage_store import StageStore
@@ -105,7 +105,8 @@ def _found(run: Path, reference: str, seen: list[str]) -> Source:
     """The model of a stage, or the one that a step selected. seen: stages on the way here."""
     name, _, version = reference.partition("@")
     if is_result_name(reference) and results_of_stage(run, name):
-        return _of_result(find_result(run, reference), run)
+        result = find_result(run, reference)
+        return Source(run, result.stage, result.name, StageStore(run, ()).artifact(result.name), result.record)
     folder = run / name
     record = read_record(folder) if re.match(NAME_PATTERN, name) else {}
     if not record:
@@ -126,10 +127,6 @@ def _found(run: Path, reference: str, seen: list[str]) -> Source:
         help = f"stages with a model: {_listed(run)}"
         refuse(f"stage '{name}' of {run} is a step ({record.get('plugin')}) and has no model", help)
     return Source(run, name, f"{name}@{version}" if version else name, store.artifact(reference), record)
-
-
-def _of_result(result: NamedResult, run: Path) -> Source:
-    return Source(run, result.stage, result.name, StageStore(run, ()).artifact(result.name), result.record)
 
 
 def _with_model(run: Path) -> Iterable[str]:

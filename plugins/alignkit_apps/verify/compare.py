@@ -47,7 +47,8 @@ def compare(old: Path, new: Path, steps: int | None = None) -> Compared:
     """
     before, now = read_record(old), read_record(new)
     digests: Mapping[str, str] = before.get("files", {})
-    made = now["files"] if steps is None else {name: file_digest(new / name) for name in _files(new)}
+    files = [path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()]
+    made = now["files"] if steps is None else {name: file_digest(new / name) for name in files}
     names = sorted((digests.keys() | made.keys()) if steps is None else made.keys(), key=_place)
     names = [name for name in names if name.split("/")[0] not in _NO_RESULTS]
     if steps is not None:  # the adapter of an unfinished stage is none, or that of its best epoch yet
@@ -64,10 +65,6 @@ def compare(old: Path, new: Path, steps: int | None = None) -> Compared:
 def is_time(name: str) -> bool:
     """Whether a metric measures time, which no rerun repeats."""
     return name in ("time", "seconds") or name.startswith("seconds/") or name.endswith(("_per_second", "_runtime"))
-
-
-def _files(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def _place(name: str) -> tuple[int, str]:
