@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from alignkit.data.group import Message
 from alignkit.errors import AlignkitError, message_of
@@ -25,18 +25,12 @@ from alignkit_apps.policies.policy import Exchange, Opened, TooLong
 from alignkit_apps.web.messages import Agreed, Undone, read, visible
 
 State = dict[str, Any]
+LONGEST_TURN = 1 << 20  # characters; a request has at most as many bytes
 
 
 class _Turn(StrictModel):
     role: Literal["user", "assistant"]
-    content: str
-
-    @field_validator("content")
-    @classmethod
-    def _unicode(cls, text: str) -> str:
-        if max(text, default="") >= "\ud800" and any("\ud800" <= sign <= "\udfff" for sign in text):
-            raise ValueError("the text contains an unpaired surrogate, which is not valid Unicode")
-        return text
+    content: str = Field(max_length=LONGEST_TURN)
 
 
 class Asked(StrictModel):

@@ -30,7 +30,10 @@ class BadLabel(DataError):
 
 
 class StrictModel(BaseModel):
-    """Plain data from outside, with nothing missing and nothing else in it."""
+    """Plain data from outside, with nothing missing and nothing else in it.
+
+    Texts with a greatest length are also valid Unicode: pydantic measures no others.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -74,7 +77,7 @@ class _Note(StrictModel):
 
 
 class _Undo(StrictModel):
-    of: str
+    of: str = Field(max_length=64)
 
 
 class _Consent(StrictModel):
@@ -121,8 +124,8 @@ def checked(kind: str, payload: Any, task: str = "", count: int = 0, criteria: S
             raise BadLabel(f"{what}: '{key}' is empty")
     if kind in ("flag", "contest", "note") and not plain["note"].strip():
         raise BadLabel(f"{what}: 'note' is empty; say what is wrong, or what should be known")
-    for text in (value for value in plain.values() if isinstance(value, str)):
-        _check_text(text, what)
+    if any("\0" in value for value in plain.values() if isinstance(value, str)):
+        raise BadLabel(f"{what}: a text contains a NUL character")
     _check_numbers(plain, what, count, criteria)
     return {key: value for key, value in plain.items() if not (key in ("note", "terms") and not value)}
 
@@ -131,15 +134,6 @@ def _fault(fault: Mapping[str, Any]) -> str:
     place = ".".join(map(str, fault["loc"]))
     given = f", not {fault['input']!r}"[:80] if fault["type"] != "missing" and place else ""
     return f"'{place}': {fault['msg']}{given}" if place else f"{fault['msg']}"
-
-
-def _check_text(text: str, what: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadLabel(f"{what}: a text contains an unpaired surrogate, which is not valid Unicode") from None
-    if "\0" in text:
-        raise BadLabel(f"{what}: a text contains a NUL character")
 
 
 def _check_numbers(plain: Mapping[str, Any], what: str, count: int, criteria: Sequence[str]) -> None:
