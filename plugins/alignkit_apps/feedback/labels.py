@@ -109,9 +109,7 @@ def checked(kind: str, payload: Any, task: str = "", count: int = 0, criteria: S
 
     kind: one of KINDS. task, count, criteria: of the item; count is the number of its responses.
     """
-    model = _LABELS[task] if kind in ("label", "adjudicate") else _OTHERS.get(kind)
-    if model is None:
-        raise BadLabel(f"unknown kind of event {kind!r}; expected one of {', '.join(KINDS)}")
+    model = _LABELS[task] if kind in ("label", "adjudicate") else _OTHERS[kind]
     what = f"the label of a {task}" if kind in ("label", "adjudicate") else f"a {kind}"
     try:
         plain: Label = model.model_validate(payload).model_dump(exclude_none=True)
