@@ -29,7 +29,7 @@ from alignkit.errors import BadRow, DataError
 from alignkit_apps.feedback import records
 from alignkit_apps.feedback.effective_labels import Labeled, Vote, places
 from alignkit_apps.feedback.items import CRITERIA, Item
-from alignkit_apps.feedback.labels import DEGREES, HIGHEST, LOWEST, BadLabel, Label, displayed
+from alignkit_apps.feedback.labels import HIGHEST, LOWEST, BadLabel, Label, displayed
 from alignkit_apps.feedback.merging import Content
 from alignkit_apps.feedback.records import Event, Stored, check_time
 from alignkit_apps.feedback.store import Store
@@ -306,9 +306,7 @@ def _label(item: Item, answers: Mapping[str, Any]) -> Label:
             preferred = names[ranks.index(min(ranks))]
         if preferred not in names:
             raise BadRow(f"'preference' must be one of {', '.join(names)}, not {preferred!r:.80}")
-        if label.setdefault("margin", UNSAID) not in DEGREES:
-            raise BadRow(f"'margin' must be one of {', '.join(DEGREES)}, not {label['margin']!r:.80}")
-        return {**label, "better": names.index(preferred)}
+        return {"margin": UNSAID, **label, "better": names.index(preferred)}
     if item.task == "ranking":
         ranks = answers.get("ranking")
         if not isinstance(ranks, list) or len(ranks) != len(names):
