@@ -124,7 +124,7 @@ class Annotator:
 
 @dataclass
 class Quality:
-    """All annotators. questions: how much they agree, as `agreed.agreement` says it. disputes: items to adjudicate."""
+    """All annotators. questions: how much they agree, as in `agreement_summary`. disputes: items to adjudicate."""
 
     annotators: list[Annotator] = field(default_factory=list)
     questions: list[dict[str, Any]] = field(default_factory=list)

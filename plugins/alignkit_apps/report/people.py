@@ -17,7 +17,7 @@ MOST = 12  # stores
 
 
 def people_of(name: str, record: Mapping[str, Any], folder: Path | None = None) -> list[dict[str, Any]]:
-    """The stores that a stage read, and the labels that it asked for, each with `agreed.agreement`.
+    """The stores that a stage read, and the labels that it asked for, each with `agreement_summary.agreement`.
 
     record: its stage.json. folder: the stage's; None leaves out what it asked people, which its own report shows.
     """
