@@ -137,7 +137,8 @@ def layout_table() -> str:
 
 def card_table() -> str:
     """Which model fits which card."""
-    return markdown(*importlib.import_module("alignkit_apps.plan.catalogue").table("sft"))
+    table = script("docs", "card_table")
+    return markdown(table.HEADER, table.lines("sft"))
 
 
 def outcomes() -> str:

@@ -20,7 +20,7 @@ from alignkit.stopping import StageWaits
 from alignkit_apps.feedback.store import Event, Store
 from alignkit_apps.feedback.waiting import STORE
 from alignkit_apps.label.guidelines import Guidelines
-from alignkit_apps.label.label_api import Desk
+from alignkit_apps.label.label_api import LabelApi
 
 
 def test_equal_answers_are_ties_and_nobody_is_asked(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_the_page_shows_nothing_of_the_policies(tmp_path: Path) -> None:
     with pytest.raises(StageWaits):
         step(policies=POLICIES, rewards=[HELPFUL], people={}).run(kept(Blind(), tmp_path, prompts(COUNT)))
     with Store.open(tmp_path / STORE) as store:
-        shown = json.dumps(Desk(store, Guidelines(store)).next("ann", {}))
+        shown = json.dumps(LabelApi(store, Guidelines(store)).next("ann", {}))
     assert "answer" in shown and not any(name in shown for name in (*POLICIES, "helpful"))
 
 

@@ -10,38 +10,30 @@ import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from alignkit.data.group import Message
 from alignkit.errors import AlignkitError, message_of
 from alignkit.stopping import Stopped
-from alignkit_apps.chat.collection import TERMS, Collection, Kept
+from alignkit_apps.chat.collection import Collection, Kept
 from alignkit_apps.chat.session import Said, Session
 from alignkit_apps.feedback.items import LONGEST
-from alignkit_apps.feedback.labels import SIDES, BadLabel, Margin
+from alignkit_apps.feedback.labels import SIDES, BadLabel, Margin, StrictModel
 from alignkit_apps.policies.policy import Exchange, Opened, TooLong
-from alignkit_apps.web.messages import PageMessage, read
-from alignkit_apps.web.text import visible
+from alignkit_apps.web.messages import Agreed, Undone, read, visible
 
 State = dict[str, Any]
+LONGEST_TURN = 1 << 20  # characters; a request has at most as many bytes
 
 
-class _Turn(PageMessage):
+class _Turn(StrictModel):
     role: Literal["user", "assistant"]
-    content: str
-
-    @field_validator("content")
-    @classmethod
-    def _unicode(cls, text: str) -> str:
-        if max(text, default="") >= "\ud800" and any("\ud800" <= sign <= "\udfff" for sign in text):
-            raise ValueError("the text contains an unpaired surrogate, which is not valid Unicode")
-        return text
+    content: str = Field(max_length=LONGEST_TURN)
 
 
-class Asked(PageMessage):
+class Asked(StrictModel):
     """A question. sides: for each answer that is shown, the conversation that ends with the question.
 
     draw: which policy is on which side, if that is blind. round: how many questions the page has asked.
@@ -53,46 +45,36 @@ class Asked(PageMessage):
     system: str = Field("", max_length=LONGEST)
 
 
-class _Place(PageMessage):
+class _Place(StrictModel):
     item: str
     answer: int
 
 
-class _Rated(PageMessage):
+class _Rated(StrictModel):
     uuid: str
     kept: _Place
     good: bool
 
 
-class _Chosen(PageMessage):
+class _Chosen(StrictModel):
     uuid: str
     kept: list[_Place] = Field(min_length=2, max_length=2)
     side: Literal["A", "B"]
     margin: Margin
 
 
-class _Edited(PageMessage):
+class _Edited(StrictModel):
     uuid: str
     kept: _Place
     text: str
 
 
-class _Undone(PageMessage):
-    uuid: str
-    of: str
-
-
-class _Agreed(PageMessage):
-    uuid: str
-    granted: bool
-
-
-class _Drawn(PageMessage):
+class _Drawn(StrictModel):
     draw: str = Field(max_length=64)
 
 
 @dataclass
-class Booth:
+class ChatApi:
     """Policies that are talked to on a page, and where it is kept. seed: None: another one for each question."""
 
     models: Opened
@@ -153,26 +135,28 @@ class Booth:
         session.begin(asked.sides[0][-1].content)
         for place, name in enumerate(order):
             if wanted():
-                self._one(session, name, partial(_tell_side, tell, place), wanted)
+                self._one(session, name, place, tell, wanted)
         if self.collection is not None and kept:
             try:
                 self._keep(self.collection, annotator, order, kept, tell)
             except AlignkitError as error:
                 tell({"unkept": str(error)})
 
-    def _one(self, session: Session, name: str, tell: Callable[[State], None], wanted: Callable[[], bool]) -> None:
-        tell({"begins": True})
+    def _one(
+        self, session: Session, name: str, side: int, tell: Callable[[State], None], wanted: Callable[[], bool]
+    ) -> None:
+        tell({"side": side, "begins": True})
         try:
-            said = session.ask(name, lambda text: tell(_text(text)), wanted)
+            said = session.ask(name, lambda text: tell({"side": side, **_text(text)}), wanted)
         except Stopped:
             raise
         except Exception as error:  # whatever it is, it must not end the server; whoever asked hears of it
             text = message_of(error).removeprefix("error: ")
             for policy in self.models.policies.values() if self.blind else ():
                 text = text.replace(policy.word, "the model").replace(policy.name, "the model")
-            tell({"error": visible(text), "too_long": isinstance(error, TooLong)})
+            tell({"side": side, "error": visible(text), "too_long": isinstance(error, TooLong)})
         else:
-            tell({"said": {**_text(said.text), **_facts(said)}})
+            tell({"side": side, "said": {**_text(said.text), **_facts(said)}})
 
     def _keep(
         self,
@@ -196,7 +180,7 @@ class Booth:
 
     def consent(self, annotator: str, message: Any) -> State:
         """Store whether the annotator agrees to the terms."""
-        sent = read(_Agreed, message)
+        sent = read(Agreed, message)
         self._collection().agree(annotator, sent.granted, sent.uuid)
         return {"agreed": sent.granted}
 
@@ -219,7 +203,7 @@ class Booth:
 
     def undo(self, annotator: str, message: Any) -> State:
         """Take back what the annotator said."""
-        sent = read(_Undone, message)
+        sent = read(Undone, message)
         self._collection().undo(annotator, sent.of, sent.uuid)
         return {}
 
@@ -227,11 +211,6 @@ class Booth:
         if self.collection is None:
             raise BadLabel("nothing is kept; start the page with --collect FILE.feedback")
         return self.collection
-
-
-def terms(collection: Collection | None) -> str:
-    """What somebody agrees to; empty if nothing is collected."""
-    return "" if collection is None else TERMS
 
 
 def _text(text: str) -> State:
@@ -244,10 +223,6 @@ def _facts(said: Said) -> State:
     known = {name: score for name, score in said.rewards.items() if score is None or math.isfinite(score)}
     rewards = {visible(name): known.get(name) for name in said.rewards}
     return {"rewards": rewards, "of": said.of, "stopped": said.stopped}
-
-
-def _tell_side(tell: Callable[[State], None], side: int, event: State) -> None:
-    tell({"side": side, **event})
 
 
 def _place(place: _Place) -> Kept:

@@ -84,7 +84,7 @@ class Collection:
         """Store what the annotator says to the terms. "No" is stored only if it takes a "yes" back."""
         if granted or (self._store is not None and self.agreed(annotator)):
             payload = {"granted": granted, "terms": TERMS}
-            self.store().submit(Event(name or _name(), annotator, "consent", payload))
+            self.store().submit(Event(name or str(uuid.uuid4()), annotator, "consent", payload))
 
     # Answers
 
@@ -97,7 +97,9 @@ class Collection:
         if not self.agreed(annotator):
             return ["nothing is kept without consent"] * len(exchanges)
         answers = [self._answers(exchange) for exchange in exchanges]
-        if len(exchanges) == 2 and _alike(*exchanges) and all(len(each) == 1 for each in answers):
+        shown = {exchange.answers[exchange.shown] for exchange in exchanges}
+        alike = all(list(exchange.messages) == list(exchanges[0].messages) for exchange in exchanges)
+        if len(exchanges) == len(shown) == 2 and alike and all(len(each) == 1 for each in answers):
             pair = self._add("pair", annotator, exchanges[0], [each[0] for each in answers])
             if isinstance(pair, Item):
                 return [Kept(pair.id, 0), Kept(pair.id, 1)]
@@ -162,7 +164,7 @@ class Collection:
         found = self._store.rows("SELECT item FROM events WHERE uuid = ?", event) if self._store else []
         if not found:
             raise BadLabel("there is nothing to undo")
-        self.store().submit(Event(name or _name(), annotator, "undo", {"of": event}, found[0]["item"]))
+        self.store().submit(Event(name or str(uuid.uuid4()), annotator, "undo", {"of": event}, found[0]["item"]))
 
     def _submit(
         self, task: str, annotator: str, kept: Sequence[Kept], payload: Mapping[str, Any], name: str | None
@@ -182,7 +184,7 @@ class Collection:
         except BadRow as error:
             raise BadLabel(str(error)) from error
         revision = self.store().item(item.id).revision
-        event = Event(name or _name(), annotator, "label", payload, item.id, revision)
+        event = Event(name or str(uuid.uuid4()), annotator, "label", payload, item.id, revision)
         return self.store().submit(event).event.uuid
 
 
@@ -200,12 +202,3 @@ def _answer_of(item: Item, place: int) -> _Answer:
         raise BadLabel(f"item {item.id} has no answer {place}")
     scores = item.meta.get(REWARD) or [None] * len(item.responses)
     return _Answer(str(item.responses[place]), item.origins[place], scores[place])
-
-
-def _alike(one: Exchange, other: Exchange) -> bool:
-    """Whether two answers are to the same conversation, and differ."""
-    return list(one.messages) == list(other.messages) and one.answers[one.shown] != other.answers[other.shown]
-
-
-def _name() -> str:
-    return str(uuid.uuid4())

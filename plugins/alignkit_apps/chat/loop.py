@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from alignkit.errors import AlignkitError, DataError, did_you_mean, message_of
+from alignkit.stopping import handling
 from alignkit_apps.chat.screen import Screen, interactive
 from alignkit_apps.chat.session import Session
-from alignkit_apps.chat.terminal_feedback import COMMANDS, Remarks
-from alignkit_apps.chat.terminal_feedback import NAMES as REMARKS
+from alignkit_apps.chat.terminal_feedback import COMMANDS, TerminalFeedback
+from alignkit_apps.chat.terminal_feedback import NAMES as FEEDBACK
 from alignkit_apps.policies.policy import TooLong
 
 PROMPT = "> "
@@ -26,7 +27,7 @@ HELP = {
     "/quit": "leave; also Ctrl-D",
     "//TEXT": "ask /TEXT",
 }
-NAMES = ("/help", "/reset", "/system", "/retry", "/quit", *REMARKS)
+NAMES = ("/help", "/reset", "/system", "/retry", "/quit", *FEEDBACK)
 
 
 class Interrupts:
@@ -42,11 +43,8 @@ class Interrupts:
     def caught(self) -> Iterator[None]:
         """Raises KeyboardInterrupt for the second one."""
         self.stopped = False
-        before = signal.signal(signal.SIGINT, self._interrupted)
-        try:
+        with handling([signal.SIGINT], self._interrupted):
             yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         if self.stopped:
@@ -54,12 +52,14 @@ class Interrupts:
         self.stopped = True
 
 
-def talk(session: Session, screen: Screen, read: Callable[[str], str] = input, remarks: Remarks | None = None) -> None:
+def talk(
+    session: Session, screen: Screen, read: Callable[[str], str] = input, feedback: TerminalFeedback | None = None
+) -> None:
     """Answer what is entered until it ends. read: returns a line, given the prompt; raises EOFError at the end.
 
-    remarks: which the session hands its exchanges.
+    feedback: which the session hands its exchanges.
     """
-    remarks = remarks or Remarks()
+    feedback = feedback or TerminalFeedback()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     person = interactive()
@@ -70,13 +70,13 @@ def talk(session: Session, screen: Screen, read: Callable[[str], str] = input, r
     interrupts = Interrupts()
     for line in _lines(read, PROMPT if person else "", screen if person else None):
         if line.startswith("/") and not line.startswith("//"):
-            text = _command(line, session, screen, remarks)
+            text = _command(line, session, screen, feedback)
             if text is None:
                 return
         else:
             text = line.removeprefix("/") if line.startswith("//") else line
         if text:
-            _answer(text, session, screen, interrupts, remarks)
+            _answer(text, session, screen, interrupts, feedback)
 
 
 def _lines(read: Callable[[str], str], prompt: str, screen: Screen | None) -> Iterator[str]:
@@ -100,13 +100,13 @@ def _lines(read: Callable[[str], str], prompt: str, screen: Screen | None) -> It
             yield line
 
 
-def _command(line: str, session: Session, screen: Screen, remarks: Remarks) -> str | None:
+def _command(line: str, session: Session, screen: Screen, feedback: TerminalFeedback) -> str | None:
     """Do what a command says. Returns a question to ask, or an empty text; None to leave."""
     name, _, rest = line.partition(" ")
     if name == "/quit":
         return None
     if name in ("/retry", "/reset", "/system"):
-        remarks.begin()  # what was answered before cannot be talked about any more
+        feedback.begin()  # what was answered before cannot be talked about any more
     if name == "/retry":
         question = session.take_back()
         if not question:
@@ -115,9 +115,9 @@ def _command(line: str, session: Session, screen: Screen, remarks: Remarks) -> s
     if name == "/help":
         for entry, what in HELP.items():
             screen.line(f"{entry:<17}{what}")
-    elif name in REMARKS:
+    elif name in FEEDBACK:
         try:
-            screen.line(remarks.command(name, rest.strip(), session), "dim")
+            screen.line(feedback.command(name, rest.strip(), session), "dim")
         except AlignkitError as error:
             screen.line(f"not kept: {error}")
     elif name == "/reset":
@@ -132,10 +132,10 @@ def _command(line: str, session: Session, screen: Screen, remarks: Remarks) -> s
     return ""
 
 
-def _answer(text: str, session: Session, screen: Screen, interrupts: Interrupts, remarks: Remarks) -> None:
+def _answer(text: str, session: Session, screen: Screen, interrupts: Interrupts, feedback: TerminalFeedback) -> None:
     """Show every policy's answer to a question."""
     session.begin(text)
-    remarks.begin()
+    feedback.begin()
     errors: list[tuple[str, AlignkitError]] = []
     with interrupts.caught():
         try:
@@ -148,7 +148,7 @@ def _answer(text: str, session: Session, screen: Screen, interrupts: Interrupts,
                         errors.append((name, error))
         finally:
             screen.done()
-    if note := remarks.end():
+    if note := feedback.end():
         screen.line(note, "dim")
     for name, failed in errors:
         screen.line(f"{name}: {message_of(failed)}" if len(session.turns) > 1 else message_of(failed))

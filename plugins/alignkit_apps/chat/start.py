@@ -48,15 +48,15 @@ def in_terminal(named: NamedModels, registry: Registry, talk: Talk) -> None:
     """Talk in the terminal until the input ends."""
     reporter = Reporter()
     from alignkit_apps.chat.screen import interactive
-    from alignkit_apps.chat.terminal_feedback import Remarks
+    from alignkit_apps.chat.terminal_feedback import TerminalFeedback
 
-    remarks = Remarks(edit=_edited if interactive() else lambda text: None)
+    feedback = TerminalFeedback(edit=_edited if interactive() else lambda text: None)
     with ExitStack() as stack:
         if talk.collect is not None:
-            remarks.annotator = annotators_of(talk.annotators)[0]
+            feedback.annotator = annotators_of(talk.annotators)[0]
             collection = stack.enter_context(closing(_collection(talk, named)))
-            if agreed(collection, remarks.annotator, input if interactive() else None, reporter.say):
-                remarks.collection = collection
+            if agreed(collection, feedback.annotator, input if interactive() else None, reporter.say):
+                feedback.collection = collection
         from alignkit_apps.chat.loop import talk as run  # imports torch
         from alignkit_apps.chat.screen import screen
         from alignkit_apps.chat.session import Session
@@ -65,23 +65,22 @@ def in_terminal(named: NamedModels, registry: Registry, talk: Talk) -> None:
         models = stack.enter_context(opened(named, registry, reporter, lambda: None, "alignkit chat"))
         _greet(named, reporter)
         start = secrets.randbits(32) if talk.seed is None else talk.seed
-        session = Session(models, talk.sampling, talk.best_of, start, talk.system, remarks.exchanges.append)
+        session = Session(models, talk.sampling, talk.best_of, start, talk.system, feedback.exchanges.append)
         for name, used in session.sampling.items():
             reporter.say(printable(f"{name}: temperature {used.temperature}, max_new_tokens {used.max_new_tokens}"))
-        run(session, screen(list(models.policies)), remarks=remarks)
+        run(session, screen(list(models.policies)), feedback=feedback)
 
 
 def on_page(named: NamedModels, registry: Registry, talk: Talk, page: Page) -> None:
     """Talk on a page until Ctrl-C. Raises RunFailed if a package is missing."""
     check_extra("the page", "label", *PACKAGES)
     from alignkit import stopping
-    from alignkit_apps.chat.chat_api import Booth
-    from alignkit_apps.chat.page import make_page
-    from alignkit_apps.chat.task_queue import Line
+    from alignkit_apps.chat.chat_api import ChatApi
+    from alignkit_apps.chat.page import TaskQueue, make_page
     from alignkit_apps.policies.policy import opened
     from alignkit_apps.web.guard import Sessions
 
-    reporter, line = Reporter(), Line()
+    reporter, tasks = Reporter(), TaskQueue()
     sessions = Sessions(annotators_of(talk.annotators))
     with ExitStack() as stack:
         collection = stack.enter_context(closing(_collection(talk, named))) if talk.collect is not None else None
@@ -91,14 +90,14 @@ def on_page(named: NamedModels, registry: Registry, talk: Talk, page: Page) -> N
             models = stack.enter_context(opened(named, registry, reporter, stopping.should_stop, "alignkit chat"))
             _greet(named, reporter)
             known = (talk.sampling, talk.best_of, talk.seed, page.blind, talk.system, collection)
-            look = stack.enter_context(hosted(make_page(Booth(models, *known), line, sessions), socket))
+            look = stack.enter_context(hosted(make_page(ChatApi(models, *known), tasks, sessions), socket))
             announce(addresses_of(sessions, socket), "Open it in a browser of this machine.", page.open)
 
             def poll() -> None:
                 stopping.should_stop()
                 look()
 
-            line.run(poll)
+            tasks.run(poll)
         except stopping.Stopped:
             reporter.say("stopped")
 

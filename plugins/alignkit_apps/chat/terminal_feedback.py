@@ -24,7 +24,7 @@ LETTERS = ("a", "b")
 
 
 @dataclass
-class Remarks:
+class TerminalFeedback:
     """The last answers, and what becomes of what is said about them.
 
     collection: where it is kept; None: nowhere. edit: lets a person change a text; None if it was not changed.

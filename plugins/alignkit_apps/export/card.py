@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from alignkit.io.printable import printable
+from alignkit.report import Report, Table
 from alignkit.settings import ModelSpec
 from alignkit_apps.export.provenance import DataFacts, StageFacts
 from alignkit_apps.export.usage import Loading, llama_cpp, python, vllm
@@ -34,7 +35,6 @@ class Card:
     hash: str
     license: str | None = None
     digest: str | None = None
-    has_recipe: bool = True
 
     def text(self) -> str:
         """The file."""
@@ -139,14 +139,13 @@ class Card:
         return "\n".join(lines)
 
     def _data(self) -> str:
-        rows = [(stage.name, facts) for stage in self.stages for facts in stage.data]
-        if not rows:
-            return ""
-        lines = ["## Data", "", "| stage | use | source | rows | license | SHA-256 |", "|---|---|---|---|---|---|"]
-        for stage, facts in rows:
-            cells = [stage, facts.use, _source(facts), facts.rows or "-", facts.license or "not recorded"]
-            lines.append("| " + " | ".join(_cell(cell) for cell in [*cells, facts.digest[:16] or "-"]) + " |")
-        return "\n".join(lines)
+        rows = [
+            (stage.name, one.use, _source(one), one.rows or "-", one.license or "not recorded", one.digest[:16] or "-")
+            for stage in self.stages
+            for one in stage.data
+        ]
+        header = ("stage", "use", "source", "rows", "license", "SHA-256")
+        return Report(["## Data", Table("", header, rows, keys=len(header))]).markdown() if rows else ""
 
     def _evaluation(self) -> str:
         if not self.evaluations:
@@ -177,10 +176,6 @@ class Card:
 def _source(facts: DataFacts) -> str:
     name = f"[{facts.name}](https://huggingface.co/datasets/{facts.hub})" if facts.hub else facts.name
     return f"{name}: {facts.origin}" if facts.origin else name
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _value(value: Any) -> str:

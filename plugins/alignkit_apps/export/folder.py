@@ -157,12 +157,10 @@ def _found_base(source: Source) -> Base:
 
 def _folder_of(base: Base) -> Path | None:
     """Where a base's files are; None if they are not on this machine."""
-    return Path(base.source) if Path(base.source).is_dir() else _cached(base)
-
-
-def _cached(base: Base) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
+    if Path(base.source).is_dir():
+        return Path(base.source)
     try:
         return cached_snapshot(base.source, base.revision)
     except HFValidationError:  # a path that is gone

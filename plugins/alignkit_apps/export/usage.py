@@ -50,11 +50,8 @@ class Loading:
     @property
     def download(self) -> str:
         """The command, with its line break, that puts a repository into `folder`; empty if it is there."""
-        return (
-            ""
-            if self.path == self.folder
-            else shlex.join(["hf", "download", self.path, "--local-dir", self.folder]) + "\n"
-        )
+        command = shlex.join(["hf", "download", self.path, "--local-dir", self.folder])
+        return "" if self.path == self.folder else f"{command}\n"
 
 
 def vllm(loading: Loading) -> str:
@@ -115,15 +112,15 @@ def python(loading: Loading) -> str:
             "from transformers import AutoModelForCausalLM\n\n"
             f'model = AutoModelForCausalLM.from_pretrained({path}, gguf_file="{loading.gguf}"{trust})'
         )
+    on_base = loading.form == "adapter" and (not loading.hub or loading.quantization != "none")
     if loading.is_reward:
-        return _reward(loading, path, trust)
-    if loading.form == "adapter" and (not loading.hub or loading.quantization != "none"):
-        setup, option = _quantized(loading)
-        return (
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'{setup}base = AutoModelForCausalLM.from_pretrained("{loading.base_place}"{option}{trust})\n'
-            f"model, tokenizer = PeftModel.from_pretrained(base, {path}), AutoTokenizer.from_pretrained({path})"
+        return _loaded(loading, path, trust, on_base) + (
+            f"\nmessages = {json.dumps([ASKED, ANSWERED])}\n"
+            'inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)\n'
+            "print(model(**inputs).logits[0, 0])  # the score"
         )
+    if on_base:
+        return _loaded(loading, path, trust, on_base)
     return (
         "from transformers import pipeline\n\n"
         f'generate = pipeline("text-generation", model={path}{trust})\n'
@@ -131,26 +128,21 @@ def python(loading: Loading) -> str:
     )
 
 
-def _reward(loading: Loading, path: str, trust: str) -> str:
-    """Lines that score a conversation."""
-    if loading.form != "adapter":
-        load = "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
-        load += f"model = AutoModelForSequenceClassification.from_pretrained({path}{trust})\n"
-    elif loading.hub and loading.quantization == "none":
-        load = "from peft import AutoPeftModelForSequenceClassification\nfrom transformers import AutoTokenizer\n\n"
-        load += f"model = AutoPeftModelForSequenceClassification.from_pretrained({path}, num_labels=1{trust})\n"
-    else:
-        kind, (setup, option) = "AutoModelForSequenceClassification", _quantized(loading)
+def _loaded(loading: Loading, path: str, trust: str, on_base: bool) -> str:
+    """Lines that load model and tokenizer. on_base: peft cannot load the base of the adapter by itself."""
+    kind = "AutoModelForSequenceClassification" if loading.is_reward else "AutoModelForCausalLM"
+    labels = ", num_labels=1" if loading.is_reward and loading.form == "adapter" else ""
+    if on_base:
+        setup, option = _quantized(loading)
         load = f"from peft import PeftModel\nfrom transformers import {kind}, AutoTokenizer\n\n{setup}"
-        load += f'base = "{loading.base_place}"\n'
-        load += f"base = {kind}.from_pretrained(base, num_labels=1{option}{trust})\n"
+        load += f'base = {kind}.from_pretrained("{loading.base_place}"{labels}{option}{trust})\n'
         load += f"model = PeftModel.from_pretrained(base, {path})\n"
-    return load + (
-        f"tokenizer = AutoTokenizer.from_pretrained({path})\n"
-        f"messages = {json.dumps([ASKED, ANSWERED])}\n"
-        'inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)\n'
-        "print(model(**inputs).logits[0, 0])  # the score"
-    )
+    elif loading.form == "adapter":
+        load = f"from peft import AutoPeft{kind[4:]}\nfrom transformers import AutoTokenizer\n\n"
+        load += f"model = AutoPeft{kind[4:]}.from_pretrained({path}{labels}{trust})\n"
+    else:
+        load = f"from transformers import {kind}, AutoTokenizer\n\nmodel = {kind}.from_pretrained({path}{trust})\n"
+    return f"{load}tokenizer = AutoTokenizer.from_pretrained({path})"
 
 
 def _quantized(loading: Loading) -> tuple[str, str]:

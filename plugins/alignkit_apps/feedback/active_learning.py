@@ -18,12 +18,12 @@ from itertools import combinations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from alignkit.data.group import Group, Response, group_from_json, group_to_json
+from alignkit.data.group import Group, group_from_json, group_to_json
 from alignkit.evaluation.judge_card import judge_names, mapped
 from alignkit.evaluation.reward_columns import label
 from alignkit.judges import CheckedJudge
 from alignkit.reward import REWARD_KEY
-from alignkit_apps.feedback.items import Answer, Item
+from alignkit_apps.feedback.items import Answer, Item, response_of
 
 if TYPE_CHECKING:
     from alignkit.step import StepContext
@@ -134,8 +134,7 @@ def _of_judge(items: Sequence[Item], name: str, part: Any, context: StepContext)
 
 
 def _group(item: Item) -> Group:
-    answers = tuple(Response(text=a) if isinstance(a, str) else Response(messages=a) for a in item.responses)
-    return Group(item.prompt, answers, meta=dict(item.meta), tools=item.tools)
+    return Group(item.prompt, tuple(map(response_of, item.responses)), meta=dict(item.meta), tools=item.tools)
 
 
 def _text(answer: Answer) -> str:

@@ -18,13 +18,13 @@ _KAPPA, _AC = ("cohen_kappa", "fleiss_kappa"), ("gwet_ac2", "gwet_ac1")
 _ALPHA = ("alpha_ordinal", "alpha_nominal")
 
 
-def agreement(entries: Sequence[Labeled], seed: int = 0) -> list[dict[str, Any]]:
+def agreement(entries: Sequence[Labeled]) -> list[dict[str, Any]]:
     """For each question that the items ask, how far people agree, as `measure.measured` says it: plain JSON.
 
     With each other, by annotator, over time, with gold labels, and with the opinions of rewards and judges. Intervals
-    are of a bootstrap over items. seed: of that.
+    are of a bootstrap over items.
     """
-    return [measured(question, seed) for question in questions_of(entries)]
+    return [measured(question) for question in questions_of(entries)]
 
 
 def agreement_tables(facts: Sequence[Facts], name: str = "") -> list[Table]:

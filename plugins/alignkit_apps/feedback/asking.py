@@ -118,7 +118,8 @@ def questions_of(group: Group, task: str | None, pairs: int, seed: int) -> list[
     """
     count, different = len(group.responses), dict[str, Response]()
     for response in group.responses:
-        different.setdefault(_content(response), response)
+        text = response.text if response.messages is None else turns_of(response.messages)
+        different.setdefault(str(text), response)
     answers = tuple(different.values())
     group = replace(group, responses=answers)
     if task == "thumb":
@@ -192,7 +193,3 @@ def shortage(items: Sequence[Item], needed: int | None) -> str:
     if needed is not None and needed > len(items):
         return f"labels of {needed} items are wanted, but there are only {len(items)}"
     return ""
-
-
-def _content(response: Response) -> str:
-    return str(response.text if response.messages is None else turns_of(response.messages))

@@ -92,12 +92,6 @@ def take(store: Store, annotator: str, item: str, occasion: int = 0) -> Assignme
     return found
 
 
-def release(store: Store, annotator: str) -> None:
-    """Give up what the annotator has leased, as at the end of a session."""
-    with store.transaction() as connection:
-        connection.execute("DELETE FROM leases WHERE annotator = ?", (annotator,))
-
-
 def order_of(seed: int, item: str, annotator: str, count: int, occasion: int = 0) -> tuple[int, ...]:
     """The order in which the annotator sees the responses of an item; the reverse one if the item comes again."""
     numbers = [seeds.number(seed, "order", item, annotator, index) for index in range(count)]
@@ -131,8 +125,7 @@ def _held(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
         "SELECT items.*, occasion FROM leases JOIN items ON items.id = leases.item "
         "WHERE annotator = ? AND retired = 0 ORDER BY until DESC LIMIT 1"
     )
-    row: sqlite3.Row | None = connection.execute(query, (annotator,)).fetchone()
-    return row
+    return connection.execute(query, (annotator,)).fetchone()
 
 
 def _chosen(connection: sqlite3.Connection, annotator: str, plan: Plan) -> sqlite3.Row | None:
@@ -151,8 +144,7 @@ def _open(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
         f"SELECT *, 0 AS occasion FROM items WHERE {_OPEN} AND {_UNSEEN} AND {_UNFLAGGED} AND {_FREE} "
         "ORDER BY priority DESC, position LIMIT 1"
     )
-    row: sqlite3.Row | None = connection.execute(query, {"me": annotator}).fetchone()
-    return row
+    return connection.execute(query, {"me": annotator}).fetchone()
 
 
 def _gold(connection: sqlite3.Connection, annotator: str, seed: int) -> sqlite3.Row | None:

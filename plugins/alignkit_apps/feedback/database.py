@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from alignkit.errors import AlignkitError, DataError, OutOfResource
 SUFFIX = ".feedback"
 VERSION = 1  # PRAGMA user_version
 APPLICATION = 0x616C6B66  # PRAGMA application_id: "alkf"
-MIGRATIONS: Mapping[int, Sequence[str]] = {}  # a version -> the statements that migrate it to the next version
 PATIENCE = 5000  # milliseconds to wait for another writer
 REMOTE = ("nfs", "cifs", "smb", "9p", "sshfs", "fuse.", "afs", "ceph", "lustre", "gluster", "beegfs")
 
@@ -108,12 +107,10 @@ def connected(path: Path, *, write: bool = True) -> sqlite3.Connection:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; expected a store of feedback")
     with closing(_readable(path)) as probe:
-        version = _checked(probe, path)
+        _check(probe, path)
     connection = _readable(path) if not write else _raw(path, "rw")
     try:
         with in_words(path):
-            if version < VERSION:
-                connection = _migrated(connection, path, version, write)
             _configure(connection, path, write)
     except (AlignkitError, sqlite3.Error):
         connection.close()
@@ -178,31 +175,8 @@ def _readable(path: Path) -> sqlite3.Connection:
         return connection
 
 
-def _migrated(connection: sqlite3.Connection, path: Path, version: int, write: bool) -> sqlite3.Connection:
-    """The store of an older version as one of this version: a copy is kept, or else only a copy in memory changes."""
-    if write:
-        kept = path.with_name(f"{path.name}.version-{version}")
-        if not kept.exists():
-            part = kept.with_name(f".{kept.name}.{os.getpid()}.alignkit-tmp")
-            part.unlink(missing_ok=True)
-            connection.execute("VACUUM INTO ?", (str(part),))
-            os.replace(part, kept)  # complete, even if this process is killed meanwhile
-    else:
-        with closing(connection) as older:
-            connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-            older.backup(connection)
-    connection.execute("BEGIN IMMEDIATE")
-    with connection:  # commits, or undoes everything
-        version = connection.execute("PRAGMA user_version").fetchone()[0]  # another process may have been faster
-        for step in range(version, VERSION):
-            for statement in MIGRATIONS[step]:
-                connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {VERSION}")
-    return connection
-
-
-def _checked(connection: sqlite3.Connection, path: Path) -> int:
-    """The version of a whole store that this alignkit can read. Raises `DataError` for anything else."""
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `DataError` unless this is a whole store that this alignkit can read."""
     with in_words(path):
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty; a store was copied in part. Copy it again, or delete it")
@@ -215,12 +189,11 @@ def _checked(connection: sqlite3.Connection, path: Path) -> int:
                 f"{path}: written by a newer alignkit (version {version} of the store; this one reads {VERSION}); "
                 "update alignkit"
             )
-        if version < VERSION and version not in MIGRATIONS:
+        if version < VERSION:
             raise DataError(f"{path}: version {version} of the store is unknown; this alignkit reads {VERSION}")
         faults = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
         if faults != ["ok"]:
             raise DataError(f"{path}: {_damaged()} SQLite says: {'; '.join(faults)}")
-        return int(version)
 
 
 def _configure(connection: sqlite3.Connection, path: Path, write: bool) -> None:

@@ -112,21 +112,24 @@ def disputes(store: Store) -> list[Labeled]:
 
 def consents(store: Store) -> dict[str, bool]:
     """Whether each annotator, when last asked, agreed that the labels are shared; absent if never asked."""
-    query = "SELECT annotator, payload FROM effective WHERE kind = 'consent' ORDER BY created, uuid"
-    return {row["annotator"]: json.loads(row["payload"])["granted"] for row in store.rows(query)}
+    return {annotator: answers[-1] for annotator, answers in _consents(store).items()}
 
 
 def withdrawn(store: Store) -> set[str]:
     """The annotators who took their consent back: their labels count nowhere, and nobody learns from their prompts."""
+    return {annotator for annotator, answers in _consents(store).items() if any(answers) and not answers[-1]}
+
+
+def _consents(store: Store) -> dict[str, list[bool]]:
     query = "SELECT annotator, payload FROM effective WHERE kind = 'consent' ORDER BY created, uuid"
     granted: dict[str, list[bool]] = defaultdict(list)
     for row in store.rows(query):
         granted[row["annotator"]].append(json.loads(row["payload"])["granted"])
-    return {annotator for annotator, answers in granted.items() if any(answers) and not answers[-1]}
+    return granted
 
 
 def _add(entry: Labeled, row: Any, stands: bool) -> None:
-    payload, task = json.loads(row["payload"]), entry.stored.item.task
+    payload = json.loads(row["payload"])
     texts = {"flag": entry.flags, "contest": entry.contests, "note": entry.notes}
     if row["kind"] in texts:
         texts[row["kind"]].append((row["annotator"], payload["note"]))
@@ -135,7 +138,7 @@ def _add(entry: Labeled, row: Any, stands: bool) -> None:
     elif row["kind"] in ("label", "adjudicate"):
         order = tuple(json.loads(row["display_order"]))
         facts = {name: row[name] for name in ("annotator", "uuid", "created", "guidelines", "seconds", "occasion")}
-        vote = Vote(label=canonical(task, payload, order), order=order, **facts)
+        vote = Vote(label=canonical(payload, order), order=order, **facts)
         if row["kind"] == "adjudicate":
             entry.adjudicated = vote
         elif stands:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -97,7 +97,7 @@ class Item:
         return self
 
     def _check_texts(self) -> None:
-        check_group(Group(self.prompt, tuple(map(_response, self.responses)), pairs=()))
+        check_group(Group(self.prompt, tuple(map(response_of, self.responses)), pairs=()))
         answers = [json.dumps(response) for response in self.responses]
         if len(set(answers)) < len(answers) and self.task != "scores":
             raise BadRow("two responses are the same, so nobody can prefer one")
@@ -128,9 +128,40 @@ def item_of(group: Group, task: str | None = None, criteria: Sequence[str] = CRI
     return Item(task, group.prompt, answers, rated, group.tools, **{**known, **more}).checked()
 
 
+def filled(item: Item, other: Item) -> Item:
+    """The item with what only another version of it says."""
+    return replace(
+        item,
+        license=item.license or other.license,
+        author=item.author or other.author,
+        gold=other.gold if item.gold is None else item.gold,
+        meta={**other.meta, **item.meta},
+        opinions={**other.opinions, **item.opinions},
+        held_out=item.held_out or other.held_out,
+        origins=item.origins if any(item.origins) else other.origins,
+    )
+
+
+def listed(value: Any, change: Callable[[str], str] = str) -> Any:
+    """Nested plain data with lists for tuples, as JSON has them. change: what becomes of each text; keys stay."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: listed(below, change) for name, below in value.items()}
+    return [listed(below, change) for below in value] if isinstance(value, list | tuple) else value
+
+
+def tupled(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of an item as JSON has them, with tuples where an item has tuples."""
+    tuples = {name: tuple(fields[name]) for name in ("prompt", "criteria", "tools", "origins") if name in fields}
+    answers = tuple(answer if isinstance(answer, str) else tuple(answer) for answer in fields["responses"])
+    return {**fields, **tuples, "responses": answers}
+
+
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _response(answer: Answer) -> Response:
+def response_of(answer: Answer) -> Response:
+    """An answer as a response of a group."""
     return Response(text=answer) if isinstance(answer, str) else Response(messages=answer)

@@ -29,8 +29,16 @@ class BadLabel(DataError):
     """An event that the store does not take: what is wrong with it, and what was expected."""
 
 
-class _Payload(BaseModel):
+class StrictModel(BaseModel):
+    """Plain data from outside, with nothing missing and nothing else in it.
+
+    Texts with a greatest length are also valid Unicode: pydantic measures no others.
+    """
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Payload(StrictModel):
     note: str = Field("", max_length=LONGEST_NOTE)
 
 
@@ -60,23 +68,19 @@ class _Thumb(_Payload):
     good: bool
 
 
-class _Reason(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Reason(StrictModel):
     reason: str = Field(max_length=LONGEST_NOTE)
 
 
-class _Note(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Note(StrictModel):
     note: str = Field(max_length=LONGEST_NOTE)
 
 
-class _Undo(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-    of: str
+class _Undo(StrictModel):
+    of: str = Field(max_length=64)
 
 
-class _Consent(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Consent(StrictModel):
     granted: bool
     terms: str = Field("", max_length=LONGEST_NOTE)
 
@@ -105,9 +109,7 @@ def checked(kind: str, payload: Any, task: str = "", count: int = 0, criteria: S
 
     kind: one of KINDS. task, count, criteria: of the item; count is the number of its responses.
     """
-    model = _LABELS[task] if kind in ("label", "adjudicate") else _OTHERS.get(kind)
-    if model is None:
-        raise BadLabel(f"unknown kind of event {kind!r}; expected one of {', '.join(KINDS)}")
+    model = _LABELS[task] if kind in ("label", "adjudicate") else _OTHERS[kind]
     what = f"the label of a {task}" if kind in ("label", "adjudicate") else f"a {kind}"
     try:
         plain: Label = model.model_validate(payload).model_dump(exclude_none=True)
@@ -120,8 +122,8 @@ def checked(kind: str, payload: Any, task: str = "", count: int = 0, criteria: S
             raise BadLabel(f"{what}: '{key}' is empty")
     if kind in ("flag", "contest", "note") and not plain["note"].strip():
         raise BadLabel(f"{what}: 'note' is empty; say what is wrong, or what should be known")
-    for text in (value for value in plain.values() if isinstance(value, str)):
-        _check_text(text, what)
+    if any("\0" in value for value in plain.values() if isinstance(value, str)):
+        raise BadLabel(f"{what}: a text contains a NUL character")
     _check_numbers(plain, what, count, criteria)
     return {key: value for key, value in plain.items() if not (key in ("note", "terms") and not value)}
 
@@ -130,15 +132,6 @@ def _fault(fault: Mapping[str, Any]) -> str:
     place = ".".join(map(str, fault["loc"]))
     given = f", not {fault['input']!r}"[:80] if fault["type"] != "missing" and place else ""
     return f"'{place}': {fault['msg']}{given}" if place else f"{fault['msg']}"
-
-
-def _check_text(text: str, what: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadLabel(f"{what}: a text contains an unpaired surrogate, which is not valid Unicode") from None
-    if "\0" in text:
-        raise BadLabel(f"{what}: a text contains a NUL character")
 
 
 def _check_numbers(plain: Mapping[str, Any], what: str, count: int, criteria: Sequence[str]) -> None:
@@ -170,7 +163,7 @@ def checked_order(order: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(order)
 
 
-def canonical(task: str, payload: Mapping[str, Any], order: Sequence[int]) -> Label:
+def canonical(payload: Mapping[str, Any], order: Sequence[int]) -> Label:
     """A label in the item's own order: `better` is an index, `ranks` have no gaps, `scores` follow the responses."""
     label = dict(payload)
     if "side" in label:
@@ -183,7 +176,7 @@ def canonical(task: str, payload: Mapping[str, Any], order: Sequence[int]) -> La
     return label
 
 
-def displayed(task: str, label: Mapping[str, Any], order: Sequence[int]) -> Label:
+def displayed(label: Mapping[str, Any], order: Sequence[int]) -> Label:
     """The opposite of `canonical`: a label as it would be given if the responses were shown in this order."""
     given = dict(label)
     if "better" in given:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from itertools import combinations
@@ -45,8 +45,8 @@ def measured(question: Question, seed: int = 0) -> Facts:
         "coefficients": _coefficients(question, several, people, seed),
         "annotators": {who: _annotator(question, who) for who in people},
         "over time": _over_time(question, several),
-        "gold": _against(question, lambda unit: unit.gold),
-        "against": {name: found for name in others if (found := _against(question, partial(_other, name)))},
+        "gold": _against(question),
+        "against": {name: found for name in others if (found := _against(question, name))},
     }
 
 
@@ -195,17 +195,13 @@ def day(time: str) -> str:
     return datetime.fromtimestamp(number / (1000 if number >= 1e11 else 1), UTC).date().isoformat()
 
 
-def _other(name: str, unit: Unit) -> Any:
-    return unit.others.get(name)
-
-
-def _against(question: Question, reference: Callable[[Unit], Any]) -> Facts | None:
-    """The agreement of single ratings, and of the majority's, with another rating; None if there is none."""
+def _against(question: Question, other: str | None = None) -> Facts | None:
+    """The agreement of single ratings, and of the majority's, with another rating, or with gold; None without any."""
     single: list[tuple[Unit, float]] = []
     joint: list[tuple[Unit, float]] = []
     pairs: dict[str | int, list[Any]] = defaultdict(list)
     for unit in question.units:
-        if (right := reference(unit)) is None:
+        if (right := unit.gold if other is None else unit.others.get(other)) is None:
             continue
         ratings = list(_known(unit).values())
         single += [(unit, same) for rating in ratings if (same := _same(question, rating, right)) is not None]

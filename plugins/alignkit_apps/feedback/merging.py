@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from alignkit.errors import DataError
 from alignkit_apps.feedback import records
-from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.items import filled
 from alignkit_apps.feedback.records import Event, Stored
 from alignkit_apps.feedback.store import Store
 
@@ -87,31 +87,15 @@ def _check(target: Store, ours: dict[str, Stored], known: dict[str, Event], cont
 def _add_item(connection: sqlite3.Connection, mine: Stored | None, theirs: Stored, overlap: int, done: Merged) -> None:
     if mine is None:
         records.insert_item(connection, theirs.item, overlap)
-        values = (theirs.revision, int(theirs.retired), theirs.item.id)
-        connection.execute("UPDATE items SET revision = ?, retired = ? WHERE id = ?", values)
+        values = {"revision": theirs.revision, "retired": int(theirs.retired)}
+        records.update_item(connection, theirs.item.id, values)
         done.items += 1
         return
     done.gold += None not in (mine.item.gold, theirs.item.gold) and mine.item.gold != theirs.item.gold
-    item, retired = _filled(mine.item, theirs.item), mine.retired or theirs.retired
+    item, retired = filled(mine.item, theirs.item), mine.retired or theirs.retired
     if item != mine.item or retired != mine.retired:
-        columns = {**records.columns(item, overlap), "retired": int(retired)}
-        sets = ", ".join(f"{name} = ?" for name in columns)
-        query = f"UPDATE items SET {sets}, revision = revision + 1 WHERE id = ?"
-        connection.execute(query, (*columns.values(), item.id))
-
-
-def _filled(mine: Item, theirs: Item) -> Item:
-    """Our item, with what only theirs says."""
-    return replace(
-        mine,
-        license=mine.license or theirs.license,
-        author=mine.author or theirs.author,
-        gold=theirs.gold if mine.gold is None else mine.gold,
-        meta={**theirs.meta, **mine.meta},
-        opinions={**theirs.opinions, **mine.opinions},
-        held_out=mine.held_out or theirs.held_out,
-        origins=mine.origins if any(mine.origins) else theirs.origins,
-    )
+        values = {**records.columns(item, overlap), "retired": int(retired)}
+        records.update_item(connection, item.id, values, revised=True)
 
 
 def _add_events(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal
 
 from alignkit.errors import DataError, did_you_mean
@@ -68,7 +69,9 @@ def questions_of(entries: Iterable[Labeled], against: str = "") -> list[Question
     a number for each, of which higher is better. Raises `DataError` if there is no such opinion or column.
     """
     entries = list(entries)
-    if against and against not in (known := _columns(entries)):
+    items = [entry.stored.item for entry in entries]
+    known = sorted({name for item in items for name in (*item.opinions, *item.meta)})
+    if against and against not in known:
         help = did_you_mean(against, known) or f"the items have {', '.join(known) or 'none'}"
         raise DataError(f"no opinion or column {against!r}; {help}")
     found: dict[str, Question] = {}
@@ -77,11 +80,6 @@ def questions_of(entries: Iterable[Labeled], against: str = "") -> list[Question
             for name, kind, categories, unit in _units(entry, against):
                 found.setdefault(name, Question(name, kind, [], categories)).units.append(unit)
     return [question for question in found.values() if any(unit.ratings for unit in question.units)]
-
-
-def _columns(entries: Sequence[Labeled]) -> list[str]:
-    items = [entry.stored.item for entry in entries]
-    return sorted({name for item in items for name in (*item.opinions, *item.meta)})
 
 
 def _others(item: Item, against: str) -> Mapping[str, Any]:
@@ -144,7 +142,11 @@ def _unit(entry: Labeled, rating: Any, others: Mapping[str, Any] | None = None) 
 
 def _side(other: Any, column: str, names: str) -> str | None:
     """The better response of a pair by a column; None if it does not say. Raises `DataError` for anything else."""
-    if isinstance(other, list | tuple) and len(other) == 2 and all(_is_number(value) for value in other):
+    if (
+        isinstance(other, list | tuple)
+        and len(other) == 2
+        and all(v is None or isinstance(v, int | float) for v in other)
+    ):
         return None if None in other or other[0] == other[1] else names[other[1] > other[0]]
     if other in (0, 1, None):
         return None if other is None else names[int(other)]
@@ -152,11 +154,6 @@ def _side(other: Any, column: str, names: str) -> str | None:
         f"column {column!r} must hold 0 or 1, the index of the better response, or a number for each of the two, "
         f"not {other!r:.80}"
     )
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is a number, or None for one that is missing."""
-    return value is None or isinstance(value, int | float)
 
 
 def _ranks(other: Any) -> Any:
@@ -181,7 +178,8 @@ def habits_of(entries: Iterable[Labeled]) -> dict[str, Habit]:
                 sides.setdefault(vote.annotator, []).append((vote.created, first))
                 _count_pair(habit, entry, vote.label, first)
     for name, given in sides.items():
-        found[name].longest_run = _longest_run([first for _, first in sorted(given)])
+        runs = groupby(first for _, first in sorted(given))
+        found[name].longest_run = max(len(list(run)) for _, run in runs)
     return found
 
 
@@ -198,11 +196,3 @@ def _same(vote: Vote, other: Vote) -> bool:
     """Whether an annotator gave the same answer twice; of a pair, only which response is better."""
     keys = [key for key in ("better", "ranks", "scores", "good") if key in vote.label]
     return all(vote.label[key] == other.label.get(key) for key in keys)
-
-
-def _longest_run(values: Sequence[bool]) -> int:
-    longest = run = 0
-    for number, value in enumerate(values):
-        run = run + 1 if number and value == values[number - 1] else 1
-        longest = max(longest, run)
-    return longest

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from alignkit.errors import did_you_mean
-from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.items import Item, tupled
 from alignkit_apps.feedback.labels import KINDS, BadLabel, checked, checked_order
 
 LONGEST_NAME = 64  # characters of an annotator's name
@@ -209,24 +209,18 @@ def refresh(connection: sqlite3.Connection, item: str) -> None:
 
 def stored_of(row: sqlite3.Row) -> Stored:
     """The item in a row."""
-    content = json.loads(row["content"])
-    answers = tuple(a if isinstance(a, str) else tuple(a) for a in content.pop("responses"))
-    prompt, tools = tuple(content.pop("prompt")), tuple(content.pop("tools", ()))
-    content |= {name: tuple(content.get(name, ())) for name in ("criteria", "origins")}
     known = {name: row[name] for name in ("task", "license", "author", "file", "row", "batch", "overlap", "priority")}
     gold = json.loads(row["gold"]) if row["gold"] else None
-    item = Item(prompt=prompt, responses=answers, tools=tools, gold=gold, **known, **content)
+    item = Item(gold=gold, **known, **tupled(json.loads(row["content"])))
     return Stored(item, row["revision"], row["position"], row["wanted"], row["labels"], bool(row["retired"]))
 
 
 def columns(item: Item, overlap: int) -> dict[str, Any]:
     """The columns of an item that the caller decides. overlap: the store's."""
-    lists = {name: list(getattr(item, name)) for name in ("tools", "criteria", "origins") if getattr(item, name)}
-    answers = [answer if isinstance(answer, str) else list(answer) for answer in item.responses]
-    more: dict[str, Any] = {name: dict(getattr(item, name)) for name in ("meta", "opinions") if getattr(item, name)}
-    more |= {"held_out": True} if item.held_out else {}
+    more = ("tools", "criteria", "origins", "meta", "opinions", "held_out")
+    content = {name: getattr(item, name) for name in more if getattr(item, name)}
     return {
-        "content": _json({"prompt": list(item.prompt), "responses": answers, **lists, **more}),
+        "content": _json({"prompt": item.prompt, "responses": item.responses, **content}),
         "license": item.license,
         "author": item.author,
         "gold": None if item.gold is None else _json(item.gold),
@@ -240,6 +234,12 @@ def insert_item(connection: sqlite3.Connection, item: Item, overlap: int) -> Non
     """Add an item that was checked."""
     own = {name: getattr(item, name) for name in ("id", "task", "file", "row", "batch")}
     _insert(connection, "items", {**own, **columns(item, overlap)})
+
+
+def update_item(connection: sqlite3.Connection, item: str, values: Mapping[str, Any], *, revised: bool = False) -> None:
+    """Change columns of an item. revised: labelers see the change, so events must name another revision."""
+    sets = ", ".join([*(f"{name} = ?" for name in values), *(["revision = revision + 1"] if revised else [])])
+    connection.execute(f"UPDATE items SET {sets} WHERE id = ?", (*values.values(), item))
 
 
 def _insert(connection: sqlite3.Connection, table: str, values: Mapping[str, Any]) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from alignkit_apps.feedback.effective_labels import Labeled, Vote, labeled
-from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.items import Item, listed
 from alignkit_apps.feedback.store import Store
 
 VERSION = 1  # of a row
+PLAIN = (*("task", "prompt", "responses", "criteria", "tools", "origins"), *("meta", "license", "batch", "held_out"))
 _HELD_OUT = "coalesce(json_extract(content, '$.held_out'), 0)"
 _DECISIVE = ("adjudicate", "flag", "contest", "consent")  # besides labels
 
@@ -48,18 +49,8 @@ def row_of(entry: Labeled) -> dict[str, Any]:
 
 def plain_item(item: Item) -> dict[str, Any]:
     """What an item asks, and where it is from, as JSON: no empty fields, nothing that only the store needs."""
-    fields = {
-        "task": item.task,
-        "prompt": list(item.prompt),
-        "responses": [answer if isinstance(answer, str) else list(answer) for answer in item.responses],
-        "criteria": list(item.criteria),
-        "tools": list(item.tools),
-        "origins": list(item.origins) if any(item.origins) else [],
-        "meta": dict(item.meta),
-        "license": item.license,
-        "batch": item.batch,
-        "held_out": item.held_out,
-    }
+    fields = {name: listed(getattr(item, name)) for name in PLAIN}
+    fields["origins"] = fields["origins"] if any(item.origins) else []
     return {name: value for name, value in fields.items() if value or name in ("prompt", "responses")}
 
 

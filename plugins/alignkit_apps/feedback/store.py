@@ -15,10 +15,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
-from alignkit.errors import DataError
 from alignkit_apps.feedback import records
 from alignkit_apps.feedback.database import connected, create, in_words, is_remote
 from alignkit_apps.feedback.items import Item
@@ -29,15 +27,6 @@ from alignkit_apps.feedback.records import Event, Plan, Receipt, Stored
 def now() -> datetime:
     """The time in UTC."""
     return datetime.now(UTC)
-
-
-@dataclass
-class Added:
-    """What `Store.add` did: items that are new, known ones, and older versions of changed rows, now retired."""
-
-    new: int = 0
-    known: int = 0
-    retired: int = 0
 
 
 @dataclass
@@ -70,9 +59,7 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -147,26 +134,22 @@ class Store:
 
     # Items
 
-    def add(self, items: Iterable[Item]) -> Added:
+    def add(self, items: Iterable[Item]) -> None:
         """Add items; known ones keep their labels. A row of a file that has changed retires its older item.
 
         Raises `BadRow` for an item that nobody could label; nothing is added then.
         """
         ready = [item.checked() for item in items]
-        added, overlap = Added(), self.plan.overlap
+        overlap = self.plan.overlap
         with self.transaction() as connection:
             for item in ready:
                 if connection.execute("SELECT 1 FROM items WHERE id = ?", (item.id,)).fetchone():
-                    added.known += 1
                     continue
                 if item.file:
                     place = (item.file, item.row, item.task, item.batch)
                     older = "file = ? AND row = ? AND task = ? AND batch = ? AND retired = 0"
-                    query = f"UPDATE items SET retired = 1, revision = revision + 1 WHERE {older}"
-                    added.retired += connection.execute(query, place).rowcount
+                    connection.execute(f"UPDATE items SET retired = 1, revision = revision + 1 WHERE {older}", place)
                 records.insert_item(connection, item, overlap)
-                added.new += 1
-        return added
 
     def revise(self, item: str, **changes: Any) -> None:
         """Change what an item's id does not depend on: `gold`, `meta`, `license`, `priority`, `overlap`, `origins`.
@@ -178,10 +161,7 @@ class Store:
         if revised.id != item:
             raise ValueError("the content of an item cannot change; add another one")
         with self.transaction() as connection:
-            values = records.columns(revised, self.plan.overlap)
-            sets = ", ".join(f"{name} = ?" for name in values)
-            query = f"UPDATE items SET {sets}, revision = revision + 1 WHERE id = ?"
-            connection.execute(query, (*values.values(), item))
+            records.update_item(connection, item, records.columns(revised, self.plan.overlap), revised=True)
 
     def rate(self, items: Iterable[Item]) -> None:
         """Take over `opinions` and `priority` of items that the store has. Nobody sees them, so the revision stays."""
@@ -193,8 +173,7 @@ class Store:
         with self.transaction() as connection:
             for item in rated:
                 values = records.columns(item, overlap)
-                query = "UPDATE items SET content = ?, priority = ? WHERE id = ?"
-                connection.execute(query, (values["content"], values["priority"], item.id))
+                records.update_item(connection, item.id, {name: values[name] for name in ("content", "priority")})
 
     def item(self, item: str) -> Stored:
         """An item by its id. Raises `BadLabel` if the store does not have it."""
@@ -239,10 +218,9 @@ class Store:
             row = connection.execute("SELECT revision, retired FROM items WHERE id = ?", (event.item,)).fetchone()
             return Receipt(event, True, bool(row["retired"]) or row["revision"] != event.revision)
 
-    def events(self, item: str | None = None, annotator: str | None = None) -> list[Event]:
-        """All events of an item, an annotator, or both, in order; undone ones and their undoing included."""
-        query = "SELECT * FROM events WHERE (?1 IS NULL OR item = ?1) AND (?2 IS NULL OR annotator = ?2)"
-        return [records.event_of(row) for row in self.rows(f"{query} ORDER BY created, uuid", item, annotator)]
+    def events(self) -> list[Event]:
+        """All events in order; undone ones and their undoing included."""
+        return [records.event_of(row) for row in self.rows("SELECT * FROM events ORDER BY created, uuid")]
 
     def last(self, annotator: str) -> Event | None:
         """The annotator's last event that can be undone: a label, a skip or a flag."""
@@ -266,12 +244,4 @@ class Store:
     def draft(self, annotator: str, item: str) -> dict[str, Any] | None:
         """The annotator's draft for an item."""
         found = self.rows("SELECT payload FROM drafts WHERE annotator = ? AND item = ?", annotator, item)
-        draft: dict[str, Any] | None = json.loads(found[0]["payload"]) if found else None
-        return draft
-
-    def backup(self, target: Path) -> None:
-        """Write a copy of the store, complete even while others write. Raises `DataError` if the target exists."""
-        if target.exists():
-            raise DataError(f"{target}: exists; name another file")
-        with self._lock, in_words(self.path):
-            self.connection.execute("VACUUM INTO ?", (str(target),))
+        return json.loads(found[0]["payload"]) if found else None

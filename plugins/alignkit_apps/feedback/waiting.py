@@ -18,7 +18,7 @@ from alignkit.io.stored_replies import asking_is_allowed
 from alignkit.stopping import StageWaits
 from alignkit_apps.feedback import records
 from alignkit_apps.feedback.effective_labels import Labeled, labeled
-from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.items import Item, filled
 from alignkit_apps.feedback.store import Store
 
 STORE = "labels.feedback"  # of a run, in its folder
@@ -99,8 +99,7 @@ def ask(store: Store, items: Sequence[Item], batch: str) -> None:
                 _ask_again(connection, known, item)
         for row in connection.execute("SELECT id FROM items WHERE batch = ? AND retired = 0", (batch,)).fetchall():
             if row["id"] not in wanted:
-                query = "UPDATE items SET retired = 1, revision = revision + 1 WHERE id = ?"
-                connection.execute(query, (row["id"],))
+                records.update_item(connection, row["id"], {"retired": 1}, revised=True)
 
 
 def tally_of(entries: Sequence[Labeled], needed: int | None, annotators: int) -> Tally:
@@ -129,16 +128,11 @@ def _ask_again(connection: sqlite3.Connection, known: sqlite3.Row, item: Item) -
     stored = records.stored_of(known).item
     if known["batch"] not in ("", item.batch) and not known["retired"] and known["wanted"] >= (item.overlap or 1):
         item = replace(item, batch=known["batch"], overlap=known["wanted"])
-    item = replace(item, license=item.license or stored.license, author=item.author or stored.author)
-    item = replace(item, gold=stored.gold if item.gold is None else item.gold, meta={**stored.meta, **item.meta})
-    item = replace(item, held_out=item.held_out or stored.held_out)
-    priority = item.priority if item.opinions else stored.priority
-    item = replace(item, opinions={**stored.opinions, **item.opinions}, priority=priority)
+    item = replace(filled(item, stored), priority=item.priority if item.opinions else stored.priority)
     place = {name: getattr(item, name) for name in ("file", "row", "batch")}
     values = {**records.columns(item, item.overlap or 1), **place, "retired": 0}
     if any(known[name] != value for name, value in values.items()):
-        sets = ", ".join(f"{name} = ?" for name in values)
-        connection.execute(f"UPDATE items SET {sets} WHERE id = ?", (*values.values(), item.id))
+        records.update_item(connection, item.id, values)
 
 
 def _reopen(store: Store, entries: Sequence[Labeled], annotators: int) -> None:
@@ -147,8 +141,7 @@ def _reopen(store: Store, entries: Sequence[Labeled], annotators: int) -> None:
         for entry in entries:
             if (withdrawn := entry.stored.labels - len(entry.votes)) > 0:
                 wanted = max(entry.stored.wanted, annotators + withdrawn)
-                query = "UPDATE items SET overlap = ?, wanted = ? WHERE id = ?"
-                connection.execute(query, (wanted, wanted, entry.stored.item.id))
+                records.update_item(connection, entry.stored.item.id, {"overlap": wanted, "wanted": wanted})
 
 
 def _close(store: Store, batch: str) -> None:

@@ -23,12 +23,19 @@ _WHAT = {
     "kto.jsonl": "single responses that are good or bad: prompt, completion, label; TRL's unpaired format",
     "sft.jsonl": "demonstrations: prompt, completion",
 }
+PRIVACY = (
+    "## Privacy\n\n"
+    "Everybody whose labels or prompts are in these files agreed to share them; `events.jsonl` has the consent. "
+    "Names are replaced by pseudonyms. E-mail addresses, telephone numbers and keys were removed by simple rules, "
+    "which do not find names or postal addresses. Read a sample before you publish."
+)
 
 
 def card(content: Content, entries: Sequence[Labeled], files: Mapping[str, int]) -> str:
     """The text of the card. files: their names, and how many rows each has."""
     parts = [_header(content, files), "# Human feedback", _what(content, entries), _files(files), _method(content)]
-    parts += [_licenses(content), _privacy()]
+    licenses = _counted(Counter(stored.item.license for stored in content.items))
+    parts += [f"## License\n\nEvery item names its license: {licenses}.", PRIVACY]
     return printable("\n\n".join(parts)) + "\n"
 
 
@@ -83,20 +90,6 @@ def _method(content: Content) -> str:
         "several labels by one person, the latest counts. The final label of an item is the adjudicated one, else the "
         "gold one, else the majority's; items that someone flagged are left out "
         f"until they are adjudicated. Versions of the guidelines: {len(guidelines) or 'none recorded'}."
-    )
-
-
-def _licenses(content: Content) -> str:
-    counted = Counter(stored.item.license for stored in content.items)
-    return f"## License\n\nEvery item names its license: {_counted(counted)}."
-
-
-def _privacy() -> str:
-    return (
-        "## Privacy\n\n"
-        "Everybody whose labels or prompts are in these files agreed to share them; `events.jsonl` has the consent. "
-        "Names are replaced by pseudonyms. E-mail addresses, telephone numbers and keys were removed by simple rules, "
-        "which do not find names or postal addresses. Read a sample before you publish."
     )
 
 

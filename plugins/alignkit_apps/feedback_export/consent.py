@@ -11,7 +11,7 @@ from typing import Any
 from alignkit.errors import BadRow
 from alignkit.io.credentials import redacted
 from alignkit_apps.feedback.effective_labels import consents
-from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.items import Item, listed, tupled
 from alignkit_apps.feedback.merging import Content, content_of
 from alignkit_apps.feedback.records import Event, Stored
 from alignkit_apps.feedback.store import Store
@@ -104,12 +104,11 @@ def _item(stored: Stored, labeled: set[str | None], agreed: set[str], salt: str,
 def _redacted(item: Item, salt: str, out: LeftOut) -> Item:
     """The item without personal data, and without what only this store needs."""
     texts: dict[str, Any] = {name: getattr(item, name) for name in ("prompt", "responses", "tools", "meta", "gold")}
-    clean = {name: redact_all(value) for name, value in texts.items()}
-    out.redacted += sum(clean[name] != _plain(value) for name, value in texts.items())
-    responses = tuple(answer if isinstance(answer, str) else tuple(answer) for answer in clean["responses"])
+    clean = {name: listed(value, redact) for name, value in texts.items()}
+    out.redacted += sum(clean[name] != listed(value) for name, value in texts.items())
     return replace(
         item,
-        **{**clean, "prompt": tuple(clean["prompt"]), "tools": tuple(clean["tools"]), "responses": responses},
+        **tupled(clean),
         author=pseudonym(item.author, salt) if item.author else "",
         # Of a stage whose run is elsewhere on this machine, only the name: folders tell who somebody is.
         batch=item.batch.rpartition("/")[2] if item.batch.startswith("../") else item.batch,
@@ -121,17 +120,10 @@ def _redacted(item: Item, salt: str, out: LeftOut) -> Item:
 
 
 def _event(event: Event, names: Mapping[str, str], salt: str, out: LeftOut) -> Event:
-    payload = redact_all(event.payload) if event.kind != "undo" else dict(event.payload)
+    payload = listed(event.payload, redact) if event.kind != "undo" else dict(event.payload)
     out.redacted += payload != event.payload
     item = None if event.item is None else names[event.item]
     return replace(event, item=item, annotator=pseudonym(event.annotator, salt), payload=payload)
-
-
-def _plain(value: Any) -> Any:
-    """The value with lists for tuples, as `redact_all` returns it."""
-    if isinstance(value, Mapping):
-        return {name: _plain(below) for name, below in value.items()}
-    return [_plain(below) for below in value] if isinstance(value, list | tuple) else value
 
 
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b")
@@ -150,12 +142,3 @@ def redact(text: str) -> str:
     - Keys: those of known hosts, passwords in addresses, and 32 letters and digits without a break become `***`.
     """
     return _PHONE.sub("[phone]", _EMAIL.sub("[e-mail]", redacted(text, random=True)))
-
-
-def redact_all(value: Any) -> Any:
-    """Nested plain data with all its texts redacted; keys stay."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {name: redact_all(below) for name, below in value.items()}
-    return [redact_all(below) for below in value] if isinstance(value, list | tuple) else value

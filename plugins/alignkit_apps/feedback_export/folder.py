@@ -6,26 +6,25 @@ import importlib
 import json
 import shlex
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.files import SkippedRow, bad_rows_error, file_rows, raise_if_bad
+from alignkit.data.files import SkippedRow, bad_rows_error, file_rows
 from alignkit.errors import BadRow, DataError
 from alignkit.io.atomic import replace_folder
 from alignkit_apps.feedback import records
 from alignkit_apps.feedback.effective_labels import Labeled, labeled
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.labels import BadLabel
+from alignkit_apps.feedback.items import Item, tupled
 from alignkit_apps.feedback.merging import Content, merge
 from alignkit_apps.feedback.records import Event, Stored
 from alignkit_apps.feedback.rows import counts, row_of
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.feedback_export import label_studio
-from alignkit_apps.feedback_export.answers import Answered, answered
 from alignkit_apps.feedback_export.card import card
 from alignkit_apps.feedback_export.consent import LeftOut, shareable
+from alignkit_apps.feedback_export.label_studio import read_rows
 from alignkit_apps.feedback_export.layouts import FILES, layouts
 
 ITEMS, EVENTS, GUIDELINES, LABELS, CARD = (
@@ -33,6 +32,7 @@ ITEMS, EVENTS, GUIDELINES, LABELS, CARD = (
 )  # fmt: skip
 
 
+FIELDS = [field.name for field in fields(Item) if field.name not in ("file", "row", "overlap", "priority")]
 LAYOUTS = ("parquet", "label-studio")  # besides JSON lines
 
 
@@ -80,11 +80,8 @@ def _of_tools(entries: Iterable[Labeled], more: Sequence[str], left_out: LeftOut
     """A file for each task, because a project of Label Studio has one kind of question."""
     if "label-studio" not in more:
         return {}
-    found, left_out.unfit = answered(entries)
-    by_task: dict[str, list[Answered]] = {}
-    for entry in found:
-        by_task.setdefault(entry.item.task, []).append(entry)
-    return {f"label-studio/{task}.json": list(label_studio.tasks(own)) for task, own in by_task.items()}
+    found, left_out.unfit = label_studio.tasks(entries)
+    return {f"label-studio/{task}.json": rows for task, rows in found.items()}
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -95,7 +92,7 @@ def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     elif path.suffix == ".json":
         path.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     else:
-        path.write_text("".join(map(_line, rows)), encoding="utf-8")
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def _check_target(store: Store, out: Path) -> None:
@@ -116,30 +113,16 @@ def _check_target(store: Store, out: Path) -> None:
 def _tables(content: Content, entries: Iterable[Labeled]) -> dict[str, list[Mapping[str, Any]]]:
     entries = list(entries)
     tables: dict[str, list[Mapping[str, Any]]] = {
-        ITEMS: [_item_row(stored) for stored in content.items],
-        EVENTS: [_event_row(event) for event in content.events],
+        ITEMS: [
+            {"id": stored.item.id, "revision": stored.revision, **{name: getattr(stored.item, name) for name in FIELDS}}
+            for stored in content.items
+        ],
+        EVENTS: [asdict(event) for event in content.events],
         GUIDELINES: [{"hash": name, "text": text} for name, text in content.guidelines],
         LABELS: [row_of(entry) for entry in entries],
     }
     tables |= {FILES[name]: list(rows) for name, rows in layouts(entries).items()}
     return {name: rows for name, rows in tables.items() if rows or name in (ITEMS, EVENTS)}
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def _item_row(stored: Stored) -> dict[str, Any]:
-    item = stored.item
-    fields = {name: getattr(item, name) for name in ("task", "prompt", "responses", "criteria", "tools", "origins")}
-    more = {
-        name: getattr(item, name) for name in ("meta", "license", "author", "batch", "gold", "opinions", "held_out")
-    }
-    return {"id": item.id, "revision": stored.revision, **fields, **more}
-
-
-def _event_row(event: Event) -> dict[str, Any]:
-    return asdict(event)
 
 
 # Reading an export
@@ -150,34 +133,19 @@ def content_of_folder(folder: Path) -> Content:
     if not (folder / EVENTS).is_file() or not (folder / ITEMS).is_file():
         raise DataError(f"{folder}: not an export of feedback: expected {ITEMS} and {EVENTS}")
     bad: list[SkippedRow] = []
-    items: list[Stored] = _read(folder / ITEMS, _stored, bad)
+    writer = "an export"
+    items: list[Stored] = read_rows(folder / ITEMS, _stored, writer, bad)
     known = {stored.item.id: stored.item for stored in items}
-    events = _read(folder / EVENTS, lambda row: _event(row, known), bad)
+    events = read_rows(folder / EVENTS, lambda row: _event(row, known), writer, bad)
     guidelines = folder / GUIDELINES
-    texts = _read(guidelines, lambda row: (row["hash"], row["text"]), bad) if guidelines.is_file() else []
+    texts = read_rows(guidelines, lambda row: (row["hash"], row["text"]), writer, bad) if guidelines.is_file() else []
     if bad:
         raise bad_rows_error(bad)
     return Content(items, events, texts)
 
 
-def _read(path: Path, read: Callable[[Any], Any], bad: list[SkippedRow]) -> list[Any]:
-    found = []
-    for number, row in file_rows(path):
-        try:
-            found.append(read(raise_if_bad(row)))
-        except (BadRow, BadLabel) as error:
-            bad.append(SkippedRow(str(path), number, str(error)))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            bad.append(SkippedRow(str(path), number, f"not as an export writes it: {type(error).__name__}: {error}"))
-    return found
-
-
 def _stored(row: Any) -> Stored:
-    fields = {name: value for name, value in row.items() if name not in ("id", "revision")}
-    for name in ("prompt", "criteria", "tools", "origins"):
-        fields[name] = tuple(fields[name])
-    fields["responses"] = tuple(a if isinstance(a, str) else tuple(a) for a in fields["responses"])
-    item = Item(**fields).checked()
+    item = Item(**tupled({name: value for name, value in row.items() if name not in ("id", "revision")})).checked()
     if item.id != row["id"]:
         raise BadRow(f"the item's content was changed: its id is {row['id']}, but should be {item.id}")
     return Stored(item, int(row["revision"]), 0, 1, 0, False)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from alignkit_apps.feedback.effective_labels import Labeled, places
+from alignkit_apps.feedback.effective_labels import Labeled, places, share_of_better
 from alignkit_apps.feedback.items import Answer, Item
 from alignkit_apps.feedback.labels import DEGREES, Label
 
@@ -52,7 +52,7 @@ def _pairs(entry: Labeled, label: Label) -> Iterator[Row]:
     item = entry.stored.item
     if "better" in label:
         better, margin = label["better"], label.get("margin")
-        share = _share([vote.label["better"] == better for vote in entry.votes])
+        share = round(share_of_better([vote.label for vote in entry.votes], better), 6) if entry.votes else None
         bins = {"safety_bin": label["safety"]} if "safety" in label else {}
         yield _pair(item, better, 1 - better, (DEGREES[margin] - 1) / 3 if margin else 0.0, share) | bins
     values = _values(label)
@@ -99,7 +99,3 @@ def _rated(item: Item, label: Label, pairs: Iterable[Row]) -> Iterator[Row]:
 
 def _turns(answer: Answer) -> list[Any]:
     return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)
-
-
-def _share(votes: list[bool]) -> float | None:
-    return round(sum(votes) / len(votes), 6) if votes else None

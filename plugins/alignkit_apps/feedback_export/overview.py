@@ -17,19 +17,16 @@ def overview(store: Store) -> dict[str, Any]:
     """What a store holds, as plain data: items by task, people, and what waits for a decision."""
     entries, agreed, plan = labeled(store), consents(store), store.plan
     events = store.events()
+    names = sorted({event.annotator for event in events})
     return {
         "store": str(store.path),
         "plan": {"overlap": plan.overlap, "gold_rate": plan.gold_rate, "repeat_rate": plan.repeat_rate},
         "tasks": {task: _task(entries, task) for task in sorted({entry.stored.item.task for entry in entries})},
-        "people": {name: _person(entries, events, name) | {"shares": agreed.get(name)} for name in _names(events)},
+        "people": {name: _person(entries, events, name) | {"shares": agreed.get(name)} for name in names},
         "events": dict(Counter(event.kind for event in events)),
         "guidelines": len(store.guidelines()),
         "licenses": dict(Counter(entry.stored.item.license or "none" for entry in entries)),
     }
-
-
-def _names(events: Sequence[Any]) -> list[str]:
-    return sorted({event.annotator for event in events})
 
 
 def _task(entries: Sequence[Labeled], task: str) -> dict[str, int]:

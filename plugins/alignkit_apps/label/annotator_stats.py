@@ -1,23 +1,30 @@
-"""What annotators may know of their own labels, and the gold labels that they may contest."""
+"""How good labels are: what annotators may know of their own, and what the owner may know of everybody's."""
 
 from __future__ import annotations
 
+import threading
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
+from statistics import median
 from typing import Any
 
-from alignkit.evaluation.statistics import Share, share
+from alignkit.evaluation.statistics import Share, clustered_share, share
+from alignkit_apps.feedback.agreement_summary import agreement
 from alignkit_apps.feedback.assignment import REPEAT_AFTER
 from alignkit_apps.feedback.effective_labels import Labeled, Vote, labeled
 from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.labels import SIDES, agrees, displayed
+from alignkit_apps.feedback.labels import SIDES, Label, agrees, displayed
+from alignkit_apps.feedback.questions import Habit, habits_of
 from alignkit_apps.feedback.store import Store
-from alignkit_apps.web.text import visible
+from alignkit_apps.web.messages import visible
 
 OWN = 200  # labels on an annotator's page
 LINE = 160  # characters of a prompt there
 BINS = {"preferred_safe": "only the better one is safe", "both_safe": "both are safe", "both_unsafe": "both are unsafe"}
+FEWEST = 20  # labels before habits are warned of
+MOST_ALIKE = 0.8  # share of one and the same label
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Own:
 
 
 @dataclass
-class Mine:
+class AnnotatorStats:
     """An annotator's own figures. gold: the share of gold items that are right; None without one.
 
     labeled: the last labels, the newest first. older: how many more there are.
@@ -58,11 +65,11 @@ class Mine:
     older: int = 0
 
 
-def mine(store: Store, annotator: str) -> Mine:
+def stats_of(store: Store, annotator: str) -> AnnotatorStats:
     """The annotator's figures. Gold items are shown ten labels later, so that undo cannot correct them."""
     own = [(vote, entry) for entry in labeled(store) for vote in entry.votes if vote.annotator == annotator]
     own.sort(key=lambda pair: pair[0].created, reverse=True)
-    found, right = Mine(len(own)), []
+    found, right = AnnotatorStats(len(own)), []
     for vote, entry in own[REPEAT_AFTER:]:
         item, gold = entry.stored.item, entry.gold
         if item.gold is None or entry.stored.retired:
@@ -82,7 +89,11 @@ def mine(store: Store, annotator: str) -> Mine:
 def _own(vote: Vote, entry: Labeled) -> Own:
     item = entry.stored.item
     last = visible(" ".join(str(item.prompt[-1]["content"] or "").split())) if item.prompt else ""
-    return Own(vote.uuid, last if len(last) <= LINE else f"{last[:LINE]}...", _shown(item, vote.label, vote))
+    return Own(
+        vote.uuid,
+        last if len(last) <= LINE else f"{last[:LINE]}...",
+        in_words(displayed(item.task, vote.label, vote.order)),
+    )
 
 
 def agreement_in_words(store: Store) -> str:
@@ -103,14 +114,10 @@ def _miss(vote: Vote, entry: Labeled, gold: Mapping[str, Any]) -> Miss:
         item.id,
         [visible(str(turn["content"] or "")) for turn in item.prompt],
         [visible(texts[index]) for index in vote.order],
-        _shown(item, {key: value for key, value in vote.label.items() if key != "note"}, vote),
-        _shown(item, gold, vote),
+        in_words(displayed({key: value for key, value in vote.label.items() if key != "note"}, vote.order)),
+        in_words(displayed(gold, vote.order)),
         visible(" ".join(text for who, text in entry.contests if who == vote.annotator)),
     )
-
-
-def _shown(item: Item, label: Mapping[str, Any], vote: Vote) -> str:
-    return in_words(displayed(item.task, label, vote.order))
 
 
 def in_words(label: Mapping[str, Any]) -> str:
@@ -130,3 +137,136 @@ def in_words(label: Mapping[str, Any]) -> str:
         parts.append("good" if label["good"] else "bad")
     parts += [visible(str(label[key])) for key in ("text", "note") if label.get(key)]
     return "; ".join(parts)
+
+
+# All annotators, for the owner
+
+
+@dataclass
+class Annotator:
+    """What an annotator's labels look like. Shares have Wilson's interval; None without a case.
+
+    gold: agreement with gold labels. others: with other annotators, per pair of labels. again: with themselves, when an
+    item came again. left: how often the answer on the left is the better one; longer: how often the longer one is.
+    seconds: the median on an item. habit: a label that is most of all, as displayed; empty if none is.
+    """
+
+    name: str
+    labels: int
+    skips: int
+    gold: Share | None
+    others: Share | None
+    again: Share | None
+    left: Share | None
+    longer: Share | None
+    seconds: float | None
+    habit: str
+
+
+@dataclass
+class Quality:
+    """All annotators. questions: how much they agree, as in `agreement_summary`. disputes: items to adjudicate."""
+
+    annotators: list[Annotator] = field(default_factory=list)
+    questions: list[dict[str, Any]] = field(default_factory=list)
+    labels: int = 0
+    gold: Share | None = None
+    disputes: int = 0
+
+
+@dataclass
+class Latest:
+    """The quality of a store, measured again only after a new event: intervals take seconds."""
+
+    store: Store
+    _measured: tuple[int, Quality] = (-1, Quality())
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def state(self) -> int:
+        """A number that grows with every event."""
+        return int(self.store.rows("SELECT coalesce(max(number), 0) AS n FROM events")[0]["n"])
+
+    def quality(self) -> tuple[int, Quality]:
+        """The state, and the quality at that time or later."""
+        with self._lock:
+            if self._measured[0] != (now := self.state()):
+                self._measured = (now, quality(self.store))
+            return self._measured
+
+
+@dataclass
+class _Counts:
+    """Hits and cases by what is counted. alike: with other annotators, by item."""
+
+    cases: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
+    alike: list[list[float]] = field(default_factory=list)
+    said: Counter[str] = field(default_factory=Counter)
+    skips: int = 0
+
+    def share(self, name: str) -> Share | None:
+        return share(sum(self.cases[name]), len(self.cases[name]))
+
+
+def quality(store: Store) -> Quality:
+    """The quality of all labels that count."""
+    counts: dict[str, _Counts] = defaultdict(_Counts)
+    entries = [entry for entry in labeled(store) if not entry.stored.retired]
+    for entry in entries:
+        item = entry.stored.item
+        for vote in entry.votes:
+            _count(counts[vote.annotator], item, vote, entry.gold)
+        for name, _ in entry.skips:
+            counts[name].skips += 1
+        alike: dict[str, list[float]] = defaultdict(list)
+        for one, other in combinations(entry.votes, 2):
+            same = agrees(item.task, one.label, other.label)
+            if same is not None:
+                alike[one.annotator].append(same)
+                alike[other.annotator].append(same)
+        for name, cases in alike.items():
+            counts[name].alike.append(cases)
+        _count_again(counts, entry)
+    habits = habits_of(entries)
+    annotators = [_annotator(name, found, habits.get(name, Habit())) for name, found in sorted(counts.items())]
+    gold = [right for each in counts.values() for right in each.cases["gold"]]
+    return Quality(
+        annotators,
+        agreement(entries),
+        sum(one.labels for one in annotators),
+        share(sum(gold), len(gold)),
+        sum(entry.disputed for entry in entries),
+    )
+
+
+def _count(counts: _Counts, item: Item, vote: Vote, gold: Label | None) -> None:
+    said = displayed(vote.label, vote.order)
+    counts.said[", ".join(f"{value}" for key, value in sorted(said.items()) if key not in ("note", "text"))] += 1
+    right = None if gold is None else agrees(item.task, vote.label, gold)
+    if right is not None:
+        counts.cases["gold"].append(right)
+
+
+def _count_again(counts: Mapping[str, _Counts], entry: Labeled) -> None:
+    first = {vote.annotator: vote for vote in entry.votes}
+    for vote in entry.again:
+        if (other := first.get(vote.annotator)) is not None:
+            same = agrees(entry.stored.item.task, vote.label, other.label)
+            counts[vote.annotator].cases["again"] += [] if same is None else [same]
+
+
+def _annotator(name: str, counts: _Counts, habits: Habit) -> Annotator:
+    labels = counts.said.total()
+    most, often = counts.said.most_common(1)[0] if counts.said else ("", 0)
+    habit = most if labels >= FEWEST and often > MOST_ALIKE * labels else ""
+    return Annotator(
+        name,
+        labels,
+        counts.skips,
+        gold=counts.share("gold"),
+        others=clustered_share(counts.alike),
+        again=counts.share("again"),
+        left=share(habits.left, habits.pairs),
+        longer=share(habits.longer, habits.uneven),
+        seconds=median(habits.seconds) if habits.seconds else None,
+        habit=habit,
+    )

@@ -10,70 +10,49 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 
 from alignkit_apps.feedback.assignment import REPEAT_AFTER
 from alignkit_apps.feedback.measure import TITLES
-from alignkit_apps.label.annotator_stats import mine
+from alignkit_apps.label.annotator_stats import Latest, stats_of
 from alignkit_apps.label.guidelines import rendered
-from alignkit_apps.label.label_api import TERMS, Desk
-from alignkit_apps.label.quality import Latest
-from alignkit_apps.web.guard import Sessions
-from alignkit_apps.web.pages import STALE, STATIC, Site, error, guarded, templates
+from alignkit_apps.label.label_api import TERMS, LabelApi
+from alignkit_apps.web.guard import Session, Sessions
+from alignkit_apps.web.pages import STALE, Site, error, guarded, templates
 
 
-def make_app(desk: Desk, sessions: Sessions, title: str) -> Starlette:
+def make_app(api: LabelApi, sessions: Sessions, title: str) -> Starlette:
     """The page's application. title: shown to labelers, so it must not say who wrote the answers."""
-    site, latest = Site(sessions, title, templates()), Latest(desk.store)
-    everyone = {
-        "next": desk.next,
-        "submit": desk.submit,
-        "undo": desk.undo,
-        "draft": desk.draft,
-        "consent": desk.consent,
-        "contest": desk.contest,
-    }
-    owner = {"next": desk.next_dispute, "submit": desk.adjudicate, "undo": desk.undo}
+    site, latest = Site(sessions, title, templates()), Latest(api.store)
+    everyone = {name: getattr(api, name) for name in ("next", "submit", "undo", "draft", "consent", "contest")}
+    owner = {"next": api.next_dispute, "submit": api.adjudicate, "undo": api.undo}
     routes: list[Any] = [
-        Route("/", partial(_label_page, site, desk, "label")),
-        Route("/adjudicate", partial(_label_page, site, desk, "adjudicate")),
-        Route("/mine", partial(_mine_page, site, desk)),
-        Route("/quality", partial(_quality_page, site, latest)),
+        Route("/", site.opened(partial(_label_page, site, api, "label"))),
+        Route("/adjudicate", site.opened(partial(_label_page, site, api, "adjudicate"), owner=True)),
+        Route("/mine", site.opened(partial(_mine_page, site, api))),
+        Route("/quality", site.opened(partial(_quality_page, site, latest), owner=True)),
         Route("/quality/state", partial(_quality_state, site, latest)),
         *(Route(f"/api/label/{name}", partial(site.action, act=act), methods=["POST"])
           for name, act in everyone.items()),
         *(Route(f"/api/adjudicate/{name}", partial(site.action, act=act, owner=True), methods=["POST"])
           for name, act in owner.items()),
-        Mount("/static", StaticFiles(directory=STATIC)),
     ]  # fmt: skip
     return guarded(routes)
 
 
-async def _label_page(site: Site, desk: Desk, mode: str, request: Request) -> Response:
-    if "token" in request.query_params:
-        return site.enter(request)
-    session = site.session(request)
-    if session is None or (mode == "adjudicate" and not session.owner):
-        return site.closed(session)
-    version, text = await run_in_threadpool(desk.guidelines.current)
+async def _label_page(site: Site, api: LabelApi, mode: str, session: Session) -> Response:
+    version, text = await run_in_threadpool(api.guidelines.current)
     return site.page(
         "page.html.j2", session, mode=mode, version=version, guidelines=Markup(rendered(text)), terms=TERMS
     )
 
 
-async def _mine_page(site: Site, desk: Desk, request: Request) -> Response:
-    session = site.session(request)
-    if session is None:
-        return site.closed(None)
-    found = await run_in_threadpool(mine, desk.store, session.annotator)
+async def _mine_page(site: Site, api: LabelApi, session: Session) -> Response:
+    found = await run_in_threadpool(stats_of, api.store, session.annotator)
     return site.page("mine.html.j2", session, mine=found, after=REPEAT_AFTER)
 
 
-async def _quality_page(site: Site, latest: Latest, request: Request) -> Response:
-    session = site.session(request)
-    if session is None or not session.owner:
-        return site.closed(session)
+async def _quality_page(site: Site, latest: Latest, session: Session) -> Response:
     state, report = await run_in_threadpool(latest.quality)
     return site.page("quality.html.j2", session, report=report, state=state, titles=TITLES)
 

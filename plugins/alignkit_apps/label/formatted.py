@@ -16,7 +16,7 @@ from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
-from alignkit_apps.web.text import visible
+from alignkit_apps.web.messages import visible
 
 Part = str | list[Any]
 

@@ -17,20 +17,19 @@ from alignkit_apps.feedback import assignment
 from alignkit_apps.feedback.assignment import Assignment
 from alignkit_apps.feedback.effective_labels import Labeled, consents, disputes
 from alignkit_apps.feedback.items import Answer, Item
-from alignkit_apps.feedback.labels import BadLabel, displayed
+from alignkit_apps.feedback.labels import BadLabel, StrictModel, displayed
 from alignkit_apps.feedback.records import Event, event_of
 from alignkit_apps.feedback.store import Store
-from alignkit_apps.label.annotator_stats import agreement_in_words, in_words, mine
+from alignkit_apps.label.annotator_stats import agreement_in_words, in_words, stats_of
 from alignkit_apps.label.formatted import formatted
 from alignkit_apps.label.guidelines import Guidelines
-from alignkit_apps.web.messages import PageMessage, read
-from alignkit_apps.web.text import visible
+from alignkit_apps.web.messages import Agreed, Undone, read, visible
 
 State = dict[str, Any]
 TERMS = "My labels and notes may be shared with others, under a pseudonym and the license of the data."
 
 
-class _Submitted(PageMessage):
+class _Submitted(StrictModel):
     uuid: str
     kind: Literal["label", "skip", "flag", "adjudicate"]
     item: str
@@ -41,35 +40,25 @@ class _Submitted(PageMessage):
     seconds: float | None = None
 
 
-class _Undone(PageMessage):
-    uuid: str
-    of: str
-
-
-class _Draft(PageMessage):
+class _Draft(StrictModel):
     item: str
     shown: list[str] = Field(max_length=9)
     value: dict[str, Any]
     seconds: float = 0.0
 
 
-class _Agreed(PageMessage):
-    uuid: str
-    granted: bool
-
-
-class _Contested(PageMessage):
+class _Contested(StrictModel):
     uuid: str
     item: str
     note: str
 
 
-class _Nothing(PageMessage):
+class _Nothing(StrictModel):
     pass
 
 
 @dataclass
-class Desk:
+class LabelApi:
     """The store and the guidelines, as annotators see them. Raises `BadLabel` for messages that it does not take."""
 
     store: Store
@@ -91,7 +80,7 @@ class Desk:
 
     def undo(self, annotator: str, message: Any) -> State:
         """Undo the annotator's event and return its item, filled in as it was."""
-        sent = read(_Undone, message)
+        sent = read(Undone, message)
         event = self._undo(annotator, sent)
         if event.kind != "adjudicate" and event.item is not None:
             return self._state(
@@ -113,7 +102,7 @@ class Desk:
 
     def consent(self, annotator: str, message: Any) -> State:
         """Store whether the annotator's labels may be shared, as the page asks it (`TERMS`)."""
-        sent = read(_Agreed, message)
+        sent = read(Agreed, message)
         payload = {"granted": sent.granted, "terms": TERMS}
         self.store.submit(Event(sent.uuid, annotator, "consent", payload))
         return {"consent": sent.granted}
@@ -121,7 +110,7 @@ class Desk:
     def contest(self, annotator: str, message: Any) -> State:
         """Store that the annotator takes a known answer for wrong; it must be one that the annotator may see."""
         sent = read(_Contested, message)
-        if sent.item not in {miss.item for miss in mine(self.store, annotator).misses}:
+        if sent.item not in {miss.item for miss in stats_of(self.store, annotator).misses}:
             raise BadLabel("this item is not on the page of your labels")
         item = self.store.item(sent.item)
         self.store.submit(
@@ -181,14 +170,14 @@ class Desk:
             return "The data changed while you labeled. Your label is kept for the earlier version."
         return ""
 
-    def _undo(self, annotator: str, sent: _Undone) -> Event:
+    def _undo(self, annotator: str, sent: Undone) -> Event:
         found = self.store.rows("SELECT * FROM events WHERE uuid = ?", sent.of)
         if not found:
             raise BadLabel("there is nothing to undo")
         event = event_of(found[0])
         last = self.store.last(annotator)
         if (last is None or last.uuid != event.uuid) and event.item in {
-            m.item for m in mine(self.store, annotator).misses
+            m.item for m in stats_of(self.store, annotator).misses
         }:
             raise BadLabel("its known answer was shown on the page of your labels; contest it there")
         payload = {"of": event.uuid}
@@ -292,13 +281,12 @@ def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
 
 def _votes(entry: Labeled, order: Sequence[int]) -> list[dict[str, Any]]:
     """What everyone said, as it would look with the answers in this order."""
-    task = entry.stored.item.task
-    labels = {vote.annotator: displayed(task, vote.label, order) for vote in entry.votes}
+    labels = {vote.annotator: displayed(vote.label, order) for vote in entry.votes}
     found: list[dict[str, Any]] = [
         {"annotator": who, "label": label, "said": in_words(label)} for who, label in labels.items()
     ]
     if entry.stored.item.gold is not None:
-        found.append({"annotator": "known answer", "said": in_words(displayed(task, entry.stored.item.gold, order))})
+        found.append({"annotator": "known answer", "said": in_words(displayed(entry.stored.item.gold, order))})
     texts = {"flag": entry.flags, "contest": entry.contests, "skip": entry.skips, "note": entry.notes}
     found += [
         {"annotator": who, "said": f"{kind}: {visible(text)}"} for kind, said in texts.items() for who, text in said

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from alignkit.data.group import Group
+from alignkit.data.reading import DataSource
+from alignkit.data.sources import OR_SKIP, DataSpec
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
 from alignkit.extras import check_extra
 from alignkit.io.lookup import exists, is_file
 from alignkit.io.printable import printable
+from alignkit.recipe.schema import Recipe, specs
+from alignkit.runs.data import RunData
 from alignkit.runs.files import RECIPE, STARTS
+from alignkit.runs.stage_store import StageStore
 from alignkit_apps.feedback.asking import Wanted, items_of
 from alignkit_apps.feedback.database import SUFFIX
-from alignkit_apps.feedback.items import CRITERIA, TASKS
+from alignkit_apps.feedback.items import CRITERIA, TASKS, Item
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.label.guidelines import Guidelines
-from alignkit_apps.label.items import add, entry_groups, file_groups, give_license, stage_groups, store_of_stage
 from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of
-
-if TYPE_CHECKING:
-    from alignkit.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ def start(
     names = annotators_of(annotators)
     store = prepared(source, path, plans, gold)
     with store:
-        from alignkit_apps.label.label_api import Desk
+        from alignkit_apps.label.label_api import LabelApi
 
-        desk = Desk(store, Guidelines(store, guidelines), said_last)
+        api = LabelApi(store, Guidelines(store, guidelines), said_last)
         for warning in store.warnings:
             print(printable(f"warning: {warning}"), file=sys.stderr)
         with listening(port) as listener:
@@ -88,7 +89,7 @@ def start(
             _greet(store, len(addresses))
             announce(addresses, "Whoever has an address labels under that name.", open_page)
             with suppress(KeyboardInterrupt):
-                server_of(make_app(desk, sessions, plans.batch or "Label")).run(sockets=[listener])
+                server_of(make_app(api, sessions, plans.batch or "Label")).run(sockets=[listener])
         print(printable(said_last(store)), file=sys.stderr)
 
 
@@ -132,8 +133,22 @@ def _waiting(source: Source) -> Path | None:
     if source.stage is None or not source.data.endswith((".yaml", ".yml")):
         return None
     recipe = _recipe(source)
-    found = store_of_stage(recipe, source.stage, source.out or Path("runs") / recipe.name)
+    found = StageStore(source.out or Path("runs") / recipe.name, recipe.stages).labels(source.stage)
     return found if found is not None and found.is_file() else None
+
+
+def entry_groups(text: str) -> list[Group]:
+    """The rows of a data entry as a recipe has it, such as `{path: FILE, columns: {prompt: question}}`."""
+    from alignkit.plugins import load_plugins
+    from alignkit.recipe.document import plain_data
+    from alignkit.recipe.load import made_recipe
+
+    step = {"step": "people", "data": plain_data(text, f"'{text}'")}
+    recipe = made_recipe(
+        {"model": {"base": "tiny"}, "stages": {"label": step}}, "alignkit label", (), load_plugins().registry
+    )
+    (spec,) = specs([recipe.stages["label"].component.options], DataSpec)
+    return RunData(lambda stage: Path(stage), 0).read(spec).groups
 
 
 def _groups(source: Source) -> tuple[list[Group], str]:
@@ -217,3 +232,74 @@ def _is_of_a_run(path: Path, batches: set[str]) -> bool:
     stages = [(folder / batch).resolve() for batch in batches if batch]
     runs = {folder, *(parent for stage in stages if stage.is_dir() for parent in stage.parents)}
     return any(exists(run / STARTS) or exists(run / RECIPE) for run in runs)
+
+
+# Rows and items
+
+
+def file_groups(path: Path, limit: int | None = None) -> list[Group]:
+    """The rows of a file, in any format. Raises `RecipeError` if it is not there, `DataError` for bad rows."""
+    from alignkit.plugins import load_plugins
+
+    if not is_file(path):
+        raise RecipeError([Problem(f"no such file: {path}", help="name a file with rows, a store or a recipe")])
+    load_plugins()
+    spec = DataSpec((DataSource(None, path=path.resolve(), limit=limit),))
+    try:
+        return RunData(lambda stage: path, 0).read(spec).groups
+    except DataError as error:  # only a recipe can skip rows
+        raise DataError(str(error).removesuffix(OR_SKIP)) from error
+
+
+def add(store: Store, items: Sequence[Item], gold: Sequence[Item] = ()) -> None:
+    """Add items, and gold ones. An item that the store has as an ordinary one becomes gold. Raises `DataError`."""
+    if not items and not gold and not store.rows("SELECT 1 FROM items LIMIT 1"):
+        raise DataError("there is no row to label")
+    known = {row["id"] for row in store.rows("SELECT id FROM items WHERE gold IS NULL")}
+    settled = {item.id for item in gold}
+    store.add([*(item for item in items if item.id not in settled), *gold])
+    for item in gold:
+        if item.id in known:
+            store.revise(item.id, gold=item.gold)
+
+
+def give_license(store: Store, license: str, items: Sequence[Item] | None) -> int:
+    """Set the license of those of the items that the store has without one; None: of all. Returns how many they are."""
+    asked = None if items is None else {item.id for item in items}
+    rows = store.rows("SELECT id FROM items WHERE license = '' AND retired = 0") if license else []
+    bare = [row["id"] for row in rows if asked is None or row["id"] in asked]
+    for name in bare:
+        store.revise(name, license=license)
+    return len(bare)
+
+
+def stage_groups(recipe: Recipe, name: str, folder: Path) -> list[Group]:
+    """What a stage of a run wrote as data; if it wrote none, what it reads. folder: of the run.
+
+    Raises `RecipeError` for a stage that is not there, `DataError` for one that has no data.
+    """
+    if name not in recipe.stages:
+        hint = _round_of(recipe, name, folder) or did_you_mean(name, recipe.stages)
+        hint = hint or f"stages: {', '.join(recipe.stages)}"
+        raise RecipeError([Problem(f"no stage '{name}'", str(recipe.path), help=hint)])
+    store, stage = StageStore(folder, recipe.stages), recipe.stages[name]
+    entries = specs([stage.settings, stage.component.options], DataSpec)
+    spec = DataSpec((DataSource(None, stage=name),)) if store.data(name).is_file() else next(iter(entries), None)
+    if spec is None:
+        raise DataError(f"stage '{name}' reads no data, and {folder} has none that it wrote; run the recipe first")
+    for source in spec.sources:
+        if source.stage is not None and not store.data(source.stage).is_file():
+            raise DataError(
+                f"stage '{name}' reads the data of '{source.stage}', which {folder} does not have\n"
+                f"help: run the recipe as far as '{source.stage}' first, or name the run's folder with --out"
+            )
+    return RunData(store.data, recipe.seed).read(spec).groups
+
+
+def _round_of(recipe: Recipe, name: str, folder: Path) -> str:
+    """Which round of a repeated stage to name: the one that waits for labels, or else the first; empty without any."""
+    rounds = [stage for stage in recipe.stages if re.fullmatch(rf"{re.escape(name)}_[1-9]\d*", stage)]
+    waiting = [stage for stage in rounds if StageStore(folder, recipe.stages).labels(stage) is not None]
+    if waiting:
+        return f"it is repeated, and '{waiting[0]}' waits for labels"
+    return f"it is repeated; name a round, such as '{rounds[0]}'" if rounds else ""

@@ -61,7 +61,7 @@ def _card(name: str, gigabytes: float, teraflops: float, terabytes: float, sourc
 
 
 # Dense products without sparsity. Memory is the data sheet's number in units of 10^9 bytes: the driver keeps the rest.
-_ALL = (
+_TABLE = (
     _card("T4", 16, 8.1, 0.320, "NVIDIA T4 data sheet, 2019; fp32, for it has no bf16", bf16=False),
     _card("V100", 32, 15.7, 0.900, "NVIDIA V100 data sheet, 2020; SXM2, fp32, for it has no bf16", bf16=False),
     _card("L4", 24, 121, 0.300, "NVIDIA L4 data sheet, 2023"),
@@ -76,7 +76,7 @@ _ALL = (
     _card("B200", 180, 2250, 8.0, "NVIDIA DGX B200 data sheet, 2024"),
     _card("MI300X", 192, 1307, 5.3, "AMD MI300X data sheet, 2023"),
 )
-CARDS = {card.name: card for card in _ALL}
+CARDS = {card.name: card for card in _TABLE}
 
 
 def machine_of(text: str) -> Machine:
@@ -87,7 +87,7 @@ def machine_of(text: str) -> Machine:
         help = f"write a number and a card, such as 8xH100, with at most {MOST_CARDS} cards"
         raise RecipeError([Problem(f"--gpus: {text!r} is no number of cards", help=help)])
     wanted = _plain(written[2])
-    found = next((card for card in _ALL if wanted in _names(card)), None)
+    found = next((card for card in CARDS.values() if wanted in _names(card)), None)
     if found is None:
         known = f"known cards: {', '.join(CARDS)}"
         hint = did_you_mean(written[2].strip().upper(), CARDS)
@@ -106,7 +106,7 @@ def this_machine(device: torch.device) -> Machine:
 
     gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if gpu else f"this machine's {device.type.upper()}"
-    known = [card for card in _ALL if gpu and _plain(card.name) in _plain(name)]
+    known = [card for card in CARDS.values() if gpu and _plain(card.name) in _plain(name)]
     known.sort(key=lambda card: (abs(card.memory - total(device)), -len(card.name)))
     like = known[0] if known else None
     speed = (like.flops, like.bandwidth, like.source) if like else (None, None, "")
@@ -117,12 +117,11 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _names(card: Machine) -> tuple[str, ...]:
+def _names(card: Machine) -> list[str]:
     """How people write a card: many put its memory behind the name."""
-    name, memory = _plain(card.name), f"{card.memory / 1e9:.0f}"
-    return name, f"{name}gb", f"{name}{memory}", f"{name}{memory}gb"
+    return [f"{_plain(card.name)}{memory}{unit}" for memory in ("", f"{card.memory / 1e9:.0f}") for unit in ("", "gb")]
 
 
 def larger_cards(memory: float) -> list[Machine]:
     """Known cards that hold this many bytes, the smallest first."""
-    return sorted((card for card in _ALL if card.memory >= memory), key=lambda card: card.memory)
+    return sorted((card for card in CARDS.values() if card.memory >= memory), key=lambda card: card.memory)

@@ -1,18 +1,22 @@
 """Memory of a stage: weights, adapters, optimizer, activations and cache, in bytes of one device.
 
-Nothing here is a formula for activations: the stage's own forward and backward pass run on shapes, and what they keep
-is counted. Layers of one kind take the same, so two small depths say what a deep model takes.
+Nothing here is a formula for activations: with torch's fake tensors the stage's own forward and backward pass run for a
+model of any size. They make the same tensors, keep them as long, and compute nothing; the kept tensors are counted.
+Layers of one kind take the same, so two small depths say what a deep model takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from alignkit.batch import filled
 from alignkit.data.group import Group
@@ -32,9 +36,7 @@ from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
 from alignkit.training.roles import add_roles
 from alignkit_apps.plan.cards import Machine
-from alignkit_apps.plan.live_bytes import LiveBytes, bytes_of
-from alignkit_apps.plan.planned_run import PlannedRun
-from alignkit_apps.plan.shape_model import ShapeModel
+from alignkit_apps.plan.shape_model import PlannedRun, ShapeModel
 from alignkit_apps.plan.tokens import Workload, dealt, rows_of_the_busiest
 from alignkit_distributed.sharded import layers_of
 
@@ -96,7 +98,7 @@ class Memory:
 
 def stage_memory(run: PlannedRun, stage: Stage, work: Workload) -> Memory:
     """The memory of a stage in each process that works on it."""
-    base = run.needs(stage)[0]
+    base = run.bases.needed(stage)[0]
     found, machine, parts = _found(run, stage, work, base), run.machine_of(base), run.parts(stage)
     activations = max(found["learning"], found["measuring"])
     memory = Memory(
@@ -127,7 +129,7 @@ def _in_passes(found: dict[str, float], parts: int) -> float:
 def _found(run: PlannedRun, stage: Stage, work: Workload, base: str) -> dict[str, float]:
     """What a stage takes with all layers of its models, from two small depths if there are many."""
     depth, period = run.depth(base), period_of(run.configuration(base))
-    if depth <= 2 * period or len(run.needs(stage)) > 1:  # others may have other depths
+    if depth <= 2 * period or len(run.bases.needed(stage)) > 1:  # others may have other depths
         return _at(run.at_depth(None), stage, work)
     small, large = (_at(run.at_depth(layers), stage, work) for layers in (period, 2 * period))
     found = {key: small[key] + (large[key] - small[key]) / period * (depth - period) for key in small}
@@ -150,7 +152,7 @@ def period_of(config: Any) -> int:
 
 def _at(run: PlannedRun, stage: Stage, work: Workload) -> dict[str, float]:
     """The memory of a stage with models of the run's depth."""
-    models = {base: run.models.of(base) for base in run.needs(stage)}
+    models = {base: run.models.of(base) for base in run.bases.needed(stage)}
     for reference in stage.roles:
         base = run.bases.base_of(reference)
         if base is not None:
@@ -159,7 +161,7 @@ def _at(run: PlannedRun, stage: Stage, work: Workload) -> dict[str, float]:
     if stage.kind == "algorithm" and work.batches:
         found |= _training(run, stage, work)
     elif work.rows:
-        model = models[run.needs(stage)[0]].model
+        model = models[run.bases.needed(stage)[0]].model
         assert isinstance(model, ShapeModel)
         row = [Encoded(Group(()), (1,) * max(1, work.longest), ())] * max(1, work.rows_sampled)
         found |= _traced(model, lambda: _measured(model, BASE, row, Wants(logprobs=False)), "measuring")
@@ -168,7 +170,7 @@ def _at(run: PlannedRun, stage: Stage, work: Workload) -> dict[str, float]:
         assert isinstance(service.model, ShapeModel)
         layers = layer_bytes(service.model)
         found["weights"] += (whole := weight_bytes(service.model))
-        found["adapters"] += role_bytes(service.model)
+        found["adapters"] += bytes_of(_role_tensors(service.model))  # with heads and copies of the model
         found["ends"] += whole - sum(layers)
         found["layer"] = max([found["layer"], *layers])
     return found
@@ -189,7 +191,9 @@ def _training(run: PlannedRun, stage: Stage, work: Workload) -> dict[str, float]
     cuts = [[share[index] for index in part] for share in shares for part in micro_batches(share, learner.token_budget)]
     # The longest row and the one with the longest groups: attention may store scores, which grow with their squares.
     longest = max(cuts, key=_length)
-    largest = {id(cut): cut for cut in (longest, max(cuts, key=_squares))}.values()
+    largest = {
+        id(cut): cut for cut in (longest, max(cuts, key=lambda cut: sum(group.length**2 for group in cut)))
+    }.values()
     several = any(_length(share) > learner.token_budget for share in shares)
 
     def learn(groups: list[Encoded]) -> None:
@@ -228,10 +232,6 @@ def _length(groups: Sequence[Encoded]) -> int:
     return sum(group.length for group in groups)
 
 
-def _squares(groups: Sequence[Encoded]) -> int:
-    return sum(group.length**2 for group in groups)
-
-
 def _traced(model: ShapeModel, work: Callable[[], None], what: str) -> dict[str, float]:
     """The activations of some work on shapes; a rough estimate if the model decides by its numbers what it does."""
     found = peak(model, work)
@@ -263,11 +263,6 @@ def dequantized(model: ShapeModel) -> float:
 
 def _role_tensors(model: ShapeModel) -> list[torch.Tensor]:
     return [tensor for name in model.roles for tensor in model.parameters_of(name).values()]
-
-
-def role_bytes(model: ShapeModel) -> float:
-    """Bytes of the roles' own weights: adapters, heads, and copies of the model."""
-    return float(bytes_of(_role_tensors(model)))
 
 
 def weight_bytes(model: ShapeModel) -> float:
@@ -307,7 +302,7 @@ def _cache(run: PlannedRun, stage: Stage, work: Workload, memory: Memory) -> tup
     """Rows that are sampled together, and what they take: keys and values, logits, and weights packed for a CPU."""
     if not work.rows_sampled or not work.new_tokens:
         return 0, 0.0
-    base = run.needs(stage)[0]
+    base = run.bases.needed(stage)[0]
     model, machine = run.models.of(base).model, run.machine_of(base)
     assert isinstance(model, ShapeModel)
     config, width = run.configuration(base).get_text_config(), model.dtype.itemsize
@@ -328,3 +323,50 @@ def _packed(model: ShapeModel, rows: int, new_tokens: int, weights: float) -> fl
     on_cpu = not model.machine.gpu and model.dtype == torch.float32 and mode() == "fast"
     fits = weights <= MEMORY_SHARE * model.machine.memory and rows <= MAX_ROWS and new_tokens >= MIN_TOKENS
     return weights if on_cpu and fits else 0.0
+
+
+# Counting
+
+
+class LiveBytes(TorchDispatchMode):
+    """Inside, counts the storages that operators make, from the first use until they are freed.
+
+    live, peak: bytes, above those of the tensors that are known from the start.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()):
+        """known: tensors that are counted elsewhere, such as weights."""
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+        self._kept = list(known)
+        for tensor in self._kept:
+            self._known.add(id(tensor.untyped_storage()))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._add(leaf)
+        return out
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._known:
+            return
+        size = storage.nbytes()
+        self._known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._remove, key, size)
+
+    def _remove(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def bytes_of(tensors: Iterable[Any]) -> int:
+    """Bytes of tensors, each storage once."""
+    sizes = {id(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(sizes.values())

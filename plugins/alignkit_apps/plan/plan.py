@@ -22,7 +22,7 @@ from alignkit.runs.world import World, counted_processes
 from alignkit.training.learning_rate import with_learning_rate
 from alignkit_apps.plan.cards import Machine, larger_cards
 from alignkit_apps.plan.memory import USABLE, Memory, stage_memory
-from alignkit_apps.plan.planned_run import PlannedRun
+from alignkit_apps.plan.shape_model import PlannedRun
 from alignkit_apps.plan.timing import Pace, Seconds, pace_of, probed, seconds_of
 from alignkit_apps.plan.tokens import Workload, of_the_busiest, workload
 
@@ -50,7 +50,8 @@ class StagePlan:
     start: int = 1
 
 
-Load = Callable[[Sequence[str]], Recipe]
+Load = Callable[[Sequence[str]], Recipe]  # with more overrides
+Planner = Callable[[Sequence[str], str], Memory]  # of a stage with more overrides
 
 
 def plan_recipe(
@@ -101,13 +102,13 @@ def _probed(run: PlannedRun, base: str, say: Callable[[str], None]) -> Pace | No
 def _stage(
     run: PlannedRun, stage: Stage, done: dict[str, Workload], reused: str, probe: Callable[[str], Pace | None]
 ) -> StagePlan:
-    base = run.needs(stage)[0]
+    base = run.bases.needed(stage)[0]
     machine = run.machine_of(base)
     work = done[stage.name] = workload(run, stage, done)
     processes, memory = run.working(stage), stage_memory(run, stage, work)
     own = of_the_busiest(work, processes)
     busy = work.learned or work.measured or work.sampled
-    pace = pace_of(run, base, memory, work, probe) if busy and reused != "reused" else None
+    pace = pace_of(run, base, memory, probe) if busy and reused != "reused" else None
     return StagePlan(
         name=stage.name,
         plugin=stage.component.name,
@@ -135,10 +136,10 @@ def learning_rate(run: PlannedRun, stage: Stage) -> float | None:
     return context.settings.learning_rate
 
 
-def planner(load: Load, out: Path, machine: Machine | None) -> Callable[[Sequence[str], str], tuple[Recipe, Memory]]:
+def planner(load: Load, out: Path, machine: Machine | None) -> Planner:
     """Plans one stage of the recipe with more overrides."""
 
-    def plan(overrides: Sequence[str], name: str) -> tuple[Recipe, Memory]:
+    def plan(overrides: Sequence[str], name: str) -> Memory:
         recipe = load(overrides)
         with ExitStack() as stack:
             run = _planned(recipe, out, machine, stack)
@@ -148,7 +149,7 @@ def planner(load: Load, out: Path, machine: Machine | None) -> Callable[[Sequenc
                 done[stage.name] = workload(run, stage, done)
                 if stage.name == name:
                     break
-            return recipe, stage_memory(run, recipe.stages[name], done[name])
+            return stage_memory(run, recipe.stages[name], done[name])
 
     return plan
 
@@ -198,7 +199,9 @@ def _check_cards(run: PlannedRun) -> None:
     """Raise RecipeError if this machine has fewer GPUs than the run has processes."""
     from torch import cuda
 
-    gpus = [base for stage in run.recipe.stages.values() for base in run.needs(stage) if run.machine_of(base).gpu]
+    gpus = [
+        base for stage in run.recipe.stages.values() for base in run.bases.needed(stage) if run.machine_of(base).gpu
+    ]
     if gpus and run.processes > cuda.device_count():
         text = f"{run.processes} processes need {run.processes} GPUs, but this machine has {cuda.device_count()}"
         help = f"plan for others, such as --gpus {run.processes}xH100, or override launcher.processes"
@@ -224,7 +227,6 @@ def of_processes(run: PlannedRun, stage: Stage) -> list[str]:
 # The nearest setting with which a stage fits
 
 LEAST = 64  # tokens that a stage is cut down to at most
-Planner = Callable[[Sequence[str], str], tuple[Recipe, Memory]]
 
 
 def candidates(recipe: Recipe, stage: Stage, processes: int) -> Iterator[list[str]]:
@@ -260,7 +262,7 @@ def nearest(recipe: Recipe, stage: Stage, machine: Machine, processes: int, plan
     """The overrides that change least of those with which a stage fits; empty if none of them is enough."""
     for overrides in candidates(recipe, stage, processes):
         try:
-            _, memory = plan(overrides, stage.name)
+            memory = plan(overrides, stage.name)
         except AlignkitError:  # such as prompts that no longer leave room for a response
             continue
         if memory.fits(machine):

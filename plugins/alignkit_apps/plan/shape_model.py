@@ -1,4 +1,4 @@
-"""A base model without its weights: the shapes of its configuration, as a run would load it on some machine.
+"""A base model without its weights, as a run would load it on some machine, and a run with such models.
 
 Its tensors are torch's fake ones, which have a shape and a dtype but no numbers. Adapters, roles and forward passes are
 those of `SharedModel`, so the code itself is counted.
@@ -9,29 +9,36 @@ Layers of one kind take the same, so two small depths say what a deep model take
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.function import once_differentiable
 
+from alignkit.algorithm import REWARD
 from alignkit.errors import RunFailed
+from alignkit.io.progress import Reporter
 from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import AttentionArgs
 from alignkit.models.adapter_base import Base
 from alignkit.models.adapters import ActiveAdapter, Adapters
 from alignkit.models.budget import LEAST_ON_GPU, LEAST_TOKENS, MemoryBudget, activation_budget
-from alignkit.models.loading import load_text, silence_libraries
+from alignkit.models.loading import DTYPES, device_of, has_score, load_text, silence_libraries
 from alignkit.models.recompute import make_recomputable
+from alignkit.models.service import ModelService
 from alignkit.models.shared_model import BASE, HeadKind, Role, SharedModel
-from alignkit_apps.plan.cards import Machine
-
-if TYPE_CHECKING:
-    from alignkit.settings import ModelSpec
+from alignkit.recipe.schema import Recipe, Stage
+from alignkit.runs.bases import LEAST_LENGTH, resolved_spec
+from alignkit.runs.run import Run
+from alignkit.settings import ModelSpec
+from alignkit_apps.plan.cards import Machine, this_machine
 
 CPU = torch.device("cpu")
 
@@ -60,7 +67,7 @@ def at_depth(config: Any, layers: int) -> Any:
 def planned_dtype(spec: ModelSpec, machine: Machine) -> torch.dtype:
     """The dtype of the weights on a machine, as `loading.dtype_of` chooses it for a device that is here."""
     if spec.dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.dtype]
+        return DTYPES[spec.dtype]
     return torch.bfloat16 if spec.lora is not None and machine.bf16 else torch.float32
 
 
@@ -125,9 +132,6 @@ class ShapeModel(SharedModel):
         )
         self.adapters = Adapters(self.model, spec.lora, self.active_adapter, self.base) if spec.lora else None
 
-    def _shaping(self) -> AbstractContextManager[Any]:
-        return self.mode if self.mode is not None else nullcontext()
-
     def _without_weights(self, config: Any) -> Any:
         from transformers import AutoModelForCausalLM
 
@@ -135,7 +139,7 @@ class ShapeModel(SharedModel):
         code = self.spec.trust_remote_code
         options: Any = {"dtype": self.dtype, "attn_implementation": attention.NAME, "trust_remote_code": code}
         try:
-            with self._shaping(), self.device:
+            with self.mode or nullcontext(), self.device:
                 model = AutoModelForCausalLM.from_config(config, **options)
         except (ValueError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
             text = f"'{self.spec.base}' cannot be planned without its weights: {type(error).__name__}: {error}"
@@ -180,8 +184,7 @@ class CardLayout(TreeLayout):
             self.kv[layer] = (k[0].detach(), v[0].detach())
         if args.softcap is not None:  # no fused kernel caps scores: they are stored
             return super().attend(layer, q, k, v, args)
-        out: Tensor = _Fused.apply(q, k, v)
-        return out
+        return _Fused.apply(q, k, v)
 
 
 class _Fused(torch.autograd.Function):
@@ -199,3 +202,107 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, ...]:
         q, k, v, _, _ = ctx.saved_tensors
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+# A run with such models
+
+
+class Silent(Reporter):
+    """Shows nothing of what a run would have said."""
+
+    def say(self, text: str) -> None:
+        pass
+
+
+class ShapeService(ModelService):
+    """Models without weights. Stages that have not run yet have no folder: their roles are made from the recipe."""
+
+    def __init__(self, model: ShapeModel, recipe: Recipe, max_length: int, name: str):
+        super().__init__(model, lambda reference: recipe.folder / reference, max_length, name=name)
+        self._recipe = recipe
+
+    def role(self, reference: str) -> str:
+        name = self._role_name(reference)
+        if name not in self.model.roles:
+            self.model.add_role(name, head=self._head(reference))
+        return name
+
+    def _head(self, reference: str) -> HeadKind:
+        stage = self._recipe.stages.get(reference.partition("@")[0])
+        if stage is not None:
+            trains = getattr(stage.component.registration.implementation, "trains", None)
+            return "scalar" if trains is REWARD else "language"
+        return "scalar" if has_score(self._recipe.folder / reference) else "language"
+
+
+class PlannedRun(Run):
+    """A run that is planned.
+
+    machine: on which it is planned; None: this one, with the devices that the recipe names. layers: of its models;
+    None: all of them. folder: of the run, whose data are read if stages have made them; nothing is written to it.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, machine: Machine | None = None, layers: int | None = None):
+        super().__init__(recipe, folder, Silent())
+        self.reporter.live = False
+        self.machine, self.layers = machine, layers
+        self.configuration: Callable[[str], Any] = cache(self._configuration)
+        self._text: Callable[[str], Any] = cache(self._read_text)
+
+    def at_depth(self, layers: int | None) -> PlannedRun:
+        """The same run with models of fewer layers."""
+        other = PlannedRun(self.recipe, self.folder, self.machine, layers)
+        other.configuration, other._text = self.configuration, self._text
+        return other
+
+    def machine_of(self, base: str) -> Machine:
+        """The machine that a base model is planned for."""
+        return self.machine or replace(this_machine(device_of(self.recipe.base(base).device)), count=self.processes)
+
+    @property
+    def processes(self) -> int:
+        """Processes of the run."""
+        return self.machine.count if self.machine is not None else self.recipe.processes
+
+    def working(self, stage: Stage) -> int:
+        """Processes that work on a stage: process 0 runs steps alone."""
+        return self.processes if stage.kind == "algorithm" else 1
+
+    def parts(self, stage: Stage) -> int:
+        """Parts into which base models are cut while a stage runs; 1 if every process holds all of them."""
+        return self.working(stage) if self.recipe.shard else 1
+
+    def depth(self, base: str) -> int:
+        """Layers of a base model."""
+        return depth_of(self.configuration(base))
+
+    def shapes(self, base: str, *, layers: int | None = None, real: bool = False) -> ShapeModel:
+        """A base model. real: with random numbers, to measure how long they take."""
+        found, spec = self.bases[base], resolved_spec(self.recipe, base, None)
+        return ShapeModel(
+            spec,
+            found.source,
+            found.commit or spec.revision,
+            self.configuration(base),
+            self.machine_of(base),
+            layers=layers or self.layers,
+            text=self._text(base),
+            real=real,
+        )
+
+    def service(self, model: ShapeModel, base: str) -> ModelService:
+        """What uses a base model in stages."""
+        stages = self.recipe.stages.values()
+        longest = max([LEAST_LENGTH, *(stage.settings.max_length for stage in stages if stage.settings is not None)])
+        return ShapeService(model, self.recipe, longest, base)
+
+    def _open(self, base: str) -> ModelService:
+        return self.service(self.shapes(base), base)
+
+    def _configuration(self, base: str) -> Any:
+        found = self.bases[base]
+        return configuration(found.spec, found.source, found.commit or found.spec.revision)
+
+    def _read_text(self, base: str) -> Any:
+        found, spec = self.bases[base], resolved_spec(self.recipe, base, None)
+        return load_text(spec, found.source, found.commit or spec.revision, with_weights=False)

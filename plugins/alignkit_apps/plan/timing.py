@@ -20,8 +20,7 @@ from alignkit.models.forward import Wants, forward
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import generate
 from alignkit_apps.plan.memory import Memory, period_of, weight_bytes
-from alignkit_apps.plan.planned_run import PlannedRun
-from alignkit_apps.plan.shape_model import ShapeModel
+from alignkit_apps.plan.shape_model import PlannedRun, ShapeModel
 from alignkit_apps.plan.tokens import Workload
 
 UTILIZATION = 0.35  # of a card's peak in passes over packed rows; assumed, not measured
@@ -65,7 +64,7 @@ def seconds_of(work: Workload, pace: Pace) -> Seconds:
 # Computed
 
 
-def computed(run: PlannedRun, base: str, memory: Memory, work: Workload) -> Pace | None:
+def computed(run: PlannedRun, base: str, memory: Memory) -> Pace | None:
     """The pace on a card; None if nothing is known of it.
 
     A pass takes two operations per weight and token, and its backward pass as many for the inputs, and as many again
@@ -142,10 +141,10 @@ def _times(model: ShapeModel, run: PlannedRun, base: str) -> tuple[float, float,
     return _fastest(learn, model.device), _fastest(measure, model.device), _fastest(write, model.device)
 
 
-def _fastest(work: Callable[[], None], device: torch.device, repeats: int = 2) -> float:
-    """The shortest of several times, in seconds: others are those of a busy machine."""
+def _fastest(work: Callable[[], None], device: torch.device) -> float:
+    """The shorter of two times, in seconds: the other is that of a busy machine."""
     times = []
-    for _ in range(repeats):
+    for _ in range(2):
         began = time.perf_counter()
         work()
         if device.type == "cuda":
@@ -155,13 +154,11 @@ def _fastest(work: Callable[[], None], device: torch.device, repeats: int = 2) -
     return min(times)
 
 
-def pace_of(
-    run: PlannedRun, base: str, memory: Memory, work: Workload, probe: Callable[[str], Pace | None]
-) -> Pace | None:
+def pace_of(run: PlannedRun, base: str, memory: Memory, probe: Callable[[str], Pace | None]) -> Pace | None:
     """The pace of a process with a base model: probed here, computed for cards that are not."""
     machine = run.machine_of(base)
     if not machine.here:
-        return computed(run, base, memory, work)
+        return computed(run, base, memory)
     found, sharing = probe(base), 1 if machine.gpu else machine.count  # processes on one processor share its cores
     if found is None:
         return None

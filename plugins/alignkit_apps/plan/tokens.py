@@ -16,7 +16,7 @@ from alignkit.data.sources import DataSpec, Loaded
 from alignkit.models.encoding import Encoded, ResponseTokens
 from alignkit.models.packing import indivisible
 from alignkit.plugin_errors import made
-from alignkit.recipe.schema import Stage, specs
+from alignkit.recipe.schema import RewardSpec, Stage, specs
 from alignkit.runs.stage_check import selected
 from alignkit.sampling_options import ResponseOptions
 from alignkit.training.auxiliary import auxiliary_loss
@@ -26,7 +26,7 @@ from alignkit.training.context import StageContext
 from alignkit.training.encoder import StageEncoder, counted, unfit
 from alignkit.training.sampler import draws_of
 from alignkit.training.schedule import share_of
-from alignkit_apps.plan.planned_run import PlannedRun
+from alignkit_apps.plan.shape_model import PlannedRun
 
 MOST_READ = 4000  # rows of an entry that are tokenized; more are estimated from these
 SYNTHETIC = 1  # the token of texts that do not exist yet
@@ -129,10 +129,6 @@ def synthetic(made_by: Workload) -> list[Group]:
     return [Group(({**message},), (response,) * each) for _ in range(made_by.rows)]
 
 
-def _entries(value: Any) -> list[DataSpec]:
-    return specs(value, DataSpec)
-
-
 # Training on data
 
 
@@ -215,11 +211,12 @@ def _online(
     mean = sum(fitting) / len(fitting)
     learned = min(samples, rollout.learn_from or samples)
     rounds = settings.iterations
+    asked = sum(spec.kind == "stage" for spec in specs(settings.reward, RewardSpec))  # reward models of earlier stages
     work.longest, work.prompt_tokens = max(fitting), sum(fitting)
     work.asked, work.rows_sampled = each, each * samples
     work.sampled = rounds * each * samples * new
     a_round = each * (mean + learned * new)
-    work.measured = round(rounds * each * (mean + samples * new) * (2 + len(_reward_models(stage))))
+    work.measured = round(rounds * each * (mean + samples * new) * (2 + asked))
     work.learned = round(rounds * a_round * settings.epochs)
     work.steps = rounds * settings.epochs * math.ceil(each / settings.batch_size)
     size = min(each, settings.batch_size)
@@ -227,14 +224,6 @@ def _online(
         work.batches.append([_rollout(length, learned, new) for length in fitting[start : start + size]])
     _add_mix(work, context, encoder)
     return work
-
-
-def _reward_models(stage: Stage) -> list[str]:
-    """The reward models of earlier stages that a stage asks."""
-    from alignkit.recipe.schema import RewardSpec
-
-    found = specs(stage.settings.reward if stage.settings is not None else None, RewardSpec)
-    return [spec.name for spec in found if spec.kind == "stage"]
 
 
 def _rollout(prompt: int, samples: int, new: int) -> Encoded:
@@ -250,12 +239,12 @@ def _of_step(run: PlannedRun, stage: Stage, done: dict[str, Workload]) -> Worklo
     """Prompts of a step, and the responses that it samples at most."""
     options = stage.component.options
     work = Workload()
-    for spec in _entries(options):
+    for spec in specs(options, DataSpec):
         loaded, estimated = _read(run, spec, done)
         groups = prompts_of(loaded.groups)
         work.rows += len(loaded.groups)
         work.estimated = work.estimated or estimated
-        encoder = run.models.of(run.needs(stage)[0]).encoder
+        encoder = run.models.of(run.bases.needed(stage)[0]).encoder
         every = max(1, math.ceil(len(groups) / MOST_READ))
         lengths = [len(encoder.prompt(group.prompt, group.tools)) for group in groups[::every]]
         work.tokens += sum(lengths) * every
@@ -274,6 +263,6 @@ def _of_step(run: PlannedRun, stage: Stage, done: dict[str, Workload]) -> Worklo
 def _of_external(run: PlannedRun, stage: Stage, done: dict[str, Workload]) -> Workload:
     """A stage of another library's trainer: its rows are known, its memory is not."""
     work = Workload(estimated="another library trains: its memory and time are not planned")
-    for spec in _entries(stage.settings):
+    for spec in specs(stage.settings, DataSpec):
         work.rows += len(_read(run, spec, done)[0].groups)
     return work

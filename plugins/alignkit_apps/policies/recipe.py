@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import Problem, RecipeError
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.recipe.document import plain_data
 from alignkit.recipe.schema import BASE
 from alignkit.sampling_options import SamplingOptions
 from alignkit.settings import LoraSpec
 from alignkit_apps.policies.named_models import ADAPTER, CONFIG, NamedModel, in_run, named_model
+from alignkit_apps.policies.source import refuse
 
 STAGE = "evaluate"
 SHOTS = 4  # of the step, by default
@@ -40,7 +40,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.few_shot is None and (self.shots is not None or self.prompted):
-            _refuse("there are no examples to put in front of prompts", "name a file: --few-shot FILE")
+            refuse("there are no examples to put in front of prompts", "name a file: --few-shot FILE")
 
     @property
     def with_examples(self) -> list[str]:
@@ -63,7 +63,7 @@ class Request:
             return None
         count = str(self.examples)
         if shots != count:
-            _refuse(f"{self.baseline}: prompts have {count} examples, not {shots}", f"name it {word}+{count}")
+            refuse(f"{self.baseline}: prompts have {count} examples, not {shots}", f"name it {word}+{count}")
         return word
 
 
@@ -74,11 +74,10 @@ def recipe_of(request: Request) -> tuple[dict[str, Any], list[str]]:
     """
     for word in (*request.policies, *request.prompted, request.baseline, request.reference):
         _check_examples(word or "", request)
-    policies, rewards = named_policies(_words(request)), _named_rewards(request.rewards, request.judges)
-    bases = _Bases([*policies.values(), *rewards.values()])
-    names = bases.references(policies)
+    named = _named(_words(request), request.rewards, request.judges)
+    names = named.references
     _refuse_same(request.policies, names)
-    options = {**_sampling(policies.values()), **request.options}
+    options = {**_sampling(named.policies.values()), **request.options}
     if request.with_examples:
         options["few_shot"] = {
             "policies": [names[word] for word in request.with_examples],
@@ -90,17 +89,16 @@ def recipe_of(request: Request) -> tuple[dict[str, Any], list[str]]:
         options["baseline"] = names[request.baseline]
     if request.reference is not None:
         options["reference"] = names[request.reference]
-    judges = {"judges": [_replaced(_value(text), rewards, bases) for text in request.judges]} if request.judges else {}
     step = {
         "step": "evaluate",
         "policies": [names[word] for word in request.policies],
-        "rewards": [_replaced(_value(text), rewards, bases) for text in request.rewards],
-        **judges,
+        "rewards": named.rewards,
+        **({"judges": named.judges} if named.judges else {}),
         "prompts": _value(request.prompts),
         **options,
     }
-    others = {"bases": bases.others} if bases.others else {}
-    return {"name": STAGE, "model": bases.model, **others, "stages": {STAGE: step}}, bases.notes
+    others = {"bases": named.others} if named.others else {}
+    return {"name": STAGE, "model": named.base, **others, "stages": {STAGE: step}}, list(named.notes)
 
 
 def _check_examples(word: str, request: Request) -> None:
@@ -110,7 +108,7 @@ def _check_examples(word: str, request: Request) -> None:
     if not plus or not shots.isdecimal() or is_dir(word) or (is_baseline and request.prompted_baseline):
         return
     examples = request.few_shot if request.few_shot is not None else "FILE"
-    _refuse(
+    refuse(
         f"{word} is no model: results call {policy} so with {shots} examples in front of each prompt",
         f"{'keep it' if is_baseline else f'name {policy}'}, and add "
         f"--few-shot {examples} --shots {shots} --few-shot-policy {policy}",
@@ -136,12 +134,16 @@ class NamedModels:
 
 def models_of(words: Sequence[str], rewards: Sequence[str] = (), judges: Sequence[str] = ()) -> NamedModels:
     """What policies, rewards and judges mean; raises as `recipe_of` does."""
-    policies, named = named_policies(words), _named_rewards(rewards, judges)
-    bases = _Bases([*policies.values(), *named.values()])
-    references = bases.references(policies)
-    _refuse_same(words, references)
-    read = [_replaced(_value(text), named, bases) for text in rewards]
-    asked = [_replaced(_value(text), named, bases) for text in judges]
+    named = _named(words, rewards, judges)
+    _refuse_same(words, named.references)
+    return named
+
+
+def _named(words: Sequence[str], rewards: Sequence[str], judges: Sequence[str]) -> NamedModels:
+    policies, models = named_policies(words), _named_rewards(rewards, judges)
+    bases = _Bases([*policies.values(), *models.values()])
+    references = {word: bases.reference(model) for word, model in policies.items()}
+    read, asked = ([_replaced(_value(text), models, bases) for text in texts] for texts in (rewards, judges))
     return NamedModels(bases.model, bases.others, policies, references, read, bases.notes, asked)
 
 
@@ -149,16 +151,16 @@ def named_policies(words: Iterable[str]) -> dict[str, NamedModel]:
     """The policies that words mean. Raises RecipeError if one is a reward model."""
     policies = {word: named_model(word) for word in words}
     if unfit := [word for word, model in policies.items() if model.reward]:
-        _refuse(f"{unfit[0]} is a reward model, but a policy is needed", f"name it as a reward: --reward {unfit[0]}")
+        refuse(f"{unfit[0]} is a reward model, but a policy is needed", f"name it as a reward: --reward {unfit[0]}")
     return policies
 
 
-def _named_rewards(rewards: Sequence[str], judges: Sequence[str] = ()) -> dict[str, NamedModel]:
+def _named_rewards(rewards: Sequence[str], judges: Sequence[str]) -> dict[str, NamedModel]:
     """The models in the values of rewards and judges."""
     named = {word: named_model(word) for text in (*rewards, *judges) for word in _models_in(_value(text))}
     for word in rewards:
         if word in named and not named[word].reward:
-            _refuse(f"{word} is a policy, but a reward is needed", "name a stage that trained a reward model")
+            refuse(f"{word} is a policy, but a reward is needed", "name a stage that trained a reward model")
     return named
 
 
@@ -166,7 +168,7 @@ def _refuse_same(words: Sequence[str], references: Mapping[str, str]) -> None:
     for word in words:
         same = [other for other in words if references[other] == references[word]]
         if len(same) > 1:
-            _refuse(f"{' and '.join(same)} are the same policy", "name it once")
+            refuse(f"{' and '.join(same)} are the same policy", "name it once")
 
 
 def _words(request: Request) -> list[str]:
@@ -239,10 +241,6 @@ class _Bases:
             name, number = f"{stem}-{number}", number + 1
         self.others[name], self._names[key] = dict(spec), name
 
-    def references(self, models: Mapping[str, NamedModel]) -> dict[str, str]:
-        """What each policy is called, by its word."""
-        return {word: self.reference(model) for word, model in models.items()}
-
     def reference(self, model: NamedModel) -> str:
         """What a policy is called: a base model's name, or the folder of its weights."""
         if model.folder is None:
@@ -282,7 +280,3 @@ def _replaced(value: Any, models: Mapping[str, NamedModel], bases: _Bases) -> An
     if isinstance(value, dict):
         return {key: item if key in _PATHS else _replaced(item, models, bases) for key, item in value.items()}
     return value
-
-
-def _refuse(message: str, help: str) -> None:
-    raise RecipeError([Problem(message, help=help)])

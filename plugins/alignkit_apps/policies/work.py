@@ -13,7 +13,7 @@ from alignkit.errors import AlignkitError, DataError, RunFailed
 from alignkit.models.next_token import Sampling
 from alignkit.models.text_tokens import Ids
 from alignkit.stopping import Stopped
-from alignkit_apps.policies.policy import Exchange, Policy
+from alignkit_apps.policies.policy import Policy
 from alignkit_apps.policies.streaming import Piece, Question
 
 MOST_WAITING = 64  # requests
@@ -77,9 +77,8 @@ class Job:
 class Work:
     """The requests that wait, and the loop that answers them."""
 
-    def __init__(self, keep: Callable[[Exchange], None] = lambda exchange: None):
-        """keep: is given every exchange that was complete, in the model's thread."""
-        self._keep, self._waiting, self._changed = keep, deque[Job](), threading.Condition()
+    def __init__(self) -> None:
+        self._waiting, self._changed = deque[Job](), threading.Condition()
         self.stopping = False
 
     def submit(self, job: Job) -> None:
@@ -145,7 +144,7 @@ class Work:
         for job, prompt in read:
             job.tell(Read(len(prompt)))
         try:
-            answers = policy.answer([self._question(*pair) for pair in read], sampling)
+            policy.answer([self._question(*pair) for pair in read], sampling)
         except Stopped:  # `poll` will raise it, too
             self._fail((job for job, _ in read), Stopping(STOPPING))
             return
@@ -154,11 +153,6 @@ class Work:
             return
         if self.stopping:
             self._fail((job for job, _ in read), Stopping(STOPPING))
-            return
-        for (job, _), found in zip(read, answers, strict=True):
-            if not job.canceled:
-                texts = [one.text for one in found]
-                self._keep(Exchange(job.policy.word, job.messages, texts, sampling, job.seed))
 
     def _question(self, job: Job, prompt: Ids) -> Question:
         def wanted() -> bool:

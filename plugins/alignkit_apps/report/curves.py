@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 from alignkit_apps.report.numbers import bounds, number
 
@@ -78,6 +78,12 @@ class Figure(TypedDict):
     note: str
 
 
+def figure(stage: str, title: str, series: list[Series], **more: Any) -> Figure:
+    """A panel over steps. more: other parts of a `Figure` than those of a bare one."""
+    bare = Figure(stage=stage, title=title, x_label="step", y_label="", series=series, marks=[], lines=[], note="")
+    return cast(Figure, {**bare, **more})
+
+
 def series_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
     """Steps and finite values of each metric, in the order in which metrics first occur."""
     found: dict[str, tuple[list[float], list[float]]] = {}
@@ -110,7 +116,8 @@ def not_finite(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 def panels(stage: str, rows: Sequence[Mapping[str, Any]], restarts: Sequence[float] = ()) -> list[Figure]:
     """A stage's curves. Metrics with one value have none. restarts: when it was started again, as `time` in rows."""
-    found = {name: xy for name, xy in series_of(rows).items() if len(xy[0]) > 1 and _is_drawn(name)}
+    timeless = {name: xy for name, xy in series_of(rows).items() if name.partition("/")[0] != TIMES}
+    found = {name: xy for name, xy in timeless.items() if len(xy[0]) > 1 and name not in UNDRAWN}
     grouped = {title: [name for name in found if _belongs(name, names)] for title, names in PANELS.items()}
     placed = {name for names in grouped.values() for name in names}
     if [found[name] for name in grouped["Scores"]] == [found.get("reward")]:
@@ -120,32 +127,19 @@ def panels(stage: str, rows: Sequence[Mapping[str, Any]], restarts: Sequence[flo
     others = [name for name, (_, y) in rest.items() if len(set(y)) > 1]
     grouped |= {name: [name] for name in others[:OTHERS]}
     marks = _marks(rows, restarts)
-    drawable = {title: {name: found[name] for name in names} for title, names in grouped.items() if names}
-    return [_panel(stage, title, own, marks) for title, own in drawable.items()]
+    return [
+        figure(stage, title, [_line(name, *found[name]) for name in names], marks=marks)
+        for title, names in grouped.items()
+        if names
+    ]
 
 
-def _panel(
-    stage: str, title: str, found: Mapping[str, tuple[list[float], list[float]]], marks: Sequence[float]
-) -> Figure:
-    series: list[Series] = [{"name": name, "style": "line", "x": x, "y": y} for name, (x, y) in found.items()]
-    return {
-        "stage": stage,
-        "title": title,
-        "x_label": "step",
-        "y_label": "",
-        "series": series,
-        "marks": list(marks),
-        "lines": [],
-        "note": "",
-    }
+def _line(name: str, x: list[float], y: list[float]) -> Series:
+    return {"name": name, "style": "line", "x": x, "y": y}
 
 
 def _belongs(name: str, wanted: Iterable[str]) -> bool:
     return any(name.startswith(one[:-1]) if one.endswith("*") else name == one for one in wanted)
-
-
-def _is_drawn(name: str) -> bool:
-    return name not in UNDRAWN and name.partition("/")[0] != TIMES
 
 
 def _marks(rows: Sequence[Mapping[str, Any]], restarts: Sequence[float]) -> list[float]:
@@ -190,18 +184,18 @@ def spikes(values: Sequence[float], limit: int) -> list[int]:
 HALF = 0.5  # the win rate of the baseline against itself
 
 
-def alignment_path(stage: str, figure: Mapping[str, Any]) -> Figure | None:
+def alignment_path(stage: str, saved: Mapping[str, Any]) -> Figure | None:
     """Helpfulness against harmlessness by version, as in Llama 2's figure 11 (Touvron et al. 2023, arXiv:2307.09288).
 
-    The path of the versions by win rate against the baseline, with 95% intervals; None without two rewards. figure: of
-    figure.json. The baseline itself is in the middle. Versions without a win rate are left out.
+    The path of the versions by win rate against the baseline, with 95% intervals; None without two rewards. saved: what
+    figure.json holds. The baseline itself is in the middle. Versions without a win rate are left out.
     """
-    rewards, baseline = [str(name) for name in figure.get("rewards") or ()], figure.get("baseline")
+    rewards, baseline = [str(name) for name in saved.get("rewards") or ()], saved.get("baseline")
     if len(rewards) < 2 or baseline is None:
         return None
     x_name, y_name = _axes(rewards)
     points = []
-    for version in figure["versions"]:
+    for version in saved["versions"]:
         own = version["policy"] == baseline
         x, y = (
             (HALF, None, None) if own else bounds(version["rewards"].get(name, {}).get("win_rate"))
@@ -211,16 +205,15 @@ def alignment_path(stage: str, figure: Mapping[str, Any]) -> Figure | None:
             points.append((str(version["policy"]), x, y))
     if len(points) < 2:
         return None
-    return {
-        "stage": stage,
-        "title": f"{x_name} against {y_name}, by version",
-        "x_label": f"{x_name}: won against {baseline}, %",
-        "y_label": f"{y_name}: won against {baseline}, %",
-        "series": [_path(points)],
-        "marks": [],
-        "lines": [100 * HALF, 100 * HALF],
-        "note": f"win rates with 95% intervals; {baseline} is at 50%; arrows follow the order of the policies",
-    }
+    return figure(
+        stage,
+        f"{x_name} against {y_name}, by version",
+        [_path(points)],
+        x_label=f"{x_name}: won against {baseline}, %",
+        y_label=f"{y_name}: won against {baseline}, %",
+        lines=[100 * HALF, 100 * HALF],
+        note=f"win rates with 95% intervals; {baseline} is at 50%; arrows follow the order of the policies",
+    )
 
 
 def _axes(rewards: Sequence[str]) -> tuple[str, str]:

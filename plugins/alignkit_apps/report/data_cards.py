@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit.report import Table
-from alignkit_apps.report.curves import Figure, Series
-from alignkit_apps.report.numbers import number, percentage, short
+from alignkit_apps.report.curves import Figure, Series, figure
+from alignkit_apps.report.numbers import mapping, number, percentage, short
 
 MOST = 24  # figures
 LENGTHS = {"prompt_characters": "prompts", "response_characters": "responses"}
@@ -18,16 +18,16 @@ def figures(data: Sequence[Mapping[str, Any]]) -> list[Figure]:
     found: list[Figure] = []
     seen: list[Any] = []
     for source in data:
-        drawn = [figure for figure in (_lengths(source), _margins(source)) if figure is not None]
-        same = [{**figure, "stage": ""} for figure in drawn]
+        drawn = [one for one in (_lengths(source), _margins(source)) if one is not None]
+        same = [{**one, "stage": ""} for one in drawn]
         if same not in seen:
             seen.append(same)
             found += drawn
     return found[:MOST]
 
 
-def is_histogram(figure: Figure) -> bool:
-    return any(series["style"] == "bars" for series in figure["series"])
+def is_histogram(drawn: Figure) -> bool:
+    return any(series["style"] == "bars" for series in drawn["series"])
 
 
 def _lengths(source: Mapping[str, Any]) -> Figure | None:
@@ -42,24 +42,21 @@ def _lengths(source: Mapping[str, Any]) -> Figure | None:
 
 
 def _margins(source: Mapping[str, Any]) -> Figure | None:
-    pairs = source.get("pairs")
-    if not isinstance(pairs, Mapping):
-        return None
+    pairs = mapping(source.get("pairs"))
     if bins := _bins(pairs.get("margins")):
         labels = [f"{end:.2g}" for end in bins]
         return _figure(source, "Margins", "up to this margin", [_bars("pairs", list(bins.values()), labels)])
-    levels = pairs.get("levels")
-    counts = {str(k): n for k, v in levels.items() if (n := number(v))} if isinstance(levels, Mapping) else {}
+    counts = {str(level): n for level, count in mapping(pairs.get("levels")).items() if (n := number(count))}
+    if not counts:
+        return None
     if without := number(pairs.get("without_margin")):
-        counts |= {"none": without} if counts else {}
-    return (
-        _figure(source, "Margins", "level", [_bars("pairs", list(counts.values()), list(counts))]) if counts else None
-    )
+        counts["none"] = without
+    return _figure(source, "Margins", "level", [_bars("pairs", list(counts.values()), list(counts))])
 
 
 def _bins(histogram: Any) -> dict[float, float]:
     """End of each bin -> its count; empty for what is no histogram."""
-    bins = histogram.get("bins") if isinstance(histogram, Mapping) else None
+    bins = mapping(histogram).get("bins")
     found: dict[float, float] = {}
     for one in bins if isinstance(bins, list) else ():
         if isinstance(one, list) and len(one) == 2:
@@ -77,16 +74,9 @@ def _bars(name: str, counts: Sequence[float], labels: list[str]) -> Series:
 
 
 def _figure(source: Mapping[str, Any], what: str, x_label: str, series: list[Series]) -> Figure:
-    return {
-        "stage": str(source.get("stage")),
-        "title": f"{what} in {brief_name(source.get('name'))}",
-        "x_label": x_label,
-        "y_label": f"% of {series[0]['name']}" if len(series) == 1 else "%",
-        "series": series,
-        "marks": [],
-        "lines": [],
-        "note": "",
-    }
+    title = f"{what} in {brief_name(source.get('name'))}"
+    y_label = f"% of {series[0]['name']}" if len(series) == 1 else "%"
+    return figure(str(source.get("stage")), title, series, x_label=x_label, y_label=y_label)
 
 
 def brief_name(name: Any) -> str:
@@ -130,8 +120,8 @@ def _length_table(data: Sequence[Mapping[str, Any]]) -> Table:
 def _pair_table(data: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for source in data:
-        pairs = source.get("pairs")
-        if isinstance(pairs, Mapping) and (count := number(pairs.get("count"))):
+        pairs = mapping(source.get("pairs"))
+        if count := number(pairs.get("count")):
             shares = [percentage(pairs.get(key), count) for key in ("better_longer", "equally_long")]
             rows.append([str(source["stage"]), brief_name(source["name"]), short(count), *shares, _described(pairs)])
     columns = ["stage", "source", "pairs", "better is longer", "equally long", "margins"]

@@ -33,6 +33,7 @@ from alignkit_apps.report.files import (
     read_stage,
     read_text,
 )
+from alignkit_apps.report.numbers import mapping
 from alignkit_apps.report.side_by_side import pairs_of
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
@@ -58,8 +59,7 @@ class _Gathering:
         self.folder = folder
         self.recipe = read_recipe(folder)
         self.warnings: list[dict[str, str]] = []
-        written = self.recipe.get("stages")
-        self.written: dict[str, Any] = stages_of_rounds(written) if isinstance(written, Mapping) else {}
+        self.written: dict[str, Any] = stages_of_rounds(mapping(self.recipe.get("stages")))
         if not self.written:
             self.written = {path.parent.name: {} for path in sorted(folder.glob("*/stage.json"))}
             self.warn("", f"{RECIPE} is damaged; the stages are those that have a folder")
@@ -138,8 +138,7 @@ class _Gathering:
 
     def part(self, name: str) -> Mapping[str, Any]:
         """A stage's part of the recipe."""
-        written = self.written[name]
-        return written if isinstance(written, Mapping) else {}
+        return mapping(self.written[name])
 
     # Parts
 
@@ -201,10 +200,9 @@ class _Gathering:
 
     def verdicts(self, name: str, summary: Mapping[str, Any]) -> list[verdicts.Verdict]:
         found: list[verdicts.Verdict] = []
-        with self.reading(name, "evaluation.json"):
-            found = verdicts.verdicts(name, summary)
-        with self.reading(name, "evaluation.json"):
-            found = [*found, *judging.verdicts(name, summary)]
+        for raters in (verdicts.verdicts, judging.verdicts):
+            with self.reading(name, "evaluation.json"):
+                found += raters(name, summary)
         for doubts in (verdicts.doubts, judging.doubts):
             with self.reading(name, "evaluation.json"):
                 for doubt in doubts(summary, found):
@@ -224,7 +222,8 @@ class _Gathering:
         return stages.judges(name, self.part(name), self.records.get(name, {}), found, trust)
 
     def figures(self, evaluations: Mapping[str, Any]) -> tuple[list[curves.Figure], list[overoptimization.Fit]]:
-        restarts, figures, fits = history.start_times(self.folder)[1:], [], []
+        restarts = [start["time"] for start in self.starts[1:] if start["time"] is not None]
+        figures, fits = [], []
         for name, lines in self.lines.items():
             with self.reading(name, "metrics.jsonl"):
                 figures += curves.panels(name, lines.rows, restarts)
@@ -250,8 +249,7 @@ class _Gathering:
         """Of the packages that the stages used; `several` where they differ."""
         found: dict[str, set[str]] = {}
         for record in self.records.values():
-            known = record.get("versions")
-            for name, version in known.items() if isinstance(known, Mapping) else ():
+            for name, version in mapping(record.get("versions")).items():
                 found.setdefault(str(name), set()).add(str(version))
         return {name: " and ".join(sorted(versions)) for name, versions in found.items()}
 

@@ -208,14 +208,13 @@ def _below_bars(axes: Any, found: Sequence[Series]) -> None:
         axes.set_xticks(list(shown), [_label(labels[at]) for at in shown])
 
 
-def _bars(axes: Any, series: Series, color: str) -> None:
+def _bars(axes: Any, series: Any, color: str) -> None:
     """Intervals through each point."""
-    for index, (x, y) in enumerate(zip(series["x"], series["y"], strict=True)):
-        low, high = series.get("low", [None] * (index + 1))[index], series.get("high", [None] * (index + 1))[index]
+    unknown = [None] * len(series["x"])
+    ends = (series.get(name, unknown) for name in ("low", "high", "x_low", "x_high"))
+    for x, y, low, high, left, right in zip(series["x"], series["y"], *ends, strict=True):
         if low is not None and high is not None:
             axes.plot([x, x], [low, high], color=color, linewidth=1)
-        left = series.get("x_low", [None] * (index + 1))[index]
-        right = series.get("x_high", [None] * (index + 1))[index]
         if left is not None and right is not None:
             axes.plot([left, right], [y, y], color=color, linewidth=1)
 

@@ -39,13 +39,15 @@ class Incident(TypedDict):
 def starts_of(folder: Path) -> list[dict[str, Any]]:
     """Each start of a run with its end: `started`, `ended`, `outcome`, `message` and the facts of the machine.
 
-    outcome: done, failed, interrupted, waiting (for labels), running, or killed if the process ended without a word.
+    time: of the start, in seconds since 1970. outcome: done, failed, interrupted, waiting (for labels), running, or
+    killed if the process ended without a word.
     """
     found: list[dict[str, Any]] = []
     for line in read_lines(folder / STARTS).rows:
         facts = {name: value for name, value in line.items() if name not in ("event", "time")}
         if line.get("event") == "start":
-            found.append({"started": stamp(line.get("time")), "ended": None, "outcome": "killed", **facts})
+            time, started = number(line.get("time")), stamp(line.get("time"))
+            found.append({"time": time, "started": started, "ended": None, "outcome": "killed", **facts})
         elif found and line.get("event") == "end":
             reused = facts.get("reused")
             facts["reused"] = [str(name) for name in reused] if isinstance(reused, list) else []
@@ -53,12 +55,6 @@ def starts_of(folder: Path) -> list[dict[str, Any]]:
     if found and found[-1]["ended"] is None and in_use(folder):
         found[-1]["outcome"] = "running"
     return found
-
-
-def start_times(folder: Path) -> list[float]:
-    """When the run was started, in seconds since 1970."""
-    times = [number(line.get("time")) for line in read_lines(folder / STARTS).rows if line.get("event") == "start"]
-    return [when for when in times if when is not None]
 
 
 def in_use(folder: Path) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 from alignkit.evaluation.judge_card import PEOPLE, about_table, preferred_title, rater, trust_tables
 from alignkit.evaluation.who_judged import GAINS, oriented, own_of, side
 from alignkit.report import Table
-from alignkit_apps.report.numbers import bounds, number, short, shown
-from alignkit_apps.report.verdicts import Verdict, longer_by
+from alignkit_apps.report.numbers import bounds, mapping, number, short, shown
+from alignkit_apps.report.verdicts import Verdict, verdict_of
 
 ORDER_DECIDES = 0.25  # share of comparisons
 FAVORS = 0.1  # by which a judge may prefer a position without a warning
@@ -43,23 +43,7 @@ def _verdict(stage: str, summary: Mapping[str, Any], policy: str, judge: str, re
         outcome = "nothing clear"
     else:
         outcome = GAINS[own_of(summary, policy, judge)] if low > 0.5 else "lost"
-    baseline = str(summary["baseline"])
-    verdict: Verdict = {
-        "stage": stage,
-        "policy": policy,
-        "baseline": baseline,
-        "reward": "",
-        "judge": judge,
-        "outcome": outcome,
-        "sentence": "",
-        "difference": None,
-        "at_equal_length": None,
-        "win_rate": result.get("win_rate"),
-        "preference": result.get("preference"),
-        "length_controlled": result.get("length_controlled"),
-        "longer": longer_by(summary, policy, baseline),
-        "kl": bounds(summary["policies"][policy].get("kl"))[0],
-    }
+    verdict = verdict_of(stage, summary, policy, outcome, result, judge=judge)
     return {**verdict, "sentence": _sentence(verdict, result, summary)}
 
 
@@ -79,7 +63,7 @@ def _sentence(verdict: Verdict, result: Mapping[str, Any], summary: Mapping[str,
     text = f"{begin}: {policy} is preferred {shown(verdict['preference'], percent=True)}"
     text += f" over {_counted(verdict['preference'].get('n'), 'prompt', 'prompts')} ({counts})."
     text += BY_OWN.get(verdict["outcome"], "").format(policy=policy, judge=judge)
-    if no_judge := _no_judge(summary, judge):
+    if no_judge := mapping(mapping(summary.get("judge_cards")).get(judge)).get("no_judge"):
         text += f" But {no_judge}."
     if controlled := length_controlled(verdict["length_controlled"]):
         text += f" At equal length by AlpacaEval's model: {controlled}."
@@ -94,13 +78,6 @@ def _prefers(judge: str, better: str, worse: str) -> str:
 
 def _undecided(judge: str, policy: str, baseline: str) -> str:
     return f"{judge} {'have' if judge == PEOPLE else 'has'} no clear preference between {policy} and {baseline}"
-
-
-def _no_judge(summary: Mapping[str, Any], judge: str) -> str:
-    """Why a judge is none; empty if its card does not say so."""
-    cards = summary.get("judge_cards")
-    card = cards.get(judge) if isinstance(cards, Mapping) else None
-    return str(card.get("no_judge") or "") if isinstance(card, Mapping) else ""
 
 
 def _count(result: Mapping[str, Any]) -> str:
@@ -124,8 +101,7 @@ def length_controlled(rate: Any) -> str:
 
 
 def _rate(rate: Any) -> tuple[float | None, float | None]:
-    known = rate if isinstance(rate, Mapping) else {}
-    return number(known.get("mean")), number(known.get("standard_error"))
+    return number(mapping(rate).get("mean")), number(mapping(rate).get("standard_error"))
 
 
 # What to doubt
@@ -187,9 +163,8 @@ def _of_judge(policy: str, judge: str, result: Mapping[str, Any]) -> Iterator[st
 
 def unjudged(result: Mapping[str, Any]) -> dict[str, int]:
     """Comparisons without a verdict, by reason."""
-    found = result.get("unjudged")
-    known = found if isinstance(found, Mapping) else {}
-    return {str(reason): int(count) for reason, value in known.items() if (count := number(value))}
+    found = mapping(result.get("unjudged"))
+    return {str(reason): int(count) for reason, value in found.items() if (count := number(value))}
 
 
 # The card

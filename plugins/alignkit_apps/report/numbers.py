@@ -20,6 +20,11 @@ def number(value: Any) -> float | None:
     return None
 
 
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A mapping of a file, or an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def short(value: Any) -> str:
     """Four significant digits: `0.001235`, `1,235`; `-` for None."""
     if value is None:
@@ -40,9 +45,8 @@ def shown(estimate: Mapping[str, Any] | None, *, sign: bool = False, percent: bo
 
 def bounds(estimate: Any) -> tuple[float | None, float | None, float | None]:
     """Mean, low and high of an estimate; None for each that is missing."""
-    if not isinstance(estimate, Mapping):
-        return None, None, None
-    return number(estimate.get("mean")), number(estimate.get("low")), number(estimate.get("high"))
+    known = mapping(estimate)
+    return number(known.get("mean")), number(known.get("low")), number(known.get("high"))
 
 
 def size(count: float) -> str:

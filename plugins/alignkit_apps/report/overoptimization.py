@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from alignkit_apps.report.curves import Figure, Series
+from alignkit_apps.report.curves import Figure, Series, figure
 from alignkit_apps.report.numbers import bounds, number, short
 
 DRAWABLE = 3  # points
@@ -126,15 +126,15 @@ def gold(stage: str, rows: Sequence[Mapping[str, Any]]) -> Figure | None:
     )
     best = max(range(len(points)), key=true.__getitem__)
     named = (("reward", reward), ("gold", true))
-    figure = _figure(stage, "Reward and gold against KL", [_points(name, kl, y) for name, y in named], [])
-    figure["y_label"], figure["marks"] = "gain, deviations", [_roots(kl)[best]]
+    drawn = _figure(stage, "Reward and gold against KL", [_points(name, kl, y) for name, y in named], [])
+    drawn["y_label"], drawn["marks"] = "gain, deviations", [_roots(kl)[best]]
     where = f"gold was highest in iteration {steps[best]:.0f}, at a KL of {short(kl[best])} nats"
     change = (
         f"gold changed by {true[-1] - true[best]:+.2g} and the reward by {reward[-1] - reward[best]:+.2g} deviations"
     )
     last = best == len(points) - 1
-    figure["note"] = f"{where}, the last one: no over-optimization so far" if last else f"{where}; since then {change}"
-    return figure
+    drawn["note"] = f"{where}, the last one: no over-optimization so far" if last else f"{where}; since then {change}"
+    return drawn
 
 
 def _points(name: str, kl: Sequence[float], y: list[float]) -> Series:
@@ -165,17 +165,8 @@ def _roots(kl: Sequence[float]) -> list[float]:
 
 
 def _figure(stage: str, title: str, series: list[Series], fits: Sequence[Fit]) -> Figure:
-    curves = [_curve(fit) for fit in fits]
-    return {
-        "stage": stage,
-        "title": title,
-        "x_label": "√KL, √nats",
-        "y_label": "reward",
-        "series": [*series, *curves],
-        "marks": [],
-        "lines": [],
-        "note": "; ".join(fit["sentence"] for fit in fits),
-    }
+    drawn, note = [*series, *map(_curve, fits)], "; ".join(fit["sentence"] for fit in fits)
+    return figure(stage, title, drawn, x_label="√KL, √nats", y_label="reward", note=note)
 
 
 def _curve(fit: Fit) -> Series:

@@ -11,17 +11,18 @@ from alignkit.runs.files import AGREEMENT
 from alignkit_apps.feedback.agreement_summary import agreement_tables
 from alignkit_apps.report.data_cards import brief_name
 from alignkit_apps.report.files import read_object
+from alignkit_apps.report.stages import sources_of
 
 MOST = 12  # stores
 
 
 def people_of(name: str, record: Mapping[str, Any], folder: Path | None = None) -> list[dict[str, Any]]:
-    """The stores that a stage read, and the labels that it asked for, each with `agreed.agreement`.
+    """The stores that a stage read, and the labels that it asked for, each with `agreement_summary.agreement`.
 
     record: its stage.json. folder: the stage's; None leaves out what it asked people, which its own report shows.
     """
-    sources = [source for source in record.get("data") or () if isinstance(source, Mapping)]
-    found = [{"stage": name, "source": s.get("name"), "agreement": s["agreement"]} for s in sources if "agreement" in s]
+    read = [source for source in sources_of(record) if "agreement" in source]
+    found = [{"stage": name, "source": source.get("name"), "agreement": source["agreement"]} for source in read]
     asked = read_object(folder / AGREEMENT).get("questions") if folder is not None else None
     return found + ([{"stage": name, "source": "", "agreement": asked}] if asked else [])
 

@@ -48,7 +48,10 @@ def samples(stage: str, folder: Path, summary: Mapping[str, Any]) -> list[Sample
     reward, before = str(summary.get("headline")), summary.get("baseline")
     after = next((name for name in reversed(policies) if name != before), None)
     wanted = [name for name in (before, after) if name is not None]
-    light = [_without_texts(sample) for sample in _all(stage, folder, wanted, reward)]
+    light: list[Sample] = [
+        {**sample, "prompt": [], "answers": [{**answer, "text": ""} for answer in sample["answers"]]}
+        for sample in _all(stage, folder, wanted, reward)
+    ]
     kinds = {sample["row"]: sample["kind"] for sample in _chosen(light, -1 if lower(summary, reward) else 1)}
     found = {sample["row"]: sample for sample in _all(stage, folder, wanted, reward) if sample["row"] in kinds}
     return [{**found[row], "kind": kind} for row, kind in kinds.items()]
@@ -58,10 +61,6 @@ def _all(stage: str, folder: Path, policies: Sequence[str], reward: str) -> Iter
     for row, group in enumerate(each_object(folder / "samples.jsonl"), 1):
         if group is not None and (sample := _sample(stage, row, group, policies, reward)) is not None:
             yield sample
-
-
-def _without_texts(sample: Sample) -> Sample:
-    return {**sample, "prompt": [], "answers": [{**answer, "text": ""} for answer in sample["answers"]]}
 
 
 def _chosen(every: Sequence[Sample], sign: int) -> Iterator[Sample]:

@@ -67,8 +67,7 @@ def _earlier(run: Path, stage: str) -> dict[tuple[str, str], Path]:
 
 def _upstream(record: Mapping[str, Any]) -> Mapping[str, str]:
     """The hashes of the stages that a complete result depends on."""
-    found: Mapping[str, str] = record["depends_on"].get("upstream", {}) if record.get("complete") else {}
-    return found
+    return record["depends_on"].get("upstream", {}) if record.get("complete") else {}
 
 
 def _pair(run: Path, stage: str, policy: str, now: NamedResult, then: NamedResult, before: Path) -> Pair:

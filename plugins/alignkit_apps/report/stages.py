@@ -12,7 +12,7 @@ from alignkit.runs.files import RECIPE
 from alignkit.training.unfit import UNFIT
 from alignkit_apps.report import curves
 from alignkit_apps.report.files import Lines, read_stage
-from alignkit_apps.report.numbers import number
+from alignkit_apps.report.numbers import mapping, number
 
 PHASES = "seconds/"  # metrics that say what an iteration took, part by part
 KINDS = ("algorithm", "step")
@@ -38,7 +38,7 @@ def stage_facts(
         "name": name,
         "kind": kind,
         "plugin": str(record.get("plugin") or plugin or ""),
-        "state": _state(record, intact, folder, lines, name in reused),
+        "state": _state(record, intact, lines, name in reused),
         "seconds": number(record.get("seconds")),
         "hash": str(record.get("hash") or ""),
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0,
@@ -51,7 +51,7 @@ def stage_facts(
     }
 
 
-def _state(record: Mapping[str, Any], intact: bool, folder: Path, lines: Lines, reused: bool) -> str:
+def _state(record: Mapping[str, Any], intact: bool, lines: Lines, reused: bool) -> str:
     if not intact:
         return "damaged"
     if record.get("complete"):
@@ -64,9 +64,7 @@ def _state(record: Mapping[str, Any], intact: bool, folder: Path, lines: Lines, 
 
 def without_evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
     """A stage's summary, without what its evaluation.json says as well."""
-    summary = record.get("summary")
-    if not isinstance(summary, Mapping):
-        return {}
+    summary = mapping(record.get("summary"))
     return {} if "policies" in summary and "rewards" in summary else dict(summary)
 
 
@@ -81,20 +79,18 @@ def _phases(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def data_facts(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The sources that a stage read, as its stage.json says, with the digests of files."""
-    read = [source for source in record.get("data") or () if isinstance(source, Mapping)]
+    read = sources_of(record)
     digests = [source.get("path") or source.get("commit") for source in _sources(record.get("depends_on"))]
     known: Sequence[Any] = digests if len(digests) == len(read) else [None] * len(read)
     keys = ("name", "format", "rows", "held_out", "skipped", "ties")
-    return [
-        {"stage": name, **{key: source.get(key) for key in keys}, "digest": digest, **_card(source.get("card"))}
-        for source, digest in zip(read, known, strict=True)
-    ]
+    facts = [{"stage": name, **{key: source.get(key) for key in keys}} for source in read]
+    cards = [{key: mapping(source.get("card")).get(key) for key in CARD} for source in read]
+    return [{**one, "digest": digest, **card} for one, digest, card in zip(facts, known, cards, strict=True)]
 
 
-def _card(card: Any) -> dict[str, Any]:
-    """What a source's rows hold; None for each part that is not known."""
-    known = card if isinstance(card, Mapping) else {}
-    return {key: known.get(key) for key in CARD}
+def sources_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The sources that a stage read, as its stage.json says."""
+    return [source for source in record.get("data") or () if isinstance(source, Mapping)]
 
 
 def _sources(value: Any) -> Iterator[Mapping[str, Any]]:
@@ -112,21 +108,17 @@ def _sources(value: Any) -> Iterator[Mapping[str, Any]]:
 
 def dropped(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows that a stage left out or changed, by reason: `{stage, reason, rows, of}`."""
-    summary = record.get("summary")
-    if not isinstance(summary, Mapping):
-        return []
+    summary = mapping(record.get("summary"))
     totals = _totals(record, summary)
     found: list[tuple[str, Any, int | None]] = []
-    counts = summary.get("encoding")
-    for reason, count in counts.items() if isinstance(counts, Mapping) else ():
+    for reason, count in mapping(summary.get("encoding")).items():
         noun, happened = UNFIT.get(str(reason), ("text", str(reason)))
         found.append((f"{noun}s {happened}", count, totals.get(noun)))
     found += [(reason, summary.get(key), totals["row"]) for key, reason in _left_out(record).items()]
     bad = summary.get("bad_rows")
     if isinstance(bad, list) and bad:
         found.append((f"bad rows, the first: {bad[0]}", len(bad), None))
-    more = summary.get("dropped")
-    found += [(str(reason), count, None) for reason, count in more.items()] if isinstance(more, Mapping) else []
+    found += [(str(reason), count, None) for reason, count in mapping(summary.get("dropped")).items()]
     return [
         {"stage": name, "reason": reason, "rows": count, "of": _whole(count, total)}
         for reason, count, total in found
@@ -136,8 +128,7 @@ def dropped(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _left_out(record: Mapping[str, Any]) -> dict[str, str]:
     """LEFT_OUT, with the likely cause if the stage read labels of people."""
-    sources = [source for source in record.get("data") or () if isinstance(source, Mapping)]
-    if not any(source.get("format") == "feedback" for source in sources):
+    if not any(source.get("format") == "feedback" for source in sources_of(record)):
         return LEFT_OUT
     return {**LEFT_OUT, "without_signal": f"{LEFT_OUT['without_signal']}, {OF_PEOPLE}"}
 
@@ -150,12 +141,10 @@ def _whole(count: Any, total: int | None) -> int | None:
 
 def _totals(record: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, int]:
     """The totals of the nouns of UNFIT in what the stage encoded; pairs are those of its sources."""
-    encoded = summary.get("encoded")
-    known = encoded if isinstance(encoded, Mapping) else {}
-    rows, responses = (int(number(known.get(key)) or 0) for key in ("rows", "responses"))
-    cards = [source.get("card") for source in record.get("data") or () if isinstance(source, Mapping)]
-    pairs = [card.get("pairs") for card in cards if isinstance(card, Mapping)]
-    compared = sum(int(number(one.get("count")) or 0) for one in pairs if isinstance(one, Mapping))
+    encoded = mapping(summary.get("encoded"))
+    rows, responses = (int(number(encoded.get(key)) or 0) for key in ("rows", "responses"))
+    pairs = [mapping(mapping(source.get("card")).get("pairs")) for source in sources_of(record)]
+    compared = sum(int(number(one.get("count")) or 0) for one in pairs)
     return {"row": rows, "document": rows, "response": responses, "pair": compared}
 
 
@@ -208,8 +197,7 @@ def files_of(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> list[dic
     """A run's files with their sizes and SHA-256; those of stages as they were when the stage was done."""
     found = [(name, file_digest(folder / name)) for name in RUN_FILES if (folder / name).is_file()]
     for stage, record in records.items():
-        named = record.get("files")
-        found += [(f"{stage}/{name}", str(sha)) for name, sha in named.items()] if isinstance(named, Mapping) else []
+        found += [(f"{stage}/{name}", str(sha)) for name, sha in mapping(record.get("files")).items()]
     return [{"name": name, "bytes": _bytes(folder / name), "sha256": sha} for name, sha in found]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 from alignkit.evaluation.who_judged import lower_is_better, percent
 from alignkit.report import Table
 from alignkit_apps.report import judging
-from alignkit_apps.report.numbers import duration, number, percentage, short, shown, size
+from alignkit_apps.report.numbers import duration, mapping, number, percentage, short, shown, size
 from alignkit_apps.report.stages import flat
 
 MOST_METRICS = 40  # of a stage, at its end
@@ -18,56 +19,56 @@ RANKED = 3  # policies; a difference ranks two
 
 def evaluation_tables(summary: Mapping[str, Any]) -> list[Table]:
     """All tables of an evaluation.json; those that cannot be made of what it holds are left out."""
-    found = [policy_means(summary), comparison(summary), _made(judging.preferences, summary), _made(ranking, summary)]
-    columns = summary.get("by")
-    for column in columns if isinstance(columns, Mapping) else ():
-        found.append(_made(lambda one, name=column: by_column(one, name), summary))  # type: ignore[misc]
+    by = [by_column(summary, column) for column in mapping(summary.get("by"))]
+    found = [policy_means(summary), comparison(summary), tolerant(judging.preferences)(summary), ranking(summary), *by]
     return [table for table in found if table is not None]
 
 
-def _made(table: Callable[[Mapping[str, Any]], Table | None], summary: Mapping[str, Any]) -> Table | None:
-    try:
-        return table(summary)
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return None
+def tolerant(table: Callable[..., Table | None]) -> Callable[..., Table | None]:
+    """Makes None of what a damaged or odd file holds."""
+
+    @wraps(table)
+    def made(*arguments: Any) -> Table | None:
+        try:
+            return table(*arguments)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            return None
+
+    return made
 
 
+@tolerant
 def policy_means(summary: Mapping[str, Any]) -> Table | None:
-    """Means and intervals of an evaluation.json, a column per policy; None if it holds something else."""
-    try:
-        policies, rewards = dict(summary["policies"]), list(summary["rewards"])
-        rows = [
-            [str(name), *(shown(one["rewards"].get(name), percent=percent(summary, name)) for one in policies.values())]
-            for name in rewards
-        ]
-        rows.append(["length, tokens", *(shown(one.get("length")) for one in policies.values())])
-        rows.append(["cut off", *(percentage(one.get("truncated")) for one in policies.values())])
-        if summary.get("reference") is not None:
-            rows.append([f"KL to {summary['reference']}, nats", *(shown(one.get("kl")) for one in policies.values())])
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return None
+    """Means and intervals of an evaluation.json, a column per policy."""
+    policies, rewards = dict(summary["policies"]), list(summary["rewards"])
+    rows = [
+        [str(name), *(shown(one["rewards"].get(name), percent=percent(summary, name)) for one in policies.values())]
+        for name in rewards
+    ]
+    rows.append(["length, tokens", *(shown(one.get("length")) for one in policies.values())])
+    rows.append(["cut off", *(percentage(one.get("truncated")) for one in policies.values())])
+    if summary.get("reference") is not None:
+        rows.append([f"KL to {summary['reference']}, nats", *(shown(one.get("kl")) for one in policies.values())])
     heads = [f"{name} (baseline)" if name == summary.get("baseline") else str(name) for name in policies]
     title = f"mean and 95% interval over {short(summary.get('prompts'))} prompts"
     return Table(title, ["", *heads], rows, note=lower_is_better(summary))
 
 
+@tolerant
 def comparison(summary: Mapping[str, Any]) -> Table | None:
     """The comparisons of an evaluation.json, a row per policy and reward; None if there are none."""
-    try:
-        rows = [
-            [
-                str(policy),
-                str(reward),
-                shown(result.get("difference"), sign=True, percent=percent(summary, reward)),
-                shown(result.get("at_equal_length"), sign=True, percent=percent(summary, reward)),
-                shown(result.get("win_rate"), percent=True),
-                "/".join(short(result.get(name)) for name in ("wins", "losses", "ties")),
-            ]
-            for policy, rewards in (summary.get("against") or {}).items()
-            for reward, result in rewards.items()
+    rows = [
+        [
+            str(policy),
+            str(reward),
+            shown(result.get("difference"), sign=True, percent=percent(summary, reward)),
+            shown(result.get("at_equal_length"), sign=True, percent=percent(summary, reward)),
+            shown(result.get("win_rate"), percent=True),
+            "/".join(short(result.get(name)) for name in ("wins", "losses", "ties")),
         ]
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return None
+        for policy, rewards in (summary.get("against") or {}).items()
+        for reward, result in rewards.items()
+    ]
     if not rows:
         return None
     columns = ["policy", "reward", "difference", "at equal length", "win rate", "won/lost/tied"]
@@ -75,6 +76,7 @@ def comparison(summary: Mapping[str, Any]) -> Table | None:
     return Table(f"against {summary.get('baseline')}, prompt by prompt", columns, rows, keys=2, note=note)
 
 
+@tolerant
 def ranking(summary: Mapping[str, Any]) -> Table | None:
     """The policies by each rater, best first; None for fewer than RANKED."""
     if len(summary["policies"]) < RANKED:
@@ -90,7 +92,8 @@ def ranking(summary: Mapping[str, Any]) -> Table | None:
     return Table("ranking", ["by", "policy", "place", "Elo", "strength, nats"], rows, keys=2, note=note)
 
 
-def by_column(summary: Mapping[str, Any], column: str) -> Table:
+@tolerant
+def by_column(summary: Mapping[str, Any], column: str) -> Table | None:
     """For each value of a column, each policy against the baseline, or else its means."""
     values = summary["by"][column]
     kept = sorted(sorted(values, key=lambda value: -values[value]["prompts"])[:MOST_VALUES])

@@ -44,26 +44,39 @@ def verdicts(stage: str, summary: Mapping[str, Any]) -> list[Verdict]:
 
 
 def _verdict(stage: str, summary: Mapping[str, Any], policy: str) -> Verdict:
-    reward, baseline = str(summary["headline"]), str(summary["baseline"])
-    result = summary["against"][policy][reward]
-    concluded = conclusion(summary, policy)
-    verdict: Verdict = {
+    reward, concluded = str(summary["headline"]), conclusion(summary, policy)
+    verdict = verdict_of(stage, summary, policy, concluded.outcome, summary["against"][policy][reward], reward=reward)
+    return {**verdict, "sentence": f"{concluded.sentence}.{_about(verdict, summary)}"}
+
+
+def verdict_of(
+    stage: str,
+    summary: Mapping[str, Any],
+    policy: str,
+    outcome: str,
+    result: Mapping[str, Any],
+    *,
+    reward: str = "",
+    judge: str = "",
+) -> Verdict:
+    """A verdict without its sentence. result: of the reward or the judge."""
+    baseline = str(summary["baseline"])
+    return {
         "stage": stage,
         "policy": policy,
         "baseline": baseline,
         "reward": reward,
-        "judge": "",
-        "outcome": concluded.outcome,
+        "judge": judge,
+        "outcome": outcome,
         "sentence": "",
         "difference": result.get("difference"),
         "at_equal_length": result.get("at_equal_length"),
         "win_rate": result.get("win_rate"),
-        "preference": None,
-        "length_controlled": None,
+        "preference": result.get("preference"),
+        "length_controlled": result.get("length_controlled"),
         "longer": longer_by(summary, policy, baseline),
         "kl": bounds(summary["policies"][policy].get("kl"))[0],
     }
-    return {**verdict, "sentence": f"{concluded.sentence}.{_about(verdict, summary)}"}
 
 
 def _about(verdict: Verdict, summary: Mapping[str, Any]) -> str:

@@ -22,8 +22,7 @@ from alignkit.errors import DataError, did_you_mean
 from alignkit_apps.policies.policy import Opened, Policy, TooLong
 from alignkit_apps.policies.streaming import Answer, Piece
 from alignkit_apps.policies.work import Busy, Event, Failed, Job, Read, Stopping, Work
-from alignkit_apps.serve.openai_reply import DONE, Reply, failure
-from alignkit_apps.serve.openai_request import Request, RequestError, read_chat
+from alignkit_apps.serve.openai import DONE, Reply, Request, RequestError, event, read_chat
 from alignkit_apps.web.guard import Refused, json_body
 from alignkit_apps.web.hosting import hosted, is_loopback
 
@@ -116,16 +115,16 @@ class _Listener:
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
 
-    def tell(self, event: Event) -> None:
+    def tell(self, told: Event) -> None:
         if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+            self.loop.call_soon_threadsafe(self.events.put_nowait, told)
 
     async def next(self) -> Event:
         """The next event. Raises RequestError if the job has failed."""
-        event = await self.events.get()
-        if isinstance(event, Failed):
-            raise _request_error(event.error)
-        return event
+        told = await self.events.get()
+        if isinstance(told, Failed):
+            raise _request_error(told.error)
+        return told
 
 
 @dataclass(frozen=True)
@@ -198,10 +197,10 @@ async def _heard(job: Job, listener: _Listener) -> AsyncIterator[Piece]:
     """The pieces of a job's answers, until all are complete."""
     waiting = job.n
     while waiting:
-        event = await listener.next()
-        assert isinstance(event, Piece)
-        waiting -= event.answer is not None
-        yield event
+        piece = await listener.next()
+        assert isinstance(piece, Piece)
+        waiting -= piece.answer is not None
+        yield piece
 
 
 async def _stream(job: Job, listener: _Listener, reply: Reply, read: Read, usage: bool) -> AsyncIterator[str]:
@@ -220,7 +219,7 @@ async def _stream(job: Job, listener: _Listener, reply: Reply, read: Read, usage
             yield reply.usage(read.prompt_tokens, list(answers.values()))
         yield DONE
     except RequestError as error:
-        yield failure(error.body())
+        yield event(error.body())
     finally:
         job.cancel()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +47,8 @@ def compare(old: Path, new: Path, steps: int | None = None) -> Compared:
     """
     before, now = read_record(old), read_record(new)
     digests: Mapping[str, str] = before.get("files", {})
-    made = now["files"] if steps is None else {name: file_digest(new / name) for name in _files(new)}
+    files = [path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()]
+    made = now["files"] if steps is None else {name: file_digest(new / name) for name in files}
     names = sorted((digests.keys() | made.keys()) if steps is None else made.keys(), key=_place)
     names = [name for name in names if name.split("/")[0] not in _NO_RESULTS]
     if steps is not None:  # the adapter of an unfinished stage is none, or that of its best epoch yet
@@ -63,10 +65,6 @@ def compare(old: Path, new: Path, steps: int | None = None) -> Compared:
 def is_time(name: str) -> bool:
     """Whether a metric measures time, which no rerun repeats."""
     return name in ("time", "seconds") or name.startswith("seconds/") or name.endswith(("_per_second", "_runtime"))
-
-
-def _files(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -93,24 +91,19 @@ def _differences(name: str, old: Path, new: Path, steps: int | None, recorded: b
 
 
 def _of_metrics(old: Path, new: Path, steps: int | None) -> Iterator[Difference]:
-    before, now = list(_rows(old)), list(_rows(new))
-    if steps is not None:
-        before = before[: len(now)]
-    for number, (one, other) in enumerate(zip(before, now, strict=False), 1):
-        for change in changes(_untimed(one), _untimed(other)):
-            step = one.get("step", number)
-            text = f"step {step}, {_name(change)}: {_sizes(change)}"
-            yield Difference(METRICS, text, step if isinstance(step, int) else number)
-            return
+    before, now = _rows(old), _rows(new)
+    before = before if steps is None else before[: len(now)]
+    for number, text in _first_row(before, now):
+        step = before[number - 1].get("step", number)
+        yield Difference(METRICS, f"step {step}, {text}", step if isinstance(step, int) else number)
+        return
     if len(before) != len(now):
         yield Difference(METRICS, f"{len(before)} lines in the run, {len(now)} here")
 
 
 def _of_summary(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
-    one, other = ({key: _untimed(record.get(key)) for key in ("policy", "summary")} for record in (before, now))
-    for change in changes(one, other):
-        yield Difference("stage.json", f"{_name(change)}: {_sizes(change)}")
-        return
+    one, other = ({key: record.get(key) for key in ("policy", "summary")} for record in (before, now))
+    yield from (Difference("stage.json", text) for text in _first(one, other))
 
 
 def _untimed(value: Any) -> Any:
@@ -120,26 +113,35 @@ def _untimed(value: Any) -> Any:
     return [_untimed(item) for item in value] if isinstance(value, list) else value
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    for line in file.read_text(encoding="utf-8").splitlines():
-        yield json.loads(line)
+def _rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _first(old: Any, new: Any) -> list[str]:
+    """The first difference of plain data in words, if there is one: `loss: 0.5 in the run, 0.25 here (off by 0.25)`."""
+    return [
+        f"{'.'.join(map(str, change.path)) or 'everything'}: {_sizes(change)}"
+        for change in islice(changes(_untimed(old), _untimed(new)), 1)
+    ]
+
+
+def _first_row(old: Sequence[Any], new: Sequence[Any]) -> Iterator[tuple[int, str]]:
+    """The number of each row that differs, and its first difference in words."""
+    for number, (one, other) in enumerate(zip(old, new, strict=False), 1):
+        yield from ((number, text) for text in _first(one, other))
 
 
 def _in_rows(old: Path, new: Path) -> Iterator[str]:
-    before, now = list(_rows(old)), list(_rows(new))
-    for number, (one, other) in enumerate(zip(before, now, strict=False), 1):
-        for change in changes(_untimed(one), _untimed(other)):
-            yield f"row {number}, {_name(change)}: {_sizes(change)}"
-            return
+    before, now = _rows(old), _rows(new)
+    for number, text in _first_row(before, now):
+        yield f"row {number}, {text}"
+        return
     if len(before) != len(now):
         yield f"{len(before)} rows in the run, {len(now)} here"
 
 
 def _in_json(old: Path, new: Path) -> Iterator[str]:
-    before, now = (_untimed(json.loads(file.read_text(encoding="utf-8"))) for file in (old, new))
-    for change in changes(before, now):
-        yield f"{_name(change)}: {_sizes(change)}"
-        return
+    yield from _first(*(json.loads(file.read_text(encoding="utf-8")) for file in (old, new)))
 
 
 def _in_tensors(old: Path, new: Path) -> Iterator[str]:
@@ -175,10 +177,6 @@ def _in_bytes(old: Path, new: Path) -> Iterator[str]:
         yield f"line {line}, byte {first + 1} of {len(before)}"
     elif len(before) != len(now):
         yield f"{len(before)} bytes in the run, {len(now)} here"
-
-
-def _name(change: Change) -> str:
-    return ".".join(map(str, change.path)) or "everything"
 
 
 def _sizes(change: Change) -> str:

@@ -62,8 +62,7 @@ class Rerun(Run):
 
     @property
     def _recorded(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.original.record(self.name)["depends_on"]
-        return found
+        return self.original.record(self.name)["depends_on"]
 
     def again(self) -> bool:
         """Run the stage. Returns whether it ran to its end, and not only its first steps."""

@@ -29,17 +29,17 @@ def verified(recorded: Recorded, steps: int | None, reporter: Reporter) -> None:
     """
     names = [name for name in recorded.names if steps is None or _has_steps(recorded, name)]
     if not names:
-        refuse(recorded.run, [f"{_listed(recorded.names)}: no iterations; leave out --iterations"])
+        refuse(recorded.run, [f"{', '.join(recorded.names)}: no iterations; leave out --iterations"])
     with stoppable(), temporary_folder(recorded.run) as folder:
         _check_inputs(recorded, names, folder, reporter)
         equal = {name: _verify(recorded, name, folder, reporter, steps) for name in names}
         if False in equal.values():
-            raise NotReproduced(f"not reproduced: {_listed([name for name in names if equal[name] is False])}")
+            raise NotReproduced(f"not reproduced: {', '.join([name for name in names if equal[name] is False])}")
     part = "" if steps is None else f", as far as the first {steps} go"
     count = sum(equal[name] is True for name in names)
     reporter.result(f"verified: {count} stage{'s' * (count != 1)}, and all is equal{part}")
     if left := [name for name in recorded.names if name not in names]:
-        reporter.result(f"not verified, because --iterations is given: {_listed(left)}")
+        reporter.result(f"not verified, because --iterations is given: {', '.join(left)}")
 
 
 def _has_steps(recorded: Recorded, name: str) -> bool:
@@ -70,7 +70,7 @@ def _verify(recorded: Recorded, name: str, folder: Path, reporter: Reporter, ste
         return None
     compared = compare(recorded.store.path(name), rerun.store.path(name), None if whole else steps)
     machine = machine_of(rerun.models)
-    reporter.result("\n".join(_lines(recorded, name, compared, whole)))
+    reporter.result("\n".join(_lines(name, compared, whole)))
     if compared.differences:
         found = causes(recorded.record(name), rerun.parts, machine)
         first, *more = found or [unknown(machine)]
@@ -86,7 +86,7 @@ def _verify(recorded: Recorded, name: str, folder: Path, reporter: Reporter, ste
     return not compared.differences
 
 
-def _lines(recorded: Recorded, name: str, compared: Compared, whole: bool) -> list[str]:
+def _lines(name: str, compared: Compared, whole: bool) -> list[str]:
     what = (
         f"{compared.files} files" if whole else f"the first {compared.steps} lines of metrics and what belongs to them"
     )
@@ -97,10 +97,6 @@ def _lines(recorded: Recorded, name: str, compared: Compared, whole: bool) -> li
     if more := len(compared.differences) - len(shown):
         lines.append(f"  and {more} more file{'s' if more > 1 else ''}")
     return lines
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names)
 
 
 # Why the bytes of a rerun may differ

@@ -12,7 +12,7 @@ import webbrowser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from alignkit import stopping
@@ -63,21 +63,14 @@ def bound(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise RecipeError([Problem(f"no address {host}: {error.strerror}", help=f"--host {HOST}")]) from None
-    try:
-        return _bound(family, address)
-    except OSError as error:
-        help = "choose another --port; 0 takes a free one"
-        raise RecipeError([Problem(f"cannot listen at {host}:{port}: {error.strerror}", help=help)]) from None
-
-
-def _bound(family: socket.AddressFamily, address: Any) -> socket.socket:
     found = socket.socket(family, socket.SOCK_STREAM)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
-    except OSError:
+    except OSError as error:
         found.close()
-        raise
+        help = "choose another --port; 0 takes a free one"
+        raise RecipeError([Problem(f"cannot listen at {host}:{port}: {error.strerror}", help=help)]) from None
     return found
 
 
@@ -86,13 +79,7 @@ def listening(port: int | None) -> socket.socket:
     tried = [port] if port is not None else range(PORT, PORT + PORTS)
     for number in tried:
         with suppress(OSError):
-            listener = _bound(socket.AF_INET, (HOST, number))
-            try:
-                listener.listen()
-            except OSError:
-                listener.close()
-                raise
-            return listener
+            return socket.create_server((HOST, number))
     raise RecipeError([Problem(f"port {tried[0]} is in use", help="name another one with --port")])
 
 
@@ -153,9 +140,5 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         stopping.request_stop("SIGINT")
 
-    with stopping.stoppable():
-        before = signal.signal(signal.SIGINT, interrupted)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+    with stopping.stoppable(), stopping.handling([signal.SIGINT], interrupted):
+        yield

@@ -1,21 +1,37 @@
-"""What a page sends: JSON that is checked before anything reads it."""
+"""What a page sends, which is checked before anything reads it, and what it shows: texts in which nothing hides."""
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from alignkit_apps.feedback.labels import BadLabel
+from alignkit.io.printable import BIDI
+from alignkit_apps.feedback.labels import BadLabel, StrictModel
+
+# Joiners and the first variation selectors stay, because emoji and many scripts need them.
+_UNSEEN = "\u180e\u200b\u2060-\u2064\ufeff\u115f\u1160\u3164\uffa0\ufff9-\ufffb"
+_CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"
+_CARRIERS = "\U000e0000-\U000e007f\U000e0100-\U000e01ef"  # invisible, and used to hide instructions or bytes
+_HIDDEN = re.compile(f"[{_CONTROLS}{_UNSEEN}{_CARRIERS}{''.join(BIDI)}]")
 
 
-class PageMessage(BaseModel):
-    """A message of a page, with nothing missing and nothing else in it."""
+class Undone(StrictModel):
+    """What its author takes back. of: an event; uuid: of the event that undoes it."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    uuid: str
+    of: str
 
 
-M = TypeVar("M", bound=PageMessage)
+class Agreed(StrictModel):
+    """Whether somebody agrees to the terms."""
+
+    uuid: str
+    granted: bool
+
+
+M = TypeVar("M", bound=StrictModel)
 
 
 def read(model: type[M], message: Any) -> M:
@@ -25,3 +41,8 @@ def read(model: type[M], message: Any) -> M:
     except ValidationError as error:
         faults = "; ".join(f"'{'.'.join(map(str, f['loc']))}': {f['msg']}" for f in error.errors(include_url=False))
         raise BadLabel(f"the page sent what the server does not take: {faults}") from None
+
+
+def visible(text: str) -> str:
+    """The text with control characters, direction marks and invisible characters named, such as ⟦U+202E⟧."""
+    return _HIDDEN.sub(lambda found: f"⟦U+{ord(found[0]):04X}⟧", text.replace("\r\n", "\n"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
 
 from alignkit.errors import AlignkitError, OutOfResource
 from alignkit_apps.feedback.labels import BadLabel
 from alignkit_apps.web.guard import HOSTS, Guard, Refused, Session, Sessions, checked_body, cookie_name
 
 HERE = Path(__file__).parent
-STATIC = HERE / "static"
 FULL, BUSY, BAD = 507, 503, 422  # of HTTP: a page keeps what it sent and tries again, except if it is bad
 STALE = "this link was for another run of the server; open the address that it printed"
 
@@ -38,7 +39,20 @@ class Site:
         """The session of a request."""
         return self.sessions.of(request.cookies.get(cookie_name(request)))
 
-    def enter(self, request: Request) -> Response:
+    def opened(self, show: Callable[[Session], Awaitable[Response]], owner: bool = False) -> Any:
+        """An endpoint that shows a page to those who may open it. owner: nobody else may."""
+
+        async def endpoint(request: Request) -> Response:
+            if "token" in request.query_params:
+                return self._entered(request)
+            session = self.session(request)
+            if session is None or (owner and not session.owner):
+                return self.closed(session)
+            return await show(session)
+
+        return endpoint
+
+    def _entered(self, request: Request) -> Response:
         """Exchange the token for a cookie; the redirect takes the token out of the address."""
         cookie = self.sessions.begin(request.query_params["token"], request.cookies.get(cookie_name(request)))
         if cookie is None:
@@ -87,9 +101,10 @@ def templates(*folders: Path) -> Environment:
 
 
 def guarded(routes: Sequence[Any]) -> Starlette:
-    """An application that only this machine's own pages may use."""
+    """An application that only this machine's own pages may use, with the files that all pages share."""
+    shared = Mount("/static", StaticFiles(directory=HERE / "static"))
     middleware = [Middleware(Guard), Middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS))]
-    return Starlette(routes=routes, middleware=middleware)
+    return Starlette(routes=[*routes, shared], middleware=middleware)
 
 
 def error(status: int, reason: str) -> Response:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from transformers import AutoTokenizer
 
 from alignkit.errors import RunFailed
 from alignkit.io.cache import cache_folder
-from alignkit_apps.export.gguf_vocabulary import rule_of, vocabulary
+from alignkit_apps.export.gguf_file import add_vocabulary, rule_of
 from alignkit_plugins.models import tiny
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -72,24 +73,37 @@ def test_others_are_refused(tokenizer: dict[str, Any], why: str) -> None:
     assert why in str(raised.value) and "convert_hf_to_gguf.py" in str(raised.value)
 
 
+def added(tokenizer: Any, size: int, end_of_turn: int) -> dict[str, Any]:
+    """What is written into a file, by the names of the writer's methods."""
+    writer = Mock()
+    add_vocabulary(writer, tokenizer, size, end_of_turn)
+    return {name: value for name, (value,), _ in writer.method_calls}
+
+
+def special(found: dict[str, Any]) -> dict[str, int]:
+    return {name[4:7]: value for name, value in found.items() if name.endswith("_token_id")}
+
+
 def test_tokens_and_their_kinds() -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny.source(cache_folder()))
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_tokens(["plainly added"])
-    found = vocabulary(tokenizer, 364, 2)
-    assert list(found.words[:3]) == ["<|pad|>", "<|im_start|>", "<|im_end|>"]
-    assert found.words[359:] == ["plainly added", "[PAD360]", "[PAD361]", "[PAD362]", "[PAD363]"]
-    assert found.types[:4] == [3, 3, 3, 1] and found.types[358:] == [1, 4, 5, 5, 5, 5]
-    assert len(found.merges) == 100 and all(len(merge.split(" ")) == 2 for merge in found.merges)
-    assert found.special == {"eos": 2, "eot": 2, "pad": 0}
-    assert not found.adds_bos and found.template == tokenizer.chat_template
+    found = added(tokenizer, 364, 2)
+    assert list(found["add_token_list"][:3]) == ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    assert found["add_token_list"][359:] == ["plainly added", "[PAD360]", "[PAD361]", "[PAD362]", "[PAD363]"]
+    assert found["add_token_types"][:4] == [3, 3, 3, 1] and found["add_token_types"][358:] == [1, 4, 5, 5, 5, 5]
+    assert len(found["add_token_merges"]) == 100 and all(
+        len(merge.split(" ")) == 2 for merge in found["add_token_merges"]
+    )
+    assert special(found) == {"eos": 2, "eot": 2, "pad": 0}
+    assert not found["add_add_bos_token"] and found["add_chat_template"] == tokenizer.chat_template
 
 
 def test_the_end_of_a_turn_is_not_always_eos() -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny.source(cache_folder()))
-    assert vocabulary(tokenizer, 359, 1).special == {"eos": 2, "eot": 1, "pad": 0}
+    assert special(added(tokenizer, 359, 1)) == {"eos": 2, "eot": 1, "pad": 0}
     tokenizer.eos_token = None
-    assert vocabulary(tokenizer, 359, 1).special == {"eos": 1, "eot": 1, "pad": 0}
+    assert special(added(tokenizer, 359, 1)) == {"eos": 1, "eot": 1, "pad": 0}
 
 
 def test_bos() -> None:
@@ -97,16 +111,16 @@ def test_bos() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(tiny.source(cache_folder()))
     tokenizer.bos_token = "<|im_start|>"
-    assert not vocabulary(tokenizer, 359, 2).adds_bos
+    assert not added(tokenizer, 359, 2)["add_add_bos_token"]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
     )
-    found = vocabulary(tokenizer, 359, 2)
-    assert found.adds_bos and found.special["bos"] == 1
+    found = added(tokenizer, 359, 2)
+    assert found["add_add_bos_token"] and special(found)["bos"] == 1
 
 
 def test_merges_in_both_notations() -> None:
     """Older files have texts; newer ones lists, in which a space stands for itself."""
     tokenizer = AutoTokenizer.from_pretrained(tiny.source(cache_folder()))
     lists = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    assert vocabulary(tokenizer, 359, 2).merges == [" ".join(pair) for pair in lists]
+    assert added(tokenizer, 359, 2)["add_token_merges"] == [" ".join(pair) for pair in lists]

@@ -15,7 +15,6 @@ from alignkit_apps.feedback.assignment import (
     next_item,
     order_of,
     progress,
-    release,
     take,
 )
 from alignkit_apps.feedback.items import Item
@@ -74,14 +73,6 @@ def test_a_leased_item_goes_to_nobody_else_until_it_expires(tmp_path: Path) -> N
         assert next_item(store, "eve") is None
         clock.wait(601)
         assert given(store, "eve").stored.item.id == first.id
-
-
-def test_a_released_item_is_free(tmp_path: Path) -> None:
-    with planned(tmp_path, *pairs(1)) as store:
-        given(store, "ann")
-        assert next_item(store, "bob") is None
-        release(store, "ann")
-        assert next_item(store, "bob") is not None
 
 
 def test_overlap_is_the_number_of_annotators(tmp_path: Path) -> None:

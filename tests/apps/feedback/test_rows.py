@@ -38,7 +38,7 @@ def test_what_counts_is_read_and_nothing_else(tmp_path: Path) -> None:
             if kind != "nobody's":
                 store.submit(event(items[kind], {"side": "A", "margin": "slightly"}, order=(1, 0)))
         store.submit(event(items["skipped"], {"reason": "unclear"}, kind="skip"))
-        last = store.events(items["undone"].id)[0]
+        last = next(event for event in store.events() if event.item == items["undone"].id)
         store.submit(event(items["undone"], {"of": last.uuid}, kind="undo"))
         store.submit(event(items["flagged"], {"note": "private"}, kind="flag", who="bob"))
         store.add([pair("changed", file="data.jsonl", row=5)])

@@ -26,19 +26,19 @@ def choice(better: int, margin: str, **more: Any) -> dict[str, Any]:
 
 
 def test_labels_are_compared_in_the_items_own_order() -> None:
-    assert canonical("pair", {"side": "A", "margin": "better"}, (1, 0)) == choice(1, "better")
-    assert canonical("ranking", {"ranks": [4, 1, 1]}, (2, 0, 1)) == {"ranks": [1, 1, 2]}
+    assert canonical({"side": "A", "margin": "better"}, (1, 0)) == choice(1, "better")
+    assert canonical({"ranks": [4, 1, 1]}, (2, 0, 1)) == {"ranks": [1, 1, 2]}
     given = {"scores": [{"helpful": 1}, {"helpful": 7}]}
-    assert canonical("scores", given, (1, 0)) == {"scores": [{"helpful": 7}, {"helpful": 1}]}
-    assert canonical("thumb", {"good": True}, (0,)) == {"good": True}
+    assert canonical(given, (1, 0)) == {"scores": [{"helpful": 7}, {"helpful": 1}]}
+    assert canonical({"good": True}, (0,)) == {"good": True}
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 def test_displayed_is_the_opposite_of_canonical(order: tuple[int, ...]) -> None:
     label = {"ranks": [2, 1, 3], "note": "?"}
-    assert canonical("ranking", displayed("ranking", label, order), order) == label
+    assert canonical(displayed(label, order), order) == label
     two = order[:2] if set(order[:2]) == {0, 1} else (1, 0)
-    assert canonical("pair", displayed("pair", choice(1, "unsure"), two), two) == choice(1, "unsure")
+    assert canonical(displayed(choice(1, "unsure"), two), two) == choice(1, "unsure")
 
 
 def test_a_checked_label_has_no_empty_keys() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from alignkit_apps.feedback_export.consent import redact, redact_all
+from alignkit_apps.feedback.items import listed
+from alignkit_apps.feedback_export.consent import redact
 
 
 @pytest.mark.parametrize(
@@ -55,4 +56,4 @@ def test_long_texts_are_quick() -> None:
 
 def test_texts_at_any_depth() -> None:
     value = {"to": ["a@b.example", {"x": "a@b.example", "n": 3}], "none": None}
-    assert redact_all(value) == {"to": ["[e-mail]", {"x": "[e-mail]", "n": 3}], "none": None}
+    assert listed(value, redact) == {"to": ["[e-mail]", {"x": "[e-mail]", "n": 3}], "none": None}

@@ -15,7 +15,7 @@ from typing import Any
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.label.guidelines import Guidelines
-from alignkit_apps.label.label_api import Desk
+from alignkit_apps.label.label_api import LabelApi
 from tests.patience import PATIENCE
 from tests.stores import pair
 
@@ -65,7 +65,7 @@ def application(store: Store, annotators: Sequence[str] = ("ada",), guidelines: 
     from alignkit_apps.web.guard import Sessions
 
     sessions = Sessions(list(annotators))
-    return make_app(Desk(store, Guidelines(store, guidelines)), sessions, "Label"), sessions
+    return make_app(LabelApi(store, Guidelines(store, guidelines)), sessions, "Label"), sessions
 
 
 def opened(app: Any, sessions: Any, annotator: str = "ada") -> Page:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 pytest.importorskip("markdown_it")
 
 from alignkit_apps.label.formatted import LONGEST, formatted
-from alignkit_apps.web.text import visible
+from alignkit_apps.web.messages import visible
 from tests.apps.label.injections import INJECTIONS
 
 TAGS = {"p", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "table", "thead", "tbody", "tr", "th", "td"}

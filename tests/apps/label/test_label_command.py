@@ -22,8 +22,7 @@ from alignkit.runs.stage_store import StageStore
 from alignkit_apps.feedback.asking import Wanted, items_of
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.label.guidelines import Guidelines, rendered
-from alignkit_apps.label.items import file_groups, stage_groups
-from alignkit_apps.label.start import Plans, Source, _greet, prepared
+from alignkit_apps.label.start import Plans, Source, _greet, file_groups, prepared, stage_groups
 from tests.patience import PATIENCE
 
 PAIR = {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}

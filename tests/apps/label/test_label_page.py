@@ -18,7 +18,7 @@ from alignkit_apps.feedback.effective_labels import consents, labeled
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.store import Plan, Store
 from alignkit_apps.label.guidelines import Guidelines
-from alignkit_apps.label.label_api import Desk
+from alignkit_apps.label.label_api import LabelApi
 from tests.apps.label.pages import Page, application, filled, opened, pairs
 from tests.stores import Clock, pair, ranking, turn
 
@@ -277,7 +277,7 @@ def test_what_each_task_shows(tmp_path: Path) -> None:
         ranking("c", 9),
     ]
     with filled(tmp_path / "a.feedback", items) as store:
-        desk = Desk(store, Guidelines(store))
+        desk = LabelApi(store, Guidelines(store))
         shown = desk.next("ada", {})["item"]
         assert shown["text"] == "raw\u202e" and shown["responses"] == [[{"role": "assistant", "text": "raw⟦U+202E⟧"}]]
         message = {"uuid": str(uuid.uuid4()), "kind": "label", "item": shown["id"], "revision": 1}

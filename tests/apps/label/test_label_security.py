@@ -12,7 +12,7 @@ pytest.importorskip("starlette")
 
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.store import Plan
-from alignkit_apps.web.text import visible
+from alignkit_apps.web.messages import visible
 from tests.apps.label.injections import INJECTIONS
 from tests.apps.label.pages import SECRET, Page, application, filled, opened, pairs
 from tests.stores import pair, turn

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from alignkit_apps.feedback.labels import BadLabel
-from alignkit_apps.web.messages import PageMessage, read
+from alignkit_apps.feedback.labels import BadLabel, StrictModel
+from alignkit_apps.web.messages import read
 
 
-class Spent(PageMessage):
+class Spent(StrictModel):
     item: str
     seconds: float
 

@@ -13,8 +13,7 @@ pytest.importorskip("starlette")
 from alignkit_apps.feedback.assignment import REPEAT_AFTER
 from alignkit_apps.feedback.effective_labels import labeled
 from alignkit_apps.feedback.store import Plan, Store
-from alignkit_apps.label.annotator_stats import in_words, mine
-from alignkit_apps.label.quality import quality
+from alignkit_apps.label.annotator_stats import in_words, quality, stats_of
 from tests.apps.label.pages import Page, application, filled, opened, pairs
 
 LEFT = {"side": "A", "margin": "better"}
@@ -45,17 +44,17 @@ def test_a_gold_item_shows_up_ten_labels_later(store: Store) -> None:
     first, second = work(ada, store, 2)
     assert {first, second} == {entry.stored.item.id for entry in labeled(store) if entry.stored.item.gold}
     work(ada, store, REPEAT_AFTER - 2)
-    assert mine(store, "ada").misses == [] and mine(store, "ada").gold is None
+    assert stats_of(store, "ada").misses == [] and stats_of(store, "ada").gold is None
     contest = {"uuid": str(uuid.uuid4()), "item": first, "note": "no"}
     answer = ada.post("contest", contest)
     assert answer.status_code == 422 and "not on the page" in answer.json()["error"]
     work(ada, store, 1)
-    found = mine(store, "ada")
+    found = stats_of(store, "ada")
     assert [miss.item for miss in found.misses] == [first]
     miss = found.misses[0]
     assert {miss.said, miss.expected[0]} in ({"A, better", "B"}, {"B, better", "A"})
     assert miss.answers["AB".index(miss.expected)].startswith("good")
-    assert mine(store, "bob").misses == [] and bob.post("contest", contest).status_code == 422
+    assert stats_of(store, "bob").misses == [] and bob.post("contest", contest).status_code == 422
     page = ada.client.get("/mine").text
     assert "good" in page and "The known answer" in page and "secret" not in page
 
@@ -69,8 +68,8 @@ def test_a_contested_label_counts_against_nobody(store: Store) -> None:
     contest = {"uuid": str(uuid.uuid4()), "item": first, "note": "the other one is right"}
     for _ in range(2):
         assert ada.post("contest", contest).json() == {"contested": True}
-    assert [event.kind for event in store.events(first)] == ["label", "contest"]
-    after, own = quality(store).annotators[0].gold, mine(store, "ada")
+    assert [event.kind for event in store.events() if event.item == first] == ["label", "contest"]
+    after, own = quality(store).annotators[0].gold, stats_of(store, "ada")
     assert after and after["n"] == 1 and own.gold and own.gold["n"] == 1
     assert {miss.item: miss.contested for miss in own.misses} == {first: "the other one is right", second: ""}
     assert "You contested it: the other one is right" in ada.client.get("/mine").text
@@ -82,7 +81,7 @@ def test_a_contested_label_counts_against_nobody(store: Store) -> None:
     ada.post("submit", ada.event(state["item"], {"side": poor, "margin": "better"}, "adjudicate"), "adjudicate")
     settled = quality(store).annotators[0].gold
     assert settled and (settled["mean"], settled["n"]) == (0.5, 2)
-    assert [miss.item for miss in mine(store, "ada").misses] == [second]
+    assert [miss.item for miss in stats_of(store, "ada").misses] == [second]
 
 
 def test_a_contest_is_not_what_undo_takes_back(store: Store) -> None:
@@ -122,7 +121,7 @@ def test_own_labels_can_be_changed_but_not_those_whose_answer_was_told(store: St
     app, sessions = application(store, ["ada", "bob"])
     ada, bob = opened(app, sessions), opened(app, sessions, "bob")
     work(ada, store, 2 + REPEAT_AFTER)
-    found = mine(store, "ada")
+    found = stats_of(store, "ada")
     told = {miss.item for miss in found.misses}
     assert len(told) == 2 and len(found.labeled) == REPEAT_AFTER and found.older == 0
     own = found.labeled[-1]

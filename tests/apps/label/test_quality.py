@@ -10,7 +10,7 @@ import pytest
 
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.store import Event, Store
-from alignkit_apps.label.quality import Latest, quality
+from alignkit_apps.label.annotator_stats import Latest, quality
 from tests.stores import Clock, pair, ranking
 
 

@@ -18,7 +18,7 @@ import torch
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.training.learner import Learner
-from alignkit_apps.plan.live_bytes import LiveBytes, bytes_of
+from alignkit_apps.plan.memory import LiveBytes, bytes_of
 
 WARM_UP = {
     "model": {"base": "tiny", "dtype": "float32"},

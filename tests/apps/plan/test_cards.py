@@ -8,7 +8,7 @@ import torch
 from alignkit.errors import RecipeError
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
 from alignkit_apps.plan.cards import CARDS, larger_cards, machine_of
-from alignkit_apps.plan.live_bytes import LiveBytes
+from alignkit_apps.plan.memory import LiveBytes
 from alignkit_apps.plan.shape_model import CardLayout
 
 

@@ -12,7 +12,7 @@ def test_a_start_without_an_end_was_killed(tmp_path: Path) -> None:
     first, second = history.starts_of(make_run(tmp_path / "run"))
     assert first["outcome"] == "killed" and first["ended"] is None and first["started"] == "2026-09-21T14:13:20Z"
     assert second["outcome"] == "done" and second["ended"] == "2026-09-21T14:15:20Z" and second["reused"] == ["labels"]
-    assert history.start_times(tmp_path / "run") == [BEGAN, BEGAN + 20]
+    assert [start["time"] for start in history.starts_of(tmp_path / "run")] == [BEGAN, BEGAN + 20]
 
 
 def test_a_run_that_holds_its_lock_is_running(tmp_path: Path) -> None:
@@ -50,4 +50,4 @@ def test_damaged_lines_and_times_are_no_errors(tmp_path: Path) -> None:
     (folder / "starts.jsonl").write_bytes(b'\xff{"event": "start"}\n{"event": "start", "time": 1e300}\n{"event": "end"')
     (folder / "run.log").write_bytes(b"\xff\xfe no time\n")
     assert [start["started"] for start in history.starts_of(folder)] == [""]
-    assert history.incidents(folder, []) == [] and history.start_times(folder) == [1e300]
+    assert history.incidents(folder, []) == [] and [start["time"] for start in history.starts_of(folder)] == [1e300]

@@ -15,9 +15,9 @@ from typing import Any
 
 from alignkit import Group
 from alignkit.models.next_token import Sampling
-from alignkit_apps.chat.chat_api import Booth
+from alignkit_apps.chat.chat_api import ChatApi
 from alignkit_apps.chat.collection import Collection
-from alignkit_apps.chat.task_queue import Line
+from alignkit_apps.chat.page import TaskQueue
 from alignkit_apps.policies.policy import Opened, TooLong
 from alignkit_apps.policies.streaming import Answer, Piece, Question
 from tests.patience import PATIENCE
@@ -102,7 +102,7 @@ class Chat:
     app: Any
     sessions: Any
     policies: list[Scripted]
-    line: Line
+    tasks: TaskQueue
     collection: Collection | None
 
     def opened(self, annotator: str = "ada") -> Tab:
@@ -166,14 +166,14 @@ def chat(
     known: Any = {policy.name: policy for policy in policies}
     scorers: Any = [ByLength()] if rewards else []
     models = Opened(known, scorers)
-    line, sessions = Line(), Sessions(list(annotators))
-    app = make_page(Booth(models, collection=collection, **more), line, sessions)
-    thread = threading.Thread(target=line.run, daemon=True)
+    tasks, sessions = TaskQueue(), Sessions(list(annotators))
+    app = make_page(ChatApi(models, collection=collection, **more), tasks, sessions)
+    thread = threading.Thread(target=tasks.run, daemon=True)
     thread.start()
     try:
-        yield Chat(app, sessions, policies, line, collection)
+        yield Chat(app, sessions, policies, tasks, collection)
     finally:
-        line.stop()
+        tasks.stop()
         thread.join(PATIENCE)
         assert not thread.is_alive()
         if collection is not None:

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,11 @@ def run(tmp_path_factory: pytest.TempPathFactory, _cache: None) -> Path:
 
 @dataclass
 class Server:
-    """A server in this process. kept: the exchanges that it handed on."""
+    """A server in this process."""
 
     port: int
     work: Any
     opened: Any
-    kept: list[Any] = field(default_factory=list)
 
     def send(
         self, method: str, path: str, body: Any = None, **headers: str
@@ -111,8 +110,7 @@ def server(run: Path) -> Iterator[Server]:
     from alignkit_apps.serve.app import serve
     from alignkit_apps.web.hosting import bound
 
-    kept: list[Any] = []
-    work, ready = Work(kept.append), threading.Event()
+    work, ready = Work(), threading.Event()
     found: list[Server] = []
 
     def live() -> None:  # all model work is in this thread, as in the command
@@ -121,7 +119,7 @@ def server(run: Path) -> Iterator[Server]:
             bound("127.0.0.1", 0) as listening,
             opened(named, load_plugins().registry, Reporter(), work.should_stop, "alignkit serve") as models,
         ):
-            found.append(Server(listening.getsockname()[1], work, models, kept))
+            found.append(Server(listening.getsockname()[1], work, models))
             serve(models, work, listening, None, ready.set)
 
     thread = threading.Thread(target=live, name="server", daemon=True)

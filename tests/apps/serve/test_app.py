@@ -134,15 +134,6 @@ def test_evaluate_gives_the_same_answers_and_a_judge_can_ask(server: Server, run
     assert summary["judges"] == ["openai_judge"] and "openai_judge" in json.dumps(summary["judged"])
 
 
-def test_exchanges_are_handed_on(server: Server) -> None:
-    reply = server.chat(seed=11, n=2)
-    until(lambda: 11 in [exchange.seed for exchange in server.kept])  # after the reply
-    (exchange,) = (exchange for exchange in server.kept if exchange.seed == 11)
-    assert exchange.answers == contents(reply)
-    assert exchange.messages == [{"role": "user", "content": "bread is good"}]
-    assert exchange.policy.endswith("/online") and exchange.sampling.temperature == 0.7
-
-
 # --- what is refused
 
 
@@ -336,4 +327,4 @@ def test_a_client_that_leaves_ends_its_answer(server: Server, stream: bool, monk
     left.set()
     monkeypatch.undo()
     assert contents(server.chat(seed=5))  # the next one is answered
-    assert written[-1] == 6 and not [exchange for exchange in server.kept if exchange.seed == 77]
+    assert written[-1] == 6

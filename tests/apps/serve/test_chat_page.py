@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("starlette")
 
-from alignkit_apps.chat import task_queue as line_module
+from alignkit_apps.chat import page as page_module
 from alignkit_apps.feedback.effective_labels import labeled
 from tests.apps.label.injections import INJECTIONS
 from tests.apps.label.pages import served
@@ -62,7 +62,7 @@ def test_the_seed_decides_the_answers(run: Path) -> None:
     """They are those of the terminal."""
     from alignkit.io.progress import Reporter
     from alignkit.plugins import load_plugins
-    from alignkit_apps.chat.chat_api import Asked, Booth
+    from alignkit_apps.chat.chat_api import Asked, ChatApi
     from alignkit_apps.chat.session import Session
     from alignkit_apps.policies.policy import opened
     from alignkit_apps.policies.recipe import models_of
@@ -71,7 +71,7 @@ def test_the_seed_decides_the_answers(run: Path) -> None:
     named = models_of([str(run / "sft"), str(run / "online")])
     with opened(named, load_plugins().registry, Reporter(), lambda: None, "alignkit chat") as models:
         events: list[Any] = []
-        Booth(models, sampling, seed=3).answer("ada", Asked(**asked("my old friend")), events.append, lambda: True)
+        ChatApi(models, sampling, seed=3).answer("ada", Asked(**asked("my old friend")), events.append, lambda: True)
         session = Session(models, sampling, seed=3)
         session.begin("my old friend")
         assert said(events) == [session.ask(name, lambda text: None, lambda: True).text for name in models.policies]
@@ -306,7 +306,7 @@ def test_a_page_that_leaves_ends_its_answer(tmp_path: Path) -> None:
 
 
 def test_too_many_questions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line_module, "MOST_WAITING", 1)
+    monkeypatch.setattr(page_module, "MOST_WAITING", 1)
     with chat(names=NAMES[:1]) as page, served(page.app) as port:
         page.policies[0].gate.clear()
         first = connected(page, port, asked(sides=1))
@@ -327,7 +327,7 @@ def test_a_server_that_stops_ends_its_answers() -> None:
         first = connected(page, port, asked(sides=1))
         assert page.policies[0].waits.wait(PATIENCE)
         second = connected(page, port, asked(sides=1))
-        page.line.stop()
+        page.tasks.stop()
         for opened, waiting in (first, second):
             waiting.read()  # ends
             opened.close()

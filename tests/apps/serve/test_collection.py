@@ -20,7 +20,7 @@ from alignkit_apps.chat.collection import TERMS, Collection, Kept
 from alignkit_apps.chat.loop import talk
 from alignkit_apps.chat.screen import Screen
 from alignkit_apps.chat.session import Session
-from alignkit_apps.chat.terminal_feedback import Remarks
+from alignkit_apps.chat.terminal_feedback import TerminalFeedback
 from alignkit_apps.feedback.effective_labels import consents, labeled
 from alignkit_apps.feedback.labels import BadLabel
 from alignkit_apps.feedback.rows import store_rows
@@ -198,14 +198,14 @@ def test_only_yes_is_a_yes(tmp_path: Path, answer: str | None, granted: bool) ->
 # --- in the terminal
 
 
-def said(session: Session, remarks: Remarks, *lines: str) -> str:
+def said(session: Session, remarks: TerminalFeedback, *lines: str) -> str:
     out = io.StringIO()
     talk(session, Screen(["run-sft", "run-online"], Console(file=out, width=200)), entered(*lines), remarks)
     return out.getvalue()
 
 
-def terminal(models: Opened, collection: Collection | None, **more: Any) -> tuple[Session, Remarks]:
-    remarks = Remarks("ada", collection, **more)
+def terminal(models: Opened, collection: Collection | None, **more: Any) -> tuple[Session, TerminalFeedback]:
+    remarks = TerminalFeedback("ada", collection, **more)
     return Session(models, {"max_new_tokens": 16, "temperature": 0.8}, seed=3, keep=remarks.exchanges.append), remarks
 
 

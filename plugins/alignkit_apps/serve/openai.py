@@ -1,11 +1,13 @@
-"""Requests in OpenAI's format, read strictly: a key or value that would be ignored is an error."""
+"""OpenAI's format: requests, in which a key that would be ignored is an error, and replies, whole or streamed."""
 
 from __future__ import annotations
 
 import json
 import secrets
+import time
+import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,17 @@ from alignkit.data.conversations import read_message
 from alignkit.data.group import Message
 from alignkit.errors import BadRow, did_you_mean
 from alignkit.options import Options
-from alignkit.recipe.document import Document, Keys
+from alignkit.recipe.document import Document
 from alignkit.recipe.problems import Problems, path_text, shown
 from alignkit.recipe.schema import allowed_keys
 from alignkit.recipe.validation import validate
 from alignkit.recipe.yaml_nodes import Mark
+from alignkit_apps.policies.streaming import Answer, Piece, TokenLogprobs
 
 MOST_ANSWERS = 128
 TOP = 20  # tokens at a place
+DONE = "data: [DONE]\n\n"
+LEAST = -9999.0  # OpenAI's log-probability of what is impossible; JSON has no infinity
 
 # Keys that clients send with values that ask for nothing. Any other value is refused, because it would be ignored.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -146,9 +151,78 @@ def _read(body: bytes) -> ChatKeys:
     if checked.value is None:
         first = problems.items[0]
         text = f"{first.message}; {first.help}" if first.help else first.message
-        raise RequestError(400, text, _param(checked.failed))
+        raise RequestError(400, text, path_text(min(checked.failed, key=str, default=())) or None)
     return checked.value
 
 
-def _param(failed: frozenset[Keys]) -> str | None:
-    return path_text(min(failed, key=str)) or None if failed else None
+# Replies
+
+
+@dataclass
+class Reply:
+    """The frame of a request's answers."""
+
+    model: str
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, answers: Mapping[int, Answer], prompt_tokens: int) -> dict[str, Any]:
+        """All answers, by the index of their choice."""
+        choices = [self._choice(index, answers[index]) for index in sorted(answers)]
+        return self._frame("chat.completion", choices) | {"usage": usage(prompt_tokens, list(answers.values()))}
+
+    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        said = {"message": {"role": "assistant", "content": answer.text}}
+        ended = {"logprobs": _logprobs(answer.logprobs), "finish_reason": reason(answer)}
+        return {"index": index, **said, **ended}
+
+    # Streams
+
+    def opening(self, index: int) -> str:
+        """The first chunk of a choice."""
+        return self._chunk(index, {"role": "assistant", "content": ""})
+
+    def piece(self, piece: Piece) -> str:
+        """A chunk with more of a choice."""
+        return self._chunk(piece.number, {"content": piece.text}, _logprobs(piece.logprobs))
+
+    def ending(self, index: int, answer: Answer) -> str:
+        """The last chunk of a choice."""
+        return self._chunk(index, {}, finish=reason(answer))
+
+    def usage(self, prompt_tokens: int, answers: Sequence[Answer]) -> str:
+        """The chunk with the number of tokens."""
+        return event(self._frame("chat.completion.chunk", []) | {"usage": usage(prompt_tokens, answers)})
+
+    def _chunk(self, index: int, said: Any, logprobs: Any = None, finish: str | None = None) -> str:
+        choice = {"index": index, "delta": said, "logprobs": logprobs, "finish_reason": finish}
+        return event(self._frame("chat.completion.chunk", [choice]))
+
+    def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+
+
+def _logprobs(tokens: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
+    if not tokens:
+        return None
+    listed = [_token(t.text, t.logprob) | {"top_logprobs": [_token(*pair) for pair in t.top]} for t in tokens]
+    return {"content": listed}
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(text.encode("utf-8", "replace"))}
+
+
+def reason(answer: Answer) -> str:
+    """Why an answer ended."""
+    return "stop" if answer.ended else "length"
+
+
+def usage(prompt_tokens: int, answers: Sequence[Answer]) -> dict[str, int]:
+    written = sum(len(answer.tokens) for answer in answers)
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": written, "total_tokens": prompt_tokens + written}
+
+
+def event(body: Mapping[str, Any]) -> str:
+    """A chunk of a stream."""
+    return f"data: {json.dumps(body)}\n\n"
