@@ -92,7 +92,7 @@ def _own(vote: Vote, entry: Labeled) -> Own:
     return Own(
         vote.uuid,
         last if len(last) <= LINE else f"{last[:LINE]}...",
-        in_words(displayed(item.task, vote.label, vote.order)),
+        in_words(displayed(vote.label, vote.order)),
     )
 
 
