@@ -28,6 +28,7 @@ from alignkit.filters import Filter
 from alignkit.formats import Format
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.launcher import ACCELERATE, Launcher
+from alignkit.monitor import Monitor
 from alignkit.options import Options
 from alignkit.readers import BUILT_IN, Reader, use_readers
 from alignkit.registry import BrokenPlugin, Registration, Registry, UnavailablePlugin, normalized_name
@@ -36,22 +37,23 @@ from alignkit.step import Step
 from alignkit.tracker import Tracker
 
 GROUP = "alignkit"
-# Registration hook -> kind. A combination can be used wherever a reward can.
-HOOKS = {
-    "register_models": "model",
-    "register_formats": "format",
-    "register_algorithms": "algorithm",
-    "register_rewards": "reward",
-    "register_combinations": "reward",
-    "register_judges": "judge",
-    "register_environments": "environment",
-    "register_steps": "step",
-    "register_filters": "filter",
-    "register_trackers": "tracker",
-    "register_engines": "engine",
-    "register_executors": "executor",
-    "register_readers": "reader",
-    "register_launchers": "launcher",
+# Registration hook -> kind, and the class that is derived from; None: any callable. A combination is a reward.
+HOOKS: dict[str, tuple[str, type | None]] = {
+    "register_models": ("model", None),
+    "register_formats": ("format", Format),
+    "register_algorithms": ("algorithm", Algorithm),
+    "register_rewards": ("reward", Reward),
+    "register_combinations": ("reward", RewardCombination),
+    "register_judges": ("judge", Judge),
+    "register_environments": ("environment", Environment),
+    "register_steps": ("step", Step),
+    "register_filters": ("filter", Filter),
+    "register_monitors": ("monitor", Monitor),
+    "register_trackers": ("tracker", Tracker),
+    "register_engines": ("engine", Engine),
+    "register_executors": ("executor", Executor),
+    "register_readers": ("reader", Reader),
+    "register_launchers": ("launcher", Launcher),
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Words that recipes use for something else where they would name the implementation.
@@ -218,7 +220,7 @@ def _torch_modes() -> tuple[str, bool] | None:
 
 def _registrar(hook: str, origin: Registration, registrations: list[tuple[str, Registration]]) -> Callable[..., None]:
     """The `register` that a plugin calls. It checks its arguments, so that a traceback points at the plugin."""
-    kind = HOOKS[hook]
+    kind = HOOKS[hook][0]
 
     def register(name: str, implementation: Any, *, summary: str = "") -> None:
         _check_name(kind, name)
@@ -246,29 +248,10 @@ def _check_suffix(name: Any) -> None:
         raise ValueError(f"files with the suffix {name} need no reader: they are rows")
 
 
-def _base(hook: str) -> type | None:
-    """The class that a registered class must derive from; None if any callable will do."""
-    return {
-        "register_formats": Format,
-        "register_algorithms": Algorithm,
-        "register_rewards": Reward,
-        "register_combinations": RewardCombination,
-        "register_judges": Judge,
-        "register_environments": Environment,
-        "register_steps": Step,
-        "register_filters": Filter,
-        "register_trackers": Tracker,
-        "register_engines": Engine,
-        "register_executors": Executor,
-        "register_readers": Reader,
-        "register_launchers": Launcher,
-    }.get(hook)
-
-
 def check_implementation(hook: str, name: str, implementation: Any) -> None:
     """Refuse an implementation that could only fail later, with a reason that its author understands."""
-    label = f"{HOOKS[hook]} '{name}'"
-    base = _base(hook)
+    kind, base = HOOKS[hook]
+    label = f"{kind} '{name}'"
     if base is None:
         if not callable(implementation):
             raise TypeError(f"{label} must be callable, not {implementation!r}")

@@ -15,10 +15,8 @@ from alignkit.options import Options
 FEW = 6  # names, which fit in an error
 # Combinations are rewards.
 KINDS = (
-    *("model", "format", "algorithm", "reward", "judge", "environment", "step", "filter", "tracker", "engine"),
-    "executor",
-    "reader",
-    "launcher",
+    *("model", "format", "algorithm", "reward", "judge", "environment", "step", "filter", "monitor", "tracker"),
+    *("engine", "executor", "reader", "launcher"),
 )
 
 

@@ -38,7 +38,7 @@ def test_an_algorithm_comes_with_its_stage_defaults(generate: ModuleType) -> Non
 
 def test_every_plugin_is_in_the_table(generate: ModuleType) -> None:
     names = {f"alignkit_{path.stem}" for path in (ROOT / "plugins" / "alignkit_plugins").glob("[a-z]*")}
-    assert {"alignkit_distributed", *names} == {
+    assert {"alignkit_distributed", "alignkit_monitors", *names} == {
         line.split("`")[1] for line in generate.part("plugins").splitlines()[2:]
     }
 

@@ -31,6 +31,7 @@ MODULES = {path.stem for path in (ROOT / "plugins" / "alignkit_plugins").glob("[
 APPS = {
     "alignkit_report": "alignkit_apps.report.events",
     "alignkit_distributed": "alignkit_distributed.events",
+    "alignkit_monitors": "alignkit_monitors.reward_hacking",
 }
 PLUGINS = {*APPS, *(f"alignkit_{name}" for name in MODULES)}
 RECIPES = sorted(path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*") if path.is_file())

@@ -42,6 +42,7 @@ _RESOLVERS: Mapping[str, Resolver] = {
     "reward": read_reward,
     "judge": lambda raw, keys, scope: read_component("judge", raw, keys, scope),
     "filter": lambda raw, keys, scope: read_component("filter", raw, keys, scope),
+    "monitor": lambda raw, keys, scope: read_component("monitor", raw, keys, scope),
     "environment": lambda raw, keys, scope: read_component("environment", raw, keys, scope),
     "engine": read_engine,
     "constitution": read_constitution,

@@ -42,4 +42,4 @@ def machine_of(models: ModelRouter | None = None) -> dict[str, Any]:
 @cache
 def _code() -> str:
     """A digest of the modules that a stage's result depends on, which change between versions, too."""
-    return digest(computing_code(rooms=(*COMPUTING, "evaluation", "io", "recipe", "runs", "watching")))
+    return digest(computing_code(rooms=(*COMPUTING, "evaluation", "io", "recipe", "runs")))

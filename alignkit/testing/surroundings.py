@@ -215,7 +215,7 @@ def conform(
         with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as cache, watched():
             around = Surroundings(folder or Path.cwd(), Path(cache), groups)
             try:
-                for problem in find(around, around.component(HOOKS[hook], cls, options)):
+                for problem in find(around, around.component(HOOKS[hook][0], cls, options)):
                     problems.append(problem)  # now, because finding another may raise
             except (AlignkitError, ConformanceError) as error:  # a mistake that a run would report
                 problems.append(str(error))

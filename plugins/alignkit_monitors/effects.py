@@ -8,14 +8,13 @@ resemble each other, and what a score pays for at a prompt, it pays for again in
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
 
-    Floats = NDArray[np.float64]
-
+Floats = NDArray[np.float64]
 FEWEST = 10  # prompts in which a feature varies
 _WIDEST = 1 << 32  # features
 
@@ -27,8 +26,6 @@ class Effects:
     """
 
     def __init__(self, scores: Sequence[str]):
-        import numpy as np
-
         self.scores = tuple(scores)
         self._columns: dict[str, int] = {}  # of the features
         self._numbers: dict[Hashable, int] = {}  # of the prompts
@@ -43,8 +40,6 @@ class Effects:
 
         groups: each answer's prompt. The answers to a prompt stand together; in another look it is the same prompt.
         """
-        import numpy as np
-
         numbers = np.array([self._numbers.setdefault(group, len(self._numbers)) for group in groups], dtype=np.int64)
         starts = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1]))
         x = centered(features, starts)
@@ -59,23 +54,16 @@ class Effects:
 
     def _merge(self) -> None:
         """Put the sums of equal pairs together."""
-        import numpy as np
-
         keys, sums = zip((self._keys, self._sums), *self._new, strict=True)
         self._keys, places = np.unique(np.concatenate(keys), return_inverse=True)
         rows = [np.bincount(places, row, len(self._keys)) for row in np.concatenate(sums, axis=1)]
         self._sums, self._new = np.stack(rows), []
 
     def _places(self, names: Sequence[str]) -> Any:
-        import numpy as np
-
         return np.array([self._columns.setdefault(name, len(self._columns)) for name in names], dtype=np.int64)
 
     def slopes(self, score: str, names: Sequence[str], level: float) -> tuple[Floats, Floats, Floats]:
         """The slope of a score on each feature, and its interval at 1 - level; NaN where too few prompts vary in it."""
-        import numpy as np
-        from scipy import stats
-
         places = self._places(names)
         self._merge()
         columns, count = self._keys % _WIDEST, len(self._columns)
@@ -91,8 +79,6 @@ class Effects:
 
 def centered(values: Floats, starts: Any) -> Floats:
     """Values minus the mean of their prompt: [answers, columns]."""
-    import numpy as np
-
     counts = np.diff(np.append(starts, len(values)))
     means = np.add.reduceat(values, starts, axis=0) / counts[:, None]
     centered: Floats = values - np.repeat(means, counts, axis=0)
