@@ -18,9 +18,9 @@ REWARD_HACKING = "reward_hacking"  # the monitor that every stage has
 class Observation:
     """What a monitor says of an iteration.
 
-    metrics: for metrics.jsonl. warnings: what the run prints. summary: JSON values for stage.json.
-    stop: why the stage ends now; empty if it continues. best: the iteration whose policy is the result of a stage that
-    ends now: this one, or that of the last look. Its weights are kept. 0: the current one, of which none are kept yet.
+    metrics: for metrics.jsonl. warnings: what the run prints. summary: JSON values for stage.json. stop: why the stage
+    ends now; empty if it continues. best: the iteration whose policy is then the result: this one, or the `best` of the
+    last look, as only its weights are kept; 0: this one, and none are kept.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -33,8 +33,7 @@ class Observation:
 class Monitor:
     """Base class of a monitor: looks at the samples of every iteration, before they are learned from.
 
-    It may remember what it has seen. When a stage resumes, a new monitor looks again at all earlier samples, which
-    come from the run's files; it must then say the same.
+    When a stage resumes, a new monitor looks at all earlier samples again, from the run's files, and must say the same.
     """
 
     class Options(_Options):
@@ -48,10 +47,10 @@ class Monitor:
         return ()
 
     def look(self, iteration: int, groups: Sequence[Group], gold: Sequence[Group] | None) -> Observation:
-        """Look at an iteration's samples, scored by the reward (`REWARD_KEY`). Iterations count from 1.
+        """Look at an iteration's scored samples. Iterations count from 1.
 
-        groups: empty if their file was deleted before the stage resumed. gold: the samples whose scores have `gold`
-        (`GOLD_KEY`), too, None where that failed; None if gold is not measured in this iteration.
+        groups: empty if their file was deleted before the stage resumed. gold: the samples with `gold` next to `reward`
+        among their scores (None where scoring failed); None if this iteration does not measure it.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define `look(iteration, groups, gold)`")
 

@@ -37,7 +37,8 @@ from alignkit.step import Step
 from alignkit.tracker import Tracker
 
 GROUP = "alignkit"
-# Registration hook -> kind, and the class that is derived from; None: any callable. A combination is a reward.
+# Registration hook -> kind, and the class that a registered class must derive from; None: any callable will do.
+# A combination can be used wherever a reward can.
 HOOKS: dict[str, tuple[str, type | None]] = {
     "register_models": ("model", None),
     "register_formats": ("format", Format),
@@ -220,7 +221,7 @@ def _torch_modes() -> tuple[str, bool] | None:
 
 def _registrar(hook: str, origin: Registration, registrations: list[tuple[str, Registration]]) -> Callable[..., None]:
     """The `register` that a plugin calls. It checks its arguments, so that a traceback points at the plugin."""
-    kind = HOOKS[hook][0]
+    kind, _ = HOOKS[hook]
 
     def register(name: str, implementation: Any, *, summary: str = "") -> None:
         _check_name(kind, name)

@@ -138,7 +138,7 @@ def falls(folder: Path) -> tuple[int | None, int | None]:
 
     First by the plain 95% interval, then by that of `stop: {gold: falls}`, which holds for all iterations together.
     """
-    from alignkit_monitors.change import Gold, change
+    from alignkit_monitors.estimates import Gold, change
     from alignkit_monitors.snapshot import look_at
 
     files = sorted(folder.glob("*.jsonl"))

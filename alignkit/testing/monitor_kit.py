@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from alignkit.data.group import Group, group_from_json, group_to_json
-from alignkit.monitor import GOLD_KEY, Monitor, Observation
+from alignkit.monitor import Monitor, Observation
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY
 from alignkit.settings import Settings
 from alignkit.testing.surroundings import Surroundings, conform
-from alignkit.training.watch import CheckedMonitor
+from alignkit.training.watch import CheckedMonitor, with_gold
 
 LOOKS = 4
-Look = tuple[list[Group], list[Group] | None]  # samples, and those with gold
+Look = tuple[Sequence[Group], Sequence[Group] | None]  # samples, and those with gold
 
 
 def check_monitor(
@@ -30,26 +28,21 @@ def check_monitor(
 ) -> None:
     """Raise ConformanceError listing every rule that a monitor breaks (see the table in `alignkit.testing`).
 
-    options: as in a recipe. groups: samples of every iteration; default: the kit's own. Their rewards rise.
+    options: as in a recipe. groups: the scored samples of each iteration, which are also those of gold; default: the
+    kit's own.
     """
-
-    def problems(around: Surroundings, component: Component) -> Iterator[str]:
-        return _problems(component, around.rollouts)
-
-    conform("register_monitors", cls, dict(options or {}), problems, folder=folder, groups=groups)
+    conform("register_monitors", cls, dict(options or {}), _problems, folder=folder, groups=groups)
 
 
-def _problems(component: Component, groups: Sequence[Group]) -> Iterator[str]:
-    samples = [[_scored(group, number) for group in groups] for number in range(1, LOOKS + 1)]
-    looks: list[Look] = [(each, each if number % 2 else None) for number, each in enumerate(samples, 1)]
-    before = copy.deepcopy(looks)
-    observations = _observations(component, looks)
-    if looks != before:
+def _problems(around: Surroundings, component: Component) -> Iterator[str]:
+    samples = [with_gold(group, group) for group in around.rollouts]
+    stored = [group_from_json(group_to_json(group)) for group in samples]
+    observations = _observations(component, [(samples, samples), (samples, None)] * (LOOKS // 2))
+    if samples != stored:
         yield "`look` changes the samples that it is given"
-    stored = [(_stored(each), _stored(each) if gold else None) for each, gold in before]
-    if repr(_observations(component, stored)) != repr(observations):
+    if repr(_observations(component, [(stored, stored), (stored, None)] * (LOOKS // 2))) != repr(observations):
         yield "a second monitor says something else about the same samples, as they are read when a stage resumes"
-    _observations(component, [([], before[0][1]), *before[1:]])  # people delete files
+    _observations(component, [([], stored), (stored, None)])  # people delete files
     for observation in observations:
         if not all(isinstance(value, int | float) for value in observation.metrics.values()):
             yield f"`metrics` must be numbers, not {dict(observation.metrics)!r:.80}"
@@ -60,18 +53,5 @@ def _problems(component: Component, groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _observations(component: Component, looks: Sequence[Look]) -> list[Observation]:
-    monitor = CheckedMonitor(component, Settings(iterations=LOOKS, gold=GOLD_KEY, gold_every=2))
+    monitor = CheckedMonitor(component, Settings(iterations=LOOKS, gold=REWARD_KEY, gold_every=2))
     return [*(monitor.look(number, *look) for number, look in enumerate(looks, 1)), monitor.finish("")]
-
-
-def _scored(group: Group, number: int) -> Group:
-    """The rewards rise with the iteration; gold rises less."""
-    responses = []
-    for response in group.responses:
-        reward = (response.scores.get(REWARD_KEY) or 0.0) + number
-        responses.append(replace(response, scores={**response.scores, REWARD_KEY: reward, GOLD_KEY: reward / 2}))
-    return replace(group, responses=tuple(responses))
-
-
-def _stored(groups: Sequence[Group]) -> list[Group]:
-    return [group_from_json(group_to_json(group)) for group in groups]

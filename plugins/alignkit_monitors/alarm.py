@@ -21,9 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from alignkit_monitors.change import Change, change
 from alignkit_monitors.drift import WORDS
-from alignkit_monitors.effects import Effects, Floats
+from alignkit_monitors.estimates import Change, Effects, Floats, change
 from alignkit_monitors.snapshot import MEASURES, Look
 
 LEVEL = 0.01  # chance of a false alarm over all iterations

@@ -11,8 +11,7 @@ import numpy as np
 from scipy import stats
 
 from alignkit.evaluation import text_metrics as text_measures
-from alignkit_monitors.change import Change, change
-from alignkit_monitors.effects import Effects, centered
+from alignkit_monitors.estimates import Change, Effects, centered, change
 from alignkit_monitors.snapshot import MEASURES, Look
 
 LEVEL = 0.05  # chance of any false warning over all iterations

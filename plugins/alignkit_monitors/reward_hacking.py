@@ -21,8 +21,8 @@ class RewardHacking(Monitor):
     def start(self, settings: Settings) -> Sequence[str]:
         # Statistics take a second to load, which no command that only looks at a recipe should wait for.
         from alignkit_monitors.alarm import Alarm
-        from alignkit_monitors.change import Gold
         from alignkit_monitors.drift import Drift
+        from alignkit_monitors.estimates import Gold
 
         self.rules = settings.stop or Stop()
         iterations = settings.iterations or 1

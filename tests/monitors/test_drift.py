@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from alignkit_monitors.change import change
 from alignkit_monitors.drift import Drift
+from alignkit_monitors.estimates import change
 from alignkit_monitors.snapshot import Answer, Look
 
 WORDS = ("red", "green", "blue", "one", "two", "three", "sun", "moon")

@@ -19,7 +19,7 @@ from alignkit.training.online import OnlineStage
 from alignkit.training.rollouts import RolloutFiles
 from alignkit.training.watch import CheckedMonitor, StageWatch
 from alignkit_apps.report.history import incidents, warnings_of
-from alignkit_monitors.change import Gold
+from alignkit_monitors.estimates import Gold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -199,7 +199,7 @@ def test_the_alarm_is_raised_once_and_may_stop(
     rule: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from alignkit_monitors.alarm import Alarm, Bought, Hacking
-    from alignkit_monitors.change import Change
+    from alignkit_monitors.estimates import Change
 
     moved = Change(1.0, 0.5, 1.5, 0.0, 1.0, 9)
     bought = Bought("the word 'x'", 0.1, 0.9, 1.0, 0.0, 0.8)
