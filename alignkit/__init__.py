@@ -24,6 +24,7 @@ _WHERE = {
     "external": "ExternalTrainer TrainerContext",
     "filters": "Filter",
     "launcher": "Launcher",
+    "monitor": "Monitor Observation",
     "readers": "Reader",
     "formats": "Format",
     "hookspecs": "Register hookimpl",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from alignkit.judges import CheckedJudge, check_compares, check_rates
     from alignkit.launcher import Launcher
     from alignkit.loss import Loss, Per, Term, per_group, per_pair, per_response, per_token
+    from alignkit.monitor import Monitor, Observation
     from alignkit.notebook import RunResult, StageResult, run
     from alignkit.options import (
         ConstitutionRef,

@@ -78,6 +78,11 @@ def register_filters(register: Register) -> None:
 
 
 @hookspec
+def register_monitors(register: Register) -> None:
+    """Monitors of samples, which may end a stage: subclasses of `alignkit.Monitor`."""
+
+
+@hookspec
 def register_trackers(register: Register) -> None:
     """Trackers of metrics: subclasses of `alignkit.Tracker`."""
 

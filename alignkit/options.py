@@ -47,6 +47,7 @@ PolicyRef = Annotated[str, Ref("policy")]  # a stage that can sample; stays text
 RewardRef = Annotated[Any, Ref("reward")]  # a reward; becomes what `context.scorer` takes
 DataRef = Annotated[Any, Ref("data")]  # data; becomes what `context.load` takes
 FilterRef = Annotated[Any, Ref("filter")]  # a filter of scored groups; becomes a component
+MonitorRef = Annotated[Any, Ref("monitor")]  # a monitor of samples; becomes a component
 JudgeRef = Annotated[Any, Ref("judge")]  # a judge; becomes what `CheckedJudge` takes
 EnvironmentRef = Annotated[Any, Ref("environment")]  # an environment; a stage plays it with every response
 ConstitutionRef = Annotated[Any, Ref("constitution")]  # a constitution; becomes a tuple of `Principle`

@@ -28,6 +28,7 @@ from alignkit.filters import Filter
 from alignkit.formats import Format
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.launcher import ACCELERATE, Launcher
+from alignkit.monitor import Monitor
 from alignkit.options import Options
 from alignkit.readers import BUILT_IN, Reader, use_readers
 from alignkit.registry import BrokenPlugin, Registration, Registry, UnavailablePlugin, normalized_name
@@ -48,6 +49,7 @@ HOOKS: dict[str, tuple[str, type | None]] = {
     "register_environments": ("environment", Environment),
     "register_steps": ("step", Step),
     "register_filters": ("filter", Filter),
+    "register_monitors": ("monitor", Monitor),
     "register_trackers": ("tracker", Tracker),
     "register_engines": ("engine", Engine),
     "register_executors": ("executor", Executor),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from alignkit.options import DataRef, EnvironmentRef, FilterRef, Options, Ref, RewardRef, StageRef
+from alignkit.options import DataRef, EnvironmentRef, FilterRef, MonitorRef, Options, Ref, RewardRef, StageRef
 
 
 class LoraSpec(Options):
@@ -244,6 +244,10 @@ class Settings(Options):
         default=None,
         description="when the stage ends early and goes back to an earlier policy, such as {kl: 8, gold: falls} "
         "(online algorithms)",
+    )
+    monitors: list[MonitorRef] | None = Field(
+        default=None,
+        description="what else looks at the samples, and may end the stage, such as [NAME] (online algorithms)",
     )
     environment: EnvironmentRef = Field(
         default=None,

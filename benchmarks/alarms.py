@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from alignkit.data.group import read_groups
 from alignkit.notebook import run
 from benchmarks.markdown import markdown_table
 
@@ -137,15 +138,13 @@ def falls(folder: Path) -> tuple[int | None, int | None]:
 
     First by the plain 95% interval, then by that of `stop: {gold: falls}`, which holds for all iterations together.
     """
-    from alignkit.watching.change import change
-    from alignkit.watching.falling import Gold
-    from alignkit.watching.snapshot import look_from
+    from alignkit_monitors.estimates import Gold, change
+    from alignkit_monitors.snapshot import look_at
 
     files = sorted(folder.glob("*.jsonl"))
     history, best, plain = Gold(len(files)), dict[str, float](), None
     for number, file in enumerate(files, 1):
-        rows = [json.loads(line) for line in _lines(file)]
-        gold = look_from(number, rows).means("gold")
+        gold = look_at(number, read_groups(file)).means("gold")
         history.add(number, gold)
         best = gold if history.best == number else best
         moved = change(best, gold)
@@ -157,13 +156,8 @@ def falls(folder: Path) -> tuple[int | None, int | None]:
 
 def says(file: Path) -> float:
     """The share of answers that say the word."""
-    texts = [json.loads(line)["text"] for line in _lines(file)]
+    texts = [response.text for group in read_groups(file) for response in group.responses]
     return sum(PAID in text.split() for text in texts) / len(texts)
-
-
-def _lines(file: Path) -> list[str]:
-    """Lines, which `splitlines` would also break within an answer that contains U+2028."""
-    return file.read_text(encoding="utf-8").rstrip("\n").split("\n")
 
 
 def _run(folder: Path, name: str, stages: dict[str, Any], seed: int) -> Path:

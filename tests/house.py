@@ -18,7 +18,8 @@ PLUGINS = sorted((ROOT / "plugins" / "alignkit_plugins").rglob("*.py"))
 APPS = sorted((ROOT / "plugins" / "alignkit_apps").rglob("*.py"))
 HTTP = sorted((ROOT / "plugins" / "alignkit_http").rglob("*.py"))
 DISTRIBUTED = sorted((ROOT / "plugins" / "alignkit_distributed").rglob("*.py"))
-CODE = [*sorted(PACKAGE.rglob("*.py")), *PLUGINS, *APPS, *HTTP, *DISTRIBUTED]
+MONITORS = sorted((ROOT / "plugins" / "alignkit_monitors").rglob("*.py"))
+CODE = [*sorted(PACKAGE.rglob("*.py")), *PLUGINS, *APPS, *HTTP, *DISTRIBUTED, *MONITORS]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
@@ -36,16 +37,14 @@ LAYERS = [
     {"recipe", "evaluation"},
     {"kernels"},
     {"models"},
-    {"watching"},
     {"training"},
     {"runs"},
     {"arguments", "commands"},
     {"cli", "notebook", "testing", "__main__"},
 ]
 # internal: plugins may not import them, but apps and alignkit_distributed do
-ROOMS = {"io", "kernels", "models", "recipe", "runs", "training", "watching"}
-# Alarms compare samples; else the kernel needs no statistics.
-USES_EVALUATION = {"evaluation", "watching"}
+ROOMS = {"io", "kernels", "models", "recipe", "runs", "training"}
+USES_EVALUATION = {"evaluation"}  # the kernel needs no statistics
 # Kernels know processors, and nothing of alignkit but these.
 BELOW_KERNELS = {"errors", "functional", "io", "kernels"}
 # What several apps share. Else they do not import each other.
@@ -170,7 +169,7 @@ def cycles(graph: Mapping[str, set[str]]) -> set[frozenset[str]]:
 
 
 def plugins_import_the_contract_only() -> Iterator[str]:
-    for path in PLUGINS:
+    for path in (*PLUGINS, *MONITORS):
         own = ".".join(module_name(path).split(".")[:3])  # alignkit_plugins, group, plugin
         for item in imports(path):
             if item.package == "alignkit" and item.room in ROOMS:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
+from alignkit import Group, Response
+from alignkit.data.group import write_groups
 from benchmarks.alarms import PAID, Result, falls, once, prepare, says
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -14,20 +15,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def write(folder: Path, golds: list[float]) -> None:
     """Iterations with this gold at twelve prompts, which differ far more than iterations; 0.1 more in the first two."""
-    folder.mkdir()
     for number, gold in enumerate(golds, 1):
-        rows = [
-            {
-                "prompt": str(n),
-                "text": f"{PAID} do" if n < number else "ok",
-                "tokens": 1,
-                "reward": 0.0,
-                "surprise": 1.0,
-            }
-            | {"gold": 10.0 * n + gold + 0.1 * ((n * number) % 3)}
-            for n in range(12)
-        ]
-        (folder / f"{number:04d}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        groups = []
+        for n in range(12):
+            scores = {"reward": 0.0, "gold": 10.0 * n + gold + 0.1 * ((n * number) % 3)}
+            groups.append(Group((), (Response(f"{PAID} do" if n < number else "ok", scores=scores),), id=str(n)))
+        write_groups(folder / f"{number:04d}.jsonl", groups)
 
 
 def test_when_gold_fell(tmp_path: Path) -> None:

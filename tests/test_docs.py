@@ -15,7 +15,20 @@ from typing import Any
 
 import pytest
 
-from alignkit import Algorithm, Engine, Environment, Filter, Format, Judge, Options, Reward, Step, Tracker, hookspecs
+from alignkit import (
+    Algorithm,
+    Engine,
+    Environment,
+    Filter,
+    Format,
+    Judge,
+    Monitor,
+    Options,
+    Reward,
+    Step,
+    Tracker,
+    hookspecs,
+)
 from alignkit.cli import main
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
@@ -26,6 +39,7 @@ from alignkit.testing import (
     check_filter,
     check_format,
     check_judge,
+    check_monitor,
     check_reward,
     check_step,
     check_tracker,
@@ -94,7 +108,7 @@ def test_plugins_in_the_text_load(page: Path, tmp_path: Path) -> None:
         assert loaded.broken == []
         found = [
             c
-            for kind in (*KINDS, "tracker")
+            for kind in (*KINDS, "monitor", "tracker")
             for c in loaded.registry.registrations(kind)
             if c.distribution == file.name
         ]
@@ -114,6 +128,7 @@ def conform(cls: type) -> None:
         Filter: check_filter,
         Judge: check_judge,
         Reward: lambda reward: check_reward(reward, {"judge": "brief"} if "judge" in _options(reward) else {}),
+        Monitor: check_monitor,
         Tracker: check_tracker,
         Step: lambda step: check_step(step, {"data": "rows.jsonl"}),
     }

@@ -116,13 +116,14 @@ def test_a_recipe_is_valid_and_runs(stranger: Path, tmp_path: Path, name: str) -
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_a_strangers_command_reader_and_event(stranger: Path, tmp_path: Path) -> None:
+def test_a_strangers_command_reader_monitor_and_event(stranger: Path, tmp_path: Path) -> None:
     alignkit = stranger.parent / "alignkit"
     assert "Add a note, from which a recipe can learn." in call(alignkit, "--help", cwd=tmp_path)
     for number in range(4):
         call(alignkit, "notes", "mine.notes", f"What is {number}?", "A number.", cwd=tmp_path)
     shutil.copy(EXAMPLES / "alignkit-notes" / "recipe.yaml", tmp_path)
     assert "notes: sft took" in call(alignkit, "run", "recipe.yaml", cwd=tmp_path)
+    assert "notes/empty" in (tmp_path / "runs" / "notes" / "align" / "metrics.jsonl").read_text(encoding="utf-8")
 
 
 def test_a_shipped_recipe_can_name_it(stranger: Path, tmp_path: Path) -> None:

@@ -24,20 +24,21 @@ _INSTALLED = ("site-packages", "dist-packages")
 PACKAGE = Path(alignkit.__file__).resolve().parent
 # What numbers depend on. Commands, reports and checks of recipes are left out: to edit them recomputes nothing.
 COMPUTING = ("data", "functional", "kernels", "models", "training")
-OTHER_PACKAGES = ("alignkit_apps", "alignkit_distributed", "alignkit_http")
+OTHER_PACKAGES = ("alignkit_apps", "alignkit_distributed", "alignkit_http", "alignkit_monitors")
 _OTHER = ("__main__", "arguments", "cli", "commands", "hookspecs", "notebook", "plugins", "registry", "report")
 
 
 def computing_code(package: Path = PACKAGE, rooms: Sequence[str] = COMPUTING) -> dict[str, str]:
     """Digests of alignkit's modules that numbers depend on, by their paths below the package.
 
-    Those of several processes, which also compute, are in a package next to it.
+    Those of several processes, which also compute, and monitors, which end stages, are in packages next to it.
     """
     files = [path for path in package.glob("*.py") if path.stem not in _OTHER]
     files += [path for room in rooms for path in (package / room).rglob("*.py")]
     digests = {path.relative_to(package).as_posix(): file_digest(path) for path in sorted(files)}
-    more = [path for root in _roots(package) for path in (root / "alignkit_distributed").glob("*.py")]
-    return digests | {f"alignkit_distributed/{path.name}": file_digest(path) for path in sorted(more)}
+    folders = [root / name for root in _roots(package) for name in ("alignkit_distributed", "alignkit_monitors")]
+    more = sorted(path for folder in folders for path in folder.glob("*.py"))
+    return digests | {f"{path.parent.name}/{path.name}": file_digest(path) for path in more}
 
 
 def _roots(package: Path) -> tuple[Path, Path]:

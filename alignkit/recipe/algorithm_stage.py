@@ -10,9 +10,10 @@ from typing import Any, TypeGuard
 from alignkit.algorithm import ROLLOUTS, Needs, StageDefaults, Trains
 from alignkit.errors import PluginError
 from alignkit.external import ExternalTrainer
+from alignkit.monitor import REWARD_HACKING
 from alignkit.plugin_errors import calling, made
 from alignkit.recipe.advice import common_name
-from alignkit.recipe.components import options_of, read_component, read_options
+from alignkit.recipe.components import find, options_of, read_component, read_options
 from alignkit.recipe.document import Keys
 from alignkit.recipe.problems import path_text
 from alignkit.recipe.same_keys import wrong_kind
@@ -29,6 +30,7 @@ _ONLY_ONLINE = {
     "gold": "it learns from 'data', so there are no samples to score",
     "gold_prompts": "it learns from 'data' and samples nothing",
     "gold_every": "it learns from 'data' and samples nothing",
+    "monitors": "it learns from 'data' and samples nothing",
     "stop": "it makes 'epochs' passes over 'data'; with 'validation', the best epoch is kept",
     "environment": "it learns from 'data' and samples nothing",
     "engine": "it learns from 'data' and samples nothing",
@@ -48,7 +50,7 @@ _ONLY_OFFLINE = {
 }
 
 
-_WATCHED = ("gold", "gold_prompts", "gold_every", "stop")
+_WATCHED = ("gold", "gold_prompts", "gold_every", "stop", "monitors")
 
 
 @dataclass(frozen=True)
@@ -311,6 +313,7 @@ def _check_environment(draft: _Draft, settings: Settings | None) -> None:
 
 def _check_watched(draft: _Draft) -> None:
     """Check that what is measured by gold has a gold, and that held-out prompts can be answered without an episode."""
+    find("monitor", REWARD_HACKING, draft.keys, draft.scope, at_key=True)
     rules = draft.written.get("stop")
     rules = rules if isinstance(rules, Mapping) else {}
     if "stop" in draft.written and not any(rules.values()) and isinstance(draft.written["stop"], Mapping):

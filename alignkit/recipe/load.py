@@ -44,7 +44,7 @@ _RESOLVERS: Mapping[str, Resolver] = {
     "base": read_base,
     "data": read_data,
     "reward": read_reward,
-    **{kind: partial(read_component, kind) for kind in ("judge", "filter", "environment")},
+    **{kind: partial(read_component, kind) for kind in ("judge", "filter", "monitor", "environment")},
     "engine": read_engine,
     "constitution": read_constitution,
 }

@@ -52,4 +52,4 @@ def processor() -> str:
 @cache
 def _code() -> str:
     """A digest of the modules that a stage's result depends on, which change between versions, too."""
-    return digest(computing_code(rooms=(*COMPUTING, "evaluation", "io", "recipe", "runs", "watching")))
+    return digest(computing_code(rooms=(*COMPUTING, "evaluation", "io", "recipe", "runs")))

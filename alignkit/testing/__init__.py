@@ -36,6 +36,7 @@ The other checks call the plugin as a run does, with the same checks of what it 
 | `check_format` | reads its `example`, which no other format recognizes; loses no column; refuses rows with BadRow |
 | `check_step` | an Artifact that can be saved, the same on every call, only from what options name; early checks pass |
 | `check_filter` | true or false per group; the same on every call and in any order of the groups |
+| `check_monitor` | the same observations of the same samples, also as a resumed run reads them; changes none |
 | `check_tracker` | takes numbers of several stages, NaN too, and begins again after an interruption |
 | `check_engine` | the tokens, order, ends and weights that were asked for, with log-probabilities as in training |
 | `check_reader` | rows numbered from 1, the same on every read; a DataError for a file of something else |
@@ -54,6 +55,7 @@ from alignkit.testing.format_kit import check_format as check_format
 from alignkit.testing.judge_kit import check_judge as check_judge
 from alignkit.testing.kit import check_algorithm as check_algorithm
 from alignkit.testing.model_kit import check_model_source as check_model_source
+from alignkit.testing.monitor_kit import check_monitor as check_monitor
 from alignkit.testing.reader_kit import check_reader as check_reader
 from alignkit.testing.reward_kit import check_reward as check_reward
 from alignkit.testing.step_kit import check_step as check_step

@@ -304,7 +304,7 @@ class OnlineStage:
         everything, learned = iteration.rollouts.all_groups, iteration.groups
         left_out = sum(len(g.responses) for g in everything) - sum(len(g.responses) for g in learned)
         # If nothing was left out, the KL that was measured is already that of all samples.
-        if not left_out or not self.watch.has_budget:
+        if not left_out or self.watch.budget is None:
             return iteration.metrics.get("kl")
         sampled = [group for group in everything if group.responses]
         encoded = self.work.encoder.encode(sampled[:: self._one_in(sampled)])

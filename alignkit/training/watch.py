@@ -1,29 +1,131 @@
-"""Watches a stage's samples for reward hacking, and ends the stage by its `stop` rules; training never sees any of it.
-
-What an iteration sampled is what the policy was before the iteration's update. A stage that is stopped therefore ends
-with the weights that the chosen iteration sampled from.
-"""
+"""Watches a stage's samples by its monitors; ends it early, and goes back to an earlier policy (docs/reports.md)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
-from statistics import fmean as mean
 from typing import Any
 
-from alignkit.data.group import Group, read_groups
-from alignkit.errors import RunFailed
+from alignkit.data.group import Group, prompts_of, read_groups, write_groups
+from alignkit.errors import DataError, PluginError, RunFailed
 from alignkit.io.atomic import discard_folder, replace_folder
 from alignkit.models.sampling import Sampling
-from alignkit.training.gold import GoldMeasure, Sample
+from alignkit.monitor import GOLD_KEY, REWARD_HACKING, Monitor, Observation
+from alignkit.plugin_errors import Author, calling, made
+from alignkit.plugins import plugins
+from alignkit.recipe.components import options_of
+from alignkit.registry import Component
+from alignkit.reward import REWARD_KEY
+from alignkit.settings import Settings
+from alignkit.training.context import StageContext
+from alignkit.training.encoder import StageEncoder, counted
 from alignkit.training.scoring import Scorer
 from alignkit.training.stage import StageWork
-from alignkit.watching.alarm import Alarm, Hacking
-from alignkit.watching.drift import Drift
-from alignkit.watching.falling import Gold
-from alignkit.watching.snapshot import Look, look_at
+
+SAMPLES = 2  # answers to each held-out prompt, enough to compare answers to one prompt
+
+Sample = Callable[[Sequence[Group], Sampling, tuple[str | int, ...]], list[Group]]
+
+
+class GoldMeasure:
+    """Measures gold, and keeps what it measured in the stage's folder.
+
+    sample: the current policy's answers to prompts, with the random streams of a place.
+    """
+
+    def __init__(self, context: StageContext, scorer: Scorer | None, encoder: StageEncoder, sampling: Sampling):
+        settings = context.settings
+        self.context, self.scorer = context, scorer
+        self.every = settings.gold_every or 1
+        self.gold = Scorer(settings.gold, context.reward_context(), reducer=context.reducer)
+        self.sampling = replace(sampling, samples_per_prompt=SAMPLES)
+        self.prompts = self._held_out(encoder) if settings.gold_prompts is not None else None
+
+    def _held_out(self, encoder: StageEncoder) -> list[Group]:
+        context, settings, room = self.context, self.context.settings, self.sampling.max_new_tokens
+        groups = encoder.prompts(prompts_of(context.load(settings.gold_prompts).groups), room)
+        fitting = [group for group in groups if context.models.fits(group, encoder.max_length, room)]
+        if not fitting:
+            raise DataError(f"stage '{context.name}': no row of 'gold_prompts' is a prompt with room for a response")
+        if len(fitting) < len(groups):
+            left_out = counted(len(groups) - len(fitting), "prompt")
+            context.say(f"gold_prompts: left out {left_out} without room for {room} new tokens")
+        return fitting
+
+    def due(self, iteration: int) -> bool:
+        return (iteration - 1) % self.every == 0
+
+    def measure(self, iteration: int, rollouts: Sequence[Group], sample: Sample) -> list[Group]:
+        """Sample if there are held-out prompts, score by gold and by the stage's own reward, and write the samples."""
+        groups = list(rollouts)
+        if self.prompts is not None:
+            groups = sample(self.prompts, self.sampling, (self.context.name, "gold", iteration))
+            groups = self.scorer.score(groups) if self.scorer is not None else groups
+        measured = [with_gold(group, by_gold) for group, by_gold in zip(groups, self.gold.score(groups), strict=True)]
+        self.context.reducer.led(lambda: write_groups(self._file(iteration), measured))
+        return measured
+
+    def read(self, iteration: int) -> list[Group]:
+        """What was measured before the stage was interrupted. Raises RunFailed if it is gone."""
+        file = self._file(iteration)
+        try:
+            return read_groups(file)
+        except DataError as error:
+            raise RunFailed(
+                f"{file}: what gold said cannot be read: {error}\n"
+                f"help: delete {self.context.folder}, and the stage starts over"
+            ) from error
+
+    def _file(self, iteration: int) -> Path:
+        return self.context.folder / "gold" / f"{iteration:04d}.jsonl"
+
+
+def with_gold(group: Group, by_gold: Group) -> Group:
+    """A group with the reward of another as its gold."""
+    pairs = zip(group.responses, by_gold.responses, strict=True)
+    scored = [replace(one, scores={**one.scores, GOLD_KEY: other.scores.get(REWARD_KEY)}) for one, other in pairs]
+    return replace(group, responses=tuple(scored))
+
+
+class CheckedMonitor:
+    """Calls a monitor. Raises PluginError, with its plugin and method, for an author's mistake.
+
+    best: the iteration that it would go back to; 0: none. warnings: those of its start.
+    """
+
+    def __init__(self, component: Component, settings: Settings, stage: str = ""):
+        self.monitor: Monitor
+        self.author: Author
+        self.monitor, self.author = made(component, stage)
+        self.best = 0
+        with calling(self.author, "start", self.monitor):
+            self.warnings = list(self.monitor.start(settings) or ())
+
+    def look(self, iteration: int, groups: Sequence[Group], gold: Sequence[Group] | None) -> Observation:
+        """What the monitor says of an iteration."""
+        with calling(self.author, "look", self.monitor):
+            observation = _checked(self.monitor.look(iteration, groups, gold))
+            if observation.best not in (0, self.best, iteration):
+                raise PluginError(
+                    f"`best` is {observation.best!r:.60}: return this iteration, {iteration}, or that of the last "
+                    f"look, {self.best}; the weights of others are gone"
+                )
+        self.best = observation.best
+        return observation
+
+    def finish(self, stopped: str) -> Observation:
+        """What the monitor says at the end."""
+        with calling(self.author, "finish", self.monitor):
+            return _checked(self.monitor.finish(stopped))
+
+
+def _checked(observation: Any) -> Observation:
+    if not isinstance(observation, Observation):
+        raise PluginError(f"return an alignkit.Observation, not {observation!r:.60}")
+    return observation
 
 
 class StageWatch:
@@ -34,13 +136,15 @@ class StageWatch:
 
     def __init__(self, work: StageWork, scorer: Scorer | None, sampling: Sampling, sample: Sample):
         context, settings = work.context, work.settings
-        self.context, self.work, self.stop, self.sample = context, work, settings.stop, sample
-        iterations = settings.iterations or 1
+        self.context, self.work, self.sample = context, work, sample
+        self.budget = settings.stop.kl if settings.stop is not None else None  # KL in nats
         self.gold = GoldMeasure(context, scorer, work.encoder, sampling) if settings.gold is not None else None
-        looks = -(-iterations // (self.gold.every if self.gold else 1))
-        self.drift, self.alarm, self.history = Drift(iterations), Alarm(looks), Gold(looks)
-        self.hacking: Hacking | None = None
+        ours = plugins().registry.get("monitor", REWARD_HACKING)
+        components = [Component("monitor", REWARD_HACKING, ours, options_of(ours)()), *(settings.monitors or ())]
+        self.monitors = [CheckedMonitor(component, settings, context.name) for component in components]
+        self._warn([warning for monitor in self.monitors for warning in monitor.warnings])
         self.stopped, self.best = "", 0
+        self._wish = ("", 0)  # why a monitor would end the stage in this iteration, and the iteration to go back to
         self._within = 0  # the last iteration within the KL budget
         # Iterations that the two checkpoints on the disk may go back to, the older one first.
         self._checkpointed: tuple[set[int], set[int]] = (set(), set())
@@ -54,39 +158,37 @@ class StageWatch:
         self._within = int(self.work.done.get("within_kl", 0))
         self._forget(lambda number: number <= iterations)  # later ones are sampled again
         for number in range(1, iterations + 1):
-            if (file := files / f"{number:04d}.jsonl").is_file():  # people delete them; drift begins later then
-                self.drift.add(look_at(number, read_groups(file)))
-            if self.gold is not None and self.gold.due(number):
-                self._learn(self.gold.read(number))
-        self._checkpointed = (self._remembered(), {self._within, self.history.best})
+            file = files / f"{number:04d}.jsonl"
+            groups = read_groups(file) if file.is_file() else []  # people delete them
+            gold = self.gold.read(number) if self.gold is not None and self.gold.due(number) else None
+            for monitor in self.monitors:
+                monitor.look(number, groups, gold)
+        self._checkpointed = (self._remembered(), self._wanted)
 
     def look(self, number: int, groups: list[Group]) -> dict[str, Any]:
         """The metrics of an iteration's scored samples. Warnings are printed."""
-        metrics, warnings = self.drift.add(look_at(number, groups))
-        found: dict[str, Any] = dict(metrics)
-        if self.gold is not None and self.gold.due(number):
-            look = self.gold.measure(number, groups, self.sample)
-            warnings += self._learn(look)
-            found |= _gold_metrics(look)
-            if self._follows_gold and self.history.best == number:
-                self._remember(number)
+        gold = (
+            self.gold.measure(number, groups, self.sample) if self.gold is not None and self.gold.due(number) else None
+        )
+        observations = [monitor.look(number, groups, gold) for monitor in self.monitors]
+        self._report(observations)
+        if any(each.best == number for each in observations):
+            self._remember(number)
+        self._wish = next(((each.stop, each.best or number) for each in observations if each.stop), ("", 0))
+        return {name: value for each in observations for name, value in each.metrics.items()}
+
+    def finish(self) -> None:
+        """Report what the monitors say at the end."""
+        self._report([monitor.finish(self.stopped) for monitor in self.monitors])
+
+    def _report(self, observations: Sequence[Observation]) -> None:
+        for each in observations:
+            self._warn(each.warnings)
+            self.work.summary |= each.summary
+
+    def _warn(self, warnings: Sequence[str]) -> None:
         for warning in warnings:
             self.context.say(f"warning: {warning}")
-        return found
-
-    def _learn(self, look: Look) -> list[str]:
-        """What gold says; the alarm is raised once."""
-        self.history.add(look.iteration, look.means("gold"))
-        hacking = self.alarm.add(look)
-        if hacking is None or self.hacking is not None:
-            return []
-        self.hacking = hacking
-        self.work.summary["hacking"] = {
-            "iteration": hacking.iteration,
-            "bought": [bought.what for bought in hacking.bought],
-            "sentence": str(hacking),
-        }
-        return [str(hacking)]
 
     # Stopping
 
@@ -96,27 +198,21 @@ class StageWatch:
         kl: of its samples, in nats; None if not measured. NaN, that of no samples, is neither within a budget nor
         beyond it.
         """
-        rules = self.stop
-        if rules is None:
-            return False
-        if rules.kl is not None and kl is not None and not math.isnan(kl):
-            if kl > rules.kl:
-                self._end(
-                    number, f"the KL of {kl:.3g} nats is beyond the budget of {rules.kl:.3g}", self._within or number
-                )
+        if self.budget is not None and kl is not None and not math.isnan(kl):
+            if kl > self.budget:
+                why = f"the KL of {kl:.3g} nats is beyond the budget of {self.budget:.3g}"
+                self._end(number, why, self._within or number)
                 return True
             self._within = number
             self._remember(number)
-        if rules.hacking and self.hacking is not None:
-            self._end(number, "reward hacking", self.history.best)
-        elif rules.gold == "falls" and self.history.fell():
-            self._end(number, f"gold fell by more than its interval: {self.history.change()}", self.history.best)
+        if self._wish[0]:
+            self._end(number, *self._wish)
         return bool(self.stopped)
 
     @property
-    def has_budget(self) -> bool:
-        """Whether the KL decides when the stage ends."""
-        return self.stop is not None and self.stop.kl is not None
+    def _wanted(self) -> set[int]:
+        """The iterations whose weights a rule or a monitor may go back to."""
+        return {self._within, *(monitor.best for monitor in self.monitors)}
 
     @property
     def checkpoint(self) -> dict[str, int]:
@@ -125,7 +221,7 @@ class StageWatch:
 
     def checkpointed(self) -> None:
         """A checkpoint is written: forget the weights that only one that is gone could go back to."""
-        self._checkpointed = (self._checkpointed[1], {self._within, self.history.best})
+        self._checkpointed = (self._checkpointed[1], self._wanted)
         if not self.stopped:
             self._forget(set.union(*self._checkpointed).__contains__)
 
@@ -149,22 +245,6 @@ class StageWatch:
         if (folder := self._weights(0).parent).is_dir():
             discard_folder(folder)
 
-    def finish(self) -> None:
-        """Say what the stage bought its reward with, and what gold did."""
-        for sentence in [] if self.hacking is not None else self.drift.bought():
-            self.context.say(f"warning: {sentence}")
-            self.work.summary.setdefault("bought", []).append(sentence)
-        if self.gold is None:
-            return
-        moved = self.history.change()
-        self.work.summary["gold"] = {"best_iteration": self.history.best, "change": moved and moved._asdict()}
-        if self.history.fell() and not self.stopped:
-            self.context.say(f"warning: gold was best in iteration {self.history.best} and has fallen since: {moved}")
-
-    @property
-    def _follows_gold(self) -> bool:
-        return self.stop is not None and (self.stop.gold is not None or self.stop.hacking)
-
     def _end(self, number: int, why: str, best: int) -> None:
         if best == number and not self.context.reducer.led(self._weights(best).is_dir):
             self._remember(best)
@@ -181,8 +261,9 @@ class StageWatch:
     def _advice(self, number: int) -> str:
         """Why nothing that the stage learned is kept, and what to change."""
         rate = f"a learning_rate below {self.work.learner.peak_rate:g}"
-        if not self.has_budget:
-            return f"gold was best before the first update. Set {rate}, or another reward"
+        if self.budget is None:
+            best = "gold was best" if self.gold is not None else "the policy that a monitor keeps is that"
+            return f"{best} before the first update. Set {rate}, or another reward"
         if number == 1:
             return "it was beyond the budget before the first update. Set a larger `stop: {kl: ...}`"
         return f"the first update went beyond the budget. Set a larger `stop: {{kl: ...}}`, or {rate}"
@@ -190,7 +271,7 @@ class StageWatch:
     def _remember(self, number: int) -> None:
         """Save the weights that this iteration sampled from, and forget those that no rule can go back to."""
         self.work.save(self._weights(number))
-        wanted = {self._within, self.history.best, number}.union(*self._checkpointed)
+        wanted = {number}.union(self._wanted, *self._checkpointed)
         self._forget(wanted.__contains__)
 
     def _forget(self, wanted: Callable[[int], bool]) -> None:
@@ -210,14 +291,3 @@ class StageWatch:
 
     def _weights(self, number: int) -> Path:
         return self.context.folder / "rollback" / str(number)
-
-
-def _gold_metrics(look: Look) -> dict[str, Any]:
-    """Mean and deviation of gold, and how many answers have none. Nothing else if none has a score."""
-    scores = [answer.gold for answer in look.answers if answer.gold is not None]
-    missing = look.missing("gold")
-    found: dict[str, Any] = {"gold_unscored": missing} if missing else {}
-    if not scores:
-        return found
-    middle = mean(scores)
-    return {"gold": middle, "gold_std": mean([(score - middle) ** 2 for score in scores]) ** 0.5, **found}

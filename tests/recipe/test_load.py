@@ -24,6 +24,7 @@ from alignkit import (
 )
 from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem, RecipeError
+from alignkit.monitor import Monitor
 from alignkit.options import DataRef, JudgeRef, PolicyRef, RewardRef, StageRef
 from alignkit.recipe.document import dump
 from alignkit.recipe.load import load_recipe
@@ -95,6 +96,7 @@ class Preference:
 @pytest.fixture
 def registry() -> Registry:
     result = Registry()
+    result.add("monitor", Registration("reward_hacking", Monitor))
     things: dict[str, dict[str, Any]] = {
         "algorithm": {"plain": Plain, "scores": Scores, "online": Online, "critic": Critic},
         "reward": {"length": Length, "sum": Sum},

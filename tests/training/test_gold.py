@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from safetensors.torch import load_file
 from watched import PYTHON, STILL, Ran, Watched, online, prompts, reward_model, tokens
 
 from alignkit import RunFailed
-from alignkit.data.group import write_groups
+from alignkit.data.group import read_groups, write_groups
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,8 +44,8 @@ def adapter(ran: Ran) -> bytes:
 
 
 def rows(ran: Ran, iteration: int) -> list[dict[str, Any]]:
-    file = ran.folder / "align" / "gold" / f"{iteration:04d}.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    groups = read_groups(ran.folder / "align" / "gold" / f"{iteration:04d}.jsonl")
+    return [{"prompt": group.id, "text": r.text, **r.scores} for group in groups for r in group.responses]
 
 
 def held_out(folder: Path, count: int = 3) -> str:
@@ -156,15 +155,3 @@ def test_what_gold_said_must_be_readable_on_a_restart(tmp_path: Path) -> None:
     (tmp_path / "run" / "align" / "gold" / "0001.jsonl").write_text("{")
     with pytest.raises(RunFailed, match=r"what gold said cannot be read(.*\n)*help: delete .*align"):
         online(tmp_path, Watched(), **keys)
-
-
-@pytest.mark.parametrize("end", ["\u2028", "\x85"])
-def test_an_answer_with_an_unusual_line_end_is_read_on_a_restart(end: str, tmp_path: Path) -> None:
-    keys: dict[str, Any] = {**CHECKED, "iterations": 4, "gold": by("gold")}
-    with pytest.raises(KeyboardInterrupt):
-        online(tmp_path, Dies(), **keys)
-    file = tmp_path / "run" / "align" / "gold" / "0001.jsonl"
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    lines[0]["text"] = f"one{end}two"
-    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    assert online(tmp_path, Watched(), **keys).summary["gold"]["best_iteration"] > 0

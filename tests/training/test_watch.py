@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from watched import SFT, STILL, Ran, Watched, online
 
-from alignkit import Group, Needs, RunFailed
+from alignkit import Group, Monitor, Needs, Observation, PluginError, RecipeError, RunFailed
+from alignkit.plugins import load_plugins
+from alignkit.registry import Component, Registration
+from alignkit.settings import Settings
 from alignkit.training.online import OnlineStage
 from alignkit.training.rollouts import RolloutFiles
-from alignkit.training.watch import StageWatch
-from alignkit.watching.falling import Gold
+from alignkit.training.watch import CheckedMonitor, StageWatch
 from alignkit_apps.report.history import incidents, warnings_of
+from alignkit_monitors.estimates import Gold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -194,8 +198,8 @@ def test_without_the_rule_a_fall_is_only_said(
 def test_the_alarm_is_raised_once_and_may_stop(
     rule: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from alignkit.watching.alarm import Alarm, Bought, Hacking
-    from alignkit.watching.change import Change
+    from alignkit_monitors.alarm import Alarm, Bought, Hacking
+    from alignkit_monitors.estimates import Change
 
     moved = Change(1.0, 0.5, 1.5, 0.0, 1.0, 9)
     bought = Bought("the word 'x'", 0.1, 0.9, 1.0, 0.0, 0.8)
@@ -251,3 +255,88 @@ def test_rollouts_that_people_deleted_do_not_stop_a_restart(tmp_path: Path, monk
         online(tmp_path, Dies(), **keys)
     (tmp_path / "run" / "align" / "rollouts" / "0001.jsonl").unlink()
     assert len(online(tmp_path, Watched(), **keys).metrics) == 4
+
+
+MONITOR = """
+from alignkit import Field, Monitor, Observation, Options, hookimpl
+
+
+class Counts(Monitor):
+    class Options(Options):
+        most: int = Field(99, ge=1, description="iterations")
+        keep: int = Field(2, ge=0, description="the iteration to go back to")
+
+    def start(self, settings):
+        self.seen = []
+
+    def look(self, iteration, groups, gold):
+        self.seen.append([response.reward for group in groups for response in group.responses])
+        stop = f"{iteration} iterations" if iteration == self.options.most else ""
+        best = min(iteration, self.options.keep)
+        return Observation({"counts/first": self.seen[0][0]}, ["many"] if stop else [], {}, stop, best)
+
+    def finish(self, stopped):
+        return Observation(summary={"counts": [len(self.seen), stopped]})
+
+
+@hookimpl
+def register_monitors(register):
+    register("counts", Counts)
+    register("nothing", type("Nothing", (Counts,), {"look": lambda self, *look: None}))
+"""
+
+
+@pytest.fixture
+def counts(tmp_path: Path) -> Iterator[None]:
+    (tmp_path / "counts.py").write_text(MONITOR, encoding="utf-8")
+    load_plugins([tmp_path / "counts.py"])
+    yield
+    load_plugins()
+
+
+@pytest.mark.usefixtures("counts")
+def test_a_strangers_monitor_ends_a_stage_that_was_interrupted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = online(folder(tmp_path, "free"), Watched(), **KEYS)
+    keys = {**KEYS, "monitors": [{"counts": {"most": 5}}]}
+    with pytest.raises(KeyboardInterrupt):
+        online(folder(tmp_path, "counted"), Dies(), **keys)
+    assert [each.name for each in (tmp_path / "counted/run/align/rollback").iterdir()] == ["2"]
+    ran = online(tmp_path / "counted", Watched(), **keys)
+    assert ran.summary["counts"] == [5, "5 iterations"] and ran.summary["kept_iteration"] == 2
+    assert result(ran) == version(free, 1) and "warning: many" in " ".join(capsys.readouterr().err.split())
+    assert {metrics["counts/first"] for metrics in ran.metrics} == {free.rollouts()[0][0].responses[0].reward}
+
+
+@pytest.mark.usefixtures("counts")
+@pytest.mark.parametrize(
+    ("monitor", "error", "text"),
+    [
+        ({"counts": {"most": 4, "keep": 0}}, None, ""),
+        (
+            "nothing",
+            PluginError,
+            r"plugin 'counts.py'.*, in `Nothing.look`: return an alignkit.Observation",
+        ),
+        ("count", RecipeError, r"no monitor 'count'(.*\n)*.*did you mean 'counts'"),
+    ],
+)
+def test_what_a_monitor_may_say(monitor: Any, error: type[Exception] | None, text: str, tmp_path: Path) -> None:
+    if error is None:
+        ran = online(tmp_path, Watched(), monitors=[monitor], **KEYS)
+        assert ran.summary["kept_iteration"] == 4 and result(ran) == version(ran, 3)  # that of the iteration that ends
+        return
+    with pytest.raises(error, match=text):
+        online(tmp_path, Watched(), monitors=[monitor], **KEYS)
+
+
+def test_a_monitor_cannot_go_back_to_weights_that_are_gone() -> None:
+    class Late(Monitor):
+        def look(self, iteration: int, groups: Any, gold: Any) -> Observation:
+            return Observation(best=1 if iteration > 2 else iteration)
+
+    monitor = CheckedMonitor(Component("monitor", "late", Registration("late", Late), Late.Options()), Settings())
+    assert [monitor.look(number, [], None).best for number in (1, 2)] == [1, 2]
+    with pytest.raises(PluginError, match=r"`best` is 1: return this iteration, 3, or that of the last look, 2"):
+        monitor.look(3, [], None)

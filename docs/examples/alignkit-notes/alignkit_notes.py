@@ -1,4 +1,4 @@
-"""Notes in a SQLite file as data of a recipe, and how long each stage took, printed at the end of a run."""
+"""Notes in a SQLite file as data of a recipe, a monitor of empty answers, and how long each stage took."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from alignkit import BadRow, DataError, Reader, Register, hookimpl
+from alignkit import BadRow, DataError, Field, Group, Monitor, Observation, Options, Reader, Register, hookimpl
 
 
 class Notes(Reader):
@@ -33,9 +33,31 @@ class Notes(Reader):
             raise DataError(f"{path}: not a file of notes: {error}") from error
 
 
+class Silence(Monitor):
+    """Ends a stage whose answers become empty; its result is the last policy that still answered."""
+
+    class Options(Options):
+        most: float = Field(0.5, ge=0, lt=1, description="share of empty answers above which the stage ends")
+
+    best = 0
+
+    def look(self, iteration: int, groups: Sequence[Group], gold: Sequence[Group] | None) -> Observation:
+        empty = [not response.text.strip() for group in groups for response in group.responses]
+        share = sum(empty) / max(1, len(empty))
+        if share > self.options.most:
+            return Observation({"notes/empty": share}, stop=f"{share:.0%} of the answers are empty", best=self.best)
+        self.best = iteration
+        return Observation({"notes/empty": share}, best=iteration)
+
+
 @hookimpl
 def register_readers(register: Register) -> None:
     register(".notes", Notes, summary="a table of prompts and answers")
+
+
+@hookimpl
+def register_monitors(register: Register) -> None:
+    register("silence", Silence, summary="ends a stage whose answers become empty")
 
 
 @hookimpl

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import alignkit_notes_command
 import pytest
-from alignkit_notes import Notes
+from alignkit_notes import Notes, Silence
 
-from alignkit import DataError
+from alignkit import DataError, Group, Observation, Response
 from alignkit.cli import main
-from alignkit.testing import check_reader
+from alignkit.testing import check_monitor, check_reader
 
 HERE = Path(__file__).parent
 PLUGIN = ["--plugin", str(HERE / "alignkit_notes.py")]
+
+
+def answers(*texts: str) -> list[Group]:
+    return [Group(({"role": "user", "content": text or "?"},), (Response(text),)) for text in texts]
 
 
 @pytest.fixture
@@ -25,11 +29,21 @@ def recipe(tmp_path: Path) -> Path:
 
 def test_it_conforms(recipe: Path) -> None:
     check_reader(Notes, recipe.parent / "mine.notes")
+    check_monitor(Silence)
+
+
+def test_a_stage_that_falls_silent_ends_with_the_last_policy_that_answered() -> None:
+    monitor = Silence(Silence.Options())
+    assert monitor.look(1, answers("red", ""), None) == Observation({"notes/empty": 0.5}, best=1)
+    told = monitor.look(2, answers(" ", "", "blue"), None)
+    assert told.stop == "67% of the answers are empty" and told.best == 1
 
 
 def test_a_run_learns_from_notes_and_says_how_long_it_took(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(recipe), "--out", str(recipe.parent / "run"), *PLUGIN]) == 0
     assert "notes: sft took " in capsys.readouterr().out
+    lines = (recipe.parent / "run" / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert all("notes/empty" in line for line in lines)
     assert '"notes": 8' in (recipe.parent / "run" / "sft" / "stage.json").read_text(encoding="utf-8")
 
 

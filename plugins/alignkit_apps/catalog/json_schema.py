@@ -17,7 +17,7 @@ from alignkit.constitution import Principle
 from alignkit.engine import LOCAL
 from alignkit.recipe.components import options_of
 from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
-from alignkit.registry import Registry
+from alignkit.registry import KINDS, Registry
 from alignkit.settings import ModelSpec, Settings
 
 Schema = dict[str, Any]
@@ -25,7 +25,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TEXT: Schema = {"type": "string"}
 _CORE: tuple[type[BaseModel], ...] = (TopKeys, BlockKeys, DataKeys, ModelSpec, Settings, Principle)
 # Kinds of plugins with options.
-_KINDS = ("format", "algorithm", "reward", "judge", "environment", "step", "filter", "tracker", "engine", "executor")
+_KINDS = tuple(kind for kind in KINDS if kind not in ("model", "reader", "launcher"))
 
 
 def recipe_schema(registry: Registry) -> Schema:
@@ -88,6 +88,7 @@ class _Builder:
             "reward": _any_of([TEXT, _object({"folder": TEXT}, ["folder"]), self._component("reward")]),
             "judge": self._component("judge"),
             "filter": self._component("filter"),
+            "monitor": self._component("monitor"),
             "environment": self._component("environment"),
             "engine": _any_of([{"const": LOCAL}, self._component("engine")]),
             "executor": _any_of([{"const": LOCAL}, self._component("executor")]),

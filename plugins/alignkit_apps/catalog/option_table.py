@@ -26,6 +26,7 @@ _REFERENCES = {
     "data": "data",
     "judge": "judge",
     "filter": "filter",
+    "monitor": "monitor",
     "environment": "environment",
     "engine": "engine",
     "constitution": "constitution",
@@ -46,6 +47,7 @@ _PLURALS = {
     "stage": "stages",
     "reward": "rewards",
     "filter": "filters",
+    "monitor": "monitors",
 }
 
 

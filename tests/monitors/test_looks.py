@@ -1,13 +1,11 @@
-"""Samples as plain data, and back from a file."""
+"""Samples as plain data."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 
 from alignkit import Group, Response
-from alignkit.watching.snapshot import look_at, look_from, rows_of
+from alignkit_monitors.snapshot import look_at
 
 
 def test_a_look_at_scored_samples() -> None:
@@ -15,18 +13,17 @@ def test_a_look_at_scored_samples() -> None:
         Response(
             "a b", tokens=(1, 2, 3), logprobs=(-1.0, -2.0, 0.0), written=(True, True, False), scores={"reward": 2.0}
         ),
-        Response("c", tokens=(4,), logprobs=(-3.0,), scores={"reward": None}),
+        Response("c", tokens=(4,), logprobs=(-3.0,), scores={"reward": None, "gold": 0.5}),
     ]
     groups = [Group(({"role": "user", "content": "q"},), (response,), id="same") for response in sampled]
-    look = look_at(3, groups, [None, 0.5])
+    look = look_at(3, groups)
     (answers,) = look.prompts.values()  # equal prompts are one unit
     assert [(a.text, a.tokens, a.reward, a.gold, a.surprise) for a in answers] == [
         ("a b", 2, 2.0, None, 1.5),
         ("c", 1, None, 0.5, 3.0),
     ]
     assert look.means("reward") == {"same": 2.0} and look.means("gold") == {"same": 0.5}
-    assert look.means("length") == {"same": 1.5} and look.missing("gold") == 1
-    assert look_from(3, json.loads(json.dumps(rows_of(look)))) == look
+    assert look.means("length") == {"same": 1.5}
 
 
 def test_turns_of_an_episode_are_read_together() -> None:

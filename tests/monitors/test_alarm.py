@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from simulated import VALUES, Score, hacked, honest, look, value
 
-from alignkit.watching import alarm
-from alignkit.watching.alarm import Alarm, Hacking, _called
-from alignkit.watching.snapshot import Look
+from alignkit_monitors import alarm
+from alignkit_monitors.alarm import Alarm, Hacking, _called
+from alignkit_monitors.snapshot import Look
 
 EVEN = dict.fromkeys(VALUES, 1.0)
 LOOKS = 8

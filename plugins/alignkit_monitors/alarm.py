@@ -17,18 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from alignkit.watching.change import Change, change
-from alignkit.watching.drift import BOUGHT
-from alignkit.watching.effects import Effects
-from alignkit.watching.snapshot import MEASURES, Look
+import numpy as np
+from scipy import stats
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
+from alignkit_monitors.drift import WORDS
+from alignkit_monitors.estimates import Change, Effects, Floats, change
+from alignkit_monitors.snapshot import MEASURES, Look
 
 LEVEL = 0.01  # chance of a false alarm over all iterations
 CONFIRMED = 0.5  # share of what the reward pays for a feature that gold must pay, too
@@ -115,18 +110,15 @@ class Alarm:
 
     def _learn(self, look: Look, names: Sequence[str], features: Floats) -> None:
         """What reward and gold pay for in this look."""
-        import numpy as np
-
         assert self._scales is not None
         reward = np.array([answer.reward for answer in look.answers], dtype=float) / self._scales[0]
         gold = np.array([answer.gold for answer in look.answers], dtype=float) / self._scales[1]
         scores = {"reward": reward, "gold": gold, "excess": CONFIRMED * reward - gold}
-        self._effects.add(names, features, scores, _groups(look))
+        groups = [prompt for prompt, answers in look.prompts.items() for _ in answers]
+        self._effects.add(names, features, scores, groups)
 
     def _bought(self, look: Look, names: Sequence[str], gain: float) -> list[Bought]:
         """What has spread and only the reward pays for, that which explains most of the gain first."""
-        import numpy as np
-
         assert self._first is not None
         level = LEVEL / (self._looks - 1) / len(names)
         pays, pays_low, pays_high = self._effects.slopes("reward", names, level)
@@ -146,8 +138,6 @@ class Alarm:
 
     def _has_spread(self, look: Look, name: str, sign: int, level: float) -> bool:
         """Whether a feature has clearly become more frequent since the first look; less, if the sign is negative."""
-        from scipy import stats
-
         assert self._first is not None
         old, new = _by_prompt(self._first, name), _by_prompt(look, name)
         before, after = (sum(map(bool, each.values())) for each in (old, new))
@@ -163,8 +153,6 @@ class Alarm:
 
 def _features(look: Look) -> tuple[list[str], Floats]:
     """Names of features and their values, [answers, features]: measures, and words that occur at RARE prompts."""
-    import numpy as np
-
     prompts: dict[str, int] = {}
     for answers in look.prompts.values():
         for word in dict.fromkeys(word for answer in answers for word in answer.words):
@@ -193,19 +181,13 @@ def _mean(values: dict[str, float]) -> float:
 
 
 def _called(name: str, less: bool) -> str:
-    if name in BOUGHT:
-        return BOUGHT[name][less]
+    if name in WORDS:
+        return WORDS[name].less if less else WORDS[name].more
     return f"{'less of ' * less}the word '{name.removeprefix(WORD)}'"
-
-
-def _groups(look: Look) -> list[str]:
-    return [prompt for prompt, answers in look.prompts.items() for _ in answers]
 
 
 def _scales(look: Look) -> tuple[float, float] | None:
     """The deviations of reward and gold among answers to the same prompt; None if either has none."""
-    import numpy as np
-
     freedom = len(look.answers) - len(look.prompts)
     if freedom < 1:
         return None

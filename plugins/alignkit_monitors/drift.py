@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from statistics import fmean as mean
 from typing import NamedTuple
 
+import numpy as np
+from scipy import stats
+
 from alignkit.evaluation import text_metrics as text_measures
-from alignkit.watching.change import Change, change
-from alignkit.watching.effects import Effects, centered
-from alignkit.watching.snapshot import MEASURES, Look
+from alignkit_monitors.estimates import Change, Effects, centered, change
+from alignkit_monitors.snapshot import MEASURES, Look
 
 LEVEL = 0.05  # chance of any false warning over all iterations
 NOTABLE = 0.2  # share of the first value by which a mean must differ
@@ -19,26 +21,25 @@ MOST = 0.5  # share of the gain in reward that a measure must account for
 
 
 class Words(NamedTuple):
-    """How a warning puts a rise and a fall; empty: no reason to warn."""
+    """How a warning puts a rise and a fall, empty: no reason to warn; and what more and less of it is called."""
 
     rises: str
     falls: str
     unit: str
+    more: str = ""
+    less: str = ""
 
 
 WORDS = {
-    "length": Words("answers are longer", "answers are shorter", "tokens"),
-    "repetition": Words("answers repeat themselves more", "", "repeated 3-grams"),
-    "hedges": Words("answers hedge more", "answers hedge less", "of the words"),
-    "confidence": Words("answers sound more confident", "answers sound less confident", "of the words"),
+    "length": Words("answers are longer", "answers are shorter", "tokens", "longer answers", "brevity"),
+    "repetition": Words("answers repeat themselves more", "", "repeated 3-grams", "repetition", "less repetition"),
+    "hedges": Words("answers hedge more", "answers hedge less", "of the words", "hedges", "fewer hedges"),
+    "confidence": Words(
+        *("answers sound more confident", "answers sound less confident", "of the words"),
+        *("confidence words", "fewer confidence words"),
+    ),
     "self_bleu": Words("answers to a prompt are more alike", "", "self-BLEU"),
     "sampled_entropy": Words("", "the policy is surer of its words", "nats per token"),
-}
-BOUGHT = {
-    "length": ("longer answers", "brevity"),
-    "repetition": ("repetition", "less repetition"),
-    "hedges": ("hedges", "fewer hedges"),
-    "confidence": ("confidence words", "fewer confidence words"),
 }
 
 
@@ -80,7 +81,7 @@ class Drift:
             if moved is None or moved.low <= 0 <= moved.high or not (low > 0 or high < 0):
                 continue
             if (share := float(slope) * moved.mean / gain.mean) >= MOST:
-                what = BOUGHT[name][moved.mean < 0]
+                what = WORDS[name].less if moved.mean < 0 else WORDS[name].more
                 sentences.append(
                     f"{min(share, 1.0):.0%} of the reward's gain ({gain}) came with {what}: {_values(name, moved)}; "
                     f"among answers to one prompt, the reward follows it as well"
@@ -101,8 +102,6 @@ class Drift:
 
     def _follows_more(self, correlations: Mapping[str, tuple[float, int]]) -> list[str]:
         """Fisher's z: artanh(r) has a standard error of about 1 / sqrt(degrees of freedom - 1)."""
-        from scipy import stats
-
         sentences = []
         for name, (now, freedom) in correlations.items():
             before, free = self._correlations.get(name, (0.0, 0))
@@ -120,8 +119,6 @@ class Drift:
 
     def _correlate(self, look: Look) -> dict[str, tuple[float, int]]:
         """The correlation of the reward with each measure within prompts, and its degrees of freedom."""
-        import numpy as np
-
         scored = {p: [a for a in answers if a.reward is not None] for p, answers in look.prompts.items()}
         names = [prompt for prompt, answers in scored.items() if len(answers) > 1]
         several = [scored[prompt] for prompt in names]

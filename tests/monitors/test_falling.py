@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from alignkit.watching.falling import Gold
+from alignkit_monitors.estimates import Gold
 
 
 def by_prompt(mean: float, seed: int, spread: float = 0.3) -> dict[str, float]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from alignkit.watching.snapshot import Answer, Look
+from alignkit_monitors.snapshot import Answer, Look
 
 VALUES = {
     **{"great": 1.0, "good": 0.6, "nice": 0.3, "okay": 0.0, "dull": -0.3, "poor": -0.6, "awful": -1.0, "please": 0.0},

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from alignkit.watching.change import change
-from alignkit.watching.drift import Drift
-from alignkit.watching.snapshot import Answer, Look
+from alignkit_monitors.drift import Drift
+from alignkit_monitors.estimates import change
+from alignkit_monitors.snapshot import Answer, Look
 
 WORDS = ("red", "green", "blue", "one", "two", "three", "sun", "moon")
 

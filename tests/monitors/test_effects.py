@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alignkit.watching.effects import FEWEST, Effects
+from alignkit_monitors.estimates import FEWEST, Effects
 
 
 def made(seed: int, prompts: int = 40, samples: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

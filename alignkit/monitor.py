@@ -1,0 +1,59 @@
+"""The interface of monitors: what the samples of a stage say, and when it ends early."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignkit.data.group import Group
+from alignkit.options import Options as _Options
+from alignkit.settings import Settings
+
+GOLD_KEY = "gold"  # of a response's scores
+REWARD_HACKING = "reward_hacking"  # the monitor that every stage has
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a monitor says of an iteration.
+
+    metrics: for metrics.jsonl. warnings: what the run prints. summary: JSON values for stage.json. stop: why the stage
+    ends now; empty if it continues. best: the iteration whose policy is then the result: this one, or the `best` of the
+    last look, as only its weights are kept; 0: this one, and none are kept.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    stop: str = ""
+    best: int = 0
+
+
+class Monitor:
+    """Base class of a monitor: looks at the samples of every iteration, before they are learned from.
+
+    When a stage resumes, a new monitor looks at all earlier samples again, from the run's files, and must say the same.
+    """
+
+    class Options(_Options):
+        """No options."""
+
+    def __init__(self, options: Any):
+        self.options = options
+
+    def start(self, settings: Settings) -> Sequence[str]:
+        """The stage begins or resumes; returns warnings. settings: its keys, such as `iterations` and `stop`."""
+        return ()
+
+    def look(self, iteration: int, groups: Sequence[Group], gold: Sequence[Group] | None) -> Observation:
+        """Look at an iteration's scored samples. Iterations count from 1.
+
+        groups: empty if their file was deleted before the stage resumed. gold: the samples with `gold` next to `reward`
+        among their scores (None where scoring failed); None if this iteration does not measure it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define `look(iteration, groups, gold)`")
+
+    def finish(self, stopped: str) -> Observation:
+        """What is to be said at the end of the stage; only warnings and summary count. stopped: why it ended early."""
+        return Observation()
