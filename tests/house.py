@@ -34,7 +34,7 @@ LAYERS = [
     {"errors", "io", "seeds"},
     {"contract", "data", "functional"},
     {"recipe", "evaluation"},
-    {"kernels"},
+    {"kernels", "tokens"},
     {"models", "local_engine"},
     {"watching"},
     {"training"},
@@ -43,7 +43,7 @@ LAYERS = [
     {"cli", "notebook", "testing", "__main__"},
 ]
 # internal: plugins may not import them, but apps and alignkit_distributed do
-ROOMS = {"io", "kernels", "models", "recipe", "runs", "training", "watching"}
+ROOMS = {"io", "kernels", "models", "recipe", "runs", "tokens", "training", "watching"}
 # Alarms compare samples; else the kernel needs no statistics.
 USES_EVALUATION = {"evaluation", "watching"}
 # Kernels know processors, and nothing of alignkit but these.

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from alignkit.errors import RunFailed
 from alignkit.kernels.memory import available, total
-from alignkit.models.encoding import Encoder
 from alignkit.models.loading import backbone
 from alignkit.models.next_token import DIVERGED, Sampling, choose, process
 from alignkit.models.sampling_rows import most_rows, row_bytes
 from alignkit.models.sequence import ActiveSequence, Partner, Wrote, key_of
 from alignkit.models.shared_model import SharedModel
-from alignkit.models.text_tokens import Ids
+from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.text_tokens import Ids
 
 
 def has_stopped(encoder: Encoder, tokens: Sequence[int], stops: Sequence[str]) -> bool:

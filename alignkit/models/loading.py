@@ -15,9 +15,9 @@ import torch
 from alignkit.data.chat_templates import set_chat_template
 from alignkit.errors import RunFailed
 from alignkit.kernels import capabilities
-from alignkit.models.chat_template import ChatOptions
 from alignkit.models.files_check import check_folder, read_json
-from alignkit.models.tokenizer_check import check_ids, loaded_tokenizer
+from alignkit.tokens.chat_template import ChatOptions
+from alignkit.tokens.tokenizer_check import check_ids, loaded_tokenizer
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec

@@ -16,7 +16,6 @@ from torch import Tensor
 from alignkit.data.group import Group, Message, preview, previews
 from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.models.budget import within_memory
-from alignkit.models.encoding import Encoded, Encoder
 from alignkit.models.export import export, export_base
 from alignkit.models.foreign_reward import ForeignRewardModel
 from alignkit.models.forward import measure
@@ -26,8 +25,9 @@ from alignkit.models.padding import with_padding
 from alignkit.models.reference_cache import ReferenceCache
 from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
-from alignkit.models.text_tokens import Ids
 from alignkit.reward import Progress, no_progress
+from alignkit.tokens.encoding import Encoded, Encoder
+from alignkit.tokens.text_tokens import Ids
 
 SCORED_GROUPS = 10_000  # whose scores are kept, per reward model
 

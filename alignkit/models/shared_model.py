@@ -30,8 +30,6 @@ from alignkit.models import load_check
 from alignkit.models.adapter_base import Base
 from alignkit.models.adapters import ActiveAdapter, Adapters
 from alignkit.models.budget import MemoryBudget
-from alignkit.models.chat_check import check_chat
-from alignkit.models.encoding import Encoder
 from alignkit.models.export import saved_head, scorer
 from alignkit.models.files_check import check_finite
 from alignkit.models.hub import locate
@@ -49,6 +47,8 @@ from alignkit.models.loading import (
 from alignkit.models.padding import padding_of, saved_unread, with_padding
 from alignkit.models.passes import Passes
 from alignkit.models.recompute import make_recomputable, recomputing
+from alignkit.tokens.chat_check import check_chat
+from alignkit.tokens.encoding import Encoder
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec

@@ -11,7 +11,6 @@ from alignkit.io.atomic import make_folder
 from alignkit.io.cache import cache_folder
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.kernels.capabilities import multiplies_bf16
-from alignkit.models.encoding import Encoder
 from alignkit.models.hub import locate
 from alignkit.models.loading import load_text
 from alignkit.models.shared_model import SharedModel
@@ -23,6 +22,7 @@ from alignkit.recipe.schema import BASE, Recipe
 from alignkit.registry import Registration
 from alignkit.seeds import number
 from alignkit.settings import ModelSpec
+from alignkit.tokens.encoding import Encoder
 
 
 def base_source(base: str) -> str:

@@ -14,7 +14,6 @@ from alignkit.io.digest import model_digest
 from alignkit.io.progress import Reporter
 from alignkit.kernels import memory
 from alignkit.models.adapter_base import Base, check_scale, is_adapter
-from alignkit.models.encoding import Encoder
 from alignkit.models.hub import cached_snapshot
 from alignkit.models.loading import device_of
 from alignkit.models.reference_cache import ReferenceCache
@@ -24,6 +23,7 @@ from alignkit.recipe.bases import base_keys, bases_of, sampled_by
 from alignkit.recipe.schema import BASE, Recipe, Stage
 from alignkit.runs.base_model import base_encoder, base_source, load_base_model
 from alignkit.runs.template_date import template_date, writes_date
+from alignkit.tokens.encoding import Encoder
 
 LEAST_LENGTH = 1024  # tokens that rewards and judges may read, even if all stages have a smaller max_length
 

@@ -11,13 +11,11 @@ from typing import Any
 
 from alignkit.data.group import Group
 from alignkit.engine import Engine
-from alignkit.models.encoding import Encoded, Encoder, ResponseTokens
 from alignkit.models.engines import StageEngine
 from alignkit.models.forward import measure
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import Continuation, generate
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.models.text_tokens import Ids
 from alignkit.plugin_errors import calling, made
 from alignkit.plugins import plugins
 from alignkit.registry import Component
@@ -25,6 +23,8 @@ from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.testing.examples import example_groups
 from alignkit.testing.probe import add_noise
 from alignkit.testing.surroundings import SEED, Surroundings, conform
+from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.tokens.text_tokens import Ids
 
 TOLERANCE = 1e-3  # nats
 NEW_TOKENS = 12

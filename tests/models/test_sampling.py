@@ -24,11 +24,11 @@ from alignkit.kernels.static_decoding import StaticDecoding
 from alignkit.models import batcher as row_batch
 from alignkit.models import decoder as writer_module
 from alignkit.models import sampling_rows
-from alignkit.models.encoding import Encoder
 from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack
 from alignkit.models.sampling import generate, sample
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.tokens.encoding import Encoder
 
 
 @pytest.fixture

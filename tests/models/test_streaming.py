@@ -12,11 +12,11 @@ from tiny import tiny_model
 from alignkit import seeds
 from alignkit.data.group import Group, Message
 from alignkit.models import sampling_rows
-from alignkit.models.encoding import Encoded
 from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack
 from alignkit.models.sampling import sample
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.tokens.encoding import Encoded
 from alignkit_apps.policies.streaming import Piece, Question, answer, until_stop
 
 

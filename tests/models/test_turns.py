@@ -15,14 +15,14 @@ from alignkit.data.chat_templates import CHATML, HERMES, PLAIN
 from alignkit.data.group import Group, Message
 from alignkit.errors import DataError
 from alignkit.models import sampling_rows
-from alignkit.models.chat_template import ChatOptions
-from alignkit.models.encoding import Encoder, encode_all
 from alignkit.models.forward import measure
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import sample
 from alignkit.models.sequence import Partner
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.models.turns import Turns
+from alignkit.tokens.chat_template import ChatOptions
+from alignkit.tokens.encoding import Encoder, encode_all
+from alignkit.tokens.turns import Turns
 from alignkit_plugins.tiny import _tokenizer
 
 ANSWERS = {0: (51, 52, 53), 1: (54,), 2: (55, 56, 57, 58, 59, 60, 61)}

@@ -19,7 +19,6 @@ from alignkit.data.group import Group
 from alignkit.kernels import mode
 from alignkit.kernels.memory import GROWTH
 from alignkit.kernels.sampling_weights import MAX_ROWS, MEMORY_SHARE, MIN_TOKENS
-from alignkit.models.encoding import Encoded
 from alignkit.models.examples import Examples
 from alignkit.models.forward import Wants, forward
 from alignkit.models.packing import micro_batches
@@ -28,6 +27,7 @@ from alignkit.models.shared_model import BASE
 from alignkit.models.weight_sizes import QUANTIZED
 from alignkit.plugin_errors import made
 from alignkit.recipe.schema import Stage
+from alignkit.tokens.encoding import Encoded
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
 from alignkit.training.roles import add_roles

@@ -15,11 +15,11 @@ from alignkit.io.progress import Reporter
 from alignkit.models.next_token import Sampling
 from alignkit.models.router import ModelRouter
 from alignkit.models.service import ModelService
-from alignkit.models.text_tokens import Ids
 from alignkit.recipe.load import made_models
 from alignkit.registry import Registry
 from alignkit.reward import REWARD_KEY, Context, no_progress
 from alignkit.runs.bases import RunBases
+from alignkit.tokens.text_tokens import Ids
 from alignkit.training.scoring import Scorer
 from alignkit_apps.policies.named_models import NamedModel
 from alignkit_apps.policies.recipe import NamedModels
