@@ -97,7 +97,7 @@ class SharedModel:
         self.roles: dict[str, Role] = {}
         self.recomputes = False  # whether the backward pass can compute layers a second time
         self.recomputed = 0  # number of packed rows for which it does
-        self.engine: Any = None  # a StageEngine that samples instead of this model
+        self.engine: Any = None  # of `Launcher.engine`, which samples instead of this model
         self.updates = 0  # how often weights were written, which tensors do not always know (a fused AdamW hides it)
         self.should_stop: Callable[[], None] = lambda: None  # called during long passes; raises to end them
         self._load_base()

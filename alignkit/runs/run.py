@@ -20,7 +20,7 @@ from alignkit.models.router import ModelRouter
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugin_errors import blaming, made
-from alignkit.plugins import plugins
+from alignkit.plugins import launcher, plugins
 from alignkit.recipe.document import dump
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.reward import Context
@@ -32,7 +32,6 @@ from alignkit.runs.contamination import trained_on as places_trained_on
 from alignkit.runs.data import RunData, skipped_rows
 from alignkit.runs.data_card import source_records
 from alignkit.runs.engines import using_engine
-from alignkit.runs.executors import StageExecutor
 from alignkit.runs.files import RECIPE
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.machine import machine_of
@@ -258,11 +257,11 @@ class Run:
             if executor is not None:
                 executor.close()
 
-    def executor_of(self, stage: Stage) -> StageExecutor | None:
+    def executor_of(self, stage: Stage) -> Any:
         """What carries out the rows of a stage; None: this process."""
         if stage.executor is None:
             return None
-        return StageExecutor(stage.executor, self.cache() / "executor", stage=stage.name, say=self.reporter.say)
+        return launcher().executor(stage.executor, self.cache() / "executor", stage=stage.name, say=self.reporter.say)
 
     # Contexts
 
@@ -270,7 +269,7 @@ class Run:
         """Return the context of a training stage."""
         return stage_context(self, stage, folder)
 
-    def step_context(self, stage: Stage, folder: Path, executor: StageExecutor | None = None) -> StepContext:
+    def step_context(self, stage: Stage, folder: Path, executor: Any = None) -> StepContext:
         """Return the context of a step. executor: what carries out its rows; None: this process."""
         return step_context(self, stage, folder, executor)
 

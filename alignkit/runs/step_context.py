@@ -13,7 +13,6 @@ from alignkit.io.progress import Reporter
 from alignkit.recipe.schema import RewardSpec, Stage, specs
 from alignkit.runs.contamination import log_odds
 from alignkit.runs.durable_map import CHUNK, durable_map
-from alignkit.runs.executors import StageExecutor
 from alignkit.runs.learned_from import learned_from
 from alignkit.runs.row_chunks import map_in_blocks
 from alignkit.runs.scored_rows import scored
@@ -24,7 +23,7 @@ from alignkit.training.scoring import ModelScores, Scorer
 SCORED = 64  # groups that a reward scores at once
 
 
-def step_context(run: Any, stage: Stage, folder: Path, executor: StageExecutor | None = None) -> StepContext:
+def step_context(run: Any, stage: Stage, folder: Path, executor: Any = None) -> StepContext:
     """The context of a step. run: a `Run`. folder: the stage's. executor: None if the rows are carried out here."""
     seed = run.seed_of(stage)
     metrics = run.metrics(stage)
@@ -56,7 +55,7 @@ class StepRows:
     run: Any
     stage: Stage
     folder: Path
-    executor: StageExecutor | None
+    executor: Any
 
     def map(self, name: str, rows: Sequence[Any], function: Callable[..., Any]) -> list[Any]:
         """See `StepContext.map`."""
@@ -88,7 +87,7 @@ class StepRows:
 
     def _in_blocks(
         self,
-        executor: StageExecutor,
+        executor: Any,
         name: str,
         rows: Sequence[Any],
         done: Callable[[int], None],

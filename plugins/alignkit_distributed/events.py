@@ -1,10 +1,13 @@
-"""The launcher that runs use: accelerate starts the processes, and sends everything between them."""
+"""The launcher that runs use: accelerate starts the processes, and sends everything between them.
+
+Engines and executors, which work elsewhere, are asked from here, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alignkit import Launcher, Register, hookimpl
 
@@ -12,6 +15,8 @@ if TYPE_CHECKING:
     from alignkit.io.progress import Reporter
     from alignkit.recipe.schema import Recipe
     from alignkit.runs.world import World
+    from alignkit_distributed.stage_engine import StageEngine
+    from alignkit_distributed.stage_executor import StageExecutor
 
 
 class Accelerate(Launcher):
@@ -31,6 +36,16 @@ class Accelerate(Launcher):
         from alignkit_distributed.together import run_together
 
         return run_together(recipe, folder, reporter, world)
+
+    def engine(self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]) -> StageEngine:
+        from alignkit_distributed.stage_engine import StageEngine
+
+        return StageEngine(component, folder, stage=stage, seed=seed, say=say)
+
+    def executor(self, component: Any, folder: Path, *, stage: str, say: Callable[[str], None]) -> StageExecutor:
+        from alignkit_distributed.stage_executor import StageExecutor
+
+        return StageExecutor(component, folder, stage=stage, say=say)
 
 
 @hookimpl

@@ -11,9 +11,9 @@ from typing import Any
 from alignkit.errors import AlignkitError
 from alignkit.executor import Executor, ExecutorContext, Work
 from alignkit.io.atomic import make_folder
-from alignkit.models.engine_thread import EngineThread
 from alignkit.plugin_errors import calling, made
 from alignkit.stopping import keep_signals
+from alignkit_distributed.engine_thread import EngineThread
 
 GRACE = 5.0  # seconds for the workers to store what is under way, after a request to stop
 
