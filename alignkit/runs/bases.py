@@ -15,10 +15,9 @@ from alignkit.io.progress import Reporter
 from alignkit.kernels import memory
 from alignkit.models.adapter_base import Base, check_scale, is_adapter
 from alignkit.models.hub import cached_snapshot
-from alignkit.models.loading import device_of
+from alignkit.models.loading import device_of, weight_bytes
 from alignkit.models.reference_cache import ReferenceCache
 from alignkit.models.service import ModelService
-from alignkit.models.weight_sizes import weight_bytes
 from alignkit.recipe.bases import base_keys, bases_of, sampled_by
 from alignkit.recipe.schema import BASE, Recipe, Stage
 from alignkit.runs.base_model import base_encoder, base_source, load_base_model

@@ -14,7 +14,7 @@ from architectures import encoder_with_ends, questions
 from alignkit.data.chat_templates import CHATML, HERMES, PLAIN
 from alignkit.data.group import Group, Message
 from alignkit.errors import DataError
-from alignkit.models import sampling_rows
+from alignkit.models import decoder
 from alignkit.models.forward import measure
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import sample
@@ -93,7 +93,7 @@ def test_what_has_been_read_is_not_read_again(llama: SharedModel) -> None:
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_turns_do_not_depend_on_the_batch(llama: SharedModel, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     expected, _ = play(llama)
-    monkeypatch.setattr(sampling_rows, "ROWS", rows)
+    monkeypatch.setattr(decoder, "ROWS", rows)
     found, counts = play(llama)
     assert [r.tokens for g in found for r in g.responses] == [r.tokens for g in expected for r in g.responses]
     assert [r.written for g in found for r in g.responses] == [r.written for g in expected for r in g.responses]
