@@ -22,8 +22,7 @@ from alignkit.data.group import Group, Response, read_groups
 from alignkit.errors import OtherTokenizer, RecipeError, RunFailed
 from alignkit.models.loading import weight_bytes
 from alignkit.models.passes import Passes
-from alignkit.models.router import ModelRouter
-from alignkit.models.service import ModelService
+from alignkit.models.service import ModelRouter, ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe

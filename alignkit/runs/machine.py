@@ -17,7 +17,7 @@ from alignkit.io.source_code import COMPUTING, computing_code
 from alignkit.runs.run_history import processor
 
 if TYPE_CHECKING:
-    from alignkit.models.router import ModelRouter
+    from alignkit.models.service import ModelRouter
 
 
 def machine_of(models: ModelRouter | None = None) -> dict[str, Any]:

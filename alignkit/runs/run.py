@@ -16,8 +16,7 @@ from alignkit.errors import PluginError, RunFailed, message_of
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.digest import digest
 from alignkit.io.progress import Metrics, Reporter, duration
-from alignkit.models.router import ModelRouter
-from alignkit.models.service import ModelService
+from alignkit.models.service import ModelRouter, ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugin_errors import blaming, made
 from alignkit.plugins import launcher, plugins

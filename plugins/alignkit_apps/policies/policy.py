@@ -13,8 +13,7 @@ from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError, Problem, RecipeError
 from alignkit.io.progress import Reporter
 from alignkit.models.next_token import Sampling
-from alignkit.models.router import ModelRouter
-from alignkit.models.service import ModelService
+from alignkit.models.service import ModelRouter, ModelService
 from alignkit.recipe.load import made_models
 from alignkit.registry import Registry
 from alignkit.reward import REWARD_KEY, Context, no_progress
