@@ -9,7 +9,7 @@ from typing import Any
 
 from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.cache import cache_folder
-from alignkit.io.commits import Commits
+from alignkit.io.commits import commit_of
 from alignkit.io.digest import model_digest
 from alignkit.io.progress import Reporter
 from alignkit.kernels import memory
@@ -48,7 +48,7 @@ class RunBase:
     @cached_property
     def commit(self) -> str | None:
         """The commit of a model on the hub, which hashes name and which is loaded."""
-        return None if Path(self.source).is_dir() else Commits("model")(self.source, self.spec.revision)
+        return None if Path(self.source).is_dir() else commit_of("model", self.source, self.spec.revision)
 
     @cached_property
     def digest(self) -> Any:

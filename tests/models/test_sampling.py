@@ -107,7 +107,7 @@ def test_recorded_steps_write_the_same_samples(
     class Recorder(cuda_graphs.Replayed):
         def run(self, key: Any, step: Any, tokens: Tensor, positions: Tensor) -> Tensor:
             decoding = step.__self__.decoding
-            cached = decoding.cache.layers[0][0]
+            cached = decoding.cache[0][0]
             keys.append((key, (cached.data_ptr(), tuple(cached.shape), decoding.attended, len(tokens))))
             return super().run(key, step, tokens, positions)
 
@@ -297,7 +297,7 @@ def test_the_cache_stays_within_its_limit(llama: SharedModel, monkeypatch: pytes
 
     def spy(self: Decoding, *given: Any) -> None:
         original(self, *given)
-        held.append(sum(x.numel() * x.element_size() for pair in self.cache.layers.values() for x in pair))
+        held.append(sum(x.numel() * x.element_size() for pair in self.cache.values() for x in pair))
 
     monkeypatch.setattr(Decoding, "update_rows", spy)
     sample(llama, BASE, encoder_with_ends(llama, range(1, 12)), questions(30), Sampling(2, 12), seed=5)

@@ -17,10 +17,11 @@ from alignkit.data import hub
 from alignkit.data.hub import HubRows
 from alignkit.errors import DataError, RunFailed
 from alignkit.io import digest
-from alignkit.io.commits import Commits
+from alignkit.io.commits import commit_of
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.runs import base_model
+from alignkit.runs.data import RunData
 from alignkit.runs.fingerprint import stage_hash
 from alignkit.runs.run import Run
 from alignkit.settings import Settings
@@ -158,8 +159,8 @@ def test_a_hub_data_set_counts_by_its_commit_and_is_read_at_it(tmp_path: Path, m
     assert server.asked[-1][1]["revision"] == "b" * 40
 
 
-def test_a_commit_is_asked_for_once_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    server, commits = Hub(monkeypatch), Commits("dataset")
+def test_a_commit_is_asked_for_once_per_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, commits = Hub(monkeypatch), RunData(lambda stage: tmp_path, 0)._commits
     first = commits("org/set", None)
     server.main = "b" * 40
     assert commits("org/set", None) == first == "a" * 40
@@ -169,16 +170,16 @@ def test_a_commit_is_asked_for_once_per_run(monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_a_network_the_cached_copy_tells_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert Commits("dataset")("org/set", None) is None and Commits("dataset")("org/set", "v1") == "v1"
-    assert Commits("dataset")("./no folder", None) is None  # which is no id, as loading it says
+    assert commit_of("dataset", "org/set", None) is None and commit_of("dataset", "org/set", "v1") == "v1"
+    assert commit_of("dataset", "./no folder", None) is None  # which is no id, as loading it says
     copy = tmp_path / "datasets--org--set"
     (copy / "snapshots" / ("d" * 40)).mkdir(parents=True)
-    assert Commits("dataset")("org/set", None) == "d" * 40
+    assert commit_of("dataset", "org/set", None) == "d" * 40
     (copy / "snapshots" / ("e" * 40)).mkdir()
-    assert Commits("dataset")("org/set", None) is None
+    assert commit_of("dataset", "org/set", None) is None
     (copy / "refs").mkdir()
     (copy / "refs" / "main").write_text("e" * 40)
-    assert Commits("dataset")("org/set", None) == "e" * 40
+    assert commit_of("dataset", "org/set", None) == "e" * 40
 
 
 @pytest.fixture
