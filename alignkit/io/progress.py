@@ -301,18 +301,13 @@ def _cut(text: Text, width: int) -> Text:
 class Metrics:
     """A stage's metrics.jsonl: one JSON object per step, each step once even if the run was killed and resumed."""
 
-    def __init__(
-        self,
-        path: Path,
-        size: int = 0,
-        copies: Sequence[Path] = (),
-        follower: Callable[[Mapping[str, Any]], None] = lambda line: None,
-    ):
+    def __init__(self, path: Path, size: int = 0, copies: Sequence[Path] = ()):
         """size: bytes at the last checkpoint. Later lines are removed, because their steps run again.
 
-        copies: other files that new lines are appended to. follower: is given each new line.
+        copies: other files that new lines are appended to.
         """
-        self.path, self.copies, self.follower = path, copies, follower
+        self.path, self.copies = path, copies
+        self.follower: Callable[[Mapping[str, Any]], None] = lambda line: None  # is given each new line
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.truncate(size)
