@@ -9,9 +9,9 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from alignkit.errors import RunFailed
 from alignkit.io.credentials import could_be_variable, places_of_keys
-from alignkit.io.stored_replies import asking_is_allowed
 from alignkit.options import Options
 from alignkit_http.addresses import checked_address
+from alignkit_http.stored_replies import asking_is_allowed
 
 
 class RemoteOptions(Options):
