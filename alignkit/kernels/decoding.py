@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -110,14 +111,6 @@ class Extension(TreeLayout):
 
     cache: KeyValues = field(default_factory=dict)
     parts: Sequence[Extended] = ()
-
-    @classmethod
-    def of(cls, cache: KeyValues, parts: Sequence[Extended]) -> Extension:
-        spans, start = [], 0
-        for part in parts:
-            spans.append(GroupSpan(start, part.cached + part.new, ()))
-            start += part.cached + part.new
-        return cls(spans, store_kv=True, cache=cache, parts=parts)
 
     @property
     def position_ids(self) -> Tensor:
@@ -236,7 +229,9 @@ class Decoding:
     def extension(self, lengths: Mapping[int, tuple[int, int]]) -> Extension:
         """Rows with several new tokens each. lengths: row -> how many of its tokens stay, and how many are new."""
         parts = [Extended(row, int(self.starts[row]), cached, new) for row, (cached, new) in lengths.items()]
-        return Extension.of(self.cache, parts)
+        sizes = [part.cached + part.new for part in parts]
+        spans = [GroupSpan(end - size, size, ()) for end, size in zip(accumulate(sizes), sizes, strict=True)]
+        return Extension(spans, store_kv=True, cache=self.cache, parts=parts)
 
     def advance(self) -> None:
         """Move to the next column; all layers have written this one."""
