@@ -35,7 +35,7 @@ LAYERS = [
     {"contract", "data", "functional"},
     {"recipe", "evaluation"},
     {"kernels", "tokens"},
-    {"models", "local_engine"},
+    {"models"},
     {"watching"},
     {"training"},
     {"runs"},

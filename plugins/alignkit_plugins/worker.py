@@ -95,8 +95,8 @@ def serve(requests: IO[str], replies: IO[str]) -> None:
     """Answer every request, until the input is closed."""
     from alignkit.engine import SamplingParams
     from alignkit.errors import AlignkitError
-    from alignkit.local_engine import LocalEngine
     from alignkit.settings import ModelSpec
+    from alignkit_distributed.local_engine import LocalEngine
 
     def reply(kind: str, value: Any) -> None:
         replies.write(f"{MESSAGE}{json.dumps([kind, value], default=asdict)}\n")

@@ -18,7 +18,6 @@ from patience import PATIENCE
 
 from alignkit import EngineContext, PluginError, RecipeError, RunFailed
 from alignkit.cli import main
-from alignkit.local_engine import LocalEngine
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import Continuation
 from alignkit.models.service import ModelService
@@ -28,6 +27,7 @@ from alignkit.registry import Component, Registration
 from alignkit.runs.fingerprint import stage_hash
 from alignkit.testing.probe import add_noise
 from alignkit_distributed.engine_thread import EngineThread, NoProgress
+from alignkit_distributed.local_engine import LocalEngine
 from alignkit_distributed.stage_engine import StageEngine, Weights, version_of
 from tests.models.tiny import tiny_model
 
@@ -35,7 +35,7 @@ HEADER = """
 import time
 from dataclasses import replace
 from alignkit import *
-from alignkit.local_engine import LocalEngine
+from alignkit_distributed.local_engine import LocalEngine
 
 class Broken(LocalEngine):
     calls = 0

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from alignkit import Completion, Engine, SamplingParams
-from alignkit.local_engine import LocalEngine
 from alignkit.testing import check_engine
 from alignkit.testing.checks import ConformanceError
+from alignkit_distributed.local_engine import LocalEngine
 from alignkit_plugins.worker import Worker
 
 Completions = list[list[Completion]]
