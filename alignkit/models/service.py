@@ -19,7 +19,7 @@ from alignkit.data.group import Group, Message, preview, previews
 from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.kernels.memory import release_cached, trim
 from alignkit.models.budget import within_memory
-from alignkit.models.export import export, export_base
+from alignkit.models.export import export
 from alignkit.models.foreign_reward import ForeignRewardModel
 from alignkit.models.forward import measure
 from alignkit.models.loading import has_score
@@ -242,13 +242,12 @@ class ModelService:
 
     def export(self, role: str, folder: Path, *, bases: bool = False) -> list[str]:
         """See `alignkit.Models`."""
-        model = self.model
-        if self._role_name(role) == BASE:
-            if not bases:
-                raise RunFailed(f"'{role}' is a base model, which is whole already")
-            return export_base(folder, model.base, model.spec, model.dtype, model.tokenizer, self.encoder.end_ids)
-        saved = self.artifact(role)
-        tokenizer = with_padding(model.tokenizer, model.model.config) if has_score(saved) else model.tokenizer
+        model, tokenizer = self.model, self.model.tokenizer
+        saved = None if self._role_name(role) == BASE else self.artifact(role)
+        if saved is None and not bases:
+            raise RunFailed(f"'{role}' is a base model, which is whole already")
+        if saved is not None and has_score(saved):
+            tokenizer = with_padding(tokenizer, model.model.config)
         return export(saved, folder, model.base, model.spec, model.dtype, tokenizer, self.encoder.end_ids)
 
     def fits(self, group: Group, max_length: int, new_tokens: int) -> bool:
