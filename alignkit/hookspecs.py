@@ -12,7 +12,6 @@ import pluggy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from alignkit.data.group import Group
 
@@ -105,14 +104,6 @@ def register_launchers(register: Register) -> None:
 @hookspec
 def register_readers(register: Register) -> None:
     """Readers of files, by suffix: subclasses of `alignkit.Reader`, as in `register(".notes", Notes)`."""
-
-
-# Parts of a run
-
-
-@hookspec(firstresult=True)
-def open_executor(run: Any, stage: Any, folder: Path) -> Any:
-    """The rows of a step whose stage names an executor: an `alignkit.runs.contexts.StepRows` that deals them."""
 
 
 # Events of a run. Hooks observe: they must not change what is computed.

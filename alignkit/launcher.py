@@ -1,11 +1,11 @@
-"""The interface of a launcher: whatever starts the processes that run one recipe together, and makes a team of them.
+"""The interface of a launcher: whatever starts the processes that run one recipe together, and asks others for work.
 
-A run of one process needs none.
+A run of one process with its own sampler needs none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +42,14 @@ class Launcher:
         several processes cannot run the recipe, and RunFailed if they do not meet or differ in what they run.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define run")
+
+    def engine(self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]) -> Any:
+        """What asks the engine of a stage, and checks all that it returns; it samples instead of a `SharedModel`.
+
+        component: the recipe's engine. folder: for published adapters and for files of the engine.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define engine")
+
+    def rows(self, run: Any, stage: Any, folder: Path) -> Any:
+        """What deals the rows of a step to the stage's executor. run: a `Run`. folder: the stage's."""
+        raise NotImplementedError(f"{type(self).__name__} does not define rows")

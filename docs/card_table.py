@@ -10,11 +10,11 @@ from functools import cache
 from typing import Any
 
 from alignkit.data.group import Group
-from alignkit.models.encoding import Encoded, ResponseTokens
 from alignkit.models.examples import Examples
 from alignkit.models.forward import Wants, forward
 from alignkit.plugins import plugins
 from alignkit.settings import LEARNING_RATE, ModelSpec
+from alignkit.tokens.encoding import Encoded, ResponseTokens
 from alignkit.training.learning_rate import scaled
 from alignkit_apps.plan.cards import CARDS, Machine
 from alignkit_apps.plan.memory import USABLE, bytes_of, dequantized, peak, weight_bytes

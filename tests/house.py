@@ -35,7 +35,7 @@ LAYERS = [
     {"errors", "io", "seeds"},
     {"contract", "data", "functional"},
     {"recipe", "evaluation"},
-    {"kernels"},
+    {"kernels", "tokens"},
     {"models"},
     {"training"},
     {"runs"},
@@ -43,7 +43,7 @@ LAYERS = [
     {"cli", "notebook", "testing", "__main__"},
 ]
 # internal: plugins may not import them, but apps and alignkit_distributed do
-ROOMS = {"io", "kernels", "models", "recipe", "runs", "training"}
+ROOMS = {"io", "kernels", "models", "recipe", "runs", "tokens", "training"}
 USES_EVALUATION = {"evaluation"}  # the kernel needs no statistics
 # Kernels know processors, and nothing of alignkit but these.
 BELOW_KERNELS = {"errors", "functional", "io", "kernels"}

@@ -80,13 +80,13 @@ PLANTED = {
         "test_service.py::test_a_prompt_without_room_changes_no_other_prompts_samples",
     ),
     "one_end": Planted(
-        "alignkit/models/template_tokens.py",
+        "alignkit/tokens/template_tokens.py",
         "frozenset({self.end_of_turn[-1], *self._more_ends, self.tokenizer.eos_token_id} - {None})",
         "frozenset({self.tokenizer.eos_token_id})",
         _ENDS,
     ),
     "no_further_ends": Planted(
-        "alignkit/models/template_tokens.py",
+        "alignkit/tokens/template_tokens.py",
         "frozenset({self.end_of_turn[-1], *self._more_ends, self.tokenizer.eos_token_id} - {None})",
         "frozenset({self.end_of_turn[-1], self.tokenizer.eos_token_id} - {None})",
         _ENDS,

@@ -20,16 +20,15 @@ from torch import Tensor
 from alignkit.cli import main
 from alignkit.data.group import Group, Response, read_groups
 from alignkit.errors import OtherTokenizer, RecipeError, RunFailed
-from alignkit.models.encoding import Encoder
+from alignkit.models.loading import weight_bytes
 from alignkit.models.passes import Passes
-from alignkit.models.router import ModelRouter
-from alignkit.models.service import ModelService
+from alignkit.models.service import ModelRouter, ModelService
 from alignkit.models.shared_model import SharedModel
-from alignkit.models.weight_sizes import weight_bytes
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.settings import LoraSpec, ModelSpec
+from alignkit.tokens.encoding import Encoder
 from alignkit_apps.catalog.json_schema import recipe_schema
 
 # No token covers both the end of a prompt and the start of its answer, so the whole text has the same tokens.

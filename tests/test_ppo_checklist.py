@@ -25,7 +25,6 @@ from alignkit.batch import Pairs
 from alignkit.data.group import write_groups
 from alignkit.errors import RecipeError
 from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
-from alignkit.models.encoding import Encoded, Encoder, ResponseTokens
 from alignkit.models.examples import Examples
 from alignkit.models.forward import measure
 from alignkit.models.packing import pack
@@ -36,6 +35,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.run import Run
 from alignkit.settings import ModelSpec
+from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
 from alignkit.training.averages import Averages
 from alignkit.training.iteration import Iteration
 from alignkit.training.learner import Learner

@@ -13,10 +13,10 @@ import torch
 
 from alignkit import Algorithm, Batch, Group, Loss, Outputs, Response, per_response, per_token
 from alignkit.kernels import attention
-from alignkit.models.encoding import Encoder
 from alignkit.models.examples import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
+from alignkit.tokens.encoding import Encoder
 from alignkit.training.learner import Learner
 from alignkit.training.schedule import schedule
 

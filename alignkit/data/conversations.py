@@ -81,16 +81,16 @@ def read_message(turn: Any, where: str) -> Message:
     return said
 
 
-def tools_of(value: Any, name: str = "tools") -> tuple[dict[str, Any], ...]:
+def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
     """The functions that the assistant may call: a list of JSON schemas, or JSON text of one; () if there are none.
 
     A schema without OpenAI's envelope {"type": "function", "function": ...} gets one, as templates expect it.
     """
     if isinstance(value, str):
-        value = _json(value, f"column '{name}'") if value.strip() else None
+        value = _json(value, "column 'tools'") if value.strip() else None
     schemas = [value] if isinstance(value, Mapping) else value or ()
     if not isinstance(schemas, list | tuple) or not all(isinstance(schema, Mapping) for schema in schemas):
-        raise BadRow(f"column '{name}' must be a list of JSON schemas of functions, not {kind_of(value)}")
+        raise BadRow(f"column 'tools' must be a list of JSON schemas of functions, not {kind_of(value)}")
     return tuple(
         dict(schema) if "function" in schema else {"type": "function", "function": dict(schema)} for schema in schemas
     )

@@ -31,7 +31,7 @@ class DataSource:
     """One source of groups: a file, a stage's data or a hub data set.
 
     path, stage, hub: exactly one is set. hub may be a local folder.
-    config, revision, data_dir, data_files, split, streaming: the part of a hub data set; see `hub.HubRows`.
+    config, revision, data_dir, data_files, split, streaming: the part of a hub data set; see `hub.hub_rows`.
     format: the format and its options; None detects it from the first row.
     limit: the number of good rows to read; None reads all.
     validation: the share of prompts held out for validation, in [0, 1).
@@ -175,7 +175,7 @@ class RowReader:
         """Numbered rows; a row that cannot be parsed is a `BadRow`."""
         source = self.source
         if source.hub:
-            return hub.HubRows(
+            return hub.hub_rows(
                 source.hub,
                 source.config,
                 source.revision,
@@ -183,7 +183,8 @@ class RowReader:
                 source.data_files,
                 source.split or "train",
                 source.streaming,
-            ).rows(commit)
+                commit,
+            )
         path = stage_data(source.stage) if source.stage else Path(str(source.path))
         if suffix_of(path) == ".txt":
             return self._text_rows(path)

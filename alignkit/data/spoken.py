@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from alignkit.data.group import Response
+
+# Around thoughts that a server leaves in the text.
+TAGS = ("think", "thinking", "thought", "reasoning")
+_OPENED = re.compile(rf"\s*<({'|'.join(TAGS)})>", re.IGNORECASE)
+_CLOSED = re.compile(rf"</({'|'.join(TAGS)})>", re.IGNORECASE)
 
 
 def all_turns(response: Response) -> str:
@@ -19,3 +26,9 @@ def last_turn(response: Response) -> str:
         return response.text
     said = [turn.get("content") for turn in response.messages if turn["role"] == "assistant"]
     return str(said[-1] or "") if said else ""
+
+
+def after_thoughts(text: str) -> str | None:
+    """What follows the thoughts, all of the text without any; None if they have no end."""
+    said = text[max((tag.end() for tag in _CLOSED.finditer(text)), default=0) :]
+    return None if _OPENED.match(said) else said

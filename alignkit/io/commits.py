@@ -10,22 +10,8 @@ Kind = Literal["dataset", "model"]
 TIMEOUT = 5  # seconds to wait for the hub's answer
 
 
-class Commits:
-    """The commits of hub repositories, each asked for once, so that what a run reads is what its hashes say."""
-
-    def __init__(self, kind: Kind) -> None:
-        self._kind: Kind = kind
-        self._known: dict[tuple[str, str | None], str | None] = {}
-
-    def __call__(self, name: str, revision: str | None) -> str | None:
-        """The commit that a revision means now; offline, that of the copy in the hub's cache."""
-        key = (name, revision)
-        if key not in self._known:
-            self._known[key] = _commit(self._kind, name, revision)
-        return self._known[key]
-
-
-def _commit(kind: Kind, name: str, revision: str | None) -> str | None:
+def commit_of(kind: Kind, name: str, revision: str | None) -> str | None:
+    """The commit that a revision means now; offline, that of the copy in the hub's cache."""
     if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
     import huggingface_hub

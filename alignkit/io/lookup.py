@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
+import os.path
 from contextlib import suppress
 from pathlib import Path
 
 IMPOSSIBLE = (OSError, ValueError, RuntimeError)  # too long, with a NUL, or of an unknown user (~nobody)
 
-
-def is_file(path: Path | str) -> bool:
-    """Whether there is such a file."""
-    with suppress(*IMPOSSIBLE):
-        return Path(path).is_file()
-    return False
-
-
-def is_dir(path: Path | str) -> bool:
-    """Whether there is such a folder."""
-    with suppress(*IMPOSSIBLE):
-        return Path(path).is_dir()
-    return False
-
-
-def exists(path: Path | str) -> bool:
-    """Whether there is such a file or folder."""
-    with suppress(*IMPOSSIBLE):
-        return Path(path).exists()
-    return False
+# Unlike the methods of Path, these are false for such names.
+is_file, is_dir, exists = os.path.isfile, os.path.isdir, os.path.exists
 
 
 def expanded(path: Path | str) -> Path:
     """The path with `~` replaced by a home folder, if there is such a user."""
-    with suppress(*IMPOSSIBLE):
-        return Path(path).expanduser()
-    return Path(path)
+    return Path(os.path.expanduser(path))
 
 
 def resolved(path: Path) -> Path:

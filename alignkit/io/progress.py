@@ -1,4 +1,4 @@
-"""A run's console output, and the metrics files."""
+"""A run's console output, run.log, and the metrics files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from alignkit.io.credentials import redacted
 from alignkit.io.printable import encodable, printable, wrapped
-from alignkit.io.run_log import RunLog
 from alignkit.io.stage_tree import StageTree
-from alignkit.io.trend import Trend
 
+# Name of a metric -> what a person calls it.
 SHOWN = {
     "loss": "loss",
     "reward": "reward",
@@ -48,6 +49,69 @@ VERDICTS = {
     r"(?m)^\S+ gained over \S+ by (people|independent \w+)\b.*(\n  .*)*": "green",
     r"(?m)^\S+ lost against .*(\n  .*)*": "red",
 }
+TRENDS = ("reward", "kl", "response_tokens", "loss", "accuracy", "rewards/margins")  # in the order of their sentence
+LEAST = 6  # steps; fewer say nothing about their noise
+MOST = 200  # steps
+SHARE = 10  # of a stage's steps, the part that a trend is about
+SHORTEST = 20  # steps, in a stage of less than SHARE times as many
+
+
+class Trend:
+    """Where a stage's metrics are heading: the change along a line through their last values, if it beats the noise.
+
+    They cover a tenth of its steps, at least SHORTEST and at most MOST: the loss of a single batch is mostly noise.
+    """
+
+    def __init__(self, total: int):
+        """total: steps of the stage."""
+        self.window = min(MOST, max(SHORTEST, total // SHARE))
+        self._values: dict[str, deque[float]] = {}
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Remember a step's values; those that are missing or not finite are left out."""
+        for name in TRENDS:
+            value = metrics.get(name)
+            if value is not None and math.isfinite(value):
+                self._values.setdefault(name, deque(maxlen=self.window)).append(float(value))
+
+    def text(self) -> str:
+        """`over the last 20: reward +0.13; no clear change in kl`; empty before there are LEAST values."""
+        known = {name: values for name, values in self._values.items() if len(values) >= LEAST}
+        if not known:
+            return ""
+        changes = {SHOWN[name]: _clear(known[name]) for name in TRENDS if name in known}
+        clear = [f"{name} {change}" for name, change in changes.items() if change]
+        others = [name for name, change in changes.items() if not change]
+        rest = f"no clear change in {', '.join(others)}" if others else ""
+        return f"over the last {max(map(len, known.values()))}: {'; '.join(filter(None, (', '.join(clear), rest)))}"
+
+
+def _clear(values: Sequence[float]) -> str:
+    """The change in words; empty if its 95% interval includes none, or if squares of the values are no numbers."""
+    try:
+        change, error = change_of(values)
+    except (OverflowError, ValueError):
+        return ""
+    if not abs(change) > _critical(len(values) - 2) * error:
+        return ""
+    return f"{change:+.0f}" if abs(change) >= 100 else f"{change:+.2g}"
+
+
+def change_of(values: Sequence[float]) -> tuple[float, float]:
+    """The change from the first to the last value along the line of least squares, and its standard error."""
+    count = len(values)
+    center, mean = (count - 1) / 2, math.fsum(values) / count
+    spread = math.fsum((at - center) ** 2 for at in range(count))
+    slope = math.fsum((at - center) * (value - mean) for at, value in enumerate(values)) / spread
+    rest = math.fsum((value - mean - slope * (at - center)) ** 2 for at, value in enumerate(values))
+    error = math.sqrt(rest / (count - 2) / spread)
+    return slope * (count - 1), error * (count - 1)
+
+
+def _critical(degrees: int) -> float:
+    """The 97.5% quantile of Student's t, by the expansion of Abramowitz and Stegun, 26.7.5, to two terms."""
+    z = 1.959964
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
 
 @dataclass
@@ -316,18 +380,13 @@ def _cut(text: Text, width: int) -> Text:
 class Metrics:
     """A stage's metrics.jsonl: one JSON object per step, each step once even if the run was killed and resumed."""
 
-    def __init__(
-        self,
-        path: Path,
-        size: int = 0,
-        copies: Sequence[Path] = (),
-        follower: Callable[[Mapping[str, Any]], None] = lambda line: None,
-    ):
+    def __init__(self, path: Path, size: int = 0, copies: Sequence[Path] = ()):
         """size: bytes at the last checkpoint. Later lines are removed, because their steps run again.
 
-        copies: other files that new lines are appended to. follower: is given each new line.
+        copies: other files that new lines are appended to.
         """
-        self.path, self.copies, self.follower = path, copies, follower
+        self.path, self.copies = path, copies
+        self.follower: Callable[[Mapping[str, Any]], None] = lambda line: None  # is given each new line
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.truncate(size)
@@ -368,3 +427,36 @@ def duration(seconds: float, digits: int = 1) -> str:
     """`1m05s`, or `7.3s` below a minute."""
     minutes, rest = divmod(seconds, 60)
     return f"{int(minutes)}m{int(rest):02d}s" if minutes else f"{rest:.{digits}f}s"
+
+
+class RunLog:
+    """run.log: all that a run has said, over all its resumptions, each line with its time (UTC).
+
+    What is said before `open` is kept until then.
+    """
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._waiting: list[str] = []
+
+    def open(self, path: Path) -> None:
+        """Append to this file from now on."""
+        self._path, waiting = path, self._waiting
+        self._waiting = []
+        self._append(waiting)
+
+    def write(self, text: str) -> None:
+        """Append a text without keys and control characters."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        lines = [f"{stamp} {line}".rstrip() + "\n" for line in printable(redacted(text)).split("\n")]
+        if self._path is None:
+            self._waiting += lines
+        else:
+            self._append(lines)
+
+    def _append(self, lines: list[str]) -> None:
+        # A full disk ends a run where it loses a result; a line that is lost must not hide that error.
+        with suppress(OSError):
+            if self._path is not None and lines:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write("".join(lines))

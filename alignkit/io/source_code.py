@@ -23,7 +23,7 @@ _INSTALLED = ("site-packages", "dist-packages")
 
 PACKAGE = Path(alignkit.__file__).resolve().parent
 # What numbers depend on. Commands, reports and checks of recipes are left out: to edit them recomputes nothing.
-COMPUTING = ("data", "functional", "kernels", "models", "training")
+COMPUTING = ("data", "functional", "kernels", "models", "tokens", "training")
 OTHER_PACKAGES = ("alignkit_apps", "alignkit_distributed", "alignkit_http", "alignkit_monitors")
 _OTHER = ("__main__", "arguments", "cli", "commands", "hookspecs", "notebook", "plugins", "registry", "report")
 

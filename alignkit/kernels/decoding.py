@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -47,24 +48,18 @@ class _Change:
         return cells
 
 
-class Cache:
-    """Keys and values of each layer, [rows, heads, columns, size]."""
+def _update(cache: KeyValues, change: _Change, prefill: KeyValues) -> None:
+    """Replace the cache, one tensor at a time, so that only one layer is in memory twice.
 
-    def __init__(self) -> None:
-        self.layers: KeyValues = {}
-
-    def update(self, change: _Change, prefill: KeyValues) -> None:
-        """Replace the cache, one tensor at a time, so that only one layer is in memory twice.
-
-        prefill: keys and values of the entering prompts, [heads, tokens, size] each.
-        """
-        cells: Tensor | None = None
-        for layer in list(self.layers or prefill):
-            old, new = self.layers.get(layer), prefill.get(layer)
-            if new is not None and cells is None and new[0].device.type != "cpu":
-                cells = change.gather(new[0].shape[1]).to(new[0].device)
-            keys = _updated(old and old[0], new and new[0], change, cells)
-            self.layers[layer] = (keys, _updated(old and old[1], new and new[1], change, cells))
+    prefill: keys and values of the entering prompts, [heads, tokens, size] each.
+    """
+    cells: Tensor | None = None
+    for layer in list(cache or prefill):
+        old, new = cache.get(layer), prefill.get(layer)
+        if new is not None and cells is None and new[0].device.type != "cpu":
+            cells = change.gather(new[0].shape[1]).to(new[0].device)
+        keys = _updated(old and old[0], new and new[0], change, cells)
+        cache[layer] = (keys, _updated(old and old[1], new and new[1], change, cells))
 
 
 def _updated(old: Tensor | None, prefill: Tensor | None, change: _Change, cells: Tensor | None) -> Tensor:
@@ -117,14 +112,6 @@ class Extension(TreeLayout):
     cache: KeyValues = field(default_factory=dict)
     parts: Sequence[Extended] = ()
 
-    @classmethod
-    def of(cls, cache: KeyValues, parts: Sequence[Extended]) -> Extension:
-        spans, start = [], 0
-        for part in parts:
-            spans.append(GroupSpan(start, part.cached + part.new, ()))
-            start += part.cached + part.new
-        return cls(spans, store_kv=True, cache=cache, parts=parts)
-
     @property
     def position_ids(self) -> Tensor:
         """[1, tokens]."""
@@ -160,7 +147,7 @@ class Decoding:
     def __init__(self) -> None:
         self.column = 0  # where every row's next token goes
         self.starts = torch.zeros(0, dtype=torch.int64)  # [rows], first column of each
-        self.cache = Cache()
+        self.cache: KeyValues = {}  # [rows, heads, columns, size] each
         self._blocks: list[tuple[slice, int]] = []  # rows, and the first column that any of them fills
         self.updates = 0  # how often rows have left or entered
         self._masks: dict[Hashable, Tensor] = {}  # of the present column, by the layer's window
@@ -180,7 +167,7 @@ class Decoding:
         stored = prefill.kv if prefill is not None else {}
         used, room = slice(first, self.column), self._allocated(column, room)
         change = _Change(self._on_device(keep, stored), used, prompts, column, room)
-        self.cache.update(change, stored)
+        _update(self.cache, change, stored)
         entered = torch.tensor([column - span.prompt for span in prompts], dtype=torch.int64)
         # Kept rows stay aligned on the right, so their first columns move with their last column.
         self.starts = torch.cat([kept + column - self.column, entered])
@@ -208,12 +195,12 @@ class Decoding:
 
     def _on_device(self, keep: Sequence[int], prefill: KeyValues) -> Tensor:
         """Indices of rows, on the cache's device."""
-        held = next(iter((self.cache.layers or prefill).values()), None)
+        held = next(iter((self.cache or prefill).values()), None)
         return torch.tensor(list(keep), dtype=torch.int64, device=held[0].device if held is not None else None)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
         """Attention of one token per row, [rows, heads, 1, size] -> [rows, heads, 1, size of v]."""
-        keys, values = self.cache.layers[layer]
+        keys, values = self.cache[layer]
         # Before attending, as a token sees itself. In place: all rows write one column, with no copy of the cache.
         keys[:, :, self.column] = k[:, :, 0]
         values[:, :, self.column] = v[:, :, 0]
@@ -242,7 +229,9 @@ class Decoding:
     def extension(self, lengths: Mapping[int, tuple[int, int]]) -> Extension:
         """Rows with several new tokens each. lengths: row -> how many of its tokens stay, and how many are new."""
         parts = [Extended(row, int(self.starts[row]), cached, new) for row, (cached, new) in lengths.items()]
-        return Extension.of(self.cache.layers, parts)
+        sizes = [part.cached + part.new for part in parts]
+        spans = [GroupSpan(end - size, size, ()) for end, size in zip(accumulate(sizes), sizes, strict=True)]
+        return Extension(spans, store_kv=True, cache=self.cache, parts=parts)
 
     def advance(self) -> None:
         """Move to the next column; all layers have written this one."""

@@ -47,7 +47,7 @@ class StaticDecoding(Decoding):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
         """Attention of one token per row, [rows, heads, 1, size] -> [rows, heads, 1, size of v]."""
-        keys, values = self.cache.layers[layer]
+        keys, values = self.cache[layer]
         # By a tensor: a recorded graph would repeat a number from the host for every token.
         keys.index_copy_(2, self._place, k)
         values.index_copy_(2, self._place, v)

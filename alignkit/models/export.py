@@ -28,28 +28,32 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def export(
-    saved: Path, folder: Path, base: Base, spec: ModelSpec, dtype: torch.dtype, tokenizer: Any, end_ids: Iterable[int]
+    saved: Path | None,
+    folder: Path,
+    base: Base,
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    tokenizer: Any,
+    end_ids: Iterable[int],
 ) -> list[str]:
     """Write a saved role as a model folder, complete or not at all; returns what its user must know.
 
-    saved: the role's folder. dtype: of the written weights; an adapter is merged in fp32, on the CPU. tokenizer: with
-    the chat template of the run. end_ids: the tokens that end a response.
+    saved: the role's folder; None: the base itself. dtype: of the written weights; an adapter is merged in fp32, on the
+    CPU. tokenizer: with the chat template of the run. end_ids: the tokens that end a response.
     """
-    if not is_adapter(saved):
+    if saved is not None and not is_adapter(saved):
         with replace_folder(folder) as new:
             shutil.copytree(saved, new, dirs_exist_ok=True)
         return ["it was trained without an adapter, so its weights are copied"]
-    merged = whole_model(saved, base, spec, dtype, tokenizer)
-    write_whole(merged, folder, tokenizer, end_ids)
-    return notes_of(spec, dtype)
-
-
-def export_base(
-    folder: Path, base: Base, spec: ModelSpec, dtype: torch.dtype, tokenizer: Any, end_ids: Any
-) -> list[str]:
-    """Write the base model itself as a model folder, as `export` writes a role."""
-    write_whole(_network(base, spec, dtype).to(dtype).eval(), folder, tokenizer, end_ids)
-    return notes_of(spec, dtype, merged=False)
+    if saved is None:
+        model = _network(base, spec, dtype).to(dtype)
+    else:
+        model = whole_model(saved, base, spec, dtype, tokenizer)
+    end_with(getattr(model, "generation_config", None), end_ids)
+    with replace_folder(folder) as new:
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+    return notes_of(spec, dtype, merged=saved is not None)
 
 
 def whole_model(saved: Path, base: Base, spec: ModelSpec, dtype: torch.dtype, tokenizer: Any) -> Any:
@@ -118,14 +122,6 @@ def saved_head(folder: Path) -> Tensor:
             if key.endswith("score.weight"):
                 return value.float()
     raise RunFailed(f"{folder} is a reward model without a score head")
-
-
-def write_whole(model: Any, folder: Path, tokenizer: Any, end_ids: Iterable[int]) -> None:
-    """Write a whole model with its tokenizer, complete or not at all."""
-    end_with(getattr(model, "generation_config", None), end_ids)
-    with replace_folder(folder) as new:
-        model.save_pretrained(new)
-        tokenizer.save_pretrained(new)
 
 
 def end_with(generation: Any, end_ids: Iterable[int]) -> None:

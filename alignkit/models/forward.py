@@ -12,10 +12,10 @@ from torch import Tensor
 from alignkit.batch import Outputs, filled
 from alignkit.kernels.lm_head import Entropy
 from alignkit.models.budget import within_memory
-from alignkit.models.encoding import Encoded
 from alignkit.models.examples import Examples
 from alignkit.models.packing import micro_batches, pack
 from alignkit.models.shared_model import SharedModel
+from alignkit.tokens.encoding import Encoded
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,18 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from alignkit.data.chat_templates import set_chat_template
 from alignkit.errors import RunFailed
 from alignkit.kernels import capabilities
-from alignkit.models.chat_template import ChatOptions
-from alignkit.models.files_check import check_folder, read_json
-from alignkit.models.tokenizer_check import check_ids, loaded_tokenizer
+from alignkit.models.files_check import check_folder, read_json, weight_files
+from alignkit.tokens.chat_template import ChatOptions
+from alignkit.tokens.tokenizer_check import check_ids, loaded_tokenizer
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Bytes per weight of quantized matrices, with their scales (bitsandbytes: one per 64 weights, or one per row).
+QUANTIZED = {"nf4": 0.5625, "fp4": 0.5625, "int8": 1.0}
+_WHOLE = ("embed", "lm_head", "wte", "wpe")  # matrices that bitsandbytes leaves as they are
 
 
 def device_of(name: str) -> torch.device:
@@ -246,3 +251,28 @@ def backbone(model: Any) -> Any:
     """The network below a model's head, which computes hidden states."""
     network = getattr(model, model.base_model_prefix, None)
     return model.model if network is None else network  # Llama 4's prefix names an attribute that does not exist
+
+
+# What weights take once they are loaded, found out from the headers of their files.
+
+
+def weight_bytes(spec: ModelSpec, folder: Path) -> float | None:
+    """Bytes of a model's weights with these settings; None if its files cannot be read, which loading will report."""
+    width = dtype_of(spec, device_of(spec.device)).itemsize
+    try:
+        return sum(_bytes(spec, name, shape, width) for name, shape in _shapes(folder))
+    except (RunFailed, SafetensorError, OSError):
+        return None
+
+
+def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as content:
+            for name in content.keys():  # noqa: SIM118  (a safetensors file is not iterable)
+                yield name, content.get_slice(name).get_shape()
+
+
+def _bytes(spec: ModelSpec, name: str, shape: list[int], width: int) -> float:
+    if len(shape) == 2 and not any(part in name for part in _WHOLE):
+        return math.prod(shape) * QUANTIZED.get(spec.quantization, width)
+    return float(math.prod(shape) * width)

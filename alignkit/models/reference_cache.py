@@ -22,8 +22,8 @@ from alignkit.io.atomic import whole_file
 from alignkit.io.digest import digest, model_digest, versions
 from alignkit.io.source_code import computing_code
 from alignkit.kernels import capabilities
-from alignkit.models.encoding import Encoded
 from alignkit.models.shared_model import SharedModel
+from alignkit.tokens.encoding import Encoded
 
 CHECK = "sha256"
 MOST_BYTES = 2**30  # of all files; the least recently used are deleted

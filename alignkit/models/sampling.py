@@ -21,11 +21,11 @@ from alignkit.kernels.memory import release_cached
 from alignkit.kernels.sampling_weights import prepacked_weights
 from alignkit.models.batcher import RowBatch
 from alignkit.models.decoder import Writer
-from alignkit.models.encoding import Encoder
 from alignkit.models.next_token import Sampling
 from alignkit.models.sequence import ActiveSequence, Partner, Wrote, last_turn
 from alignkit.models.shared_model import SharedModel
-from alignkit.models.text_tokens import Ids
+from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.text_tokens import Ids
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,6 @@ from alignkit.models import load_check
 from alignkit.models.adapter_base import Base
 from alignkit.models.adapters import ActiveAdapter, Adapters
 from alignkit.models.budget import MemoryBudget
-from alignkit.models.chat_check import check_chat
-from alignkit.models.encoding import Encoder
 from alignkit.models.export import saved_head, scorer
 from alignkit.models.files_check import check_finite
 from alignkit.models.hub import locate
@@ -49,6 +47,8 @@ from alignkit.models.loading import (
 from alignkit.models.padding import padding_of, saved_unread, with_padding
 from alignkit.models.passes import Passes
 from alignkit.models.recompute import make_recomputable, recomputing
+from alignkit.tokens.chat_check import check_chat
+from alignkit.tokens.encoding import Encoder
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
@@ -97,7 +97,7 @@ class SharedModel:
         self.roles: dict[str, Role] = {}
         self.recomputes = False  # whether the backward pass can compute layers a second time
         self.recomputed = 0  # number of packed rows for which it does
-        self.engine: Any = None  # a StageEngine that samples instead of this model
+        self.engine: Any = None  # of `Launcher.engine`, which samples instead of this model
         self.updates = 0  # how often weights were written, which tensors do not always know (a fused AdamW hides it)
         self.should_stop: Callable[[], None] = lambda: None  # called during long passes; raises to end them
         self._load_base()

@@ -11,20 +11,18 @@ from typing import Any
 from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.cache import cache_folder
-from alignkit.io.commits import Commits
+from alignkit.io.commits import commit_of
 from alignkit.io.digest import model_digest
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.progress import Reporter
 from alignkit.kernels import memory
 from alignkit.kernels.capabilities import multiplies_bf16
 from alignkit.models.adapter_base import Base, check_scale, is_adapter
-from alignkit.models.encoding import Encoder
 from alignkit.models.hub import cached_snapshot, locate
-from alignkit.models.loading import device_of, load_text
+from alignkit.models.loading import device_of, load_text, weight_bytes
 from alignkit.models.reference_cache import ReferenceCache
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
-from alignkit.models.weight_sizes import weight_bytes
 from alignkit.plugin_errors import author_of, calling
 from alignkit.plugins import plugins
 from alignkit.recipe.bases import base_keys, bases_of, sampled_by
@@ -34,6 +32,7 @@ from alignkit.registry import Registration
 from alignkit.runs.template_date import template_date, writes_date
 from alignkit.seeds import number
 from alignkit.settings import ModelSpec
+from alignkit.tokens.encoding import Encoder
 
 LEAST_LENGTH = 1024  # tokens that rewards and judges may read, even if all stages have a smaller max_length
 
@@ -156,7 +155,7 @@ class RunBase:
     @cached_property
     def commit(self) -> str | None:
         """The commit of a model on the hub, which hashes name and which is loaded."""
-        return None if Path(self.source).is_dir() else Commits("model")(self.source, self.spec.revision)
+        return None if Path(self.source).is_dir() else commit_of("model", self.source, self.spec.revision)
 
     @cached_property
     def digest(self) -> Any:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from alignkit.data.reading import DataSource, content_digest, recognized_format
 from alignkit.data.sources import DataSpec, Loaded, load
 from alignkit.formats import Format
-from alignkit.io.commits import Commits
+from alignkit.io.commits import commit_of
 from alignkit.io.digest import folder_digest
 from alignkit.io.source_code import plugin_digests
 from alignkit.plugin_errors import OURS
@@ -35,7 +36,8 @@ class RunData:
     def __init__(self, stage_data: Callable[[str], Path], seed: int):
         self._stage_data, self._seed = stage_data, seed
         self._preloaded: list[_Preloaded] = []
-        self._commits = Commits("dataset")
+        # Each asked for once, so that what a run reads is what its hashes say.
+        self._commits = cache(partial(commit_of, "dataset"))
 
     def preload(self, spec: DataSpec) -> Loaded:
         """Read a data entry that a stage will soon ask for. `load` does not read it again unless its files change."""

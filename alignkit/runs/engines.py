@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager
 from itertools import count
 from typing import Any
 
-from alignkit.models.engines import StageEngine
 from alignkit.models.service import ModelService
+from alignkit.plugins import launcher
 from alignkit.recipe.schema import Stage
 
 
@@ -25,7 +25,7 @@ def using_engine(run: Any, stage: Stage) -> Iterator[None]:
 
     def attach(service: ModelService) -> None:
         folder, seed = run.folder / "cache" / f"engine-{next(numbers)}", run.seed_of(stage)
-        engine = StageEngine(stage.engine, folder, stage=stage.name, seed=seed, say=run.reporter.say)
+        engine = launcher().engine(stage.engine, folder, stage=stage.name, seed=seed, say=run.reporter.say)
         opened.callback(engine.close)
         service.model.engine = engine
 

@@ -18,7 +18,7 @@ from alignkit.io.digest import digest
 from alignkit.io.source_code import COMPUTING, computing_code
 
 if TYPE_CHECKING:
-    from alignkit.models.router import ModelRouter
+    from alignkit.models.service import ModelRouter
 
 
 def machine_of(models: ModelRouter | None = None) -> dict[str, Any]:

@@ -29,9 +29,9 @@ from alignkit.runs.weak_models import weak_models
 
 if TYPE_CHECKING:
     from alignkit.models.adapter_base import Base
-    from alignkit.models.encoding import Encoder
     from alignkit.runs.bases import RunBase, RunBases
     from alignkit.settings import LoraSpec
+    from alignkit.tokens.encoding import Encoder
 
 
 def check_components(recipe: Recipe, stages: Sequence[Stage], *, run_code: bool = True) -> None:

@@ -16,7 +16,7 @@ from alignkit.io.atomic import LOCK, make_folder, remove_leftovers
 from alignkit.io.credentials import redacted
 from alignkit.io.lookup import exists, is_dir
 from alignkit.kernels import memory
-from alignkit.models.router import ModelRouter
+from alignkit.models.service import ModelRouter
 from alignkit.stopping import Stopped
 
 

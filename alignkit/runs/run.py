@@ -18,11 +18,10 @@ from alignkit.errors import PluginError, RunFailed, message_of
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.digest import digest
 from alignkit.io.progress import Metrics, Reporter, duration
-from alignkit.models.router import ModelRouter
-from alignkit.models.service import ModelService
+from alignkit.models.service import ModelRouter, ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugin_errors import blaming, made
-from alignkit.plugins import plugins
+from alignkit.plugins import launcher, plugins
 from alignkit.recipe.document import dump
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.reward import Context
@@ -263,9 +262,7 @@ class Run:
         """What carries out the rows of a step: this process, or a plugin that deals them to the stage's executor."""
         if stage.executor is None:
             return StepRows(self, stage, folder)
-        rows: StepRows | None = plugins().manager.hook.open_executor(run=self, stage=stage, folder=folder)
-        if rows is None:
-            raise RunFailed(f"no plugin deals rows to executor '{stage.executor.name}': is one disabled?")
+        rows: StepRows = launcher().rows(self, stage, folder)
         return rows
 
     # Contexts

@@ -14,7 +14,6 @@ from alignkit.data.sources import DataSpec, Loaded
 from alignkit.environment import Environment
 from alignkit.errors import DataError
 from alignkit.external import ExternalTrainer
-from alignkit.models.recent_turns import with_last_question
 from alignkit.plugin_errors import Author, calling, made
 from alignkit.recipe.document import Keys
 from alignkit.recipe.schema import Recipe, Stage, keys_of, specs
@@ -22,12 +21,13 @@ from alignkit.registry import Component
 from alignkit.reward import Reward, RewardCombination
 from alignkit.runs.learned_from import learned_from
 from alignkit.step import StepData
+from alignkit.tokens.long_rows import with_last_question
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from alignkit.models.encoding import Encoder
     from alignkit.settings import Settings
+    from alignkit.tokens.encoding import Encoder
 
 EncoderOf = Callable[[], "Encoder | None"]
 MOST_ROWS = 2000  # that are tokenized in search of one that fits

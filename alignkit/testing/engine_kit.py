@@ -11,20 +11,19 @@ from typing import Any
 
 from alignkit.data.group import Group
 from alignkit.engine import Engine
-from alignkit.models.encoding import Encoded, Encoder, ResponseTokens
-from alignkit.models.engines import StageEngine
 from alignkit.models.forward import measure
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import Continuation, generate
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.models.text_tokens import Ids
 from alignkit.plugin_errors import calling, made
-from alignkit.plugins import plugins
+from alignkit.plugins import launcher, plugins
 from alignkit.registry import Component
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.testing.examples import example_groups
 from alignkit.testing.probe import add_noise
 from alignkit.testing.surroundings import SEED, Surroundings, conform
+from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.tokens.text_tokens import Ids
 
 TOLERANCE = 1e-3  # nats
 NEW_TOKENS = 12
@@ -66,7 +65,7 @@ def _problems(around: Surroundings, component: Component, tolerance: float) -> I
     model = SharedModel(spec, str(plugins().registry.get("model", "tiny").implementation(around.cache)))
     model.end_ids = tuple(range(2, model.model.config.vocab_size, 10))  # so that some responses end
     said: list[str] = []
-    engine = StageEngine(component, around.cache / "engine", stage="", seed=SEED, say=said.append)
+    engine = launcher().engine(component, around.cache / "engine", stage="", seed=SEED, say=said.append)
     model.add_role(POLICY)
     add_noise(model, POLICY, 0.1, 1)
     try:
@@ -78,7 +77,7 @@ def _problems(around: Surroundings, component: Component, tolerance: float) -> I
 
 @dataclass
 class _Check:
-    engine: StageEngine
+    engine: Any  # of the launcher, as in a run
     model: SharedModel
     tolerance: float
 

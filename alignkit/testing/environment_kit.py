@@ -10,10 +10,10 @@ from typing import Any
 
 from alignkit.data.group import Group, Message
 from alignkit.environment import Environment
-from alignkit.models.tool_calls import CLOSE, OPEN, read_turn
 from alignkit.plugin_errors import calling
 from alignkit.registry import Component
 from alignkit.testing.surroundings import SEED, Surroundings, conform
+from alignkit.tokens.tool_calls import CLOSE, OPEN, read_turn
 from alignkit.training.checked_environment import CheckedEnvironment, Episode, Limits
 
 ROWS: Sequence[Mapping[str, Any]] = ({"prompt": "What is 2 + 3?"}, {"prompt": "Say something kind."})

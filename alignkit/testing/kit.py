@@ -12,7 +12,6 @@ from alignkit.algorithm import REWARD, ROLLOUTS, Algorithm, SelectContext, Skip
 from alignkit.data.group import Group
 from alignkit.errors import AlignkitError
 from alignkit.loss import Per
-from alignkit.models.encoding import Encoded, Encoder, encode_all
 from alignkit.models.examples import Examples
 from alignkit.models.forward import measure
 from alignkit.models.shared_model import BASE
@@ -43,6 +42,7 @@ from alignkit.testing.probe import (
     tiny_model,
 )
 from alignkit.testing.purity import watched
+from alignkit.tokens.encoding import Encoded, Encoder, encode_all
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.reference_prompt import ReferencePrompts
 

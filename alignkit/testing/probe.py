@@ -13,11 +13,11 @@ from torch import Tensor
 
 from alignkit.batch import Batch, Outputs, filled
 from alignkit.loss import Per
-from alignkit.models.encoding import Encoded
 from alignkit.models.examples import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
 from alignkit.settings import LoraSpec, ModelSpec
+from alignkit.tokens.encoding import Encoded
 from alignkit.training.learner import Learner
 
 ONE_BATCH = 1 << 20  # a token budget that no batch here exceeds

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import AlignkitError, BadRow
-from alignkit.models.encoding import Encoder
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import BASE, HeadKind
 from alignkit.options import Options
@@ -35,6 +34,7 @@ from alignkit.testing.checks import ConformanceError, check_registered, option_p
 from alignkit.testing.examples import example_groups
 from alignkit.testing.probe import add_noise, tiny_model
 from alignkit.testing.purity import watched
+from alignkit.tokens.encoding import Encoder
 
 SEED = 0
 

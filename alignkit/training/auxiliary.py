@@ -9,7 +9,7 @@ from numpy.random import Generator
 
 from alignkit import seeds
 from alignkit.errors import DataError
-from alignkit.models.encoding import Encoded
+from alignkit.tokens.encoding import Encoded
 from alignkit.training.context import StageContext
 from alignkit.training.encoder import StageEncoder
 from alignkit.training.sampler import Draws, draws_of, report

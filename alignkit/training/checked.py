@@ -16,9 +16,9 @@ from alignkit.algorithm import DATASET, Algorithm, Phase, SelectContext, Skip
 from alignkit.batch import Batch, Outputs
 from alignkit.data.group import Group, Message, preview
 from alignkit.loss import Per, Term
-from alignkit.models.encoding import Encoded
 from alignkit.models.examples import BATCH_COLUMNS
 from alignkit.plugin_errors import Author, AuthorError, calling
+from alignkit.tokens.encoding import Encoded
 
 AXES = {
     Per.TOKEN: "[responses, tokens]",

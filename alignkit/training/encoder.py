@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 from alignkit.algorithm import REWARD, Needs
 from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, previews, resolved_pairs
-from alignkit.models.chunks import WHOLE, chunks, is_document
-from alignkit.models.encoding import Encoded, RowRefused
-from alignkit.models.recent_turns import with_recent_turns, with_room
+from alignkit.tokens.encoding import Encoded, RowRefused
+from alignkit.tokens.long_rows import WHOLE, chunks, is_document, with_recent_turns, with_room
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.context import StageContext
 from alignkit.training.unfit import UNFIT

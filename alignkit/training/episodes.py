@@ -8,12 +8,12 @@ from dataclasses import replace
 from alignkit.data.group import Group, Response, preview
 from alignkit.environment import tool_functions
 from alignkit.errors import DataError, RunFailed
-from alignkit.models.encoding import Encoder
 from alignkit.models.sequence import Partner, last_turn
-from alignkit.models.text_tokens import Ids
-from alignkit.models.turns import Turns
 from alignkit.plugin_errors import noting
 from alignkit.registry import Component
+from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.text_tokens import Ids
+from alignkit.tokens.turns import Turns
 from alignkit.training.checked_environment import SECONDS, TURNS, CheckedEnvironment, Episode, Limits
 from alignkit.training.context import StageContext
 

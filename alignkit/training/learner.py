@@ -21,13 +21,13 @@ from alignkit.errors import RunFailed
 from alignkit.kernels.memory import TrimOnGrowth
 from alignkit.loss import Per
 from alignkit.models.budget import within_memory
-from alignkit.models.encoding import Encoded
 from alignkit.models.examples import Examples, join_outputs
 from alignkit.models.forward import Wants, forward
 from alignkit.models.packing import micro_batches
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugin_errors import Author
 from alignkit.settings import LEARNING_RATE
+from alignkit.tokens.encoding import Encoded
 from alignkit.training.averages import Averages, counts, weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.collectives import ONE_PROCESS, Reducer

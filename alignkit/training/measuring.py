@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from alignkit.models import forward
-from alignkit.models.encoding import Encoded
 from alignkit.models.shared_model import SharedModel
+from alignkit.tokens.encoding import Encoded
 from alignkit.training.stage import StageWork
 
 

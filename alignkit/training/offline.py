@@ -17,10 +17,10 @@ from alignkit.algorithm import Algorithm, SelectContext
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded
 from alignkit.errors import AlignkitError, DataError
-from alignkit.models.encoding import Encoded
 from alignkit.models.examples import Examples
 from alignkit.models.packing import indivisible
 from alignkit.plugin_errors import noting
+from alignkit.tokens.encoding import Encoded
 from alignkit.training.context import StageContext
 from alignkit.training.encoder import counted, requirement, unfit
 from alignkit.training.sampler import Draws, draws_of, report

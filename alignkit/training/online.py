@@ -13,11 +13,11 @@ from alignkit import seeds
 from alignkit.algorithm import Algorithm, Phase, SelectContext, Skip
 from alignkit.data.group import Group, previews
 from alignkit.errors import RunFailed
-from alignkit.models.encoding import Encoded
 from alignkit.models.examples import Examples
 from alignkit.models.sampling import Sampling, sample
 from alignkit.plugin_errors import noting
 from alignkit.reward import REWARD_KEY
+from alignkit.tokens.encoding import Encoded
 from alignkit.training.averages import StepAverages
 from alignkit.training.context import StageContext
 from alignkit.training.encoder import counted

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from alignkit.data.group import Group, Message, preview
 from alignkit.errors import DataError, RunFailed
-from alignkit.models.encoding import Encoded, Encoder
-from alignkit.models.text_tokens import Ids
+from alignkit.tokens.encoding import Encoded, Encoder
+from alignkit.tokens.text_tokens import Ids
 from alignkit.training.checked import CheckedAlgorithm
 
 

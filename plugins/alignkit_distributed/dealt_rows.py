@@ -12,13 +12,13 @@ from alignkit.data.group import Group, group_to_json
 from alignkit.errors import AlignkitError
 from alignkit.executor import Executor, ExecutorContext, Work
 from alignkit.io.atomic import make_folder
-from alignkit.models.engine_thread import EngineThread
 from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import RewardSpec, Stage, specs
 from alignkit.runs.contexts import SCORED, StepRows
 from alignkit.runs.durable_map import CHUNK
 from alignkit.stopping import keep_signals
 from alignkit.training.scoring import Scorer
+from alignkit_distributed.engine_thread import EngineThread
 from alignkit_distributed.row_blocks import map_in_blocks
 from alignkit_distributed.row_work import stage_work
 

@@ -1,10 +1,13 @@
-"""The launcher that runs use, and what deals the rows of steps to executors."""
+"""The launcher that runs use: accelerate starts the processes, and sends everything between them.
+
+Engines and executors, which work elsewhere, are asked from here, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alignkit import Launcher, Register, hookimpl
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from alignkit.runs.contexts import StepRows
     from alignkit.runs.run import Run
     from alignkit.runs.world import World
+    from alignkit_distributed.stage_engine import StageEngine
 
 
 class Accelerate(Launcher):
@@ -34,14 +38,17 @@ class Accelerate(Launcher):
 
         return run_together(recipe, folder, reporter, world)
 
+    def engine(self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]) -> StageEngine:
+        from alignkit_distributed.stage_engine import StageEngine
+
+        return StageEngine(component, folder, stage=stage, seed=seed, say=say)
+
+    def rows(self, run: Run, stage: Stage, folder: Path) -> StepRows:
+        from alignkit_distributed.dealt_rows import DealtRows
+
+        return DealtRows(run, stage, folder)
+
 
 @hookimpl
 def register_launchers(register: Register) -> None:
     register("accelerate", Accelerate, summary="several processes, with accelerate's launcher and collectives")
-
-
-@hookimpl
-def open_executor(run: Run, stage: Stage, folder: Path) -> StepRows:
-    from alignkit_distributed.dealt_rows import DealtRows
-
-    return DealtRows(run, stage, folder)

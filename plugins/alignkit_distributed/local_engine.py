@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from alignkit.data.group import Group
 from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
-from alignkit.models.encoding import Encoded, Encoder, ResponseTokens
 from alignkit.models.forward import measure
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import generate
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
 
 
 class LocalEngine(Engine):

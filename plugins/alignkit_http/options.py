@@ -10,8 +10,8 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from alignkit.errors import RunFailed
 from alignkit.io.credentials import could_be_variable, places_of_keys
-from alignkit.io.stored_replies import asking_is_allowed
 from alignkit.options import Options
+from alignkit_http.stored_replies import asking_is_allowed
 
 
 def checked_address(url: str) -> str:

@@ -5,7 +5,7 @@ import random
 import pytest
 from scipy import stats
 
-from alignkit.io.trend import LEAST, Trend, change_of
+from alignkit.io.progress import LEAST, Trend, change_of
 
 
 def trend(total: int, **metrics: list[float]) -> str:

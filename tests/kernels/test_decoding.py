@@ -78,7 +78,7 @@ def test_the_cache_drops_columns_that_no_row_uses(sequences: list[tuple[Tensor, 
     assert decoding.column == 7 and decoding.starts.tolist() == [2, 5, 0]
     decoding.update_rows([0, 1], 4)  # without the longest
     assert decoding.column == 5 and decoding.starts.tolist() == [0, 3]
-    keys, values = decoding.cache.layers[0]
+    keys, values = decoding.cache[0]
     assert keys.shape == values.shape == (2, KEY_HEADS, 5 + 4, SIZE)
     assert not keys[1, :, :3].any()
     torch.testing.assert_close(keys[1, :, 3:5], sequences[1][1][0, :, :2])
@@ -119,4 +119,4 @@ def test_shapes_repeat_for_many_tokens(
         )
         decoding.advance()
     assert [keys[2] for keys, _ in shapes] == [8, 8, 8, 12, 12] and shapes[0][1] == (2, 1, 1, 8)
-    assert decoding.cache.layers[0][0].shape[2] == 12
+    assert decoding.cache[0][0].shape[2] == 12

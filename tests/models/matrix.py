@@ -19,7 +19,7 @@ from families import Family
 
 from alignkit.data.group import Group, Response
 from alignkit.errors import AlignkitError
-from alignkit.models.encoding import Encoded, Encoder
+from alignkit.tokens.encoding import Encoded, Encoder
 
 MAX_LENGTH = 100_000
 Span = tuple[int, int]

@@ -19,12 +19,12 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models import budget
 from alignkit.models.budget import CPU_ACTIVATIONS, LEAST_TOKENS, activation_budget
-from alignkit.models.encoding import Encoder
 from alignkit.models.examples import Examples
 from alignkit.models.forward import measure
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
+from alignkit.tokens.encoding import Encoder
 from alignkit.training.learner import Learner
 
 

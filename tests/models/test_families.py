@@ -18,12 +18,12 @@ from matrix import Judge, Unrenderable
 
 from alignkit.data.group import Group, Response
 from alignkit.errors import DataError, RunFailed
-from alignkit.models.chat_check import check_chat
-from alignkit.models.chat_template import ChatOptions
-from alignkit.models.encoding import Encoded, Encoder
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
+from alignkit.tokens.chat_check import check_chat
+from alignkit.tokens.chat_template import ChatOptions
+from alignkit.tokens.encoding import Encoded, Encoder
 
 CELLS = [(name, kind) for name, family in FAMILIES.items() for kind in family.kinds]
 MARKED = [name for name, family in FAMILIES.items() if family.training]

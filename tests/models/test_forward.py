@@ -9,12 +9,12 @@ import torch
 from tiny import encoded_groups, tiny_model
 
 from alignkit.data.group import Group, Response
-from alignkit.models.encoding import Encoder
 from alignkit.models.forward import measure
 from alignkit.models.next_token import Sampling
 from alignkit.models.packing import indivisible
 from alignkit.models.sampling import sample
 from alignkit.models.shared_model import SharedModel
+from alignkit.tokens.encoding import Encoder
 
 
 def test_measurements_keep_the_order_of_the_groups(tmp_path: Path) -> None:

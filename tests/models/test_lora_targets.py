@@ -13,11 +13,11 @@ from torch import Tensor
 
 from alignkit.data.group import Group, Pair
 from alignkit.errors import RunFailed
-from alignkit.models.encoding import Encoded, ResponseTokens
 from alignkit.models.examples import Examples
 from alignkit.models.forward import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
+from alignkit.tokens.encoding import Encoded, ResponseTokens
 from alignkit.training.learner import Learner
 
 FAMILIES = [*MIXTURES, "Llama4Text", "Qwen2Moe"]

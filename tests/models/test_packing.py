@@ -7,8 +7,8 @@ from pathlib import Path
 from tiny import encoded, encoded_groups, encoder, tiny_model, user, words
 
 from alignkit.data.group import Group, Response
-from alignkit.models.encoding import Encoded, ResponseTokens
 from alignkit.models.packing import indivisible, micro_batches, pack
+from alignkit.tokens.encoding import Encoded, ResponseTokens
 
 
 def test_a_token_is_predicted_from_the_one_before_it() -> None:

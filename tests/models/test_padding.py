@@ -12,11 +12,11 @@ from architectures import make, number_tokenizer, tokens
 from safetensors.torch import load_file, save_file
 
 from alignkit.data.group import Group
-from alignkit.models.encoding import Encoded, ResponseTokens
 from alignkit.models.forward import measure
 from alignkit.models.padding import with_padding
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
+from alignkit.tokens.encoding import Encoded, ResponseTokens
 
 EOS, BOS, LINE_BREAK = 1, 2, 9
 PROMPTS = [(4, 5), (7, 6, 5), (4,)]

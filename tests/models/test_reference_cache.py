@@ -20,12 +20,12 @@ from alignkit import Group, Response, cli
 from alignkit.io.source_code import computing_code
 from alignkit.kernels import capabilities
 from alignkit.models import reference_cache
-from alignkit.models.encoding import Encoded, Encoder
 from alignkit.models.forward import measure
 from alignkit.models.reference_cache import ReferenceCache
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
+from alignkit.tokens.encoding import Encoded, Encoder
 
 
 @pytest.fixture

@@ -22,13 +22,12 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.static_decoding import StaticDecoding
 from alignkit.models import batcher as row_batch
-from alignkit.models import decoder as writer_module
-from alignkit.models import sampling_rows
-from alignkit.models.encoding import Encoder
+from alignkit.models import decoder
 from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack
 from alignkit.models.sampling import generate, sample
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.tokens.encoding import Encoder
 
 
 @pytest.fixture
@@ -56,7 +55,7 @@ def test_tokens_drawn_ahead_match_generate(
     policy: SharedModel, as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_greedy(policy)
-    monkeypatch.setattr(sampling_rows, "ROWS", 6)  # finished rows are replaced
+    monkeypatch.setattr(decoder, "ROWS", 6)  # finished rows are replaced
     check_greedy(policy)
 
 
@@ -72,7 +71,7 @@ def test_samples_drawn_ahead_are_those_drawn_one_by_one(
     """The host looks at 8 tokens at a time, and drops those after the end of a row."""
     groups, encoder = questions(10), encoder_with_ends(llama, range(1, 6))
     sampling = Sampling(4, 21, **options)
-    monkeypatch.setattr(sampling_rows, "ROWS", rows)
+    monkeypatch.setattr(decoder, "ROWS", rows)
 
     def drawn() -> list[Any]:
         found = sample(llama, BASE, encoder, groups, sampling, seed=3)
@@ -81,13 +80,13 @@ def test_samples_drawn_ahead_are_those_drawn_one_by_one(
     one_by_one = drawn()
     assert len({len(response.tokens) for response in one_by_one}) > 3  # rows end in the middle of 8 tokens
     looks: list[int] = []
-    original = writer_module.Writer.write_all
+    original = decoder.Writer.write_all
 
-    def spy(self: writer_module.Writer, active: Any, tokens: Any) -> None:
+    def spy(self: decoder.Writer, active: Any, tokens: Any) -> None:
         looks.append(len(tokens))
         original(self, active, tokens)
 
-    monkeypatch.setattr(writer_module.Writer, "write_all", spy)
+    monkeypatch.setattr(decoder.Writer, "write_all", spy)
     monkeypatch.setattr(row_batch, "decoding_for", lambda device: StaticDecoding())
     ahead = drawn()
     for ours, theirs in zip(ahead, one_by_one, strict=True):
@@ -101,14 +100,14 @@ def test_recorded_steps_write_the_same_samples(
 ) -> None:
     """Recorded by a stand-in, which checks that a step with the same key reads the same memory."""
     groups, encoder, sampling = questions(10), encoder_with_ends(llama, range(1, 6)), Sampling(4, 21)
-    monkeypatch.setattr(sampling_rows, "ROWS", 7)  # rows leave and enter
+    monkeypatch.setattr(decoder, "ROWS", 7)  # rows leave and enter
     wanted = [group.responses for group in sample(llama, BASE, encoder, groups, sampling, seed=3)]
     keys: list[Any] = []
 
     class Recorder(cuda_graphs.Replayed):
         def run(self, key: Any, step: Any, tokens: Tensor, positions: Tensor) -> Tensor:
             decoding = step.__self__.decoding
-            cached = decoding.cache.layers[0][0]
+            cached = decoding.cache[0][0]
             keys.append((key, (cached.data_ptr(), tuple(cached.shape), decoding.attended, len(tokens))))
             return super().run(key, step, tokens, positions)
 
@@ -144,10 +143,10 @@ def test_greedy_sampling_matches_generate(
     check_greedy(policy)
     assert len(copies) > 1
     copies.clear()
-    monkeypatch.setattr(sampling_rows, "ROWS", 6)  # finished rows are replaced
+    monkeypatch.setattr(decoder, "ROWS", 6)  # finished rows are replaced
     check_greedy(policy)
     assert any(0 < kept < 6 for kept in copies) and len(copies) > 6
-    monkeypatch.setattr(sampling_rows, "CACHE_BYTES", 1)  # one row at a time
+    monkeypatch.setattr(decoder, "CACHE_BYTES", 1)  # one row at a time
     check_greedy(policy)
 
 
@@ -176,7 +175,7 @@ def test_processors_change_the_choice_and_not_the_reported_logprobs(
     groups, encoder, banned = questions(8), encoder_with_ends(llama, [1]), list(range(2, 50))
     plain_ = Sampling(2, 12, temperature=0.0)
     for rows in (128, 3):
-        monkeypatch.setattr(sampling_rows, "ROWS", rows)
+        monkeypatch.setattr(decoder, "ROWS", rows)
         found = sample(
             llama, BASE, encoder, groups, replace(plain_, processors=[SuppressTokensLogitsProcessor(banned)]), seed=0
         )
@@ -251,7 +250,7 @@ def test_a_sample_does_not_depend_on_its_batch(llama: SharedModel, monkeypatch: 
     all_of_them = draw(groups, sampling)
     assert draw(groups[:3], sampling) == all_of_them[:3]
     assert draw(groups, replace(sampling, samples_per_prompt=2)) == [rows[:2] for rows in all_of_them]
-    monkeypatch.setattr(sampling_rows, "ROWS", 3)
+    monkeypatch.setattr(decoder, "ROWS", 3)
     assert draw(groups, sampling) == all_of_them
     # Samples of one prompt differ, and so do seeds and places.
     assert all(len(set(rows)) == len(rows) for rows in all_of_them)
@@ -261,7 +260,7 @@ def test_a_sample_does_not_depend_on_its_batch(llama: SharedModel, monkeypatch: 
 
 @pytest.mark.parametrize("rows", [128, 7])
 def test_no_end_before_min_new_tokens(llama: SharedModel, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling_rows, "ROWS", rows)  # 7 rows differ in length
+    monkeypatch.setattr(decoder, "ROWS", rows)  # 7 rows differ in length
     ends = set(range(1, 90))
     encoder = encoder_with_ends(llama, sorted(ends))
     groups = questions(5)
@@ -293,12 +292,12 @@ def test_prompts_are_prefilled_within_the_token_budget(llama: SharedModel, monke
 
 def test_the_cache_stays_within_its_limit(llama: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     bound, held = 40_000, []
-    monkeypatch.setattr(sampling_rows, "CACHE_BYTES", bound)
+    monkeypatch.setattr(decoder, "CACHE_BYTES", bound)
     original = Decoding.update_rows
 
     def spy(self: Decoding, *given: Any) -> None:
         original(self, *given)
-        held.append(sum(x.numel() * x.element_size() for pair in self.cache.layers.values() for x in pair))
+        held.append(sum(x.numel() * x.element_size() for pair in self.cache.values() for x in pair))
 
     monkeypatch.setattr(Decoding, "update_rows", spy)
     sample(llama, BASE, encoder_with_ends(llama, range(1, 12)), questions(30), Sampling(2, 12), seed=5)
@@ -342,16 +341,16 @@ def test_other_errors_end_sampling(llama: SharedModel, monkeypatch: pytest.Monke
 def test_a_gpu_decodes_as_many_rows_as_its_free_memory_holds(
     llama: SharedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer = writer_module.Writer(llama, BASE, Encoder(llama.tokenizer), [(1,) * 256], Sampling(1, 256), lambda: None)
-    monkeypatch.setattr(writer_module, "total", lambda device: 2.0**21)
+    writer = decoder.Writer(llama, BASE, Encoder(llama.tokenizer), [(1,) * 256], Sampling(1, 256), lambda: None)
+    monkeypatch.setattr(decoder, "total", lambda device: 2.0**21)
     on_cpu = writer.most_rows()
     assert on_cpu == 2**18 // writer._row_bytes() < 128  # an eighth of little memory
     monkeypatch.setattr(llama, "device", torch.device("cuda"))
     rows = []
     for free in (0.0, 2.0**24, 2.0**40):
-        monkeypatch.setattr(writer_module, "available", lambda device, free=free: free)
+        monkeypatch.setattr(decoder, "available", lambda device, free=free: free)
         rows.append(writer.most_rows())
-    assert rows[0] == 1 and 2**22 < rows[1] * writer._row_bytes() < 2**23 and rows[2] == sampling_rows.ROWS_ON_GPU
+    assert rows[0] == 1 and 2**22 < rows[1] * writer._row_bytes() < 2**23 and rows[2] == decoder.ROWS_ON_GPU
 
 
 def test_a_stop_string_ends_a_response_and_stays_in_it(llama: SharedModel) -> None:

@@ -11,12 +11,12 @@ from tiny import tiny_model
 
 from alignkit import seeds
 from alignkit.data.group import Group, Message
-from alignkit.models import sampling_rows
-from alignkit.models.encoding import Encoded
+from alignkit.models import decoder
 from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack
 from alignkit.models.sampling import sample
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.tokens.encoding import Encoded
 from alignkit_apps.policies.streaming import Piece, Question, answer, until_stop
 
 
@@ -60,7 +60,7 @@ def joined(pieces: list[Piece], number: int) -> str:
 @pytest.mark.parametrize("rows", [128, 2])
 def test_pieces_are_what_sampling_gives(policy: SharedModel, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model writes bytes that are no characters, and characters of several tokens."""
-    monkeypatch.setattr(sampling_rows, "ROWS", rows)
+    monkeypatch.setattr(decoder, "ROWS", rows)
     sampling = Sampling(samples_per_prompt=3, max_new_tokens=40)
     texts, heard = ask(policy, sampling, 5)
     assert texts == sampled(policy, sampling, 5)

@@ -14,15 +14,15 @@ from architectures import encoder_with_ends, questions
 from alignkit.data.chat_templates import CHATML, HERMES, PLAIN
 from alignkit.data.group import Group, Message
 from alignkit.errors import DataError
-from alignkit.models import sampling_rows
-from alignkit.models.chat_template import ChatOptions
-from alignkit.models.encoding import Encoder, encode_all
+from alignkit.models import decoder
 from alignkit.models.forward import measure
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import sample
 from alignkit.models.sequence import Partner
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.models.turns import Turns
+from alignkit.tokens.chat_template import ChatOptions
+from alignkit.tokens.encoding import Encoder, encode_all
+from alignkit.tokens.turns import Turns
 from alignkit_plugins.models.tiny import _tokenizer
 
 ANSWERS = {0: (51, 52, 53), 1: (54,), 2: (55, 56, 57, 58, 59, 60, 61)}
@@ -93,7 +93,7 @@ def test_what_has_been_read_is_not_read_again(llama: SharedModel) -> None:
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_turns_do_not_depend_on_the_batch(llama: SharedModel, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     expected, _ = play(llama)
-    monkeypatch.setattr(sampling_rows, "ROWS", rows)
+    monkeypatch.setattr(decoder, "ROWS", rows)
     found, counts = play(llama)
     assert [r.tokens for g in found for r in g.responses] == [r.tokens for g in expected for r in g.responses]
     assert [r.written for g in found for r in g.responses] == [r.written for g in expected for r in g.responses]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignkit.data.group import Group, Message, Response
-from alignkit.models.encoding import Encoded, Encoder
 from alignkit.models.examples import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
+from alignkit.tokens.encoding import Encoded, Encoder
 from alignkit_plugins.models.tiny import CHAT_TEMPLATE, _tokenizer
 
 

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from alignkit import Algorithm, Batch, DataError, Group, Message, Outputs, Pair, Pairs, Response, SelectContext
 from alignkit import functional as F
-from alignkit.models.encoding import Encoder
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
+from alignkit.tokens.encoding import Encoder
 from alignkit.training.averages import counts, weighted_sum
 from alignkit_plugins.algorithms.cpl import CPL
 from alignkit_plugins.algorithms.dpo import DPO
@@ -959,10 +959,10 @@ def test_cloning_is_of_segments_that_stand_in_a_pair() -> None:
 
 def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
     """The engine's, in as many micro-batches as there are prompts, against the paper's loss in one graph."""
-    from alignkit.models.encoding import Encoder, encode_all
     from alignkit.models.examples import Examples
     from alignkit.settings import Settings
     from alignkit.testing import example_groups, probe
+    from alignkit.tokens.encoding import Encoder, encode_all
 
     policy = probe.tiny_model()
     policy.add_role("hir", start=None, head="language")

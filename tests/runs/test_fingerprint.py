@@ -14,13 +14,14 @@ import pytest
 import yaml
 
 from alignkit.data import hub
-from alignkit.data.hub import HubRows
+from alignkit.data.hub import hub_rows
 from alignkit.errors import DataError, RunFailed
 from alignkit.io import digest
-from alignkit.io.commits import Commits
+from alignkit.io.commits import commit_of
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.runs import bases
+from alignkit.runs.data import RunData
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.run import Run
 from alignkit.settings import Settings
@@ -158,8 +159,8 @@ def test_a_hub_data_set_counts_by_its_commit_and_is_read_at_it(tmp_path: Path, m
     assert server.asked[-1][1]["revision"] == "b" * 40
 
 
-def test_a_commit_is_asked_for_once_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    server, commits = Hub(monkeypatch), Commits("dataset")
+def test_a_commit_is_asked_for_once_per_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, commits = Hub(monkeypatch), RunData(lambda stage: tmp_path, 0)._commits
     first = commits("org/set", None)
     server.main = "b" * 40
     assert commits("org/set", None) == first == "a" * 40
@@ -169,16 +170,16 @@ def test_a_commit_is_asked_for_once_per_run(monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_a_network_the_cached_copy_tells_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert Commits("dataset")("org/set", None) is None and Commits("dataset")("org/set", "v1") == "v1"
-    assert Commits("dataset")("./no folder", None) is None  # which is no id, as loading it says
+    assert commit_of("dataset", "org/set", None) is None and commit_of("dataset", "org/set", "v1") == "v1"
+    assert commit_of("dataset", "./no folder", None) is None  # which is no id, as loading it says
     copy = tmp_path / "datasets--org--set"
     (copy / "snapshots" / ("d" * 40)).mkdir(parents=True)
-    assert Commits("dataset")("org/set", None) == "d" * 40
+    assert commit_of("dataset", "org/set", None) == "d" * 40
     (copy / "snapshots" / ("e" * 40)).mkdir()
-    assert Commits("dataset")("org/set", None) is None
+    assert commit_of("dataset", "org/set", None) is None
     (copy / "refs").mkdir()
     (copy / "refs" / "main").write_text("e" * 40)
-    assert Commits("dataset")("org/set", None) == "e" * 40
+    assert commit_of("dataset", "org/set", None) == "e" * 40
 
 
 @pytest.fixture
@@ -198,18 +199,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return here
 
 
-def questions(rows: HubRows) -> list[str]:
-    return [row["question"] for _, row in rows.rows()]
+def questions(name: Path | str, *config: str, **keys: Any) -> list[str]:
+    return [row["question"] for _, row in hub_rows(str(name), *config, **keys)]
 
 
 def test_configurations_splits_and_files_of_a_real_data_set(folder: Path) -> None:
     name = str(folder)
-    assert questions(HubRows(name, "socratic")) == [f"socratic {n}" for n in range(4)]
-    assert questions(HubRows(name, "main", split="test")) == ["main test"]
-    assert questions(HubRows(name, "main", split="train[1:3]")) == ["main 1", "main 2"]
-    assert questions(HubRows(name, "main", streaming=True)) == [f"main {n}" for n in range(4)]
-    assert questions(HubRows(name, data_files="socratic/test.jsonl")) == ["socratic test"]
-    assert questions(HubRows(name, data_dir="main", split="test")) == ["main test"]
+    assert questions(name, "socratic") == [f"socratic {n}" for n in range(4)]
+    assert questions(name, "main", split="test") == ["main test"]
+    assert questions(name, "main", split="train[1:3]") == ["main 1", "main 2"]
+    assert questions(name, "main", streaming=True) == [f"main {n}" for n in range(4)]
+    assert questions(name, data_files="socratic/test.jsonl") == ["socratic test"]
+    assert questions(name, data_dir="main", split="test") == ["main test"]
 
 
 @pytest.mark.parametrize(
@@ -224,20 +225,20 @@ def test_configurations_splits_and_files_of_a_real_data_set(folder: Path) -> Non
 )
 def test_a_part_that_does_not_exist_names_those_that_do(folder: Path, keys: dict[str, Any], reason: str) -> None:
     with pytest.raises(DataError) as error:
-        questions(HubRows(str(folder), **keys))
+        questions(folder, **keys)
     assert str(folder) in str(error.value) and reason in str(error.value)
 
 
 def test_a_folder_counts_by_its_content_and_is_never_read_from_an_old_copy(folder: Path) -> None:
     stage = {"data": {"hub": "set", "name": "main", "columns": {"prompt": "question", "completion": "answer"}}}
     one = hashed(folder.parent, **stage)
-    assert questions(HubRows(str(folder), "main"))[0] == "main 0"
+    assert questions(folder, "main")[0] == "main 0"
     path = folder / "main" / "train.jsonl"
     times = path.stat()
     path.write_text(path.read_text().replace("main 0", "MAIN 0"))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert hashed(folder.parent, **stage) != one
-    assert questions(HubRows(str(folder), "main"))[0] == "MAIN 0"
+    assert questions(folder, "main")[0] == "MAIN 0"
     assert hub.as_written("set", "v1") == "v1"
 
 

@@ -23,9 +23,9 @@ from alignkit.batch import Batch
 from alignkit.cli import main
 from alignkit.data.group import Group, Response
 from alignkit.errors import DataError, RunFailed
-from alignkit.models.encoding import Encoded, ResponseTokens
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
+from alignkit.tokens.encoding import Encoded, ResponseTokens
 from alignkit.training.stage import StageWork
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.dpo import DPO

@@ -9,7 +9,7 @@ import pytest
 from watched import Watched, online
 
 from alignkit import Group, seeds
-from alignkit.models.encoding import Encoded
+from alignkit.tokens.encoding import Encoded
 from alignkit.training.auxiliary import AuxiliaryLoss
 
 

@@ -16,8 +16,8 @@ import yaml
 
 from alignkit import Algorithm, Batch, DataError, Group, Loss, Outputs, PluginError, Response, per_token
 from alignkit.cli import main
-from alignkit.models.encoding import Encoded, ResponseTokens
 from alignkit.plugin_errors import Author
+from alignkit.tokens.encoding import Encoded, ResponseTokens
 from alignkit.training.checked import CheckedAlgorithm
 
 HEADER = """

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from alignkit import Group
-from alignkit.models.encoding import Encoded
 from alignkit.models.examples import Examples
+from alignkit.tokens.encoding import Encoded
 from alignkit.training.schedule import minibatches, share_of
 
 

@@ -15,9 +15,10 @@ from pydantic.json_schema import models_json_schema
 
 from alignkit.constitution import Principle
 from alignkit.engine import LOCAL
+from alignkit.plugins import KINDS
 from alignkit.recipe.components import options_of
 from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
-from alignkit.registry import KINDS, Registry
+from alignkit.registry import Registry
 from alignkit.settings import ModelSpec, Settings
 
 Schema = dict[str, Any]

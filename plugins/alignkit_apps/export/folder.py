@@ -15,15 +15,15 @@ from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.atomic import replace_folder, write_json, write_text
 from alignkit.io.credentials import redacted
 from alignkit.models.adapter_base import ORIGIN, Base
-from alignkit.models.chat_template import ChatOptions
-from alignkit.models.encoding import Encoder
 from alignkit.models.export import end_with, notes_of, whole_model
 from alignkit.models.files_check import read_json
 from alignkit.models.hub import cached_snapshot
 from alignkit.models.loading import DTYPES, dtype_of, end_ids
 from alignkit.models.padding import saved_unread
-from alignkit.models.tokenizer_check import loaded_tokenizer
 from alignkit.runs.bases import base_source
+from alignkit.tokens.chat_template import ChatOptions
+from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.tokenizer_check import loaded_tokenizer
 from alignkit_apps.export import provenance
 from alignkit_apps.export.card import Card
 from alignkit_apps.export.gguf_file import KINDS, check_architecture, write_gguf

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alignkit.errors import DataError, RunFailed
-from alignkit.io.stored_replies import asking_is_allowed
 from alignkit.stopping import StageWaits
 from alignkit_apps.feedback import records
 from alignkit_apps.feedback.effective_labels import Labeled, labeled
 from alignkit_apps.feedback.items import Item, filled
 from alignkit_apps.feedback.store import Store
+from alignkit_http.stored_replies import asking_is_allowed
 
 STORE = "labels.feedback"  # of a run, in its folder
 

@@ -21,9 +21,6 @@ from alignkit.external import ExternalTrainer
 from alignkit.io.printable import REPLACEMENT, printable
 from alignkit.io.progress import Reporter
 from alignkit.io.stage_results import is_result_name
-from alignkit.models.chunks import WHOLE, chunks, is_document
-from alignkit.models.encoding import Encoded, Encoder, ResponseTokens
-from alignkit.models.recent_turns import with_recent_turns, with_room
 from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
@@ -33,6 +30,8 @@ from alignkit.runs.data import RunData
 from alignkit.runs.stage_check import selected
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.template_date import template_date
+from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.tokens.long_rows import WHOLE, chunks, is_document, with_recent_turns, with_room
 from alignkit.training.encoder import unfit
 
 if TYPE_CHECKING:

@@ -23,15 +23,15 @@ from alignkit.data.group import Group
 from alignkit.kernels import mode
 from alignkit.kernels.memory import GROWTH
 from alignkit.kernels.sampling_weights import MAX_ROWS, MEMORY_SHARE, MIN_TOKENS
-from alignkit.models.encoding import Encoded
+from alignkit.models.decoder import LOGIT_COPIES, most_rows, token_bytes
 from alignkit.models.examples import Examples
 from alignkit.models.forward import Wants, forward
+from alignkit.models.loading import QUANTIZED
 from alignkit.models.packing import micro_batches
-from alignkit.models.sampling_rows import LOGIT_COPIES, most_rows, token_bytes
 from alignkit.models.shared_model import BASE
-from alignkit.models.weight_sizes import QUANTIZED
 from alignkit.plugin_errors import made
 from alignkit.recipe.schema import Stage
+from alignkit.tokens.encoding import Encoded
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
 from alignkit.training.roles import add_roles

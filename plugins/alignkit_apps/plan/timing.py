@@ -14,11 +14,11 @@ import torch
 
 from alignkit.data.group import Group
 from alignkit.kernels.memory import release_cached
-from alignkit.models.encoding import Encoded, ResponseTokens
 from alignkit.models.examples import Examples
 from alignkit.models.forward import Wants, forward
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import generate
+from alignkit.tokens.encoding import Encoded, ResponseTokens
 from alignkit_apps.plan.memory import Memory, period_of, weight_bytes
 from alignkit_apps.plan.shape_model import PlannedRun, ShapeModel
 from alignkit_apps.plan.tokens import Workload

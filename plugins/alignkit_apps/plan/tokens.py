@@ -13,12 +13,12 @@ from typing import Any
 from alignkit.algorithm import ROLLOUTS, Algorithm
 from alignkit.data.group import Group, Response, prompts_of
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.models.encoding import Encoded, ResponseTokens
 from alignkit.models.packing import indivisible
 from alignkit.plugin_errors import made
 from alignkit.recipe.schema import RewardSpec, Stage, specs
 from alignkit.runs.stage_check import selected
 from alignkit.sampling_options import ResponseOptions
+from alignkit.tokens.encoding import Encoded, ResponseTokens
 from alignkit.training.auxiliary import auxiliary_loss
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.collectives import Reducer

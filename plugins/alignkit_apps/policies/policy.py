@@ -13,13 +13,12 @@ from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError, Problem, RecipeError
 from alignkit.io.progress import Reporter
 from alignkit.models.next_token import Sampling
-from alignkit.models.router import ModelRouter
-from alignkit.models.service import ModelService
-from alignkit.models.text_tokens import Ids
+from alignkit.models.service import ModelRouter, ModelService
 from alignkit.recipe.load import made_models
 from alignkit.registry import Registry
 from alignkit.reward import REWARD_KEY, Context, no_progress
 from alignkit.runs.bases import RunBases
+from alignkit.tokens.text_tokens import Ids
 from alignkit.training.scoring import Scorer
 from alignkit_apps.policies.named_models import NamedModel
 from alignkit_apps.policies.recipe import NamedModels

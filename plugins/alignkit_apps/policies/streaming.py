@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignkit.models.encoding import Encoder
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import Continuation, generate
 from alignkit.models.sequence import ActiveSequence
 from alignkit.models.shared_model import SharedModel
-from alignkit.models.text_tokens import Ids
+from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.text_tokens import Ids
 
 
 @dataclass(frozen=True)

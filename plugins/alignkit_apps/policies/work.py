@@ -11,8 +11,8 @@ from alignkit import seeds
 from alignkit.data.group import Message
 from alignkit.errors import AlignkitError, DataError, RunFailed
 from alignkit.models.next_token import Sampling
-from alignkit.models.text_tokens import Ids
 from alignkit.stopping import Stopped
+from alignkit.tokens.text_tokens import Ids
 from alignkit_apps.policies.policy import Policy
 from alignkit_apps.policies.streaming import Piece, Question
 

@@ -18,7 +18,6 @@ from typing import Any
 from alignkit.errors import OutOfResource
 from alignkit.io.progress import Reporter
 from alignkit.io.stage_results import EARLIER
-from alignkit.io.stored_replies import stored_replies_only
 from alignkit.plugin_errors import blaming
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import Stage
@@ -27,6 +26,7 @@ from alignkit.runs.process import resource_error
 from alignkit.runs.run import Run
 from alignkit.stopping import Stopped
 from alignkit_apps.verify.source import Recorded
+from alignkit_http.stored_replies import stored_replies_only
 
 
 class _Enough(Stopped):

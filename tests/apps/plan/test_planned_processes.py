@@ -11,7 +11,7 @@ from random_models import without_weights
 from test_plan_command import LARGE, recipe, run
 
 from alignkit.data.group import Group
-from alignkit.models.encoding import Encoded
+from alignkit.tokens.encoding import Encoded
 from alignkit_apps.plan.cards import Machine, machine_of
 from alignkit_apps.plan.memory import Memory
 from alignkit_apps.plan.tokens import Workload, dealt, of_the_busiest

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit.data.reasoning import TAGS
+from alignkit.data.spoken import TAGS
 from alignkit_http import Malformed
 from alignkit_plugins.judges.llm.form import CUT, spoken
 from alignkit_plugins.judges.llm.question import Answers

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from alignkit import Context, Field, Message
-from alignkit.data.reasoning import after_thoughts
+from alignkit.data.spoken import after_thoughts
 from alignkit_http import Malformed, Remote, RemoteOptions, Reply
 from alignkit_http.chat import Chat
 

@@ -25,10 +25,10 @@ from typing import Any
 
 from alignkit.data.group import Group, Pair, Response, preview, resolved_pairs
 from alignkit.errors import DataError
-from alignkit.models.chat import Conversation, Turn, has_names
-from alignkit.models.chat_template import ChatOptions, time_limit
-from alignkit.models.template_tokens import PromptTokens, TemplateTokens
-from alignkit.models.text_tokens import Ids
+from alignkit.tokens.chat import Conversation, Turn, has_names
+from alignkit.tokens.chat_template import ChatOptions, time_limit
+from alignkit.tokens.template_tokens import PromptTokens, TemplateTokens
+from alignkit.tokens.text_tokens import Ids
 
 Mask = tuple[bool, ...]
 

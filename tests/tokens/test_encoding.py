@@ -9,16 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tiny import encoded, encoder, user, words
 
 from alignkit.data.chat_templates import CHATML, PLAIN, set_chat_template
 from alignkit.data.chat_templates import TEMPLATES as TEMPLATE_NAMES
 from alignkit.data.group import Group, Message, Pair, Response
 from alignkit.errors import DataError
-from alignkit.models.chat_template import ChatOptions
-from alignkit.models.encoding import Encoder, ResponseTokens, encode_all
-from alignkit.models.text_tokens import TextTokenizer
+from alignkit.tokens.chat_template import ChatOptions
+from alignkit.tokens.encoding import Encoder, ResponseTokens, encode_all
+from alignkit.tokens.text_tokens import TextTokenizer
 from alignkit_plugins.models.tiny import CHAT_TEMPLATE, _tokenizer
+from tests.models.tiny import encoded, encoder, user, words
 
 SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
 HEADERS = (

@@ -15,13 +15,10 @@ import pytest
 import torch
 import yaml
 from patience import PATIENCE
-from tiny import tiny_model
 
 from alignkit import EngineContext, PluginError, RecipeError, RunFailed
 from alignkit.cli import main
 from alignkit.io.digest import digest
-from alignkit.models.engine_thread import EngineThread, NoProgress
-from alignkit.models.engines import StageEngine, Weights, version_of
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import Continuation
 from alignkit.models.service import ModelService
@@ -30,7 +27,10 @@ from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.testing.probe import add_noise
+from alignkit_distributed.engine_thread import EngineThread, NoProgress
 from alignkit_distributed.local_engine import LocalEngine
+from alignkit_distributed.stage_engine import StageEngine, Weights, version_of
+from tests.models.tiny import tiny_model
 
 HEADER = """
 import time
@@ -139,7 +139,7 @@ def test_a_call_that_hangs_is_given_up_and_the_run_continues(
 def test_progress_keeps_a_slow_call_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five parts take three times as long as the timeout, by a clock that only the call moves."""
     clock, ended = [0.0], threading.Event()
-    monkeypatch.setattr("alignkit.models.engine_thread.now", lambda: clock[0])
+    monkeypatch.setattr("alignkit_distributed.engine_thread.now", lambda: clock[0])
     thread = EngineThread(10.0, lambda: None)
 
     def slow(progress: bool) -> str:
@@ -163,7 +163,7 @@ def test_progress_keeps_a_slow_call_alive(monkeypatch: pytest.MonkeyPatch) -> No
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The engine's clock: it moves only when a test moves it."""
     moved = [0.0]
-    monkeypatch.setattr("alignkit.models.engine_thread.now", lambda: moved[0])
+    monkeypatch.setattr("alignkit_distributed.engine_thread.now", lambda: moved[0])
     return moved
 
 
@@ -198,7 +198,7 @@ def test_progress_does_not_delay_the_end(clock: list[float]) -> None:
     ended.set()
 
 
-def stage_engine(folder: Path, cls: type[LocalEngine], said: list[str]) -> StageEngine:
+def asking(folder: Path, cls: type[LocalEngine], said: list[str]) -> StageEngine:
     component = Component("engine", "e", Registration("e", cls), cls.Options())
     return StageEngine(component, folder / "engine", stage="s", seed=0, say=said.append)
 
@@ -212,7 +212,7 @@ def test_an_engine_that_does_not_close_is_reported_once(tmp_path: Path, clock: l
             ended.wait(PATIENCE)
 
     said: list[str] = []
-    model, asked = tiny_model(tmp_path), stage_engine(tmp_path, Endless, said)
+    model, asked = tiny_model(tmp_path), asking(tmp_path, Endless, said)
     asked.generate(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(1, 3))
     asked.close()
     ended.set()
@@ -232,7 +232,7 @@ def test_a_call_that_ends_when_the_engine_is_closed_is_not_reported(tmp_path: Pa
             self.released.set()
 
     said: list[str] = []
-    model, asked = tiny_model(tmp_path), stage_engine(tmp_path, Held, said)
+    model, asked = tiny_model(tmp_path), asking(tmp_path, Held, said)
     with pytest.raises(PluginError, match=r"in `prepare`: it made no progress for 600 seconds"):
         asked.generate(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(1, 3))
     asked.close()
@@ -275,7 +275,9 @@ def test_policies_are_published_when_their_weights_change(tmp_path: Path) -> Non
 def test_weights_are_read_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By an operation on tensors, by a learner, whose optimizer may hide it from them, or by another adapter."""
     read: list[str] = []
-    monkeypatch.setattr("alignkit.models.engines.version_of", lambda m, r: (read.append(r), version_of(m, r))[1])
+    monkeypatch.setattr(
+        "alignkit_distributed.stage_engine.version_of", lambda m, r: (read.append(r), version_of(m, r))[1]
+    )
     model = tiny_model(tmp_path)
     model.add_role("one")
     asked, prompt = engine(tmp_path), ((1, 30, 31),)

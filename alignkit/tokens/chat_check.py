@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import DataError, RunFailed
-from alignkit.models.chat import ANSWER, CLOSE, OPEN, QUESTION, common_length
-from alignkit.models.encoding import Encoder
+from alignkit.tokens.chat import ANSWER, CLOSE, OPEN, QUESTION, common_length
+from alignkit.tokens.encoding import Encoder
 
 SHOWN = 12  # tokens in an error
 MEMORY = 2**30  # bytes that a template may add to the process while the example is rendered

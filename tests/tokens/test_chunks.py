@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignkit import Group, Message, Response
-from alignkit.models.chunks import chunks, is_document
-from alignkit.models.encoding import Encoded, ResponseTokens
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
+from alignkit.tokens.encoding import Encoded, ResponseTokens
+from alignkit.tokens.long_rows import chunks, is_document
 
 TEXT = Group((), (Response(text="words"),))
 

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny import encoder, user
 
 from alignkit.data.chat_templates import CHATML, endless, read_template, set_chat_template
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError, RunFailed
-from alignkit.models import chat_template
-from alignkit.models.chat_template import BREAK, ChatOptions, ChatTemplate
-from alignkit.models.encoding import Encoder
+from alignkit.tokens import chat_template
+from alignkit.tokens.chat_template import BREAK, ChatOptions, ChatTemplate
+from alignkit.tokens.encoding import Encoder
+from tests.models.tiny import encoder, user
 
 DATED = "{{ 'Today is ' + strftime_now('%d %b %Y') + ', ' + strftime_now(\"%Y\") + '.\n' }}"
 SYSTEM: Message = {"role": "system", "content": "Be brief."}

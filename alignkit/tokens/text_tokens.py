@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from alignkit.errors import RunFailed
-from alignkit.models.chat_template import BREAK
+from alignkit.tokens.chat_template import BREAK
 
 Ids = tuple[int, ...]
 # Characters that no tokenizer merges with what follows; a piece is read after an anchor.

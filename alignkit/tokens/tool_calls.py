@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit.data.group import Message
-from alignkit.models.chat_template import REASONING
+from alignkit.tokens.chat_template import REASONING
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _CALL = re.compile(f"{OPEN}(.*?)(?:{CLOSE}|(?={OPEN})|\\Z)", re.DOTALL)

@@ -1,7 +1,7 @@
 """The end of a long dialogue: whole turns are dropped, the oldest first, and no more than needed."""
 
 from alignkit.data.group import Group, Message, Response
-from alignkit.models.recent_turns import with_last_question, with_recent_turns
+from alignkit.tokens.long_rows import with_last_question, with_recent_turns
 
 SYSTEM: Message = {"role": "system", "content": "s"}
 TALK: tuple[Message, ...] = (

@@ -21,7 +21,7 @@ from functools import cached_property
 from typing import Any
 
 from alignkit.errors import DataError
-from alignkit.models.chat_template import REASONING, SENTINEL, ChatOptions, ChatTemplate, time_limit
+from alignkit.tokens.chat_template import REASONING, SENTINEL, ChatOptions, ChatTemplate, time_limit
 
 OPEN, CLOSE = REASONING
 AFTER_REASONING = f"\n{CLOSE}\n\n"  # what templates write between reasoning and answer

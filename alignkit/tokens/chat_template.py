@@ -1,7 +1,7 @@
 """Renders conversations with the model's chat template, which is a program that others wrote.
 
 It gets a fixed date and a limit on time and length. Control tokens that someone typed into a message stay text: a
-`BREAK` splits them in the rendered text, and tokenization removes it (`alignkit.models.text_tokens`).
+`BREAK` splits them in the rendered text, and tokenization removes it (`alignkit.tokens.text_tokens`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DATE_CALL = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(['\"])(.*?)\1\s*\)
 class ChatOptions:
     """How the chat template is used; the keys of `model:` in a recipe.
 
-    template_kwargs: arguments of the template. reasoning: see `alignkit.models.chat`. system_messages: "merge" puts
+    template_kwargs: arguments of the template. reasoning: see `alignkit.tokens.chat`. system_messages: "merge" puts
     them in front of the next user turn. date: the day, as 2026-11-22, that the template writes; None: today.
     """
 

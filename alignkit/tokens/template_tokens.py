@@ -13,9 +13,9 @@ from typing import Any
 from alignkit.data.group import Message
 from alignkit.errors import DataError
 from alignkit.io.digest import digest
-from alignkit.models.chat import ANSWER, Chat, Turn
-from alignkit.models.chat_template import ChatOptions
-from alignkit.models.text_tokens import Ids, TextTokenizer, TextTokens
+from alignkit.tokens.chat import ANSWER, Chat, Turn
+from alignkit.tokens.chat_template import ChatOptions
+from alignkit.tokens.text_tokens import Ids, TextTokenizer, TextTokens
 
 
 @dataclass(frozen=True)

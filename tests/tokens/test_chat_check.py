@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import encoder
 
 from alignkit.data.chat_templates import CHATML
 from alignkit.errors import RunFailed
 from alignkit.models import shared_model
-from alignkit.models.chat_check import check_chat
-from alignkit.models.chat_template import ChatOptions
-from alignkit.models.encoding import Encoder
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
+from alignkit.tokens.chat_check import check_chat
+from alignkit.tokens.chat_template import ChatOptions
+from alignkit.tokens.encoding import Encoder
 from alignkit_plugins.models import tiny
+from tests.models.tiny import encoder
 
 THINKS = CHATML.replace("assistant\n' }}{% end", "assistant\n<think>\n' }}{% end")
 SWITCHED = THINKS.replace("<think>\n' }}", "' + ('' if enable_thinking is false else '<think>\n') }}")

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import encoder
 
 from alignkit.errors import RunFailed
-from alignkit.models.chat_template import BREAK
-from alignkit.models.text_tokens import TextTokenizer
+from alignkit.tokens.chat_template import BREAK
+from alignkit.tokens.text_tokens import TextTokenizer
+from tests.models.tiny import encoder
 
 
 def sentencepiece() -> Any:

@@ -19,13 +19,13 @@ from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
 from alignkit.errors import PluginError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.models.decoder import has_stopped
-from alignkit.models.encoding import Encoder
-from alignkit.models.engine_thread import EngineThread, NoProgress
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import Continuation
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.models.text_tokens import Ids
 from alignkit.plugin_errors import AuthorError, calling, made
+from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.text_tokens import Ids
+from alignkit_distributed.engine_thread import EngineThread, NoProgress
 
 ROUNDING = 1e-3  # nats by which rounding may lift a log-probability above 0
 AGAIN = "the same command continues the run"

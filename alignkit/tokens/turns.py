@@ -14,10 +14,10 @@ from typing import Any
 
 from alignkit.data.group import Message
 from alignkit.errors import DataError
-from alignkit.models.chat import AFTER_REASONING, ANSWER, OPEN, QUESTION, has_names
-from alignkit.models.encoding import Encoder
-from alignkit.models.text_tokens import Ids
-from alignkit.models.tool_calls import read_turn
+from alignkit.tokens.chat import AFTER_REASONING, ANSWER, OPEN, QUESTION, has_names
+from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.text_tokens import Ids
+from alignkit.tokens.tool_calls import read_turn
 
 REPLY, THOUGHT = "It is five.", "Two and two."
 _WORD = re.compile("[A-Za-z0-9]{1,20}")  # which templates neither trim nor escape
