@@ -16,7 +16,7 @@ from alignkit.environment import Environment
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.executor import Executor
 from alignkit.external import ExternalTrainer
-from alignkit.plugin_errors import calling, made
+from alignkit.plugin_errors import borrowed, calling, made
 from alignkit.recipe.document import Keys
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.trackers import tracker_problem
@@ -80,8 +80,7 @@ def _problem(recipe: Recipe, stage: Stage, text: str, option: Keys = ()) -> Prob
 
 
 def _call(component: Component, stage: Stage, method: str, *arguments: Any) -> None:
-    plugin, author = made(component, stage.name)
-    with calling(author, method, plugin):
+    with borrowed(component, stage.name) as (plugin, author), calling(author, method, plugin):
         getattr(plugin, method)(*arguments)
 
 

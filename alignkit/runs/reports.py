@@ -8,7 +8,6 @@ from typing import Any
 
 from alignkit.algorithm import REWARD
 from alignkit.io.atomic import write_text
-from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import Stage
 from alignkit.report import Report
 from alignkit.step import Artifact
@@ -30,7 +29,7 @@ def stage_record(
 ) -> dict[str, Any]:
     """The contents of stage.json, without the hash. parts: what the hash is made of. sources: that it read."""
     return {
-        **({"log_odds": _log_odds(stage)} if trains_reward(stage) else {}),
+        **({"log_odds": stage.log_odds} if trains_reward(stage) else {}),
         "complete": True,
         "name": stage.name,
         "plugin": stage.component.name,
@@ -49,13 +48,6 @@ def trains_reward(stage: Stage) -> bool:
     """Whether the stage trains a reward model."""
     implementation = stage.component.registration.implementation
     return stage.kind == "algorithm" and getattr(implementation, "trains", None) is REWARD
-
-
-def _log_odds(stage: Stage) -> bool:
-    """What the algorithm says of its reward model's scores."""
-    algorithm, author = made(stage.component, stage.name)
-    with calling(author, "log_odds", algorithm):
-        return bool(algorithm.log_odds)
 
 
 def facts(summary: Mapping[str, Any]) -> str:

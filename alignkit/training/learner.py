@@ -26,7 +26,6 @@ from alignkit.models.examples import Examples, join_outputs
 from alignkit.models.forward import Wants, forward
 from alignkit.models.packing import micro_batches
 from alignkit.models.shared_model import SharedModel
-from alignkit.plugin_errors import Author
 from alignkit.settings import LEARNING_RATE
 from alignkit.training.averages import Averages, counts, weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
@@ -46,29 +45,25 @@ SHOWN_GROUPS = 5  # of the last batch, when it fails
 class Learner:
     """The optimizer of a stage's trained roles: the policy or reward model, and the value role if there is one.
 
-    temperature: of the policy's distributions. author: the plugin and stage that errors name. reducer: every process
-    passes the same global batches, learns from its share of them, and takes the same steps. skipped: steps in a row
-    whose loss or gradient was not finite.
+    temperature: of the policy's distributions. reducer: every process passes the same global batches, learns from its
+    share of them, and takes the same steps. skipped: steps in a row whose loss or gradient was not finite.
     """
 
     model: SharedModel
-    algorithm: Algorithm
+    checked: CheckedAlgorithm
     settings: Settings
     role: str
     value_role: str | None = None
     temperature: float = 1.0
     auxiliary: AuxiliaryLoss | None = None
-    author: Author | None = None
     reducer: Reducer = ONE_PROCESS
     steps: int = 0
     skipped: int = 0
     trim: TrimOnGrowth = field(init=False, default_factory=TrimOnGrowth)
-    checked: CheckedAlgorithm = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     parameters: dict[str, nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.checked = CheckedAlgorithm(self.algorithm, self.author)
         self.parameters = {
             # With the role, because copies of a model (`lora: none`) name their parameters alike.
             f"{role}:{name}": parameter
@@ -76,6 +71,10 @@ class Learner:
             for name, parameter in self.model.make_trainable(role).items()
         }
         self.optimizer = make_optimizer(self.settings, self.parameters.values(), self.peak_rate)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return self.checked.algorithm
 
     @property
     def peak_rate(self) -> float:

@@ -255,9 +255,7 @@ class OnlineStage:
             raise RunFailed("a rollout did not fit max_length although its prompt did")
         examples = Examples(encoded)
         if iteration.combined is not None:
-            examples.columns["rewards"] = iteration.combined.reward.tolist()
-            scores = [response.scores[REWARD_KEY] for group in iteration.groups for response in group.responses]
-            examples.columns["raw_rewards"] = [score for score in scores if score is not None]  # all have one
+            examples.columns |= {"rewards": iteration.combined.reward, "raw_rewards": iteration.combined.raw}
         self._measure_logprobs(iteration, examples)
         iteration.examples = examples
         self._signal(iteration)
