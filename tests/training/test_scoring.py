@@ -30,7 +30,7 @@ from alignkit.functional import whiten
 from alignkit.io.progress import Metrics
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
-from alignkit.registry import Registration
+from alignkit.registry import Component, Registration
 from alignkit.testing.purity import watched
 from alignkit.training.external import ExternalStage
 from alignkit.training.iteration import rollout_metrics
@@ -226,7 +226,7 @@ class Doubled(RewardCombination):
 
 def doubled(name: str, **parts: RewardSpec) -> RewardSpec:
     registration = Registration(name, lambda options: Doubled())
-    component: Any = SimpleNamespace(registration=registration, options=None)
+    component = Component("reward", "x", registration, None)  # type: ignore[arg-type]
     return RewardSpec("combine", name, component, parts)
 
 
@@ -290,7 +290,7 @@ class Growing(RewardCombination):
 
 def growing(whitened: bool = False) -> Scorer:
     registration = Registration("growing", lambda options: Growing(), plugin="x")
-    component: Any = SimpleNamespace(registration=registration, options=None)
+    component = Component("reward", "x", registration, None)  # type: ignore[arg-type]
     part = doubled("inner", first=RewardSpec("stage", "x")) if whitened else RewardSpec("stage", "x")
     return combining(RewardSpec("combine", "growing", component, {"part": part}), {"x": [1.0, None, 3.0]})
 
@@ -352,7 +352,7 @@ class Counts(Reward):
 
 
 def test_a_reward_that_counts_is_refused_and_one_that_keeps_results_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    component: Any = SimpleNamespace(registration=Registration("counts", Counts, plugin="x"), options=None)
+    component = Component("reward", "x", Registration("counts", Counts, plugin="x"), None)  # type: ignore[arg-type]
     spec = RewardSpec("reward", "counts", component)
     with (
         pytest.raises(PluginError, match=r"plugin 'x'.*`Counts.score`: it changed self.n, .* the row and the response"),
