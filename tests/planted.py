@@ -25,7 +25,6 @@ class Planted:
 
 
 ONLINE, ITERATION = "alignkit/training/online.py", "test_iteration_loop.py"
-MEASURING = "alignkit/training/measuring.py"
 ROLLOUTS, REPLAYED = "alignkit/training/rollouts.py", "test_replayed_rollouts.py"
 DRAWS = "alignkit/training/sampler.py"
 ROLES, MEASURED = "alignkit/training/roles.py", "test_reference_and_values.py"
@@ -184,19 +183,19 @@ PLANTED = {
         f"{MEASURED}::test_the_reference_is_the_one_that_the_recipe_names",
     ),
     "reference_at_1": Planted(
-        MEASURING,
+        ONLINE,
         _BY_REFERENCE,
         'return forward.measure(self.work.reference_models.model, self.work.roles.reference, read, "logprobs"), read',
         _RECORDED,
     ),
     "policy_as_reference": Planted(
-        MEASURING,
+        ONLINE,
         _BY_REFERENCE,
         "return self.logprobs(self.work.roles.trained, read), read",
         _RECORDED,
     ),
     "teacher_on_the_policys_base": Planted(
-        MEASURING, _BY_REFERENCE, "return self.logprobs(self.work.roles.reference, read), read", _TEACHER
+        ONLINE, _BY_REFERENCE, "return self.logprobs(self.work.roles.reference, read), read", _TEACHER
     ),
     "teacher_in_the_policys_template": Planted(
         "alignkit/training/reference_prompt.py",

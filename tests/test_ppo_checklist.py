@@ -949,7 +949,7 @@ def test_a_mismatch_is_seen(stage: OnlineStage, monkeypatch: pytest.MonkeyPatch)
     """A reference that is not where the policy starts stops the run; another sampler shows as `sampler_gap`."""
     iteration = measured(stage, stage.roll_out(prompts(5), 1))
     assert iteration.metrics["sampler_gap"] < 1e-4
-    stage.measuring.temperature = 1.4
+    stage.temperature = 1.4
     stage.measure(iteration)
     assert iteration.metrics["sampler_gap"] > 0.05
     disturb(stage.work.model, stage.work.roles.trained, 0.1)

@@ -42,7 +42,6 @@ from alignkit.runs.reports import facts, stage_record, write_report
 from alignkit.runs.results import result_hashes
 from alignkit.runs.reuse import has_stages, other_runs, reuse
 from alignkit.runs.run_history import write_end, write_start
-from alignkit.runs.stage_context import stage_context
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.startup import begin
 from alignkit.runs.step_context import step_context
@@ -268,7 +267,25 @@ class Run:
 
     def stage_context(self, stage: Stage, folder: Path) -> StageContext:
         """Return the context of a training stage."""
-        return stage_context(self, stage, folder)
+        seed = self.seed_of(stage)
+        return StageContext(
+            stage=stage,
+            models=self.models.of(stage.base),
+            folder=folder,
+            metrics=lambda size: self.metrics(stage, size),
+            seed=seed,
+            load=self.load,
+            reward_context=lambda: self.reward_context(seed),
+            folder_of=self.store.path,
+            base_of=self.bases.base_of,
+            models_of=lambda reference: self.models.of(self.bases.base_of(reference) or stage.base),
+            bases=lambda: {base: self.models.of(base) for base in self.bases.needed(stage)},
+            forget_scores=self.models.forget_scores,
+            reporter=self.reporter,
+            notify=self.notify(stage.name),
+            should_stop=lambda: self.team.should_stop(self.should_stop),
+            reducer=self.team.reducer,
+        )
 
     def step_context(self, stage: Stage, folder: Path, executor: StageExecutor | None = None) -> StepContext:
         """Return the context of a step. executor: what carries out its rows; None: this process."""

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -211,12 +212,8 @@ class Scorer:
 
     def _leaf(self, groups: Sequence[Group]) -> list[float | None]:
         """The scores of a single component, one per response."""
-        if self.spec.kind in ("stage", "folder"):
-            return self._known.of(self.spec.name, groups, lambda: self._scored(groups))
-        return self._scored(groups)
-
-    def _scored(self, groups: Sequence[Group]) -> list[float | None]:
-        return self.column(groups) if self._rows is None else self._rows(self, groups)
+        ask = partial(self.column if self._rows is None else partial(self._rows, self), groups)
+        return self._known.of(self.spec.name, groups, ask) if self.spec.kind in ("stage", "folder") else ask()
 
     def column(self, groups: Sequence[Group]) -> list[float | None]:
         """The scores of a single component for groups that it sees at once, one per response, checked."""
@@ -237,26 +234,20 @@ class Scorer:
     def _column(self, groups: Sequence[Group]) -> list[float | None]:
         """As many scores as responses, which may be anything else."""
         if self.spec.kind in ("stage", "folder"):
-            column = list(self.context.models.scores(self.spec.name, groups))
+            scores: Any = {"": self.context.models.scores(self.spec.name, groups)}
         else:
-            column = self._scores(groups)
-        if len(column) != (count := sum(len(group.responses) for group in groups)):
-            raise self._wrong("score", f"return {count} scores, one per response, not {len(column)}")
-        return column
-
-    def _scores(self, groups: Sequence[Group]) -> list[float | None]:
-        """What the plugin says."""
-        asked = (without_score(), spending())
-        with asked[0] as self.reasons, asked[1] as self.spent, calling(self.author, "score", self.plugin):
-            scores = self.plugin.score(groups)
+            asked = (without_score(), spending())
+            with asked[0] as self.reasons, asked[1] as self.spent, calling(self.author, "score", self.plugin):
+                scores = self.plugin.score(groups)
         if not isinstance(scores, Mapping) or len(scores) != 1:
             what = f"components {sorted(map(str, scores))}" if isinstance(scores, Mapping) else type(scores).__name__
             raise self._wrong("score", f'return one component, such as {{"": [0.5, 1.0]}}, not {what}')
         (column,) = scores.values()
-        if isinstance(column, Tensor):
-            column = column.tolist()
+        column = column.tolist() if isinstance(column, Tensor) else column
         if not isinstance(column, Sequence) or isinstance(column, str):
             raise self._wrong("score", f"return a list of scores, not {type(column).__name__}")
+        if len(column) != (count := sum(len(group.responses) for group in groups)):
+            raise self._wrong("score", f"return {count} scores, one per response, not {len(column)}")
         return list(column)
 
     def _wrong(self, method: str, text: str) -> AlignkitError:
