@@ -123,33 +123,45 @@ class Scorer:
             with calling(self.author, "prepare", self.plugin):
                 self.plugin.prepare(context)
 
+    def nodes(self, above: str = "") -> Iterator[tuple[str, Scorer]]:
+        """This node and all below it, each with its place in the expression: `weighted_sum/style/length`."""
+        yield above + self.name, self
+        for child in self.children.values():
+            yield from child.nodes(f"{above}{self.name}/")
+
+    def leaves(self) -> Iterator[tuple[str, Scorer]]:
+        """The single rewards, each with the name of its scores: its place below the root."""
+        for place, node in self.nodes():
+            if not node.children:
+                yield place if node is self else place.removeprefix(f"{self.name}/"), node
+
+    def _combinations(self) -> Iterator[tuple[str, Scorer]]:
+        return ((place, node) for place, node in self.nodes() if isinstance(node.plugin, RewardCombination))
+
     @property
     def whitens(self) -> bool:
         """Whether the combined reward is on another scale than the raw one."""
-        below = any(child.whitens for child in self.children.values())
-        return isinstance(self.plugin, RewardCombination) and (self.plugin.whitens or below)
+        return any(node.plugin.whitens for _, node in self._combinations())
 
     @property
     def within_group(self) -> bool:
         """Whether a score only ranks a response among its group's."""
-        own = isinstance(self.plugin, Reward) and self.plugin.within_group
-        return own or any(child.within_group for child in self.children.values())
+        return any(isinstance(node.plugin, Reward) and node.plugin.within_group for _, node in self.nodes())
 
     @property
     def incomparable(self) -> str:
         """Why raw scores of different iterations cannot be compared; empty if they can."""
         if self.within_group:
             return f"reward '{self.name}' compares the responses of one group"
-        if isinstance(self.plugin, RewardCombination) and self.plugin.state and not self.plugin.whitens:
-            return f"reward '{self.name}' changes with what it remembers"  # which can only be in `raw`
-        return next(filter(None, (child.incomparable for child in self.children.values())), "")
+        # Without whitening, what it remembers can only be in `raw`.
+        changing = [node.name for _, node in self._combinations() if node.plugin.state and not node.plugin.whitens]
+        return f"reward '{changing[0]}' changes with what it remembers" if changing else ""
 
     @property
     def untrained(self) -> list[str]:
         """Of the combinations that have scored: those that training would have changed, in sentences."""
-        own = f"reward '{self.name}' is as in the first iteration of training: see 'combinations' in its stage.json"
-        below = [text for child in self.children.values() for text in child.untrained]
-        return [own, *below] if self._changes and not self.plugin.state else below
+        text = "reward '{}' is as in the first iteration of training: see 'combinations' in its stage.json"
+        return [text.format(node.name) for _, node in self._combinations() if node._changes and not node.plugin.state]
 
     def score(self, groups: Sequence[Group], penalty: float = 0.0) -> list[Group]:
         """The groups, with every component and the raw combination (`reward`) among their responses' scores.
@@ -164,14 +176,14 @@ class Scorer:
 
         learning: whether combinations remember this call. Raises PluginError if a reward to learn from is not finite.
         """
-        count = sum(len(group.responses) for group in groups)
-        parts = {name: _tensor(leaf._leaf(groups) if count else []) for name, leaf in self.leaves()}
+        count, leaves = sum(len(group.responses) for group in groups), dict(self.leaves())
+        parts = {name: _tensor(leaf._leaf(groups) if count else []) for name, leaf in leaves.items()}
         complete = ~torch.stack([column.isnan() for column in parts.values()]).any(dim=0)
         reward, raw = (torch.full((count,), math.nan, dtype=torch.float64) for _ in range(2))
         metrics: Mapping[str, float] = {}
         if complete.any():
             # Statistics of a batch must not include responses that are left out.
-            given = {name: column[complete] for name, column in parts.items()}
+            given = {leaf: parts[name][complete] for name, leaf in leaves.items()}
             combined = self._combined(taken(groups, complete.tolist()), given, learning)
             reward[complete], raw[complete] = combined.reward.to(reward.dtype), combined.raw.to(raw.dtype)
             metrics = combined.metrics
@@ -183,32 +195,21 @@ class Scorer:
             raise self._wrong("combine", f"the reward is {numbers}")
         return scores
 
-    def states(self, prefix: str = "") -> dict[str, dict[str, Any]]:
+    def states(self) -> dict[str, dict[str, Any]]:
         """What combinations remember, by their place in the expression. Raises PluginError if it is not JSON."""
-        found: dict[str, dict[str, Any]] = {}
-        if isinstance(self.plugin, RewardCombination) and self.plugin.state:
+        states = {place: node for place, node in self._combinations() if node.plugin.state}
+        for node in states.values():
             try:
-                json.dumps(self.plugin.state)
+                json.dumps(node.plugin.state)
             except (TypeError, ValueError) as error:
-                raise self._wrong("combine", f"`state` must be JSON; use float(...) ({error})") from error
-            found[prefix + self.name] = self.plugin.state
-        for child in self.children.values():
-            found |= child.states(f"{prefix}{self.name}/")
-        return found
+                raise node._wrong("combine", f"`state` must be JSON; use float(...) ({error})") from error
+        return {place: node.plugin.state for place, node in states.items()}
 
-    def restore(self, states: Mapping[str, dict[str, Any]], prefix: str = "") -> None:
+    def restore(self, states: Mapping[str, dict[str, Any]]) -> None:
         """Let combinations remember what a checkpoint kept."""
-        if state := states.get(prefix + self.name):
-            self.plugin.state = copy.deepcopy(state)
-        for child in self.children.values():
-            child.restore(states, f"{prefix}{self.name}/")
-
-    def leaves(self, prefix: str = "") -> Iterator[tuple[str, Scorer]]:
-        """The single rewards, each with the name of its scores."""
-        if not self.children:
-            yield prefix + self.name, self
-        for name, child in self.children.items():
-            yield from child.leaves(f"{prefix}{name}/" if child.children else prefix)
+        for place, node in self._combinations():
+            if state := states.get(place):
+                node.plugin.state = copy.deepcopy(state)
 
     def _leaf(self, groups: Sequence[Group]) -> list[float | None]:
         """The scores of a single component, one per response."""
@@ -255,17 +256,11 @@ class Scorer:
             return RunFailed(f"reward '{self.name}': {text}")
         return self.author.error(f"{type(self.plugin).__name__}.{method}", f"reward '{self.name}': {text}")
 
-    def _combined(
-        self, groups: Sequence[Group], scores: Mapping[str, Tensor], learning: bool, prefix: str = ""
-    ) -> CombinedReward:
-        """scores: of the single rewards, by the names that `leaves` gives them."""
+    def _combined(self, groups: Sequence[Group], scores: Mapping[Scorer, Tensor], learning: bool) -> CombinedReward:
+        """scores: of the single rewards, [responses] each."""
         if not self.children:
-            values = scores[prefix + self.name]
-            return CombinedReward(values, values, {})
-        parts = {
-            name: child._combined(groups, scores, learning, f"{prefix}{name}/" if child.children else prefix)
-            for name, child in self.children.items()
-        }
+            return CombinedReward(scores[self], scores[self], {})
+        parts = {name: child._combined(groups, scores, learning) for name, child in self.children.items()}
         raw = {name: part.raw for name, part in parts.items()}
         if not any(child.whitens for child in self.children.values()):
             return self._combination(groups, raw, learning=learning)
