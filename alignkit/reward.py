@@ -206,7 +206,7 @@ class RewardCombination:
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """Combine the scores of the responses that have all of them.
 
-        components: name -> float64 [responses]; NaN where a part that is a combination gives no score. A response whose
+        components: name -> float64 [responses]; NaN only if a part is a combination and returned it. A response whose
         raw reward is NaN is dropped.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define `combine(groups, components)`")
