@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import inspect
 import os
@@ -89,11 +90,26 @@ def _blamed(author: Author, method: str, owner: object) -> Iterator[None]:
 
 
 def made(component: Any, stage: str = "") -> tuple[Any, Author]:
-    """What a recipe's component makes of its options, and its author."""
+    """What a recipe's component makes of its options, and its author. Whoever asks first gets what was `borrowed`."""
     registration = component.registration
     author = author_of(registration, stage)
+    if component.unused:
+        return component.unused.pop(), author
     with calling(author, "__init__", registration.implementation):
         return registration.implementation(component.options), author
+
+
+@contextmanager
+def borrowed(component: Any, stage: str = "") -> Iterator[tuple[Any, Author]]:
+    """`made` for a check. The stage will get the same algorithm, without the `state` that the check leaves in it."""
+    plugin, author = made(component, stage)
+    if component.kind != "algorithm":  # others may keep what they have read, and files change
+        yield plugin, author
+        return
+    state, metrics = (copy.deepcopy(getattr(plugin, name, None)) for name in ("state", "metrics"))
+    yield plugin, author
+    plugin.state, plugin.metrics = state, metrics
+    component.unused.append(plugin)
 
 
 @contextmanager

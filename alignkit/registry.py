@@ -6,7 +6,7 @@ import copy
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -199,9 +199,13 @@ def _ambiguous(kind: str, name: str, matches: Sequence[Registration]) -> Unresol
 
 @dataclass(frozen=True)
 class Component:
-    """A plugin that a recipe names, with its validated options."""
+    """A plugin that a recipe names, with its validated options.
+
+    unused: what was made of it and has only been checked; see `plugin_errors.borrowed`.
+    """
 
     kind: str
     name: str
     registration: Registration
     options: Options
+    unused: list[Any] = field(init=False, default_factory=list, compare=False, repr=False)

@@ -167,17 +167,20 @@ class CombinedReward:
 class RewardCombination(WithOptions):
     """Base class of a combination: several rewards become one number per response, over the whole iteration's batch.
 
-    sums: it only adds and multiplies, so a part may be whitened. `combine` is then called a second time with the
-    parts' `reward`; other combinations are given `raw` only, and a recipe with a whitened part is refused.
+    `combine` is called once an iteration, with the parts' raw scores. A combination that only adds and multiplies also
+    defines `total`, and may then have whitened parts. A recipe with a whitened part in any other one is refused.
     state: small JSON values that checkpoints keep, such as a multiplier. `combine` may change them; the change lasts if
-    the rewards are learned from, which happens once an iteration, and is undone after any other call.
+    the rewards are learned from, and is undone where they are only reported.
     """
-
-    sums: ClassVar[bool] = False
 
     def __init__(self, options: Any):
         super().__init__(options)
         self.state: dict[str, Any] = {}
+
+    @property
+    def sums(self) -> bool:
+        """Whether it defines `total`."""
+        return type(self).total is not RewardCombination.total
 
     @property
     def whitens(self) -> bool:
@@ -192,11 +195,19 @@ class RewardCombination(WithOptions):
         """Raise DataError if these prompts lack a column that `combine` needs; see `Reward.check_prompts`."""
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        """Combine the scores of all responses.
+        """Combine the scores of the responses that have all of them.
 
-        components: name -> float64 [responses]; NaN for a missing score, whose response is then dropped.
+        components: name -> float64 [responses]; NaN only if a part is a combination and returned it. A response whose
+        raw reward is NaN is dropped.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define `combine(groups, components)`")
+
+    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
+        """The reward [responses] of these components: of whitened ones, it is learned from instead of `combine`'s.
+
+        Called before `combine`. It must not change `state`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define `total(groups, components)`")
 
 
 class Judge(WithOptions):

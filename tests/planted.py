@@ -25,7 +25,6 @@ class Planted:
 
 
 ONLINE, ITERATION = "alignkit/training/online.py", "test_iteration_loop.py"
-MEASURING = "alignkit/training/measuring.py"
 ROLLOUTS, REPLAYED = "alignkit/training/rollouts.py", "test_replayed_rollouts.py"
 DRAWS = "alignkit/training/sampler.py"
 ROLES, MEASURED = "alignkit/training/roles.py", "test_reference_and_values.py"
@@ -44,7 +43,7 @@ _ENDS = "test_sampling.py::test_every_end_token_ends_a_response"
 _NO_SCORE = "test_scoring.py::test_a_response_that_lacks_a_part_has_no_score"
 _ON_SEVERAL = "test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes"
 _OVER_BATCH = "test_reducer.py::test_numbers_over_the_batch_are_over_all_processes"
-_COMBINED = "combined = self._combined(groups, components, learning=True)"
+_COMBINED = "combined = self._combined(taken(groups, complete.tolist()), given, learning)"
 _REJECTED = "return [[group for group in groups if self.algorithm.keep_group(group)] for groups in earlier]"
 
 PLANTED = {
@@ -109,26 +108,26 @@ PLANTED = {
     ),
     "nested_whitened": Planted(
         SCORING,
-        "raw = self._combination(groups, {name: part.raw for name, part in parts.items()}",
-        "raw = self._combination(groups, {name: part.reward for name, part in parts.items()}",
+        "raw = {name: part.raw for name, part in parts.items()}",
+        "raw = {name: part.reward for name, part in parts.items()}",
         _NESTED,
     ),
     "nested_raw_whitened": Planted(
         SCORING,
-        "return replace(raw, reward=whitened.reward)",
-        "return whitened",
+        "return replace(self._combination(groups, raw, learning=learning), reward=learned)",
+        "return CombinedReward(learned, learned, {})",
         _NESTED,
     ),
     "nested_not_whitened": Planted(
         SCORING,
-        "return replace(raw, reward=whitened.reward)",
-        "return raw",
+        "return replace(self._combination(groups, raw, learning=learning), reward=learned)",
+        "return self._combination(groups, raw, learning=learning)",
         _NESTED,
     ),
     "selection_whitened": Planted(
         SCORING,
-        "raw = self._combined(groups, components, learning=False).raw.tolist()",
-        "raw = self._combined(groups, components, learning=False).reward.tolist()",
+        "{**self.parts, REWARD_KEY: self.raw}",
+        "{**self.parts, REWARD_KEY: self.reward}",
         "test_scoring.py::test_selection_sees_the_reward_before_whitening",
     ),
     "safety_rows": Planted(
@@ -166,8 +165,9 @@ PLANTED = {
     ),
     "carried_without_penalty": Planted(
         ROLLOUTS,
-        "penalize(scored, penalty) if penalty else scored",
-        "scored",
+        "self.scorer.score(groups, penalty)",
+        "self.scorer.score(groups, penalty)",
+        "self.scorer.score(groups)",
         f"{REPLAYED}::test_replayed_rollouts_pay_the_penalty_of_this_stage",
     ),
     "current_is_earlier": Planted(ROLLOUTS, "in range(1, iteration)]", "in range(1, iteration + 1)]", _EARLIER),
@@ -183,19 +183,19 @@ PLANTED = {
         f"{MEASURED}::test_the_reference_is_the_one_that_the_recipe_names",
     ),
     "reference_at_1": Planted(
-        MEASURING,
+        ONLINE,
         _BY_REFERENCE,
         'return forward.measure(self.work.reference_models.model, self.work.roles.reference, read, "logprobs"), read',
         _RECORDED,
     ),
     "policy_as_reference": Planted(
-        MEASURING,
+        ONLINE,
         _BY_REFERENCE,
         "return self.logprobs(self.work.roles.trained, read), read",
         _RECORDED,
     ),
     "teacher_on_the_policys_base": Planted(
-        MEASURING, _BY_REFERENCE, "return self.logprobs(self.work.roles.reference, read), read", _TEACHER
+        ONLINE, _BY_REFERENCE, "return self.logprobs(self.work.roles.reference, read), read", _TEACHER
     ),
     "teacher_in_the_policys_template": Planted(
         "alignkit/training/reference_prompt.py",
@@ -277,14 +277,17 @@ PLANTED = {
     ),
     "own_whitening": Planted(
         SCORING,
-        f"        {_COMBINED}\n",
-        f"        {_COMBINED}\n"
-        "        if self.reducer.processes > 1:\n"
-        "            alone = copy.copy(self)\n"
-        "            alone.reducer = ONE_PROCESS\n"
-        "            parts = lambda own: alone.combine([groups[index] for index in own]).reward.tolist()\n"
-        "            rewards = self.reducer.deal([len(group.responses) for group in groups], parts)\n"
-        "            combined = replace(combined, reward=torch.tensor(rewards, dtype=torch.float64))\n",
+        f"            {_COMBINED}\n",
+        f"            {_COMBINED}\n"
+        "            if self.reducer.processes > 1:\n"
+        "                kept = taken(groups, complete.tolist())\n"
+        "                sizes = [len(group.responses) for group in kept]\n"
+        "                def alone(own):\n"
+        "                    rows = [sum(sizes[:i]) + k for i in own for k in range(sizes[i])]\n"
+        "                    part = {name: column[rows] for name, column in given.items()}\n"
+        "                    return self._combined([kept[i] for i in own], part, learning).reward.tolist()\n"
+        "                rewards = torch.tensor(self.reducer.deal(sizes, alone), dtype=torch.float64)\n"
+        "                combined = replace(combined, reward=rewards)\n",
         _OVER_BATCH,
     ),
     "draws_by_share": Planted(ONLINE, "numbers=own,", "numbers=range(len(own)),", _ON_SEVERAL),

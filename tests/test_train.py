@@ -17,6 +17,7 @@ from alignkit.models.examples import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.tokens.encoding import Encoder
+from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
 from alignkit.training.schedule import schedule
 
@@ -61,7 +62,7 @@ def test_held_out_data_are_a_batch_of_their_own(tmp_path: Path) -> None:
     """`before_step` sees them all at once, and training goes on with what it knew."""
     model = policy(tmp_path)
     model.add_role("new")
-    learner = Learner(model, Whole(Whole.Options()), Settings(), "new")
+    learner = Learner(model, CheckedAlgorithm(Whole(Whole.Options())), Settings(), "new")
     learner.step(encoded(model, 3), 1.0)
     assert learner.algorithm.state == {"responses": 3}
     assert learner.evaluate(encoded(model, 5))["seen"] == 5
@@ -73,7 +74,7 @@ def test_memory_that_runs_out_in_held_out_data_leaves_what_was_trained(
 ) -> None:
     model = policy(tmp_path)
     model.add_role("new")
-    learner = Learner(model, Whole(Whole.Options()), Settings(), "new")
+    learner = Learner(model, CheckedAlgorithm(Whole(Whole.Options())), Settings(), "new")
     learner.step(encoded(model, 3), 1.0)
     losses = iter([MemoryError(), *[None] * 9])
 
@@ -137,7 +138,7 @@ def test_a_global_batch_has_one_normalizer(tmp_path: Path, monkeypatch: pytest.M
     groups[1] = replace(groups[1], responses=(Response(text="", tokens=tokens, written=written),))
     examples = Examples([e for group in groups if (e := encoder.encode(group, 200)) is not None])
     monkeypatch.setattr(SharedModel, "token_budget", budget)
-    learner = Learner(model, Weighted(Weighted.Options()), Settings(), "new")
+    learner = Learner(model, CheckedAlgorithm(Weighted(Weighted.Options())), Settings(), "new")
     for name, parameter in learner.parameters.items():
         if "lora_B" in name:  # zeros at first, which would hide the gradient of the other half
             torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(len(name)))
@@ -183,7 +184,7 @@ def test_warmup_rises_within_a_long_step() -> None:
 def test_what_is_not_a_number_shows_in_the_validation_loss(tmp_path: Path) -> None:
     model = policy(tmp_path)
     model.add_role("new")
-    learner = Learner(model, Whole(Whole.Options()), Settings(), "new")
+    learner = Learner(model, CheckedAlgorithm(Whole(Whole.Options())), Settings(), "new")
     groups = encoded(model, 3)
     whole = learner.evaluate(groups)["loss"]
     for parameter in learner.parameters.values():

@@ -21,12 +21,13 @@ BATCH_COLUMNS = ("old_logprobs", "reference_logprobs", "sampler_logprobs", "old_
 class Examples:
     """Encoded groups with columns of measured numbers, one entry per response in the order of the groups.
 
-    token_columns: fp32 tensors [tokens]. columns: numbers. signal_names: the columns that hold an algorithm's signals.
+    token_columns: fp32 tensors [tokens]. columns: tensors [responses]. signal_names: the columns that hold an
+    algorithm's signals.
     """
 
     groups: list[Encoded]
     token_columns: dict[str, list[Tensor]] = field(default_factory=dict)
-    columns: dict[str, list[float]] = field(default_factory=dict)
+    columns: dict[str, Tensor] = field(default_factory=dict)
     signal_names: tuple[str, ...] = ()
 
     @cached_property
@@ -49,7 +50,7 @@ class Examples:
         return Examples(
             [self.groups[i] for i in indices],
             {name: [column[r] for r in rows] for name, column in self.token_columns.items()},
-            {name: [column[r] for r in rows] for name, column in self.columns.items()},
+            {name: column[rows] for name, column in self.columns.items()},
             self.signal_names,
         )
 
@@ -60,12 +61,13 @@ class Examples:
             if tensor.dim() == 2:
                 self.token_columns[name] = [values[r, : len(row.tokens)] for r, row in enumerate(self.rows)]
             else:
-                self.columns[name] = values.tolist()
+                self.columns[name] = values
         self.signal_names = (*self.signal_names, *signals)
 
     def batch(self, device: torch.device | str = "cpu") -> Batch:
         """Pad everything to the longest response: tables [R, T] of R responses and T tokens."""
-        arrays = {name: torch.tensor(column, dtype=torch.float32) for name, column in self.columns.items()}
+        # Copies: what an algorithm changes in a batch must not reach the next one.
+        arrays = {name: column.to(torch.float32, copy=True) for name, column in self.columns.items()}
         arrays |= {name: self._padded(column, torch.float32) for name, column in self.token_columns.items()}
         arrays = {name: array.to(device) for name, array in arrays.items()}
         return Batch(

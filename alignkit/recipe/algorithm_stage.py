@@ -11,7 +11,7 @@ from alignkit.algorithm import ROLLOUTS, Needs, StageDefaults, Trains
 from alignkit.errors import PluginError
 from alignkit.external import ExternalTrainer
 from alignkit.monitor import REWARD_HACKING
-from alignkit.plugin_errors import calling, made
+from alignkit.plugin_errors import borrowed, calling
 from alignkit.recipe.advice import common_name
 from alignkit.recipe.components import find, options_of, read_component, read_options
 from alignkit.recipe.document import Keys
@@ -86,7 +86,7 @@ def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope
     draft = _Draft(registration.name, registration.implementation, written, filled, keys, scope)
     component = read_component("algorithm", raw["algorithm"], (*keys, "algorithm"), scope, registration)
     refused = _refused_keys(draft)
-    needs = _needs_of(component, draft)
+    needs, log_odds = _said_by(component, draft)
     _check_keys(draft, refused, needs)
     options = allowed_keys(options_of(registration))
 
@@ -105,7 +105,9 @@ def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope
     if component is None or settings is None or len(scope.problems) > before:
         return None
     upstream, folders, roles = tuple(scope.upstream), tuple(scope.folders), tuple(scope.roles)
-    return Stage(scope.stage, "algorithm", component, settings, upstream, needs, folders, roles, settings.engine)
+    return Stage(
+        scope.stage, "algorithm", component, settings, upstream, needs, folders, roles, settings.engine, None, log_odds
+    )
 
 
 def _with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[str, Any]:
@@ -124,18 +126,17 @@ def _with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[
     return {**filled, "rollout": rollout}
 
 
-def _needs_of(component: Component | None, draft: _Draft) -> Needs | None:
-    """Return what an algorithm needs, or None if its options are wrong, because it may depend on them."""
+def _said_by(component: Component | None, draft: _Draft) -> tuple[Needs | None, bool]:
+    """Return an algorithm's `needs` and `log_odds`; no needs if its options are wrong, as they may depend on them."""
     if component is None:
-        return None
+        return None, False
     try:
-        algorithm, author = made(component)
-        with calling(author, "needs", algorithm):
+        with borrowed(component) as (algorithm, author), calling(author, "needs", algorithm):
             needs: Needs = algorithm.needs
+            return needs, bool(algorithm.log_odds)
     except PluginError as error:
         draft.scope.problems.error((*draft.keys, "algorithm"), str(error), plugin=True)
-        return None
-    return needs
+        return None, False
 
 
 # --- keys

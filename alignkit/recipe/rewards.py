@@ -87,6 +87,8 @@ def _read_plugin(component: Component, keys: Keys, scope: Scope) -> RewardSpec |
         combination, author = made(component)
         with calling(author, "parts", combination):
             parts = dict(combination.parts())
+        with calling(author, "whitens", combination):
+            whitens = bool(combination.whitens)
         if wrong := [name for name, part in parts.items() if not _can_be_part(name, part)]:
             text = f"return rewards by name, not {wrong[0]!r:.60}: {parts[wrong[0]]!r:.60}"
             raise author.error(f"{type(combination).__name__}.parts", text)
@@ -100,33 +102,13 @@ def _read_plugin(component: Component, keys: Keys, scope: Scope) -> RewardSpec |
     # `parts` may return raw rewards that are not RewardRef options. Read them like options.
     children = {name: read_reward(value, (*keys, name), scope) for name, value in parts.items()}
     good = {name: child for name, child in children.items() if child is not None}
-    _check_whitening(component, good, keys, scope)
-    return RewardSpec("combine", component.name, component, good) if len(good) == len(children) else None
+    for name in [name for name, part in good.items() if part.whitens and not combination.sums]:
+        message = f"reward '{component.name}' compares raw scores, so its part '{name}' cannot be whitened"
+        scope.problems.error((*keys, name), message, help="set 'whiten: false' in the part, or leave it out")
+    whitens = whitens or any(part.whitens for part in good.values())
+    return RewardSpec("combine", component.name, component, good, whitens) if len(good) == len(children) else None
 
 
 def _can_be_part(name: Any, value: Any) -> bool:
     """Whether a recipe may have meant it, rightly or wrongly: a name, options, or what these became."""
     return isinstance(name, str) and name != "" and isinstance(value, str | Mapping | RewardSpec | None)
-
-
-def _combination(component: Component) -> RewardCombination:
-    combination: RewardCombination
-    combination, _ = made(component)
-    return combination
-
-
-def _check_whitening(component: Component, parts: Mapping[str, RewardSpec], keys: Keys, scope: Scope) -> None:
-    """Report whitened parts of a combination that compares raw scores: their whitening would be lost."""
-    if _combination(component).sums:
-        return
-    for name, part in parts.items():
-        if _whitens(part):
-            message = f"reward '{component.name}' compares raw scores, so its part '{name}' cannot be whitened"
-            help = "set 'whiten: false' in the part, or leave it out"
-            scope.problems.error((*keys, name), message, help=help)
-
-
-def _whitens(spec: RewardSpec) -> bool:
-    if spec.kind != "combine" or spec.component is None:
-        return False
-    return _combination(spec.component).whitens or any(_whitens(child) for child in spec.children.values())

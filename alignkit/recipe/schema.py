@@ -31,6 +31,7 @@ class RewardSpec:
     name: str
     component: Component | None = None
     children: dict[str, RewardSpec] = field(default_factory=dict)
+    whitens: bool = False  # itself, or one of its parts
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Stage:
     settings, needs: None for a step. upstream: names of the stages that must run before it. folders: those whose
     weights it starts from or compares, made by other runs; absolute paths. roles: all models that it names: base
     models, stages, and folders. engine: what samples; None:
-    alignkit itself. executor: what carries out the rows of a step; None: its own process.
+    alignkit itself. executor: what carries out the rows of a step; None: its own process. log_odds: as the algorithm
+    says.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Stage:
     roles: tuple[str, ...] = ()
     engine: Any = None  # a Component, once the recipe is complete
     executor: Component | None = None
+    log_odds: bool = False
 
     @property
     def base(self) -> str:

@@ -16,7 +16,8 @@ from alignkit.environment import Environment
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.executor import Executor
 from alignkit.external import ExternalTrainer
-from alignkit.plugin_errors import calling, made
+from alignkit.io.stage_results import read_record
+from alignkit.plugin_errors import borrowed, calling, made
 from alignkit.recipe.document import Keys
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.trackers import tracker_problem
@@ -25,7 +26,6 @@ from alignkit.reward import Judge, Reward
 from alignkit.runs.data import RunData
 from alignkit.runs.reference_check import check_local_references
 from alignkit.runs.stage_check import check_stage_data, check_step_data
-from alignkit.runs.weak_models import weak_models
 
 if TYPE_CHECKING:
     from alignkit.models.adapter_base import Base
@@ -80,8 +80,7 @@ def _problem(recipe: Recipe, stage: Stage, text: str, option: Keys = ()) -> Prob
 
 
 def _call(component: Component, stage: Stage, method: str, *arguments: Any) -> None:
-    plugin, author = made(component, stage.name)
-    with calling(author, method, plugin):
+    with borrowed(component, stage.name) as (plugin, author), calling(author, method, plugin):
         getattr(plugin, method)(*arguments)
 
 
@@ -214,6 +213,22 @@ def check_data(
                 check_step_data(recipe, stage, read, say, run_code=run_code)
     if problems:
         raise DataError("\n\n".join(problems))
+
+
+WEAK = 0.6  # accuracy on validation pairs; 0.5 is chance
+
+
+def weak_models(stage: Stage) -> Iterator[str]:
+    """A warning per folder with a reward model of a run whose accuracy on its validation pairs is below WEAK."""
+    rewards = specs([stage.settings, stage.component.options], RewardSpec)
+    for name in dict.fromkeys(spec.name for spec in rewards if spec.kind == "folder"):
+        record = read_record(Path(name)) or read_record(Path(name).parent)  # of RUN/STAGE/adapter
+        accuracy = ((record.get("summary") or {}).get("validation") or {}).get("accuracy")
+        if isinstance(accuracy, float) and accuracy < WEAK:
+            yield (
+                f"warning: {name} was right on {accuracy:.0%} of its validation pairs; below {WEAK:.0%} a reward model "
+                "says little. Train it on more pairs, or on pairs on which people agree"
+            )
 
 
 @contextmanager

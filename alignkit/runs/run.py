@@ -28,7 +28,6 @@ from alignkit.reward import Context
 from alignkit.runs import preflight
 from alignkit.runs.bases import RunBases
 from alignkit.runs.changed import carried_over, change_since
-from alignkit.runs.contexts import StepRows, stage_context, step_context
 from alignkit.runs.data import RunData, skipped_rows
 from alignkit.runs.engines import using_engine
 from alignkit.runs.files import RECIPE
@@ -41,6 +40,7 @@ from alignkit.runs.reuse import has_stages, other_runs, reuse
 from alignkit.runs.stage_record import facts, source_records, stage_record, trains_policy, write_report
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.startup import begin
+from alignkit.runs.step_context import StepRows, step_context
 from alignkit.runs.team import ALONE, Team
 from alignkit.runs.template_date import template_date
 from alignkit.runs.tracking import Trackers
@@ -269,7 +269,25 @@ class Run:
 
     def stage_context(self, stage: Stage, folder: Path) -> StageContext:
         """Return the context of a training stage."""
-        return stage_context(self, stage, folder)
+        seed = self.seed_of(stage)
+        return StageContext(
+            stage=stage,
+            models=self.models.of(stage.base),
+            folder=folder,
+            metrics=lambda size: self.metrics(stage, size),
+            seed=seed,
+            load=self.load,
+            reward_context=lambda: self.reward_context(seed),
+            folder_of=self.store.path,
+            base_of=self.bases.base_of,
+            models_of=lambda reference: self.models.of(self.bases.base_of(reference) or stage.base),
+            bases=lambda: {base: self.models.of(base) for base in self.bases.needed(stage)},
+            forget_scores=self.models.forget_scores,
+            reporter=self.reporter,
+            notify=self.notify(stage.name),
+            should_stop=lambda: self.team.should_stop(self.should_stop),
+            reducer=self.team.reducer,
+        )
 
     def trained_on(self, model: str | RewardSpec, prompts: Sequence[Group]) -> dict[str, set[int]]:
         """See `StepContext`."""

@@ -14,7 +14,7 @@ from alignkit.data.sources import DataSpec, Loaded
 from alignkit.environment import Environment
 from alignkit.errors import DataError
 from alignkit.external import ExternalTrainer
-from alignkit.plugin_errors import Author, calling, made
+from alignkit.plugin_errors import Author, borrowed, calling, made
 from alignkit.recipe.document import Keys
 from alignkit.recipe.schema import Recipe, Stage, keys_of, specs
 from alignkit.registry import Component
@@ -92,15 +92,15 @@ def _check_learning(recipe: Recipe, stage: Stage, groups: Sequence[Group], encod
             f"stage '{stage.name}': {name} learns from pairs of a better and a worse response, but no row of "
             f"{_names(settings.data if settings else None)} has a pair"
         )
-    algorithm: Algorithm
-    algorithm, author = made(stage.component, stage.name)
-    if isinstance(algorithm, ExternalTrainer):
-        return
-    chosen = selected(recipe, stage, groups, algorithm, author)
-    with calling(author, "check_data", algorithm):
-        algorithm.check_data(chosen)
+    with borrowed(stage.component, stage.name) as (algorithm, author):
+        if isinstance(algorithm, ExternalTrainer):
+            return
+        chosen = selected(recipe, stage, groups, algorithm, author)
+        with calling(author, "check_data", algorithm):
+            algorithm.check_data(chosen)
+        turns, scoring = algorithm.trained_turns(), algorithm.trains is REWARD
     if (encode := encoder()) is not None and settings is not None:
-        turns, scoring, limit = algorithm.trained_turns(), algorithm.trains is REWARD, settings.max_length
+        limit = settings.max_length
         with_prompt = [group for group in chosen if group.prompt]  # a document is learned in pieces
         with_prompt = _shortened(with_prompt, settings)
         if with_prompt and len(with_prompt) == len(chosen):

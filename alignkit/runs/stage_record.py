@@ -16,7 +16,6 @@ from alignkit.algorithm import REWARD
 from alignkit.data.group import LEVELS, Group, Response, resolved_pairs
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.io.atomic import write_text
-from alignkit.plugin_errors import calling, made
 from alignkit.readers import reader_of
 from alignkit.recipe.schema import Stage
 from alignkit.report import Report
@@ -43,7 +42,7 @@ def stage_record(
 ) -> dict[str, Any]:
     """The contents of stage.json, without the hash. parts: what the hash is made of. sources: that it read."""
     return {
-        **({"log_odds": _log_odds(stage)} if trains_reward(stage) else {}),
+        **({"log_odds": stage.log_odds} if trains_reward(stage) else {}),
         "complete": True,
         "name": stage.name,
         "plugin": stage.component.name,
@@ -67,13 +66,6 @@ def trains_policy(stage: Stage) -> bool:
     """Whether the stage trains a policy."""
     trains = getattr(stage.component.registration.implementation, "trains", None)
     return stage.kind == "algorithm" and trains is not REWARD
-
-
-def _log_odds(stage: Stage) -> bool:
-    """What the algorithm says of its reward model's scores."""
-    algorithm, author = made(stage.component, stage.name)
-    with calling(author, "log_odds", algorithm):
-        return bool(algorithm.log_odds)
 
 
 def facts(summary: Mapping[str, Any]) -> str:

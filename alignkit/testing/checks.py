@@ -110,7 +110,7 @@ def counted_signals(examples: Examples) -> dict[str, Tensor]:
     signals = {}
     for name in examples.signal_names:
         if name in examples.columns:
-            signals[name] = torch.tensor(examples.columns[name])
+            signals[name] = examples.columns[name].float()
         else:
             columns = zip(examples.rows, examples.token_columns[name], strict=True)
             signals[name] = torch.cat([values[torch.tensor(row.mask, dtype=torch.bool)] for row, values in columns])

@@ -28,7 +28,8 @@ Columns = Mapping[str, Tensor]  # name of a part -> [responses]
 AGAIN = "it must not draw random numbers, and what it remembers belongs in `state`"
 ORDER = "use the index of each response's group, not positions in the batch"
 MISSING = "a response without a score is dropped; leave it out of means and deviations, as with `nanmean`"
-SUMS = "with `sums = True` a response's reward depends only on its own scores"
+SUMS = "with a `total` a response's reward depends only on its own scores"
+TOTAL = "it is the reward of the scores that it is given"
 
 
 def check_combination(
@@ -64,6 +65,9 @@ class _Probe(Scorer):
 
     def combined(self, groups: Sequence[Group], columns: Columns) -> CombinedReward:
         return self._combination(groups, columns, learning=True)
+
+    def summed(self, groups: Sequence[Group], columns: Columns) -> Tensor:
+        return self._total(groups, columns)
 
 
 class _Rules:
@@ -135,7 +139,13 @@ class _Rules:
     def _sums(self, expected: CombinedReward, start: Mapping[str, Any]) -> list[str]:
         rows = len(self.groups[0].responses)
         part = self.new(start).combined(self.groups[:1], {name: x[:rows] for name, x in self.columns.items()})
-        return _changes("leaving out the other groups", expected.take(list(range(rows))), part, SUMS)
+        probe = self.new(start)
+        total = replace(expected, reward=probe.summed(self.groups, self.columns))
+        return [
+            *_changes("leaving out the other groups", expected.take(list(range(rows))), part, SUMS),
+            *(text.replace("`combine`: ", "") for text in _changes("`total`", expected, total, TOTAL)),
+            *(["`total` changes `state`: only `combine` may"] if probe.plugin.state != start else []),
+        ]
 
 
 def _copies(columns: Columns) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from alignkit.algorithm import REWARD, ROLLOUTS, Algorithm, SelectContext, Skip
 from alignkit.data.group import Group
@@ -142,8 +143,8 @@ class Kit:
         examples = self._measured(self._encoded(algorithm, kept_groups))
         if self.needs.reward:
             rewards = [response.scores[REWARD_KEY] for group in kept_groups for response in group.responses]
-            examples.columns["rewards"] = [float(reward or 0.0) for reward in rewards]
-            examples.columns["raw_rewards"] = list(examples.columns["rewards"])
+            column = torch.tensor([float(reward or 0.0) for reward in rewards], dtype=torch.float64)
+            examples.columns |= {"rewards": column, "raw_rewards": column}
         if self.needs.values:
             examples.token_columns["old_values"] = measure(self.model, VALUE_BEFORE, examples.groups, "values")
         return examples
@@ -219,7 +220,7 @@ class Kit:
         """Check the gradient of a global batch, and of variants that must have the same gradient."""
         state = copy.deepcopy(algorithm.state)
         value_role = VALUE if self.needs.values else None
-        probe = Probe(self.model, algorithm, Settings(), ROLE, value_role, author=NAMELESS)
+        probe = Probe(self.model, CheckedAlgorithm(algorithm, NAMELESS), Settings(), ROLE, value_role)
 
         def gradient(variant: Examples, budget: int = ONE_BATCH, garbage: bool = False) -> Gradients:
             algorithm.state = copy.deepcopy(state)

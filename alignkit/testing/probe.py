@@ -152,6 +152,6 @@ def _regrouped(examples: Examples, plan: Sequence[tuple[int, Sequence[int]]]) ->
     return Examples(
         groups,
         {name: [column[row] for row in rows] for name, column in examples.token_columns.items()},
-        {name: [column[row] for row in rows] for name, column in examples.columns.items()},
+        {name: column[rows] for name, column in examples.columns.items()},
         examples.signal_names,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -64,9 +65,9 @@ class ExternalStage:
 
     def score(self, groups: Sequence[Group]) -> list[float | None]:
         self._context.forget_scores()
-        scored = score_rollouts(self._scorer, groups, self.settings.rollout.missing_eos_penalty)
-        rewards = iter(scored.combined.reward.tolist() if scored.combined is not None else [])
-        return [next(rewards) if usable else None for usable in scored.usable]
+        rollouts = score_rollouts(self._scorer, groups, self.settings.rollout.missing_eos_penalty)
+        assert rollouts.scores is not None
+        return [None if math.isnan(reward) else reward for reward in rollouts.scores.reward.tolist()]
 
     @cached_property
     def _scorer(self) -> Scorer:

@@ -1,23 +1,32 @@
-"""One iteration of an online stage: the state that its steps share."""
+"""One iteration of an online stage: the state that its steps share, its metrics, and what it did not learn from."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import compress
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from alignkit.data.describe import said
 from alignkit.data.group import Group, length
+from alignkit.errors import RunFailed
 from alignkit.models.examples import Examples
 from alignkit.reward import REWARD_KEY, CombinedReward
+from alignkit.training.context import StageContext
 from alignkit.training.encoder import counted
 from alignkit.training.scoring import ScoredRollouts
+
+FILTERED = "filters left out every group"
+FILTERED_HELP = (
+    "look at the rewards in the samples and widen the filter, or leave it out; with more prompts_per_iteration or "
+    "samples_per_prompt, a group that it keeps is likelier"
+)
 
 
 @dataclass
@@ -122,3 +131,25 @@ def sampler_gap(groups: Sequence[Group], measured: Sequence[torch.Tensor]) -> fl
     gaps = [(torch.tensor(s) - m).abs().sum() for s, m in compress(zip(sampled, measured, strict=True), whole)]
     tokens = sum(map(length, compress(responses, whole))) or 1
     return float(sum(gaps, torch.zeros(()))) / tokens
+
+
+def report_filtered(context: StageContext, summary: Mapping[str, Any]) -> None:
+    """Report how many groups each filter left out, over all iterations."""
+    counts = summary.get("filtered", {})
+    if any(counts.values()):
+        facts = ", ".join(f"{name} {count}" for name, count in counts.items())
+        context.say(f"groups that filters left out: {facts}")
+
+
+def report_idle(context: StageContext, summary: Mapping[str, Any], iterations: int, samples: Path) -> None:
+    """Report iterations that learned nothing. Raises RunFailed if none learned anything. samples: their folder."""
+    idle = summary.get("idle_iterations", 0)
+    if not idle:
+        return
+    fact = (
+        f"{idle} of {counted(iterations, 'iteration')} had nothing to learn from. Last reason: {summary['idle_reason']}"
+    )
+    if idle == iterations:
+        text = f"stage '{context.name}': {fact}. The samples are in {samples}"
+        raise RunFailed(f"{text}\nhelp: {FILTERED_HELP}" if FILTERED in summary["idle_reason"] else text)
+    context.say(fact)

@@ -23,15 +23,13 @@ from alignkit.loss import Per
 from alignkit.models.budget import within_memory
 from alignkit.models.examples import Examples, join_outputs
 from alignkit.models.forward import Wants, forward
-from alignkit.models.packing import micro_batches
+from alignkit.models.packing import indivisible, micro_batches
 from alignkit.models.shared_model import SharedModel
-from alignkit.plugin_errors import Author
 from alignkit.settings import LEARNING_RATE
 from alignkit.tokens.encoding import Encoded
 from alignkit.training.averages import Averages, counts, weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.collectives import ONE_PROCESS, Reducer
-from alignkit.training.micro_batches import Share
 from alignkit.training.optimizers import make_optimizer, restored_state, saved_state
 
 if TYPE_CHECKING:
@@ -42,33 +40,67 @@ NON_FINITE_IN_A_ROW = 5  # steps after which the stage fails
 SHOWN_GROUPS = 5  # of the last batch, when it fails
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """Groups that one forward pass takes. rows: the indices of their responses in the global batch."""
+
+    examples: Examples
+    batch: Batch
+    rows: list[int]
+
+
+@dataclass
+class Share:
+    """The groups of this process. Bundles stay whole.
+
+    examples: the global batch. budget: returns the most tokens of a micro-batch, which shrinks if memory runs out.
+    """
+
+    examples: Examples
+    reducer: Reducer
+    device: torch.device
+    budget: Callable[[], int]
+    _cut: tuple[int | None, list[MicroBatch]] = field(init=False, default=(None, []))  # the budget, and the cuts
+
+    def micro_batches(self) -> list[MicroBatch]:
+        """The share in micro-batches, cut again only if the budget has changed."""
+        if self._cut[0] != (budget := self.budget()):
+            groups = self.examples.groups
+            units = indivisible([encoded.group.bundle for encoded in groups])
+            lengths = [sum(groups[index].length for index in unit) for unit in units]
+            own = sorted(index for unit in self.reducer.own(lengths) for index in units[unit])
+            cut = micro_batches([groups[index] for index in own], budget)
+            self._cut = (budget, [self._micro_batch([own[place] for place in places]) for places in cut])
+        return self._cut[1]
+
+    def _micro_batch(self, indices: list[int]) -> MicroBatch:
+        examples = self.examples.take(indices)
+        return MicroBatch(examples, examples.batch(self.device), self.examples.rows_of(indices))
+
+
 @dataclass
 class Learner:
     """The optimizer of a stage's trained roles: the policy or reward model, and the value role if there is one.
 
-    temperature: of the policy's distributions. author: the plugin and stage that errors name. reducer: every process
-    passes the same global batches, learns from its share of them, and takes the same steps. skipped: steps in a row
-    whose loss or gradient was not finite.
+    temperature: of the policy's distributions. reducer: every process passes the same global batches, learns from its
+    share of them, and takes the same steps. skipped: steps in a row whose loss or gradient was not finite.
     """
 
     model: SharedModel
-    algorithm: Algorithm
+    checked: CheckedAlgorithm
     settings: Settings
     role: str
     value_role: str | None = None
     temperature: float = 1.0
     auxiliary: AuxiliaryLoss | None = None
-    author: Author | None = None
     reducer: Reducer = ONE_PROCESS
     steps: int = 0
     skipped: int = 0
     trim: TrimOnGrowth = field(init=False, default_factory=TrimOnGrowth)
-    checked: CheckedAlgorithm = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     parameters: dict[str, nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.checked = CheckedAlgorithm(self.algorithm, self.author)
         self.parameters = {
             # With the role, because copies of a model (`lora: none`) name their parameters alike.
             f"{role}:{name}": parameter
@@ -76,6 +108,10 @@ class Learner:
             for name, parameter in self.model.make_trainable(role).items()
         }
         self.optimizer = make_optimizer(self.settings, self.parameters.values(), self.peak_rate)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return self.checked.algorithm
 
     @property
     def peak_rate(self) -> float:

@@ -8,13 +8,16 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from alignkit import seeds
 from alignkit.algorithm import Algorithm, Phase, SelectContext, Skip
 from alignkit.data.group import Group, previews
 from alignkit.errors import RunFailed
+from alignkit.models import forward
 from alignkit.models.examples import Examples
 from alignkit.models.sampling import Sampling, sample
+from alignkit.models.shared_model import SharedModel
 from alignkit.plugin_errors import noting
 from alignkit.reward import REWARD_KEY
 from alignkit.tokens.encoding import Encoded
@@ -23,15 +26,20 @@ from alignkit.training.context import StageContext
 from alignkit.training.encoder import counted
 from alignkit.training.episodes import Episodes, episodes_of
 from alignkit.training.filters import StageFilters
-from alignkit.training.iteration import Iteration, mean_kl, rollout_metrics, sampler_gap
-from alignkit.training.judged import spent, why_unscored
-from alignkit.training.measuring import Measuring
-from alignkit.training.outcome import FILTERED, report_filtered, report_idle
+from alignkit.training.iteration import (
+    FILTERED,
+    Iteration,
+    mean_kl,
+    report_filtered,
+    report_idle,
+    rollout_metrics,
+    sampler_gap,
+)
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
 from alignkit.training.scoring import Scorer, most_different, report_only, score_rollouts, with_learned
 from alignkit.training.stage import StageWork
-from alignkit.training.unscored import nothing_scored
+from alignkit.training.unscored import nothing_scored, spent, why_unscored
 from alignkit.training.watch import StageWatch
 
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
@@ -55,7 +63,7 @@ class OnlineStage:
         self.filters = StageFilters(rollout.filters or (), context.name)
         self.files = RolloutFiles(context, self.scorer, self.algorithm.needs.reward)
         self.watch = StageWatch(self.work, self.scorer, self.sampling, self.sample)
-        self.measuring = Measuring(self.work, self.sampling.temperature)
+        self.temperature = self.sampling.temperature  # of measurements
         self.episodes = episodes_of(context)
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
             context.say("replay_from has no effect: the algorithm learns only from its own samples")
@@ -255,9 +263,7 @@ class OnlineStage:
             raise RunFailed("a rollout did not fit max_length although its prompt did")
         examples = Examples(encoded)
         if iteration.combined is not None:
-            examples.columns["rewards"] = iteration.combined.reward.tolist()
-            scores = [response.scores[REWARD_KEY] for group in iteration.groups for response in group.responses]
-            examples.columns["raw_rewards"] = [score for score in scores if score is not None]  # all have one
+            examples.columns |= {"rewards": iteration.combined.reward, "raw_rewards": iteration.combined.raw}
         self._measure_logprobs(iteration, examples)
         iteration.examples = examples
         self._signal(iteration)
@@ -270,10 +276,10 @@ class OnlineStage:
         if (each := self._one_in(groups)) > 1:
             groups, encoded = groups[::each], encoded[::each]
         if roles.values is None:
-            old = self.measuring.logprobs(roles.trained, encoded)
+            old = self.logprobs(roles.trained, encoded)
         else:
-            old, examples.token_columns["old_values"] = self.measuring.logprobs_and_values(encoded)
-        reference, read = self.measuring.reference_logprobs(encoded)
+            old, examples.token_columns["old_values"] = self.logprobs_and_values(encoded)
+        reference, read = self.reference_logprobs(encoded)
         if needs.old_logprobs:
             examples.token_columns["old_logprobs"] = old
         if needs.reference_logprobs:
@@ -289,6 +295,36 @@ class OnlineStage:
         # Behind a prompt of its own, a reference differs from the policy on purpose.
         if all(ours is theirs for ours, theirs in zip(encoded, read, strict=True)):
             self._check_reference(kl)
+
+    def reference_logprobs(self, encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Encoded]]:
+        """The reference's log-probabilities, and the groups as it reads them."""
+        read = self.work.reference_prompts.encoded(encoded)
+        return self.logprobs(self.work.roles.reference, read, self.work.reference_models.model), read
+
+    def logprobs(self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None) -> list[Tensor]:
+        """Of each response in order, float32 [tokens], in nats. model: the role's base; default: the stage's own."""
+        base = model or self.work.model
+
+        def measured(own: Sequence[int]) -> list[Tensor]:
+            groups = [encoded[index] for index in own]
+            return forward.measure(base, role, groups, "logprobs", temperature=self.temperature)
+
+        return self.context.reducer.deal([len(group.rows) for group in encoded], measured)
+
+    def logprobs_and_values(self, encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Tensor]]:
+        """The policy's log-probabilities, and its values at the same tokens."""
+        roles = self.work.roles
+        assert roles.values is not None
+
+        def measured(own: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+            groups = [encoded[index] for index in own]
+            both = forward.measure_with_values(
+                self.work.model, roles.trained, str(roles.values), groups, temperature=self.temperature
+            )
+            return list(zip(*both, strict=True))
+
+        both = self.context.reducer.deal([len(group.rows) for group in encoded], measured)
+        return [logprobs for logprobs, _ in both], [values for _, values in both]
 
     def _one_in(self, groups: Sequence[Group]) -> int:
         """Of how many groups one is measured, if the algorithm needs no measurement: responses to a prompt.
@@ -308,8 +344,8 @@ class OnlineStage:
             return iteration.metrics.get("kl")
         sampled = [group for group in everything if group.responses]
         encoded = self.work.encoder.encode(sampled[:: self._one_in(sampled)])
-        old = self.measuring.logprobs(self.work.roles.trained, encoded)
-        iteration.metrics["sampled_kl"] = kl = mean_kl(old, self.measuring.reference_logprobs(encoded)[0])
+        old = self.logprobs(self.work.roles.trained, encoded)
+        iteration.metrics["sampled_kl"] = kl = mean_kl(old, self.reference_logprobs(encoded)[0])
         return kl
 
     def _check_reference(self, kl: float) -> None:
@@ -401,9 +437,9 @@ class OnlineStage:
         """Encode groups that `select` created, which have no reward and no signal."""
         examples = Examples(self.work.encoder.encode(groups))
         if self.algorithm.needs.reference_logprobs:
-            examples.token_columns["reference_logprobs"], _ = self.measuring.reference_logprobs(examples.groups)
+            examples.token_columns["reference_logprobs"], _ = self.reference_logprobs(examples.groups)
         if self.algorithm.needs.old_logprobs:
-            examples.token_columns["old_logprobs"] = self.measuring.logprobs(self.work.roles.trained, examples.groups)
+            examples.token_columns["old_logprobs"] = self.logprobs(self.work.roles.trained, examples.groups)
         if self.algorithm.needs.sampler_logprobs:
             examples.token_columns["sampler_logprobs"] = self.algorithm.sampler_logprobs(examples.groups)
         return examples

@@ -12,7 +12,7 @@ from alignkit.io.digest import file_digest
 from alignkit.training.context import StageContext
 from alignkit.training.encoder import counted
 from alignkit.training.sampler import draws_of, report
-from alignkit.training.scoring import Scorer, penalize, with_scores
+from alignkit.training.scoring import Scorer, with_scores
 
 
 class PromptSource:
@@ -139,14 +139,15 @@ class RolloutFiles:
         """Rollouts of other stages, scored again by this stage's reward, whose scale may differ from theirs."""
         self.context.forget_scores()  # so that a resumed run packs them the same way
         penalty = self.context.settings.rollout.missing_eos_penalty
-        replayed = []
+        replayed: list[list[Group]] = []
         for stage in self.context.settings.replay_from:
             paths = sorted(
                 (self.context.folder_of(stage) / "rollouts").glob("*.jsonl"), key=lambda path: int(path.stem)
             )
             if not paths:
                 raise RunFailed(f"stage '{self.context.name}': replay_from: stage '{stage}' has no rollouts")
-            for path in paths:
-                scored = self.scorer.score(read_groups(path)) if self.scorer is not None else read_groups(path)
-                replayed.append(penalize(scored, penalty) if penalty else scored)
+            earlier = map(read_groups, paths)
+            replayed += [
+                self.scorer.score(groups, penalty) if self.scorer is not None else groups for groups in earlier
+            ]
         return replayed

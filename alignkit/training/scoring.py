@@ -7,13 +7,14 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from alignkit import functional as F
-from alignkit.data.group import Group, Response, preview
+from alignkit.data.group import Group, preview
 from alignkit.errors import AlignkitError, RunFailed
 from alignkit.judges import spending, without_score
 from alignkit.plugin_errors import calling, made
@@ -39,6 +40,49 @@ class ModelScores:
         if model not in self._columns:
             self._columns[model] = score()
         return self._columns[model]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a reward says of responses, one row each, in the order of their groups. A score that is missing is NaN.
+
+    parts: name of a single reward -> float64 [responses]. reward, raw: float64 [responses], and metrics, as in
+    `CombinedReward`.
+    """
+
+    parts: Mapping[str, Tensor]
+    reward: Tensor
+    raw: Tensor
+    metrics: Mapping[str, float]
+
+    @property
+    def usable(self) -> Tensor:
+        """Whether each response could be scored, bool [responses]."""
+        return ~self.raw.isnan()
+
+    def rows(self) -> list[dict[str, float | None]]:
+        """The scores of each response, by name, as it keeps them: None for a missing one."""
+        columns = {name: column.tolist() for name, column in {**self.parts, REWARD_KEY: self.raw}.items()}
+        return [
+            {name: None if math.isnan(value) else value for name, value in zip(columns, row, strict=True)}
+            for row in zip(*columns.values(), strict=True)
+        ]
+
+    def penalized(self, groups: Sequence[Group], penalty: float) -> Scores:
+        """The scores, with the penalty subtracted from the rewards of truncated responses."""
+        if not penalty:
+            return self
+        ended = torch.tensor([not response.truncated for group in groups for response in group.responses])
+        reward, raw = (F.missing_eos_penalty(scores, ended, penalty) for scores in (self.reward, self.raw))
+        return replace(self, reward=reward, raw=raw)
+
+    def written(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups, with these scores among their responses'."""
+        rows = iter(self.rows())
+        return [
+            replace(g, responses=tuple(replace(r, scores={**r.scores, **next(rows)}) for r in g.responses))
+            for g in groups
+        ]
 
 
 Rows = Callable[["Scorer", Sequence[Group]], list[float | None]]
@@ -79,116 +123,98 @@ class Scorer:
             with calling(self.author, "prepare", self.plugin):
                 self.plugin.prepare(context)
 
+    def nodes(self, above: str = "") -> Iterator[tuple[str, Scorer]]:
+        """This node and all below it, each with its place in the expression: `weighted_sum/style/length`."""
+        yield above + self.name, self
+        for child in self.children.values():
+            yield from child.nodes(f"{above}{self.name}/")
+
+    def leaves(self) -> Iterator[tuple[str, Scorer]]:
+        """The single rewards, each with the name of its scores: its place below the root."""
+        for place, node in self.nodes():
+            if not node.children:
+                yield place if node is self else place.removeprefix(f"{self.name}/"), node
+
+    def _combinations(self) -> Iterator[tuple[str, Scorer]]:
+        return ((place, node) for place, node in self.nodes() if isinstance(node.plugin, RewardCombination))
+
     @property
     def whitens(self) -> bool:
         """Whether the combined reward is on another scale than the raw one."""
-        below = any(child.whitens for child in self.children.values())
-        return isinstance(self.plugin, RewardCombination) and (self.plugin.whitens or below)
+        return any(node.plugin.whitens for _, node in self._combinations())
 
     @property
     def within_group(self) -> bool:
         """Whether a score only ranks a response among its group's."""
-        own = isinstance(self.plugin, Reward) and self.plugin.within_group
-        return own or any(child.within_group for child in self.children.values())
+        return any(isinstance(node.plugin, Reward) and node.plugin.within_group for _, node in self.nodes())
 
     @property
     def incomparable(self) -> str:
         """Why raw scores of different iterations cannot be compared; empty if they can."""
         if self.within_group:
             return f"reward '{self.name}' compares the responses of one group"
-        if isinstance(self.plugin, RewardCombination) and self.plugin.state and not self.plugin.whitens:
-            return f"reward '{self.name}' changes with what it remembers"  # which can only be in `raw`
-        return next(filter(None, (child.incomparable for child in self.children.values())), "")
+        # Without whitening, what it remembers can only be in `raw`.
+        changing = [node.name for _, node in self._combinations() if node.plugin.state and not node.plugin.whitens]
+        return f"reward '{changing[0]}' changes with what it remembers" if changing else ""
 
     @property
     def untrained(self) -> list[str]:
         """Of the combinations that have scored: those that training would have changed, in sentences."""
-        own = f"reward '{self.name}' is as in the first iteration of training: see 'combinations' in its stage.json"
-        below = [text for child in self.children.values() for text in child.untrained]
-        return [own, *below] if self._changes and not self.plugin.state else below
+        text = "reward '{}' is as in the first iteration of training: see 'combinations' in its stage.json"
+        return [text.format(node.name) for _, node in self._combinations() if node._changes and not node.plugin.state]
 
-    def score(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups, with every component and the raw combination (`reward`) among their responses' scores."""
-        if not any(group.responses for group in groups):
-            return list(groups)
-        components = self._components(groups)
-        # Scoring may be repeated, so combinations must not remember it; they learn in `combine`.
-        raw = self._combined(groups, components, learning=False).raw.tolist()
-        # NaN is how a tensor says None.
-        columns = {**components, REWARD_KEY: [None if math.isnan(x) else x for x in raw]}
-        scored, index = [], 0
-        for group in groups:
-            responses = []
-            for response in group.responses:
-                scores = {name: column[index] for name, column in columns.items()}
-                responses.append(replace(response, scores={**response.scores, **scores}))
-                index += 1
-            scored.append(replace(group, responses=tuple(responses)))
-        return scored
+    def score(self, groups: Sequence[Group], penalty: float = 0.0) -> list[Group]:
+        """The groups, with every component and the raw combination (`reward`) among their responses' scores.
 
-    def combine(self, groups: Sequence[Group]) -> CombinedReward:
-        """The combination over these scored groups as one batch, to learn from.
-
-        Raises PluginError if a reward is not finite.
+        penalty: subtracted from the rewards of truncated responses.
         """
-        names = [name for name, _ in self.leaves()]
-        responses = [response for group in groups for response in group.responses]
-        # What was measured stays; only the combination is computed again, over fewer responses.
-        components = {name: [r.scores.get(name) for r in responses] for name in names}
-        combined = self._combined(groups, components, learning=True)
-        for response, reward, raw in zip(responses, combined.reward.tolist(), combined.raw.tolist(), strict=True):
-            if not math.isfinite(reward) or not math.isfinite(raw):
-                raise self._wrong(
-                    "combine", f"the reward is {reward} ({raw} before whitening) for scores {response.scores}"
-                )
-        return combined
+        # Scoring may be repeated, so combinations must not remember it.
+        return self.scores(groups).penalized(groups, penalty).written(groups)
 
-    def states(self, prefix: str = "") -> dict[str, dict[str, Any]]:
+    def scores(self, groups: Sequence[Group], *, learning: bool = False) -> Scores:
+        """Ask every component, and combine what they say of the responses that all of them could score.
+
+        learning: whether combinations remember this call. Raises PluginError if a reward to learn from is not finite.
+        """
+        count, leaves = sum(len(group.responses) for group in groups), dict(self.leaves())
+        parts = {name: _tensor(leaf._leaf(groups) if count else []) for name, leaf in leaves.items()}
+        complete = ~torch.stack([column.isnan() for column in parts.values()]).any(dim=0)
+        reward, raw = (torch.full((count,), math.nan, dtype=torch.float64) for _ in range(2))
+        metrics: Mapping[str, float] = {}
+        if complete.any():
+            # Statistics of a batch must not include responses that are left out.
+            given = {leaf: parts[name][complete] for name, leaf in leaves.items()}
+            combined = self._combined(taken(groups, complete.tolist()), given, learning)
+            reward[complete], raw[complete] = combined.reward.to(reward.dtype), combined.raw.to(raw.dtype)
+            metrics = combined.metrics
+        scores = Scores(parts, reward, raw, metrics)
+        broken = scores.usable & ~(reward.isfinite() & raw.isfinite())
+        if learning and broken.any():
+            row = int(broken.nonzero()[0])
+            numbers = f"{reward[row]} ({raw[row]} before whitening) for scores {scores.rows()[row]}"
+            raise self._wrong("combine", f"the reward is {numbers}")
+        return scores
+
+    def states(self) -> dict[str, dict[str, Any]]:
         """What combinations remember, by their place in the expression. Raises PluginError if it is not JSON."""
-        found: dict[str, dict[str, Any]] = {}
-        if isinstance(self.plugin, RewardCombination) and self.plugin.state:
+        states = {place: node for place, node in self._combinations() if node.plugin.state}
+        for node in states.values():
             try:
-                json.dumps(self.plugin.state)
+                json.dumps(node.plugin.state)
             except (TypeError, ValueError) as error:
-                raise self._wrong("combine", f"`state` must be JSON; use float(...) ({error})") from error
-            found[prefix + self.name] = self.plugin.state
-        for child in self.children.values():
-            found |= child.states(f"{prefix}{self.name}/")
-        return found
+                raise node._wrong("combine", f"`state` must be JSON; use float(...) ({error})") from error
+        return {place: node.plugin.state for place, node in states.items()}
 
-    def restore(self, states: Mapping[str, dict[str, Any]], prefix: str = "") -> None:
+    def restore(self, states: Mapping[str, dict[str, Any]]) -> None:
         """Let combinations remember what a checkpoint kept."""
-        if state := states.get(prefix + self.name):
-            self.plugin.state = copy.deepcopy(state)
-        for child in self.children.values():
-            child.restore(states, f"{prefix}{self.name}/")
-
-    def leaves(self, prefix: str = "") -> Iterator[tuple[str, Scorer]]:
-        """The single rewards, each with the name of its scores."""
-        if not self.children:
-            yield prefix + self.name, self
-        yield from ((prefix + name, child) for name, child in self.children.items() if not child.children)
-        for name, child in self.children.items():
-            if child.children:
-                yield from child.leaves(f"{prefix}{name}/")
-
-    def _components(self, groups: Sequence[Group], prefix: str = "") -> dict[str, list[float | None]]:
-        if not self.children:
-            return {prefix + self.name: self._leaf(groups)}
-        columns: dict[str, list[float | None]] = {}
-        for name, child in self.children.items():
-            # A leaf appends its own name to the prefix; a combination becomes a part of it. `leaves` does the same.
-            columns |= child._components(groups, f"{prefix}{name}/" if child.children else prefix)
-        return columns
+        for place, node in self._combinations():
+            if state := states.get(place):
+                node.plugin.state = copy.deepcopy(state)
 
     def _leaf(self, groups: Sequence[Group]) -> list[float | None]:
         """The scores of a single component, one per response."""
-        if self.spec.kind in ("stage", "folder"):
-            return self._known.of(self.spec.name, groups, lambda: self._scored(groups))
-        return self._scored(groups)
-
-    def _scored(self, groups: Sequence[Group]) -> list[float | None]:
-        return self.column(groups) if self._rows is None else self._rows(self, groups)
+        ask = partial(self.column if self._rows is None else partial(self._rows, self), groups)
+        return self._known.of(self.spec.name, groups, ask) if self.spec.kind in ("stage", "folder") else ask()
 
     def column(self, groups: Sequence[Group]) -> list[float | None]:
         """The scores of a single component for groups that it sees at once, one per response, checked."""
@@ -209,26 +235,20 @@ class Scorer:
     def _column(self, groups: Sequence[Group]) -> list[float | None]:
         """As many scores as responses, which may be anything else."""
         if self.spec.kind in ("stage", "folder"):
-            column = list(self.context.models.scores(self.spec.name, groups))
+            scores: Any = {"": self.context.models.scores(self.spec.name, groups)}
         else:
-            column = self._scores(groups)
-        if len(column) != (count := sum(len(group.responses) for group in groups)):
-            raise self._wrong("score", f"return {count} scores, one per response, not {len(column)}")
-        return column
-
-    def _scores(self, groups: Sequence[Group]) -> list[float | None]:
-        """What the plugin says."""
-        asked = (without_score(), spending())
-        with asked[0] as self.reasons, asked[1] as self.spent, calling(self.author, "score", self.plugin):
-            scores = self.plugin.score(groups)
+            asked = (without_score(), spending())
+            with asked[0] as self.reasons, asked[1] as self.spent, calling(self.author, "score", self.plugin):
+                scores = self.plugin.score(groups)
         if not isinstance(scores, Mapping) or len(scores) != 1:
             what = f"components {sorted(map(str, scores))}" if isinstance(scores, Mapping) else type(scores).__name__
             raise self._wrong("score", f'return one component, such as {{"": [0.5, 1.0]}}, not {what}')
         (column,) = scores.values()
-        if isinstance(column, Tensor):
-            column = column.tolist()
+        column = column.tolist() if isinstance(column, Tensor) else column
         if not isinstance(column, Sequence) or isinstance(column, str):
             raise self._wrong("score", f"return a list of scores, not {type(column).__name__}")
+        if len(column) != (count := sum(len(group.responses) for group in groups)):
+            raise self._wrong("score", f"return {count} scores, one per response, not {len(column)}")
         return list(column)
 
     def _wrong(self, method: str, text: str) -> AlignkitError:
@@ -236,48 +256,45 @@ class Scorer:
             return RunFailed(f"reward '{self.name}': {text}")
         return self.author.error(f"{type(self.plugin).__name__}.{method}", f"reward '{self.name}': {text}")
 
-    def _combined(
-        self,
-        groups: Sequence[Group],
-        components: Mapping[str, Sequence[float | None]],
-        prefix: str = "",
-        *,
-        learning: bool,
-    ) -> CombinedReward:
-        """learning: whether a combination keeps what it remembers of this call."""
+    def _combined(self, groups: Sequence[Group], scores: Mapping[Scorer, Tensor], learning: bool) -> CombinedReward:
+        """scores: of the single rewards, [responses] each."""
         if not self.children:
-            values = _tensor(components[prefix + self.name])
-            return CombinedReward(values, values, {})
-        assert isinstance(self.plugin, RewardCombination)
-        parts: dict[str, CombinedReward] = {}
-        for name, child in self.children.items():
-            below = f"{prefix}{name}/" if child.children else prefix
-            parts[name] = child._combined(groups, components, below, learning=learning)
-        if any(child.whitens for child in self.children.values()):
-            # Whitened and raw parts are combined separately. If both calls were remembered, a batch would count twice.
-            whitened = self._combination(groups, {name: part.reward for name, part in parts.items()}, learning=False)
-            raw = self._combination(groups, {name: part.raw for name, part in parts.items()}, learning=learning)
-            return replace(raw, reward=whitened.reward)
-        return self._combination(groups, {name: part.raw for name, part in parts.items()}, learning=learning)
+            return CombinedReward(scores[self], scores[self], {})
+        parts = {name: child._combined(groups, scores, learning) for name, child in self.children.items()}
+        raw = {name: part.raw for name, part in parts.items()}
+        if not any(child.whitens for child in self.children.values()):
+            return self._combination(groups, raw, learning=learning)
+        # Whitened and raw parts are combined separately. The order matters: `combine` may change the state.
+        learned = self._total(groups, {name: part.reward for name, part in parts.items()})
+        return replace(self._combination(groups, raw, learning=learning), reward=learned)
+
+    def _total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
+        with calling(self.author, "total", self.plugin):
+            total: Tensor = self.plugin.total(groups, components)
+        self._check_shape("total", "it", total, groups)
+        return total
 
     def _combination(
         self, groups: Sequence[Group], components: Mapping[str, Tensor], *, learning: bool
     ) -> CombinedReward:
         """What the plugin makes of its components."""
-        before = copy.deepcopy(self.plugin.state)
+        before = None if learning else copy.deepcopy(self.plugin.state)
         with calling(self.author, "combine", self.plugin):
             combined = self.plugin.combine(groups, components)
-        if not learning:
+        if before is not None:
             self._changes = self._changes or (self.plugin.state != before and not self.plugin.whitens)
             self.plugin.state = before
         if not isinstance(combined, CombinedReward):
             raise self._wrong("combine", f"return a CombinedReward, not {type(combined).__name__}")
-        count = sum(len(group.responses) for group in groups)
-        for name, values in (("reward", combined.reward), ("raw", combined.raw)):
-            if not isinstance(values, Tensor) or tuple(values.shape) != (count,):
-                found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-                raise self._wrong("combine", f"'{name}' must be [responses] = [{count}], not {found}")
+        for name in ("reward", "raw"):
+            self._check_shape("combine", f"'{name}'", getattr(combined, name), groups)
         return combined
+
+    def _check_shape(self, method: str, name: str, values: object, groups: Sequence[Group]) -> None:
+        count = sum(len(group.responses) for group in groups)
+        if not isinstance(values, Tensor) or tuple(values.shape) != (count,):
+            shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise self._wrong(method, f"{name} must be [responses] = [{count}], not {shape}")
 
 
 def _is_number(value: object) -> bool:
@@ -296,64 +313,56 @@ def _tensor(column: Sequence[float | None]) -> Tensor:
 
 @dataclass(frozen=True)
 class ScoredRollouts:
-    """Rollouts with their rewards.
+    """Rollouts with their scores.
 
-    groups: those to learn from: the responses that could be scored, in their groups; groups left without a response are
-    absent. combined: the reward of these responses; None if nothing is learned from a reward, and `groups` are all.
-    all_groups: every response, scored or not. Rewards include the penalty for a missing end of turn, and components do
-    not. penalty: its mean.
+    all_groups: every response, scored or not. groups: those to learn from: the responses that could be scored, in their
+    groups; groups left without a response are absent. If nothing is learned from a reward, all.
+    scores: of `all_groups`; None without a reward. combined: the reward of `groups`; None if nothing is learned from
+    it. Rewards include the penalty for a missing end of turn, and components do not. penalty: its mean.
     """
 
-    groups: list[Group]
-    combined: CombinedReward | None
     all_groups: list[Group]
+    groups: list[Group]
+    scores: Scores | None = None
+    combined: CombinedReward | None = None
     penalty: float | None = None
-
-    @property
-    def usable(self) -> list[bool]:
-        """Whether each response of `all_groups` could be scored."""
-        return [_has_score(response) for group in self.all_groups for response in group.responses]
 
     @property
     def unscored(self) -> int:
         """The number of responses that could not be scored; 0 if there is no reward."""
-        responses = [response for group in self.all_groups for response in group.responses]
-        # Without a reward the key is missing; None means that a reward found no score.
-        return sum(REWARD_KEY in r.scores and r.scores[REWARD_KEY] is None for r in responses)
+        return 0 if self.scores is None else int((~self.scores.usable).sum())
 
     @property
     def raw(self) -> Tensor | None:
         """The raw rewards of all responses that have one, float64; None if there are none."""
-        if self.combined is not None:
-            return self.combined.raw
-        scores = [response.scores.get(REWARD_KEY) for group in self.all_groups for response in group.responses]
-        known = [score for score in scores if score is not None]
-        return torch.tensor(known, dtype=torch.float64) if known else None
+        known = None if self.scores is None else self.scores.raw[self.scores.usable]
+        return known if known is not None and len(known) else None
 
 
 def report_only(scorer: Scorer | None, groups: Sequence[Group]) -> ScoredRollouts:
     """Rollouts of an algorithm that learns from no reward, with the scores of the recipe's reward if it names one."""
-    scored = list(groups) if scorer is None else scorer.score(groups)
-    return ScoredRollouts(scored, None, scored)
+    scores = scorer.scores(groups) if scorer is not None else None
+    scored = list(groups) if scores is None else scores.written(groups)
+    return ScoredRollouts(scored, scored, scores)
 
 
 def score_rollouts(scorer: Scorer, groups: Sequence[Group], penalty: float = 0.0) -> ScoredRollouts:
     """Score and combine. penalty: subtracted from the rewards of truncated responses."""
-    scored = scorer.score(groups)
-    usable = with_scores(scored)
-    if not usable:
-        nothing = torch.zeros(0, dtype=torch.float64)
-        return ScoredRollouts([], CombinedReward(nothing, nothing, {}), scored)
-    combined = scorer.combine(usable)
-    if not penalty:
-        return ScoredRollouts(usable, combined, scored)
     # After combining: whitening would rescale the penalty, and the scores of other responses with it.
-    scored = penalize(scored, penalty)
-    usable = with_scores(scored)  # the same responses as before, in the same order
-    ended = torch.tensor([not response.truncated for group in usable for response in group.responses])
-    reward, raw = (F.missing_eos_penalty(scores, ended, penalty) for scores in (combined.reward, combined.raw))
-    mean = penalty * float((~ended).double().mean())
-    return ScoredRollouts(usable, replace(combined, reward=reward, raw=raw), scored, mean)
+    scores = scorer.scores(groups, learning=True).penalized(groups, penalty)
+    scored, usable = scores.written(groups), scores.usable
+    kept = taken(scored, usable.tolist())
+    cut = torch.tensor([response.truncated for group in kept for response in group.responses])
+    mean = penalty * float(cut.double().mean()) if penalty and kept else None
+    combined = CombinedReward(scores.reward, scores.raw, scores.metrics).take(usable)
+    return ScoredRollouts(scored, kept, scores, combined, mean)
+
+
+def taken(groups: Sequence[Group], keep: Sequence[bool]) -> list[Group]:
+    """The groups with only some of their responses; groups left without one are absent. keep: for each response."""
+    flags = iter(keep)
+    kept = [replace(group, responses=tuple(r for r in group.responses if next(flags))) for group in groups]
+    return [group for group in kept if group.responses]
 
 
 def most_different(groups: Sequence[Group], combined: CombinedReward, count: int) -> tuple[list[Group], CombinedReward]:
@@ -384,21 +393,4 @@ def with_learned(groups: Sequence[Group], combined: CombinedReward | None) -> li
 
 def with_scores(groups: Sequence[Group]) -> list[Group]:
     """The groups without the responses that could not be scored."""
-    scored = [replace(group, responses=tuple(filter(_has_score, group.responses))) for group in groups]
-    return [group for group in scored if group.responses]
-
-
-def penalize(groups: Sequence[Group], penalty: float) -> list[Group]:
-    """The groups, with the penalty subtracted from the raw reward of truncated responses; methods select by it."""
-    return [replace(group, responses=tuple(_penalized(r, penalty) for r in group.responses)) for group in groups]
-
-
-def _penalized(response: Response, penalty: float) -> Response:
-    score = response.scores[REWARD_KEY]
-    if score is None or not response.truncated:
-        return response
-    return replace(response, scores={**response.scores, REWARD_KEY: score - penalty})
-
-
-def _has_score(response: Response) -> bool:
-    return response.scores.get(REWARD_KEY) is not None
+    return taken(groups, [r.scores.get(REWARD_KEY) is not None for group in groups for r in group.responses])

@@ -38,13 +38,12 @@ class StageWork:
         self.reference_prompts = self._reference_prompts()
         self.learner = Learner(
             self.model,
-            algorithm,
+            self.algorithm,
             self.settings,
             self.roles.trained,
             self.roles.values,
             temperature,
             auxiliary_loss(context, self.encoder),
-            context.author,
             context.reducer,
         )
         self.done: dict[str, Any] = {}

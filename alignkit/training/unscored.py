@@ -1,18 +1,21 @@
-"""Why no response of an iteration could be scored, in words: whose code gave no score, for which row, and why."""
+"""Why responses of an iteration have no score, in words: whose code gave none, for which row; and what judges cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from alignkit.data.group import Group, Response, preview
 from alignkit.environment import EPISODE_KEY
 from alignkit.errors import RunFailed
+from alignkit.judges import costs
 from alignkit.plugin_errors import Author
 from alignkit.reward import Reward
 from alignkit.training.checked_environment import CheckedEnvironment
 from alignkit.training.episodes import Episodes
 from alignkit.training.scoring import Scorer
 
+T = TypeVar("T")
 _NEVER_ZERO = (
     "A missing score is None and never 0: the policy would learn from a 0 as if somebody had found the response bad, "
     "so responses without a score are left out, and here none is left."
@@ -63,3 +66,30 @@ def _cause(leaf: Scorer, responses: Sequence[Response], environment: CheckedEnvi
 
 def _at(author: Author, method: str) -> str:
     return f"{author}, in `{method}`"
+
+
+def spent(scorer: Scorer) -> dict[str, float]:
+    """Questions, tokens and cost of the last scoring, as metrics; stored replies count, too. Empty without judges.
+
+    Of all processes, which call this together.
+    """
+    found = costs(_everywhere(scorer, [each for _, leaf in scorer.leaves() for each in leaf.spent]))
+    names = {"calls": "judge/questions", "tokens": "judge/tokens", "cost": "judge/cost"}
+    return {names[name]: value for name, value in found.items() if value is not None}
+
+
+def why_unscored(scorer: Scorer) -> str:
+    """The first reason of each judge that gave no rating or verdict, to end a sentence with; empty without one.
+
+    Of all processes, which call this together.
+    """
+    found = _everywhere(scorer, [each for _, leaf in scorer.leaves() for each in leaf.reasons.items()])
+    reasons: dict[str, str] = {}
+    for judge, reason in found:
+        if reason:
+            reasons.setdefault(judge, reason)
+    return "".join(f"; {judge}: {reason}" for judge, reason in reasons.items())
+
+
+def _everywhere(scorer: Scorer, here: list[T]) -> list[T]:
+    return [each for part in scorer.reducer.gather(here) for each in part]

@@ -14,8 +14,8 @@ from alignkit.executor import Executor, ExecutorContext, Work
 from alignkit.io.atomic import make_folder
 from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import RewardSpec, Stage, specs
-from alignkit.runs.contexts import SCORED, StepRows
 from alignkit.runs.durable_map import CHUNK
+from alignkit.runs.step_context import SCORED, StepRows
 from alignkit.stopping import keep_signals
 from alignkit.training.scoring import Scorer
 from alignkit_distributed.engine_thread import EngineThread

@@ -14,8 +14,8 @@ from alignkit import Launcher, Register, hookimpl
 if TYPE_CHECKING:
     from alignkit.io.progress import Reporter
     from alignkit.recipe.schema import Recipe, Stage
-    from alignkit.runs.contexts import StepRows
     from alignkit.runs.run import Run
+    from alignkit.runs.step_context import StepRows
     from alignkit.runs.world import World
     from alignkit_distributed.stage_engine import StageEngine
 

@@ -26,9 +26,9 @@ from alignkit.plugins import load_plugins, plugins
 from alignkit.recipe.document import parse_document
 from alignkit.recipe.load import build
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
-from alignkit.runs.contexts import StepRows, scored, step_context
 from alignkit.runs.engines import using_engine
 from alignkit.runs.files import RECIPE
+from alignkit.runs.step_context import StepRows, scored, step_context
 from alignkit.training.scoring import Scorer
 from alignkit_distributed.row_blocks import STOP, Block, failure
 

@@ -18,6 +18,7 @@ from alignkit.models.forward import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.tokens.encoding import Encoded, ResponseTokens
+from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
 
 FAMILIES = [*MIXTURES, "Llama4Text", "Qwen2Moe"]
@@ -54,7 +55,7 @@ def learner(policy: SharedModel, algorithm: str, **options: Any) -> Learner:
     from alignkit.plugins import plugins
 
     kind = plugins().registry.get("algorithm", algorithm).implementation
-    return Learner(policy, kind(kind.Options(**options)), Settings(max_grad_norm=1e9), "new")
+    return Learner(policy, CheckedAlgorithm(kind(kind.Options(**options))), Settings(max_grad_norm=1e9), "new")
 
 
 def sums(model: Any, examples: Examples) -> Tensor:

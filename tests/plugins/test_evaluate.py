@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,7 +139,7 @@ def said(artifact: Artifact, width: int = 300) -> str:
 
 def combined() -> RewardSpec:
     options = llama2.Llama2.Options(helpful="helpful", safety="safety")
-    component: Any = SimpleNamespace(registration=Registration("llama2", llama2.Llama2), options=options)
+    component = Component("reward", "x", Registration("llama2", llama2.Llama2), options)  # type: ignore[arg-type]
     return RewardSpec("combine", "llama2", component, {"helpful": HELPFUL, "safety": SAFETY})
 
 

@@ -27,6 +27,7 @@ from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
 from alignkit.tokens.encoding import Encoder
 from alignkit.training.averages import counts, weighted_sum
+from alignkit.training.checked import CheckedAlgorithm
 from alignkit_plugins.algorithms.cpl import CPL
 from alignkit_plugins.algorithms.dpo import DPO
 from alignkit_plugins.algorithms.hir import HIR, HIROffline, Instruct, instructed
@@ -977,7 +978,7 @@ def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
         }
         algorithm = HIR(HIR.Options(**options, length_normalized=False))
         encoded = encode_all(Encoder(policy.tokenizer), algorithm.select(groups, context()), 256)
-        learner = probe.Probe(policy, algorithm, Settings(), "hir")
+        learner = probe.Probe(policy, CheckedAlgorithm(algorithm), Settings(), "hir")
         policy.budget = 1
         found = learner.gradient(Examples(encoded)).gradients["the gradient"]
         policy.budget = probe.ONE_BATCH

@@ -349,13 +349,13 @@ def test_a_reward_model_that_gives_no_number_stops_the_run(tmp_path: Path, value
 def test_a_combination_that_gives_no_number_stops_the_run(tmp_path: Path, at: str) -> None:
     context = Context(models=Scores(), cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
     scorer = Scorer(RewardSpec("stage", "rm"), context)
-    scored = scorer.score([Group(ASK, (Response("1"), Response("2")))])
-    assert scorer.combine(scored).reward.tolist() == [1.0, 2.0]
-    whole, broken = torch.tensor([1.0, 2.0]), torch.tensor([1.0, math.nan])
+    groups = [Group(ASK, (Response("1"), Response("2")))]
+    assert scorer.scores(groups, learning=True).reward.tolist() == [1.0, 2.0]
+    whole, broken = torch.tensor([1.0, 2.0]), torch.tensor([1.0, math.inf])
     found = CombinedReward(broken, whole, {}) if at == "reward" else CombinedReward(whole, broken, {})
     scorer._combined = lambda *_, **__: found  # type: ignore[method-assign]
-    with pytest.raises(RunFailed, match=r"'rm': the reward is .*nan.* for scores \{'rm': 2.0"):
-        scorer.combine(scored)
+    with pytest.raises(RunFailed, match=r"'rm': the reward is .*inf.* for scores \{'rm': 2.0"):
+        scorer.scores(groups, learning=True)
 
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "rm_normalize.json"

@@ -77,7 +77,12 @@ class Multiplier(Single):
         return self.of(weight * components["it"], weight=weight)
 
 
-@pytest.mark.parametrize("cls", [Single, Multiplier])
+class Sum(Single):
+    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
+        return components["it"]
+
+
+@pytest.mark.parametrize("cls", [Single, Multiplier, Sum])
 def test_good_combinations_conform(cls: type[RewardCombination]) -> None:
     check_combination(cls)
 
@@ -160,11 +165,23 @@ class SecretScale(Single):
         return CombinedReward(reward=(x - x.nanmean()) / 3, raw=x, metrics={})
 
 
-class FalseSum(Single):
-    sums = True
-
+class FalseSum(Sum):
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Any:
-        return self.of(components["it"] - components["it"].nanmean())
+        return self.of(self.total(groups, components))
+
+    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
+        return components["it"] - components["it"].nanmean()
+
+
+class OtherTotal(Sum):
+    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
+        return 2 * components["it"]
+
+
+class TotalRemembers(Sum):
+    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
+        self.state["calls"] = 1
+        return components["it"]
 
 
 class Integers(Single):
@@ -218,7 +235,9 @@ BROKEN: list[tuple[Any, str]] = [
     (SpreadsNan, "`combine`: a missing score makes 'reward' of other responses NaN"),
     (DividesByZero, "`combine`: equal scores make a reward that is not finite: their deviation is 0"),
     (SecretScale, r"`combine`: 'reward' is 'raw' on another scale \(times 0.333\): the property `whitens`"),
-    (FalseSum, "`combine`: leaving out the other groups changes 'reward': with `sums = True`"),
+    (FalseSum, "`combine`: leaving out the other groups changes 'reward': with a `total`"),
+    (OtherTotal, "`total` changes 'reward': it is the reward of the scores that it is given"),
+    (TotalRemembers, "`total` changes `state`: only `combine` may"),
     (Integers, "`combine`: 'reward' must be float, not torch.int64"),
     (TensorMetric, r"`combine`: metric 'mean' must be a number, not Tensor; use float\(...\)"),
     (MetricsList, "`combine`: 'metrics' must be a dict, not list"),

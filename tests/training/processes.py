@@ -38,7 +38,7 @@ class Step:
     """An optimizer step: the responses of its global batch, their signals, the metrics, and the gradients."""
 
     rows: list[tuple[int, ...]]
-    signals: dict[str, list[Any]]
+    signals: dict[str, Any]
     metrics: dict[str, float]
     gradients: dict[str, Tensor]
 
@@ -98,7 +98,7 @@ _step = Learner.step
 def recorded_step(self: Learner, examples: Examples, lr_factor: float) -> dict[str, float]:
     metrics = _step(self, examples, lr_factor)
     if isinstance(self.reducer, Watching):
-        columns: dict[str, list[Any]] = {**examples.columns, **examples.token_columns}
+        columns: dict[str, Any] = {**examples.columns, **examples.token_columns}
         gradients = {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}
         self.reducer.steps.append(Step([row.tokens for row in examples.rows], columns, dict(metrics), gradients))
     return metrics

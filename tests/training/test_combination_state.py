@@ -14,14 +14,22 @@ PLUGIN = """
 import os
 from alignkit import *
 
+def called(method):
+    with open(os.environ["CALLS"], "a") as file:
+        print(method, file=file)
+
 class Growing(RewardCombination):
     class Options(Options):
         part: RewardRef
     def parts(self):
         return {"part": self.options.part}
     def combine(self, groups, components):
+        called("combine")
         factor = self.state["factor"] = self.state.get("factor", 0.0) + 1.0
         return CombinedReward(components["part"] * factor, components["part"] * factor, {"factor": factor})
+    def total(self, groups, components):
+        called("total")
+        return components["part"] * (self.state.get("factor", 0.0) + 1.0)
 
 @hookimpl
 def register_combinations(register):
@@ -42,6 +50,23 @@ ALIGN = {
 }
 
 
+WHITENED = {"llama2": {part: {"length": {"unit": "words"}} for part in ("helpful", "safety")} | {"mode": "linear"}}
+
+
+@pytest.fixture(autouse=True)
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    (tmp_path / "p.py").write_text(PLUGIN, encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "how are you"}\n{"prompt": "and you"}\n', encoding="utf-8")
+    write_recipe(tmp_path, ALIGN["reward"])
+
+
+def write_recipe(folder: Path, reward: Any) -> None:
+    recipe = {"model": {"base": "tiny"}, "stages": {"align": {**ALIGN, "reward": reward}}}
+    (folder / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
+
+
 def run(folder: Path, out: str) -> int:
     return main(["run", str(folder / "recipe.json"), "--plugin", str(folder / "p.py"), "--out", str(folder / out)])
 
@@ -52,11 +77,6 @@ def rewards(folder: Path, out: str) -> list[Any]:
 
 
 def test_the_state_of_a_combination_is_in_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "p.py").write_text(PLUGIN, encoding="utf-8")
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "how are you"}\n{"prompt": "and you"}\n', encoding="utf-8")
-    recipe = {"model": {"base": "tiny"}, "stages": {"align": ALIGN}}
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
     assert run(tmp_path, "whole") == 0
     assert [factor for _, factor in rewards(tmp_path, "whole")] == [1.0, 2.0, 3.0, 4.0]
     monkeypatch.setenv("STOP_AFTER", "2")
@@ -64,3 +84,12 @@ def test_the_state_of_a_combination_is_in_the_checkpoint(tmp_path: Path, monkeyp
     monkeypatch.delenv("STOP_AFTER")
     assert run(tmp_path, "stopped") == 0
     assert rewards(tmp_path, "stopped") == rewards(tmp_path, "whole")
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+def test_a_combination_is_called_once_an_iteration(tmp_path: Path, whitened: bool) -> None:
+    if whitened:
+        write_recipe(tmp_path, {"growing": {"part": WHITENED}})
+    assert run(tmp_path, "whole") == 0
+    called = (tmp_path / "calls").read_text(encoding="utf-8").split()
+    assert called == [*["total"] * whitened, "combine"] * 4

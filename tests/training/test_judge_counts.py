@@ -14,8 +14,8 @@ from alignkit import Context, Group, Judge, Rating, Response
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.collectives import ONE_PROCESS, Reducer
-from alignkit.training.judged import spent, why_unscored
 from alignkit.training.scoring import Scorer, score_rollouts
+from alignkit.training.unscored import spent, why_unscored
 from alignkit_plugins.judges.llm.panel import Panel
 from alignkit_plugins.rewards.rubric import Rated
 

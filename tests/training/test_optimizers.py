@@ -12,6 +12,7 @@ from torch import nn
 from alignkit import RunFailed
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
+from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alignkit.training.learner import Learner
 from alignkit.training.optimizers import make_optimizer, restored_state
@@ -27,7 +28,9 @@ def learner(tmp_path: Path, lora: LoraSpec | None) -> Learner:
     spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora)
     model = SharedModel(spec, str(alignkit_plugins.models.tiny.source(tmp_path)))
     model.add_role("new")
-    return Learner(model, Whole(Whole.Options()), Settings(optimizer="adamw_8bit", learning_rate=1e-3), "new")
+    return Learner(
+        model, CheckedAlgorithm(Whole(Whole.Options())), Settings(optimizer="adamw_8bit", learning_rate=1e-3), "new"
+    )
 
 
 @needs_bitsandbytes

@@ -30,7 +30,7 @@ from alignkit.functional import whiten
 from alignkit.io.progress import Metrics
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
-from alignkit.registry import Registration
+from alignkit.registry import Component, Registration
 from alignkit.testing.purity import watched
 from alignkit.training.external import ExternalStage
 from alignkit.training.iteration import rollout_metrics
@@ -64,7 +64,7 @@ GROUPS = [
 def test_responses_without_a_score_are_left_out() -> None:
     scored = score_rollouts(scorer(), GROUPS)
     assert [group.id for group in scored.groups] == ["a"] and len(scored.groups[0].responses) == 2
-    assert scored.usable == [True, False, True, False] and scored.unscored == 2
+    assert scored.scores.usable.tolist() == [True, False, True, False] and scored.unscored == 2
     assert scored.combined.reward.tolist() == scored.combined.raw.tolist() == [1.0, 3.0]
     assert [len(group.responses) for group in scored.all_groups] == [3, 1]
 
@@ -129,7 +129,7 @@ def test_a_whitened_part_of_a_sum_stays_whitened(tmp_path: Path) -> None:
     for number, reward in enumerate((summed, outer)):
         (tmp_path / str(number)).mkdir()
         thing = combination(tmp_path / str(number), reward)
-        combined = thing.combine(thing.score(LENGTHS))
+        combined = score_rollouts(thing, LENGTHS).combined
         torch.testing.assert_close(combined.raw, 2 * raw + 0.5 * words + 7)
         torch.testing.assert_close(combined.reward, 2 * whiten(raw) + 0.5 * words + 7)
 
@@ -156,9 +156,9 @@ def test_a_part_at_equal_length(tmp_path: Path) -> None:
     ]
     parts = {name: {"equal_length": {"reward": reward}} for name, reward in (("helpful", WORDS), ("safety", WORDS))}
     thing = combination(tmp_path, {"llama2": {**parts, "whiten": False, "threshold": 0.01}})
-    scored = thing.score(groups)
-    assert [response.scores["helpful/raw"] for response in scored[0].responses] == [1.0, 2.0, 4.0, 6.0]
-    assert thing.combine(scored).raw.tolist() == pytest.approx([3.25] * 4)
+    scored = score_rollouts(thing, groups)
+    assert [r.scores["helpful/raw"] for r in scored.groups[0].responses] == [1.0, 2.0, 4.0, 6.0]
+    assert scored.combined.raw.tolist() == pytest.approx([3.25] * 4)
     with pytest.raises(RecipeError, match="'equal_length' compares raw scores, so its part 'raw' cannot be whitened"):
         combination(tmp_path, {"equal_length": {"reward": LLAMA2}})
 
@@ -212,19 +212,21 @@ def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> Non
 class Doubled(RewardCombination):
     """The sum of its parts; what gradient methods see is twice as much and shifted, as after whitening."""
 
-    sums = whitens = True
+    whitens = True  # type: ignore[assignment]
 
     def __init__(self) -> None:
         super().__init__(alignkit.Options())
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        total = torch.stack(list(components.values())).sum(dim=0)
-        return CombinedReward(reward=2 * total - 7, raw=total, metrics={})
+        return CombinedReward(self.total(groups, components), torch.stack(list(components.values())).sum(dim=0), {})
+
+    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
+        return 2 * torch.stack(list(components.values())).sum(dim=0) - 7
 
 
 def doubled(name: str, **parts: RewardSpec) -> RewardSpec:
     registration = Registration(name, lambda options: Doubled())
-    component: Any = SimpleNamespace(registration=registration, options=None)
+    component = Component("reward", "x", registration, None)  # type: ignore[arg-type]
     return RewardSpec("combine", name, component, parts)
 
 
@@ -260,7 +262,7 @@ def test_a_response_that_lacks_a_part_has_no_score() -> None:
     spec = doubled("both", first=RewardSpec("stage", "x"), second=RewardSpec("stage", "y"))
     scored = score_rollouts(combining(spec, {"x": [1.0, None, 3.0], "y": [0.5, 0.5, 0.5]}), TWO)
     assert [r.scores["reward"] for group in scored.all_groups for r in group.responses] == [1.5, None, 3.5]
-    assert scored.usable == [True, False, True] and scored.combined.raw.tolist() == [1.5, 3.5]
+    assert scored.scores.usable.tolist() == [True, False, True] and scored.combined.raw.tolist() == [1.5, 3.5]
 
 
 # Combinations that remember
@@ -269,7 +271,6 @@ def test_a_response_that_lacks_a_part_has_no_score() -> None:
 class Growing(RewardCombination):
     """The sum of its parts, times a number that grows with every batch that is learned from."""
 
-    sums = True
     leak = False
 
     def __init__(self, options: Any = None):
@@ -279,14 +280,17 @@ class Growing(RewardCombination):
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         if self.leak:
             self.calls += 1
+        total = self.total(groups, components)
         factor = self.state["factor"] = self.state.get("factor", 0.0) + 1.0
-        total = factor * torch.stack(list(components.values())).sum(dim=0)
         return CombinedReward(total, total, {"factor": factor})
+
+    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
+        return (self.state.get("factor", 0.0) + 1.0) * torch.stack(list(components.values())).sum(dim=0)
 
 
 def growing(whitened: bool = False) -> Scorer:
     registration = Registration("growing", lambda options: Growing(), plugin="x")
-    component: Any = SimpleNamespace(registration=registration, options=None)
+    component = Component("reward", "x", registration, None)  # type: ignore[arg-type]
     part = doubled("inner", first=RewardSpec("stage", "x")) if whitened else RewardSpec("stage", "x")
     return combining(RewardSpec("combine", "growing", component, {"part": part}), {"x": [1.0, None, 3.0]})
 
@@ -348,7 +352,7 @@ class Counts(Reward):
 
 
 def test_a_reward_that_counts_is_refused_and_one_that_keeps_results_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    component: Any = SimpleNamespace(registration=Registration("counts", Counts, plugin="x"), options=None)
+    component = Component("reward", "x", Registration("counts", Counts, plugin="x"), None)  # type: ignore[arg-type]
     spec = RewardSpec("reward", "counts", component)
     with (
         pytest.raises(PluginError, match=r"plugin 'x'.*`Counts.score`: it changed self.n, .* the row and the response"),

@@ -186,7 +186,7 @@ def _training(run: PlannedRun, stage: Stage, work: Workload) -> dict[str, float]
     temperature = context.settings.rollout.temperature or 1.0
     # A plan steps no optimizer, and needs no package that only the machine must have.
     settings = context.settings.model_copy(update={"optimizer": "adamw"})
-    learner = Learner(model, algorithm, settings, roles.trained, roles.values, temperature, author=author)
+    learner = Learner(model, checked, settings, roles.trained, roles.values, temperature)
     shares = [share for batch in work.batches for share in dealt(batch, run.working(stage)) if share]
     cuts = [[share[index] for index in part] for share in shares for part in micro_batches(share, learner.token_budget)]
     # The longest row and the one with the longest groups: attention may store scores, which grow with their squares.

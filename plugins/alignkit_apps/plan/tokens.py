@@ -61,7 +61,7 @@ class Workload:
 
 
 def dealt(groups: Sequence[Encoded], processes: int) -> list[list[Encoded]]:
-    """The groups of each process, as `training.micro_batches` deals them: the longest first, and bundles whole."""
+    """The groups of each process, as `training.learner` deals them: the longest first, and bundles whole."""
     reducer = Reducer()
     reducer.processes = processes
     units = indivisible([encoded.group.bundle for encoded in groups])

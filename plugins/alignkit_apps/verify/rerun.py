@@ -21,9 +21,9 @@ from alignkit.io.stage_results import EARLIER
 from alignkit.plugin_errors import blaming
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import Stage
-from alignkit.runs.contexts import StepRows
 from alignkit.runs.process import resource_error
 from alignkit.runs.run import Run
+from alignkit.runs.step_context import StepRows
 from alignkit.stopping import Stopped
 from alignkit_apps.verify.source import Recorded
 from alignkit_http.stored_replies import stored_replies_only

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 class Lagrangian(RewardCombination):
     """Lambda rises while the mean cost is above the limit, and falls while it is below."""
 
-    sums = True
-
     class Options(alignkit.Options):
         reward: RewardRef = Field(description="the reward to maximize")
         cost: RewardRef = Field(description="the reward to keep low on average, such as how harmful a response is")
@@ -40,15 +38,23 @@ class Lagrangian(RewardCombination):
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """Combine reward and cost, [R] each, with the lambda that earlier iterations left."""
-        o, multiplier = self.options, self.state.get("multiplier", self.options.multiplier)
-        scores, cost = components["raw"], components["cost"]
-        total = (scores - multiplier * cost) / (1 + multiplier if o.rescale else 1)
+        o, multiplier = self.options, self._multiplier
+        scores, cost, total = components["raw"], components["cost"], self.total(groups, components)
         present = ~total.isnan()
         mean_cost = float(cost[present].mean())
         if present.any():
             self.state["multiplier"] = max(0.0, multiplier + o.multiplier_rate * (mean_cost - o.limit))
         metrics = {"raw_mean": float(scores[present].mean()), "cost_mean": mean_cost, "multiplier": multiplier}
         return CombinedReward(total, total, metrics)
+
+    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
+        multiplier = self._multiplier
+        total = components["raw"] - multiplier * components["cost"]
+        return total / (1 + multiplier if self.options.rescale else 1)
+
+    @property
+    def _multiplier(self) -> float:
+        return float(self.state.get("multiplier", self.options.multiplier))
 
 
 @hookimpl

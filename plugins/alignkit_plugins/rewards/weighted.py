@@ -28,8 +28,6 @@ class WeightedSum(RewardCombination):
     It does not whiten; a part that is whitened, such as `llama2`, stays so.
     """
 
-    sums = True
-
     class Options(alignkit.Options):
         rewards: dict[str, RewardRef] = Field(min_length=1, description="rewards to sum, under names of your choice")
         weights: dict[str, float] = Field(description="weight of each reward, by its name")
@@ -50,17 +48,17 @@ class WeightedSum(RewardCombination):
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """Sum the components, [R] each."""
-        weights = self.options.weights
-        bias = next(iter(components.values())).new_tensor(self.options.bias)
-        total = sum((weight * components[name] for name, weight in weights.items()), start=bias)  # [R]
-        metrics = {f"{name}_mean": float(components[name].nanmean()) for name in weights}
+        total = self.total(groups, components)
+        metrics = {f"{name}_mean": float(components[name].nanmean()) for name in self.options.weights}
         return CombinedReward(reward=total, raw=total, metrics={**metrics, "raw_mean": float(total.nanmean())})
+
+    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
+        bias = next(iter(components.values())).new_tensor(self.options.bias)
+        return sum((weight * components[name] for name, weight in self.options.weights.items()), start=bias)
 
 
 class Weighted(RewardCombination):
     """The sum of all rewards, each times the weight for the prompt's value of a column. It is NaN without a part."""
-
-    sums = True
 
     class Options(alignkit.Options):
         rewards: dict[str, RewardRef] = Field(min_length=1, description="rewards to sum, under names of your choice")
@@ -107,15 +105,22 @@ class Weighted(RewardCombination):
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """Sum the components, [R] each. Raises DataError for a prompt whose value has no weights."""
-        keys = [self._key(group) for group in groups for _ in group.responses]
-        first = next(iter(components.values()))
-        total = first.new_zeros(first.shape)
-        for name, scores in components.items():
-            total = total + scores * scores.new_tensor([self._weight(key, name) for key in keys])
+        keys, total = self._keys(groups), self.total(groups, components)
         means = {f"{name}_mean": float(scores.nanmean()) for name, scores in components.items()}
         used = {f"weight/{key}/{name}": self._weight(key, name) for key in dict.fromkeys(keys) for name in components}
         shares = {f"share/{key}": count / len(keys) for key, count in Counter(keys).items()}
         return CombinedReward(total, total, {**means, **used, **shares, "combined_mean": float(total.nanmean())})
+
+    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
+        keys, first = self._keys(groups), next(iter(components.values()))
+        total = first.new_zeros(first.shape)
+        for name, scores in components.items():
+            total = total + scores * scores.new_tensor([self._weight(key, name) for key in keys])
+        return total
+
+    def _keys(self, groups: Sequence[Group]) -> list[str]:
+        """Under which name the weights of each response's prompt are."""
+        return [self._key(group) for group in groups for _ in group.responses]
 
     def _key(self, group: Group) -> str:
         """Under which name the weights of a prompt are. Raises DataError."""

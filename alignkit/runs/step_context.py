@@ -1,4 +1,4 @@
-"""What training stages and steps can use, and the rows of steps, which are carried out here."""
+"""What steps can use, and their rows, which are carried out here."""
 
 from __future__ import annotations
 
@@ -13,33 +13,9 @@ from alignkit.recipe.schema import Stage
 from alignkit.runs.durable_map import durable_map
 from alignkit.runs.learned_from import learned_from, log_odds
 from alignkit.step import StepContext
-from alignkit.training.context import StageContext
 from alignkit.training.scoring import ModelScores, Scorer
 
 SCORED = 64  # groups that a reward scores at once
-
-
-def stage_context(run: Any, stage: Stage, folder: Path) -> StageContext:
-    """The context of a training stage. run: a `Run`. folder: the stage's."""
-    seed = run.seed_of(stage)
-    return StageContext(
-        stage=stage,
-        models=run.models.of(stage.base),
-        folder=folder,
-        metrics=lambda size: run.metrics(stage, size),
-        seed=seed,
-        load=run.load,
-        reward_context=lambda: run.reward_context(seed),
-        folder_of=run.store.path,
-        base_of=run.bases.base_of,
-        models_of=lambda reference: run.models.of(run.bases.base_of(reference) or stage.base),
-        bases=lambda: {base: run.models.of(base) for base in run.bases.needed(stage)},
-        forget_scores=run.models.forget_scores,
-        reporter=run.reporter,
-        notify=run.notify(stage.name),
-        should_stop=lambda: run.team.should_stop(run.should_stop),
-        reducer=run.team.reducer,
-    )
 
 
 def step_context(rows: StepRows) -> StepContext:

@@ -1,0 +1,39 @@
+"""How often a run tokenizes the rows of a stage: once, and one more row before the first stage."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.cli import main
+from alignkit.tokens.text_tokens import TextTokenizer
+
+ROWS = 40
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "dpo"])
+def test_a_row_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str) -> None:
+    """Its answers. Only the first row was also read before the first stage, to find out whether any row fits."""
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    seen: Counter[str] = Counter()
+    encode = TextTokenizer._encode_ids
+
+    def counted(self: TextTokenizer, texts: list[str]) -> Any:
+        seen.update(word for text in texts for word in re.findall(r"answer\d+", text))
+        return encode(self, texts)
+
+    monkeypatch.setattr(TextTokenizer, "_encode_ids", counted)
+    rows = [{"prompt": "how", "chosen": f"answer{n}.", "rejected": "no"} for n in range(ROWS)]
+    if algorithm == "sft":
+        rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    stage = {"algorithm": algorithm, "data": "rows.jsonl", "max_steps": 1}
+    recipe = {"model": {"base": "tiny"}, "stages": {"only": stage}}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
+    assert main(["run", str(tmp_path / "recipe.json"), "--out", str(tmp_path / "out")]) == 0
+    assert len(seen) == ROWS and seen.pop("answer0") == 2 and set(seen.values()) == {1}
