@@ -33,8 +33,8 @@ class StageTree:
 
     def __init__(self, stages: Mapping[str, str], encoding: str):
         """stages: what does each, by its name. encoding: of the terminal."""
-        self.stages, self.note, self.bar = stages, "", None
-        self.bar: Bar | None
+        self.stages, self.note = stages, ""
+        self.bar: Bar | None = None
         self._done: set[str] = set()
         self._current, self._began = "", time.monotonic()
         self._first: dict[str, float] = {}
