@@ -1,6 +1,8 @@
 """Options of the test run, and what it must not hide."""
 
+import gc
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -11,6 +13,13 @@ from tests import gpu
 # How fast examples are made says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("project", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("project")
+
+gc.disable()  # until all is imported: a million objects that stay, and that it would look through again and again
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,6 +48,22 @@ def _own_stages() -> Iterator[None]:
     """Runs of tests reuse no stages of others, which they are compared with; tests of that ask for it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNKIT_REUSE", "0")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _read_once() -> Iterator[None]:
+    """Every stage of every run parses all plugins to find what they import; here a file is parsed once."""
+    from alignkit.io import source_code
+
+    names = source_code._imported_names
+
+    @cache
+    def read(file: Path, changed: int) -> set[str]:
+        return names(file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source_code, "_imported_names", lambda file: read(file, file.stat().st_mtime_ns))
         yield
 
 

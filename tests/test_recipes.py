@@ -356,7 +356,13 @@ def test_the_same_recipe_gives_the_same_bytes(smoke: Done, tmp_path: Path) -> No
     assert again.json("report/evaluation.json") == smoke.json("report/evaluation.json")
 
 
-@pytest.mark.parametrize("algorithm", ON_POLICY)
+# One of each kind of signal; `make slow` has the others.
+SWAPPED = ("grpo", "rejection_sampling", "online_dpo")
+
+
+@pytest.mark.parametrize(
+    "algorithm", [name if name in SWAPPED else pytest.param(name, marks=pytest.mark.slow) for name in ON_POLICY]
+)
 def test_one_override_swaps_the_algorithm(copy: Path, algorithm: str) -> None:
     override = f"stages.align.algorithm={algorithm}"
     done = run("smoke", copy, override)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from test_bases import PPO, helpful, make_model, sft, write
 
 from alignkit.cli import main
 from alignkit.data.group import read_groups
 from alignkit.plugins import load_plugins
+from tests.killed import forked
 
 # Memory runs out twelve times while the first iteration is scored, and never again.
 SHORT = """
@@ -49,9 +46,7 @@ def test_a_reward_models_base_is_packed_as_before(tmp_path: Path, capsys: pytest
     path = write(tmp_path, {"sft": sft(), "helpful": helpful(), "align": align}, small)
     (tmp_path / "short.py").write_text(SHORT, encoding="utf-8")
     command = ["run", str(path), "--plugin", str(tmp_path / "short.py"), "--out"]
-    environment = {**os.environ, "KILL": "yes", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    killed = subprocess.run([sys.executable, "-m", "alignkit", *command, str(tmp_path / "killed")], env=environment)
-    assert killed.returncode == -signal.SIGKILL
+    assert forked(*command, tmp_path / "killed", KILL="yes") == -signal.SIGKILL
     capsys.readouterr()
     halvings = {}
     for name in ("killed", "whole"):
