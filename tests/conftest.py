@@ -14,12 +14,21 @@ from tests import gpu
 hypothesis.settings.register_profile("project", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("project")
 
-gc.disable()  # until all is imported: a million objects that stay, and that it would look through again and again
+# Stages look for garbage when they end. Among the million objects of all test modules that takes longer than a stage.
+gc.disable()
 
 
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_stays() -> Iterator[None]:
+    """Also what a module has imported late is no garbage for the next one."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,11 +68,11 @@ def _read_once() -> Iterator[None]:
     names = source_code._imported_names
 
     @cache
-    def read(file: Path, changed: int) -> set[str]:
+    def read(file: Path, code: bytes) -> set[str]:
         return names(file)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source_code, "_imported_names", lambda file: read(file, file.stat().st_mtime_ns))
+        patch.setattr(source_code, "_imported_names", lambda file: read(file, file.read_bytes()))
         yield
 
 
