@@ -185,12 +185,13 @@ CENTERED = {"whiten_advantages": False, "group_baseline": True}
 
 
 # Whitening takes a constant off and divides by one, which moves no optimum.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "beta", "options", "rate"),
     [
         (ONE, 0.25, {}, 5e-3),
-        pytest.param(ONE, 0.5, CENTERED, 5e-3, marks=pytest.mark.slow),
-        pytest.param(THREE, 1.0, CENTERED, 8e-3, marks=pytest.mark.slow),
+        (ONE, 0.5, CENTERED, 5e-3),
+        (THREE, 1.0, CENTERED, 8e-3),
     ],
     ids=["one-whitened", "one", "three"],
     indirect=["problem"],
@@ -201,9 +202,10 @@ def test_reinforce_pp_reaches_the_optimum(problem: Problem, beta: float, options
     check(found, problem.optimum(beta), problem.reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "beta", "prompts", "rate"),
-    [(ONE, 0.5, 6, 3e-3), pytest.param(THREE, 1.0, 4, 5e-3, marks=pytest.mark.slow)],
+    [(ONE, 0.5, 6, 3e-3), (THREE, 1.0, 4, 5e-3)],
     ids=["one", "three"],
     indirect=["problem"],
 )

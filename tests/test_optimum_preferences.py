@@ -95,9 +95,8 @@ def learn(problem: Problem, algorithm: Mapping[str, Any], pairs: list[tuple[int,
 # What has a closed form
 
 
-@pytest.mark.parametrize(
-    ("problem", "beta"), [("one", 0.25), pytest.param("flat", 0.5, marks=pytest.mark.slow)], indirect=["problem"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("problem", "beta"), [("one", 0.25), ("flat", 0.5)], indirect=["problem"])
 def test_conservative_dpo_reaches_its_shifted_log_odds(problem: Problem, beta: float) -> None:
     smoothing, p = 0.2, preferences(problem)
     found = learn(problem, {"dpo": {"beta": beta, "label_smoothing": smoothing}}, star(problem), p)
