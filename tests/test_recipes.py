@@ -416,8 +416,8 @@ def test_quantized_base(tmp_path: Path, quantization: str) -> None:
     assert f"base tiny: {quantization}, computing in float32, on cpu, packed rows of up to " in done.err
 
 
-# One of each kind of pipeline; `make slow` has the others.
-OFTEN = ("constitutional", "dpo", "llama2", "sums_ppo")
+# One of each kind of pipeline, beside `smoke`, which is one like `llama2`; `make slow` has the others.
+OFTEN = ("constitutional", "dpo", "sums_ppo")
 WHOLE = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name != "smoke"]
 
 
