@@ -124,6 +124,10 @@ MIXTURES: dict[str, dict[str, Any]] = {
 }
 
 
+# Ways to compute a group's attention, of the fixture `way`.
+WAYS = ("one mask", "split responses", "tiles", "one call")
+
+
 # Prompt and response lengths: several responses, none, one token, longer than every window.
 RAGGED = [(7, (5, 1, 9)), (3, (4,)), (6, ()), (1, (8, 2))]
 
