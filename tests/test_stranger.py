@@ -106,7 +106,8 @@ def test_it_comes_from_its_wheel_and_is_listed(stranger: Path, tmp_path: Path, n
     assert row[-2:] == [f"alignkit-{name}", "0.1.0"]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.slow  # the next test has a short run of all that is installed
+@pytest.mark.parametrize("name", GAINS)
 def test_a_recipe_is_valid_and_runs(stranger: Path, tmp_path: Path, name: str) -> None:
     add(stranger, name)
     example, elsewhere = EXAMPLES / f"alignkit-{name}", tmp_path / "elsewhere"
