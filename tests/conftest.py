@@ -1,7 +1,7 @@
 """Options of the test run, and what it must not hide."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -62,17 +62,20 @@ def _own_stages() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _read_once() -> Iterator[None]:
-    """Every stage of every run parses all plugins to find what they import; here a file is parsed once."""
+    """Every stage of every run looks for what plugins import; here alignkit's own are read once."""
     from alignkit.io import source_code
 
-    names = source_code._imported_names
+    imported, plugins = source_code._imported, Path(__file__).parents[1] / "plugins"
 
     @cache
-    def read(file: Path, code: bytes) -> set[str]:
-        return names(file)
+    def first(file: Path, root: Path, top: Path | None) -> list[source_code._Module]:
+        return list(imported(file, root, top))
+
+    def read(file: Path, root: Path, top: Path | None) -> Iterable[source_code._Module]:
+        return first(file, root, top) if plugins in file.parents else imported(file, root, top)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source_code, "_imported_names", lambda file: read(file, file.read_bytes()))
+        patch.setattr(source_code, "_imported", read)
         yield
 
 
