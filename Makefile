@@ -20,8 +20,9 @@ PINS ?=
 quickstart: .venv/.installed
 	$(BIN)/alignkit run recipes/quickstart.yaml $(ARGS)
 
+# Compiled modules are written even where the environment asks for none: workers and processes of tests read them.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 slow: .venv/.installed-test
 	$(BIN)/python -m pytest -m slow $(ARGS)

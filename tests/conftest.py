@@ -1,6 +1,8 @@
 """Options of the test run, and what it must not hide."""
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -11,6 +13,22 @@ from tests import gpu
 # How fast examples are made says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("project", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("project")
+
+# Stages look for garbage when they end. Among the million objects of all test modules that takes longer than a stage.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_stays() -> Iterator[None]:
+    """Also what a module has imported late is no garbage for the next one."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,6 +57,25 @@ def _own_stages() -> Iterator[None]:
     """Runs of tests reuse no stages of others, which they are compared with; tests of that ask for it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNKIT_REUSE", "0")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _read_once() -> Iterator[None]:
+    """Every stage of every run looks for what plugins import; here alignkit's own are read once."""
+    from alignkit.io import source_code
+
+    imported, plugins = source_code._imported, Path(__file__).parents[1] / "plugins"
+
+    @cache
+    def first(file: Path, root: Path, top: Path | None) -> list[source_code._Module]:
+        return list(imported(file, root, top))
+
+    def read(file: Path, root: Path, top: Path | None) -> Iterable[source_code._Module]:
+        return first(file, root, top) if plugins in file.parents else imported(file, root, top)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source_code, "_imported", read)
         yield
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from alignkit.runs.run import Run
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoding import Encoder
 from alignkit_apps.catalog.json_schema import recipe_schema
+from tests.killed import forked
 
 # No token covers both the end of a prompt and the start of its answer, so the whole text has the same tokens.
 TEMPLATE = (
@@ -352,14 +350,13 @@ def rollouts_scored(run, stage, iteration, groups):
 """
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_with_two_bases_ends_in_the_same_bytes(shifted: Path, tmp_path: Path) -> None:
     small = {"base": str(shifted), "lora": {"r": 2, "lora_alpha": 4}}
     path = write(tmp_path, {"sft": sft(), "helpful": helpful(), "align": PPO}, small)
     (tmp_path / "saboteur.py").write_text(SABOTEUR, encoding="utf-8")
     command = ["run", str(path), "--plugin", str(tmp_path / "saboteur.py"), "--out"]
-    environment = {**os.environ, "KILL": "yes", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    killed = subprocess.run([sys.executable, "-m", "alignkit", *command, str(tmp_path / "killed")], env=environment)
-    assert killed.returncode == -signal.SIGKILL
+    assert forked(*command, tmp_path / "killed", KILL="yes") == -signal.SIGKILL
     for name in ("killed", "whole"):
         assert main([*command, str(tmp_path / name)]) == 0
     files = ["sft/adapter/adapter_model.safetensors", "helpful/adapter/adapter_model.safetensors"]

@@ -1,4 +1,4 @@
-"""The level of a reward does not matter: every on-policy algorithm with its defaults, a reward of -5, 0 and +5 more.
+"""The level of a reward does not matter: every on-policy algorithm with its defaults, a reward of 5 less and 5 more.
 
 The model answers a few letters and then ends, so a policy that learns the level writes longer or shorter answers.
 `python -m benchmarks.levels` shows the same at full length, with the installed recipes.
@@ -23,8 +23,8 @@ from benchmarks.levels import on_policy, overrides
 
 # One sample per prompt leaves no group to compare with.
 EVERY = [(name, None) for name in on_policy()] + [("ppo", 1), ("reinforce_pp", 1)]
-# One of each kind of signal; `make slow` has the others.
-LEVELS = [case if case[0] in ("ppo", "grpo") else pytest.param(*case, marks=pytest.mark.slow) for case in EVERY]
+# `make slow` has the others.
+LEVELS = [case if case == ("ppo", None) else pytest.param(*case, marks=pytest.mark.slow) for case in EVERY]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -98,14 +98,13 @@ def distance(a: Weights, b: Weights) -> float:
 @pytest.mark.parametrize(("algorithm", "samples"), LEVELS, ids=lambda value: str(value))
 def test_a_constant_changes_nothing(tmp_path: Path, algorithm: str, samples: int | None) -> None:
     recipe = write_recipe(tmp_path)
-    found = {shift: align(recipe, algorithm, samples, shift) for shift in (-5.0, 0.0, 5.0)}
-    moved = distance(found[0.0].weights, load_file(tmp_path / "base" / "model.safetensors"))
+    less, more = (align(recipe, algorithm, samples, shift) for shift in (-5.0, 5.0))
+    moved = distance(less.weights, load_file(tmp_path / "base" / "model.safetensors"))
     assert moved > 1e-3  # something was learned
-    for shift in (-5.0, 5.0):
-        same = [a == b for a, b in zip(found[shift].texts, found[0.0].texts, strict=True)]
-        assert sum(same) / len(same) > 0.98  # a rounding error may move a draw
-        assert found[shift].tokens == pytest.approx(found[0.0].tokens, abs=0.1)
-        assert distance(found[shift].weights, found[0.0].weights) < 0.05 * moved
+    same = [a == b for a, b in zip(less.texts, more.texts, strict=True)]
+    assert sum(same) / len(same) > 0.98  # a rounding error may move a draw
+    assert less.tokens == pytest.approx(more.tokens, abs=0.1)
+    assert distance(less.weights, more.weights) < 0.05 * moved
 
 
 def test_the_defaults_before_would_have_shown(tmp_path: Path) -> None:

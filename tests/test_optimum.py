@@ -213,7 +213,8 @@ def test_ppo_reaches_the_optimum(problem: Problem, beta: float, iterations: int,
 
 
 # With one letter P(answer) at a temperature is P ** (1 / temperature), normalized.
-@pytest.mark.parametrize("algorithm", [pytest.param("ppo", marks=pytest.mark.slow), "rejection_sampling"])
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["ppo", "rejection_sampling"])
 def test_a_policy_is_learned_at_the_temperature_it_samples_at(one: Problem, algorithm: str) -> None:
     def cooled(p: Tensor) -> Tensor:
         return torch.softmax(p.log() / 0.6, -1)
@@ -280,7 +281,7 @@ def test_dpo_reaches_the_optimum(problem: Problem, pairs: Callable[[Problem, ran
     check(train(problem, trained=stage), problem.optimum(beta), problem.reference)
 
 
-# The temperature test has a fast case of best of K. What is learned here is an empirical distribution: thousands of
+# What is learned here is an empirical distribution: thousands of
 # samples, and fewer answers than there. The second stage learns the samples of the first again at a lower rate, which
 # `replay_from` is for; its own two hardly count.
 @pytest.mark.parametrize(

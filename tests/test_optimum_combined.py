@@ -16,7 +16,7 @@ from test_optimum import Problem, check, make, rollout, total_variation, train, 
 from test_optimum_online import ONE, THREE, align, fixed_point
 from torch import Tensor
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture
@@ -28,7 +28,6 @@ def problem(request: pytest.FixtureRequest, tmp_path: Path) -> Problem:
 # --- variants of GRPO
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("problem", [ONE], ids=["one"], indirect=True)
 def test_maxrl_ends_at_its_fixed_point(problem: Problem) -> None:
     """With rewards of 0 and 1, dividing by the mean weighs a prompt by 1 / p, and by the deviation by less."""
@@ -40,7 +39,6 @@ def test_maxrl_ends_at_its_fixed_point(problem: Problem) -> None:
     check(found, wanted, problem.reference)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("problem", [ONE], ids=["one"], indirect=True)
 def test_an_entropy_bonus_ends_at_its_fixed_point(problem: Problem) -> None:
     wanted = fixed_point(problem, 8, 0.5, "none", entropy=0.3)
@@ -50,7 +48,6 @@ def test_an_entropy_bonus_ends_at_its_fixed_point(problem: Problem) -> None:
     check(found, wanted, problem.reference)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("problem", [THREE], ids=["three"], indirect=True)
 def test_cispo_has_the_fixed_point_of_grpo(problem: Problem) -> None:
     """On its own samples CISPO's expected gradient is the plain policy gradient, as GRPO's is."""
@@ -91,7 +88,7 @@ def constrained(problem: Problem, beta: float, limit: float, rescale: bool) -> t
 
 @pytest.mark.parametrize(
     ("problem", "beta", "limit", "rescale"),
-    [(ONE, 0.25, 0.4, True), pytest.param(THREE, 0.5, 0.4, False, marks=pytest.mark.slow)],
+    [(ONE, 0.25, 0.4, True), (THREE, 0.5, 0.4, False)],
     ids=["one-rescaled", "three"],
     indirect=["problem"],
 )

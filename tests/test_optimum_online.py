@@ -155,7 +155,7 @@ def test_grpo_s_fixed_point_is_its_own(tmp_path: Path) -> None:
     [
         (ONE, 8, 1.0, {}),
         pytest.param(ONE, 8, 0.5, DR, marks=pytest.mark.slow),
-        (THREE, 12, 3.0, {}),
+        pytest.param(THREE, 12, 3.0, {}, marks=pytest.mark.slow),
         pytest.param(THREE, 12, 1.5, DR, marks=pytest.mark.slow),
         pytest.param(THREE, 12, 3.0, {"ratio": "sequence"}, marks=pytest.mark.slow),
     ],
@@ -181,13 +181,17 @@ def test_rloo_reaches_the_optimum(problem: Problem, beta: float, iterations: int
     check(found, problem.optimum(beta), problem.reference)
 
 
+CENTERED = {"whiten_advantages": False, "group_baseline": True}
+
+
 # Whitening takes a constant off and divides by one, which moves no optimum.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "beta", "options", "rate"),
     [
         (ONE, 0.25, {}, 5e-3),
-        (ONE, 0.5, {"whiten_advantages": False, "group_baseline": True}, 5e-3),
-        (THREE, 1.0, {"whiten_advantages": False, "group_baseline": True}, 8e-3),
+        (ONE, 0.5, CENTERED, 5e-3),
+        (THREE, 1.0, CENTERED, 8e-3),
     ],
     ids=["one-whitened", "one", "three"],
     indirect=["problem"],
@@ -198,9 +202,10 @@ def test_reinforce_pp_reaches_the_optimum(problem: Problem, beta: float, options
     check(found, problem.optimum(beta), problem.reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "beta", "prompts", "rate"),
-    [(ONE, 0.5, 6, 3e-3), pytest.param(THREE, 1.0, 4, 5e-3, marks=pytest.mark.slow)],
+    [(ONE, 0.5, 6, 3e-3), (THREE, 1.0, 4, 5e-3)],
     ids=["one", "three"],
     indirect=["problem"],
 )
@@ -265,7 +270,9 @@ SELECTIONS: dict[str, tuple[dict[str, Any], Callable[[Problem], Tensor]]] = {
 }
 
 
-@pytest.mark.parametrize("algorithm", SELECTIONS)
+@pytest.mark.parametrize(
+    "algorithm", ["rest", *(pytest.param(name, marks=pytest.mark.slow) for name in SELECTIONS if name != "rest")]
+)
 @pytest.mark.parametrize(
     "problem", [pytest.param(ONE, marks=pytest.mark.slow), THREE], ids=["one", "three"], indirect=["problem"]
 )

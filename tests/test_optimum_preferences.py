@@ -95,6 +95,7 @@ def learn(problem: Problem, algorithm: Mapping[str, Any], pairs: list[tuple[int,
 # What has a closed form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("problem", "beta"), [("one", 0.25), ("flat", 0.5)], indirect=["problem"])
 def test_conservative_dpo_reaches_its_shifted_log_odds(problem: Problem, beta: float) -> None:
     smoothing, p = 0.2, preferences(problem)
@@ -105,6 +106,7 @@ def test_conservative_dpo_reaches_its_shifted_log_odds(problem: Problem, beta: f
     check(found, torch.softmax(problem.reference.log() - lead, -1), problem.reference)
 
 
+@pytest.mark.slow
 @on("one")
 def test_robust_dpo_undoes_flipped_labels(problem: Problem) -> None:
     beta, flipped = 0.5, 0.2
@@ -117,7 +119,11 @@ def test_robust_dpo_undoes_flipped_labels(problem: Problem) -> None:
 
 @pytest.mark.parametrize(
     ("problem", "name", "tau"),
-    [("one", "ipo", 0.1), ("three", "ipo", 0.25), ("flat", "ipo_norm", 0.5)],
+    [
+        ("one", "ipo", 0.1),
+        pytest.param("three", "ipo", 0.25, marks=pytest.mark.slow),
+        pytest.param("flat", "ipo_norm", 0.5, marks=pytest.mark.slow),
+    ],
     indirect=["problem"],
 )
 def test_ipo_reaches_its_own_optimum(problem: Problem, name: str, tau: float) -> None:
@@ -139,6 +145,7 @@ def test_length_normalized_dpo_reaches_the_optimum_of_a_lower_price(problem: Pro
     check(found, problem.optimum(1.5 / problem.length), problem.reference)
 
 
+@pytest.mark.slow
 @on("one", "three")
 def test_cpl_with_a_reference_reaches_dpos_optimum(problem: Problem) -> None:
     options = {"alpha": 0.5, "conservative_weight": 1.0, "reference": True}
@@ -146,7 +153,9 @@ def test_cpl_with_a_reference_reaches_dpos_optimum(problem: Problem) -> None:
     check(found, problem.optimum(0.5), problem.reference)
 
 
-@pytest.mark.parametrize(("problem", "gamma"), [("one", 1.0), ("flat", 0.7)], indirect=["problem"])
+@pytest.mark.parametrize(
+    ("problem", "gamma"), [("flat", 0.7), pytest.param("one", 1.0, marks=pytest.mark.slow)], indirect=["problem"]
+)
 def test_cpl_reaches_the_optimal_policy_of_maximum_entropy(problem: Problem, gamma: float) -> None:
     alpha = 0.5 if problem.length == 1 else 1.0
     options = {"alpha": alpha, "gamma": gamma, "conservative_weight": 1.0}
@@ -212,8 +221,8 @@ def least(problem: Problem, expected: Expected) -> Tensor:
     ("algorithm", "expected"),
     [
         ({"simpo": {"beta": 2.0, "target_margin": 0.5}}, simpo),
-        ({"orpo": {"odds_ratio_coefficient": 0.7}}, orpo),
-        ({"cpo": {"beta": 0.5, "nll_coefficient": 0.2}}, cpo),
+        pytest.param({"orpo": {"odds_ratio_coefficient": 0.7}}, orpo, marks=pytest.mark.slow),
+        pytest.param({"cpo": {"beta": 0.5, "nll_coefficient": 0.2}}, cpo, marks=pytest.mark.slow),
     ],
     ids=["simpo", "orpo", "cpo"],
 )
@@ -224,6 +233,7 @@ def test_reference_free_methods_end_at_a_stationary_point(
     check(found, least(problem, expected), problem.reference)
 
 
+@pytest.mark.slow
 @on("one")
 def test_hinge_ends_at_the_least_loss(problem: Problem) -> None:
     """A linear programme, flat along edges: the loss is compared, not the distribution."""
@@ -320,7 +330,7 @@ def answers_under(problem: Problem, folder: Path, instruction: str) -> Tensor:
     return probabilities[[problem.ids(answer)[0] for answer in problem.answers]]
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.parametrize("alpha", [1.0, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_hir_learns_what_fulfils_each_instruction(asked: Problem, alpha: float) -> None:
     """Relabelled samples of an instruction are those that fulfil it, in the policy's own proportions, so that is what
     NLL learns. The contrast, which has no optimum of its own, has nothing against it: P under the other one is 0.

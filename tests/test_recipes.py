@@ -356,7 +356,13 @@ def test_the_same_recipe_gives_the_same_bytes(smoke: Done, tmp_path: Path) -> No
     assert again.json("report/evaluation.json") == smoke.json("report/evaluation.json")
 
 
-@pytest.mark.parametrize("algorithm", ON_POLICY)
+# One of each kind of signal; `make slow` has the others.
+SWAPPED = ("grpo", "rejection_sampling", "online_dpo")
+
+
+@pytest.mark.parametrize(
+    "algorithm", [name if name in SWAPPED else pytest.param(name, marks=pytest.mark.slow) for name in ON_POLICY]
+)
 def test_one_override_swaps_the_algorithm(copy: Path, algorithm: str) -> None:
     override = f"stages.align.algorithm={algorithm}"
     done = run("smoke", copy, override)
@@ -410,8 +416,8 @@ def test_quantized_base(tmp_path: Path, quantization: str) -> None:
     assert f"base tiny: {quantization}, computing in float32, on cpu, packed rows of up to " in done.err
 
 
-# One of each kind of pipeline; `make slow` has the others.
-OFTEN = ("constitutional", "dpo", "llama2", "sums_ppo")
+# One of each kind of pipeline, beside `smoke`, which is one like `llama2`; `make slow` has the others.
+OFTEN = ("constitutional", "dpo", "sums_ppo")
 WHOLE = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name != "smoke"]
 
 

@@ -288,7 +288,13 @@ def test_a_signal_ends_with_75_and_the_command(place: Place, tmp_path: Path, nam
 
 
 @pytest.mark.parametrize(
-    "event", ["stage_started:align:1", "metrics_logged:sft:5", "rollouts_scored:align:2", "stage_started:report:1"]
+    "event",
+    [
+        "metrics_logged:sft:5",
+        "rollouts_scored:align:2",
+        pytest.param("stage_started:align:1", marks=pytest.mark.slow),
+        pytest.param("stage_started:report:1", marks=pytest.mark.slow),
+    ],
 )
 def test_a_stop_in_any_phase_continues(place: Place, tmp_path: Path, event: str) -> None:
     code, err = place.here(tmp_path, f"stop={event}")
@@ -321,8 +327,19 @@ def truncate(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
-@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink], ids=["flipped", "truncated", "missing"])
-@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", MANIFEST])
+DAMAGES = {"flipped": flip, "truncated": truncate, "missing": Path.unlink}
+FILES = ("tensors.safetensors", "state.json", MANIFEST)
+
+
+# Each damage and each file once; `make slow` has all pairs.
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        pytest.param(DAMAGES[kind], name, id=f"{name}-{kind}", marks=() if first == second else pytest.mark.slow)
+        for first, kind in enumerate(DAMAGES)
+        for second, name in enumerate(FILES)
+    ],
+)
 def test_a_damaged_checkpoint_falls_back(
     place: Place, stopped: Path, damage: Callable[[Path], None], name: str
 ) -> None:

@@ -1,4 +1,7 @@
-"""Strangers' plugins: wheels of their own, installed beside alignkit's wheel, found by entry points, and run."""
+"""Strangers' plugins: wheels of their own, installed beside alignkit's wheel, found by entry points, and run.
+
+`make slow` has those that are not `reinforce`.
+"""
 
 import json
 import os
@@ -6,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,13 +44,9 @@ def build(project: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a new environment that has all wheels, and borrows torch and the rest from this one."""
+    """The Python of a new environment that has alignkit's wheel, and borrows torch and the rest from this one."""
     folder = tmp_path_factory.mktemp("stranger")
     shutil.copytree(EXAMPLES, folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-    wheels = [
-        build(ROOT, folder),
-        *(build(folder / "examples" / f"alignkit-{name}", folder) for name in (*GAINS, "notes")),
-    ]
     venv.create(folder / "env", with_pip=False, symlinks=True)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = folder / "env" / "lib" / version / "site-packages"
@@ -57,10 +57,21 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if "alignkit" not in package.name and package.suffix != ".pth":
             (borrowed / package.name).symlink_to(package)
     (site / "borrowed.pth").write_text(f"{borrowed}\n", encoding="utf-8")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     python = folder / "env" / "bin" / "python"
-    call(*pip, "--python", python, "install", "--quiet", "--no-deps", "--no-index", *wheels)
+    install(python, build(ROOT, folder))
     return python
+
+
+def install(python: Path, wheel: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    call(*pip, "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
+
+
+@cache
+def add(python: Path, name: str) -> None:
+    """Install an example in the environment of `stranger`."""
+    folder = python.parents[2]
+    install(python, build(folder / "examples" / f"alignkit-{name}", folder))
 
 
 def site_packages() -> Path:
@@ -77,8 +88,10 @@ def test_all_examples_are_installed() -> None:
     assert {f"alignkit-{name}" for name in (*GAINS, "notes")} == {path.name for path in EXAMPLES.glob("alignkit-*")}
 
 
-def test_all_come_from_their_wheels(stranger: Path, tmp_path: Path) -> None:
-    names = ["alignkit", "alignkit_plugins.algorithms.ppo", *map(module, GAINS)]
+@pytest.mark.parametrize("name", RUNS)
+def test_it_comes_from_its_wheel_and_is_listed(stranger: Path, tmp_path: Path, name: str) -> None:
+    add(stranger, name)
+    names = ["alignkit", "alignkit_plugins.algorithms.ppo", module(name)]
     code = (
         "import json, importlib, importlib.metadata as m;"
         f"print(json.dumps([[importlib.import_module(name).__file__ for name in {names}],"
@@ -87,18 +100,16 @@ def test_all_come_from_their_wheels(stranger: Path, tmp_path: Path) -> None:
     files, owners = json.loads(call(stranger, "-c", code, cwd=tmp_path))
     site = stranger.parent.parent / "lib"
     assert all(Path(file).is_relative_to(site) for file in files), files
-    assert {name: owners[module(name)] for name in GAINS} == {name: f"alignkit-{name}" for name in GAINS}
-
-
-def test_they_are_listed(stranger: Path, tmp_path: Path) -> None:
+    assert owners[module(name)] == f"alignkit-{name}"
     rows = [line.split() for line in call(stranger.parent / "alignkit", "plugins", cwd=tmp_path).splitlines()]
-    for name in GAINS:
-        (row,) = [row for row in rows if row[:2] == ["algorithm", name.replace("-", "_")]]
-        assert row[-2:] == [f"alignkit-{name}", "0.1.0"]
+    (row,) = [row for row in rows if row[:2] == ["algorithm", name.replace("-", "_")]]
+    assert row[-2:] == [f"alignkit-{name}", "0.1.0"]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.slow  # the next test has a short run of all that is installed
+@pytest.mark.parametrize("name", GAINS)
 def test_a_recipe_is_valid_and_runs(stranger: Path, tmp_path: Path, name: str) -> None:
+    add(stranger, name)
     example, elsewhere = EXAMPLES / f"alignkit-{name}", tmp_path / "elsewhere"
     for file in (example / "recipe.yaml", *example.glob("*.jsonl"), *example.glob("letters.py")):
         shutil.copy(file, tmp_path)
@@ -117,9 +128,10 @@ def test_a_recipe_is_valid_and_runs(stranger: Path, tmp_path: Path, name: str) -
 
 
 def test_a_strangers_command_reader_monitor_and_event(stranger: Path, tmp_path: Path) -> None:
+    add(stranger, "notes")
     alignkit = stranger.parent / "alignkit"
     assert "Add a note, from which a recipe can learn." in call(alignkit, "--help", cwd=tmp_path)
-    for number in range(4):
+    for number in range(2):
         call(alignkit, "notes", "mine.notes", f"What is {number}?", "A number.", cwd=tmp_path)
     shutil.copy(EXAMPLES / "alignkit-notes" / "recipe.yaml", tmp_path)
     assert "notes: sft took" in call(alignkit, "run", "recipe.yaml", cwd=tmp_path)
@@ -128,5 +140,6 @@ def test_a_strangers_command_reader_monitor_and_event(stranger: Path, tmp_path: 
 
 def test_a_shipped_recipe_can_name_it(stranger: Path, tmp_path: Path) -> None:
     """What the README says: the stranger's algorithm in the place of PPO, by one override."""
+    add(stranger, "reinforce")
     words = ["validate", "quickstart", "stages.align.algorithm=reinforce"]
     assert "align" in call(stranger.parent / "alignkit", *words, cwd=tmp_path)

@@ -31,10 +31,17 @@ def write(stages: Mapping[str, Any], processes: int = 2, patience: float = 45, *
     return write_recipe(stages, launcher={"processes": processes, "shard": True, "patience": patience}, **keys)
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_processes_with_a_part_each_learn_what_one_does(work: Path, processes: int) -> None:
+# What the next test has no pass of; `make slow` has all stages.
+FEW = {name: STAGES[name] for name in ("sft", "dpo", "grpo")}
+
+
+@pytest.mark.parametrize(
+    ("processes", "stages"),
+    [(2, FEW), pytest.param(2, STAGES, marks=pytest.mark.slow), pytest.param(3, STAGES, marks=pytest.mark.slow)],
+)
+def test_processes_with_a_part_each_learn_what_one_does(work: Path, processes: int, stages: Mapping[str, Any]) -> None:
     """Of 13 rows in batches of 4, the last batch has one row: the others join its pass without a row of their own."""
-    recipe = write(STAGES, processes)
+    recipe = write(stages, processes)
     assert cli.main(["run", str(recipe), *ONE, "--out", "one"]) == 0
     run_together(work, recipe, "several", processes=processes)
     assert_alike(Path("several"), Path("one"))

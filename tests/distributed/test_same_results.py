@@ -65,6 +65,7 @@ STRANGERS = {
 }
 
 
+@pytest.mark.slow
 def test_strangers_plugins_learn_the_same_without_a_line_for_it(work: Path) -> None:
     plugins = [file for file in EXAMPLES.glob("*/alignkit_*.py") if not file.stem.endswith("_command")]
     files = [file for file in plugins if shutil.copy(file, work)]

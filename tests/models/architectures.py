@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from alignkit.settings import ModelSpec
 from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
 
 VOCABULARY = 97
+ENDS = range(1, VOCABULARY, 9)  # a ninth of all tokens end a greedy answer, so rows finish at different steps
 
 
 LLAMA: dict[str, Any] = {
@@ -122,6 +124,10 @@ MIXTURES: dict[str, dict[str, Any]] = {
 }
 
 
+# Ways to compute a group's attention, of the fixture `way`.
+WAYS = ("one mask", "split responses", "tiles", "one call")
+
+
 # Prompt and response lengths: several responses, none, one token, longer than every window.
 RAGGED = [(7, (5, 1, 9)), (3, (4,)), (6, ()), (1, (8, 2))]
 
@@ -172,9 +178,14 @@ def load(folder: Path) -> SharedModel:
 
 def plain(policy: SharedModel) -> Any:
     """The same model with transformers' eager attention and none of our code."""
+    return _plain(str(policy.source))
+
+
+@cache
+def _plain(source: str) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(policy.source, dtype=torch.float32, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def tokens(count: int, seed: int) -> tuple[int, ...]:
@@ -222,24 +233,30 @@ def encoder_with_ends(policy: SharedModel, ends: Sequence[int]) -> Encoder:
     return encoder
 
 
-def check_greedy(policy: SharedModel, count: int = 20, length: int = 12) -> None:
-    groups = questions(count)
-    model = plain(policy)
-    ends = list(range(1, VOCABULARY, 9))  # a ninth of all tokens end a response, so rows finish at different steps
-    wanted = []
-    for group in groups:
-        ids = torch.tensor([policy.tokenizer(group.prompt[0]["content"])["input_ids"]])
-        out = model.generate(
+@cache
+def generated(source: str, prompts: tuple[tuple[int, ...], ...], length: int) -> list[tuple[int, ...]]:
+    """The greedy answers of transformers' `generate`, one prompt at a time."""
+    answers = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        out = _plain(source).generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=length,
-            eos_token_id=ends,
+            eos_token_id=list(ENDS),
             pad_token_id=0,
         )
-        wanted.append(tuple(out[0, ids.shape[1] :].tolist()))
+        answers.append(tuple(out[0, len(prompt) :].tolist()))
+    return answers
+
+
+def check_greedy(policy: SharedModel, count: int = 20, length: int = 12) -> None:
+    groups = questions(count)
+    texts = [group.prompt[0]["content"] for group in groups]
+    wanted = generated(str(policy.source), tuple(map(tuple, policy.tokenizer(texts)["input_ids"])), length)
     assert len({len(row) for row in wanted}) > 2
-    encoder = encoder_with_ends(policy, ends)
+    encoder = encoder_with_ends(policy, ENDS)
     found = sample(policy, BASE, encoder, groups, Sampling(1, length, temperature=0.0), seed=0)
     assert [group.responses[0].tokens for group in found] == wanted
-    assert [group.responses[0].truncated for group in found] == [row[-1] not in ends for row in wanted]
+    assert [group.responses[0].truncated for group in found] == [row[-1] not in ENDS for row in wanted]

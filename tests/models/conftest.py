@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partialmethod
 
 import pytest
-from architectures import ARCHITECTURES, UNPACKED, load, make
+from architectures import ARCHITECTURES, UNPACKED, WAYS, load, make
 
 from alignkit.kernels import capabilities, flex_attention, tiled_attention
 from alignkit.kernels.attention import TreeLayout
@@ -36,7 +36,7 @@ def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return load(make(tmp_path_factory.mktemp(request.param), request.param))
 
 
-@pytest.fixture(params=["one mask", "split responses", "tiles", "one call"])
+@pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every way to compute a group's attention, whichever its shape would select."""
     split = request.param == "split responses"

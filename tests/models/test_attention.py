@@ -47,26 +47,30 @@ def test_responses_are_split_if_that_saves_products(prompt: int, responses: tupl
     assert GroupSpan(0, prompt, responses).split_responses is split
 
 
-def test_gradients_match(policy: SharedModel, way: str) -> None:
-    groups = ragged()
+@pytest.fixture(scope="module")
+def gradients(policy: SharedModel) -> dict[str, torch.Tensor | None]:
+    """Of `weights` times the log-probabilities, one response at a time."""
+    model = plain(policy)
+    at, weights = 0, torch.linspace(-1, 1, len(pack(ragged()).targets))
+    for group in ragged():
+        for response in group.rows:
+            ids = torch.tensor([[*group.prompt, *response.tokens]])
+            logprobs = F.token_logprobs(model(input_ids=ids).logits[0, :-1], ids[0, 1:])[len(group.prompt) - 1 :]
+            (logprobs * weights[at : at + len(logprobs)]).sum().backward()
+            at += len(logprobs)
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_gradients_match(policy: SharedModel, way: str, gradients: dict[str, torch.Tensor | None]) -> None:
     role = policy.add_role("trained")
     try:
         parameters = policy.make_trainable("trained")
-        row = pack(groups)
+        row = pack(ragged())
         hidden = policy.hidden("trained", row.layout, row.tokens)
         weights = torch.linspace(-1, 1, len(row.targets))
         (policy.logprobs("trained", hidden[row.before], row.targets)[0] * weights).sum().backward()
-        model = plain(policy)
-        at = 0
-        for group in groups:
-            for response in group.rows:
-                ids = torch.tensor([[*group.prompt, *response.tokens]])
-                logprobs = F.token_logprobs(model(input_ids=ids).logits[0, :-1], ids[0, 1:])[len(group.prompt) - 1 :]
-                (logprobs * weights[at : at + len(logprobs)]).sum().backward()
-                at += len(logprobs)
-        wanted = {name: p.grad for name, p in model.named_parameters()}
         for name, parameter in parameters.items():
-            torch.testing.assert_close(parameter.grad, wanted[name], atol=1e-4, rtol=1e-4, msg=name)
+            torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-4, rtol=1e-4, msg=name)
     finally:
         assert role.model is not policy.model
         policy.drop_role("trained")

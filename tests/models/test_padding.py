@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,18 @@ def check_scores(model: Any, tokenizer: Any, groups: list[Encoded], wanted: list
         assert model(**batch).logits[:, 0].tolist() == pytest.approx(wanted, abs=1e-5), side
 
 
-@pytest.mark.parametrize("lora", [LoraSpec(r=2), None])
-@pytest.mark.parametrize("end", list(ENDS))
-@pytest.mark.parametrize("padding", [0, EOS, None])
-@pytest.mark.parametrize("has_pad_token", [True, False])
+# Half of the product, in which every pair of values occurs; `make slow` has all of it.
+VALUES: tuple[list[Any], ...] = ([0, EOS, None], [True, False], list(ENDS), [LoraSpec(r=2), None])
+CASES = [
+    pytest.param(
+        *(values[place] for values, place in zip(VALUES, places, strict=True)),
+        marks=pytest.mark.slow if sum(places) % 2 else (),
+    )
+    for places in product(*(range(len(values)) for values in VALUES))
+]
+
+
+@pytest.mark.parametrize(("padding", "has_pad_token", "end", "lora"), CASES)
 @torch.no_grad()
 def test_strangers_read_the_same_score(
     padding: int | None, has_pad_token: bool, end: str, lora: LoraSpec | None, tmp_path: Path

@@ -36,6 +36,12 @@ SCRIPTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _short_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals are only told apart from points here."""
+    monkeypatch.setattr("alignkit.evaluation.agreement.REPETITIONS", 200)
+
+
 class Scripted:
     """Models whose answers have two tokens, the second of which has probability one half."""
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +23,7 @@ from alignkit_apps.feedback.effective_labels import labeled
 from alignkit_apps.feedback.items import TASKS
 from alignkit_apps.feedback.store import Event, Store
 from alignkit_apps.label.start import Plans, Source, prepared
+from tests.killed import forked
 
 PROMPTS = [f"bread {word}" for word in ("is", "good", "old", "new")]
 ANSWERS: dict[str, Any] = {
@@ -350,23 +350,18 @@ def test_every_round_asks_about_the_newest_policy_and_learns_from_all_labels(tmp
         ]
 
 
-KILLED = """
-import os, signal, sys
-from alignkit.cli import main
-from alignkit.runs import run
-
-run.write_groups = lambda *anything: os.kill(os.getpid(), signal.SIGKILL)
-main(sys.argv[1:])
-"""
-
-
-def test_a_run_that_is_killed_before_it_writes_the_labels_loses_none(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_that_is_killed_before_it_writes_the_labels_loses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stages = {"answers": ANSWERS, "labels": {"step": "people", "data": "answers"}}
     store = tmp_path / "run" / "labels.feedback"
     assert run(tmp_path, stages) == 75
     label(store)
     words = ["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
-    assert subprocess.run([sys.executable, "-c", KILLED, *words], check=False).returncode == -signal.SIGKILL
+    with monkeypatch.context() as patch:
+        patch.setattr("alignkit.runs.run.write_groups", lambda *anything: os.kill(os.getpid(), signal.SIGKILL))
+        assert forked(*words) == -signal.SIGKILL
     assert not (tmp_path / "run" / "labels" / "data.jsonl").exists()
     assert run(tmp_path, stages) == 0 and len(data(tmp_path)) == 4
 

@@ -61,7 +61,7 @@ def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
 
 
 TRAINERS = [
-    name if name in ("dpo", "sft") else pytest.param(name, marks=pytest.mark.slow)
+    name if name == "dpo" else pytest.param(name, marks=pytest.mark.slow)
     for name in alignkit_plugins.steps.trl.TRAINERS
 ]
 

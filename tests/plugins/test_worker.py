@@ -80,6 +80,7 @@ def test_a_run_with_a_worker_ends_in_the_same_bytes(tmp_path: Path, whole: dict[
     assert not workers(os.getpid()) and not list((tmp_path / "out" / "cache").glob("engine*"))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_fails_the_stage_which_then_continues(
     tmp_path: Path, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:

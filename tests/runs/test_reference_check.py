@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +26,7 @@ from alignkit.tokens.encoding import Encoded, ResponseTokens
 from alignkit.training.stage import StageWork
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.dpo import DPO
+from tests.killed import forked
 
 TEMPERATURE = 0.7
 STUDENT: dict[str, Any] = {"algorithm": "distillation", "prompts": "prompts.jsonl", "iterations": 2}
@@ -187,9 +185,7 @@ def test_a_killed_run_ends_in_the_same_bytes(big: Path, tmp_path: Path) -> None:
     path = write(tmp_path, {"teacher": TEACHER, "student": STUDENT | {"reference": "teacher"}}, big)
     (tmp_path / "saboteur.py").write_text(SABOTEUR, encoding="utf-8")
     command = ["run", str(path), "--plugin", str(tmp_path / "saboteur.py"), "--out"]
-    environment = {**os.environ, "KILL": "yes", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    killed = subprocess.run([sys.executable, "-m", "alignkit", *command, str(tmp_path / "killed")], env=environment)
-    assert killed.returncode == -signal.SIGKILL
+    assert forked(*command, tmp_path / "killed", KILL="yes") == -signal.SIGKILL
     for name in ("killed", "whole"):
         assert main([*command, str(tmp_path / name)]) == 0
     for file in ("student/adapter/adapter_model.safetensors", "student/rollouts/0002.jsonl"):

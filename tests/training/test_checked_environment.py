@@ -135,20 +135,26 @@ MISTAKES: list[tuple[type[Environment], str, str]] = [
 
 
 @pytest.mark.parametrize(("cls", "method", "message"), MISTAKES, ids=[cls.__name__ for cls, _, _ in MISTAKES])
-def test_a_mistake_names_plugin_stage_iteration_and_row_and_the_run_can_go_on(
+def test_a_mistake_names_plugin_stage_iteration_and_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cls: type[Environment], method: str, message: str
 ) -> None:
     follow(monkeypatch, TURNS)
     rollout = {"samples_per_prompt": 2, "max_new_tokens": 90, "turn_seconds": 1}
-    run = run_of(tmp_path, cls, rollout=rollout)
     with pytest.raises(
         PluginError, match=f"plugin 'alignkit_calculator'.*stage 'align', in `{cls.__name__}.{method}`: .*{message}"
     ) as caught:
-        run.execute()
+        run_of(tmp_path, cls, rollout=rollout).execute()
     notes = "\n".join(caught.value.__notes__)
     assert "in the episode of" in notes and "prompts.jsonl:" in notes and "in iteration 1 of 1" in notes
     assert "response " in notes and "What is" in notes
-    run_of(tmp_path, rollout=rollout).execute()  # the environment was repaired
+
+
+def test_the_run_goes_on_with_a_repaired_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(monkeypatch, TURNS)
+    with pytest.raises(PluginError):
+        run_of(tmp_path, Raises).execute()
+    run = run_of(tmp_path)
+    run.execute()
     assert len(rollouts(run)) == 2
 
 

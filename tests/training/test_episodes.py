@@ -53,7 +53,13 @@ def test_every_on_policy_algorithm_is_played() -> None:
     assert online == set(ALGORITHMS)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+# One of each kind of signal, and the one without a reward; `make slow` has the others.
+OFTEN = ("ppo", "rejection_sampling", "online_dpo", "distillation")
+
+
+@pytest.mark.parametrize(
+    "algorithm", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
+)
 def test_algorithms_learn_from_episodes_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str
 ) -> None:

@@ -189,8 +189,13 @@ def test_one_process_deals_nothing() -> None:
 
 # Runs
 
+# With FEATURES, one of each kind of data and of signal; `make slow` has the others.
+OFTEN = ("sft", "lm", "cpl", "reward_ordinal", "reinforce_pp", "online_dpo", "rest", "hir", "distillation")
 
-@pytest.mark.parametrize("name", registered())
+
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in registered()]
+)
 def test_every_algorithm_learns_the_same_on_several_processes(recipe_folder: Path, name: str) -> None:
     one = check(recipe_folder, recipe(stage(name, OPTIONS.get(name), **KEYS.get(name, {}))))
     assert len(one.steps) > 1 and any(bool(x.any()) for x in one.steps[0].gradients.values())

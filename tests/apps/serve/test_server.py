@@ -23,7 +23,7 @@ from tests.patience import PATIENCE
 TOKEN = "a-token-of-this-test"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_server_in_the_middle_of_an_answer(run: Path, number: signal.Signals) -> None:
     pytest.importorskip("uvicorn")
     words = ["serve", str(run / "online"), "--host", "0.0.0.0", "--port", "0"]
