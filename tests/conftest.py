@@ -1,8 +1,7 @@
 """Options of the test run, and what it must not hide."""
 
 import gc
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -57,25 +56,6 @@ def _own_stages() -> Iterator[None]:
     """Runs of tests reuse no stages of others, which they are compared with; tests of that ask for it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNKIT_REUSE", "0")
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _read_once() -> Iterator[None]:
-    """Every stage of every run looks for what plugins import; here alignkit's own are read once."""
-    from alignkit.io import source_code
-
-    imported, plugins = source_code._imported, Path(__file__).parents[1] / "plugins"
-
-    @cache
-    def first(file: Path, root: Path, top: Path | None) -> list[source_code._Module]:
-        return list(imported(file, root, top))
-
-    def read(file: Path, root: Path, top: Path | None) -> Iterable[source_code._Module]:
-        return first(file, root, top) if plugins in file.parents else imported(file, root, top)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source_code, "_imported", read)
         yield
 
 

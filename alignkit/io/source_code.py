@@ -12,7 +12,7 @@ import importlib.util
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import alignkit
@@ -100,14 +100,15 @@ def _imported(file: Path, root: Path, top: Path | None) -> Iterator[_Module]:
     """The user's own modules that a file imports, anywhere in its code. root: the folder of the first file."""
     package = _top_package(file)
     roots = [root] if package is None else [package.parent, root]
-    for name in _imported_names(file):
+    for name in _imported_names(file, file.read_bytes()):
         yield from _located(name, roots, top)
 
 
-def _imported_names(file: Path) -> set[str]:
-    """Absolute names of modules; some are names inside a module."""
+@lru_cache(maxsize=2048)  # every stage of a run asks
+def _imported_names(file: Path, source: bytes) -> set[str]:
+    """Absolute names of modules; some are names inside a module. source: what the file contains."""
     try:
-        tree = ast.parse(file.read_bytes())
+        tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return set()
     names: set[str] = set()
