@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from alignkit.errors import PluginError
+from alignkit.errors import PluginError, Problem, RecipeError
 from alignkit.io.printable import printable
 
 if TYPE_CHECKING:
@@ -82,6 +82,11 @@ def load(
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
         warn(f"warning: {broken}")
     return recipe
+
+
+def refuse(message: str, help: str = "") -> NoReturn:
+    """Raise RecipeError for what a user typed. help: what to type instead."""
+    raise RecipeError([Problem(message, help=help)])
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Console:

@@ -40,7 +40,7 @@ def test_a_run_and_its_preview_say_what_changed(
 
     def planned(*overrides: str) -> list[str]:
         capsys.readouterr()
-        assert cli.main(["validate", "--no-data", str(recipe), *overrides, *out]) == 0
+        assert cli.main(["check", "--no-data", str(recipe), *overrides, *out]) == 0
         return capsys.readouterr().out.splitlines()[:2]
 
     assert planned() == ["one: runs", "two: runs"] and not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""`alignkit results` lists what a run's folder holds, and deletes what the recipe does not use."""
+"""`alignkit show` lists what a run's folder holds, and deletes what the recipe does not use."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_all_results_are_listed(store: StageStore, capsys: pytest.CaptureFixture
         ("sft", "earlier", "one"),
         ("sft", "damaged", "two"),
     ]
-    assert cli.main(["results", str(store.folder)]) == 0
+    assert cli.main(["show", str(store.folder)]) == 0
     out = capsys.readouterr().out
     assert "oneoneoneone" in out and "damaged" in out and len(out.splitlines()) == 5
 
@@ -48,5 +48,5 @@ def test_pruning_keeps_what_the_recipe_uses(store: StageStore) -> None:
 
 
 def test_another_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["results", str(tmp_path), "--prune"]) == 2
+    assert cli.main(["show", str(tmp_path), "--prune"]) == 2
     assert "is not the folder of a run" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from alignkit.recipe.schema import BASE
 from alignkit.recipe.shipped import SCHEMA_LINE
@@ -33,7 +33,7 @@ EXAMPLE = {
 _HEAD = """\
 {schema}
 # {what}
-# Check it: alignkit validate FILE. See a row as a stage sees it: alignkit inspect FILE STAGE.
+# Check it: alignkit check FILE. See a row as a stage sees it: alignkit check FILE STAGE.
 # Run it: alignkit run FILE. The same command continues it after an interruption, and repeats only what has changed.
 name: {name}
 model:
@@ -83,13 +83,21 @@ _BASES = ("smollm2-135m-instruct # small enough for a CPU;", "tiny # random weig
 
 @dataclass(frozen=True)
 class Source:
-    """A data file as the recipe names it, and its format. named: whether the recipe must name the format."""
+    """A data file as the recipe names it, and its format.
+
+    named: whether the recipe must name the format. columns: those that the recipe renames: expected -> actual.
+    """
 
     path: str
     format: str
     named: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        if self.columns:
+            key = self.format if self.named else "path"
+            columns = ", ".join(f"{quoted(name)}: {quoted(column)}" for name, column in self.columns.items())
+            return f"{{{key}: {quoted(self.path)}, columns: {{{columns}}}}}"
         if self.named:
             return f"{{{self.format}: {quoted(self.path)}}}"
         return f"{quoted(self.path)} # recognized: {self.format}"

@@ -92,7 +92,7 @@ def test_the_run_says_what_the_swap_changes(swapped: Path) -> None:
 
 def test_one_run_is_compared_with_itself(swapped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    assert main(["compare", str(swapped)]) == 0
+    assert main(["show", str(swapped)]) == 0
     out = capsys.readouterr().out
     head = next(line for line in out.splitlines() if "align@ppo" in line)
     assert head.split() == ["base", "align@ppo", "align@rejection_sampling"]
@@ -186,9 +186,9 @@ def test_commands_take_a_result(swapped: Path, tmp_path: Path, capsys: pytest.Ca
     card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
     assert "ppo" in card and "rejection_sampling" not in card
     capsys.readouterr()
-    assert main(["results", str(swapped / "align@ppo")]) == 0
+    assert main(["show", str(swapped / "align@ppo")]) == 0
     assert ".earlier/align/" in capsys.readouterr().out
-    assert main(["inspect", str(write_recipe(swapped.parent)), "align@ppo"]) == 2
+    assert main(["check", str(write_recipe(swapped.parent)), "align@ppo"]) == 2
     assert "inspect shows the rows of a stage" in capsys.readouterr().err
 
 
