@@ -18,15 +18,7 @@ from typer.core import TyperGroup
 from alignkit import __version__
 from alignkit.arguments import NoPlugins, Overrides, PluginFiles, RecipeName, load
 from alignkit.commands import GROUPS, add_commands
-from alignkit.errors import (
-    AlignkitError,
-    OutOfResource,
-    Problem,
-    RecipeError,
-    did_you_mean,
-    message_of,
-    no_disk,
-)
+from alignkit.errors import AlignkitError, OutOfResource, Problem, RecipeError, did_you_mean, message_of, no_disk
 from alignkit.io.leaving import leaving
 from alignkit.plugin_errors import blaming
 
@@ -56,6 +48,7 @@ _OPTIONS = {
     **dict.fromkeys(("--gpu", "--gpus", "--device"), "model.device=cuda for one GPU, --processes N for several"),
     "--seed": "seed=VALUE",
     "--lr": "stages.STAGE.learning_rate=VALUE",
+    "--epochs": "stages.STAGE.epochs=VALUE",
 }
 
 
@@ -66,7 +59,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:  # typer would end it without a word
-            return _interrupted(error)
+            return _failed(error)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
@@ -184,12 +177,10 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         with blaming(_registrations):
             result: Any = app(list(argv) if argv is not None else None, prog_name="alignkit", standalone_mode=False)
-    except KeyboardInterrupt as error:
-        return _interrupted(error)
     except BrokenPipeError:  # `alignkit plugins | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return _failed(error, given)
     return result if isinstance(result, int) else 0
 
@@ -200,7 +191,7 @@ def _registrations() -> list[Registration]:
     return plugins().registry.everything()
 
 
-def _failed(error: Exception, given: Sequence[str]) -> int:
+def _failed(error: BaseException, given: Sequence[str] = ()) -> int:
     """Print what went wrong and return the exit code. ALIGNKIT_DEBUG=1 adds the traceback."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()  # type: ignore[attr-defined]
@@ -213,7 +204,8 @@ def _failed(error: Exception, given: Sequence[str]) -> int:
         return 130
     if not isinstance(error, AlignkitError):
         error = no_disk(error) or error
-    if os.environ.get("ALIGNKIT_DEBUG", "") not in ("", "0"):
+    interrupted = isinstance(error, KeyboardInterrupt)
+    if os.environ.get("ALIGNKIT_DEBUG", "") not in ("", "0") and not interrupted:
         import traceback
 
         traceback.print_exception(error)
@@ -222,27 +214,20 @@ def _failed(error: Exception, given: Sequence[str]) -> int:
     Reporter().say(message_of(error))
     if isinstance(error, AlignkitError):
         return error.exit_code
-    return OutOfResource.exit_code if isinstance(error, MemoryError) else 1
+    return 130 if interrupted else OutOfResource.exit_code if isinstance(error, MemoryError) else 1
 
 
 def _usage_error(error: Any, given: Sequence[str]) -> RecipeError:
-    """A mistake in the arguments, as all others are printed. given: the arguments."""
+    """A mistake in the arguments, printed like all others. given: the arguments."""
     text, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
     path = context.command_path if context is not None else "alignkit"
     help = f"{path} --help lists arguments and options"
     if option := getattr(error, "option_name", None):
         text = f"no such option {option}"
-        takes_recipe = path.split()[-1] in ("run", "check")
         help = did_you_mean(option, getattr(error, "possibilities", None) or ()) or help
-        if takes_recipe and option in _OPTIONS:
-            after = [*given, "VALUE"][given.index(option) + 1 :] if option in given else ["VALUE"]
-            help = f"write: {_OPTIONS[option].replace('VALUE', after[0])}"
+        if path.split()[-1] in ("run", "check") and option in _OPTIONS:
+            words = [
+                part for word in [*given, "VALUE"] for part in (word.split("=", 1) if word.startswith("-") else [word])
+            ]
+            help = f"write: {_OPTIONS[option].replace('VALUE', words[words.index(option) + 1])}"
     return RecipeError([Problem(text[:1].lower() + text[1:], help=help)])
-
-
-def _interrupted(error: KeyboardInterrupt) -> int:
-    """Say where the command was interrupted, if that is known, and return the exit code."""
-    from alignkit.io.progress import Reporter
-
-    Reporter().say(message_of(error))
-    return 130

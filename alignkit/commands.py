@@ -58,20 +58,20 @@ def _add(app: typer.Typer, entry: importlib.metadata.EntryPoint) -> None:
     manager.add_hookspecs(sys.modules[__name__])
     manager.register(entry.load(), name=entry.name)
     manager.check_pending()
-    commands: list[tuple[str, Callable[..., Any] | typer.Typer, str]] = []
+    functions = [known.name or getattr(known.callback, "__name__", "") for known in app.registered_commands]
+    taken = {name.replace("_", "-") for name in functions} | {str(known.name) for known in app.registered_groups}
+    commands: dict[str, tuple[Callable[..., Any] | typer.Typer, str]] = {}
 
     def register(command: Callable[..., Any] | typer.Typer, name: str = "", group: str = GROUPS[-1]) -> None:
         if not callable(command):
             raise PluginError(f"register takes a function or a typer.Typer, not {command!r}")
         own = str(command.info.name) if isinstance(command, typer.Typer) else command.__name__.replace("_", "-")
-        commands.append((name or own, command, group))
+        if (name or own) in taken | commands.keys():
+            raise PluginError(f"alignkit has a command '{name or own}' already")
+        commands[name or own] = command, group
 
     manager.hook.register_commands(register=register)
-    functions = [known.name or getattr(known.callback, "__name__", "") for known in app.registered_commands]
-    taken = {name.replace("_", "-") for name in functions} | {str(group.name) for group in app.registered_groups}
-    for name, command, group in commands:
-        if name in taken or [each for each, _, _ in commands].count(name) > 1:
-            raise PluginError(f"alignkit has a command '{name}' already")
+    for name, (command, group) in commands.items():
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name, rich_help_panel=group)
         else:

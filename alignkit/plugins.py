@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from alignkit.io.lookup import is_dir, is_file
 from alignkit.launcher import ACCELERATE, Launcher
 from alignkit.options import Options
 from alignkit.readers import BUILT_IN, Reader, use_readers
-from alignkit.registry import BrokenPlugin, Registration, Registry, UnavailablePlugin, normalized_name
+from alignkit.registry import BrokenPlugin, Registration, Registry, UnavailablePlugin, normalized_name, registered_names
 from alignkit.reward import Judge, Reward, RewardCombination
 from alignkit.step import Step
 from alignkit.tracker import Tracker
@@ -53,6 +53,8 @@ HOOKS = {
     "register_readers": "reader",
     "register_launchers": "launcher",
 }
+# In a plugin's source: kinds that decide how a value is read that names no plugin, and names that it computes.
+_ALWAYS = ("", "register_models", "register_formats", "register_readers", "register_launchers")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Words that recipes use for something else where they would name the implementation.
 _RESERVED = {
@@ -85,6 +87,11 @@ class _Candidate:
         """Whether `name` or `package:name` means this plugin."""
         package, _, plain = name.rpartition(":")
         return normalized_name(plain) == normalized_name(self.name) and package in ("", self.distribution)
+
+    def may_provide(self, words: Set[str]) -> bool:
+        """Whether a recipe with these words may use the plugin, by its source; others write theirs as they like."""
+        names = registered_names(self._path()) if self.distribution == GROUP else set()
+        return not names or not names.isdisjoint({*words, *_ALWAYS})
 
     def broken(self, reason: str) -> BrokenPlugin:
         return BrokenPlugin(self.name, self.distribution, self.version, reason, self._path())
@@ -408,14 +415,21 @@ def _enabled(candidates: list[_Candidate], disabled: Sequence[str]) -> tuple[lis
 _current: Plugins | None = None
 
 
-def load_plugins(extra_files: Iterable[Path] = (), disabled: Sequence[str] = ()) -> Plugins:
-    """Load the installed plugins and the extra files; `plugins()` returns the result from then on."""
+def load_plugins(
+    extra_files: Iterable[Path] = (), disabled: Sequence[str] = (), words: Set[str] | None = None
+) -> Plugins:
+    """Load the installed plugins and the extra files; `plugins()` returns the result from then on.
+
+    words: of a recipe; alignkit's plugins that it cannot mean are left out.
+    """
     global _current
     result = Plugins(map(Path, extra_files), disabled)
     everything = [*_entry_points(), *map(_file_plugin, result.files)]
     candidates, result.registry.disabled = _enabled(everything, disabled)
     counts = Counter(plugin.name for plugin in candidates)
     for plugin in candidates:
+        if words is not None and not _strict() and not plugin.may_provide(words):
+            continue
         if counts[plugin.name] == 1:
             result.load(plugin)
         else:  # pluggy would keep the first and silently drop the others

@@ -57,13 +57,7 @@ class UnavailablePlugin:
         """Whether the plugin has this name, or its source registers it."""
         if normalized_name(self.plugin) == normalized_name(name):
             return True
-        if self.source_path is None:
-            return False
-        try:
-            source = self.source_path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            return False
-        return re.search(rf"register\w*\(\s*[\"']{re.escape(name)}[\"']", source) is not None
+        return name in registered_names(self.source_path)
 
 
 class BrokenPlugin(UnavailablePlugin):
@@ -164,6 +158,16 @@ class Registry:
         )
         help = f"{guess} ({listed})" if guess else listed
         return Unresolved(f"no {kind} '{name}'", "\n  ".join([help, *map(str, self.broken)]))
+
+
+def registered_names(path: Path | None) -> set[str]:
+    """What a plugin's module registers, by its source: its hooks and names; an empty one stands for computed names."""
+    try:
+        source = path.read_text(encoding="utf-8") if path else ""
+    except (OSError, UnicodeDecodeError):
+        return set()
+    names = re.findall(r"\bregister\w*\((?!register)(?:\s*[\"']([^\"']+)[\"'])?", source)
+    return {*names, *re.findall(r"\bdef (register_\w+)", source)}
 
 
 def normalized_name(name: str) -> str:

@@ -234,7 +234,7 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
         ("run x.yaml --model gpt2", "no such option --model", "write: model.base=gpt2"),
         ("run x.yaml --set a=b", "no such option --set", "write: a=b"),
         ("run x.yaml --outt a", "no such option --outt", "did you mean '--out'?"),
-        ("chat x --model gpt2", "no such option --model", "alignkit chat --help lists arguments and options"),
+        ("chat x --model gpt2", "no such option --model", "did you mean '--reward'?"),
     ],
 )
 def test_what_to_write_instead(words: str, error: str, help: str, capsys: pytest.CaptureFixture[str]) -> None:

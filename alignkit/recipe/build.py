@@ -67,14 +67,13 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
     engine = read_engine(data["engine"], ("engine",), scope) if data.get("engine") is not None else None
     if top is not None:
         _check_requires(top.requires, scope)
-    if len(problems) or top is None or model is None:
-        raise problems.as_error()
-    fill_engines(stages, engine, {BASE: model, **others}, problems)
-    _refuse_keys(document, problems)  # last: a judge or a tracker says more about a key in its options
-    if len(problems):
-        raise problems.as_error()
+    if top is None or model is None:
+        raise problems.as_error(scope.sources)
+    if not len(problems):
+        fill_engines(stages, engine, {BASE: model, **others}, problems)
+        _refuse_keys(document, problems)  # last: a judge or a tracker says more about a key in its options
     name = top.name or _name_of(document)
-    return Recipe(
+    recipe = Recipe(
         name=name,
         path=document.path,
         folder=document.path.parent.resolve(),
@@ -89,6 +88,9 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
         # Blocks are not expanded here, so that users can edit the copy in the run's folder.
         resolved={**({} if top.name else {"name": name}), **scope.paths.portable(document.data)},
     )
+    if len(problems):
+        raise problems.as_error(scope.sources, recipe)
+    return recipe
 
 
 def build_models(document: Document, registry: Registry) -> tuple[Recipe, list[RewardSpec]]:
@@ -113,7 +115,10 @@ def _option_hint(key: str, data: Mapping[str, Any], registry: Registry) -> str:
     """Help for an algorithm's option at the top level: its full path. Also for `algorithm: {OPTION: ...}`."""
     written = data.get(key) if key == "algorithm" else {key: None}
     paths = []
-    for stage, content in data["stages"].items() if isinstance(data.get("stages"), dict) else ():
+    stages = data["stages"] if isinstance(data.get("stages"), dict) else {}
+    if key in stages:
+        return f"'{key}' is a stage: write stages.{key}.KEY"
+    for stage, content in stages.items():
         named = content.get("algorithm") if isinstance(content, dict) else None
         for name in [named] if isinstance(named, str) else named if isinstance(named, dict) else ():
             if registry.has("algorithm", name):

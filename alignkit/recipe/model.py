@@ -102,7 +102,8 @@ def _read_base(base: Any, keys: Keys, scope: Scope) -> str:
         scope.problems.error(keys, f"no such folder: {base}", help=f"looked for {path}")
     elif "/" not in base:
         # Few Hub ids have no namespace, so a misspelled plugin is more likely.
-        near = difflib.get_close_matches(base, scope.registry.names("model"), 1, 0.85)
+        names = scope.registry.names("model")
+        near = difflib.get_close_matches(base, names, 1, 0.85) or [name for name in names if name.startswith(base)]
         if near or scope.registry.likely_providers(base):
             find("model", base, keys, scope)
     return base

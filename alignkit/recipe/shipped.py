@@ -40,15 +40,3 @@ def find_recipe(name: str | Path) -> Path:
     near = [item.name for item in path.parent.glob("*.y*ml")] if is_dir(path.parent) else []
     help = did_you_mean(path.name, [*near, *shipped()]) or f"shipped recipes: {', '.join(shipped()) or 'none'}"
     raise RecipeError([Problem(f"no such recipe: {name}", help=help)])
-
-
-def summary(path: Path) -> str:
-    """What a recipe does: the comment `What:` of its file, up to the first sentence's end."""
-    words: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line == SCHEMA_LINE:
-            continue
-        if not line.startswith("#   " if words else "# What:"):
-            break
-        words += line.removeprefix("# What:").lstrip("#").split()
-    return " ".join(words).partition(". ")[0].rstrip(".")

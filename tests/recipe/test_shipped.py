@@ -6,7 +6,8 @@ import pytest
 
 from alignkit.errors import RecipeError
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.shipped import find_recipe, shipped, summary
+from alignkit.recipe.shipped import find_recipe, shipped
+from alignkit_apps.init.copying import summary
 
 
 @pytest.fixture(autouse=True)

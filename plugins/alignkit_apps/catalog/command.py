@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.arguments import NoPlugins, PluginFiles, console, print_table
+from alignkit.arguments import NoPlugins, PluginFiles
 from alignkit.io.printable import printable
+from alignkit_apps.catalog.printing import console, print_table
 
 if TYPE_CHECKING:
     from alignkit.plugins import Plugins

@@ -10,36 +10,41 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.arguments import NoPlugins, PluginFiles, RecipeName, console, load, print_table, refuse
+from alignkit.arguments import NoPlugins, PluginFiles, RecipeName, load, refuse
 from alignkit.io.printable import printable
+from alignkit_apps.catalog.printing import console, print_table
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe
 
 
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[STAGE] KEY=VALUE",
+        help="A stage of which to show a row; overrides: a.b=c sets a key, ~a.b deletes it.",
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder of the run: show what it would reuse, and why not.")
+]
+Gpus = Annotated[
+    str | None, typer.Option(metavar="NxCARD", help="Plan for cards, such as 8xH100. Default: this machine.")
+]
+Processes = Annotated[int | None, typer.Option(metavar="N", help="Of N processes, as 'alignkit run' starts them.")]
+
+
 def check(
     recipe: RecipeName,
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[STAGE] KEY=VALUE",
-            help="A stage of which to show a row; overrides: a.b=c sets a key, ~a.b deletes it.",
-        ),
-    ] = None,
+    words: Words = None,
     row: Annotated[
         int | None, typer.Option(metavar="N", help="Which row of STAGE, counted from 1. Default: 1.")
     ] = None,
     data: Annotated[bool, typer.Option("--data/--no-data", help="Read the data files.")] = True,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the run: show what it would reuse, and why not.")
-    ] = None,
+    out: Out = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show rows, tokens, memory and time.")] = False,
-    gpus: Annotated[
-        str | None, typer.Option(metavar="NxCARD", help="Plan for cards, such as 8xH100. Default: this machine.")
-    ] = None,
-    processes: Annotated[
-        int | None, typer.Option(metavar="N", help="Of N processes, as 'alignkit run' starts them.")
-    ] = None,
+    gpus: Gpus = None,
+    processes: Processes = None,
     probe: Annotated[
         bool, typer.Option("--probe/--no-probe", help="In a plan, measure how fast this machine is.")
     ] = True,
@@ -72,7 +77,7 @@ def check(
     overrides += [] if processes is None else [f"launcher.processes={processes}"]
 
     def loaded(more: Sequence[str] = (), warn: Callable[[str], None] = _say) -> Recipe:
-        return load(recipe, [*overrides, *more], plugin, no_plugin, warn)
+        return load(recipe, [*overrides, *more], plugin, no_plugin, warn, only_named=True)
 
     if plan:
         _plan(loaded, out, gpus, probe=probe, json=json)
@@ -93,12 +98,12 @@ def _check(recipe: Recipe, out: Path | None, *, data: bool) -> None:
 
         launcher().check(recipe, World())
     if data:
-        from alignkit.runs.preflight import data_lines
+        from alignkit.runs.data_check import data_lines
 
         lines += data_lines(recipe)
     if out is not None:
-        from alignkit.runs.plan import plan as reuse
         from alignkit.runs.run import Run
+        from alignkit_apps.check.reuse import planned as reuse
 
         lines += reuse(Run(recipe, out))
     for line in [*lines, f"ok: {recipe.name}: stages {' -> '.join(recipe.stages)}"]:

@@ -16,13 +16,13 @@ from alignkit.errors import AlignkitError, Problem, RecipeError
 from alignkit.plugin_errors import made
 from alignkit.plugins import launcher
 from alignkit.recipe.schema import BASE, Recipe, Stage
-from alignkit.runs.plan import plan as reuse
 from alignkit.runs.run import Run
 from alignkit.runs.world import World, counted_processes
 from alignkit.training.learning_rate import with_learning_rate
 from alignkit_apps.check.cards import Machine, larger_cards
 from alignkit_apps.check.memory import USABLE, Memory, stage_memory
 from alignkit_apps.check.planned_run import PlannedRun
+from alignkit_apps.check.reuse import planned as reuse
 from alignkit_apps.check.timing import Pace, Seconds, pace_of, probed, seconds_of
 from alignkit_apps.check.tokens import Workload, of_the_busiest, workload
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkit.arguments import refuse
 from alignkit.errors import AlignkitError, Problem, RecipeError, RunFailed
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
@@ -30,26 +31,26 @@ def check_target(repo: str, public: bool) -> Target:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        _refuse(f"--push {repo} is no name of a repository: {error}", "write OWNER/NAME")
+        refuse(f"--push {repo} is no name of a repository: {error}", "write OWNER/NAME")
     if constants.HF_HUB_OFFLINE:
-        _refuse("--push needs the hub, but HF_HUB_OFFLINE is set", "unset it, or leave --push out")
+        refuse("--push needs the hub, but HF_HUB_OFFLINE is set", "unset it, or leave --push out")
     api = HfApi()
     user = _asked(api.whoami, "who you are")
     owners = [str(user.get("name")), *(str(owner.get("name")) for owner in user.get("orgs") or ())]
     owner, _, name = repo.rpartition("/")
     owner = owner or owners[0]
     if owner not in owners:
-        _refuse(f"--push {repo}: you are {owners[0]} and cannot write to {owner}", f"owners: {', '.join(owners)}")
+        refuse(f"--push {repo}: you are {owners[0]} and cannot write to {owner}", f"owners: {', '.join(owners)}")
     role = ((user.get("auth") or {}).get("accessToken") or {}).get("role")
     if role == "read":
-        _refuse("--push needs a token that may write; yours may only read", LOGIN)
+        refuse("--push needs a token that may write; yours may only read", LOGIN)
     whole = f"{owner}/{name}"
     try:
         info = _asked(lambda: api.repo_info(whole), f"about {whole}")
     except RepositoryNotFoundError:
         return Target(whole, public, exists=False)
     if not public and not info.private:
-        _refuse(f"--push {whole} exists already, and everybody can read it", "add --public, or choose another name")
+        refuse(f"--push {whole} exists already, and everybody can read it", "add --public, or choose another name")
     return Target(whole, public, exists=True)
 
 
@@ -86,7 +87,3 @@ def _asked(call: Callable[[], Any], what: str, help: str = LOGIN) -> Any:
         raise
     except Exception as error:  # from the HTTP library, which differs between versions of huggingface_hub
         raise RunFailed(f"the hub, asked {what}, did not answer: {error}\nhelp: {help}") from error
-
-
-def _refuse(message: str, help: str) -> None:
-    raise RecipeError([Problem(message, help=help)])

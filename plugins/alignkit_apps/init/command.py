@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from alignkit.arguments import print_table, refuse
+from alignkit.arguments import refuse
 from alignkit.io.printable import printable
+from alignkit_apps.catalog.printing import print_table
 
 
 def init(
@@ -43,7 +44,8 @@ def init(
     given = {"demos": demos, "pairs": pairs, "prompts": prompts}
     data = {name: path for name, path in given.items() if path is not None}
     if listed:
-        from alignkit.recipe.shipped import shipped, summary
+        from alignkit.recipe.shipped import shipped
+        from alignkit_apps.init.copying import summary
 
         print_table(("name", "what it does"), [(name, summary(path)) for name, path in shipped().items()])
         return

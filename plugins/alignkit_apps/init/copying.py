@@ -11,9 +11,21 @@ from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed, did_
 from alignkit.io.lookup import is_file
 from alignkit.recipe.document import load_document
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.shipped import SCHEMA, shipped, shipped_folder, shipped_recipe
+from alignkit.recipe.shipped import SCHEMA, SCHEMA_LINE, shipped, shipped_folder, shipped_recipe
 
 LICENSES = "data/LICENSES.md"
+
+
+def summary(path: Path) -> str:
+    """What a recipe does: the comment `What:` of its file, up to the first sentence's end."""
+    words: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line == SCHEMA_LINE:
+            continue
+        if not line.startswith("#   " if words else "# What:"):
+            break
+        words += line.removeprefix("# What:").lstrip("#").split()
+    return " ".join(words).partition(". ")[0].rstrip(".")
 
 
 def copy_recipe(name: str, folder: Path) -> list[Path]:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import yaml
+
 from alignkit.recipe.schema import BASE
 from alignkit.recipe.shipped import SCHEMA_LINE
 
@@ -124,16 +126,5 @@ def recipe_text(name: str, base: str | None, sources: Mapping[str, Source], *, e
 
 def quoted(text: str) -> str:
     """A text as YAML, in quotes if it needs them."""
-    plain = re.fullmatch(r"[A-Za-z_/.][\w./-]*", text) and text.lower() not in (
-        "null",
-        "true",
-        "false",
-        "yes",
-        "no",
-        "on",
-    )
-    return (
-        text
-        if plain and text.lower() not in ("off", "y", "n", ".nan", ".inf")
-        else json.dumps(text, ensure_ascii=False)
-    )
+    plain = re.fullmatch(r"[A-Za-z_/.][\w./-]*", text) and yaml.safe_load(text) == text
+    return text if plain else json.dumps(text, ensure_ascii=False)

@@ -82,8 +82,8 @@ def _read(path: Path, columns: Columns) -> tuple[list[Question], dict[str, Habit
 def _print(facts: list[dict[str, Any]], as_json: bool) -> None:
     import json
 
-    from alignkit.arguments import console
     from alignkit.report import Block, Report
+    from alignkit_apps.catalog.printing import console
     from alignkit_apps.labels.blocks import blocks, habit_block
 
     if as_json:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignkit.arguments import Judges, NoPlugins, PluginFiles, Rewards
+from alignkit.arguments import NoPlugins, PluginFiles
+from alignkit_apps.catalog.printing import Judges, Rewards, console
 from alignkit_apps.labels.agree import agree
 
 if TYPE_CHECKING:
     from alignkit_apps.feedback.merging import Content
+    from alignkit_apps.feedback.store import Store
 
 labels_app = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="Show, measure, merge, rate and export labels of people."
@@ -41,7 +43,9 @@ def show(
 
     with Store.open(store, write=False) as opened:
         facts = overview(opened)
-    print(json.dumps(facts, indent=1, ensure_ascii=False) if json_output else Report(blocks(facts)).text(_width()))
+    print(
+        json.dumps(facts, indent=1, ensure_ascii=False) if json_output else Report(blocks(facts)).text(console().width)
+    )
 
 
 labels_app.command()(agree)
@@ -61,14 +65,11 @@ def merge(
     """
     from alignkit.errors import DataError
     from alignkit_apps.feedback.merging import merge as merged
-    from alignkit_apps.feedback.store import Store
 
     contents = [(source, _content(source)) for source in sources]
     if any(into.exists() and source.exists() and source.samefile(into) for source in sources):
         raise DataError(f"{into}: cannot be merged into itself; name another file with --into")
-    with Store.open(into, new=True) as target:
-        for warning in target.warnings:
-            typer.echo(f"warning: {warning}", err=True)
+    with _opened(into) as target:
         for source, content in contents:
             done = merged(target, content, str(source))
             kept = f"; {done.gold} gold labels differ, those of {into} stay" if done.gold else ""
@@ -167,13 +168,10 @@ def import_(
       alignkit labels import tasks.json --into labels.feedback --license CC0-1.0
     """
     from alignkit_apps.feedback.merging import merge as merged
-    from alignkit_apps.feedback.store import Store
     from alignkit_apps.labels.label_studio import content_of_file
 
     content_of_file(file, None, license=license, terms=consent)  # so that a file with mistakes makes no store
-    with Store.open(into, new=True) as target:
-        for warning in target.warnings:
-            typer.echo(f"warning: {warning}", err=True)
+    with _opened(into) as target:
         content = content_of_file(file, target, license=license, terms=consent)
         done = merged(target, content, str(file))
     print(f"{file}: {done.items} new items, {done.events} new events")
@@ -219,7 +217,11 @@ def _content(source: Path) -> Content:
         return content_of(store)
 
 
-def _width() -> int:
-    from alignkit.arguments import console
+def _opened(path: Path) -> Store:
+    """A store to add to, with its warnings on stderr; made if it does not exist."""
+    from alignkit_apps.feedback.store import Store
 
-    return console().width
+    store = Store.open(path, new=True)
+    for warning in store.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    return store

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import Problem, RecipeError
+from alignkit.arguments import refuse
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.recipe.document import plain_data
 from alignkit.recipe.schema import BASE
@@ -40,7 +40,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.few_shot is None and (self.shots is not None or self.prompted):
-            _refuse("there are no examples to put in front of prompts", "name a file: --few-shot FILE")
+            refuse("there are no examples to put in front of prompts", "name a file: --few-shot FILE")
 
     @property
     def with_examples(self) -> list[str]:
@@ -63,7 +63,7 @@ class Request:
             return None
         count = str(self.examples)
         if shots != count:
-            _refuse(f"{self.baseline}: prompts have {count} examples, not {shots}", f"name it {word}+{count}")
+            refuse(f"{self.baseline}: prompts have {count} examples, not {shots}", f"name it {word}+{count}")
         return word
 
 
@@ -110,7 +110,7 @@ def _check_examples(word: str, request: Request) -> None:
     if not plus or not shots.isdecimal() or is_dir(word) or (is_baseline and request.prompted_baseline):
         return
     examples = request.few_shot if request.few_shot is not None else "FILE"
-    _refuse(
+    refuse(
         f"{word} is no model: results call {policy} so with {shots} examples in front of each prompt",
         f"{'keep it' if is_baseline else f'name {policy}'}, and add "
         f"--few-shot {examples} --shots {shots} --few-shot-policy {policy}",
@@ -149,7 +149,7 @@ def named_policies(words: Iterable[str]) -> dict[str, NamedModel]:
     """The policies that words mean. Raises RecipeError if one is a reward model."""
     policies = {word: named_model(word) for word in words}
     if unfit := [word for word, model in policies.items() if model.reward]:
-        _refuse(f"{unfit[0]} is a reward model, but a policy is needed", f"name it as a reward: --reward {unfit[0]}")
+        refuse(f"{unfit[0]} is a reward model, but a policy is needed", f"name it as a reward: --reward {unfit[0]}")
     return policies
 
 
@@ -158,7 +158,7 @@ def _named_rewards(rewards: Sequence[str], judges: Sequence[str] = ()) -> dict[s
     named = {word: named_model(word) for text in (*rewards, *judges) for word in _models_in(_value(text))}
     for word in rewards:
         if word in named and not named[word].reward:
-            _refuse(f"{word} is a policy, but a reward is needed", "name a stage that trained a reward model")
+            refuse(f"{word} is a policy, but a reward is needed", "name a stage that trained a reward model")
     return named
 
 
@@ -166,7 +166,7 @@ def _refuse_same(words: Sequence[str], references: Mapping[str, str]) -> None:
     for word in words:
         same = [other for other in words if references[other] == references[word]]
         if len(same) > 1:
-            _refuse(f"{' and '.join(same)} are the same policy", "name it once")
+            refuse(f"{' and '.join(same)} are the same policy", "name it once")
 
 
 def _words(request: Request) -> list[str]:
@@ -282,7 +282,3 @@ def _replaced(value: Any, models: Mapping[str, NamedModel], bases: _Bases) -> An
     if isinstance(value, dict):
         return {key: item if key in _PATHS else _replaced(item, models, bases) for key, item in value.items()}
     return value
-
-
-def _refuse(message: str, help: str) -> None:
-    raise RecipeError([Problem(message, help=help)])

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.errors import Problem, RecipeError, RunFailed, did_you_mean
+from alignkit.arguments import refuse
+from alignkit.errors import RunFailed, did_you_mean
 from alignkit.io.stage_results import NamedResult, find_result, is_result_name, read_record, results_of_stage
 from alignkit.recipe.schema import NAME_PATTERN
 from alignkit.runs.files import RECIPE
@@ -94,11 +95,11 @@ def find(text: str) -> Source:
     path = Path(text)
     run, name = path.parent, path.name
     if (path / RECIPE).is_file():
-        _refuse(f"{text} is a run: name one of its stages", f"stages with a model: {_listed(path)}")
+        refuse(f"{text} is a run: name one of its stages", f"stages with a model: {_listed(path)}")
     if not (run / RECIPE).is_file():
         near = [folder.parent.name for folder in run.parent.glob(f"*/{RECIPE}")] if run.parent.is_dir() else []
         help = did_you_mean(run.name, near) or f"write RUN/STAGE; RUN has a file {RECIPE}"
-        _refuse(f"{run} is not the folder of a run, so {text} is no stage", help)
+        refuse(f"{run} is not the folder of a run, so {text} is no stage", help)
     return _found(run, name, [])
 
 
@@ -113,19 +114,19 @@ def _found(run: Path, reference: str, seen: list[str]) -> Source:
         if (folder / "stage.json").is_file():
             raise RunFailed(f"{folder / 'stage.json'} is damaged\nhelp: run the recipe again, which repeats the stage")
         help = did_you_mean(name, _with_model(run)) or f"stages with a model: {_listed(run)}"
-        _refuse(f"{run} has no stage '{name}'", help)
+        refuse(f"{run} has no stage '{name}'", help)
     if not record.get("complete"):
-        _refuse(f"stage '{name}' of {run} is not finished", "run the recipe again: it resumes")
+        refuse(f"stage '{name}' of {run} is not finished", "run the recipe again: it resumes")
     store = StageStore(run, ())
     if damage := store.damage(name):
         raise RunFailed(f"{damage}\nhelp: run the recipe again, which repeats the stage")
     if selected := record.get("policy"):
         if Path(selected).is_absolute() or name in seen:
-            _refuse(f"stage '{name}' selected {selected}, which is not of this run", "export it where it was trained")
+            refuse(f"stage '{name}' selected {selected}, which is not of this run", "export it where it was trained")
         return _found(run, str(selected), [*seen, name])
     if not (folder / "adapter").is_dir():
         help = f"stages with a model: {_listed(run)}"
-        _refuse(f"stage '{name}' of {run} is a step ({record.get('plugin')}) and has no model", help)
+        refuse(f"stage '{name}' of {run} is a step ({record.get('plugin')}) and has no model", help)
     return Source(run, name, f"{name}@{version}" if version else name, store.artifact(reference), record)
 
 
@@ -139,7 +140,3 @@ def _with_model(run: Path) -> Iterable[str]:
 
 def _listed(run: Path) -> str:
     return ", ".join(_with_model(run)) or "none"
-
-
-def _refuse(message: str, help: str) -> None:
-    raise RecipeError([Problem(message, help=help)])

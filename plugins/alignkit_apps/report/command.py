@@ -29,15 +29,15 @@ def show(
       alignkit show runs/quickstart runs/seed1
       alignkit show runs/quickstart --prune
     """
-    from alignkit.arguments import console, refuse
+    from alignkit.arguments import refuse
     from alignkit.io.printable import encodable
+    from alignkit_apps.catalog.printing import console
     from alignkit_apps.report.show import shown
 
     if prune and len(folders) > 1:
         refuse("--prune is for one run", "name one RUN")
     print(encodable(shown(folders).text(console().width), sys.stdout.encoding or "ascii"))
     if prune:
-        from alignkit.runs.results import prune as pruned
+        from alignkit_apps.report.results import prune as pruned
 
-        count, size = pruned(folders[0])
-        print(f"deleted {count} results, {size / 1e6:.0f} MB")
+        print(pruned(folders[0]))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignkit.io.stage_results import is_result_name
-from alignkit.report import Block, Report, Table
-from alignkit.runs.results import results_of
+from alignkit.report import Block, Report
 from alignkit_apps.report.compare import compared
 from alignkit_apps.report.facts import facts_of
+from alignkit_apps.report.results import is_result, results_table
 from alignkit_apps.report.side_by_side import side_by_side
 from alignkit_apps.report.write import write_report
 
@@ -22,8 +21,8 @@ def shown(folders: Sequence[Path]) -> Report:
     if len(folders) > 1:
         return compared(folders)
     folder = folders[0]
-    if is_result_name(folder.name) and not folder.is_dir():
-        return Report([_results(folder, folder.parent)])
+    if is_result(folder):
+        return Report([results_table(folder.parent, folder.name)])
     facts = facts_of(folder)
     page = write_report(folder, facts)
     run = facts["run"]
@@ -33,12 +32,4 @@ def shown(folders: Sequence[Path]) -> Report:
     for item in facts["evaluations"]:
         pairs = [pair for pair in facts["swaps"] if pair["stage"] == item["stage"]]
         blocks += side_by_side(item["stage"], item["evaluation"], pairs, folder)
-    return Report([*blocks, _results(folder, folder), f"report: {page}"])
-
-
-def _results(folder: Path, run: Path) -> Table:
-    rows = [
-        [one.name, one.state, one.finished, f"{one.size / 1e6:.1f}", str(one.folder.relative_to(run))]
-        for one in results_of(folder)
-    ]
-    return Table("results", ["result", "state", "finished", "MB", "folder"], rows, keys=3)
+    return Report([*blocks, results_table(folder), f"report: {page}"])

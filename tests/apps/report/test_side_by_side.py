@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 
 from alignkit.cli import main
-from alignkit.errors import RecipeError
 from alignkit.evaluation.comparison import short_names
 from alignkit.io.stage_results import find_result
-from alignkit_apps.report.compare import compared
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.markdown import markdown
 from alignkit_apps.report.page import page
@@ -97,12 +95,6 @@ def test_one_run_is_compared_with_itself(swapped: Path, capsys: pytest.CaptureFi
     head = next(line for line in out.splitlines() if "align@ppo" in line)
     assert head.split() == ["base", "align@ppo", "align@rejection_sampling"]
     assert "against base, prompt by prompt" in out and "align@rejection_sampling against align@ppo" in out
-
-
-def test_a_run_without_evaluation_has_nothing_to_compare(tmp_path: Path) -> None:
-    (tmp_path / "recipe.resolved.yaml").write_text("stages: {sft: {algorithm: sft}}", encoding="utf-8")
-    with pytest.raises(RecipeError, match="has no evaluation, so it has no results to compare"):
-        compared([tmp_path])
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[3]
 def test_the_command_writes_all_three(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run")
     assert main(["show", str(run)]) == 0
-    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    out = capsys.readouterr().out
+    assert out.startswith("small: done, 4 of 4 stages\n\nalign gained over sft")
+    assert "".join(out.split()).endswith(f"report:{run / 'report.html'}")
     assert json.loads((run / "report.json").read_text())["run"]["name"] == "small"
     assert (run / "report.md").read_text().startswith("# small: done\n")
     digests = [

@@ -1,4 +1,4 @@
-"""Which model on which card: the table of docs/gpu.md, from shapes: `python -m alignkit_apps.check.catalogue sft`.
+"""Which model on which card: the table of docs/gpu.md, from shapes.
 
 Each row is the smallest known card that holds a training stage: the base, one adapter or all weights with AdamW, and a
 packed row as long as the token budget of that card allows.
@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from alignkit.arguments import print_table
 from alignkit.data.group import Group
 from alignkit.models.encoding import Encoded, ResponseTokens
 from alignkit.models.examples import Examples
@@ -154,16 +151,3 @@ def table(algorithm: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         for row in rows(defaults.learning_rate or LEARNING_RATE)
     ]
     return columns, cells
-
-
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-@app.command()
-def show(algorithm: Annotated[str, typer.Argument(help="Whose default learning rate is shown.")]) -> None:
-    """Print which model fits on which card."""
-    print_table(*table(algorithm))
-
-
-if __name__ == "__main__":
-    app()

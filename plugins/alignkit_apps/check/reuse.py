@@ -1,4 +1,4 @@
-"""What a run would do with each stage."""
+"""What a run would do with each stage: which results it reuses, and why not the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from alignkit.runs.run import Run
 
 
-def plan(run: Run) -> Iterator[str]:
+def planned(run: Run) -> Iterator[str]:
     """What a run would do with each stage: `sft: reused`. Nothing is done."""
     others, names = other_runs(run.folder, run.recipe), list(run.recipe.stages)
     # Else no hash is needed, and no base model.

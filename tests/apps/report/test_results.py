@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from alignkit import cli
-from alignkit.runs.results import prune, results_of
 from alignkit.runs.stage_store import StageStore
+from alignkit_apps.report.results import prune, results_table
 
 
 @pytest.fixture
@@ -28,22 +28,21 @@ def store(tmp_path: Path) -> StageStore:
 
 
 def test_all_results_are_listed(store: StageStore, capsys: pytest.CaptureFixture[str]) -> None:
-    found = [(result.stage, result.state, result.hash[:3]) for result in results_of(store.folder)]
+    found = [(row[0], row[1], row[4]) for row in results_table(store.folder).rows]
     assert found == [
-        ("align", "interrupted", "fou"),
-        ("sft", "current", "thr"),
-        ("sft", "earlier", "one"),
-        ("sft", "damaged", "two"),
+        ("align", "interrupted", "align"),
+        ("sft", "current", "sft"),
+        ("sft", "earlier", f".earlier/sft/{'one' * 8}"[:28]),
+        ("sft", "damaged", f".damaged/sft/{'two' * 8}"[:28]),
     ]
     assert cli.main(["show", str(store.folder)]) == 0
     out = capsys.readouterr().out
-    assert "oneoneoneone" in out and "damaged" in out and len(out.splitlines()) == 5
+    assert "oneoneoneone" in out and "damaged" in out and "report.html" in out
 
 
 def test_pruning_keeps_what_the_recipe_uses(store: StageStore) -> None:
-    count, size = prune(store.folder)
-    assert count == 2 and size > 2000
-    assert [result.state for result in results_of(store.folder)] == ["interrupted", "current"]
+    assert prune(store.folder) == "deleted 2 results, 0 MB"
+    assert [row[1] for row in results_table(store.folder).rows] == ["interrupted", "current"]
     assert store.damage("sft") is None
 
 
