@@ -224,7 +224,10 @@ def _usage_error(error: Any, given: Sequence[str]) -> RecipeError:
     help = f"{path} --help lists arguments and options"
     if option := getattr(error, "option_name", None):
         text = f"no such option {option}"
-        help = did_you_mean(option, getattr(error, "possibilities", None) or ()) or help
+        near = did_you_mean(
+            option.lstrip("-"), [one.lstrip("-") for one in getattr(error, "possibilities", None) or ()]
+        )
+        help = near.replace("'", "'--", 1) or help
         if path.split()[-1] in ("run", "check") and option in _OPTIONS:
             words = [
                 part for word in [*given, "VALUE"] for part in (word.split("=", 1) if word.startswith("-") else [word])

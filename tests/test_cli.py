@@ -234,7 +234,7 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
         ("run x.yaml --model gpt2", "no such option --model", "write: model.base=gpt2"),
         ("run x.yaml --set a=b", "no such option --set", "write: a=b"),
         ("run x.yaml --outt a", "no such option --outt", "did you mean '--out'?"),
-        ("chat x --model gpt2", "no such option --model", "did you mean '--reward'?"),
+        ("chat x --model gpt2", "no such option --model", "alignkit chat --help lists arguments and options"),
     ],
 )
 def test_what_to_write_instead(words: str, error: str, help: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,3 +295,70 @@ def test_a_pipe_gets_narrow_tables_with_whole_cells(
     assert max(len(line.rstrip()) for line in lines if line not in facts) <= 100
     if words == ["init", "--list"]:
         assert "".join(line[:90].split(" ")[0] for line in lines[1:]) == long
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("run d.jsonl", 2, "d.jsonl holds data, not a recipe\n  help: write a recipe for it: alignkit init --demos d"),
+        ("check runs/one", 2, "runs/one is the folder of a run, not a recipe\n  help: `alignkit show runs/one` shows"),
+        ("show small.yaml", 2, "small.yaml is a file"),
+        ("chat small.yaml", 2, "small.yaml is a recipe, not a model"),
+        ("chat base", 2, "help: write RUN/base"),
+        ("evaluate tiny --prompts d.jsonl", 2, "nothing says which answers are better\n  help: add --reward REWARD"),
+        ("check {} first.epochs=3", 2, "help: 'first' is a stage: write stages.first.KEY"),
+        ("check {} stages.first.algorithm=FAKE_plain", 2, "help: did you mean 'fake_plain'?"),
+        ("check {} stages.first.validation=20%", 2, "data: {{path: FILE, validation: 0.2}}"),
+        ("check {} stages.first.learning_rate=1000", 2, "expected at most 1, got 1000"),
+        ("check {} stages.second.reward=length stages.second.step=evaluate", 2, "help: did you mean 'rewards'?"),
+        ("check {} ~stages.first.algorithm stages.first.type=fake_plain", 2, "help: write 'algorithm: fake_plain' for"),
+        ("check {} model.base=smollm2", 3, "no model 'smollm2'\n    --> override"),
+        ("check {} first second", 2, "two stages: first, second"),
+        ("check {} --row 3", 2, "--row is for a row of a stage"),
+        ("check {} first --plan", 2, "a plan is for all stages"),
+        ("show runs/one runs/one --prune", 2, "--prune is for one run"),
+    ],
+)
+def test_what_newcomers_type(
+    words: str,
+    code: int,
+    said: str,
+    recipe: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(Path(recipe[0]).parent)
+    Path("runs/one").mkdir(parents=True)
+    Path("runs/one/recipe.resolved.yaml").write_text("name: one\nstages: {}\n")
+    assert cli.main([part for word in words.split() for part in (recipe if word == "{}" else [word])]) == code
+    assert said.replace("{{", "{").replace("}}", "}") in capsys.readouterr().err
+
+
+def test_mistakes_of_a_recipe_and_of_its_data_come_together(
+    recipe: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (Path(recipe[0]).parent / "d.jsonl").write_text('{"prompt": "q", "completion": ""}\n')
+    (Path(recipe[0]).parent / "e.csv").write_text("prompt;answer\nq;a\n")
+    for command in ("check", "run"):
+        assert (
+            cli.main([command, *recipe, "stages.first.epoch=1", "stages.third={algorithm: fake_plain, data: e.csv}"])
+            == 2
+        )
+        said = capsys.readouterr().err
+        assert said.count("error: ") == 3 and "unknown key 'epoch'" in said
+        assert "d.jsonl:1: the response is empty" in said and "the columns are separated by ';'" in said
+
+
+def test_check_imports_the_plugins_that_a_recipe_can_mean(recipe: list[str]) -> None:
+    code = f"import sys; from alignkit.cli import main; main(['check', *{recipe}, 'model.base=tiny'])\n"
+    code += "print([m in sys.modules for m in ('alignkit_plugins.tiny', 'alignkit_plugins.constitutional')])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[True, False]"
+
+
+def test_the_source_of_a_plugin_tells_its_names() -> None:
+    loaded = plugins_module.load_plugins()
+    plugins = {plugin.name: plugin for plugin in plugins_module._entry_points()}
+    ours = [item for item in loaded.registry.everything() if item.distribution == "alignkit"]
+    assert [item.name for item in ours if not plugins[item.plugin].may_provide({item.name})] == []
+    assert not plugins["alignkit_constitutional"].may_provide({"ppo", "sft"})

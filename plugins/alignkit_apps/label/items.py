@@ -15,6 +15,11 @@ from alignkit.recipe.schema import Recipe, specs
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.store import Added, Store
 
+UNLABELED = (
+    'a row of answers without labels is {"alignkit": 1, "prompt": [{"role": "user", "content": TEXT}], '
+    '"responses": [{"text": TEXT}, ...]}'
+)
+
 
 def file_groups(path: Path, limit: int | None = None) -> list[Group]:
     """The rows of a file, in any format. Raises `RecipeError` if it is not there, `DataError` for bad rows."""
@@ -28,7 +33,7 @@ def file_groups(path: Path, limit: int | None = None) -> list[Group]:
     try:
         return RunData(lambda stage: path, 0).read(spec).groups
     except DataError as error:  # only a recipe can skip rows
-        raise DataError(str(error).removesuffix(OR_SKIP)) from error
+        raise DataError(f"{str(error).removesuffix(OR_SKIP)}\nhelp: {UNLABELED}") from error
 
 
 def add(store: Store, items: Sequence[Item], gold: Sequence[Item] = ()) -> Added:
