@@ -75,9 +75,11 @@ def load(
     except AlignkitError as error:
         if only_named:  # with all plugins, an error knows what else there is
             return load(name, overrides, files, disabled, warn)
+        if not isinstance(error, RecipeError):
+            raise
         from alignkit.runs.data_check import with_data_mistakes
 
-        raise (with_data_mistakes(error) if isinstance(error, RecipeError) else error) from error
+        raise with_data_mistakes(error) from None
     for warning in (*unused_bases(recipe), *loaded.registry.warnings.values()):
         warn(f"warning: {warning}")
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins

@@ -137,7 +137,7 @@ def layout_table() -> str:
 
 def card_table() -> str:
     """Which model fits which card."""
-    return markdown(*importlib.import_module("card_table").table("sft"))
+    return markdown(*script("docs", "card_table").table("sft"))
 
 
 def outcomes() -> str:

@@ -312,7 +312,7 @@ def test_a_pipe_gets_narrow_tables_with_whole_cells(
         ("check {} stages.first.learning_rate=1000", 2, "expected at most 1, got 1000"),
         ("check {} stages.second.reward=length stages.second.step=evaluate", 2, "help: did you mean 'rewards'?"),
         ("check {} ~stages.first.algorithm stages.first.type=fake_plain", 2, "help: write 'algorithm: fake_plain' for"),
-        ("check {} model.base=smollm2", 3, "no model 'smollm2'\n    --> override"),
+        ("check {} model.base=smollm2", 2, "no model 'smollm2'\n  --> override"),
         ("check {} first second", 2, "two stages: first, second"),
         ("check {} --row 3", 2, "--row is for a row of a stage"),
         ("check {} first --plan", 2, "a plan is for all stages"),
@@ -335,15 +335,14 @@ def test_what_newcomers_type(
 
 
 def test_mistakes_of_a_recipe_and_of_its_data_come_together(
-    recipe: list[str], capsys: pytest.CaptureFixture[str]
+    recipe: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (Path(recipe[0]).parent / "d.jsonl").write_text('{"prompt": "q", "completion": ""}\n')
-    (Path(recipe[0]).parent / "e.csv").write_text("prompt;answer\nq;a\n")
+    monkeypatch.chdir(Path(recipe[0]).parent)
+    Path("d.jsonl").write_text('{"prompt": "q", "completion": ""}\n')
+    Path("e.csv").write_text("prompt;answer\nq;a\n")
+    wrong = ["stages.first.epoch=1", "stages.third={algorithm: fake_plain, data: e.csv}"]
     for command in ("check", "run"):
-        assert (
-            cli.main([command, *recipe, "stages.first.epoch=1", "stages.third={algorithm: fake_plain, data: e.csv}"])
-            == 2
-        )
+        assert cli.main([command, *recipe, *wrong]) == 2
         said = capsys.readouterr().err
         assert said.count("error: ") == 3 and "unknown key 'epoch'" in said
         assert "d.jsonl:1: the response is empty" in said and "the columns are separated by ';'" in said

@@ -55,10 +55,10 @@ def _declaration(name: str, raw: Mapping[str, Any], keys: Keys, scope: Scope) ->
     kinds = [kind for kind in _KINDS if raw.get(kind) is not None]
     if len(kinds) != 1:
         got = "has both 'algorithm' and 'step'" if kinds else "has neither 'algorithm' nor 'step'"
-        near = next(filter(None, (did_you_mean(key, _KINDS) for key in raw)), "") if not kinds else ""
-        key, kind = _misnamed(raw, scope)
-        near = f"write '{kind}: {raw[key]}' for '{key}: {raw[key]}'" if key and not kinds else near
-        help = near or "a stage needs either 'algorithm' or 'step'"
+        help, (key, kind) = "a stage needs either 'algorithm' or 'step'", _misnamed(raw, scope)
+        if not kinds:
+            near = next(filter(None, (did_you_mean(key, _KINDS) for key in raw)), "")
+            help = near or (f"write '{kind}: {raw[key]}' for '{key}: {raw[key]}'" if key else help)
         scope.problems.error(keys, f"stage '{name}' {got}", at_key=True, help=help)
         return None
     (kind,) = kinds
@@ -73,9 +73,9 @@ def _declaration(name: str, raw: Mapping[str, Any], keys: Keys, scope: Scope) ->
 
 def _misnamed(raw: Mapping[str, Any], scope: Scope) -> tuple[str, str]:
     """The key of a plugin's name in a stage that has neither kind, as in `type: dpo`, and the kind; or empty texts."""
-    for key in raw.keys() - allowed_keys(Settings):
+    for key, value in raw.items():
         for kind in _KINDS:
-            if isinstance(raw[key], str) and scope.registry.has(kind, raw[key]):
+            if key not in allowed_keys(Settings) and isinstance(value, str) and scope.registry.has(kind, value):
                 return key, kind
     return "", ""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alignkit.data.describe import source_lines
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.errors import DataError, Problem, RecipeError
+from alignkit.errors import AlignkitError, DataError, Problem, RecipeError
 from alignkit.recipe.schema import Recipe, Stage, specs
 from alignkit.runs.data import RunData
 from alignkit.runs.preflight import check_components, check_data, check_trackers
@@ -25,6 +25,8 @@ def with_data_mistakes(error: RecipeError) -> RecipeError:
         _all(checks)
     except (RecipeError, DataError) as more:
         return RecipeError(dict.fromkeys([*error.problems, *_problems(more)]))
+    except AlignkitError:  # of a plugin that got a value that is wrong, as the recipe's own problems say
+        pass
     return error
 
 
@@ -36,12 +38,10 @@ def _all(checks: Iterable[Callable[[], object]]) -> None:
             check()
         except (RecipeError, DataError) as error:
             errors.append(error)
+    if len(errors) > 1:
+        raise RecipeError(dict.fromkeys(one for error in errors for one in _problems(error)))
     if errors:
-        raise (
-            errors[0]
-            if len(errors) == 1
-            else RecipeError(dict.fromkeys(one for error in errors for one in _problems(error)))
-        )
+        raise errors[0]
 
 
 def _problems(error: RecipeError | DataError) -> list[Problem]:
