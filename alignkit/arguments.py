@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from alignkit.errors import AlignkitError, PluginError, Problem, RecipeError
+from alignkit.errors import PluginError, Problem, RecipeError
 from alignkit.io.printable import printable
 
 if TYPE_CHECKING:
@@ -51,32 +50,25 @@ def load(
     disabled: Sequence[str] | None,
     warn: Callable[[str], None] = lambda text: print(printable(text), file=sys.stderr),
     *,
-    only_named: bool = False,
+    lazy: bool = False,
 ) -> Recipe:
     """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a file.
 
-    So is a base model that no stage uses. only_named: load no plugin of alignkit that the recipe cannot mean.
+    So is a base model that no stage uses. lazy: as in `load_plugins`.
     """
     from alignkit.plugins import load_plugins
     from alignkit.recipe.bases import unused_bases
-    from alignkit.recipe.document import load_document
     from alignkit.recipe.load import load_recipe
 
-    path, words = _recipe_file(name), None
+    path = _recipe_file(name)
+    loaded = load_plugins(files or (), disabled or (), lazy=lazy)
+    requested = {file.name for file in files or ()}
+    for broken in loaded.broken:
+        if broken.distribution in requested:
+            raise PluginError(str(broken))
     try:
-        if only_named:
-            words = set(re.findall(r"[\w.-]+", str(load_document(path, overrides or (), []).data)))
-        loaded = load_plugins(files or (), disabled or (), words)
-        requested = {file.name for file in files or ()}
-        for broken in loaded.broken:
-            if broken.distribution in requested:
-                raise PluginError(str(broken))
         recipe = load_recipe(path, list(overrides or ()), loaded.registry)
-    except AlignkitError as error:
-        if only_named:  # with all plugins, an error knows what else there is
-            return load(name, overrides, files, disabled, warn)
-        if not isinstance(error, RecipeError):
-            raise
+    except RecipeError as error:
         from alignkit.runs.data_check import with_data_mistakes
 
         raise with_data_mistakes(error) from None

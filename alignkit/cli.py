@@ -35,8 +35,7 @@ _COMMANDS = {
     "plan": "alignkit check RECIPE --plan",
     "recipes": "alignkit init --list, or alignkit init DIR --from RECIPE",
     "schema": "alignkit plugins --schema",
-    "report": "alignkit show RUN",
-    "results": "alignkit show RUN",
+    **dict.fromkeys(("report", "results"), "alignkit show RUN"),
     "compare": "alignkit show RUN RUN",
     "feedback": "alignkit labels",
     "agreement": "alignkit labels agree FILE",
@@ -70,7 +69,7 @@ class _Commands(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         width = max(map(len, self.commands))
-        for group in dict.fromkeys([*GROUPS, *(one.rich_help_panel for one in self.commands.values())]):
+        for group in dict.fromkeys([*GROUPS, *(getattr(one, "rich_help_panel", "") for one in self.commands.values())]):
             rows = [
                 (f"{name:{width}}", command.get_short_help_str(formatter.width - 6 - width))
                 for name, command in self.commands.items()
@@ -158,16 +157,10 @@ add_commands(app)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. argv: default: that of this process, which then ends."""
-    if argv is None:
-        _replace_unencodable()
+    if argv is None and isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # a character that Latin-1 does not have must not end a command
     code = _main(argv)
     return leaving(code) if argv is None else code
-
-
-def _replace_unencodable() -> None:
-    """Print `?` for a character that stdout's encoding, such as Latin-1, does not have: it must not end a command."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="replace")
 
 
 def _main(argv: Sequence[str] | None) -> int:

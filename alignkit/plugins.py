@@ -8,9 +8,10 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,8 +54,6 @@ HOOKS = {
     "register_readers": "reader",
     "register_launchers": "launcher",
 }
-# In a plugin's source: kinds that decide how a value is read that names no plugin, and names that it computes.
-_ALWAYS = ("", "register_models", "register_formats", "register_readers", "register_launchers")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Words that recipes use for something else where they would name the implementation.
 _RESERVED = {
@@ -88,18 +87,13 @@ class _Candidate:
         package, _, plain = name.rpartition(":")
         return normalized_name(plain) == normalized_name(self.name) and package in ("", self.distribution)
 
-    def may_provide(self, words: Set[str]) -> bool:
-        """Whether a recipe with these words may use the plugin, by its source; others write theirs as they like."""
-        names = registered_names(self._path()) if self.distribution == GROUP else set()
-        return not names or not names.isdisjoint({*words, *_ALWAYS})
-
     def broken(self, reason: str) -> BrokenPlugin:
-        return BrokenPlugin(self.name, self.distribution, self.version, reason, self._path())
+        return BrokenPlugin(self.name, self.distribution, self.version, reason, self.source())
 
     def disabled(self, reason: str) -> UnavailablePlugin:
-        return UnavailablePlugin(self.name, self.distribution, self.version, reason, self._path())
+        return UnavailablePlugin(self.name, self.distribution, self.version, reason, self.source())
 
-    def _path(self) -> Path | None:
+    def source(self) -> Path | None:
         with suppress(Exception):
             return self.locate()
         return None
@@ -123,6 +117,7 @@ class Plugins:
 
         After `run_finished` there is nothing to stop, so a failure is only a warning.
         """
+        self.registry.complete()
         try:
             return list(getattr(self.manager.hook, hook)(**kwargs) or ())  # None: a wrapper dropped the results
         except (AlignkitError, KeyboardInterrupt):
@@ -415,12 +410,10 @@ def _enabled(candidates: list[_Candidate], disabled: Sequence[str]) -> tuple[lis
 _current: Plugins | None = None
 
 
-def load_plugins(
-    extra_files: Iterable[Path] = (), disabled: Sequence[str] = (), words: Set[str] | None = None
-) -> Plugins:
+def load_plugins(extra_files: Iterable[Path] = (), disabled: Sequence[str] = (), *, lazy: bool = False) -> Plugins:
     """Load the installed plugins and the extra files; `plugins()` returns the result from then on.
 
-    words: of a recipe; alignkit's plugins that it cannot mean are left out.
+    lazy: load each of alignkit's own when somebody asks for what it may provide, or for all names of a kind.
     """
     global _current
     result = Plugins(map(Path, extra_files), disabled)
@@ -428,9 +421,9 @@ def load_plugins(
     candidates, result.registry.disabled = _enabled(everything, disabled)
     counts = Counter(plugin.name for plugin in candidates)
     for plugin in candidates:
-        if words is not None and not _strict() and not plugin.may_provide(words):
-            continue
-        if counts[plugin.name] == 1:
+        if counts[plugin.name] == 1 and lazy and plugin.distribution == GROUP and not _strict():
+            result.registry.pending.append((registered_names(plugin.source()), partial(result.load, plugin)))
+        elif counts[plugin.name] == 1:
             result.load(plugin)
         else:  # pluggy would keep the first and silently drop the others
             who = " and ".join(other.origin for other in candidates if other.name == plugin.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,14 @@ class Unresolved(PluginError):
 class Registry:
     """Registrations by kind (see `KINDS`) and name.
 
-    broken: plugins that failed to load. disabled: plugins that the user switched off.
+    broken: plugins that failed to load. disabled: plugins that the user switched off. pending: what the
+    source of plugins registers that are not loaded yet, and what loads them.
     """
 
     def __init__(self, broken: list[BrokenPlugin] | None = None):
         self.broken: list[BrokenPlugin] = broken if broken is not None else []
         self.disabled: list[UnavailablePlugin] = []
+        self.pending: list[tuple[set[str], Callable[[], None]]] = []
         self.preferred: frozenset[str] = frozenset()
         self.warnings: dict[str, str] = {}  # by what was asked for
         self._registrations: dict[str, dict[str, list[Registration]]] = {kind: {} for kind in KINDS}
@@ -99,12 +101,23 @@ class Registry:
         """Add a registration. A duplicate name becomes an error only when it is requested."""
         self._registrations[kind].setdefault(registration.name, []).append(registration)
 
+    def complete(self, kind: str = "", name: str | None = None) -> None:
+        """Load the pending plugins that may provide a name of a kind: any name if it is None, all plugins without a kind."""
+        hooks = {f"register_{kind}s", *(["register_combinations"] if kind == "reward" else [])}
+        for plugin in list(self.pending):
+            registered, load = plugin
+            if not kind or (registered & hooks and (name is None or registered & {name, ""})):
+                self.pending.remove(plugin)
+                load()
+
     def names(self, kind: str) -> list[str]:
         """Every name of a kind, sorted."""
+        self.complete(kind)
         return sorted(self._registrations[kind])
 
     def registrations(self, kind: str) -> list[Registration]:
         """Every registration of a kind, sorted by name."""
+        self.complete(kind)
         table = self._registrations[kind]
         return [registration for name in sorted(table) for registration in table[name]]
 
@@ -139,6 +152,7 @@ class Registry:
 
     def _matches(self, kind: str, name: str) -> list[Registration]:
         package, _, plain = name.rpartition(":")
+        self.complete(kind, plain)
         return [
             registration
             for registration in self._registrations[kind].get(plain, [])
@@ -146,6 +160,7 @@ class Registry:
         ]
 
     def _unknown(self, kind: str, name: str) -> Unresolved:
+        self.complete()
         plain = name.rpartition(":")[2]
         if providers := self.likely_providers(plain):
             broken = any(isinstance(plugin, BrokenPlugin) for plugin in providers)

@@ -14,6 +14,7 @@ from alignkit import cli
 from alignkit import plugins as plugins_module
 from alignkit.commands import GROUPS
 from alignkit.errors import DataError, OutOfResource, RunFailed
+from alignkit.registry import KINDS, Unresolved
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy")
 HEAVY += ("alignkit.evaluation.agreement", "alignkit.dialogues", "alignkit.evaluation.ranking")  # or not asked for
@@ -355,9 +356,13 @@ def test_check_imports_the_plugins_that_a_recipe_can_mean(recipe: list[str]) -> 
     assert result.stdout.splitlines()[-1] == "[True, False]"
 
 
-def test_the_source_of_a_plugin_tells_its_names() -> None:
-    loaded = plugins_module.load_plugins()
-    plugins = {plugin.name: plugin for plugin in plugins_module._entry_points()}
-    ours = [item for item in loaded.registry.everything() if item.distribution == "alignkit"]
-    assert [item.name for item in ours if not plugins[item.plugin].may_provide({item.name})] == []
-    assert not plugins["alignkit_constitutional"].may_provide({"ppo", "sft"})
+def test_lazy_plugins_provide_the_same() -> None:
+    every = plugins_module.load_plugins().registry
+    for kind in KINDS:
+        for name in {item.name for item in every.registrations(kind) if item.distribution == "alignkit"}:
+            lazy = plugins_module.load_plugins(lazy=True).registry
+            assert lazy.get(kind, name).implementation is every.get(kind, name).implementation
+            assert len(lazy.pending) > 10
+        assert plugins_module.load_plugins(lazy=True).registry.names(kind) == every.names(kind)
+    with pytest.raises(Unresolved, match="no algorithm 'pppo'\\n  did you mean 'ppo'"):
+        plugins_module.load_plugins(lazy=True).registry.get("algorithm", "pppo")

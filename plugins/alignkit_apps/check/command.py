@@ -77,7 +77,7 @@ def check(
     overrides += [] if processes is None else [f"launcher.processes={processes}"]
 
     def loaded(more: Sequence[str] = (), warn: Callable[[str], None] = _say) -> Recipe:
-        return load(recipe, [*overrides, *more], plugin, no_plugin, warn, only_named=True)
+        return load(recipe, [*overrides, *more], plugin, no_plugin, warn, lazy=True)
 
     if plan:
         _plan(loaded, out, gpus, probe=probe, json=json)
