@@ -102,7 +102,7 @@ class Registry:
         self._registrations[kind].setdefault(registration.name, []).append(registration)
 
     def complete(self, kind: str = "", name: str | None = None) -> None:
-        """Load the pending plugins that may provide a name of a kind: any name if it is None, all plugins without a kind."""
+        """Load the pending plugins that may provide a name of a kind; None: any name. Without a kind, load all."""
         hooks = {f"register_{kind}s", *(["register_combinations"] if kind == "reward" else [])}
         for plugin in list(self.pending):
             registered, load = plugin

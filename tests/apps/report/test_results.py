@@ -32,8 +32,8 @@ def test_all_results_are_listed(store: StageStore, capsys: pytest.CaptureFixture
     assert found == [
         ("align", "interrupted", "align"),
         ("sft", "current", "sft"),
-        ("sft", "earlier", f".earlier/sft/{'one' * 8}"[:28]),
-        ("sft", "damaged", f".damaged/sft/{'two' * 8}"[:28]),
+        ("sft", "earlier", f".earlier/sft/{('one' * 8)[:16]}"),
+        ("sft", "damaged", f".damaged/sft/{('two' * 8)[:16]}"),
     ]
     assert cli.main(["show", str(store.folder)]) == 0
     out = capsys.readouterr().out
