@@ -361,7 +361,7 @@ def test_lazy_plugins_provide_the_same() -> None:
     for kind in KINDS:
         for name in {item.name for item in every.registrations(kind) if item.distribution == "alignkit"}:
             lazy = plugins_module.load_plugins(lazy=True).registry
-            assert lazy.get(kind, name).implementation is every.get(kind, name).implementation
+            assert lazy.get(kind, name).plugin == every.get(kind, name).plugin
             assert len(lazy.pending) > 10
         assert plugins_module.load_plugins(lazy=True).registry.names(kind) == every.names(kind)
     with pytest.raises(Unresolved, match="no algorithm 'pppo'\\n  did you mean 'ppo'"):
