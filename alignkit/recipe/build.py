@@ -31,6 +31,7 @@ from alignkit.recipe.trackers import read_trackers
 from alignkit.recipe.validation import validate
 from alignkit.recipe.weights import read_policy, read_stage, read_start
 from alignkit.registry import Registry
+from alignkit.settings import Settings
 
 # Kind of a reference -> the function that reads it.
 _RESOLVERS: Mapping[str, Resolver] = {
@@ -118,6 +119,10 @@ def _option_hint(key: str, data: Mapping[str, Any], registry: Registry) -> str:
     stages = data["stages"] if isinstance(data.get("stages"), dict) else {}
     if key in stages:
         return f"'{key}' is a stage: write stages.{key}.KEY"
+    if key in allowed_keys(Settings) and stages:
+        return (
+            f"'{key}' belongs in a stage: write stages.{' or stages.'.join(f'{name}.{key}' for name in [*stages][:3])}"
+        )
     for stage, content in stages.items():
         named = content.get("algorithm") if isinstance(content, dict) else None
         for name in [named] if isinstance(named, str) else named if isinstance(named, dict) else ():
