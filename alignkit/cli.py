@@ -141,12 +141,10 @@ def run(
     def loaded(warn: Callable[[str], None]) -> Recipe:
         chosen = [*(overrides or []), *([] if processes is None else [f"launcher.processes={processes}"])]
         checked = load(recipe, chosen, plugin, no_plugin, warn)
-        if not tracker:
-            return checked
         from alignkit.plugins import plugins
         from alignkit.recipe.trackers import with_trackers
 
-        return with_trackers(checked, tracker, plugins().registry)
+        return with_trackers(checked, tracker or (), plugins().registry)
 
     if code := start(loaded, out):
         raise typer.Exit(code)
