@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from alignkit.errors import PluginError, Problem, RecipeError
+from alignkit.io.lookup import is_file
 from alignkit.io.printable import printable
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _recipe_file(name: str) -> Path:
     from alignkit.recipe.shipped import find_recipe
     from alignkit.runs.files import RECIPE
 
-    if (Path(name) / RECIPE).is_file():
+    if is_file(Path(name) / RECIPE):
         help = f"`alignkit show {name}` shows it; `alignkit run {Path(name) / RECIPE} --out {name}` continues it"
         refuse(f"{name} is the folder of a run, not a recipe", help)
     if name.endswith((".jsonl", ".csv", ".tsv", ".parquet")):

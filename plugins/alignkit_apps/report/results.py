@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from alignkit.io.lookup import is_file
 from alignkit.io.stage_results import EARLIER, find_result, is_result_name, read_record, results_of_stage
 from alignkit.report import Table
 from alignkit.runs.files import RECIPE
@@ -40,7 +41,7 @@ def prune(run: Path) -> str:
 
 def is_result(path: Path) -> bool:
     """Whether a path is that of a result: RUN/align@ppo."""
-    return is_result_name(path.name) and (path.parent / RECIPE).is_file()
+    return is_result_name(path.name) and is_file(path.parent / RECIPE)
 
 
 def _stages(run: Path) -> set[str]:
