@@ -207,7 +207,7 @@ class Algorithm(WithOptions):
     def check(self, folder: Path) -> None:
         """Raise RunFailed for a mistake of the user that shows without models and data, such as in a file's content.
 
-        Called by `alignkit validate` and before the first stage of a run. folder: the recipe's. Options of type `Path`
+        Called by `alignkit check` and before the first stage of a run. folder: the recipe's. Options of type `Path`
         are absolute, and their files exist.
         """
 

@@ -1,20 +1,19 @@
-"""Arguments that several commands take, how a recipe and its plugins are read from them, and tables on stdout."""
+"""Arguments that several commands take, and how a recipe and its plugins are read from them."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from alignkit.errors import PluginError
+from alignkit.errors import PluginError, Problem, RecipeError
+from alignkit.io.lookup import is_file
 from alignkit.io.printable import printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from alignkit.recipe.schema import Recipe
 
 
@@ -43,15 +42,6 @@ Overrides = Annotated[
 ]
 PluginFiles = Annotated[list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Load a plugin from a file.")]
 NoPlugins = Annotated[list[str] | None, typer.Option("--no-plugin", metavar="NAME", help="Disable a plugin.")]
-Rewards = Annotated[
-    list[str] | None,
-    typer.Option(metavar="REWARD", help="RUN/STAGE of a reward model, or a reward as in a recipe; repeatable."),
-]
-Judges = Annotated[
-    list[str] | None,
-    typer.Option(metavar="JUDGE", help="A judge as in a recipe, such as '{openai_judge: {...}}'; repeatable."),
-]
-PIPE_WIDTH = 100  # characters
 
 
 def load(
@@ -60,23 +50,29 @@ def load(
     files: Sequence[Path] | None,
     disabled: Sequence[str] | None,
     warn: Callable[[str], None] = lambda text: print(printable(text), file=sys.stderr),
+    *,
+    lazy: bool = False,
 ) -> Recipe:
     """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a file.
 
-    So is a base model that no stage uses.
+    So is a base model that no stage uses. lazy: as in `load_plugins`.
     """
     from alignkit.plugins import load_plugins
     from alignkit.recipe.bases import unused_bases
     from alignkit.recipe.load import load_recipe
-    from alignkit.recipe.shipped import find_recipe
 
-    path = find_recipe(name)
-    loaded = load_plugins(files or (), disabled or ())
+    path = _recipe_file(name)
+    loaded = load_plugins(files or (), disabled or (), lazy=lazy)
     requested = {file.name for file in files or ()}
     for broken in loaded.broken:
         if broken.distribution in requested:
             raise PluginError(str(broken))
-    recipe = load_recipe(path, list(overrides or ()), loaded.registry)
+    try:
+        recipe = load_recipe(path, list(overrides or ()), loaded.registry)
+    except RecipeError as error:
+        from alignkit.runs.data_check import with_data_mistakes
+
+        raise with_data_mistakes(error) from None
     for warning in (*unused_bases(recipe), *loaded.registry.warnings.values()):
         warn(f"warning: {warning}")
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
@@ -84,27 +80,19 @@ def load(
     return recipe
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Console:
-    from rich.table import Table
-    from rich.text import Text
+def _recipe_file(name: str) -> Path:
+    """The file of a recipe. Raises RecipeError, also for a run's folder and for data."""
+    from alignkit.recipe.shipped import find_recipe
+    from alignkit.runs.files import RECIPE
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    out = console()
-    out.print(table)
-    return out
+    if is_file(Path(name) / RECIPE):
+        help = f"`alignkit show {name}` shows it; `alignkit run {Path(name) / RECIPE} --out {name}` continues it"
+        refuse(f"{name} is the folder of a run, not a recipe", help)
+    if name.endswith((".jsonl", ".csv", ".tsv", ".parquet")):
+        refuse(f"{name} holds data, not a recipe", f"write a recipe for it: alignkit init --demos {name}")
+    return find_recipe(name)
 
 
-def console() -> Console:
-    """Stdout, with a fixed width if it is a pipe."""
-    from rich.console import Console
-
-    class Piped(Console):
-        def on_broken_pipe(self) -> None:
-            """`alignkit plugins | head` is no error; rich would exit."""
-            raise BrokenPipeError
-
-    return Piped(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+def refuse(message: str, help: str = "") -> NoReturn:
+    """Raise RecipeError for what a user typed. help: what to type instead."""
+    raise RecipeError([Problem(message, help=help)])

@@ -17,17 +17,9 @@ from typer.core import TyperGroup
 
 from alignkit import __version__
 from alignkit.arguments import NoPlugins, Overrides, PluginFiles, RecipeName, load
-from alignkit.commands import add_commands
-from alignkit.errors import (
-    AlignkitError,
-    OutOfResource,
-    Problem,
-    RecipeError,
-    message_of,
-    no_disk,
-)
+from alignkit.commands import GROUPS, add_commands
+from alignkit.errors import AlignkitError, OutOfResource, Problem, RecipeError, did_you_mean, message_of, no_disk
 from alignkit.io.leaving import leaving
-from alignkit.io.printable import printable
 from alignkit.plugin_errors import blaming
 
 if TYPE_CHECKING:
@@ -35,20 +27,69 @@ if TYPE_CHECKING:
     from alignkit.registry import Registration
 
 
+# What people type for a command, and what to write.
+_COMMANDS = {
+    "train": "alignkit run RECIPE",
+    "validate": "alignkit check RECIPE",
+    "inspect": "alignkit check RECIPE STAGE",
+    "plan": "alignkit check RECIPE --plan",
+    "recipes": "alignkit init --list, or alignkit init DIR --from RECIPE",
+    "schema": "alignkit plugins --schema",
+    **dict.fromkeys(("report", "results"), "alignkit show RUN"),
+    "compare": "alignkit show RUN RUN",
+    "feedback": "alignkit labels",
+    "agreement": "alignkit labels agree FILE",
+}
+# The same for options of commands that take a recipe, of which VALUE is what comes next.
+_OPTIONS = {
+    **dict.fromkeys(("--model", "--base", "-m"), "model.base=VALUE"),
+    **dict.fromkeys(("--set", "-s"), "VALUE"),
+    **dict.fromkeys(("--gpu", "--gpus", "--device"), "model.device=cuda for one GPU, --processes N for several"),
+    "--seed": "seed=VALUE",
+    "--lr": "stages.STAGE.learning_rate=VALUE",
+    "--epochs": "stages.STAGE.epochs=VALUE",
+}
+
+
 class _Commands(TyperGroup):
-    """Commands that say where they were interrupted; typer would end them without a word."""
+    """Commands in groups, with the names of those that people look for; each says where it was interrupted."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            return _interrupted(error)
+        except KeyboardInterrupt as error:  # typer would end it without a word
+            return _failed(error)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if name not in self.commands and not name.startswith("-"):
+            write = f"write: {_COMMANDS[name]}" if name in _COMMANDS else did_you_mean(name, self.commands)
+            raise RecipeError([Problem(f"no such command '{name}'", help=write or "alignkit --help lists them")])
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(map(len, self.commands))
+        for group in dict.fromkeys([*GROUPS, *(getattr(one, "rich_help_panel", "") for one in self.commands.values())]):
+            rows = [
+                (f"{name:{width}}", command.get_short_help_str(formatter.width - 6 - width))
+                for name, command in self.commands.items()
+                if getattr(command, "rich_help_panel", "") == group
+            ]
+            with formatter.section(group):
+                formatter.write_dl(rows)
 
 
 app = typer.Typer(
     name="alignkit",
     cls=_Commands,
-    help="Align language models with human and AI feedback.",
+    help="""Align language models with human and AI feedback.
+
+    \b
+    Examples:
+      alignkit run smoke
+      alignkit init my-project --demos demos.jsonl
+      alignkit chat runs/quickstart/align
+    """,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -70,7 +111,7 @@ def _options(
     pass
 
 
-@app.command()
+@app.command(rich_help_panel="Run")
 def run(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -100,56 +141,13 @@ def run(
     def loaded(warn: Callable[[str], None]) -> Recipe:
         chosen = [*(overrides or []), *([] if processes is None else [f"launcher.processes={processes}"])]
         checked = load(recipe, chosen, plugin, no_plugin, warn)
-        if not tracker:
-            return checked
         from alignkit.plugins import plugins
         from alignkit.recipe.trackers import with_trackers
 
-        return with_trackers(checked, tracker, plugins().registry)
+        return with_trackers(checked, tracker or (), plugins().registry)
 
     if code := start(loaded, out):
         raise typer.Exit(code)
-
-
-@app.command()
-def validate(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    plugin: PluginFiles = None,
-    no_plugin: NoPlugins = None,
-    data: Annotated[bool, typer.Option("--data/--no-data", help="Read the data files.")] = True,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also show what a run in this folder would reuse, and why not.")
-    ] = None,
-) -> None:
-    """Check a recipe and its data files without running it.
-
-    It also shows how the data are understood.
-
-    \b
-    Examples:
-      alignkit validate recipe.yaml
-      alignkit validate recipe.yaml model.base=tiny --no-data
-      alignkit validate recipe.yaml --out runs/recipe
-    """
-    checked = load(recipe, overrides, plugin, no_plugin)
-    if checked.processes > 1:
-        from alignkit.plugins import launcher
-        from alignkit.runs.world import World
-
-        launcher().check(checked, World())
-    if data:
-        from alignkit.runs.preflight import data_lines
-
-        for line in data_lines(checked):
-            print(printable(line))
-    if out is not None:
-        from alignkit.runs.plan import plan as reuse
-        from alignkit.runs.run import Run
-
-        for line in reuse(Run(checked, out)):
-            print(printable(line))
-    print(printable(f"ok: {checked.name}: stages {' -> '.join(checked.stages)}"))
 
 
 add_commands(app)
@@ -157,16 +155,10 @@ add_commands(app)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. argv: default: that of this process, which then ends."""
-    if argv is None:
-        _replace_unencodable()
+    if argv is None and isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # a character that Latin-1 does not have must not end a command
     code = _main(argv)
     return leaving(code) if argv is None else code
-
-
-def _replace_unencodable() -> None:
-    """Print `?` for a character that stdout's encoding, such as Latin-1, does not have: it must not end a command."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="replace")
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -176,13 +168,11 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         with blaming(_registrations):
             result: Any = app(list(argv) if argv is not None else None, prog_name="alignkit", standalone_mode=False)
-    except KeyboardInterrupt as error:
-        return _interrupted(error)
     except BrokenPipeError:  # `alignkit plugins | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
-        return _failed(error)
+    except (Exception, KeyboardInterrupt) as error:
+        return _failed(error, given)
     return result if isinstance(result, int) else 0
 
 
@@ -192,18 +182,21 @@ def _registrations() -> list[Registration]:
     return plugins().registry.everything()
 
 
-def _failed(error: Exception) -> int:
+def _failed(error: BaseException, given: Sequence[str] = ()) -> int:
     """Print what went wrong and return the exit code. ALIGNKIT_DEBUG=1 adds the traceback."""
-    if hasattr(error, "show") and hasattr(error, "exit_code"):  # the command-line parser's usage errors
-        error.show()
-        return int(error.exit_code)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()  # type: ignore[attr-defined]
+        return RecipeError.exit_code
+    if hasattr(error, "format_message"):  # the command-line parser's usage errors
+        error = _usage_error(error, given)
     if isinstance(error, ValueError) and "null byte" in str(error):  # raised by older versions of typer
         error = RecipeError([Problem("an argument has a NUL character, which no path can have")])
     if type(error).__name__ == "Abort":
         return 130
     if not isinstance(error, AlignkitError):
         error = no_disk(error) or error
-    if os.environ.get("ALIGNKIT_DEBUG", "") not in ("", "0"):
+    interrupted = isinstance(error, KeyboardInterrupt)
+    if os.environ.get("ALIGNKIT_DEBUG", "") not in ("", "0") and not interrupted:
         import traceback
 
         traceback.print_exception(error)
@@ -212,12 +205,26 @@ def _failed(error: Exception) -> int:
     Reporter().say(message_of(error))
     if isinstance(error, AlignkitError):
         return error.exit_code
-    return OutOfResource.exit_code if isinstance(error, MemoryError) else 1
+    return 130 if interrupted else OutOfResource.exit_code if isinstance(error, MemoryError) else 1
 
 
-def _interrupted(error: KeyboardInterrupt) -> int:
-    """Say where the command was interrupted, if that is known, and return the exit code."""
-    from alignkit.io.progress import Reporter
-
-    Reporter().say(message_of(error))
-    return 130
+def _usage_error(error: Any, given: Sequence[str]) -> RecipeError:
+    """A mistake in the arguments, printed like all others. given: the arguments."""
+    (text, _, near), context = (
+        error.format_message().rstrip(".").partition(". Did you mean "),
+        getattr(error, "ctx", None),
+    )
+    path = context.command_path if context is not None else "alignkit"
+    help = f"did you mean {near}" if near else f"{path} --help lists arguments and options"
+    if option := getattr(error, "option_name", None):
+        text = f"no such option {option}"
+        near = did_you_mean(
+            option.lstrip("-"), [one.lstrip("-") for one in getattr(error, "possibilities", None) or ()]
+        )
+        help = near.replace("'", "'--", 1) or help
+        if path.split()[-1] in ("run", "check") and option in _OPTIONS:
+            words = [
+                part for word in [*given, "VALUE"] for part in (word.split("=", 1) if word.startswith("-") else [word])
+            ]
+            help = f"write: {_OPTIONS[option].replace('VALUE', words[words.index(option) + 1])}"
+    return RecipeError([Problem(text[:1].lower() + text[1:], help=help)])

@@ -19,12 +19,16 @@ from alignkit.hookspecs import hookspec
 from alignkit.io.printable import printable
 
 GROUP = "alignkit.commands"
+GROUPS = ("Make", "Run", "Look", "People", "Ship", "Extend")  # the headings of `alignkit --help`
 
 
 class RegisterCommand(Protocol):
-    """Adds `alignkit NAME`: a function with typer's annotations, or a `typer.Typer` with commands of its own."""
+    """Adds `alignkit NAME`: a function with typer's annotations, or a `typer.Typer` with commands of its own.
 
-    def __call__(self, command: Callable[..., Any] | typer.Typer, name: str = "") -> None: ...
+    group: the heading of `alignkit --help` under which it is.
+    """
+
+    def __call__(self, command: Callable[..., Any] | typer.Typer, name: str = "", group: str = GROUPS[-1]) -> None: ...
 
 
 @hookspec
@@ -54,21 +58,21 @@ def _add(app: typer.Typer, entry: importlib.metadata.EntryPoint) -> None:
     manager.add_hookspecs(sys.modules[__name__])
     manager.register(entry.load(), name=entry.name)
     manager.check_pending()
-    commands: list[tuple[str, Callable[..., Any] | typer.Typer]] = []
+    functions = [known.name or getattr(known.callback, "__name__", "") for known in app.registered_commands]
+    taken = {name.replace("_", "-") for name in functions} | {str(known.name) for known in app.registered_groups}
+    commands: dict[str, tuple[Callable[..., Any] | typer.Typer, str]] = {}
 
-    def register(command: Callable[..., Any] | typer.Typer, name: str = "") -> None:
+    def register(command: Callable[..., Any] | typer.Typer, name: str = "", group: str = GROUPS[-1]) -> None:
         if not callable(command):
             raise PluginError(f"register takes a function or a typer.Typer, not {command!r}")
         own = str(command.info.name) if isinstance(command, typer.Typer) else command.__name__.replace("_", "-")
-        commands.append((name or own, command))
+        if (name or own) in taken | commands.keys():
+            raise PluginError(f"alignkit has a command '{name or own}' already")
+        commands[name or own] = command, group
 
     manager.hook.register_commands(register=register)
-    functions = [known.name or getattr(known.callback, "__name__", "") for known in app.registered_commands]
-    taken = {name.replace("_", "-") for name in functions} | {str(group.name) for group in app.registered_groups}
-    for name, command in commands:
-        if name in taken or [each for each, _ in commands].count(name) > 1:
-            raise PluginError(f"alignkit has a command '{name}' already")
+    for name, (command, group) in commands.items():
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
+            app.add_typer(command, name=name, rich_help_panel=group)
         else:
-            app.command(name)(command)
+            app.command(name, rich_help_panel=group)(command)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from alignkit.io.credentials import redacted
 
@@ -49,12 +50,17 @@ class SameFirstToken(RunFailed):
 
 
 class RecipeError(AlignkitError):
-    """A recipe, an override or the usage is wrong, so nothing was started. Holds every problem."""
+    """A recipe, an override or the usage is wrong, so nothing was started. Holds every problem.
+
+    partial: the recipe with the stages that are right, if it has a model. sources: all data that it names.
+    """
 
     exit_code = 2
 
     def __init__(self, problems: Iterable[Problem]):
         self.problems = list(problems)
+        self.partial: Any = None
+        self.sources: Sequence[Any] = ()
         texts = [str(problem) for problem in self.problems[:MOST_SHOWN]]
         if len(self.problems) > MOST_SHOWN:
             texts.append(f"... and {len(self.problems) - MOST_SHOWN} more")
@@ -162,8 +168,9 @@ def message_of(error: BaseException) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean 'dpo'?`, for the closest of the known names; empty if none is close."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else ""
+    names = {str(one).lower(): one for one in known}
+    close = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.6)
+    return f"did you mean '{names[close[0]]}'?" if close else ""
 
 
 def memory_ran_out(error: BaseException) -> bool:

@@ -38,7 +38,7 @@ class Ref:
     kind: str  # one that `alignkit.recipe.load` reads
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        """A marker that `alignkit schema` replaces by the schema of such references."""
+        """A marker that `alignkit plugins --schema` replaces by the schema of such references."""
         return {"x-alignkit": self.kind}
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +32,7 @@ from alignkit.launcher import ACCELERATE, Launcher
 from alignkit.monitor import Monitor
 from alignkit.options import Options
 from alignkit.readers import BUILT_IN, Reader, use_readers
-from alignkit.registry import BrokenPlugin, Registration, Registry, UnavailablePlugin, normalized_name
+from alignkit.registry import BrokenPlugin, Registration, Registry, UnavailablePlugin, normalized_name, registered_names
 from alignkit.reward import Judge, Reward, RewardCombination
 from alignkit.step import Step
 from alignkit.tracker import Tracker
@@ -91,12 +92,12 @@ class _Candidate:
         return normalized_name(plain) == normalized_name(self.name) and package in ("", self.distribution)
 
     def broken(self, reason: str) -> BrokenPlugin:
-        return BrokenPlugin(self.name, self.distribution, self.version, reason, self._path())
+        return BrokenPlugin(self.name, self.distribution, self.version, reason, self.source())
 
     def disabled(self, reason: str) -> UnavailablePlugin:
-        return UnavailablePlugin(self.name, self.distribution, self.version, reason, self._path())
+        return UnavailablePlugin(self.name, self.distribution, self.version, reason, self.source())
 
-    def _path(self) -> Path | None:
+    def source(self) -> Path | None:
         with suppress(Exception):
             return self.locate()
         return None
@@ -120,6 +121,7 @@ class Plugins:
 
         After `run_finished` there is nothing to stop, so a failure is only a warning.
         """
+        self.registry.complete()
         try:
             return list(getattr(self.manager.hook, hook)(**kwargs) or ())  # None: a wrapper dropped the results
         except (AlignkitError, KeyboardInterrupt):
@@ -393,15 +395,20 @@ def _enabled(candidates: list[_Candidate], disabled: Sequence[str]) -> tuple[lis
 _current: Plugins | None = None
 
 
-def load_plugins(extra_files: Iterable[Path] = (), disabled: Sequence[str] = ()) -> Plugins:
-    """Load the installed plugins and the extra files; `plugins()` returns the result from then on."""
+def load_plugins(extra_files: Iterable[Path] = (), disabled: Sequence[str] = (), *, lazy: bool = False) -> Plugins:
+    """Load the installed plugins and the extra files; `plugins()` returns the result from then on.
+
+    lazy: load each of alignkit's own when somebody asks for what it may provide, or for all names of a kind.
+    """
     global _current
     result = Plugins(map(Path, extra_files), disabled)
     everything = [*_entry_points(), *map(_file_plugin, result.files)]
     candidates, result.registry.disabled = _enabled(everything, disabled)
     counts = Counter(plugin.name for plugin in candidates)
     for plugin in candidates:
-        if counts[plugin.name] == 1:
+        if counts[plugin.name] == 1 and lazy and plugin.distribution == GROUP and not _strict():
+            result.registry.pending.append((registered_names(plugin.source()), partial(result.load, plugin)))
+        elif counts[plugin.name] == 1:
             result.load(plugin)
         else:  # pluggy would keep the first and silently drop the others
             who = " and ".join(other.origin for other in candidates if other.name == plugin.name)

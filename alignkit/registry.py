@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,7 @@ class UnavailablePlugin:
         """Whether the plugin has this name, or its source registers it."""
         if normalized_name(self.plugin) == normalized_name(name):
             return True
-        if self.source_path is None:
-            return False
-        try:
-            source = self.source_path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            return False
-        return re.search(rf"register\w*\(\s*[\"']{re.escape(name)}[\"']", source) is not None
+        return name in registered_names(self.source_path)
 
 
 class BrokenPlugin(UnavailablePlugin):
@@ -79,12 +73,14 @@ class Unresolved(PluginError):
 class Registry:
     """Registrations by kind (see `alignkit.plugins.KINDS`) and name.
 
-    broken: plugins that failed to load. disabled: plugins that the user switched off.
+    broken: plugins that failed to load. disabled: plugins that the user switched off. pending: what the
+    source of plugins registers that are not loaded yet, and what loads them.
     """
 
     def __init__(self, broken: list[BrokenPlugin] | None = None):
         self.broken: list[BrokenPlugin] = broken if broken is not None else []
         self.disabled: list[UnavailablePlugin] = []
+        self.pending: list[tuple[set[str], Callable[[], None]]] = []
         self.preferred: frozenset[str] = frozenset()
         self.warnings: dict[str, str] = {}  # by what was asked for
         self._registrations: defaultdict[str, dict[str, list[Registration]]] = defaultdict(dict)
@@ -99,12 +95,23 @@ class Registry:
         """Add a registration. A duplicate name becomes an error only when it is requested."""
         self._registrations[kind].setdefault(registration.name, []).append(registration)
 
+    def complete(self, kind: str = "", name: str | None = None) -> None:
+        """Load the pending plugins that may provide a name of a kind; None: any name. Without a kind, load all."""
+        hooks = {f"register_{kind}s", *(["register_combinations"] if kind == "reward" else [])}
+        for plugin in list(self.pending):
+            registered, load = plugin
+            if not kind or (registered & hooks and (name is None or registered & {name, ""})):
+                self.pending.remove(plugin)
+                load()
+
     def names(self, kind: str) -> list[str]:
         """Every name of a kind, sorted."""
+        self.complete(kind)
         return sorted(self._registrations[kind])
 
     def registrations(self, kind: str) -> list[Registration]:
         """Every registration of a kind, sorted by name."""
+        self.complete(kind)
         table = self._registrations[kind]
         return [registration for name in sorted(table) for registration in table[name]]
 
@@ -139,6 +146,7 @@ class Registry:
 
     def _matches(self, kind: str, name: str) -> list[Registration]:
         package, _, plain = name.rpartition(":")
+        self.complete(kind, plain)
         return [
             registration
             for registration in self._registrations[kind].get(plain, [])
@@ -146,6 +154,7 @@ class Registry:
         ]
 
     def _unknown(self, kind: str, name: str) -> Unresolved:
+        self.complete()
         plain = name.rpartition(":")[2]
         if providers := self.likely_providers(plain):
             broken = any(isinstance(plugin, BrokenPlugin) for plugin in providers)
@@ -158,6 +167,16 @@ class Registry:
         )
         help = f"{guess} ({listed})" if guess else listed
         return Unresolved(f"no {kind} '{name}'", "\n  ".join([help, *map(str, self.broken)]))
+
+
+def registered_names(path: Path | None) -> set[str]:
+    """What a plugin's module registers, by its source: its hooks and names; an empty one stands for computed names."""
+    try:
+        source = path.read_text(encoding="utf-8") if path else ""
+    except (OSError, UnicodeDecodeError):
+        return set()
+    names = re.findall(r"\bregister\w*\((?!register)(?:\s*[\"']([^\"']+)[\"'])?", source)
+    return {*names, *re.findall(r"\bdef (register_\w+)", source)}
 
 
 def normalized_name(name: str) -> str:

@@ -101,7 +101,7 @@ class Context:
 class Reward(WithOptions):
     """Base class of a reward: scores responses. It must be pure, because scores are cached.
 
-    runs_code: whether its checks run code that the recipe names, which `alignkit validate` never does. of_episodes:
+    runs_code: whether its checks run code that the recipe names, which `alignkit check` never does. of_episodes:
     whether it needs a stage with an environment.
     """
 
@@ -124,10 +124,10 @@ class Reward(WithOptions):
         """
 
     def check_source(self, folder: Path) -> None:
-        """What `check` finds that shows without running code: called by `alignkit validate` if `runs_code`."""
+        """What `check` finds that shows without running code: called by `alignkit check` if `runs_code`."""
 
     def check_machine(self) -> None:
-        """Raise RunFailed for what this machine lacks, such as a GPU: called by runs, not by `alignkit validate`."""
+        """Raise RunFailed for what this machine lacks, such as a GPU: called by runs, not by `alignkit check`."""
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         """Raise DataError if these prompts lack something that scoring needs; called after `check`, before training.
@@ -236,7 +236,7 @@ class Judge(WithOptions):
         raise NotImplementedError(f"{type(self).__name__} does not define `compare(items)`")
 
     def question(self, item: tuple[Sequence[Message], str, str]) -> Sequence[Message]:
-        """The messages that its model reads of a (prompt, first, second), for `alignkit inspect`; optional."""
+        """The messages that its model reads of a (prompt, first, second), for `alignkit check`; optional."""
         return ()
 
     @property

@@ -283,6 +283,7 @@ class Settings(Options):
     learning_rate: float | None = Field(
         default=None,
         gt=0,
+        le=1,
         description="peak learning rate of AdamW; default: the algorithm's, scaled to the model's hidden size and to "
         "LoRA or all weights",
     )

@@ -98,14 +98,14 @@ class Step(WithOptions):
     def check(self, folder: Path) -> None:
         """Raise RunFailed for a mistake of the user that shows without models, such as a missing package or file.
 
-        Called by `alignkit validate` and before the first stage of a run. folder: the recipe's. Options of type `Path`
+        Called by `alignkit check` and before the first stage of a run. folder: the recipe's. Options of type `Path`
         are absolute, and their files exist.
         """
 
     def check_data(self, data: StepData) -> None:
         """Raise DataError for data that the step cannot use, so that no earlier stage trains in vain.
 
-        Called by `alignkit validate` and before the first stage of a run, after `check`. `DataError.option` says where
+        Called by `alignkit check` and before the first stage of a run, after `check`. `DataError.option` says where
         in the recipe the mistake is. Data of other stages are seen by `run` only.
         """
 

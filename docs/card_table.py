@@ -16,9 +16,9 @@ from alignkit.plugins import plugins
 from alignkit.settings import LEARNING_RATE, ModelSpec
 from alignkit.tokens.encoding import Encoded, ResponseTokens
 from alignkit.training.learning_rate import scaled
-from alignkit_apps.plan.cards import CARDS, Machine
-from alignkit_apps.plan.memory import USABLE, bytes_of, dequantized, peak, weight_bytes
-from alignkit_apps.plan.shape_model import ShapeModel
+from alignkit_apps.check.cards import CARDS, Machine
+from alignkit_apps.check.memory import USABLE, bytes_of, dequantized, peak, weight_bytes
+from alignkit_apps.check.shape_model import ShapeModel
 
 HEADER = ("model", "trained", "fixed GB", "MB/token", "row", "GB", "card", "rate", "numbers")
 TOKENS = 512  # of the row that is traced; what a row keeps grows with its tokens

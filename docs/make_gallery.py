@@ -44,7 +44,7 @@ def make(name: str) -> None:
     shutil.rmtree(WORK / "runs" / name, ignore_errors=True)
     WORK.mkdir(exist_ok=True)
     if not (WORK / f"{name}.yaml").exists():
-        alignkit("recipes", "copy", name, ".")
+        alignkit("init", "--from", name)
     alignkit(*command(name))
     shutil.copyfile(WORK / "runs" / name / "report.html", GALLERY / f"{name}.html")
 

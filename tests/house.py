@@ -54,7 +54,7 @@ SHARED_APPS = {"catalog", "feedback", "policies", "web"}
 OTHER_MEANINGS = {
     "alignkit.settings": {"sft"},  # an objective of `mix`
     "alignkit.training.auxiliary": {"sft"},  # the same
-    "alignkit_apps.feedback_export.layouts": {"kto", "sft"},  # what TRL calls its layouts
+    "alignkit_apps.labels.layouts": {"kto", "sft"},  # what TRL calls its layouts
     "alignkit.environment": {"refusal"},  # a tool's
     "alignkit.models.hub": {"refusal"},  # the hub's
     "alignkit.models.load_check": {"refusal"},  # of a model that cannot be loaded

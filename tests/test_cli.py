@@ -12,7 +12,9 @@ import pytest
 
 from alignkit import cli
 from alignkit import plugins as plugins_module
+from alignkit.commands import GROUPS
 from alignkit.errors import DataError, OutOfResource, RunFailed
+from alignkit.plugins import KINDS, Unresolved
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy")
 HEAVY += ("alignkit.evaluation.agreement", "alignkit.dialogues", "alignkit.evaluation.ranking")  # or not asked for
@@ -61,13 +63,13 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     return calls
 
 
-def test_validate_prints_the_stages(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["validate", *recipe]) == 0
+def test_check_prints_the_stages(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", *recipe]) == 0
     folder = Path(recipe[0]).parent
     ok = "ok: small: stages first -> second\n"
     read = f"read {folder}/d.jsonl: prompt_completion (recognized), 1 row\n"
     assert capsys.readouterr().out == f"{read}  user       q\n  assistant  a\n{ok}"
-    assert cli.main(["validate", *recipe, "--no-data"]) == 0
+    assert cli.main(["check", *recipe, "--no-data"]) == 0
     assert capsys.readouterr().out == ok
 
 
@@ -77,35 +79,35 @@ def test_characters_that_a_terminal_lacks_do_not_end_a_command(tmp_path: Path) -
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: {base: tiny}\nstages: {sft: {algorithm: sft, data: demos.jsonl}}\n", encoding="utf-8")
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
-    command = [sys.executable, "-m", "alignkit", "validate", str(recipe)]
+    command = [sys.executable, "-m", "alignkit", "check", str(recipe)]
     done = subprocess.run(command, capture_output=True, check=True, env=environment)
     assert "user       caf\u00e9 ??".encode("latin-1") in done.stdout
 
 
-def test_validate_stops_at_bad_rows_like_a_run(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_stops_at_bad_rows_like_a_run(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with (Path(recipe[0]).parent / "d.jsonl").open("a") as file:
         file.write('{"prompt": "q", "completion": ""}\n')
-    assert cli.main(["validate", *recipe]) == DataError.exit_code
+    assert cli.main(["check", *recipe]) == DataError.exit_code
     assert "d.jsonl:2: the response is empty" in capsys.readouterr().err
 
 
-def test_validate_shows_a_file_that_several_stages_read_once(
+def test_check_shows_a_file_that_several_stages_read_once(
     recipe: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Path(recipe[0]).open("a") as file:
         file.write("  third: {algorithm: fake_plain, data: {path: d.jsonl, validation: 0.5, limit: 1}}\n")
-    assert cli.main(["validate", *recipe]) == 0
+    assert cli.main(["check", *recipe]) == 0
     assert capsys.readouterr().out.count("  user       q\n") == 1
 
 
-def test_validate_reports_all_mistakes_on_stderr(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["validate", *recipe, "stages.first.epochs=0", "stages.first.lr=1"]) == 2
+def test_check_reports_all_mistakes_on_stderr(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", *recipe, "stages.first.epochs=0", "stages.first.lr=1"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("error: ") == 2 and "Traceback" not in err
     assert "--> override 'stages.first.epochs=0'" in err
 
 
-def test_run_validates_first(recipe: list[str], runs: list[tuple]) -> None:
+def test_run_checks_first(recipe: list[str], runs: list[tuple]) -> None:
     assert cli.main(["run", *recipe, "model.base="]) == 2
     assert runs == []
 
@@ -164,7 +166,7 @@ def test_a_broken_plugin_file_is_an_error(
     recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "fake.py").write_text("import no_such_module_at_all")
-    assert cli.main(["validate", *recipe]) == 3
+    assert cli.main(["check", *recipe]) == 3
     assert "plugin 'fake.py'" in capsys.readouterr().err
     assert cli.main(["plugins", *recipe[1:]]) == 0
     assert "broken: plugin 'fake.py'" in capsys.readouterr().out
@@ -210,18 +212,36 @@ def test_plugins_that_are_not_there(words: list[str], message: str, capsys: pyte
 
 
 def test_schema_covers_extra_plugins(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["schema", *recipe[1:]]) == 0
+    assert cli.main(["plugins", "--schema", *recipe[1:]]) == 0
     out = capsys.readouterr().out
     assert json.loads(out)["title"] == "alignkit recipe" and '"fake_noop"' in out
 
 
 def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["vlidate"]) == 2
-    assert "'validate'" in capsys.readouterr().err
-    assert cli.main(["validate"]) == 2
-    assert cli.main(["validate", "no-such-recipe"]) == 2
+    assert cli.main(["chekc"]) == 2
+    assert capsys.readouterr().err == "error: no such command 'chekc'\n  help: did you mean 'check'?\n"
+    assert cli.main(["check"]) == 2
+    assert capsys.readouterr().err.startswith("error: missing argument 'RECIPE'\n  help: alignkit check --help")
+    assert cli.main(["check", "no-such-recipe"]) == 2
     assert "no such recipe: no-such-recipe" in capsys.readouterr().err
-    assert cli.main(["validate", "x.yaml", "--no-plugin", "nothing-like-it"]) == 2
+    assert cli.main(["check", "x.yaml", "--no-plugin", "nothing-like-it"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "help"),
+    [
+        ("train x.yaml", "no such command 'train'", "write: alignkit run RECIPE"),
+        ("compare a b", "no such command 'compare'", "write: alignkit show RUN RUN"),
+        ("run x.yaml --model gpt2", "no such option --model", "write: model.base=gpt2"),
+        ("run x.yaml --set a=b", "no such option --set", "write: a=b"),
+        ("labels shwo x", "no such command 'shwo'", "did you mean 'show'?"),
+        ("run x.yaml --outt a", "no such option --outt", "did you mean '--out'?"),
+        ("chat x --model gpt2", "no such option --model", "alignkit chat --help lists arguments and options"),
+    ],
+)
+def test_what_to_write_instead(words: str, error: str, help: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words.split()) == 2
+    assert capsys.readouterr().err == f"error: {error}\n  help: {help}\n"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,17 +253,19 @@ def test_help_fits_into_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["--help"]) == 0
     overview = capsys.readouterr().out
-    commands = re.findall(r"^  (\w+)  ", overview.split("Commands:")[1], re.MULTILINE)
-    assert len(commands) >= 14 and "..." not in overview.split("Commands:")[1]
+    grouped = overview.split("--help ")[1]
+    assert re.findall(r"^(\w+):$", grouped, re.MULTILINE) == [*GROUPS]
+    commands = re.findall(r"^  (\w+) ", grouped, re.MULTILINE)
+    assert len(commands) == 12 and "..." not in grouped
     for command in commands:
         assert cli.main([command, "--help"]) == 0
         assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
 
 
-@pytest.mark.parametrize("command", ["--help", "validate", "plugins", "schema", "bad"])
+@pytest.mark.parametrize("command", ["--help", "check", "plugins", "schema", "bad"])
 def test_nothing_heavy_is_imported(recipe: list[str], command: str) -> None:
-    arguments = {"--help": ["--help"], "validate": ["validate", *recipe], "plugins": ["plugins", *recipe[1:]]}
-    arguments |= {"schema": ["schema", *recipe[1:]]}
+    arguments = {"--help": ["--help"], "check": ["check", *recipe], "plugins": ["plugins", *recipe[1:]]}
+    arguments |= {"schema": ["plugins", "--schema", *recipe[1:]]}
     argv = arguments.get(command, ["run", *recipe, "stages.first.epochs=0"])
     code = f"import sys; from alignkit.cli import main; rc = main({argv!r})\n"
     code += f"print(rc, [m for m in {HEAVY} if m in sys.modules], 'alignkit.plugins' in sys.modules)"
@@ -262,7 +284,7 @@ def test_completion_for_a_shell_ends_without_an_error() -> None:
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "quickstart", "")
 
 
-@pytest.mark.parametrize("words", [["recipes"], ["plugins"], ["plugins", "ppo"]])
+@pytest.mark.parametrize("words", [["init", "--list"], ["plugins"], ["plugins", "ppo"]])
 def test_a_pipe_gets_narrow_tables_with_whole_cells(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str]
 ) -> None:
@@ -271,7 +293,84 @@ def test_a_pipe_gets_narrow_tables_with_whole_cells(
     monkeypatch.setattr("alignkit.recipe.shipped.shipped_folder", lambda: tmp_path)
     assert cli.main(words) == 0
     lines = capsys.readouterr().out.splitlines()
-    facts = [line for line in lines if line.startswith("  ")] if words[1:] else []
+    facts = [line for line in lines if line.startswith("  ")] if words == ["plugins", "ppo"] else []
     assert max(len(line.rstrip()) for line in lines if line not in facts) <= 100
-    if words == ["recipes"]:
+    if words == ["init", "--list"]:
         assert "".join(line[:90].split(" ")[0] for line in lines[1:]) == long
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("run d.jsonl", 2, "d.jsonl holds data, not a recipe\n  help: write a recipe for it: alignkit init --demos d"),
+        ("check runs/one", 2, "runs/one is the folder of a run, not a recipe\n  help: `alignkit show runs/one` shows"),
+        ("show small.yaml", 2, "small.yaml is a file"),
+        ("chat small.yaml", 2, "small.yaml is a recipe, not a model"),
+        ("chat base", 2, "help: write RUN/base"),
+        ("evaluate tiny --prompts d.jsonl", 2, "nothing says which answers are better\n  help: add --reward REWARD"),
+        ("check {} first.epochs=3", 2, "help: 'first' is a stage: write stages.first.KEY"),
+        (
+            "check {} epochs=3",
+            2,
+            "help: 'epochs' belongs in a stage: write stages.first.epochs or stages.second.epochs",
+        ),
+        ("check {} stages.first.algorithm=FAKE_plain", 2, "help: did you mean 'fake_plain'?"),
+        ("check {} stages.first.validation=20%", 2, "data: {{path: FILE, validation: 0.2}}"),
+        ("check {} stages.first.learning_rate=1000", 2, "expected at most 1, got 1000"),
+        ("check {} stages.second.reward=length stages.second.step=evaluate", 2, "help: did you mean 'rewards'?"),
+        ("check {} ~stages.first.algorithm stages.first.type=fake_plain", 2, "help: write 'algorithm: fake_plain' for"),
+        ("check {} model.base=smollm2", 2, "no model 'smollm2'\n  --> override"),
+        ("check {} first second", 2, "two stages: first, second"),
+        ("check {} --row 3", 2, "--row is for a row of a stage"),
+        ("check {} first --plan", 2, "a plan is for all stages"),
+        ("show runs/one runs/one --prune", 2, "--prune is for one run"),
+    ],
+)
+def test_what_newcomers_type(
+    words: str,
+    code: int,
+    said: str,
+    recipe: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(Path(recipe[0]).parent)
+    Path("runs/one").mkdir(parents=True)
+    Path("runs/one/recipe.resolved.yaml").write_text("name: one\nstages: {}\n")
+    assert cli.main([part for word in words.split() for part in (recipe if word == "{}" else [word])]) == code
+    assert said.replace("{{", "{").replace("}}", "}") in capsys.readouterr().err
+
+
+def test_mistakes_of_a_recipe_and_of_its_data_come_together(
+    recipe: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(Path(recipe[0]).parent)
+    Path("d.jsonl").write_text('{"prompt": "q", "completion": ""}\n')
+    Path("e.csv").write_text("prompt;answer\nq;a\n")
+    wrong = ["stages.first.epoch=1", "stages.third={algorithm: fake_plain, data: e.csv}"]
+    for command in ("check", "run"):
+        assert cli.main([command, *recipe, *wrong]) == 2
+        said = capsys.readouterr().err
+        assert said.count("error: ") == 3 and "unknown key 'epoch'" in said
+        assert "d.jsonl:1: the response is empty" in said and "the columns are separated by ';'" in said
+
+
+def test_check_imports_the_plugins_that_a_recipe_can_mean(recipe: list[str]) -> None:
+    code = f"import sys; from alignkit.cli import main; main(['check', *{recipe}, 'model.base=tiny'])\n"
+    code += (
+        "print([m in sys.modules for m in ('alignkit_plugins.models.tiny', 'alignkit_plugins.steps.constitutional')])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[True, False]"
+
+
+def test_lazy_plugins_provide_the_same() -> None:
+    every = plugins_module.load_plugins().registry
+    for kind in KINDS:
+        for name in {item.name for item in every.registrations(kind) if item.distribution == "alignkit"}:
+            lazy = plugins_module.load_plugins(lazy=True).registry
+            assert lazy.get(kind, name).plugin == every.get(kind, name).plugin
+            assert len(lazy.pending) > 10
+        assert plugins_module.load_plugins(lazy=True).registry.names(kind) == every.names(kind)
+    with pytest.raises(Unresolved, match="no algorithm 'pppo'\\n  did you mean 'ppo'"):
+        plugins_module.load_plugins(lazy=True).registry.get("algorithm", "pppo")

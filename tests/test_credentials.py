@@ -144,7 +144,7 @@ def test_no_part_of_a_recipe_may_hold_a_key(
     }
     file, out = tmp_path / "r.json", tmp_path / "run"
     file.write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
-    assert main(["validate", str(file)]) == 0
+    assert main(["check", str(file)]) == 0
     capsys.readouterr()
     assert main(["run", str(file), override.replace("KEY", KEYS["hub"]), "--out", str(out)]) == 2
     said = capsys.readouterr()

@@ -162,7 +162,7 @@ def test_recipes_of_commands_are_valid(
     plugins = [INSTALLED[command.text]] if command.text in INSTALLED else sorted(Path().glob("alignkit_*.py"))
     if "--plugin" not in words:
         words += [word for plugin in plugins for word in ("--plugin", str(plugin))]
-    code = cli.main(["validate", *words])
+    code = cli.main(["check", *words])
     load_plugins()
     assert code == 0, capsys.readouterr().err
 

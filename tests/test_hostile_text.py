@@ -125,7 +125,7 @@ def test_a_recipe_cannot_act_on_the_terminal(tmp_path: Path, capsys: pytest.Capt
 def test_data_cannot_act_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], row: Any) -> None:
     (tmp_path / "r.json").write_text(json.dumps(recipe(stages__sft__data="rows.jsonl")), encoding="utf-8")
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    main(["validate", str(tmp_path / "r.json")])
+    main(["check", str(tmp_path / "r.json")])
     said = capsys.readouterr()
     assert said.out + said.err
     assert not any(character in said.out + said.err for character in "\x1b\x07\x9b\u202e")

@@ -166,14 +166,14 @@ def test_validate_says_what_a_run_would_say(
         folder = tmp_path / str(index)
         folder.mkdir()
         quiet = "fit" in name or "data set" in name or "function" in name
-        assert main(["validate", *mistaken(folder, stage)]) == (0 if quiet else code), name
+        assert main(["check", *mistaken(folder, stage)]) == (0 if quiet else code), name
         assert quiet or message in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()
 
 
 def test_the_data_of_all_stages_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stages = [LATER[name][0] for name in ("KTO without labels", "margins", "preferences as demonstrations")]
-    assert main(["validate", *mistaken(tmp_path, *stages)]) == 4
+    assert main(["check", *mistaken(tmp_path, *stages)]) == 4
     err = capsys.readouterr().err
     assert all(f"later_{number}" in err for number in range(3)), err
 
@@ -183,7 +183,7 @@ def test_a_device_that_cannot_be_is_a_mistake_of_the_recipe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str
 ) -> None:
     (command,) = mistaken(tmp_path)
-    assert main(["validate", command, f"model.device='{device}'"]) == 2
+    assert main(["check", command, f"model.device='{device}'"]) == 2
     assert f"model.device: '{device}' is no device of torch" in capsys.readouterr().err
 
 
@@ -192,7 +192,7 @@ def test_a_device_that_is_not_here_is_told_before_the_first_stage(
 ) -> None:
     (command,) = mistaken(tmp_path, {"algorithm": "sft", "data": "demos.jsonl", "base": "big"})
     override = "bases={big: {base: tiny, device: 'cuda:99'}}"
-    assert main(["validate", command, override]) == 0
+    assert main(["check", command, override]) == 0
     assert main(["run", command, override, "--out", str(tmp_path / "run")]) == 2
     assert "stage 'later_0': 'device: cuda:99': torch finds " in capsys.readouterr().err
     assert not (tmp_path / "run" / "first").exists()
@@ -216,7 +216,7 @@ def test_a_broken_chat_template_is_reported_with_its_line(
     (command,) = mistaken(tmp_path)
     (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
     override = f"model.chat_template={tmp_path / 't.jinja'}"
-    for words in (["validate"], *([["run", "--out", str(tmp_path / "run")]] if message else [])):
+    for words in (["check"], *([["run", "--out", str(tmp_path / "run")]] if message else [])):
         assert main([*words, command, override]) == (2 if message else 0)
         assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -257,15 +257,15 @@ def test_an_algorithms_file_is_checked_first(tmp_path: Path, capsys: pytest.Capt
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": {"sft": stage}}), encoding="utf-8")
     run = ["run", str(path), "--plugin", str(plugin), "--out", str(tmp_path / "out")]
-    validate = ["validate", str(path), "--plugin", str(plugin)]
-    assert main(validate) == 2 and "no such file: parts/weights.json" in capsys.readouterr().err
+    check = ["check", str(path), "--plugin", str(plugin)]
+    assert main(check) == 2 and "no such file: parts/weights.json" in capsys.readouterr().err
     weights.write_text('{"no": 1}')
-    for command in (validate, run):
+    for command in (check, run):
         assert main(command) == 2
         err = capsys.readouterr().err
         assert f"stage 'sft': {weights}: no weight for 'yes'" in err and "loading" not in err
     weights.write_text('{"yes": 2}')
-    assert main(validate) == main(run) == 0
+    assert main(check) == main(run) == 0
     assert main(run) == 0 and "sft: unchanged, reused" in capsys.readouterr().err
     weights.write_text('{"yes": 3}')
     assert main(run) == 0 and "starting over" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def pointed(path: Path, capsys: pytest.CaptureFixture[str], command: str = "run"
     return err, source[int(column) - 1 : int(column) - 1 + carets.count("^")]
 
 
-@pytest.mark.parametrize("command", ["run", "validate"])
+@pytest.mark.parametrize("command", ["run", "check"])
 def test_a_teacher_with_another_tokenizer(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = {**SMALL, "base": str(make_model(tmp_path / "a", 0))}
     big = {**SMALL, "base": str(make_model(tmp_path / "b", 7))}
@@ -65,7 +65,7 @@ def test_a_device_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "stage 'student': 'device: cuda:99'" in err and place == "cuda:99"
 
 
-@pytest.mark.parametrize("command", ["run", "validate"])
+@pytest.mark.parametrize("command", ["run", "check"])
 def test_a_base_that_cannot_be_loaded(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +103,7 @@ def test_an_adapter_for_another_base(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert "stage 'again': " in err and place == "first/sft/adapter"
 
 
-@pytest.mark.parametrize("command", ["run", "validate"])
+@pytest.mark.parametrize("command", ["run", "check"])
 def test_a_base_that_no_stage_uses(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is a warning with the line. A reference, a start, a reward model and a stage of their own are uses."""
     stages = {"sft": SFT | {"max_steps": 1}}
@@ -122,8 +122,8 @@ def test_a_base_that_no_stage_uses(command: str, tmp_path: Path, capsys: pytest.
 def test_an_adapter_of_another_run_may_use_any_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(written(tmp_path, {"sft": SFT | {"max_steps": 1}})), "--out", str(tmp_path / "first")]) == 0
     path = written(tmp_path, {"again": SFT | {"from": "first/sft/adapter"}}, bases={"big": SMALL})
-    assert main(["validate", str(path)]) == 0 and "no stage uses" not in capsys.readouterr().err
-    assert main(["validate", str(path), "~stages.again.from"]) == 0
+    assert main(["check", str(path)]) == 0 and "no stage uses" not in capsys.readouterr().err
+    assert main(["check", str(path), "~stages.again.from"]) == 0
     assert "no stage uses base model 'big'" in capsys.readouterr().err
 
 

@@ -203,7 +203,7 @@ def copy(smoke: Done, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("base", ["as it is", "tiny"])
 def test_every_recipe_is_valid(name: str, base: str, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = [] if base == "as it is" else [f"model.base={base}"]
-    assert cli.main(["validate", str(RECIPES[name]), *overrides]) == 0
+    assert cli.main(["check", str(RECIPES[name]), *overrides]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"ok: {name}: stages ")
 
 
@@ -227,7 +227,7 @@ def test_smoke_runs_whole(smoke: Done) -> None:
 def test_what_ran_can_be_run_from_its_own_folder(smoke: Done, copy: Path) -> None:
     err = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
-        assert cli.main(["validate", str(copy / "recipe.resolved.yaml")]) == 0
+        assert cli.main(["check", str(copy / "recipe.resolved.yaml")]) == 0
         assert cli.main(["run", str(copy / "recipe.resolved.yaml"), "--out", str(copy)]) == 0
     stages = list(load_recipe(RECIPES["smoke"]).stages)
     assert [f"{name}: unchanged, reused" in err.getvalue() for name in stages] == [True] * len(stages)

@@ -39,7 +39,7 @@ def test_two_of_them_agree_as_often_as_asked(noise: Noise, tmp_path: Path, capsy
     items = words.pairs(300, seed=1)
     crowd = crowd_for([words.gap(item) for item in items], noise)
     path = labeled_store(tmp_path / "labels.feedback", items, crowd, words.gap, overlap=2)
-    assert cli.main(["agreement", str(path), "--json"]) == 0
+    assert cli.main(["labels", "agree", str(path), "--json"]) == 0
     (facts,) = json.loads(capsys.readouterr().out)
     which = facts["questions"][0]["coefficients"]["agreement"]
     assert which["n"] == 300

@@ -136,7 +136,7 @@ def test_data_that_a_step_cannot_use_are_shown_in_the_recipe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     stage, message, help, place = STEPS[case]
-    assert main(["validate", *picky(tmp_path, stage)]) == 4
+    assert main(["check", *picky(tmp_path, stage)]) == 4
     err = capsys.readouterr().err
     assert err.startswith("error: stage 'later_0': ") and message in err and f"{tmp_path / 'recipe.yaml'}:" in err
     assert not help or f"\n  help: {help}" in err
@@ -156,13 +156,13 @@ def test_data_of_other_stages_are_not_here_yet(tmp_path: Path, capsys: pytest.Ca
     sampled = {"step": "sample", "prompts": "prompts.jsonl"}
     mixed = ["prompts.jsonl", "later_0"]
     waiting = EVALUATE | {"prompts": mixed, "by": ["topic"], "few_shot": {**SHOTS, "examples": "later_0"}}
-    assert main(["validate", *picky(tmp_path, sampled, waiting, OF_PAIRS | {"pairs": "later_0"})]) == 0
+    assert main(["check", *picky(tmp_path, sampled, waiting, OF_PAIRS | {"pairs": "later_0"})]) == 0
 
 
 def test_training_data_point_at_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ("KTO without labels", "margins", "prompts that are raw text")
     stages = [*(LATER[name][0] for name in names), ONLINE | {"reward": "picky"}]
-    assert main(["validate", *picky(tmp_path, *stages)]) == 4
+    assert main(["check", *picky(tmp_path, *stages)]) == 4
     places = [pointed_at(each) for each in capsys.readouterr().err.split("\n\n")]
     assert places == ["demos.jsonl", "pairs.jsonl", "text.txt", "picky"]
 
@@ -171,6 +171,6 @@ def test_bad_rows_are_listed_by_their_file(tmp_path: Path, capsys: pytest.Captur
     command = picky(tmp_path, OF_PAIRS, LATER["margins"][0])
     with (tmp_path / "pairs.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"prompt": "is it?", "chosen": "yes"}\n')
-    assert main(["validate", *command]) == 4
+    assert main(["check", *command]) == 4
     err = capsys.readouterr().err
     assert err.count("pairs.jsonl:2: ") == 1 and "^" not in err

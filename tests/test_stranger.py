@@ -115,7 +115,7 @@ def test_a_recipe_is_valid_and_runs(stranger: Path, tmp_path: Path, name: str) -
         shutil.copy(file, tmp_path)
     alignkit, recipe = stranger.parent / "alignkit", tmp_path / "recipe.yaml"
     elsewhere.mkdir()
-    assert call(alignkit, "validate", recipe, cwd=elsewhere).splitlines()[-1].startswith(f"ok: {name}: stages ")
+    assert call(alignkit, "check", recipe, cwd=elsewhere).splitlines()[-1].startswith(f"ok: {name}: stages ")
     call(alignkit, "run", recipe, cwd=elsewhere, ALIGNKIT_STRICT="1")
     folder = elsewhere / "runs" / name / "align"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -141,5 +141,5 @@ def test_a_strangers_command_reader_monitor_and_event(stranger: Path, tmp_path: 
 def test_a_shipped_recipe_can_name_it(stranger: Path, tmp_path: Path) -> None:
     """What the README says: the stranger's algorithm in the place of PPO, by one override."""
     add(stranger, "reinforce")
-    words = ["validate", "quickstart", "stages.align.algorithm=reinforce"]
+    words = ["check", "quickstart", "stages.align.algorithm=reinforce"]
     assert "align" in call(stranger.parent / "alignkit", *words, cwd=tmp_path)

@@ -291,6 +291,8 @@ def _detected_format(row: Any, formats: Formats, source: str) -> str:
     if len(matching) == 1:
         return next(iter(matching))
     content = f"columns {', '.join(map(str, row))}" if isinstance(row, Mapping) else kind_of(row)
+    if isinstance(row, Mapping) and len(row) == 1 and ";" in str(next(iter(row))):
+        raise DataError(f"{source}: the columns are separated by ';'; save the file with commas, or as .tsv with tabs")
     if matching:
         raise DataError(
             f"{source}: several formats match the first row ({content}). "

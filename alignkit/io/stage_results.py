@@ -75,7 +75,7 @@ def find_result(run: Path, reference: str) -> NamedResult:
     made = any(result.algorithm == algorithm for result in results.values())
     what = f"no earlier result by {algorithm}, ~{age}" if made else f"no result by {wanted}"
     has = f"it has {', '.join(results)}" if results else "it has no complete result"
-    help = did_you_mean(reference, results) or f"`alignkit results {run}` lists all results"
+    help = did_you_mean(reference, results) or f"`alignkit show {run}` lists all results"
     raise RecipeError([Problem(f"{reference}: stage {stage} of {run} has {what}; {has}", help=help)])
 
 

@@ -79,6 +79,8 @@ def common_name(option: str) -> str:
 
 def advice(key: str, allowed: list[str]) -> str:
     """Return the help for an unknown key. allowed: the keys that are known at its place."""
+    if f"{key}s" in allowed:
+        return f"did you mean '{key}s'?"
     places = [place for place, keys in _PLACES.items() if key in keys and key not in allowed]
     if places:
         return f"'{key}' belongs {' or '.join(places)}"

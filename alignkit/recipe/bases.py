@@ -108,7 +108,8 @@ def _read_base(base: Any, keys: Keys, scope: Scope) -> str:
     path = scope.paths.folder_or_hub(base, keys)
     if path == base and "/" not in base and not means_folder(base):
         # Few Hub ids have no namespace, so a misspelled plugin is more likely.
-        near = difflib.get_close_matches(base, scope.registry.names("model"), 1, 0.85)
+        names = scope.registry.names("model")
+        near = difflib.get_close_matches(base, names, 1, 0.85) or [name for name in names if name.startswith(base)]
         if near or scope.registry.likely_providers(base):
             find("model", base, keys, scope)
     return path

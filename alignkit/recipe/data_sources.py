@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ _ONLY_HUB = ("name", "revision", "data_dir", "data_files", "streaming", "split")
 
 def read_data(raw: Any, keys: Keys, scope: Scope) -> DataSpec | None:
     """Return the sources of a data entry, which is one source or a list of them."""
+    if keys[-1] == "validation" and re.fullmatch(r"[0-9.]+%?", str(raw)):
+        help = "to hold out a share of the stage's data, write it there: data: {path: FILE, validation: 0.2}"
+        scope.problems.error(keys, f"{path_text(keys)}: expected other data, got the share {raw}", help=help)
+        return None
     if (stages := scope.all_rounds(raw)) is not None:
         raw = stages
     if isinstance(raw, list):
@@ -41,7 +46,9 @@ def read_data(raw: Any, keys: Keys, scope: Scope) -> DataSpec | None:
         return None
     _check_split(good, keys, scope)
     _check_weights(good, keys, scope)
-    return DataSpec(tuple(good))
+    spec = DataSpec(tuple(good))
+    scope.sources.append(spec)
+    return spec
 
 
 def _place(keys: Keys, scope: Scope) -> tuple[bool, tuple[str, ...]]:

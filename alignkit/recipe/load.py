@@ -35,6 +35,7 @@ from alignkit.recipe.trackers import read_trackers
 from alignkit.recipe.validation import validate
 from alignkit.recipe.weights import read_policy, read_stage, read_start
 from alignkit.registry import Registry
+from alignkit.settings import Settings
 
 # Kind of a reference -> the function that reads it.
 _RESOLVERS: Mapping[str, Resolver] = {
@@ -103,14 +104,13 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
     engine = read_engine(data["engine"], ("engine",), scope) if data.get("engine") is not None else None
     if top is not None:
         _check_requires(top.requires, scope)
-    if len(problems) or top is None or model is None:
-        raise problems.as_error()
-    fill_engines(stages, engine, {BASE: model, **others}, problems)
-    _refuse_keys(document, problems)  # last: a judge or a tracker says more about a key in its options
-    if len(problems):
-        raise problems.as_error()
+    if top is None or model is None:
+        raise problems.as_error(scope.sources)
+    if not len(problems):
+        fill_engines(stages, engine, {BASE: model, **others}, problems)
+        _refuse_keys(document, problems)  # last: a judge or a tracker says more about a key in its options
     name = top.name or _name_of(document)
-    return Recipe(
+    recipe = Recipe(
         name=name,
         path=document.path,
         folder=document.path.parent.resolve(),
@@ -125,13 +125,22 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
         # Blocks are not expanded here, so that users can edit the copy in the run's folder.
         resolved={**({} if top.name else {"name": name}), **scope.paths.portable(document.data)},
     )
+    if len(problems):
+        raise problems.as_error(scope.sources, recipe)
+    return recipe
 
 
 def _option_hint(key: str, data: Mapping[str, Any], registry: Registry) -> str:
     """Help for an algorithm's option at the top level: its full path. Also for `algorithm: {OPTION: ...}`."""
     written = data.get(key) if key == "algorithm" else {key: None}
     paths = []
-    for stage, content in data["stages"].items() if isinstance(data.get("stages"), dict) else ():
+    stages = data["stages"] if isinstance(data.get("stages"), dict) else {}
+    if key in stages:
+        return f"'{key}' is a stage: write stages.{key}.KEY"
+    if key in allowed_keys(Settings) and stages:
+        keys = " or stages.".join(f"{name}.{key}" for name in [*stages][:3])
+        return f"'{key}' belongs in a stage: write stages.{keys}"
+    for stage, content in stages.items():
         named = content.get("algorithm") if isinstance(content, dict) else None
         for name in [named] if isinstance(named, str) else named if isinstance(named, dict) else ():
             if registry.has("algorithm", name):

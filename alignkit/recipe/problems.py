@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,11 +43,12 @@ class Problems:
             help = help or advice(key, list(allowed))
         self.error(keys, f"unknown key '{key}'", at_key=True, help=help)
 
-    def as_error(self) -> RecipeError:
-        """Return the error that reports every problem in the order of the file."""
+    def as_error(self, sources: Sequence[Any] = (), partial: Any = None) -> RecipeError:
+        """Return the error that reports every problem in the order of the file. Arguments: as its attributes."""
         error = RecipeError(sorted(self.items, key=lambda problem: (problem.file, problem.line, problem.column)))
         if self.of_plugins == len(self.items):
             error.exit_code = PLUGIN_ERROR
+        error.sources, error.partial = sources, partial
         return error
 
 

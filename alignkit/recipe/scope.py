@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from alignkit.algorithm import Trains
+from alignkit.data.sources import DataSpec
 from alignkit.errors import did_you_mean
 from alignkit.recipe.document import Keys
 from alignkit.recipe.paths import Paths
@@ -39,7 +40,7 @@ class Scope:
     resolvers: functions that read a reference, by its kind. declared: every stage, or None if its plugin is unknown.
     bases: names of base models. versions: all `stage@k` references. upstream: stages that this stage needs. folders: of
     other runs' weights that it needs. roles: all models that it names. failed: invalid values of this stage, whose
-    references are not checked.
+    references are not checked. sources: the data that the whole recipe names.
     """
 
     problems: Problems
@@ -55,6 +56,7 @@ class Scope:
     folders: list[str] = field(default_factory=list)
     roles: list[str] = field(default_factory=list)
     failed: set[Keys] = field(default_factory=set)
+    sources: list[DataSpec] = field(default_factory=list)
 
     def of_stage(self, name: str) -> Scope:
         """Return the scope of another stage of the same recipe."""

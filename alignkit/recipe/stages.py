@@ -15,7 +15,7 @@ from alignkit.recipe.components import Named, find, read_component, read_options
 from alignkit.recipe.document import Keys
 from alignkit.recipe.problems import shown
 from alignkit.recipe.sampling import read_engine
-from alignkit.recipe.schema import RewardSpec, Stage, specs
+from alignkit.recipe.schema import RewardSpec, Stage, allowed_keys, specs
 from alignkit.recipe.scope import BASE, Declared, Scope, StageKind, report_two_meanings
 from alignkit.registry import Component, Registration
 from alignkit.settings import Settings
@@ -55,8 +55,10 @@ def _declaration(name: str, raw: Mapping[str, Any], keys: Keys, scope: Scope) ->
     kinds = [kind for kind in _KINDS if raw.get(kind) is not None]
     if len(kinds) != 1:
         got = "has both 'algorithm' and 'step'" if kinds else "has neither 'algorithm' nor 'step'"
-        near = next((did_you_mean(key, _KINDS) for key in raw), "") if not kinds else ""
-        help = near or "a stage needs either 'algorithm' or 'step'"
+        help, (key, kind) = "a stage needs either 'algorithm' or 'step'", _misnamed(raw, scope)
+        if not kinds:
+            near = next(filter(None, (did_you_mean(key, _KINDS) for key in raw)), "")
+            help = near or (f"write '{kind}: {raw[key]}' for '{key}: {raw[key]}'" if key else help)
         scope.problems.error(keys, f"stage '{name}' {got}", at_key=True, help=help)
         return None
     (kind,) = kinds
@@ -67,6 +69,15 @@ def _declaration(name: str, raw: Mapping[str, Any], keys: Keys, scope: Scope) ->
     if registration is not None and kind == "algorithm":
         registration = _specialized(registration, named, scope)
     return Declared(kind, registration) if registration else None
+
+
+def _misnamed(raw: Mapping[str, Any], scope: Scope) -> tuple[str, str]:
+    """The key of a plugin's name in a stage that has neither kind, as in `type: dpo`, and the kind; or empty texts."""
+    for key, value in raw.items():
+        for kind in _KINDS:
+            if key not in allowed_keys(Settings) and isinstance(value, str) and scope.registry.has(kind, value):
+                return key, kind
+    return "", ""
 
 
 def _specialized(registration: Registration, named: Named, scope: Scope) -> Registration | None:
@@ -105,8 +116,12 @@ def _read_stage(raw: Any, keys: Keys, scope: Scope) -> Stage | None:
 
 def _check_settings(raw: Any, keys: Keys, scope: Scope) -> None:
     """Check the settings of a stage whose algorithm is unknown, so that one run reports every problem."""
-    if isinstance(raw, dict) and raw.get("algorithm") is not None and raw.get("step") is None:
-        settings = {key: value for key, value in raw.items() if key not in _KINDS and value is not None}
+    if not isinstance(raw, dict) or raw.get("step") is not None:
+        return
+    misnamed, kind = _misnamed(raw, scope)
+    if raw.get("algorithm") is not None or kind == "algorithm":
+        others = (*_KINDS, misnamed)
+        settings = {key: value for key, value in raw.items() if key not in others and value is not None}
         read_options(Settings, settings, keys, scope)
 
 

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.data.describe import source_lines
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.engine import Engine
 from alignkit.environment import Environment
@@ -24,7 +23,6 @@ from alignkit.recipe.trackers import tracker_problem
 from alignkit.registry import Component
 from alignkit.reward import Judge, Reward
 from alignkit.runs.data import RunData
-from alignkit.runs.reference_check import check_local_references
 from alignkit.runs.stage_check import check_stage_data, check_step_data
 
 if TYPE_CHECKING:
@@ -249,34 +247,6 @@ def _loaded(stage: Stage, spec: DataSpec, load: Callable[[Stage, DataSpec], Load
     if files:
         load(stage, DataSpec(files))
     return None
-
-
-def data_lines(recipe: Recipe) -> list[str]:
-    """What a run would understand of its data files. Raises the errors with which it would stop before a stage."""
-    stages = list(recipe.stages.values())
-    check_trackers(recipe)
-    check_components(recipe, stages, run_code=False)
-    check_local_references(recipe)
-    data = RunData(_no_stage, recipe.seed)
-    shown: dict[str, None] = {}  # an ordered set: stages share files
-
-    def load(stage: Stage, spec: DataSpec) -> Loaded:
-        loaded = data.read(spec)
-        for header, *sample in map(source_lines, loaded.sources):
-            rows = "\n".join(sample)
-            known = any(text.endswith(rows) for text in shown)
-            shown[header if known else f"{header}\n{rows}".strip()] = None
-        return loaded
-
-    said: list[str] = []
-    check_data(recipe, stages, load, lambda stage: None, say=said.append, run_code=False)
-    entries = (spec for stage in stages for spec in specs([stage.settings, stage.component.options], DataSpec))
-    hub = {source.name: None for spec in entries for source in spec.sources if source.hub}
-    return [*shown, *said, *(f"not read yet: {name}, which the run downloads" for name in hub)]
-
-
-def _no_stage(name: str) -> Path:
-    raise DataError(f"the data of stage '{name}' do not exist yet")
 
 
 def probe_hub(data: RunData, spec: DataSpec) -> None:

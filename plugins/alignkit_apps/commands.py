@@ -1,30 +1,32 @@
-"""The commands that come with alignkit, next to those of its core: `run`, `validate`, `plugins`, `recipes` ..."""
+"""The commands that come with alignkit, next to `run`, by the groups of `alignkit --help`."""
 
 from __future__ import annotations
 
 from alignkit import hookimpl
 from alignkit.commands import RegisterCommand
-from alignkit_apps.agreement.command import agreement
-from alignkit_apps.catalog.command import plugins, recipes_app, results, schema
+from alignkit_apps.catalog.command import plugins
 from alignkit_apps.chat.command import chat
+from alignkit_apps.check.command import check
 from alignkit_apps.evaluate.command import evaluate
 from alignkit_apps.export.command import export
-from alignkit_apps.feedback_export.command import feedback_app
 from alignkit_apps.init.command import init
-from alignkit_apps.inspect.command import inspect
 from alignkit_apps.label.command import label
-from alignkit_apps.plan.command import plan
-from alignkit_apps.report.commands import compare, report
+from alignkit_apps.labels.command import labels_app
+from alignkit_apps.report.command import show
 from alignkit_apps.serve.command import serve
 from alignkit_apps.verify.command import verify
 
 
 @hookimpl
 def register_commands(register: RegisterCommand) -> None:
-    register(recipes_app, name="recipes")
-    register(feedback_app, name="feedback")
-    for command in (
-        *(plugins, results, init, label, plan, report, compare, verify),
-        *(evaluate, chat, serve, inspect, export, agreement, schema),
-    ):
-        register(command)
+    register(init, group="Make")
+    register(check, group="Make")
+    register(verify, group="Run")
+    register(show, group="Look")
+    register(evaluate, group="Look")
+    register(chat, group="Look")
+    register(label, group="People")
+    register(labels_app, name="labels", group="People")
+    register(serve, group="Ship")
+    register(export, group="Ship")
+    register(plugins, group="Extend")

@@ -50,7 +50,7 @@ GROUPS: list[dict[str, Any]] = [
 
 
 def cases(recipe: Path) -> list[Case]:
-    """Mutated recipes and mutated rows, each checked by `alignkit validate`."""
+    """Mutated recipes and mutated rows, each checked by `alignkit check`."""
     whole = json.loads(recipe.read_text(encoding="utf-8"))
     recipes = [Case("recipe", f"{n}: {what}", _recipe(recipe, text)) for n, (what, text) in enumerate(_recipes(whole))]
     rows = [Case("row", f"{n}: {what}", _rows(recipe, whole, line)) for n, (what, line) in enumerate(_lines())]
@@ -114,7 +114,7 @@ def _recipe(recipe: Path, text: str) -> Callable[[Path], tuple[str, str]]:
         for name in ("demos.jsonl", "pairs.jsonl", "prompts.jsonl"):
             (folder / name).write_bytes((recipe.parent / name).read_bytes())
         (folder / "recipe.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
-        return refused(["validate", str(folder / "recipe.yaml")])
+        return refused(["check", str(folder / "recipe.yaml")])
 
     return run
 
@@ -124,6 +124,6 @@ def _rows(recipe: Path, whole: dict[str, Any], line: bytes) -> Callable[[Path], 
         stages = {"sft": {"algorithm": "sft", "data": "rows.jsonl"}}
         (folder / "rows.jsonl").write_bytes(line + b"\n")
         (folder / "recipe.json").write_text(json.dumps(whole | {"stages": stages}), encoding="utf-8")
-        return refused(["validate", str(folder / "recipe.json")])
+        return refused(["check", str(folder / "recipe.json")])
 
     return run

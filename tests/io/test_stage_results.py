@@ -64,7 +64,7 @@ def test_what_is_not_complete_and_what_a_step_made_has_no_name(store: StageStore
         ("align@dpo~1", "has no earlier result by dpo, ~1; it has"),
         ("align@pp", "did you mean 'align@ppo'?"),
         ("best@kto", "stage best of RUN has no result by kto; it has no complete result"),
-        ("best@kto", "`alignkit results RUN` lists all results"),
+        ("best@kto", "`alignkit show RUN` lists all results"),
     ],
 )
 def test_a_result_that_is_not_there(store: StageStore, name: str, message: str) -> None:

@@ -366,7 +366,7 @@ def test_a_run_stops_before_it_samples_and_reports_its_weights(
     }
     recipe = tmp_path / "r.json"
     recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"align": stage}}))
-    assert main(["validate", str(recipe)]) == 4
+    assert main(["check", str(recipe)]) == 4
     assert "prompts.jsonl" in (said := capsys.readouterr().err) and "'domain' 'poetry'" in said
     options["weights"]["default"] = {"long": 0.5}
     recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"align": stage}}))

@@ -240,11 +240,11 @@ def test_an_iteration_without_groups_is_idle_and_says_why(tmp_path: Path, capsys
 
 def test_a_filter_of_rewards_needs_a_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for filters, expected in ((["spread"], 2), ([{"reward_range": {"low": 1}}], 2), (["not_truncated"], 0)):
-        run(tmp_path, filters, expected, "validate", algorithm="no_reward", reward=None)
+        run(tmp_path, filters, expected, "check", algorithm="no_reward", reward=None)
         assert ("reads rewards, but no_reward learns from none" in capsys.readouterr().err) == bool(expected)
 
 
 def test_an_unknown_filter_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path, ["spred"], 2, "validate")
+    run(tmp_path, ["spred"], 2, "check")
     said = capsys.readouterr().err
     assert "no filter 'spred'" in said and "spread" in said

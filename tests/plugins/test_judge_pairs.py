@@ -162,7 +162,7 @@ def test_a_reward_and_a_judge_have_different_names(
     raters = {"rewards": ["local_judge"], "judges": [{"local_judge": {"min_mass": 0.0}}]}
     recipe = {"model": {"base": "tiny"}, "stages": {"local_judge": model, "check": {**step, **raters}}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    assert main(["validate", str(tmp_path / "recipe.yaml")]) == 2
+    assert main(["check", str(tmp_path / "recipe.yaml")]) == 2
     assert "'local_judge' is the name of a reward and of a judge" in capsys.readouterr().err
 
 

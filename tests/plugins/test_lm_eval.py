@@ -108,7 +108,7 @@ def test_a_wrong_key_shows_its_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "unknown key 'num_few_shot'" in said and "^^^^" in said and "did you mean 'num_fewshot'?" in said
 
 
-@pytest.mark.parametrize("command", ["run", "validate"])
+@pytest.mark.parametrize("command", ["run", "check"])
 def test_without_the_package_nothing_is_trained(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

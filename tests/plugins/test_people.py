@@ -87,7 +87,7 @@ def data(folder: Path, stage: str = "labels") -> list[Group]:
 
 
 def report(folder: Path) -> dict[str, Any]:
-    assert main(["report", str(folder / "run")]) == 0
+    assert main(["show", str(folder / "run")]) == 0
     found: dict[str, Any] = json.loads((folder / "run" / "report.json").read_text(encoding="utf-8"))
     return found
 
@@ -128,7 +128,7 @@ def test_a_report_says_that_a_run_waits_and_who_labeled(tmp_path: Path, capsys: 
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert 'class="state even"><strong>waiting</strong>' in page and '<pre class="error">' not in page
     capsys.readouterr()
-    assert main(["results", str(tmp_path / "run")]) == 0
+    assert main(["show", str(tmp_path / "run")]) == 0
     assert "waiting" in capsys.readouterr().out
     store = tmp_path / "run" / "labels.feedback"
     label(store, "ann")
@@ -238,7 +238,7 @@ def test_rewards_of_samples_can_be_compared_with_labels(tmp_path: Path) -> None:
         for stored in opened.items():
             assert stored.item.meta["reward"] == [float(len(str(answer))) for answer in stored.item.responses]
     label(store)
-    assert main(["agreement", str(store), "--against", "reward"]) == 0
+    assert main(["labels", "agree", str(store), "--against", "reward"]) == 0
 
 
 def test_the_page_needs_no_options(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_stage_that_waits_is_labeled_in_its_store(tmp_path: Path, capsys: pyte
     assert run(tmp_path, stages) == 75
     recipe, out = str(tmp_path / "recipe.yaml"), tmp_path / "run"
     capsys.readouterr()
-    assert main(["validate", recipe, "--out", str(out)]) == 0
+    assert main(["check", recipe, "--out", str(out)]) == 0
     assert "labels: continues, if people have labeled enough" in capsys.readouterr().out
     with prepared(Source(recipe, "labels", out=out), None, Plans()) as store:
         assert store.path == tmp_path / "all.feedback" and len(store.items()) == 4
@@ -450,7 +450,7 @@ def test_mistakes_are_found_before_the_run(
     (tmp_path / "latin.md").write_bytes(b"\xe9")
     found = rows(tmp_path, PAIR, {**PAIR, "prompt": "Ho"})
     recipe = write(tmp_path, {"labels": {"step": "people", "data": found, **people}})
-    assert main(["validate", str(recipe)]) == code
+    assert main(["check", str(recipe)]) == code
     assert text in capsys.readouterr().err
     assert not (tmp_path / "runs").exists() and not list(tmp_path.glob("*.feedback"))
 

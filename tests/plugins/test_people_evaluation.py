@@ -100,7 +100,7 @@ def test_another_store_and_what_the_page_of_the_run_says(tmp_path: Path, capsys:
     assert not (tmp_path / "run" / "labels.feedback").exists()
     label_all(tmp_path / "ours.feedback", lambda item: "align")
     assert main(arguments) == 0
-    assert main(["report", str(tmp_path / "run")]) == 0
+    assert main(["show", str(tmp_path / "run")]) == 0
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "people prefer align to base" in page and "how far to trust the raters" in page
     assert main(["verify", str(tmp_path / "run" / "compare")]) == 0

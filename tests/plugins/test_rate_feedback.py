@@ -41,7 +41,7 @@ def judge(tmp_path: Path) -> Path:
 
 
 def rate(store: Path, *words: str) -> int:
-    return main(["feedback", "rate", str(store), "--out", str(store.parent / "rated"), *words])
+    return main(["labels", "rate", str(store), "--out", str(store.parent / "rated"), *words])
 
 
 def test_the_command_stores_opinions_and_the_page_follows(
@@ -62,10 +62,10 @@ def test_the_command_stores_opinions_and_the_page_follows(
     assert found["far"].opinions == {"length": [90, 1], "shortest": [pytest.approx(0.1), pytest.approx(0.9)]}
     assert found["rank"].opinions["shortest"] == [0.5, 0.5, 0.5]
     assert given is not None and given.stored.item.prompt[0]["content"] == "far"
-    assert main(["agreement", str(path)]) == 0
+    assert main(["labels", "agree", str(path)]) == 0
     said = capsys.readouterr()
     assert "With length" in said.out and "With shortest" in said.out
-    assert main(["agreement", str(path), "--against", "length"]) == 0
+    assert main(["labels", "agree", str(path), "--against", "length"]) == 0
     assert "With shortest" not in capsys.readouterr().out
 
 

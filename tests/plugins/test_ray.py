@@ -30,9 +30,9 @@ with_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="n
 
 
 def validated(folder: Path, capsys: pytest.CaptureFixture[str], executor: Any, stage: Any = None) -> str:
-    """What `alignkit validate` says of a recipe with this executor."""
+    """What `alignkit check` says of a recipe with this executor."""
     path = write_recipe(folder, 3, {"answers": {**(stage or sample()), "executor": executor}})
-    assert main(["validate", str(path)]) != 0
+    assert main(["check", str(path)]) != 0
     said = capsys.readouterr()
     return said.out + said.err
 
@@ -56,7 +56,7 @@ def test_mistakes_in_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_step_without_rows_has_no_executor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     merge = {"step": "merge", "model": "rm", "executor": "ray"}
     rm = {"algorithm": "reward_model", "data": "pairs.jsonl"}
-    assert main(["validate", str(write_recipe(tmp_path, 3, {"rm": rm, "merged": merge}))]) == 2
+    assert main(["check", str(write_recipe(tmp_path, 3, {"rm": rm, "merged": merge}))]) == 2
     said = capsys.readouterr().err
     assert "step 'merge' works on no rows one by one" in said and "judge_pairs, sample" in said
 

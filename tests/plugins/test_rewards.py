@@ -214,14 +214,14 @@ def test_a_wrong_function_is_told_before_the_first_stage(
     (tmp_path / "r.yaml").write_text(PIPELINE)
     arguments = [str(tmp_path / "r.yaml"), override]
     stage = override.split(".")[1]
-    for command in (["validate"], ["run", "--out", str(tmp_path / "out")]):
+    for command in (["check"], ["run", "--out", str(tmp_path / "out")]):
         monkeypatch.delitem(sys.modules, "it_ran", raising=False)
         assert cli.main([*command, *arguments]) == 2
         err = capsys.readouterr().err
         assert err.count("error: ") == 1 and "loading tiny" not in err and "r.yaml" in err
         assert f"error: stage '{stage}': reward 'python': " in err
         assert "has no function 'polit'" in err and "did you mean 'polite'?" in err
-        assert ("it_ran" in sys.modules) == (command[0] == "run")  # `validate` runs nobody's code
+        assert ("it_ran" in sys.modules) == (command[0] == "run")  # `check` runs nobody's code
     assert not (tmp_path / "out" / "sft").exists()
     monkeypatch.delitem(sys.modules, "it_ran", raising=False)
 

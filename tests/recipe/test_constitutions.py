@@ -16,7 +16,7 @@ from alignkit.recipe.constitutions import shipped_constitutions
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.shipped import shipped_folder
 from alignkit.runs.fingerprint import stage_parts
-from alignkit_apps.catalog.copying import copy_recipe
+from alignkit_apps.init.copying import copy_recipe
 
 GOOD = """\
 # a comment
@@ -42,7 +42,7 @@ def principles(path: Path) -> Any:
 
 
 def wrong(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    assert cli.main(["validate", str(path)]) == 2
+    assert cli.main(["check", str(path)]) == 2
     return capsys.readouterr().err
 
 
@@ -123,10 +123,10 @@ def test_an_override_that_names_a_file_of_the_recipes_folder_is_told_where_it_is
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     path = recipe(tmp_path, "harmless")
-    assert cli.main(["validate", str(path), "stages.revised.constitution=own.yaml"]) == 2
+    assert cli.main(["check", str(path), "stages.revised.constitution=own.yaml"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert f"an override's path starts at the current folder; did you mean {tmp_path / 'own.yaml'}?" in said
-    assert cli.main(["validate", str(path), f"stages.revised.constitution={tmp_path / 'own.yaml'}"]) == 0
+    assert cli.main(["check", str(path), f"stages.revised.constitution={tmp_path / 'own.yaml'}"]) == 0
 
 
 def test_a_mistake_in_the_recipe_is_shown_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

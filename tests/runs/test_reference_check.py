@@ -131,7 +131,7 @@ def test_an_offline_reference_on_another_base_is_cached_by_that_base(
     assert said == [False, False, True]
 
 
-@pytest.mark.parametrize("command", ["run", "validate"])
+@pytest.mark.parametrize("command", ["run", "check"])
 def test_another_tokenizer_is_refused_first(
     command: str, big: Path, shifted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,7 +155,7 @@ def test_another_end_of_turn_is_refused(big: Path, tmp_path: Path, capsys: pytes
 
 def test_what_is_not_here_yet_is_checked_by_the_run(shifted: Path, tmp_path: Path) -> None:
     """`tiny` is made by a plugin when a run needs it."""
-    assert main(["validate", str(write(tmp_path, {"student": STUDENT}, shifted))]) == 0
+    assert main(["check", str(write(tmp_path, {"student": STUDENT}, shifted))]) == 0
 
 
 def test_the_teachers_weights_count(

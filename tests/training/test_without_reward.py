@@ -149,7 +149,7 @@ def test_keys_that_need_a_reward_are_refused(
     tmp_path: Path, key: str, value: float, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rollout = {"samples_per_prompt": 2, "max_new_tokens": 5, key: value}
-    run(tmp_path, 2, "validate", rollout=rollout)
+    run(tmp_path, 2, "check", rollout=rollout)
     shown = capsys.readouterr().err
     assert f"distill does not use 'rollout.{key}'" in shown and reason in shown
 
@@ -159,7 +159,7 @@ def test_a_wrong_option_does_not_make_a_reward_missing(
     tmp_path: Path, algorithm: str, asked: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Needs that depend on options are not known if these are wrong."""
-    run(tmp_path, 2, "validate", algorithm={algorithm: {"nonsense": 1}})
+    run(tmp_path, 2, "check", algorithm={algorithm: {"nonsense": 1}})
     shown = capsys.readouterr().err
     assert "unknown option" in shown or "nonsense" in shown
     assert ("stages.align.reward' is missing" in shown) == asked

@@ -59,11 +59,11 @@ def test_a_new_note_starts_the_stage_over(recipe: Path, capsys: pytest.CaptureFi
 def test_a_note_without_an_answer_is_named(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with sqlite3.connect(recipe.parent / "mine.notes") as database:
         database.execute("UPDATE notes SET answer = '' WHERE prompt = 'What is 2?'")
-    assert main(["validate", str(recipe), *PLUGIN]) == DataError.exit_code
+    assert main(["check", str(recipe), *PLUGIN]) == DataError.exit_code
     assert "mine.notes:3: the note has no answer" in capsys.readouterr().err
 
 
 def test_what_is_no_database_is_named(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (recipe.parent / "mine.notes").write_text("no database", encoding="utf-8")
-    assert main(["validate", str(recipe), *PLUGIN]) == DataError.exit_code
+    assert main(["check", str(recipe), *PLUGIN]) == DataError.exit_code
     assert "mine.notes: not a file of notes" in capsys.readouterr().err

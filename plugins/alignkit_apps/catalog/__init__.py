@@ -1,1 +1,1 @@
-"""What is installed and what comes with alignkit: `plugins`, `recipes`, `schema` and `results`."""
+"""What is installed and what comes with alignkit: `plugins`, and the schema of recipes."""

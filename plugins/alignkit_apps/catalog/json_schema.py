@@ -1,6 +1,6 @@
 """The JSON schema of recipes, for editors: the keys, types, ranges and descriptions of everything that is installed.
 
-It accepts every valid recipe and catches misspelled keys and values. `alignkit validate` also checks whether stages
+It accepts every valid recipe and catches misspelled keys and values. `alignkit check` also checks whether stages
 exist and whether keys are compatible.
 """
 

@@ -9,7 +9,8 @@ from alignkit.errors import PluginError, did_you_mean
 from alignkit.plugins import KINDS
 from alignkit.recipe.components import options_of
 from alignkit.registry import Registration, Registry
-from alignkit_apps.catalog.option_table import OptionRow, needs_of, option_rows, stage_defaults, stage_keys_required
+from alignkit_apps.catalog.option_table import needs_of, option_rows, stage_defaults, stage_keys_required
+from alignkit_apps.catalog.printing import print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +23,12 @@ def show(words: Sequence[str], registry: Registry, console: Console) -> None:
         console.print(f"[bold]{kind} {registration.name}[/bold]{origin}")
         if registration.summary:
             console.print(f"  {registration.summary}", markup=False, soft_wrap=True)
-        _print_options(option_rows(options_of(registration)), console)
+        rows = option_rows(options_of(registration))
+        cells = [(row.name, row.type_and_range, row.default, row.description) for row in rows]
+        if rows:
+            print_table(("option", "type", "default", "meaning"), cells)
+        else:
+            console.print("  no options")
         for line in facts(kind, registration):
             console.print(f"  {line}", markup=False, soft_wrap=True)
         console.print()
@@ -57,18 +63,3 @@ def facts(kind: str, registration: Registration) -> Iterator[str]:
         yield f"stage defaults: {', '.join(f'{name} {value}' for name, value in defaults.items())}"
     if needs := needs_of(implementation):
         yield f"with default options, it needs: {', '.join(needs)}"
-
-
-def _print_options(rows: Sequence[OptionRow], console: Console) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    if not rows:
-        console.print("  no options")
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("option", "type", "default", "meaning"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, (row.name, row.type_and_range, row.default, row.description)))
-    console.print(table)

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.arguments import NoPlugins, PluginFiles
-from alignkit.errors import Problem, RecipeError
+from alignkit.arguments import NoPlugins, PluginFiles, refuse
 
 MOST_POLICIES = 2
 
@@ -81,11 +80,11 @@ def chat(
     """
     rewards = reward or []
     if best_of > 1 and not rewards:
-        _refuse(f"--best-of {best_of} needs to know which answer is best", "name a --reward")
+        refuse(f"--best-of {best_of} needs to know which answer is best", "name a --reward")
     _check_policies(policies, blind)
     _check_place(page, {"--blind": blind, "--port": port, "--open": open_page}, annotator or [])
     if collect is None and license:
-        _refuse("--license is about what is kept", "add --collect FILE.feedback")
+        refuse("--license is about what is kept", "add --collect FILE.feedback")
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     sampling = {key: value for key, value in given.items() if value is not None}
     from alignkit.plugins import load_plugins
@@ -102,20 +101,14 @@ def chat(
 
 def _check_policies(policies: list[str], blind: bool) -> None:
     if len(policies) > MOST_POLICIES:
-        _refuse(
-            f"{len(policies)} policies; at most {MOST_POLICIES} can be talked to", "alignkit evaluate compares more"
-        )
+        refuse(f"{len(policies)} policies; at most {MOST_POLICIES} can be talked to", "alignkit evaluate compares more")
     if blind and len(policies) < MOST_POLICIES:
-        _refuse("--blind needs two policies, of which you choose one", "name another POLICY, or leave out --blind")
+        refuse("--blind needs two policies, of which you choose one", "name another POLICY, or leave out --blind")
 
 
 def _check_place(page: bool, options: dict[str, object], annotators: list[str]) -> None:
     """Refuse what is for a page only."""
     if not page and (wrong := [name for name, value in options.items() if value]):
-        _refuse(f"{', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} for a page", "add --page")
+        refuse(f"{', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} for a page", "add --page")
     if not page and len(annotators) > 1:
-        _refuse("in a terminal, one person talks", "name one --annotator, or add --page")
-
-
-def _refuse(message: str, help: str) -> None:
-    raise RecipeError([Problem(message, help=help)])
+        refuse("in a terminal, one person talks", "name one --annotator, or add --page")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.arguments import Judges, NoPlugins, PluginFiles, Rewards
+from alignkit.arguments import NoPlugins, PluginFiles, refuse
+from alignkit_apps.catalog.printing import Judges, Rewards
 
 if TYPE_CHECKING:
     from alignkit.registry import Registry
@@ -19,6 +20,10 @@ Prompts = Annotated[
     typer.Option(
         metavar="FILE", help="Held-out prompts: a file, or data as in a recipe: '{gsm8k: FILE}' names its format."
     ),
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option(metavar="POLICY", help="Compare with this one; POLICY+N: with its examples. Default: as in the step."),
 ]
 FewShot = Annotated[
     str | None,
@@ -48,12 +53,7 @@ def evaluate(
     prompts: Prompts,
     reward: Rewards = None,
     judge: Judges = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            metavar="POLICY", help="Compare with this one; POLICY+N: with its examples. Default: as in the step."
-        ),
-    ] = None,
+    baseline: Baseline = None,
     reference: Annotated[
         str | None, typer.Option(metavar="POLICY", help="Measure the KL to this one. Default: the baseline.")
     ] = None,
@@ -89,6 +89,10 @@ def evaluate(
     options = {key: value for key, value in given.items() if value is not None}
     words = [word for word in policies if Path(word).exists() or not _OVERRIDE.match(word)]
     overrides = [word for word in policies if word not in words]
+    if not reward and not judge:
+        refuse(
+            "nothing says which answers are better", "add --reward REWARD, such as --reward length, or --judge JUDGE"
+        )
     from alignkit.plugins import load_plugins
     from alignkit_apps.policies.recipe import Request
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkit.arguments import refuse
 from alignkit.errors import AlignkitError, Problem, RecipeError, RunFailed
-from alignkit_apps.policies.source import refuse
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 

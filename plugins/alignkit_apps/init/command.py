@@ -7,32 +7,66 @@ from typing import Annotated
 
 import typer
 
+from alignkit.arguments import refuse
+from alignkit.io.printable import printable
+from alignkit_apps.catalog.printing import print_table
+
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to. Default: the current folder.")] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to. Default: the current folder.")] = Path(),
+    recipe: Annotated[
+        str | None, typer.Option("--from", metavar="RECIPE", help="Copy a recipe that comes with alignkit.")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List the recipes that come with alignkit.")] = False,
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A hub id, a folder, or a name of `alignkit plugins model`.")
     ] = None,
     demos: Annotated[Path | None, typer.Option(metavar="FILE", help="Prompts with a good response each.")] = None,
     pairs: Annotated[Path | None, typer.Option(metavar="FILE", help="Prompts with a better and a worse one.")] = None,
     prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="Prompts to learn on; needs --pairs.")] = None,
+    columns: Annotated[
+        str, typer.Option(metavar="NAME=COLUMN,...", help="Your columns, by the names that a format expects.")
+    ] = "",
 ) -> None:
-    """Write a recipe for your data, or with a tiny example.
+    """Write a recipe: for your data, a tiny example, or a copy.
 
-    No file is ever replaced.
+    A copy comes with the data and rewards that it names. A schema for editors is next to it. No file is ever replaced.
 
     \b
     Examples:
       alignkit init my-project
+      alignkit init my-project --from quickstart
       alignkit init my-project --demos demos.jsonl \\
         --base HuggingFaceTB/SmolLM2-360M-Instruct
+      alignkit init --demos faq.csv --columns prompt=question,completion=answer
       alignkit init --demos demos.jsonl --pairs pairs.jsonl --prompts p.jsonl
     """
-    from alignkit.io.printable import printable
-    from alignkit_apps.init.write import write
-
     given = {"demos": demos, "pairs": pairs, "prompts": prompts}
-    files = write(folder, base, {name: path for name, path in given.items() if path is not None})
+    data = {name: path for name, path in given.items() if path is not None}
+    if listed:
+        from alignkit.recipe.shipped import shipped
+        from alignkit_apps.init.copying import summary
+
+        print_table(("name", "what it does"), [(name, summary(path)) for name, path in shipped().items()])
+        return
+    if recipe is not None:
+        if data or base or columns:
+            refuse("--from copies a recipe unchanged", "leave out the other options, and edit the copy")
+        from alignkit_apps.init.copying import copy_recipe
+
+        files = copy_recipe(recipe, folder)
+    else:
+        from alignkit_apps.init.write import write
+
+        files = write(folder, base, data, _named_columns(columns))
     for path in files:
         print(printable(str(path)))
     print(printable(f"next: alignkit run {files[0]}"))
+
+
+def _named_columns(text: str) -> dict[str, str]:
+    """Column names by the names that a format expects, from `prompt=question,completion=answer`."""
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if wrong := [name for name, _, column in pairs if not name.strip() or not column.strip()]:
+        refuse(f"--columns: '{wrong[0]}' has no column", "write NAME=COLUMN, as in prompt=question,completion=answer")
+    return {name.strip(): column.strip() for name, _, column in pairs}

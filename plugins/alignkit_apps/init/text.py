@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import yaml
 
 from alignkit.recipe.schema import BASE
 from alignkit.recipe.shipped import SCHEMA_LINE
@@ -33,7 +35,7 @@ EXAMPLE = {
 _HEAD = """\
 {schema}
 # {what}
-# Check it: alignkit validate FILE. See a row as a stage sees it: alignkit inspect FILE STAGE.
+# Check it: alignkit check FILE. See a row as a stage sees it: alignkit check FILE STAGE.
 # Run it: alignkit run FILE. The same command continues it after an interruption, and repeats only what has changed.
 name: {name}
 model:
@@ -83,13 +85,21 @@ _BASES = ("smollm2-135m-instruct # small enough for a CPU;", "tiny # random weig
 
 @dataclass(frozen=True)
 class Source:
-    """A data file as the recipe names it, and its format. named: whether the recipe must name the format."""
+    """A data file as the recipe names it, and its format.
+
+    named: whether the recipe must name the format. columns: those that the recipe renames: expected -> actual.
+    """
 
     path: str
     format: str
     named: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        if self.columns:
+            key = self.format if self.named else "path"
+            columns = ", ".join(f"{quoted(name)}: {quoted(column)}" for name, column in self.columns.items())
+            return f"{{{key}: {quoted(self.path)}, columns: {{{columns}}}}}"
         if self.named:
             return f"{{{self.format}: {quoted(self.path)}}}"
         return f"{quoted(self.path)} # recognized: {self.format}"
@@ -116,16 +126,5 @@ def recipe_text(name: str, base: str | None, sources: Mapping[str, Source], *, e
 
 def quoted(text: str) -> str:
     """A text as YAML, in quotes if it needs them."""
-    plain = re.fullmatch(r"[A-Za-z_/.][\w./-]*", text) and text.lower() not in (
-        "null",
-        "true",
-        "false",
-        "yes",
-        "no",
-        "on",
-    )
-    return (
-        text
-        if plain and text.lower() not in ("off", "y", "n", ".nan", ".inf")
-        else json.dumps(text, ensure_ascii=False)
-    )
+    plain = re.fullmatch(r"[A-Za-z_/.][\w./-]*", text) and yaml.safe_load(text) == text
+    return text if plain else json.dumps(text, ensure_ascii=False)

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from alignkit.arguments import refuse
+from alignkit.data.files import file_rows
 from alignkit.data.group import Group, resolved_pairs, why_not_demonstration
 from alignkit.data.reading import DataSource, UnnamedFormat
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.errors import DataError, OutOfResource, Problem, RecipeError
+from alignkit.errors import DataError, OutOfResource
 from alignkit.io.lookup import is_file
 from alignkit.plugins import load_plugins, plugins
 from alignkit.recipe.load import load_recipe
@@ -30,17 +32,21 @@ _KINDS: Mapping[str, tuple[str, Callable[[Group], bool]]] = {
 }
 
 
-def write(folder: Path, base: str | None, given: Mapping[str, Path]) -> list[Path]:
+def write(folder: Path, base: str | None, given: Mapping[str, Path], columns: Mapping[str, str]) -> list[Path]:
     """Write a recipe, its schema and, without data, those of an example; return the files, the recipe first.
 
-    base: None: a small model. given: files by kind: demos, pairs, prompts.
+    base: None: a small model. given: files by kind: demos, pairs, prompts. columns: of any of the files, by the names
+    that a format expects.
     Raises RecipeError or DataError if nothing can be made of the data, or if a file is in the way.
     """
     if "prompts" in given and "pairs" not in given:
-        _refuse("--prompts needs --pairs: without a reward, nothing can be learned on prompts", "add --pairs FILE")
+        refuse("--prompts needs --pairs: without a reward, nothing can be learned on prompts", "add --pairs FILE")
     example = not given
     texts = {f"data/{kind}.jsonl": text for kind, text in EXAMPLE.items()} if example else {}
-    absolute = {kind: _source(kind, path) for kind, path in given.items()}
+    absolute = {kind: _source(kind, path, columns) for kind, path in given.items()}
+    if unused := columns.keys() - {name for source in absolute.values() for name in source.columns}:
+        name = min(unused)
+        refuse(f"--columns {name}={columns[name]}: no file has a column '{columns[name]}'")
     sources = {kind: replace(source, path=_named(given[kind], folder)) for kind, source in absolute.items()}
     if example:
         absolute = sources = {kind: Source(f"data/{kind}.jsonl", "an example") for kind in EXAMPLE}
@@ -51,11 +57,14 @@ def write(folder: Path, base: str | None, given: Mapping[str, Path]) -> list[Pat
     return _written({folder / file: text for file, text in files.items()})
 
 
-def _source(kind: str, path: Path) -> Source:
+def _source(kind: str, path: Path, columns: Mapping[str, str]) -> Source:
     """A data file and its format. Raises RecipeError if there is no file, DataError if it holds something else."""
     if not is_file(path):
-        _refuse(f"--{kind}: no such file: {path}", "")
-    source = DataSource(None, path=path.resolve(), limit=_ROWS)
+        refuse(f"--{kind}: no such file: {path}")
+    first = next((row for _, row in file_rows(path)), None) if columns else None
+    has = first if isinstance(first, Mapping) else ()
+    renamed = {name: column for name, column in columns.items() if column in has}
+    source = DataSource(None, path=path.resolve(), limit=_ROWS, columns=renamed)
     try:
         loaded = _read(source)
     except UnnamedFormat as error:
@@ -63,13 +72,15 @@ def _source(kind: str, path: Path) -> Source:
             raise
         source = replace(source, format=_component(error.formats[0]))
         loaded = _read(source)
+    except DataError as error:
+        raise DataError(str(error).replace("`columns: {expected: actual}`", "--columns EXPECTED=ACTUAL")) from error
     found = loaded.sources[0].format
     wanted, fits = _KINDS[kind]
     if not any(map(fits, loaded.groups)):
         held, other = _held(loaded.groups)
         help = f"\nhelp: give such a file as --{other}" if other else ""
         raise DataError(f"--{kind} {path}: expected {wanted}, but the file holds {held} (format {found}){help}")
-    return Source(str(path.resolve()), found, named=source.format is not None)
+    return Source(str(path.resolve()), found, named=source.format is not None, columns=renamed)
 
 
 def _held(groups: Sequence[Group]) -> tuple[str, str]:
@@ -112,7 +123,7 @@ def _check(recipe: str, texts: Mapping[str, str]) -> None:
 def _written(texts: Mapping[Path, str]) -> list[Path]:
     """Write files that do not exist yet: all of them, or none."""
     if taken := [str(path) for path in texts if path.exists() or path.is_symlink()]:
-        _refuse(f"in the way: {', '.join(taken)}", "name another folder: alignkit init FOLDER")
+        refuse(f"in the way: {', '.join(taken)}", "name another folder: alignkit init FOLDER")
     try:
         for path, text in texts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +133,3 @@ def _written(texts: Mapping[Path, str]) -> list[Path]:
         reason = (error.strerror or str(error)).lower()
         raise OutOfResource(f"cannot write {path}: {reason}\n  help: name another folder") from error
     return list(texts)
-
-
-def _refuse(message: str, help: str) -> None:
-    raise RecipeError([Problem(message, help=help)])

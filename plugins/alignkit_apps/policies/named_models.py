@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alignkit.arguments import refuse
 from alignkit.errors import Problem, RecipeError
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.recipe.document import plain_data
 from alignkit.recipe.schema import BASE
+from alignkit.recipe.shipped import shipped_recipe
 from alignkit.runs.files import RECIPE
 from alignkit.settings import ModelSpec
 from alignkit_apps.policies.source import Source, find
@@ -63,6 +65,12 @@ def named_model(word: str) -> NamedModel:
         return _of_adapter(path.resolve())
     if is_dir(path):
         return _of_folder(path)
+    if path.suffix in (".yaml", ".yml") or shipped_recipe(word) is not None:
+        refuse(
+            f"{word} is a recipe, not a model", f"run it, then name a result: alignkit run {word}; then runs/NAME/STAGE"
+        )
+    if word == BASE:
+        refuse("'base' needs the run whose base model it is", "write RUN/base, such as runs/quickstart/base")
     return NamedModel({"base": word}, label=word.rpartition("/")[2])
 
 

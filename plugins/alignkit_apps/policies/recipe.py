@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alignkit.arguments import refuse
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.recipe.document import plain_data
 from alignkit.recipe.schema import BASE
 from alignkit.sampling_options import SamplingOptions
 from alignkit.settings import LoraSpec
 from alignkit_apps.policies.named_models import ADAPTER, CONFIG, NamedModel, in_run, named_model
-from alignkit_apps.policies.source import refuse
 
 STAGE = "evaluate"
 SHOTS = 4  # of the step, by default

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.errors import Problem, RecipeError, RunFailed, did_you_mean
+from alignkit.arguments import refuse
+from alignkit.errors import RunFailed, did_you_mean
 from alignkit.io.stage_results import find_result, is_result_name, read_record, results_of_stage
 from alignkit.recipe.schema import NAME_PATTERN
 from alignkit.runs.files import RECIPE
@@ -135,8 +136,3 @@ def _with_model(run: Path) -> Iterable[str]:
 
 def _listed(run: Path) -> str:
     return ", ".join(_with_model(run)) or "none"
-
-
-def refuse(message: str, help: str) -> None:
-    """Raise RecipeError: what was named cannot be used."""
-    raise RecipeError([Problem(message, help=help)])

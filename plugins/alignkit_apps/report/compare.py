@@ -1,4 +1,4 @@
-"""Runs side by side: how their recipes, versions, metrics and evaluations differ; or one run's results."""
+"""Runs side by side: how their evaluations, recipes, versions and metrics differ."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import Problem, RecipeError
 from alignkit.report import Block, Report, Table
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.files import each_object, load_yaml
 from alignkit_apps.report.numbers import number, short, shown
-from alignkit_apps.report.side_by_side import side_by_side
 from alignkit_apps.report.stages import flat
 
 ROWS = 60  # of a table
@@ -20,29 +18,10 @@ NOT_COMPARED = ("name",)  # keys of recipes
 
 
 def compared(folders: Sequence[Path]) -> Report:
-    """A comparison of runs, or of one run's results, for the terminal.
-
-    Raises RecipeError for a folder that is not a run's, and for one run that has evaluated nothing.
-    """
-    facts = [facts_of(folder) for folder in folders]
-    if len(folders) == 1:
-        return _one_run(folders[0], facts[0])
-    names = labels(folders)
-    blocks: list[Block] = [_overview(names, facts), *_recipes(names, facts), *_versions(names, facts)]
-    blocks += [*_metrics(names, facts), *_evaluations(names, facts, folders)]
-    return Report(blocks)
-
-
-def _one_run(folder: Path, facts: Mapping[str, Any]) -> Report:
-    """The results of the stages that a run evaluates."""
-    blocks: list[Block] = []
-    for item in facts["evaluations"]:
-        pairs = [pair for pair in facts["swaps"] if pair["stage"] == item["stage"]]
-        blocks += side_by_side(item["stage"], item["evaluation"], pairs, folder)
-    if not blocks:
-        help = "add a stage with 'step: evaluate', or name two runs: alignkit compare RUN RUN"
-        raise RecipeError([Problem(f"{folder} has no evaluation, so it has no results to compare", help=help)])
-    return Report(blocks)
+    """A comparison of runs for the terminal. Raises RecipeError for a folder that is not a run's."""
+    facts, names = [facts_of(folder) for folder in folders], labels(folders)
+    blocks: list[Block] = [_overview(names, facts), *_evaluations(names, facts, folders), *_recipes(names, facts)]
+    return Report([*blocks, *_versions(names, facts), *_metrics(names, facts)])
 
 
 def labels(folders: Sequence[Path]) -> list[str]:

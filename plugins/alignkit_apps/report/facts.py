@@ -46,7 +46,8 @@ def facts_of(folder: Path) -> Facts:
     """The facts of a run from its folder, however complete. Raises RecipeError if it is not the folder of a run."""
     if not is_dir(folder):
         help = "name the folder of a run, such as runs/quickstart"
-        raise RecipeError([Problem(f"there is no folder {folder}", help=help)])
+        what = f"{folder} is a file" if is_file(folder) else f"there is no folder {folder}"
+        raise RecipeError([Problem(what, help=help)])
     if not is_file(folder / RECIPE):
         raise RecipeError([Problem(f"{folder} is not the folder of a run: it has no {RECIPE}")])
     return _Gathering(folder).facts()

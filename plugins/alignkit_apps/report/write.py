@@ -9,15 +9,14 @@ from pathlib import Path
 from alignkit.errors import reason_of
 from alignkit.io.atomic import write_json, write_text
 from alignkit.runs.files import FACTS, MARKDOWN, PAGE
-from alignkit_apps.report.facts import facts_of
+from alignkit_apps.report.facts import Facts, facts_of
 
 SWITCH = "ALIGNKIT_REPORT"  # 0: a run writes no report
 
 
-def write_report(folder: Path) -> Path:
-    """Write all three files; returns the page. Raises RecipeError if the folder is not that of a run."""
-    facts = facts_of(folder)
-    from alignkit_apps.report.markdown import markdown  # after the check, which is fast
+def write_report(folder: Path, facts: Facts) -> Path:
+    """Write all three files from the facts of a run; returns the page."""
+    from alignkit_apps.report.markdown import markdown
     from alignkit_apps.report.page import page
 
     write_json(folder / FACTS, facts)
@@ -31,7 +30,7 @@ def report_run(folder: Path, say: Callable[[str], None]) -> None:
     if os.environ.get(SWITCH, "") == "0":
         return
     try:
-        say(f"report: {write_report(folder)}")
+        say(f"report: {write_report(folder, facts_of(folder))}")
     except (Exception, KeyboardInterrupt) as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else reason_of(error)
-        say(f"no report was written ({reason}); for another try: alignkit report {folder}")
+        say(f"no report was written ({reason}); for another try: alignkit show {folder}")

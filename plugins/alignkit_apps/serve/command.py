@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.arguments import NoPlugins, PluginFiles
-from alignkit.errors import Problem, RecipeError
+from alignkit.arguments import NoPlugins, PluginFiles, refuse
 from alignkit.extras import check_extra
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def serve(
     """
     check_extra("alignkit serve", "serve", *PACKAGES)
     if token is not None and (len(token) < LEAST_TOKEN or not (token.isascii() and token.isprintable())):
-        _refuse(f"--token must have at least {LEAST_TOKEN} ASCII characters", "`openssl rand -hex 16` writes one")
+        refuse(f"--token must have at least {LEAST_TOKEN} ASCII characters", "`openssl rand -hex 16` writes one")
     from alignkit.plugins import load_plugins
     from alignkit_apps.policies.recipe import models_of
 
@@ -61,7 +60,7 @@ def _refuse_rewards(words: list[str]) -> None:
 
     for word in words:
         if named_model(word).reward:
-            _refuse(f"{word} is a reward model, which answers no questions", f"alignkit chat POLICY --reward {word}")
+            refuse(f"{word} is a reward model, which answers no questions", f"alignkit chat POLICY --reward {word}")
 
 
 def _serve(named: NamedModels, registry: Registry, host: str, port: int, token: str | None) -> None:
@@ -73,7 +72,7 @@ def _serve(named: NamedModels, registry: Registry, host: str, port: int, token: 
     reporter = Reporter()
     if not is_loopback(host):
         if token is None:
-            _refuse(f"others could use the models at {host}", "name a --token, or leave --host out")
+            refuse(f"others could use the models at {host}", "name a --token, or leave --host out")
         reporter.say(
             f"warning: everybody who reaches {host} and has the token can use these models, without encryption"
         )
@@ -93,7 +92,3 @@ def _serve(named: NamedModels, registry: Registry, host: str, port: int, token: 
                 run(models, work, listening, token, lambda: reporter.say(where), stopping.should_stop)
         except stopping.Stopped:
             reporter.say("stopped")
-
-
-def _refuse(message: str, help: str) -> None:
-    raise RecipeError([Problem(message, help=help)])

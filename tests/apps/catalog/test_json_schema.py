@@ -1,4 +1,4 @@
-"""The JSON schema accepts what `alignkit validate` accepts, and catches what an editor can catch."""
+"""The JSON schema accepts what `alignkit check` accepts, and catches what an editor can catch."""
 
 import re
 from pathlib import Path

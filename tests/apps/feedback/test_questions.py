@@ -138,7 +138,7 @@ def test_gold_and_a_judges_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize("verdict", ["x", 2, [1, 2, 3], {}])
 def test_a_column_that_is_no_verdict(tmp_path: Path, verdict: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with store_of(tmp_path, (pair(meta={"judge": verdict}), {"ann": side("A")})) as store:
-        assert main(["agreement", str(store.path), "--against", "judge"]) == 4
+        assert main(["labels", "agree", str(store.path), "--against", "judge"]) == 4
     assert "column 'judge' must hold 0 or 1" in capsys.readouterr().err
 
 
@@ -190,11 +190,11 @@ def test_nothing_in_common_is_said(tmp_path: Path) -> None:
 def test_the_command_reads_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [(pair(f"prompt {n}"), {"ann": side("A"), "bob": side("AB"[n % 3 == 0])}) for n in range(12)]
     path = store_of(tmp_path, *rows, seconds=3).path
-    assert main(["agreement", str(path)]) == 0
+    assert main(["labels", "agree", str(path)]) == 0
     said = capsys.readouterr().out
     assert "pair: which is better: 24 ratings of 12 items by 2 annotators" in said
     assert "Gwet's AC1" in said and "How they work" in said
-    assert main(["agreement", str(path), "--json"]) == 0
+    assert main(["labels", "agree", str(path), "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert found["questions"][0]["coefficients"]["agreement"]["mean"] == pytest.approx(8 / 12)
     assert found["habits"]["ann"]["left"]["mean"] == 1
@@ -202,5 +202,5 @@ def test_the_command_reads_a_store(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_store_without_labels_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with opened(tmp_path, pair()) as store:
-        assert main(["agreement", str(store.path)]) == 4
+        assert main(["labels", "agree", str(store.path)]) == 4
     assert "no labels that can be compared" in capsys.readouterr().err

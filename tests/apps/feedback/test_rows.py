@@ -155,7 +155,7 @@ def test_a_reward_model_learns_from_a_store(tmp_path: Path, capsys: pytest.Captu
         store.submit(event(items[6], {"ranks": [1, 2, 2, 4]}))
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(RECIPE)
-    assert main(["validate", str(recipe)]) == 0
+    assert main(["check", str(recipe)]) == 0
     assert "feedback (recognized), 7 rows" in capsys.readouterr().out
     assert main(["run", str(recipe), "--out", str(out)]) == 0
     first = (out / "metrics.jsonl").read_text()
@@ -165,7 +165,7 @@ def test_a_reward_model_learns_from_a_store(tmp_path: Path, capsys: pytest.Captu
     with Store.open(tmp_path / "labels.feedback") as store:
         store.submit(event(items[0], {"side": "B", "margin": "significantly"}, who="bob"))
     capsys.readouterr()
-    assert main(["validate", str(recipe), "--out", str(out)]) == 0
+    assert main(["check", str(recipe), "--out", str(out)]) == 0
     assert "labels.feedback: the file has changed" in capsys.readouterr().out
 
 
@@ -181,8 +181,8 @@ def test_a_store_without_labels_says_so(tmp_path: Path, capsys: pytest.CaptureFi
     with opened(tmp_path, pair()):
         pass
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    assert main(["validate", str(tmp_path / "recipe.yaml")]) == 4
+    assert main(["check", str(tmp_path / "recipe.yaml")]) == 4
     assert "labels.feedback: no usable row" in capsys.readouterr().err
     (tmp_path / "labels.feedback").write_bytes(b"")
-    assert main(["validate", str(tmp_path / "recipe.yaml")]) == 4
+    assert main(["check", str(tmp_path / "recipe.yaml")]) == 4
     assert "the file is empty" in capsys.readouterr().err

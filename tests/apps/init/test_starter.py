@@ -75,6 +75,28 @@ def test_a_format_that_must_be_named_is_named(data: Path) -> None:
     assert "    data: {gsm8k: g.jsonl}\n" in (data / "recipe.yaml").read_text(encoding="utf-8")
 
 
+def test_columns_are_renamed_in_the_files_that_have_them(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "faq.csv").write_text("question,answer\nIs it?,Yes.\n", encoding="utf-8")
+    (data / "prefs.jsonl").write_text('{"question": "Is it?", "good": "Yes.", "bad": "No."}\n', encoding="utf-8")
+    files = ["--demos", str(data / "faq.csv"), "--pairs", str(data / "prefs.jsonl"), "--columns"]
+    columns = "prompt=question,completion=answer,chosen=good,rejected=bad"
+    assert main(["init", str(data / "new"), *files, columns]) == 0
+    recipe = load_recipe(data / "new" / "recipe.yaml")
+    read = [stage.settings.data.sources[0].columns for stage in recipe.stages.values()]
+    assert read == [
+        {"prompt": "question", "completion": "answer"},
+        {"prompt": "question", "chosen": "good", "rejected": "bad"},
+    ]
+    for wrong, why in {f"{columns},x=y": "no file has a column 'y'", "prompt": "'prompt' has no column"}.items():
+        assert main(["init", str(data / "other"), *files, wrong]) == 2
+        assert why in capsys.readouterr().err
+
+
+def test_a_copy_takes_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(tmp_path), "--from", "smoke", "--base", "tiny"]) == 2
+    assert "--from copies a recipe unchanged" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["recipe.yaml", SCHEMA, "data/pairs.jsonl"])
 def test_no_file_is_replaced(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)

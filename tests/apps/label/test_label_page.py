@@ -255,7 +255,7 @@ def test_adjudication(store: Store) -> None:
 
 
 def test_consent(ada: Page, store: Store) -> None:
-    """It is asked for on the page, and decides what `alignkit feedback export` may share."""
+    """It is asked for on the page, and decides what `alignkit labels export` may share."""
     assert ada.next()["consent"] is None
     for granted in (True, False):
         message = {"uuid": str(uuid.uuid4()), "granted": granted}

@@ -60,16 +60,16 @@ def test_names_are_short_and_different(tmp_path: Path) -> None:
 
 
 def test_a_terminal_with_another_encoding_gets_what_it_can_show(runs: list[Path]) -> None:
-    command = [sys.executable, "-m", "alignkit", "compare", *map(str, runs)]
+    command = [sys.executable, "-m", "alignkit", "show", *map(str, runs)]
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
     done = subprocess.run(command, capture_output=True, check=True, env=environment)
     assert b"\n----" in done.stdout and b"1.095 [1.067, 1.123]" in done.stdout
 
 
 def test_the_command(runs: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["compare", *map(str, runs)]) == 0
+    assert main(["show", *map(str, runs)]) == 0
     assert "what differs in the recipes" in capsys.readouterr().out
-    assert main(["compare", str(runs[0])]) == 0
+    assert main(["show", str(runs[0])]) == 0
     assert "report: mean and 95% interval" in capsys.readouterr().out
-    assert main(["compare", str(runs[0]), str(tmp_path / "none")]) == 2
+    assert main(["show", str(runs[0]), str(tmp_path / "none")]) == 2
     assert "there is no folder" in capsys.readouterr().err

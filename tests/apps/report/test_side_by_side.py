@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 
 from alignkit.cli import main
-from alignkit.errors import RecipeError
 from alignkit.evaluation.comparison import short_names
 from alignkit.io.stage_results import find_result
-from alignkit_apps.report.compare import compared
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.markdown import markdown
 from alignkit_apps.report.page import page
@@ -92,17 +90,11 @@ def test_the_run_says_what_the_swap_changes(swapped: Path) -> None:
 
 def test_one_run_is_compared_with_itself(swapped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    assert main(["compare", str(swapped)]) == 0
+    assert main(["show", str(swapped)]) == 0
     out = capsys.readouterr().out
     head = next(line for line in out.splitlines() if "align@ppo" in line)
     assert head.split() == ["base", "align@ppo", "align@rejection_sampling"]
     assert "against base, prompt by prompt" in out and "align@rejection_sampling against align@ppo" in out
-
-
-def test_a_run_without_evaluation_has_nothing_to_compare(tmp_path: Path) -> None:
-    (tmp_path / "recipe.resolved.yaml").write_text("stages: {sft: {algorithm: sft}}", encoding="utf-8")
-    with pytest.raises(RecipeError, match="has no evaluation, so it has no results to compare"):
-        compared([tmp_path])
 
 
 @pytest.mark.parametrize(
@@ -186,9 +178,9 @@ def test_commands_take_a_result(swapped: Path, tmp_path: Path, capsys: pytest.Ca
     card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
     assert "ppo" in card and "rejection_sampling" not in card
     capsys.readouterr()
-    assert main(["results", str(swapped / "align@ppo")]) == 0
+    assert main(["show", str(swapped / "align@ppo")]) == 0
     assert ".earlier/align/" in capsys.readouterr().out
-    assert main(["inspect", str(write_recipe(swapped.parent)), "align@ppo"]) == 2
+    assert main(["check", str(write_recipe(swapped.parent)), "align@ppo"]) == 2
     assert "inspect shows the rows of a stage" in capsys.readouterr().err
 
 

@@ -19,14 +19,16 @@ ROOT = Path(__file__).parents[3]
 
 def test_the_command_writes_all_three(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run")
-    assert main(["report", str(run)]) == 0
-    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    assert main(["show", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("small: done, 4 of 4 stages\n\nalign gained over sft")
+    assert "".join(out.split()).endswith(f"report:{run / 'report.html'}")
     assert json.loads((run / "report.json").read_text())["run"]["name"] == "small"
     assert (run / "report.md").read_text().startswith("# small: done\n")
     digests = [
         hashlib.sha256((run / name).read_bytes()).digest() for name in ("report.html", "report.md", "report.json")
     ]
-    assert main(["report", str(run)]) == 0
+    assert main(["show", str(run)]) == 0
     assert digests == [
         hashlib.sha256((run / name).read_bytes()).digest() for name in ("report.html", "report.md", "report.json")
     ]
@@ -35,7 +37,7 @@ def test_the_command_writes_all_three(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path, tmp_path / "missing", tmp_path / "file"):
-        assert main(["report", str(folder)]) == 2
+        assert main(["show", str(folder)]) == 2
         assert capsys.readouterr().err.startswith("error: ")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
@@ -52,7 +54,7 @@ def test_a_report_that_fails_is_one_line(error: BaseException, tmp_path: Path, m
     said: list[str] = []
     write.report_run(tmp_path, said.append)
     (line,) = said
-    assert line.startswith("no report was written (") and "alignkit report" in line and "\n" not in line
+    assert line.startswith("no report was written (") and "alignkit show" in line and "\n" not in line
 
 
 def started(recipe: Path, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -25,7 +25,7 @@ from alignkit_apps.feedback.effective_labels import consents, labeled
 from alignkit_apps.feedback.labels import BadLabel
 from alignkit_apps.feedback.rows import store_rows
 from alignkit_apps.feedback.store import Event, Store
-from alignkit_apps.feedback_export.consent import shareable
+from alignkit_apps.labels.consent import shareable
 from alignkit_apps.policies.policy import Exchange, Opened
 from tests.apps.serve.test_chatting import entered, models
 

@@ -27,7 +27,6 @@ from alignkit import (
 from alignkit.evaluation.judge_card import check_names
 from alignkit.report import Report, Table
 from alignkit_apps.feedback.active_learning import rated
-from alignkit_apps.feedback.agreement_summary import agreement, agreement_tables
 from alignkit_apps.feedback.asking import LabelPlaces, Wanted, items_of, joined, questions_of, shortage, with_rewards
 from alignkit_apps.feedback.effective_labels import Labeled, labeled
 from alignkit_apps.feedback.items import CRITERIA, Item
@@ -152,6 +151,8 @@ class People(Step):
         groups = self._groups([entry for entry in entries if counts(entry)])
         if not groups:
             raise RunFailed(f"stage '{context.stage}': the labels leave nothing to learn: all are tied or of no use")
+        from alignkit_apps.feedback.agreement_summary import agreement, agreement_tables  # only here: it is slow
+
         facts = facts_of(entries, asked.left_out)
         agreed = agreement([*entries, *self._gold(store, asked)])
         context.write_json("agreement.json", {"questions": agreed})

@@ -1,1 +1,0 @@
-"""How much labelers agree: with each other, with gold labels, and with a judge (docs/architecture.md)."""

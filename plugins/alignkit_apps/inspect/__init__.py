@@ -1,1 +1,0 @@
-"""What a stage will see, shown before it runs (docs/architecture.md)."""

@@ -1,0 +1,43 @@
+"""The command `alignkit show`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def show(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or one result: RUN/align@ppo.")
+    ],
+    prune: Annotated[bool, typer.Option("--prune", help="Delete all results of a run but the current ones.")] = False,
+) -> None:
+    """Show what a run found, or compare several.
+
+    Of one run: what each evaluation says, all results, earlier ones included, side by side, and the report, which is
+    written again. Of several: the evaluations, then how recipes, versions and metrics differ.
+
+    align@ppo is the newest result of the stage align by ppo; align@ppo~1 is the one before. evaluate, chat, serve and
+    export take RUN/align@ppo. Earlier results are restored when the recipe is changed back.
+
+    \b
+    Examples:
+      alignkit show runs/quickstart
+      alignkit show runs/quickstart runs/seed1
+      alignkit show runs/quickstart --prune
+    """
+    from alignkit.arguments import refuse
+    from alignkit.io.printable import encodable
+    from alignkit_apps.catalog.printing import console
+    from alignkit_apps.report.show import shown
+
+    if prune and len(folders) > 1:
+        refuse("--prune is for one run", "name one RUN")
+    print(encodable(shown(folders).text(console().width), sys.stdout.encoding or "ascii"))
+    if prune:
+        from alignkit_apps.report.results import prune as pruned
+
+        print(pruned(folders[0]))

@@ -1,0 +1,65 @@
+"""What has changed since the last run is named, and a run's plan is shown without running anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alignkit import cli
+from alignkit.io.changes import differences
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ({"settings": {"epochs": 2}}, {"settings": {"epochs": 3}}, ["epochs 2 -> 3"]),
+        ({"component": {"options": {"beta": 0.1}}}, {"component": {"options": {}}}, ["beta 0.1 -> not set"]),
+        ({"versions": {"torch": "2.12"}}, {"versions": {"torch": "2.13"}}, ["versions.torch 2.12 -> 2.13"]),
+        ({"upstream": {"sft": "a" * 64}}, {"upstream": {"sft": "b" * 64}}, ["upstream.sft"]),
+        ({"settings": {"data": [{"path": "a" * 64}]}}, {"settings": {"data": [{"path": "b" * 64}]}}, ["data.0.path"]),
+        ({"seed": 1, "date": None}, {"seed": 1, "date": None}, []),
+    ],
+)
+def test_differences(old: object, new: object, found: list[str]) -> None:
+    assert differences(old, new) == found
+
+
+def test_a_run_and_its_preview_say_what_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    rows = tmp_path / "demos.jsonl"
+    rows.write_text('{"prompt": "is it?", "completion": "yes"}\n', encoding="utf-8")
+    recipe = tmp_path / "r.json"
+    stages = {name: {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1} for name in ("one", "two")}
+    stages["two"]["from"] = "one"
+    recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
+    out = ["--out", str(tmp_path / "run")]
+
+    def planned(*overrides: str) -> list[str]:
+        capsys.readouterr()
+        assert cli.main(["check", "--no-data", str(recipe), *overrides, *out]) == 0
+        return capsys.readouterr().out.splitlines()[:2]
+
+    assert planned() == ["one: runs", "two: runs"] and not (tmp_path / "run").exists()
+    assert cli.main(["run", str(recipe), *out]) == 0
+    assert planned() == ["one: reused", "two: reused"]
+    change = "stages.one.learning_rate=0.003"
+    assert planned(change) == [
+        "one: starts over (learning_rate: not set -> 0.003)",
+        "two: starts over (one has changed)",
+    ]
+    assert cli.main(["run", str(recipe), change, *out]) == 0
+    assert "one: changed since the last run (learning_rate: not set -> 0.003), starting over" in capsys.readouterr().err
+    assert planned() == ["one: an earlier result is restored", "two: an earlier result is restored"]
+    assert cli.main(["run", str(recipe), *out]) == 0
+    err = capsys.readouterr().err
+    assert err.count("restored an earlier result for these settings") == err.count("unchanged, reused") == 2
+    weights = tmp_path / "run" / "one" / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert planned()[0] == f"one: runs again, because {weights} has changed since the stage wrote it"
+    assert cli.main(["run", str(recipe), *out]) == 0
+    assert "what was there is now in" in capsys.readouterr().err
+    assert planned() == ["one: reused", "two: reused"]

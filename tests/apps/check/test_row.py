@@ -1,0 +1,159 @@
+"""What `alignkit check` shows of a row is what the stage will learn from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.errors import DataError, RecipeError
+from alignkit.plugins import plugins
+from alignkit.recipe.load import load_recipe
+from alignkit_apps.check.row import Inspection, inspect
+
+DEMO = {
+    "messages": [
+        {"role": "user", "content": "Is it?"},
+        {"role": "assistant", "content": "No.", "weight": 0},
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": "Yes \u201cso\u201d \U0001f600"},
+    ]
+}
+PAIRS = [
+    {"prompt": "Hi?", "chosen": "Hello.", "rejected": "No", "margin": 2},
+    {"prompt": "One?", "chosen": "1", "rejected": "2"},
+    {
+        "prompt": [{"role": role, "content": role * 9} for role in ("user", "assistant", "user")],
+        "chosen": "Yes.",
+        "rejected": "No.",
+    },
+]
+STAGES: dict[str, Any] = {
+    "sft": {"algorithm": "sft", "data": "demos.jsonl"},
+    "helpful": {"algorithm": "reward_model", "from": "sft", "data": "pairs.jsonl"},
+    "align": {
+        "algorithm": "ppo",
+        "from": "sft",
+        "prompts": "prompts.jsonl",
+        "reward": "helpful",
+        "iterations": 1,
+        "prompts_per_iteration": 1,
+    },
+    "labels": {"step": "judge_pairs", "policy": "sft", "judge": "local_judge", "prompts": "prompts.jsonl"},
+    "again": {"algorithm": "dpo", "from": "sft", "data": "labels"},
+    "compare": {
+        "step": "evaluate",
+        "policies": ["sft", "align"],
+        "prompts": "prompts.jsonl",
+        "rewards": ["length", {"rlaif": {"judge": {"reward_judge": {"reward_model": "helpful"}}}}],
+        "judges": [{"reward_judge": {"reward_model": "helpful"}}],
+    },
+    "best": {"step": "select_best", "policies": ["sft", "align"], "prompts": "prompts.jsonl", "reward": "helpful"},
+}
+
+
+@pytest.fixture
+def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that inspects a stage; overrides change the recipe."""
+    rows = {"demos": [DEMO], "pairs": PAIRS, "prompts": [{"prompt": "What is 1 + 1?", "answer": "2"}]}
+    for name, found in rows.items():
+        text = "".join(json.dumps(row) + "\n" for row in found)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    recipe = tmp_path / "r.json"
+    recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": STAGES}), encoding="utf-8")
+
+    def look(stage: str, *overrides: str, row: int = 1) -> Inspection:
+        checked = load_recipe(recipe, list(overrides), plugins().registry)
+        return inspect(checked, stage, row, tmp_path / "run")
+
+    monkeypatch.chdir(tmp_path)
+    return look
+
+
+def counted(found: Inspection, place: int) -> str:
+    tokens = found.tokens[place]
+    return "".join(piece for piece, counts in zip(tokens.pieces, tokens.counts, strict=True) if counts)
+
+
+def whole(found: Inspection, place: int) -> str:
+    return "".join(found.tokens[place].pieces)
+
+
+def test_only_the_turns_that_are_learned_are_marked(seen: Any) -> None:
+    found = seen("sft")
+    assert counted(found, 1) == "Yes \u201cso\u201d \U0001f600<|im_end|>"
+    assert whole(found, 0) + whole(found, 1) == (
+        "<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\nNo.<|im_end|>\n"
+        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes \u201cso\u201d \U0001f600<|im_end|>"
+    )
+    assert [who for who, _ in found.turns] == ["user", "assistant (not learned)", "user", "assistant"]
+
+
+def test_what_does_not_fit_is_said(seen: Any) -> None:
+    cut = seen("sft", "stages.sft.max_length=40")
+    assert "truncated" in cut.tokens[1].title and "1 response truncated at max_length" in cut.notes
+    assert len(cut.tokens[0].pieces) + len(cut.tokens[1].pieces) == 40
+    none = seen("sft", "stages.sft.max_length=3")
+    assert none.tokens == [] and "1 row left out: no room for a response in max_length" in none.notes
+
+
+def test_dropped_turns_are_said(seen: Any) -> None:
+    whole_row = seen("helpful", row=3)
+    size = sum(len(tokens.pieces) for tokens in whole_row.tokens[:2])
+    keep = "stages.helpful.keep_recent_turns=true"
+    assert seen("helpful", keep, f"stages.helpful.max_length={size}", row=3) == whole_row
+    found = seen("helpful", keep, f"stages.helpful.max_length={size - 1}", row=3)
+    assert found.notes == ["2 of 3 turns dropped"]
+    assert whole(found, 0) == f"<|im_start|>user\n{'user' * 9}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_pair_is_scored_at_its_last_tokens(seen: Any) -> None:
+    found = seen("helpful")
+    assert [tokens.title for tokens in found.tokens] == ["prompt", "better, margin 2", "worse"]
+    for tokens in found.tokens[1:]:
+        assert tokens.scored and [i for i, counts in enumerate(tokens.counts) if counts] == [len(tokens.pieces) - 1]
+    assert whole(found, 1).startswith("Hello.<|im_end|>")
+    assert seen("helpful", row=2).turns[0] == ("user", "One?")
+
+
+def test_a_prompt_ends_where_the_policy_writes(seen: Any) -> None:
+    found = seen("align")
+    assert whole(found, 0).endswith("1 + 1?<|im_end|>\n<|im_start|>assistant\n")
+    assert found.notes == ["scored by helpful", "other columns: answer: '2'"]
+
+
+def test_a_judges_reward_model_is_no_second_score(seen: Any) -> None:
+    """Each rater has those that it asks in parentheses."""
+    notes = seen("compare").notes
+    assert notes[:2] == ["scored by length, rlaif (reward_judge (helpful))", "judged by reward_judge (helpful)"]
+    combined = (
+        "stages.align.reward={weighted_sum: {rewards: {short: length, good: helpful}, weights: {short: 1, good: 1}}}"
+    )
+    assert seen("align", combined).notes[0] == "scored by weighted_sum (short: length, good: helpful)"
+
+
+def test_a_judges_question_is_shown(seen: Any) -> None:
+    ((who, question), (_, start)) = seen("labels").questions
+    assert who == "local_judge reads (user)" and "What is 1 + 1?" in question and "(the second response)" in question
+    assert start == "Preferred Response="
+
+
+def test_nothing_is_written(seen: Any, tmp_path: Path) -> None:
+    seen("sft")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "row", "kind", "said"),
+    [
+        ("sfd", 1, RecipeError, "did you mean 'sft'"),
+        ("sft", 2, DataError, "has 1 row, so there is no row 2"),
+        ("sft", 0, DataError, "rows count from 1"),
+        ("again", 1, DataError, "run the recipe as far as 'labels' first"),
+    ],
+)
+def test_what_is_not_there(seen: Any, stage: str, row: int, kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        seen(stage, row=row)

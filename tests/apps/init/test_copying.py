@@ -1,0 +1,60 @@
+"""A copied recipe has everything that it needs, and no file of the user is replaced."""
+
+from pathlib import Path
+
+import pytest
+
+from alignkit.cli import main
+from alignkit.errors import RecipeError, RunFailed
+from alignkit.recipe.load import load_recipe
+from alignkit.recipe.shipped import shipped, shipped_folder
+from alignkit_apps.init.copying import copy_recipe, summary
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_a_copy_needs_nothing_of_the_original(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = copy_recipe(name, tmp_path)
+    assert copies[0] == tmp_path / f"{name}.yaml" and tmp_path / "data" / "LICENSES.md" in copies
+    assert tmp_path / "recipe.schema.json" in copies
+    assert copies[0].read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=recipe.schema.json\n")
+    monkeypatch.setattr("alignkit.recipe.shipped.shipped", dict)  # none to fall back on
+    loaded = load_recipe(copies[0])
+    assert list(loaded.stages) == list(load_recipe(shipped_folder() / f"{name}.yaml").stages)
+    assert str(shipped_folder()) not in str(loaded.resolved)
+
+
+def test_a_users_file_stays(tmp_path: Path) -> None:
+    copy_recipe("sums_ppo", tmp_path)
+    recipe = tmp_path / "sums.yaml"
+    recipe.write_text("mine", encoding="utf-8")
+    (tmp_path / "sums_ppo.yaml").unlink()
+    with pytest.raises(RunFailed, match=r"sums\.yaml is in the way.*\n  help: .* init FOLDER --from sums_ppo"):
+        copy_recipe("sums_ppo", tmp_path)
+    assert recipe.read_text(encoding="utf-8") == "mine" and not (tmp_path / "sums_ppo.yaml").exists()
+
+
+def test_a_copy_onto_itself_changes_nothing(tmp_path: Path) -> None:
+    first = copy_recipe("smoke", tmp_path)
+    before = {path: path.stat().st_ino for path in first}
+    assert copy_recipe("smoke", tmp_path) == first
+    assert {path: path.stat().st_ino for path in first} == before
+
+
+def test_the_default_folder_is_the_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "--from", "smoke"]) == 0
+    assert (tmp_path / "smoke.yaml").is_file() and capsys.readouterr().out.startswith("smoke.yaml\n")
+
+
+def test_an_unknown_name(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no shipped recipe: sum\n  help: did you mean 'sums'"):
+        copy_recipe("sum", tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_every_recipe_says_in_one_line_what_it_is() -> None:
+    texts = {name: summary(path) for name, path in shipped().items()}
+    assert texts["rlaif"] == "AI feedback instead of human feedback"
+    assert all(20 < len(text) < 300 and "\n" not in text for text in texts.values())

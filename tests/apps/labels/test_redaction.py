@@ -1,0 +1,59 @@
+"""What identifies a person or opens a door is taken out; ordinary numbers and texts stay."""
+
+from __future__ import annotations
+
+import pytest
+
+from alignkit_apps.feedback.items import listed
+from alignkit_apps.labels.consent import redact
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("write to ann.lee+x@mail.example.co.uk.", "write to [e-mail]."),
+        ("<bob@example.com>", "<[e-mail]>"),
+        ("call +49 30 1234567 now", "call [phone] now"),
+        ("call (030) 123 456-78", "call [phone]"),
+        ("+1 (555) 123-4567", "[phone]"),
+        ("555-123-4567, ok?", "[phone], ok?"),
+        ("0044 20 7946 0958", "[phone]"),
+        ("my key is sk-abcdefgh1234567890ABCD", "my key is ***"),
+        ("https://ann:secret@example.com/x", "https://***@example.com/x"),
+        ("A" * 20 + "1" * 20, "***"),
+    ],
+)
+def test_what_is_taken_out(text: str, expected: str) -> None:
+    assert redact(text) == expected
+    assert redact(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "on 2026-01-05 at 12:30:45",
+        "ISBN 978-3-16-148410-0",
+        "3.14159265358979",
+        "0.123456789012",
+        "1,000,000,000",
+        "1234567890",
+        "version 1.2.3",
+        "@handle and #tag",
+        "x@y",
+        "the answer is 42",
+        "192.168.0.1",
+        "שלום",
+    ],
+)
+def test_what_stays(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_long_texts_are_quick() -> None:
+    for text in ("a@" * 50_000, "0" * 100_000, "+1" * 50_000, "a" * 100_000, "1 " * 50_000):
+        assert redact(text) is not None
+
+
+def test_texts_at_any_depth() -> None:
+    value = {"to": ["a@b.example", {"x": "a@b.example", "n": 3}], "none": None}
+    assert listed(value, redact) == {"to": ["[e-mail]", {"x": "[e-mail]", "n": 3}], "none": None}

@@ -1,0 +1,248 @@
+"""An export holds what may be shared and nothing else, in layouts that others read, and becomes a store again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stores import event, opened, pair, ranking, scores, turn
+
+from alignkit.cli import main
+from alignkit.data.reading import DataSource
+from alignkit.data.sources import DataSpec, load
+from alignkit.plugins import plugins
+from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.store import Store
+
+FORMATS = {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
+FREE = {"license": "CC0-1.0"}
+WRITE = Item("demonstration", (turn("Write to me at ann@mail.example."),), **FREE)
+THUMB = Item("thumb", (turn("Good?"),), ("yes",), **FREE)
+ITEMS = {
+    "pair": pair("one", origins=("sft", "base"), meta={"language": "en"}, **FREE),
+    "safety": Item("safety", (turn("Harm?"),), ("no", "yes"), **FREE),
+    "ranking": ranking("rank", 3, **FREE),
+    "scores": scores("score", **FREE),
+    "demonstration": WRITE,
+    "thumb": THUMB,
+}
+LABELS: dict[str, Any] = {
+    "pair": {"side": "B", "margin": "slightly"},
+    "safety": {"side": "A", "margin": "significantly", "safety": "preferred_safe"},
+    "ranking": {"ranks": [2, 1, 1]},
+    "scores": {"scores": [{"helpful": 6, "harmless": 7}, {"helpful": 3, "harmless": 7}]},
+    "demonstration": {"text": "Call me: +49 30 1234567"},
+    "thumb": {"good": False},
+}
+
+
+def made(folder: Path) -> Path:
+    """A store with a label of each task by Ann, who shares, and one of Bob's, who does not."""
+    with opened(folder, *ITEMS.values(), pair("no license"), pair("Bob's", author="bob", **FREE)) as store:
+        guidelines = store.add_guidelines("Questions to boss@mail.example")
+        store.submit(event(None, {"granted": True, "terms": "v1"}, kind="consent", who="ann"))
+        for name, item in ITEMS.items():
+            order = (1, 0) if name == "pair" else ()
+            store.submit(event(item, LABELS[name], order=order, guidelines=guidelines, seconds=2.5))
+        store.submit(event(ITEMS["pair"], {"side": "B", "margin": "better"}, who="bob"))
+        store.submit(event(pair("no license")))
+        store.submit(event(pair("Bob's")))
+        return store.path
+
+
+def rows(folder: Path, name: str) -> list[Any]:
+    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+
+
+def exported(folder: Path, store: Path, name: str = "out") -> Path:
+    assert main(["labels", "export", str(store), "--out", str(folder / name)]) == 0
+    return folder / name
+
+
+def test_only_what_may_be_shared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = exported(tmp_path, made(tmp_path))
+    said = capsys.readouterr().out
+    assert "left out: items without a license: 1" in said
+    assert "left out: items whose author has not agreed to share them: 1" in said
+    assert "left out: events of people who have not agreed to share them: 1" in said
+    assert "people: 1; texts in which something was redacted: 2" in said
+    assert len(rows(out, "items.jsonl")) == 6
+    everything = "".join(path.read_text(encoding="utf-8") for path in out.iterdir())
+    for secret in ("ann", "bob", "Bob", "mail.example", "1234567", "no license"):
+        assert secret not in everything.replace("annotators", "").replace("annotator", "")
+    assert all(row["license"] == "CC0-1.0" for row in rows(out, "items.jsonl"))
+
+
+def test_folders_of_this_machine_are_not_shared(tmp_path: Path) -> None:
+    with opened(
+        tmp_path, pair(batch="../../home/ann/runs/x/labels", **FREE), pair("b", batch="week 1/2", **FREE)
+    ) as store:
+        store.submit(event(None, {"granted": True}, kind="consent"))
+        for stored in store.items():
+            store.submit(event(stored.item))
+    out = exported(tmp_path, store.path)
+    assert [row["batch"] for row in rows(out, "items.jsonl")] == ["labels", "week 1/2"]
+
+
+def test_the_layouts_of_trl(tmp_path: Path) -> None:
+    out = exported(tmp_path, made(tmp_path))
+    one, safe, *ranked, rated = rows(out, "preference.jsonl")
+    assert one["chosen"] == [{"role": "assistant", "content": "Hello!"}]  # side B of the swapped responses
+    assert (one["margin"], one["agreement"], one["group_id"]) == (0.333333, 1.0, ITEMS["pair"].id)
+    assert (safe["margin"], safe["safety_bin"]) == (1.0, "preferred_safe")
+    assert [row["chosen"][0]["content"] for row in ranked] == ["answer 1", "answer 2"]
+    assert {row["group_id"] for row in ranked} == {ITEMS["ranking"].id}
+    assert rated["margin"] == 1.5
+    assert [row["ranks"] for row in rows(out, "ranked.jsonl")] == [[2, 1, 1], [1, 2]]
+    assert [(row["completion"][0]["content"], row["label"]) for row in rows(out, "kto.jsonl")] == [
+        ("Hello!", True), ("What?", False), ("no", True), ("yes", False), ("yes", False),
+    ]  # fmt: skip
+    (demonstration,) = rows(out, "sft.jsonl")
+    assert demonstration["prompt"][0]["content"] == "Write to me at [e-mail]."
+    assert demonstration["completion"] == [{"role": "assistant", "content": "Call me: [phone]"}]
+
+
+def test_trainers_do_not_get_held_out_pairs(tmp_path: Path) -> None:
+    with Store.open(made(tmp_path)) as store:
+        tested = pair("tested", held_out=True, **FREE)
+        store.add([tested])
+        store.submit(event(tested))
+        path = store.path
+    out = exported(tmp_path, path)
+    assert [row["held_out"] for row in rows(out, "items.jsonl")] == [False] * 6 + [True]
+    assert rows(out, "labels.jsonl")[-1]["item"]["held_out"] is True
+    assert all("tested" not in json.dumps(row) for name in ("preference", "kto") for row in rows(out, f"{name}.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("file", "format", "count"),
+    [("preference", "preference", 5), ("kto", "prompt_completion", 5), ("sft", "prompt_completion", 1)],
+)
+def test_alignkit_reads_the_layouts(tmp_path: Path, file: str, format: str, count: int) -> None:
+    path = exported(tmp_path, made(tmp_path)) / f"{file}.jsonl"
+    spec = DataSpec((DataSource(path=path),))
+    found = load(spec, formats=FORMATS, seed=0, stage_data=Path)
+    assert (found.sources[0].format, len(found.groups)) == (format, count)
+
+
+def test_labels_are_read_as_the_store_is(tmp_path: Path) -> None:
+    with Store.open(made(tmp_path)) as store:
+        store.submit(event(None, {"granted": True}, kind="consent", who="bob"))
+        path = store.path
+    out = exported(tmp_path, path)
+    read = [
+        load(DataSpec((DataSource(path=file),)), formats=FORMATS, seed=0, stage_data=Path).groups
+        for file in (out / "labels.jsonl", path)
+    ]
+    assert [group.pairs for group in read[0]] == [group.pairs for group in read[1][:6]] + [read[1][7].pairs]
+
+
+def test_an_export_becomes_a_store_and_the_same_export(tmp_path: Path) -> None:
+    first = exported(tmp_path, made(tmp_path))
+    again = tmp_path / "again.feedback"
+    assert main(["labels", "merge", str(first), "--into", str(again)]) == 0
+    assert main(["labels", "merge", str(first), "--into", str(again)]) == 0
+    second = exported(tmp_path, again, "second")
+    assert sorted(path.name for path in first.iterdir()) == sorted(path.name for path in second.iterdir())
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+    assert exported(tmp_path, again, "second") == second  # an earlier export is replaced
+
+
+def test_the_card_says_what_is_in_the_files(tmp_path: Path) -> None:
+    text = (exported(tmp_path, made(tmp_path)) / "README.md").read_text(encoding="utf-8")
+    header = text.split("---")[1]
+    assert "license: cc0-1.0" in header and "data_files: preference.jsonl" in header and "- en" in header
+    assert "6 labels of 6 items by 1 annotator, from" in text
+    assert "| `preference.jsonl` | 5 |" in text
+
+
+def test_the_card_counts_only_people_whose_labels_are_there(tmp_path: Path) -> None:
+    with Store.open(made(tmp_path)) as store:
+        store.submit(event(None, {"granted": True}, kind="consent", who="carl"))
+        store.submit(event(pair("no license"), who="carl"))
+        path = store.path
+    out = exported(tmp_path, path)
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert "6 labels of 6 items by 1 annotator, from" in text and "Events: consent 1, label 6." in text
+    assert len({row["annotator"] for row in rows(out, "events.jsonl")}) == 1
+    assert "without their origin" not in text  # chat shows who answered
+
+
+def test_consent_can_be_withdrawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = made(tmp_path)
+    with Store.open(path) as store:
+        store.submit(event(None, {"granted": False}, kind="consent", who="ann"))
+    assert main(["labels", "export", str(path), "--out", str(tmp_path / "out")]) == 4
+    said = capsys.readouterr().err
+    assert "nothing may be exported: left out: items without a license" in said
+    assert f"alignkit label {path} --license NAME" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_something_else_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = made(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    assert main(["labels", "export", str(path), "--out", str(tmp_path / "mine")]) == 4
+    assert "exists and is no earlier export" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+
+
+def test_an_export_of_another_store_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = exported(tmp_path, made(tmp_path))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (tmp_path / "other").mkdir()
+    assert main(["labels", "export", str(made(tmp_path / "other")), "--out", str(out)]) == 4
+    assert "is an export of another store: 7 of its events are not in" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "fault"),
+    [
+        ("items.jsonl", {"responses": ["Hello!", "Changed."]}, "items.jsonl:1: the item's content was changed"),
+        ("items.jsonl", {"task": "pairs"}, "items.jsonl:1: unknown task 'pairs'"),
+        ("events.jsonl", {"kind": "lable"}, "events.jsonl:1: unknown kind of event"),
+        ("events.jsonl", {"created": "yesterday"}, "created must be a time"),
+        ("events.jsonl", {"item": "0" * 32}, "about an item that is not there"),
+        ("events.jsonl", {"more": 1}, "not as an export writes it"),
+    ],
+)
+def test_a_damaged_export_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, change: Any, fault: str
+) -> None:
+    out = exported(tmp_path, made(tmp_path))
+    first, *others = rows(out, file)
+    lines = [json.dumps({**first, **change}), *map(json.dumps, others)]
+    (out / file).write_text("\n".join(lines) + "\n")
+    assert main(["labels", "merge", str(out), "--into", str(tmp_path / "new.feedback")]) == 4
+    assert fault in capsys.readouterr().err
+    assert not (tmp_path / "new.feedback").exists()
+
+
+def test_merging_and_showing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = made(tmp_path)
+    assert main(["labels", "merge", str(path), "--into", str(tmp_path / "all.feedback")]) == 0
+    assert "8 new items, 10 new events, 0 known ones" in capsys.readouterr().out
+    assert main(["labels", "merge", str(path), "--into", str(path)]) == 4
+    assert "cannot be merged into itself" in capsys.readouterr().err
+    assert main(["labels", "show", str(tmp_path / "all.feedback")]) == 0
+    said = capsys.readouterr().out
+    assert "ranking" in said and "not asked" in said and "yes" in said
+    assert main(["labels", "show", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["tasks"]["pair"] == {
+        "items": 3, "labels": 4, "read by recipes": 3, "without label": 0, "disputed": 1, "flagged": 0, "gold": 0,
+        "retired": 0,
+    }  # fmt: skip
+    assert facts["people"]["ann"] == {"labels": 8, "skips": 0, "undone": 0, "median seconds": 2.5, "shares": True}
+    assert main(["labels", "show", str(tmp_path / "missing")]) == 4
+
+
+def test_an_empty_store_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with opened(tmp_path) as store:
+        assert main(["labels", "show", str(store.path)]) == 0
+    assert "no items" in capsys.readouterr().out

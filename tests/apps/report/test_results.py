@@ -1,0 +1,51 @@
+"""`alignkit show` lists what a run's folder holds, and deletes what the recipe does not use."""
+
+from pathlib import Path
+
+import pytest
+
+from alignkit import cli
+from alignkit.runs.stage_store import StageStore
+from alignkit_apps.report.results import prune, results_table
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StageStore:
+    """Three results of `sft`, one of them damaged, and an interrupted `align`."""
+    store = StageStore(tmp_path, ["sft", "align"])
+    (tmp_path / "recipe.resolved.yaml").touch()
+    for stage_hash in ("one" * 8, "two" * 8, "three" * 8):
+        folder = store.begin("sft", stage_hash)
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "weights").write_bytes(bytes(1000))
+        store.finish("sft", {"hash": stage_hash, "complete": True, "plugin": "sft"})
+        if stage_hash.startswith("one"):
+            store.set_aside("sft")
+        elif stage_hash.startswith("two"):
+            store.set_aside_damaged("sft")
+    store.begin("align", "four")
+    return store
+
+
+def test_all_results_are_listed(store: StageStore, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [(row[0], row[1], row[4]) for row in results_table(store.folder).rows]
+    assert found == [
+        ("align", "interrupted", "align"),
+        ("sft", "current", "sft"),
+        ("sft", "earlier", f".earlier/sft/{('one' * 8)[:16]}"),
+        ("sft", "damaged", f".damaged/sft/{('two' * 8)[:16]}"),
+    ]
+    assert cli.main(["show", str(store.folder)]) == 0
+    out = capsys.readouterr().out
+    assert "oneoneoneone" in out and "damaged" in out and "report.html" in out
+
+
+def test_pruning_keeps_what_the_recipe_uses(store: StageStore) -> None:
+    assert prune(store.folder) == "deleted 2 results, 0 MB"
+    assert [row[1] for row in results_table(store.folder).rows] == ["interrupted", "current"]
+    assert store.damage("sft") is None
+
+
+def test_another_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", str(tmp_path), "--prune"]) == 2
+    assert "is not the folder of a run" in capsys.readouterr().err
