@@ -166,7 +166,6 @@ PLANTED = {
     "carried_without_penalty": Planted(
         ROLLOUTS,
         "self.scorer.score(groups, penalty)",
-        "self.scorer.score(groups, penalty)",
         "self.scorer.score(groups)",
         f"{REPLAYED}::test_replayed_rollouts_pay_the_penalty_of_this_stage",
     ),

@@ -27,7 +27,7 @@ from alignkit.recipe.paths import Paths
 from alignkit.recipe.problems import Problems
 from alignkit.recipe.rewards import read_reward
 from alignkit.recipe.rounds import MOST_STAGES, Rounds, expand
-from alignkit.recipe.sampling import fill_engines, fill_sampling, read_engine
+from alignkit.recipe.sampling_keys import fill_engines, fill_sampling, read_engine
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, TopKeys, allowed_keys
 from alignkit.recipe.scope import Resolver, Scope
 from alignkit.recipe.stages import declare, read_stages

@@ -14,7 +14,7 @@ from alignkit.recipe.algorithm_stage import read_algorithm
 from alignkit.recipe.components import Named, find, read_component, read_options, split, with_options
 from alignkit.recipe.document import Keys
 from alignkit.recipe.problems import shown
-from alignkit.recipe.sampling import read_engine
+from alignkit.recipe.sampling_keys import read_engine
 from alignkit.recipe.schema import RewardSpec, Stage, allowed_keys, specs
 from alignkit.recipe.scope import BASE, Declared, Scope, StageKind, report_two_meanings
 from alignkit.registry import Component, Registration

@@ -6,7 +6,6 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from test_evaluate import context
 
 from alignkit import Group, Judge, Response, RunFailed, Verdict
 from alignkit.constitution import Principle
-from alignkit.registry import Registration
+from alignkit.registry import Component, Registration
 from alignkit_plugins.judges.llm.local import LocalJudge
 from alignkit_plugins.judges.reward_judge import RewardJudge
 from alignkit_plugins.steps.rlaif import JudgePairs, principled
@@ -40,7 +39,7 @@ class ByRubric(Judge):
 
 def component(kind: Any = ByRubric, options: Any = None) -> Any:
     registration = Registration(kind.__name__, kind, plugin="x")
-    return SimpleNamespace(kind="judge", name=kind.__name__, registration=registration, options=options)
+    return Component("judge", kind.__name__, registration, options)
 
 
 def groups(count: int) -> list[Group]:

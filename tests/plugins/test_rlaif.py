@@ -207,7 +207,7 @@ def test_a_rubric_takes_the_place_of_the_criterion(rubric: Any, words: str, tmp_
 def component(implementation: Any, options: Any) -> Any:
     """What a JudgeRef option holds after validation."""
     registration = Registration("x", implementation, plugin="x")
-    return SimpleNamespace(kind="judge", name="x", registration=registration, options=options)
+    return Component("judge", "x", registration, options)
 
 
 # --- the question and the verdict ---------------------------------------------------------------------------------
