@@ -126,6 +126,9 @@ def run(
         int | None,
         typer.Option("--processes", metavar="N", help="Let N processes run it together, each on a GPU of its own."),
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show every line, rows of data and samples.")
+    ] = False,
 ) -> None:
     """Run a recipe. The same command resumes a run that was interrupted.
 
@@ -136,7 +139,11 @@ def run(
       alignkit run recipe.yaml seed=1 --out runs/seed1
       alignkit run recipe.yaml --processes 2
     """
+    from alignkit.io.progress import VERBOSE
     from alignkit.runs.start import start
+
+    if verbose:
+        os.environ[VERBOSE] = "1"  # also of processes that this one starts
 
     def loaded(warn: Callable[[str], None]) -> Recipe:
         chosen = [*(overrides or []), *([] if processes is None else [f"launcher.processes={processes}"])]

@@ -263,7 +263,8 @@ def test_a_row_in_which_no_token_counts_is_left_out_with_a_count(tmp_path: Path)
     assert summary["without_signal"] == 1 and summary["groups"] == 1
 
 
-def test_skipped_rows_are_listed_where_it_says(tmp_path: Path) -> None:
+def test_skipped_rows_are_listed_where_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNKIT_VERBOSE", "1")
     good, bad = '{"prompt": "a", "completion": "b"}\n', '{"prompt": "a", "completion": ""}\n'
     code, err = own(tmp_path, "sft", good + bad + good + bad, on_bad_row="skip")
     assert code == 0, err
