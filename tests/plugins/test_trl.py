@@ -157,7 +157,7 @@ def test_options_are_trls_own_fields(folder: Path) -> None:
             "with the prompt 'how are you, 0' has 3 responses, all of which",
         ),
         ({"data": [{"path": "pairs.jsonl", "validation": 0.5}]}, "does not support 'validation' in 'data'"),
-        ({"learning_rate": 1e38, "max_grad_norm": 1e38, "warmup_ratio": 0.0}, "not finite"),
+        ({"algorithm": {"trl": {"trainer": "dpo", "beta": 1e38}}, "learning_rate": 1.0}, "not finite"),
     ],
 )
 def test_what_trl_cannot_do_is_refused(folder: Path, change: dict[str, Any], message: str) -> None:

@@ -125,8 +125,8 @@ def test_every_key_is_documented(run: Path) -> None:
 
 def test_it_needs_no_torch(run: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from alignkit_apps.report.write import write_report; "
-        "from alignkit_apps.report.compare import compared; write_report(Path(sys.argv[1])); "
+        "import sys; from pathlib import Path; from alignkit_apps.report.write import facts_of, write_report; "
+        "from alignkit_apps.report.compare import compared; run = Path(sys.argv[1]); write_report(run, facts_of(run)); "
         "compared([Path(sys.argv[1])] * 2); print([n for n in ('torch', 'transformers') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
