@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = 10  # in a stage whose recipe does not set checkpoint_every
 EAGER_ROWS = 20_000  # a data set with more rows is tokenized batch by batch
+EARLY = 50  # steps in which an explosion of the loss is worth a warning
+EXPLODED = 1.5  # times the first loss, and one nat more
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class OfflineStage:
         self.work = StageWork(context, algorithm)
         self.algorithm = self.work.algorithm
         self.best = math.inf  # lowest validation loss
+        self.first = math.inf  # loss of step 1; inf after a resumption, or once an explosion was reported
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
@@ -207,6 +210,7 @@ class OfflineStage:
         steps = self.work.learner.steps
         self.work.log(steps, metrics)
         self.context.reporter.advance(steps, metrics)
+        self._warn_of_explosion(steps, metrics.get("loss", math.nan))
         if plan.ends_epoch(steps):
             epoch = math.ceil(steps / plan.per_epoch)
             if plan.encoded is None and epoch == 1:
@@ -218,6 +222,17 @@ class OfflineStage:
             self._checkpoint(plan)
         elif steps % plan.every == 0:
             self._checkpoint(plan)
+
+    def _warn_of_explosion(self, steps: int, loss: float) -> None:
+        """Say once that the loss rises instead of falling, before hours go into it."""
+        if steps == 1:
+            self.first = loss
+        elif steps <= EARLY and loss > EXPLODED * self.first + 1:  # false for NaN
+            self.context.say(
+                f"warning: the loss rose from {self.first:.3g} to {loss:.3g} in {steps} steps: "
+                f"learning_rate {self.work.learner.peak_rate:g} is probably too large"
+            )
+            self.first = math.inf
 
     def _checkpoint(self, plan: Plan) -> None:
         steps = self.work.learner.steps

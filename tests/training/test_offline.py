@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,24 @@ def test_a_question_too_long_is_left_out_with_and_without_its_past(tmp_path: Pat
     with pytest.raises(DataError, match="no prompt leaves room for a response in max_length 128") as caught:
         trained(tmp_path, rows, keep_recent_turns=True)
     assert "keep_recent_turns" not in str(caught.value)
+
+
+def test_a_loss_that_explodes_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = iter([2.0, 3.9, 4.1, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0])
+    monkeypatch.setattr(Learner, "step", _counted(lambda: {"loss": next(losses)}))
+    trained(tmp_path, demonstrations(10), learning_rate=0.5)
+    said = capsys.readouterr().err
+    assert said.count("warning: the loss rose") == 1
+    assert "the loss rose from 2 to 4.1 in 3 steps: learning_rate 0.5 is probably too large" in said
+
+
+def _counted(metrics: Callable[[], dict[str, float]]) -> Any:
+    """A learner's step that only counts."""
+
+    def step(self: Learner, *rest: Any) -> dict[str, float]:
+        self.steps += 1
+        return metrics()
+
+    return step
