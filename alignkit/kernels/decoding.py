@@ -149,7 +149,6 @@ class Decoding:
         self.starts = torch.zeros(0, dtype=torch.int64)  # [rows], first column of each
         self.cache: KeyValues = {}  # [rows, heads, columns, size] each
         self._blocks: list[tuple[slice, int]] = []  # rows, and the first column that any of them fills
-        self.updates = 0  # how often rows have left or entered
         self._masks: dict[Hashable, Tensor] = {}  # of the present column, by the layer's window
 
     def update_rows(
@@ -178,13 +177,7 @@ class Decoding:
             for row in range(0, len(self.starts), size)
         ]
         self._masks.clear()
-        self.updates += 1
         self._updated(change.keep.device)
-
-    @property
-    def memory(self) -> Hashable:
-        """Changes whenever a step reads other memory, or other shapes."""
-        return (self.updates, self.column)
 
     def _allocated(self, column: int, room: int) -> int:
         """Columns to allocate after `column`, of which `room` are needed."""

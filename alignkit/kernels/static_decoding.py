@@ -6,8 +6,6 @@ that grows by STEP; the mask hides those that are not filled yet. Where the next
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 import torch
 from torch import Tensor
 
@@ -32,11 +30,6 @@ class StaticDecoding(Decoding):
         """Columns that the rows attend to, filled or not."""
         return (self.column // STEP + 1) * STEP  # at least one more than the column, which is an index
 
-    @property
-    def memory(self) -> Hashable:
-        """Changes whenever a step reads other memory, or other shapes."""
-        return (self.updates, self.attended)
-
     def _allocated(self, column: int, room: int) -> int:
         # Up to a multiple of STEP, or `attended` could exceed the cache.
         return room + -(column + room) % STEP
@@ -48,7 +41,7 @@ class StaticDecoding(Decoding):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
         """Attention of one token per row, [rows, heads, 1, size] -> [rows, heads, 1, size of v]."""
         keys, values = self.cache[layer]
-        # By a tensor: a recorded graph would repeat a number from the host for every token.
+        # By a tensor on the device: a number of the host would be another operator for every token.
         keys.index_copy_(2, self._place, k)
         values.index_copy_(2, self._place, v)
         rows, heads, _, size = q.shape
@@ -77,7 +70,6 @@ class StaticDecoding(Decoding):
     def advance(self) -> None:
         """Move to the next column; all layers have written this one."""
         super().advance()
-        # In place, because a recorded graph reads this memory.
         self._place += 1
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignkit.kernels import attention, cuda_graphs
+from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.static_decoding import StaticDecoding, decoding_for
@@ -36,7 +36,6 @@ class RowBatch:
         self.writer, self.model, self.prompts = writer, writer.model, writer.prompts
         self.queue, self.limit = queue, limit
         self.decoding = decoding_for(self.model.device)
-        self.replayed = cuda_graphs.Replayed() if cuda_graphs.wanted(self.model.device) else None
         self.ahead = isinstance(self.decoding, StaticDecoding) and writer.ahead
         self.rows: list[ActiveSequence] = []
         self.logits = torch.zeros(0, device=self.model.device)  # [rows, vocabulary] of the next tokens
@@ -169,17 +168,10 @@ class RowBatch:
     def _step(self, tokens: Tensor, positions: Tensor) -> None:
         """Read the rows' new tokens [rows], at these positions [rows], and compute the logits of the next ones."""
         tokens, positions = tokens[:, None].to(self.model.device), positions[:, None].to(self.model.device)
-        if self.replayed is None:
-            self.logits = self._next_logits(tokens, positions)
-        else:
-            self.logits = self.replayed.run(self.decoding.memory, self._next_logits, tokens, positions)
-        self.decoding.advance()
-
-    def _next_logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """[rows, vocabulary], from [rows, 1] each."""
         with attention.using(self.decoding), self.model.using_role(self.writer.role) as network:
             read = backbone(network)(input_ids=tokens, position_ids=positions, use_cache=False)
-        return self.model.next_logits(self.writer.role, read.last_hidden_state[:, 0])
+        self.logits = self.model.next_logits(self.writer.role, read.last_hidden_state[:, 0])
+        self.decoding.advance()
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from alignkit.data.group import Group
 from alignkit.errors import DataError, RunFailed
-from alignkit.kernels import cuda_graphs, static_decoding
 from alignkit.kernels import decoding as decoding_module
+from alignkit.kernels import static_decoding
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.static_decoding import StaticDecoding
@@ -93,35 +93,6 @@ def test_samples_drawn_ahead_are_those_drawn_one_by_one(
         assert (ours.tokens, ours.text, ours.truncated) == (theirs.tokens, theirs.text, theirs.truncated)
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
     assert max(looks) == row_batch.LOOK_EVERY
-
-
-def test_recorded_steps_write_the_same_samples(
-    llama: SharedModel, as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Recorded by a stand-in, which checks that a step with the same key reads the same memory."""
-    groups, encoder, sampling = questions(10), encoder_with_ends(llama, range(1, 6)), Sampling(4, 21)
-    monkeypatch.setattr(decoder, "ROWS", 7)  # rows leave and enter
-    wanted = [group.responses for group in sample(llama, BASE, encoder, groups, sampling, seed=3)]
-    keys: list[Any] = []
-
-    class Recorder(cuda_graphs.Replayed):
-        def run(self, key: Any, step: Any, tokens: Tensor, positions: Tensor) -> Tensor:
-            decoding = step.__self__.decoding
-            cached = decoding.cache[0][0]
-            keys.append((key, (cached.data_ptr(), tuple(cached.shape), decoding.attended, len(tokens))))
-            return super().run(key, step, tokens, positions)
-
-    def record(step: Any) -> tuple[Any, Tensor]:
-        result = torch.empty_like(step())
-        return lambda: result.copy_(step()), result
-
-    monkeypatch.setattr(cuda_graphs, "Replayed", Recorder)
-    monkeypatch.setattr(cuda_graphs, "_recorded", record)
-    monkeypatch.setattr(cuda_graphs, "wanted", lambda device: True)
-    found = [group.responses for group in sample(llama, BASE, encoder, groups, sampling, seed=3)]
-    assert [[r.tokens for r in rows] for rows in found] == [[r.tokens for r in rows] for rows in wanted]
-    memory = dict(keys)
-    assert all(memory[key] == read for key, read in keys) and 5 < len(memory) < len(keys) / 2
 
 
 def test_a_policy_that_has_diverged_does_not_draw_ahead(llama: SharedModel, as_on_a_gpu: None) -> None:
