@@ -14,7 +14,8 @@ from alignkit import cli
 from alignkit import plugins as plugins_module
 from alignkit.commands import GROUPS
 from alignkit.errors import DataError, OutOfResource, RunFailed
-from alignkit.plugins import KINDS, Unresolved
+from alignkit.plugins import KINDS
+from alignkit.registry import Unresolved
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy")
 HEAVY += ("alignkit.evaluation.agreement", "alignkit.dialogues", "alignkit.evaluation.ranking")  # or not asked for
