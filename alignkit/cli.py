@@ -139,6 +139,8 @@ def run(
       alignkit run recipe.yaml seed=1 --out runs/seed1
       alignkit run recipe.yaml --processes 2
     """
+    if sys.stderr.isatty():  # at once: what follows is imported for a second
+        print(f"alignkit {__version__} reads {recipe}", file=sys.stderr)
     from alignkit.io.progress import VERBOSE
     from alignkit.runs.start import start
 
