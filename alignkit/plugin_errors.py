@@ -101,14 +101,19 @@ def made(component: Any, stage: str = "") -> tuple[Any, Author]:
 
 @contextmanager
 def borrowed(component: Any, stage: str = "") -> Iterator[tuple[Any, Author]]:
-    """`made` for a check. The stage will get the same algorithm, without the `state` that the check leaves in it."""
+    """`made` for a check. The stage will get the same algorithm, without anything that the check leaves in it."""
     plugin, author = made(component, stage)
     if component.kind != "algorithm":  # others may keep what they have read, and files change
         yield plugin, author
         return
-    state, metrics = (copy.deepcopy(getattr(plugin, name, None)) for name in ("state", "metrics"))
+    try:
+        before = copy.deepcopy(vars(plugin))
+    except Exception:  # such as an open file: the stage makes one of its own
+        yield plugin, author
+        return
     yield plugin, author
-    plugin.state, plugin.metrics = state, metrics
+    vars(plugin).clear()
+    vars(plugin).update(before)
     component.unused.append(plugin)
 
 

@@ -117,7 +117,8 @@ class Registry:
 
     def everything(self) -> list[Registration]:
         """Every registration of every kind."""
-        return [registration for kind in self._registrations for registration in self.registrations(kind)]
+        self.complete("")
+        return [registration for kind in list(self._registrations) for registration in self.registrations(kind)]
 
     def has(self, kind: str, name: str) -> bool:
         """Whether a plugin provides the name, which may be written `package:name`."""

@@ -212,7 +212,7 @@ class Reporter:
             self.say(text)
         else:
             self.log.write(text)
-            self._tree.note = printable(text)
+            self._tree.note = encodable(printable(text), self.err.encoding)
 
     def detail(self, text: str) -> None:
         """A line that few people want to see, such as a row of the data: in the log, and with ALIGNKIT_VERBOSE=1."""

@@ -61,7 +61,7 @@ class StageTree:
         """The line of a stage that is done. took: such as `1m05s`, or `reused`."""
         self._done.add(name)
         line = self._line(Text(self._marks[0], "green"), name, self.number() if name == self._current else "", width)
-        self._current, self.bar = "", None
+        self._current, self.bar, self.note = "", None, ""
         end = Text(took, "dim" if took == "reused" else "")
         line.append(" " * max(2, width - line.cell_len - end.cell_len))
         return line.append_text(end)

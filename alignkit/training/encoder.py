@@ -57,7 +57,7 @@ class StageEncoder:
         """Print what was left out or changed."""
         facts = [f"{unfit(name, n)} ({previews(self.encoder.groups[name])})" for name, n in counts.items()]
         if facts:
-            self.context.activity(f"{counted(groups, 'group')}: {'; '.join(facts)}")
+            self.context.say(f"{counted(groups, 'group')}: {'; '.join(facts)}")
 
     def encode_quietly(self, groups: Sequence[Group]) -> list[Encoded]:
         """Encode the groups that fit; `count_unfit` counts the others."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -67,7 +66,8 @@ class ExternalStage:
         self._context.forget_scores()
         rollouts = score_rollouts(self._scorer, groups, self.settings.rollout.missing_eos_penalty)
         assert rollouts.scores is not None
-        return [None if math.isnan(reward) else reward for reward in rollouts.scores.reward.tolist()]
+        usable = rollouts.scores.usable.tolist()
+        return [reward if fine else None for reward, fine in zip(rollouts.scores.reward.tolist(), usable, strict=True)]
 
     @cached_property
     def _scorer(self) -> Scorer:

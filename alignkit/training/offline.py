@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 CHECKPOINTS = 10  # in a stage whose recipe does not set checkpoint_every
 EAGER_ROWS = 20_000  # a data set with more rows is tokenized batch by batch
 EARLY = 50  # steps in which an explosion of the loss is worth a warning
-EXPLODED = 1.5  # times the first loss, and one nat more
+FIRST = 3  # steps, of which the largest loss is what later ones are compared with
+RISE = 0.5  # of that loss; a nat is added, as losses may be near 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class OfflineStage:
         self.work = StageWork(context, algorithm)
         self.algorithm = self.work.algorithm
         self.best = math.inf  # lowest validation loss
-        self.first = math.inf  # loss of step 1; inf after a resumption, or once an explosion was reported
+        self.first = -math.inf  # largest loss of the first steps; inf after a resumption, and once a rise was reported
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
@@ -76,6 +77,7 @@ class OfflineStage:
         plan = self._plan(context.load(self.settings.data))
         self.best = work.done.get("best", math.inf)
         work.restore_progress()
+        self.first = math.inf if work.learner.steps else -math.inf
         context.reporter.start(context.name, plan.total, work.learner.steps)
         while work.learner.steps < plan.total:
             self._check_stop(plan)
@@ -225,9 +227,9 @@ class OfflineStage:
 
     def _warn_of_explosion(self, steps: int, loss: float) -> None:
         """Say once that the loss rises instead of falling, before hours go into it."""
-        if steps == 1:
-            self.first = loss
-        elif steps <= EARLY and loss > EXPLODED * self.first + 1:  # false for NaN
+        if steps <= FIRST and self.first < math.inf:
+            self.first = max(self.first, loss)
+        elif steps <= EARLY and loss > self.first + RISE * abs(self.first) + 1:  # false for NaN
             self.context.say(
                 f"warning: the loss rose from {self.first:.3g} to {loss:.3g} in {steps} steps: "
                 f"learning_rate {self.work.learner.peak_rate:g} is probably too large"

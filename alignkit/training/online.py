@@ -140,7 +140,8 @@ class OnlineStage:
         with iteration.timer("score"):
             self.score(iteration, groups)
         with iteration.timer("watch"):
-            iteration.metrics |= self.watch.look(number, iteration.rollouts.all_groups)
+            # A metric of the stage itself counts, whatever a monitor calls its own.
+            iteration.metrics = self.watch.look(number, iteration.rollouts.all_groups) | iteration.metrics
         with iteration.timer("learn"):
             # Before filters: replay applies them to what was sampled.
             self.files.write(number, iteration.rollouts.all_groups)

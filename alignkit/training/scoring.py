@@ -72,7 +72,7 @@ class Scores:
         """The scores, with the penalty subtracted from the rewards of truncated responses."""
         if not penalty:
             return self
-        ended = torch.tensor([not response.truncated for group in groups for response in group.responses])
+        ended = torch.tensor([not r.truncated for group in groups for r in group.responses], dtype=torch.bool)
         reward, raw = (F.missing_eos_penalty(scores, ended, penalty) for scores in (self.reward, self.raw))
         return replace(self, reward=reward, raw=raw)
 

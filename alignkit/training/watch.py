@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -125,6 +126,13 @@ class CheckedMonitor:
 def _checked(observation: Any) -> Observation:
     if not isinstance(observation, Observation):
         raise PluginError(f"return an alignkit.Observation, not {observation!r:.60}")
+    if isinstance(observation.warnings, str):
+        raise PluginError("`warnings` is a text: return a list of texts")
+    for name in ("metrics", "summary"):
+        try:
+            json.dumps(getattr(observation, name))
+        except (TypeError, ValueError) as error:
+            raise PluginError(f"`{name}` is not JSON: {error}") from error
     return observation
 
 

@@ -26,8 +26,7 @@ def texts(group: Group) -> list[str]:
         ({"instruction": "Hi?", "output_1": "Hello", "output_2": "Hey", "id": 7}, ["Hello", "Hey"]),
         ({"prompt": "Hi?", "model_a": "x", "completionA": "Hello", "completionB": "Hey"}, ["Hello", "Hey"]),
         ({"prompt": "Hi?", "responses": ["Hello", "Hey", "Yo"]}, ["Hello", "Hey", "Yo"]),
-        ({"prompt": "Hi?", "completions": ["Hello", "Hey"]}, ["Hello", "Hey"]),
-        ({"question": "Hi?", "answers": ["Hello", "Hey"]}, ["Hello", "Hey"]),
+        ({"prompt": "Hi?", "response_a": "Hello", "response_b": "Hey", "answers": ["right"]}, ["Hello", "Hey"]),
         ({"prompt": "Hi?", "responses": [{"text": "Hello", "model": "a"}, {"text": "Hey"}]}, ["Hello", "Hey"]),
         ({"prompt": "Hi?", "response_a": "Hello", "response_b": "Hey", "label": None}, ["Hello", "Hey"]),
     ],
@@ -38,7 +37,7 @@ def test_answers_without_a_label_are_read(row: dict[str, Any], answers: list[str
     group = Unlabeled().read(row)
     assert group.prompt[0]["content"] == "Hi?" and texts(group) == answers
     assert group.pairs == () and all(response.rank is None for response in group.responses)
-    assert group.meta.get("id") == row.get("id")
+    assert group.meta.get("id") == row.get("id") and group.meta.get("answers") == row.get("answers")
 
 
 @pytest.mark.parametrize(
@@ -53,6 +52,8 @@ def test_answers_without_a_label_are_read(row: dict[str, Any], answers: list[str
         {"prompt": "Hi?", "response_1": "Hello"},
         {"prompt": "Hi?", "responses": ["Hello"]},
         {"prompt": "Capital of France?", "answers": ["Paris", "paris"]},  # for exact_match
+        {"question": "Capital of France?", "answers": ["Paris", "paris"]},
+        {"prompt": "Capital of France?", "completions": ["Paris", "paris"]},
         {"prompt": "Hi?", "responses": [[1], 2]},
         {"response_a": "Hello", "response_b": "Hey"},
         "text",
@@ -60,6 +61,11 @@ def test_answers_without_a_label_are_read(row: dict[str, Any], answers: list[str
 )
 def test_rows_with_a_label_and_single_answers_are_not(row: Any) -> None:
     assert not Unlabeled.matches(row)
+
+
+@pytest.mark.parametrize("name", ["answers", "completions", "outputs"])
+def test_a_list_with_another_name_is_read_by_whoever_names_the_format(name: str) -> None:
+    assert texts(Unlabeled().read({"prompt": "Hi?", name: ["Hello", "Hey"]})) == ["Hello", "Hey"]
 
 
 def test_an_author_is_kept_and_a_wrong_row_says_what_it_lacks() -> None:

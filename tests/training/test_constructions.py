@@ -21,12 +21,15 @@ def called(text):
 class Counted(Algorithm):
     def __init__(self, options):
         super().__init__(options)
+        self.prompts = []
         called("made")
     def check(self, folder):
         called("check")
         self.state["seen"] = -1
     def select(self, groups, context):
         called(f"select {self.state.get('seen', 0)}")
+        assert not self.prompts, "what a check has left"
+        self.prompts += [group.prompt for group in groups]
         self.state["seen"] = self.state.get("seen", 0) + len(groups)
         return groups
     def loss(self, batch, out):

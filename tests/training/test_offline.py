@@ -241,12 +241,21 @@ def test_a_question_too_long_is_left_out_with_and_without_its_past(tmp_path: Pat
 def test_a_loss_that_explodes_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    losses = iter([2.0, 3.9, 4.1, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0])
+    losses = iter([0.5, 2.0, 1.9, 3.9, 4.1, 9.0, 9.0, 9.0, 9.0, 9.0])
     monkeypatch.setattr(Learner, "step", _counted(lambda: {"loss": next(losses)}))
     trained(tmp_path, demonstrations(10), learning_rate=0.5)
     said = capsys.readouterr().err
     assert said.count("warning: the loss rose") == 1
-    assert "the loss rose from 2 to 4.1 in 3 steps: learning_rate 0.5 is probably too large" in said
+    assert "the loss rose from 2 to 4.1 in 5 steps: learning_rate 0.5 is probably too large" in said
+
+
+def test_a_negative_loss_that_falls_is_no_explosion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = iter([-5.0 - step / 10 for step in range(10)])
+    monkeypatch.setattr(Learner, "step", _counted(lambda: {"loss": next(losses)}))
+    trained(tmp_path, demonstrations(10), learning_rate=0.5)
+    assert "the loss rose" not in capsys.readouterr().err
 
 
 def _counted(metrics: Callable[[], dict[str, float]]) -> Any:

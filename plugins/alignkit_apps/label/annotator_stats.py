@@ -79,11 +79,23 @@ def stats_of(store: Store, annotator: str) -> AnnotatorStats:
         if agrees(item.task, vote.label, gold or item.gold) is False:
             found.misses.append(_miss(vote, entry, gold or item.gold))
     found.gold = share(sum(right), len(right))
-    shown = {miss.item for miss in found.misses}  # whose known answer the annotator has seen
-    open_ones = [(vote, entry) for vote, entry in own if entry.stored.item.id not in shown]
+    told = told_items(store, annotator)
+    open_ones = [(vote, entry) for vote, entry in own if entry.stored.item.id not in told]
     found.labeled = [_own(vote, entry) for vote, entry in open_ones[:OWN]]
     found.older = len(open_ones) - len(found.labeled)
     return found
+
+
+def told_items(store: Store, annotator: str) -> set[str]:
+    """The gold items whose known answer the annotator may have seen. Events count: an undo makes nobody forget."""
+    rows = store.rows(
+        "SELECT DISTINCT e.item FROM events AS e JOIN items AS i ON i.id = e.item "
+        "WHERE e.annotator = ?1 AND e.kind = 'label' AND i.gold IS NOT NULL AND ?2 <= "
+        "(SELECT count(*) FROM events AS l WHERE l.annotator = ?1 AND l.kind = 'label' AND l.number > e.number)",
+        annotator,
+        REPEAT_AFTER,
+    )
+    return {row["item"] for row in rows}
 
 
 def _own(vote: Vote, entry: Labeled) -> Own:
@@ -98,11 +110,12 @@ def _own(vote: Vote, entry: Labeled) -> Own:
 
 def agreement_in_words(store: Store) -> str:
     """`Two people agree on 83% of 40 items.`; empty if no item has labels of two."""
-    pairs = [
-        agrees(entry.stored.item.task, one.label, other.label) is True
+    compared = [
+        agrees(entry.stored.item.task, one.label, other.label)
         for entry in labeled(store)
         for one, other in combinations(entry.votes, 2)
     ]
+    pairs = [same for same in compared if same is not None]  # None: two texts cannot be compared
     times = f"{len(pairs)} comparison{'s' * (len(pairs) != 1)}"
     return f"Two people agree in {100 * sum(pairs) / len(pairs):.0f}% of {times} of their labels." if pairs else ""
 

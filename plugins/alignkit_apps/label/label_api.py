@@ -20,7 +20,7 @@ from alignkit_apps.feedback.items import Answer, Item
 from alignkit_apps.feedback.labels import BadLabel, StrictModel, displayed
 from alignkit_apps.feedback.records import Event, event_of
 from alignkit_apps.feedback.store import Store
-from alignkit_apps.label.annotator_stats import agreement_in_words, in_words, stats_of
+from alignkit_apps.label.annotator_stats import agreement_in_words, in_words, stats_of, told_items
 from alignkit_apps.label.formatted import formatted
 from alignkit_apps.label.guidelines import Guidelines
 from alignkit_apps.web.messages import Agreed, Undone, read, visible
@@ -175,10 +175,7 @@ class LabelApi:
         if not found:
             raise BadLabel("there is nothing to undo")
         event = event_of(found[0])
-        last = self.store.last(annotator)
-        if (last is None or last.uuid != event.uuid) and event.item in {
-            m.item for m in stats_of(self.store, annotator).misses
-        }:
+        if event.kind == "label" and event.item in told_items(self.store, annotator):
             raise BadLabel("its known answer was shown on the page of your labels; contest it there")
         payload = {"of": event.uuid}
         receipt = self.store.submit(

@@ -18,7 +18,6 @@ ANSWERS = (
     "chosen",
     "rejected",
     "completion",
-    "completions",
     "responses",
     "response",
     "output",

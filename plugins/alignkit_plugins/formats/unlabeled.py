@@ -11,8 +11,8 @@ from alignkit.formats import LABEL_COLUMNS, SYSTEM_COLUMNS
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context")
 LISTS = ("responses", "completions", "answers", "outputs", "candidates", "generations")
-# Next to a `prompt`, a list with another name may be the right answers, which rewards read.
-CERTAIN = LISTS[:2]
+# A list with another name may be the right answers, which rewards read; whoever names the format means these, too.
+CERTAIN = LISTS[:1]
 NUMBERED = re.compile(
     r"(?:model[ _-]?)?(?:response|answer|completion|output|reply|generation)[ _-]?([0-9]|[a-i])", re.I
 )
@@ -36,18 +36,18 @@ class Unlabeled(Format):
     def matches(cls, row: Any) -> bool:
         if not isinstance(row, Mapping) or "alignkit" in row or not cls.lacks(row, *JUDGED):
             return False
-        answers = _answers(row, CERTAIN if "prompt" in row else LISTS)
+        answers = _answers(row, CERTAIN)
         texts = [_text(answer) for answer in answers.values()]
         return bool(_prompt(row)) and len(texts) > 1 and all(isinstance(text, str | list) for text in texts)
 
     def read(self, row: Any) -> Group:
         if not isinstance(row, Mapping) or not (prompt := _prompt(row)):
             raise BadRow("a prompt is required, in one of the columns " + ", ".join(PROMPTS))
-        answers = _answers(row)
+        answers = _answers(row, CERTAIN) or _answers(row)
         if len(answers) < 2:
             raise BadRow("two answers are required, such as response_a and response_b, or a list of texts: responses")
         responses = tuple(self._response(name, answer) for name, answer in answers.items())
-        used = (prompt, *row.keys() & {*answers, *LISTS}, *SYSTEM_COLUMNS, "tools")
+        used = (prompt, *{name.partition("[")[0] for name in answers}, *SYSTEM_COLUMNS, "tools")
         turns = self.opened(self.conversation(row[prompt], prompt), row)
         return Group(turns, responses, (), meta=self.rest(row, *used), tools=self.tools(row))
 

@@ -131,6 +131,9 @@ def test_own_labels_can_be_changed_but_not_those_whose_answer_was_told(store: St
     assert state["item"]["prompt"][-1]["text"] == own.prompt and state["draft"]["value"]["margin"] == "better"
     assert ada.next()["item"]["id"] == state["item"]["id"]
     events = [event.uuid for event in store.events() if event.item in told]
+    # Also after the undo of another label, which leaves fewer labels behind this one.
+    assert not told & {store.item(event.item).item.id for event in store.events() if event.uuid == own.event}
+    assert {own.event for own in stats_of(store, "ada").labeled}.isdisjoint(events)
     refused = ada.post("undo", {"uuid": str(uuid.uuid4()), "of": events[0]})
     assert refused.status_code == 422 and "its known answer was shown" in refused.json()["error"]
 
