@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from alignkit.evaluation.who_judged import reward_name
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit_apps.report import curves, data_cards
 from alignkit_apps.report.curves import Figure, worded
@@ -21,7 +20,6 @@ from alignkit_apps.report.tables import (
     metrics_table,
     stage_table,
     stage_titles,
-    tables_by_column,
 )
 
 KINDS = {"gain": "Largest gains", "loss": "Largest losses", "random": "At random", "highest": "Highest rewards"}
@@ -83,27 +81,23 @@ def one_line_each(items: Iterator[str] | Sequence[str]) -> str:
 
 
 def _evaluation(facts: Mapping[str, Any], titles: Mapping[str, str]) -> Blocks:
-    summaries = {item["stage"]: item["evaluation"] for item in facts["evaluations"]}
-    reports = {item["stage"]: Report.restored(item["blocks"]).blocks for item in facts["reports"]}
-    for stage, summary in summaries.items():
-        found = list(_evaluated(facts, stage, summary, reports.get(stage, ())))
-        yield from [Part(titles.get(stage, stage), found)] if len(summaries) > 1 else found
-    others = {stage: blocks for stage, blocks in reports.items() if stage not in summaries}
-    yield from (Part(titles.get(stage, stage), found, folded=bool(summaries)) for stage, found in others.items())
+    stages = [item["stage"] for item in facts["evaluations"]]
+    for item in facts["evaluations"]:
+        found = list(_evaluated(facts, item["stage"], item["evaluation"]))
+        yield from [Part(titles.get(item["stage"], item["stage"]), found)] if len(stages) > 1 else found
+    for item in facts["reports"]:
+        if item["stage"] not in stages:
+            found = list(Report.restored(item["blocks"]).blocks)
+            yield Part(titles.get(item["stage"], item["stage"]), found, folded=bool(stages))
 
 
-def _evaluated(facts: Mapping[str, Any], stage: str, summary: Mapping[str, Any], report: Sequence[Block]) -> Blocks:
-    """report: that of the stage, whose tables of means and differences give way to those with earlier results."""
+def _evaluated(facts: Mapping[str, Any], stage: str, summary: Mapping[str, Any]) -> Blocks:
     yield from (str(note) for note in summary.get("notes") or () if not str(note).startswith("warning: "))
-    pairs = [pair for pair in facts["swaps"] if pair["stage"] == stage]
-    yield from evaluation_tables(summary, pairs)
-    yield from blocks(pairs, facts["run"]["folder"])
-    tables = [
-        one for one in report if isinstance(one, Table) and not one.title.startswith(("mean ", "against ", "by "))
-    ]
-    tables = [replace(one, columns=[reward_name(summary, name) for name in one.columns]) for one in tables]
-    more: list[Any] = [*tables, *tables_by_column(summary)]
-    drawn = _figures(facts, stage)
+    tables, drawn = evaluation_tables(facts, stage), _figures(facts, stage)
+    first = [table for table in tables if table.title.startswith(("mean ", "against "))]
+    yield from first
+    yield from blocks([pair for pair in facts["swaps"] if pair["stage"] == stage], facts["run"]["folder"])
+    more = [table for table in tables if table not in first]
     names = [re.split(r"[,(]| in ", table.title)[0].strip() for table in more] + ["figures"] * bool(drawn)
     if names:
         yield Part(", ".join(names).capitalize(), [*more, Figures(drawn)], folded=True)

@@ -32,5 +32,5 @@ def shown(folders: Sequence[Path]) -> Report:
         blocks.append("\n".join(sentences))
     for item in facts["evaluations"]:
         pairs = [pair for pair in facts["swaps"] if pair["stage"] == item["stage"]]
-        blocks += [*evaluation_tables(item["evaluation"], pairs), *side_by_side(pairs, folder)]
+        blocks += [*evaluation_tables(facts, item["stage"]), *side_by_side(pairs, folder)]
     return Report([*blocks, results_table(folder), f"report: {page}"])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
 from alignkit.evaluation.who_judged import lower_is_better, percent, reward_name
-from alignkit.report import Table
+from alignkit.report import Report, Table
 from alignkit_apps.report.curves import worded
 from alignkit_apps.report.data_cards import brief_name
 from alignkit_apps.report.numbers import duration, mapping, number, percentage, short, shown, size
@@ -18,18 +19,21 @@ MOST_VALUES = 30  # of a column, the most frequent ones
 ACRONYM = 4  # characters of a name that is one, such as `ppo`
 
 
-def evaluation_tables(summary: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]] = ()) -> list[Table]:
-    """The main tables of an evaluation.json; those that cannot be made of what it holds are left out.
-
-    pairs: earlier results of its policies, as `side_by_side.pairs_of` gives them.
-    """
-    return [table for table in (policy_means(summary, pairs), comparison(summary)) if table is not None]
-
-
-def tables_by_column(summary: Mapping[str, Any]) -> list[Table]:
-    """The results at each value of the columns of an evaluation.json; those that cannot be made are left out."""
-    found = [by_column(summary, column) for column in mapping(summary.get("by"))]
+def evaluation_tables(facts: Mapping[str, Any], stage: str) -> list[Table]:
+    """The tables of an evaluation: means with those of earlier results, what the stage reports, and all columns."""
+    summary = next(item["evaluation"] for item in facts["evaluations"] if item["stage"] == stage)
+    blocks = next((item["blocks"] for item in facts["reports"] if item["stage"] == stage), [])
+    own = [block for block in Report.restored(blocks).blocks if isinstance(block, Table)]
+    found = [policy_means(summary, [pair for pair in facts["swaps"] if pair["stage"] == stage])]
+    found += [_worded(table, summary) for table in own if not table.title.startswith(("mean ", "by "))]
+    found += [by_column(summary, column) for column in mapping(summary.get("by"))]
     return [table for table in found if table is not None]
+
+
+def _worded(table: Table, summary: Mapping[str, Any]) -> Table:
+    """A table of a stage, in which a reward that combines others says so."""
+    rows = [[reward_name(summary, cell) for cell in row] for row in table.rows]
+    return replace(table, columns=[reward_name(summary, name) for name in table.columns], rows=rows)
 
 
 def tolerant(table: Callable[..., Table | None]) -> Callable[..., Table | None]:
@@ -78,28 +82,6 @@ def policy_means(summary: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]] 
     heads = [f"{label} (baseline)" if policy == summary.get("baseline") else label for policy, label, _ in columns]
     title = f"mean and 95% interval over {short(summary.get('prompts'))} prompts"
     return Table(title, ["", *heads], rows, note=lower_is_better(summary))
-
-
-@tolerant
-def comparison(summary: Mapping[str, Any]) -> Table | None:
-    """The comparisons of an evaluation.json, a row per policy and reward; None if there are none."""
-    rows = [
-        [
-            str(policy),
-            reward_name(summary, str(reward)),
-            shown(result.get("difference"), sign=True, percent=percent(summary, reward)),
-            shown(result.get("at_equal_length"), sign=True, percent=percent(summary, reward)),
-            shown(result.get("win_rate"), percent=True),
-            "/".join(short(result.get(name)) for name in ("wins", "losses", "ties")),
-        ]
-        for policy, rewards in (summary.get("against") or {}).items()
-        for reward, result in rewards.items()
-    ]
-    if not rows:
-        return None
-    columns = ["policy", "reward", "difference", "at equal length", "win rate", "won/lost/tied"]
-    note = "at equal length: '-' if too few prompts have answers of similar length"
-    return Table(f"against {summary.get('baseline')}, prompt by prompt", columns, rows, keys=2, note=note)
 
 
 @tolerant

@@ -266,6 +266,7 @@ REPORT = Report(
     [
         "sampled with temperature 1.0",
         Table("mean and 95% interval over 20 prompts", ["", "sft", "align"], [["of the stage", "0", "1"]]),
+        Table("against sft, prompt by prompt", ["policy", "difference"], [["align", "+1.095 [1.067, 1.123]"]]),
         Table("the judges themselves", ["judge", "order decides"], [["local_judge", "33% [20, 50]"]]),
         *trust_tables({"local_judge": CARD}),
     ]

@@ -129,9 +129,13 @@ def test_many_values_of_a_column_are_the_most_frequent_ones(summary: dict[str, A
     assert means.columns[3:] == ["helpful, mean", "safety, mean"] and len(means.rows) == 4
 
 
-def test_an_odd_column_costs_no_other_table(summary: dict[str, Any]) -> None:
+def test_an_odd_column_costs_no_other_table(tmp_path: Path, summary: dict[str, Any]) -> None:
+    folder = make_run(tmp_path / "other")
     damaged = {**summary, "by": {"topic": {"x": 1}, "kind": summary["by"]["topic"]}}
-    assert [table.title for table in tables.tables_by_column(damaged)] == ["by kind, against sft"]
+    (folder / "report" / "evaluation.json").write_text(json.dumps(damaged))
+    titles = [table.title for table in tables.evaluation_tables(facts_of(folder), "report")]
+    assert titles[:2] == ["mean and 95% interval over 20 prompts", "against sft, prompt by prompt"]
+    assert titles[-1] == "by kind, against sft" and not any("topic" in title for title in titles)
 
 
 NONE = "this is no judge: it names the first answer that it reads in 97% of questions"
