@@ -44,7 +44,13 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Sampler against training, nats per token": ("sampler_gap",),
 }
 # What curves of training are about; a stage shows the first ones that it has, and the others on demand.
-MAIN = ("Reward and gold against KL", "Reward", "KL to the reference, nats", "Response length, tokens", "Loss")
+MAIN: tuple[str, ...] = (
+    "Reward and gold against KL",
+    "Reward",
+    "KL to the reference, nats",
+    "Response length, tokens",
+    "Loss",
+)
 MAIN += ("Accuracy", "Rewards of better and worse")
 SHOWN = 3
 WORDS = {  # of metrics whose names say too little with blanks for their underscores

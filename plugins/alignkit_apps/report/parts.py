@@ -128,8 +128,9 @@ def _training(facts: Mapping[str, Any], titles: Mapping[str, str]) -> Blocks:
     for stage in facts["stages"]:
         main, rest = curves.main_first([] if stage["name"] in evaluated else _figures(facts, stage["name"]))
         more = list(_numbers(stage, rest))
-        title = f"{len(rest)} more curves and all numbers" if rest else "All numbers"
-        found = [*([Figures(main)] if main else []), *([Part(title, more, folded=True)] if more else [])]
+        found: list[Any] = [Figures(main)] if main else []
+        if more:
+            found.append(Part(f"{len(rest)} more curves and all numbers" if rest else "All numbers", more, folded=True))
         if found:
             yield Part(titles[stage["name"]], found)
     if facts["fits"]:
@@ -155,11 +156,9 @@ def _data(facts: Mapping[str, Any]) -> Blocks:
     if facts["dropped"]:
         yield "Left out or cut:"
         yield one_line_each(f"{item['stage']}: {data_cards.left_out(item)}" for item in facts["dropped"])
-    more = [*data_cards.tables(facts["data"])]
     histograms = [figure for figure in facts["figures"] if data_cards.is_histogram(figure)]
-    found = [*more, *([Figures(histograms)] if histograms else [])]
-    if found:
-        yield Part("Lengths, pairs and labels", found, folded=True)
+    if more := data_cards.tables(facts["data"]):
+        yield Part("Lengths, pairs and labels", [*more, Figures(histograms)], folded=True)
 
 
 def _provenance(facts: Mapping[str, Any]) -> Blocks:

@@ -154,8 +154,10 @@ def combinations(value: Any, stages: Collection[str], key: str = "") -> Iterator
     parts: list[str] = []
     for name, one in below:
         yield from combinations(one, stages, str(name))
-        parts += [part for part in (one if isinstance(one, list) else [one]) if isinstance(part, str)]
-    if isinstance(value, Mapping) and key and key not in stages and len(parts) > 1 and set(parts) <= set(stages):
+        parts += [
+            part for part in (one if isinstance(one, list) else [one]) if isinstance(part, str) and part in stages
+        ]
+    if isinstance(value, Mapping) and key and key not in stages and len(parts) > 1:
         yield key, parts
 
 

@@ -22,7 +22,7 @@ ACRONYM = 4  # characters of a name that is one, such as `ppo`
 def evaluation_tables(facts: Mapping[str, Any], stage: str) -> list[Table]:
     """The tables of an evaluation: means with those of earlier results, what the stage reports, and all columns."""
     summary = next(item["evaluation"] for item in facts["evaluations"] if item["stage"] == stage)
-    blocks = next((item["blocks"] for item in facts["reports"] if item["stage"] == stage), [])
+    blocks: Any = next((item["blocks"] for item in facts["reports"] if item["stage"] == stage), [])
     own = [block for block in Report.restored(blocks).blocks if isinstance(block, Table)]
     found = [policy_means(summary, [pair for pair in facts["swaps"] if pair["stage"] == stage])]
     found += [_worded(table, summary) for table in own if not table.title.startswith(("mean ", "by "))]
