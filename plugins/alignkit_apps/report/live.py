@@ -81,7 +81,7 @@ class LiveRun:
     def state(self) -> dict[str, Any]:
         """What a report does not say: what the run does now, its latest samples, and which button there is."""
         works = in_use(self.run)
-        progress = [f"{stage}: {text}" for _, stage, text in log_lines(self.run) if _PROGRESS.search(text)]
+        progress = [text for _, _, text in log_lines(self.run) if _PROGRESS.search(text)]
         return {
             "every": EVERY if works else 0,
             "progress": progress[-1] if works and progress else "",
@@ -101,15 +101,14 @@ class LiveRun:
     def resume(self) -> None:
         """Start the run again in a process of its own, which outlives this server."""
         command = [sys.executable, "-m", "alignkit", "run", str(self.run / RECIPE), "--out", str(self.run)]
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        quiet = subprocess.DEVNULL  # run.log has all of it
         with self.lock:
             if in_use(self.run):
                 return
             before = _size(self.run / STARTS)
-            self.started = subprocess.Popen(command, start_new_session=True, **quiet)
-            for _ in range(
-                PATIENCE
-            ):  # until the next page shows that it works; to try its lock could cost it the start
+            self.started = subprocess.Popen(command, start_new_session=True, stdin=quiet, stdout=quiet, stderr=quiet)
+            # Until the next page shows that it works. To try its lock meanwhile could cost it the start.
+            for _ in range(PATIENCE):
                 if _size(self.run / STARTS) > before or self.started.poll() is not None:
                     break
                 time.sleep(0.1)
