@@ -44,25 +44,12 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Sampler against training, nats per token": ("sampler_gap",),
 }
 # What curves of training are about; a stage shows the first ones that it has, and the others on demand.
-MAIN: tuple[str, ...] = (
-    "Reward and gold against KL",
-    "Reward",
-    "KL to the reference, nats",
-    "Response length, tokens",
-    "Loss",
-)
-MAIN += ("Accuracy", "Rewards of better and worse")
+MAIN = ("Reward and gold against KL", "Reward", "KL to the reference, nats", "Response length, tokens")
+LOSSES = ("Loss", "Accuracy", "Rewards of better and worse")
 SHOWN = 3
-WORDS = {  # of metrics whose names say too little with blanks for their underscores
-    "kl": "KL to the reference, nats",
-    "kl_loss": "loss by KL, nats per token",
+ALONE = {names[0]: title for title, names in PANELS.items() if len(names) == 1}  # metrics with a panel for themselves
+WORDS = {  # of other metrics whose names say too little with blanks for their underscores
     "kl_coefficient": "KL coefficient",
-    "approx_kl": "KL of an update, nats",
-    "sampler_gap": "sampler against training, nats per token",
-    "groups_without_spread": "prompts whose rewards are all equal",
-    "ratio": "probability ratio",
-    "rank": "ranking loss",
-    "center": "centering loss",
     "grad_norm": "gradient norm",
     "value_grad_norm": "gradient norm of the values",
     "reward_std": "deviation of the reward",
@@ -117,14 +104,17 @@ def figure(stage: str, title: str, series: list[Series], **more: Any) -> Figure:
 def worded(metric: str) -> str:
     """A metric's name in words: `score by helpful` for `score/helpful`, whose last part is somebody's name."""
     first, _, rest = metric.partition("/")
-    words = WORDS.get(first, first.replace("_", " "))
+    title = ALONE.get(first, "")
+    words = (
+        WORDS.get(first) or (title if title[:2].isupper() else title[:1].lower() + title[1:]) or first.replace("_", " ")
+    )
     return f"{words} {rest if first == 'score' else rest.replace('_', ' ')}" if rest else words
 
 
 def main_first(figures: Sequence[Figure]) -> tuple[list[Figure], list[Figure]]:
     """The figures that a reader of a stage needs, at most SHOWN, and the others."""
-    ranks = {title: rank for rank, title in enumerate(MAIN)}
-    order = sorted(figures, key=lambda figure: ranks.get(figure["title"], len(MAIN)))
+    ranks = {title: rank for rank, title in enumerate(MAIN + LOSSES)}
+    order = sorted(figures, key=lambda figure: ranks.get(figure["title"], len(ranks)))
     return order[:SHOWN], order[SHOWN:]
 
 

@@ -92,7 +92,8 @@ def _evaluation(facts: Mapping[str, Any], titles: Mapping[str, str]) -> Blocks:
 
 
 def _evaluated(facts: Mapping[str, Any], stage: str, summary: Mapping[str, Any]) -> Blocks:
-    yield from (str(note) for note in summary.get("notes") or () if not str(note).startswith("warning: "))
+    notes = summary.get("notes")
+    yield from (str(one) for one in (notes if isinstance(notes, list) else ()) if not str(one).startswith("warning: "))
     tables, drawn = evaluation_tables(facts, stage), _figures(facts, stage)
     first = [table for table in tables if table.title.startswith(("mean ", "against "))]
     yield from first
