@@ -236,8 +236,6 @@ def test_what_reports_say_of_people(tmp_path: Path) -> None:
     assert "helpful prefers sft, but people prefer align: the reward may be fooled" in list(
         judging.doubts(summary, [verdict, lost])  # type: ignore[list-item]
     )
-    table = judging.preferences(summary)
-    assert table is not None and table.title == "people, against sft" and table.columns[1] == "rater"
 
 
 def test_a_pair_that_comes_twice(tmp_path: Path) -> None:

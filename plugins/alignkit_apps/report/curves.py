@@ -40,8 +40,25 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Gradient norm": ("grad_norm", "value_grad_norm"),
     "Learning rate": ("learning_rate",),
     "Spread of the reward": ("reward_std",),
-    "Groups without spread": ("groups_without_spread",),
+    "Prompts whose rewards are all equal": ("groups_without_spread",),
     "Sampler against training, nats per token": ("sampler_gap",),
+}
+# What curves of training are about; a stage shows the first ones that it has, and the others on demand.
+MAIN = ("Reward and gold against KL", "Reward", "KL to the reference, nats", "Response length, tokens")
+LOSSES = ("Loss", "Accuracy", "Rewards of better and worse")
+SHOWN = 3
+ALONE = {names[0]: title for title, names in PANELS.items() if len(names) == 1}  # metrics with a panel for themselves
+WORDS = {  # of other metrics whose names say too little with blanks for their underscores
+    "kl_coefficient": "KL coefficient",
+    "grad_norm": "gradient norm",
+    "value_grad_norm": "gradient norm of the values",
+    "reward_std": "deviation of the reward",
+    "gold_std": "deviation of gold",
+    "self_bleu": "self-BLEU",
+    "reward_with": "correlation of the reward with",
+    "score": "score by",
+    "rewards": "reward of",
+    "seconds": "seconds of",
 }
 UNDRAWN = {"epoch", "tokens_per_second", "unscored", "replayed", "skipped", "gold_std", "gold_unscored"}
 TIMES = "seconds"  # begins metrics that a table sums up
@@ -82,6 +99,23 @@ def figure(stage: str, title: str, series: list[Series], **more: Any) -> Figure:
     """A panel over steps. more: other parts of a `Figure` than those of a bare one."""
     bare = Figure(stage=stage, title=title, x_label="step", y_label="", series=series, marks=[], lines=[], note="")
     return cast(Figure, {**bare, **more})
+
+
+def worded(metric: str) -> str:
+    """A metric's name in words: `score by helpful` for `score/helpful`, whose last part is somebody's name."""
+    first, _, rest = metric.partition("/")
+    title = ALONE.get(first, "")
+    words = (
+        WORDS.get(first) or (title if title[:2].isupper() else title[:1].lower() + title[1:]) or first.replace("_", " ")
+    )
+    return f"{words} {rest if first == 'score' else rest.replace('_', ' ')}" if rest else words
+
+
+def main_first(figures: Sequence[Figure]) -> tuple[list[Figure], list[Figure]]:
+    """The figures that a reader of a stage needs, at most SHOWN, and the others."""
+    ranks = {title: rank for rank, title in enumerate(MAIN + LOSSES)}
+    order = sorted(figures, key=lambda figure: ranks.get(figure["title"], len(ranks)))
+    return order[:SHOWN], order[SHOWN:]
 
 
 def series_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
@@ -125,7 +159,7 @@ def panels(stage: str, rows: Sequence[Mapping[str, Any]], restarts: Sequence[flo
     drawn = [found[name] for name in placed]
     rest = {name: xy for name, xy in found.items() if name not in placed and xy not in drawn}
     others = [name for name, (_, y) in rest.items() if len(set(y)) > 1]
-    grouped |= {name: [name] for name in others[:OTHERS]}
+    grouped |= {worded(name).capitalize(): [name] for name in others[:OTHERS]}
     marks = _marks(rows, restarts)
     return [
         figure(stage, title, [_line(name, *found[name]) for name in names], marks=marks)

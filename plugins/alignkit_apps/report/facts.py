@@ -12,6 +12,7 @@ import alignkit
 from alignkit.errors import Problem, RecipeError
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.recipe.rounds import stages_of_rounds
+from alignkit.report import Report
 from alignkit.runs.files import RECIPE
 from alignkit_apps.report import (
     curves,
@@ -19,6 +20,7 @@ from alignkit_apps.report import (
     history,
     judging,
     overoptimization,
+    overview,
     people,
     samples,
     stages,
@@ -109,7 +111,7 @@ class _Gathering:
             "data": data,
             "people": self.each(lambda name: people.people_of(name, self.records.get(name, {}), self.folder / name)),
             "dropped": self.each(lambda name: stages.dropped(name, self.records.get(name, {}))),
-            "judges": self.each(lambda name: self.judges(name, evaluations.get(name, {}))),
+            "reports": self.each(self.reports),
             "incidents": history.incidents(self.folder, self.starts),
             "recipe": text,
             "files": stages.files_of(self.folder, self.records),
@@ -186,6 +188,13 @@ class _Gathering:
                 self.warn(name, f"{skipped} steps were skipped, because their loss or gradient was not finite")
             for metric, count in curves.not_finite(self.lines[name].rows).items():
                 self.warn(name, f"{metric} was not a finite number {count} times")
+        for name in self.written:
+            with self.reading(name, "the cards of judges"):
+                cards = [
+                    read_object(self.folder / name / file) for file in ("evaluation.json", "reward_evaluation.json")
+                ]
+                for text in [text for one in cards for text in judging.no_judges(one)]:
+                    self.warn(name, text)
         for item in self.each(lambda name: stages.dropped(name, self.records.get(name, {}))):
             if item["reason"].startswith("bad rows"):
                 self.warn(item["stage"], f"{item['rows']} {item['reason']}")
@@ -197,30 +206,27 @@ class _Gathering:
         for name, summary in found.items():
             if not summary and (self.folder / name / "evaluation.json").is_file():
                 self.warn(name, "evaluation.json is damaged and left out")
-        return {name: summary for name, summary in found.items() if summary}
+        combined = dict(stages.combinations(self.written, set(self.written)))
+        return {name: {**summary, "combinations": combined} for name, summary in found.items() if summary}
 
     def verdicts(self, name: str, summary: Mapping[str, Any]) -> list[verdicts.Verdict]:
         found: list[verdicts.Verdict] = []
         for raters in (verdicts.verdicts, judging.verdicts):
             with self.reading(name, "evaluation.json"):
                 found += raters(name, summary)
+        with self.reading(name, "evaluation.json"):
+            found = [{**one, "judged": overview.judged_by(summary, one, self.written)} for one in found]
         for doubts in (verdicts.doubts, judging.doubts):
             with self.reading(name, "evaluation.json"):
                 for doubt in doubts(summary, found):
                     self.warn(name, doubt)
         return found
 
-    def judges(self, name: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        with self.reading(name, "evaluation.json"):
-            found = judging.cards(summary)
-        trust: list[dict[str, Any]] = []
-        with self.reading(name, "the cards of judges"):
-            trust = judging.trust(summary or read_object(self.folder / name / "reward_evaluation.json"))
-        for card in trust:
-            if card["no_judge"]:
-                self.warn(name, f"{card['judge']}: {card['no_judge']}")
-        return stages.judges(name, self.part(name), self.records.get(name, {}), found, trust)
+    def reports(self, name: str) -> list[dict[str, Any]]:
+        """What the stage itself reports, if that can be laid out."""
+        blocks = self.records.get(name, {}).get("report") or []
+        Report.restored(blocks).text()
+        return [{"stage": name, "blocks": blocks}] if blocks else []
 
     def figures(self, evaluations: Mapping[str, Any]) -> tuple[list[curves.Figure], list[overoptimization.Fit]]:
         restarts = [start["time"] for start in self.starts[1:] if start["time"] is not None]

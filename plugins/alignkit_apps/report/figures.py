@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from alignkit.io.printable import printable
-from alignkit_apps.report.curves import Figure, Series
+from alignkit_apps.report.curves import Figure, Series, worded
 
-WIDTH, HEIGHT = 4.2, 2.7  # inches
+WIDTH, HEIGHT = 4.2, 2.4  # inches
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
 SERIES = tuple(f"#0101{index:02d}" for index in range(10, 18))  # placeholders of the palette
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
@@ -86,7 +86,7 @@ def _draw(canvas: Any, figure: Figure) -> None:
     axes.margins(x=0.02, y=0.08)
     prefix = _prefix([series["name"] for series in figure["series"]])
     for index, series in enumerate(figure["series"]):
-        named: Series = {**series, "name": series["name"].removeprefix(prefix)}
+        named: Series = {**series, "name": series["name"].removeprefix(prefix) if prefix else worded(series["name"])}
         if series["style"] == "bars":
             _bar_chart(axes, named, index, len(figure["series"]))
         else:
@@ -255,7 +255,7 @@ def _rounded(match: re.Match[str]) -> str:
 
 def described(figure: Figure) -> str:
     """A figure in words, for those who cannot see it."""
-    facts = [f"{s['name']} from {s['y'][0]:.4g} to {s['y'][-1]:.4g}" for s in figure["series"] if s["y"]]
+    facts = [f"{worded(s['name'])} from {s['y'][0]:.4g} to {s['y'][-1]:.4g}" for s in figure["series"] if s["y"]]
     return f"{figure['stage']}: {figure['title']}; {', '.join(facts[:8])}"
 
 

@@ -1,4 +1,4 @@
-"""What judges said in an evaluation: a verdict per policy and judge, the card of each judge, and what to doubt.
+"""What judges said in an evaluation: a verdict per policy and judge, and what to doubt.
 
 Sage (2025, arXiv:2512.16041) finds that even the best judges contradict themselves in a quarter of hard cases.
 """
@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from alignkit.evaluation.judge_card import PEOPLE, about_table, preferred_title, rater, trust_tables
+from alignkit.evaluation.judge_card import PEOPLE
 from alignkit.evaluation.who_judged import GAINS, oriented, own_of, side
-from alignkit.report import Table
 from alignkit_apps.report.numbers import bounds, mapping, number, short, shown
 from alignkit_apps.report.verdicts import Verdict, verdict_of
 
@@ -167,95 +166,8 @@ def unjudged(result: Mapping[str, Any]) -> dict[str, int]:
     return {str(reason): int(count) for reason, value in found.items() if (count := number(value))}
 
 
-# The card
-
-
-def cards(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is to be known of a judge, for each policy that it compared with the baseline."""
-    return [
-        {
-            "judge": judge,
-            "policy": policy,
-            "comparisons": result.get("comparisons"),
-            "without_verdict": sum(unjudged(result).values()),
-            "reasons": unjudged(result),
-            "unjudged_prompts": result.get("unjudged_prompts"),
-            "inconsistent": result.get("inconsistent"),
-            "first_position": result.get("first_position"),
-        }
-        for policy, judge, result in _results(summary)
-    ]
-
-
-def trust(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The card of each judge in an evaluation.json or a reward_evaluation.json. Odd ones raise what reading raises."""
-    found = [{"judge": str(name), **card} for name, card in (summary.get("judge_cards") or {}).items()]
-    trust_blocks(found)
-    return found
-
-
-def trust_blocks(found: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """The tables of such cards."""
-    return trust_tables({one["judge"]: one for one in found})
-
-
-def card_table(found: Sequence[Mapping[str, Any]]) -> Table:
-    """The cards of a stage's judges."""
-    rows = [
-        [
-            one["judge"],
-            one["policy"],
-            short(one["comparisons"]),
-            short(one["without_verdict"]),
-            shown(one["inconsistent"], percent=True),
-            shown(one["first_position"], percent=True),
-        ]
-        for one in found
-    ]
-    reasons: dict[str, int] = {}
-    for one in found:
-        for reason, count in one["reasons"].items():
-            reasons[reason] = reasons.get(reason, 0) + count
-    note = "; ".join(f"no verdict, {why}: {count:,}" for why, count in sorted(reasons.items(), key=lambda x: -x[1]))
-    names = [str(one["judge"]) for one in found]
-    columns = [rater(names), "policy", "comparisons", "no verdict", "order decides", "first preferred"]
-    return about_table(names, columns, rows, note)
-
-
-def heading(found: Sequence[Mapping[str, Any]]) -> str:
-    """The heading of the part on `judges`, of which people may be one."""
-    return "Raters" if any(card["judge"] == PEOPLE for one in found for card in one["cards"]) else "Judges"
-
-
-def orders_note(found: Sequence[Mapping[str, Any]]) -> str:
-    """How the raters of a stage's cards see a pair."""
-    who = {card["judge"] == PEOPLE for card in found}
-    texts = {
-        True: "People see a pair of answers without the policies' names, in one order, which is drawn for each person.",
-        False: (
-            "A judge is asked about each pair of answers in both orders. “order decides” is the share of pairs whose "
-            "winner changes with the order, and “first preferred” how often the answer in the first place wins: 50% "
-            "without a bias."
-        ),
-    }
-    return " ".join(text for people, text in texts.items() if people in who)
-
-
-def preferences(summary: Mapping[str, Any]) -> Table | None:
-    """What judges prefer, a row per policy and judge; None without judges."""
-    rows = [
-        [
-            policy,
-            judge,
-            shown(result.get("preference"), percent=True),
-            length_controlled(result.get("length_controlled")) or "-",
-            shown(result.get("win_rate"), percent=True),
-            "/".join(short(result.get(name)) for name in ("wins", "losses", "ties")),
-        ]
-        for policy, judge, result in _results(summary)
-    ]
-    if not rows:
-        return None
-    names = [judge for _, judge, _ in _results(summary)]
-    columns = ["policy", rater(names), "preferred", "length-controlled", "win rate", "won/lost/tied"]
-    return Table(preferred_title(names, summary.get("baseline")), columns, rows, keys=2)
+def no_judges(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Why judges are none, from their cards in an evaluation.json or a reward_evaluation.json."""
+    for name, card in (summary.get("judge_cards") or {}).items():
+        if card.get("no_judge"):
+            yield f"{name}: {card['no_judge']}"

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.io.printable import printable
-from alignkit_apps.report import curves, data_cards, figures, numbers
-from alignkit_apps.report.judging import card_table, heading, orders_note, trust_blocks
-from alignkit_apps.report.people import people_tables
-from alignkit_apps.report.side_by_side import blocks
-from alignkit_apps.report.stages import flat
-from alignkit_apps.report.tables import data_table, evaluation_tables, metrics_table, stage_table
+from alignkit_apps.report import curves, figures, numbers, overview
+from alignkit_apps.report.files import UNEXPECTED
+from alignkit_apps.report.parts import cut, parts, when
+from alignkit_apps.report.tables import stage_titles
 
 MOST_BYTES = 2_000_000
 LONG_WORD = re.compile(r"\S{20,}")  # characters that may not fit into a line of a phone
@@ -30,86 +28,33 @@ LEVELS = (
     (curves.LEAST_POINTS, 200, 1, 30),
     (0, 100, 1, 10),
 )
-SECTIONS = (  # id, title, and the part of the facts without which it is not there
-    ("verdict", "Verdict", None),
-    ("run", "What, when, where", None),
-    ("stages", "Stages", None),
-    ("curves", "Curves", "figures"),
-    ("optimization", "Over-optimization", "fits"),
-    ("evaluations", "Evaluation", "evaluations"),
-    ("samples", "Samples", "samples"),
-    ("data", "Data", "data"),
-    ("people", "People", "people"),
-    ("judges", "Judges", "judges"),
-    ("metrics", "Metrics and resources", None),
-    ("incidents", "Incidents", None),
-    ("recipe", "Recipe and files", None),
-)
-
-Drawn = list[tuple[curves.Figure, str]]  # figures with their SVG
 
 
-def page(facts: Mapping[str, Any]) -> str:
-    """The page of a run's facts, at most MOST_BYTES long in UTF-8; what had to be cut is said in it."""
+def page(facts: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> str:
+    """The page of a run's facts, at most MOST_BYTES long in UTF-8; what had to be cut is said in it.
+
+    live: what a page that a server shows says of a run that works, as `live.state_of` gives it.
+    """
     before: Sequence[curves.Figure] | None = None
-    drawn: Drawn = []
-    for points, characters, samples, rows in LEVELS:
-        cut = _cut(facts, points, characters, samples, rows)
-        if cut["figures"] != before:
-            before = cut["figures"]
+    drawn: list[tuple[curves.Figure, str]] = []
+    for level in LEVELS:
+        less = cut(facts, *level)
+        if less["figures"] != before:
+            before = less["figures"]
             drawn = figures.drawn(before)
-        text = _render(cut, drawn)
+        text = _render({**less, "figures": before}, drawn, live)
         if len(text.encode()) <= MOST_BYTES:
             return text
-    return _render(_least(facts), [])
-
-
-def _cut(facts: Mapping[str, Any], points: int, characters: int, samples: int, rows: int) -> dict[str, Any]:
-    """The facts with less in them. `cut` says so in words."""
-    notes = []
-    kept, counts = [], dict[tuple[str, str], int]()
-    for sample in facts["samples"]:
-        key = sample["stage"], sample["kind"]
-        counts[key] = counts.get(key, 0) + 1
-        if counts[key] <= samples:
-            kept.append(_shortened(sample, characters))
-    if len(kept) < len(facts["samples"]):
-        notes.append(f"{len(facts['samples']) - len(kept)} samples")
-    if kept and characters < LEVELS[0][1]:
-        notes.append(f"texts of samples after {characters} characters")
-    tables = {}
-    for name in ("files", "incidents", "warnings", "data", "dropped", "starts", "stages"):
-        tables[name] = facts[name][:rows]
-        if len(facts[name]) > rows:
-            notes.append(f"{len(facts[name]) - rows} rows of {name}")
-    drawn = curves.thinned(facts["figures"], points) if points else []
-    if not points and facts["figures"]:
-        notes.append("all figures")
-    elif points < curves.POINTS and drawn != facts["figures"]:
-        notes.append("points of curves")
-    recipe = facts["recipe"]
-    if len(recipe) > 200 * characters:
-        recipe = recipe[: 200 * characters]
-        notes.append("the end of the recipe")
-    return {**facts, **tables, "samples": kept, "figures": drawn, "recipe": recipe, "cut": notes}
+    return _render(_least(facts), [], live)
 
 
 def _least(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What remains of a run that is too large for any page."""
-    names = ["evaluations", "samples", "figures", "fits", "people", "judges", "data", "dropped", "files", "incidents"]
+    names = ["evaluations", "samples", "figures", "fits", "people", "reports", "data", "dropped", "files", "incidents"]
     names += ["starts", "swaps"]
-    least = {**_cut(facts, 0, 100, 1, 10), **{name: [] for name in names}, "recipe": ""}
+    least = {**cut(facts, 0, 100, 1, 10), **{name: [] for name in names}, "recipe": ""}
     least["verdicts"], least["stages"] = facts["verdicts"][:50], [{**s, "metrics": {}} for s in least["stages"]]
     return {**least, "cut": ["most of it: the run is too large; report.json has everything"]}
-
-
-def _shortened(sample: Mapping[str, Any], characters: int) -> dict[str, Any]:
-    def short(text: str) -> str:
-        return text if len(text) <= characters else f"{text[:characters]}..."
-
-    prompt = [{**turn, "content": short(turn["content"])} for turn in sample["prompt"]]
-    answers = [{**answer, "text": short(answer["text"])} for answer in sample["answers"]]
-    return {**sample, "prompt": prompt, "answers": answers}
 
 
 def _breakable(value: object) -> Any:
@@ -120,7 +65,40 @@ def _breakable(value: object) -> Any:
     return Markup(LONG_WORD.sub(lambda word: JOINT.sub(r"\1<wbr>", word[0]), text))
 
 
-def _render(facts: Mapping[str, Any], drawn: Drawn) -> str:
+def _clauses(sentence: str) -> list[tuple[str, str]]:
+    """A conclusion in its clauses, each as what it says and the numbers for it, and what follows them."""
+    first, _, rest = sentence.removesuffix(".").partition(". ")
+    clauses = [clause.partition(": ") for clause in first.split("; ")]
+    return [(lead + colon.strip(), text) for lead, colon, text in clauses] + ([("", f"{rest}.")] if rest else [])
+
+
+def _overview(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page begins with: the verdicts on the result, the others, the plot and one prompt; less of odd files."""
+    summaries = {item["stage"]: item["evaluation"] for item in facts["evaluations"]}
+    last = facts["verdicts"][-1] if facts["verdicts"] else {}
+    of_result = [one for one in facts["verdicts"] if (one["stage"], one["policy"]) == (last["stage"], last["policy"])]
+    found: dict[str, Any] = {
+        "verdicts": of_result,
+        "others": [one for one in facts["verdicts"] if one not in of_result],
+        "plot": [],
+        "sample": None,
+        "changes": "",
+    }
+    stage = last.get("stage") or next(reversed(summaries), None)
+    if stage in summaries:
+        pairs = [pair for pair in facts["swaps"] if pair["stage"] == stage]
+        try:
+            found["plot"] = overview.intervals(summaries[stage], pairs)
+            found["sample"] = overview.chosen(facts, of_result[0] if of_result else {"stage": stage, "outcome": ""})
+            found["changes"] = overview.changes(found["sample"], summaries[stage]) if found["sample"] else ""
+        except UNEXPECTED:
+            pass  # a warning says that the file is odd
+    return found
+
+
+def _render(
+    facts: Mapping[str, Any], drawn: Sequence[tuple[curves.Figure, str]], live: Mapping[str, Any] | None
+) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -135,48 +113,22 @@ def _render(facts: Mapping[str, Any], drawn: Drawn) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "number": numbers.short,
-        "duration": numbers.duration,
-        "size": numbers.size,
-        "estimate": numbers.shown,
-        "flat": flat,
-        "left_out": data_cards.left_out,
-        "breakable": _breakable,
-        "when": lambda stamp: stamp.replace("T", " ").replace("Z", " UTC"),
+    pictures = {
+        id(figure): (one["note"], Markup(text)) for figure, (one, text) in zip(facts["figures"], drawn, strict=True)
     }
-    by_stage: dict[str, list[tuple[curves.Figure, Markup]]] = {}
-    histograms = [(figure, Markup(text)) for figure, text in drawn if data_cards.is_histogram(figure)]
-    for figure, text in drawn:
-        if data_cards.is_histogram(figure):
-            continue
-        by_stage.setdefault(figure["stage"], []).append((figure, Markup(text)))
-    evaluations = [
-        {
-            "stage": item["stage"],
-            "notes": item["evaluation"].get("notes") or (),
-            "tables": evaluation_tables(item["evaluation"]),
-            "swaps": blocks(facts["swaps"], facts["run"]["folder"], item["stage"]),
-        }
-        for item in facts["evaluations"]
-    ]
+    summaries = {item["stage"]: item["evaluation"] for item in facts["evaluations"]}
+    environment.filters |= {
+        "duration": numbers.duration,
+        "breakable": _breakable,
+        "clauses": _clauses,
+        "when": when,
+        "picture": lambda figure: pictures[id(figure)],
+        "score": lambda sample, score: overview.scored(score, sample["reward"], summaries.get(sample["stage"], {})),
+    }
     return environment.get_template(TEMPLATE).render(
         facts=facts,
-        by_stage=by_stage,
-        evaluations=evaluations,
-        stage_table=stage_table(facts["stages"]),
-        data_tables=[data_table(facts["data"]), *data_cards.tables(facts["data"])],
-        histograms=histograms,
-        people_tables=people_tables(facts["people"]),
-        judges_heading=heading(facts["judges"]),
-        card_table=card_table,
-        orders_note=orders_note,
-        trust_blocks=trust_blocks,
-        metrics_tables={stage["name"]: metrics_table(stage) for stage in facts["stages"]},
-        links=_links({**facts, "figures": by_stage, "data": facts["data"] or facts["dropped"]}),
+        titles=stage_titles(facts["stages"]),
+        parts=parts(facts),
+        overview=_overview(facts),
+        live=live,
     )
-
-
-def _links(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    there = [(anchor, title) for anchor, title, part in SECTIONS if part is None or facts[part]]
-    return [(anchor, heading(facts["judges"]) if anchor == "judges" else title) for anchor, title in there]

@@ -44,22 +44,32 @@ def samples(stage: str, folder: Path, summary: Mapping[str, Any]) -> list[Sample
 
     The file may be larger than the memory: it is read twice, one line at a time.
     """
-    policies = [str(name) for name in summary.get("policies", {})]
-    reward, before = str(summary.get("headline")), summary.get("baseline")
-    after = next((name for name in reversed(policies) if name != before), None)
-    wanted = [name for name in (before, after) if name is not None]
     light: list[Sample] = [
         {**sample, "prompt": [], "answers": [{**answer, "text": ""} for answer in sample["answers"]]}
-        for sample in _all(stage, folder, wanted, reward)
+        for sample in _all(stage, folder, summary)
     ]
-    kinds = {sample["row"]: sample["kind"] for sample in _chosen(light, -1 if lower(summary, reward) else 1)}
-    found = {sample["row"]: sample for sample in _all(stage, folder, wanted, reward) if sample["row"] in kinds}
+    kinds = {sample["row"]: sample["kind"] for sample in _chosen(light, -1 if lower(summary, _reward(summary)) else 1)}
+    found = {sample["row"]: sample for sample in _all(stage, folder, summary) if sample["row"] in kinds}
     return [{**found[row], "kind": kind} for row, kind in kinds.items()]
 
 
-def _all(stage: str, folder: Path, policies: Sequence[str], reward: str) -> Iterator[Sample]:
+def _policies(summary: Mapping[str, Any]) -> list[str]:
+    """The policies whose answers are shown: the untouched base, the baseline and the result, or another between."""
+    names, before = [str(name) for name in summary.get("policies", {})], summary.get("baseline")
+    after = next((name for name in reversed(names) if name != before), None)
+    chosen = [name for name in dict.fromkeys(("base" if "base" in names else None, before, after)) if name is not None]
+    between = [name for name in names if name not in chosen] if before == "base" else []
+    return [*chosen[:-1], *between[:1], *chosen[-1:]]
+
+
+def _reward(summary: Mapping[str, Any]) -> str:
+    return str(summary.get("headline"))
+
+
+def _all(stage: str, folder: Path, summary: Mapping[str, Any]) -> Iterator[Sample]:
+    policies = _policies(summary)
     for row, group in enumerate(each_object(folder / "samples.jsonl"), 1):
-        if group is not None and (sample := _sample(stage, row, group, policies, reward)) is not None:
+        if group is not None and (sample := _sample(stage, row, group, policies, summary)) is not None:
             yield sample
 
 
@@ -89,22 +99,25 @@ def _last(sample: Sample) -> float | None:
     return sample["answers"][-1]["score"]
 
 
-def _sample(stage: str, row: int, group: Mapping[str, Any], policies: Sequence[str], reward: str) -> Sample | None:
+def _sample(
+    stage: str, row: int, group: Mapping[str, Any], policies: Sequence[str], summary: Mapping[str, Any]
+) -> Sample | None:
     """A group as a sample, compact; None if a policy has no answer in it."""
+    reward = _reward(summary)
     try:
         answers = [_answer(group["responses"], policy, reward) for policy in policies]
         if not answers or None in answers:
             return None
         kept = [answer for answer in answers if answer is not None]
-        scores = [answer["score"] for answer in kept]
-        both = len(scores) == 2 and None not in scores
+        before = next((answer["score"] for answer in kept if answer["policy"] == summary.get("baseline")), None)
+        after = kept[-1]["score"]
         prompt = [
             {"role": str(turn.get("role", "")), "content": _cut(turn.get("content"), PROMPT)}
             for turn in group["prompt"]
         ]
     except (KeyError, TypeError, AttributeError):
         return None
-    difference = (scores[1] or 0.0) - (scores[0] or 0.0) if both else None
+    difference = None if before is None or after is None else after - before
     return Sample(stage=stage, kind="", row=row, reward=reward, difference=difference, prompt=prompt, answers=kept)
 
 

@@ -9,7 +9,8 @@ from alignkit.report import Block, Report
 from alignkit_apps.report.compare import compared
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.results import is_result, results_table
-from alignkit_apps.report.side_by_side import side_by_side
+from alignkit_apps.report.side_by_side import blocks as side_by_side
+from alignkit_apps.report.tables import evaluation_tables
 from alignkit_apps.report.write import write_report
 
 
@@ -31,5 +32,5 @@ def shown(folders: Sequence[Path]) -> Report:
         blocks.append("\n".join(sentences))
     for item in facts["evaluations"]:
         pairs = [pair for pair in facts["swaps"] if pair["stage"] == item["stage"]]
-        blocks += side_by_side(item["stage"], item["evaluation"], pairs, folder)
+        blocks += [*evaluation_tables(facts, item["stage"]), *side_by_side(pairs, folder)]
     return Report([*blocks, results_table(folder), f"report: {page}"])

@@ -18,7 +18,6 @@ from alignkit.io.stage_results import EARLIER, NamedResult, read_record, results
 from alignkit.report import Block, Table
 from alignkit_apps.report.files import read_lines, read_object
 from alignkit_apps.report.numbers import shown
-from alignkit_apps.report.tables import comparison
 
 MOST = 3  # earlier results of a policy, the newest ones
 LENGTH = "tokens"
@@ -196,28 +195,3 @@ def _table(pair: Pair, run: Path) -> Block:
     places = f"{then} is kept in {run / pair['kept']}; {now} is in {run / pair['folder']}"
     note = "; ".join(filter(None, (lower_is_better(pair), places)))
     return Table(title, ["", then, now, "difference", "at equal length"], rows, note=note)
-
-
-def side_by_side(stage: str, summary: Mapping[str, Any], pairs: Sequence[Pair], run: Path) -> list[Block]:
-    """A column per result that a stage evaluated, earlier ones included, and their differences.
-
-    summary: its evaluation.json. pairs: those of the stage. run: what paths start with.
-    """
-    columns = dict(_columns(summary, pairs))
-    names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    rows = [
-        [name, *(shown(column.get(name), percent=percent(summary, name)) for column in columns.values())]
-        for name in names
-    ]
-    means = Table(f"{stage}: mean and 95% interval", ["", *columns], rows, note=lower_is_better(summary))
-    against = comparison(summary)
-    return [means, *([against] if against else []), *blocks(pairs, run)]
-
-
-def _columns(summary: Mapping[str, Any], pairs: Sequence[Pair]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The name of each result, and its estimates by what they are of."""
-    for policy, measured in summary["policies"].items():
-        own = [pair for pair in pairs if pair["policy"] == policy and pair["results"]]
-        for pair in reversed(own):
-            yield pair["against"], {name: one["was"] for name, one in pair["results"].items()}
-        yield own[0]["result"] if own else str(policy), {**measured["rewards"], LENGTH: measured["length"]}

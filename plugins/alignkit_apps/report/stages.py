@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,36 +148,17 @@ def _totals(record: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, 
     return {"row": rows, "document": rows, "response": responses, "pair": compared}
 
 
-def judges(
-    name: str,
-    written: Mapping[str, Any],
-    record: Mapping[str, Any],
-    cards: Sequence[Mapping[str, Any]] = (),
-    trust: Sequence[Mapping[str, Any]] = (),
-) -> list[dict[str, Any]]:
-    """The judges that a stage's part of the recipe names, with what the stage says of them.
-
-    cards: of an evaluation, for each policy. trust: a card for each judge, which says all that the stage knows of it.
-    """
-    found = dict(_judges(written))
-    said = {} if trust else flat(without_evaluation(record))
-    facts = {key: value for key, value in said.items() if value not in (None, {})}
-    one = {"stage": name, "judge": flat(found), "facts": facts, "cards": list(cards), "trust": list(trust)}
-    return [one] if found or cards or trust else []
-
-
-def _judges(value: Any) -> Iterator[tuple[str, Any]]:
-    """The keys that name judges, wherever they are, with what is below them."""
-    for key, below in value.items() if isinstance(value, Mapping) else ():
-        for one in below if str(key) == "judges" and isinstance(below, list) else ():
-            if isinstance(one, str):
-                yield one, "as it is by default"
-        if str(key) == "judge" or str(key).endswith("_judge"):
-            yield str(key), below
-        else:
-            yield from _judges(below)
-    for below in value if isinstance(value, list) else ():
-        yield from _judges(below)
+def combinations(value: Any, stages: Collection[str], key: str = "") -> Iterator[tuple[str, list[str]]]:
+    """The rewards of a recipe that combine several stages, such as llama2, and which; stages: the names of all."""
+    below = value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, list) else ())
+    parts: list[str] = []
+    for name, one in below:
+        yield from combinations(one, stages, str(name))
+        parts += [
+            part for part in (one if isinstance(one, list) else [one]) if isinstance(part, str) and part in stages
+        ]
+    if isinstance(value, Mapping) and key and key not in stages and len(parts) > 1:
+        yield key, parts
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
-from alignkit.evaluation.who_judged import lower_is_better, percent
-from alignkit.report import Table
-from alignkit_apps.report import judging
+from alignkit.evaluation.who_judged import lower_is_better, percent, reward_name
+from alignkit.report import Report, Table
+from alignkit_apps.report.curves import worded
+from alignkit_apps.report.data_cards import brief_name
 from alignkit_apps.report.numbers import duration, mapping, number, percentage, short, shown, size
 from alignkit_apps.report.stages import flat
 
 MOST_METRICS = 40  # of a stage, at its end
 MOST_VALUES = 30  # of a column, the most frequent ones
-RANKED = 3  # policies; a difference ranks two
+ACRONYM = 4  # characters of a name that is one, such as `ppo`
 
 
-def evaluation_tables(summary: Mapping[str, Any]) -> list[Table]:
-    """All tables of an evaluation.json; those that cannot be made of what it holds are left out."""
-    by = [by_column(summary, column) for column in mapping(summary.get("by"))]
-    found = [policy_means(summary), comparison(summary), tolerant(judging.preferences)(summary), ranking(summary), *by]
+def evaluation_tables(facts: Mapping[str, Any], stage: str) -> list[Table]:
+    """The tables of an evaluation: means with those of earlier results, what the stage reports, and all columns."""
+    summary = next(item["evaluation"] for item in facts["evaluations"] if item["stage"] == stage)
+    blocks: Any = next((item["blocks"] for item in facts["reports"] if item["stage"] == stage), [])
+    own = [block for block in Report.restored(blocks).blocks if isinstance(block, Table)]
+    found = [policy_means(summary, [pair for pair in facts["swaps"] if pair["stage"] == stage])]
+    found += [_worded(table, summary) for table in own if not table.title.startswith(("mean ", "by "))]
+    found += [by_column(summary, column) for column in mapping(summary.get("by"))]
     return [table for table in found if table is not None]
+
+
+def _worded(table: Table, summary: Mapping[str, Any]) -> Table:
+    """A table of a stage, in which a reward that combines others says so."""
+    rows = [[reward_name(summary, cell) for cell in row] for row in table.rows]
+    return replace(table, columns=[reward_name(summary, name) for name in table.columns], rows=rows)
 
 
 def tolerant(table: Callable[..., Table | None]) -> Callable[..., Table | None]:
@@ -37,59 +49,39 @@ def tolerant(table: Callable[..., Table | None]) -> Callable[..., Table | None]:
     return made
 
 
-@tolerant
-def policy_means(summary: Mapping[str, Any]) -> Table | None:
-    """Means and intervals of an evaluation.json, a column per policy."""
-    policies, rewards = dict(summary["policies"]), list(summary["rewards"])
-    rows = [
-        [str(name), *(shown(one["rewards"].get(name), percent=percent(summary, name)) for one in policies.values())]
-        for name in rewards
-    ]
-    rows.append(["length, tokens", *(shown(one.get("length")) for one in policies.values())])
-    rows.append(["cut off", *(percentage(one.get("truncated")) for one in policies.values())])
-    if summary.get("reference") is not None:
-        rows.append([f"KL to {summary['reference']}, nats", *(shown(one.get("kl")) for one in policies.values())])
-    heads = [f"{name} (baseline)" if name == summary.get("baseline") else str(name) for name in policies]
-    title = f"mean and 95% interval over {short(summary.get('prompts'))} prompts"
-    return Table(title, ["", *heads], rows, note=lower_is_better(summary))
+def columns_of(
+    summary: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]] = ()
+) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Policy, name and measurements of each result, earlier ones before the policy's current one, which is `now`."""
+    found: list[tuple[str, str, Mapping[str, Any]]] = []
+    for policy, measured in summary["policies"].items():
+        own = [pair for pair in pairs if pair["policy"] == policy and pair["results"]]
+        for pair in reversed(own):
+            was = {name: one["was"] for name, one in pair["results"].items()}
+            found.append((str(policy), pair["against"], {"rewards": was, "length": was.get("tokens"), "now": False}))
+        found.append((str(policy), own[0]["result"] if own else str(policy), {**measured, "now": True}))
+    return found
 
 
 @tolerant
-def comparison(summary: Mapping[str, Any]) -> Table | None:
-    """The comparisons of an evaluation.json, a row per policy and reward; None if there are none."""
+def policy_means(summary: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]] = ()) -> Table | None:
+    """Means and intervals of an evaluation.json, a column per result."""
+    columns = columns_of(summary, pairs)
+    results = [measured for _, _, measured in columns]
     rows = [
         [
-            str(policy),
-            str(reward),
-            shown(result.get("difference"), sign=True, percent=percent(summary, reward)),
-            shown(result.get("at_equal_length"), sign=True, percent=percent(summary, reward)),
-            shown(result.get("win_rate"), percent=True),
-            "/".join(short(result.get(name)) for name in ("wins", "losses", "ties")),
+            reward_name(summary, name),
+            *(shown(one["rewards"].get(name), percent=percent(summary, name)) for one in results),
         ]
-        for policy, rewards in (summary.get("against") or {}).items()
-        for reward, result in rewards.items()
+        for name in map(str, summary["rewards"])
     ]
-    if not rows:
-        return None
-    columns = ["policy", "reward", "difference", "at equal length", "win rate", "won/lost/tied"]
-    note = "at equal length: '-' if too few prompts have answers of similar length"
-    return Table(f"against {summary.get('baseline')}, prompt by prompt", columns, rows, keys=2, note=note)
-
-
-@tolerant
-def ranking(summary: Mapping[str, Any]) -> Table | None:
-    """The policies by each rater, best first; None for fewer than RANKED."""
-    if len(summary["policies"]) < RANKED:
-        return None
-    rows = [
-        [str(rater), str(policy), str(place), shown(found["elo"], whole=True), shown(found["strength"], sign=True)]
-        for rater, policies in (summary.get("ranking") or {}).items()
-        for place, (policy, found) in enumerate(policies.items(), 1)
-    ]
-    if not rows:
-        return None
-    note = "Bradley-Terry; the mean of all policies is 1000 Elo points, or 0 nats"
-    return Table("ranking", ["by", "policy", "place", "Elo", "strength, nats"], rows, keys=2, note=note)
+    rows.append(["length, tokens", *(shown(one.get("length")) for one in results)])
+    rows.append(["cut off", *(percentage(one.get("truncated")) for one in results)])
+    if summary.get("reference") is not None:
+        rows.append([f"KL to {summary['reference']}, nats", *(shown(one.get("kl")) for one in results)])
+    heads = [f"{label} (baseline)" if policy == summary.get("baseline") else label for policy, label, _ in columns]
+    title = f"mean and 95% interval over {short(summary.get('prompts'))} prompts"
+    return Table(title, ["", *heads], rows, note=lower_is_better(summary))
 
 
 @tolerant
@@ -127,32 +119,46 @@ def _preferred(preference: Mapping[str, Any], prompts: int) -> str:
     return shown(preference, percent=True) + (f" of {n}" if n and n < prompts else "")
 
 
+def stage_words(plugin: str) -> str:
+    """`PPO`, `Reward model` or `Evaluation`, for what makes a stage."""
+    words = "evaluation" if plugin == "evaluate" else plugin.replace("_", " ")
+    return words.upper() if len(words) <= ACRONYM else words[:1].upper() + words[1:]
+
+
+def stage_titles(stages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A title per stage: `PPO: align`. One that is named like what makes it, and a single evaluation, have no name."""
+    plugins = [one["plugin"] for one in stages]
+    titles = {}
+    for one in stages:
+        name, plugin = one["name"], one["plugin"]
+        alone = name == plugin or (plugin == "evaluate" and plugins.count(plugin) == 1)
+        titles[name] = stage_words(plugin) if alone else f"{stage_words(plugin)}: {name}" if plugin else name
+    return titles
+
+
 def stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
     """A row per stage."""
     rows = [
         [
             one["name"],
-            one["plugin"],
+            stage_words(one["plugin"]),
             one["state"],
-            one["hash"][:12] or "-",
             duration(one["seconds"]),
             short(one["tokens_per_second"]),
             size(one["bytes"]),
         ]
         for one in stages
     ]
-    return Table("", ["stage", "by", "result", "hash", "time", "tokens/s", "on disk"], rows, keys=4)
+    return Table("", ["stage", "by", "state", "time", "tokens per second", "on disk"], rows, keys=3)
 
 
 def metrics_table(stage: Mapping[str, Any]) -> Table:
     """The first, last, least and largest value of each metric of a stage."""
     rows = [
-        [name, *(short(number(values.get(key))) for key in ("first", "last", "min", "max"))]
+        [worded(name), *(short(number(values.get(key))) for key in ("first", "last", "min", "max"))]
         for name, values in list(stage["metrics"].items())[:MOST_METRICS]
     ]
-    return Table(
-        f"{stage['name']}: {stage['lines']} lines of metrics", ["metric", "first", "last", "least", "most"], rows
-    )
+    return Table(f"over {stage['lines']:,} steps", ["metric", "first", "last", "least", "most"], rows)
 
 
 def data_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -160,17 +166,15 @@ def data_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     cells = [
         [
             str(row["stage"]),
-            str(row["name"]),
-            str(row["format"] or "-"),
+            brief_name(row["name"]),
+            str(row["format"] or "-").replace("_", " "),
             *(short(row[key]) for key in ("rows", "held_out", "skipped", "ties")),
-            str(row["digest"] or "-")[:12],
         ]
         for row in rows
     ]
-    columns = ["stage", "source", "format", "rows", "held out", "skipped", "ties", "SHA-256"]
-    return Table("", columns, cells, keys=3)
+    return Table("", ["stage", "source", "format", "rows", "held out", "skipped", "ties"], cells, keys=3)
 
 
-def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
-    """Keys and values of nested plain data."""
-    return Table(title, ["", ""], [[key, short(value)] for key, value in flat(facts).items()], keys=2)
+def facts_table(title: str, facts: Mapping[str, Any], name: Callable[[str], str] = str) -> Table:
+    """Keys and values of nested plain data. name: how keys are written."""
+    return Table(title, ["", ""], [[name(key), short(value)] for key, value in flat(facts).items()], keys=2)

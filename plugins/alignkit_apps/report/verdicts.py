@@ -19,7 +19,8 @@ class Verdict(TypedDict):
     `alignkit.evaluation.who_judged`, by all raters for a reward, and by itself for a judge.
 
     difference, at_equal_length, win_rate, preference, length_controlled: as in evaluation.json; None for the other kind
-    of rater. longer: share by which its answers are longer. kl: to the reference, in nats. Both are None if unknown.
+    of rater. judged: by whom, in words.
+    longer: share by which its answers are longer. kl: to the reference, in nats. Both are None if unknown.
     """
 
     stage: str
@@ -29,6 +30,7 @@ class Verdict(TypedDict):
     judge: str
     outcome: str
     sentence: str
+    judged: str
     difference: Any
     at_equal_length: Any
     win_rate: Any
@@ -69,6 +71,7 @@ def verdict_of(
         "judge": judge,
         "outcome": outcome,
         "sentence": "",
+        "judged": "",
         "difference": result.get("difference"),
         "at_equal_length": result.get("at_equal_length"),
         "win_rate": result.get("win_rate"),
@@ -130,12 +133,15 @@ def doubts(summary: Mapping[str, Any], found: list[Verdict]) -> Iterator[str]:
         yield f"{left_out} prompts were left out, because they and their answers do not fit"
     for policy in dict.fromkeys(verdict["policy"] for verdict in found):
         yield from _doubts(next(verdict for verdict in found if verdict["policy"] == policy))
+    cut = []
     for name, policy in summary.get("policies", {}).items():
         if (number(policy.get("truncated")) or 0.0) > TRUNCATED:
-            yield f"{policy['truncated']:.0%} of the answers of {name} were cut off at max_new_tokens"
+            cut.append(f"{policy['truncated']:.0%} of {name}")
         for reward, estimate in policy["rewards"].items():
             if estimate.get("unscored"):
                 yield f"{estimate['unscored']} answers of {name} have no score by {reward}; they are left out"
+    if cut:
+        yield f"many answers were cut off at max_new_tokens: {', '.join(cut)}"
 
 
 def _doubts(verdict: Verdict) -> Iterator[str]:

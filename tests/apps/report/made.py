@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.evaluation import statistics
+from alignkit.evaluation.judge_card import trust_tables
 from alignkit.io.digest import digest, file_digest
+from alignkit.report import Report, Table
 
 HOSTILE = '<script>alert(1)</script>\x1b[31m\u202eevil & "quotes" $x_1^2$ `code` |'
 RECIPE = """name: small
@@ -40,7 +42,7 @@ def make_run(folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]] | Non
             lines(folder / name / "metrics.jsonl", metrics[name])
         if name == "report":
             write_evaluation(folder / name)
-        write_stage(folder / name, plugin)
+        write_stage(folder / name, plugin, report=REPORT.plain() if name == "report" else None)
     return folder
 
 
@@ -212,7 +214,6 @@ def write_evaluation(folder: Path) -> None:
         "judges": ["local_judge"],
         "judged": {"align": {"local_judge": JUDGED}},
         "judge_cards": {"local_judge": CARD},
-        "ranking": {"helpful": {name: RANKED for name in ("align", "sft")}},
         "by": {"topic": {value: at_value(value) for value in ("cooking", "sport")}},
     }
     (folder / "evaluation.json").write_text(json.dumps(summary), encoding="utf-8")
@@ -261,10 +262,15 @@ CARD: dict[str, Any] = {
     "calls": 160,
     "tokens": None,
 }
-RANKED = {
-    "strength": {"mean": 0.2, "low": 0.1, "high": 0.3, "n": 20},
-    "elo": {"mean": 1034.7, "low": 1017.4, "high": 1052.1, "n": 20},
-}
+REPORT = Report(
+    [
+        "sampled with temperature 1.0",
+        Table("mean and 95% interval over 20 prompts", ["", "sft", "align"], [["of the stage", "0", "1"]]),
+        Table("against sft, prompt by prompt", ["policy", "difference"], [["align", "+1.095 [1.067, 1.123]"]]),
+        Table("the judges themselves", ["judge", "order decides"], [["local_judge", "33% [20, 50]"]]),
+        *trust_tables({"local_judge": CARD}),
+    ]
+)
 
 
 def at_value(value: str) -> dict[str, Any]:

@@ -70,6 +70,6 @@ def test_the_command(runs: list[Path], capsys: pytest.CaptureFixture[str], tmp_p
     assert main(["show", *map(str, runs)]) == 0
     assert "what differs in the recipes" in capsys.readouterr().out
     assert main(["show", str(runs[0])]) == 0
-    assert "report: mean and 95% interval" in capsys.readouterr().out
+    assert "mean and 95% interval" in capsys.readouterr().out
     assert main(["show", str(runs[0]), str(tmp_path / "none")]) == 2
     assert "there is no folder" in capsys.readouterr().err

@@ -29,7 +29,7 @@ def test_values_that_are_no_numbers_are_left_out_and_counted() -> None:
 
 def test_a_metric_that_repeats_another_has_no_panel_of_its_own() -> None:
     rows = [{"step": at, "loss": float(at), "nll": float(at), "other": -float(at), "constant": 1} for at in range(3)]
-    assert [panel["title"] for panel in curves.panels("sft", rows)] == ["Loss", "other"]
+    assert [panel["title"] for panel in curves.panels("sft", rows)] == ["Loss", "Other"]
     rows = [{"step": at, "reward": float(at), "score/helpful": float(at)} for at in range(3)]
     assert [panel["title"] for panel in curves.panels("align", rows)] == ["Reward"]
 

@@ -1,19 +1,17 @@
 """What judges said: verdicts, warnings and cards, from the files that `evaluate` writes."""
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made import CARD, JUDGED, RANKED, at_value, make_run
+from made import CARD, JUDGED, at_value, make_run, write_stage
 
-from alignkit import Group, Response, Verdict
+from alignkit.report import Report, Table
 from alignkit_apps.report import judging, tables, verdicts
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.markdown import markdown
 from alignkit_apps.report.page import page
-from alignkit_plugins.steps.evaluate import judged
 
 
 @pytest.fixture
@@ -121,32 +119,6 @@ def test_a_length_is_doubted_once_per_policy(summary: dict[str, Any]) -> None:
     assert "answers of align are 100% longer than those of sft, and judges often depend on length" in texts
 
 
-def test_what_evaluate_counts_is_what_the_card_says(summary: dict[str, Any]) -> None:
-    """The plugin's own summary of a judge that always prefers the first place, and refuses once."""
-    answers = (Response("one longer answer", source="align"), Response("two", source="sft"))
-    groups = [Group(({"role": "user", "content": str(at)},), answers) for at in range(6)]
-    first = [[Verdict(0.5, (0.9, 0.1))] for _ in range(5)]
-    refused = [[Verdict(None, reason="refused: I cannot")]]
-    counted = judged.summary(groups, judged.Judged([*first, *refused]), "align", "sft")
-    found = {**summary, "judged": {"align": {"strict": counted}}}
-    (card,) = judging.cards(found)
-    assert (card["comparisons"], card["without_verdict"], card["reasons"]) == (6, 1, {"refused": 1})
-    assert card["inconsistent"]["mean"] == 1.0 and card["first_position"]["mean"] == pytest.approx(0.9)
-    row = judging.card_table([card]).rows[0]
-    assert row[:4] == ["strict", "align", "6", "1"] and row[4].startswith("100% [")
-    table = judging.preferences(found)
-    assert table is not None and table.rows[0][2].startswith("50%") and table.rows[0][5] == "0/0/5"
-
-
-def test_three_policies_are_ranked_best_first(summary: dict[str, Any]) -> None:
-    assert tables.ranking(summary) is None  # a difference ranks two
-    three = {**summary, "policies": {**summary["policies"], "base": summary["policies"]["sft"]}}
-    three["ranking"] = {"local_judge": {name: RANKED for name in ("align", "base", "sft")}}
-    table = tables.ranking(three)
-    assert table is not None and [row[1:3] for row in table.rows] == [["align", "1"], ["base", "2"], ["sft", "3"]]
-    assert table.rows[0][3:] == ["1035 [1017, 1052]", "+0.20 [0.10, 0.30]"]
-
-
 def test_many_values_of_a_column_are_the_most_frequent_ones(summary: dict[str, Any]) -> None:
     values = {f"v{at:02d}": {**at_value("x"), "prompts": at} for at in range(40)}
     table = tables.by_column({**summary, "by": {"topic": values}}, "topic")
@@ -157,29 +129,27 @@ def test_many_values_of_a_column_are_the_most_frequent_ones(summary: dict[str, A
     assert means.columns[3:] == ["helpful, mean", "safety, mean"] and len(means.rows) == 4
 
 
-@pytest.mark.parametrize("odd", [3, {"align": 3}, {"align": {"j": 3}}, {"align": {"j": {}}}, {"gone": {"j": JUDGED}}])
-def test_an_odd_result_costs_no_table(odd: Any, summary: dict[str, Any]) -> None:
-    damaged = copy.deepcopy({**summary, "judged": odd, "ranking": 5, "by": {"topic": {"x": 1}}})
-    titles = [table.title for table in tables.evaluation_tables(damaged)]
+def test_an_odd_column_costs_no_other_table(tmp_path: Path, summary: dict[str, Any]) -> None:
+    folder = make_run(tmp_path / "other")
+    damaged = {**summary, "by": {"topic": {"x": 1}, "kind": summary["by"]["topic"]}}
+    (folder / "report" / "evaluation.json").write_text(json.dumps(damaged))
+    titles = [table.title for table in tables.evaluation_tables(facts_of(folder), "report")]
     assert titles[:2] == ["mean and 95% interval over 20 prompts", "against sft, prompt by prompt"]
+    assert titles[-1] == "by kind, against sft" and not any("topic" in title for title in titles)
 
 
 NONE = "this is no judge: it names the first answer that it reads in 97% of questions"
 
 
 def test_the_verdict_says_that_this_is_no_judge(summary: dict[str, Any], tmp_path: Path) -> None:
-    """In the sentence, among the warnings, and with the card in report.json, report.md and report.html."""
+    """In the sentence and among the warnings."""
     folder = make_run(tmp_path / "other")
     bad = {**summary, "judge_cards": {"local_judge": {**CARD, "no_judge": NONE}}}
     (folder / "report" / "evaluation.json").write_text(json.dumps(bad))
     facts = facts_of(folder)
     assert f"But {NONE}." in next(one["sentence"] for one in facts["verdicts"] if one["judge"])
     assert {"stage": "report", "text": f"local_judge: {NONE}"} in facts["warnings"]
-    (card,) = next(one["trust"] for one in facts["judges"] if one["stage"] == "report")
-    assert card == {"judge": "local_judge", **CARD, "no_judge": NONE}
-    for text in (markdown(facts), page(facts)):
-        assert NONE in text and "how far to trust the judges" in text and "same when asked again" in text
-        assert "agreement with other raters" in text and "0.50 [0.30, 0.70]" in text
+    assert NONE in markdown(facts) and NONE in page(facts)
 
 
 def test_a_good_card_warns_of_nothing(tmp_path: Path) -> None:
@@ -187,44 +157,35 @@ def test_a_good_card_warns_of_nothing(tmp_path: Path) -> None:
     assert not any("no judge" in warning["text"] for warning in facts["warnings"])
 
 
-def test_the_cards_of_evaluate_reward_are_in_the_report(tmp_path: Path) -> None:
+def test_reports_of_stages_are_shown(tmp_path: Path) -> None:
+    """An evaluation's own tables, but those that the report makes anew; and all that another step reports."""
     folder = make_run(tmp_path / "other")
-    cards = {"strict": {**CARD, "no_judge": NONE}}
-    (folder / "labels" / "reward_evaluation.json").write_text(json.dumps({"judge_cards": cards}))
+    checked = Report(["checked 5 pairs", Table("accuracy by subset", ["subset", "right"], [["chat", "80%"]])])
+    write_stage(folder / "labels", "evaluate_reward", report=checked.plain())
+    (folder / "labels" / "reward_evaluation.json").write_text(
+        json.dumps({"judge_cards": {"strict": {"no_judge": NONE}}})
+    )
     facts = facts_of(folder)
-    trust = {one["stage"]: [card["judge"] for card in one["trust"]] for one in facts["judges"]}
-    assert trust == {"labels": ["strict"], "report": ["local_judge"]}
     assert {"stage": "labels", "text": f"strict: {NONE}"} in facts["warnings"]
+    for text in (markdown(facts), page(facts).replace("\xa0", " ")):
+        assert "Evaluate reward: labels" in text and "accuracy by subset" in text and "checked 5 pairs" in text
+        assert "the judges themselves" in text and "how far to trust the judges" in text and "33% [20, 50]" in text
+        assert "of the stage" not in text
 
 
-@pytest.mark.parametrize("odd", [3, {"j": 3}, {"j": {}}, {"j": {**CARD, "named_first": 3}}])
-def test_an_odd_card_is_left_out_and_named(odd: Any, summary: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("odd", [3, [3], [{"table": 3}], [{"table": {"title": "x", "columns": ["a"], "rows": [[]]}}]])
+def test_an_odd_report_or_card_is_left_out_and_named(odd: Any, summary: dict[str, Any], tmp_path: Path) -> None:
     folder = make_run(tmp_path / "other")
-    (folder / "report" / "evaluation.json").write_text(json.dumps({**summary, "judge_cards": odd}))
+    write_stage(folder / "labels", "evaluate_reward", report=odd)
+    (folder / "report" / "evaluation.json").write_text(json.dumps({**summary, "judge_cards": {"j": 3}}))
     facts = facts_of(folder)
-    assert any(w["text"].startswith("the cards of judges cannot be read") for w in facts["warnings"])
-    assert "local_judge" in markdown(facts)
+    warned = " ".join(warning["text"] for warning in facts["warnings"])
+    assert "the cards of judges cannot be read" in warned and "a part of its results cannot be read" in warned
+    assert "local_judge" in markdown(facts) and [one["stage"] for one in facts["reports"]] == ["report"]
 
 
-def of_people(run: Path) -> Path:
-    """The run, whose evaluation has people as the only raters: one win of one prompt."""
-    path = run / "report" / "evaluation.json"
-    found = json.loads(path.read_text())
-    once = {**JUDGED, "wins": 1, "losses": 1, "ties": 0, "comparisons": 1, "inconsistent": None}
-    once |= {"preference": {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 1}, "first_position": None, "unjudged": {}}
-    found |= {"judged": {"align": {"people": once}}, "judges": ["people"], "judge_cards": {}}
-    path.write_text(json.dumps(found))
-    return run
-
-
-def test_people_are_not_described_like_a_judge(tmp_path: Path) -> None:
-    facts = facts_of(of_people(make_run(tmp_path / "run")))
-    for text in (page(facts), markdown(facts)):
-        part = text[text.index("the people themselves") :]
-        assert "first preferred" not in part and "order decides" not in part and "both orders" not in part
-        assert "in one order, which is drawn for each person" in part.replace("\n", " ")
-        assert "over 1 prompt (1 win, 1 loss, 0 ties)" in text
-    assert "<h2>Raters</h2>" in page(facts) and "<h2>Judges</h2>" not in page(facts)
-    assert "## Raters" in markdown(facts)
-    judge = facts_of(make_run(tmp_path / "judge"))
-    assert "in both orders" in markdown(judge) and "first preferred" in page(judge) and "## Judges" in markdown(judge)
+def test_people_are_not_described_like_a_judge(summary: dict[str, Any]) -> None:
+    once = {"wins": 1, "losses": 1, "ties": 0, "comparisons": 1, "unjudged": {}, "inconsistent": None}
+    once |= {"preference": {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 1}, "first_position": None}
+    (verdict,) = judging.verdicts("report", {**summary, "judged": {"align": {"people": {**JUDGED, **once}}}})
+    assert "over 1 prompt (1 win, 1 loss, 0 ties)" in verdict["sentence"]

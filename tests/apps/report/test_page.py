@@ -49,20 +49,20 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     return page(facts_of(make_run(tmp_path_factory.mktemp("page") / "run")))
 
 
-def test_the_verdict_and_the_warnings_come_first(text: str) -> None:
+def test_the_verdict_the_plot_and_one_prompt_come_first_and_provenance_last(text: str) -> None:
     order = [
         "align gained over sft",
+        "Judged by rewards that it was not trained on",
         "local_judge prefers sft to align",
-        "are training data",
-        "alignkit run small --out runs/small",
-        "<h2>Stages",
-        "<svg",
     ]
-    order += ["by topic, against sft", "the judges themselves", "no verdict, refused: 3; no verdict, unreadable: 1"]
+    order += ["preferred to sft by local_judge", "are training data", "The largest gain", "before 19"]
+    order += ["<h2>Evaluation", "<h2>Samples", "<h2>Training", "<h2>Data", "<h2>People"]
+    order += ["<h2>Provenance", "alignkit run small --out runs/small", "c0ffee"]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places) and not re.search("[0-9a-f]{12}", text[: places[-3]])
+    order = ["by topic, against sft", "the judges themselves"]
     order += ["Lengths in demos.jsonl", "Margins in demos.jsonl", "18 responses truncated at max_length (30% of 60)"]
-    order += ["is highest at a KL of 4 nats", "mean and 95% interval", "largest gains", "before 19", "demos.jsonl"]
-    places = [text.index(words) for words in order[:6]]
-    assert places == sorted(places)
+    order += ["is highest at a KL of 4 nats", "mean and 95% interval", "demos.jsonl"]
     assert all(words in text for words in order)
 
 
@@ -83,18 +83,16 @@ def test_hostile_texts_are_shown_and_do_nothing(text: str) -> None:
     assert not re.search(f"[\x00-\x08\x0b-\x1f{BIDI}]", text)
 
 
-def test_keys_keep_their_spelling(text: str) -> None:
-    """Words of the page begin with a capital, but `Local_judge` is no option of a recipe."""
-    assert "dl:not(.keys) dt::first-letter { text-transform: uppercase; }" in text
-    for key in ("judge.local_judge.min_mass", "encoded.rows"):
-        before = text[: text.index(f"<dt>{key}</dt>")]
-        assert before[before.rindex("<dl") :].startswith('<dl class="keys">')
+def test_keys_of_a_recipe_keep_their_spelling_and_others_are_words(text: str) -> None:
+    shown = text.replace("<wbr>", "")
+    assert "judge: {local_judge: {min_mass: 0.1}}" in shown and '<th scope="row">encoded: rows</th>' in shown
+    assert "<h2>Evaluation" in text and "PPO: align" in text and not re.search("grad_norm|sampler_gap|>python<", text)
 
 
 def test_links_lead_to_sections_and_headings_nest(text: str) -> None:
     read = Reader(text)
     ids = [attrs["id"] for name, attrs in read.tags if name == "section"]
-    assert [attrs["href"] for name, attrs in read.tags if name == "a"] == [f"#{name}" for name in ids]
+    assert [attrs["href"] for name, attrs in read.tags if name == "a"] == [f"#{name}" for name in ids[1:]]
     levels = [int(name[1]) for name, _ in read.tags if re.fullmatch("h[1-6]", name)]
     assert levels[0] == 1 and all(after - before <= 1 for before, after in itertools.pairwise(levels))
     heads = [attrs for name, attrs in read.tags if name == "th"]
@@ -156,7 +154,7 @@ def test_a_huge_run_has_a_small_page_that_says_what_it_leaves_out(tmp_path: Path
 def test_even_the_largest_recipe_fits(tmp_path: Path) -> None:
     facts = facts_of(make_run(tmp_path / "run"))
     facts["verdicts"] = [{**facts["verdicts"][0], "sentence": "x" * 500}] * 3
-    facts["evaluations"] *= 1600
+    facts["evaluations"] = [{**facts["evaluations"][0], "stage": f"report_{at}"} for at in range(1600)]
     text = page(facts)
     assert len(text.encode()) <= MOST_BYTES and "report.json has everything" in text
     assert HOSTILE not in text

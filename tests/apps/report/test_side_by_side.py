@@ -93,7 +93,7 @@ def test_one_run_is_compared_with_itself(swapped: Path, capsys: pytest.CaptureFi
     assert main(["show", str(swapped)]) == 0
     out = capsys.readouterr().out
     head = next(line for line in out.splitlines() if "align@ppo" in line)
-    assert head.split() == ["base", "align@ppo", "align@rejection_sampling"]
+    assert head.split() == ["base", "(baseline)", "align@ppo", "align@rejection_sampling"]
     assert "against base, prompt by prompt" in out and "align@rejection_sampling against align@ppo" in out
 
 

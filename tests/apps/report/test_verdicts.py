@@ -65,10 +65,9 @@ def test_doubts_are_all_said(summary: dict[str, Any]) -> None:
         "answers of align are 100% longer than those of sft, and rewards often depend on length",
         "at equal length, nothing is clear between align and sft",
         "align is 30 nats from the reference; so far away, a reward model is often fooled",
-        "50% of the answers of sft were cut off at max_new_tokens",
         "1 answers of sft have no score by helpful; they are left out",
-        "50% of the answers of align were cut off at max_new_tokens",
         "1 answers of align have no score by helpful; they are left out",
+        "many answers were cut off at max_new_tokens: 50% of sft, 50% of align",
     ]
 
 

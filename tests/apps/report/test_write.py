@@ -13,6 +13,7 @@ from made import make_run
 
 from alignkit.cli import main
 from alignkit_apps.report import write
+from alignkit_apps.report.facts import facts_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -117,7 +118,8 @@ def asked(page: Path, scratch: Path) -> tuple[set[str], str, str]:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_browser_asks_for_nothing_and_finds_no_error(tmp_path: Path) -> None:
-    page = write.write_report(make_run(tmp_path / "run"))
+    run = make_run(tmp_path / "run")
+    page = write.write_report(run, facts_of(run))
     addresses, text, said = asked(page, tmp_path)
     assert addresses == set() and "align gained over sft" in text
     assert "CONSOLE" not in said, said

@@ -1,0 +1,249 @@
+"""The parts of a report in their order, of which its page and report.md are made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alignkit.report import Block, Report, SideBySide, Table
+from alignkit_apps.report import curves, data_cards
+from alignkit_apps.report.curves import Figure, worded
+from alignkit_apps.report.numbers import duration, short, size
+from alignkit_apps.report.people import people_tables
+from alignkit_apps.report.side_by_side import blocks
+from alignkit_apps.report.tables import (
+    data_table,
+    evaluation_tables,
+    facts_table,
+    metrics_table,
+    stage_table,
+    stage_titles,
+)
+
+KINDS = {"gain": "Largest gains", "loss": "Largest losses", "random": "At random", "highest": "Highest rewards"}
+FITTED = (
+    "With d = √KL, the curve R = start + d (α − β log d) of Gao et al. (2022, equation 2) is fitted to the rewards. "
+    "Where it falls, more KL costs reward. A reward that was trained on rises longer than one that was held out."
+)
+SAMPLED = (
+    "The largest gains and losses, some prompts at random, and the highest rewards among the rest. Look for answers "
+    "that please the reward and nobody else."
+)
+CALM = "Nothing: no step was skipped, and nothing was resumed, repeated or damaged."
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures next to each other, which only the page has."""
+
+    figures: Sequence[Figure]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt with its answers. sample: of the facts."""
+
+    sample: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Blocks under a title. anchor: its name in links. folded: closed at first, on the page."""
+
+    title: str
+    blocks: Sequence[Block | Figures | Sample | Part]
+    anchor: str = ""
+    folded: bool = False
+
+
+Blocks = Iterator[Block | Figures | Sample | Part]
+
+
+def parts(facts: Mapping[str, Any]) -> list[Part]:
+    """All parts that the facts have something for, without the verdict."""
+    titles = stage_titles(facts["stages"])
+    every = [
+        Part("Evaluation", list(_evaluation(facts, titles)), "evaluation"),
+        Part("Samples", list(_samples(facts, titles)), "samples"),
+        Part("Training", list(_training(facts, titles)), "training"),
+        Part("Data", list(_data(facts)), "data"),
+        Part("People", people_tables(facts["people"]), "people"),
+        Part("Provenance", list(_provenance(facts)), "provenance"),
+    ]
+    return [part for part in every if part.blocks]
+
+
+def one_line_each(items: Iterator[str] | Sequence[str]) -> str:
+    """Items as a block, which is a list if there are several."""
+    return "\n".join(" ".join(item.split()) for item in items)
+
+
+def _evaluation(facts: Mapping[str, Any], titles: Mapping[str, str]) -> Blocks:
+    stages = [item["stage"] for item in facts["evaluations"]]
+    for item in facts["evaluations"]:
+        found = list(_evaluated(facts, item["stage"], item["evaluation"]))
+        yield from [Part(titles.get(item["stage"], item["stage"]), found)] if len(stages) > 1 else found
+    for item in facts["reports"]:
+        if item["stage"] not in stages:
+            found = list(Report.restored(item["blocks"]).blocks)
+            yield Part(titles.get(item["stage"], item["stage"]), found, folded=bool(stages))
+
+
+def _evaluated(facts: Mapping[str, Any], stage: str, summary: Mapping[str, Any]) -> Blocks:
+    notes = summary.get("notes")
+    yield from (str(one) for one in (notes if isinstance(notes, list) else ()) if not str(one).startswith("warning: "))
+    tables, drawn = evaluation_tables(facts, stage), _figures(facts, stage)
+    first = [table for table in tables if table.title.startswith(("mean ", "against "))]
+    yield from first
+    yield from blocks([pair for pair in facts["swaps"] if pair["stage"] == stage], facts["run"]["folder"])
+    more = [table for table in tables if table not in first]
+    names = [re.split(r"[,(]| in ", table.title)[0].strip() for table in more] + ["figures"] * bool(drawn)
+    if names:
+        yield Part(", ".join(names).capitalize(), [*more, Figures(drawn)], folded=True)
+
+
+def _figures(facts: Mapping[str, Any], stage: str) -> list[Figure]:
+    """A stage's figures, without those of its data."""
+    return [one for one in facts["figures"] if one["stage"] == stage and not data_cards.is_histogram(one)]
+
+
+def _samples(facts: Mapping[str, Any], titles: Mapping[str, str]) -> Blocks:
+    stages = list(dict.fromkeys(one["stage"] for one in facts["samples"]))
+    if stages:
+        yield SAMPLED
+    for stage in stages:
+        for kind, title in KINDS.items():
+            found = [Sample(one) for one in facts["samples"] if (one["stage"], one["kind"]) == (stage, kind)]
+            where = f"{titles.get(stage, stage)}: {title.lower()}" if len(stages) > 1 else title
+            if found:
+                yield Part(where, found, folded=kind == "highest")
+
+
+def _training(facts: Mapping[str, Any], titles: Mapping[str, str]) -> Blocks:
+    yield stage_table(facts["stages"])
+    evaluated = {item["stage"] for item in facts["evaluations"]}
+    if any(figure["marks"] for figure in facts["figures"]):
+        yield "Dotted vertical lines mark where the run was resumed."
+    for stage in facts["stages"]:
+        main, rest = curves.main_first([] if stage["name"] in evaluated else _figures(facts, stage["name"]))
+        more = list(_numbers(stage, rest))
+        found: list[Any] = [Figures(main)] if main else []
+        if more:
+            found.append(Part(f"{len(rest)} more curves and all numbers" if rest else "All numbers", more, folded=True))
+        if found:
+            yield Part(titles[stage["name"]], found)
+    if facts["fits"]:
+        numbers = "{points} points, α {alpha:.4g}, β {beta:.4g}"
+        fits = [f"{fit['stage']}: {fit['sentence']} ({numbers.format(**fit)})" for fit in facts["fits"]]
+        yield Part("Over-optimization", [FITTED, one_line_each(fits)])
+
+
+def _numbers(stage: Mapping[str, Any], rest: Sequence[Figure]) -> Blocks:
+    if rest:
+        yield Figures(rest)
+    if stage["metrics"]:
+        yield metrics_table(stage)
+    if stage["phases"]:
+        yield "Time: " + ", ".join(f"{part} {duration(seconds)}" for part, seconds in stage["phases"].items())
+    if stage["summary"]:
+        yield facts_table("", stage["summary"], lambda key: worded(key).replace(".", ": "))
+
+
+def _data(facts: Mapping[str, Any]) -> Blocks:
+    if facts["data"]:
+        yield data_table(facts["data"])
+    if facts["dropped"]:
+        yield "Left out or cut:"
+        yield one_line_each(f"{item['stage']}: {data_cards.left_out(item)}" for item in facts["dropped"])
+    histograms = [figure for figure in facts["figures"] if data_cards.is_histogram(figure)]
+    if more := data_cards.tables(facts["data"]):
+        yield Part("Lengths, pairs and labels", [*more, Figures(histograms)], folded=True)
+
+
+def _provenance(facts: Mapping[str, Any]) -> Blocks:
+    starts = [f"{when(start['started'])} {start['outcome']}" for start in facts["starts"]]
+    again = [f"The run was started {len(starts)} times: {'; '.join(starts)}."] if len(starts) > 1 else []
+    incidents = [f"{when(item['when'])} {item['stage']} {item['text']}" for item in facts["incidents"]]
+    yield Part("What happened", [*again, one_line_each(incidents) or CALM])
+    yield Table("How it was made", ["", ""], list(_made(facts)), keys=2)
+    if facts["recipe"]:
+        text = SideBySide("", ["recipe.resolved.yaml"], [facts["recipe"]])
+        yield Part("The recipe with all overrides applied", [text], folded=True)
+    rows = [
+        [file["name"], size(file["bytes"]) if file["bytes"] is not None else "gone", file["sha256"]]
+        for file in facts["files"]
+    ]
+    rows += [[str(one["name"]), "", str(one["digest"])] for one in facts["data"] if one["digest"]]
+    if rows:
+        table = Table("", ["file", "size", "SHA-256"], rows)
+        yield Part(f"{len(rows)} files with their SHA-256", [table], folded=True)
+
+
+def _made(facts: Mapping[str, Any]) -> Iterator[list[str]]:
+    known, run = facts["reproduce"], facts["run"]
+    yield from (
+        [name, text] for name, text in (("Command", known["command"]), ("To repeat it", known["again"])) if text
+    )
+    yield ["Seed", short(known["seed"])]
+    yield ["Started", when(run["started"]) or "-"]
+    yield ["Ended", when(run["ended"]) or "-"]
+    yield ["Versions", ", ".join(f"{name} {version}" for name, version in known["versions"].items())]
+    for name, value in known["machine"].items():
+        if value:
+            is_size = name == "memory" and isinstance(value, int)
+            yield ["GPU" if name == "gpu" else name.capitalize(), size(value) if is_size else short(value)]
+    yield ["Folder", run["folder"]]
+    if known["commit"]:
+        yield ["Commit", str(known["commit"])]
+
+
+def when(stamp: str) -> str:
+    """`2026-11-23 03:56:08 UTC`"""
+    return stamp.replace("T", " ").replace("Z", " UTC")
+
+
+# Less of it
+
+
+def cut(facts: Mapping[str, Any], points: int, characters: int, samples: int, rows: int) -> dict[str, Any]:
+    """The facts with less in them: points of a series, characters of a text, samples of a kind, rows of a table.
+
+    `cut` says so in words.
+    """
+    notes = []
+    kept, counts = [], dict[tuple[str, str], int]()
+    for sample in facts["samples"]:
+        key = sample["stage"], sample["kind"]
+        counts[key] = counts.get(key, 0) + 1
+        if counts[key] <= samples:
+            kept.append(_shortened(sample, characters))
+    if len(kept) < len(facts["samples"]):
+        notes.append(f"{len(facts['samples']) - len(kept)} samples")
+    if kept and characters < 2000:
+        notes.append(f"texts of samples after {characters} characters")
+    tables = {}
+    for name in ("files", "incidents", "warnings", "data", "dropped", "starts", "stages"):
+        tables[name] = facts[name][:rows]
+        if len(facts[name]) > rows:
+            notes.append(f"{len(facts[name]) - rows} rows of {name}")
+    drawn = curves.thinned(facts["figures"], points) if points else []
+    if not points and facts["figures"]:
+        notes.append("all figures")
+    elif points < curves.POINTS and drawn != facts["figures"]:
+        notes.append("points of curves")
+    recipe = facts["recipe"]
+    if len(recipe) > 200 * characters:
+        recipe = recipe[: 200 * characters]
+        notes.append("the end of the recipe")
+    return {**facts, **tables, "samples": kept, "figures": drawn, "recipe": recipe, "cut": notes}
+
+
+def _shortened(sample: Mapping[str, Any], characters: int) -> dict[str, Any]:
+    def short(text: str) -> str:
+        return text if len(text) <= characters else f"{text[:characters]}..."
+
+    prompt = [{**turn, "content": short(turn["content"])} for turn in sample["prompt"]]
+    answers = [{**answer, "text": short(answer["text"])} for answer in sample["answers"]]
+    return {**sample, "prompt": prompt, "answers": answers}

@@ -1,0 +1,90 @@
+"""The first screen: who judged, the intervals of each result, and what changed in one answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made import make_run
+
+from alignkit.evaluation.who_judged import titled
+from alignkit_apps.report import overview
+from alignkit_apps.report.facts import facts_of
+from alignkit_apps.report.page import page
+from alignkit_apps.report.stages import combinations
+
+
+@pytest.fixture
+def summary(tmp_path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((make_run(tmp_path / "run") / "report" / "evaluation.json").read_text())
+    return value
+
+
+def judged(summary: dict[str, Any], own: bool | None, **more: Any) -> str:
+    known = {**summary, "trained_on": {"align": {"helpful": own}}, "judged": {}, **more}
+    return overview.judged_by(known, {"policy": "align", "judge": ""}, ["sft", "helpful", "safety"])
+
+
+def test_who_judged_is_said_in_words(summary: dict[str, Any]) -> None:
+    assert judged(summary, True) == "by the reward models that it was trained on: no proof"
+    assert judged(summary, None) == "by reward models that it may have been trained on: not verified"
+    assert judged(summary, False, measures={"helpful": {}}) == "by measures that nothing was trained on"
+    people = {"judged": {"align": {"people": summary["judged"]["align"]["local_judge"]}}}
+    assert judged(summary, True, **people) == "by people, and by the reward models that it was trained on"
+
+
+def test_only_independent_raters_make_a_verdict_green(tmp_path: Path, summary: dict[str, Any]) -> None:
+    folder = make_run(tmp_path / "own")
+    for own, style in ((True, "even"), (False, "good")):
+        known = {**summary, "judged": {}, "trained_on": {"align": {"helpful": own}}}
+        (folder / "report" / "evaluation.json").write_text(json.dumps(known))
+        assert f'class="verdict {style}"' in page(facts_of(folder)) and 'class="state good' not in page(
+            facts_of(folder)
+        )
+
+
+def test_the_plot_has_a_row_per_result_and_rater(summary: dict[str, Any]) -> None:
+    was = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    pair = {"policy": "align", "result": "align@dpo", "against": "align@ppo", "results": {"helpful": {"was": was}}}
+    helpful, safety, judge = overview.intervals(summary, [pair])
+    assert [row["label"] for row in helpful["rows"]] == ["sft", "align@ppo", "align@dpo"]
+    assert [row["style"] for row in helpful["rows"]] == ["", "", "result"]
+    sft, ppo, dpo = helpful["rows"]
+    assert 0 < sft["mean"] < ppo["left"] < ppo["mean"] < ppo["left"] + ppo["width"] < dpo["left"] < 100
+    assert ppo["text"] == "0.50 [0.40, 0.60]" and len(safety["rows"]) == 2
+    assert (judge["title"], judge["middle"]) == ("preferred to sft by local_judge", 50.0)
+    assert (judge["rows"][0]["mean"], judge["rows"][0]["left"], judge["rows"][0]["width"]) == (31.0, 22.0, 18.0)
+
+
+def test_shares_have_the_axis_from_0_to_100(summary: dict[str, Any]) -> None:
+    summary["measures"] = {"helpful": {"percent": True, "better": "lower"}}
+    summary["policies"]["sft"]["rewards"]["helpful"] = {"mean": 0.25, "low": 0.0, "high": 0.5}
+    row = overview.intervals(summary, [])[0]
+    assert row["note"] == "lower is better"
+    assert row["rows"][0] | {"label": ""} == {
+        **{"label": "", "style": "", "text": "25% [0, 50]", "left": 0.0, "width": 50.0, "mean": 25.0}
+    }
+
+
+def test_the_prompt_follows_the_verdict_and_says_what_changed(tmp_path: Path, summary: dict[str, Any]) -> None:
+    facts = facts_of(make_run(tmp_path / "other"))
+    kinds = {
+        outcome: overview.chosen(facts, {"stage": "report", "outcome": outcome})["kind"]  # type: ignore[index]
+        for outcome in ("gained", "mixed", "nothing clear", "lost")
+    }
+    assert kinds == {"gained": "gain", "mixed": "gain", "nothing clear": "random", "lost": "gain"}  # no loss is there
+    sample = overview.chosen(facts, {"stage": "report", "outcome": "gained"})
+    assert sample and overview.changes(sample, summary) == "helpful: 0, now 1.19; 10 tokens, now 20"
+    yes = {**sample, "answers": [{**one, "score": float(at)} for at, one in enumerate(sample["answers"])]}
+    measured = {**summary, "measures": {"helpful": {"percent": True}}}
+    assert overview.changes(yes, measured).startswith("helpful: no, now yes; ")
+
+
+def test_a_reward_that_combines_stages_says_so() -> None:
+    llama2 = {"helpful": "helpful", "safety": "safety", "threshold": 0}
+    written = {"align": {"from": "sft", "reward": {"llama2": llama2}}, "report": {"policies": ["sft", "align"]}}
+    found = dict(combinations(written, ["sft", "align", "helpful", "safety", "report"]))
+    assert found == {"llama2": ["helpful", "safety"]}
+    assert titled({"combinations": found}, "llama2") == "reward llama2 (combination of helpful and safety)"
