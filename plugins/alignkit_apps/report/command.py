@@ -14,6 +14,8 @@ def show(
         list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or one result: RUN/align@ppo.")
     ],
     prune: Annotated[bool, typer.Option("--prune", help="Delete all results of a run but the current ones.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Serve the report on this machine, also while it runs.")] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="With --live: open the page in a browser.")] = False,
 ) -> None:
     """Show what a run found, or compare several.
 
@@ -27,6 +29,7 @@ def show(
     Examples:
       alignkit show runs/quickstart
       alignkit show runs/quickstart runs/seed1
+      alignkit show runs/quickstart --live
       alignkit show runs/quickstart --prune
     """
     from alignkit.arguments import refuse
@@ -34,8 +37,12 @@ def show(
     from alignkit_apps.catalog.printing import console
     from alignkit_apps.report.show import shown
 
-    if prune and len(folders) > 1:
-        refuse("--prune is for one run", "name one RUN")
+    if (prune or live) and len(folders) > 1:
+        refuse(f"--{'prune' if prune else 'live'} is for one run", "name one RUN")
+    if live:
+        from alignkit_apps.report.live import serve_live
+
+        return serve_live(folders[0], open_page=open_page)
     print(encodable(shown(folders).text(console().width), sys.stdout.encoding or "ascii"))
     if prune:
         from alignkit_apps.report.results import prune as pruned
