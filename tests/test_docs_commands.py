@@ -41,6 +41,8 @@ EXCEPTIONS = {
     "alignkit chat runs/quickstart/align --collect chats.feedback": "waits for a person",
     "alignkit chat runs/quickstart/sft runs/quickstart/align --page --collect chats.feedback": "waits for a person",
     "alignkit serve runs/quickstart/base runs/quickstart/align": "ends when it is stopped",
+    "alignkit run smoke --processes 2": "starts this process's own command again; tests/distributed run such",
+    "alignkit labels import tasks.json --into labels.feedback": "the file is one of Label Studio",
     "alignkit run runs/evaluate/recipe.resolved.yaml": "the recipe is written by the page's `alignkit evaluate`",
 }
 # Plugins of commands that a reader enters after `pip install`.
@@ -56,7 +58,7 @@ QUICK = {
     "stages.align.iterations": 2,
     "stages.align.prompts_per_iteration": 4,
     "stages.align.rollout.max_new_tokens": 8,
-    "stages.report.prompts.limit": 4,
+    "stages.report.limit": 4,
     "stages.report.max_new_tokens": 8,
 }
 ROWS: dict[str, list[dict[str, Any]]] = {
