@@ -41,6 +41,8 @@ EXCEPTIONS = {
     "alignkit chat runs/quickstart/align --collect chats.feedback": "waits for a person",
     "alignkit chat runs/quickstart/sft runs/quickstart/align --page --collect chats.feedback": "waits for a person",
     "alignkit serve runs/quickstart/base runs/quickstart/align": "ends when it is stopped",
+    "alignkit run smoke --processes 2": "starts this process's own command again; tests/distributed run such",
+    "alignkit labels import tasks.json --into labels.feedback": "the file is one of Label Studio",
     "alignkit run runs/evaluate/recipe.resolved.yaml": "the recipe is written by the page's `alignkit evaluate`",
 }
 # Plugins of commands that a reader enters after `pip install`.
@@ -56,7 +58,7 @@ QUICK = {
     "stages.align.iterations": 2,
     "stages.align.prompts_per_iteration": 4,
     "stages.align.rollout.max_new_tokens": 8,
-    "stages.report.prompts.limit": 4,
+    "stages.report.limit": 4,
     "stages.report.max_new_tokens": 8,
 }
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -212,8 +214,8 @@ def runs_here(command: Command) -> bool:
     """Whether a test runs the command: all in blocks, but training only of what needs no download."""
     if command.words[0] != "alignkit" or command.is_pattern or command.text in {*EXCEPTIONS, *INSTALLED}:
         return False
-    if own_folder(command) or command.page.suffix == ".yaml":
-        return False  # their own tests run the examples, and tests/test_recipes.py the recipes
+    if own_folder(command) or command.page.suffix == ".yaml" or command.page.name == "commands.md":
+        return False  # their own tests run the examples, and tests/test_recipes.py the recipes; --help is only parsed
     return command.block and (
         command.words[1] != "run" or "smoke" in command.words or "model.base=tiny" in command.words
     )
