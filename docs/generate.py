@@ -2,8 +2,8 @@
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
 `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `mix`, `stop`, `data`, `plugins`, `families`, `formats`,
-`labeled pairs`, `cards`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`, a kind and a name
-(`algorithm ppo`), or names for the reference of public names (`api Group Response`; see `api_reference.py`).
+`labeled pairs`, `cards`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`, a kind and a
+name (`algorithm ppo`), or names for the reference of public names (`api Group Response`; see `api_reference.py`).
 It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
