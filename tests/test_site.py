@@ -98,7 +98,8 @@ def test_the_site_is_built(tmp_path: Path) -> None:
     assert 'src="./worker.js"' in home or 'src="worker.js"' in home
     recipe = (out / "recipes" / "dpo.yaml.html").read_text(encoding="utf-8")
     assert "Direct Preference Optimization" in recipe
-    assert "<td>quantile | absolute</td>" in (out / "docs" / "algorithms" / "rejection_sampling.html").read_text(encoding="utf-8")
+    options = (out / "docs" / "algorithms" / "rejection_sampling.html").read_text(encoding="utf-8")
+    assert "<td>quantile | absolute</td>" in options
     assert "<code>str | None</code>" in (out / "docs" / "plugins" / "api" / "data.html").read_text(encoding="utf-8")
     assert "<title>Overview - alignkit</title>" in home
     recipes = (out / "docs" / "recipes.html").read_text(encoding="utf-8")
