@@ -1,9 +1,10 @@
 """Fill the generated parts of the documentation from the code: `python docs/generate.py [--check]`.
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
-`recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `mix`, `stop`, `data`, `plugins`, `families`, `formats`,
-`labeled pairs`, `cards`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`, a kind and a
-name (`algorithm ppo`), or names for the reference of public names (`api Group Response`; see `api_reference.py`).
+`recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `mix`, `stop`, `data`, `measures`, `few_shot`, `people`,
+`recipes`, `plugins`, `families`, `formats`, `bad rows`, `labeled pairs`, `cards`, `outcomes`, `benchmarks`, `results`
+and a machine of `benchmarks/results.json`, `commands`, `exit codes`, `hooks`, `events`, a kind and a name
+(`algorithm ppo`), or names for the reference of public names (`api Group Response`; see `api_reference.py`).
 It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
@@ -11,6 +12,7 @@ With --check nothing is written; stale pages are listed and the exit code is 1.
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import re
 import sys
@@ -20,13 +22,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
+import alignkit.formats
 import alignkit_plugins.formats.labeled_pairs
+from alignkit import hookspecs
 from alignkit.plugins import KINDS, load_plugins, plugins
 from alignkit.recipe.schema import DataKeys, LauncherKeys, TopKeys
+from alignkit.recipe.shipped import shipped
 from alignkit.registry import Registration
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings, Stop
 from alignkit_apps.catalog.json_schema import schema_text
 from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
+from alignkit_apps.init.copying import summary
+from alignkit_plugins.steps.evaluate.few_shot import FewShot
+from alignkit_plugins.steps.evaluate.measures import Measure
+from alignkit_plugins.steps.evaluate.people import People
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.markdown import markdown_table
 
@@ -41,6 +50,9 @@ MODELS: dict[str, type[BaseModel]] = {
     "mix": Mix,
     "stop": Stop,
     "data": DataKeys,
+    "measures": Measure,
+    "few_shot": FewShot,
+    "people": People,
 }
 PART = re.compile(r"^(<!-- generated: (.+?) -->\n)(.*?)^(<!-- /generated -->)$", re.MULTILINE | re.DOTALL)
 
@@ -66,13 +78,19 @@ def part(what: str) -> str:
     if what in MODELS:
         return table(option_rows(MODELS[what]))
     tables = {
+        "recipes": recipe_table,
         "plugins": plugin_table,
         "formats": format_table,
+        "bad rows": bad_rows,
         "labeled pairs": layout_table,
         "families": families,
         "cards": card_table,
         "outcomes": outcomes,
         "benchmarks": benchmark_table,
+        "commands": lambda: str(script("docs", "command_reference").commands()),
+        "exit codes": lambda: str(script("docs", "command_reference").exit_codes()),
+        "hooks": lambda: hook_table("registers", registering=True),
+        "events": lambda: hook_table("when", registering=False),
     }
     if what in tables:
         return tables[what]()
@@ -101,6 +119,26 @@ def table(rows: Sequence[OptionRow]) -> str:
     return markdown(("key", "type", "default", "meaning"), lines)
 
 
+def recipe_table() -> str:
+    """The shipped recipes, and what `alignkit init --list` says of them."""
+    lines = [(f"[{name}](../recipes/{path.name})", summary(path)) for name, path in shipped().items()]
+    return markdown(("recipe", "what it shows"), lines)
+
+
+def hook_table(meaning: str, *, registering: bool) -> str:
+    """The hooks that register names, or those that are called at events of a run."""
+    lines = []
+    for name, hook in vars(hookspecs).items():
+        if hasattr(hook, "alignkit_spec") and name.startswith("register_") == registering:
+            text = " ".join((hook.__doc__ or "").split())
+            lines.append((f"`{name}{_arguments(hook)}`", re.sub(r":param (\w+):", r"`\1`:", text)))
+    return markdown(("hook", meaning), lines)
+
+
+def _arguments(hook: Any) -> str:
+    return f"({', '.join(inspect.signature(hook).parameters)})"
+
+
 def plugin_table() -> str:
     """The plugins that come with alignkit, and what each provides."""
     provides: dict[str, list[str]] = {}
@@ -121,6 +159,13 @@ def format_table() -> str:
     for entry in sorted(formats, key=lambda entry: entry.name):
         lines.append((f"`{entry.name}`", entry.implementation.wants, f"`{entry.implementation.example}`"))
     return markdown(("format", "columns", "an example"), lines)
+
+
+def bad_rows() -> str:
+    """Which rows are bad, as the formats' docstring says."""
+    lines = [line for line in (alignkit.formats.__doc__ or "").splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines]
+    return markdown(header, rows)
 
 
 def layout_table() -> str:

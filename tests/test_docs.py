@@ -46,6 +46,7 @@ from alignkit.testing import (
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+API = DOCS / "plugins" / "api"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS[ROOT / "README.md"]
@@ -90,13 +91,21 @@ def test_every_name_a_recipe_can_use_is_explained(kind: str, registration) -> No
     assert any(mentioned.search(text) for text in pages.values())
 
 
+# Pages of the API whose examples are complete plugins.
+WITH_PLUGINS = ("algorithms", "environments", "models", "rewards")
+
+
 def plugins_in(page: Path) -> list[str]:
     """The code blocks that are complete plugins."""
     blocks = re.findall(r"^```python\n(.*?)^```", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
     return [block for block in blocks if block.startswith("from alignkit import") and "@hookimpl" in block]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "plugins" / "reference.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", DOCS / "plugins" / "reference.md", *(API / f"{name}.md" for name in WITH_PLUGINS)],
+    ids=lambda page: page.stem,
+)
 def test_plugins_in_the_text_load(page: Path, tmp_path: Path) -> None:
     blocks = plugins_in(page)
     assert blocks
@@ -189,11 +198,11 @@ def test_the_tutorial_and_the_example_have_the_same_code() -> None:
     assert code(tutorial()) == code(example.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("page", ["evaluation.md", "feedback.md"])
+@pytest.mark.parametrize("page", ["analysis.md", "data.md"])
 def test_examples_print_what_the_text_says(page: str) -> None:
-    text = TEXTS[DOCS / page]
+    text = TEXTS[API / page]
     blocks = re.findall(r"^```python\n(>>> .*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, page, f"docs/{page}", 0)
+    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, page, f"docs/plugins/api/{page}", 0)
     assert len(test.examples) == text.count("\n>>> ") > 0
     printed: list[str] = []
     failed = doctest.DocTestRunner().run(test, out=printed.append).failed

@@ -2,7 +2,7 @@
 
 Sage (2025, arXiv:2512.16041) finds that even the best judges contradict themselves in a quarter of hard cases, and
 agreement in percent flatters a judge, because a coin agrees with half of the pairs. A card is a plain dictionary, as
-docs/evaluation.md describes it. The unit of all intervals is a prompt.
+docs/plugins/api/files.md describes it. The unit of all intervals is a prompt.
 """
 
 from __future__ import annotations

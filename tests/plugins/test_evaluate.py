@@ -476,8 +476,8 @@ def paths(value: Any, names: dict[str, str], path: str = "") -> set[str]:
 
 
 def documented(file: str) -> dict[str, str]:
-    """What docs/evaluation.md says of each key of a file."""
-    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    """What docs/plugins/api/files.md says of each key of a file."""
+    page = (Path(__file__).parents[2] / "docs/plugins/api/files.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1:3] for line in page.split(f"| `{file}` | meaning |")[1].split("\n\n")[0].splitlines()[2:]]
     return {key: meaning for keys, meaning in rows for key in re.findall("`(.+?)`", keys)}
 

@@ -296,10 +296,10 @@ def test_rows_without_pairs_are_an_error(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_every_key_is_documented(tmp_path: Path) -> None:
-    """The keys of reward_evaluation.json, with the names of a run replaced as in docs/evaluation.md."""
+    """The keys of reward_evaluation.json, with the names of a run replaced as in docs/plugins/api/files.md."""
     data = [{**row, "margin": "better"} for row in ROWS]
     found = json.loads((run(tmp_path, data) / "reward_evaluation.json").read_text(encoding="utf-8"))
-    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/plugins/api/files.md").read_text(encoding="utf-8")
     keys = {key for key in _keys(found) if not key.endswith((".mean", ".low", ".high", ".n"))}
     same = ("accuracy", "pairs", "correct", "ties")
     for key in keys:

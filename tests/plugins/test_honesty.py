@@ -227,7 +227,7 @@ def test_phrases_are_added_or_replace_the_usual_ones() -> None:
 
 
 def test_the_documentation_lists_every_phrase() -> None:
-    page = Path(__file__).parents[2] / "docs" / "evaluation.md"
+    page = Path(__file__).parents[2] / "docs" / "honesty.md"
     text = page.read_text(encoding="utf-8")
     assert [phrase for phrase in PHRASES if f"`{phrase}`" not in text] == []
 

@@ -1,0 +1,106 @@
+"""The reference of commands, from their help texts: the parts `commands` and `exit codes` of `docs/generate.py`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from alignkit.cli import app
+from alignkit.commands import GROUPS
+from alignkit.errors import (
+    DataError,
+    NotReproduced,
+    OutOfResource,
+    PluginError,
+    RecipeError,
+    RemoteError,
+    RunFailed,
+)
+from alignkit.stopping import Stopped
+from benchmarks.markdown import markdown_table
+
+WHAT_TO_DO = {
+    RunFailed: "Read the message, fix the cause, repeat the command.",
+    RecipeError: "Fix the mistakes that it lists.",
+    PluginError: "`alignkit plugins` says what is broken, and why.",
+    DataError: "Fix or skip the rows that it lists, or change the recipe where the message points.",
+    OutOfResource: "Free some disk space. Against too little memory, lower `max_length` or `samples_per_prompt`, set "
+    "`quantization: nf4`, or take a smaller model.",
+    RemoteError: "Fix the key or the address, and repeat the command. Replies that arrived are kept.",
+    NotReproduced: "The message names the difference and its likely cause.",
+    Stopped: "Label if it waits for labels of people. Repeat the command to continue.",
+}
+# Codes that no error of alignkit has.
+OTHERS = [
+    ("0", "Success.", ""),
+    ("70", "One of several processes was gone, or waited for nothing.", "Repeat the command to continue."),
+    ("130", "Interrupted (Ctrl-C).", "Repeat the command to continue."),
+]
+
+
+def commands() -> str:
+    """A section per command, in the order of `alignkit --help`."""
+    group: Any = typer.main.get_command(app)
+    context = group.context_class(group, info_name="alignkit")
+    ours = [(name, command) for name, command in group.commands.items() if command.rich_help_panel in GROUPS]
+    ours.sort(key=lambda item: GROUPS.index(item[1].rich_help_panel))
+    return "\n".join(text for name, command in ours for text in _sections(command, name, context))
+
+
+def _sections(command: Any, name: str, parent: Any) -> Iterator[str]:
+    """The section of a command, or of each command of a group."""
+    context = command.context_class(command, info_name=name, parent=parent)
+    if hasattr(command, "commands"):
+        for below, each in command.commands.items():
+            yield from _sections(each, below, context)
+        return
+    about, _, examples = (command.help or "").replace("\b\n", "").partition("\nExample")
+    usage = " ".join([context.command_path, *map(_plain, command.collect_usage_pieces(context))])
+    rows = [(f"`{names}`", text) for names, text in _records(command, context)]
+    yield "\n".join(
+        [
+            f"## {context.command_path}\n",
+            f"{about.strip()}\n",
+            f"    {usage}\n",
+            f"{markdown_table(('argument or option', 'meaning'), _escaped(rows))}\n",
+            f"```sh\n{_lines(examples)}\n```\n",
+        ]
+    )
+
+
+def _records(command: Any, context: Any) -> Iterator[tuple[str, str]]:
+    """The names and the meaning of each argument and option, as `--help` prints them."""
+    for parameter in command.params:
+        names, text = parameter.get_help_record(context)
+        # Of an argument, `--help` says in angle brackets how it is parsed.
+        yield re.sub(r" <.*>$", "", names), re.sub(r"  \[(.*)\]$", r" (\1)", text)
+
+
+def _plain(piece: str) -> str:
+    """`{RUN...}...` as `RUN...`."""
+    return re.sub(r"^\{(.*?)(?:\.\.\.)?\}", r"\1", piece)
+
+
+def _lines(examples: str) -> str:
+    """One line per example, without the heading."""
+    text = re.sub(r" \\\n\s+", " ", examples.partition("\n")[2])
+    return "\n".join(line.strip() for line in text.strip().splitlines())
+
+
+def exit_codes() -> str:
+    """The errors by their exit codes, and what to do about them."""
+    rows = [(str(error.exit_code), _first(error), text) for error, text in WHAT_TO_DO.items()]
+    rows = sorted([*rows, *OTHERS], key=lambda row: int(row[0]))
+    return markdown_table(("code", "meaning", "what to do"), _escaped(rows)) + "\n"
+
+
+def _first(error: type) -> str:
+    """The first sentence of a docstring."""
+    return " ".join((error.__doc__ or "").split()).partition(". ")[0].rstrip(".") + "."
+
+
+def _escaped(rows: list[tuple[str, ...]]) -> list[list[str]]:
+    return [[cell.replace("|", "\\|") for cell in row] for row in rows]
