@@ -2,9 +2,9 @@
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
 `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `mix`, `stop`, `data`, `measures`, `few_shot`, `people`,
-`recipes`, `plugins`, `families`, `formats`, `bad rows`, `labeled pairs`, `cards`, `outcomes`, `commands`, `exit codes`,
-`hooks`, `events`, a kind and a name (`algorithm ppo`), or names for the reference of public names
-(`api Group Response`; see `api_reference.py`).
+`recipes`, `plugins`, `families`, `formats`, `bad rows`, `labeled pairs`, `cards`, `outcomes`, `benchmarks`, `results`
+and a machine of `benchmarks/results.json`, `commands`, `exit codes`, `hooks`, `events`, a kind and a name
+(`algorithm ppo`), or names for the reference of public names (`api Group Response`; see `api_reference.py`).
 It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -35,6 +36,7 @@ from alignkit_apps.init.copying import summary
 from alignkit_plugins.steps.evaluate.few_shot import FewShot
 from alignkit_plugins.steps.evaluate.measures import Measure
 from alignkit_plugins.steps.evaluate.people import People
+from benchmarks.catalogue import BENCHMARKS
 from benchmarks.markdown import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +86,7 @@ def part(what: str) -> str:
         "families": families,
         "cards": card_table,
         "outcomes": outcomes,
+        "benchmarks": benchmark_table,
         "commands": lambda: str(script("docs", "command_reference").commands()),
         "exit codes": lambda: str(script("docs", "command_reference").exit_codes()),
         "hooks": lambda: hook_table("registers", registering=True),
@@ -93,9 +96,11 @@ def part(what: str) -> str:
         return tables[what]()
     if kind == "api":
         return str(script("docs", "api_reference").part(name))
+    if kind == "results":
+        return result_table(name)
     if kind in KINDS and plugins().registry.has(kind, name):
         return component(kind, plugins().registry.get(kind, name))
-    known = [*MODELS, *tables, "api NAMES", "KIND NAME"]
+    known = [*MODELS, *tables, "api NAMES", "results MACHINE", "KIND NAME"]
     raise ValueError(f"'{what}' cannot be generated; known are {', '.join(known)}")
 
 
@@ -193,6 +198,29 @@ def outcomes() -> str:
     left_out = {"minutes", "GiB"}  # of a machine that other work shared
     kept = [place for place, column in enumerate(header) if column not in left_out]
     return markdown([header[place] for place in kept], [[line[place] for place in kept] for line in lines])
+
+
+def benchmark_table() -> str:
+    """What one round of each benchmark does, and what it is compared with."""
+    lines = [(f"`{benchmark.name}`", benchmark.description, benchmark.peer_name) for benchmark in BENCHMARKS.values()]
+    return markdown(("benchmark", "one round", "peer"), lines)
+
+
+def result_table(machine: str) -> str:
+    """The results that one machine measured."""
+    machines = json.loads((ROOT / "docs" / "benchmarks" / "results.json").read_text(encoding="utf-8"))["machines"]
+    (rows,) = [entry["rows"] for entry in machines if entry["name"] == machine]
+    columns = ("unit", "ours", "peer", "ratio", "rounds", "GiB, ours", "peer", "ratio", "times the floor")
+    lines = []
+    for row in rows:
+        name = f"`{row['name']}`" + (f", {row['note']}" if "note" in row else "")
+        rounds = " to ".join(f"{ratio:.2f}" for ratio in row.get("ratio_rounds") or ())
+        rates = [f"{row[side]:,.10g}" for side in ("ours", "peer")]
+        ratio = f"{row['ratio']:,.2f}" if row["ratio"] < 1000 else f"{row['ratio']:,.0f}"
+        memory = [f"{row[key]:.2f}" for key in ("ours_gib", "peer_gib", "memory_ratio")]
+        floor = f"{row['floor_ratio']:.1f}" if row.get("floor_ratio") else "-"
+        lines.append((name, row["unit"], *rates, ratio, rounds, *memory, floor))
+    return markdown(("benchmark", *columns), lines)
 
 
 def families() -> str:

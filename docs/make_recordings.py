@@ -8,12 +8,16 @@ the pictures; run this again when messages change.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import os
+import pty
 import re
-import subprocess
+import struct
 import sys
 import tempfile
+import termios
 from pathlib import Path
 
 from rich.console import Console
@@ -39,22 +43,40 @@ WEB_FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
 
 def record(arguments: list[str], folder: Path, width: int) -> str:
-    """All that `alignkit ARGUMENTS` prints, errors and results in the order of a terminal."""
-    ran = subprocess.run(
-        [ALIGNKIT, *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "COLUMNS": str(width), "PYTHONUNBUFFERED": "1"},
-        check=False,
-    )
-    return ran.stdout.replace(f"{DOCS.parent}/", "")  # where shipped recipes are, in an installation from a checkout
+    """What a terminal shows at the end of `alignkit ARGUMENTS`, with its colors as escape codes."""
+    process, terminal = pty.fork()
+    if not process:  # the child, whose output is the terminal
+        os.chdir(folder)
+        os.execve(ALIGNKIT, ["alignkit", *arguments], {**os.environ, "COLUMNS": str(width), "TERM": "xterm-256color"})
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 60, width, 0, 0))
+    output = b""
+    with contextlib.suppress(OSError):  # at the end of the child
+        while part := os.read(terminal, 65536):
+            output += part
+    os.waitpid(process, 0)
+    # Shipped recipes lie in the checkout, whose folder is nobody's business.
+    return shown(output.decode()).replace(f"{DOCS.parent}/", "")
+
+
+def shown(output: str) -> str:
+    """The lines that remain on the screen: rich erases a line and moves up to draw its tree again."""
+    lines, row = [""], 0
+    for part in re.split(r"(\n|\r|\x1b\[1A|\x1b\[2K|\x1b\[\?25[lh])", output):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif part == "\x1b[1A":
+            row -= 1
+        elif part == "\x1b[2K":
+            lines[row] = ""
+        elif not part.startswith(("\r", "\x1b[?")):
+            lines[row] += part
+    return "\n".join(lines)
 
 
 def shortened(output: str) -> str:
-    """The output without its second table and sampled answers: those of a random model are noise."""
-    return re.sub(r"\nagainst .*?(?=\n\S+ against )", "\n[...]", output, flags=re.DOTALL)
+    """The output without the tables after the first and without sampled answers: a random model's are noise."""
+    return re.sub(r"\nagainst .*?(?=\nNothing clear between)", "\n[...]", output, flags=re.DOTALL)
 
 
 def picture(arguments: list[str], output: str, width: int) -> str:
@@ -63,7 +85,7 @@ def picture(arguments: list[str], output: str, width: int) -> str:
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
     console.print(Text(f"$ {command}", style="bold green"))
     for line in output.rstrip().splitlines():
-        console.print(Text(line.rstrip(), style="red" if line.startswith("error") else ""))
+        console.print(Text.from_ansi(line.rstrip(), style="red" if line.startswith("error") else ""))
     svg = console.export_svg(title=command, unique_id="-".join(arguments).replace(".", "-"))
     # Some renderers drop the indentation of a line otherwise.
     return WEB_FONT.sub("", svg).replace("<svg class", '<svg xml:space="preserve" class', 1)

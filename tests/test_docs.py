@@ -4,7 +4,6 @@ import ast
 import doctest
 import importlib.util
 import inspect
-import json
 import re
 import sys
 from collections import Counter
@@ -246,31 +245,16 @@ def test_every_page_is_in_the_index() -> None:
 
 def test_pages_of_algorithms_have_the_same_headings() -> None:
     expected = ["Use", "What is computed", "Differences from the paper", "Metrics explained", "Evidence"]
-    headings = {name: re.findall(r"^## (.*)$", text, flags=re.MULTILINE) for name, text in ALGORITHMS.items()}
-    assert headings == dict.fromkeys(ALGORITHMS, expected)
+    tried = ["Run it", "With your own data"]  # of a method with a recipe
+    for name, text in ALGORITHMS.items():
+        headings = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
+        assert headings in (expected, expected[:3] + tried + expected[3:]), name
 
 
 def test_charts_are_drawn_from_the_results() -> None:
     charts = script("make_charts")
     for name, theme in charts.THEMES.items():
         assert (DOCS / "assets" / f"speed-{name}.svg").read_text(encoding="utf-8") == charts.chart(theme)
-
-
-def test_the_tables_of_results_and_the_data_agree() -> None:
-    page = TEXTS[DOCS / "benchmarks" / "results.md"]
-    machines = json.loads((DOCS / "benchmarks" / "results.json").read_text(encoding="utf-8"))["machines"]
-    written = [
-        tuple(cell.strip(" `").replace(",", "") for cell in row.strip("|").split("|"))
-        for row in re.findall(r"^\| `\w+.*$", page, flags=re.MULTILINE)
-        if row.count("|") == 11
-    ]
-    rows = [row for machine in machines for row in machine["rows"]]
-    assert len(written) == len(rows)
-    for cells, row in zip(written, rows, strict=True):
-        columns = ("ours", "peer", "ratio", None, "ours_gib", "peer_gib", "memory_ratio")
-        assert cells[0].split("`")[0].split(" ")[0] == row["name"]
-        assert cells[1] == row["unit"]
-        assert [float(c) for c, name in zip(cells[2:], columns, strict=False) if name] == [row[c] for c in columns if c]
 
 
 @pytest.mark.parametrize("picture", ["speed-light", "speed-dark", "smoke", "wrong-recipe"])
