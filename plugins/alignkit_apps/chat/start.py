@@ -6,7 +6,7 @@ import secrets
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, ann
 if TYPE_CHECKING:
     from alignkit.registry import Registry
     from alignkit_apps.chat.collection import Collection
+    from alignkit_apps.policies.policy import Opened
     from alignkit_apps.policies.recipe import NamedModels
 
 
@@ -63,7 +64,7 @@ def in_terminal(named: NamedModels, registry: Registry, talk: Talk) -> None:
         from alignkit_apps.policies.policy import opened
 
         models = stack.enter_context(opened(named, registry, reporter, lambda: None, "alignkit chat"))
-        _greet(named, reporter)
+        models = _greeted(models, named, reporter)
         start = secrets.randbits(32) if talk.seed is None else talk.seed
         session = Session(models, talk.sampling, talk.best_of, start, talk.system, feedback.exchanges.append)
         for name, used in session.sampling.items():
@@ -88,7 +89,7 @@ def on_page(named: NamedModels, registry: Registry, talk: Talk, page: Page) -> N
         try:
             stack.enter_context(interruptible())
             models = stack.enter_context(opened(named, registry, reporter, stopping.should_stop, "alignkit chat"))
-            _greet(named, reporter)
+            models = _greeted(models, named, reporter)
             known = (talk.sampling, talk.best_of, talk.seed, page.blind, talk.system, collection)
             look = stack.enter_context(hosted(make_page(ChatApi(models, *known), tasks, sessions), socket))
             announce(addresses_of(sessions, socket), "Open it in a browser of this machine.", page.open)
@@ -132,9 +133,17 @@ def _collection(talk: Talk, named: NamedModels) -> Collection:
     return Collection(talk.collect, talk.license, {word: name for name, word in names_of(named.policies).items()})
 
 
-def _greet(named: NamedModels, reporter: Reporter) -> None:
+def _greeted(models: Opened, named: NamedModels, reporter: Reporter) -> Opened:
+    """The policies, which sample alike so that their answers can be compared: as the first did that was trained so."""
     for note in named.notes:
         reporter.say(printable(f"note: {note}"))
+    policies = models.policies
+    first = next((name for name, policy in policies.items() if named.policies[policy.word].rollout), None)
+    if first is None or len(policies) < 2:
+        return models
+    reporter.say(printable(f"{' and '.join(policies)} sample alike: as {first} in its training, unless options differ"))
+    sampling = policies[first].sampling
+    return replace(models, policies={name: replace(policy, sampling=sampling) for name, policy in policies.items()})
 
 
 def _edited(text: str) -> str | None:

@@ -138,5 +138,5 @@ async def json_body(request: Request) -> bytes:
     async for part in request.stream():
         body += part
         if len(body) > MOST_BYTES:
-            raise Refused(413, f"the request is larger than {MOST_BYTES} bytes")
+            raise Refused(413, f"the request has more than {MOST_BYTES:,} bytes")
     return bytes(body)

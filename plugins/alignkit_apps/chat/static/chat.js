@@ -5,6 +5,7 @@ import { change, draw, grow } from "./exchange.js";
 import { SCALE } from "/static/forms.js";
 import { Outbox, isSaved, post } from "/static/outbox.js";
 import { banner, byId, digit, ignored, inTextBox, letter, make, meta, say } from "/static/page.js";
+import { toggleMarkdown } from "/static/texts.js";
 
 const NEAR = 60; // pixels from the end of the page
 const LONGEST_SPOKEN = 1000; // characters of an answer that a screen reader is told
@@ -216,7 +217,7 @@ function showKeys() {
   const one = [["1", "good"], ["2", "bad"]];
   const keys = [["Enter", "send; elsewhere: to your question"], ["Shift Enter", "a new line"], ["Esc", "leave a text box; stop the answers"],
     ...(setup.sides > 1 ? two : collect ? one : []), ["Alt E", "edit the answer, or the one that you chose"], ["Alt R", "answer again, with other draws"],
-    ["Alt Q", "change the question"], ["Alt N", "new conversation"], ["Any other key", "begins your next question"]];
+    ["Alt Q", "change the question"], ["Alt N", "new conversation"], ["Alt M", "Markdown, or texts as written"], ["Any other key", "begins your next question"]];
   byId("keys").replaceChildren(...keys.flatMap(([key, words]) => [make("dt", {}, make("kbd", {}, key)), make("dd", {}, words)]));
 }
 
@@ -228,7 +229,7 @@ function editKey() {
 }
 
 // With Alt, so that no letter of a question is one, wherever the focus is.
-const COMMANDS = { KeyE: editKey, KeyR: retry, KeyQ: rephrase, KeyN: startAnew };
+const COMMANDS = { KeyE: editKey, KeyR: retry, KeyQ: rephrase, KeyN: startAnew, KeyM: toggleMarkdown };
 
 function command(event) {
   if (!event.altKey || event.ctrlKey || event.metaKey || event.repeat || !COMMANDS[event.code]) return false;
@@ -300,7 +301,7 @@ byId("ask").addEventListener("submit", (event) => {
   send();
 });
 for (const example of document.querySelectorAll("#empty button")) example.addEventListener("click", () => ask(example.textContent));
-const clicks = { stop, new: startAnew, "help-button": () => byId("help-dialog").showModal() };
+const clicks = { stop, new: startAnew, "markdown-button": toggleMarkdown, "help-button": () => byId("help-dialog").showModal() };
 if (collect) Object.assign(clicks, { "consent-button": () => byId("consent-dialog").showModal(), agree: () => agree(true), refuse: () => agree(false) });
 for (const [id, act] of Object.entries(clicks)) byId(id).addEventListener("click", act);
 byId("edit-dialog").querySelector("form").addEventListener("submit", (event) => {

@@ -1,9 +1,10 @@
 // The page: shows an item, keeps drafts, sends what people decide, and gives keys to whom they belong.
 
-import { showItem, showMarkdown, toggleMarkdown } from "./answers.js";
+import { showItem } from "./answers.js";
 import { formOf } from "./forms.js";
 import { Outbox, isSaved, post } from "./outbox.js";
 import { Clock, banner, byId, digit, duration, ignored, inTextBox, letter, make, meta, say } from "./page.js";
+import { toggleMarkdown } from "./texts.js";
 
 const DRAFT_AFTER = 400; // milliseconds without a change
 const BREAK_AFTER = 50 * 60; // seconds of work
@@ -332,7 +333,6 @@ addEventListener("beforeunload", (event) => {
   if (outbox.waiting.length && !isSaved()) event.preventDefault();
 });
 
-showMarkdown();
 showTime();
 setInterval(showTime, LOOK);
 addEventListener("keydown", showTime);
