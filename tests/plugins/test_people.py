@@ -58,6 +58,7 @@ def prefers_longer(given: Assignment) -> dict[str, Any]:
         "safety": {"side": "A", "margin": "better", "safety": "both_safe"},
         "ranking": {"ranks": [sorted(shown, reverse=True).index(size) + 1 for size in shown]},
         "scores": {"scores": [dict.fromkeys(item.criteria, min(7, 1 + size)) for size in shown]},
+        "review": {"ranks": [1] * len(shown), "scores": [{"overall": 4}] * len(shown), "flags": [[]] * len(shown)},
         "demonstration": {"text": "An answer."},
         "thumb": {"good": shown[0] % 2 == 0},
     }[item.task]

@@ -13,7 +13,7 @@ Task = Annotated[
     str | None,
     typer.Option(
         metavar="TASK",
-        help="pair, safety, ranking, scores, demonstration or thumb. Default: by the number of responses.",
+        help="pair, safety, ranking, scores, review, demonstration or thumb. Default: by the number of responses.",
     ),
 ]
 Criteria = Annotated[
@@ -73,6 +73,7 @@ def label(
       alignkit label pairs.jsonl
       alignkit label prompts.jsonl --annotator ada --annotator bob --overlap 2
       alignkit label answers.jsonl --task scores --criterion helpful
+      alignkit label answers.jsonl --task review
       alignkit label pairs.feedback --gold known.jsonl --guidelines rules.md
       alignkit label '{path: pairs.jsonl, columns: {prompt: question}}'
       alignkit label recipe.yaml sample

@@ -12,7 +12,7 @@ from alignkit_apps.feedback.items import Item
 from tests.apps.label.chromium import needed, person, send
 from tests.apps.label.injections import INJECTIONS
 from tests.apps.label.pages import pairs
-from tests.stores import ranking, scores, turn
+from tests.stores import ranking, review, reviewed, scores, turn
 
 pytestmark = needed
 
@@ -177,6 +177,34 @@ def test_scores_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -
         assert found[0]["scores"] == [{"helpful": 7, "harmless": 6}, {"helpful": 1, "harmless": 4}]
         assert found[1] == {"side": "B", "margin": "significantly", "safety": "both_unsafe"}
         assert found[2] == {"text": "old\u202e text!"} and found[3] == {"good": True}
+
+
+def test_a_review_by_keyboard(browser: Any, tmp_path: Path) -> None:
+    """Flags and scores go to the marked answer, then letters rank; a draft and undo bring all of it back."""
+    with person(browser, tmp_path, [review(), review("next", 9)], width=390) as ada:
+        ada.shows("Answer A", ".marked h2")
+        ada.press("o", "w", "w", "7")
+        ada.shows("Answer B", ".marked h2")
+        ada.press("t", "k", "1", "4", "ArrowUp", "2")
+        ada.shows("Rank A, B, C", "#missing")
+        ada.page.wait_for_timeout(600)  # the draft is saved
+        ada.page.reload()
+        ada.settled()
+        ada.press("b", "=", "c", "Enter")  # not complete
+        ada.shows("Rank A", "#missing")
+        ada.press("a", "Enter")
+        ada.shows("next")
+        shown = reviewed([2, 1, 1], [7, 2, 4], ["off_task"], ["harmful", "unsuited"])
+        assert ada.labels()[0].payload == shown
+        ada.press("u")
+        ada.shows("Review")
+        ada.press("ArrowUp", "t", "Enter")
+        ada.shows("next")
+        assert ada.labels()[1].payload == shown | {"flags": [["off_task"], ["unsuited"], []]}
+        assert ada.page.evaluate("document.documentElement.scrollWidth") <= 390
+        ada.page.locator(".scores .group:nth-child(2) .flags button").first.click()  # marks B
+        ada.press(*"5" * 8)
+        ada.shows("Score A", "#missing")
 
 
 def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
