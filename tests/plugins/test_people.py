@@ -155,6 +155,9 @@ READS = {
     "safety": lambda group: group.meta["safety_bin"] == "both_safe",
     "ranking": lambda group: [response.rank for response in group.responses] == [3, 2, 1],
     "scores": lambda group: [response.scores["reward"] for response in group.responses] == [7, 6],
+    "review": lambda group: (
+        ([response.rank for response in group.responses], group.meta["overall"]) == ([1, 1], [4, 4])
+    ),
     "demonstration": lambda group: [response.text for response in group.responses] == ["An answer."],
     "thumb": lambda group: [response.label for response in group.responses] in ([True], [False]),
 }

@@ -38,7 +38,7 @@ def make_page(api: ChatApi, tasks: TaskQueue, sessions: Sessions) -> Starlette:
           for name in actions),
         Mount("/chat", StaticFiles(directory=HERE / "static")),
     ]  # fmt: skip
-    return guarded(routes)
+    return guarded(routes, sessions)
 
 
 async def _page(site: Site, api: ChatApi, session: Session) -> Response:

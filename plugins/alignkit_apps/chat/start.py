@@ -14,7 +14,16 @@ from alignkit.errors import Problem, RecipeError
 from alignkit.extras import check_extra
 from alignkit.io.printable import printable
 from alignkit.io.progress import Reporter
-from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, hosted, interruptible, listening
+from alignkit_apps.web.address import address_of
+from alignkit_apps.web.hosting import (
+    PACKAGES,
+    addresses_of,
+    annotators_of,
+    announce,
+    hosted,
+    interruptible,
+    listening,
+)
 
 if TYPE_CHECKING:
     from alignkit.registry import Registry
@@ -41,6 +50,7 @@ class Page:
     """How a page is shown. blind: without the names of the policies until somebody has chosen."""
 
     port: int | None = None
+    host: str | None = None
     open: bool = False
     blind: bool = False
 
@@ -81,18 +91,20 @@ def on_page(named: NamedModels, registry: Registry, talk: Talk, page: Page) -> N
     from alignkit_apps.policies.policy import opened
     from alignkit_apps.web.guard import Sessions
 
-    reporter, tasks = Reporter(), TaskQueue()
-    sessions = Sessions(annotators_of(talk.annotators))
+    reporter, tasks, address = Reporter(), TaskQueue(), address_of(page.host)
+    sessions = Sessions(annotators_of(talk.annotators), address=address)
     with ExitStack() as stack:
         collection = stack.enter_context(closing(_collection(talk, named))) if talk.collect is not None else None
-        socket = stack.enter_context(listening(page.port))
+        socket = stack.enter_context(listening(page.port, address.host))
         try:
             stack.enter_context(interruptible())
             models = stack.enter_context(opened(named, registry, reporter, stopping.should_stop, "alignkit chat"))
             models = _greeted(models, named, reporter)
             known = (talk.sampling, talk.best_of, talk.seed, page.blind, talk.system, collection)
             look = stack.enter_context(hosted(make_page(ChatApi(models, *known), tasks, sessions), socket))
-            announce(addresses_of(sessions, socket), "Open it in a browser of this machine.", page.open)
+            address.warn(socket)
+            where = "" if page.host else " of this machine"
+            announce(addresses_of(sessions, socket), f"Open it in a browser{where}.", page.open)
 
             def poll() -> None:
                 stopping.should_stop()

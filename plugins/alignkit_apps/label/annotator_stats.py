@@ -1,4 +1,4 @@
-"""How good labels are: what annotators may know of their own, and what the owner may know of everybody's."""
+"""How good labels are: what annotators may know of their own, and what reviewers may know of everybody's."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def in_words(label: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-# All annotators, for the owner
+# All annotators, for reviewers
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import re
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,11 +22,11 @@ from alignkit_apps.policies.policy import Opened, Policy, TooLong
 from alignkit_apps.policies.streaming import Answer, Piece
 from alignkit_apps.policies.work import Busy, Event, Failed, Job, Read, Stopping, Work
 from alignkit_apps.serve.openai import DONE, Reply, Request, RequestError, event, read_chat
+from alignkit_apps.web.address import host_name, is_loopback
 from alignkit_apps.web.guard import Refused, json_body
-from alignkit_apps.web.hosting import hosted, is_loopback
+from alignkit_apps.web.hosting import hosted
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
-_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:@\[\]]+)(?::[0-9]+)?")
 GONE = 499  # nginx's status for a client that does not wait for the answer; nobody receives it
 
 
@@ -93,19 +92,13 @@ class _Guard:
 
     def _fault(self, headers: Mapping[bytes, bytes]) -> RequestError | None:
         host = headers.get(b"host", b"").decode("latin-1")
-        if self.hosts is not None and _name(host) not in self.hosts:
+        if self.hosts is not None and host_name(host) not in self.hosts:
             known = ", ".join(self.hosts)
             return RequestError(403, f"this server does not answer for the host '{host}'; ask it as one of {known}")
         sent = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
         if self.token is not None and not hmac.compare_digest(sent, self.token.encode()):
             return RequestError(401, "the API key is not the token of this server", code="invalid_api_key")
         return None
-
-
-def _name(host: str) -> str | None:
-    """A host without its port; None if it is not one."""
-    found = _HOST.fullmatch(host)
-    return found[1].strip("[]").lower() if found else None
 
 
 @dataclass

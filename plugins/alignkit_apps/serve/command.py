@@ -67,7 +67,8 @@ def _serve(named: NamedModels, registry: Registry, host: str, port: int, token: 
     from alignkit import stopping
     from alignkit.io.printable import printable
     from alignkit.io.progress import Reporter
-    from alignkit_apps.web.hosting import bound, interruptible, is_loopback, url
+    from alignkit_apps.web.address import is_loopback, url
+    from alignkit_apps.web.hosting import bound, interruptible
 
     reporter = Reporter()
     if not is_loopback(host):

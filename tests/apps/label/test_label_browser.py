@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -9,9 +10,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from alignkit_apps.feedback.items import Item
-from tests.apps.label.chromium import needed, person, send
+from alignkit_apps.web.address import address_of
+from tests.apps.label.chromium import Person, needed, person, send
 from tests.apps.label.injections import INJECTIONS
-from tests.apps.label.pages import pairs
+from tests.apps.label.pages import application, filled, pairs, served
 from tests.stores import ranking, review, reviewed, scores, turn
 
 pytestmark = needed
@@ -105,6 +107,29 @@ def test_skip_and_flag(browser: Any, tmp_path: Path) -> None:
             assert event.kind == kind and text in event.payload.values()
         ada.press("s", "Escape", "Digit1", "Enter")
         ada.shows("1 by you", "#counts")
+
+
+def test_another_machine_without_tls(browser: Any, tmp_path: Path) -> None:
+    """Browsers do not trust such a page, and so they lack some functions there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent; it tells which address would be used
+        except OSError:
+            pytest.skip("no address but this machine's own")
+        host = probe.getsockname()[0]
+    with filled(tmp_path / "a.feedback", pairs(2)) as store, browser.new_context() as context:
+        app, sessions = application(store, address=address_of(host))
+        with served(app, host=host) as port:
+            ada = Person(context.new_page(), store, f"http://{host}:{port}/?token={sessions.links['ada']}")
+            assert ada.page.evaluate("[isSecureContext, crypto.randomUUID]") == [False, None]
+            ada.press("Digit1", "Enter")
+            ada.shows("1 by you", "#counts")
+            ada.press("u")
+            ada.shows("0 by you", "#counts")
+            ada.press("Digit8", "Enter")
+            ada.shows("1 by you", "#counts")
+            assert [event.kind for event in store.events()] == ["label", "undo", "label"]
+            assert all("Cross-Origin-Opener-Policy" in fault for fault in ada.faults)  # which TLS needs
 
 
 def test_two_clicks_are_one_label(browser: Any, tmp_path: Path) -> None:

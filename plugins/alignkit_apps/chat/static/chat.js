@@ -4,7 +4,7 @@ import { begin, last, history, renew, save, setup, takeBack, talk } from "./conv
 import { change, draw, grow } from "./exchange.js";
 import { SCALE } from "/static/forms.js";
 import { Outbox, isSaved, post } from "/static/outbox.js";
-import { banner, byId, digit, ignored, inTextBox, letter, make, meta, say } from "/static/page.js";
+import { banner, byId, digit, ignored, inTextBox, letter, make, meta, newId, say } from "/static/page.js";
 import { toggleMarkdown } from "/static/texts.js";
 
 const NEAR = 60; // pixels from the end of the page
@@ -116,13 +116,13 @@ function startAnew() {
 
 // What people say about answers
 
-const put = (name, body) => outbox.put({ name, body: { uuid: crypto.randomUUID(), ...body } });
+const put = (name, body) => outbox.put({ name, body: { uuid: newId(), ...body } });
 
 async function rate(exchange, place, good) {
   const side = exchange.sides[place];
   if (!side.kept) return say("This answer is not kept");
   const before = side.thumb;
-  const uuid = crypto.randomUUID();
+  const uuid = newId();
   side.thumb = before?.good === good ? null : { good, uuid };
   if (side.thumb) put("rate", { uuid, kept: side.kept, good });
   else put("undo", { of: before.uuid });
@@ -185,7 +185,7 @@ async function agree(granted) {
   sessionStorage.setItem("alignkit-asked", "1");
   if (!granted && !collect.agreed) return;
   try {
-    collect.agreed = (await post("consent", { uuid: crypto.randomUUID(), granted })).agreed;
+    collect.agreed = (await post("consent", { uuid: newId(), granted })).agreed;
     if (!granted) for (const { sides } of talk.exchanges) for (const side of sides) side.kept = null;
     show();
   } catch (error) {

@@ -3,7 +3,7 @@
 import { showItem } from "./answers.js";
 import { formOf } from "./forms.js";
 import { Outbox, isSaved, post } from "./outbox.js";
-import { Clock, banner, byId, digit, duration, ignored, inTextBox, letter, make, meta, say } from "./page.js";
+import { Clock, banner, byId, digit, duration, ignored, inTextBox, letter, make, meta, newId, say } from "./page.js";
 import { toggleMarkdown } from "./texts.js";
 
 const DRAFT_AFTER = 400; // milliseconds without a change
@@ -51,7 +51,7 @@ function arrived(answer) {
 function show() {
   const { item, draft } = state;
   clearTimeout(draftTimer);
-  eventId = crypto.randomUUID();
+  eventId = newId();
   form = null;
   byId("form").hidden = byId("prompt").hidden = byId("answers").hidden = !item;
   byId("done").hidden = item !== null;
@@ -185,7 +185,7 @@ function submit() {
 function undo() {
   if (busy || !state?.last) return;
   clearTimeout(draftTimer);
-  call("undo", { uuid: crypto.randomUUID(), of: state.last });
+  call("undo", { uuid: newId(), of: state.last });
 }
 
 function open(name, input) {
@@ -221,7 +221,7 @@ function showConsent(granted) {
 async function agree(granted) {
   byId("consent-dialog").close();
   try {
-    showConsent((await post("consent", { uuid: crypto.randomUUID(), granted })).consent);
+    showConsent((await post("consent", { uuid: newId(), granted })).consent);
   } catch (error) {
     banner("notice", `Your answer was not stored: ${error.message}`);
   }
