@@ -17,8 +17,8 @@ from pydantic import Field
 from alignkit.data.group import Message
 from alignkit.errors import AlignkitError, message_of
 from alignkit.stopping import Stopped
-from alignkit_apps.chat.collection import Collection, Kept
 from alignkit_apps.chat.session import Said, Session
+from alignkit_apps.feedback.collection import Collection, Kept
 from alignkit_apps.feedback.items import LONGEST
 from alignkit_apps.feedback.labels import SIDES, BadLabel, Margin, StrictModel
 from alignkit_apps.policies.policy import Exchange, Opened, TooLong

@@ -20,6 +20,9 @@ Criteria = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Of scores; can be repeated. Default: helpful ...")
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides of the recipe.")]
+StoreFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Where labels go. Default: DATA's name with .feedback, here.")
+]
 Annotators = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Who labels; can be repeated. Each gets an address.")
 ]
@@ -53,9 +56,7 @@ def label(
         str | None, typer.Argument(metavar="STAGE", help="Of a recipe: label what it wrote, else what it reads.")
     ] = None,
     overrides: Overrides = None,
-    store: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where labels go. Default: DATA's name with .feedback, here.")
-    ] = None,
+    store: StoreFile = None,
     task: Task = None,
     criterion: Criteria = None,
     guidelines: GuidelinesFile = None,

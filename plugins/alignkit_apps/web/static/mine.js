@@ -17,7 +17,7 @@ for (const form of document.querySelectorAll("form[data-item]")) {
 }
 
 for (const button of document.querySelectorAll("button[data-of]")) {
-  const uuid = crypto.randomUUID();
+  const uuid = newId();
   button.addEventListener("click", async () => {
     try {
       await post("undo", { uuid, of: button.dataset.of });
