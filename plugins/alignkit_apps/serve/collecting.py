@@ -76,7 +76,7 @@ class Collecting:
         return True
 
     def rate(self, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
-        """Store a thumb for an answer that was kept; the last one counts."""
+        """Store a thumb for an answer that was kept; a later one replaces it."""
         said, who = read(_Thumb, json.loads(body)), annotator_of(headers)
         known, item, answers = self._replies.get(said.id, ("", "", []))
         if known != who or not 0 <= said.choice < len(answers):

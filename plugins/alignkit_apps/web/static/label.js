@@ -313,8 +313,8 @@ for (const button of document.querySelectorAll("[data-granted]")) {
   button.addEventListener("click", () => agree(button.dataset.granted === "true"));
 }
 for (const dialog of document.querySelectorAll("dialog")) {
-  // Not back to the button that opened it: the next Enter should submit.
-  dialog.addEventListener("close", () => byId("item").focus({ preventScroll: true }));
+  // Not back to the button that opened it: the next Enter should submit. The event may come after the next key.
+  dialog.addEventListener("close", () => document.activeElement?.matches("textarea") || byId("item").focus({ preventScroll: true }));
 }
 for (const button of document.querySelectorAll(".cancel")) button.addEventListener("click", () => button.closest("dialog").close());
 for (const button of document.querySelectorAll("[data-reason]")) {
