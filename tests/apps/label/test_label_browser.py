@@ -106,7 +106,7 @@ def test_skip_and_flag(browser: Any, tmp_path: Path) -> None:
             event = ada.store.events()[-1]
             assert event.kind == kind and text in event.payload.values()
         ada.press("s", "Escape", "Digit1", "Enter")
-        ada.shows("1 by you", "#counts")
+        ada.shows("1 of ", "#counts")
 
 
 def test_another_machine_without_tls(browser: Any, tmp_path: Path) -> None:
@@ -123,11 +123,11 @@ def test_another_machine_without_tls(browser: Any, tmp_path: Path) -> None:
             ada = Person(context.new_page(), store, f"http://{host}:{port}/?token={sessions.links['ada']}")
             assert ada.page.evaluate("[isSecureContext, crypto.randomUUID]") == [False, None]
             ada.press("Digit1", "Enter")
-            ada.shows("1 by you", "#counts")
+            ada.shows("1 of ", "#counts")
             ada.press("u")
-            ada.shows("0 by you", "#counts")
+            ada.shows("0 of ", "#counts")
             ada.press("Digit8", "Enter")
-            ada.shows("1 by you", "#counts")
+            ada.shows("1 of ", "#counts")
             assert [event.kind for event in store.events()] == ["label", "undo", "label"]
             assert all("Cross-Origin-Opener-Policy" in fault for fault in ada.faults)  # which TLS needs
 
@@ -252,7 +252,7 @@ def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
             ada.press("n")
             ada.page.keyboard.insert_text(INJECTIONS[number])
             ada.press("Escape", "g", "g", *keys[task], "Enter")
-            ada.shows(f"{number} by you", "#counts")
+            ada.shows(f"{number} of ", "#counts")
         ada.press("u")
         ada.settled()
         for path in ("/quality", "/adjudicate", "/"):
@@ -277,7 +277,7 @@ def test_guidelines_and_help(browser: Any, tmp_path: Path) -> None:
         ada.shows("guidelines changed", "#notice")
         assert "Be short" in ada.page.locator("#guidelines").inner_text()
         ada.press("Digit1", "Enter")
-        ada.shows("2 by you", "#counts")
+        ada.shows("2 of ", "#counts")
         versions = [event.guidelines for event in ada.labels()]
         assert [text for _, text in ada.store.guidelines()] == [dict(ada.store.guidelines())[v] for v in versions]
 
@@ -289,7 +289,7 @@ def test_consent(browser: Any, tmp_path: Path) -> None:
         ada.page.locator("[data-granted=true]").click()
         ada.shows("yes", "#consent")
         ada.press("Digit1", "Enter")
-        ada.shows("1 by you", "#counts")
+        ada.shows("1 of ", "#counts")
         ada.shows("yes", "#consent")
         assert [event.kind for event in ada.store.events()] == ["consent", "label"]
 
