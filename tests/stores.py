@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.items import OVERALL, Item
 from alignkit_apps.feedback.store import Event, Store
 
 
@@ -25,6 +25,16 @@ def ranking(text: str = "Rank", count: int = 4, **more: Any) -> Item:
 
 def scores(text: str = "Score", **more: Any) -> Item:
     return Item("scores", (turn(text),), ("one", "two"), ("helpful", "harmless"), **more)
+
+
+def review(text: str = "Review", count: int = 3, **more: Any) -> Item:
+    return Item("review", (turn(text),), tuple(f"answer {index}" for index in range(count)), OVERALL, **more)
+
+
+def reviewed(ranks: list[int], scores: list[int], *flags: list[str]) -> dict[str, Any]:
+    """The label of a review. flags: of the first answers."""
+    rest: list[list[str]] = [[]] * (len(ranks) - len(flags))
+    return {"ranks": ranks, "scores": [{"overall": score} for score in scores], "flags": [*flags, *rest]}
 
 
 def event(item: Item | None, payload: Any = None, *, who: str = "ann", kind: str = "label", **more: Any) -> Event:

@@ -58,6 +58,7 @@ def prefers_longer(given: Assignment) -> dict[str, Any]:
         "safety": {"side": "A", "margin": "better", "safety": "both_safe"},
         "ranking": {"ranks": [sorted(shown, reverse=True).index(size) + 1 for size in shown]},
         "scores": {"scores": [dict.fromkeys(item.criteria, min(7, 1 + size)) for size in shown]},
+        "review": {"ranks": [1] * len(shown), "scores": [{"overall": 4}] * len(shown), "flags": [[]] * len(shown)},
         "demonstration": {"text": "An answer."},
         "thumb": {"good": shown[0] % 2 == 0},
     }[item.task]
@@ -154,6 +155,9 @@ READS = {
     "safety": lambda group: group.meta["safety_bin"] == "both_safe",
     "ranking": lambda group: [response.rank for response in group.responses] == [3, 2, 1],
     "scores": lambda group: [response.scores["reward"] for response in group.responses] == [7, 6],
+    "review": lambda group: (
+        ([response.rank for response in group.responses], group.meta["overall"]) == ([1, 1], [4, 4])
+    ),
     "demonstration": lambda group: [response.text for response in group.responses] == ["An answer."],
     "thumb": lambda group: [response.label for response in group.responses] in ([True], [False]),
 }

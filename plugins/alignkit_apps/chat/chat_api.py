@@ -17,11 +17,12 @@ from pydantic import Field
 from alignkit.data.group import Message
 from alignkit.errors import AlignkitError, message_of
 from alignkit.stopping import Stopped
-from alignkit_apps.chat.collection import Collection, Kept
 from alignkit_apps.chat.session import Said, Session
+from alignkit_apps.feedback.collection import Collection, Kept
 from alignkit_apps.feedback.items import LONGEST
 from alignkit_apps.feedback.labels import SIDES, BadLabel, Margin, StrictModel
 from alignkit_apps.policies.policy import Exchange, Opened, TooLong
+from alignkit_apps.web.formatted import formatted
 from alignkit_apps.web.messages import Agreed, Undone, read, visible
 
 State = dict[str, Any]
@@ -156,7 +157,7 @@ class ChatApi:
                 text = text.replace(policy.word, "the model").replace(policy.name, "the model")
             tell({"side": side, "error": visible(text), "too_long": isinstance(error, TooLong)})
         else:
-            tell({"side": side, "said": {**_text(said.text), **_facts(said)}})
+            tell({"side": side, "said": {**_text(said.text), **_facts(said), "parts": formatted(said.text)}})
 
     def _keep(
         self,

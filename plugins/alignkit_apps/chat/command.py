@@ -43,6 +43,10 @@ Annotators = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Whose they are; on a page repeatable. Default: your name.")
 ]
 License = Annotated[str, typer.Option(metavar="NAME", help="Of what is kept, so that it can be shared.")]
+Host = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Of a page for others: this machine's address, or https://NAME of a proxy."),
+]
 Port = Annotated[int | None, typer.Option(metavar="N", min=1, max=65535, help="Default: 8765, or the next free one.")]
 
 
@@ -61,6 +65,7 @@ def chat(
     page: Annotated[bool, typer.Option("--page", help="Talk on a page in your browser.")] = False,
     blind: Annotated[bool, typer.Option("--blind", help="On the page: no names until you have chosen.")] = False,
     port: Port = None,
+    host: Host = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     plugin: PluginFiles = None,
     no_plugin: NoPlugins = None,
@@ -82,7 +87,7 @@ def chat(
     if best_of > 1 and not rewards:
         refuse(f"--best-of {best_of} needs to know which answer is best", "name a --reward")
     _check_policies(policies, blind)
-    _check_place(page, {"--blind": blind, "--port": port, "--open": open_page}, annotator or [])
+    _check_place(page, {"--blind": blind, "--port": port, "--host": host, "--open": open_page}, annotator or [])
     if collect is None and license:
         refuse("--license is about what is kept", "add --collect FILE.feedback")
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
@@ -94,7 +99,7 @@ def chat(
     talk = Talk(sampling, best_of, system, seed, collect, tuple(annotator or ()), license)
     registry, named = load_plugins(plugin or (), no_plugin or ()).registry, models_of(policies, rewards)
     if page:
-        on_page(named, registry, talk, Page(port, open_page, blind))
+        on_page(named, registry, talk, Page(port, host, open_page, blind))
     else:
         in_terminal(named, registry, talk)
 

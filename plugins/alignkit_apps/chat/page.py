@@ -18,7 +18,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from alignkit_apps.chat.chat_api import Asked, ChatApi, State
-from alignkit_apps.chat.collection import TERMS
+from alignkit_apps.feedback.collection import TERMS
 from alignkit_apps.policies.work import POLL, Busy
 from alignkit_apps.web.guard import Session, Sessions
 from alignkit_apps.web.pages import BUSY, Site, error, guarded, templates
@@ -38,12 +38,12 @@ def make_page(api: ChatApi, tasks: TaskQueue, sessions: Sessions) -> Starlette:
           for name in actions),
         Mount("/chat", StaticFiles(directory=HERE / "static")),
     ]  # fmt: skip
-    return guarded(routes)
+    return guarded(routes, sessions)
 
 
 async def _page(site: Site, api: ChatApi, session: Session) -> Response:
     setup = await run_in_threadpool(api.setup, session.annotator)
-    return site.page("chat.html.j2", session, setup=json.dumps(setup), terms=TERMS if api.collection else "", **setup)
+    return site.page("chat.html.j2", session, setup=json.dumps(setup), terms=TERMS, **setup)
 
 
 async def _ask(site: Site, api: ChatApi, tasks: TaskQueue, request: Request) -> Response:

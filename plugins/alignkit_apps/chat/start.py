@@ -6,7 +6,7 @@ import secrets
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,21 @@ from alignkit.errors import Problem, RecipeError
 from alignkit.extras import check_extra
 from alignkit.io.printable import printable
 from alignkit.io.progress import Reporter
-from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, hosted, interruptible, listening
+from alignkit_apps.web.address import address_of
+from alignkit_apps.web.hosting import (
+    PACKAGES,
+    addresses_of,
+    annotators_of,
+    announce,
+    hosted,
+    interruptible,
+    listening,
+)
 
 if TYPE_CHECKING:
     from alignkit.registry import Registry
-    from alignkit_apps.chat.collection import Collection
+    from alignkit_apps.feedback.collection import Collection
+    from alignkit_apps.policies.policy import Opened
     from alignkit_apps.policies.recipe import NamedModels
 
 
@@ -40,6 +50,7 @@ class Page:
     """How a page is shown. blind: without the names of the policies until somebody has chosen."""
 
     port: int | None = None
+    host: str | None = None
     open: bool = False
     blind: bool = False
 
@@ -63,7 +74,7 @@ def in_terminal(named: NamedModels, registry: Registry, talk: Talk) -> None:
         from alignkit_apps.policies.policy import opened
 
         models = stack.enter_context(opened(named, registry, reporter, lambda: None, "alignkit chat"))
-        _greet(named, reporter)
+        models = _greeted(models, named, reporter)
         start = secrets.randbits(32) if talk.seed is None else talk.seed
         session = Session(models, talk.sampling, talk.best_of, start, talk.system, feedback.exchanges.append)
         for name, used in session.sampling.items():
@@ -80,18 +91,20 @@ def on_page(named: NamedModels, registry: Registry, talk: Talk, page: Page) -> N
     from alignkit_apps.policies.policy import opened
     from alignkit_apps.web.guard import Sessions
 
-    reporter, tasks = Reporter(), TaskQueue()
-    sessions = Sessions(annotators_of(talk.annotators))
+    reporter, tasks, address = Reporter(), TaskQueue(), address_of(page.host)
+    sessions = Sessions(annotators_of(talk.annotators), address=address)
     with ExitStack() as stack:
         collection = stack.enter_context(closing(_collection(talk, named))) if talk.collect is not None else None
-        socket = stack.enter_context(listening(page.port))
+        socket = stack.enter_context(listening(page.port, address.host))
         try:
             stack.enter_context(interruptible())
             models = stack.enter_context(opened(named, registry, reporter, stopping.should_stop, "alignkit chat"))
-            _greet(named, reporter)
+            models = _greeted(models, named, reporter)
             known = (talk.sampling, talk.best_of, talk.seed, page.blind, talk.system, collection)
             look = stack.enter_context(hosted(make_page(ChatApi(models, *known), tasks, sessions), socket))
-            announce(addresses_of(sessions, socket), "Open it in a browser of this machine.", page.open)
+            address.warn(socket)
+            where = "" if page.host else " of this machine"
+            announce(addresses_of(sessions, socket), f"Open it in a browser{where}.", page.open)
 
             def poll() -> None:
                 stopping.should_stop()
@@ -106,7 +119,7 @@ def agreed(
     collection: Collection, annotator: str, read: Callable[[str], str] | None, say: Callable[[str], None]
 ) -> bool:
     """Whether the annotator agrees, now or earlier. read: asks; None: there is nobody to ask, which is an error."""
-    from alignkit_apps.chat.collection import TERMS
+    from alignkit_apps.feedback.collection import TERMS
 
     if collection.agreed(annotator):
         say(printable(f"{annotator} agreed that this is kept in {collection.path}; /consent no takes it back"))
@@ -125,16 +138,24 @@ def agreed(
 
 
 def _collection(talk: Talk, named: NamedModels) -> Collection:
-    from alignkit_apps.chat.collection import Collection
+    from alignkit_apps.feedback.collection import Collection
     from alignkit_apps.policies.policy import names_of
 
     assert talk.collect is not None
     return Collection(talk.collect, talk.license, {word: name for name, word in names_of(named.policies).items()})
 
 
-def _greet(named: NamedModels, reporter: Reporter) -> None:
+def _greeted(models: Opened, named: NamedModels, reporter: Reporter) -> Opened:
+    """The policies, which sample alike so that their answers can be compared: as the first did that was trained so."""
     for note in named.notes:
         reporter.say(printable(f"note: {note}"))
+    policies = models.policies
+    first = next((name for name, policy in policies.items() if named.policies[policy.word].rollout), None)
+    if first is None or len(policies) < 2:
+        return models
+    reporter.say(printable(f"{' and '.join(policies)} sample alike: as {first} in its training, unless options differ"))
+    sampling = policies[first].sampling
+    return replace(models, policies={name: replace(policy, sampling=sampling) for name, policy in policies.items()})
 
 
 def _edited(text: str) -> str | None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from alignkit.errors import AlignkitError, did_you_mean
-from alignkit_apps.chat.collection import TERMS, Collection, Kept
 from alignkit_apps.chat.session import Session
+from alignkit_apps.feedback.collection import TERMS, Collection, Kept
 from alignkit_apps.feedback.labels import DEGREES
 from alignkit_apps.policies.policy import Exchange
 

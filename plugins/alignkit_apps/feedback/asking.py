@@ -23,7 +23,7 @@ from alignkit_apps.feedback.items import CRITERIA, TASKS, Item, item_of
 from alignkit_apps.feedback.store import Store
 
 LONGEST_GUIDELINES = 1_000_000  # bytes
-COMPARED = ("pair", "safety", "ranking")  # tasks of which nobody can say anything about equal responses
+COMPARED = ("pair", "safety", "ranking", "review")  # tasks of which nobody can say anything about equal responses
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def gold_of(group: Group, item: Item) -> dict[str, Any]:
     label: dict[str, Any] | None = None
     if item.task in ("pair", "safety"):
         label = _better(group)
-    elif item.task == "ranking" and all(response.rank is not None for response in group.responses):
+    elif item.task in ("ranking", "review") and all(response.rank is not None for response in group.responses):
         label = {"ranks": places([float(response.rank or 0) for response in group.responses])}
     elif item.task == "thumb" and group.responses[0].label is not None:
         label = {"good": group.responses[0].label}

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignkit_apps.feedback.labels import Label, agrees, canonical, degree, level
+from alignkit_apps.feedback.labels import FLAGS, Label, agrees, canonical, degree, level
 from alignkit_apps.feedback.records import Stored
 from alignkit_apps.feedback.store import Store
 
@@ -152,22 +152,33 @@ def majority(task: str, labels: Sequence[Label]) -> Label | None:
     """One label from several; None if there is none, or they are tied.
 
     Pairs: the response that most prefer, and the mean of their degrees as margin; with as many on either side, the
-    side of the mean. Rankings: by mean rank. Scores: means. Thumbs: what most say. Texts: the only one, else None.
+    side of the mean. Rankings: by mean rank. Scores: means. Flags, thumbs: what most say. Texts: the only one,
+    else None.
     """
     if len(labels) <= 1:
         return dict(labels[0]) if labels else None
     if task in ("pair", "safety"):
         return _majority_of_pairs(labels)
-    if task == "ranking":
-        means = [_mean(ranks) for ranks in zip(*(label["ranks"] for label in labels), strict=True)]
-        return {"ranks": places(means)}
-    if task == "scores":
+    found: Label = {}
+    if task in ("ranking", "review"):
+        found["ranks"] = places([_mean(ranks) for ranks in zip(*(label["ranks"] for label in labels), strict=True)])
+    if task in ("scores", "review"):
         columns = zip(*(label["scores"] for label in labels), strict=True)
-        return {"scores": [{name: _mean([rated[name] for rated in each]) for name in each[0]} for each in columns]}
+        found["scores"] = [{name: _mean([rated[name] for rated in each]) for name in each[0]} for each in columns]
+    if task == "review":
+        flagged = zip(*(label["flags"] for label in labels), strict=True)
+        found["flags"] = [[n for n in FLAGS if 2 * sum(n in said for said in each) > len(labels)] for each in flagged]
     if task == "thumb":
         good = 2 * sum(label["good"] for label in labels) - len(labels)
         return {"good": good > 0} if good else None
-    return None
+    return found or None
+
+
+def review_columns(label: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """What a review says of each response besides its rank: a list for each criterion, and one of flags, if it does."""
+    scores: Sequence[Mapping[str, float]] = label.get("scores", ())
+    found: dict[str, list[Any]] = {name: [rated[name] for rated in scores] for name in (scores[0] if scores else ())}
+    return found | ({"flags": label["flags"]} if "flags" in label else {})
 
 
 def places(values: Sequence[float]) -> list[int]:

@@ -20,10 +20,12 @@ TASKS = {
     "safety": range(2, 3),
     "ranking": range(2, 10),
     "scores": range(1, 10),
+    "review": range(2, 10),
     "demonstration": range(0, 2),
     "thumb": range(1, 2),
 }
 CRITERIA = ("helpful", "truthful", "harmless")
+OVERALL = ("overall",)  # the criterion of a review
 LONGEST = 200_000  # characters of a text
 
 Answer = str | tuple[Message, ...]
@@ -34,11 +36,11 @@ class Item:
     """A prompt with responses, and what a person should say about them.
 
     task: `pair` (which is better, and how much), `safety` (the same with a safety bin), `ranking`, `scores` (1 to 7 on
-    each criterion), `demonstration` (write an answer, or edit the one response), or `thumb` (one response, good or
-    bad). prompt: turns. responses: each a text, or turns if it has several. The id depends on these and on `criteria`
-    and `tools` only.
+    each criterion), `review` (an overall score, flags and ranks), `demonstration` (write an answer, or edit the only
+    one), or `thumb` (one response, good or bad). prompt: turns. responses: each a text, or turns if it has several. The
+    id depends on these and on `criteria` and `tools` only.
 
-    origins: who wrote each response, such as a stage; never shown to labelers. criteria: of `scores`. author: the
+    origins: who wrote each response, such as a stage; never shown to labelers. criteria: of scores. author: the
     annotator who wrote the prompt, if it is one; such an item is exported only with that person's consent. license: of
     the texts; items without one are not exported. file, row: where it was read. batch: the round that it belongs to.
     gold: the right label, as `labels.canonical` returns it. overlap: how many annotators label it; None: as the store
@@ -85,8 +87,8 @@ class Item:
         if self.origins and len(self.origins) != count:
             raise BadRow(f"there are {count} responses, but {len(self.origins)} origins")
         self._check_texts()
-        if bool(self.criteria) != (self.task == "scores") or len(set(self.criteria)) < len(self.criteria):
-            raise BadRow("scores need criteria, each with a different name; other tasks have none")
+        if bool(self.criteria) != (self.task in ("scores", "review")) or len(set(self.criteria)) < len(self.criteria):
+            raise BadRow("scores and reviews need criteria, each with a different name; other tasks have none")
         if self.overlap is not None and self.overlap < 1:
             raise BadRow(f"overlap must be at least 1, not {self.overlap!r}")
         for name, said in self.opinions.items():
@@ -124,7 +126,7 @@ def item_of(group: Group, task: str | None = None, criteria: Sequence[str] = CRI
     if group.origin is not None:
         known |= {"file": group.origin.file, "row": group.origin.row}
     answers = tuple(r.text if r.messages is None else r.messages for r in group.responses)
-    rated = tuple(criteria) if task == "scores" else ()
+    rated = {"scores": tuple(criteria), "review": OVERALL}.get(task, ())
     return Item(task, group.prompt, answers, rated, group.tools, **{**known, **more}).checked()
 
 

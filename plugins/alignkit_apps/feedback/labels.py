@@ -17,11 +17,19 @@ from alignkit.errors import BadRow, DataError
 SIDES = "ABCDEFGHI"
 BINS = ("preferred_safe", "both_safe", "both_unsafe")  # Llama 2 (2023), section 3.2.1
 LOWEST, HIGHEST = 1, 7  # a score
+# Of an answer in a review, after InstructGPT's page (Ouyang et al. 2022, arXiv:2203.02155, figure 12 and table 3).
+FLAGS = {
+    "off_task": "does not follow the instruction",
+    "invented": "invents facts",
+    "harmful": "harmful",
+    "unsuited": "unsuited for a customer assistant",
+}
 DEGREES = {"unsure": 1, "slightly": 2, "better": 3, "significantly": 4}
 LONGEST_NOTE = 20_000  # characters
 
 Margin = Literal["significantly", "better", "slightly", "unsure"]
 Bin = Literal["preferred_safe", "both_safe", "both_unsafe"]
+Flag = Literal["off_task", "invented", "harmful", "unsuited"]
 Label = dict[str, Any]
 
 
@@ -60,6 +68,10 @@ class _Scores(_Payload):
     scores: list[dict[str, int]]
 
 
+class _Review(_Ranking, _Scores):
+    flags: list[list[Flag]]
+
+
 class _Demonstration(_Payload):
     text: str = Field(max_length=200_000)
 
@@ -90,6 +102,7 @@ _LABELS: dict[str, type[BaseModel]] = {
     "safety": _Safety,
     "ranking": _Ranking,
     "scores": _Scores,
+    "review": _Review,
     "demonstration": _Demonstration,
     "thumb": _Thumb,
 }
@@ -152,6 +165,12 @@ def _check_numbers(plain: Mapping[str, Any], what: str, count: int, criteria: Se
                     f"{what}: scores.{place} must rate {', '.join(criteria)}, each from {LOWEST} to {HIGHEST}, "
                     f"not {rated!r}"
                 )
+    if "flags" in plain and (
+        len(plain["flags"]) != count or any(len(set(each)) < len(each) for each in plain["flags"])
+    ):
+        raise BadLabel(
+            f"{what}: 'flags' must have {count} lists, one for each response, each flag once, not {plain['flags']!r}"
+        )
 
 
 def checked_order(order: Sequence[int], count: int) -> tuple[int, ...]:
@@ -164,15 +183,18 @@ def checked_order(order: Sequence[int], count: int) -> tuple[int, ...]:
 
 
 def canonical(payload: Mapping[str, Any], order: Sequence[int]) -> Label:
-    """A label in the item's own order: `better` is an index, `ranks` have no gaps, `scores` follow the responses."""
+    """A label in the item's own order: `better` is an index, `ranks` have no gaps, the rest follows the responses."""
     label = dict(payload)
     if "side" in label:
         label["better"] = order[SIDES.index(label.pop("side"))]
     if "ranks" in label:
         values = sorted(set(label["ranks"]))
         label["ranks"] = _unsorted([values.index(rank) + 1 for rank in label["ranks"]], order)
-    if "scores" in label:
-        label["scores"] = _unsorted(label["scores"], order)
+    if "flags" in label:
+        label["flags"] = [[name for name in FLAGS if name in each] for each in label["flags"]]
+    for key in ("scores", "flags"):
+        if key in label:
+            label[key] = _unsorted(label[key], order)
     return label
 
 
@@ -181,7 +203,7 @@ def displayed(label: Mapping[str, Any], order: Sequence[int]) -> Label:
     given = dict(label)
     if "better" in given:
         given["side"] = SIDES[order.index(given.pop("better"))]
-    for key in ("ranks", "scores"):
+    for key in ("ranks", "scores", "flags"):
         if key in given:
             given[key] = [given[key][index] for index in order]
     return given
@@ -204,6 +226,8 @@ def check_canonical(task: str, label: Mapping[str, Any], count: int, criteria: S
         given["side"] = SIDES[label["better"]]
     if task in ("pair", "safety"):  # a gold label need not say by how much
         given = {"margin": "better", "safety": "both_safe", **given}
+    if task == "review":  # nor what else a review says
+        given = {"scores": [dict.fromkeys(criteria, LOWEST)] * count, "flags": [[]] * count, **given}
     try:
         checked("label", given, task, count, criteria)
     except BadLabel as error:
@@ -223,12 +247,12 @@ def level(size: float) -> str:
 def agrees(task: str, label: Mapping[str, Any], gold: Mapping[str, Any]) -> bool | None:
     """Whether a label agrees with the gold one; both in the item's own order. None: it cannot be said of a text.
 
-    Of a pair, the better response counts; of a ranking, that no two responses are in the opposite order; of scores,
-    that none is more than 1 away.
+    Of a pair, the better response counts; of a ranking or a review, that no two responses are in the opposite order; of
+    scores, that none is more than 1 away.
     """
     if task in ("pair", "safety"):
         return bool(label["better"] == gold["better"])
-    if task == "ranking":
+    if task in ("ranking", "review"):
         pairs = [(i, j) for i in range(len(gold["ranks"])) for j in range(i)]
         signs = ((gold["ranks"][i] - gold["ranks"][j]) * (label["ranks"][i] - label["ranks"][j]) for i, j in pairs)
         return all(sign >= 0 for sign in signs)

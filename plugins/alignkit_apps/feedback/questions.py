@@ -104,9 +104,9 @@ def _units(entry: Labeled, against: str) -> list[tuple[str, Kind, Sequence[Any],
         if item.task == "safety":
             found.append(("safety: which bin", "nominal", (), _unit(entry, lambda label: label.get("safety"))))
         return found
-    if item.task == "ranking":
+    if item.task in ("ranking", "review"):
         ranks = {name: _ranks(value) for name, value in others.items()}
-        return [("ranking", "ranking", (), _unit(entry, lambda label: label["ranks"], ranks))]
+        return [(item.task, "ranking", (), _unit(entry, lambda label: label["ranks"], ranks))]
     if item.task == "thumb":
         said = {name: value for name, value in others.items() if isinstance(value, bool)}
         return [("thumb", "nominal", (True, False), _unit(entry, lambda label: label["good"], said))]
@@ -193,6 +193,6 @@ def _count_pair(habit: Habit, entry: Labeled, label: Mapping[str, Any], first: b
 
 
 def _same(vote: Vote, other: Vote) -> bool:
-    """Whether an annotator gave the same answer twice; of a pair, only which response is better."""
-    keys = [key for key in ("better", "ranks", "scores", "good") if key in vote.label]
-    return all(vote.label[key] == other.label.get(key) for key in keys)
+    """Whether an annotator gave the same answer twice: of a pair, the better response; of a review, the ranks."""
+    key = next((key for key in ("better", "ranks", "scores", "good") if key in vote.label), "")
+    return not key or bool(vote.label[key] == other.label.get(key))

@@ -1,4 +1,4 @@
-"""How good labels are: what annotators may know of their own, and what the owner may know of everybody's."""
+"""How good labels are: what annotators may know of their own, and what reviewers may know of everybody's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alignkit_apps.feedback.agreement_summary import agreement
 from alignkit_apps.feedback.assignment import REPEAT_AFTER
 from alignkit_apps.feedback.effective_labels import Labeled, Vote, labeled
 from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.labels import SIDES, Label, agrees, displayed
+from alignkit_apps.feedback.labels import FLAGS, SIDES, Label, agrees, displayed
 from alignkit_apps.feedback.questions import Habit, habits_of
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.web.messages import visible
@@ -146,13 +146,15 @@ def in_words(label: Mapping[str, Any]) -> str:
         parts.append(" > ".join(" = ".join(names) for names in places))
     for name, scores in zip(SIDES, label.get("scores", ()), strict=False):
         parts.append(f"{name}: " + ", ".join(f"{criterion} {score:g}" for criterion, score in scores.items()))
+    for name, flags in zip(SIDES, label.get("flags", ()), strict=False):
+        parts += [f"{name}: {', '.join(FLAGS[flag] for flag in flags)}"] if flags else []
     if "good" in label:
         parts.append("good" if label["good"] else "bad")
     parts += [visible(str(label[key])) for key in ("text", "note") if label.get(key)]
     return "; ".join(parts)
 
 
-# All annotators, for the owner
+# All annotators, for reviewers
 
 
 @dataclass

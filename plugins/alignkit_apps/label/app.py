@@ -25,19 +25,19 @@ def make_app(api: LabelApi, sessions: Sessions, title: str) -> Starlette:
     """The page's application. title: shown to labelers, so it must not say who wrote the answers."""
     site, latest = Site(sessions, title, templates()), Latest(api.store)
     everyone = {name: getattr(api, name) for name in ("next", "submit", "undo", "draft", "consent", "contest")}
-    owner = {"next": api.next_dispute, "submit": api.adjudicate, "undo": api.undo}
+    reviewer = {"next": api.next_dispute, "submit": api.adjudicate, "undo": api.undo}
     routes: list[Any] = [
         Route("/", site.opened(partial(_label_page, site, api, "label"))),
-        Route("/adjudicate", site.opened(partial(_label_page, site, api, "adjudicate"), owner=True)),
+        Route("/adjudicate", site.opened(partial(_label_page, site, api, "adjudicate"), review=True)),
         Route("/mine", site.opened(partial(_mine_page, site, api))),
-        Route("/quality", site.opened(partial(_quality_page, site, latest), owner=True)),
+        Route("/quality", site.opened(partial(_quality_page, site, latest), review=True)),
         Route("/quality/state", partial(_quality_state, site, latest)),
         *(Route(f"/api/label/{name}", partial(site.action, act=act), methods=["POST"])
           for name, act in everyone.items()),
-        *(Route(f"/api/adjudicate/{name}", partial(site.action, act=act, owner=True), methods=["POST"])
-          for name, act in owner.items()),
+        *(Route(f"/api/adjudicate/{name}", partial(site.action, act=act, review=True), methods=["POST"])
+          for name, act in reviewer.items()),
     ]  # fmt: skip
-    return guarded(routes)
+    return guarded(routes, sessions)
 
 
 async def _label_page(site: Site, api: LabelApi, mode: str, session: Session) -> Response:
@@ -59,6 +59,6 @@ async def _quality_page(site: Site, latest: Latest, session: Session) -> Respons
 
 async def _quality_state(site: Site, latest: Latest, request: Request) -> Response:
     session = site.session(request)
-    if session is None or not session.owner:
+    if session is None or not session.reviewer:
         return error(401, STALE)
     return JSONResponse({"state": await run_in_threadpool(latest.state)})

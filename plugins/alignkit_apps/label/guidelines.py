@@ -11,7 +11,7 @@ from alignkit.errors import DataError
 from alignkit_apps.feedback.asking import guidelines_of
 from alignkit_apps.feedback.store import Store
 
-DEFAULT = Path(__file__).with_name("guidelines.md")
+DEFAULT, REVIEW = (Path(__file__).with_name(name) for name in ("guidelines.md", "review.md"))
 
 
 @dataclass
@@ -30,7 +30,8 @@ class Guidelines:
         earlier = self.store.guidelines()
         if self.path is None and earlier:
             return earlier[-1]
-        path = self.path or DEFAULT
+        reviews = self.store.rows("SELECT 1 FROM items WHERE task = 'review' AND retired = 0 LIMIT 1")
+        path = self.path or (REVIEW if reviews else DEFAULT)
         try:
             facts = path.stat()
             state = (facts.st_mtime_ns, facts.st_size)

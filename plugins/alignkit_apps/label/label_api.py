@@ -21,8 +21,8 @@ from alignkit_apps.feedback.labels import BadLabel, StrictModel, displayed
 from alignkit_apps.feedback.records import Event, event_of
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.label.annotator_stats import agreement_in_words, in_words, stats_of, told_items
-from alignkit_apps.label.formatted import formatted
 from alignkit_apps.label.guidelines import Guidelines
+from alignkit_apps.web.formatted import formatted
 from alignkit_apps.web.messages import Agreed, Undone, read, visible
 
 State = dict[str, Any]

@@ -25,6 +25,7 @@ from alignkit_apps.feedback.database import SUFFIX
 from alignkit_apps.feedback.items import CRITERIA, TASKS, Item
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.label.guidelines import Guidelines
+from alignkit_apps.web.address import address_of
 from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of
 
 
@@ -63,7 +64,9 @@ def start(
     guidelines: Path | None,
     gold: Path | None,
     annotators: Sequence[str] | None,
+    reviewers: Sequence[str] = (),
     port: int | None,
+    host: str | None = None,
     open_page: bool,
 ) -> None:
     """Fill the store, print the addresses, and serve the page until Ctrl-C.
@@ -75,7 +78,7 @@ def start(
     from alignkit_apps.label.app import make_app
     from alignkit_apps.web.guard import Sessions
 
-    names = annotators_of(annotators)
+    names, address = annotators_of(annotators, reviewers), address_of(host)
     store = prepared(source, path, plans, gold)
     with store:
         from alignkit_apps.label.label_api import LabelApi
@@ -83,10 +86,11 @@ def start(
         api = LabelApi(store, Guidelines(store, guidelines), said_last)
         for warning in store.warnings:
             print(printable(f"warning: {warning}"), file=sys.stderr)
-        with listening(port) as listener:
-            sessions = Sessions(names)
+        with listening(port, address.host) as listener:
+            sessions = Sessions(names, reviewers, address)
             addresses = addresses_of(sessions, listener)
             _greet(store, len(addresses))
+            address.warn(listener)
             announce(addresses, "Whoever has an address labels under that name.", open_page)
             with suppress(KeyboardInterrupt):
                 server_of(make_app(api, sessions, plans.batch or "Label")).run(sockets=[listener])

@@ -88,7 +88,8 @@ def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path.parent.mkdir(exist_ok=True)
     if path.suffix == ".parquet":
         arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-        parquet.write_table(arrow.Table.from_pylist([dict(row) for row in rows]), path)
+        columns = {name: None for row in rows for name in row}  # Arrow takes the columns of the first row
+        parquet.write_table(arrow.Table.from_pylist([{**columns, **row} for row in rows]), path)
     elif path.suffix == ".json":
         path.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     else:

@@ -7,6 +7,7 @@ A task is `{data, annotations, predictions, meta}`. The control tags of an annot
 | pair, safety | `preference` (Pairwise), `margin` and `safety` (Choices) |
 | ranking | `ranking` (Ranker with a bucket for each rank, so it may have ties) |
 | scores | `helpful_1` (Rating), for each criterion and response |
+| review | `ranking`, `overall_1`, and `flags_1` (Choices) for each response that has flags |
 | demonstration | `answer` (TextArea) |
 | thumb | `verdict` (Choices): `good` or `bad` |
 
@@ -35,7 +36,7 @@ from alignkit_apps.feedback.records import Event, Stored, check_time
 from alignkit_apps.feedback.store import Store
 
 FACTS = ("task", "license", "batch", "held_out")  # of an item, next to its columns
-PROMPT, RESPONSE, _CRITERIA = "prompt", "response_", "criteria"
+PROMPT, RESPONSE, FLAGGED, _CRITERIA = "prompt", "response_", "flags_", "criteria"
 UNSAID = "better"  # the margin of a preference that comes without one
 HOST = "@alignkit.invalid"  # ends the address of an annotator, who has none
 _ITEMS, _RANK = "items", "rank_"
@@ -64,7 +65,7 @@ def _task(entry: Labeled) -> Mapping[str, Any]:
     item = entry.stored.item
     texts: dict[str, Any] = {f"{RESPONSE}{place}": text for place, text in enumerate(item.responses, 1)}
     listed = [{"id": name, "title": name, "body": text} for name, text in texts.items()]
-    data = {PROMPT: list(item.prompt), **texts, **({_ITEMS: listed} if item.task == "ranking" else {})}
+    data = {PROMPT: list(item.prompt), **texts, **({_ITEMS: listed} if item.task in ("ranking", "review") else {})}
     made = [_annotation(vote, list(texts)) for vote in entry.votes]
     return {"data": data, "meta": _columns(item), "annotations": made, "predictions": []}
 
@@ -107,6 +108,9 @@ def _results(label: Label, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     for name, rated in zip(names, label.get("scores", ()), strict=False):
         for criterion, value in rated.items():
             yield _tag(f"{criterion}_{name.removeprefix(RESPONSE)}", name, "rating", {"rating": value})
+    for name, flags in zip(names, label.get("flags", ()), strict=False):
+        if flags:
+            yield _tag(f"{FLAGGED}{name.removeprefix(RESPONSE)}", name, "choices", {"choices": flags})
     if "good" in label:
         yield _tag("verdict", PROMPT, "choices", {"choices": ["good" if label["good"] else "bad"]})
 
@@ -198,6 +202,8 @@ def _answer(result: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Any]:
         return "preference", f"{RESPONSE}{1 if value['selected'] == 'left' else 2}"
     if kind == "ranker":
         return "ranking", _ranks(value["ranker"], names)
+    if kind == "choices" and name.startswith(FLAGGED):
+        return name, value["choices"]
     if kind == "choices":
         (chosen,) = value["choices"]
         return name, chosen
@@ -245,7 +251,7 @@ def _item(texts: Mapping[str, Any], columns: Mapping[str, Any], questions: Itera
         task,
         _prompt(texts),
         tuple(str(texts[name]) for name in names),
-        criteria if task == "scores" else (),
+        criteria if task in ("scores", "review") else (),
         meta=meta,
         license=str(columns.get("license") or license),
         batch=str(columns.get("batch") or ""),
@@ -307,13 +313,17 @@ def _label(item: Item, answers: Mapping[str, Any]) -> Label:
         if preferred not in names:
             raise BadRow(f"'preference' must be one of {', '.join(names)}, not {preferred!r:.80}")
         return {"margin": UNSAID, **label, "better": names.index(preferred)}
-    if item.task == "ranking":
+    if item.task in ("ranking", "review"):
         ranks = answers.get("ranking")
         if not isinstance(ranks, list) or len(ranks) != len(names):
             raise BadRow(f"'ranking' must rank {len(names)} responses, not {ranks!r:.80}")
-        return {**label, "ranks": places(ranks)}
-    if item.task == "scores":
-        return {**label, "scores": [_scores(item, answers, place) for place in range(1, len(names) + 1)]}
+        label["ranks"] = places(ranks)
+    if item.task in ("scores", "review"):
+        label["scores"] = [_scores(item, answers, place) for place in range(1, len(names) + 1)]
+    if item.task == "review":
+        label["flags"] = [answers.get(f"{FLAGGED}{place}", []) for place in range(1, len(names) + 1)]
+    if "ranks" in label or "scores" in label:
+        return label
     if item.task == "demonstration":
         return {**label, "text": answers.get("answer", "")}
     if answers.get("verdict") not in ("good", "bad"):

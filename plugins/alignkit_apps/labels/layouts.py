@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from alignkit_apps.feedback.effective_labels import Labeled, places, share_of_better
+from alignkit_apps.feedback.effective_labels import Labeled, places, review_columns, share_of_better
 from alignkit_apps.feedback.items import Answer, Item
 from alignkit_apps.feedback.labels import DEGREES, Label
 
@@ -60,7 +60,16 @@ def _pairs(entry: Labeled, label: Label) -> Iterator[Row]:
         gap = values[j] - values[i]
         if gap:
             first, second = (i, j) if gap > 0 else (j, i)
-            yield _pair(item, first, second, abs(gap) if "scores" in label else 0.0, None)
+            said = {
+                f"{side}_{name}": values[place]
+                for side, place in (("chosen", first), ("rejected", second))
+                for name, values in _columns(item, label).items()
+            }
+            yield _pair(item, first, second, abs(gap) if item.task == "scores" else 0.0, None) | said
+
+
+def _columns(item: Item, label: Label) -> dict[str, list[Any]]:
+    return review_columns(label) if item.task == "review" else {}
 
 
 def _pair(item: Item, better: int, worse: int, margin: float, share: float | None) -> Row:
@@ -76,7 +85,7 @@ def _pair(item: Item, better: int, worse: int, margin: float, share: float | Non
 
 def _values(label: Mapping[str, Any]) -> list[float]:
     """A number for each response of a ranking, or one rated with scores; lower is better."""
-    if "scores" in label:
+    if "scores" in label and "ranks" not in label:
         return [-sum(rated.values()) / len(rated) for rated in label["scores"]]
     return [float(rank) for rank in label.get("ranks", [])]
 
@@ -85,7 +94,8 @@ def _ranked(item: Item, label: Label) -> Iterator[Row]:
     values = _values(label)
     if len(values) > 1:
         completions = [_turns(answer) for answer in item.responses]
-        yield {"prompt": list(item.prompt), "completions": completions, "ranks": places(values)}
+        ranks = {"prompt": list(item.prompt), "completions": completions, "ranks": places(values)}
+        yield ranks | _columns(item, label)
 
 
 def _rated(item: Item, label: Label, pairs: Iterable[Row]) -> Iterator[Row]:

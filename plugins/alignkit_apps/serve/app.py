@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import re
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Received
@@ -18,16 +18,19 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from alignkit.errors import DataError, did_you_mean
-from alignkit_apps.policies.policy import Opened, Policy, TooLong
+from alignkit.errors import AlignkitError, DataError, did_you_mean
+from alignkit_apps.feedback.labels import BadLabel
+from alignkit_apps.policies.policy import Exchange, Opened, Policy, TooLong
 from alignkit_apps.policies.streaming import Answer, Piece
 from alignkit_apps.policies.work import Busy, Event, Failed, Job, Read, Stopping, Work
+from alignkit_apps.serve.collecting import KEPT, WHO, Collecting
 from alignkit_apps.serve.openai import DONE, Reply, Request, RequestError, event, read_chat
+from alignkit_apps.web.address import host_name, is_loopback
 from alignkit_apps.web.guard import Refused, json_body
-from alignkit_apps.web.hosting import hosted, is_loopback
+from alignkit_apps.web.hosting import hosted
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
-_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:@\[\]]+)(?::[0-9]+)?")
+Keep = Callable[[Mapping[int, Answer]], Awaitable[bool]]
 GONE = 499  # nginx's status for a client that does not wait for the answer; nobody receives it
 
 
@@ -38,16 +41,18 @@ def serve(
     token: str | None,
     started: Callable[[], None],
     poll: Callable[[], None] = lambda: None,
+    collecting: Collecting | None = None,
 ) -> None:
     """Answer requests in this thread until the work is stopped, or `poll` raises.
 
-    started: called once clients can connect. Raises RunFailed if the server ends by itself.
+    started: called once clients can connect. collecting: keeps answers of users who agreed. Raises RunFailed if the
+    server ends by itself.
     """
     listening.listen()
     started()
     host = listening.getsockname()[0]
     hosts = (*LOCAL, host) if is_loopback(host) else None
-    with hosted(application(opened.policies, work, hosts, token), listening) as look:
+    with hosted(application(opened.policies, work, hosts, token, collecting), listening) as look:
 
         def each() -> None:
             poll()
@@ -56,16 +61,24 @@ def serve(
         work.run(each)
 
 
-def application(policies: Mapping[str, Policy], work: Work, hosts: Sequence[str] | None, token: str | None) -> ASGIApp:
+def application(
+    policies: Mapping[str, Policy],
+    work: Work,
+    hosts: Sequence[str] | None,
+    token: str | None,
+    collecting: Collecting | None = None,
+) -> ASGIApp:
     """The application. hosts: names by which clients may address it, against DNS rebinding; None: any.
 
     token: which clients must send as their API key; None: none.
     """
-    endpoint = _Endpoint(policies, work)
+    endpoint = _Endpoint(policies, work, collecting)
     routes = [
         Route("/v1/models", endpoint.models),
         Route("/v1/models/{name:path}", endpoint.model),
         Route("/v1/chat/completions", endpoint.chat, methods=["POST"]),
+        Route("/v1/consent", endpoint.consent, methods=["GET", "POST"]),
+        Route("/v1/feedback", endpoint.feedback, methods=["POST"]),
     ]
     handlers: dict[Any, Any] = {
         RequestError: _refused,
@@ -93,19 +106,13 @@ class _Guard:
 
     def _fault(self, headers: Mapping[bytes, bytes]) -> RequestError | None:
         host = headers.get(b"host", b"").decode("latin-1")
-        if self.hosts is not None and _name(host) not in self.hosts:
+        if self.hosts is not None and host_name(host) not in self.hosts:
             known = ", ".join(self.hosts)
             return RequestError(403, f"this server does not answer for the host '{host}'; ask it as one of {known}")
         sent = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
         if self.token is not None and not hmac.compare_digest(sent, self.token.encode()):
             return RequestError(401, "the API key is not the token of this server", code="invalid_api_key")
         return None
-
-
-def _name(host: str) -> str | None:
-    """A host without its port; None if it is not one."""
-    found = _HOST.fullmatch(host)
-    return found[1].strip("[]").lower() if found else None
 
 
 @dataclass
@@ -131,6 +138,7 @@ class _Listener:
 class _Endpoint:
     policies: Mapping[str, Policy]
     work: Work
+    collecting: Collecting | None
 
     async def models(self, received: Received) -> Response:
         """The names of all policies."""
@@ -139,6 +147,25 @@ class _Endpoint:
     async def model(self, received: Received) -> Response:
         """One policy."""
         return JSONResponse(_described(self._policy(received.path_params["name"])))
+
+    async def consent(self, received: Received) -> Response:
+        """What a user agrees to, and whether."""
+        body = await json_body(received) if received.method == "POST" else None
+        return await self._collected("consent", received, body)
+
+    async def feedback(self, received: Received) -> Response:
+        """A thumb for an answer."""
+        return await self._collected("rate", received, await json_body(received))
+
+    async def _collected(self, name: str, received: Received, body: bytes | None) -> Response:
+        if self.collecting is None:
+            raise RequestError(404, "nothing is kept here; `alignkit serve --collect FILE.feedback` keeps answers")
+        try:
+            return JSONResponse(await run_in_threadpool(getattr(self.collecting, name), received.headers, body))
+        except (BadLabel, ValueError, RecursionError) as error:
+            raise RequestError(400, str(error)) from None
+        except AlignkitError as error:
+            raise RequestError(503, str(error)) from None
 
     async def chat(self, received: Received) -> Response:
         """Answer a conversation."""
@@ -154,7 +181,7 @@ class _Endpoint:
             self.work.submit(job)
         except (Busy, Stopping) as error:
             raise _request_error(error) from None
-        answered = asyncio.ensure_future(self._first(job, listener, reply, asked))
+        answered = asyncio.ensure_future(self._first(job, listener, reply, asked, received.headers))
         gone = asyncio.ensure_future(_disconnected(received))
         try:
             await asyncio.wait({answered, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -168,18 +195,30 @@ class _Endpoint:
             gone.cancel()
             answered.cancel()
 
-    async def _first(self, job: Job, listener: _Listener, reply: Reply, asked: Request) -> Response:
+    async def _first(
+        self, job: Job, listener: _Listener, reply: Reply, asked: Request, sent: Mapping[str, str]
+    ) -> Response:
         """The response: at its beginning if it is streamed, so that errors before that have a status of their own."""
+
+        async def keep(answers: Mapping[int, Answer]) -> bool:
+            texts = [answers[index].text for index in range(job.n)]
+            exchange = Exchange(job.policy.word, job.messages, texts, job.sampling, job.seed)
+            kept = self.collecting and await run_in_threadpool(self.collecting.keep, sent, reply.id, exchange)
+            return bool(kept)
+
         read = await listener.next()
         assert isinstance(read, Read)  # it comes first
         if asked.stream:
-            chunks = _stream(job, listener, reply, read, asked.usage)
-            return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+            chunks = _stream(job, listener, reply, read, asked.usage, keep)
+            agreed = bool(self.collecting and await run_in_threadpool(self.collecting.agreed, sent))
+            headers = {"Cache-Control": "no-cache", **_kept(sent, agreed)}
+            return StreamingResponse(chunks, media_type="text/event-stream", headers=headers)
         answers: dict[int, Answer] = {}
         async for piece in _heard(job, listener):
             if piece.answer is not None:
                 answers[piece.number] = piece.answer
-        return JSONResponse(reply.whole(answers, read.prompt_tokens))
+        whole = reply.whole(answers, read.prompt_tokens)
+        return JSONResponse(whole, headers=_kept(sent, await keep(answers)))
 
     def _policy(self, name: str | None) -> Policy:
         if name is None and len(self.policies) == 1:
@@ -203,8 +242,15 @@ async def _heard(job: Job, listener: _Listener) -> AsyncIterator[Piece]:
         yield piece
 
 
-async def _stream(job: Job, listener: _Listener, reply: Reply, read: Read, usage: bool) -> AsyncIterator[str]:
-    """The chunks of a response; the job is canceled if nobody receives them."""
+def _kept(sent: Mapping[str, str], kept: bool) -> dict[str, str]:
+    """The header that says whether an answer is kept, for clients that say for whom they ask."""
+    return {KEPT: "yes" if kept else "no"} if WHO in sent else {}
+
+
+async def _stream(
+    job: Job, listener: _Listener, reply: Reply, read: Read, usage: bool, keep: Keep
+) -> AsyncIterator[str]:
+    """The chunks of a response; the job is canceled if nobody receives them. keep: is given complete answers."""
     answers: dict[int, Answer] = {}
     try:
         for index in range(job.n):
@@ -215,6 +261,7 @@ async def _stream(job: Job, listener: _Listener, reply: Reply, read: Read, usage
             if piece.answer is not None:
                 answers[piece.number] = piece.answer
                 yield reply.ending(piece.number, piece.answer)
+        await keep(answers)
         if usage:
             yield reply.usage(read.prompt_tokens, list(answers.values()))
         yield DONE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +13,7 @@ from alignkit.extras import check_extra
 
 if TYPE_CHECKING:
     from alignkit.registry import Registry
+    from alignkit_apps.feedback.collection import Collection
     from alignkit_apps.policies.recipe import NamedModels
 
 PORT = 8000
@@ -32,12 +35,16 @@ def serve(
         str | None,
         typer.Option(metavar="TEXT", envvar="ALIGNKIT_TOKEN", help="What clients must send as their API key."),
     ] = None,
+    collect: Annotated[
+        Path | None, typer.Option(metavar="FILE.feedback", help="Keep answers and thumbs of users who agreed.")
+    ] = None,
+    license: Annotated[str, typer.Option(metavar="NAME", help="Of what is kept, so that it can be shared.")] = "",
     plugin: PluginFiles = None,
     no_plugin: NoPlugins = None,
 ) -> None:
     """Answer OpenAI clients on this machine with your policies.
 
-    It has /v1/models and /v1/chat/completions.
+    It has /v1/models and /v1/chat/completions, and with --collect /v1/consent and /v1/feedback.
 
     \b
     Examples:
@@ -52,7 +59,18 @@ def serve(
 
     registry = load_plugins(plugin or (), no_plugin or ()).registry
     _refuse_rewards(policies)
-    _serve(models_of(policies), registry, host, port, token)
+    if collect is None and license:
+        refuse("--license is about what is kept", "add --collect FILE.feedback")
+    named = models_of(policies)
+    with ExitStack() as stack:
+        collection = None
+        if collect is not None:
+            from alignkit_apps.feedback.collection import Collection
+            from alignkit_apps.policies.policy import names_of
+
+            names = {word: name for name, word in names_of(named.policies).items()}
+            collection = stack.enter_context(closing(Collection(collect, license, names)))
+        _serve(named, registry, host, port, token, collection)
 
 
 def _refuse_rewards(words: list[str]) -> None:
@@ -63,11 +81,14 @@ def _refuse_rewards(words: list[str]) -> None:
             refuse(f"{word} is a reward model, which answers no questions", f"alignkit chat POLICY --reward {word}")
 
 
-def _serve(named: NamedModels, registry: Registry, host: str, port: int, token: str | None) -> None:
+def _serve(
+    named: NamedModels, registry: Registry, host: str, port: int, token: str | None, collection: Collection | None
+) -> None:
     from alignkit import stopping
     from alignkit.io.printable import printable
     from alignkit.io.progress import Reporter
-    from alignkit_apps.web.hosting import bound, interruptible, is_loopback, url
+    from alignkit_apps.web.address import is_loopback, url
+    from alignkit_apps.web.hosting import bound, interruptible
 
     reporter = Reporter()
     if not is_loopback(host):
@@ -80,8 +101,9 @@ def _serve(named: NamedModels, registry: Registry, host: str, port: int, token: 
         from alignkit_apps.policies.policy import opened  # imports torch
         from alignkit_apps.policies.work import Work
         from alignkit_apps.serve.app import serve as run
+        from alignkit_apps.serve.collecting import Collecting
 
-        work = Work()
+        work, collecting = Work(), None if collection is None else Collecting(collection)
         try:
             with interruptible(), opened(named, registry, reporter, stopping.should_stop, "alignkit serve") as models:
                 for note in named.notes:
@@ -89,6 +111,9 @@ def _serve(named: NamedModels, registry: Registry, host: str, port: int, token: 
                 for policy in models.policies.values():
                     reporter.say(printable(f"model {policy.name}: {policy.described()}"))
                 where = f"listening at {url(listening)}/v1; Ctrl-C ends it"
-                run(models, work, listening, token, lambda: reporter.say(where), stopping.should_stop)
+                if collection is not None:
+                    kept = f"answers to users who agreed at /v1/consent are kept in {collection.path}"
+                    reporter.say(printable(kept))
+                run(models, work, listening, token, lambda: reporter.say(where), stopping.should_stop, collecting)
         except stopping.Stopped:
             reporter.say("stopped")

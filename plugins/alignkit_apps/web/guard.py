@@ -1,4 +1,4 @@
-"""Who may use the page: people with a link, from this machine, and no other site in their browser.
+"""Who may use the page: people with a link, by the address of the server, and no other site in their browser.
 
 A link's token is exchanged for a cookie that scripts cannot read and other sites cannot send. A change needs that
 cookie, the session's own CSRF token, and a browser that says that it comes from this page.
@@ -16,7 +16,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
-HOSTS = ("127.0.0.1", "localhost")
+from alignkit_apps.web.address import Address, host_name
+
 MOST_BYTES = 1 << 20  # of a request
 MOST_SESSIONS = 1000
 POLICY = (
@@ -45,18 +46,23 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Session:
-    """A browser of an annotator. owner: who may see everyone's labels, and settle disputes."""
+    """A browser of an annotator. reviewer: who may see everyone's labels, and settle disputes."""
 
     annotator: str
-    owner: bool
+    reviewer: bool
     csrf: str
 
 
 @dataclass
 class Sessions:
-    """Links, one per annotator, and the sessions that were begun with them. The first annotator is the owner."""
+    """Links, one per annotator, and the sessions that were begun with them.
+
+    reviewers: some of the annotators; by default the first one. address: by which browsers reach the server.
+    """
 
     annotators: Sequence[str]
+    reviewers: Sequence[str] = ()
+    address: Address = Address()
     links: dict[str, str] = field(default_factory=dict)  # annotator -> token
     _known: dict[str, Session] = field(default_factory=dict)  # cookie -> session
 
@@ -75,7 +81,8 @@ class Sessions:
                 while len(self._known) >= MOST_SESSIONS:
                     del self._known[next(iter(self._known))]
                 cookie = secrets.token_urlsafe(32)
-                self._known[cookie] = Session(name, name == self.annotators[0], secrets.token_urlsafe(32))
+                reviewer = name in (self.reviewers or self.annotators[:1])
+                self._known[cookie] = Session(name, reviewer, secrets.token_urlsafe(32))
                 return cookie
         return None
 
@@ -90,10 +97,10 @@ def cookie_name(request: Request) -> str:
 
 
 class Guard:
-    """ASGI middleware: adds the headers, and refuses what another site caused the browser to ask for."""
+    """ASGI middleware: adds the headers, and refuses other hosts and what another site made the browser ask for."""
 
-    def __init__(self, app: Any):
-        self.app = app
+    def __init__(self, app: Any, address: Address):
+        self.app, self.address = app, address
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -105,7 +112,11 @@ class Guard:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
+        scope["scheme"] = self.address.scheme  # a proxy that does TLS speaks HTTP with this server
         headers = Headers(scope=scope)
+        if host_name(headers.get("host", "")) not in self.address.names:
+            await PlainTextResponse("This server does not answer for that host.", 400)(scope, receive, guarded)
+            return
         site = headers.get("sec-fetch-site", "none")
         opened = scope["method"] == "GET" and headers.get("sec-fetch-mode", "navigate") == "navigate"
         if site not in ("none", "same-origin") and not opened:
@@ -117,7 +128,7 @@ class Guard:
 async def checked_body(request: Request, session: Session) -> bytes:
     """The body of a change. Raises `Refused` unless this page, in this session, sent it."""
     headers = request.headers
-    if headers.get("origin") != f"http://{headers.get('host', '')}":
+    if headers.get("origin") != f"{request.url.scheme}://{headers.get('host', '')}":
         raise Refused(403, "the request does not come from this page")
     if headers.get("sec-fetch-site", "same-origin") != "same-origin":
         raise Refused(403, "the request does not come from this page")
@@ -138,5 +149,5 @@ async def json_body(request: Request) -> bytes:
     async for part in request.stream():
         body += part
         if len(body) > MOST_BYTES:
-            raise Refused(413, f"the request is larger than {MOST_BYTES} bytes")
+            raise Refused(413, f"the request has more than {MOST_BYTES:,} bytes")
     return bytes(body)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
-import ipaddress
 import signal
 import socket
 import sys
@@ -19,6 +19,7 @@ from alignkit import stopping
 from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.printable import printable
 from alignkit_apps.feedback.records import check_annotator
+from alignkit_apps.web.address import HOST
 
 if TYPE_CHECKING:
     import uvicorn
@@ -27,17 +28,17 @@ if TYPE_CHECKING:
     from alignkit_apps.web.guard import Sessions
 
 PORT, PORTS = 8765, 20  # the first port, and how many are tried
-HOST = "127.0.0.1"
 ENDING = 3  # seconds for open connections to end
 PACKAGES = ("starlette", "uvicorn")  # of the extra `label`
 
 
-def annotators_of(named: Sequence[str] | None) -> list[str]:
+def annotators_of(named: Sequence[str] | None, reviewers: Sequence[str] = ()) -> list[str]:
     """Who uses a page: those that were named, else the user of this machine.
 
     Raises BadLabel for an impossible name, RecipeError for one that is there twice.
     """
     names = list(named or ())
+    names += [name for name in dict.fromkeys(reviewers) if name not in names]
     if twice := [name for place, name in enumerate(names) if name in names[:place]]:
         help = "each person needs a name of their own, which says whose a label is"
         raise RecipeError([Problem(f"--annotator {twice[0]} is there twice", help=help)])
@@ -47,14 +48,6 @@ def annotators_of(named: Sequence[str] | None) -> list[str]:
     for name in names:
         check_annotator(name)
     return names or ["annotator"]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -74,24 +67,24 @@ def bound(host: str, port: int) -> socket.socket:
     return found
 
 
-def listening(port: int | None) -> socket.socket:
-    """A socket on a free port of this machine. Raises RecipeError if the port that was asked for is taken."""
+def listening(port: int | None, host: str = HOST) -> socket.socket:
+    """A socket on a free port. Raises RecipeError if the port that was asked for is taken, or the host is another's."""
     tried = [port] if port is not None else range(PORT, PORT + PORTS)
     for number in tried:
-        with suppress(OSError):
-            return socket.create_server((HOST, number))
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            return socket.create_server((host, number), family=family)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+                help = "name an address of this machine, or https://NAME of a proxy"
+                raise RecipeError([Problem(f"--host {host}: {error.strerror}", help=help)]) from None
     raise RecipeError([Problem(f"port {tried[0]} is in use", help="name another one with --port")])
-
-
-def url(listener: socket.socket) -> str:
-    """The address of a socket."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def addresses_of(sessions: Sessions, listener: socket.socket) -> dict[str, str]:
     """The address of each annotator."""
-    return {name: f"{url(listener)}/?token={quote(token)}" for name, token in sessions.links.items()}
+    start = sessions.address.url(listener)
+    return {name: f"{start}/?token={quote(token)}" for name, token in sessions.links.items()}
 
 
 def announce(addresses: Mapping[str, str], what: str, open_page: bool) -> None:

@@ -40,7 +40,7 @@ def read(model: type[M], message: Any) -> M:
         return model.model_validate(message)
     except ValidationError as error:
         faults = "; ".join(f"'{'.'.join(map(str, f['loc']))}': {f['msg']}" for f in error.errors(include_url=False))
-        raise BadLabel(f"the page sent what the server does not take: {faults}") from None
+        raise BadLabel(f"this message is none that the server takes: {faults}") from None
 
 
 def visible(text: str) -> str:

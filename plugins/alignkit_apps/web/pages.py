@@ -12,7 +12,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount
@@ -20,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from alignkit.errors import AlignkitError, OutOfResource
 from alignkit_apps.feedback.labels import BadLabel
-from alignkit_apps.web.guard import HOSTS, Guard, Refused, Session, Sessions, checked_body, cookie_name
+from alignkit_apps.web.guard import Guard, Refused, Session, Sessions, checked_body, cookie_name
 
 HERE = Path(__file__).parent
 FULL, BUSY, BAD = 507, 503, 422  # of HTTP: a page keeps what it sent and tries again, except if it is bad
@@ -39,14 +38,14 @@ class Site:
         """The session of a request."""
         return self.sessions.of(request.cookies.get(cookie_name(request)))
 
-    def opened(self, show: Callable[[Session], Awaitable[Response]], owner: bool = False) -> Any:
-        """An endpoint that shows a page to those who may open it. owner: nobody else may."""
+    def opened(self, show: Callable[[Session], Awaitable[Response]], review: bool = False) -> Any:
+        """An endpoint that shows a page to those who may open it. review: only reviewers may."""
 
         async def endpoint(request: Request) -> Response:
             if "token" in request.query_params:
                 return self._entered(request)
             session = self.session(request)
-            if session is None or (owner and not session.owner):
+            if session is None or (review and not session.reviewer):
                 return self.closed(session)
             return await show(session)
 
@@ -58,7 +57,8 @@ class Site:
         if cookie is None:
             return self.closed(None)
         response = RedirectResponse(request.url.path, 303)
-        response.set_cookie(cookie_name(request), cookie, httponly=True, samesite="strict", path="/")
+        secure = request.url.scheme == "https"
+        response.set_cookie(cookie_name(request), cookie, httponly=True, secure=secure, samesite="strict", path="/")
         return response
 
     def page(self, name: str, session: Session, **more: Any) -> Response:
@@ -70,10 +70,10 @@ class Site:
         page = self.pages.get_template("closed.html.j2")
         return HTMLResponse(page.render(title=self.title, session=session), 403 if session else 401)
 
-    async def action(self, request: Request, act: Callable[[str, Any], Any], owner: bool = False) -> Response:
+    async def action(self, request: Request, act: Callable[[str, Any], Any], review: bool = False) -> Response:
         """What `act` returns for the annotator and the message that the page sent, as JSON."""
         session = self.session(request)
-        if session is None or (owner and not session.owner):
+        if session is None or (review and not session.reviewer):
             return error(401, STALE)
         try:
             message = json.loads(await checked_body(request, session))
@@ -100,11 +100,10 @@ def templates(*folders: Path) -> Environment:
     )
 
 
-def guarded(routes: Sequence[Any]) -> Starlette:
-    """An application that only this machine's own pages may use, with the files that all pages share."""
+def guarded(routes: Sequence[Any], sessions: Sessions) -> Starlette:
+    """An application that only its own pages may use, at the address of the sessions; with the files that all share."""
     shared = Mount("/static", StaticFiles(directory=HERE / "static"))
-    middleware = [Middleware(Guard), Middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS))]
-    return Starlette(routes=[*routes, shared], middleware=middleware)
+    return Starlette(routes=[*routes, shared], middleware=[Middleware(Guard, address=sessions.address)])
 
 
 def error(status: int, reason: str) -> Response:

@@ -59,12 +59,14 @@ class Page:
         return {**known, **names, "guidelines": self.guidelines, **more}
 
 
-def application(store: Store, annotators: Sequence[str] = ("ada",), guidelines: Path | None = None) -> tuple[Any, Any]:
-    """The application, and its sessions."""
+def application(
+    store: Store, annotators: Sequence[str] = ("ada",), guidelines: Path | None = None, **more: Any
+) -> tuple[Any, Any]:
+    """The application, and its sessions. more: of these."""
     from alignkit_apps.label.app import make_app
     from alignkit_apps.web.guard import Sessions
 
-    sessions = Sessions(list(annotators))
+    sessions = Sessions(list(annotators), **more)
     return make_app(LabelApi(store, Guidelines(store, guidelines)), sessions, "Label"), sessions
 
 
@@ -79,13 +81,13 @@ def opened(app: Any, sessions: Any, annotator: str = "ada") -> Page:
 
 
 @contextmanager
-def served(app: Any, port: int = 0) -> Iterator[int]:
+def served(app: Any, port: int = 0, host: str = "127.0.0.1") -> Iterator[int]:
     """The application on a port of this machine."""
     import uvicorn
 
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", port))
+    listener.bind((host, port))
     listener.listen(100)
     config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)

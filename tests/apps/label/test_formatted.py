@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("markdown_it")
 
-from alignkit_apps.label.formatted import LONGEST, formatted
+from alignkit_apps.web.formatted import LONGEST, formatted
 from alignkit_apps.web.messages import visible
 from tests.apps.label.injections import INJECTIONS
 

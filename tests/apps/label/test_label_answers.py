@@ -75,7 +75,7 @@ def test_no_text_makes_the_page_wider(browser: Any, tmp_path: Path, name: str, w
             ada.press("End")
             stays_on_screen(ada, "#submit", "#prompt")  # however long the answers are
             ada.press(*keys, "Enter")
-            ada.shows(f"{number} by you", "#counts")
+            ada.shows(f"{number} of ", "#counts")
         ada.finished()
 
 

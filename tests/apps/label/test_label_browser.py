@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -9,10 +10,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from alignkit_apps.feedback.items import Item
-from tests.apps.label.chromium import needed, person, send
+from alignkit_apps.web.address import address_of
+from tests.apps.label.chromium import Person, needed, person, send
 from tests.apps.label.injections import INJECTIONS
-from tests.apps.label.pages import pairs
-from tests.stores import ranking, scores, turn
+from tests.apps.label.pages import application, filled, pairs, served
+from tests.stores import ranking, review, reviewed, scores, turn
 
 pytestmark = needed
 
@@ -104,7 +106,30 @@ def test_skip_and_flag(browser: Any, tmp_path: Path) -> None:
             event = ada.store.events()[-1]
             assert event.kind == kind and text in event.payload.values()
         ada.press("s", "Escape", "Digit1", "Enter")
-        ada.shows("1 by you", "#counts")
+        ada.shows("1 of ", "#counts")
+
+
+def test_another_machine_without_tls(browser: Any, tmp_path: Path) -> None:
+    """Browsers do not trust such a page, and so they lack some functions there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent; it tells which address would be used
+        except OSError:
+            pytest.skip("no address but this machine's own")
+        host = probe.getsockname()[0]
+    with filled(tmp_path / "a.feedback", pairs(2)) as store, browser.new_context() as context:
+        app, sessions = application(store, address=address_of(host))
+        with served(app, host=host) as port:
+            ada = Person(context.new_page(), store, f"http://{host}:{port}/?token={sessions.links['ada']}")
+            assert ada.page.evaluate("[isSecureContext, crypto.randomUUID]") == [False, None]
+            ada.press("Digit1", "Enter")
+            ada.shows("1 of ", "#counts")
+            ada.press("u")
+            ada.shows("0 of ", "#counts")
+            ada.press("Digit8", "Enter")
+            ada.shows("1 of ", "#counts")
+            assert [event.kind for event in store.events()] == ["label", "undo", "label"]
+            assert all("Cross-Origin-Opener-Policy" in fault for fault in ada.faults)  # which TLS needs
 
 
 def test_two_clicks_are_one_label(browser: Any, tmp_path: Path) -> None:
@@ -179,6 +204,34 @@ def test_scores_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -
         assert found[2] == {"text": "old\u202e text!"} and found[3] == {"good": True}
 
 
+def test_a_review_by_keyboard(browser: Any, tmp_path: Path) -> None:
+    """Flags and scores go to the marked answer, then letters rank; a draft and undo bring all of it back."""
+    with person(browser, tmp_path, [review(), review("next", 9)], width=390) as ada:
+        ada.shows("Answer A", ".marked h2")
+        ada.press("o", "w", "w", "7")
+        ada.shows("Answer B", ".marked h2")
+        ada.press("t", "k", "1", "4", "ArrowUp", "2")
+        ada.shows("Rank A, B, C", "#missing")
+        ada.page.wait_for_timeout(600)  # the draft is saved
+        ada.page.reload()
+        ada.settled()
+        ada.press("b", "=", "c", "Enter")  # not complete
+        ada.shows("Rank A", "#missing")
+        ada.press("a", "Enter")
+        ada.shows("next")
+        shown = reviewed([2, 1, 1], [7, 2, 4], ["off_task"], ["harmful", "unsuited"])
+        assert ada.labels()[0].payload == shown
+        ada.press("u")
+        ada.shows("Review")
+        ada.press("ArrowUp", "t", "Enter")
+        ada.shows("next")
+        assert ada.labels()[1].payload == shown | {"flags": [["off_task"], ["unsuited"], []]}
+        assert ada.page.evaluate("document.documentElement.scrollWidth") <= 390
+        ada.page.locator(".scores .group:nth-child(2) .flags button").first.click()  # marks B
+        ada.press(*"5" * 8)
+        ada.shows("Score A", "#missing")
+
+
 def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
     """120 injections as prompts, answers, criteria, guidelines, drafts and notes: none runs, and none loads a thing."""
     guide = tmp_path / "guide.md"
@@ -199,7 +252,7 @@ def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
             ada.press("n")
             ada.page.keyboard.insert_text(INJECTIONS[number])
             ada.press("Escape", "g", "g", *keys[task], "Enter")
-            ada.shows(f"{number} by you", "#counts")
+            ada.shows(f"{number} of ", "#counts")
         ada.press("u")
         ada.settled()
         for path in ("/quality", "/adjudicate", "/"):
@@ -224,7 +277,7 @@ def test_guidelines_and_help(browser: Any, tmp_path: Path) -> None:
         ada.shows("guidelines changed", "#notice")
         assert "Be short" in ada.page.locator("#guidelines").inner_text()
         ada.press("Digit1", "Enter")
-        ada.shows("2 by you", "#counts")
+        ada.shows("2 of ", "#counts")
         versions = [event.guidelines for event in ada.labels()]
         assert [text for _, text in ada.store.guidelines()] == [dict(ada.store.guidelines())[v] for v in versions]
 
@@ -236,7 +289,7 @@ def test_consent(browser: Any, tmp_path: Path) -> None:
         ada.page.locator("[data-granted=true]").click()
         ada.shows("yes", "#consent")
         ada.press("Digit1", "Enter")
-        ada.shows("1 by you", "#counts")
+        ada.shows("1 of ", "#counts")
         ada.shows("yes", "#consent")
         assert [event.kind for event in ada.store.events()] == ["consent", "label"]
 

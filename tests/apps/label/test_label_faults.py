@@ -166,7 +166,7 @@ class TestInChromium:
             assert ada.labels() == []
             ada.page.goto(server.links["ada"])
             ada.settled()
-            ada.shows("1 by you", "#counts")
+            ada.shows("1 of ", "#counts")
             assert ada.prompt() != prompt
             label = ada.labels()
             assert [(event.payload["margin"], event.payload["note"]) for event in label] == [("better", "kept")]

@@ -58,7 +58,7 @@ def test_an_input_method_keeps_its_keys(browser: Any, tmp_path: Path) -> None:
         devtools.send("Input.insertText", {"text": "日本"})
         expect(ada.page.locator("#note")).to_have_value("日本")
         ada.press("Escape", "Enter")
-        ada.shows("1 by you", "#counts")
+        ada.shows("1 of ", "#counts")
         assert ada.labels()[0].payload["note"] == "日本"
 
 
@@ -111,8 +111,6 @@ def test_every_control_names_its_key(browser: Any, tmp_path: Path) -> None:
                     .filter((control) => !control.querySelector("kbd")).map((control) => control.outerHTML)"""
             )
             assert without == []
-            if number == 1:
-                assert "X" in str(ada.page.locator(".answer button").first.get_attribute("title"))
             before = ada.prompt()
             ada.press("s", "Digit1")
             if number < len(ITEMS) - 1:
@@ -132,7 +130,7 @@ def test_keys_of_the_dialogs(browser: Any, tmp_path: Path) -> None:
         expect(ada.page.locator("#help-dialog")).to_be_visible()
         expect(ada.page.locator("#guidelines")).to_be_hidden()
         ada.press("Escape", "Digit1", "Enter")
-        ada.shows("1 by you", "#counts")
+        ada.shows("1 of ", "#counts")
 
 
 def test_a_screen_reader_hears_what_happens(browser: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 
 pytest.importorskip("starlette")
 
+from alignkit.errors import RecipeError
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.store import Plan
+from alignkit_apps.web.address import address_of
 from alignkit_apps.web.messages import visible
 from tests.apps.label.injections import INJECTIONS
 from tests.apps.label.pages import SECRET, Page, application, filled, opened, pairs
@@ -63,6 +66,38 @@ def test_a_second_tab_leaves_the_first_one_its_session(site: Any) -> None:
 def test_other_hosts_are_refused(site: Any, host: str) -> None:
     answer = client(site[0]).get("/", headers={"host": host})
     assert answer.status_code == 400 and "content-security-policy" in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("given", "host", "origin"),
+    [
+        ("127.0.0.2", "127.0.0.2:8765", "http://127.0.0.2:8765"),
+        ("https://labels.example.org", "labels.example.org", "https://labels.example.org"),
+    ],
+)
+def test_exactly_the_given_host(tmp_path: Path, given: str, host: str, origin: str) -> None:
+    """A proxy that does TLS speaks HTTP with the server, and passes on the name by which browsers call it."""
+    with filled(tmp_path / "a.feedback", pairs(2)) as store:
+        address = address_of(given)
+        app, sessions = application(store, address=address)
+        browser = client(app, f"http://{host}")
+        cookie = browser.get(f"/?token={sessions.links['ada']}").headers["set-cookie"]
+        assert ("Secure" in cookie) is given.startswith("https")
+        browser.headers["cookie"] = cookie.partition(";")[0]  # which a test client keeps from HTTP
+        csrf = re.findall('name="csrf" content="([^"]*)"', browser.get("/").text)[0]
+        ada = Page(browser, csrf, "", "")
+        assert ada.post("next", {}, origin=origin).json()["item"]
+        other = origin.replace("https", "http") if given.startswith("https") else f"{origin}0"
+        for wrong in (other, "http://127.0.0.1:8765", "https://evil.example"):
+            assert ada.post("next", {}, origin=wrong).status_code == 403
+        for wrong in ("127.0.0.1:8765", "localhost", f"x.{host}", "labels.example.org.evil.example", "127.0.0.20"):
+            assert browser.get("/", headers={"host": wrong}).status_code == 400
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "http://a.example", "https://", "https://a/b", "a b", "", "a@b"])
+def test_what_is_no_address(host: str) -> None:
+    with pytest.raises(RecipeError, match="no address that browsers can open"):
+        address_of(host)
 
 
 REFUSED = [
@@ -141,7 +176,7 @@ def test_every_answer_has_the_headers(site: Any) -> None:
     assert ada.html.count("<script") == 1
 
 
-def test_only_the_owner_sees_what_others_said(site: Any) -> None:
+def test_only_reviewers_see_what_others_said(site: Any) -> None:
     app, sessions, _ = site
     bob = opened(app, sessions, "bob")
     for path in ("/quality", "/adjudicate"):
@@ -149,6 +184,9 @@ def test_only_the_owner_sees_what_others_said(site: Any) -> None:
         assert opened(app, sessions).client.get(path).status_code == 200
     assert bob.post("next", {}, "adjudicate").status_code == 401
     assert "/quality" not in bob.html
+    app, sessions = application(site[2], ["ada", "bob"], reviewers=["bob"])
+    assert opened(app, sessions).client.get("/quality").status_code == 403
+    assert opened(app, sessions, "bob").post("next", {}, "adjudicate").status_code == 200
 
 
 def test_nobody_labels_for_another(site: Any) -> None:

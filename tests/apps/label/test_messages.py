@@ -31,5 +31,5 @@ def test_a_message() -> None:
     ],
 )
 def test_a_message_that_the_server_does_not_take(message: Any, said: str) -> None:
-    with pytest.raises(BadLabel, match=f"the page sent what the server does not take: .*{said}"):
+    with pytest.raises(BadLabel, match=f"this message is none that the server takes: .*{said}"):
         read(Spent, message)

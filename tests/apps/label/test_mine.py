@@ -73,7 +73,7 @@ def test_a_contested_label_counts_against_nobody(store: Store) -> None:
     assert after and after["n"] == 1 and own.gold and own.gold["n"] == 1
     assert {miss.item: miss.contested for miss in own.misses} == {first: "the other one is right", second: ""}
     assert "You contested it: the other one is right" in ada.client.get("/mine").text
-    # The owner sees it, with the known answer, and decides.
+    # The reviewer sees it, with the known answer, and decides.
     state = ada.next("adjudicate")
     said = {vote["annotator"]: vote["said"] for vote in state["votes"][1:]}
     assert state["item"]["id"] == first and said["ada"] == "contest: the other one is right"

@@ -118,7 +118,7 @@ def test_the_page_shows_agreement(tmp_path: Path) -> None:
         assert text in page, text
 
 
-def test_only_the_owner_may_ask_for_the_state(tmp_path: Path) -> None:
+def test_only_reviewers_may_ask_for_the_state(tmp_path: Path) -> None:
     pytest.importorskip("starlette")
     from tests.apps.label.pages import application, opened
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import event, opened, pair, ranking, scores, turn
+from stores import event, opened, pair, ranking, review, reviewed, scores, turn
 
 from alignkit.cli import main
 from alignkit_apps.feedback.effective_labels import labeled
-from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.items import TASKS, Item
 from alignkit_apps.feedback.store import Store
 
 FREE = {"license": "CC0-1.0"}
@@ -24,6 +24,7 @@ ITEMS = {
     "demonstration": Item("demonstration", (turn("Write."), {"role": "assistant", "content": "What?"}, turn("It."))),
     "edit": Item("demonstration", (turn("Edit."),), ("Draft.",), **FREE),
     "thumb": Item("thumb", (turn("Good?"),), ("=SUM(A1)",), **FREE),
+    "review": review(**FREE),
 }
 LABELS: dict[str, Any] = {
     "pair": {"side": "B", "margin": "slightly", "note": "close\nto a tie"},
@@ -33,6 +34,7 @@ LABELS: dict[str, Any] = {
     "demonstration": {"text": "Done."},
     "edit": {"text": "<b>Better</b>"},
     "thumb": {"good": False},
+    "review": reviewed([2, 1, 2], [3, 7, 4], ["invented", "harmful"]),
 }
 
 
@@ -67,13 +69,13 @@ def test_labels_come_back_and_go_out_byte_for_byte(tmp_path: Path) -> None:
     store, tool = made(tmp_path), "label-studio"
     first = exported(store, tmp_path / "first", tool)
     names = sorted(path.name for path in (first / tool).iterdir())
-    assert names == ["demonstration.json", "pair.json", "ranking.json", "safety.json", "scores.json", "thumb.json"]
+    assert names == [f"{name}.json" for name in sorted(TASKS)]
     again = tmp_path / "again.feedback"
     for name in names:
         assert imported(first / tool / name, again, "--consent", "all agreed") == 0
     known = labels(store)
     found = labels(again)
-    assert found == {item: known[item] for item in found} and len(found) == 6  # one item has no license
+    assert found == {item: known[item] for item in found} and len(found) == 7  # one item has no license
     second = exported(again, tmp_path / "second", tool)
     for name in names:
         assert (first / tool / name).read_bytes() == (second / tool / name).read_bytes(), name
@@ -192,7 +194,8 @@ def test_parquet_is_a_data_set(tmp_path: Path) -> None:
     assert not (out / "preference.jsonl").exists() and (out / "labels.jsonl").exists()
     assert "data_files: preference.parquet" in (out / "README.md").read_text()
     rows = datasets.load_dataset(str(out), "preference", split="train", cache_dir=str(tmp_path / "cache"))
-    assert rows.num_rows == 5 and set(rows.column_names) >= {"prompt", "chosen", "rejected", "margin", "group_id"}
+    assert rows.num_rows == 7 and set(rows.column_names) >= {"prompt", "chosen", "rejected", "margin", "group_id"}
+    assert rows["rejected_flags"][-2:] == [["invented", "harmful"], []] and rows["chosen_overall"][-1] == 7
     assert rows[0]["prompt"] == [{"role": "user", "content": "one"}]
     again = exported(made(tmp_path / "again"), tmp_path / "second", "parquet")
     assert sorted(path.name for path in again.iterdir()) == sorted(path.name for path in out.iterdir())

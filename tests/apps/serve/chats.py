@@ -16,8 +16,8 @@ from typing import Any
 from alignkit import Group
 from alignkit.models.next_token import Sampling
 from alignkit_apps.chat.chat_api import ChatApi
-from alignkit_apps.chat.collection import Collection
 from alignkit_apps.chat.page import TaskQueue
+from alignkit_apps.feedback.collection import Collection
 from alignkit_apps.policies.policy import Opened, TooLong
 from alignkit_apps.policies.streaming import Answer, Piece, Question
 from tests.patience import PATIENCE

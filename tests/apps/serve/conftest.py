@@ -47,11 +47,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, _cache: None) -> Path:
 
 @dataclass
 class Server:
-    """A server in this process."""
+    """A server in this process. collection: what it keeps of users who agreed."""
 
     port: int
     work: Any
     opened: Any
+    collection: Any
 
     def send(
         self, method: str, path: str, body: Any = None, **headers: str
@@ -63,11 +64,11 @@ class Server:
         connection.request(method, path, data, given)
         return connection, connection.getresponse()
 
-    def begin(self, path: str, body: Any) -> socket.socket:
-        """Send a request, and do not wait for its answer."""
+    def begin(self, path: str, body: Any, *more: str) -> socket.socket:
+        """Send a request, and do not wait for its answer. more: headers."""
         data = json.dumps(body).encode()
         connection = socket.create_connection(("127.0.0.1", self.port))
-        lines = (f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json")
+        lines = (f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *more)
         connection.sendall("\r\n".join([*lines, f"Content-Length: {len(data)}", "", ""]).encode() + data)
         return connection
 
@@ -98,18 +99,21 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def server(run: Path) -> Iterator[Server]:
+def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of two policies."""
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
     from alignkit.io.progress import Reporter
     from alignkit.plugins import load_plugins
+    from alignkit_apps.feedback.collection import Collection
     from alignkit_apps.policies.policy import opened
     from alignkit_apps.policies.recipe import models_of
     from alignkit_apps.policies.work import Work
     from alignkit_apps.serve.app import serve
+    from alignkit_apps.serve.collecting import Collecting
     from alignkit_apps.web.hosting import bound
 
+    collection = Collection(tmp_path_factory.mktemp("served") / "users.feedback", "CC0-1.0")
     work, ready = Work(), threading.Event()
     found: list[Server] = []
 
@@ -119,8 +123,8 @@ def server(run: Path) -> Iterator[Server]:
             bound("127.0.0.1", 0) as listening,
             opened(named, load_plugins().registry, Reporter(), work.should_stop, "alignkit serve") as models,
         ):
-            found.append(Server(listening.getsockname()[1], work, models))
-            serve(models, work, listening, None, ready.set)
+            found.append(Server(listening.getsockname()[1], work, models, collection))
+            serve(models, work, listening, None, ready.set, collecting=Collecting(collection))
 
     thread = threading.Thread(target=live, name="server", daemon=True)
     thread.start()
@@ -129,3 +133,4 @@ def server(run: Path) -> Iterator[Server]:
     work.stop()
     thread.join(PATIENCE)
     assert not thread.is_alive()
+    collection.close()

@@ -15,6 +15,8 @@ import pytest
 from alignkit import Message
 from alignkit.cli import main
 from alignkit.data.group import read_groups
+from alignkit.errors import OutOfResource
+from alignkit_apps.feedback.effective_labels import labeled
 from alignkit_apps.policies import work as work_module
 from tests.apps.serve.conftest import WORDS, Server
 from tests.patience import PATIENCE
@@ -132,6 +134,75 @@ def test_evaluate_gives_the_same_answers_and_a_judge_can_ask(server: Server, run
         assert texts == [response.text for response in group.responses]
     summary = json.loads((tmp_path / "run" / "evaluate" / "evaluation.json").read_text(encoding="utf-8"))
     assert summary["judges"] == ["openai_judge"] and "openai_judge" in json.dumps(summary["judged"])
+
+
+# --- what is kept
+
+
+def consent(server: Server, who: str, granted: bool) -> None:
+    status, terms = server.ask("/v1/consent", None, "GET", X_Alignkit_Annotator=who)
+    assert status == 200 and terms["license"] == "CC0-1.0" and "models may be trained on them" in terms["terms"]
+    said = {"granted": granted, "terms": terms["terms"]}
+    status, state = server.ask("/v1/consent", said, X_Alignkit_Annotator=who)
+    assert status == 200 and state["agreed"] is granted
+
+
+def asks(server: Server, who: str, text: str, **keys: Any) -> tuple[str, dict[str, Any]]:
+    """Whether the answer is kept, as its header says, and the answer or the first chunk of it."""
+    body = {**ASKED, "messages": [{"role": "user", "content": text}], "max_tokens": 6, **keys}
+    connection, reply = server.send("POST", CHAT, body, X_Alignkit_Annotator=who)
+    answer = reply.read().decode().removeprefix("data: ").partition("\n\n")[0]
+    connection.close()
+    return str(reply.headers["X-Alignkit-Kept"]), json.loads(answer)
+
+
+def items(server: Server, text: str) -> list[Any]:
+    return [e for e in labeled(server.collection.store()) if e.stored.item.prompt[0]["content"] == text]
+
+
+def test_only_users_who_agreed_are_kept(server: Server) -> None:
+    assert asks(server, "ada", "before")[0] == "no"
+    assert server.ask("/v1/consent", {"granted": True, "terms": "all"}, X_Alignkit_Annotator="ada")[0] == 400
+    assert server.ask("/v1/consent", {"granted": True})[0] == 400  # for nobody
+    consent(server, "ada", True)
+    kept, whole = asks(server, "ada", "whole", n=2, seed=11)
+    streamed = asks(server, "ada", "stream", stream=True)[1]
+    assert kept == "yes" and asks(server, "bob", "other")[0] == "no"
+    server.chat("nobody's")
+    assert not [text for text in ("before", "other", "nobody's") if items(server, text)]
+    (entry,) = items(server, "whole")
+    item = entry.stored.item
+    assert (item.task, item.author, item.license, list(item.responses)) == (
+        "ranking",
+        "ada",
+        "CC0-1.0",
+        contents(whole),
+    )
+    assert item.meta == {"seed": 11, "temperature": 0.7} and item.origins[0].endswith("online")
+    for good in (True, False):  # the last one counts
+        thumb = {"id": whole["id"], "choice": 1, "good": good}
+        assert server.ask("/v1/feedback", thumb, X_Alignkit_Annotator="ada") == (200, thumb)
+    assert server.ask("/v1/feedback", {"id": streamed["id"], "good": True}, X_Alignkit_Annotator="ada")[0] == 200
+    rated = [(e.stored.item.responses, e.final) for e in [*items(server, "whole"), *items(server, "stream")] if e.final]
+    assert rated[0] == ((contents(whole)[1],), {"good": False}) and rated[1][1] == {"good": True}
+    for who, wrong in (("bob", {}), ("ada", {"id": "chatcmpl-1"}), ("ada", {"choice": 2}), ("ada", {"good": 1})):
+        assert server.ask("/v1/feedback", {**thumb, **wrong}, X_Alignkit_Annotator=who)[0] == 400
+    consent(server, "ada", False)
+    assert server.ask("/v1/feedback", thumb, X_Alignkit_Annotator="ada")[0] == 400
+    assert asks(server, "ada", "after")[0] == "no" and not items(server, "after")
+    assert [entry.withdrawn for entry in items(server, "whole")] == [True, True]
+
+
+def test_a_store_that_fails_is_no_reason_to_answer_nobody(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> Any:
+        raise OutOfResource("the disk is full")
+
+    consent(server, "dan", True)
+    monkeypatch.setattr(server.collection, "keep", full)
+    assert asks(server, "dan", "whole")[0] == "no"
+    monkeypatch.setattr(server.collection, "agree", full)
+    status, reply = server.ask("/v1/consent", {"granted": False}, X_Alignkit_Annotator="dan")
+    assert status == 503 and "the disk is full" in reply["error"]["message"]
 
 
 # --- what is refused
@@ -321,10 +392,13 @@ def test_a_client_that_leaves_ends_its_answer(server: Server, stream: bool, monk
         return found
 
     monkeypatch.setattr(policy, "answer", spy)
-    connection = server.begin(CHAT, {**ASKED, "max_tokens": 900, "seed": 77, "temperature": 0.7, "stream": stream})
+    consent(server, "cid", True)
+    body = {**ASKED, "max_tokens": 900, "seed": 77, "temperature": 0.7, "stream": stream}
+    connection = server.begin(CHAT, body, "X-Alignkit-Annotator: cid")
     until(lambda: len(written) >= 5)
     connection.close()
     left.set()
     monkeypatch.undo()
     assert contents(server.chat(seed=5))  # the next one is answered
     assert written[-1] == 6
+    assert not [stored for stored in server.collection.store().items() if stored.item.meta["seed"] == 77]

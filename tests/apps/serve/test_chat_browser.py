@@ -123,7 +123,7 @@ def test_one_by_keyboard(browser: Any, tmp_path: Path) -> None:
         assert [turn["content"] for turn in prompt] == ["1 good question\n2 e", "better", "next"]
         ada.press("Digit1", "Digit1")  # a second time takes it back
         ada.spoken("Taken back")
-        playwright.expect(ada.page.locator("[aria-pressed=true]")).to_have_count(1)
+        playwright.expect(ada.page.locator("#log [aria-pressed=true]")).to_have_count(1)
 
 
 def test_no_key_of_a_question_is_lost_or_a_shortcut(browser: Any) -> None:
@@ -306,6 +306,23 @@ def test_answer_again_and_another_question(browser: Any) -> None:
         ada.press("Escape")
 
 
+def test_markdown_and_texts_as_written(browser: Any) -> None:
+    with person(browser, names=NAMES[:1], says=lambda n: lambda m, k: "- one\n- **two**") as ada:
+        ada.asks("list")
+        assert ada.page.locator(".answer li strong").all_inner_texts() == ["two"]
+        ada.press("Alt+m")
+        ada.spoken("Texts as written")
+        assert ada.answers() == ["- one\n- **two**"]
+        ada.page.reload()
+        assert ada.answers() == ["- one\n- **two**"]
+        ada.press("Escape")
+        ada.page.locator("#markdown-button").click()
+        assert ada.page.locator(".answer li").count() == 2
+        ada.press("Alt+e")  # edits what was written
+        assert ada.page.locator("#edited").input_value() == "- one\n- **two**"
+        ada.press("Escape")
+
+
 def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
     """As questions, answers, system message and edits: none runs, and none loads a thing."""
     whole = "\n".join(INJECTIONS)
@@ -333,7 +350,7 @@ FAULTY = """() => [...document.querySelectorAll("button")].filter((one) => one.c
   return one.scrollWidth > one.clientWidth || left < 0 || right > innerWidth
     || parts.some((part) => part.left < left || part.right > right);
 }).map((one) => one.textContent)"""
-CONTRASTS = """() => [...document.querySelectorAll("[aria-pressed=true]")].map((one) => {
+CONTRASTS = """() => [...document.querySelectorAll("#log [aria-pressed=true]")].map((one) => {
   const light = (color) => color.match(/[0-9.]+/g).slice(0, 3)
     .map((part) => part / 255).map((part) => (part <= .03928 ? part / 12.92 : ((part + .055) / 1.055) ** 2.4))
     .reduce((sum, part, place) => sum + part * [.2126, .7152, .0722][place], 0);
@@ -353,7 +370,7 @@ def test_buttons_are_legible(browser: Any, tmp_path: Path, width: int, scheme: s
         ada.press("Digit2")
         ada.shows("secret-", ".exchange article:first-child h2")
         ada.page.locator("[data-act=true0]").click()
-        playwright.expect(ada.page.locator("[aria-pressed=true]")).to_have_count(2)
+        playwright.expect(ada.page.locator("#log [aria-pressed=true]")).to_have_count(2)
         assert ada.page.evaluate(FAULTY) == []
         contrasts = ada.page.evaluate(CONTRASTS)
         assert len(contrasts) == 2 and min(contrasts) >= 4.5

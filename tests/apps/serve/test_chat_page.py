@@ -108,6 +108,13 @@ def test_what_would_not_be_seen_is_named() -> None:
         assert (event["said"]["text"], event["said"]["shown"]) == ("a\u202eb", "a⟦U+202E⟧b")
 
 
+def test_markdown_comes_as_parts() -> None:
+    with chat(names=NAMES[:1], says=lambda name: lambda messages, number: messages[-1]["content"]) as page:
+        tab = page.opened()
+        parts = [[e["said"]["parts"] for e in tab.ask(text, sides=1) if "said" in e] for text in ("a **b**", "plain")]
+        assert parts == [[[["p", "a ", ["strong", "b"], ""]]], [None]]
+
+
 # --- blind
 
 

@@ -21,6 +21,7 @@ from alignkit.plugins import load_plugins
 from alignkit_apps.chat.loop import talk
 from alignkit_apps.chat.screen import Screen, SideBySide, remark_of, screen
 from alignkit_apps.chat.session import Said, Session
+from alignkit_apps.chat.start import _greeted
 from alignkit_apps.policies.policy import Exchange, Opened, opened
 from alignkit_apps.policies.recipe import models_of
 from tests.patience import PATIENCE
@@ -211,6 +212,18 @@ def test_in_a_pipe(run: Path) -> None:
     out = done.stdout.decode("latin-1")
     assert "\x1b" not in out and "the conversation is forgotten" in out and "> " not in out.splitlines()[0]
     assert b"run-sft: temperature 0.8, max_new_tokens 8" in done.stderr
+
+
+def test_two_policies_sample_alike(run: Path, models: Opened, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the first that learned from its own samples, so that temperature decides no comparison."""
+    assert [policy.sampling.temperature for policy in models.policies.values()] == [1.0, 0.7]
+    named = models_of([str(run / "sft"), str(run / "online")])
+    alike = _greeted(models, named, Reporter())
+    assert {policy.sampling for policy in alike.policies.values()} == {models.policies["run-online"].sampling}
+    assert "run-sft and run-online sample alike: as run-online in its training" in capsys.readouterr().err
+    assert Session(alike, {"temperature": 0.2}).sampling["run-sft"].temperature == 0.2
+    alone = Opened({"run-sft": models.policies["run-sft"]})
+    assert _greeted(alone, named, Reporter()) is alone
 
 
 @pytest.mark.parametrize(

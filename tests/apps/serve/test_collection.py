@@ -16,11 +16,11 @@ from alignkit.cli import main
 from alignkit.errors import OutOfResource, RecipeError
 from alignkit.models.next_token import Sampling
 from alignkit_apps.chat import start
-from alignkit_apps.chat.collection import TERMS, Collection, Kept
 from alignkit_apps.chat.loop import talk
 from alignkit_apps.chat.screen import Screen
 from alignkit_apps.chat.session import Session
 from alignkit_apps.chat.terminal_feedback import TerminalFeedback
+from alignkit_apps.feedback.collection import TERMS, Collection, Kept
 from alignkit_apps.feedback.effective_labels import consents, labeled
 from alignkit_apps.feedback.labels import BadLabel
 from alignkit_apps.feedback.rows import store_rows

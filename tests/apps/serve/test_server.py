@@ -17,7 +17,8 @@ import pytest
 
 from alignkit.cli import main
 from alignkit.errors import RecipeError
-from alignkit_apps.web.hosting import bound, is_loopback, url
+from alignkit_apps.web.address import is_loopback, url
+from alignkit_apps.web.hosting import bound
 from tests.patience import PATIENCE
 
 TOKEN = "a-token-of-this-test"

@@ -4,7 +4,8 @@ import { begin, last, history, renew, save, setup, takeBack, talk } from "./conv
 import { change, draw, grow } from "./exchange.js";
 import { SCALE } from "/static/forms.js";
 import { Outbox, isSaved, post } from "/static/outbox.js";
-import { banner, byId, digit, ignored, inTextBox, letter, make, meta, say } from "/static/page.js";
+import { banner, byId, digit, ignored, inTextBox, letter, make, meta, newId, say } from "/static/page.js";
+import { toggleMarkdown } from "/static/texts.js";
 
 const NEAR = 60; // pixels from the end of the page
 const LONGEST_SPOKEN = 1000; // characters of an answer that a screen reader is told
@@ -115,13 +116,13 @@ function startAnew() {
 
 // What people say about answers
 
-const put = (name, body) => outbox.put({ name, body: { uuid: crypto.randomUUID(), ...body } });
+const put = (name, body) => outbox.put({ name, body: { uuid: newId(), ...body } });
 
 async function rate(exchange, place, good) {
   const side = exchange.sides[place];
   if (!side.kept) return say("This answer is not kept");
   const before = side.thumb;
-  const uuid = crypto.randomUUID();
+  const uuid = newId();
   side.thumb = before?.good === good ? null : { good, uuid };
   if (side.thumb) put("rate", { uuid, kept: side.kept, good });
   else put("undo", { of: before.uuid });
@@ -184,7 +185,7 @@ async function agree(granted) {
   sessionStorage.setItem("alignkit-asked", "1");
   if (!granted && !collect.agreed) return;
   try {
-    collect.agreed = (await post("consent", { uuid: crypto.randomUUID(), granted })).agreed;
+    collect.agreed = (await post("consent", { uuid: newId(), granted })).agreed;
     if (!granted) for (const { sides } of talk.exchanges) for (const side of sides) side.kept = null;
     show();
   } catch (error) {
@@ -216,7 +217,7 @@ function showKeys() {
   const one = [["1", "good"], ["2", "bad"]];
   const keys = [["Enter", "send; elsewhere: to your question"], ["Shift Enter", "a new line"], ["Esc", "leave a text box; stop the answers"],
     ...(setup.sides > 1 ? two : collect ? one : []), ["Alt E", "edit the answer, or the one that you chose"], ["Alt R", "answer again, with other draws"],
-    ["Alt Q", "change the question"], ["Alt N", "new conversation"], ["Any other key", "begins your next question"]];
+    ["Alt Q", "change the question"], ["Alt N", "new conversation"], ["Alt M", "Markdown, or texts as written"], ["Any other key", "begins your next question"]];
   byId("keys").replaceChildren(...keys.flatMap(([key, words]) => [make("dt", {}, make("kbd", {}, key)), make("dd", {}, words)]));
 }
 
@@ -228,7 +229,7 @@ function editKey() {
 }
 
 // With Alt, so that no letter of a question is one, wherever the focus is.
-const COMMANDS = { KeyE: editKey, KeyR: retry, KeyQ: rephrase, KeyN: startAnew };
+const COMMANDS = { KeyE: editKey, KeyR: retry, KeyQ: rephrase, KeyN: startAnew, KeyM: toggleMarkdown };
 
 function command(event) {
   if (!event.altKey || event.ctrlKey || event.metaKey || event.repeat || !COMMANDS[event.code]) return false;
@@ -300,7 +301,7 @@ byId("ask").addEventListener("submit", (event) => {
   send();
 });
 for (const example of document.querySelectorAll("#empty button")) example.addEventListener("click", () => ask(example.textContent));
-const clicks = { stop, new: startAnew, "help-button": () => byId("help-dialog").showModal() };
+const clicks = { stop, new: startAnew, "markdown-button": toggleMarkdown, "help-button": () => byId("help-dialog").showModal() };
 if (collect) Object.assign(clicks, { "consent-button": () => byId("consent-dialog").showModal(), agree: () => agree(true), refuse: () => agree(false) });
 for (const [id, act] of Object.entries(clicks)) byId(id).addEventListener("click", act);
 byId("edit-dialog").querySelector("form").addEventListener("submit", (event) => {

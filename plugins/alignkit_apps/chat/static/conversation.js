@@ -1,13 +1,13 @@
 // The conversation of this tab. It is kept in the tab, so that it outlives a reload and another run of the server.
 
-import { meta } from "/static/page.js";
+import { meta, newId } from "/static/page.js";
 
 const KEY = `alignkit-chat:${meta("annotator")}`;
 
 export const setup = JSON.parse(meta("setup"));
 
 // exchanges: what was asked and answered. asked: questions so far, of all conversations. draw: which model is on which side.
-const fresh = (asked, system) => ({ asked, draw: crypto.randomUUID(), system, exchanges: [] });
+const fresh = (asked, system) => ({ asked, draw: newId(), system, exchanges: [] });
 
 function restored() {
   const known = JSON.parse(sessionStorage.getItem(KEY) || "null");
@@ -36,7 +36,7 @@ export function save() {
 // edited: what its answer should have been. margin: the place on the scale. names: of the models, once they may be known.
 export function begin(question) {
   const known = last();
-  if (setup.names === null && known?.names) talk.draw = crypto.randomUUID();
+  if (setup.names === null && known?.names) talk.draw = newId();
   talk.asked += 1;
   const sides = Array.from({ length: setup.sides }, () => ({ text: "", shown: "", state: "waiting", kept: null, thumb: null }));
   const exchange = { question, draw: talk.draw, sides, from: null, edited: null, margin: null, names: setup.names };
@@ -62,7 +62,7 @@ export function history(side) {
 
 export function takeBack() {
   const { question, names } = talk.exchanges.pop();
-  if (setup.names === null && names) talk.draw = crypto.randomUUID();
+  if (setup.names === null && names) talk.draw = newId();
   save();
   return question;
 }

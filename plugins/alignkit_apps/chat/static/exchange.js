@@ -1,11 +1,9 @@
-// How a question and its answers look. Texts become text nodes, never HTML.
+// How a question and its answers look. Texts become text nodes, never HTML; Markdown comes as lists when it is complete.
 
 import { last, nameOf, setup } from "./conversation.js";
 import { SCALE } from "/static/forms.js";
 import { byId, make } from "/static/page.js";
-import { Texts } from "/static/texts.js";
-
-const texts = new Texts();
+import { showMarkdown, texts } from "/static/texts.js";
 
 const button = (words, act, { key, ...more } = {}) => {
   const element = make("button", { type: "button", ...more }, words, key ? " " : null, key ? make("kbd", {}, key) : null);
@@ -87,7 +85,9 @@ let exchanges = [];
 
 export function draw(all, acts) {
   exchanges = all;
+  texts.start();
   byId("log").replaceChildren(...all.map((exchange, index) => section(exchange, index + 1, acts)));
+  showMarkdown();
 }
 
 // Draw the last exchange again. The button that had the focus keeps it.

@@ -99,23 +99,29 @@ function thumbForm(item, changed) {
   };
 }
 
-function scoresForm(item, changed) {
+// titleOf: of a row; beside(answer): an element next to its scores; marked(answer): called when a row of it is marked.
+const ROWS = { titleOf: (answer, criterion) => `${SIDES[answer]}: ${criterion}`, beside: () => null, marked: () => {} };
+function scoresForm(item, changed, more = {}) {
+  const { titleOf, beside, marked } = { ...ROWS, ...more };
   const cells = item.responses.flatMap((_, answer) => item.criteria.map((criterion) => ({ answer, criterion })));
   const options = Array.from({ length: 7 }, (_, index) => ({ value: String(index + 1), key: index + 1, spoken: `${index + 1} of 7` }));
   let active = 0;
   cells.forEach((cell, index) => {
-    const title = item.responses.length > 1 ? `${SIDES[cell.answer]}: ${cell.criterion}` : cell.criterion;
+    const title = item.responses.length > 1 ? titleOf(cell.answer, cell.criterion) : cell.criterion;
     cell.choice = choice(`score-${index}`, title, options, changed);
     cell.choice.element.addEventListener("focusin", () => mark(index));
   });
   function mark(index) {
     active = index;
     cells.forEach((cell, place) => cell.choice.element.classList.toggle("active", place === active));
+    marked(cells[active].answer);
   }
   mark(0);
   return {
     element: make("div", { class: "scores" }, ...item.responses.map((_, answer) => make("div", { class: "group" },
-      ...cells.filter((cell) => cell.answer === answer).map((cell) => cell.choice.element)))),
+      ...cells.filter((cell) => cell.answer === answer).map((cell) => cell.choice.element), beside(answer)))),
+    mark: (answer) => mark(cells.findIndex((cell) => cell.answer === answer)),
+    marked: () => cells[active].answer,
     letters: "",
     keys: [["1 to 7", "score the marked row, 7 is best, and go to the next"], ["↑ ↓", "mark another row"]],
     press(event) {
@@ -147,6 +153,63 @@ function scoresForm(item, changed) {
   };
 }
 
+const FLAGS = [
+  ["off_task", "O", "Does not follow the instruction", "Off task"],
+  ["invented", "W", "Invents facts", "Invents"],
+  ["harmful", "T", "Harmful", "Harmful"],
+  ["unsuited", "K", "Unsuited for a customer assistant", "Unsuited"],
+];
+
+const isSet = (button) => button.getAttribute("aria-pressed") === "true";
+const set = (button, on) => button.setAttribute("aria-pressed", String(on));
+
+// InstructGPT's page: an overall score and flags for each answer, then ranks. The marked answer gets scores and flags.
+function reviewForm(item, changed) {
+  const cards = [...byId("answers").children];
+  const flags = item.responses.map((_, answer) => FLAGS.map(([name, key, words, short]) => {
+    const button = make("button", { type: "button", "aria-pressed": "false", "aria-label": `${SIDES[answer]}: ${words}` },
+      make("kbd", {}, key), " ", make("span", { class: "long" }, words), make("span", { class: "short" }, short));
+    button.addEventListener("click", () => {
+      set(button, !isSet(button));
+      changed();
+    });
+    return { name, key, button };
+  }));
+  const scores = scoresForm(item, changed, {
+    titleOf: (answer) => SIDES[answer],
+    beside(answer) {
+      const group = make("div", { class: "flags", role: "group", "aria-label": `Flags of ${SIDES[answer]}` }, ...flags[answer].map(({ button }) => button));
+      group.addEventListener("focusin", () => scores.mark(answer));
+      return group;
+    },
+    marked(answer) {
+      flags[answer][0].button.scrollIntoView({ block: "nearest" });
+      cards.forEach((card, place) => card.classList.toggle("marked", place === answer));
+      cards[answer].scrollIntoView({ block: "start" });
+    },
+  });
+  const scored = (answer) => (scores.missing() ? scores.mark(answer) : true);
+  const ranking = rankingForm(item, changed, scored);
+  return {
+    element: make("div", { class: "review" }, scores.element, ranking.element),
+    letters: ranking.letters + FLAGS.map(([, key]) => key).join(""),
+    keys: [...FLAGS.map(([, key, words]) => [key, `the marked answer: ${words.toLowerCase()}`]), ...scores.keys, ...ranking.keys],
+    press(event) {
+      if (ranking.press(event) || scores.press(event)) return true;
+      const flag = flags[scores.marked()].find(({ key }) => key === letter(event) && !event.shiftKey);
+      flag?.button.click();
+      return Boolean(flag);
+    },
+    missing: () => scores.missing().replace(":", ": flags, then") || ranking.missing(),
+    value: () => ({ ...scores.value(), ...ranking.value(), flags: flags.map((each) => each.filter(({ button }) => isSet(button)).map(({ name }) => name)) }),
+    fill(value) {
+      flags.forEach((each, answer) => each.forEach(({ name, button }) => set(button, value.flags?.[answer]?.includes(name) ?? false)));
+      ranking.fill(value);
+      scores.fill(value);
+    },
+  };
+}
+
 function demonstrationForm(item, changed) {
   const box = make("textarea", { id: "written", rows: "10", maxlength: "200000", dir: "auto" });
   box.value = item.text ?? "";
@@ -167,6 +230,6 @@ function demonstrationForm(item, changed) {
 }
 
 export function formOf(item, changed) {
-  const forms = { pair: pairForm, safety: pairForm, thumb: thumbForm, scores: scoresForm, demonstration: demonstrationForm, ranking: rankingForm };
+  const forms = { pair: pairForm, safety: pairForm, thumb: thumbForm, scores: scoresForm, review: reviewForm, demonstration: demonstrationForm, ranking: rankingForm };
   return forms[item.task](item, changed);
 }

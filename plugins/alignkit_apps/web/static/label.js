@@ -1,9 +1,10 @@
 // The page: shows an item, keeps drafts, sends what people decide, and gives keys to whom they belong.
 
-import { showItem, showMarkdown, toggleMarkdown } from "./answers.js";
+import { showItem } from "./answers.js";
 import { formOf } from "./forms.js";
 import { Outbox, isSaved, post } from "./outbox.js";
-import { Clock, banner, byId, digit, duration, ignored, inTextBox, letter, make, meta, say } from "./page.js";
+import { Clock, banner, byId, digit, duration, ignored, inTextBox, letter, make, meta, newId, say } from "./page.js";
+import { toggleMarkdown } from "./texts.js";
 
 const DRAFT_AFTER = 400; // milliseconds without a change
 const BREAK_AFTER = 50 * 60; // seconds of work
@@ -50,7 +51,7 @@ function arrived(answer) {
 function show() {
   const { item, draft } = state;
   clearTimeout(draftTimer);
-  eventId = crypto.randomUUID();
+  eventId = newId();
   form = null;
   byId("form").hidden = byId("prompt").hidden = byId("answers").hidden = !item;
   byId("done").hidden = item !== null;
@@ -184,7 +185,7 @@ function submit() {
 function undo() {
   if (busy || !state?.last) return;
   clearTimeout(draftTimer);
-  call("undo", { uuid: crypto.randomUUID(), of: state.last });
+  call("undo", { uuid: newId(), of: state.last });
 }
 
 function open(name, input) {
@@ -220,7 +221,7 @@ function showConsent(granted) {
 async function agree(granted) {
   byId("consent-dialog").close();
   try {
-    showConsent((await post("consent", { uuid: crypto.randomUUID(), granted })).consent);
+    showConsent((await post("consent", { uuid: newId(), granted })).consent);
   } catch (error) {
     banner("notice", `Your answer was not stored: ${error.message}`);
   }
@@ -312,8 +313,8 @@ for (const button of document.querySelectorAll("[data-granted]")) {
   button.addEventListener("click", () => agree(button.dataset.granted === "true"));
 }
 for (const dialog of document.querySelectorAll("dialog")) {
-  // Not back to the button that opened it: the next Enter should submit.
-  dialog.addEventListener("close", () => byId("item").focus({ preventScroll: true }));
+  // Not back to the button that opened it: the next Enter should submit. The event may come after the next key.
+  dialog.addEventListener("close", () => document.activeElement?.matches("textarea") || byId("item").focus({ preventScroll: true }));
 }
 for (const button of document.querySelectorAll(".cancel")) button.addEventListener("click", () => button.closest("dialog").close());
 for (const button of document.querySelectorAll("[data-reason]")) {
@@ -332,7 +333,6 @@ addEventListener("beforeunload", (event) => {
   if (outbox.waiting.length && !isSaved()) event.preventDefault();
 });
 
-showMarkdown();
 showTime();
 setInterval(showTime, LOOK);
 addEventListener("keydown", showTime);

@@ -1,10 +1,10 @@
 // The page of an annotator's own labels: changes them, and contests known answers.
 
 import { post } from "./outbox.js";
-import { banner } from "./page.js";
+import { banner, newId } from "./page.js";
 
 for (const form of document.querySelectorAll("form[data-item]")) {
-  const uuid = crypto.randomUUID(); // the same, however often it is sent
+  const uuid = newId(); // the same, however often it is sent
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     try {
@@ -17,7 +17,7 @@ for (const form of document.querySelectorAll("form[data-item]")) {
 }
 
 for (const button of document.querySelectorAll("button[data-of]")) {
-  const uuid = crypto.randomUUID();
+  const uuid = newId();
   button.addEventListener("click", async () => {
     try {
       await post("undo", { uuid, of: button.dataset.of });

@@ -15,6 +15,11 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+// A UUID; `crypto.randomUUID` exists only on pages of this machine or with TLS.
+export function newId() {
+  return "10000000-1000-4000-8000-100000000000".replace(/[018]/g, (digit) => (digit ^ (crypto.getRandomValues(new Uint8Array(1))[0] & (15 >> (digit / 4)))).toString(16));
+}
+
 export function say(text) {
   byId("live").textContent = text;
 }

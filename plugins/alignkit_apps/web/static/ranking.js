@@ -6,7 +6,8 @@ import { SIDES, byId, letter, make, say } from "./page.js";
 const EDGE = 0.3; // of a place's width: a drop there is before or after it, and not equal to it
 const NEAR = 40; // pixels around the order that belong to it
 
-export function rankingForm(item, changed) {
+// clicked(answer): whether a click on the text of an answer ranks it.
+export function rankingForm(item, changed, clicked = () => true) {
   const names = SIDES.slice(0, item.responses.length).split("");
   const cards = [...byId("answers").children];
   let places = []; // the best first; each place holds the names that share it
@@ -24,7 +25,7 @@ export function rankingForm(item, changed) {
     title.firstChild.after(badge);
     card.tabIndex = 0;
     card.setAttribute("role", "group");
-    card.addEventListener("click", () => getSelection().isCollapsed && add(names[index]));
+    card.addEventListener("click", () => getSelection().isCollapsed && clicked(index) && add(names[index]));
     draggable(title, names[index], { over, drop: (x, y) => put(names[index], target(x, y)) });
     return badge;
   });

@@ -1,6 +1,6 @@
 // Prompts and answers: as they were written, or with their Markdown. The server sends Markdown as lists, never as HTML.
 
-import { SIDES, make } from "./page.js";
+import { SIDES, byId, make, say } from "./page.js";
 
 const TAGS = new Set(["p", "ul", "ol", "li", "blockquote", "table", "thead", "tbody", "tr", "th", "td",
   "strong", "em", "s", "code", "pre", "hr"]);
@@ -20,7 +20,7 @@ function element([tag, ...parts]) {
 
 const elements = (parts) => parts.map((part) => (typeof part === "string" ? part : element(part)));
 
-export class Texts {
+class Texts {
   constructor() {
     this.asWritten = localStorage.getItem(CHOICE) !== null;
     this.shown = [];
@@ -63,4 +63,18 @@ export class Texts {
     const parts = turns.length === 1 ? [this.text(turns[0])] : turns.map((turn) => this.turn(turn));
     return make("section", { class: "answer", "aria-label": title }, make("h2", {}, title), ...parts);
   }
+}
+
+export const texts = new Texts(); // of the page
+
+export function toggleMarkdown() {
+  if (!texts.hasMarkdown) return;
+  texts.toggle();
+  showMarkdown();
+  say(texts.asWritten ? "Texts as written" : "Texts with Markdown");
+}
+
+export function showMarkdown() {
+  byId("markdown-button").hidden = !texts.hasMarkdown;
+  byId("markdown-button").setAttribute("aria-pressed", String(!texts.asWritten));
 }

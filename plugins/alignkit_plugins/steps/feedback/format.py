@@ -1,7 +1,8 @@
 """Labels of people, from a store (`labels.feedback`) or from rows of an export.
 
 A pair becomes a pair with a margin by Llama 2's levels, a ranking its ranks with ties, scores pairs whose margin is the
-difference of the mean scores, a demonstration a response to learn, and a thumb a label, good or bad.
+difference of the mean scores, a demonstration a response to learn, and a thumb a label, good or bad. Of a review, the
+ranks count; its scores and flags are the columns `overall` and `flags`.
 
 Several annotators may have labeled an item. With `votes: soft`, the share of those who prefer a response is its
 probability of being better, so a reward model learns how sure people are; responses that as many prefer as not form no
@@ -19,9 +20,9 @@ from itertools import combinations
 from typing import Any, Literal
 
 from alignkit import BadRow, Field, Format, Group, Options, Pair, Response
-from alignkit_apps.feedback.effective_labels import majority, share_of_better
+from alignkit_apps.feedback.effective_labels import majority, review_columns, share_of_better
 
-Task = Literal["pair", "safety", "ranking", "scores", "demonstration", "thumb"]
+Task = Literal["pair", "safety", "ranking", "scores", "review", "demonstration", "thumb"]
 Labels = Sequence[dict[str, Any]]
 
 
@@ -86,7 +87,7 @@ class Feedback(Format):
             return [replace(self._group(row), responses=(Response(text=label["text"]),)) for label in labels]
         readers = {
             "pair": self._pair, "safety": self._pair, "ranking": self._ranking, "scores": self._scores,
-            "thumb": self._thumb,
+            "review": self._review, "thumb": self._thumb,
         }  # fmt: skip
         if task not in readers:
             raise BadRow(f"unknown task {task!r}; expected demonstration, {', '.join(readers)}")
@@ -128,6 +129,10 @@ class Feedback(Format):
         if self.options.votes == "each":
             return [replace(group, pairs=tuple(pair for label in labels for pair in _ordered(label["ranks"])))]
         return [replace(group, pairs=tuple(_shared(labels, len(group.responses))))]
+
+    def _review(self, group: Group, labels: Labels) -> list[Group]:
+        columns = review_columns(majority("review", labels) or {})
+        return self._ranking(replace(group, meta={**group.meta, **columns}), labels)
 
     def _scores(self, group: Group, labels: Labels) -> list[Group]:
         each = [[self._mean(rated) for rated in label["scores"]] for label in labels]

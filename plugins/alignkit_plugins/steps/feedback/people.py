@@ -50,7 +50,7 @@ class People(Step):
 
     The run puts the rows into a store, says how to label them, and ends with exit code 75. The same command continues
     when enough labels are in. Stages that do not need them run meanwhile. What the step hands on is what the format
-    `feedback` reads: pairs with margins, rankings, scores, demonstrations or thumbs.
+    `feedback` reads: pairs with margins, rankings, scores, reviews, demonstrations or thumbs.
 
     Only labels of the rows that the stage has now count. If an earlier stage changes, people are asked about its new
     rows, and the labels of the old ones stay in the store.

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignkit.data.group import Message
 from alignkit.errors import BadRow, Problem, RecipeError
@@ -17,7 +17,9 @@ from alignkit_apps.feedback.items import TASKS, Item
 from alignkit_apps.feedback.labels import SIDES, BadLabel
 from alignkit_apps.feedback.records import Event
 from alignkit_apps.feedback.store import Store
-from alignkit_apps.policies.policy import Exchange
+
+if TYPE_CHECKING:
+    from alignkit_apps.policies.policy import Exchange
 
 BATCH = "chat"
 REWARD = "reward"  # the column with the scores of an item's answers
