@@ -105,6 +105,7 @@ from alignkit.functional.reductions import (
     masked_sum as masked_sum,
     masked_whiten as masked_whiten,
     mean_tokens as mean_tokens,
+    sum_present as sum_present,
     sum_tokens as sum_tokens,
     whiten as whiten,
 )

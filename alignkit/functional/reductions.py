@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,14 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 def sum_tokens(x: Tensor, mask: Tensor) -> Tensor:
     """Sum over the valid tokens of each sequence: [B, T] -> [B]. Of log-probabilities: log pi(y | x)."""
     return masked_sum(x, mask, dim=-1)
+
+
+def sum_present(terms: Sequence[Tensor], start: float = 0.0) -> Tensor:
+    """Sum of tensors of one shape, plus `start`, without their NaNs; NaN where all of them are."""
+    total = torch.full_like(terms[0], start)
+    for term in terms:
+        total = total + torch.where(term.isnan(), 0.0, term)
+    return total.masked_fill(torch.stack([term.isnan() for term in terms]).all(dim=0), float("nan"))
 
 
 def mean_tokens(x: Tensor, mask: Tensor) -> Tensor:

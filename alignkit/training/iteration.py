@@ -102,6 +102,8 @@ def rollout_metrics(rollouts: ScoredRollouts) -> dict[str, Any]:
         metrics |= {"reward": float(raw.mean()), "reward_std": float(raw.std(correction=0))}
     if REWARD_KEY in responses[0].scores:
         metrics["unscored"] = rollouts.unscored
+    if rollouts.scores is not None:
+        metrics |= rollouts.scores.missing()
     for name in responses[0].scores:
         values = [score for response in responses if (score := response.scores.get(name)) is not None]
         if name != REWARD_KEY and values:

@@ -546,12 +546,12 @@ def weighted_sum(weights: dict[str, float], rewards: list[str]) -> WeightedSum:
 
 def test_weighted_sum() -> None:
     thing = weighted_sum({"a": 2.0, "b": -0.5}, ["a", "b"])
-    columns = {"a": torch.tensor([1.0, 2.0, math.nan]), "b": torch.tensor([4.0, 0.0, 1.0])}
+    columns = {"a": torch.tensor([1.0, 2.0, math.nan, math.nan]), "b": torch.tensor([4.0, 0.0, 1.0, math.nan])}
     combined = thing.combine(GROUPS, {name: x.double() for name, x in columns.items()})
     assert list(thing.parts()) == ["a", "b"]
-    assert combined.raw[:2].tolist() == [0.0, 4.0] and combined.raw[2].isnan()
-    assert torch.equal(combined.reward[:2], combined.raw[:2])
-    assert combined.metrics == pytest.approx({"a_mean": 1.5, "b_mean": 5 / 3, "raw_mean": 2.0})
+    assert combined.raw[:3].tolist() == [0.0, 4.0, -0.5] and combined.raw[3].isnan()
+    assert torch.equal(combined.reward[:3], combined.raw[:3])
+    assert combined.metrics == pytest.approx({"a_mean": 1.5, "b_mean": 5 / 3, "raw_mean": 3.5 / 3})
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,8 @@ _ANY = {"globals", "exec", "setattr", "__getattr__"}  # what may bind any name, 
 class Python(Reward):
     """The user's function with TRL's signature, `f(prompts, completions, **columns)`, which returns a number for each.
 
-    As in TRL, None means "could not be scored", and the function may be `async`. Differs from TRL: without `**kwargs`
-    it receives only the columns that it names, and an exception stops the run.
+    As in TRL, None means that it does not apply to a response, and the function may be `async`. Differs from TRL:
+    without `**kwargs` it receives only the columns that it names, and an exception stops the run.
     """
 
     class Options(alignkit.Options):
@@ -116,6 +116,7 @@ class Python(Reward):
             return tuple(sorted(set(names.get((self.module or "").partition(".")[0], ()))))
 
     options: Options
+    may_not_apply = True
     runs_code = True
     _folder = Path()
     _call: Callable[..., Any] | None = None
@@ -200,7 +201,7 @@ class Python(Reward):
         prompt = f" (prompt {group.id})" if group.id else ""
         raise RunFailed(
             f"{self._name} returned {score!r:.200} for completion {place} of {len(rows)}{prompt}, "
-            f"expected a finite number, or None if it cannot be scored\n  completion: {all_turns(response)!r:.200}"
+            f"expected a finite number, or None if it does not apply\n  completion: {all_turns(response)!r:.200}"
         )
 
 
