@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from alignkit.functional._tensors import widen, zero_masked
+from alignkit.functional._tensors import nearly_equal, widen, zero_masked
 
 
 def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
@@ -44,7 +44,8 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, unbiased: bo
     """(x - mean) / sqrt(variance + eps) over all valid entries, 0 on masked ones. Same shape as `x`, no gradient.
 
     `unbiased` selects the sample variance. `shift_mean=False` adds the mean back, so that only the scale changes
-    (Ziegler et al. 2019, lm-human-preferences). Pass the whole batch: the statistics of its parts differ.
+    (Ziegler et al. 2019, lm-human-preferences). Pass the whole batch: the statistics of its parts differ. Entries that
+    differ only by rounding become 0.
     """
     with torch.no_grad():
         values, count = widen(x), mask.bool().sum()
@@ -53,6 +54,9 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, unbiased: bo
         mean = mean + masked_mean(values - mean, mask)
         variance = masked_sum((values - mean) ** 2, mask) / (count - int(unbiased)).clamp(min=1)
         white = (values - mean) * torch.rsqrt(variance + eps)
+        valid = values[mask.bool()]
+        if len(valid) and nearly_equal(valid.max(), valid.min()):
+            white = torch.zeros_like(white)
         return zero_masked(white if shift_mean else white + mean, mask)
 
 
