@@ -241,7 +241,7 @@ class Scorer:
             scores: Any = {"": self.context.models.scores(self.spec.name, groups)}
         else:
             asked = (without_score(), spending())
-            with asked[0] as self.reasons, asked[1] as self.spent, calling(self.author, "score", self.plugin):
+            with asked[0] as self.reasons, asked[1] as self.spent, calling(self.author, "score", self.plugin, groups):
                 scores = self.plugin.score(groups)
         if not isinstance(scores, Mapping) or len(scores) != 1:
             what = f"components {sorted(map(str, scores))}" if isinstance(scores, Mapping) else type(scores).__name__
@@ -293,7 +293,7 @@ class Scorer:
         return CombinedReward(reward, raw, combined.metrics)
 
     def _total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
-        with calling(self.author, "total", self.plugin):
+        with calling(self.author, "total", self.plugin, groups):
             total: Tensor = self.plugin.total(groups, components)
         self._check_shape("total", "it", total, groups)
         return total
@@ -303,7 +303,7 @@ class Scorer:
     ) -> CombinedReward:
         """What the plugin makes of its components."""
         before = None if learning else copy.deepcopy(self.plugin.state)
-        with calling(self.author, "combine", self.plugin):
+        with calling(self.author, "combine", self.plugin, groups):
             combined = self.plugin.combine(groups, components)
         if before is not None:
             self._changes = self._changes or (self.plugin.state != before and not self.plugin.whitens)

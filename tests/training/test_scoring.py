@@ -319,6 +319,28 @@ def test_a_nested_combination_that_does_not_apply_is_left_out(tmp_path: Path) ->
     assert scorer.scores(groups).raw.tolist() == [14.0, 4.0]
 
 
+CHANGES = """
+def appends(completions, tests, **kwargs):
+    for each in tests:
+        each.append("another")
+    return [1.0] * len(completions)
+
+def deep(completions, tests, **kwargs):
+    tests[0][0]["in"] = 2
+    return [1.0] * len(completions)
+"""
+
+
+@pytest.mark.parametrize("function", ["appends", "deep"])
+def test_a_reward_that_changes_a_column_is_an_error(function: str, tmp_path: Path) -> None:
+    """Later iterations would read what it left, and a resumed run would not."""
+    (tmp_path / "changes.py").write_text(CHANGES)
+    scorer = combination(tmp_path, {"python": {"path": "changes.py", "function": function}})
+    groups = [Group(PROMPT, (Response(text="a"),), id="a", meta={"tests": [{"in": 1}], "score": math.nan})]
+    with pytest.raises(PluginError, match="it changed the column 'tests' of a prompt"):
+        scorer.scores(groups)
+
+
 # Combinations that remember
 
 
