@@ -149,6 +149,8 @@ def blaming(
     except (AlignkitError, KeyboardInterrupt):
         raise
     except BaseException as error:
+        if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+            raise error.__context__ from None  # the command line's library ends the process if nobody reads on
         if _of_the_machine(error):
             raise
         found = _culprit(error, registrations())
