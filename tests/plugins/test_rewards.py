@@ -588,3 +588,17 @@ def test_a_function_may_be_named_with_its_module(tmp_path: Path) -> None:
             Python.Options(function="json:loads", **other)
     with pytest.raises(ValidationError, match="set either"):
         Python.Options(function="loads")
+
+
+def test_a_function_for_lists_of_messages_hears_of_the_key(tmp_path: Path) -> None:
+    text = "def f(prompts, completions):\n    return [len(each[0]['content']) for each in completions]\n"
+    (tmp_path / "f.py").write_text(text + "def g(prompt, completion):\n    return [1.0]\n")
+    row = Group(({"role": "user", "content": "hi"},), (Response(text="yes"),))
+    thing = Python(Python.Options(path="f.py", function="f"))
+    thing.check(tmp_path)
+    with pytest.raises(RunFailed, match=r"string indices(?s:.*)help: .*set 'conversational: true'"):
+        thing.score([row])
+    thing = Python(Python.Options(path="f.py", function="g"))
+    thing.check(tmp_path)
+    with pytest.raises(DataError, match=r"needs the argument 'prompt'(?s:.*)did you mean 'prompts'\?"):
+        thing.check_prompts([row])

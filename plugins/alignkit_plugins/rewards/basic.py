@@ -141,7 +141,7 @@ class Python(Reward):
             columns = ", ".join(dict.fromkeys(name for group in groups for name in group.meta)) or "none"
             raise DataError(
                 f"{self._name} needs the argument '{missing[0]}', but no prompt has a column of this name (other "
-                f"columns: {columns})"
+                f"columns: {columns})" + (f"\nhelp: {help}" if (help := did_you_mean(missing[0], given)) else "")
             )
 
     def prepare(self, context: Context) -> None:
@@ -178,7 +178,10 @@ class Python(Reward):
             result = call(**arguments)
             return asyncio.run(_wait(result)) if inspect.isawaitable(result) else result
         except (Exception, SystemExit) as error:  # whatever a user's function raises
-            raise RunFailed(f"{self._name} raised {_describe(error, self.file)}") from error
+            text = f"{self._name} raised {_describe(error, self.file)}"
+            if isinstance(error, TypeError | AttributeError) and not self.options.conversational:
+                text += "\nhelp: prompts and completions are texts; for lists of messages, set 'conversational: true'"
+            raise RunFailed(text) from error
 
     def _check(self, result: Any, rows: Sequence[tuple[Group, Response]]) -> list[float | None]:
         if not isinstance(result, Iterable) or isinstance(result, str | bytes | Mapping):
