@@ -8,7 +8,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.errors import AlignkitError, DataError, PluginError, disk_is_full, memory_ran_out
 
 if TYPE_CHECKING:
+    from alignkit.data.group import Group
     from alignkit.registry import Registration
 
 OURS = "alignkit"  # the distribution whose errors are not a stranger's
@@ -57,14 +58,27 @@ watching_calls: ContextVar[Watch | None] = ContextVar("watching_calls", default=
 
 
 @contextmanager
-def calling(author: Author, method: str, owner: object) -> Iterator[None]:
+def calling(author: Author, method: str, owner: object, groups: Sequence[Group] = ()) -> Iterator[None]:
     """Report an exception of an author's method as the plugin's, with the line in the author's file.
 
     Data errors name the stage. Other errors of alignkit pass unchanged, as does running out of memory or disk space.
+    groups: what the method is given. It must not change their prompts and columns, which later iterations read again.
     """
-    watch = watching_calls.get()
+    watch, before = watching_calls.get(), [_contents(group) for group in groups]
     with watch(author, full_name(method, owner), owner) if watch else nullcontext(), _blamed(author, method, owner):
         yield
+    for group, (prompt, columns) in zip(groups, before, strict=True):
+        if (now := _contents(group)) != (prompt, columns):
+            changed = [name for name in {**columns, **now[1]} if columns.get(name) != now[1].get(name)]
+            what = f"column '{changed[0]}'" if changed else "messages"
+            text = f"it changed the {what} of a prompt, which later iterations read again; change a copy instead"
+            raise author.error(full_name(method, owner), text)
+
+
+def _contents(group: Group) -> tuple[list[tuple[Any, ...]], dict[str, Any]]:
+    """The messages and columns of a group, to compare with those after a call; only lists and dicts take time."""
+    columns = {name: repr(x) if isinstance(x, list | dict) else x for name, x in group.meta.items()}
+    return [tuple(message.items()) for message in group.prompt], columns
 
 
 @contextmanager
@@ -140,6 +154,8 @@ def blaming(
     except (AlignkitError, KeyboardInterrupt):
         raise
     except BaseException as error:
+        if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+            raise error.__context__ from None  # the command line's library ends the process if nobody reads on
         if _of_the_machine(error):
             raise
         found = _culprit(error, registrations())

@@ -102,9 +102,11 @@ class Reward(WithOptions):
     """Base class of a reward: scores responses. It must be pure, because scores are cached.
 
     runs_code: whether its checks run code that the recipe names, which `alignkit check` never does. of_episodes:
-    whether it needs a stage with an environment.
+    whether it needs a stage with an environment. may_not_apply: whether None says that the reward does not apply to a
+    response, as in TRL, so that a sum leaves it out; otherwise None says that scoring failed.
     """
 
+    may_not_apply: ClassVar[bool] = False
     runs_code: ClassVar[bool] = False
     of_episodes: ClassVar[bool] = False
 
@@ -171,7 +173,11 @@ class RewardCombination(WithOptions):
     defines `total`, and may then have whitened parts. A recipe with a whitened part in any other one is refused.
     state: small JSON values that checkpoints keep, such as a multiplier. `combine` may change them; the change lasts if
     the rewards are learned from, and is undone where they are only reported.
+    leaves_out: whether `combine` leaves out a part that does not apply to a response; otherwise the combination does
+    not apply to it either, and `combine` does not see it.
     """
+
+    leaves_out: ClassVar[bool] = False
 
     def __init__(self, options: Any):
         super().__init__(options)
@@ -195,10 +201,10 @@ class RewardCombination(WithOptions):
         """Raise DataError if these prompts lack a column that `combine` needs; see `Reward.check_prompts`."""
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        """Combine the scores of the responses that have all of them.
+        """Combine the scores of responses of which none failed.
 
-        components: name -> float64 [responses]; NaN only if a part is a combination and returned it. A response whose
-        raw reward is NaN is dropped.
+        components: name -> float64 [responses]. NaN if a part is a combination and returned it, or, with `leaves_out`,
+        if it does not apply. A response whose raw reward is NaN is dropped.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define `combine(groups, components)`")
 

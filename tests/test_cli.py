@@ -14,6 +14,7 @@ from alignkit import cli
 from alignkit import plugins as plugins_module
 from alignkit.commands import GROUPS
 from alignkit.errors import DataError, OutOfResource, RunFailed
+from alignkit.plugin_errors import blaming
 from alignkit.plugins import KINDS
 from alignkit.registry import Unresolved
 
@@ -375,3 +376,16 @@ def test_lazy_plugins_provide_the_same() -> None:
         assert plugins_module.load_plugins(lazy=True).registry.names(kind) == every.names(kind)
     with pytest.raises(Unresolved, match="no algorithm 'pppo'\\n  did you mean 'ppo'"):
         plugins_module.load_plugins(lazy=True).registry.get("algorithm", "pppo")
+
+
+def test_a_pipe_that_is_closed_is_nobodys_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Click ends the process by itself, which was reported as a plugin's `exit(1)`."""
+
+    def closed(*_: object, **__: object) -> None:
+        try:
+            raise BrokenPipeError
+        except BrokenPipeError:
+            sys.exit(1)
+
+    with pytest.raises(BrokenPipeError), blaming(list):
+        closed()

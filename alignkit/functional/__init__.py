@@ -30,7 +30,10 @@ Design: docs/architecture.md.
 # `name as name` marks what is public.
 # ruff: isort: skip_file
 
-from alignkit.functional._tensors import check_shapes as check_shapes
+from alignkit.functional._tensors import (
+    check_shapes as check_shapes,
+    nearly_equal as nearly_equal,
+)
 from alignkit.functional.advantages import (
     centered_advantages as centered_advantages,
     gae as gae,
@@ -105,6 +108,7 @@ from alignkit.functional.reductions import (
     masked_sum as masked_sum,
     masked_whiten as masked_whiten,
     mean_tokens as mean_tokens,
+    sum_present as sum_present,
     sum_tokens as sum_tokens,
     whiten as whiten,
 )

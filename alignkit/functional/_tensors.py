@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,18 @@ def check_shapes(**tensors: Tensor) -> None:
             raise ValueError(
                 f"{name} has shape {list(tensor.shape)}, but {first} has {list(reference.shape)}; they must be equal"
             )
+
+
+# Sums in another order differ by some units of the last digit, and a sum of 0 by those of its terms, which are about 1.
+ROUNDING, ROUNDING_32 = 1e-12, 2.5e-7  # in float64, and in narrower numbers
+
+
+def nearly_equal(x: Any, y: Any) -> Any:
+    """Whether two numbers, or the entries of two tensors, differ by no more than rounding. False for nan."""
+    if not isinstance(x, Tensor):
+        return bool(x == y or abs(x - y) <= ROUNDING * (1 + min(abs(x), abs(y))))
+    unit = ROUNDING if x.dtype == torch.float64 else ROUNDING_32
+    return (x == y) | ((x - y).abs() <= unit * (1 + torch.minimum(x.abs(), y.abs())))
 
 
 def widen(x: Tensor) -> Tensor:

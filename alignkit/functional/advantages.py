@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alignkit.functional._tensors import check_shapes, widen, zero_masked
+from alignkit.functional._tensors import check_shapes, nearly_equal, widen, zero_masked
 from alignkit.functional.kl import KL_ESTIMATORS
 from alignkit.functional.logprobs import last_index
 
@@ -120,7 +120,7 @@ def group_size(group_index: Tensor) -> Tensor:
 
 
 def group_has_spread(rewards: Tensor, group_index: Tensor) -> Tensor:
-    """True if the rewards of a response's group differ, so that it teaches something: [N] -> [N].
+    """True if the rewards of a response's group differ by more than rounding, so that it teaches something: [N] -> [N].
 
     DAPO, Yu et al. 2025. A nan counts as spread, so that it reaches the loss and is noticed.
     """
@@ -129,8 +129,7 @@ def group_has_spread(rewards: Tensor, group_index: Tensor) -> Tensor:
     start = torch.zeros_like(rewards)
     highest = start.scatter_reduce(0, inverse, rewards, "amax", include_self=False)
     lowest = start.scatter_reduce(0, inverse, rewards, "amin", include_self=False)
-    # Not `highest > lowest`, which would be false for nan.
-    return ~(highest <= lowest)[inverse]
+    return ~nearly_equal(highest, lowest)[inverse]
 
 
 def centered_advantages(rewards: Tensor, group_index: Tensor) -> Tensor:

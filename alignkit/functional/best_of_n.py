@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from alignkit.functional._tensors import check_shapes, widen
+from alignkit.functional._tensors import check_shapes, nearly_equal, widen
 
 
 def raft_top(rewards: Tensor, count: int | None = None) -> Tensor:
@@ -28,6 +28,8 @@ def most_different(rewards: Tensor, count: int) -> Tensor:
     if not 1 <= count <= len(rewards):
         raise ValueError(f"{count} of {len(rewards)} rewards: count must be between 1 and {len(rewards)}")
     rewards = widen(rewards)
+    if nearly_equal(rewards.max(), rewards.min()):
+        rewards = torch.zeros_like(rewards)
     order = rewards.argsort(stable=True)
     # Among equal variances the first wins: as many low rewards as high ones.
     balanced_first = sorted(range(count + 1), key=lambda low: abs(2 * low - count))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from alignkit.functional._tensors import check_shapes, widen
+from alignkit.functional._tensors import check_shapes, nearly_equal, widen
 
 
 def order_probabilities(logp_ab: Tensor, logp_ba: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,4 +56,4 @@ def clamp_cai(p: Tensor, low: float = 0.4, high: float = 0.6) -> Tensor:
 
 def preferred(scores: Sequence[Sequence[float]]) -> list[int | None]:
     """Index of the better of two scored samples, None for a tie, which forms no pair. Online DPO, Guo et al. 2024."""
-    return [None if a == b else int(b > a) for a, b in scores]
+    return [None if nearly_equal(a, b) else int(b > a) for a, b in scores]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from alignkit.functional._tensors import widen, zero_masked
+from alignkit.functional._tensors import nearly_equal, widen, zero_masked
 
 
 def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
@@ -25,6 +27,14 @@ def sum_tokens(x: Tensor, mask: Tensor) -> Tensor:
     return masked_sum(x, mask, dim=-1)
 
 
+def sum_present(terms: Sequence[Tensor], start: float = 0.0) -> Tensor:
+    """Sum of tensors of one shape, plus `start`, without their NaNs; NaN where all of them are."""
+    total = torch.full_like(terms[0], start)
+    for term in terms:
+        total = total + torch.where(term.isnan(), 0.0, term)
+    return total.masked_fill(torch.stack([term.isnan() for term in terms]).all(dim=0), float("nan"))
+
+
 def mean_tokens(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over the valid tokens of each sequence: [B, T] -> [B]."""
     return masked_mean(x, mask, dim=-1)
@@ -34,7 +44,8 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, unbiased: bo
     """(x - mean) / sqrt(variance + eps) over all valid entries, 0 on masked ones. Same shape as `x`, no gradient.
 
     `unbiased` selects the sample variance. `shift_mean=False` adds the mean back, so that only the scale changes
-    (Ziegler et al. 2019, lm-human-preferences). Pass the whole batch: the statistics of its parts differ.
+    (Ziegler et al. 2019, lm-human-preferences). Pass the whole batch: the statistics of its parts differ. Entries that
+    differ only by rounding become 0.
     """
     with torch.no_grad():
         values, count = widen(x), mask.bool().sum()
@@ -43,6 +54,9 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, unbiased: bo
         mean = mean + masked_mean(values - mean, mask)
         variance = masked_sum((values - mean) ** 2, mask) / (count - int(unbiased)).clamp(min=1)
         white = (values - mean) * torch.rsqrt(variance + eps)
+        valid = values[mask.bool()]
+        if len(valid) and nearly_equal(valid.max(), valid.min()):
+            white = torch.zeros_like(white)
         return zero_masked(white if shift_mean else white + mean, mask)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from alignkit.functional._tensors import check_shapes, widen
+from alignkit.functional._tensors import check_shapes, nearly_equal, widen
 from alignkit.functional.advantages import group_size
 
 
@@ -96,8 +96,8 @@ def reward_normalizer(demo_scores: Tensor) -> tuple[float, float]:
     scores = demo_scores.detach().flatten().double()
     mean = scores.mean()
     std = (scores - mean).square().mean().sqrt()
-    # Equal scores differ from their own mean by rounding; dividing by that would blow every reward up.
-    varies = bool(std > 1e-12 * scores.abs().max())
+    # Dividing by the deviation of scores that differ by rounding would blow every reward up.
+    varies = not nearly_equal(scores.max(), scores.min())
     return -mean.item(), 1 / std.item() if varies else 1.0
 
 

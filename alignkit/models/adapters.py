@@ -153,8 +153,8 @@ class Adapters:
             self._peft = get_peft_model(self.model, config, adapter_name=adapter)
             self.model.peft_config = self._peft.peft_config
             return
-        # alignkit ignores peft's active adapter, but it must name one that exists.
-        self._peft.base_model.active_adapter = adapter
+        # alignkit ignores peft's active adapter, but it must name one that exists: peft reads it, in two objects.
+        self._peft.active_adapter = self._peft.base_model.active_adapter = adapter
         self._peft.add_adapter(adapter, config)
 
     def _refuse_embeddings(self) -> None:

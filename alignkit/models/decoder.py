@@ -25,20 +25,33 @@ ROWS, ROWS_ON_GPU = 128, 1024
 CACHE_BYTES = 2 * 2**30  # of keys and values, on a CPU; fewer rows are decoded together if they need more
 CACHE_SHARE = 1 / 8  # of a CPU's memory at most
 FREE_SHARE = 1 / 2  # of a GPU's free memory, for keys, values and logits
+CACHES = ("past_key_values", "cache_params")  # what models call what they keep of earlier tokens
 LOGIT_COPIES = 6  # of a row's logits in fp32 that choosing a token takes
 
 
 def token_bytes(config: Any, width: int) -> int:
-    """Bytes of a token's keys and values in all layers. config: of the language model. width: bytes of a number."""
-    heads = largest(config, "num_key_value_heads") or config.num_attention_heads
-    size = largest(config, "head_dim") or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * size * width)
+    """Bytes of a token's keys and values in all layers; 0 without attention, as in a model of state spaces alone.
+
+    config: of the language model. width: bytes of a number.
+    """
+    heads = largest(config, "num_attention_heads")
+    if heads is None:
+        return 0
+    size = largest(config, "head_dim") or config.hidden_size // heads
+    return int(2 * config.num_hidden_layers * (largest(config, "num_key_value_heads") or heads) * size * width)
+
+
+def state_bytes(config: Any) -> int:
+    """Bytes of the recurrent states of a row, in fp32, as if every layer had one; 0 without state spaces."""
+    inner = (largest(config, "expand") or largest(config, "mamba_expand") or 0) * config.hidden_size
+    size = largest(config, "state_size") or largest(config, "mamba_d_state") or 0
+    return int(4 * config.num_hidden_layers * inner * size)
 
 
 def row_bytes(config: Any, width: int, longest: int, new: int) -> int:
-    """Bytes of a row's keys and values. longest: tokens of the longest prompt. new: tokens that a row may write."""
+    """Bytes of what a row keeps. longest: tokens of the longest prompt. new: tokens that a row may write."""
     # Twice the new tokens, because a row that has written all of its own may share the cache with a new one.
-    return token_bytes(config, width) * (longest + 2 * new)
+    return max(1, state_bytes(config) + token_bytes(config, width) * (longest + 2 * new))
 
 
 def most_rows(row: int, memory: float, halvings: int, vocabulary: int = 0) -> int:
@@ -165,13 +178,17 @@ class Writer:
                 rows.append(queue.popleft())
             tokens = torch.tensor([self.context(rows[0])] * len(rows), device=self.model.device)
             self.count(read=tokens.numel())
-            cache = None
+            kept: dict[str, Any] = {}
+            # RecurrentGemma would keep its states in its layers, and not give them back.
+            keeps = backbone(self.model.model).config.model_type != "recurrent_gemma"
             while any(row.active for row in rows):
                 with self.model.using_role(self.role) as network:
-                    output = backbone(network)(input_ids=tokens, past_key_values=cache, use_cache=True)
-                cache = output.past_key_values
+                    output = backbone(network)(input_ids=tokens, use_cache=keeps, **kept)
+                kept = {name: output[name] for name in CACHES if output.get(name) is not None}
                 logits = self.model.next_logits(self.role, output.last_hidden_state[:, -1])
                 self.model.should_stop()
-                tokens = self.write(rows, logits)[:, None]
+                new = self.write(rows, logits)[:, None]
+                # With nothing kept, every token is computed from all before it.
+                tokens = new if kept else torch.cat([tokens, new], dim=1)
             # Answered rows have a longer context now, which is read from its start.
             queue.extendleft(row for row in rows if row.waiting and self.continues(row))

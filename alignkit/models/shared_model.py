@@ -339,7 +339,8 @@ class SharedModel:
 
     @property
     def _softcap(self) -> float | None:
-        return getattr(self._config, "final_logit_softcapping", None)
+        names = ("final_logit_softcapping", "logits_soft_cap")  # the second is RecurrentGemma's
+        return next((cap for name in names if (cap := getattr(self._config, name, None)) is not None), None)
 
     @property
     def _logit_scale(self) -> float:

@@ -40,8 +40,8 @@ class CheckedAlgorithm:
             if getattr(self.needs, name) and algorithm.source is DATASET:
                 raise self._error("needs", f"{name} exist only for rollouts: declare `source = ROLLOUTS`")
 
-    def _calling(self, method: str) -> Any:
-        return calling(self.author, method, self.algorithm)
+    def _calling(self, method: str, groups: Sequence[Group] = ()) -> Any:
+        return calling(self.author, method, self.algorithm, groups)
 
     def _error(self, method: str, text: str) -> AuthorError:
         return self.author.error(f"{type(self.algorithm).__name__}.{method}", text)
@@ -50,7 +50,7 @@ class CheckedAlgorithm:
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Phase]:
         """The phases to learn from; groups without a phase form one phase."""
-        with self._calling("select"):
+        with self._calling("select", groups):
             chosen = self.algorithm.select(groups, context)
         if not isinstance(chosen, Sequence) or not all(isinstance(item, Group | Phase) for item in chosen):
             raise self._error("select", f"return a list of groups or of phases, not {_kind(chosen)}")

@@ -22,7 +22,7 @@ class CheckedFilter:
 
     def keep(self, groups: Sequence[Group]) -> list[bool]:
         """Whether each group is learned from."""
-        with calling(self.author, "keep", self.filter):
+        with calling(self.author, "keep", self.filter, groups):
             kept: Any = self.filter.keep(groups)
         if hasattr(kept, "tolist"):  # of numpy or torch
             kept = kept.tolist()

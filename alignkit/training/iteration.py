@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from alignkit import functional as F
 from alignkit.data.describe import said
 from alignkit.data.group import Group, length
 from alignkit.errors import RunFailed
@@ -81,7 +82,7 @@ class Iteration:
             return self.skipped or "no sample was selected"
         rewards = self.rollouts.combined.raw.tolist()
         low, high = min(rewards), max(rewards)
-        if low == high:
+        if F.nearly_equal(low, high):
             equal = f"all {len(rewards)} rewards were {low:.4g}"
             reason = f"{self.skipped} ({equal})" if self.skipped else equal
             return f"{reason}. Check the reward, or start with easier prompts"
@@ -102,6 +103,8 @@ def rollout_metrics(rollouts: ScoredRollouts) -> dict[str, Any]:
         metrics |= {"reward": float(raw.mean()), "reward_std": float(raw.std(correction=0))}
     if REWARD_KEY in responses[0].scores:
         metrics["unscored"] = rollouts.unscored
+    if rollouts.scores is not None:
+        metrics |= rollouts.scores.missing()
     for name in responses[0].scores:
         values = [score for response in responses if (score := response.scores.get(name)) is not None]
         if name != REWARD_KEY and values:

@@ -47,18 +47,25 @@ class Scores:
     """What a reward says of responses, one row each, in the order of their groups. A score that is missing is NaN.
 
     parts: name of a single reward -> float64 [responses]. reward, raw: float64 [responses], and metrics, as in
-    `CombinedReward`.
+    `CombinedReward`. optional: the parts whose missing scores say that they do not apply.
     """
 
     parts: Mapping[str, Tensor]
     reward: Tensor
     raw: Tensor
     metrics: Mapping[str, float]
+    optional: frozenset[str] = frozenset()
 
     @property
     def usable(self) -> Tensor:
         """Whether each response could be scored, bool [responses]."""
         return ~self.raw.isnan()
+
+    def missing(self) -> dict[str, int]:
+        """Responses without a score of each part that lacks some, as metrics."""
+        counts = {name: int(column.isnan().sum()) for name, column in self.parts.items()}
+        what = {name: "not_applicable" if name in self.optional else "unscored" for name in counts}
+        return {f"{what[name]}/{name}": count for name, count in counts.items() if count}
 
     def rows(self) -> list[dict[str, float | None]]:
         """The scores of each response, by name, as it keeps them: None for a missing one."""
@@ -172,22 +179,18 @@ class Scorer:
         return self.scores(groups).penalized(groups, penalty).written(groups)
 
     def scores(self, groups: Sequence[Group], *, learning: bool = False) -> Scores:
-        """Ask every component, and combine what they say of the responses that all of them could score.
+        """Ask every component, and combine what they say of the responses that none of them failed to score.
 
         learning: whether combinations remember this call. Raises PluginError if a reward to learn from is not finite.
         """
         count, leaves = sum(len(group.responses) for group in groups), dict(self.leaves())
         parts = {name: _tensor(leaf._leaf(groups) if count else []) for name, leaf in leaves.items()}
-        complete = ~torch.stack([column.isnan() for column in parts.values()]).any(dim=0)
-        reward, raw = (torch.full((count,), math.nan, dtype=torch.float64) for _ in range(2))
-        metrics: Mapping[str, float] = {}
-        if complete.any():
-            # Statistics of a batch must not include responses that are left out.
-            given = {leaf: parts[name][complete] for name, leaf in leaves.items()}
-            combined = self._combined(taken(groups, complete.tolist()), given, learning)
-            reward[complete], raw[complete] = combined.reward.to(reward.dtype), combined.raw.to(raw.dtype)
-            metrics = combined.metrics
-        scores = Scores(parts, reward, raw, metrics)
+        optional = frozenset(name for name, leaf in leaves.items() if getattr(leaf.plugin, "may_not_apply", False))
+        failed = [column.isnan() for name, column in parts.items() if name not in optional]
+        good = ~torch.stack([*failed, torch.zeros(count, dtype=torch.bool)]).any(dim=0)
+        combined = self._of_rows(good, groups, {leaf: parts[name] for name, leaf in leaves.items()}, learning)
+        reward, raw = combined.reward, combined.raw
+        scores = Scores(parts, reward, raw, combined.metrics, optional)
         broken = scores.usable & ~(reward.isfinite() & raw.isfinite())
         if learning and broken.any():
             row = int(broken.nonzero()[0])
@@ -238,7 +241,7 @@ class Scorer:
             scores: Any = {"": self.context.models.scores(self.spec.name, groups)}
         else:
             asked = (without_score(), spending())
-            with asked[0] as self.reasons, asked[1] as self.spent, calling(self.author, "score", self.plugin):
+            with asked[0] as self.reasons, asked[1] as self.spent, calling(self.author, "score", self.plugin, groups):
                 scores = self.plugin.score(groups)
         if not isinstance(scores, Mapping) or len(scores) != 1:
             what = f"components {sorted(map(str, scores))}" if isinstance(scores, Mapping) else type(scores).__name__
@@ -260,6 +263,8 @@ class Scorer:
         """scores: of the single rewards, [responses] each."""
         if not self.children:
             return CombinedReward(scores[self], scores[self], {})
+        if not (applies := self._applies(scores)).all():
+            return self._of_rows(applies, groups, scores, learning)
         parts = {name: child._combined(groups, scores, learning) for name, child in self.children.items()}
         raw = {name: part.raw for name, part in parts.items()}
         if not any(child.whitens for child in self.children.values()):
@@ -268,8 +273,27 @@ class Scorer:
         learned = self._total(groups, {name: part.reward for name, part in parts.items()})
         return replace(self._combination(groups, raw, learning=learning), reward=learned)
 
+    def _applies(self, scores: Mapping[Scorer, Tensor]) -> Tensor:
+        """Whether this node has something to say of each response, bool [responses]."""
+        if not self.children:
+            return ~scores[self].isnan()
+        parts = torch.stack([child._applies(scores) for child in self.children.values()])
+        return parts.any(dim=0) if self.plugin.leaves_out else parts.all(dim=0)
+
+    def _of_rows(
+        self, rows: Tensor, groups: Sequence[Group], scores: Mapping[Scorer, Tensor], learning: bool
+    ) -> CombinedReward:
+        """`_combined` of some responses, bool [responses], and NaN for others, which statistics must not include."""
+        reward, raw = (torch.full(rows.shape, math.nan, dtype=torch.float64) for _ in range(2))
+        if not rows.any():
+            return CombinedReward(reward, raw, {})
+        given = {leaf: column[rows] for leaf, column in scores.items()}
+        combined = self._combined(taken(groups, rows.tolist()), given, learning)
+        reward[rows], raw[rows] = combined.reward.to(reward.dtype), combined.raw.to(raw.dtype)
+        return CombinedReward(reward, raw, combined.metrics)
+
     def _total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
-        with calling(self.author, "total", self.plugin):
+        with calling(self.author, "total", self.plugin, groups):
             total: Tensor = self.plugin.total(groups, components)
         self._check_shape("total", "it", total, groups)
         return total
@@ -279,7 +303,7 @@ class Scorer:
     ) -> CombinedReward:
         """What the plugin makes of its components."""
         before = None if learning else copy.deepcopy(self.plugin.state)
-        with calling(self.author, "combine", self.plugin):
+        with calling(self.author, "combine", self.plugin, groups):
             combined = self.plugin.combine(groups, components)
         if before is not None:
             self._changes = self._changes or (self.plugin.state != before and not self.plugin.whitens)

@@ -105,6 +105,9 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "Mixtral": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
     "Qwen3Moe": _SMALL,
     "Olmoe": _EXPERTS,
+    "Phimoe": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "GraniteMoe": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "FlexOlmo": _EXPERTS,
     "DeepseekV3": {
         **{**_GROUPED, "head_dim": None, "num_key_value_heads": 4, "v_head_dim": 4},
         **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"), 8),
@@ -124,6 +127,22 @@ MIXTURES: dict[str, dict[str, Any]] = {
 }
 
 
+# No attention, or not in every layer, so no keys and values.
+STATE_SPACES: dict[str, dict[str, Any]] = {
+    "Mamba": {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2},
+    "Mamba2": {
+        **{"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2},
+        **{"num_heads": 8, "head_dim": 8, "n_groups": 2},
+    },
+    "RecurrentGemma": {**LLAMA, "num_hidden_layers": 3, "attention_window_size": 6, "lru_width": 32},
+    "Jamba": {
+        **{**LLAMA, "num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
+        **{"expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4},
+        **{"use_mamba_kernels": False},
+    },
+}
+
+
 # Ways to compute a group's attention, of the fixture `way`.
 WAYS = ("one mask", "split responses", "tiles", "one call")
 
@@ -136,7 +155,7 @@ def make(folder: Path, name: str) -> Path:
     """Save a random model with tokens t0 ... t96; t1 is the end. Its chat template only joins the messages."""
     import transformers
 
-    options = {**ARCHITECTURES, **UNPACKED, **MIXTURES}[name]
+    options = {**ARCHITECTURES, **UNPACKED, **MIXTURES, **STATE_SPACES}[name]
     config = getattr(transformers, f"{name}Config")(
         vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=1, pad_token_id=0, **options
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import check_greedy, encoder_with_ends, questions
+from architectures import STATE_SPACES, check_greedy, encoder_with_ends, load, make, questions
 from tiny import tiny_model
 from torch import Tensor
 
@@ -369,3 +369,9 @@ def test_a_policy_that_has_diverged_does_not_sample(tmp_path: Path) -> None:
     for temperature in (0.0, 1.0):
         with pytest.raises(RunFailed, match="training has diverged"):
             sample(model, "new", Encoder(model.tokenizer), [group], Sampling(2, 3, temperature=temperature), seed=0)
+
+
+@pytest.mark.parametrize("name", list(STATE_SPACES))
+def test_models_without_keys_and_values_write_what_transformers_writes(name: str, tmp_path: Path) -> None:
+    # In transformers, RecurrentGemma reads a prompt of one token with the states of the row before it.
+    check_greedy(load(make(tmp_path, name)), count=9 if name == "RecurrentGemma" else 20)

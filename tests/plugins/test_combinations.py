@@ -61,8 +61,8 @@ def test_a_missing_score_does_not_count_as_an_unmet_condition() -> None:
 def test_the_smallest_and_the_product() -> None:
     scores = {"a": [1.0, -3.0, 2.0, NAN], "b": [2.0, 4.0, NAN, 0.0], "c": [0.5, 5.0, 1.0, 1.0]}
     options = {"rewards": dict.fromkeys(scores, "x")}
-    assert combined(made(Minimum, **options), groups(4), **scores).raw.tolist() == numbers([0.5, -3, NAN, NAN])
-    assert combined(made(Product, **options), groups(4), **scores).raw.tolist() == numbers([1, -60, NAN, NAN])
+    assert combined(made(Minimum, **options), groups(4), **scores).raw.tolist() == numbers([0.5, -3, 1, 0])
+    assert combined(made(Product, **options), groups(4), **scores).raw.tolist() == numbers([1, -60, 2, 0])
 
 
 def test_limits() -> None:
@@ -118,13 +118,17 @@ def test_gdpo_tells_mixtures_apart_that_the_sum_does_not() -> None:
     assert float(found[3] / found[1]) == pytest.approx(2.0)
 
 
-def test_gdpo_leaves_out_responses_that_lack_a_score() -> None:
+def test_gdpo_leaves_out_scores_that_do_not_apply() -> None:
+    """They have no part in their group's statistics, and the response keeps its other scores."""
     thing = made(GDPO, rewards={"a": "x", "b": "y"})
-    found = combined(thing, groups(3, 2), a=[1, NAN, 2, 5, 6], b=[4, 9, 3.5, 1, NAN])
-    assert found.reward.isnan().tolist() == found.raw.isnan().tolist() == [False, True, False, False, True]
-    whole = combined(thing, groups(2, 1), a=[1, 2, 5], b=[4, 3.5, 1])
-    assert found.reward[[0, 2, 3]].tolist() == numbers(whole.reward.tolist())
-    assert combined(thing, groups(1), a=[NAN], b=[1.0]).reward.isnan().all()
+    found = combined(thing, groups(3, 2), a=[1, NAN, 2, NAN, NAN], b=[4, 9, 3.5, NAN, 1])
+    assert found.reward.isnan().tolist() == found.raw.isnan().tolist() == [False, False, False, True, False]
+    assert found.raw[:3].tolist() == numbers([5, 9, 5.5])
+    a, b = np.array([1.0, 2.0]), np.array([4.0, 9.0, 3.5])
+    (a1, a2), within = ((x - x.mean()) / (x.std(ddof=1) + 1e-4) for x in (a, b))
+    total = np.array([*(within + np.array([a1, 0, a2])), 0.0])
+    wanted = (total - total.mean()) / np.sqrt(total.var(ddof=1) + 1e-8)
+    assert found.reward[[0, 1, 2, 4]].tolist() == numbers(wanted)
 
 
 # --- running statistics
@@ -167,12 +171,12 @@ def test_lambda_rises_with_excess_cost_and_never_below_zero() -> None:
     assert thing.state["multiplier"] == 0.0
 
 
-def test_a_response_without_a_score_does_not_move_lambda() -> None:
+def test_lambda_moves_by_the_costs_that_apply() -> None:
     thing = made(Lagrangian, reward="r", cost="c", limit=0.0, multiplier=1.0, multiplier_rate=1.0)
     found = combined(thing, groups(3), raw=[1.0, NAN, 2.0], cost=[0.5, 100.0, NAN])
-    assert found.raw.tolist() == numbers([0.5, NAN, NAN]) and thing.state == {"multiplier": 1.5}
-    combined(thing, groups(1), raw=[NAN], cost=[3.0])
-    assert thing.state == {"multiplier": 1.5}
+    assert found.raw.tolist() == numbers([0.5, -100, 2]) and thing.state == {"multiplier": 51.25}
+    combined(thing, groups(1), raw=[3.0], cost=[NAN])
+    assert thing.state == {"multiplier": 51.25}
 
 
 def test_the_rescaled_reward_is_a_weighted_mean() -> None:
@@ -262,7 +266,7 @@ def test_weights_depend_on_the_prompts_column() -> None:
     thing = weighted(medicine={"truth": 3}, default={"truth": 0.5, "style": 2})
     scores = {"truth": [1, 2, 3, 4, NAN, 6], "style": [10, 20, 30, NAN, 50, 60]}
     found = combined(thing, domains("medicine", "law", None), **scores)
-    assert found.raw.tolist() == numbers([3 + 20, 6 + 40, 1.5 + 60, NAN, NAN, 3 + 120])
+    assert found.raw.tolist() == numbers([3 + 20, 6 + 40, 1.5 + 60, 2, 100, 3 + 120])
     assert torch.equal(found.raw.nan_to_num(), found.reward.nan_to_num())
     used = {name: value for name, value in found.metrics.items() if name.startswith("weight/")}
     assert used == {

@@ -24,6 +24,7 @@ from alignkit.cli import main
 from alignkit.runs.durable_map import durable_map
 from alignkit_plugins.steps.lm_eval import LmEval, harness, summary
 from alignkit_plugins.steps.lm_eval.harness import code_in
+from alignkit_plugins.steps.lm_eval.process import device_of
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 _skip = pytest.mark.skipif(not INSTALLED, reason="needs the extra lm-eval")
@@ -77,7 +78,7 @@ TASK: dict[str, Any] = {
     "doc_to_target": "a",
     "metric_list": [{"metric": "acc"}],
 }
-LOCAL = {"include_path": "tasks", "device": "cpu", "tasks": ["even"]}
+LOCAL = {"include_path": "tasks", "tasks": ["even"]}
 
 
 def recipe(folder: Path, task: Mapping[str, Any] | None = None, **step: Any) -> Path:
@@ -483,3 +484,11 @@ def test_the_process_ends_with_the_run(tmp_path: Path) -> None:
     process.stdin.close()
     assert process.wait(timeout=PATIENCE) == 1
     assert not (tmp_path / "answer.json").exists()
+
+
+def test_the_default_device_is_one_that_this_machine_has() -> None:
+    """Without a name, versions of the harness from 0.4.10 place the model on a GPU, which there may be none of."""
+    assert options().request()["device"] is None
+    default = device_of(None)
+    assert default == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert float(torch.ones(1, device=default)) == 1.0 and device_of("cpu") == "cpu"

@@ -546,12 +546,12 @@ def weighted_sum(weights: dict[str, float], rewards: list[str]) -> WeightedSum:
 
 def test_weighted_sum() -> None:
     thing = weighted_sum({"a": 2.0, "b": -0.5}, ["a", "b"])
-    columns = {"a": torch.tensor([1.0, 2.0, math.nan]), "b": torch.tensor([4.0, 0.0, 1.0])}
+    columns = {"a": torch.tensor([1.0, 2.0, math.nan, math.nan]), "b": torch.tensor([4.0, 0.0, 1.0, math.nan])}
     combined = thing.combine(GROUPS, {name: x.double() for name, x in columns.items()})
     assert list(thing.parts()) == ["a", "b"]
-    assert combined.raw[:2].tolist() == [0.0, 4.0] and combined.raw[2].isnan()
-    assert torch.equal(combined.reward[:2], combined.raw[:2])
-    assert combined.metrics == pytest.approx({"a_mean": 1.5, "b_mean": 5 / 3, "raw_mean": 2.0})
+    assert combined.raw[:3].tolist() == [0.0, 4.0, -0.5] and combined.raw[3].isnan()
+    assert torch.equal(combined.reward[:3], combined.raw[:3])
+    assert combined.metrics == pytest.approx({"a_mean": 1.5, "b_mean": 5 / 3, "raw_mean": 3.5 / 3})
 
 
 @pytest.mark.parametrize(
@@ -588,3 +588,17 @@ def test_a_function_may_be_named_with_its_module(tmp_path: Path) -> None:
             Python.Options(function="json:loads", **other)
     with pytest.raises(ValidationError, match="set either"):
         Python.Options(function="loads")
+
+
+def test_a_function_for_lists_of_messages_hears_of_the_key(tmp_path: Path) -> None:
+    text = "def f(prompts, completions):\n    return [len(each[0]['content']) for each in completions]\n"
+    (tmp_path / "f.py").write_text(text + "def g(prompt, completion):\n    return [1.0]\n")
+    row = Group(({"role": "user", "content": "hi"},), (Response(text="yes"),))
+    thing = Python(Python.Options(path="f.py", function="f"))
+    thing.check(tmp_path)
+    with pytest.raises(RunFailed, match=r"string indices(?s:.*)help: .*set 'conversational: true'"):
+        thing.score([row])
+    thing = Python(Python.Options(path="f.py", function="g"))
+    thing.check(tmp_path)
+    with pytest.raises(DataError, match=r"needs the argument 'prompt'(?s:.*)did you mean 'prompts'\?"):
+        thing.check_prompts([row])

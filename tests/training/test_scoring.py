@@ -111,7 +111,7 @@ def combination(folder: Path, reward: Any) -> Scorer:
     (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     settings = load_recipe(folder / "recipe.yaml").stages["align"].settings
     assert settings is not None and settings.reward is not None
-    context: Any = SimpleNamespace(models=None, stage="")
+    context: Any = SimpleNamespace(models=None, stage="", folder=folder)
     return Scorer(settings.reward, context)
 
 
@@ -263,6 +263,82 @@ def test_a_response_that_lacks_a_part_has_no_score() -> None:
     scored = score_rollouts(combining(spec, {"x": [1.0, None, 3.0], "y": [0.5, 0.5, 0.5]}), TWO)
     assert [r.scores["reward"] for group in scored.all_groups for r in group.responses] == [1.5, None, 3.5]
     assert scored.scores.usable.tolist() == [True, False, True] and scored.combined.raw.tolist() == [1.5, 3.5]
+
+
+# Parts that do not apply
+
+TASKS = """
+def maths(completions, task, **kwargs):
+    return [1.0 if name == "maths" else None for name in task]
+
+def code(completions, task, **kwargs):
+    return [2.0 if name == "code" else None for name in task]
+"""
+# Each combination's options, and its rewards of a maths, a code and another prompt.
+BY_TASK: dict[str, tuple[dict[str, Any], list[float]]] = {
+    "weighted_sum": ({"weights": {"maths": 1, "code": 0.5, "length": 0}}, [1.0, 1.0, 0.0]),
+    "weighted": ({"by": "task", "weights": {"code": {"maths": 0}, "default": {"length": 0}}}, [1.0, 2.0, 0.0]),
+    "gdpo": ({"weights": {"length": 0}}, [1.0, 2.0, 0.0]),
+    "min": ({}, [1.0, 1.0, 1.0]),
+    "product": ({}, [1.0, 2.0, 1.0]),
+}
+
+
+@pytest.mark.parametrize("name", BY_TASK)
+def test_a_part_that_does_not_apply_is_left_out(name: str, tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text(TASKS)
+    parts = {part: {"python": {"path": "tasks.py", "function": part}} for part in ("maths", "code")}
+    more, wanted = BY_TASK[name]
+    scorer = combination(tmp_path, {name: {"rewards": {**parts, "length": WORDS}, **more}})
+    groups = [Group(PROMPT, (Response(text="word"),), id=task, meta={"task": task}) for task in ("maths", "code", "x")]
+    scored = score_rollouts(scorer, groups)
+    assert scored.scores is not None and scored.scores.raw.tolist() == wanted and not scored.unscored
+    counts = {key: count for key, count in rollout_metrics(scored).items() if key.startswith(("unscored", "not_"))}
+    assert counts == {"unscored": 0, "not_applicable/maths": 2, "not_applicable/code": 2}
+
+
+def test_a_part_that_failed_is_no_part_that_does_not_apply() -> None:
+    """And a combination that needs all of its parts does not see a response to which one does not apply."""
+    both = doubled("both", first=RewardSpec("stage", "x"), second=RewardSpec("stage", "y"))
+    scorer = combining(both, {"x": [1.0, None, 3.0], "y": [0.5, 0.5, None]})
+    scorer.children["first"].plugin = SimpleNamespace(may_not_apply=True)
+    scores = scorer.scores(TWO)
+    assert scores.usable.tolist() == [True, False, False]
+    assert scores.missing() == {"not_applicable/first": 1, "unscored/second": 1}
+
+
+def test_a_nested_combination_that_does_not_apply_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text(TASKS)
+    both = {
+        "when": {"reward": WORDS, "condition": {"python": {"path": "tasks.py", "function": "maths"}}, "at_least": 1}
+    }
+    scorer = combination(
+        tmp_path, {"weighted_sum": {"rewards": {"both": both, "c": CHARACTERS}, "weights": {"both": 10, "c": 1}}}
+    )
+    groups = [Group(PROMPT, (Response(text="word"),), id=task, meta={"task": task}) for task in ("maths", "code")]
+    assert scorer.scores(groups).raw.tolist() == [14.0, 4.0]
+
+
+CHANGES = """
+def appends(completions, tests, **kwargs):
+    for each in tests:
+        each.append("another")
+    return [1.0] * len(completions)
+
+def deep(completions, tests, **kwargs):
+    tests[0][0]["in"] = 2
+    return [1.0] * len(completions)
+"""
+
+
+@pytest.mark.parametrize("function", ["appends", "deep"])
+def test_a_reward_that_changes_a_column_is_an_error(function: str, tmp_path: Path) -> None:
+    """Later iterations would read what it left, and a resumed run would not."""
+    (tmp_path / "changes.py").write_text(CHANGES)
+    scorer = combination(tmp_path, {"python": {"path": "changes.py", "function": function}})
+    groups = [Group(PROMPT, (Response(text="a"),), id="a", meta={"tests": [{"in": 1}], "score": math.nan})]
+    with pytest.raises(PluginError, match="it changed the column 'tests' of a prompt"):
+        scorer.scores(groups)
 
 
 # Combinations that remember

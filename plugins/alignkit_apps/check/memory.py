@@ -23,7 +23,7 @@ from alignkit.data.group import Group
 from alignkit.kernels import mode
 from alignkit.kernels.memory import GROWTH
 from alignkit.kernels.sampling_weights import MAX_ROWS, MEMORY_SHARE, MIN_TOKENS
-from alignkit.models.decoder import LOGIT_COPIES, most_rows, token_bytes
+from alignkit.models.decoder import LOGIT_COPIES, most_rows, row_bytes, state_bytes, token_bytes
 from alignkit.models.examples import Examples
 from alignkit.models.forward import Wants, forward
 from alignkit.models.loading import QUANTIZED
@@ -306,14 +306,13 @@ def _cache(run: PlannedRun, stage: Stage, work: Workload, memory: Memory) -> tup
     model, machine = run.models.of(base).model, run.machine_of(base)
     assert isinstance(model, ShapeModel)
     config, width = run.configuration(base).get_text_config(), model.dtype.itemsize
-    each = token_bytes(config, width)
     wanted = rows_of_the_busiest(work, run.working(stage))
-    row = each * (work.longest + 2 * work.new_tokens)
+    row = row_bytes(config, width, work.longest, work.new_tokens)
     free = machine.memory - (memory.gathered + memory.adapters + memory.optimizer if machine.gpu else 0.0)
     rows = min(wanted, most_rows(row, max(0.0, free), 0, config.vocab_size if machine.gpu else 0))
     columns = work.longest + work.new_tokens * (2 if wanted > rows else 1)
     read = min(rows * work.longest, model.inference_budget)  # prompts whose keys and values enter the cache
-    cache = each * (rows * columns * (1 + 1 / model.depth) + read)
+    cache = token_bytes(config, width) * (rows * columns * (1 + 1 / model.depth) + read) + rows * state_bytes(config)
     logits = rows * config.vocab_size * 4 * LOGIT_COPIES
     return rows, cache + logits + _packed(model, rows, work.new_tokens, memory.stored)
 

@@ -136,8 +136,9 @@ class GRPO(Algorithm):
     def keep_group(self, group: Group) -> bool:
         """With dynamic sampling the rewards of a group must differ (DAPO, eq. 11): those that advantages come from."""
         # Replayed samples have no learned reward.
-        rewards = {r.scores.get(LEARNED_KEY, r.scores[REWARD_KEY]) for r in group.responses}
-        return super().keep_group(group) and (len(rewards) > 1 or not self.options.dynamic_sampling)
+        rewards = [r.scores.get(LEARNED_KEY, r.scores[REWARD_KEY]) or 0.0 for r in group.responses]
+        varied = not F.nearly_equal(max(rewards), min(rewards))
+        return super().keep_group(group) and (varied or not self.options.dynamic_sampling)
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
         """Advantages, [R]: all tokens of a response share one."""

@@ -128,7 +128,7 @@ class HIR(Algorithm):
         """
         if self.options.thresholds is None and not (context.validation and "threshold" in self.state):
             scores = [score for group in groups for r in group.responses if (score := _score(r)) is not None]
-            if scores and min(scores) == max(scores):
+            if scores and F.nearly_equal(min(scores), max(scores)):
                 return []  # nothing tells the instructions apart
             # A fixed number would label all samples alike, depending on the reward's level.
             self.state["threshold"] = math.fsum(scores) / max(1, len(scores))

@@ -206,8 +206,9 @@ class PPO(Algorithm):
 
 def _explained_variance(values: Tensor, returns: Tensor) -> float:
     """Share of the variance of the returns that the values explain, for [N] and [N]; 0 if the returns are equal."""
-    variance = float(returns.var()) if len(returns) > 1 else 0.0
-    return 1 - float((returns - values).var()) / variance if variance else 0.0
+    if len(returns) < 2 or F.nearly_equal(returns.max(), returns.min()):
+        return 0.0
+    return 1 - float((returns - values).var() / returns.var())
 
 
 @hookimpl

@@ -76,9 +76,10 @@ class RejectionSampling(Algorithm):
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
         """The best samples, each in a group of its own or with others of its prompt; none if all rewards are equal."""
-        rewards = [{response.reward for response in group.responses} for group in groups]
-        context.log(groups_tied=sum(len(distinct) == 1 for distinct in rewards))
-        if len(set().union(*rewards)) == 1:
+        rewards = [[response.reward for response in group.responses] for group in groups]
+        context.log(groups_tied=sum(F.nearly_equal(max(each), min(each)) for each in rewards))
+        every = [reward for each in rewards for reward in each]
+        if every and F.nearly_equal(max(every), min(every)):
             return []
         chosen = _best_of_all(groups) if self.options.pool == "batch" else self._best_of_prompts(groups, context)
         learned = [response.reward for group in chosen for response in group.responses]
@@ -113,7 +114,7 @@ def best_samples(iterations: Sequence[Sequence[Group]]) -> dict[str, Best]:
             key = _key(group)
             for response in group.responses:
                 known = best.get(key)
-                if known is None or response.reward > known.response.reward:
+                if known is None or F.preferred([(known.response.reward, response.reward)]) == [1]:
                     best[key] = Best(group, response, iteration)
     return best
 

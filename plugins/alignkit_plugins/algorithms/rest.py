@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Literal
 
 from pydantic import model_validator
@@ -32,6 +32,7 @@ from alignkit import (
     hookimpl,
     per_token,
 )
+from alignkit import functional as F
 
 
 class ReST(Algorithm):
@@ -110,9 +111,7 @@ class ExpertIteration(Algorithm):
         threshold = self.options.threshold
         if threshold is None:  # a fixed number would accept all samples or none, depending on the reward's level
             rewards = [response.reward for group in groups for response in group.responses]
-            # Equal rewards tell no samples apart; their mean may be rounded to less than each of them.
-            equal = len(set(rewards)) == 1
-            threshold = rewards[0] if equal else math.fsum(rewards) / max(1, len(rewards))
+            threshold = math.fsum(rewards) / max(1, len(rewards))
         accepted = _above(groups, threshold)
         chosen = [replace(group, responses=group.responses[: self.options.max_per_prompt]) for group in accepted]
         context.log(
@@ -128,10 +127,11 @@ class ExpertIteration(Algorithm):
 
 
 def _above(groups: Sequence[Group], threshold: float) -> list[Group]:
-    """Groups with the responses whose reward is above the threshold; groups without any are left out."""
+    """Groups with the responses whose reward is above the threshold by more than rounding, without empty groups."""
     above = []
     for group in groups:
-        responses = tuple(response for response in group.responses if response.reward > threshold)
+        above_it = F.preferred([(threshold, response.reward) for response in group.responses])
+        responses = tuple(compress(group.responses, above_it))
         if responses:
             above.append(replace(group, responses=responses, pairs=None))
     return above

@@ -51,7 +51,7 @@ class _FromScores(Algorithm):
         if not context.validation:
             lacking = [group for group in groups if len(_scored(group)) < max(1, len(group.responses))]
             context.left_out("without_score", sum(max(1, len(g.responses)) for g in groups) - len(scores), lacking)
-            if len(set(scores)) < 2:
+            if not scores or F.nearly_equal(max(scores), min(scores)):
                 raise DataError(f"a reward model needs answers with different scores, but found {sorted(set(scores))}")
             self.state = self.measured(scores)
             context.log(**{name: value for name, value in self.state.items() if isinstance(value, float)})

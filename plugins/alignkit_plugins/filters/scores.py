@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import model_validator
 
 from alignkit import LEARNED_KEY, REWARD_KEY, Field, Filter, Group, Options, Register, hookimpl
+from alignkit import functional as F
 
 
 def rewards(group: Group, key: str = REWARD_KEY) -> list[float]:
@@ -33,9 +34,9 @@ class Spread(Filter):
 
     def _differs(self, group: Group) -> bool:
         found, learned = rewards(group), rewards(group, LEARNED_KEY)
-        if self.options.above == 0 and len(set(learned)) > 1:
-            return True
-        return bool(found) and max(found) - min(found) > self.options.above
+        if self.options.above:
+            return bool(found) and max(found) - min(found) > self.options.above
+        return any(each and not F.nearly_equal(max(each), min(each)) for each in (found, learned))
 
 
 class NotTruncated(Filter):

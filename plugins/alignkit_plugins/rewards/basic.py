@@ -77,8 +77,8 @@ _ANY = {"globals", "exec", "setattr", "__getattr__"}  # what may bind any name, 
 class Python(Reward):
     """The user's function with TRL's signature, `f(prompts, completions, **columns)`, which returns a number for each.
 
-    As in TRL, None means "could not be scored", and the function may be `async`. Differs from TRL: without `**kwargs`
-    it receives only the columns that it names, and an exception stops the run.
+    As in TRL, None means that it does not apply to a response, and the function may be `async`. Differs from TRL:
+    without `**kwargs` it receives only the columns that it names, and an exception stops the run.
     """
 
     class Options(alignkit.Options):
@@ -116,6 +116,7 @@ class Python(Reward):
             return tuple(sorted(set(names.get((self.module or "").partition(".")[0], ()))))
 
     options: Options
+    may_not_apply = True
     runs_code = True
     _folder = Path()
     _call: Callable[..., Any] | None = None
@@ -140,7 +141,7 @@ class Python(Reward):
             columns = ", ".join(dict.fromkeys(name for group in groups for name in group.meta)) or "none"
             raise DataError(
                 f"{self._name} needs the argument '{missing[0]}', but no prompt has a column of this name (other "
-                f"columns: {columns})"
+                f"columns: {columns})" + (f"\nhelp: {help}" if (help := did_you_mean(missing[0], given)) else "")
             )
 
     def prepare(self, context: Context) -> None:
@@ -177,7 +178,10 @@ class Python(Reward):
             result = call(**arguments)
             return asyncio.run(_wait(result)) if inspect.isawaitable(result) else result
         except (Exception, SystemExit) as error:  # whatever a user's function raises
-            raise RunFailed(f"{self._name} raised {_describe(error, self.file)}") from error
+            text = f"{self._name} raised {_describe(error, self.file)}"
+            if isinstance(error, TypeError | AttributeError) and not self.options.conversational:
+                text += "\nhelp: prompts and completions are texts; for lists of messages, set 'conversational: true'"
+            raise RunFailed(text) from error
 
     def _check(self, result: Any, rows: Sequence[tuple[Group, Response]]) -> list[float | None]:
         if not isinstance(result, Iterable) or isinstance(result, str | bytes | Mapping):
@@ -200,7 +204,7 @@ class Python(Reward):
         prompt = f" (prompt {group.id})" if group.id else ""
         raise RunFailed(
             f"{self._name} returned {score!r:.200} for completion {place} of {len(rows)}{prompt}, "
-            f"expected a finite number, or None if it cannot be scored\n  completion: {all_turns(response)!r:.200}"
+            f"expected a finite number, or None if it does not apply\n  completion: {all_turns(response)!r:.200}"
         )
 
 

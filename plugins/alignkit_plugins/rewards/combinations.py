@@ -2,7 +2,7 @@
 
 `when` is the conditioned reward of GDPO (Liu et al. 2026, arXiv:2601.05242, section 3.2): an easy reward counts only
 where a hard one is reached, so that the easy one cannot replace it.
-A response that lacks a part has no reward, even where that part would not count: a failure must not change the rule.
+The smallest and the product are those of the parts that apply to a response; `when` and `clip` need all of theirs.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class _Several(RewardCombination):
         )
 
     options: Options
+    leaves_out = True
 
     def parts(self) -> Mapping[str, RewardRef]:
         return self.options.rewards
@@ -60,7 +61,7 @@ class Minimum(_Several):
         """The smallest of the scores, [R] each."""
         smallest, *others = components.values()
         for scores in others:
-            smallest = smallest.minimum(scores)  # NaN if either is
+            smallest = smallest.fmin(scores)  # NaN if both are
         return _combined(smallest, components)
 
 
@@ -71,7 +72,8 @@ class Product(_Several):
         """Multiply the scores, [R] each."""
         product, *others = components.values()
         for scores in others:
-            product = product * scores
+            both = product * scores.where(~scores.isnan(), 1.0)
+            product = both.where(~product.isnan(), scores)
         return _combined(product, components)
 
 

@@ -38,6 +38,7 @@ class GDPO(RewardCombination):
             return self
 
     options: Options
+    leaves_out = True
 
     @property
     def whitens(self) -> bool:
@@ -47,18 +48,18 @@ class GDPO(RewardCombination):
         return self.options.rewards
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        """Combine the scores, [R] each. A response that lacks a score has no part in its group's statistics."""
+        """Combine the scores, [R] each. Where one does not apply, it has no part in its group's statistics."""
         weights = {name: self.options.weights.get(name, 1.0) for name in components}
-        zero = next(iter(components.values())).new_zeros(())
-        raw = sum(
-            (weights[name] * x for name, x in components.items()), start=zero
-        )  # [R], NaN where a score is missing
-        present = ~raw.isnan()
-        index = raw.new_tensor([number for number, group in enumerate(groups) for _ in group.responses])[present]
-        advantages = {name: F.grpo_advantages(x[present], index) for name, x in components.items()}
-        total = sum((weights[name] * x for name, x in advantages.items()), start=zero)
-        reward = raw.clone()
-        reward[present] = F.whiten(total) if len(total) else total
+        raw = F.sum_present([weights[name] * x for name, x in components.items()])
+        index = raw.new_tensor([number for number, group in enumerate(groups) for _ in group.responses])
+        advantages = {name: x.clone() for name, x in components.items()}
+        for x in advantages.values():
+            applies = ~x.isnan()
+            x[applies] = F.grpo_advantages(x[applies], index[applies])
+        reward = F.sum_present([weights[name] * x for name, x in advantages.items()])
+        present = ~reward.isnan()
+        if present.any():
+            reward[present] = F.whiten(reward[present])
         metrics = {f"{name}_mean": float(x.nanmean()) for name, x in components.items()}
         return CombinedReward(reward=reward, raw=raw, metrics={**metrics, "raw_mean": float(raw.nanmean())})
 

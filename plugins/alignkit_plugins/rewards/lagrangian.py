@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import alignkit
 from alignkit import CombinedReward, Field, Group, Register, RewardCombination, RewardRef, hookimpl
+from alignkit import functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,7 @@ class Lagrangian(RewardCombination):
         )
 
     options: Options
+    leaves_out = True
 
     def parts(self) -> Mapping[str, RewardRef]:
         return {"raw": self.options.reward, "cost": self.options.cost}
@@ -40,16 +42,15 @@ class Lagrangian(RewardCombination):
         """Combine reward and cost, [R] each, with the lambda that earlier iterations left."""
         o, multiplier = self.options, self._multiplier
         scores, cost, total = components["raw"], components["cost"], self.total(groups, components)
-        present = ~total.isnan()
-        mean_cost = float(cost[present].mean())
-        if present.any():
+        mean_cost = float(cost.nanmean())
+        if not cost.isnan().all():
             self.state["multiplier"] = max(0.0, multiplier + o.multiplier_rate * (mean_cost - o.limit))
-        metrics = {"raw_mean": float(scores[present].mean()), "cost_mean": mean_cost, "multiplier": multiplier}
+        metrics = {"raw_mean": float(scores.nanmean()), "cost_mean": mean_cost, "multiplier": multiplier}
         return CombinedReward(total, total, metrics)
 
     def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
         multiplier = self._multiplier
-        total = components["raw"] - multiplier * components["cost"]
+        total = F.sum_present([components["raw"], -multiplier * components["cost"]])
         return total / (1 + multiplier if self.options.rescale else 1)
 
     @property

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import alignkit
 from alignkit import CombinedReward, Field, Group, Register, RewardCombination, RewardRef, hookimpl
+from alignkit import functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +39,9 @@ class RunningNormalization(RewardCombination):
         """Normalize the scores, [R]. The deviation counts as 1 while all scores are equal."""
         scores = components["raw"]
         self._take_in(scores[~scores.isnan()])
-        mean, deviation = self.state.get("mean", 0.0), math.sqrt(self.state.get("variance", 0.0)) or 1.0
+        mean, deviation = self.state.get("mean", 0.0), math.sqrt(self.state.get("variance", 0.0))
+        if F.nearly_equal(mean + deviation, mean):
+            deviation = 1.0
         reward = (scores - (mean if self.options.shift else 0.0)) / deviation
         return CombinedReward(reward, scores, {"raw_mean": float(scores.nanmean()), "mean": mean, "std": deviation})
 

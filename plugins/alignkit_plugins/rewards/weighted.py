@@ -1,6 +1,7 @@
 """Weighted sums of rewards: with the same weights for all prompts, or with weights by a column of the prompt.
 
-The second kind lets truth count more if the question is about medicine.
+The second kind lets truth count more if the question is about medicine. As in TRL, a part that does not apply to a
+response is left out of its sum, and the weights of the others stay as they are.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pydantic import model_validator
 
 import alignkit
 from alignkit import CombinedReward, DataError, Field, Group, Register, RewardCombination, RewardRef, hookimpl
+from alignkit import functional as F
 from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.errors import did_you_mean
 
@@ -23,7 +25,7 @@ DEFAULT = "default"
 
 
 class WeightedSum(RewardCombination):
-    """The weighted sum of rewards plus a constant. It is NaN for a response that lacks a part.
+    """The weighted sum of rewards plus a constant, of the parts that apply; NaN if none does.
 
     It does not whiten; a part that is whitened, such as `llama2`, stays so.
     """
@@ -42,6 +44,7 @@ class WeightedSum(RewardCombination):
             return self
 
     options: Options
+    leaves_out = True
 
     def parts(self) -> Mapping[str, RewardRef]:
         return self.options.rewards
@@ -53,12 +56,12 @@ class WeightedSum(RewardCombination):
         return CombinedReward(reward=total, raw=total, metrics={**metrics, "raw_mean": float(total.nanmean())})
 
     def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
-        bias = next(iter(components.values())).new_tensor(self.options.bias)
-        return sum((weight * components[name] for name, weight in self.options.weights.items()), start=bias)
+        terms = [weight * components[name] for name, weight in self.options.weights.items()]
+        return F.sum_present(terms, self.options.bias)
 
 
 class Weighted(RewardCombination):
-    """The sum of all rewards, each times the weight for the prompt's value of a column. It is NaN without a part."""
+    """The sum of the rewards that apply, each times the weight for the prompt's value of a column; NaN if none does."""
 
     class Options(alignkit.Options):
         rewards: dict[str, RewardRef] = Field(min_length=1, description="rewards to sum, under names of your choice")
@@ -77,6 +80,7 @@ class Weighted(RewardCombination):
             return self
 
     options: Options
+    leaves_out = True
 
     def parts(self) -> Mapping[str, RewardRef]:
         return self.options.rewards
@@ -112,11 +116,10 @@ class Weighted(RewardCombination):
         return CombinedReward(total, total, {**means, **used, **shares, "combined_mean": float(total.nanmean())})
 
     def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
-        keys, first = self._keys(groups), next(iter(components.values()))
-        total = first.new_zeros(first.shape)
-        for name, scores in components.items():
-            total = total + scores * scores.new_tensor([self._weight(key, name) for key in keys])
-        return total
+        keys = self._keys(groups)
+        return F.sum_present(
+            [x * x.new_tensor([self._weight(key, name) for key in keys]) for name, x in components.items()]
+        )
 
     def _keys(self, groups: Sequence[Group]) -> list[str]:
         """Under which name the weights of each response's prompt are."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from alignkit import Group, Pair, Response, resolved_pairs
+from alignkit import functional as F
 from alignkit.data.group import turns_of
 from alignkit.data.spoken import all_turns
 
@@ -30,8 +31,8 @@ class Comparison:
 
     @property
     def gap(self) -> float:
-        """How much higher the chosen response scores."""
-        return self.chosen - self.rejected
+        """How much higher the chosen response scores; 0 if the scores differ only by rounding."""
+        return 0.0 if F.nearly_equal(self.chosen, self.rejected) else self.chosen - self.rejected
 
 
 @dataclass(frozen=True)

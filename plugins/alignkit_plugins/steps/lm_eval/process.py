@@ -175,7 +175,7 @@ def _results(manager: Any, names: Sequence[str], request: Mapping[str, Any]) -> 
             task_manager=manager,
             gen_kwargs=request["gen_kwargs"] or None,
             log_samples=request["samples"] is not None,
-            **{key: request[key] for key in keys},
+            **{key: request[key] for key in keys} | {"device": device_of(request["device"])},
         )
     except Exception as error:
         _raise_if_code(error)
@@ -188,6 +188,13 @@ def _results(manager: Any, names: Sequence[str], request: Mapping[str, Any]) -> 
             lines = "".join(f"{_json(row)}\n" for row in rows)
             (folder / f"{task}.jsonl").write_text(lines, encoding="utf-8")
     return _json(found, indent=2)
+
+
+def device_of(device: str | None) -> str:
+    """The device that a request names, or the GPU if there is one. Versions of the harness take none for a GPU."""
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _json(value: Any, indent: int | None = None) -> str:

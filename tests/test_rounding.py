@@ -1,0 +1,104 @@
+"""Numbers that differ only by rounding are equal: in every formula, algorithm, filter, pair and metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from alignkit import Group, Response
+from alignkit import functional as F
+from alignkit.data.group import resolved_pairs
+from alignkit_plugins.algorithms.grpo import GRPO
+from alignkit_plugins.algorithms.hir import HIR
+from alignkit_plugins.algorithms.online_dpo import OnlineDPO
+from alignkit_plugins.algorithms.ppo import _explained_variance
+from alignkit_plugins.algorithms.rejection_sampling import RejectionSampling, best_samples
+from alignkit_plugins.algorithms.rest import ExpertIteration, ReST
+from alignkit_plugins.filters.scores import Spread
+from alignkit_plugins.formats.rankings import _pairs_by_score
+from alignkit_plugins.rewards.equal_length import EqualLength
+from alignkit_plugins.rewards.gdpo import GDPO
+from alignkit_plugins.rewards.running_normalization import RunningNormalization
+
+# One number after sums in several orders, of three sizes.
+NOISE = [
+    [0.1 + 0.2, 0.3, 0.3 - 1e-16, 0.3],
+    [1000.1 + 0.2, 1000.3, 999.9 + 0.4, 1000.3],
+    [0.1 + 0.2 - 0.3, 0.0, 0.3 - 0.2 - 0.1, 0.0],
+]
+INDEX = torch.zeros(4)
+log = SimpleNamespace(log=lambda **_: None, left_out=lambda *_: None, validation=False, rng=np.random.default_rng(0))
+
+
+def table(scores: list[float]) -> torch.Tensor:
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+def group(scores: list[float]) -> Group:
+    responses = (Response(text=str(n), tokens=(n,) * (n + 1), scores={"reward": x}) for n, x in enumerate(scores))
+    return Group(({"role": "user", "content": "hi"},), tuple(responses), id="a")
+
+
+def combined(cls: Any, scores: list[float], **options: Any) -> torch.Tensor:
+    thing = cls(cls.Options(**options))
+    names = list(thing.parts())
+    reward: torch.Tensor = thing.combine([group(scores)], {name: table(scores) for name in names}).reward
+    return reward
+
+
+def select(cls: Any, scores: list[float], **options: Any) -> list[Group]:
+    chosen: list[Group] = cls(cls.Options(**options)).select([group(scores)], log)
+    return [each for each in chosen if each.responses and (each.pairs is None or each.pairs or cls is not OnlineDPO)]
+
+
+NOTHING: dict[str, Callable[[list[float]], Any]] = {
+    "spread": lambda x: F.group_has_spread(table(x), INDEX).any(),
+    "grpo": lambda x: F.grpo_advantages(table(x), INDEX).any(),
+    "centered": lambda x: F.centered_advantages(table(x), INDEX).any(),
+    "rloo": lambda x: F.rloo_advantages(table(x), INDEX).any(),
+    "maxrl": lambda x: F.maxrl_advantages(table(x), INDEX).any(),
+    "std_within_groups": lambda x: F.std_within_groups(table(x), INDEX),
+    "slope": lambda x: F.slope_within_groups(torch.arange(4.0), table(x), INDEX),
+    "whiten": lambda x: F.whiten(table(x)).any(),
+    "whiten in fp32": lambda x: F.whiten(table(x).float() + torch.tensor([0, 1e-7, 0, 0])).any(),
+    "normalizer": lambda x: F.reward_normalizer(table(x))[1] != 1.0,
+    "most_different": lambda x: F.most_different(table(x), 2).tolist() != F.most_different(torch.zeros(4), 2).tolist(),
+    "pairs": lambda x: [winner for winner in F.preferred([(x[0], each) for each in x]) if winner is not None],
+    "gdpo": lambda x: combined(GDPO, x, rewards={"a": "x", "b": "y"}).any(),
+    "equal_length": lambda x: combined(EqualLength, x, reward="x", unit_variance=True).diff().abs().max() > 1e-3,
+    "running": lambda x: combined(RunningNormalization, x, reward="x").abs().max() > 1e-3,
+    "dynamic sampling": lambda x: GRPO(GRPO.Options(dynamic_sampling=True)).keep_group(group(x)),
+    "filter": lambda x: any(Spread(Spread.Options()).keep([group(x)])),
+    "online_dpo": lambda x: select(OnlineDPO, x),
+    "hir": lambda x: select(HIR, x),
+    "rest": lambda x: ReST(ReST.Options()).select([group(x)], log),
+    "expert_iteration": lambda x: select(ExpertIteration, x),
+    "rejection_sampling": lambda x: select(RejectionSampling, x, pool="batch"),
+    "best": lambda x: best_samples([[group(x)]]).popitem()[1].response.text != "0",
+    "rankings": lambda x: _pairs_by_score(group(x).responses),
+    "explained_variance": lambda x: _explained_variance(torch.ones(4), table(x).float()) != 0.0,
+}
+
+
+@pytest.mark.parametrize("scores", NOISE)
+@pytest.mark.parametrize("what", NOTHING)
+def test_rounding_is_no_spread(what: str, scores: list[float]) -> None:
+    assert not NOTHING[what](scores)
+
+
+@pytest.mark.parametrize("what", [name for name in NOTHING if name != "explained_variance"])
+def test_a_small_difference_is_one(what: str) -> None:
+    difference = 1e-5 if "fp32" in what else 1e-9
+    assert NOTHING[what]([0.5, 0.5 + difference, 0.5 + 3 * difference, 0.5]) or what == "equal_length"
+
+
+def test_what_is_no_number_or_infinite() -> None:
+    assert F.group_has_spread(torch.tensor([math.nan, 1.0]), torch.zeros(2)).all()
+    assert not F.nearly_equal(-math.inf, -3.0) and F.nearly_equal(math.inf, math.inf)
+    assert resolved_pairs(group([1.0, 1.0])) == ()
