@@ -156,7 +156,7 @@ def make_app(live: LiveRun, sessions: Sessions) -> Starlette:
         return RedirectResponse("/", 303)
 
     routes = [Route("/", site.opened(show)), *(Route(name, act, methods=["POST"]) for name in ("/stop", "/continue"))]
-    app = guarded(routes)
+    app = guarded(routes, sessions)
     app.user_middleware.insert(0, Middleware(_Policy))
     return app
 
