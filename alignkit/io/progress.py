@@ -171,6 +171,15 @@ def _console(stderr: bool) -> Console:
     return console
 
 
+def _shown(console: Console, text: Text) -> Console:
+    """Print a text. A console that nobody reads any more becomes a quiet one: `| head` must not end a run."""
+    try:
+        console.print(text, soft_wrap=True)
+    except (BrokenPipeError, SystemExit):  # rich exits
+        return Console(quiet=True)
+    return console
+
+
 class Reporter:
     """Progress on stderr: stages as a tree in a terminal, plain lines in a pipe. Results go to stdout, all to the log.
 
@@ -240,13 +249,13 @@ class Reporter:
             self.say(line)
         else:
             self.log.write(line)
-            self.err.print(self._tree.finished(name, took, self.err.width))
+            self.err = _shown(self.err, self._tree.finished(name, took, self.err.width))
 
     def _print(self, text: str) -> None:
         if self.err.is_terminal:  # which would break a line within words and numbers
             width, lines = self.err.width, text.split("\n")
             text = "\n".join(line if cell_len(line) <= width else _wrapped(line, width) for line in lines)
-        self.err.print(colored(encodable(text, self.err.encoding)), soft_wrap=True)
+        self.err = _shown(self.err, colored(encodable(text, self.err.encoding)))
 
     def start(self, stage: str, total: int, done: int = 0, unit: str = "step") -> None:
         """Begin to train a stage of `total` steps or iterations, of which `done` are complete."""
@@ -319,7 +328,7 @@ class Reporter:
         """Print a result on stdout."""
         if text:
             self.log.write(text)
-            self.out.print(colored(encodable(text, self.out.encoding), VERDICTS), soft_wrap=True)
+            self.out = _shown(self.out, colored(encodable(text, self.out.encoding), VERDICTS))
 
     def _begin(self, work: Work, wait: float = 0.0) -> None:
         self.stop()

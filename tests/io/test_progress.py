@@ -1,5 +1,6 @@
 """Console lines, durations, and the metrics file of a run that was killed."""
 
+import contextlib
 import io
 import json
 import os
@@ -333,6 +334,20 @@ def test_a_terminal_breaks_lines_between_words() -> None:
     reporter, shown = terminal(40)
     reporter.say("sft: learning_rate 0.0002, the default for LoRA and hidden size 64")
     assert shown.getvalue() == "sft: learning_rate 0.0002, the default\n  for LoRA and hidden size 64\n"
+
+
+def test_a_pipe_that_nobody_reads_does_not_end_a_run(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", encoding="utf-8") as gone:
+        reporter = Reporter(Console(file=gone), Console(file=gone))
+        reporter.log.open(tmp_path / "run.log")
+        for number in range(3):
+            reporter.say(f"line {number}")
+            reporter.result(f"result {number}")
+        assert (tmp_path / "run.log").read_text(encoding="utf-8").count("\n") == 6
+        with contextlib.suppress(BrokenPipeError):
+            gone.close()
 
 
 def test_metrics_after_the_last_checkpoint_are_written_again(tmp_path: Path) -> None:
