@@ -83,7 +83,7 @@ def label(
     Examples:
       alignkit label pairs.jsonl
       alignkit label prompts.jsonl --annotator ada --annotator bob --overlap 2
-      alignkit label prompts.jsonl --annotator ada --reviewer eve --host https://labels.example.org
+      alignkit label a.jsonl --annotator ada --host https://labels.example.org
       alignkit label answers.jsonl --task scores --criterion helpful
       alignkit label answers.jsonl --task review
       alignkit label pairs.feedback --gold known.jsonl --guidelines rules.md
