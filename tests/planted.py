@@ -43,7 +43,7 @@ _ENDS = "test_sampling.py::test_every_end_token_ends_a_response"
 _NO_SCORE = "test_scoring.py::test_a_response_that_lacks_a_part_has_no_score"
 _ON_SEVERAL = "test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes"
 _OVER_BATCH = "test_reducer.py::test_numbers_over_the_batch_are_over_all_processes"
-_COMBINED = "combined = self._combined(taken(groups, complete.tolist()), given, learning)"
+_COMBINED = "combined = self._combined(taken(groups, rows.tolist()), given, learning)"
 _REJECTED = "return [[group for group in groups if self.algorithm.keep_group(group)] for groups in earlier]"
 
 PLANTED = {
@@ -276,17 +276,17 @@ PLANTED = {
     ),
     "own_whitening": Planted(
         SCORING,
-        f"            {_COMBINED}\n",
-        f"            {_COMBINED}\n"
-        "            if self.reducer.processes > 1:\n"
-        "                kept = taken(groups, complete.tolist())\n"
-        "                sizes = [len(group.responses) for group in kept]\n"
-        "                def alone(own):\n"
-        "                    rows = [sum(sizes[:i]) + k for i in own for k in range(sizes[i])]\n"
-        "                    part = {name: column[rows] for name, column in given.items()}\n"
-        "                    return self._combined([kept[i] for i in own], part, learning).reward.tolist()\n"
-        "                rewards = torch.tensor(self.reducer.deal(sizes, alone), dtype=torch.float64)\n"
-        "                combined = replace(combined, reward=rewards)\n",
+        f"        {_COMBINED}\n",
+        f"        {_COMBINED}\n"
+        "        if self.reducer.processes > 1:\n"
+        "            kept = taken(groups, rows.tolist())\n"
+        "            sizes = [len(group.responses) for group in kept]\n"
+        "            def alone(own):\n"
+        "                places = [sum(sizes[:i]) + k for i in own for k in range(sizes[i])]\n"
+        "                part = {name: column[places] for name, column in given.items()}\n"
+        "                return self._combined([kept[i] for i in own], part, learning).reward.tolist()\n"
+        "            rewards = torch.tensor(self.reducer.deal(sizes, alone), dtype=torch.float64)\n"
+        "            combined = replace(combined, reward=rewards)\n",
         _OVER_BATCH,
     ),
     "draws_by_share": Planted(ONLINE, "numbers=own,", "numbers=range(len(own)),", _ON_SEVERAL),
