@@ -239,10 +239,9 @@ def test_a_recipe_names_a_judge_and_its_card_is_in_the_report(
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 0
     assert "local_judge agrees with people in" in capsys.readouterr().out
-    ((card,),) = (one["trust"] for one in json.loads((tmp_path / "run" / "report.json").read_text())["judges"])
-    assert (card["judge"], card["comparisons"], card["calls"]) == ("local_judge", 6, 24)
-    assert card["repeated"]["same"]["mean"] == 1
-    assert "how far to trust the judges" in (tmp_path / "run" / "report.html").read_text()
+    (card,) = json.loads((tmp_path / "run" / "check" / "reward_evaluation.json").read_text())["judge_cards"].values()
+    assert (card["comparisons"], card["calls"]) == (6, 24) and card["repeated"]["same"]["mean"] == 1
+    assert "local_judge" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_the_report_shows_the_card(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ BROKEN: list[tuple[Any, str]] = [
     (Novelty, r"`score`: a second call changes the score .*\(it changed self.known\)"),
     (Draws, "`score`: another process changes the score"),
     (ByPlace, "`score`: the order of groups and responses changes the score"),
-    (Marks, "`score` changes the groups that it is given"),
+    (Marks, "`score`: it changed the column 'scored' of a prompt"),
     (FirstWord, r"in `score`: IndexError: list index out of range \(test_reward_kit.py:\d+\)"),
     (NeedsAnswer, "NeedsAnswer: no column 'answer'"),
     (NeedsKey, "NeedsKey: the variable KEY is not set"),
