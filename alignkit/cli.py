@@ -219,10 +219,8 @@ def _failed(error: BaseException, given: Sequence[str] = ()) -> int:
 
 def _usage_error(error: Any, given: Sequence[str]) -> RecipeError:
     """A mistake in the arguments, printed like all others. given: the arguments."""
-    (text, _, near), context = (
-        error.format_message().rstrip(".").partition(". Did you mean "),
-        getattr(error, "ctx", None),
-    )
+    text, _, near = error.format_message().rstrip(".").partition(". Did you mean ")
+    context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "alignkit"
     help = f"did you mean {near}" if near else f"{path} --help lists arguments and options"
     if option := getattr(error, "option_name", None):

@@ -379,7 +379,7 @@ def _wrapped(line: str, width: int) -> str:
 
 
 def _cut(text: Text, width: int) -> Text:
-    """The text on one line; dots, which every encoding has, stand for the rest."""
+    """The text on one line; dots, which every encoding has, mark where it was cut."""
     if text.cell_len > width:
         text.truncate(max(0, width - 3))
         text.append("...")

@@ -1,4 +1,4 @@
-"""The results of a run's stages by name: `align@ppo` is the newest one that ppo made, `align@ppo~1` the one before it.
+"""The results of a run's stages by name: `align@ppo` is the newest that ppo made, `align@ppo~1` the one before it.
 
 A result keeps its name when another takes its place in the run's folder. `align@2` is something else: the version
 after epoch or iteration 2 of the current result.

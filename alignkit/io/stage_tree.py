@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -11,12 +10,12 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from alignkit.io.printable import printable
+from alignkit.io.printable import encodable, printable
 
 WAITING = 6  # stages that have not begun, of which each has a line
 LEAST_WIDTH = 70  # characters of a terminal that shows what does the stages
 # Of several metrics, the first one that a stage has is its number: what a person asks first.
-NUMBERS = {"reward": "reward", "accuracy": "accuracy", "loss": "loss"}
+NUMBERS = ("reward", "accuracy", "loss")
 
 
 class Bar(Protocol):
@@ -36,26 +35,26 @@ class StageTree:
         self.stages, self.note = stages, ""
         self.bar: Bar | None = None
         self._done: set[str] = set()
-        self._current, self._began = "", time.monotonic()
+        self._current = ""
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
-        self._marks = ("✓", "○") if _has(encoding, "✓○") else ("*", "-")
+        self._marks = ("✓", "○") if encodable("✓○", encoding) == "✓○" else ("*", "-")
 
     def enter(self, name: str) -> None:
         """A stage begins."""
-        self._current, self._began, self.bar, self.note = name, time.monotonic(), None, ""
+        self._current, self.bar, self.note = name, None, ""
         self._first, self._last = {}, {}
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """The metrics of a step of the running stage."""
-        for name in NUMBERS.keys() & metrics.keys():
+        for name in metrics.keys() & NUMBERS:
             self._first.setdefault(name, metrics[name])
             self._last[name] = metrics[name]
 
     def number(self) -> str:
         """`reward -0.12 to 0.42`: the running stage's number at its first and at its last step."""
         name = next((name for name in NUMBERS if name in self._last), None)
-        return f"{NUMBERS[name]} {self._first[name]:.3g} to {self._last[name]:.3g}" if name else ""
+        return f"{name} {self._first[name]:.3g} to {self._last[name]:.3g}" if name else ""
 
     def finished(self, name: str, took: str, width: int) -> Text:
         """The line of a stage that is done. took: such as `1m05s`, or `reused`."""
@@ -90,12 +89,13 @@ class StageTree:
             yield Text(f"  {self.note}", "dim", no_wrap=True, overflow="ellipsis")
 
     def _line(self, mark: Text, name: str, number: str, width: int) -> Text:
-        """`✓ align  ppo  reward -0.12 to 0.42`. What does the stage is left out where the terminal is narrow."""
-        columns = [(name, self.stages)] if width < LEAST_WIDTH else [(name, self.stages), (self.stages[name], None)]
+        """`✓ align  ppo  reward -0.12 to 0.42`. A narrow terminal has no room for what does the stage."""
+        columns: list[tuple[str, Iterable[str]]] = [(name, self.stages)]
+        if width >= LEAST_WIDTH:
+            columns.append((self.stages[name], self.stages.values()))
         line = mark.append(" ") if mark else mark
-        for text, stages in columns:
-            longest = max(map(len, stages or self.stages.values()))
-            line.append(f"{printable(text):<{longest}}  ")
+        for text, column in columns:
+            line.append(f"{printable(text):<{max(map(len, column))}}  ")
         line.no_wrap, line.overflow = True, "ellipsis"
         return line.append(number)
 
@@ -105,11 +105,3 @@ def _spinning(line: Text) -> Table:
     row = Table.grid(padding=(0, 1, 0, 0))
     row.add_row(Spinner("line"), line)
     return row
-
-
-def _has(encoding: str, signs: str) -> bool:
-    try:
-        signs.encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True

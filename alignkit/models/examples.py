@@ -66,7 +66,7 @@ class Examples:
 
     def batch(self, device: torch.device | str = "cpu") -> Batch:
         """Pad everything to the longest response: tables [R, T] of R responses and T tokens."""
-        # Copies: what an algorithm changes in a batch must not reach the next one.
+        # Copies: what an algorithm changes in a batch must not reach the next batch.
         arrays = {name: column.to(torch.float32, copy=True) for name, column in self.columns.items()}
         arrays |= {name: self._padded(column, torch.float32) for name, column in self.token_columns.items()}
         arrays = {name: array.to(device) for name, array in arrays.items()}
