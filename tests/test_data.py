@@ -439,6 +439,57 @@ def test_a_json_file_may_be_one_object_or_a_list_of_texts_under_one_key(tmp_path
     assert words(load(source(tmp_path / "named.json")).groups) == ["a", "b"]
 
 
+def _calling(name: str, properties: dict[str, Any], arguments: Any, **columns: Any) -> dict[str, Any]:
+    """A row with one tool, a call of it, and other columns."""
+    schema = {"name": name, "parameters": {"type": "object", "properties": properties}}
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "Go"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}],
+        },
+        {"role": "tool", "content": "ok", "name": name},
+        {"role": "assistant", "content": "Done"},
+    ]
+    return {"messages": turns, "tools": [{"type": "function", "function": schema}], **columns}
+
+
+@pytest.mark.parametrize("written", ["pyarrow", "datasets", "datasets.parquet", "folder"])
+def test_nulls_that_a_table_fills_in_change_nothing(tmp_path: Path, written: str) -> None:
+    """A table gives every struct the keys of all others in its column; a person's file has none of them."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    number = {"type": "number"}
+    rows = [
+        _calling("get_weather", {"city": {"type": "string", "enum": ["Oslo"]}}, {"city": "Oslo"}, info={"tests": [1]}),
+        _calling("add", {"a": number, "b": {**number, "description": "?"}}, {"a": 1, "b": 2}, info={"lang": {"n": 1}}),
+        _calling("now", {}, {}, info={"lang": {"m": 2}}),
+    ]
+    file = tmp_path / ("d.jsonl" if written == "datasets" else "folder/d.parquet")
+    file.parent.mkdir(exist_ok=True)
+    if written in ("datasets", "datasets.parquet"):
+        made = pytest.importorskip("datasets").Dataset.from_list(rows)
+        (made.to_json if file.suffix == ".jsonl" else made.to_parquet)(str(file))
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    read = DataSource(hub=str(file.parent)) if written == "folder" else source(file)
+    by_hand = load(source(write(tmp_path / "hand.jsonl", *rows))).groups
+    assert [dataclasses.replace(group, origin=None) for group in load(read).groups] == [
+        dataclasses.replace(group, origin=None) for group in by_hand
+    ]
+
+
+def test_a_null_that_a_person_wrote_stays(tmp_path: Path) -> None:
+    """In JSON as text, in a list, and as a whole column."""
+    city = {"type": ["string", "null"], "enum": ["Oslo", None]}
+    row = _calling("get_weather", {"city": city}, '{"city": null}', note=None, info={"x": [None, 1]})
+    [group] = load(source(write(tmp_path / "d.jsonl", row))).groups
+    [call] = (group.responses[0].messages or ())[0]["tool_calls"]
+    assert call["function"]["arguments"] == {"city": None}
+    assert group.tools[0]["function"]["parameters"]["properties"] == {"city": city}
+    assert group.meta == {"note": None, "info": {"x": [None, 1]}}
+
+
 def test_parquet_is_read_from_the_file_itself(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

@@ -324,3 +324,20 @@ def json_value(value: Any) -> Any:
     if isinstance(value, timedelta | UUID):
         return str(value)
     return value.isoformat() if hasattr(value, "isoformat") else None
+
+
+def without_fills(row: Any) -> Any:
+    """The row without the nulls that tables fill in: every struct of a column has the keys of all its others.
+
+    Nulls in lists stay, and so does JSON in a text, which a person wrote. Rows that alignkit wrote are returned as
+    they are. A row's columns may be null: only what is inside of them changes.
+    """
+    if not isinstance(row, dict) or "alignkit" in row:
+        return row
+    return {name: _dense(inner) for name, inner in row.items()}
+
+
+def _dense(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _dense(inner) for key, inner in value.items() if inner is not None}
+    return [_dense(inner) for inner in value] if isinstance(value, list) else value

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignkit.data import hub
-from alignkit.data.files import SkippedRow, file_rows, kind_of, raise_if_bad, suffix_of, text_lines
+from alignkit.data.files import SkippedRow, file_rows, kind_of, raise_if_bad, suffix_of, text_lines, without_fills
 from alignkit.data.group import Group, Origin, Response, group_from_json, group_id, resolved_pairs
 from alignkit.errors import BadRow, DataError, PluginError
 from alignkit.formats import Format
@@ -173,6 +173,9 @@ class RowReader:
 
     def rows(self, stage_data: StageData, commit: hub.CommitOf) -> Iterator[tuple[int, Any]]:
         """Numbered rows; a row that cannot be parsed is a `BadRow`."""
+        return ((number, without_fills(row)) for number, row in self._stored_rows(stage_data, commit))
+
+    def _stored_rows(self, stage_data: StageData, commit: hub.CommitOf) -> Iterator[tuple[int, Any]]:
         source = self.source
         if source.hub:
             return hub.hub_rows(
