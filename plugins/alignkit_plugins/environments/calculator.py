@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import ast
 import operator
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import alignkit
 from alignkit import DataError, Environment, Field, Group, Register, hookimpl
+from alignkit.data.numbers import numbers_in
 
 LONGEST, LARGEST = 200, 1e12  # characters of an expression; its numbers and results
 _OPERATORS: dict[type, Callable[..., Any]] = {
@@ -26,7 +26,6 @@ _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 class Calculator(Environment):
@@ -91,8 +90,8 @@ def _value(node: ast.expr) -> float:
 
 
 def _last_number(text: str) -> float | None:
-    found = _NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    found = [*numbers_in(text)]
+    return float(found[-1]) if found else None
 
 
 @hookimpl

@@ -10,9 +10,9 @@ import re
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Register, Response, hookimpl
+from alignkit.data.numbers import number_of
 
 _FINAL = re.compile(r"\n?####[ \t]*(\S.*?)\s*\Z")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _CALCULATION = re.compile(r"<<[^<>\n]*>>")  # for a calculator, not for people
 
 
@@ -32,7 +32,7 @@ class GSM8K(Format):
         final = _FINAL.search(solution)
         if final is None:
             raise BadRow("column 'answer' must end with a line such as '#### 18'")
-        meta = {**self.rest(row, "question", "answer"), "answer": _THOUSANDS.sub("", final.group(1))}
+        meta = {**self.rest(row, "question", "answer"), "answer": _answer(final.group(1))}
         prompt = (Message(role="user", content=self.text(row, "question").strip()),)
         return Group(prompt, (Response(text=_CALCULATION.sub("", solution).strip()),), meta=meta)
 
@@ -49,14 +49,19 @@ class SVAMP(Format):
         return cls.has(row, "Body", "Question", "Answer")
 
     def read(self, row: Any) -> Group:
-        story, answer = self.text(row, "Body").strip(), self.number(row, "Answer")
+        story, answer = self.text(row, "Body").strip(), number_of(str(row.get("Answer")))
         if answer is None:
             raise BadRow("column 'Answer' must be a number")
         if story and story[-1] not in ".!?,;:":
             story += "."
         text = f"{story} {self.text(row, 'Question').strip()}".strip()
-        meta = {**self.rest(row, "Body", "Question", "Answer"), "answer": f"{answer:.15g}"}
+        meta = {**self.rest(row, "Body", "Question", "Answer"), "answer": str(answer)}
         return Group((Message(role="user", content=text),), meta=meta)
+
+
+def _answer(text: str) -> str:
+    """The answer as rewards compare it: digits, if it is a number."""
+    return str(number_of(text) or text)
 
 
 @hookimpl

@@ -13,6 +13,7 @@ from typing import Any
 
 import alignkit
 from alignkit import DataError, Field, Group, Register, Reward, hookimpl
+from alignkit.data.numbers import number_of
 from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.data.spoken import last_turn
 from alignkit.extras import check_extra
@@ -46,9 +47,16 @@ class MathVerify(Reward):
     def _of_group(self, group: Group) -> list[float]:
         from math_verify import verify
 
-        right, seconds = self._right(group), _seconds()
-        read = (_read(last_turn(response)) for response in group.responses)
-        return [float(verify(right, answer, timeout_seconds=seconds)) for answer in read]
+        right, seconds, number = self._right(group), _seconds(), number_of(str(group.meta[self.options.column]))
+
+        def equal(answer: str) -> bool:
+            # What follows GSM8K's mark may be a number that the package does not read: 1.5e3, −5, or 1 1/2.
+            said = number_of(answer.rpartition("####")[2])
+            if number is not None and said is not None and number.accepts(said):
+                return True
+            return bool(verify(right, _read(answer), timeout_seconds=seconds))
+
+        return [float(equal(last_turn(response))) for response in group.responses]
 
     def _right(self, group: Group) -> Any:
         """The known answer. Raises DataError if the prompt has none, or one that cannot be read."""
@@ -56,8 +64,9 @@ class MathVerify(Reward):
         value = column_of("math_verify", group, column)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise DataError(f"math_verify: {row_of(group)}: '{column}' is {value!r:.60}, not a number or text")
-        text = str(value)
-        for written in (text,) if "$" in text or "\\boxed" in text else (f"${text}$", text):
+        text, number = str(value), number_of(str(value))
+        forms = [text] if "$" in text or "\\boxed" in text else [f"${text}$", text]
+        for written in forms if number is None else [*forms, f"${number}$"]:
             read = _read(written)
             if any(not isinstance(item, str) for item in read):  # a text is what could not be understood
                 return read

@@ -5,24 +5,19 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Literal
 
 from pydantic import field_validator
 
 import alignkit
 from alignkit import DataError, Field, Group, Reward
+from alignkit.data.numbers import Number, number_of, numbers_in
 from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.evaluation.text_metrics import repetition
 from alignkit_plugins.rewards.text.answers import scored
 
 # The package `regex` can be interrupted: a policy may write what keeps a pattern busy for years.
 SECONDS = 2.0
-# A decimal number; shorter than what takes long to compare.
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,60}(?:\.[0-9]{0,60})?|\.[0-9]{1,60})(?:[eE][+-]?[0-9]{1,3})?")
-_NUMBER_WITHIN = re.compile(
-    r"(?<![\w/])(?<!\d[.,])[+-]?\d{1,60}(?:,\d{3})*(?:\.\d{1,60})?(?![\w/]|[.,]\d)"
-)  # 1,000 too
 
 
 def checked_pattern(pattern: str) -> str:
@@ -49,7 +44,7 @@ class ExactMatch(Reward):
         strict: bool = Field(
             False,
             description="letter for letter; false: regardless of case, white space, and a period at the end, and "
-            "numbers by their value, so that 3.0 is 3",
+            "numbers by their value, so that 3.0 is 3, and $1,234 is 1234",
         )
         within: bool = Field(
             False, description="the known answer may be a part of the answer, in whole words: `Paris` of `It is Paris.`"
@@ -79,7 +74,8 @@ class ExactMatch(Reward):
             return 0.0
         if self.options.within:
             return float(any(self._is_part(one, said) for one in known))
-        return float(self._plain(said) in map(self._plain, known))
+        ours = self._plain(said)
+        return float(any(_same(ours, self._plain(one)) for one in known))
 
     def _is_part(self, known: str, said: str) -> bool:
         """Whether the known answer occurs in what was said, and is no part of a longer word or number.
@@ -87,9 +83,9 @@ class ExactMatch(Reward):
         Unless strict, a number occurs if it has the same value. Words are what spaces and punctuation set apart.
         """
         plain = self._plain(known)
-        if isinstance(plain, Fraction):
-            return plain in (Fraction(found[0].replace(",", "")) for found in _NUMBER_WITHIN.finditer(said))
-        known, said = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (plain, said))
+        if isinstance(plain, Number) and plain.counts:
+            return plain.value in numbers_in(said)
+        known, said = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (self._text(known), said))
         if not self.options.strict:
             said = said.casefold()
         return re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(known)}(?!\w|[.,]\d)", said) is not None
@@ -115,13 +111,19 @@ class ExactMatch(Reward):
             return None
         return str((found[-1][1] or "") if found[-1].re.groups else found[-1][0])
 
-    def _plain(self, text: str) -> str | Fraction:
+    def _plain(self, text: str) -> str | Number:
         """What is compared."""
+        return (None if self.options.strict else number_of(text)) or self._text(text)
+
+    def _text(self, text: str) -> str:
         text = unicodedata.normalize("NFC", text)
-        if self.options.strict:
-            return text
-        text = " ".join(text.split()).removesuffix(".").strip()
-        return Fraction(text) if _NUMBER.fullmatch(text) else text.casefold()
+        return text if self.options.strict else " ".join(text.split()).removesuffix(".").strip().casefold()
+
+
+def _same(ours: str | Number, known: str | Number) -> bool:
+    if isinstance(ours, Number) and isinstance(known, Number):
+        return known.accepts(ours)
+    return ours == known
 
 
 def _is_answer(value: object) -> bool:

@@ -1,0 +1,121 @@
+"""What a demonstration of a data set says is right by the data set's own reward, however its number is written."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit import Format, Group, Response
+from alignkit.data.numbers import number_of, numbers_in
+from alignkit.data.reading import checked_groups
+from alignkit.plugins import load_plugins
+from alignkit_plugins.environments.calculator import Calculator
+from alignkit_plugins.rewards.math_verify import MathVerify
+from alignkit_plugins.rewards.text.matching import ExactMatch
+from alignkit_plugins.steps.honesty.rewards import HonestyAccuracy
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+FORMATS: dict[str, type[Format]] = {
+    registration.name: registration.implementation for registration in load_plugins().registry.registrations("format")
+}
+WRITTEN = [
+    ("1,234", 1234), ("$1,234", 1234), ("1234.00", 1234), ("1.5e3", 1500), ("1.5 × 10^3", 1500), ("-5", -5), ("−5", -5),
+    ("-$5", -5), ("$-5", -5), ("50%", 50), ("50 %", 50), (r"\$18", 18), ("18€", 18), ("3/4", 0.75), ("¾", 0.75),
+    ("1 1/2", 1.5), ("1½", 1.5), ("18 dollars", 18), ("7 days", 7), ("2 million", 2_000_000), ("0.10", 0.1),
+    ("1,234,567.5", 1234567.5), ("1\u202f234", 1234), ("007", 7), (".5", 0.5), ("12 square feet", 12), ("18.", 18),
+]  # fmt: skip
+NO_NUMBERS = [
+    "",
+    "-",
+    "$",
+    "1,23",
+    "1.234,5",
+    "5k",
+    "5 m",
+    "5 or 6",
+    "5 or six",
+    "3:00",
+    "1/0",
+    "3 then 4",
+    "10³",
+    "x5",
+]
+
+
+def score(reward: Any, group: Group, said: str, **options: Any) -> float | None:
+    answered = Group(group.prompt, (Response(said),), meta=group.meta)
+    [value] = reward(reward.Options(**options)).score([answered])[""]
+    return value  # type: ignore[no-any-return]
+
+
+def gsm8k(number: str) -> Group:
+    [group] = checked_groups(FORMATS["gsm8k"](), {"question": "How many?", "answer": f"So it is.\n#### {number}"}, {})
+    return group
+
+
+@pytest.mark.parametrize(("written", "value"), WRITTEN)
+def test_a_number_has_one_value_however_it_is_written(written: str, value: float) -> None:
+    number = number_of(written)
+    assert number is not None and number.value == Fraction(str(value))
+    assert list(numbers_in(f"So ({written}) it is.")) == [number.value]
+    group = gsm8k(written)
+    for reward, options in ((ExactMatch, {"extract": r"#### (.*)"}), (MathVerify, {})):
+        assert score(reward, group, group.responses[0].text, **options) == 1.0
+        assert score(reward, group, "So it is.\n#### 3", **options) == 0.0
+    asked: Any = ({"role": "user", "content": "How many?"},)
+    for known, said in ((value, written), (written, written), (str(number), written)):
+        assert score(ExactMatch, Group(asked, meta={"answer": known}), said) == 1.0
+        assert score(MathVerify, Group(asked, meta={"answer": known}), f"So\n#### {said}") == 1.0
+        calculator = Calculator(Calculator.Options())
+        calculator.reset({"answer": known})
+        calculator.turns = ({"role": "assistant", "content": f"It is {said}"},)
+        assert calculator.get_reward() == 1.0
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+def test_what_is_no_number_is_a_text(text: str) -> None:
+    assert number_of(text) is None
+
+
+def test_a_unit_may_be_left_out_but_not_be_another() -> None:
+    def right(known: Any, said: str, **options: Any) -> bool:
+        return score(ExactMatch, Group(gsm8k("1").prompt, meta={"answer": known}), said, **options) == 1.0
+
+    assert right("$18", "18") and right("$18", "18 dollars") and right(18, "$18") and right("50%", "50 percent")
+    assert not right("$18", "18%") and not right("5 km", "5 miles") and not right("12 Monkeys", "12")
+    assert right("12 Monkeys", "12 monkeys") and right("12 Monkeys", "It is 12 Monkeys.", within=True)
+    assert not right("12 Monkeys", "12 people", within=True) and not right("50%", "0.5")
+
+
+def test_every_format_with_a_verifiable_answer_rewards_what_it_demonstrates() -> None:
+    seen = set()
+    for name, cls in FORMATS.items():
+        row = json.loads(cls.example) if cls.example else {}
+        for group in checked_groups(cls(), row, {}) if row else []:
+            if "answer" in group.meta:
+                said = group.responses[0].text if group.responses else str(row["Answer"])
+                assert score(MathVerify, group, said) == 1.0, name
+                assert score(ExactMatch, group, said, extract=r"(\S+)\Z") == 1.0, name
+                seen.add(name)
+    assert {"gsm8k", "svamp"} <= seen
+    row = {"context": "Ann is 7.", "question": "How old is Ann?", "answers": {"text": ["7"], "answer_start": [7]}}
+    [group] = checked_groups(FORMATS["squad"](), row, {})
+    assert score(HonestyAccuracy, group, group.responses[0].text) == 1.0
+    [group] = checked_groups(FORMATS["svamp"](), {"Body": "b", "Question": "q", "Answer": "1,234.50"}, {})
+    assert group.meta["answer"] == "1234.5"
+
+
+def test_the_shipped_sums_reward_their_answers() -> None:
+    spec = importlib.util.spec_from_file_location("arithmetic", RECIPES / "rewards" / "arithmetic.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for file in RECIPES.glob("data/*sums*.jsonl"):
+        for row in map(json.loads, file.read_text().splitlines()):
+            if "answer" in row:
+                assert module.correct([str(row["answer"])], [row["answer"]]) == [1.0]
