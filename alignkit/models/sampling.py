@@ -158,7 +158,7 @@ def _continuation(sequence: ActiveSequence) -> Continuation:
 
 def _response(encoder: Encoder, written: Continuation, role: str) -> Response:
     return Response(
-        text=encoder.decode(last_turn(written.tokens, written.written)),
+        text=encoder.said(last_turn(written.tokens, written.written)),
         tokens=written.tokens,
         logprobs=written.logprobs,
         written=written.written,

@@ -116,11 +116,12 @@ class Chat:
         size = self._close(rest, 0, last=True)
         common = len(prompt) if whole.startswith(prompt) else common_length(prompt, whole[:place])
         lead, removed = whole[common:place], prompt[common:]
-        block = lead if CLOSE in lead else AFTER_REASONING if OPEN in removed else ""
+        header = prompt[prompt.rfind(QUESTION) + len(QUESTION) :]
+        block = lead if CLOSE in lead else AFTER_REASONING if header.rfind(OPEN) > header.rfind(CLOSE) else ""
         return Shape(
             prompt,
             whole,
-            header=prompt[prompt.rfind(QUESTION) + len(QUESTION) :],
+            header=header,
             lead=lead,
             close=rest[:size],
             tail=rest[size:],
@@ -165,20 +166,36 @@ class Chat:
         """The messages as the template receives them, with reasoning in its own key, or without it."""
         if self.options.reasoning != "refuse":
             messages = [self._split(message) for message in messages]
+        elif self.opens and any(str(message.get("content")).lstrip().startswith(OPEN) for message in messages):
+            messages = [self._once_opened(message) for message in messages]
         if self.options.reasoning == "empty":
             messages = [{k: v for k, v in message.items() if k != "reasoning_content"} for message in messages]
         return self.template.prepare(messages)
 
     @cached_property
-    def _opens(self) -> bool:
+    def opens(self) -> bool:
         """Whether prompts end inside a block of reasoning."""
         return self.shape.header.rfind(OPEN) > self.shape.header.rfind(CLOSE)
+
+    def _once_opened(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """An assistant's message without the tag that begins it, if the template writes the tag itself."""
+        begun = str(message.get("content")).lstrip()
+        if message["role"] != "assistant" or not begun.startswith(OPEN) or not self._repeats:
+            return message
+        return {**message, "content": begun.removeprefix(OPEN).lstrip("\n")}
+
+    @cached_property
+    def _repeats(self) -> bool:
+        """Whether a turn that begins with the tag has it twice, as the prompt ends with it."""
+        question, answer = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": OPEN + ANSWER}
+        whole = self.template.render([question, answer], False)
+        return whole.startswith(self.shape.prompt) and whole[len(self.shape.prompt) :].lstrip().startswith(OPEN)
 
     def _split(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """The message with the reasoning inside its content as `reasoning_content`."""
         if message["role"] != "assistant" or message.get("reasoning_content"):
             return message
-        match = (_OPENED if self._opens else _INLINE).fullmatch(message.get("content") or "")
+        match = (_OPENED if self.opens else _INLINE).fullmatch(message.get("content") or "")
         return {**message, "reasoning_content": match[1].strip("\n"), "content": match[2]} if match else message
 
     # Conversations
@@ -236,7 +253,7 @@ class Chat:
             start, text = prompt, whole
         elif self.options.reasoning == "keep":
             start = prompt
-            opening = "" if self._opens else f"{OPEN}\n"
+            opening = "" if self.opens else f"{OPEN}\n"
             text = prompt + opening + reasoning + AFTER_REASONING + whole[begin:]
         elif follows:
             raise DataError(

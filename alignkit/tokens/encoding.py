@@ -12,6 +12,7 @@ Nothing is dropped silently. `Encoder.counts` counts what is left out or changed
 | the template renders a turn without its own generation prompt | the turn is context | `unprompted_turns` |
 | the template does not write the tools that a turn calls | the turn is context | `dropped_calls` |
 | the template does not write a row's tools | the row is learned without them | `dropped_tools` |
+| a turn without reasoning follows a prompt that opens it | its end is learned first | `closed_at_once` |
 | a turn of a demonstration is empty | the turn is context | `blank_turns` |
 | prompt and response would share a token | the response is tokenized after the prompt | `joined` |
 """
@@ -25,7 +26,7 @@ from typing import Any
 
 from alignkit.data.group import Group, Pair, Response, preview, resolved_pairs
 from alignkit.errors import DataError
-from alignkit.tokens.chat import Conversation, Turn, has_names
+from alignkit.tokens.chat import CLOSE, Conversation, Turn, has_names
 from alignkit.tokens.chat_template import ChatOptions, time_limit
 from alignkit.tokens.template_tokens import PromptTokens, TemplateTokens
 from alignkit.tokens.text_tokens import Ids
@@ -267,6 +268,8 @@ class Encoder(TemplateTokens):
         ids, joined = self.continuation(prompt, text)
         self._count("joined", group, joined)
         learned = self._learned(group, response, found, turns)
+        closed = (t for t in learned if self.chat.opens and text[t.start : t.end].lstrip().startswith(CLOSE))
+        self._count("closed_at_once", group, 0 if scoring else len([*closed]))
         # All tokens belong to the one turn that counts, so their places in the text need not be found.
         if learned == [last] and last.start == len(prompt.text) and last.end >= len(text):
             mask = [True] * len(ids)

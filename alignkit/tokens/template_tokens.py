@@ -11,9 +11,10 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from alignkit.data.group import Message
+from alignkit.data.spoken import OPENED_AT_END
 from alignkit.errors import DataError
 from alignkit.io.digest import digest
-from alignkit.tokens.chat import ANSWER, Chat, Turn
+from alignkit.tokens.chat import ANSWER, CLOSE, Chat, Turn
 from alignkit.tokens.chat_template import ChatOptions
 from alignkit.tokens.text_tokens import Ids, TextTokenizer, TextTokens
 
@@ -109,12 +110,29 @@ class TemplateTokens:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Decode a response to the words from which the template would render it, without its end of turn."""
+        return self._continued(tokens).removeprefix(self._decoded_lead)
+
+    def said(self, tokens: Sequence[int]) -> str:
+        """Decode a sample as rewards, judges and people read it: with the block of reasoning that its prompt opens.
+
+        A sample that closes the block at once, as the template itself does, has no reasoning.
+        """
+        closes = CLOSE in self._decoded_lead and self._continued(tokens).startswith(self._decoded_lead)
+        return self.decode(tokens) if closes else self._opening + self.decode(tokens)
+
+    @cached_property
+    def _opening(self) -> str:
+        """The end of every prompt that opens a block of reasoning, such as `<think>`; empty if it opens none."""
+        opened = OPENED_AT_END.search(self.chat.prompt([{"role": "user", "content": "?"}]))
+        return opened[0] if opened else ""
+
+    def _continued(self, tokens: Sequence[int]) -> str:
+        """The text of tokens after a prompt, without the end of turn."""
         ids = list(tokens)
         while ids and ids[-1] in self.end_ids:
             ids.pop()
         before, text = self._decoded(self._before_answer), self._decoded([*self._before_answer, *ids])
-        found = text[len(before) :] if text.startswith(before) else self._decoded(ids)
-        return found.removeprefix(self._decoded_lead)
+        return text[len(before) :] if text.startswith(before) else self._decoded(ids)
 
     def token_text(self, token: int) -> str:
         """A token's text by itself."""

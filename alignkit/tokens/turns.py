@@ -32,8 +32,11 @@ class Turns:
 
     def read(self, tokens: Sequence[int], first: int = 0) -> Message:
         """A sampled turn as a message. first: the number of its first call."""
-        words = self.encoder.decode(tokens)
-        return read_turn(self.encoder.tokenizer, words, self.chat.shape.prompt, self.tools, first)
+        words, said = self.encoder.decode(tokens), self.encoder.said(tokens)
+        turn = read_turn(self.encoder.tokenizer, words, self.chat.shape.prompt, self.tools, first)
+        if "reasoning_content" not in turn:  # as it is if transformers reads the turn
+            turn["content"] = said.removesuffix(words) + turn["content"]
+        return turn
 
     def between(
         self, before: Sequence[Message], turn: Message, answers: Sequence[Message], end: int, limit: int

@@ -10,6 +10,11 @@ UNFIT = {
     "unprompted_turns": ("turn", "not learned: the chat template does not write it after its own prompt"),
     "dropped_calls": ("turn", "not learned: the chat template does not write its tool calls"),
     "dropped_tools": ("row", "learned without its tools: the chat template does not write them"),
+    "closed_at_once": (
+        "answer",
+        "without reasoning: it is learned to end at once the block of reasoning that the chat template opens; set "
+        "model.reasoning to empty, and prompts will end with an empty block",
+    ),
     "blank_turns": ("turn", "not learned: it is empty"),
     "joined": ("response", "tokenized after its prompt: in the whole text, one token covers the end of the prompt"),
     "refused": ("row", "left out: the chat template refuses it"),

@@ -14,10 +14,15 @@ from alignkit.data.chat_templates import CHATML, PLAIN, set_chat_template
 from alignkit.data.chat_templates import TEMPLATES as TEMPLATE_NAMES
 from alignkit.data.group import Group, Message, Pair, Response
 from alignkit.errors import DataError
+from alignkit.models.sampling import Continuation, _response
 from alignkit.tokens.chat_template import ChatOptions
 from alignkit.tokens.encoding import Encoder, ResponseTokens, encode_all
 from alignkit.tokens.text_tokens import TextTokenizer
+from alignkit.tokens.turns import Turns
+from alignkit.training.encoder import unfit
 from alignkit_plugins.models.tiny import CHAT_TEMPLATE, _tokenizer
+from alignkit_plugins.rewards.text.form import Form
+from tests.models.own_templates import QWEN3_THINKING
 from tests.models.tiny import encoded, encoder, user, words
 
 SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
@@ -187,6 +192,11 @@ def test_every_token_of_raw_text_that_can_be_predicted_counts(bos: bool) -> None
 THINKS = CHATML.replace("assistant\n' }}{% end", "assistant\n<think>\n' }}{% end").replace(
     "m['content'] +", "m['content'].split('</think>')[-1].lstrip() +"
 )
+# Both the prompt and the finished turn open the block, and the words follow as they are.
+VERBATIM = CHATML.replace(
+    "+ '\n' + m['content']", "+ '\n' + ('<think>\n' if m['role'] == 'assistant' else '') + m['content']"
+)
+VERBATIM = VERBATIM.replace("assistant\n' }}{% end", "assistant\n<think>\n' }}{% end")
 
 
 def test_a_generation_prompt_that_the_template_does_not_keep() -> None:
@@ -210,6 +220,52 @@ def test_a_generation_prompt_that_the_template_does_not_keep() -> None:
             "<|im_start|>user\nplease say yes or no<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
             f"<|im_start|>user\nand now?<|im_end|>\n<|im_start|>assistant\n<think>\n{prompt}{answer}<|im_end|>"
         )
+
+
+def _reasons(made: Encoder, text: str) -> list[float | None]:
+    """A sample with these words after its prompt, as `format` scores it, and as an environment's turn."""
+    sampled = Continuation((*made.text(text), *made.end_of_turn), (), True)
+    response = _response(made, sampled, "policy")
+    turn = Turns(made).read(sampled.tokens)
+    assert turn["content"] == response.text
+    group = Group((user("q"),), (response,))
+    return list(Form(Form.Options(tags=["think", "answer"])).score([group])[""])
+
+
+@pytest.mark.parametrize("code", [THINKS, QWEN3_THINKING, VERBATIM])
+def test_a_reward_sees_the_reasoning_that_the_prompt_opens(code: str) -> None:
+    options = ChatOptions(reasoning="keep" if code == THINKS else "refuse")
+    made = Encoder(encoder(code).tokenizer, options)
+    assert _reasons(made, "Two.\n</think>\n\n<answer>4</answer>") == [1.0]
+    assert _reasons(made, "\n</think>\n\n<answer>4</answer>") == [0.0]  # has no reasoning
+    assert _reasons(made, "<answer>4</answer>") == [0.0]  # is still thinking
+    closed = Encoder(made.tokenizer, ChatOptions(reasoning="empty"))
+    assert _reasons(closed, "<think>Two.</think><answer>4</answer>") == [1.0]  # the prompt opens nothing
+    assert _reasons(encoder(CHATML), "<think>Two.</think><answer>4</answer>") == [1.0]
+
+
+@pytest.mark.parametrize("code", [QWEN3_THINKING, VERBATIM])
+def test_a_sample_read_as_text_has_its_tokens(code: str) -> None:
+    """The tag that its text begins with is the template's."""
+    made = encoder(code)
+    tokens = (*made.text("Two.\n</think>\n\n4"), *made.end_of_turn)
+    sampled = _response(made, Continuation(tokens, (), True), "policy")
+    group = Group((user("q"),), (replace(sampled, tokens=None), replace(sampled, tokenizer=made.digest)))
+    read, own = encoded(made.encode(group, 500)).rows
+    assert sampled.text.startswith("<think>") and read.tokens == own.tokens == tokens
+
+
+def test_an_answer_without_reasoning_that_ends_the_block_at_once_is_counted() -> None:
+    made = encoder(QWEN3_THINKING)
+    talk = (assistant("no"), user("why?"), assistant("so"))
+    rows = (Response(text="yes"), Response(messages=(assistant("<think>\nWell.\n</think>\n\nno"),)))
+    for response in (*rows, Response(messages=talk)):
+        made.encode(Group((user("q"),), (response,), id="row"), 500)
+    assert made.counts["closed_at_once"] == 2
+    assert "model.reasoning to empty" in unfit("closed_at_once", 2)
+    made = Encoder(made.tokenizer, ChatOptions(reasoning="empty"))
+    made.encode(Group((user("q"),), rows[:1]), 500)
+    assert not made.counts
 
 
 def test_written_must_match_the_tokens() -> None:
