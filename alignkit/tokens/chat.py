@@ -166,7 +166,7 @@ class Chat:
         """The messages as the template receives them, with reasoning in its own key, or without it."""
         if self.options.reasoning != "refuse":
             messages = [self._split(message) for message in messages]
-        elif self.opens and any(str(message.get("content")).lstrip().startswith(OPEN) for message in messages):
+        elif any(str(message.get("content")).lstrip().startswith(OPEN) for message in messages) and self.opens:
             messages = [self._once_opened(message) for message in messages]
         if self.options.reasoning == "empty":
             messages = [{k: v for k, v in message.items() if k != "reasoning_content"} for message in messages]
