@@ -11,6 +11,7 @@ import pytest
 
 from alignkit import Format
 from alignkit.data.describe import describe, shortened
+from alignkit.data.reading import SourceRows
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 
 FORMATS: dict[str, type[Format]] = {}
@@ -111,6 +112,21 @@ def test_held_out_rows_are_counted(tmp_path: Path) -> None:
     header = lines(tmp_path, *rows, validation=0.3)[0]
     held_out = len(loaded(tmp_path / "d.jsonl", *rows, validation=0.3).validation)
     assert 0 < held_out < 10 and header.endswith(f"{10 - held_out} rows, {held_out} held out")
+
+
+def test_a_held_out_part_shows_its_own_rows(tmp_path: Path) -> None:
+    rows = [{"input": f"q{n}", "output_1": "one", "output_2": "two", "label": 2} for n in range(40)]
+    for part in ("training", "validation"):
+        read = loaded(tmp_path / "d.jsonl", *rows, validation=0.25, part=part)
+        [header, user, *others] = lines(tmp_path, *rows, validation=0.25, part=part)
+        own = [group.prompt[0]["content"] for group in read.groups]
+        assert user == f"  user    {own[0]}" and others == ["  better  two  (label 2)", "  worse   one"]
+        here, there = len(own), 40 - len(own)
+        held_out = f"{here} held-out rows, {there} others for training"
+        assert header.endswith(held_out if part == "validation" else f"{here} rows, {there} held out")
+    # Of a part whose rows are all late ones, too.
+    sample = SourceRows(read.groups, [], "labeled_pairs", True).sample(read.groups)
+    assert sample is not None and sample.group is read.groups[0]
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,10 @@ def source_lines(source: SourceFacts) -> list[str]:
 
 
 def _counts(source: SourceFacts) -> str:
-    facts = [f"{source.rows} row{'s' * (source.rows != 1)}"]
+    held_out = "held-out " if source.part == "validation" else ""
+    facts = [f"{source.rows} {held_out}row{'s' * (source.rows != 1)}"]
     if source.held_out:
-        facts.append(f"{source.held_out} held out")
+        facts.append(f"{source.held_out} others for training" if held_out else f"{source.held_out} held out")
     if source.ties:
         facts.append(f"{source.ties} without a pair (ties)")
     if source.skipped:

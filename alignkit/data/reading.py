@@ -20,6 +20,7 @@ from alignkit.readers import reader_of
 from alignkit.registry import Component
 
 NEAREST = 5  # formats that an error suggests
+SAMPLES = 1000  # groups of a source that may be shown: of a small part, the first ones may all be elsewhere
 _SAME = {"question": "prompt", "query": "prompt", "goal": "prompt", "answer": "completion", "target": "completion"}
 Part = Literal["training", "validation"]
 Formats = Mapping[str, type[Format]]
@@ -75,13 +76,21 @@ class SourceRows:
     """The good groups of a source, at most its limit, and the bad rows before that limit.
 
     format: the name of the format that read them. recognized: whether the first row decided it, and not the recipe.
+    samples: the first groups, from which one of the part that is read will be shown.
     """
 
     groups: list[Group]
     bad: list[SkippedRow]
     format: str
     recognized: bool
-    sample: Sample | None = None
+    samples: Sequence[Sample] = ()
+
+    def sample(self, kept: Sequence[Group]) -> Sample | None:
+        """The first group that is kept, or the first one with a pair: it shows which response counts as better."""
+        there = set(map(id, kept))
+        samples = [sample for sample in self.samples if id(sample.group) in there]
+        samples = samples or [Sample(group, "") for group in kept[:1]]
+        return next((sample for sample in samples if resolved_pairs(sample.group)), next(iter(samples), None))
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ def read_source(
     reader = RowReader(source, formats)
     groups: list[Group] = []
     bad: list[SkippedRow] = []
-    good, sample = 0, None
+    good, samples = 0, list[Sample]()
     skip = source.on_bad_row == "skip"
     for number, row in reader.rows(stage_data, commit):
         try:
@@ -111,10 +120,11 @@ def read_source(
         else:
             groups += found
             good += 1
-            sample = reader.better_sample(sample, row, found)
+            if len(samples) < SAMPLES:
+                samples += reader.samples(row, found)
         if source.limit is not None and good >= source.limit:
             break
-    return SourceRows(groups, bad, reader.format_name, source.format is None, sample)
+    return SourceRows(groups, bad, reader.format_name, source.format is None, samples)
 
 
 def content_digest(path: Path) -> str:
@@ -232,15 +242,12 @@ class RowReader:
                 raise PluginError(f"{problem}, also on its own example") from error
             raise BadRow(problem) from error
 
-    def better_sample(self, sample: Sample | None, row: Any, found: Sequence[Group]) -> Sample | None:
-        """The first group, or the first one with a pair: it shows which response counts as better."""
-        if sample is not None and resolved_pairs(sample.group):
-            return sample
-        paired = next((group for group in found if resolved_pairs(group)), None)
-        if self.format is None or (paired is None and (sample is not None or not found)):
-            return sample
+    def samples(self, row: Any, found: Sequence[Group]) -> list[Sample]:
+        """The groups of a row with what made one of their responses the better one."""
+        assert self.format is not None
+        paired = any(map(resolved_pairs, found))
         reason = self.format.reason(_with_renamed_columns(row, self.source.columns)) if paired else ""
-        return Sample(paired or found[0], reason)
+        return [Sample(group, reason if resolved_pairs(group) else "") for group in found]
 
     def _identified(self, group: Group, origin: Origin) -> Group:
         name = group.id or group_id(group.prompt, group.responses, group.tools)

@@ -34,7 +34,8 @@ class SourceFacts:
     format: the name of the format. recognized: whether the first row decided it, and not the recipe.
     rows: good rows to read now. held_out: good rows on the other side of the split. skipped: bad rows.
     weight: its share of the rows drawn, between 0 and 1; None if every row counts the same.
-    ties: rows to read now with several responses, none of which is better. sample: a row as it was understood.
+    ties: rows to read now with several responses, none of which is better. sample: one of these rows as it was
+    understood. part: the side of the split that is read; None: both, and the held-out rows for validation.
     """
 
     name: str
@@ -46,6 +47,7 @@ class SourceFacts:
     weight: float | None = None
     ties: int = 0
     sample: Sample | None = None
+    part: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def load(
             len(part.bad),
             share,
             _ties(mine),
-            part.sample,
+            part.sample(mine),
+            wanted,
         )
         for source, part, mine, theirs, share in zip(spec.sources, parts, kept, other, shares_of(spec), strict=True)
     )
