@@ -348,13 +348,15 @@ def test_mistakes_of_a_recipe_and_of_its_data_come_together(
 ) -> None:
     monkeypatch.chdir(Path(recipe[0]).parent)
     Path("d.jsonl").write_text('{"prompt": "q", "completion": ""}\n')
-    Path("e.csv").write_text("prompt;answer\nq;a\n")
+    Path("e.csv").write_text("prompt,prompt\nq,a\n")
     wrong = ["stages.first.epoch=1", "stages.third={algorithm: fake_plain, data: e.csv}"]
     for command in ("check", "run"):
         assert cli.main([command, *recipe, *wrong]) == 2
         said = capsys.readouterr().err
         assert said.count("error: ") == 3 and "unknown key 'epoch'" in said
-        assert "d.jsonl:1: the response is empty" in said and "the columns are separated by ';'" in said
+        assert (
+            "d.jsonl:1: the response is empty" in said and "every column in the header needs a different name" in said
+        )
 
 
 def test_check_imports_the_plugins_that_a_recipe_can_mean(recipe: list[str]) -> None:

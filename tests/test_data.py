@@ -683,6 +683,8 @@ def test_an_undetected_format_lists_what_each_format_wants(tmp_path: Path) -> No
         load(source(path))
     text = str(error.value)
     assert "columns question, reply" in text and "columns: {expected: actual}" in text
+    text, _, renamings = text.partition("\nOr say what its columns mean:\n")
+    assert "data: {path: FILE, columns: {prompt: question, completion: reply}}  # prompt_completion" in renamings
     listed = [line.split()[0] for line in text.splitlines()[1:]]
     assert "prompt_only" in listed and "prompt_completion" in listed and "oasst" not in listed[:2]
     assert all(FORMATS[name].wants in text for name in listed) and len(listed) <= 5
@@ -700,7 +702,7 @@ def test_a_format_that_must_be_named_is_the_only_one_suggested(tmp_path: Path) -
     path = write(tmp_path / "d.jsonl", {"question": "How many?", "answer": "2 + 3 = 5\n#### 5"})
     with pytest.raises(DataError) as error:
         load(source(path))
-    text = str(error.value)
+    text = str(error.value).partition("\nOr say")[0]
     assert "but gsm8k can read it if you name it, as in `data: {gsm8k: FILE}`" in text
     assert [line.split()[0] for line in text.splitlines()[1:]] == ["gsm8k"]
     assert load(source(path, format=named("gsm8k"))).groups[0].meta == {"answer": "5"}

@@ -25,7 +25,24 @@ def source_lines(source: SourceFacts) -> list[str]:
         return lines
     shown = list(_sample(source.sample.group, source.sample.reason))
     width = max((len(who) for who, _ in shown), default=0)
-    return [*lines, *(f"  {who:<{width}}  {text}".rstrip() for who, text in shown)]
+    lines += [f"  {who:<{width}}  {text}".rstrip() for who, text in shown]
+    unused = ", ".join(map(str, source.sample.unused))
+    return [*lines, f"  not in the conversation, kept for rewards: {unused}"] if unused else lines
+
+
+def way_out(groups: Sequence[Group]) -> str:
+    """The help for rows from which an algorithm cannot learn, by the first one; empty if it is not plain."""
+    if not groups:
+        return ""
+    group = groups[0]
+    file = group.origin.file if group.origin else "FILE"
+    if len(group.responses) > 1 and not resolved_pairs(group):
+        labeled = f"if a column says it: data: {{labeled_pairs: {{path: {file}, label: COLUMN}}}}"
+        return f"\nhelp: nobody said which response is better: `alignkit label {file}`\n  or: {labeled}"
+    name = next((name for name in group.meta if name in ("answer", "target", "solution", "output")), "")
+    if name and not group.responses:
+        return f"\nhelp: if '{name}' is the response: data: {{path: {file}, columns: {{completion: {name}}}}}"
+    return ""
 
 
 def _counts(source: SourceFacts) -> str:
@@ -34,7 +51,8 @@ def _counts(source: SourceFacts) -> str:
     if source.held_out:
         facts.append(f"{source.held_out} others for training" if held_out else f"{source.held_out} held out")
     if source.ties:
-        facts.append(f"{source.ties} without a pair (ties)")
+        compared = "ties" if source.ties < source.rows else "ties, or nobody compared them"
+        facts.append(f"{source.ties} without a pair ({compared})")
     if source.skipped:
         facts.append(f"{source.skipped} bad row{'s' * (source.skipped != 1)} skipped")
     return ", ".join(facts)

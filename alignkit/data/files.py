@@ -97,7 +97,7 @@ def file_rows(path: Path) -> Iterator[tuple[int, Any]]:
     if suffix == ".json":
         return _json_rows(path)
     if suffix in (".csv", ".tsv"):
-        return _table_rows(path, "," if suffix == ".csv" else "\t")
+        return _table_rows(path, _delimiter(path, "," if suffix == ".csv" else "\t"))
     if suffix == ".parquet":
         return _parquet_rows(path)
     raise DataError(
@@ -240,6 +240,13 @@ def _after_space(text: str, position: int) -> int:
     while text[position : position + 1] in (" ", "\n", "\r", "\t"):
         position += 1
     return position
+
+
+def _delimiter(path: Path, usual: str) -> str:
+    """What separates the columns: the usual character, or the only one of a few others that the header has."""
+    header = next((line.decode(errors="replace") for _, line in _byte_lines(path) if isinstance(line, bytes)), "")
+    others = [mark for mark in ",;\t|" if mark in header]
+    return others[0] if len(others) == 1 else usual
 
 
 def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:

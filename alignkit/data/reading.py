@@ -13,7 +13,7 @@ from alignkit.data import hub
 from alignkit.data.files import SkippedRow, file_rows, kind_of, raise_if_bad, suffix_of, text_lines, without_fills
 from alignkit.data.group import Group, Origin, Response, group_from_json, group_id, resolved_pairs
 from alignkit.errors import BadRow, DataError, PluginError
-from alignkit.formats import Format
+from alignkit.formats import FOREIGN, Format
 from alignkit.io.digest import file_digest
 from alignkit.plugin_errors import failure
 from alignkit.readers import reader_of
@@ -21,7 +21,10 @@ from alignkit.registry import Component
 
 NEAREST = 5  # formats that an error suggests
 SAMPLES = 1000  # groups of a source that may be shown: of a small part, the first ones may all be elsewhere
-_SAME = {"question": "prompt", "query": "prompt", "goal": "prompt", "answer": "completion", "target": "completion"}
+# What columns with a question and with its answer are called, besides `prompt` and `completion`.
+_ASKED = {"question", "query", "problem", "input", "instruction", "goal", "ctx"}
+_SAID = {"answer", "response", "output", "solution", "target", "reply", "answerkey"}
+_SAME = dict.fromkeys(("question", "query", "goal"), "prompt") | dict.fromkeys(("answer", "target"), "completion")
 Part = Literal["training", "validation"]
 Formats = Mapping[str, type[Format]]
 StageData = Callable[[str], Path]
@@ -95,10 +98,14 @@ class SourceRows:
 
 @dataclass(frozen=True)
 class Sample:
-    """A group that shows how rows are understood. reason: what made one response the better one, such as `label 2`."""
+    """A group that shows how rows are understood. reason: what made one response the better one, such as `label 2`.
+
+    unused: columns with texts that the format has only kept, for rewards.
+    """
 
     group: Group
     reason: str
+    unused: tuple[str, ...] = ()
 
 
 def read_source(
@@ -247,11 +254,26 @@ class RowReader:
         assert self.format is not None
         paired = any(map(resolved_pairs, found))
         reason = self.format.reason(_with_renamed_columns(row, self.source.columns)) if paired else ""
-        return [Sample(group, reason if resolved_pairs(group) else "") for group in found]
+        columns = row.items() if isinstance(row, Mapping) else ()
+        return [
+            Sample(
+                group,
+                reason if resolved_pairs(group) else "",
+                tuple(name for name, value in columns if _is_text(value) and group.meta.get(name) is value),
+            )
+            for group in found
+        ]
 
     def _identified(self, group: Group, origin: Origin) -> Group:
         name = group.id or group_id(group.prompt, group.responses, group.tools)
         return replace(group, id=name, meta={**group.meta, **self.source.meta}, origin=origin)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value says something in words, also within lists and objects."""
+    if isinstance(value, Mapping | list):
+        return any(map(_is_text, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, str) and len(value.split()) > 1
 
 
 def _fails_on_its_example(format: Format) -> bool:
@@ -300,9 +322,8 @@ def _detected_format(row: Any, formats: Formats, source: str) -> str:
     matching = {name: cls for name, cls in formats.items() if _matches(cls, row)}
     if len(matching) == 1:
         return next(iter(matching))
+    renamed = "" if matching else _renamed(row, formats)
     content = f"columns {', '.join(map(str, row))}" if isinstance(row, Mapping) else kind_of(row)
-    if isinstance(row, Mapping) and len(row) == 1 and ";" in str(next(iter(row))):
-        raise DataError(f"{source}: the columns are separated by ';'; save the file with commas, or as .tsv with tabs")
     if matching:
         raise DataError(
             f"{source}: several formats match the first row ({content}). "
@@ -311,14 +332,34 @@ def _detected_format(row: Any, formats: Formats, source: str) -> str:
     if readable := {name: cls for name, cls in formats.items() if _reads(cls, row)}:
         raise UnnamedFormat(
             f"{source}: no format recognizes the first row ({content}), but {' or '.join(readable)} can read it if you "
-            f"name it, as in `data: {{{next(iter(readable))}: FILE}}`:\n{_described(readable)}",
+            f"name it, as in `data: {{{next(iter(readable))}: FILE}}`:\n{_described(readable)}{renamed}",
             tuple(readable),
         )
     raise DataError(
         f"{source}: no format matches the first row ({content}). "
         f"Name the format, or rename columns with `columns: {{expected: actual}}`. "
-        f"The nearest formats:\n{_described(_nearest(row, formats))}"
+        f"The nearest formats:\n{_described(_nearest(row, formats))}{renamed}"
     )
+
+
+def _renamed(row: Any, formats: Formats) -> str:
+    """The lines of YAML that read a row whose columns have other names: one for each way in which one format does."""
+    if not isinstance(row, Mapping):
+        return ""
+    asked, said = ([name for name in row if str(name).lower() in names] for names in (_ASKED, _SAID))
+    if "prompt" not in row and len(asked) != 1:
+        return ""
+    base = {} if "prompt" in row else {"prompt": asked[0]}
+    foreign = {f"other_{name}": name for name in row if name in FOREIGN}
+    lines: dict[str, str] = {}  # by format
+    for columns in [*({**base, "completion": name} for name in said if not foreign), base | foreign]:
+        renamed = _with_renamed_columns(row, columns)
+        fitting = [name for name, cls in formats.items() if _matches(cls, renamed) and _reads(cls, renamed)]
+        if columns and len(fitting) == 1:
+            named = ", ".join(f"{expected}: {actual}" for expected, actual in columns.items())
+            unseen = "".join(f"; no model sees '{name}'" for name in foreign.values())
+            lines.setdefault(fitting[0], f"\n  data: {{path: FILE, columns: {{{named}}}}}  # {fitting[0]}{unseen}")
+    return f"\nOr say what its columns mean:{''.join(lines.values())}" if lines else ""
 
 
 def _matches(format_class: type[Format], row: Any) -> bool:

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import REWARD, Algorithm, SelectContext
+from alignkit.data.describe import way_out
 from alignkit.data.group import Group, prompts_of, resolved_pairs
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.environment import Environment
@@ -90,7 +91,7 @@ def _check_learning(recipe: Recipe, stage: Stage, groups: Sequence[Group], encod
     if needs is not None and needs.pairs and not any(map(resolved_pairs, groups)):
         raise DataError(
             f"stage '{stage.name}': {name} learns from pairs of a better and a worse response, but no row of "
-            f"{_names(settings.data if settings else None)} has a pair"
+            f"{_names(settings.data if settings else None)} has a pair{way_out(groups)}"
         )
     with borrowed(stage.component, stage.name) as (algorithm, author):
         if isinstance(algorithm, ExternalTrainer):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit import seeds
 from alignkit.algorithm import Algorithm, SelectContext
+from alignkit.data.describe import way_out
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded
 from alignkit.errors import AlignkitError, DataError
@@ -141,7 +142,7 @@ class OfflineStage:
         self.work.encoder.count_read(groups)
         encoded = self.work.encoder.learnable(self.work.encoder.encode(groups))
         if not encoded:
-            raise self._nothing_to_learn(len(groups))
+            raise self._nothing_to_learn(len(groups), way_out(groups))
         if not validation:
             self.algorithm.check_data([e.group for e in encoded])
         examples = Examples(encoded)
@@ -169,12 +170,14 @@ class OfflineStage:
             groups += self.context.load(self.settings.validation).groups
         return self._examples(self._selected(groups, validation=True), validation=True) if groups else None
 
-    def _nothing_to_learn(self, rows: int) -> DataError:
+    def _nothing_to_learn(self, rows: int, help: str = "") -> DataError:
         counts: Mapping[str, int] = self.work.summary.get("encoding", {})
         facts = "; ".join(unfit(name, count) for name, count in counts.items())
         return DataError(
             f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn from any of "
-            f"{counted(rows, 'row')}: each needs {requirement(self.algorithm.needs)}" + (f" ({facts})" if facts else "")
+            f"{counted(rows, 'row')}: each needs {requirement(self.algorithm.needs)}"
+            + (f" ({facts})" if facts else "")
+            + help
         )
 
     # Steps

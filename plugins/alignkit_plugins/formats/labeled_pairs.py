@@ -146,7 +146,7 @@ class LabeledPairs(Format):
     def _layout(self, row: Mapping[str, Any]) -> Layout:
         """The row's layout, with the columns and labels that the options name. Raises BadRow if it stays unknown."""
         o = self.options
-        layout = known_layout(row) or guessed_layout(row) or Layout((), "", "", ())
+        layout = known_layout(row) or guessed_layout(row, o.label) or Layout((), "", "", ())
         prompt = (o.prompt,) if o.prompt else layout.prompt
         label = (o.label,) if o.label else layout.label
         layout = replace(
@@ -203,12 +203,12 @@ def known_layout(row: Any) -> Layout | None:
     return next((layout for layout in LAYOUTS.values() if layout.fits(row)), None)
 
 
-def guessed_layout(row: Any) -> Layout | None:
+def guessed_layout(row: Any, label: str | None = None) -> Layout | None:
     """A layout by the names of the row's columns; its labels are empty unless they explain themselves."""
     if not isinstance(row, Mapping):
         return None
     prompt = next((name for name in PROMPTS if row.get(name) is not None), None)
-    label = next((name for name in LABELS if row.get(name) is not None), None)
+    label = label or next((name for name in LABELS if row.get(name) is not None), None)
     answers = next((pair for name in row if (pair := _two_answers(str(name), row))), None)
     if prompt is None or label is None or answers is None:
         return None
@@ -216,7 +216,7 @@ def guessed_layout(row: Any) -> Layout | None:
     labels = {canonical(first): "first", canonical(second): "second", "tie": "tie"}
     if mark in "aA":
         labels |= LETTERS | ARENA | LEVELED
-    return Layout((prompt,), first, second, (label,), labels if canonical(row[label]) in labels else {})
+    return Layout((prompt,), first, second, (label,), labels if canonical(row.get(label)) in labels else {})
 
 
 def _two_answers(name: str, row: Mapping[str, Any]) -> tuple[str, str, str] | None:

@@ -14,6 +14,9 @@ from typing import Any
 from alignkit import BadRow, Format, Group, Register, hookimpl
 from alignkit.formats import LABEL_COLUMNS, SYSTEM_COLUMNS
 
+# With the answers of comparisons, which `preference` reads.
+COMPARED = ("chosen", "rejected", "chosen_response", "rejected_response", "rejected_messages")
+
 
 class Messages(Format):
     """One conversation per row; `label` says whether its last answer is good."""
@@ -24,7 +27,7 @@ class Messages(Format):
 
     @classmethod
     def matches(cls, row: Any) -> bool:
-        if not cls.lacks(row, "chosen", "rejected", "completion"):
+        if not cls.lacks(row, "completion", *COMPARED):
             return False
         return cls.has(row, "messages") or cls.has(row, "conversations")
 

@@ -23,13 +23,18 @@ ANSWERS = (
     "output",
     "messages",
     "chosen_messages",
+    "chosen_response",
+    "rejected_response",
 )
 PAIRS = (
     ("chosen", "rejected"),
     ("chosen_messages", "rejected_messages"),
     ("chosen_response", "rejected_response"),
     ("response_j", "response_k"),
+    ("response", "rejected_response"),
+    ("completion", "rejected"),
 )
+OTHERS = ("rejected_response", "rejected_messages", "rejected")  # than the last answer of `messages`, in ms-swift
 PROMPTS = ("prompt", "conversations", "question", "query", "instruction", "input")
 SCORES = ("score", "rating", "reward")
 # One of two answers, such as `output_1`, `response b` or `model_a_completion`: `labeled_pairs` reads such rows.
@@ -49,6 +54,22 @@ def is_blank(value: Any) -> bool:
     return value is None or (not value.strip() if isinstance(value, str) else value == [])
 
 
+def with_other_answer(row: Any) -> Any:
+    """The row of a conversation and of another last answer, a worse one, as `chosen` and `rejected`."""
+    name = next((name for name in ("messages", "conversations") if Format.has(row, name)), "")
+    other = next((other for other in OTHERS if Format.has(row, other)), "")
+    if not name or not other or pair_columns(row):
+        return row
+    turns, worse = Format.conversation(row[name], name), Format.conversation(row[other], other, user=False)
+    chosen = [dict(turn) for turn in turns]
+    rejected = [*(chosen[:-1] if len(worse) == 1 else ()), *map(dict, worse)]
+    return {
+        **{key: value for key, value in row.items() if key not in (name, other)},
+        "chosen": chosen,
+        "rejected": rejected,
+    }
+
+
 def pair_columns(row: Any) -> tuple[str, str] | None:
     """The columns of the better and the worse answer."""
     return next((pair for pair in PAIRS if Format.has(row, *pair)), None)
@@ -63,6 +84,7 @@ class Preference(Format):
 
     @classmethod
     def matches(cls, row: Any) -> bool:
+        row = with_other_answer(row)
         columns = pair_columns(row)
         if columns is None:
             return False
@@ -87,6 +109,7 @@ class Preference(Format):
     def read(self, row: Any) -> Group:
         if not isinstance(row, Mapping):
             raise BadRow("a row must be an object")
+        row = with_other_answer(row)
         columns = pair_columns(row) or PAIRS[0]
         prompt, chosen, rejected, used = self._parts(row, *columns)
         p = self.number(row, "p")
@@ -113,6 +136,8 @@ class Preference(Format):
         chosen = self.conversation(row[better], better, user=False)
         rejected = self.conversation(row[worse], worse, user=False)
         named = [name for name in PROMPTS if not is_blank(row.get(name))]
+        if not named and len(chosen) == 1 and not is_blank(row.get("messages")):
+            named = ["messages"]
         if not named:
             return *_shared(chosen, rejected, better, worse), PROMPTS[:2]
         used = ("instruction", "input") if named[0] == "instruction" else (named[0],)
@@ -197,7 +222,7 @@ class PromptCompletion(Format):
     @classmethod
     def matches(cls, row: Any) -> bool:
         answered = cls.has(row, "prompt", "completion") or cls.has(row, "prompt", "response")
-        return answered and cls.lacks(row, "chosen", "rejected", "instruction", "messages")
+        return answered and cls.lacks(row, "chosen", "rejected", "rejected_response", "instruction", "messages")
 
     def read(self, row: Any) -> Group:
         if not isinstance(row, Mapping):

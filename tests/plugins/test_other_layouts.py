@@ -1,0 +1,125 @@
+"""Rows as other tools lay them out: read if they have one meaning, else refused with the YAML that reads them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from alignkit import DataError, Format, Group
+from alignkit.data.describe import describe, way_out
+from alignkit.data.group import resolved_pairs
+from alignkit.data.reading import DataSource
+from alignkit.data.sources import DataSpec, Loaded, load
+from alignkit.plugins import load_plugins
+from alignkit.registry import Component
+
+FORMATS: dict[str, type[Format]] = {
+    registration.name: registration.implementation for registration in load_plugins().registry.registrations("format")
+}
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+CHOICES = {"text": ["red", "blue"], "label": ["A", "B"]}
+
+
+def read(path: Path, text: str, **keys: Any) -> Loaded:
+    path.write_text(text)
+    return load(DataSpec((DataSource(path=path, **keys),)), formats=FORMATS, seed=0, stage_data=lambda name: path)
+
+
+def said(group: Group) -> list[str]:
+    return [group.prompt[-1]["content"], *(response.text for response in group.responses)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": TURNS, "rejected_response": "No"},
+        {"messages": TURNS, "rejected_messages": [TURNS[0], {"role": "assistant", "content": "No"}]},
+        {"messages": TURNS, "rejected": "No"},
+        {"messages": TURNS[:1], "chosen": "Hello", "rejected": "No"},
+        {"messages": TURNS[:1], "chosen_response": "Hello", "rejected_response": "No"},
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "rejected": "No"},
+        {"prompt": "Hi", "chosen_response": "Hello", "rejected_response": "No"},
+        {"query": "Hi", "response": "Hello", "rejected_response": "No"},
+        {"prompt": "Hi", "completion": "Hello", "rejected": "No"},
+    ],
+)
+def test_a_worse_answer_beside_a_conversation_makes_a_pair(row: Any, tmp_path: Path) -> None:
+    loaded = read(tmp_path / "d.jsonl", json.dumps(row))
+    [group] = loaded.groups
+    assert loaded.sources[0].format == "preference" and said(group) == ["Hi", "Hello", "No"] and not group.meta
+    assert [(pair.better, pair.worse) for pair in resolved_pairs(group)] == [(0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("row", "ways"),
+    [
+        ({"question": "Q?", "answer": "A"}, [["Q?", "A"], ["Q?"]]),
+        ({"query": "Q?", "response": "A"}, [["Q?", "A"]]),
+        ({"problem": "Q?", "solution": "A"}, [["Q?", "A"], ["Q?"]]),
+        ({"input": "Q?", "output": "A"}, [["Q?", "A"]]),
+        ({"prompt": "Q?", "output": "A"}, [["Q?", "A"]]),
+        ({"question": "Q?", "choices": CHOICES, "answerKey": "A"}, [["Q?"]]),
+        ({"question": "Q?", "options": ["red", "blue"], "answer": 1}, [["Q?"]]),
+    ],
+)
+def test_the_yaml_that_an_error_names_reads_the_row(row: Any, ways: list[list[str]], tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        read(tmp_path / "d.jsonl", json.dumps(row))
+    lines = re.findall(r"^  data: (\{.*\})  # (\w+)", str(error.value), re.MULTILINE)
+    loaded = [read(tmp_path / "d.jsonl", json.dumps(row), columns=yaml.safe_load(line)["columns"]) for line, _ in lines]
+    assert [said(each.groups[0]) for each in loaded] == ways
+    assert [each.sources[0].format for each in loaded] == [name for _, name in lines]
+    if "choices" in row:
+        assert "no model sees 'choices'" in str(error.value)
+        with pytest.raises(DataError, match="column 'choices' holds the question's answers to choose from"):
+            read(tmp_path / "d.jsonl", json.dumps(row), columns={"prompt": "question", "answer": "answerKey"})
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.tsv"])
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_a_table_is_read_by_what_separates_its_header(name: str, mark: str, tmp_path: Path) -> None:
+    text = f'prompt{mark}completion\nHi{mark}"Hello; and, yes"\n'
+    assert said(read(tmp_path / name, text).groups[0]) == ["Hi", "Hello; and, yes"]
+    two = read(tmp_path / "two.csv", 'prompt,"a;b"\nHi,"x;y"\n')  # both occur: the usual one counts
+    assert two.groups[0].meta == {"a;b": "x;y"}
+
+
+@pytest.mark.parametrize("answers", [{"responses": ["one", "two"]}, {"response_a": "one", "response_b": "two"}])
+def test_answers_that_nobody_compared_say_what_to_do(answers: Any, tmp_path: Path) -> None:
+    file = tmp_path / "d.jsonl"
+    loaded = read(file, json.dumps({"prompt": "Hi", **answers}))
+    assert "1 without a pair (ties, or nobody compared them)" in describe(loaded)[0]
+    help = way_out(loaded.groups)
+    assert f"`alignkit label {file}`" in help and f"{{labeled_pairs: {{path: {file}, label: COLUMN}}}}" in help
+
+
+def test_the_column_with_the_verdict_may_have_any_name(tmp_path: Path) -> None:
+    row = {"prompt": "Hi", "response_a": "one", "response_b": "two", "which": "response_b"}
+    [registration] = [r for r in load_plugins().registry.registrations("format") if r.name == "labeled_pairs"]
+    options = registration.implementation.Options(label="which")
+    format = Component("format", "labeled_pairs", registration, options)
+    [group] = read(tmp_path / "d.jsonl", json.dumps(row), format=format).groups
+    assert [(pair.better, pair.worse) for pair in resolved_pairs(group)] == [(1, 0)]
+
+
+def test_prompts_with_an_answer_say_how_to_learn_it(tmp_path: Path) -> None:
+    [group] = read(tmp_path / "d.tsv", "prompt\tanswer\nHi\tHello there\n").groups
+    [text] = re.findall(r"data: (\{.*\})", way_out([group]))
+    columns = yaml.safe_load(text)["columns"]
+    assert said(read(tmp_path / "d.tsv", "prompt\tanswer\nHi\tHello there\n", columns=columns).groups[0]) == [
+        "Hi",
+        "Hello there",
+    ]
+
+
+def test_a_column_of_text_that_is_not_read_is_named_once(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hi", "completion": "A", "why": "Because of this.", "id": "x1", "notes": [{"a": "b c"}]}] * 3
+    lines = describe(read(tmp_path / "d.jsonl", "\n".join(map(json.dumps, rows))))
+    assert [line for line in lines if "why" in line] == ["  not in the conversation, kept for rewards: why, notes"]
+    plain = describe(read(tmp_path / "d.jsonl", json.dumps({"prompt": "Hi", "completion": "A b", "id": "x1"})))
+    assert not any("kept for rewards" in line for line in plain)
