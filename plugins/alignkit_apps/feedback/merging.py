@@ -17,11 +17,12 @@ MOST_NAMED = 5  # differences in an error
 
 @dataclass(frozen=True)
 class Content:
-    """What a store holds, without drafts and leases."""
+    """What a store holds, without drafts and leases. salt: of the pseudonyms in its exports; empty if it is unknown."""
 
     items: Sequence[Stored]
     events: Sequence[Event]
     guidelines: Sequence[tuple[str, str]] = ()
+    salt: str = ""
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Merged:
 def content_of(store: Store) -> Content:
     """All of a store at one moment."""
     with store.snapshot():
-        return Content(store.items(), store.events(), store.guidelines())
+        return Content(store.items(), store.events(), store.guidelines(), store.salt)
 
 
 def merge(target: Store, content: Content, name: str = "the other store") -> Merged:

@@ -65,13 +65,14 @@ def merge(
     """
     from alignkit.errors import DataError
     from alignkit_apps.feedback.merging import merge as merged
+    from alignkit_apps.labels.consent import without_copies
 
     contents = [(source, _content(source)) for source in sources]
     if any(into.exists() and source.exists() and source.samefile(into) for source in sources):
         raise DataError(f"{into}: cannot be merged into itself; name another file with --into")
     with _opened(into) as target:
         for source, content in contents:
-            done = merged(target, content, str(source))
+            done = merged(target, without_copies(content, target), str(source))
             kept = f"; {done.gold} gold labels differ, those of {into} stay" if done.gold else ""
             print(f"{source}: {done.items} new items, {done.events} new events, {done.known} known ones{kept}")
 
@@ -168,12 +169,13 @@ def import_(
       alignkit labels import tasks.json --into labels.feedback --license CC0-1.0
     """
     from alignkit_apps.feedback.merging import merge as merged
+    from alignkit_apps.labels.consent import without_copies
     from alignkit_apps.labels.label_studio import content_of_file
 
     content_of_file(file, None, license=license, terms=consent)  # so that a file with mistakes makes no store
     with _opened(into) as target:
         content = content_of_file(file, target, license=license, terms=consent)
-        done = merged(target, content, str(file))
+        done = merged(target, without_copies(content, target), str(file))
     print(f"{file}: {done.items} new items, {done.events} new events")
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from uuid import UUID
 
 from alignkit.errors import BadRow
 from alignkit.io.credentials import redacted
 from alignkit_apps.feedback.effective_labels import consents
 from alignkit_apps.feedback.items import Item, listed, tupled
+from alignkit_apps.feedback.labels import canonical
 from alignkit_apps.feedback.merging import Content, content_of
 from alignkit_apps.feedback.records import Event, Stored
 from alignkit_apps.feedback.store import Store
@@ -80,6 +83,46 @@ def pseudonym(name: str, salt: str) -> str:
     if _PSEUDONYM.fullmatch(name):
         return name
     return f"person-{hashlib.sha256(f'{salt}/{name}'.encode()).hexdigest()[:12]}"
+
+
+def without_copies(content: Content, target: Store) -> Content:
+    """The content as it is merged into a store that may have it under other names: a label counts once.
+
+    Exports have pseudonyms and redacted texts. What comes back from one gets the store's names, and what meets its own
+    export gets the pseudonyms. A label that went through another tool has a new uuid (version 5, made of what it says),
+    so that it is a copy of a label with the same words. What the store knows of its people's consent stays.
+    """
+    mine = content_of(target)
+    ours, theirs = ({event.annotator for event in one.events} for one in (mine, content))
+    names = {pseudonym(name, target.salt): name for name in ours}
+    names |= {
+        name: other for name in theirs - ours if content.salt and (other := pseudonym(name, content.salt)) in ours
+    }
+    stored = {one.item.id: one for one in mine.items}
+    ids = {_shown(one.item): one.item.id for one in mine.items}
+    items = {one.item.id: ids.get(_shown(one.item), one.item.id) for one in content.items}
+    known, said = {event.uuid: event for event in mine.events}, {_says(event): event for event in mine.events}
+    events = []
+    for event in content.events:
+        who, item = names.get(event.annotator, event.annotator), items.get(event.item or "", event.item)
+        renamed = replace(event, annotator=who, item=item)
+        copied = said.get(_says(renamed))
+        if copied is not None and (event.uuid in known or 5 in (UUID(event.uuid).version, UUID(copied.uuid).version)):
+            events.append(copied)
+        elif event.kind != "consent" or who == event.annotator:
+            events.append(renamed)
+    return replace(content, items=[stored.get(items[one.item.id], one) for one in content.items], events=events)
+
+
+def _shown(item: Item) -> str:
+    """The id of an item in exports."""
+    return _redacted(item, "", LeftOut()).id
+
+
+def _says(event: Event) -> str:
+    """The same for events in which a person says the same of an item."""
+    label = listed(canonical(event.payload, event.order), redact) if event.kind == "label" else event.uuid
+    return json.dumps([event.annotator, event.item, event.kind, label], sort_keys=True)
 
 
 def _item(stored: Stored, labeled: set[str | None], agreed: set[str], salt: str, out: LeftOut) -> Stored | None:

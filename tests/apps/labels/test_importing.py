@@ -90,6 +90,61 @@ def test_importing_twice_changes_nothing(tmp_path: Path, capsys: pytest.CaptureF
         assert expected in capsys.readouterr().out
 
 
+def private(folder: Path, name: str = "own.feedback") -> tuple[Store, Item]:
+    """A store of three people, with texts and a note that an export redacts."""
+    item = pair("Mail ann@mail.example", "Call +49 170 1234567", "Never", **FREE)
+    store = opened(folder, item, ITEMS["ranking"], name=name)
+    for who in ("ann", "bob", "cat"):
+        store.submit(event(None, {"granted": True}, kind="consent", who=who))
+        store.submit(event(item, {"side": "B", "margin": "better", "note": f"ask {who}@mail.example"}, who=who))
+        store.submit(event(ITEMS["ranking"], LABELS["ranking"], who=who, order=(2, 0, 1)))
+    return store, item
+
+
+@pytest.mark.parametrize("by", ["tool", "folder"])
+def test_a_label_counts_once_wherever_it_has_been(tmp_path: Path, by: str) -> None:
+    store, _ = private(tmp_path)
+    with store:
+        known = labels(store.path)
+        out = exported(store.path, tmp_path / "out", "label-studio")
+    other, files = tmp_path / "other.feedback", sorted((out / "label-studio").iterdir())
+
+    def brought(into: Path) -> None:
+        for file in files if by == "tool" else []:
+            assert imported(file, into, "--consent", "all agreed") == 0
+        if by == "folder":
+            assert main(["labels", "merge", str(out), "--into", str(into)]) == 0
+
+    brought(store.path)  # home
+    assert labels(store.path) == known
+    brought(other)  # away, where the store itself comes later
+    shared = labels(other)
+    assert main(["labels", "merge", str(store.path), "--into", str(other)]) == 0
+    assert labels(other) == shared and [len(votes) for votes in shared.values()] == [3, 3]
+    brought(other)
+    assert main(["labels", "merge", str(other), "--into", str(store.path)]) == 0  # and back
+    assert labels(store.path) == known
+
+
+def test_a_label_that_was_changed_elsewhere_is_a_new_one_of_the_same_person(tmp_path: Path) -> None:
+    store, item = private(tmp_path)
+    with store:
+        store.submit(event(None, {"granted": False}, kind="consent", who="cat"))
+        store.submit(event(None, {"granted": True}, kind="consent", who="cat"))
+        file = exported(store.path, tmp_path / "out", "label-studio") / "label-studio" / "pair.json"
+        store.submit(event(None, {"granted": False}, kind="consent", who="cat"))
+    (task,) = json.loads(file.read_text())
+    for one in task["annotations"]:
+        one["created_at"] = "2030-01-01T00:00:00.000000Z"
+        one["result"][0]["value"]["selected"] = "left"
+    file.write_text(json.dumps([task]))
+    assert imported(file, store.path, "--consent", "all agreed") == 0
+    with Store.open(store.path) as again:
+        (entry,) = (entry for entry in labeled(again) if entry.stored.item.id == item.id)
+    # Cat took the consent back, and the file does not give it again.
+    assert {vote.annotator: vote.label["better"] for vote in entry.votes} == {"ann": 0, "bob": 0}
+
+
 def test_the_fields_of_label_studio(tmp_path: Path) -> None:
     out = exported(made(tmp_path), tmp_path / "out", "label-studio") / "label-studio"
     (task,) = json.loads((out / "pair.json").read_text())
