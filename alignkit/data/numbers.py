@@ -33,7 +33,7 @@ _ALONE = re.compile(
 _WITHIN = re.compile(
     rf"(?<![\w/])(?<!\d[.,]){_NUMBER}(?![\d_/]|[.,]\d|[^\W\d_](?![^\W\d_])|(?:st|nd|rd|th)\b)", re.IGNORECASE
 )
-_HEDGES = {"or", "and", "not", "to", "times", "minus", "plus", "divided", "over"}
+_NO_UNITS = {"or", "and", "not", "to", "times", "minus", "plus", "divided", "over", "st", "nd", "rd", "th"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def number_of(text: str) -> Number | None:
     if match is None or (value := _value(match)) is None:
         return None
     words = (match["word"] or "").lower().split()
-    if not _HEDGES.isdisjoint(words):
+    if not _NO_UNITS.isdisjoint(words):
         return None
     unit = _UNITS.get(match["symbol"] or match["money"] or "") or " ".join(word.removesuffix("s") for word in words)
     return Number(value, unit)

@@ -17,6 +17,7 @@ from alignkit.plugins import load_plugins
 from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.rewards.math_verify import MathVerify
 from alignkit_plugins.rewards.text.matching import ExactMatch
+from alignkit_plugins.steps.honesty.grading import matches
 from alignkit_plugins.steps.honesty.rewards import HonestyAccuracy
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -44,6 +45,7 @@ NO_NUMBERS = [
     "3 then 4",
     "10³",
     "x5",
+    "4th",
 ]
 
 
@@ -103,6 +105,7 @@ def test_every_format_with_a_verifiable_answer_rewards_what_it_demonstrates() ->
                 assert score(ExactMatch, group, said, extract=r"(\S+)\Z") == 1.0, name
                 seen.add(name)
     assert {"gsm8k", "svamp"} <= seen
+    assert matches("−5", ["-5"], "exact", 1.0) and not matches("5", ["-5"], "exact", 1.0)
     row = {"context": "Ann is 7.", "question": "How old is Ann?", "answers": {"text": ["7"], "answer_start": [7]}}
     [group] = checked_groups(FORMATS["squad"](), row, {})
     assert score(HonestyAccuracy, group, group.responses[0].text) == 1.0

@@ -127,4 +127,4 @@ def _phrase(text: str, phrase: str) -> re.Match[str] | None:
 
 
 def _plain(text: str) -> str:
-    return text.lower().replace("’", "'")
+    return text.lower().replace("’", "'").replace("\u2212", "-")
