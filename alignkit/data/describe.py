@@ -27,7 +27,7 @@ def source_lines(source: SourceFacts) -> list[str]:
     width = max((len(who) for who, _ in shown), default=0)
     lines += [f"  {who:<{width}}  {text}".rstrip() for who, text in shown]
     unused = ", ".join(map(str, source.sample.unused))
-    return [*lines, f"  not in the conversation, kept for rewards: {unused}"] if unused else lines
+    return [*lines, f"read {source.name}: not in the conversation, kept for rewards: {unused}"] if unused else lines
 
 
 def way_out(groups: Sequence[Group]) -> str:

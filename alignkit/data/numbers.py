@@ -16,7 +16,11 @@ from fractions import Fraction
 _MONEY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 _UNITS = {**_MONEY, "%": "percent", "°": "degree"}
 _SCALES = {"hundred": 100, "dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_MINUS = str.maketrans({"\u2212": "-", "\u2013": "-", "\ufe63": "-", "\uff0d": "-", "\u2044": "/"})
+# Other signs for minus, and ¾ as a space and 3/4, so that 1¾ is a number and its fraction.
+_PLAIN = str.maketrans(
+    dict.fromkeys("\u2212\u2013\ufe63\uff0d", "-")
+    | {mark: " " + unicodedata.normalize("NFKC", mark).replace("\u2044", "/") for mark in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
+)
 _SIGN = rf"(?P<sign>[+-]?)(?:\\?(?P<money>[{''.join(_MONEY)}])\s?(?P<inner>[+-]?))?"
 # At most 60 digits: longer numbers take long to compare. Spaces that do not break may group thousands, too.
 _DECIMAL = (
@@ -63,7 +67,7 @@ class Number:
 
 def number_of(text: str) -> Number | None:
     """The number that a text consists of, which may have a unit and end with a period; None if it is something else."""
-    match = _ALONE.fullmatch(_ascii(text).strip().removesuffix(".").strip())
+    match = _ALONE.fullmatch(text.translate(_PLAIN).strip().removesuffix(".").strip())
     if match is None or (value := _value(match)) is None:
         return None
     words = (match["word"] or "").lower().split()
@@ -75,16 +79,7 @@ def number_of(text: str) -> Number | None:
 
 def numbers_in(text: str) -> Iterator[Fraction]:
     """The values of the numbers in a text, in order; not those that are parts of words, dates or other numbers."""
-    return (value for match in _WITHIN.finditer(_ascii(text)) if (value := _value(match)) is not None)
-
-
-def _ascii(text: str) -> str:
-    """The text with one minus sign, one slash, and ¾ as a space and 3/4."""
-    spelled = (
-        f" {unicodedata.normalize('NFKC', c)}" if unicodedata.decomposition(c).startswith("<fraction>") else c
-        for c in text
-    )
-    return (text if text.isascii() else "".join(spelled)).translate(_MINUS)
+    return (value for match in _WITHIN.finditer(text.translate(_PLAIN)) if (value := _value(match)) is not None)
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

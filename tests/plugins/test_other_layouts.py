@@ -120,6 +120,8 @@ def test_prompts_with_an_answer_say_how_to_learn_it(tmp_path: Path) -> None:
 def test_a_column_of_text_that_is_not_read_is_named_once(tmp_path: Path) -> None:
     rows = [{"prompt": "Hi", "completion": "A", "why": "Because of this.", "id": "x1", "notes": [{"a": "b c"}]}] * 3
     lines = describe(read(tmp_path / "d.jsonl", "\n".join(map(json.dumps, rows))))
-    assert [line for line in lines if "why" in line] == ["  not in the conversation, kept for rewards: why, notes"]
+    assert [line.partition(".jsonl: ")[2] for line in lines if "why" in line] == [
+        "not in the conversation, kept for rewards: why, notes"
+    ]
     plain = describe(read(tmp_path / "d.jsonl", json.dumps({"prompt": "Hi", "completion": "A b", "id": "x1"})))
     assert not any("kept for rewards" in line for line in plain)
