@@ -49,11 +49,11 @@ class Number:
 
     @property
     def counts(self) -> bool:
-        """Whether its unit is one that a symbol may stand for, or none; not a word of its own, as in `12 Monkeys`."""
+        """Whether it has no unit, or one with a symbol; not a word such as that of `12 Monkeys`."""
         return self.unit in ("", *_UNITS.values())
 
     def accepts(self, said: Number) -> bool:
-        """Whether what was said is this number. Its unit may be left out if a symbol may stand for it."""
+        """Whether an answer is this number. A unit that has a symbol may be left out."""
         left_out = not self.unit or (self.counts and not said.unit)
         return self.value == said.value and (left_out or self.unit == said.unit)
 
