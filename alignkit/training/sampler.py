@@ -1,10 +1,10 @@
 """The order in which a stage draws its rows: epochs over all of them, or sources by their weights.
 
 Without weights, every row is drawn once per epoch. With weights, an epoch has as many draws as there are rows, and
-each source has its share of them, to within a row. Its draws are spread evenly, so that each batch has its share, too,
-to within two rows. A source is walked in a shuffled order, epoch after epoch of its own, so that none of its rows is
-drawn twice before all of them were drawn once. Draws depend on the seed and their position only, so that a resumed run
-draws the same.
+each source has its share of them, to within a row. Its draws are spread evenly, so that a source's rows in a batch
+differ from its share by less than the number of sources. A source is walked in a shuffled order, epoch after epoch of
+its own, so that none of its rows is drawn twice before all of them were drawn once. Draws depend on the seed and their
+position only, so that a resumed run draws the same.
 """
 
 from __future__ import annotations
