@@ -3,8 +3,8 @@
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
 `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `mix`, `stop`, `data`, `measures`, `few_shot`, `people`,
 `recipes`, `plugins`, `families`, `formats`, `bad rows`, `labeled pairs`, `cards`, `outcomes`, `benchmarks`, `results`
-and a machine of `benchmarks/results.json`, `commands`, `exit codes`, `hooks`, `events`, a kind and a name
-(`algorithm ppo`), or names for the reference of public names (`api Group Response`; see `api_reference.py`).
+and a machine of `benchmarks/results.json`, `commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a
+name (`algorithm ppo`), or names for the reference of public names (`api Group Response`; see `api_reference.py`).
 It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
@@ -91,6 +91,7 @@ def part(what: str) -> str:
         "exit codes": lambda: str(script("docs", "command_reference").exit_codes()),
         "hooks": lambda: hook_table("registers", registering=True),
         "events": lambda: hook_table("when", registering=False),
+        "silent bugs": silent_bugs,
     }
     if what in tables:
         return tables[what]()
@@ -227,6 +228,12 @@ def families() -> str:
     """The families of models, and what was learned from a conversation of each kind."""
     model_table = script("tests/models", "model_table")
     return markdown(model_table.HEADER, model_table.lines())
+
+
+def silent_bugs() -> str:
+    """What other toolkits got wrong without a word, and the tests that hold it here."""
+    table = script("docs", "silent_bugs")
+    return markdown(table.HEADER, table.lines())
 
 
 def script(folder: str, name: str) -> Any:

@@ -114,6 +114,11 @@ def test_held_out_rows_are_counted(tmp_path: Path) -> None:
     assert 0 < held_out < 10 and header.endswith(f"{10 - held_out} rows, {held_out} held out")
 
 
+@pytest.mark.silent_bug(
+    "data: held out",
+    "A preview or a metric of the held-out part shows training rows.",
+    "The held-out part shows its own rows and numbers.",
+)
 def test_a_held_out_part_shows_its_own_rows(tmp_path: Path) -> None:
     rows = [{"input": f"q{n}", "output_1": "one", "output_2": "two", "label": 2} for n in range(40)]
     for part in ("training", "validation"):

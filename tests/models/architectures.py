@@ -107,6 +107,18 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "Olmoe": _EXPERTS,
     "Phimoe": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
     "GraniteMoe": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "GraniteMoeShared": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 16},
+    "Ernie4_5_Moe": {
+        **LLAMA,
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_num_shared_experts": 1,
+        "moe_intermediate_size": 16,
+    },
+    "MiniMax": {
+        **{**LLAMA, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "block_size": 4},
+        **{"layer_types": ["linear_attention", "full_attention"]},
+    },
     "FlexOlmo": _EXPERTS,
     "DeepseekV3": {
         **{**_GROUPED, "head_dim": None, "num_key_value_heads": 4, "v_head_dim": 4},

@@ -55,6 +55,12 @@ def write_recipe(folder: Path, name: str) -> Path:
     return folder / "recipe.yaml"
 
 
+@pytest.mark.silent_bug(
+    "models: adapters",
+    "The adapter of a mixture of experts is saved under other names than it is loaded from.",
+    "Dense, mixture and state-space models go through every kind of stage.",
+    "huggingface/transformers#42491",
+)
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EVERY])
 def test_every_stage_loads_what_another_one_saved(name: str, tmp_path: Path) -> None:
     run_recipe(load_recipe(write_recipe(tmp_path, name)), tmp_path / "run")

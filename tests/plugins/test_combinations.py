@@ -118,6 +118,12 @@ def test_gdpo_tells_mixtures_apart_that_the_sum_does_not() -> None:
     assert float(found[3] / found[1]) == pytest.approx(2.0)
 
 
+@pytest.mark.silent_bug(
+    "rewards: does not apply",
+    "GDPO normalizes each reward over scores that include NaN.",
+    "Each part is normalized over the scores that it has.",
+    "modelscope/ms-swift#8123",
+)
 def test_gdpo_leaves_out_scores_that_do_not_apply() -> None:
     """They have no part in their group's statistics, and the response keeps its other scores."""
     thing = made(GDPO, rewards={"a": "x", "b": "y"})

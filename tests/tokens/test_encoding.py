@@ -232,6 +232,13 @@ def _reasons(made: Encoder, text: str) -> list[float | None]:
     return list(Form(Form.Options(tags=["think", "answer"])).score([group])[""])
 
 
+@pytest.mark.silent_bug(
+    "templates: reasoning",
+    "The template opens `<think>`, the reward sees only sampled tokens, and every right answer scores 0.",
+    "Rewards see the response as the template continues it.",
+    "huggingface/trl#6966",
+    "huggingface/open-r1#560",
+)
 @pytest.mark.parametrize("code", [THINKS, QWEN3_THINKING, VERBATIM])
 def test_a_reward_sees_the_reasoning_that_the_prompt_opens(code: str) -> None:
     options = ChatOptions(reasoning="keep" if code == THINKS else "refuse")
@@ -255,6 +262,11 @@ def test_a_sample_read_as_text_has_its_tokens(code: str) -> None:
     assert sampled.text.startswith("<think>") and read.tokens == own.tokens == tokens
 
 
+@pytest.mark.silent_bug(
+    "templates: reasoning",
+    "Rows without reasoning teach the model to end its reasoning at once.",
+    "The run counts such rows and says so.",
+)
 def test_an_answer_without_reasoning_that_ends_the_block_at_once_is_counted() -> None:
     made = encoder(QWEN3_THINKING)
     talk = (assistant("no"), user("why?"), assistant("so"))

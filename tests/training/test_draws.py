@@ -54,6 +54,11 @@ def test_draws_depend_on_seed_and_place_only() -> None:
     assert [draws(sizes, shares, seed=1).at(place) for place in range(150)] != whole
 
 
+@pytest.mark.silent_bug(
+    "data: weights",
+    "Weights of mixed sources hold on average, and single batches are far off.",
+    "Every batch has the share of each source, up to as many rows as there are sources.",
+)
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=4), st.integers(2, 40), st.integers(0, 5))
 @example([8, 2, 1, 1], 27, 4)
 def test_every_batch_has_about_the_share_of_each_source(weights: list[int], batch: int, seed: int) -> None:

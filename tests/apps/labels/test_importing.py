@@ -101,6 +101,11 @@ def private(folder: Path, name: str = "own.feedback") -> tuple[Store, Item]:
     return store, item
 
 
+@pytest.mark.silent_bug(
+    "people: labels",
+    "An exported label comes back under a pseudonym and counts twice.",
+    "A label is counted once, wherever it has been.",
+)
 @pytest.mark.parametrize("by", ["tool", "folder"])
 def test_a_label_counts_once_wherever_it_has_been(tmp_path: Path, by: str) -> None:
     store, _ = private(tmp_path)
