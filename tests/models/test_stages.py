@@ -1,19 +1,26 @@
-"""Every family in SFT, a reward model, DPO, PPO and an evaluation: each stage loads what another one saved."""
+"""Every family in SFT, a reward model, DPO, PPO and an evaluation: each stage loads what another one saved.
+
+Then PPO once more, stopped and resumed; a chat with its policy; and an export of its merged weights.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from architectures import ARCHITECTURES, MIXTURES, STATE_SPACES, UNPACKED, make
+from architectures import ARCHITECTURES, MIXTURES, STATE_SPACES, UNPACKED, logprobs_alone, make, questions
 
+from alignkit.cli import main
 from alignkit.data.group import Group, Response, write_groups
+from alignkit.io.digest import file_digest
 from alignkit.recipe.load import load_recipe
-from alignkit.runs.run import run_recipe
+from alignkit.runs.run import Run, run_recipe
 
 QUICK = ("Llama", "Qwen3Moe", "Mamba2")  # a dense model, a mixture of experts, a state-space model
 # The tokenizer that transformers selects for Qwen2 does not know the words of the test models.
@@ -35,6 +42,7 @@ def write_recipe(folder: Path, name: str) -> Path:
     stage = {"from": "sft", "batch_size": 2, "learning_rate": 1e-3}
     rollout = {"max_new_tokens": 3, "samples_per_prompt": 2}
     online = {"prompts": "rows.jsonl", "rollout": rollout, "iterations": 2, "prompts_per_iteration": 2}
+    online["checkpoint_every"] = 1
     recipe = {
         "model": {"base": "model", "lora": {"r": 2}, "device": "cpu", "dtype": "float32"},
         "stages": {
@@ -55,6 +63,49 @@ def write_recipe(folder: Path, name: str) -> Path:
     return folder / "recipe.yaml"
 
 
+STOPPER = """
+import os
+from alignkit import hookimpl
+
+@hookimpl
+def checkpoint_saved(run, stage, path):
+    if stage == os.environ.get("STOP_AT"):
+        raise KeyboardInterrupt
+"""
+
+
+def weights(run: Path) -> list[str]:
+    return [file_digest(path) for path in sorted((run / "ppo" / "adapter").glob("*.safetensors"))]
+
+
+def stopped_and_resumed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The digests of the policy of a run that stopped after the first iteration of PPO."""
+    (folder / "stopper.py").write_text(STOPPER)
+    out = folder / "stopped" / "run"  # a folder of its own, or the finished stages would be reused
+    command = ["run", str(folder / "recipe.yaml"), "--plugin", str(folder / "stopper.py"), "--out", str(out)]
+    monkeypatch.setenv("STOP_AT", "ppo")
+    assert main(command) == 130
+    monkeypatch.delenv("STOP_AT")
+    assert main(command) == 0
+    return weights(out)
+
+
+def check_merged(run: Path, exported: Path) -> None:
+    """The exported weights alone give the log-probabilities of the policy."""
+    from transformers import AutoModelForCausalLM
+
+    merged = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
+    models, groups = Run(load_recipe(run.parent / "recipe.yaml"), run).models, questions(3)
+    groups = [replace(group, responses=(Response("t40 t52"),)) for group in groups]
+    ours, base = models.logprobs("ppo", groups), models.logprobs("base", groups)
+    assert max(float((one - other).abs().max()) for one, other in zip(ours, base, strict=True)) > 0.01
+    for group, wanted in zip(groups, ours, strict=True):
+        row = models.of("base").encoder.encode(group, 256)
+        (response,) = row.rows
+        found = logprobs_alone(merged, row.prompt, response.tokens)
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
 @pytest.mark.silent_bug(
     "models: adapters",
     "The adapter of a mixture of experts is saved under other names than it is loaded from.",
@@ -62,9 +113,14 @@ def write_recipe(folder: Path, name: str) -> Path:
     "huggingface/transformers#42491",
 )
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EVERY])
-def test_every_stage_loads_what_another_one_saved(name: str, tmp_path: Path) -> None:
+def test_every_stage_loads_what_another_one_saved(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_recipe(load_recipe(write_recipe(tmp_path, name)), tmp_path / "run")
     for stage in ("sft", "liked", "dpo", "ppo"):
         last = json.loads((tmp_path / "run" / stage / "metrics.jsonl").read_text().splitlines()[-1])
         assert math.isfinite(last["loss"]), (stage, last)
     assert (tmp_path / "run" / "report" / "report.md").is_file()
+    assert stopped_and_resumed(tmp_path, monkeypatch) == weights(tmp_path / "run")
+    monkeypatch.setattr("sys.stdin", io.StringIO("t20 t31\n"))
+    assert main(["chat", str(tmp_path / "run" / "ppo"), "--max-new-tokens", "4"]) == 0
+    assert main(["export", str(tmp_path / "run" / "ppo"), str(tmp_path / "merged"), "--merge"]) == 0
+    check_merged(tmp_path / "run", tmp_path / "merged")
