@@ -68,7 +68,8 @@ def _breakable(value: object) -> Any:
 def _clauses(sentence: str) -> list[tuple[str, str]]:
     """A conclusion in its clauses, each as what it says and the numbers for it, and what follows them."""
     first, _, rest = sentence.removesuffix(".").partition(". ")
-    clauses = [clause.partition(": ") for clause in first.split("; ")]
+    named, *more = first.split("; ")  # the first clause begins with the name of a policy or a judge
+    clauses = [clause.partition(": ") for clause in (named, *(clause[:1].upper() + clause[1:] for clause in more))]
     return [(lead + colon.strip(), text) for lead, colon, text in clauses] + ([("", f"{rest}.")] if rest else [])
 
 
