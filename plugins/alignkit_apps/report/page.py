@@ -19,6 +19,7 @@ from alignkit_apps.report.tables import stage_titles
 MOST_BYTES = 2_000_000
 LONG_WORD = re.compile(r"\S{20,}")  # characters that may not fit into a line of a phone
 JOINT = re.compile(r"(\S{11,}?[_/@]+)(?=\w)")  # after which one may end
+CODE = re.compile("`([^`]+)`")
 TEMPLATE = "report.html.j2"
 # Points per series, characters of a text, samples of a kind, rows of a table: taken in turn until the page fits.
 LEVELS = (
@@ -58,10 +59,10 @@ def _least(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _breakable(value: object) -> Any:
-    """Escaped text with places where a line may break in long names and paths."""
+    """Escaped text with `code` as code, and places where a line may break in long names and paths."""
     from markupsafe import Markup, escape
 
-    text = str(escape(printable(str(value))))
+    text = CODE.sub(r"<code>\1</code>", str(escape(printable(str(value)))))
     return Markup(LONG_WORD.sub(lambda word: JOINT.sub(r"\1<wbr>", word[0]), text))
 
 

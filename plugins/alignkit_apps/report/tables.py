@@ -155,7 +155,7 @@ def stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
             one["state"],
             duration(one["seconds"]),
             short(one["tokens_per_second"]),
-            size(one["bytes"]),
+            size(one["bytes"]) if one["bytes"] else "-",
         ]
         for one in stages
     ]

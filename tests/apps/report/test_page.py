@@ -165,6 +165,7 @@ def test_long_names_and_paths_can_break_and_short_ones_do_not() -> None:
     assert _breakable("supervised_fine_tuning_on_demonstrations") == "supervised_fine_<wbr>tuning_on_demonstrations"
     assert _breakable("see /data/of/everyone/demos.jsonl") == "see /data/of/everyone/<wbr>demos.jsonl"
     assert _breakable("rejection_sampling") == "rejection_sampling"
+    assert _breakable("add `measures: <x>`") == "add <code>measures: &lt;x&gt;</code>"
     assert _breakable("<b>_\x1b_and_more_and_more").startswith("&lt;b&gt;_\ufffd_<wbr>and")
 
 
