@@ -172,7 +172,7 @@ def metrics_table(stage: Mapping[str, Any]) -> Table:
 
 
 def data_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row per source that a stage read; nobody needs to be told that nothing was held out, skipped or tied."""
+    """A row per source that a stage read; that nothing was held out, skipped or tied goes without a column."""
     cells = [
         [
             str(row["stage"]),

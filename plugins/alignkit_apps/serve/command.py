@@ -90,17 +90,17 @@ def _serve(
     from alignkit import stopping
     from alignkit.io.printable import printable
     from alignkit.io.progress import Reporter
-    from alignkit_apps.web.address import address_of, is_loopback, url
+    from alignkit_apps.web.address import Address, address_of, is_loopback, url
     from alignkit_apps.web.hosting import bound, interruptible
 
-    reporter, proxy = Reporter(), address_of(host) if host.startswith("https://") else None
+    reporter, address = Reporter(), address_of(host) if host.startswith("https://") else Address(host, ())
     if token is None and not is_loopback(host):
         refuse(f"others could use the models at {host}", "name a --token, or leave --host out")
-    if not (proxy or is_loopback(host)):
+    if not is_loopback(address.host):
         reporter.say(
             f"warning: everybody who reaches {host} and has the token can use these models, without encryption"
         )
-    with bound(proxy.host if proxy else host, port) as listening:
+    with bound(address.host, port) as listening:
         from alignkit_apps.policies.policy import opened  # imports torch
         from alignkit_apps.policies.work import Work
         from alignkit_apps.serve.app import serve as run
@@ -113,11 +113,11 @@ def _serve(
                     reporter.say(printable(f"note: {note}"))
                 for policy in models.policies.values():
                     reporter.say(printable(f"model {policy.name}: {policy.described()}"))
-                where = f"listening at {url(listening)}/v1{f' for {proxy.public}' if proxy else ''}; Ctrl-C ends it"
+                where = f"listening at {url(listening)}/v1{address.public and f' for {address.public}'}; Ctrl-C ends it"
                 if collection is not None:
                     kept = f"answers to users who agreed at /v1/consent are kept in {collection.path}"
                     reporter.say(printable(kept))
-                names, say = proxy.names if proxy else (), lambda: reporter.say(where)
-                run(models, work, listening, token, say, stopping.should_stop, collecting, names)
+                say, stop = lambda: reporter.say(where), stopping.should_stop
+                run(models, work, listening, token, say, stop, collecting, address.names)
         except stopping.Stopped:
             reporter.say("stopped")
