@@ -71,7 +71,7 @@ def _labeled(address: str, count: int, decide: float) -> dict[str, Any]:
             time.sleep(decide)
             page.keyboard.press(f"Digit{1 + number % 8}")
             page.keyboard.press("Enter")
-            done = f"{number + 1} by you"
+            done = f"{number + 1} of "
             page.wait_for_function("done => document.getElementById('counts').textContent.startsWith(done)", arg=done)
         total = time.perf_counter() - begun
         page.wait_for_timeout(200)

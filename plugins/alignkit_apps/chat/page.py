@@ -78,7 +78,10 @@ class _Answers:
             self._tell(None)
 
     async def lines(self) -> AsyncIterator[str]:
-        """What happens, until the answers are complete. A page that leaves ends them."""
+        """What happens, until the answers are complete, and empty lines while nothing does, or a proxy would give up.
+
+        A page that leaves ends them.
+        """
         try:
             while True:
                 try:
@@ -86,10 +89,11 @@ class _Answers:
                 except TimeoutError:
                     if self._tasks.stopping:
                         return
-                    continue
-                if event is None:
-                    return
-                yield json.dumps(event) + "\n"
+                    yield "\n"
+                else:
+                    if event is None:
+                        return
+                    yield json.dumps(event) + "\n"
         finally:
             self._left = True
 

@@ -95,7 +95,7 @@ def on_page(named: NamedModels, registry: Registry, talk: Talk, page: Page) -> N
     sessions = Sessions(annotators_of(talk.annotators), address=address)
     with ExitStack() as stack:
         collection = stack.enter_context(closing(_collection(talk, named))) if talk.collect is not None else None
-        socket = stack.enter_context(listening(page.port, address.host))
+        socket = stack.enter_context(listening(page.port, address))
         try:
             stack.enter_context(interruptible())
             models = stack.enter_context(opened(named, registry, reporter, stopping.should_stop, "alignkit chat"))

@@ -86,7 +86,7 @@ def start(
         api = LabelApi(store, Guidelines(store, guidelines), said_last)
         for warning in store.warnings:
             print(printable(f"warning: {warning}"), file=sys.stderr)
-        with listening(port, address.host) as listener:
+        with listening(port, address) as listener:
             sessions = Sessions(names, reviewers, address)
             addresses = addresses_of(sessions, listener)
             _greet(store, len(addresses))

@@ -39,7 +39,9 @@ EVERY = 15  # seconds between reloads
 SHOWN = 3  # samples
 PATIENCE = 300  # tenths of a second that a run may take to start
 CSRF = secrets.token_hex(16)  # stands for a session's token, since all sessions share a page
-_PROGRESS = re.compile(r"\d+/\d+.* left\)$")
+_PROGRESS = re.compile(
+    r"(\S+) (\w+) (\d+)/(\d+)(.*) \(.*, (.*) left\)"
+)  # such as `sft step 1/6 loss 6.3 (1s, 7s left)`
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; frame-ancestors 'none'"
 
 
@@ -81,10 +83,12 @@ class LiveRun:
     def state(self) -> dict[str, Any]:
         """What a report does not say: what the run does now, its latest samples, and which button there is."""
         works = in_use(self.run)
-        progress = [text for _, _, text in log_lines(self.run) if _PROGRESS.search(text)]
+        told = [found.groups() for _, _, text in log_lines(self.run) if works and (found := _PROGRESS.fullmatch(text))]
+        stage, unit, done, total, numbers, left = told[-1] if told else [""] * 6
         return {
             "every": EVERY if works else 0,
-            "progress": progress[-1] if works and progress else "",
+            "progress": f"{stage}: {unit} {done} of {total}, {left} left" if told else "",
+            "numbers": numbers,
             "samples": list(_latest(self.run)) if works else [],
             "action": "stop" if works else "continue",
             "csrf": CSRF,

@@ -19,6 +19,7 @@ from alignkit_apps.report.tables import stage_titles
 MOST_BYTES = 2_000_000
 LONG_WORD = re.compile(r"\S{20,}")  # characters that may not fit into a line of a phone
 JOINT = re.compile(r"(\S{11,}?[_/@]+)(?=\w)")  # after which one may end
+CODE = re.compile("`([^`]+)`")
 TEMPLATE = "report.html.j2"
 # Points per series, characters of a text, samples of a kind, rows of a table: taken in turn until the page fits.
 LEVELS = (
@@ -58,17 +59,18 @@ def _least(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _breakable(value: object) -> Any:
-    """Escaped text with places where a line may break in long names and paths."""
+    """Escaped text with `code` as code, and places where a line may break in long names and paths."""
     from markupsafe import Markup, escape
 
-    text = str(escape(printable(str(value))))
+    text = CODE.sub(r"<code>\1</code>", str(escape(printable(str(value)))))
     return Markup(LONG_WORD.sub(lambda word: JOINT.sub(r"\1<wbr>", word[0]), text))
 
 
 def _clauses(sentence: str) -> list[tuple[str, str]]:
     """A conclusion in its clauses, each as what it says and the numbers for it, and what follows them."""
     first, _, rest = sentence.removesuffix(".").partition(". ")
-    clauses = [clause.partition(": ") for clause in first.split("; ")]
+    named, *more = first.split("; ")  # the first clause begins with the name of a policy or a judge
+    clauses = [clause.partition(": ") for clause in (named, *(clause[:1].upper() + clause[1:] for clause in more))]
     return [(lead + colon.strip(), text) for lead, colon, text in clauses] + ([("", f"{rest}.")] if rest else [])
 
 

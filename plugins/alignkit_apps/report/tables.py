@@ -25,7 +25,7 @@ def evaluation_tables(facts: Mapping[str, Any], stage: str) -> list[Table]:
     blocks: Any = next((item["blocks"] for item in facts["reports"] if item["stage"] == stage), [])
     own = [block for block in Report.restored(blocks).blocks if isinstance(block, Table)]
     found = [policy_means(summary, [pair for pair in facts["swaps"] if pair["stage"] == stage])]
-    found += [_worded(table, summary) for table in own if not table.title.startswith(("mean ", "by "))]
+    found += [_filled(_worded(table, summary)) for table in own if not table.title.startswith(("mean ", "by "))]
     found += [by_column(summary, column) for column in mapping(summary.get("by"))]
     return [table for table in found if table is not None]
 
@@ -34,6 +34,16 @@ def _worded(table: Table, summary: Mapping[str, Any]) -> Table:
     """A table of a stage, in which a reward that combines others says so."""
     rows = [[reward_name(summary, cell) for cell in row] for row in table.rows]
     return replace(table, columns=[reward_name(summary, name) for name in table.columns], rows=rows)
+
+
+def _filled(table: Table, *empty: str) -> Table:
+    """A table without columns, other than its keys, in which every cell is `-` or one of `empty`."""
+    says = [
+        at for at in range(len(table.columns)) if at < table.keys or {row[at] for row in table.rows} - {"-", *empty}
+    ]
+    return replace(
+        table, columns=[table.columns[at] for at in says], rows=[[row[at] for at in says] for row in table.rows]
+    )
 
 
 def tolerant(table: Callable[..., Table | None]) -> Callable[..., Table | None]:
@@ -145,7 +155,7 @@ def stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
             one["state"],
             duration(one["seconds"]),
             short(one["tokens_per_second"]),
-            size(one["bytes"]),
+            size(one["bytes"]) if one["bytes"] else "-",
         ]
         for one in stages
     ]
@@ -162,7 +172,7 @@ def metrics_table(stage: Mapping[str, Any]) -> Table:
 
 
 def data_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row per source that a stage read."""
+    """A row per source that a stage read; that nothing was held out, skipped or tied goes without a column."""
     cells = [
         [
             str(row["stage"]),
@@ -172,7 +182,8 @@ def data_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         ]
         for row in rows
     ]
-    return Table("", ["stage", "source", "format", "rows", "held out", "skipped", "ties"], cells, keys=3)
+    heads = ["stage", "source", "format", "rows", "held out", "skipped", "ties"]
+    return _filled(Table("", heads, cells, keys=3), "0")
 
 
 def facts_table(title: str, facts: Mapping[str, Any], name: Callable[[str], str] = str) -> Table:

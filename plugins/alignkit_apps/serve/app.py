@@ -42,16 +42,17 @@ def serve(
     started: Callable[[], None],
     poll: Callable[[], None] = lambda: None,
     collecting: Collecting | None = None,
+    names: Sequence[str] = (),
 ) -> None:
     """Answer requests in this thread until the work is stopped, or `poll` raises.
 
-    started: called once clients can connect. collecting: keeps answers of users who agreed. Raises RunFailed if the
-    server ends by itself.
+    started: called once clients can connect. collecting: keeps answers of users who agreed. names: by which clients may
+    address it besides its own, through a proxy. Raises RunFailed if the server ends by itself.
     """
     listening.listen()
     started()
     host = listening.getsockname()[0]
-    hosts = (*LOCAL, host) if is_loopback(host) else None
+    hosts = (*LOCAL, host, *names) if is_loopback(host) else None
     with hosted(application(opened.policies, work, hosts, token, collecting), listening) as look:
 
         def each() -> None:

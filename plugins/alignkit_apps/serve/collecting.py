@@ -93,6 +93,7 @@ def _unkept(reason: object) -> bool:
 
 def annotator_of(headers: Mapping[str, str]) -> str:
     """For whom a client asks. Raises BadLabel if it does not say."""
-    who = headers.get(WHO, "")
+    if not (who := headers.get(WHO, "")):
+        raise BadLabel("say for whom, in the header X-Alignkit-Annotator")
     check_annotator(who)
     return who

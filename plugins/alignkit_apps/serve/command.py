@@ -30,7 +30,10 @@ def serve(
         ),
     ],
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0: any that is free.")] = PORT,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Others than this machine need --token.")] = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="For others, who need --token: its address, or https://NAME of a proxy."),
+    ] = "127.0.0.1",
     token: Annotated[
         str | None,
         typer.Option(metavar="TEXT", envvar="ALIGNKIT_TOKEN", help="What clients must send as their API key."),
@@ -87,17 +90,17 @@ def _serve(
     from alignkit import stopping
     from alignkit.io.printable import printable
     from alignkit.io.progress import Reporter
-    from alignkit_apps.web.address import is_loopback, url
+    from alignkit_apps.web.address import Address, address_of, is_loopback, url
     from alignkit_apps.web.hosting import bound, interruptible
 
-    reporter = Reporter()
-    if not is_loopback(host):
-        if token is None:
-            refuse(f"others could use the models at {host}", "name a --token, or leave --host out")
+    reporter, address = Reporter(), address_of(host) if host.startswith("https://") else Address(host, ())
+    if token is None and not is_loopback(host):
+        refuse(f"others could use the models at {host}", "name a --token, or leave --host out")
+    if not is_loopback(address.host):
         reporter.say(
             f"warning: everybody who reaches {host} and has the token can use these models, without encryption"
         )
-    with bound(host, port) as listening:
+    with bound(address.host, port) as listening:
         from alignkit_apps.policies.policy import opened  # imports torch
         from alignkit_apps.policies.work import Work
         from alignkit_apps.serve.app import serve as run
@@ -110,10 +113,11 @@ def _serve(
                     reporter.say(printable(f"note: {note}"))
                 for policy in models.policies.values():
                     reporter.say(printable(f"model {policy.name}: {policy.described()}"))
-                where = f"listening at {url(listening)}/v1; Ctrl-C ends it"
+                where = f"listening at {url(listening)}/v1{address.public and f' for {address.public}'}; Ctrl-C ends it"
                 if collection is not None:
                     kept = f"answers to users who agreed at /v1/consent are kept in {collection.path}"
                     reporter.say(printable(kept))
-                run(models, work, listening, token, lambda: reporter.say(where), stopping.should_stop, collecting)
+                say, stop = lambda: reporter.say(where), stopping.should_stop
+                run(models, work, listening, token, say, stop, collecting, address.names)
         except stopping.Stopped:
             reporter.say("stopped")

@@ -19,7 +19,7 @@ from alignkit import stopping
 from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.printable import printable
 from alignkit_apps.feedback.records import check_annotator
-from alignkit_apps.web.address import HOST
+from alignkit_apps.web.address import HOST, Address
 
 if TYPE_CHECKING:
     import uvicorn
@@ -67,9 +67,13 @@ def bound(host: str, port: int) -> socket.socket:
     return found
 
 
-def listening(port: int | None, host: str = HOST) -> socket.socket:
-    """A socket on a free port. Raises RecipeError if the port that was asked for is taken, or the host is another's."""
-    tried = [port] if port is not None else range(PORT, PORT + PORTS)
+def listening(port: int | None, address: Address | None = None) -> socket.socket:
+    """A socket on a free port, or on the first one if a proxy in front of the page has to know it.
+
+    Raises RecipeError if the port that was asked for is taken, or the host is another's.
+    """
+    host, ports = (address.host, 1 if address.public else PORTS) if address else (HOST, PORTS)
+    tried = [port] if port is not None else range(PORT, PORT + ports)
     for number in tried:
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET

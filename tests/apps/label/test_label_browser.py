@@ -258,6 +258,7 @@ def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
         for path in ("/quality", "/adjudicate", "/"):
             ada.page.goto(ada.address.split("/?")[0] + path)
             ada.page.wait_for_load_state("networkidle")
+            assert ada.page.locator("#offline").is_hidden()
         assert ada.page.evaluate("window.hit") is None
         assert {urlsplit(url).netloc for url in asked} == {urlsplit(ada.address).netloc}
         assert ada.page.locator("main img, main iframe, main object, main script, aside img, aside script").count() == 0

@@ -23,6 +23,7 @@ from alignkit_apps.feedback.asking import Wanted, items_of
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.label.guidelines import Guidelines, rendered
 from alignkit_apps.label.start import Plans, Source, _greet, file_groups, prepared, stage_groups
+from alignkit_apps.web import hosting
 from tests.patience import PATIENCE
 
 PAIR = {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}
@@ -159,8 +160,10 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        found, text = fails(capsys, str(pairs), "--port", port)
-    assert found == 2 and f"port {port} is in use" in text
+        monkeypatch.setattr(hosting, "PORT", int(port))
+        for words in (["--port", port], ["--host", "https://a.example"]):  # a proxy would not see which other one it is
+            found, text = fails(capsys, str(pairs), *words)
+            assert found == 2 and f"port {port} is in use" in text
 
 
 def test_a_license_of_known_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

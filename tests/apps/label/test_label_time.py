@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def test_pace_and_what_is_left(browser: Any, tmp_path: Path) -> None:
             ada.page.clock.fast_forward(60_000)
             label(ada)
             ada.shows(f"{number} of 6 done", "#counts")
-        ada.shows("60 s each · about 4 min left", "#pace")
+        # The time of a busy machine counts, too.
+        expect(ada.page.locator("#pace")).to_have_text(re.compile(r"^6\d s each · about [45] min left · $"))
         assert ada.page.locator("#bar").get_attribute("value") == "2"
 
 

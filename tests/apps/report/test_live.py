@@ -70,7 +70,10 @@ def test_a_run_that_works_shows_progress_samples_and_who_it_waits_for(run: Path)
     with working(run):
         text = opened(run)[0].get("/").text
     assert (
-        REFRESH in text and 'action="/stop"' in text and "align iteration 4/40 loss 0.03 (2m05s, 18m45s left)" in text
+        REFRESH in text
+        and 'action="/stop"' in text
+        and "align: iteration 4 of 40, 18m45s left</strong>" in text
+        and "loss 0.03</span>" in text
     )
     assert "waiting for 12 labels of people" in text and "why?" in text and "reward: 0.5" in text
     assert "&lt;script&gt;alert(1)" in text and "<script" not in text and "running" in text

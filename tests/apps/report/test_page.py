@@ -12,6 +12,7 @@ from made import HOSTILE, align_rows, lines, make_run
 from alignkit.io.printable import BIDI
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.page import MOST_BYTES, _breakable, page
+from alignkit_apps.report.tables import data_table
 
 VOID = {"meta", "br", "wbr", "link", "img", "input", "hr"}
 
@@ -164,6 +165,7 @@ def test_long_names_and_paths_can_break_and_short_ones_do_not() -> None:
     assert _breakable("supervised_fine_tuning_on_demonstrations") == "supervised_fine_<wbr>tuning_on_demonstrations"
     assert _breakable("see /data/of/everyone/demos.jsonl") == "see /data/of/everyone/<wbr>demos.jsonl"
     assert _breakable("rejection_sampling") == "rejection_sampling"
+    assert _breakable("add `measures: <x>`") == "add <code>measures: &lt;x&gt;</code>"
     assert _breakable("<b>_\x1b_and_more_and_more").startswith("&lt;b&gt;_\ufffd_<wbr>and")
 
 
@@ -182,3 +184,17 @@ def test_dark_colors_are_not_printed(text: str) -> None:
 
 def test_a_run_that_failed_does_not_blame_the_recipe_for_the_missing_verdict(tmp_path: Path) -> None:
     assert "No finished stage compares" in page({**facts_of(make_run(tmp_path / "run")), "verdicts": []})
+
+
+def test_a_column_that_says_nothing_is_left_out() -> None:
+    row = {"stage": "sft", "name": "demos.jsonl", "format": None, "rows": 0, "held_out": 0, "skipped": 0, "ties": None}
+    assert data_table([row, {**row, "skipped": 2}]).columns == ["stage", "source", "format", "skipped"]
+    assert data_table([row, {**row, "skipped": 2}]).rows[1] == ["sft", "demos.jsonl", "-", "2"]
+
+
+def test_each_clause_of_a_verdict_but_the_first_begins_with_a_capital(tmp_path: Path) -> None:
+    facts = facts_of(make_run(tmp_path / "run"))
+    facts["verdicts"][-1]["sentence"] = "align gained over sft: safe +2; worse than the untouched base: facts -1"
+    text = page(facts)
+    assert "<strong>align gained over sft:</strong> safe +2<" in text
+    assert "<strong>Worse than the untouched base:</strong> facts -1<" in text

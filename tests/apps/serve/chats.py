@@ -130,7 +130,7 @@ class Tab:
         """What happens after a question."""
         reply = self.post("ask", asked(text, sides, **more))
         assert reply.status_code == 200, reply.text
-        return [json.loads(line) for line in reply.text.splitlines()]
+        return events_in(reply.text)
 
     def agree(self, granted: bool = True) -> None:
         reply = self.post("consent", {"uuid": str(uuid.uuid4()), "granted": granted})
@@ -140,6 +140,11 @@ class Tab:
 def asked(text: str = "Hi", sides: int = 2, **more: Any) -> dict[str, Any]:
     """A question as the page sends it."""
     return {"sides": [[{"role": "user", "content": text}]] * sides, "draw": "d", "round": 0, "system": "", **more}
+
+
+def events_in(text: str) -> list[dict[str, Any]]:
+    """The events in lines of a reply, without the empty ones."""
+    return [json.loads(line) for line in text.splitlines() if line]
 
 
 def said(events: Sequence[dict[str, Any]]) -> list[str]:

@@ -163,7 +163,8 @@ def items(server: Server, text: str) -> list[Any]:
 def test_only_users_who_agreed_are_kept(server: Server) -> None:
     assert asks(server, "ada", "before")[0] == "no"
     assert server.ask("/v1/consent", {"granted": True, "terms": "all"}, X_Alignkit_Annotator="ada")[0] == 400
-    assert server.ask("/v1/consent", {"granted": True})[0] == 400  # for nobody
+    status, reply = server.ask("/v1/consent", {"granted": True})
+    assert status == 400 and "in the header X-Alignkit-Annotator" in reply["error"]["message"]
     consent(server, "ada", True)
     kept, whole = asks(server, "ada", "whole", n=2, seed=11)
     streamed = asks(server, "ada", "stream", stream=True)[1]

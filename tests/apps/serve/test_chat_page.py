@@ -20,7 +20,7 @@ from alignkit_apps.chat import page as page_module
 from alignkit_apps.feedback.effective_labels import labeled
 from tests.apps.label.injections import INJECTIONS
 from tests.apps.label.pages import served
-from tests.apps.serve.chats import NAMES, ORIGIN, Chat, Tab, asked, chat, said
+from tests.apps.serve.chats import NAMES, ORIGIN, Chat, Tab, asked, chat, events_in, said
 from tests.patience import PATIENCE
 
 
@@ -48,8 +48,7 @@ def test_each_side_has_a_conversation_of_its_own() -> None:
 
     with chat() as page:
         body = {**asked(), "sides": [turns("a", "b", "now"), turns("now")]}
-        events = [json.loads(line) for line in page.opened().post("ask", body).text.splitlines()]
-        assert said(events) == ["sft heard 3: now", "dpo heard 1: now"]
+        assert said(events_in(page.opened().post("ask", body).text)) == ["sft heard 3: now", "dpo heard 1: now"]
 
 
 def test_the_best_of_several() -> None:
@@ -272,7 +271,7 @@ def test_texts_are_json_and_never_html(tmp_path: Path) -> None:
             reply = tab.post("ask", asked(text))
             assert reply.headers["content-type"] == "application/x-ndjson"
             assert reply.headers["x-content-type-options"] == "nosniff"
-            assert said([json.loads(line) for line in reply.text.splitlines()])[0] == NAMES[0] + text
+            assert said(events_in(reply.text))[0] == NAMES[0] + text
 
 
 # --- slow answers
@@ -300,13 +299,16 @@ def test_a_page_that_leaves_ends_its_answer(tmp_path: Path) -> None:
         connection, reply = connected(page, port, asked(sides=1))
         assert json.loads(reply.readline()) == {"side": 0, "begins": True}
         assert page.policies[0].waits.wait(PATIENCE)
+        assert reply.readline() == b"\n"  # a proxy sees that the answer is still to come
         reply.close()
         connection.close()
         page.policies[0].waits.clear()
         connection, reply = connected(page, port, asked("next", sides=1))
-        assert json.loads(reply.readline()) == {"side": 0, "begins": True}  # so the first one has ended
+        while (line := reply.readline()) == b"\n":
+            continue
+        assert json.loads(line) == {"side": 0, "begins": True}  # so the first one has ended
         page.policies[0].gate.set()
-        assert said([json.loads(line) for line in reply.read().splitlines()]) == ["sft heard 1: next"]
+        assert said(events_in(reply.read().decode())) == ["sft heard 1: next"]
         connection.close()
         assert page.collection
         assert [stored.item.prompt[0]["content"] for stored in page.collection.store().items()] == ["next"]
@@ -323,7 +325,7 @@ def test_too_many_questions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
         assert reply.status == 503 and "too many questions" in reply.read().decode()
         page.policies[0].gate.set()
         for opened, waiting in (first, second):
-            assert said([json.loads(line) for line in waiting.read().splitlines()]) == ["sft heard 1: Hi"]
+            assert said(events_in(waiting.read().decode())) == ["sft heard 1: Hi"]
             opened.close()
         connection.close()
 
@@ -369,7 +371,7 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
         port, token = int(address.split(":")[2].split("/")[0]), address.split("token=")[1]
         page: Any = type("Page", (), {"sessions": type("Sessions", (), {"links": {"ada": token}})})
         connection, reply = connected(page, port, asked())
-        assert len(said([json.loads(line) for line in reply.read().splitlines()])) == 2
+        assert len(said(events_in(reply.read().decode()))) == 2
         connection.close()
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=PATIENCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -73,10 +74,29 @@ def test_without_the_token(run: Path) -> None:
     assert guard._fault({b"authorization": f"Bearer {TOKEN}".encode()}) is None
 
 
+def test_a_proxy_passes_on_its_name(run: Path) -> None:
+    """The server listens on this machine only, and answers for the name, but for no other one and without the token."""
+    words = ["serve", str(run / "online"), "--host", "https://api.example.org", "--port", "0", "--token", TOKEN]
+    with subprocess.Popen([sys.executable, "-m", "alignkit", *words], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            said = next(line for line in process.stderr if "listening at" in line)
+            port = int(re.findall(r"http://127.0.0.1:(\d+)/v1 for https://api.example.org;", said)[0])
+            for name, token, status in (("api.example.org", TOKEN, 200), ("x.org", TOKEN, 403), ("localhost", "", 401)):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+                connection.request("GET", "/v1/models", headers={"Host": name, "Authorization": f"Bearer {token}"})
+                assert connection.getresponse().status == status
+                connection.close()
+        finally:
+            process.terminate()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--host", "0.0.0.0"], "others could use the models at 0.0.0.0\n  help: name a --token"),
+        (["--host", "https://api.example.org"], "others could use the models at https://api.example.org"),
+        (["--host", "https://a/b", "--token", TOKEN], "--host https://a/b: no address"),
         (["--token", "short"], "--token must have at least 16 ASCII characters"),
         (["--host", "no.such.host.invalid", "--token", TOKEN], "no address no.such.host.invalid"),
         (["--port", "99999"], "less than or equal to 65535"),

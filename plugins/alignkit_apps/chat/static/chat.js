@@ -47,7 +47,7 @@ async function listen(exchange, message) {
   for (let part; !(part = await reader.read()).done; ) {
     const lines = (rest + part.value).split("\n");
     rest = lines.pop();
-    for (const line of lines) heard(exchange, JSON.parse(line));
+    for (const line of lines.filter(Boolean)) heard(exchange, JSON.parse(line));
   }
 }
 
