@@ -44,7 +44,7 @@ def check_combination(
     Its parts are not scored: they get normally distributed scores. options: as in a recipe; a part that is no installed
     reward is a stage that trains a reward model. groups, folder: as of `check_reward`.
     """
-    conform("register_combinations", cls, dict(options or {}), _problems, folder=folder, groups=groups)
+    conform("register_combinations", cls, options, _problems, folder=folder, groups=groups)
 
 
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:

@@ -42,7 +42,7 @@ def check_step(
     options: as in a recipe; stages that they name are the model `tiny`, with weights of their own. groups: what data
     options hold; default: three responses to each of four prompts. folder: the recipe's; default: the current one.
     """
-    conform("register_steps", cls, dict(options or {}), _problems, folder=folder, groups=groups)
+    conform("register_steps", cls, options, _problems, folder=folder, groups=groups)
 
 
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:
