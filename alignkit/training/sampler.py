@@ -43,17 +43,14 @@ class Draws:
     def epoch(self, number: int) -> list[int]:
         """The rows that an epoch (counted from 0) draws, in order."""
         if number not in self._epochs:
-            self._epochs = {number: self._weighted(number) if self.shares else self._all(number)}
+            drawn = self._weighted(number) if self.shares else self.stream(number).permutation(self.size).tolist()
+            self._epochs = {number: drawn}
         return self._epochs[number]
 
     def at(self, position: int) -> int:
         """The row at a position of the whole sequence."""
         epoch, index = divmod(position, self.size)
         return self.epoch(epoch)[index]
-
-    def _all(self, number: int) -> list[int]:
-        order: list[int] = self.stream(number).permutation(self.size).tolist()
-        return order
 
     def _weighted(self, number: int) -> list[int]:
         # Cumulative counts: an epoch draws their difference, so that rounding does not add up over epochs.

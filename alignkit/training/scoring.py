@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -184,7 +185,8 @@ class Scorer:
         learning: whether combinations remember this call. Raises PluginError if a reward to learn from is not finite.
         """
         count, leaves = sum(len(group.responses) for group in groups), dict(self.leaves())
-        parts = {name: _tensor(leaf._leaf(groups) if count else []) for name, leaf in leaves.items()}
+        columns = {name: np.array(leaf._leaf(groups) if count else [], dtype=float) for name, leaf in leaves.items()}
+        parts = {name: torch.from_numpy(column) for name, column in columns.items()}  # NaN for None
         optional = frozenset(name for name, leaf in leaves.items() if getattr(leaf.plugin, "may_not_apply", False))
         failed = [column.isnan() for name, column in parts.items() if name not in optional]
         good = ~torch.stack([*failed, torch.zeros(count, dtype=torch.bool)]).any(dim=0)
@@ -326,10 +328,6 @@ def _is_number(value: object) -> bool:
         return isinstance(value, int | float) and math.isfinite(value)
     except OverflowError:  # an integer beyond the floats
         return False
-
-
-def _tensor(column: Sequence[float | None]) -> Tensor:
-    return torch.tensor([math.nan if x is None else x for x in column], dtype=torch.float64)
 
 
 # --- rollouts
