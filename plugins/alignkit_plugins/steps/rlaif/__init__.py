@@ -304,7 +304,8 @@ class RLAIF(Reward):
             )
         won: list[list[list[float]]] = [[[] for _ in group.responses] for group in groups]
         places, _ = pairs_to_judge(groups)
-        for (g, i, j), p in zip(places, self._p_first(groups, places), strict=True):
+        verdicts = self._judge.compare(items_at(groups, places))
+        for (g, i, j), p in zip(places, (verdict.p_first for verdict in verdicts), strict=True):
             if p is not None:
                 won[g][i].append(p)
                 won[g][j].append(1.0 - p)
@@ -312,9 +313,6 @@ class RLAIF(Reward):
             won[g][i].append(0.5)
             won[g][j].append(0.5)
         return [centered(mean(games)) for group in won for games in group]
-
-    def _p_first(self, groups: Sequence[Group], places: Sequence[Place]) -> list[float | None]:
-        return [verdict.p_first for verdict in self._judge.compare(items_at(groups, places))]
 
     def _against_baseline(self, groups: Sequence[Group]) -> list[float | None]:
         opponents = self._baseline_responses(groups)
