@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from sys import float_info
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -227,7 +228,7 @@ class Scorer:
         self.reasons, self.spent = {}, []  # a process that has no share of the groups asks nobody
         column = self.reducer.deal(sizes, lambda own: self._column([groups[index] for index in own]))
         for index, value in enumerate(column):
-            if value is not None and not _is_number(value):
+            if value is not None and not (isinstance(value, int | float) and abs(value) <= float_info.max):
                 prompt = preview([group for group in groups for _ in group.responses][index])
                 shown = "too large" if isinstance(value, int) else f"{value!r:.100}"
                 raise self._wrong(
@@ -321,13 +322,6 @@ class Scorer:
         if not isinstance(values, Tensor) or tuple(values.shape) != (count,):
             shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise self._wrong(method, f"{name} must be [responses] = [{count}], not {shape}")
-
-
-def _is_number(value: object) -> bool:
-    try:
-        return isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:  # an integer beyond the floats
-        return False
 
 
 # --- rollouts
