@@ -134,7 +134,7 @@ class Surroundings:
             "policy": _text,
             "from": _text,
             "base": _text,
-            "data": _data,
+            "data": lambda value, keys, scope: value if isinstance(value, Data) else Data(value),
             "reward": _reward,
             "constitution": read_constitution,
             **named,
@@ -153,10 +153,6 @@ _NOWHERE = Mark("")
 
 def _text(value: Any, keys: Any, scope: Scope) -> Any:
     return value
-
-
-def _data(value: Any, keys: Any, scope: Scope) -> Data:
-    return value if isinstance(value, Data) else Data(value)
 
 
 def _named(kind: str, value: Any, keys: Any, scope: Scope) -> Component | None:

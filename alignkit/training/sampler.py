@@ -36,7 +36,9 @@ class Draws:
         self.shares: list[float] = []
         if shares is not None:
             self.rows = [[row for row, source in enumerate(sources) if source == place] for place in range(len(shares))]
-            self.shares = _of_present(shares, self.rows)
+            # Of sources that still have rows.
+            present = [share if mine else 0.0 for share, mine in zip(shares, self.rows, strict=True)]
+            self.shares = [share / sum(present) for share in present]
         self._epochs: dict[int, list[int]] = {}  # the current one
         self._walks: dict[int, tuple[int, list[int]]] = {}  # each source's current own epoch
 
@@ -74,12 +76,6 @@ class Draws:
             order = self.stream("source", source, lap).permutation(len(rows)).tolist()
             self._walks[source] = (lap, order)
         return rows[self._walks[source][1][index]]
-
-
-def _of_present(shares: Sequence[float], rows: Sequence[Sequence[int]]) -> list[float]:
-    """The shares of sources that still have rows, which sum to 1."""
-    present = [share if mine else 0.0 for share, mine in zip(shares, rows, strict=True)]
-    return [share / sum(present) for share in present]
 
 
 def apportioned(draws: int, shares: Sequence[float]) -> list[int]:

@@ -204,7 +204,8 @@ class JudgePairs(Step):
                 continue
             if self.options.drop_inconsistent and swayed:
                 tally.dropped["inconsistent"] += 1
-            elif self._unsure(verdict.p_first, label):
+            # A tie, which a clamp at 0.5 also makes, or too little confidence.
+            elif 0.5 in (verdict.p_first, label) or abs(verdict.p_first - 0.5) < self.options.min_confidence:
                 tally.dropped["unsure"] += 1
             else:
                 pairs.setdefault(g, []).append(oriented(i, j, label))
@@ -225,10 +226,6 @@ class JudgePairs(Step):
             p = F.clamp_cai(p, *self.options.clamp)
         labels: list[float] = p.tolist()
         return labels
-
-    def _unsure(self, p: float, label: float) -> bool:
-        """Whether the judge does not decide: a tie, which a clamp at 0.5 also makes, or too little confidence."""
-        return 0.5 in (p, label) or abs(p - 0.5) < self.options.min_confidence
 
 
 def pairs_to_judge(groups: Sequence[Group]) -> tuple[list[Place], int]:
