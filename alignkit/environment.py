@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import ValidationError, validate_call
 
 from alignkit.data.group import Group, Message
 from alignkit.errors import PluginError, did_you_mean
@@ -88,11 +88,9 @@ class Environment(WithOptions):
             guess = did_you_mean(name, tools) or f"the tools are {', '.join(tools)}"
             return self._refusal(message, f"no tool '{name}'; {guess}")
         try:
-            arguments = _arguments(tools[name], call["function"]["arguments"])
+            result = validate_call(getattr(self, name))(**call["function"]["arguments"])
         except ValidationError as error:
             return self._refusal(message, _words(error))
-        try:
-            result = getattr(self, name)(**arguments)
         except ValueError as error:
             return self._refusal(message, str(error))
         return {**message, "content": _content(name, result)}
@@ -137,18 +135,6 @@ def tool_schemas(cls: type[Environment]) -> list[dict[str, Any]]:
             raise PluginError(f"tool '{name}': {error}") from error
         found.append(schema)
     return found
-
-
-def _arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call with the types of the tool's hints. Raises ValidationError."""
-    hints = inspect.get_annotations(function, eval_str=True)
-    fields: dict[str, Any] = {
-        name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
-        for name, parameter in list(inspect.signature(function).parameters.items())[1:]
-    }
-    model = create_model("Arguments", __config__=ConfigDict(extra="forbid"), **fields)
-    read = model.model_validate(dict(given))
-    return {name: getattr(read, name) for name in fields if name in read.model_fields_set}
 
 
 def _words(error: ValidationError) -> str:

@@ -29,19 +29,12 @@ def install_command(extra: str) -> str:
 
     It names the packages: `pip install 'alignkit[serve]'` would look for alignkit itself in the package index.
     """
-    named = [Requirement(text) for text in requires("alignkit") or ()]
-    return " ".join([_pip(), "install", *(shlex.quote(_package(item)) for item in named if _is_of(item, extra))])
-
-
-def _is_of(item: Requirement, extra: str) -> bool:
-    marker = item.marker
-    return marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
-
-
-def _package(item: Requirement) -> str:
-    """A requirement without its marker."""
-    extras = f"[{','.join(sorted(item.extras))}]" if item.extras else ""
-    return f"{item.name}{extras}{item.specifier}"
+    words = [_pip(), "install"]
+    for item in map(Requirement, requires("alignkit") or ()):
+        marker, item.marker = item.marker, None
+        if marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""}):
+            words.append(shlex.quote(str(item)))
+    return " ".join(words)
 
 
 def _pip() -> str:

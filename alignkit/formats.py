@@ -21,8 +21,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from sys import float_info
 from typing import Any, ClassVar
 
 from alignkit.data.conversations import read_message, tools_of
@@ -245,13 +245,6 @@ def _to_number(value: Any, what: str, also: str = "") -> float | None:
     return float(value)
 
 
-def _finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond the floats
-        return False
-
-
 def _messages_in_cell(text: str) -> Any:
     """The list of messages in a table's cell, if it is JSON of one; else the text unchanged."""
     if not text.lstrip().startswith("["):
@@ -352,7 +345,7 @@ def _check_pair(pair: Pair, responses: Sequence[Response]) -> None:
 
 
 def _check_number(value: Any, what: str, also: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= float_info.max:
         raise BadRow(f"{what} must be a number{also}, not {value!r}")
 
 

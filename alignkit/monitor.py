@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alignkit.data.group import Group
-from alignkit.options import Options as _Options
+from alignkit.options import WithOptions
 from alignkit.settings import Settings
 
 GOLD_KEY = "gold"  # of a response's scores
@@ -30,17 +30,11 @@ class Observation:
     best: int = 0
 
 
-class Monitor:
+class Monitor(WithOptions):
     """Base class of a monitor: looks at the samples of every iteration, before they are learned from.
 
     When a stage resumes, a new monitor looks at all earlier samples again, from the run's files, and must say the same.
     """
-
-    class Options(_Options):
-        """No options."""
-
-    def __init__(self, options: Any):
-        self.options = options
 
     def start(self, settings: Settings) -> Sequence[str]:
         """The stage begins or resumes; returns warnings. settings: its keys, such as `iterations` and `stop`."""

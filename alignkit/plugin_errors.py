@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import AlignkitError, DataError, PluginError, disk_is_full, memory_ran_out
@@ -176,20 +175,14 @@ def _culprit(error: BaseException, registrations: Iterable[Registration]) -> tup
     files = {str(r.source_path): r for r in registrations if r.source_path is not None and r.distribution != OURS}
     packages = {os.path.dirname(path) + os.sep: r for path, r in files.items() if path.endswith("__init__.py")}
     found: list[tuple[Registration, str, str]] = []
-    for frame in reversed(list(_frames(error.__traceback__))):
-        path, name = frame.tb_frame.f_code.co_filename, frame.tb_frame.f_code.co_qualname
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        path, name = frame.f_code.co_filename, frame.f_code.co_qualname
         owner = files.get(path) or next((r for folder, r in packages.items() if path.startswith(folder)), None)
         if owner is not None:
-            found.append((owner, name, f" ({os.path.basename(path)}:{frame.tb_lineno})"))
+            found.append((owner, name, f" ({os.path.basename(path)}:{line})"))
             if "." in name and "<" not in name:  # a method says more than the helper that it calls
                 return owner, name, found[0][2]
     return found[0] if found else None
-
-
-def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:
-    while trace is not None:
-        yield trace
-        trace = trace.tb_next
 
 
 def _of_the_machine(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
@@ -133,12 +134,8 @@ class Plugins:
         """The plugin whose implementation of the hook failed: wrappers are in the traceback, too, above it."""
         impls = getattr(self.manager.hook, hook).get_hookimpls()
         names = {impl.function.__code__: impl.plugin_name for impl in impls if hasattr(impl.function, "__code__")}
-        trace, failed = error.__traceback__, "a plugin"
-        while trace is not None:
-            if trace.tb_frame.f_code in names:
-                failed = f"plugin '{names[trace.tb_frame.f_code]}'"
-            trace = trace.tb_next
-        return failed
+        failed = [names[frame.f_code] for frame, _ in walk_tb(error.__traceback__) if frame.f_code in names]
+        return f"plugin '{failed[-1]}'" if failed else "a plugin"
 
     def load(self, candidate: _Candidate) -> None:
         """Load one plugin. If that fails, record why and leave no trace in the manager."""
@@ -315,8 +312,9 @@ def _entry_points() -> list[_Candidate]:
         if id(dist) not in known:
             known[id(dist)] = (dist.metadata["Name"], dist.version) if dist else ("", "")
         name, version = known[id(dist)]
-        requires = _requirements(dist) if name != GROUP else tuple
-        candidates.append(_Candidate(point.name, name, version, point.load, requires, _locator(point.module)))
+        requires = partial(_requirements, dist) if name != GROUP else tuple
+        locate = partial(_file_of, point.module)
+        candidates.append(_Candidate(point.name, name, version, point.load, requires, locate))
     if not any(plugin.distribution == GROUP for plugin in candidates):
         raise PluginError(_without_ours())
     return sorted(candidates, key=lambda plugin: (plugin.name, plugin.distribution))
@@ -335,16 +333,13 @@ def _without_ours() -> str:
     )
 
 
-def _requirements(dist: importlib.metadata.Distribution | None) -> Callable[[], Iterable[str]]:
-    return lambda: (dist.requires or []) if dist else []
+def _requirements(dist: importlib.metadata.Distribution | None) -> Iterable[str]:
+    return (dist.requires if dist else None) or ()
 
 
-def _locator(module: str) -> Callable[[], Path | None]:
-    def locate() -> Path | None:
-        spec = importlib.util.find_spec(module)
-        return Path(spec.origin) if spec and spec.origin else None
-
-    return locate
+def _file_of(module: str) -> Path | None:
+    spec = importlib.util.find_spec(module)
+    return Path(spec.origin) if spec and spec.origin else None
 
 
 def _file_plugin(path: Path) -> _Candidate:

@@ -131,8 +131,12 @@ class Registry:
         then alignkit's own, with a warning: a package that is installed must not break other people's recipes.
         """
         matches = self._matches(kind, name)
-        for wins in (_is_file, lambda one: normalized_package(one.distribution) in self.preferred, _is_ours):
-            chosen = [registration for registration in matches if wins(registration)]
+        for wins in (
+            lambda one: one.distribution.endswith(".py"),
+            lambda one: normalized_package(one.distribution) in self.preferred,
+            lambda one: one.distribution == "alignkit",
+        ):
+            chosen = list(filter(wins, matches))
             if len(matches) > 1 and len(chosen) == 1:
                 others = [one for one in matches if one is not chosen[0]]
                 self.warnings[f"{kind} {name}"] = _shadowing(kind, name, chosen[0], others)
@@ -188,14 +192,6 @@ def normalized_name(name: str) -> str:
 def normalized_package(name: str) -> str:
     """A package's name as indexes compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _is_file(registration: Registration) -> bool:
-    return registration.distribution.endswith(".py")
-
-
-def _is_ours(registration: Registration) -> bool:
-    return registration.distribution == "alignkit"
 
 
 def _shadowing(kind: str, name: str, chosen: Registration, others: Sequence[Registration]) -> str:

@@ -31,11 +31,6 @@ class LoraSpec(Options):
         return value
 
 
-def _none_word(value: Any) -> Any:
-    """`lora: none` means no adapter; YAML reads `none` as text."""
-    return None if value == "none" else value
-
-
 # Variables of every chat template, and arguments of transformers' function that renders it.
 TEMPLATE_NAMES = {
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length",
@@ -69,7 +64,7 @@ class ModelSpec(Options):
     quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
         default="none", description="store the base weights in 4 or 8 bits (bitsandbytes); requires LoRA"
     )
-    lora: Annotated[LoraSpec | None, BeforeValidator(_none_word)] = Field(
+    lora: Annotated[LoraSpec | None, BeforeValidator(lambda value: None if value == "none" else value)] = Field(
         default=LoraSpec(), description="LoRA options, such as {r: 16}; none: train all weights"
     )
     mixed_precision: Literal["none", "bf16"] = Field(

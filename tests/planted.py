@@ -98,7 +98,7 @@ PLANTED = {
         f"{ITERATION}::test_every_iteration_scores_all_of_its_samples",
     ),
     "failed_score_is_0": Planted(
-        SCORING, "[math.nan if x is None else x for x", "[0.0 if x is None else x for x", _NO_SCORE
+        SCORING, "torch.from_numpy(column) for", "torch.from_numpy(column).nan_to_num() for", _NO_SCORE
     ),
     "unread_score_is_0": Planted(
         SERVICE,

@@ -136,7 +136,9 @@ def two_raters(units: Sequence[Sequence[tuple[Rating, Rating]]], *, seed: int, s
     values, tables = _tables(known)
     equal = _unequal(values, tables)
     n, possible = len(known), max(2, tables.shape[1])
-    draws = np.ones((1, 0)) if not n else _draws(n, seed, stream)
+    draws = np.ones((1, 0))  # how often each unit is drawn: [repetitions, n]
+    if n:
+        draws = seeds.stream(seed, "agreement", stream).multinomial(n, np.full(n, 1 / n), REPETITIONS).astype(float)
 
     def estimated(coefficient: Callable[[Array], Array]) -> Estimate:
         if not n or np.isnan(mean := float(coefficient(tables.sum(0)))):
@@ -154,11 +156,6 @@ def two_raters(units: Sequence[Sequence[tuple[Rating, Rating]]], *, seed: int, s
         "kappa": estimated(lambda table: _kappa(table, equal)),
         "ac1": estimated(lambda table: _ac1(table, possible)),
     }
-
-
-def _draws(n: int, seed: int, stream: str) -> Array:
-    """How often each of n units is drawn: [repetitions, n]."""
-    return seeds.stream(seed, "agreement", stream).multinomial(n, np.full(n, 1 / n), size=REPETITIONS).astype(float)
 
 
 def _tables(units: Sequence[Sequence[tuple[Rating, Rating]]]) -> tuple[list[Any], Array]:

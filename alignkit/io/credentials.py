@@ -57,7 +57,8 @@ def places_of_keys(value: Any, path: str = "", *, random: bool = True) -> Iterat
     if isinstance(value, Mapping):
         for name, below in value.items():
             place = f"{path}.{name}" if path else str(name)
-            if isinstance(below, str) and below and _names_a_key(str(name), below):
+            named = _NAMES.fullmatch(str(name)) or (str(name).lower() == "token" and _TOKEN.fullmatch(str(below)))
+            if named and isinstance(below, str) and below:
                 yield place
             else:
                 yield from places_of_keys(below, place, random=random)
@@ -66,7 +67,3 @@ def places_of_keys(value: Any, path: str = "", *, random: bool = True) -> Iterat
             yield from places_of_keys(below, f"{path}.{index}", random=random)
     elif isinstance(value, str) and (looks_like_key(value) if random else redacted(value) != value):
         yield path
-
-
-def _names_a_key(name: str, value: str) -> bool:
-    return bool(_NAMES.fullmatch(name) or (name.lower() == "token" and _TOKEN.fullmatch(value)))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResult
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
@@ -18,12 +18,6 @@ LEAST_WIDTH = 70  # characters of a terminal that shows what does the stages
 NUMBERS = ("reward", "accuracy", "loss")
 
 
-class Bar(Protocol):
-    """What shows the progress of the running stage; see `alignkit.io.progress.Work`."""
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult: ...
-
-
 class StageTree:
     """What a live display shows below the lines of stages that are done.
 
@@ -33,7 +27,7 @@ class StageTree:
     def __init__(self, stages: Mapping[str, str], encoding: str):
         """stages: what does each, by its name. encoding: of the terminal."""
         self.stages, self.note = stages, ""
-        self.bar: Bar | None = None
+        self.bar: ConsoleRenderable | None = None
         self._done: set[str] = set()
         self._current = ""
         self._first: dict[str, float] = {}

@@ -165,7 +165,9 @@ class Decoding:
         column = max(self.column - first, *(span.prompt for span in prompts), 0)
         stored = prefill.kv if prefill is not None else {}
         used, room = slice(first, self.column), self._allocated(column, room)
-        change = _Change(self._on_device(keep, stored), used, prompts, column, room)
+        held = next(iter((self.cache or stored).values()), None)
+        rows = torch.tensor(list(keep), dtype=torch.int64, device=held[0].device if held is not None else None)
+        change = _Change(rows, used, prompts, column, room)
         _update(self.cache, change, stored)
         entered = torch.tensor([column - span.prompt for span in prompts], dtype=torch.int64)
         # Kept rows stay aligned on the right, so their first columns move with their last column.
@@ -185,11 +187,6 @@ class Decoding:
 
     def _updated(self, device: torch.device) -> None:
         """Called when rows have left or entered."""
-
-    def _on_device(self, keep: Sequence[int], prefill: KeyValues) -> Tensor:
-        """Indices of rows, on the cache's device."""
-        held = next(iter((self.cache or prefill).values()), None)
-        return torch.tensor(list(keep), dtype=torch.int64, device=held[0].device if held is not None else None)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
         """Attention of one token per row, [rows, heads, 1, size] -> [rows, heads, 1, size of v]."""

@@ -62,7 +62,10 @@ def logprobs_and_entropy(
         raise ValueError(f"chunk must be positive, not {chunk}")
     if head.learns or mode() == "torch":
         return _learned_head(hidden, tokens, head, entropy, chunk)
-    return _frozen_head(hidden, tokens, head, entropy, chunk)
+    # Decided here, because gradients are always off inside of a Function's forward.
+    learns = torch.is_grad_enabled() and hidden.requires_grad
+    logprobs, entropies = _FrozenHead.apply(hidden, tokens, head, entropy, chunk, learns)
+    return logprobs, entropies
 
 
 # A head that learns, by torch's own operators
@@ -106,15 +109,6 @@ def _widened(x: Tensor) -> Tensor:
 
 
 # A frozen head, with gradients in place of the logits
-
-
-def _frozen_head(
-    hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Entropy, chunk: int
-) -> tuple[Tensor, Tensor | None]:
-    # Decided here, because gradients are always off inside of a Function's forward.
-    learns = torch.is_grad_enabled() and hidden.requires_grad
-    logprobs, entropies = _FrozenHead.apply(hidden, tokens, head, entropy, chunk, learns)
-    return logprobs, entropies
 
 
 class _FrozenHead(torch.autograd.Function):

@@ -62,7 +62,9 @@ class Adapters:
             if isinstance(start, Path):
                 self._load(adapter, start)
             elif start is not None:
-                self._copy(start, adapter)
+                for layer in self._layers():
+                    for store in (layer.lora_A, layer.lora_B):
+                        store[adapter].load_state_dict(store[start].state_dict())
         except BaseException:
             self.drop(adapter)
             raise
@@ -201,11 +203,6 @@ class Adapters:
         expected |= {"rank_pattern": ours.rank_pattern, "alpha_pattern": ours.alpha_pattern}
         check_scale(folder, expected)
         self.base.has_adapter(folder)
-
-    def _copy(self, source: str, target: str) -> None:
-        for layer in self._layers():
-            for store in (layer.lora_A, layer.lora_B):
-                store[target].load_state_dict(store[source].state_dict())
 
     def _layers(self) -> list[Any]:
         from peft.tuners.lora import LoraLayer

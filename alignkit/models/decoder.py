@@ -149,11 +149,8 @@ class Writer:
                 if not math.isfinite(logprob):
                     raise RunFailed(DIVERGED)
                 row.write(token, logprob)
-                row.ended = token in self.encoder.end_ids or self._stopped(row)
-
-    def _stopped(self, row: ActiveSequence) -> bool:
-        """Whether the response now contains a stop string."""
-        return has_stopped(self.encoder, row.tokens[row.turn :], self.sampling.stop)
+                stopped = has_stopped(self.encoder, row.tokens[row.turn :], self.sampling.stop)
+                row.ended = stopped or token in self.encoder.end_ids
 
     def most_rows(self) -> int:
         """Rows whose keys and values fit the memory for them, halved for each time that it ran out while sampling."""

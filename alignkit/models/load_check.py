@@ -138,7 +138,8 @@ def _wrong_states(model: CheckedModel, base: str, ids: Tensor) -> str:
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)  # padding is after all that count
     table = torch.arange(padded.numel()).view(padded.shape)
     places = [place[: len(row)] for place, row in zip(table, rows, strict=True)]  # of each row's tokens
-    everywhere, packed = torch.ones(LENGTH, dtype=torch.bool), _unshared(places)
+    # In the packed row, the first two share a prompt.
+    everywhere, packed = torch.ones(LENGTH, dtype=torch.bool), torch.cat([places[0], places[1][5:], places[2]])
     with full_precision(model.model):
         _use_own_attention(model)
         with recording(model.model) as routes:
@@ -177,11 +178,6 @@ def _refusal(model: CheckedModel, packed: TreeLayout) -> str:
 def _rows(ids: Tensor) -> list[Tensor]:
     """The token rows of SPANS' three responses, each behind its prompt."""
     return [ids[:11], torch.cat([ids[:5], ids[11:14]]), ids[14:]]
-
-
-def _unshared(rows: Sequence[Tensor]) -> Tensor:
-    """Arrange the hidden states of `_rows` as in the packed row, where the first two share a prompt."""
-    return torch.cat([rows[0], rows[1][5:], rows[2]])
 
 
 @torch.no_grad()

@@ -39,7 +39,8 @@ def lora_targets(model: Any, config: Any) -> LoraTargets:
     states = [name for name, module in model.named_modules() if _is_read_by_its_parent(model, name, module)]
     if not (experts or routers or states):
         return LoraTargets(ALL)  # leaves the choice, and the words in saved adapters, to peft
-    names = {name for name in _linear_layers(model) if name not in states and not _inside(name, routers)}
+    inside = tuple(f"{router}." for router in routers)
+    names = {name for name in _linear_layers(model) if name not in states and not f"{name}.".startswith(inside)}
     # peft reads some layers' names as those of experts, which had one layer each in earlier versions of transformers.
     renamed = {leaf for leaf in {_leaf(name) for name in names} if _renamed_by_peft(leaf, model, config)}
     shared = _shared_names(model, names)
@@ -78,10 +79,6 @@ def _is_read_by_its_parent(model: Any, name: str, module: Any) -> bool:
         return False
     parent = type(model.get_submodule(name.rpartition(".")[0])).__name__
     return "Mamba" in parent or "Mixer" in parent
-
-
-def _inside(name: str, parents: list[str]) -> bool:
-    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 
 
 def _leaf(name: str) -> str:

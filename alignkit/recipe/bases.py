@@ -44,7 +44,10 @@ def read_model(raw: Any, scope: Scope, keys: Keys = ("model",)) -> ModelSpec | N
     if spec is None:
         return None
     _check_trainable(spec, keys, scope)
-    _check_device(spec.device, (*keys, "device"), scope)
+    if not _DEVICE.fullmatch(spec.device):  # whether this machine has it is found out by `run`: that takes torch
+        message = f"{path_text((*keys, 'device'))}: '{spec.device}' is no device of torch"
+        help = "write auto, cpu, cuda (a GPU of NVIDIA or AMD), cuda:1, mps or xpu"
+        scope.problems.error((*keys, "device"), message, help=help)
     changes = {"base": base}
     if spec.chat_template is not None and spec.chat_template not in TEMPLATES:
         template = scope.paths.for_run(Path(spec.chat_template), (*keys, "chat_template"))
@@ -72,13 +75,6 @@ def _check_trainable(spec: ModelSpec, keys: Keys, scope: Scope) -> None:
         message = f"{name}.dtype: bfloat16 weights would lose most updates at the learning rates of fine-tuning"
         help = "leave 'dtype' out and write 'mixed_precision: bf16', or train a LoRA adapter"
         problems.error((*keys, "dtype"), message, help=help)
-
-
-def _check_device(device: str, keys: Keys, scope: Scope) -> None:
-    """Report what no machine has. Whether this one has the device is found out by `run`, because that takes torch."""
-    if not _DEVICE.fullmatch(device):
-        message = f"{path_text(keys)}: '{device}' is no device of torch"
-        scope.problems.error(keys, message, help="write auto, cpu, cuda (a GPU of NVIDIA or AMD), cuda:1, mps or xpu")
 
 
 def _check_template(template: Any, keys: Keys, scope: Scope) -> None:

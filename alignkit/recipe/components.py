@@ -163,7 +163,7 @@ def check_references(model: type[BaseModel], raw: Any, keys: Keys, scope: Scope)
         if not isinstance(raw, dict) or key not in raw:
             continue
         value, place = raw[key], (*keys, key)
-        if not _is_path(info.annotation):
+        if Path not in (info.annotation, *get_args(info.annotation)):
             _follow(_annotation(info), value, place, scope)
         elif isinstance(value, str) and place not in scope.failed:
             scope.paths.option(Path(value), place)
@@ -172,10 +172,6 @@ def check_references(model: type[BaseModel], raw: Any, keys: Keys, scope: Scope)
 def _annotation(info: FieldInfo) -> Any:
     """Return a field's annotation including its marks, which pydantic stores separately."""
     return Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
-
-
-def _is_path(annotation: Any) -> bool:
-    return annotation is Path or (get_origin(annotation) in (Union, UnionType) and Path in get_args(annotation))
 
 
 def _follow(annotation: Any, value: Any, keys: Keys, scope: Scope) -> Any:
@@ -193,7 +189,8 @@ def _follow(annotation: Any, value: Any, keys: Keys, scope: Scope) -> Any:
         check_references(annotation, value, keys, scope)
         return value
     if isinstance(value, Mapping) and len(args) == 2:
-        return _follow_mapping(args[1], value, keys, scope)
+        new = {key: _follow(args[1], item, (*keys, key), scope) for key, item in value.items()}
+        return new if any(new[key] is not value[key] for key in new) else value
     if isinstance(value, list | tuple) and args:
         return _follow_sequence(args, value, keys, scope)
     return value
@@ -204,11 +201,6 @@ def _follow_annotated(args: Sequence[Any], value: Any, keys: Keys, scope: Scope)
     if ref is None:
         return _follow(args[0], value, keys, scope)
     return value if keys in scope.failed else scope.resolvers[ref.kind](value, keys, scope)
-
-
-def _follow_mapping(annotation: Any, value: Mapping[str, Any], keys: Keys, scope: Scope) -> Mapping[str, Any]:
-    new = {key: _follow(annotation, item, (*keys, key), scope) for key, item in value.items()}
-    return new if any(new[key] is not value[key] for key in new) else value
 
 
 def _follow_sequence(args: Sequence[Any], value: Sequence[Any], keys: Keys, scope: Scope) -> Sequence[Any]:

@@ -45,7 +45,10 @@ def read_data(raw: Any, keys: Keys, scope: Scope) -> DataSpec | None:
     if not good or len(good) < len(sources):
         return None
     _check_split(good, keys, scope)
-    _check_weights(good, keys, scope)
+    trains, place = _place(keys, scope)
+    if any(source.weight is not None for source in good) and not (trains and place in _DRAWN):
+        message = f"{path_text(keys)}: 'weight' has no effect, because every row is read once here"
+        scope.problems.error(keys, message, help="remove it; 'limit' reads fewer rows")
     spec = DataSpec(tuple(good))
     scope.sources.append(spec)
     return spec
@@ -73,14 +76,6 @@ def _check_split(sources: Sequence[DataSource], keys: Keys, scope: Scope) -> Non
             f"{path_text(keys)}: 'validation' holds out rows that nothing would read here",
             help="add 'part: training' or 'part: validation' to say which rows to read",
         )
-
-
-def _check_weights(sources: Sequence[DataSource], keys: Keys, scope: Scope) -> None:
-    """Report weights where every row is read once."""
-    trains, place = _place(keys, scope)
-    if any(source.weight is not None for source in sources) and not (trains and place in _DRAWN):
-        message = f"{path_text(keys)}: 'weight' has no effect, because every row is read once here"
-        scope.problems.error(keys, message, help="remove it; 'limit' reads fewer rows")
 
 
 def _read_source(raw: Any, keys: Keys, scope: Scope) -> DataSource | None:

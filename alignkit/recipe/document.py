@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +52,11 @@ class Document:
     def naming(self, keys: Keys, path: Path) -> Keys:
         """The first place at or below `keys` whose text names a path; `keys` if there is none."""
         for place in self.places:
-            if place[: len(keys)] == keys and isinstance(text := self._value(place), str):
+            if place[: len(keys)] == keys and isinstance(text := reduce(getitem, place, self.data), str):
                 with suppress(ValueError, OSError):  # not a path, or one that is too long
                     if (self.folder(place) / text).resolve() == path.resolve():
                         return place
         return keys
-
-    def _value(self, keys: Keys) -> Any:
-        value = self.data
-        for key in keys:
-            value = value[key]
-        return value
 
     def overridden(self, keys: Keys) -> bool:
         """Whether an override wrote this value."""

@@ -10,6 +10,7 @@ import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
     if not len(problems):
         fill_engines(stages, engine, {BASE: model, **others}, problems)
         _refuse_keys(document, problems)  # last: a judge or a tracker says more about a key in its options
-    name = top.name or _name_of(document)
+    name = top.name or re.sub(r"[^A-Za-z0-9._-]", "-", document.path.stem)
     recipe = Recipe(
         name=name,
         path=document.path,
@@ -166,10 +167,6 @@ def _required_names(requires: Any) -> list[str]:
     return [name[0] for name in found if name]
 
 
-def _name_of(document: Document) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "-", document.path.stem)
-
-
 def _build_stages(raw: Any, scope: Scope) -> dict[str, Stage]:
     """Return the stages without problems, in an order in which they can run."""
     if not isinstance(raw, dict):
@@ -224,29 +221,20 @@ def _versions_of(name: str, unit: str, stage: Stage | None, scope: Scope) -> tup
 
 def _ordered(upstream: Mapping[str, Sequence[str]], scope: Scope) -> list[str]:
     """Return the stages in the declared order, except that each follows its upstream stages. Reports a cycle."""
-    done: list[str] = []
-    waiting = list(upstream)
-    while waiting:
-        ready = next((name for name in waiting if all(needed in done for needed in upstream[name])), None)
-        if ready is None:
-            cycle = _cycle(waiting[0], upstream, done)
-            text = " -> ".join([*cycle, cycle[0]])
-            message = f"stages depend on each other in a cycle: {text}"
-            scope.problems.error(("stages", cycle[0]), message, at_key=True, help="remove one of these references")
-            return list(upstream)
-        waiting.remove(ready)
-        done.append(ready)
+    sorter, done = TopologicalSorter(upstream), list[str]()
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        cycle = error.args[1][::-1]  # each stage, and then one that it waits for
+        message = f"stages depend on each other in a cycle: {' -> '.join(cycle)}"
+        scope.problems.error(("stages", cycle[0]), message, at_key=True, help="remove one of these references")
+        return list(upstream)
+    ready = set(sorter.get_ready())
+    while ready:
+        done.append(next(name for name in upstream if name in ready))
+        sorter.done(done[-1])
+        ready = ready - {done[-1]} | set(sorter.get_ready())
     return done
-
-
-def _cycle(start: str, upstream: Mapping[str, Sequence[str]], done: Sequence[str]) -> list[str]:
-    """Return the stages of a cycle, each followed by one that it waits for."""
-    path = [start]
-    while True:
-        following = next(needed for needed in upstream[path[-1]] if needed not in done)
-        if following in path:
-            return path[path.index(following) :]
-        path.append(following)
 
 
 # --- required packages

@@ -36,7 +36,7 @@ def read_reward(raw: Any, keys: Keys, scope: Scope) -> RewardSpec | None:
         return None
     if named.name in scope.bases:
         message = f"'{named.name}' is a base model, which has no score"
-        help = f"name a stage that trains a reward model{_on(named.name)}"
+        help = "name a stage that trains a reward model" + f" with 'base: {named.name}'" * (named.name != BASE)
         scope.problems.error(named.name_keys, message, at_key=named.at_key, help=help)
         return None
     registration = find_reward(named, scope)
@@ -50,10 +50,6 @@ def _ambiguous(raw: Any, scope: Scope) -> str:
     """The name that a stage shares with a reward plugin, which is reported where the stage is named; else empty."""
     name = raw if isinstance(raw, str) else next(iter(raw), "") if isinstance(raw, dict) else ""
     return name if name in scope.declared and scope.registry.has("reward", name) else ""
-
-
-def _on(base: str) -> str:
-    return "" if base == BASE else f" with 'base: {base}'"
 
 
 def _read_stage(name: str, keys: Keys, scope: Scope) -> RewardSpec | None:

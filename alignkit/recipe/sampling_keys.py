@@ -113,10 +113,7 @@ def _samples(stage: Stage) -> bool:
     if _is_online(stage) and not issubclass(stage.component.registration.implementation, ExternalTrainer):
         return True
     parts = [stage.component, *specs([stage.settings, stage.component.options], Component)]
-    return any(isinstance(part.options, ResponseOptions) and _asks_policies(part.options) for part in parts)
-
-
-def _asks_policies(options: ResponseOptions) -> bool:
-    """Whether these options are used to sample: a step that reads data instead names no policies."""
-    undecided = type(options).policies_to_sample is ResponseOptions.policies_to_sample
-    return undecided or bool(options.policies_to_sample())
+    options = [part.options for part in parts if isinstance(part.options, ResponseOptions)]
+    undecided = ResponseOptions.policies_to_sample
+    # A step that reads data instead names no policies.
+    return any(type(each).policies_to_sample is undecided or each.policies_to_sample() for each in options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from alignkit.algorithm import Trains
@@ -57,10 +57,6 @@ class Scope:
     roles: list[str] = field(default_factory=list)
     failed: set[Keys] = field(default_factory=set)
     sources: list[DataSpec] = field(default_factory=list)
-
-    def of_stage(self, name: str) -> Scope:
-        """Return the scope of another stage of the same recipe."""
-        return replace(self, stage=name, upstream=[], folders=[], roles=[], failed=set())
 
     def resolve_name(self, reference: Any) -> Any:
         """Return a reference with the actual name of its stage. Anything but text is unchanged."""

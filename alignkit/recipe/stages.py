@@ -97,7 +97,7 @@ def read_stages(stages: Mapping[str, Any], scope: Scope) -> tuple[dict[str, Stag
     good: dict[str, Stage] = {}
     upstream: dict[str, list[str]] = {}
     for name, raw in stages.items():
-        stage_scope = scope.of_stage(name)
+        stage_scope = replace(scope, stage=name, upstream=[], folders=[], roles=[], failed=set())
         upstream[name] = stage_scope.upstream
         stage = _read_stage(raw, ("stages", name), stage_scope)
         if stage is not None:
@@ -156,14 +156,9 @@ def read_executor(raw: Any, keys: Keys, component: Component | None, scope: Scop
         scope.problems.error(keys, f"unknown executor '{raw}'", help=did_you_mean(raw, [LOCAL]))
         return None
     executor = read_component("executor", raw, keys, scope)
-    if component is not None and not can_be_dealt(component):
+    if component and not (component.registration.implementation.maps or specs(component.options, RewardSpec)):
         message = f"step '{component.name}' works on no rows one by one, so 'executor' would have no effect"
         steps = [each.name for each in scope.registry.registrations("step") if each.implementation.maps]
         help = f"leave 'executor' out; these can use it: {', '.join(steps)}, and every step that scores with a reward"
         scope.problems.error(keys, message, at_key=True, help=help)
     return executor
-
-
-def can_be_dealt(component: Component) -> bool:
-    """Whether an executor can carry out rows of this step: its own maps, or the scores of rewards."""
-    return bool(component.registration.implementation.maps) or bool(specs(component.options, RewardSpec))

@@ -52,7 +52,10 @@ def validate(
         if not infinite:
             return Checked(value)
     except ValidationError as error:
-        places = {place: errors for place, errors in _by_place(error, raw).items() if place not in failed}
+        places: dict[Keys, list[ErrorItem]] = {}  # by their path in the YAML
+        for item in error.errors(include_url=False):
+            if (place := _place(item, raw)) not in failed:
+                places.setdefault(place, []).append(item)
         failed |= places.keys()
         mapping = _Mapping(model, keys, problems, hint, hidden)
         for place in places:
@@ -60,14 +63,6 @@ def validate(
     except Exception as error:  # a plugin's validator raised something else
         problems.error(keys, f"{path_text(keys)}: {type(error).__name__}: {error}")
     return Checked(None, frozenset((*keys, *place) for place in failed))
-
-
-def _by_place(error: ValidationError, raw: Any) -> dict[Keys, list[ErrorItem]]:
-    """Group errors by their path in the YAML."""
-    places: dict[Keys, list[ErrorItem]] = {}
-    for item in error.errors(include_url=False):
-        places.setdefault(_place(item, raw), []).append(item)
-    return places
 
 
 def _place(item: ErrorItem, raw: Any) -> Keys:
@@ -102,19 +97,16 @@ class _Mapping:
         if _expected(errors[0]) and _has_deeper(place, places):
             return  # an arm of a union that fits the value less well than the arm that failed deeper
         if "extra_forbidden" in kinds:
-            self._report_unknown(place, errors[0], places)
+            nested = len(place) > 1
+            allowed = [key for key in _siblings(self.model, errors[0]["loc"][:-1]) if nested or key not in self.hidden]
+            help = _only_missing(place, places) if nested else self.hint(str(place[-1]))
+            self.problems.unknown_key(full, allowed, help)
         elif "missing" in kinds:
             help = self._describe(place)
             self.problems.error(full, f"'{path_text(full)}' is missing", at_key=True, help=help)
         else:
             message, help = _wrong_value(path_text(full) or "recipe", errors)
             self.problems.error(full, message, help=help or self._describe(place))
-
-    def _report_unknown(self, place: Keys, error: ErrorItem, places: Mapping[Keys, Sequence[ErrorItem]]) -> None:
-        nested = len(place) > 1
-        allowed = [key for key in _siblings(self.model, error["loc"][:-1]) if nested or key not in self.hidden]
-        help = _only_missing(place, places) if nested else self.hint(str(place[-1]))
-        self.problems.unknown_key((*self.keys, *place), allowed, help)
 
     def _describe(self, place: Keys) -> str:
         """Return the description of the key at a place."""

@@ -125,7 +125,9 @@ class Reader:
         try:
             root = _Loader(self.text).get_single_node()
         except yaml.reader.ReaderError as error:
-            raise Failed(self._at(error.position).problem(f"not valid YAML: {error.reason}")) from None
+            before = _LINE_BREAK.split(self.text[: error.position])
+            mark = self._mark(len(before) - 1, len(before[-1]))
+            raise Failed(mark.problem(f"not valid YAML: {error.reason}")) from None
         except yaml.MarkedYAMLError as error:
             raise Failed(self._syntax(error)) from None
         except RecursionError:
@@ -143,10 +145,6 @@ class Reader:
         source = self.lines[line] if line < len(self.lines) else ""
         shown = source if column + length <= MAX_SOURCE else ""
         return Mark(self.file, line + 1, column + 1, length, shown[:MAX_SOURCE].rstrip())
-
-    def _at(self, position: int) -> Mark:
-        before = _LINE_BREAK.split(self.text[:position])
-        return self._mark(len(before) - 1, len(before[-1]))
 
     def _of(self, node: yaml.Node) -> Mark:
         start, end = node.start_mark, node.end_mark

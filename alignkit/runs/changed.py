@@ -62,7 +62,8 @@ class _Words:
         swapped = ("component", "name") in self.paths
         if change.path == ("component", "name"):
             return f"{self.stage.kind}: {change.old} -> {change.new}"
-        if swapped and (first in ("component", "versions") or (first == "settings" and _is_tuning(keys))):
+        tuning = not keys or keys[0] == "rollout" or (len(keys) == 1 and keys[0] != "from_")
+        if swapped and (first in ("component", "versions") or (first == "settings" and tuning)):
             return ""  # `carried_over` says what becomes of the other algorithm's settings
         if place := next((place for place, key in enumerate(change.path) if key in _CODE), 0):
             return self._code(change.path[:place])
@@ -100,10 +101,6 @@ class _Words:
         file = "/".join(Path(source.name).parts[-2:])
         same = source.name in self.read
         return f"{file}: the file has changed" if same else f"{'.'.join(entry)}: another file, {file}"
-
-
-def _is_tuning(keys: list[str]) -> bool:
-    return not keys or keys[0] == "rollout" or (len(keys) == 1 and keys[0] != "from_")
 
 
 def _plain(keys: list[str], change: Change) -> str:

@@ -20,7 +20,7 @@ from alignkit.readers import reader_of
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component
 from alignkit.runs.data import RunData
-from alignkit.settings import ModelSpec, Settings
+from alignkit.settings import ModelSpec
 
 
 def stage_parts(
@@ -45,7 +45,8 @@ def stage_parts(
     more = {name: fingerprint.of_base(recipe.base(name), *facts) for name, facts in (others or {}).items()}
     return {
         "component": fingerprint.of(stage.component),
-        "settings": fingerprint.of_settings(stage.settings),
+        # A stage's engine may also be the recipe's.
+        "settings": fingerprint.of(stage.settings and stage.settings.model_copy(update={"engine": None})),
         **({} if stage.engine is None else {"engine": fingerprint.of_engine(stage.engine)}),
         "upstream": dict(upstream),
         **fingerprint.of_base(recipe.base(own), base, date),
@@ -120,10 +121,6 @@ class _Fingerprint:
         if isinstance(value, list | tuple):
             return [self.of(item) for item in value]
         return value
-
-    def of_settings(self, settings: Settings | None) -> Any:
-        """The plain data of a stage's keys. Its engine may also be the recipe's."""
-        return self.of(settings if settings is None else settings.model_copy(update={"engine": None}))
 
     def of_engine(self, engine: Component) -> Any:
         """The plain data of an engine, without the timeout: after a hang the stage continues with another one."""

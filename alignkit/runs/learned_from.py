@@ -109,15 +109,10 @@ class _Lineage:
         rewards = [spec.component for spec in specs(value, RewardSpec) if spec.kind == "reward" and spec.component]
         judges = [component for component in specs(value, Component) if component.kind == "judge"]
         for component in (*rewards, *judges):
-            if not _asks(component):
+            others = [part for part in specs(component.options, Component) if part.kind in ("reward", "judge")]
+            if not others and not specs(component.options, RewardSpec):  # else it only passes on what these say
                 found.add(f"{component.kind} {component.name} {_which(component)}")
         return frozenset(found)
-
-
-def _asks(component: Component) -> bool:
-    """Whether a reward or judge only passes on what others say."""
-    others = [part for part in specs(component.options, Component) if part.kind in ("reward", "judge")]
-    return bool(others or specs(component.options, RewardSpec))
 
 
 def _which(component: Component) -> str:

@@ -104,7 +104,9 @@ def check_folders(recipe: Recipe, stages: Sequence[Stage], bases: RunBases) -> N
             starts_here = stage.settings is not None and stage.settings.from_ == folder
             name = stage.base if starts_here else bases.base_of(folder) or bases.needed(stage)[0]
             if text := _unfit(starts_here, Path(folder), bases[name].origin, recipe.base(name).lora):
-                help = _other_base(folder, name, bases)
+                other = bases.base_of(folder) if len(bases) > 1 else None
+                fits = f"it is for '{other}': set 'base: {other}' in the stage"
+                help = fits if other not in (None, name, BASE) else ""
                 problems[text] = _at_folder(recipe, stage, folder, text, help)
         for spec in specs([stage.settings, stage.component.options], RewardSpec):
             if spec.kind == "folder" and (text := _unfit_reward(Path(spec.name), bases)):
@@ -123,12 +125,6 @@ def _at_folder(recipe: Recipe, stage: Stage, folder: str, text: str, help: str) 
     keys: Keys = ("stages", stage.name)
     named = recipe.document.naming(keys, Path(folder)) if recipe.document is not None else keys
     return recipe.problem(named, f"stage '{stage.name}': {text}", at_key=named == keys, help=help)
-
-
-def _other_base(folder: str, name: str, bases: RunBases) -> str:
-    """What to do about an adapter for another base model than `name`; empty if it is for that one."""
-    other = bases.base_of(folder) if len(bases) > 1 else None
-    return f"it is for '{other}': set 'base: {other}' in the stage" if other not in (None, name, BASE) else ""
 
 
 def _unfit_reward(folder: Path, bases: RunBases) -> str:

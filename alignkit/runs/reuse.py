@@ -28,7 +28,8 @@ def other_runs(folder: Path, recipe: Recipe) -> list[Path]:
     default = Path("runs") / recipe.name
     found = {path.resolve(): path for path in (*near, default) if (path / RECIPE).is_file()}
     found.pop(folder.resolve(), None)
-    return [_short(path) for path in found.values()]
+    here = Path.cwd()  # a user writes a path below it as relative
+    return [path.relative_to(here) if path.is_relative_to(here) else path for path in found.values()]
 
 
 def has_stages(runs: Sequence[Path], stages: Sequence[str]) -> bool:
@@ -91,8 +92,3 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
         with target.open("rb") as file:
             os.fsync(file.fileno())
-
-
-def _short(path: Path) -> Path:
-    """A path as a user writes it: relative below the current folder."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -218,7 +218,11 @@ class Run:
         began = time.monotonic()
         with using_engine(self, stage):
             self.make_room(stage)
-            self._say_carried_over(before, stage)
+            if stage.kind == "algorithm" and before:
+                model = self.models.of(stage.base).model
+                # What becomes of settings that were written for another algorithm.
+                for line in carried_over(before, stage, self.recipe, model.hidden_size, model.spec.lora is not None):
+                    self.reporter.say(f"{name}: {line}")
             summary, artifact = self._work(stage, folder, parts)
         summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
         self.models.forget(name)
@@ -229,13 +233,6 @@ class Run:
         self._records.append(record)
         self.reporter.stage_done(name, seconds, facts(summary))
         return False
-
-    def _say_carried_over(self, before: Mapping[str, Any], stage: Stage) -> None:
-        """Say what becomes of settings that were written for another algorithm. before: the record that it replaces."""
-        if stage.kind == "algorithm" and before:
-            model = self.models.of(stage.base).model
-            for line in carried_over(before, stage, self.recipe, model.hidden_size, model.spec.lora is not None):
-                self.reporter.say(f"{stage.name}: {line}")
 
     def _work(self, stage: Stage, folder: Path, parts: Mapping[str, Any]) -> tuple[dict[str, Any], Artifact]:
         """Do the stage's work; returns its summary and artifact."""

@@ -89,9 +89,10 @@ def _check_learning(recipe: Recipe, stage: Stage, groups: Sequence[Group], encod
     """Let the algorithm select from the data and check them, as the stage will."""
     name, needs, settings = stage.component.name, stage.needs, stage.settings
     if needs is not None and needs.pairs and not any(map(resolved_pairs, groups)):
+        files = ", ".join(source.name for source in settings.data.sources) if settings else ""
         raise DataError(
             f"stage '{stage.name}': {name} learns from pairs of a better and a worse response, but no row of "
-            f"{_names(settings.data if settings else None)} has a pair{way_out(groups)}"
+            f"{files} has a pair{way_out(groups)}"
         )
     with borrowed(stage.component, stage.name) as (algorithm, author):
         if isinstance(algorithm, ExternalTrainer):
@@ -187,7 +188,3 @@ def _check_room(stage: Stage, encoder: Encoder, groups: Sequence[Group], fits: I
         f"shortest prompt has {min(lengths)} tokens, the longest {max(lengths)}"
         + ("; 'keep_recent_turns: true' drops the oldest turns" if turns else "")
     )
-
-
-def _names(spec: DataSpec | None) -> str:
-    return ", ".join(source.name for source in spec.sources) if spec else ""

@@ -114,7 +114,9 @@ class StageStore:
         if not record:
             self.set_aside_damaged(stage)
         elif record.get("complete") or any((folder / "checkpoints").glob("[0-9]*")):
-            self._move(folder, self._earlier(stage, record["hash"]))
+            if (earlier := self._earlier(stage, record["hash"])).exists():
+                discard_folder(earlier)
+            move_folder(folder, earlier)
             for old in self._by_age(stage)[KEPT:]:
                 discard_folder(old)
         else:
@@ -172,11 +174,6 @@ class StageStore:
         """Results that were set aside, the newest first."""
         folders = (self.folder / EARLIER / stage).glob("[!.]*")
         return sorted(folders, key=_written_at, reverse=True)
-
-    def _move(self, folder: Path, target: Path) -> None:
-        if target.exists():
-            discard_folder(target)
-        move_folder(folder, target)
 
 
 def damage_of(folder: Path) -> str | None:

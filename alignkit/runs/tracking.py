@@ -12,11 +12,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.io.atomic import make_folder, write_text
+from alignkit.io.atomic import UNFINISHED, make_folder
 from alignkit.io.leaving import end_within
 from alignkit.io.progress import Metrics
 from alignkit.plugin_errors import made
@@ -34,30 +35,28 @@ Line = tuple[str, str, int, dict[str, Any]]  # stage, its hash, the line's numbe
 
 
 class Given:
-    """How many lines of each result a tracker was given: a file that grows by a short note for each line.
+    """How many lines of each result a tracker was given, in a file that is replaced after each line.
 
-    The note follows the line, so no line is lost. If the process is killed between the two, that one line is given
-    again; after a power failure, all lines whose notes were not on the disk yet.
+    So no line is lost. If the process is killed between the two, that one line is given again; after a power failure,
+    all lines whose counts were not on the disk yet.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self._counts = _read(path)  # of lines, by stage and its hash
+        self._counts: dict[str, int] = {}  # of lines, by stage and its hash
+        with suppress(OSError, ValueError, TypeError):
+            self._counts = dict(json.loads(path.read_text(encoding="utf-8")))
 
     def has(self, stage: str, stage_hash: str, number: int) -> bool:
         """Whether the tracker was given this line of this result."""
-        return number <= self._counts.get((stage, stage_hash), 0)
-
-    def shorten(self) -> None:
-        """Keep one note per result, and none that a crash cut off."""
-        make_folder(self.path.parent)
-        write_text(self.path, "".join(map(_note, self._counts, self._counts.values())))
+        return number <= self._counts.get(f"{stage} {stage_hash}", 0)
 
     def add(self, stage: str, stage_hash: str, number: int) -> None:
         """Note a line."""
-        self._counts[stage, stage_hash] = number
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_note((stage, stage_hash), number))
+        self._counts[f"{stage} {stage_hash}"] = number
+        new = self.path.with_name(f".{self.path.name}{UNFINISHED}")
+        new.write_text(json.dumps(self._counts), encoding="utf-8")
+        new.replace(self.path)
 
 
 class TrackerThread:
@@ -70,7 +69,7 @@ class TrackerThread:
         self.tracker: Tracker
         self.tracker, self.author = made(component)
         self.problem = ""
-        self.given = Given(run.folder / "trackers" / f"{component.name}.jsonl")
+        self.given = Given(run.folder / "trackers" / f"{component.name}.json")
         self._queue: queue.Queue[Sequence[Line] | None] = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._work, name=f"tracker-{component.name}", daemon=True)
 
@@ -110,20 +109,16 @@ class TrackerThread:
                     self.author = replace(self.author, stage=line[0])
                     if not method:  # here, so that a run with nothing new shows nothing
                         method = "start"
-                        self.given.shorten()
+                        make_folder(self.given.path.parent)
                         self.tracker.start(self.run)
                     method = "log"
-                    self._log(line)
+                    self.tracker.log(*tracked(line[3], line[2]))
+                    self.given.add(*line[:3])
             if method and not self.problem:
                 method = "finish"
                 self.tracker.finish()
         except BaseException as error:  # of a stranger's code, and sys.exit() too: training continues
             self.problem = f"failed in `{method}`: {type(error).__name__}: {error}"
-
-    def _log(self, line: Line) -> None:
-        stage, stage_hash, number, values = line
-        self.tracker.log(*tracked(values, number))
-        self.given.add(stage, stage_hash, number)
 
 
 class Trackers:
@@ -192,22 +187,3 @@ class Trackers:
 
 def _left(until: float) -> float:
     return max(0.0, until - time.monotonic())
-
-
-def _note(result: tuple[str, str], number: int) -> str:
-    return json.dumps([*result, number]) + "\n"
-
-
-def _read(path: Path) -> dict[tuple[str, str], int]:
-    counts: dict[tuple[str, str], int] = {}
-    try:
-        notes = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return counts
-    for note in notes:
-        try:
-            stage, stage_hash, number = json.loads(note)
-            counts[str(stage), str(stage_hash)] = int(number)
-        except (ValueError, TypeError):  # cut off by a crash
-            continue
-    return counts

@@ -41,13 +41,10 @@ def option_problems(cls: Any) -> list[str]:
     bare = [
         name
         for name, info in cls.Options.model_fields.items()
-        if not (info.description or _ranges(info.metadata) or _explains_itself(info.annotation))
+        if not (info.description or _explains_itself(info.annotation))
+        and all(isinstance(mark, Ref) for mark in info.metadata)
     ]
     return [f"options without a description, a range or choices: {', '.join(bare)}"] if bare else []
-
-
-def _ranges(metadata: list[Any]) -> list[Any]:
-    return [mark for mark in metadata if not isinstance(mark, Ref)]
 
 
 def _explains_itself(annotation: Any) -> bool:

@@ -44,7 +44,7 @@ def check_combination(
     Its parts are not scored: they get normally distributed scores. options: as in a recipe; a part that is no installed
     reward is a stage that trains a reward model. groups, folder: as of `check_reward`.
     """
-    conform("register_combinations", cls, dict(options or {}), _problems, folder=folder, groups=groups)
+    conform("register_combinations", cls, options, _problems, folder=folder, groups=groups)
 
 
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:
@@ -104,7 +104,9 @@ class _Rules:
             yield f"`combine`: a second call from the same state leaves another `state`: {AGAIN}"
         yield from self._order(expected, start)
         yield from self._missing(start)
-        yield from self._equal(start)
+        same = self.new(start).combined(self.groups, {name: torch.ones_like(x) for name, x in self.columns.items()})
+        if not (same.reward.isfinite().all() and same.raw.isfinite().all()):
+            yield "`combine`: equal scores make a reward that is not finite: their deviation is 0"
         if probe.plugin.sums:
             yield from self._sums(expected, start)
         elif not probe.plugin.whitens:
@@ -130,11 +132,6 @@ class _Rules:
         found = self.new(start).combined(self.groups, columns)
         wrong = [name for name, x in (("reward", found.reward), ("raw", found.raw)) if not x[1:].isfinite().all()]
         return [f"`combine`: a missing score makes '{name}' of other responses NaN: {MISSING}" for name in wrong]
-
-    def _equal(self, start: Mapping[str, Any]) -> list[str]:
-        found = self.new(start).combined(self.groups, {name: torch.ones_like(x) for name, x in self.columns.items()})
-        finite = bool(found.reward.isfinite().all() and found.raw.isfinite().all())
-        return [] if finite else ["`combine`: equal scores make a reward that is not finite: their deviation is 0"]
 
     def _sums(self, expected: CombinedReward, start: Mapping[str, Any]) -> list[str]:
         rows = len(self.groups[0].responses)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from string import ascii_letters
 from typing import Any
@@ -49,11 +49,7 @@ def check_engine(
     folder: the recipe's; default: the current one. tolerance: largest difference of a log-probability from training's,
     in nats; raise it for an engine that computes less precisely.
     """
-
-    def problems(around: Surroundings, component: Component) -> Iterator[str]:
-        return _problems(around, component, tolerance)
-
-    conform("register_engines", cls, dict(options or {}), problems, folder=folder)
+    conform("register_engines", cls, options, partial(_problems, tolerance=tolerance), folder=folder)
 
 
 def _problems(around: Surroundings, component: Component, tolerance: float) -> Iterator[str]:

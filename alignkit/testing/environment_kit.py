@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,11 +40,8 @@ def check_environment(
     writes in every episode, with calls in `<tool_call>` tags, until the environment ends it. folder: the recipe's;
     default: the current one.
     """
-
-    def problems(around: Surroundings, component: Component) -> Iterator[str]:
-        return _problems(around, component, [_group(row) for row in rows], turns)
-
-    conform("register_environments", cls, dict(options or {}), problems, folder=folder)
+    problems = partial(_problems, groups=[_group(row) for row in rows], turns=turns)
+    conform("register_environments", cls, options, problems, folder=folder)
 
 
 def _group(row: Mapping[str, Any]) -> Group:

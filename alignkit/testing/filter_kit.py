@@ -29,14 +29,11 @@ def check_filter(
     options: as in a recipe. groups: scored samples to filter, some of which stay and some of which go; default: the
     kit's own, which need not have both.
     """
-
-    def problems(around: Surroundings, component: Component) -> Iterator[str]:
-        return _problems(component, around.rollouts, own=groups is not None)
-
-    conform("register_filters", cls, dict(options or {}), problems, folder=folder, groups=groups)
+    conform("register_filters", cls, options, _problems, folder=folder, groups=groups)
 
 
-def _problems(component: Component, groups: Sequence[Group], own: bool) -> Iterator[str]:
+def _problems(around: Surroundings, component: Component) -> Iterator[str]:
+    groups, own = around.rollouts, around.groups is not None
     before = copy.deepcopy(groups)
     kept = CheckedFilter(component).keep(groups)
     if groups != before:

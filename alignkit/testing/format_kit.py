@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from alignkit.data.group import Group, group_from_json, group_to_json
@@ -36,14 +37,10 @@ def check_format(
 
     options: as in a recipe. rows: good rows to read in addition to `example`.
     """
-
-    def problems(around: Surroundings, component: Component) -> Iterator[str]:
-        return _problems(component, rows or [])
-
-    conform("register_formats", cls, dict(options or {}), problems)
+    conform("register_formats", cls, options, partial(_problems, rows=rows or []))
 
 
-def _problems(component: Component, rows: Sequence[Any]) -> Iterator[str]:
+def _problems(around: Surroundings, component: Component, rows: Sequence[Any]) -> Iterator[str]:
     cls = component.registration.implementation
     with calling(NAMELESS, "__init__", cls):
         kit = _Kit(cls(component.options), cls)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,7 @@ def check_judge(
     options: as in a recipe; stages that they name are the model `tiny`. items: the comparisons (prompt, first, second)
     to ask for; the judge must have a verdict on at least one. folder: the recipe's; default: the current one.
     """
-
-    def problems(around: Surroundings, component: Component) -> Iterator[str]:
-        return _problems(around, component, items)
-
-    conform("register_judges", cls, dict(options or {}), problems, folder=folder)
+    conform("register_judges", cls, options, partial(_problems, items=items), folder=folder)
 
 
 def _problems(around: Surroundings, component: Component, items: Sequence[Item]) -> Iterator[str]:

@@ -31,7 +31,7 @@ def check_monitor(
     options: as in a recipe. groups: the scored samples of each iteration, which are also those of gold; default: the
     kit's own.
     """
-    conform("register_monitors", cls, dict(options or {}), _problems, folder=folder, groups=groups)
+    conform("register_monitors", cls, options, _problems, folder=folder, groups=groups)
 
 
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:

@@ -38,7 +38,7 @@ def check_reward(
     is `tiny` with weights of its own. groups: to score, and what data options hold; default: sampled responses to four
     prompts without further columns. folder: the recipe's; default: the current one.
     """
-    conform("register_rewards", cls, dict(options or {}), _problems, folder=folder, groups=groups)
+    conform("register_rewards", cls, options, _problems, folder=folder, groups=groups)
 
 
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:

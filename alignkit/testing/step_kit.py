@@ -42,7 +42,7 @@ def check_step(
     options: as in a recipe; stages that they name are the model `tiny`, with weights of their own. groups: what data
     options hold; default: three responses to each of four prompts. folder: the recipe's; default: the current one.
     """
-    conform("register_steps", cls, dict(options or {}), _problems, folder=folder, groups=groups)
+    conform("register_steps", cls, options, _problems, folder=folder, groups=groups)
 
 
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:
@@ -54,7 +54,9 @@ def _problems(around: Surroundings, component: Component) -> Iterator[str]:
         yield "`check_data` changes the groups that it is given: make new ones with dataclasses.replace"
         around.data = copy.deepcopy(before)
     first = _run(around, component, "first")
-    yield from _artifact_problems(first, declared)
+    yield from _group_problems(first.groups or ())
+    if first.policy is not None and first.policy not in {*declared, BASE}:
+        yield f"`run`: the artifact's `policy` {first.policy!r} is not the value of a PolicyRef option"
     if around.data != before:
         yield "`run` changes the groups that `context.load` returned: make new ones with dataclasses.replace"
     if unnamed := sorted(around.models.asked - declared - _judges_and_rewards(component) - {BASE}):
@@ -98,13 +100,6 @@ def _context(around: Surroundings, out: Path) -> StepContext:
         log=lambda **values: metrics.write(stage="", **values),
         say=lambda text: None,
     )
-
-
-def _artifact_problems(artifact: Artifact, declared: set[str]) -> Iterator[str]:
-    if artifact.groups is not None:
-        yield from _group_problems(artifact.groups)
-    if artifact.policy is not None and artifact.policy not in {*declared, BASE}:
-        yield f"`run`: the artifact's `policy` {artifact.policy!r} is not the value of a PolicyRef option"
 
 
 def _group_problems(groups: Sequence[Any]) -> Iterator[str]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import AlignkitError, BadRow
@@ -46,37 +44,25 @@ class Data:
     entry: Any
 
 
-class TinyModels:
-    """The models of a run on the model `tiny`: every stage has weights of its own. Implements `alignkit.Models`."""
+class TinyModels(ModelService):
+    """The models of a run on the model `tiny`: every stage has weights of its own."""
 
     def __init__(self) -> None:
+        super().__init__(tiny_model(), artifact=Path)
         self.asked: set[str] = set()  # stages whose models were used
         self.sampled: set[str] = set()
 
-    @cached_property
-    def service(self) -> ModelService:
-        return ModelService(tiny_model(), artifact=Path)
+    def role(self, reference: str) -> str:
+        self._add(reference, "language")
+        return super().role(reference)
 
     def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:
         self._add(stage, "scalar")
-        return self.service.scores(stage, groups)
-
-    def logprobs(
-        self, role: str, groups: Sequence[Group], *, temperature: float = 1.0, by_engine: bool = False
-    ) -> list[Tensor]:
-        self._add(role, "language")
-        return self.service.logprobs(role, groups, temperature=temperature, by_engine=by_engine)
-
-    def next_token_logprobs(
-        self, role: str, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, prefill: str = ""
-    ) -> Tensor:
-        self._add(role, "language")
-        return self.service.next_token_logprobs(role, prompts, answers, prefill=prefill)
+        return super().scores(stage, groups)
 
     def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
-        self._add(role, "language")
         self.sampled.add(role)
-        return self.service.sample(role, prompts, seed=seed, **sampling)
+        return super().sample(role, prompts, seed=seed, **sampling)
 
     def export(self, role: str, folder: Path, *, bases: bool = False) -> list[str]:
         """A stand-in: the weights of `tiny` may be gone by now, and merging reads them again."""
@@ -87,16 +73,14 @@ class TinyModels:
 
     def close(self) -> None:
         """Drop the roles from the model, which all checks of a process share."""
-        if "service" in vars(self):
-            for role in self.asked - {BASE}:
-                self.service.forget(role)
+        for role in self.asked - {BASE}:
+            self.forget(role)
 
     def _add(self, stage: str, head: HeadKind) -> None:
         self.asked.add(stage)
-        model = self.service.model
-        if stage != BASE and stage not in model.roles:
-            model.add_role(stage, head=head)
-            add_noise(model, stage, 0.05, zlib.crc32(stage.encode()))
+        if stage != BASE and stage not in self.model.roles:
+            self.model.add_role(stage, head=head)
+            add_noise(self.model, stage, 0.05, zlib.crc32(stage.encode()))
 
 
 @dataclass
@@ -110,7 +94,10 @@ class Surroundings:
     folder: Path
     cache: Path
     groups: Sequence[Group] | None = None
-    models: TinyModels = field(default_factory=TinyModels)
+
+    @cached_property
+    def models(self) -> TinyModels:
+        return TinyModels()
 
     @cached_property
     def rollouts(self) -> list[Group]:
@@ -147,7 +134,7 @@ class Surroundings:
             "policy": _text,
             "from": _text,
             "base": _text,
-            "data": _data,
+            "data": lambda value, keys, scope: value if isinstance(value, Data) else Data(value),
             "reward": _reward,
             "constitution": read_constitution,
             **named,
@@ -166,10 +153,6 @@ _NOWHERE = Mark("")
 
 def _text(value: Any, keys: Any, scope: Scope) -> Any:
     return value
-
-
-def _data(value: Any, keys: Any, scope: Scope) -> Data:
-    return value if isinstance(value, Data) else Data(value)
 
 
 def _named(kind: str, value: Any, keys: Any, scope: Scope) -> Component | None:
@@ -195,7 +178,7 @@ Find = Callable[[Surroundings, Component], Iterable[str]]
 def conform(
     hook: str,
     cls: Any,
-    options: dict[str, Any],
+    options: Mapping[str, Any] | None,
     find: Find,
     *,
     folder: Path | None = None,
@@ -211,11 +194,12 @@ def conform(
         with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as cache, watched():
             around = Surroundings(folder or Path.cwd(), Path(cache), groups)
             try:
-                for problem in find(around, around.component(HOOKS[hook][0], cls, options)):
+                for problem in find(around, around.component(HOOKS[hook][0], cls, dict(options or {}))):
                     problems.append(problem)  # now, because finding another may raise
             except (AlignkitError, ConformanceError) as error:  # a mistake that a run would report
                 problems.append(str(error))
             finally:
-                around.models.close()
+                if "models" in vars(around):
+                    around.models.close()
     if problems:
         raise ConformanceError("\n".join(f"{name}: {problem}" for problem in dict.fromkeys(problems)))

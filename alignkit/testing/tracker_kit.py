@@ -26,11 +26,7 @@ def check_tracker(cls: type[Tracker], options: Mapping[str, Any] | None = None, 
 
     options: as in a recipe. The tracker really logs two short stages of a run that is interrupted once.
     """
-
-    def problems(around: Surroundings, component: Component) -> Iterator[str]:
-        return _problems(around, component)
-
-    conform("register_trackers", cls, dict(options or {}), problems, folder=folder)
+    conform("register_trackers", cls, options, _problems, folder=folder)
 
 
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:

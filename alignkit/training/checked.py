@@ -110,7 +110,9 @@ class CheckedAlgorithm:
         """The signals, each [responses, tokens] or [responses]; or why the iteration teaches nothing."""
         with self._calling("signal"):
             signals = self.algorithm.signal(rollouts)
-        self._check_metrics()
+        for name, value in self.algorithm.metrics.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise self._error("signal", f"metrics['{name}'] must be a number, not {_kind(value)}; use float(...)")
         if isinstance(signals, Skip):
             return signals
         if not isinstance(signals, Mapping):
@@ -126,11 +128,6 @@ class CheckedAlgorithm:
         if not isinstance(values, Tensor) or tuple(values.shape) not in [shape for shape, _ in shapes]:
             wanted = " or ".join(text for _, text in shapes)
             raise self._error("signal", f"signal '{name}' must be {wanted}, not {_kind(values)}")
-
-    def _check_metrics(self) -> None:
-        for name, value in self.algorithm.metrics.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise self._error("signal", f"metrics['{name}'] must be a number, not {_kind(value)}; use float(...)")
 
     # Loss
 

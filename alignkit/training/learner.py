@@ -343,7 +343,10 @@ class Learner:
                 raise RunFailed(f"the checkpoint has no weights for {name}; delete the stage's folder to start over")
             # In place, because the optimizer and the model hold this very tensor.
             parameter.data.copy_(self.reducer.part(tensors[f"weight/{name}"], parameter))
-            self._restore_optimizer(name, parameter, tensors, name in state["with_optimizer_state"])
+            keys = [key for key in tensors if key.startswith("optimizer/") and key.endswith(f"/{name}")]
+            saved = {key.split("/")[1]: self.reducer.part(tensors[key].clone(), parameter) for key in keys}
+            if optimizer := restored_state(name, parameter, saved, name in state["with_optimizer_state"]):
+                self.optimizer.state[parameter] = optimizer
         self.model.updates += 1  # an engine must not sample from its old copy
         self.steps, self.skipped = state["steps"], state["skipped"]
         self.model.memory.restore(state)
@@ -353,11 +356,3 @@ class Learner:
         """Let the algorithm remember what a checkpoint kept, and nothing else."""
         # Copied: a stage restores it twice, and `before_step` changes it in place.
         self.algorithm.state = copy.deepcopy(dict(state["algorithm"]))
-
-    def _restore_optimizer(
-        self, name: str, parameter: nn.Parameter, tensors: Mapping[str, Tensor], expected: bool
-    ) -> None:
-        keys = [key for key in tensors if key.startswith("optimizer/") and key.endswith(f"/{name}")]
-        saved = {key.split("/")[1]: self.reducer.part(tensors[key].clone(), parameter) for key in keys}
-        if state := restored_state(name, parameter, saved, expected):
-            self.optimizer.state[parameter] = state

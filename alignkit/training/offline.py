@@ -116,18 +116,15 @@ class OfflineStage:
         draws = draws_of(loaded, [groups[unit[0]] for unit in units], self.context.seed, self.context.name, "shuffle")
         epochs, rest = divmod(total, per_epoch)
         drawn = epochs * len(units) + share_of(len(units), self._batch_size, rest).start
-        self._summarize(groups=len(groups), steps=total, **report(self.context, "data", loaded, draws, drawn))
+        facts = {"groups": len(groups), "steps": total, **report(self.context, "data", loaded, draws, drawn)}
+        known = dict(self.work.summary)
+        self.work.summary.clear()
+        self.work.summary.update(facts | known | facts)  # these first, and an algorithm cannot overwrite them
         return Plan(groups, encoded, validation, units, draws, per_epoch, total, every)
 
     @property
     def _batch_size(self) -> int:
         return self.settings.batch_size or 1
-
-    def _summarize(self, **facts: Any) -> None:
-        """Put facts first in the summary; an algorithm cannot overwrite them."""
-        rest = dict(self.work.summary)
-        self.work.summary.clear()
-        self.work.summary.update(facts | rest | facts)
 
     def _selected(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
         """The groups that the algorithm selects."""

@@ -34,7 +34,9 @@ class PromptSource:
         groups = accepted(groups, new_tokens)
         self.prompts = [group for group in groups if context.models.fits(group, max_length, new_tokens)]
         self.without_room = len(groups) - len(self.prompts)
-        self._report_repeated(groups)
+        if repeated := len(groups) - len({group.id for group in groups}):
+            repeats = "repeats" if repeated == 1 else "repeat"
+            context.say(f"{counted(repeated, 'row')} of 'prompts' {repeats} the words and columns of another")
         room = f"no room for {new_tokens} new tokens in max_length {max_length}"
         if not self.prompts:
             raise DataError(f"stage '{context.name}': every prompt leaves {room}")
@@ -43,12 +45,6 @@ class PromptSource:
         self.draws = draws_of(loaded, self.prompts, context.seed, context.name, "prompts")
         total = (context.settings.iterations or 1) * self._per_iteration
         self.facts = report(context, "prompts", loaded, self.draws, total)
-
-    def _report_repeated(self, groups: Sequence[Group]) -> None:
-        repeated = len(groups) - len({group.id for group in groups})
-        if repeated:
-            repeats = "repeats" if repeated == 1 else "repeat"
-            self.context.say(f"{counted(repeated, 'row')} of 'prompts' {repeats} the words and columns of another")
 
     def draw(self, iteration: int) -> list[Group]:
         """The prompts of an iteration, from 1: shuffled epochs over all of them, or by the weights of their sources."""

@@ -36,24 +36,23 @@ class Draws:
         self.shares: list[float] = []
         if shares is not None:
             self.rows = [[row for row, source in enumerate(sources) if source == place] for place in range(len(shares))]
-            self.shares = _of_present(shares, self.rows)
+            # Of sources that still have rows.
+            present = [share if mine else 0.0 for share, mine in zip(shares, self.rows, strict=True)]
+            self.shares = [share / sum(present) for share in present]
         self._epochs: dict[int, list[int]] = {}  # the current one
         self._walks: dict[int, tuple[int, list[int]]] = {}  # each source's current own epoch
 
     def epoch(self, number: int) -> list[int]:
         """The rows that an epoch (counted from 0) draws, in order."""
         if number not in self._epochs:
-            self._epochs = {number: self._weighted(number) if self.shares else self._all(number)}
+            drawn = self._weighted(number) if self.shares else self.stream(number).permutation(self.size).tolist()
+            self._epochs = {number: drawn}
         return self._epochs[number]
 
     def at(self, position: int) -> int:
         """The row at a position of the whole sequence."""
         epoch, index = divmod(position, self.size)
         return self.epoch(epoch)[index]
-
-    def _all(self, number: int) -> list[int]:
-        order: list[int] = self.stream(number).permutation(self.size).tolist()
-        return order
 
     def _weighted(self, number: int) -> list[int]:
         # Cumulative counts: an epoch draws their difference, so that rounding does not add up over epochs.
@@ -77,12 +76,6 @@ class Draws:
             order = self.stream("source", source, lap).permutation(len(rows)).tolist()
             self._walks[source] = (lap, order)
         return rows[self._walks[source][1][index]]
-
-
-def _of_present(shares: Sequence[float], rows: Sequence[Sequence[int]]) -> list[float]:
-    """The shares of sources that still have rows, which sum to 1."""
-    present = [share if mine else 0.0 for share, mine in zip(shares, rows, strict=True)]
-    return [share / sum(present) for share in present]
 
 
 def apportioned(draws: int, shares: Sequence[float]) -> list[int]:

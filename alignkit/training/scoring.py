@@ -8,8 +8,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from sys import float_info
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -184,7 +186,8 @@ class Scorer:
         learning: whether combinations remember this call. Raises PluginError if a reward to learn from is not finite.
         """
         count, leaves = sum(len(group.responses) for group in groups), dict(self.leaves())
-        parts = {name: _tensor(leaf._leaf(groups) if count else []) for name, leaf in leaves.items()}
+        columns = {name: np.array(leaf._leaf(groups) if count else [], dtype=float) for name, leaf in leaves.items()}
+        parts = {name: torch.from_numpy(column) for name, column in columns.items()}  # NaN for None
         optional = frozenset(name for name, leaf in leaves.items() if getattr(leaf.plugin, "may_not_apply", False))
         failed = [column.isnan() for name, column in parts.items() if name not in optional]
         good = ~torch.stack([*failed, torch.zeros(count, dtype=torch.bool)]).any(dim=0)
@@ -225,7 +228,7 @@ class Scorer:
         self.reasons, self.spent = {}, []  # a process that has no share of the groups asks nobody
         column = self.reducer.deal(sizes, lambda own: self._column([groups[index] for index in own]))
         for index, value in enumerate(column):
-            if value is not None and not _is_number(value):
+            if value is not None and not (isinstance(value, int | float) and abs(value) <= float_info.max):
                 prompt = preview([group for group in groups for _ in group.responses][index])
                 shown = "too large" if isinstance(value, int) else f"{value!r:.100}"
                 raise self._wrong(
@@ -319,17 +322,6 @@ class Scorer:
         if not isinstance(values, Tensor) or tuple(values.shape) != (count,):
             shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise self._wrong(method, f"{name} must be [responses] = [{count}], not {shape}")
-
-
-def _is_number(value: object) -> bool:
-    try:
-        return isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:  # an integer beyond the floats
-        return False
-
-
-def _tensor(column: Sequence[float | None]) -> Tensor:
-    return torch.tensor([math.nan if x is None else x for x in column], dtype=torch.float64)
 
 
 # --- rollouts

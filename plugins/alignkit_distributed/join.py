@@ -108,10 +108,6 @@ def _why(board: Board, world: World, error: Exception) -> Failure:
     others = [str(process) for process in range(world.processes) if process != world.process]
     which = others[0] if len(others) == 1 else f"one of {', '.join(others)}"
     closed = "closed by peer" in str(error) or "reset by peer" in str(error)
-    more = "" if closed else f" ({_line(error)})"
+    more = "" if closed else f" ({(str(error).splitlines() or [type(error).__name__])[0][:200]})"
     text = f"it has died without a word, as a process does that is killed or that runs out of memory{more}"
     return Failure(int(others[0]), text, 1) if len(others) == 1 else Failure(-1, f"{which}: {text}", 1)
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -101,8 +101,7 @@ class ProcessReducer(Reducer):
 
     def _unpacked(self, content: bytes) -> Any:
         # Bytes of this run's own processes, which run the same code.
-        found = torch.load(io.BytesIO(content), map_location=self._here, weights_only=False)
-        return found
+        return torch.load(io.BytesIO(content), map_location=self._here, weights_only=False)
 
     def _here(self, storage: Any, location: str) -> Any:
         """What was on another process's GPU comes to this one's; the rest stays in memory."""

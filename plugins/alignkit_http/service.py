@@ -87,7 +87,9 @@ class Remote:
 
         progress: of the context, to show how many replies have arrived.
         """
-        keys = [self._key_of(body) for body in bodies]
+        # A hash of everything that a reply depends on.
+        asked_for = (json.dumps([self.url, body], sort_keys=True).encode() for body in bodies)
+        keys = [hashlib.sha256(text).hexdigest() for text in asked_for]
         with closing(ReplyStore(self.folder, self.name)) as store:
             asked = dict(zip(keys, bodies, strict=True))
             replies = {key: reply for key, reply in store.get(keys).items() if not self.fits(asked[key], reply.value)}
@@ -102,10 +104,6 @@ class Remote:
         if not asking_is_allowed():
             stored = f"{missing} of {count} replies are not stored in {self.folder}"
             raise RemoteError(f"{self.name}: {stored}, and nothing is asked or paid for here")
-
-    def _key_of(self, body: Mapping[str, Any]) -> str:
-        """A hash of everything that a reply depends on."""
-        return hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
 
 
 # Requests

@@ -352,7 +352,7 @@ CASES = {
     "prompts of gold": (ALL + "    gold_prompts: p.jsonl\n", "'gold_prompts' needs 'gold'", (10, 5, 12), "'gold: REWARD'"),
     "no such rule": (ALL + "    gold: helpful\n    stop: {gold: rises}\n", "expected 'falls', got 'rises'", (11, 18, 5), ""),
     "list of names": ("  s: {algorithm: [plain], data: d.jsonl}\n", "expected the name of an algorithm, or one", (3, 18, 7), ""),
-    "cycle": (ALL.replace("scores, from: first", "scores, from: align"), "depend on each other in a cycle: helpful -> align -> helpful", (4, 3, 7), ""),
+    "cycle": (ALL.replace("scores, from: first", "scores, from: align"), "depend on each other in a cycle: align -> helpful -> align", (5, 3, 5), ""),
 }  # fmt: skip
 
 

@@ -269,6 +269,7 @@ def weight_bytes(model: ShapeModel) -> float:
     """Bytes of the base model as it is stored: quantized if the recipe says so."""
     own = {id(tensor) for tensor in _role_tensors(model)}
     embeddings = {id(part.weight) for part in (model.model.get_input_embeddings(), model.model.get_output_embeddings())}
+    tied = len(embeddings) == 1
     factor = QUANTIZED.get(model.spec.quantization)
     total = 0.0
     for module in model.model.modules():
@@ -278,7 +279,7 @@ def weight_bytes(model: ShapeModel) -> float:
             quantized = factor is not None and isinstance(module, nn.Linear) and parameter.ndim == 2
             if quantized and id(parameter) not in embeddings:
                 total += parameter.numel() * (factor or 0.0)
-            elif not (module is model.model.get_output_embeddings() and _is_tied(model)):
+            elif not (tied and module is model.model.get_output_embeddings()):
                 total += parameter.nbytes
     return total
 
@@ -288,11 +289,6 @@ def layer_bytes(model: ShapeModel) -> list[float]:
     own = {id(tensor) for tensor in _role_tensors(model)}
     layers = layers_of(model.model)
     return [float(bytes_of(p for p in layer.parameters() if id(p) not in own)) for layer in layers]
-
-
-def _is_tied(model: ShapeModel) -> bool:
-    ends = model.model.get_input_embeddings(), model.model.get_output_embeddings()
-    return ends[0].weight is ends[1].weight
 
 
 # Sampling

@@ -93,7 +93,8 @@ class LabelApi:
         sent = read(_Draft, message)
         self.store.item(sent.item)
         leased = self._leased(annotator, sent.item)
-        if leased is None and self._labeled(annotator, sent.item):
+        labeled = "SELECT 1 FROM current WHERE annotator = ? AND item = ?"
+        if leased is None and self.store.rows(labeled, annotator, sent.item):
             return {"saved": False}
         self.store.save_draft(annotator, sent.item, sent.model_dump(include={"shown", "value", "seconds"}))
         if leased is not None:
@@ -197,9 +198,6 @@ class LabelApi:
     def _leased(self, annotator: str, item: str) -> int | None:
         found = self.store.rows("SELECT occasion FROM leases WHERE annotator = ? AND item = ?", annotator, item)
         return int(found[0]["occasion"]) if found else None
-
-    def _labeled(self, annotator: str, item: str) -> bool:
-        return bool(self.store.rows("SELECT 1 FROM current WHERE annotator = ? AND item = ?", annotator, item))
 
     # What the page shows
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from sys import float_info
 from typing import Any
 
 from alignkit.evaluation import statistics
@@ -12,12 +12,8 @@ from alignkit.io import progress
 
 def number(value: Any) -> float | None:
     """A finite number of a file, or None. Texts are none, even "nan"."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(value) if math.isfinite(value) else None
-        except OverflowError:
-            return None
-    return None
+    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= float_info.max
+    return float(value) if known else None
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

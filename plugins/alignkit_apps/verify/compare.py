@@ -58,7 +58,8 @@ def compare(old: Path, new: Path, steps: int | None = None) -> Compared:
         if digests.get(name) != made.get(name):
             found += _differences(name, old / name, new / name, steps, name in digests)
     if steps is None:
-        found += list(_of_summary(before, now))
+        one, other = ({key: record.get(key) for key in ("policy", "summary")} for record in (before, now))
+        found += [Difference("stage.json", text) for text in _first(one, other)]
     return Compared(len(names), _count(new / METRICS), found)
 
 
@@ -99,11 +100,6 @@ def _of_metrics(old: Path, new: Path, steps: int | None) -> Iterator[Difference]
         return
     if len(before) != len(now):
         yield Difference(METRICS, f"{len(before)} lines in the run, {len(now)} here")
-
-
-def _of_summary(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
-    one, other = ({key: record.get(key) for key in ("policy", "summary")} for record in (before, now))
-    yield from (Difference("stage.json", text) for text in _first(one, other))
 
 
 def _untimed(value: Any) -> Any:

@@ -63,7 +63,9 @@ def register_models(register: Register) -> None:
 
 def source(cache: Path) -> Path:
     """A transformers folder under `cache`, named by a digest of its ingredients; made on the first call."""
-    folder = cache / f"tiny-{_digest()}"
+    everything = [PAD, START, END, MERGES, CONTEXT, SEED, CONFIG, CHAT_TEMPLATE, SENTENCES]
+    digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
+    folder = cache / f"tiny-{digest}"
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
@@ -76,11 +78,6 @@ def source(cache: Path) -> Path:
         if not folder.is_dir():  # otherwise another process was faster and wrote the same bytes
             raise
     return folder
-
-
-def _digest() -> str:
-    everything = [PAD, START, END, MERGES, CONTEXT, SEED, CONFIG, CHAT_TEMPLATE, SENTENCES]
-    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _save(folder: Path) -> None:

@@ -47,7 +47,8 @@ class RateFeedback(Step):
         options = self.options
         names = [*map(label, options.rewards), *judge_names(options.judges)]
         with Store.open(options.store) as store:
-            known = [stored for stored in store.items() if not stored.retired and _can_be_rated(stored.item)]
+            usable = (one for one in store.items() if not one.retired and not one.item.held_out)
+            known = [stored for stored in usable if len(stored.item.responses) > 1]
             if not known:
                 text = "the store has no item with two responses, besides those of evaluations"
                 raise DataError(f"{options.store}: {text}", option=("store",))
@@ -56,10 +57,6 @@ class RateFeedback(Step):
         waiting = [item for item, stored in zip(items, known, strict=True) if stored.labels < stored.wanted]
         summary = {"items": len(items), "waiting": len(waiting)}
         return Artifact(summary=summary, report=Report([_said(summary), *_agreement(items, names)]))
-
-
-def _can_be_rated(item: Item) -> bool:
-    return len(item.responses) > 1 and not item.held_out
 
 
 def _said(summary: dict[str, int]) -> str:

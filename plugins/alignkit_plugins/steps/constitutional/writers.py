@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from alignkit import Context, Field, Message
 from alignkit.data.spoken import after_thoughts
-from alignkit_http import Malformed, Remote, RemoteOptions, Reply
+from alignkit_http import Malformed, Remote, RemoteOptions
 from alignkit_http.chat import Chat
 
 Conversation = Sequence[Message]
@@ -74,7 +74,12 @@ class ServerWriter:
 
     def write(self, conversations: Sequence[Conversation], most: int, seed: int) -> list[Written]:
         bodies = [self._body(conversation, most) for conversation in conversations]
-        replies = self._chat.ask(bodies, _unusable, _advice, self._context.progress)
+        replies = self._chat.ask(
+            bodies,
+            lambda place, reply: reply.reason or str(reply.value[2]),  # an empty text is not the server's fault
+            lambda reason: "ask the server the same question by hand, and change 'model' or 'request'",
+            self._context.progress,
+        )
         return [Written(reason=reply.reason) if reply.reason else Written(*reply.value) for reply in replies]
 
     def _body(self, conversation: Conversation, most: int) -> dict[str, Any]:
@@ -82,16 +87,6 @@ class ServerWriter:
         messages = [{"role": turn["role"], "content": turn["content"]} for turn in conversation]
         body = {"model": self._options.model, "messages": messages, "max_tokens": most, **self._sampling}
         return {key: value for key, value in (body | self._options.request).items() if value is not None}
-
-
-def _unusable(place: int, reply: Reply) -> str:
-    """Why a reply is of no use; empty if it is. An empty text is not the server's fault."""
-    return reply.reason or str(reply.value[2])
-
-
-def _advice(reason: str) -> str:
-    """What to change if no reply can be used."""
-    return "ask the server the same question by hand, and change 'model' or 'request'"
 
 
 def _stored(text: bytes) -> list[Any]:

@@ -94,7 +94,7 @@ class Examples:
         notes = [f"{', '.join(names)}: {self.shots} examples in front of each prompt{own}"]
         if lacking := sum(len(self.of(prompt)) < self.shots for prompt in prompts):
             notes.append(f"{lacking} prompts have fewer than {self.shots} examples, because no other one was left")
-        if any(_has_system(example) for example in self.first):
+        if any(turn["role"] == "system" for example in self.first for turn in example.prompt):
             notes.append("system messages of examples are left out; that of a prompt stays first")
         return notes
 
@@ -161,10 +161,6 @@ def _turns(example: Group) -> list[Message]:
     for turn in kept:
         turn.pop("train", None)
     return kept
-
-
-def _has_system(example: Group) -> bool:
-    return any(turn["role"] == "system" for turn in example.prompt)
 
 
 def _says(example: Group, prompt: Group) -> bool:

@@ -107,7 +107,11 @@ class EvaluateReward(Step):
         context.write_json("reward_evaluation.json", summary)
         files = file_names(summary["rewards"])
         for name, each in summary["rewards"].items() if rewardbench.COLUMN in by else ():
-            for folder, content in _results(name, each, rows[name], groups).items():
+            if each["best_of_n"] is not None:
+                contents = rewardbench2.files(name, groups, each["best_of_n"])
+            else:
+                contents = rewardbench.files(name, rows[name], each["by"][rewardbench.COLUMN])
+            for folder, content in contents.items():
                 context.write_json(f"{folder}/{files[name]}.json", content)
         return Artifact(summary=summary, report=report.report(summary))
 
@@ -146,15 +150,6 @@ def _uncalibrated(column: Column, context: StepContext) -> str:
     if known is None:
         return "nothing says whether its scores are log-odds"
     return "" if known else "its algorithm does not call them log-odds"
-
-
-def _results(
-    name: str, found: Mapping[str, Any], pairs: Sequence[Comparison], groups: Sequence[Group]
-) -> dict[str, Any]:
-    """The files in RewardBench's layout, or in that of RewardBench 2, by their folders."""
-    if found["best_of_n"] is not None:
-        return rewardbench2.files(name, groups, found["best_of_n"])
-    return rewardbench.files(name, pairs, found["by"][rewardbench.COLUMN])
 
 
 def _measured(pairs: Sequence[Comparison], by: Sequence[str], uncalibrated: str) -> Mapping[str, Any]:

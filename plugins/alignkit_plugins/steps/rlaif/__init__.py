@@ -204,7 +204,8 @@ class JudgePairs(Step):
                 continue
             if self.options.drop_inconsistent and swayed:
                 tally.dropped["inconsistent"] += 1
-            elif self._unsure(verdict.p_first, label):
+            # A tie, which a clamp at 0.5 also makes, or too little confidence.
+            elif 0.5 in (verdict.p_first, label) or abs(verdict.p_first - 0.5) < self.options.min_confidence:
                 tally.dropped["unsure"] += 1
             else:
                 pairs.setdefault(g, []).append(oriented(i, j, label))
@@ -225,10 +226,6 @@ class JudgePairs(Step):
             p = F.clamp_cai(p, *self.options.clamp)
         labels: list[float] = p.tolist()
         return labels
-
-    def _unsure(self, p: float, label: float) -> bool:
-        """Whether the judge does not decide: a tie, which a clamp at 0.5 also makes, or too little confidence."""
-        return 0.5 in (p, label) or abs(p - 0.5) < self.options.min_confidence
 
 
 def pairs_to_judge(groups: Sequence[Group]) -> tuple[list[Place], int]:
@@ -304,7 +301,8 @@ class RLAIF(Reward):
             )
         won: list[list[list[float]]] = [[[] for _ in group.responses] for group in groups]
         places, _ = pairs_to_judge(groups)
-        for (g, i, j), p in zip(places, self._p_first(groups, places), strict=True):
+        verdicts = self._judge.compare(items_at(groups, places))
+        for (g, i, j), p in zip(places, (verdict.p_first for verdict in verdicts), strict=True):
             if p is not None:
                 won[g][i].append(p)
                 won[g][j].append(1.0 - p)
@@ -312,9 +310,6 @@ class RLAIF(Reward):
             won[g][i].append(0.5)
             won[g][j].append(0.5)
         return [centered(mean(games)) for group in won for games in group]
-
-    def _p_first(self, groups: Sequence[Group], places: Sequence[Place]) -> list[float | None]:
-        return [verdict.p_first for verdict in self._judge.compare(items_at(groups, places))]
 
     def _against_baseline(self, groups: Sequence[Group]) -> list[float | None]:
         opponents = self._baseline_responses(groups)
