@@ -51,6 +51,7 @@ def test_links_lead_to_the_pages_of_recipes_folders_and_notebooks() -> None:
     ]
     assert re.findall(r"\((.*?)\)", make_site.prepared(text, DOCS)) == pages
     assert make_site.prepared("```\n[a](../recipes/dpo.yaml)\n```\n", DOCS).count(".md") == 0
+    assert "/blob/main/tests/test_site.py)" in make_site.prepared("[a](../tests/test_site.py)\n", DOCS)
 
 
 def test_lists_and_pictures_are_as_on_github() -> None:
