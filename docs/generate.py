@@ -4,7 +4,8 @@ A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated --
 `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `mix`, `stop`, `data`, `measures`, `few_shot`, `people`,
 `recipes`, `plugins`, `families`, `formats`, `bad rows`, `labeled pairs`, `cards`, `outcomes`, `benchmarks`, `results`
 and a machine of `benchmarks/results.json`, `commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a
-name (`algorithm ppo`), or names for the reference of public names (`api Group Response`; see `api_reference.py`).
+name (`algorithm ppo`), a kind and several names, which then have captions (`reward min product`), or names for the
+reference of public names (`api Group Response`; see `api_reference.py`).
 It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
@@ -99,10 +100,18 @@ def part(what: str) -> str:
         return str(script("docs", "api_reference").part(name))
     if kind == "results":
         return result_table(name)
-    if kind in KINDS and plugins().registry.has(kind, name):
-        return component(kind, plugins().registry.get(kind, name))
-    known = [*MODELS, *tables, "api NAMES", "results MACHINE", "KIND NAME"]
+    names = name.split()
+    if kind in KINDS and names and all(plugins().registry.has(kind, each) for each in names):
+        return components(kind, [plugins().registry.get(kind, each) for each in names])
+    known = [*MODELS, *tables, "api NAMES", "results MACHINE", "KIND NAMES"]
     raise ValueError(f"'{what}' cannot be generated; known are {', '.join(known)}")
+
+
+def components(kind: str, registrations: Sequence[Registration]) -> str:
+    """The options of plugins; of several, each under its name and summary."""
+    if len(registrations) == 1:
+        return component(kind, registrations[0])
+    return "\n".join(f"**`{each.name}`**: {each.summary}\n\n{component(kind, each)}" for each in registrations)
 
 
 def component(kind: str, registration: Registration) -> str:

@@ -30,7 +30,8 @@ from site_links import broken, foreign  # noqa: E402
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "recipes/data/LICENSES.md"]
 # As they are.
 SHOWN = ["docs/assets/*", "docs/gallery/*.html", "docs/benchmarks/*.json", "recipes/*.json"]
-CODE = {".yaml": "yaml", ".py": "python"}  # files that become pages
+CODE = {".yaml": "yaml"}  # files that become pages
+REPOSITORY = "https://github.com/OWNER/alignkit/blob/main"
 FENCE = re.compile(r"^ *(```|~~~)")
 HEADING = re.compile(r"^(#+) (.*)$")
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
@@ -64,10 +65,12 @@ def slug(title: str) -> str:
 
 
 def linked(text: str, folder: Path) -> str:
-    """The line with links to the pages of recipes, programs, notebooks and folders. folder: of the file."""
+    """The line with links to the pages of recipes, notebooks and folders, or to the repository. folder: of the file."""
 
     def page(match: re.Match[str]) -> str:
         target = folder / match[1]
+        if target.suffix == ".py":
+            return f"]({REPOSITORY}/{match[1].lstrip('./')})"
         page = (
             match[1].removesuffix(target.name) + page_of(target).name if target.is_file() else f"{match[1]}/README.md"
         )
@@ -106,7 +109,7 @@ def prepared(text: str, folder: Path) -> str:
 
 
 def listing(file: Path) -> str:
-    """The page of a recipe or a program."""
+    """The page of a recipe."""
     text = file.read_text(encoding="utf-8")
     return f"# {file.name}\n\n```{CODE[file.suffix]}\n{text.rstrip()}\n```\n"
 

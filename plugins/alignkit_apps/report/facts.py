@@ -1,4 +1,4 @@
-"""Everything that a report says, as plain data: the contents of report.json, which docs/reports.md describes."""
+"""Everything that a report says, as plain data: the contents of report.json (docs/plugins/api/files.md)."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def keys(value: Any, path: str = "") -> set[str]:
 
 
 def test_every_key_is_documented(run: Path) -> None:
-    page = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "plugins" / "api" / "files.md").read_text(encoding="utf-8")
     table = page.split("| `report.json` | meaning |")[1].split("\n\n")[0]
     known = {key for line in table.splitlines()[2:] for key in re.findall("`(.+?)`", line.split("|")[1])}
     assert keys(json.loads(json.dumps(facts_of(run)))) == known
