@@ -92,6 +92,64 @@ def test_columns_are_renamed_in_the_files_that_have_them(data: Path, capsys: pyt
         assert why in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "header", "columns"),
+    [
+        ("--demos", "question,answer", {"prompt": "question", "completion": "answer"}),
+        ("--demos", "input,output", {"prompt": "input", "completion": "output"}),
+        ("--demos", "id,Frage,Antwort", {"prompt": "Frage", "completion": "Antwort"}),
+        ("--pairs", "question,good,bad", {"prompt": "question", "chosen": "good", "rejected": "bad"}),
+        ("--pairs", "prompt,better,worse", {"chosen": "better", "rejected": "worse"}),
+        ("--demos", "prompt,answer", {"completion": "answer"}),
+        ("--demos", "instruction,output", {}),  # a format of its own
+    ],
+)
+def test_usual_names_of_columns_are_recognized(option: str, header: str, columns: dict[str, str], data: Path) -> None:
+    row = ",".join(f"{name} of it" for name in header.split(","))
+    (data / "faq.csv").write_text(f"{header}\n{row}\n", encoding="utf-8")
+    assert main(["init", str(data / "new"), option, str(data / "faq.csv")]) == 0
+    stage = next(iter(load_recipe(data / "new" / "recipe.yaml").stages.values()))
+    assert stage.settings is not None and stage.settings.data is not None
+    assert stage.settings.data.sources[0].columns == columns
+
+
+@pytest.mark.parametrize(
+    ("option", "header", "guess"),
+    [
+        ("--demos", "id,ask,say", "prompt=ask,completion=say"),
+        ("--pairs", "ask,say,other", "prompt=ask,chosen=say,rejected=other"),
+    ],
+)
+def test_other_columns_are_asked_for_with_the_option_that_names_them(
+    option: str, header: str, guess: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "odd.csv").write_text(f"{header}\n{header}\n", encoding="utf-8")
+    command = ["init", str(data / "new"), option, str(data / "odd.csv")]
+    assert main(command) == 4
+    assert f"help: name them, as in --columns {guess}" in capsys.readouterr().err
+    assert main([*command, "--columns", guess]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "help"),
+    [
+        ("a.csv", "question,answer\nIs it?,Yes.\n", "write: alignkit init DIR --demos {}"),
+        ("a.csv", "prompt,good,bad\nIs it?,Yes.,No.\n", "write: alignkit init DIR --pairs {}"),
+        ("a.csv", "prompt\nIs it?\n", "write: alignkit init DIR --prompts {} --pairs FILE"),
+        ("a.csv", "x\n1\n", "write: alignkit init DIR --demos {}"),
+        ("a.yaml", "stages: {}\n", "to run this recipe: alignkit run {}"),
+    ],
+)
+def test_a_file_for_the_folder_gets_the_line_that_takes_it(
+    name: str, text: str, help: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert main(["init", str(tmp_path / name)]) == 2
+    said = capsys.readouterr().err
+    assert "is a file, and `init` writes a folder" in said and help.format(tmp_path / name) in said
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
 def test_a_copy_takes_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", str(tmp_path), "--from", "smoke", "--base", "tiny"]) == 2
     assert "--from copies a recipe unchanged" in capsys.readouterr().err and not list(tmp_path.iterdir())
