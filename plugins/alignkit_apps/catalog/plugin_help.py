@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from alignkit.errors import PluginError, did_you_mean
+from alignkit.arguments import refuse
+from alignkit.errors import did_you_mean
 from alignkit.plugins import KINDS
 from alignkit.recipe.components import options_of
 from alignkit.registry import Registration, Registry
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def show(words: Sequence[str], registry: Registry, console: Console) -> None:
-    """Print the plugins that `KIND`, `NAME` or `KIND NAME` selects. Raises PluginError if nothing has this name."""
+    """Print the plugins that `KIND`, `NAME` or `KIND NAME` selects. Raises RecipeError if nothing has this name."""
     for kind, registration in find(words, registry):
         origin = f" ({registration.origin})" if registration.origin else ""
         console.print(f"[bold]{kind} {registration.name}[/bold]{origin}")
@@ -38,16 +39,20 @@ def find(words: Sequence[str], registry: Registry) -> list[tuple[str, Registrati
     """The registrations that `KIND`, `NAME` or `KIND NAME` selects, with their kinds."""
     kinds, name = (KINDS, words[0]) if len(words) == 1 else ((words[0],), words[1])
     if len(words) > 2 or kinds[0] not in KINDS:
-        raise PluginError(f"expected NAME, KIND or KIND NAME, got '{' '.join(words)}'; kinds: {', '.join(KINDS)}")
+        refuse(f"expected NAME, KIND or KIND NAME, got '{' '.join(words)}'", f"kinds: {', '.join(KINDS)}")
     if len(words) == 1 and name in KINDS:
         return [(name, registration) for registration in registry.registrations(name)]
     matches = [(kind, registry.get(kind, name)) for kind in kinds if registry.has(kind, name)]
     if not matches and len(kinds) == 1:
-        registry.get(kinds[0], name)  # raises, and says what is installed
+        refuse(
+            f"no {kinds[0]} '{name}'",
+            did_you_mean(name, registry.names(kinds[0])) or f"`alignkit plugins {kinds[0]}` lists all",
+        )
     if not matches:
         known = [*KINDS, *(known for kind in KINDS for known in registry.names(kind))]
-        hint = did_you_mean(name, known) or "`alignkit plugins` lists what is installed"
-        raise PluginError(f"no plugin provides '{name}'; {hint}")
+        refuse(
+            f"no plugin provides '{name}'", did_you_mean(name, known) or "`alignkit plugins` lists what is installed"
+        )
     return matches
 
 
