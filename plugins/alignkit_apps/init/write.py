@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import tempfile
@@ -83,11 +84,12 @@ def _source(kind: str, path: Path, columns: Mapping[str, str]) -> Source:
         source = replace(source, columns=source.columns | more)
         loaded = _read(source)
     found = loaded.sources[0].format
+    several = len({json.dumps(group.prompt, default=str) for group in loaded.groups}) > 1
     if not any(map(fits, loaded.groups)):
         held, other = _held(loaded.groups)
         help = f"\nhelp: give such a file as --{other}" if other else ""
         raise DataError(f"--{kind} {path}: expected {wanted}, but the file holds {held} (format {found}){help}")
-    return Source(str(path.resolve()), found, named=source.format is not None, columns=source.columns)
+    return Source(str(path.resolve()), found, source.format is not None, source.columns, several)
 
 
 def _renaming(kind: str, path: Path, error: OtherColumns) -> dict[str, str]:

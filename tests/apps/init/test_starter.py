@@ -22,7 +22,8 @@ def data(tmp_path: Path) -> Path:
         "prompts": {"prompt": "hi"},
     }
     for name, row in rows.items():
-        (tmp_path / f"{name} of 'me'.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+        text = json.dumps(row)
+        (tmp_path / f"{name} of 'me'.jsonl").write_text(f"{text}\n{text.replace('hi', 'hey')}\n", encoding="utf-8")
     return tmp_path
 
 
@@ -41,9 +42,9 @@ def test_the_example_runs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("given", "stages", "start"),
     [
-        (["demos"], ["sft"], None),
-        (["pairs"], ["dpo"], "base"),
-        (["demos", "pairs"], ["sft", "dpo"], "sft"),
+        (["demos"], ["sft", "report"], None),
+        (["pairs"], ["dpo", "report"], "base"),
+        (["demos", "pairs"], ["sft", "dpo", "report"], "sft"),
         (["demos", "pairs", "prompts"], ["sft", "dpo", "reward", "ppo", "report"], "sft"),
         (["pairs", "prompts"], ["dpo", "reward", "ppo", "report"], "base"),
     ],
@@ -53,6 +54,10 @@ def test_the_stages_follow_from_the_data(given: list[str], stages: list[str], st
     assert main(["init", str(data / "new"), "--base", "tiny", *files]) == 0
     recipe = load_recipe(data / "new" / "recipe.yaml")
     assert list(recipe.stages) == stages and recipe.model.base == "tiny" and recipe.name == "new"
+    report = recipe.stages["report"].component.options
+    policies = {"demos": "sft", "pairs": "dpo", "prompts": "ppo"}
+    assert report.policies == ["base", *(policies[kind] for kind in given)]
+    assert all(source.part == "validation" for source in report.prompts.sources)
     if start:
         settings = recipe.stages["dpo"].settings
         assert settings is not None and settings.from_ == start
@@ -64,9 +69,24 @@ def test_the_stages_follow_from_the_data(given: list[str], stages: list[str], st
 def test_a_file_in_the_folder_has_a_short_name(data: Path) -> None:
     (data / "rows.jsonl").write_text(EXAMPLE["demos"], encoding="utf-8")
     assert main(["init", str(data), "--demos", str(data / "rows.jsonl")]) == 0
-    assert "    data: rows.jsonl # recognized: prompt_completion\n" in (data / "recipe.yaml").read_text(
-        encoding="utf-8"
-    )
+    text = (data / "recipe.yaml").read_text(encoding="utf-8")
+    assert "    data: {path: rows.jsonl, validation: 0.2} # recognized: prompt_completion\n" in text
+
+
+def test_a_recipe_that_was_written_warns_about_nothing_in_it(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, text in EXAMPLE.items():
+        (data / f"{kind}.jsonl").write_text(text, encoding="utf-8")
+    files = [word for kind in EXAMPLE for word in (f"--{kind}", str(data / f"{kind}.jsonl"))]
+    assert main(["init", str(data / "new"), "--base", "tiny", *files]) == 0
+    assert main(["check", str(data / "new" / "recipe.yaml")]) == 0
+    out, err = capsys.readouterr()
+    assert "warning" not in out + err and "3 rows, 1 held out" in out
+
+
+def test_one_prompt_is_held_out_of_nothing(data: Path) -> None:
+    (data / "one.csv").write_text("prompt,completion\nIs it?,Yes.\n", encoding="utf-8")
+    assert main(["init", str(data / "new"), "--demos", str(data / "one.csv")]) == 0
+    assert list(load_recipe(data / "new" / "recipe.yaml").stages) == ["sft"]
 
 
 def test_a_format_that_must_be_named_is_named(data: Path) -> None:
