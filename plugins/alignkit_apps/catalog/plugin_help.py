@@ -11,7 +11,7 @@ from alignkit.plugins import KINDS
 from alignkit.recipe.components import options_of
 from alignkit.registry import Registration, Registry
 from alignkit_apps.catalog.option_table import needs_of, option_rows, stage_defaults, stage_keys_required
-from alignkit_apps.catalog.printing import print_table
+from alignkit_apps.catalog.printing import print_lines, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,7 @@ def show(words: Sequence[str], registry: Registry, console: Console) -> None:
         origin = f" ({registration.origin})" if registration.origin else ""
         console.print(f"[bold]{kind} {registration.name}[/bold]{origin}")
         if registration.summary:
-            console.print(f"  {registration.summary}", markup=False, soft_wrap=True)
+            print_lines(f"  {registration.summary}")
         rows = option_rows(options_of(registration))
         cells = [(row.name, row.type_and_range, row.default, row.description) for row in rows]
         if rows:
@@ -31,7 +31,7 @@ def show(words: Sequence[str], registry: Registry, console: Console) -> None:
         else:
             console.print("  no options")
         for line in facts(kind, registration):
-            console.print(f"  {line}", markup=False, soft_wrap=True)
+            print_lines(f"  {line}")
         console.print()
 
 
