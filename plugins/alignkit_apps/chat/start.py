@@ -58,6 +58,7 @@ class Page:
 def in_terminal(named: NamedModels, registry: Registry, talk: Talk) -> None:
     """Talk in the terminal until the input ends."""
     reporter = Reporter()
+    reporter.loading_torch()
     from alignkit_apps.chat.screen import interactive
     from alignkit_apps.chat.terminal_feedback import TerminalFeedback
 
@@ -68,7 +69,6 @@ def in_terminal(named: NamedModels, registry: Registry, talk: Talk) -> None:
             collection = stack.enter_context(closing(_collection(talk, named)))
             if agreed(collection, feedback.annotator, input if interactive() else None, reporter.say):
                 feedback.collection = collection
-        reporter.loading_torch()
         from alignkit_apps.chat.loop import talk as run  # imports torch
         from alignkit_apps.chat.screen import screen
         from alignkit_apps.chat.session import Session

@@ -118,7 +118,7 @@ def _unread(kind: str, groups: Sequence[Group]) -> dict[str, str]:
 
 
 def option_for(path: Path) -> str:
-    """The option that takes a data file: --demos, if nothing else can be told."""
+    """The option that takes a data file: --demos, if the file does not say which."""
     for kind in ("pairs", "demos", "prompts"):
         with suppress(AlignkitError):
             _source(kind, path, {})

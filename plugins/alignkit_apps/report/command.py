@@ -41,7 +41,7 @@ def show(
         from alignkit_apps.report.live import serve_live
 
         return serve_live(folders[0], open_page=open_page)
-    announce(f"reads {', '.join(map(str, folders))}")
+    announce(f"reads {', '.join(map(str, folders))}{' and writes its report' if len(folders) == 1 else ''}")
     from alignkit_apps.catalog.printing import console
     from alignkit_apps.report.show import shown
 
