@@ -18,7 +18,7 @@ from alignkit.plugin_errors import blaming
 from alignkit.plugins import KINDS
 from alignkit.registry import Unresolved
 
-HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy")
+HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy", "packaging.requirements")
 HEAVY += ("alignkit.evaluation.agreement", "alignkit.dialogues", "alignkit.evaluation.ranking")  # or not asked for
 
 PLUGIN = """
