@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,7 +55,7 @@ def test_the_stages_follow_from_the_data(given: list[str], stages: list[str], st
     assert main(["init", str(data / "new"), "--base", "tiny", *files]) == 0
     recipe = load_recipe(data / "new" / "recipe.yaml")
     assert list(recipe.stages) == stages and recipe.model.base == "tiny" and recipe.name == "new"
-    report = recipe.stages["report"].component.options
+    report: Any = recipe.stages["report"].component.options
     policies = {"demos": "sft", "pairs": "dpo", "prompts": "ppo"}
     assert report.policies == ["base", *(policies[kind] for kind in given)]
     assert all(source.part == "validation" for source in report.prompts.sources)
@@ -102,7 +103,8 @@ def test_columns_are_renamed_in_the_files_that_have_them(data: Path, capsys: pyt
     columns = "prompt=question,completion=answer,chosen=good,rejected=bad"
     assert main(["init", str(data / "new"), *files, columns]) == 0
     recipe = load_recipe(data / "new" / "recipe.yaml")
-    read = [stage.settings.data.sources[0].columns for stage in recipe.stages.values()]
+    trained: list[Any] = [stage.settings for stage in recipe.stages.values() if stage.settings is not None]
+    read = [settings.data.sources[0].columns for settings in trained]
     assert read == [
         {"prompt": "question", "completion": "answer"},
         {"prompt": "question", "chosen": "good", "rejected": "bad"},
