@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from alignkit import __version__
 from alignkit.errors import PluginError, Problem, RecipeError
 from alignkit.io.lookup import is_file
 from alignkit.io.printable import printable
@@ -42,6 +43,12 @@ Overrides = Annotated[
 ]
 PluginFiles = Annotated[list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Load a plugin from a file.")]
 NoPlugins = Annotated[list[str] | None, typer.Option("--no-plugin", metavar="NAME", help="Disable a plugin.")]
+
+
+def announce(text: str) -> None:
+    """Say at once in a terminal what a command does: what it imports next takes seconds."""
+    if sys.stderr.isatty():
+        print(printable(f"alignkit {__version__} {text}"), file=sys.stderr, flush=True)
 
 
 def load(
@@ -89,7 +96,8 @@ def _recipe_file(name: str) -> Path:
         help = f"`alignkit show {name}` shows it; `alignkit run {Path(name) / RECIPE} --out {name}` continues it"
         refuse(f"{name} is the folder of a run, not a recipe", help)
     if name.endswith((".jsonl", ".csv", ".tsv", ".parquet")):
-        refuse(f"{name} holds data, not a recipe", f"write a recipe for it: alignkit init --demos {name}")
+        help = f"write a recipe for it: alignkit init --demos {name} (or --pairs, --prompts)"
+        refuse(f"{name} holds data, not a recipe", help)
     return find_recipe(name)
 
 

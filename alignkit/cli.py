@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from alignkit import __version__
-from alignkit.arguments import NoPlugins, Overrides, PluginFiles, RecipeName, load
+from alignkit.arguments import NoPlugins, Overrides, PluginFiles, RecipeName, announce, load
 from alignkit.commands import GROUPS, add_commands
 from alignkit.errors import AlignkitError, OutOfResource, Problem, RecipeError, did_you_mean, message_of, no_disk
 from alignkit.io.leaving import leaving
@@ -139,8 +139,7 @@ def run(
       alignkit run recipe.yaml seed=1 --out runs/seed1
       alignkit run recipe.yaml --processes 2
     """
-    if sys.stderr.isatty():  # at once: what follows is imported for a second
-        print(f"alignkit {__version__} reads {recipe}", file=sys.stderr)
+    announce(f"reads {recipe}")
     from alignkit.io.progress import VERBOSE
     from alignkit.runs.start import start
 
@@ -223,7 +222,10 @@ def _usage_error(error: Any, given: Sequence[str]) -> RecipeError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "alignkit"
     help = f"did you mean {near}" if near else f"{path} --help lists arguments and options"
-    if option := getattr(error, "option_name", None):
+    option = getattr(error, "option_name", None)
+    if option and not hasattr(error, "possibilities"):  # the option exists, and has no value
+        text, help = f"{option} has no value", f"write it behind the option: {option} VALUE"
+    elif option:
         text = f"no such option {option}"
         near = did_you_mean(
             option.lstrip("-"), [one.lstrip("-") for one in getattr(error, "possibilities", None) or ()]

@@ -25,6 +25,8 @@ _OUT_OF_MEMORY = (
     "cudaerrormemoryallocation",
 )
 
+_ENDING = re.compile(r"(\.[a-z]\w*)+$")  # such as .jsonl.gz
+
 MOST_SHOWN = 100  # problems of a recipe
 
 
@@ -167,10 +169,15 @@ def message_of(error: BaseException) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'dpo'?`, for the closest of the known names; empty if none is close."""
-    names = {str(one).lower(): one for one in known}
-    close = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.6)
-    return f"did you mean '{names[close[0]]}'?" if close else ""
+    """`did you mean 'dpo'?`, for the closest of the known names; empty if none is close.
+
+    Names of files are not alike because their endings are.
+    """
+    names, text = {str(one).lower(): one for one in known}, str(name).lower()
+    for close in difflib.get_close_matches(text, names, cutoff=0.6):
+        if difflib.get_close_matches(_ENDING.sub("", text), [_ENDING.sub("", close)], cutoff=0.6):
+            return f"did you mean '{names[close]}'?"
+    return ""
 
 
 def memory_ran_out(error: BaseException) -> bool:

@@ -9,8 +9,6 @@ import sys
 from importlib.metadata import requires
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
 from alignkit.errors import RunFailed
 
 
@@ -29,6 +27,8 @@ def install_command(extra: str) -> str:
 
     It names the packages: `pip install 'alignkit[serve]'` would look for alignkit itself in the package index.
     """
+    from packaging.requirements import Requirement
+
     words = [_pip(), "install"]
     for item in map(Requirement, requires("alignkit") or ()):
         marker, item.marker = item.marker, None

@@ -23,7 +23,7 @@ from alignkit import __version__, hookspecs
 from alignkit.algorithm import Algorithm, Needs, Source, StageDefaults, Trains
 from alignkit.engine import LOCAL, Engine, EngineOptions
 from alignkit.environment import Environment, tool_functions, why_no_tool
-from alignkit.errors import AlignkitError, PluginError, did_you_mean, reason_of
+from alignkit.errors import AlignkitError, PluginError, Problem, RecipeError, did_you_mean, reason_of
 from alignkit.executor import Executor, ExecutorOptions
 from alignkit.external import ExternalTrainer
 from alignkit.filters import Filter
@@ -286,9 +286,11 @@ def _check_algorithm(label: str, implementation: type[Algorithm]) -> None:
 
 def _check_requirements(requires: Iterable[str]) -> None:
     """Refuse a plugin whose metadata requires another version of alignkit."""
+    if not (named := [text for text in requires if text.startswith(GROUP)]):
+        return  # as of the plugins that come with alignkit
     from packaging.requirements import InvalidRequirement, Requirement
 
-    for text in requires:
+    for text in named:
         try:
             requirement = Requirement(text)
         except InvalidRequirement:
@@ -372,8 +374,8 @@ def _enabled(candidates: list[_Candidate], disabled: Sequence[str]) -> tuple[lis
     for name in disabled:
         if not any(plugin.is_called(name) for plugin in candidates):
             known = sorted({plugin.name for plugin in candidates})
-            hint = did_you_mean(name, known) or f"installed: {', '.join(known) or 'none'}"
-            raise PluginError(f"cannot disable plugin '{name}': no such plugin is installed; {hint}")
+            help = did_you_mean(name, known) or f"installed: {', '.join(known) or 'none'}"
+            raise RecipeError([Problem(f"cannot disable plugin '{name}': no such plugin is installed", help=help)])
     environment = os.environ.get("ALIGNKIT_DISABLE_PLUGINS", "").split(",")
     ways = {name.strip(): "ALIGNKIT_DISABLE_PLUGINS" for name in environment if name.strip()}
     ways |= {name: f"--no-plugin {name}" for name in disabled}

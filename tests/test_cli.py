@@ -18,7 +18,7 @@ from alignkit.plugin_errors import blaming
 from alignkit.plugins import KINDS
 from alignkit.registry import Unresolved
 
-HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy")
+HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy", "packaging.requirements")
 HEAVY += ("alignkit.evaluation.agreement", "alignkit.dialogues", "alignkit.evaluation.ranking")  # or not asked for
 
 PLUGIN = """
@@ -203,13 +203,13 @@ def test_plugins_shows_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["dpoo"], "no plugin provides 'dpoo'; did you mean 'dpo'?"),
+        (["dpoo"], "no plugin provides 'dpoo'\n  help: did you mean 'dpo'?"),
         (["step", "dpo"], "no step 'dpo'"),
         (["one", "two"], "expected NAME, KIND or KIND NAME, got 'one two'"),
     ],
 )
 def test_plugins_that_are_not_there(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plugins", *words]) == 3
+    assert cli.main(["plugins", *words]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -236,6 +236,24 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
         ("compare a b", "no such command 'compare'", "write: alignkit show RUN RUN"),
         ("run x.yaml --model gpt2", "no such option --model", "write: model.base=gpt2"),
         ("run x.yaml --set a=b", "no such option --set", "write: a=b"),
+        ("run x.yaml --out", "--out has no value", "write it behind the option: --out VALUE"),
+        (
+            "show a@x b@y",
+            "a@x is one result, and only runs can be compared",
+            "of one run, `alignkit show RUN` has all "
+            "results side by side; to compare their answers: alignkit evaluate a@x b@y --prompts FILE --reward REWARD",
+        ),
+        ("show a@x", "a@x is a result of no run", "write RUN/a@x, such as runs/quickstart/a@x"),
+        (
+            "run x.csv",
+            "x.csv holds data, not a recipe",
+            "write a recipe for it: alignkit init --demos x.csv (or --pairs, --prompts)",
+        ),
+        (
+            "export x.yaml",
+            "x.yaml is a recipe, not a model",
+            "run it, then name a result: alignkit run x.yaml; then runs/NAME/STAGE",
+        ),
         ("labels shwo x", "no such command 'shwo'", "did you mean 'show'?"),
         ("run x.yaml --outt a", "no such option --outt", "did you mean '--out'?"),
         ("chat x --model gpt2", "no such option --model", "alignkit chat --help lists arguments and options"),

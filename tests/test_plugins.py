@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from alignkit import plugins as module
-from alignkit.errors import DataError, PluginError
+from alignkit.errors import DataError, PluginError, RecipeError
 from alignkit.io.progress import Reporter
 from alignkit.plugins import Plugins, load_plugins
 from alignkit.readers import reader_of
@@ -230,7 +230,7 @@ def test_disabling(distribution: MakeDistribution, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("ALIGNKIT_DISABLE_PLUGINS", "alignkit_one, x-two,not-installed")
     loaded = load_plugins()
     assert not loaded.registry.has("algorithm", "one") and not loaded.registry.has("algorithm", "two")
-    with pytest.raises(PluginError, match=r"'x-tow'.*did you mean 'x-two'"):
+    with pytest.raises(RecipeError, match=r"'x-tow'.*\n  help: did you mean 'x-two'"):
         load_plugins(disabled=["x-tow"])
 
 

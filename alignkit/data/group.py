@@ -163,7 +163,9 @@ def why_not_demonstration(group: Group) -> str:
     if not group.prompt:
         return "is raw text without a prompt; use an algorithm that learns raw text"
     if count == 0:
-        return "has no response; name its column, `columns: {completion: COLUMN}`, or use one that samples responses"
+        texts = [name for name, value in group.meta.items() if isinstance(value, str)]
+        column = f"completion: {texts[0] if len(texts) == 1 else 'COLUMN'}"
+        return f"has no response; name its column, `columns: {{{column}}}`, or use one that samples responses"
     if count > 1:
         return f"has {count} responses, all of which would be learned; use an algorithm that learns comparisons"
     if group.responses[0].label is False:

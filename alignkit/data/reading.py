@@ -22,8 +22,15 @@ from alignkit.registry import Component
 NEAREST = 5  # formats that an error suggests
 SAMPLES = 1000  # groups of a source that may be shown: of a small part, the first ones may all be elsewhere
 # What columns with a question and with its answer are called, besides `prompt` and `completion`.
-_ASKED = {"question", "query", "problem", "input", "instruction", "goal", "ctx"}
-_SAID = {"answer", "response", "output", "solution", "target", "reply", "answerkey"}
+_ASKED = {"question", "query", "problem", "input", "instruction", "goal", "ctx", "request", "user", "q"}
+_ASKED |= {"frage", "pregunta", "domanda", "vraag"}
+_SAID = {"answer", "response", "output", "solution", "target", "reply", "answerkey", "assistant", "a"}
+_SAID |= {"antwort", "réponse", "respuesta", "risposta", "antwoord"}
+# The same for columns with a better and with a worse answer, besides `chosen` and `rejected`.
+_BETTER, _WORSE = (
+    {"better", "good", "best", "preferred", "accepted"},
+    {"worse", "bad", "worst", "dispreferred", "rejected"},
+)
 _SAME = dict.fromkeys(("question", "query", "goal"), "prompt") | dict.fromkeys(("answer", "target"), "completion")
 Part = Literal["training", "validation"]
 Formats = Mapping[str, type[Format]]
@@ -162,6 +169,17 @@ class UnnamedFormat(DataError):
     def __init__(self, message: str, formats: tuple[str, ...]):
         super().__init__(message)
         self.formats = formats
+
+
+class OtherColumns(DataError):
+    """No format reads a source's columns.
+
+    columns: the names. renamings: columns (expected -> actual) with which one format reads them, by its name.
+    """
+
+    def __init__(self, message: str, columns: Sequence[str], renamings: Mapping[str, dict[str, str]]):
+        super().__init__(message)
+        self.columns, self.renamings = columns, renamings
 
 
 class _StoredGroups(Format):
@@ -322,7 +340,8 @@ def _detected_format(row: Any, formats: Formats, source: str) -> str:
     matching = {name: cls for name, cls in formats.items() if _matches(cls, row)}
     if len(matching) == 1:
         return next(iter(matching))
-    renamed = "" if matching else _renamed(row, formats)
+    renamings = {} if matching else renamings_of(row, formats)
+    renamed = _renaming_lines(renamings)
     content = f"columns {', '.join(map(str, row))}" if isinstance(row, Mapping) else kind_of(row)
     if matching:
         raise DataError(
@@ -335,31 +354,44 @@ def _detected_format(row: Any, formats: Formats, source: str) -> str:
             f"name it, as in `data: {{{next(iter(readable))}: FILE}}`:\n{_described(readable)}{renamed}",
             tuple(readable),
         )
-    raise DataError(
+    raise OtherColumns(
         f"{source}: no format matches the first row ({content}). "
         f"Name the format, or rename columns with `columns: {{expected: actual}}`. "
-        f"The nearest formats:\n{_described(_nearest(row, formats))}{renamed}"
+        f"The nearest formats:\n{_described(_nearest(row, formats))}{renamed}",
+        list(map(str, row)) if isinstance(row, Mapping) else (),
+        renamings,
     )
 
 
-def _renamed(row: Any, formats: Formats) -> str:
-    """The lines of YAML that read a row whose columns have other names: one for each way in which one format does."""
+def renamings_of(row: Any, formats: Formats) -> dict[str, dict[str, str]]:
+    """Columns (expected -> actual) with which exactly one format reads a row, by the format: by their usual names."""
     if not isinstance(row, Mapping):
-        return ""
-    asked, said = ([name for name in row if str(name).lower() in names] for names in (_ASKED, _SAID))
+        return {}
+    names = (_ASKED, _SAID, _BETTER, _WORSE)
+    asked, said, better, worse = ([name for name in row if str(name).lower() in some] for some in names)
     if "prompt" not in row and len(asked) != 1:
-        return ""
+        return {}
     base = {} if "prompt" in row else {"prompt": asked[0]}
     foreign = {f"other_{name}": name for name in row if name in FOREIGN}
-    lines: dict[str, str] = {}  # by format
-    for columns in [*({**base, "completion": name} for name in said if not foreign), base | foreign]:
+    pairs = [{"chosen": better[0], "rejected": worse[0]}] if len(better) == len(worse) == 1 else []
+    answers = [] if foreign else [*pairs, *({"completion": name} for name in said)]
+    renamings: dict[str, dict[str, str]] = {}
+    for columns in [*({**base, **answer} for answer in answers), base | foreign]:
         renamed = _with_renamed_columns(row, columns)
         fitting = [name for name, cls in formats.items() if _matches(cls, renamed) and _reads(cls, renamed)]
         if columns and len(fitting) == 1:
-            named = ", ".join(f"{expected}: {actual}" for expected, actual in columns.items())
-            unseen = "".join(f"; no model sees '{name}'" for name in foreign.values())
-            lines.setdefault(fitting[0], f"\n  data: {{path: FILE, columns: {{{named}}}}}  # {fitting[0]}{unseen}")
-    return f"\nOr say what its columns mean:{''.join(lines.values())}" if lines else ""
+            renamings.setdefault(fitting[0], columns)
+    return renamings
+
+
+def _renaming_lines(renamings: Mapping[str, Mapping[str, str]]) -> str:
+    """The lines of YAML that rename columns; empty if there are none."""
+    lines = []
+    for name, columns in renamings.items():
+        named = ", ".join(f"{expected}: {actual}" for expected, actual in columns.items())
+        unseen = "".join(f"; no model sees '{actual}'" for actual in columns.values() if actual in FOREIGN)
+        lines.append(f"\n  data: {{path: FILE, columns: {{{named}}}}}  # {name}{unseen}")
+    return f"\nOr say what its columns mean:{''.join(lines)}" if lines else ""
 
 
 def _matches(format_class: type[Format], row: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -214,6 +215,11 @@ class Reporter:
         """Print one line on stderr, which the user must know."""
         self.log.write(text)
         self._print(text)
+
+    def loading_torch(self) -> None:
+        """Say, before torch is imported for the first time, what takes seconds."""
+        if "torch" not in sys.modules:
+            self.say("loading torch and transformers")
 
     def activity(self, text: str) -> None:
         """Say what happens now: a line in a pipe, a note at the running stage in a terminal. A warning is a line."""

@@ -242,6 +242,8 @@ def _ordered(upstream: Mapping[str, Sequence[str]], scope: Scope) -> list[str]:
 
 def _check_requires(requirements: Sequence[str], scope: Scope) -> None:
     """Check that the packages that a recipe requires are installed."""
+    if not requirements:
+        return
     from packaging.requirements import InvalidRequirement, Requirement
 
     for index, text in enumerate(requirements):

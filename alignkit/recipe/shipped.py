@@ -36,7 +36,9 @@ def find_recipe(name: str | Path) -> Path:
     if found := shipped_recipe(str(name)):
         return found
     if is_dir(path):
-        raise RecipeError([Problem("expected a recipe file, got a folder", str(name))])
+        inside = sorted(map(str, path.glob("*.y*ml")))
+        help = f"name its recipe: {' or '.join(inside)}" if inside else f"`alignkit init {name}` writes a recipe there"
+        raise RecipeError([Problem(f"{name} is a folder, and a recipe is a file", help=help)])
     near = [item.name for item in path.parent.glob("*.y*ml")] if is_dir(path.parent) else []
     help = did_you_mean(path.name, [*near, *shipped()]) or f"shipped recipes: {', '.join(shipped()) or 'none'}"
     raise RecipeError([Problem(f"no such recipe: {name}", help=help)])

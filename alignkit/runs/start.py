@@ -38,8 +38,7 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
         warnings.append("warning: base models are not cut in one process; start several with --processes N")
     for warning in warnings:
         reporter.say(warning)
-    if "torch" not in sys.modules:
-        reporter.say("loading torch and transformers")  # takes seconds
+    reporter.loading_torch()
     if world.processes > 1:
         return launcher().run(recipe, folder, reporter, world)
     from alignkit.runs.run import run_recipe  # imports torch

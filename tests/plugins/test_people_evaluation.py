@@ -96,7 +96,7 @@ def test_another_store_and_what_the_page_of_the_run_says(tmp_path: Path, capsys:
     shown = capsys.readouterr().err
     known = tmp_path / "run" / "compare" / "report.txt"
     assert f"compare: what is known without people: {known}\n" in shown
-    assert "align against base: length" in known.read_text()
+    assert "align against base, length" in known.read_text()
     assert not (tmp_path / "run" / "labels.feedback").exists()
     label_all(tmp_path / "ours.feedback", lambda item: "align")
     assert main(arguments) == 0

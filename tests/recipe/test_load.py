@@ -301,7 +301,7 @@ CASES = {
     "stage not a mapping": ("  s: plain\n", "expected a mapping, got 'plain'", (3, 6, 5), ""),
     "no data": ("  s: {algorithm: plain}\n", "'stages.s.data' is missing: plain requires it", (3, 3, 1), ""),
     "rollout without need": (FIRST[:-2] + ", rollout: {}}\n", "plain does not use 'rollout'", (3, 44, 7), "samples nothing"),
-    "missing file": ("  s: {algorithm: plain, data: e.jsonl}\n", "no such file or stage: e.jsonl", (3, 31, 7), "jsonl'?"),
+    "missing file": ("  s: {algorithm: plain, data: dd.jsonl}\n", "no such file or stage: dd.jsonl", (3, 31, 8), "jsonl'?"),
     "missing path": ("  s: {algorithm: plain, data: {path: x/y.jsonl}}\n", "no such file: x/y.jsonl", (3, 38, 9), "looked in"),
     "no origin": ("  s: {algorithm: plain, data: {limit: 3}}\n", "expected exactly one of 'path', 'hub' and 'stage'", (3, 25, 4), ""),
     "two origins": ("  s: {algorithm: plain, data: {path: d.jsonl, hub: a/b}}\n", "got 'path' and 'hub'", (3, 31, 25), ""),

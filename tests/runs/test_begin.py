@@ -75,6 +75,11 @@ def test_the_first_lines_come_before_torch_is_imported(recipe: Path) -> None:
     ]
 
 
+def test_chat_says_what_it_loads_before_torch_is_imported() -> None:
+    ran = subprocess.run([sys.executable, "-c", FIRST, "chat", "tiny"], capture_output=True, text=True)
+    assert ran.stderr.splitlines()[0] == "loading torch and transformers False"
+
+
 def test_stages_are_numbered_and_parts_of_steps_are_counted(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

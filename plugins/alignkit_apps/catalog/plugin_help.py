@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from alignkit.errors import PluginError, did_you_mean
+from alignkit.arguments import refuse
+from alignkit.errors import did_you_mean
 from alignkit.plugins import KINDS
 from alignkit.recipe.components import options_of
 from alignkit.registry import Registration, Registry
 from alignkit_apps.catalog.option_table import needs_of, option_rows, stage_defaults, stage_keys_required
-from alignkit_apps.catalog.printing import print_table
+from alignkit_apps.catalog.printing import print_lines, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def show(words: Sequence[str], registry: Registry, console: Console) -> None:
-    """Print the plugins that `KIND`, `NAME` or `KIND NAME` selects. Raises PluginError if nothing has this name."""
+    """Print the plugins that `KIND`, `NAME` or `KIND NAME` selects. Raises RecipeError if nothing has this name."""
     for kind, registration in find(words, registry):
         origin = f" ({registration.origin})" if registration.origin else ""
         console.print(f"[bold]{kind} {registration.name}[/bold]{origin}")
         if registration.summary:
-            console.print(f"  {registration.summary}", markup=False, soft_wrap=True)
+            print_lines(f"  {registration.summary}")
         rows = option_rows(options_of(registration))
         cells = [(row.name, row.type_and_range, row.default, row.description) for row in rows]
         if rows:
@@ -30,7 +31,7 @@ def show(words: Sequence[str], registry: Registry, console: Console) -> None:
         else:
             console.print("  no options")
         for line in facts(kind, registration):
-            console.print(f"  {line}", markup=False, soft_wrap=True)
+            print_lines(f"  {line}")
         console.print()
 
 
@@ -38,16 +39,20 @@ def find(words: Sequence[str], registry: Registry) -> list[tuple[str, Registrati
     """The registrations that `KIND`, `NAME` or `KIND NAME` selects, with their kinds."""
     kinds, name = (KINDS, words[0]) if len(words) == 1 else ((words[0],), words[1])
     if len(words) > 2 or kinds[0] not in KINDS:
-        raise PluginError(f"expected NAME, KIND or KIND NAME, got '{' '.join(words)}'; kinds: {', '.join(KINDS)}")
+        refuse(f"expected NAME, KIND or KIND NAME, got '{' '.join(words)}'", f"kinds: {', '.join(KINDS)}")
     if len(words) == 1 and name in KINDS:
         return [(name, registration) for registration in registry.registrations(name)]
     matches = [(kind, registry.get(kind, name)) for kind in kinds if registry.has(kind, name)]
     if not matches and len(kinds) == 1:
-        registry.get(kinds[0], name)  # raises, and says what is installed
+        refuse(
+            f"no {kinds[0]} '{name}'",
+            did_you_mean(name, registry.names(kinds[0])) or f"`alignkit plugins {kinds[0]}` lists all",
+        )
     if not matches:
         known = [*KINDS, *(known for kind in KINDS for known in registry.names(kind))]
-        hint = did_you_mean(name, known) or "`alignkit plugins` lists what is installed"
-        raise PluginError(f"no plugin provides '{name}'; {hint}")
+        refuse(
+            f"no plugin provides '{name}'", did_you_mean(name, known) or "`alignkit plugins` lists what is installed"
+        )
     return matches
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from alignkit.io.printable import printable, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +37,26 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Consol
     out = console()
     out.print(table)
     return out
+
+
+def print_lines(text: str) -> None:
+    """Print lines; a terminal would break them within words and numbers. A pipe gets each line whole."""
+    if sys.stdout.isatty():
+        width = console().width
+        text = "\n".join(part for line in text.split("\n") for part in fitted(line, width))
+    print(printable(text))
+
+
+def fitted(line: str, width: int) -> list[str]:
+    """A line in lines of at most `width` characters. Those below `  better  It depends` begin where its text does."""
+    from rich.cells import cell_len
+
+    if cell_len(line) <= width:
+        return [line]
+    named = re.match(r" +\S+ {2,}| +", line)
+    lead = named.group() if named else ""
+    first, *others = wrapped(line[len(lead) :], width - len(lead), indent=0 if lead else 2)
+    return [lead + first, *(" " * len(lead) + other for other in others)]
 
 
 def console() -> Console:

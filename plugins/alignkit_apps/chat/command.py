@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.arguments import NoPlugins, PluginFiles, refuse
+from alignkit.arguments import NoPlugins, PluginFiles, announce, refuse
 
 MOST_POLICIES = 2
 
@@ -92,6 +92,7 @@ def chat(
         refuse("--license is about what is kept", "add --collect FILE.feedback")
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     sampling = {key: value for key, value in given.items() if value is not None}
+    announce(f"reads {', '.join(policies)}")
     from alignkit.plugins import load_plugins
     from alignkit_apps.chat.start import Page, Talk, in_terminal, on_page
     from alignkit_apps.policies.recipe import models_of

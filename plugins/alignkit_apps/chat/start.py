@@ -58,6 +58,7 @@ class Page:
 def in_terminal(named: NamedModels, registry: Registry, talk: Talk) -> None:
     """Talk in the terminal until the input ends."""
     reporter = Reporter()
+    reporter.loading_torch()
     from alignkit_apps.chat.screen import interactive
     from alignkit_apps.chat.terminal_feedback import TerminalFeedback
 
@@ -85,13 +86,15 @@ def in_terminal(named: NamedModels, registry: Registry, talk: Talk) -> None:
 def on_page(named: NamedModels, registry: Registry, talk: Talk, page: Page) -> None:
     """Talk on a page until Ctrl-C. Raises RunFailed if a package is missing."""
     check_extra("the page", "label", *PACKAGES)
+    reporter = Reporter()
+    reporter.loading_torch()
     from alignkit import stopping
     from alignkit_apps.chat.chat_api import ChatApi
     from alignkit_apps.chat.page import TaskQueue, make_page
     from alignkit_apps.policies.policy import opened
     from alignkit_apps.web.guard import Sessions
 
-    reporter, tasks, address = Reporter(), TaskQueue(), address_of(page.host)
+    tasks, address = TaskQueue(), address_of(page.host)
     sessions = Sessions(annotators_of(talk.annotators), address=address)
     with ExitStack() as stack:
         collection = stack.enter_context(closing(_collection(talk, named))) if talk.collect is not None else None

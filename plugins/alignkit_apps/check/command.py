@@ -12,7 +12,7 @@ import typer
 
 from alignkit.arguments import NoPlugins, PluginFiles, RecipeName, load, refuse
 from alignkit.io.printable import printable
-from alignkit_apps.catalog.printing import console, print_table
+from alignkit_apps.catalog.printing import console, print_lines, print_table
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe
@@ -107,7 +107,7 @@ def _check(recipe: Recipe, out: Path | None, *, data: bool) -> None:
 
         lines += reuse(Run(recipe, out))
     for line in [*lines, f"ok: {recipe.name}: stages {' -> '.join(recipe.stages)}"]:
-        print(printable(line))
+        print_lines(line)
 
 
 def _plan(load: Callable[..., Recipe], out: Path | None, gpus: str | None, *, probe: bool, json: bool) -> None:
@@ -129,7 +129,7 @@ def _plan(load: Callable[..., Recipe], out: Path | None, gpus: str | None, *, pr
         print_table(*table)
     print()
     for line in remarks(plans):
-        print(printable(line))
+        print_lines(line)
 
 
 def _say(text: str) -> None:

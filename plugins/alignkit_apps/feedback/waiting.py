@@ -19,7 +19,6 @@ from alignkit_apps.feedback import records
 from alignkit_apps.feedback.effective_labels import Labeled, labeled
 from alignkit_apps.feedback.items import Item, filled
 from alignkit_apps.feedback.store import Store
-from alignkit_http.stored_replies import asking_is_allowed
 
 STORE = "labels.feedback"  # of a run, in its folder
 
@@ -65,6 +64,8 @@ def labels_of(
     Raises StageWaits until there are enough labels, DataError for a store that cannot be used or if `needed` is more
     than there are items, BadRow for an item that nobody could label, and NobodyAsked while a stage is verified.
     """
+    from alignkit_http.stored_replies import asking_is_allowed  # imports asyncio, which `alignkit check` can spare
+
     if not asking_is_allowed():
         raise NobodyAsked(f"stage '{stage}' needs labels of people, and nobody is asked here")
     unique = list({item.id: item for item in items}.values())

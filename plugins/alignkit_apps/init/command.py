@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from alignkit.arguments import refuse
+from alignkit.io.lookup import is_file
 from alignkit.io.printable import printable
 from alignkit_apps.catalog.printing import print_table
 
@@ -49,6 +50,8 @@ def init(
 
         print_table(("name", "what it does"), [(name, summary(path)) for name, path in shipped().items()])
         return
+    if is_file(folder):
+        _refuse_file(folder)
     if recipe is not None:
         if data or base or columns:
             refuse("--from copies a recipe unchanged", "leave out the other options, and edit the copy")
@@ -62,6 +65,17 @@ def init(
     for path in files:
         print(printable(str(path)))
     print(printable(f"next: alignkit run {files[0]}"))
+
+
+def _refuse_file(path: Path) -> NoReturn:
+    """Refuse a file where the folder should be. Raises RecipeError."""
+    if path.suffix in (".yaml", ".yml"):
+        refuse(f"{path} is a file, and `init` writes a folder", f"to run this recipe: alignkit run {path}")
+    from alignkit_apps.init.write import option_for
+
+    option = option_for(path)
+    more = " --pairs FILE" if option == "--prompts" else ""
+    refuse(f"{path} is a file, and `init` writes a folder", f"write: alignkit init DIR {option} {path}{more}")
 
 
 def _named_columns(text: str) -> dict[str, str]:

@@ -71,14 +71,19 @@ _ON_PROMPTS = """\
     rollout: {{samples_per_prompt: 4, max_new_tokens: {tokens}}}
     iterations: {iterations}
     prompts_per_iteration: 8
-  report: # compare the policies. Better: prompts that no stage has learned on
+"""
+_REPORT = """\
+  report: # compare with the untouched base, on prompts that are held out
     step: evaluate
-    policies: [{start}, dpo, ppo]
-    rewards: [reward]
-    prompts: {prompts}
+    policies: [{policies}]
+    measures: # nothing is trained on them. Better ones say what is good here; so do `judges:` or `people: {{}}`
+      repeated words: {{reward: {{repetition: {{scale: 1}}}}, better: lower}}
+{rewards}    prompts: {heldout}
+    limit: 50
     max_new_tokens: {tokens}
 """
-_SIZES = {"rank": 16, "alpha": 32, "tokens": 128, "iterations": 20, "epochs": 2}
+_HELD_OUT = 0.2  # of the prompts
+_SIZES = {"rank": 16, "alpha": 32, "tokens": 64, "iterations": 10, "epochs": 2}
 _TINY = {"rank": 4, "alpha": 8, "tokens": 16, "iterations": 2, "epochs": 2}
 _BASES = ("smollm2-135m-instruct # small enough for a CPU;", "tiny # random weights, which learn nothing;")
 
@@ -88,38 +93,46 @@ class Source:
     """A data file as the recipe names it, and its format.
 
     named: whether the recipe must name the format. columns: those that the recipe renames: expected -> actual.
+    several: whether it has more than one prompt, so that some can be held out.
     """
 
     path: str
     format: str
     named: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
+    several: bool = True
 
-    def __str__(self) -> str:
+    def yaml(self, part: str = "") -> str:
+        """The source in a recipe, with some prompts held out. part: training or validation; empty: both."""
+        keys = [f"{self.format if self.named else 'path'}: {quoted(self.path)}"]
         if self.columns:
-            key = self.format if self.named else "path"
             columns = ", ".join(f"{quoted(name)}: {quoted(column)}" for name, column in self.columns.items())
-            return f"{{{key}: {quoted(self.path)}, columns: {{{columns}}}}}"
-        if self.named:
-            return f"{{{self.format}: {quoted(self.path)}}}"
-        return f"{quoted(self.path)} # recognized: {self.format}"
+            keys.append(f"columns: {{{columns}}}")
+        if self.several:
+            keys += [f"validation: {_HELD_OUT}"] + [f"part: {part}"] * bool(part)
+        text = f"{{{', '.join(keys)}}}" if len(keys) > 1 or self.named else quoted(self.path)
+        return text if self.named or self.columns else f"{text} # recognized: {self.format}"
 
 
 def recipe_text(name: str, base: str | None, sources: Mapping[str, Source], *, example: bool) -> str:
     """The recipe for data by kind: demos, pairs, prompts. example: whether they are those of EXAMPLE."""
-    parts = (
-        [_ON_DEMOS] * ("demos" in sources) + [_ON_PAIRS] * ("pairs" in sources) + [_ON_PROMPTS] * ("prompts" in sources)
-    )
+    has = [kind for kind in EXAMPLE if kind in sources]
+    parts = [{"demos": _ON_DEMOS, "pairs": _ON_PAIRS, "prompts": _ON_PROMPTS}[kind] for kind in has]
+    asked = next((sources[kind] for kind in ("prompts", "demos", "pairs") if kind in has), None)
+    policies = [BASE, *({"demos": "sft", "pairs": "dpo", "prompts": "ppo"}[kind] for kind in has)]
     what = "A tiny example, to be replaced by your own model and data." if example else "A first recipe for your data."
     start = _ON_DEMOS.split(":")[0].strip() if "demos" in sources else BASE
-    text = "".join([_HEAD, *parts]).format(
+    text = "".join([_HEAD, *parts, *([_REPORT] if asked and asked.several else [])]).format(
         schema=SCHEMA_LINE,
         what=what,
         name=quoted(name),
         base=quoted(base) if base else _BASES[example],
         start=start,
         **(_TINY if example else _SIZES),
-        **{kind: str(source) for kind, source in sources.items()},
+        policies=", ".join(policies),
+        rewards="    rewards: [reward]\n" if "prompts" in has else "",
+        heldout=asked.yaml("validation") if asked else "",
+        **{kind: source.yaml("training" if kind == "prompts" else "") for kind, source in sources.items()},
     )
     return text.replace("; # a hub id", "; or a hub id")
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from alignkit.arguments import refuse
 from alignkit.data.files import file_rows
 from alignkit.data.group import Group, resolved_pairs, why_not_demonstration
-from alignkit.data.reading import DataSource, UnnamedFormat
+from alignkit.data.reading import DataSource, OtherColumns, UnnamedFormat, renamings_of
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.errors import DataError, OutOfResource
+from alignkit.errors import AlignkitError, DataError, OutOfResource
 from alignkit.io.lookup import is_file
 from alignkit.plugins import load_plugins, plugins
 from alignkit.recipe.load import load_recipe
@@ -30,6 +33,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[Group], bool]]] = {
     "pairs": ("pairs of a better and a worse response", lambda group: bool(resolved_pairs(group))),
     "prompts": ("prompts", lambda group: bool(group.prompt)),
 }
+_COLUMNS = {"demos": ("prompt", "completion"), "pairs": ("prompt", "chosen", "rejected"), "prompts": ("prompt",)}
 
 
 def write(folder: Path, base: str | None, given: Mapping[str, Path], columns: Mapping[str, str]) -> list[Path]:
@@ -72,15 +76,54 @@ def _source(kind: str, path: Path, columns: Mapping[str, str]) -> Source:
             raise
         source = replace(source, format=_component(error.formats[0]))
         loaded = _read(source)
-    except DataError as error:
-        raise DataError(str(error).replace("`columns: {expected: actual}`", "--columns EXPECTED=ACTUAL")) from error
-    found = loaded.sources[0].format
+    except OtherColumns as error:
+        source = replace(source, columns=renamed | _renaming(kind, path, error))
+        loaded = _read(source)
     wanted, fits = _KINDS[kind]
+    if not any(map(fits, loaded.groups)) and (more := _unread(kind, loaded.groups)):
+        source = replace(source, columns=source.columns | more)
+        loaded = _read(source)
+    found = loaded.sources[0].format
+    several = len({json.dumps(group.prompt, default=str) for group in loaded.groups}) > 1
     if not any(map(fits, loaded.groups)):
         held, other = _held(loaded.groups)
         help = f"\nhelp: give such a file as --{other}" if other else ""
         raise DataError(f"--{kind} {path}: expected {wanted}, but the file holds {held} (format {found}){help}")
-    return Source(str(path.resolve()), found, named=source.format is not None, columns=renamed)
+    return Source(str(path.resolve()), found, source.format is not None, source.columns, several)
+
+
+def _renaming(kind: str, path: Path, error: OtherColumns) -> dict[str, str]:
+    """What columns mean by their usual names: expected -> actual. Raises DataError if that is not clear."""
+    wanted = set(_COLUMNS[kind])
+    if error.renamings:
+        return next((one for one in error.renamings.values() if wanted <= {*one, *error.columns}), None) or next(
+            iter(error.renamings.values())
+        )
+    needed = [name for name in _COLUMNS[kind] if name not in error.columns]
+    others = [name for name in error.columns if name not in wanted and name.lower() not in ("id", "index", "")]
+    if len(others) < len(needed):
+        raise DataError(str(error).replace("`columns: {expected: actual}`", "--columns EXPECTED=ACTUAL")) from error
+    guess = ",".join(f"{name}={column}" for name, column in zip(needed, others, strict=False))
+    text = f"--{kind} {path}: nothing says which of its columns ({', '.join(error.columns)}) is the"
+    raise DataError(f"{text} {', '.join(needed)}\nhelp: name them, as in --columns {shlex.quote(guess)}") from error
+
+
+def _unread(kind: str, groups: Sequence[Group]) -> dict[str, str]:
+    """The columns with answers, by their usual names, of a file that reads as prompts alone: expected -> actual."""
+    if not groups or not groups[0].prompt or groups[0].responses:
+        return {}
+    formats = {one.name: one.implementation for one in plugins().registry.registrations("format")}
+    some = renamings_of({"prompt": "a prompt", **groups[0].meta}, formats)
+    return next((columns for columns in some.values() if {*_COLUMNS[kind]} == {"prompt", *columns}), {})
+
+
+def option_for(path: Path) -> str:
+    """The option that takes a data file: --demos, if the file does not say which."""
+    for kind in ("pairs", "demos", "prompts"):
+        with suppress(AlignkitError):
+            _source(kind, path, {})
+            return f"--{kind}"
+    return "--demos"
 
 
 def _held(groups: Sequence[Group]) -> tuple[str, str]:

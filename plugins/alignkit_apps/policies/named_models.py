@@ -16,10 +16,9 @@ from alignkit.errors import Problem, RecipeError
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.recipe.document import plain_data
 from alignkit.recipe.schema import BASE
-from alignkit.recipe.shipped import shipped_recipe
 from alignkit.runs.files import RECIPE
 from alignkit.settings import ModelSpec
-from alignkit_apps.policies.source import Source, find
+from alignkit_apps.policies.source import Source, find, refuse_recipe
 
 CONFIG = "config.json"  # of a whole model
 ADAPTER = "adapter_config.json"
@@ -65,10 +64,7 @@ def named_model(word: str) -> NamedModel:
         return _of_adapter(path.resolve())
     if is_dir(path):
         return _of_folder(path)
-    if path.suffix in (".yaml", ".yml") or shipped_recipe(word) is not None:
-        refuse(
-            f"{word} is a recipe, not a model", f"run it, then name a result: alignkit run {word}; then runs/NAME/STAGE"
-        )
+    refuse_recipe(word)
     if word == BASE:
         refuse("'base' needs the run whose base model it is", "write RUN/base, such as runs/quickstart/base")
     return NamedModel({"base": word}, label=word.rpartition("/")[2])

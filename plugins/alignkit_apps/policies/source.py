@@ -13,6 +13,7 @@ from alignkit.arguments import refuse
 from alignkit.errors import RunFailed, did_you_mean
 from alignkit.io.stage_results import find_result, is_result_name, read_record, results_of_stage
 from alignkit.recipe.schema import NAME_PATTERN
+from alignkit.recipe.shipped import shipped_recipe
 from alignkit.runs.files import RECIPE
 from alignkit.runs.stage_store import StageStore
 from alignkit.settings import ModelSpec
@@ -86,6 +87,13 @@ class Source:
         return name if HUB_ID.fullmatch(name) and not Path(name).exists() else None
 
 
+def refuse_recipe(word: str) -> None:
+    """Raise RecipeError for the name of a recipe where a model is needed."""
+    if word.endswith((".yaml", ".yml")) or shipped_recipe(word) is not None:
+        help = f"run it, then name a result: alignkit run {word}; then runs/NAME/STAGE"
+        refuse(f"{word} is a recipe, not a model", help)
+
+
 def find(text: str) -> Source:
     """The model of `RUN/STAGE`, `RUN/STAGE@K` or `RUN/STAGE@ALGORITHM`.
 
@@ -96,6 +104,7 @@ def find(text: str) -> Source:
     if (path / RECIPE).is_file():
         refuse(f"{text} is a run: name one of its stages", f"stages with a model: {_listed(path)}")
     if not (run / RECIPE).is_file():
+        refuse_recipe(text)
         near = [folder.parent.name for folder in run.parent.glob(f"*/{RECIPE}")] if run.parent.is_dir() else []
         help = did_you_mean(run.name, near) or f"write RUN/STAGE; RUN has a file {RECIPE}"
         refuse(f"{run} is not the folder of a run, so {text} is no stage", help)

@@ -32,10 +32,8 @@ def show(
       alignkit show runs/quickstart --live
       alignkit show runs/quickstart --prune
     """
-    from alignkit.arguments import refuse
+    from alignkit.arguments import announce, refuse
     from alignkit.io.printable import encodable
-    from alignkit_apps.catalog.printing import console
-    from alignkit_apps.report.show import shown
 
     if (prune or live) and len(folders) > 1:
         refuse(f"--{'prune' if prune else 'live'} is for one run", "name one RUN")
@@ -43,6 +41,10 @@ def show(
         from alignkit_apps.report.live import serve_live
 
         return serve_live(folders[0], open_page=open_page)
+    announce(f"reads {', '.join(map(str, folders))}{' and writes its report' if len(folders) == 1 else ''}")
+    from alignkit_apps.catalog.printing import console
+    from alignkit_apps.report.show import shown
+
     print(encodable(shown(folders).text(console().width), sys.stdout.encoding or "ascii"))
     if prune:
         from alignkit_apps.report.results import prune as pruned

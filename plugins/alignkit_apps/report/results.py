@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from alignkit.io.lookup import is_file
-from alignkit.io.stage_results import EARLIER, find_result, is_result_name, read_record, results_of_stage
+from alignkit.io.stage_results import EARLIER, find_result, read_record, results_of_stage
 from alignkit.report import Table
-from alignkit.runs.files import RECIPE
-from alignkit.runs.process import locked
 from alignkit.runs.stage_store import DAMAGED
 
 STATES = {EARLIER: "earlier", DAMAGED: "damaged"}
@@ -31,17 +28,14 @@ def results_table(run: Path, reference: str = "") -> Table:
 
 def prune(run: Path) -> str:
     """Delete all results but the current ones; returns what to say."""
+    from alignkit.runs.process import locked  # imports torch
+
     with locked(run):
         size = sum(_size(folder) for folder, _ in _others(run))
         count = len(list(_others(run)))
         for name in STATES:
             shutil.rmtree(run / name, ignore_errors=True)
     return f"deleted {count} results, {size / 1e6:.0f} MB"
-
-
-def is_result(path: Path) -> bool:
-    """Whether a path is that of a result: RUN/align@ppo."""
-    return is_result_name(path.name) and is_file(path.parent / RECIPE)
 
 
 def _stages(run: Path) -> set[str]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from alignkit.arguments import refuse
+from alignkit.io.lookup import is_file
+from alignkit.io.stage_results import is_result_name
 from alignkit.report import Block, Report
+from alignkit.runs.files import RECIPE
 from alignkit_apps.report.compare import compared
 from alignkit_apps.report.facts import facts_of
-from alignkit_apps.report.results import is_result, results_table
+from alignkit_apps.report.results import results_table
 from alignkit_apps.report.side_by_side import blocks as side_by_side
 from alignkit_apps.report.tables import evaluation_tables
 from alignkit_apps.report.write import write_report
@@ -19,10 +23,22 @@ def shown(folders: Sequence[Path]) -> Report:
 
     Raises RecipeError for a folder that is not a run's.
     """
+    results = [folder for folder in folders if is_result_name(folder.name)]
+    if results and len(folders) > 1:
+        words = " ".join(map(str, folders))
+        help = (
+            "of one run, `alignkit show RUN` has all results side by side; to compare their answers: alignkit evaluate"
+        )
+        refuse(
+            f"{results[0]} is one result, and only runs can be compared",
+            f"{help} {words} --prompts FILE --reward REWARD",
+        )
     if len(folders) > 1:
         return compared(folders)
     folder = folders[0]
-    if is_result(folder):
+    if results:
+        if not is_file(folder.parent / RECIPE):
+            refuse(f"{folder} is a result of no run", f"write RUN/{folder.name}, such as runs/quickstart/{folder.name}")
         return Report([results_table(folder.parent, folder.name)])
     facts = facts_of(folder)
     page = write_report(folder, facts)

@@ -101,6 +101,7 @@ def _serve(
             f"warning: everybody who reaches {host} and has the token can use these models, without encryption"
         )
     with bound(address.host, port) as listening:
+        reporter.loading_torch()
         from alignkit_apps.policies.policy import opened  # imports torch
         from alignkit_apps.policies.work import Work
         from alignkit_apps.serve.app import serve as run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,8 @@ def data(tmp_path: Path) -> Path:
         "prompts": {"prompt": "hi"},
     }
     for name, row in rows.items():
-        (tmp_path / f"{name} of 'me'.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+        text = json.dumps(row)
+        (tmp_path / f"{name} of 'me'.jsonl").write_text(f"{text}\n{text.replace('hi', 'hey')}\n", encoding="utf-8")
     return tmp_path
 
 
@@ -41,9 +43,9 @@ def test_the_example_runs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("given", "stages", "start"),
     [
-        (["demos"], ["sft"], None),
-        (["pairs"], ["dpo"], "base"),
-        (["demos", "pairs"], ["sft", "dpo"], "sft"),
+        (["demos"], ["sft", "report"], None),
+        (["pairs"], ["dpo", "report"], "base"),
+        (["demos", "pairs"], ["sft", "dpo", "report"], "sft"),
         (["demos", "pairs", "prompts"], ["sft", "dpo", "reward", "ppo", "report"], "sft"),
         (["pairs", "prompts"], ["dpo", "reward", "ppo", "report"], "base"),
     ],
@@ -53,6 +55,10 @@ def test_the_stages_follow_from_the_data(given: list[str], stages: list[str], st
     assert main(["init", str(data / "new"), "--base", "tiny", *files]) == 0
     recipe = load_recipe(data / "new" / "recipe.yaml")
     assert list(recipe.stages) == stages and recipe.model.base == "tiny" and recipe.name == "new"
+    report: Any = recipe.stages["report"].component.options
+    policies = {"demos": "sft", "pairs": "dpo", "prompts": "ppo"}
+    assert report.policies == ["base", *(policies[kind] for kind in given)]
+    assert all(source.part == "validation" for source in report.prompts.sources)
     if start:
         settings = recipe.stages["dpo"].settings
         assert settings is not None and settings.from_ == start
@@ -64,9 +70,24 @@ def test_the_stages_follow_from_the_data(given: list[str], stages: list[str], st
 def test_a_file_in_the_folder_has_a_short_name(data: Path) -> None:
     (data / "rows.jsonl").write_text(EXAMPLE["demos"], encoding="utf-8")
     assert main(["init", str(data), "--demos", str(data / "rows.jsonl")]) == 0
-    assert "    data: rows.jsonl # recognized: prompt_completion\n" in (data / "recipe.yaml").read_text(
-        encoding="utf-8"
-    )
+    text = (data / "recipe.yaml").read_text(encoding="utf-8")
+    assert "    data: {path: rows.jsonl, validation: 0.2} # recognized: prompt_completion\n" in text
+
+
+def test_a_recipe_that_was_written_warns_about_nothing_in_it(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, text in EXAMPLE.items():
+        (data / f"{kind}.jsonl").write_text(text, encoding="utf-8")
+    files = [word for kind in EXAMPLE for word in (f"--{kind}", str(data / f"{kind}.jsonl"))]
+    assert main(["init", str(data / "new"), "--base", "tiny", *files]) == 0
+    assert main(["check", str(data / "new" / "recipe.yaml")]) == 0
+    out, err = capsys.readouterr()
+    assert "warning" not in out + err and "3 rows, 1 held out" in out
+
+
+def test_one_prompt_is_held_out_of_nothing(data: Path) -> None:
+    (data / "one.csv").write_text("prompt,completion\nIs it?,Yes.\n", encoding="utf-8")
+    assert main(["init", str(data / "new"), "--demos", str(data / "one.csv")]) == 0
+    assert list(load_recipe(data / "new" / "recipe.yaml").stages) == ["sft"]
 
 
 def test_a_format_that_must_be_named_is_named(data: Path) -> None:
@@ -82,7 +103,8 @@ def test_columns_are_renamed_in_the_files_that_have_them(data: Path, capsys: pyt
     columns = "prompt=question,completion=answer,chosen=good,rejected=bad"
     assert main(["init", str(data / "new"), *files, columns]) == 0
     recipe = load_recipe(data / "new" / "recipe.yaml")
-    read = [stage.settings.data.sources[0].columns for stage in recipe.stages.values()]
+    trained: list[Any] = [stage.settings for stage in recipe.stages.values() if stage.settings is not None]
+    read = [settings.data.sources[0].columns for settings in trained]
     assert read == [
         {"prompt": "question", "completion": "answer"},
         {"prompt": "question", "chosen": "good", "rejected": "bad"},
@@ -90,6 +112,64 @@ def test_columns_are_renamed_in_the_files_that_have_them(data: Path, capsys: pyt
     for wrong, why in {f"{columns},x=y": "no file has a column 'y'", "prompt": "'prompt' has no column"}.items():
         assert main(["init", str(data / "other"), *files, wrong]) == 2
         assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "header", "columns"),
+    [
+        ("--demos", "question,answer", {"prompt": "question", "completion": "answer"}),
+        ("--demos", "input,output", {"prompt": "input", "completion": "output"}),
+        ("--demos", "id,Frage,Antwort", {"prompt": "Frage", "completion": "Antwort"}),
+        ("--pairs", "question,good,bad", {"prompt": "question", "chosen": "good", "rejected": "bad"}),
+        ("--pairs", "prompt,better,worse", {"chosen": "better", "rejected": "worse"}),
+        ("--demos", "prompt,answer", {"completion": "answer"}),
+        ("--demos", "instruction,output", {}),  # a format of its own
+    ],
+)
+def test_usual_names_of_columns_are_recognized(option: str, header: str, columns: dict[str, str], data: Path) -> None:
+    row = ",".join(f"{name} of it" for name in header.split(","))
+    (data / "faq.csv").write_text(f"{header}\n{row}\n", encoding="utf-8")
+    assert main(["init", str(data / "new"), option, str(data / "faq.csv")]) == 0
+    stage = next(iter(load_recipe(data / "new" / "recipe.yaml").stages.values()))
+    assert stage.settings is not None and stage.settings.data is not None
+    assert stage.settings.data.sources[0].columns == columns
+
+
+@pytest.mark.parametrize(
+    ("option", "header", "guess"),
+    [
+        ("--demos", "id,ask,say", "prompt=ask,completion=say"),
+        ("--pairs", "ask,say,other", "prompt=ask,chosen=say,rejected=other"),
+    ],
+)
+def test_other_columns_are_asked_for_with_the_option_that_names_them(
+    option: str, header: str, guess: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "odd.csv").write_text(f"{header}\n{header}\n", encoding="utf-8")
+    command = ["init", str(data / "new"), option, str(data / "odd.csv")]
+    assert main(command) == 4
+    assert f"help: name them, as in --columns {guess}" in capsys.readouterr().err
+    assert main([*command, "--columns", guess]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "help"),
+    [
+        ("a.csv", "question,answer\nIs it?,Yes.\n", "write: alignkit init DIR --demos {}"),
+        ("a.csv", "prompt,good,bad\nIs it?,Yes.,No.\n", "write: alignkit init DIR --pairs {}"),
+        ("a.csv", "prompt\nIs it?\n", "write: alignkit init DIR --prompts {} --pairs FILE"),
+        ("a.csv", "x\n1\n", "write: alignkit init DIR --demos {}"),
+        ("a.yaml", "stages: {}\n", "to run this recipe: alignkit run {}"),
+    ],
+)
+def test_a_file_for_the_folder_gets_the_line_that_takes_it(
+    name: str, text: str, help: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert main(["init", str(tmp_path / name)]) == 2
+    said = capsys.readouterr().err
+    assert "is a file, and `init` writes a folder" in said and help.format(tmp_path / name) in said
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
 
 
 def test_a_copy_takes_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

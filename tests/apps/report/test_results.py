@@ -1,5 +1,7 @@
 """`alignkit show` lists what a run's folder holds, and deletes what the recipe does not use."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,13 @@ def store(tmp_path: Path) -> StageStore:
             store.set_aside_damaged("sft")
     store.begin("align", "four")
     return store
+
+
+def test_results_are_shown_without_torch(store: StageStore) -> None:
+    words = ["show", str(store.folder)]
+    code = f"import sys; from alignkit.cli import main; main({words!r}); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_all_results_are_listed(store: StageStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,21 +36,22 @@ def report(summary: Mapping[str, Any], groups: Sequence[Group]) -> Report:
 
 
 def verdict(summary: Mapping[str, Any], policy: str) -> str:
-    """One line: the policy's gain over the baseline, and its cost."""
+    """One line: what a difference from the baseline came with. The conclusion has the difference, or else this line."""
     name, baseline = summary["headline"], summary["baseline"]
     result = summary["against"][policy][name]
     difference, equal = result["difference"], result["at_equal_length"]
     if difference["mean"] is None:
         return f"{policy} against {baseline}: no prompt has a {name} score for both"
     wins = f"wins {shown(result['win_rate'], percent=True)}" if result["win_rate"] else "all prompts tied"
-    if name in summary["measures"]:  # the conclusion has the difference
+    if name in summary["measures"]:  # which no length fools
         return f"{policy} against {baseline}, {name}: {wins}{_kl(summary, policy)}"
-    text = f"{policy} against {baseline}: {titled(summary, name)} {shown(difference, sign=True)}"
-    if equal is not None:
-        text += f" (at equal length {shown(equal, sign=True)})"
-    text += f", {wins}"
+    told = shown(difference, sign=True) in conclusion(summary, policy).sentence
+    parts = [] if told else [shown(difference, sign=True)]
+    parts += [] if equal is None else [f"at equal length {shown(equal, sign=True)}"]
+    parts += [wins]
     unclear = difference["low"] is None or difference["low"] <= 0 <= difference["high"]
-    return text + _kl(summary, policy) + ("; no clear difference" if unclear else _bought(summary, policy))
+    text = f"{policy} against {baseline}, {titled(summary, name)}: {', '.join(parts)}{_kl(summary, policy)}"
+    return text if unclear else text + _bought(summary, policy)
 
 
 def _bought(summary: Mapping[str, Any], policy: str) -> str:
