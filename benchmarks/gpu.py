@@ -63,6 +63,7 @@ def random_model(shape: str, folder: Path) -> str:
     import transformers
 
     from alignkit.io.atomic import replace_folder
+    from alignkit.kernels.capabilities import default_device
     from benchmarks.models import folder_of
 
     target = folder / f"random-{shape}"
@@ -70,11 +71,8 @@ def random_model(shape: str, folder: Path) -> str:
         options = dict(SHAPES[shape])
         config = getattr(transformers, f"{options.pop('kind')}Config")(**options)
         torch.manual_seed(0)
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            model = transformers.AutoModelForCausalLM.from_config(config)
-        finally:
-            torch.set_default_dtype(torch.float32)
+        with default_device():  # a CPU draws eight billion numbers in minutes
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         with replace_folder(target) as new:
             model.save_pretrained(new)
             transformers.AutoTokenizer.from_pretrained(folder_of("tiny")).save_pretrained(new)

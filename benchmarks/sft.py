@@ -49,7 +49,7 @@ def step(job: Job, gate: Gate, memory: Callable[[SharedModel], int | None]) -> N
 
 
 def peer(job: Job, gate: Gate) -> None:
-    """All sequences in one padded batch, or packed (best fit) with one pack per forward pass; the labels are tokens.
+    """Padded batches, by default one, or packed (best fit) with one pack per forward pass; the labels are tokens.
 
     Equal to TRL's `assistant_only_loss` on conversations, without the line break that its template adds.
     """
@@ -67,12 +67,10 @@ def peer(job: Job, gate: Gate) -> None:
         for group in encoded
         for row in group.rows
     ]
-    packed = job.options["packed"]
+    packed = job.options.get("packed", False)
+    micro = 1 if packed else min(job.options.get("micro", len(rows)), len(rows))
     # One epoch is one step: the trainer also steps at the end of an epoch, before the accumulation is full.
-    steps = {
-        "per_device_train_batch_size": 1 if packed else len(rows),
-        "gradient_accumulation_steps": len(rows) if packed else 1,
-    }
+    steps = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": len(rows) // micro}
     trainer = SFTTrainer(
         model=PeftModel.from_pretrained(trl.causal(job), job.adapter(models.POLICY), is_trainable=True),
         args=SFTConfig(**trl.arguments(job), **steps, packing=packed, max_length=models.MAX_LENGTH),
