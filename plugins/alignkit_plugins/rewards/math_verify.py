@@ -1,7 +1,8 @@
 """A verifiable reward: whether the answer to a mathematical question equals the known one.
 
 The package math-verify reads both, as numbers, LaTeX or expressions, and compares what they mean: `1/2` is
-`\\boxed{0.5}`. An answer that it cannot read, or not in five seconds, is wrong.
+`\\boxed{0.5}`. An answer that it cannot read, or not in five seconds, is wrong, and so is a response that ends while it
+thinks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import alignkit
 from alignkit import DataError, Field, Group, Register, Reward, hookimpl
 from alignkit.data.numbers import number_of
 from alignkit.data.prompt_columns import column_of, row_of
-from alignkit.data.spoken import last_turn
+from alignkit.data.spoken import answer_of
 from alignkit.extras import check_extra
 
 SECONDS = 5  # for reading an answer, and for comparing two
@@ -56,7 +57,7 @@ class MathVerify(Reward):
                 return True
             return bool(verify(right, _read(answer), timeout_seconds=seconds))
 
-        return [float(equal(last_turn(response))) for response in group.responses]
+        return [float(equal(answer_of(response))) for response in group.responses]
 
     def _right(self, group: Group) -> Any:
         """The known answer. Raises DataError if the prompt has none, or one that cannot be read."""
