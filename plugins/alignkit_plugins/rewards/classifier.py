@@ -74,7 +74,12 @@ class Classifier(Reward):
                 f"reward 'classifier': {self._folder} lacks the weights {', '.join(sorted(found['missing_keys']))}, "
                 "so its probabilities would be random\nhelp: name the folder of a trained classifier"
             )
-        if model.config.pad_token_id is None:  # without it, a decoder classifies no batch
+        # The configuration says where a decoder's text ends: behind any other padding, it would read the padding.
+        own = model.config.pad_token_id
+        padding = None if own is None or own < 0 else self._tokenizer.convert_ids_to_tokens(own)
+        if padding is not None:
+            self._tokenizer.pad_token = padding
+        else:
             model.config.pad_token_id = self._tokenizer.pad_token_id
         self._model = model.float().to(self.options.device).eval()
 
