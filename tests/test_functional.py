@@ -215,8 +215,12 @@ def test_clipped_tokens_are_marked(garbage: float) -> None:
     advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, -garbage]])
     clipped = F.clipped(new, old, advantages, 0.2, 0.3, mask)
     assert clipped.tolist() == [[1, 0, 0, 1, 0, 0]] and not clipped.requires_grad
-    (gradient,) = torch.autograd.grad(F.ppo_policy_loss(new, old, advantages, 0.2, 0.3, mask=mask).sum(), new)
-    assert torch.equal((gradient == 0) & mask.bool(), clipped.bool())
+    for dual in (None, 1.5):  # with it, a bad token that has become much likelier has no gradient, either
+        clipped = F.clipped(new, old, advantages, 0.2, 0.3, mask, dual)
+        loss = F.ppo_policy_loss(new, old, advantages, 0.2, 0.3, dual, mask=mask).sum()
+        (gradient,) = torch.autograd.grad(loss, new)
+        assert torch.equal((gradient == 0) & mask.bool(), clipped.bool())
+    assert clipped.tolist() == [[1, 1, 0, 1, 0, 0]]
     between = torch.tensor([[math.log(1.25)]])  # the two ends of the range are not swapped
     zero, one = torch.zeros(1, 1), torch.ones(1, 1)
     assert [F.clipped(between, zero, one, *sides).item() for sides in ((0.2, 0.3), (0.3, 0.2))] == [0, 1]
