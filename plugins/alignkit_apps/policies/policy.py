@@ -104,10 +104,11 @@ class Opened:
         self, policy: Policy, messages: Sequence[Message], answers: Sequence[Answer]
     ) -> list[dict[str, float | None]]:
         """For each answer of a policy its score by every reward."""
-        digest = policy.service.encoder.digest
+        encoder = policy.service.encoder
+        facts = {"source": policy.reference, "tokenizer": encoder.digest}
+        # As samples of a run, with the block of reasoning that the prompt opens.
         responses = (
-            Response(text=a.text, tokens=a.tokens, truncated=not a.ended, source=policy.reference, tokenizer=digest)
-            for a in answers
+            Response(text=encoder.said(a.tokens), tokens=a.tokens, truncated=not a.ended, **facts) for a in answers
         )
         group = Group(tuple(messages), tuple(responses))
         found: list[dict[str, float | None]] = [{} for _ in answers]
