@@ -48,12 +48,16 @@ class MathVerify(Reward):
     def _of_group(self, group: Group) -> list[float]:
         from math_verify import verify
 
-        right, seconds, number = self._right(group), _seconds(), number_of(str(group.meta[self.options.column]))
+        text, right, seconds = str(group.meta[self.options.column]), self._right(group), _seconds()
+        number = number_of(text)
 
         def equal(answer: str) -> bool:
             # What follows GSM8K's mark may be a number that the package does not read: 1.5e3, −5, or 1 1/2.
-            said = number_of(answer.rpartition("####")[2])
+            last = answer.rpartition("####")[2]
+            said = number_of(last)
             if number is not None and said is not None and number.accepts(said):
+                return True
+            if _bare(last) == _bare(text):  # without $ or \boxed the package reads no \pi, no (1,2) and no x^2
                 return True
             return bool(verify(right, _read(answer), timeout_seconds=seconds))
 
@@ -72,6 +76,11 @@ class MathVerify(Reward):
             if any(not isinstance(item, str) for item in read):  # a text is what could not be understood
                 return read
         raise DataError(f"math_verify: {row_of(group)}: cannot read the answer {text!r}")
+
+
+def _bare(text: str) -> str:
+    """A text without white space, the dollars around it, and a period at its end."""
+    return "".join(text.split()).removesuffix(".").strip("$")
 
 
 def _read(text: str) -> Any:
