@@ -42,6 +42,15 @@ def test_the_known_answer_itself_is_right(answer: str) -> None:
     assert reward().score([group(answer, *texts)]) == {"": [1.0] * 5 + [0.0] * 2}
 
 
+def test_a_formula_is_read_whole() -> None:
+    """The package takes a number out of a formula that it cannot read, here the 1: that is no answer."""
+    minus, plus = r"1 - \frac{1}{\mathrm{e}}", r"$1 + \frac{1}{\mathrm{e}}$"
+    assert reward().score([group(minus, plus, "1", r"$1 - \frac{1}{e}$")]) == {"": [0.0, 0.0, 1.0]}
+    assert reward().score([group("1", plus, "$1$")]) == {"": [0.0, 1.0]}
+    with pytest.raises(DataError, match="cannot read the answer"):
+        reward().check_prompts([group(r"\frac{1}{\unknown{3}}")])
+
+
 def test_scores_come_in_the_order_of_the_responses() -> None:
     groups = [group(2, "3", "2"), group(3, "3"), group(4, "4", "5", "4")]
     assert reward().score(groups) == {"": [0.0, 1.0, 1.0, 1.0, 0.0, 1.0]}

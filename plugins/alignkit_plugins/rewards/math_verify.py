@@ -7,6 +7,7 @@ thinks.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.data.spoken import answer_of
 from alignkit.extras import check_extra
 
+_UPRIGHT = re.compile(r"\\(?:mathrm|operatorname)\{(\w)\}")  # the package reads no upright letters, such as e
 SECONDS = 5  # for reading an answer, and for comparing two
 
 
@@ -84,9 +86,11 @@ def _bare(text: str) -> str:
 
 
 def _read(text: str) -> Any:
+    """What the package reads; nothing if it reads a number out of the middle of a formula that it does not know."""
     from math_verify import parse
 
-    return parse(text, parsing_timeout=_seconds())
+    found = parse(_UPRIGHT.sub(r"\1", text), parsing_timeout=_seconds())
+    return [] if any(isinstance(part, str) and part.count("{") != part.count("}") for part in found) else found
 
 
 def _seconds() -> int | None:
