@@ -42,6 +42,12 @@ def test_the_known_answer_itself_is_right(answer: str) -> None:
     assert reward().score([group(answer, *texts)]) == {"": [1.0] * 5 + [0.0] * 2}
 
 
+def test_one_of_several_answers_is_not_all() -> None:
+    texts = ("1728", "1331", r"\boxed{1728, 1331}")
+    for answer in ("1331 and 1728", "1331, 1728"):
+        assert reward().score([group(answer, *texts)]) == {"": [0.0, 0.0, 1.0]}
+
+
 def test_a_formula_is_read_whole() -> None:
     """The package takes a number out of a formula that it cannot read, here the 1: that is no answer."""
     minus, plus = r"1 - \frac{1}{\mathrm{e}}", r"$1 + \frac{1}{\mathrm{e}}$"
