@@ -53,7 +53,8 @@ class TrainerContext(Protocol):
     def score(self, groups: Sequence[Group]) -> list[float | None]:
         """The stage's reward of every response of these groups, in order; None if a response could not be scored.
 
-        Responses with `truncated` set pay the recipe's `missing_eos_penalty`.
+        Responses with `truncated` set pay the recipe's `missing_eos_penalty`. The text of sampled tokens is read from
+        them, as in other stages.
         """
         ...
 

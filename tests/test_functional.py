@@ -200,6 +200,31 @@ def test_group_advantages_follow_ids_not_order() -> None:
     assert F.group_has_spread(rewards, group).tolist() == [True, True, True, True, False]
 
 
+def test_kl_estimators_as_losses() -> None:
+    """Over all tokens by their probability: k1 teaches nothing, k2 KL(pi || ref), and k3 KL(ref || pi)."""
+    torch.manual_seed(0)
+    logits = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    policy, reference = logits.log_softmax(-1), torch.randn(6, dtype=torch.float64).log_softmax(-1)
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(loss, logits, retain_graph=True)[0]
+
+    shares = policy.exp().detach()  # of the samples, which have no gradient
+    found = [gradient((shares * F.KL_ESTIMATORS[name](policy, reference, None)).sum()) for name in ("k1", "k2", "k3")]
+    reverse = gradient((policy.exp() * (policy - reference)).sum())
+    forward = gradient((reference.exp() * (reference - policy)).sum())
+    for estimated, right in zip(found, (torch.zeros(6, dtype=torch.float64), reverse, forward), strict=True):
+        torch.testing.assert_close(estimated, right, atol=1e-12, rtol=0)
+
+
+def test_best_of_n_of_right_and_wrong_is_pass_at_k() -> None:
+    """Draws without replacement (Chen et al. 2021, section 2.1): of four samples with one right one, pass@4 is 1."""
+    right = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
+    for k in range(1, 5):
+        known = [1 - math.comb(4 - count, k) / math.comb(4, k) for count in (1, 2)]
+        assert F.expected_best_of_n(right, k).tolist() == pytest.approx(known)
+
+
 def test_equal_rewards_have_zero_advantages() -> None:
     rewards, group = torch.full((7,), 0.1), torch.zeros(7)
     assert not F.grpo_advantages(rewards, group, eps=0.0).nan_to_num(0.0).any()
@@ -215,8 +240,12 @@ def test_clipped_tokens_are_marked(garbage: float) -> None:
     advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, -garbage]])
     clipped = F.clipped(new, old, advantages, 0.2, 0.3, mask)
     assert clipped.tolist() == [[1, 0, 0, 1, 0, 0]] and not clipped.requires_grad
-    (gradient,) = torch.autograd.grad(F.ppo_policy_loss(new, old, advantages, 0.2, 0.3, mask=mask).sum(), new)
-    assert torch.equal((gradient == 0) & mask.bool(), clipped.bool())
+    for dual in (None, 1.5):  # with it, a bad token that has become much likelier has no gradient, either
+        clipped = F.clipped(new, old, advantages, 0.2, 0.3, mask, dual)
+        loss = F.ppo_policy_loss(new, old, advantages, 0.2, 0.3, dual, mask=mask).sum()
+        (gradient,) = torch.autograd.grad(loss, new)
+        assert torch.equal((gradient == 0) & mask.bool(), clipped.bool())
+    assert clipped.tolist() == [[1, 1, 0, 1, 0, 0]]
     between = torch.tensor([[math.log(1.25)]])  # the two ends of the range are not swapped
     zero, one = torch.zeros(1, 1), torch.ones(1, 1)
     assert [F.clipped(between, zero, one, *sides).item() for sides in ((0.2, 0.3), (0.3, 0.2))] == [0, 1]

@@ -496,11 +496,12 @@ def test_temperature_divides_policy_old_and_reference_alike(stage: OnlineStage) 
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
-def test_sampling_filters_are_off_and_harmless(tmp_path: Path) -> None:
-    """By default none; with one, log-probabilities stay those of the unfiltered policy, so KL is finite."""
+def test_sampling_filters_are_off_and_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By default none; with one, log-probabilities stay those of the unfiltered policy, so KL is finite, but biased."""
     stage = ppo_stage(rollout={"samples_per_prompt": 2, "max_new_tokens": 5, "top_k": 2, "top_p": 0.5})
     with started(tmp_path, stage) as stage:
         assert (stage.sampling.top_k, stage.sampling.top_p) == (2, 0.5)
+        assert "ratios and KL are of all tokens" in capsys.readouterr().err
         examples = rolled_out(stage)
         batch = examples.batch()
         assert bool(batch["advantages"].isfinite().all())

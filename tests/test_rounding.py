@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from alignkit import Group, Response
+from alignkit import Group, Pair, Response
 from alignkit import functional as F
 from alignkit.data.group import resolved_pairs
+from alignkit.evaluation.comparison import Scale, compare
 from alignkit_plugins.algorithms.grpo import GRPO
 from alignkit_plugins.algorithms.hir import HIR
 from alignkit_plugins.algorithms.online_dpo import OnlineDPO
@@ -25,6 +27,10 @@ from alignkit_plugins.formats.rankings import _pairs_by_score
 from alignkit_plugins.rewards.equal_length import EqualLength
 from alignkit_plugins.rewards.gdpo import GDPO
 from alignkit_plugins.rewards.running_normalization import RunningNormalization
+from alignkit_plugins.steps.evaluate_reward.rewardbench2 import result
+from alignkit_plugins.steps.rate_feedback import _agreement
+from alignkit_plugins.steps.sample import best
+from alignkit_plugins.steps.select_best import summarize
 
 # One number after sums in several orders, of three sizes.
 NOISE = [
@@ -57,6 +63,21 @@ def select(cls: Any, scores: list[float], **options: Any) -> list[Group]:
     return [each for each in chosen if each.responses and (each.pairs is None or each.pairs or cls is not OnlineDPO)]
 
 
+def against(scores: list[float]) -> float:
+    """What is found of two policies at four prompts, at which one of them always has the first score."""
+    rows = [replace(group([scores[0], each]), id=str(number)) for number, each in enumerate(scores)]
+    rows = [
+        replace(g, responses=tuple(replace(r, source=s) for r, s in zip(g.responses, "ab", strict=True))) for g in rows
+    ]
+    found = compare(rows, "a", "b", "reward")
+    return float(found["wins"] + found["losses"] + abs(found["difference"]["mean"]))
+
+
+def item(scores: list[float]) -> Any:
+    """An item on which one rater gives these scores, and another clear ones."""
+    return SimpleNamespace(responses=scores, opinions={"a": scores, "b": [0.0, 1.0, 2.0, 3.0]})
+
+
 NOTHING: dict[str, Callable[[list[float]], Any]] = {
     "spread": lambda x: F.group_has_spread(table(x), INDEX).any(),
     "grpo": lambda x: F.grpo_advantages(table(x), INDEX).any(),
@@ -81,6 +102,12 @@ NOTHING: dict[str, Callable[[list[float]], Any]] = {
     "expert_iteration": lambda x: select(ExpertIteration, x),
     "rejection_sampling": lambda x: select(RejectionSampling, x, pool="batch"),
     "best": lambda x: best_samples([[group(x)]]).popitem()[1].response.text != "0",
+    "compare": against,
+    "select_best": lambda x: summarize({str(n): [s] for n, s in enumerate(x)}, 1, Scale(None, 1))["policy"] != "0",
+    "best of N": lambda x: best(group(x)).responses[0].text != "0",
+    "RewardBench 2": lambda x: result(replace(group(x), pairs=(Pair(0, 1), Pair(0, 2), Pair(0, 3))), "reward") != 0.25,
+    "right_order": lambda x: F.right_order(table([x[0]] * 4), table(x), "half").ne(0.5).any(),
+    "raters": lambda x: _agreement([item(x)], ["a", "b"])[0].rows[0][1] != "0",
     "rankings": lambda x: _pairs_by_score(group(x).responses),
     "explained_variance": lambda x: _explained_variance(torch.ones(4), table(x).float()) != 0.0,
 }

@@ -29,6 +29,13 @@ def last_turn(response: Response) -> str:
     return str(said[-1] or "") if said else ""
 
 
+def answer_of(response: Response) -> str:
+    """The last turn without the thoughts before it, which is what can be right or wrong; empty if they have no end."""
+    text = last_turn(response)
+    said = after_thoughts(text)
+    return text if said == text else (said or "").strip()
+
+
 def after_thoughts(text: str) -> str | None:
     """What follows the thoughts, all of the text without any; None if they have no end."""
     said = text[max((tag.end() for tag in _CLOSED.finditer(text)), default=0) :]

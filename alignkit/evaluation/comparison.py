@@ -190,7 +190,7 @@ def compare(groups: Sequence[Group], policy: str, baseline: str, name: str) -> d
     both = zip(averages(groups, policy, name), averages(groups, baseline, name), strict=True)
     pairs = [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
     scores = [ours.score for ours, _ in pairs], [theirs.score for _, theirs in pairs]
-    differences = [ours - theirs for ours, theirs in zip(*scores, strict=True)]
+    differences = statistics.differences(*scores)
     longer = [ours.length - theirs.length for ours, theirs in pairs]
     wins, losses = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     return {

@@ -67,16 +67,29 @@ def estimate(values: Sequence[float]) -> Estimate:
     return {"mean": middle, "low": low, "high": high, "n": n}
 
 
+def equal(one: float, other: float) -> bool:
+    """Whether two numbers differ by no more than rounding, as `alignkit.functional.nearly_equal`, but without torch."""
+    return math.isclose(one, other, rel_tol=1e-12, abs_tol=1e-12)
+
+
+def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """`ours - theirs`, value by value; 0 where they differ only by rounding, or equal policies would win and lose.
+
+    Raises `ValueError` if the numbers of values differ.
+    """
+    return [0.0 if equal(a, b) else a - b for a, b in zip(ours, theirs, strict=True)]
+
+
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     """The mean of `ours - theirs`, value by value, with the interval of the paired t test.
 
     Measured on the same prompts, this interval is narrower than those of the two means: prompts differ more than
     policies do. For scores of 0 or 1, use `paired_rates`. Raises `ValueError` if the numbers of values differ.
     """
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    if len(differences) > 1 and not any(differences):  # no chance: scores that are not binary tie if answers are equal
-        return {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(differences)}
-    return estimate(differences)
+    found = differences(ours, theirs)
+    if len(found) > 1 and not any(found):  # no chance: scores that are not binary tie if answers are equal
+        return {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(found)}
+    return estimate(found)
 
 
 def levels_of(scores: Sequence[float]) -> tuple[float, float] | None:

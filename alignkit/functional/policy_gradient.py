@@ -86,12 +86,19 @@ def clipped(
     clip_range: float,
     clip_range_high: float | None = None,
     mask: Tensor | None = None,
+    dual_clip: float | None = None,
 ) -> Tensor:
-    """1 for tokens whose gradient the clipping removes, i.e. clip(r) A < r A, else 0: [B, T] -> [B, T]."""
+    """1 for tokens whose gradient the clipping removes, else 0: [B, T] -> [B, T].
+
+    Those are the ones with clip(r) A < r A, and with a `dual_clip` c those with A < 0 and r > c.
+    """
     with torch.no_grad():
         r, advantages = ratio(logprobs, old_logprobs, mask), widen(advantages)
         # Then the minimum is the clipped product, in which r no longer appears.
-        return (_clip_ratio(r, clip_range, clip_range_high) * advantages < r * advantages).to(r.dtype)
+        removed = _clip_ratio(r, clip_range, clip_range_high) * advantages < r * advantages
+        if dual_clip is not None:
+            removed |= (advantages < 0) & (r > dual_clip)
+        return removed.to(r.dtype)
 
 
 def _clip_ratio(r: Tensor, low: float, high: float | None) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.group import Group
+from alignkit.data.group import Group, Response
 from alignkit.data.sources import Loaded
 from alignkit.errors import RunFailed
 from alignkit.external import ExternalTrainer
@@ -64,10 +65,16 @@ class ExternalStage:
 
     def score(self, groups: Sequence[Group]) -> list[float | None]:
         self._context.forget_scores()
+        groups = [replace(group, responses=tuple(map(self._as_sampled, group.responses))) for group in groups]
         rollouts = score_rollouts(self._scorer, groups, self.settings.rollout.missing_eos_penalty)
         assert rollouts.scores is not None
         usable = rollouts.scores.usable.tolist()
         return [reward if fine else None for reward, fine in zip(rollouts.scores.reward.tolist(), usable, strict=True)]
+
+    def _as_sampled(self, response: Response) -> Response:
+        """A response with the text that rewards read of its tokens in other stages. Trainers may decode otherwise."""
+        encoder, tokens = self._context.models.encoder, response.tokens
+        return response if tokens is None else replace(response, text=encoder.said(tokens), tokenizer=encoder.digest)
 
     @cached_property
     def _scorer(self) -> Scorer:

@@ -65,6 +65,8 @@ class OnlineStage:
         self.watch = StageWatch(self.work, self.scorer, self.sampling, self.sample)
         self.temperature = self.sampling.temperature  # of measurements
         self.episodes = episodes_of(context)
+        if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
+            context.say("top_p and top_k leave tokens out of samples, but ratios and KL are of all tokens, thus biased")
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
             context.say("replay_from has no effect: the algorithm learns only from its own samples")
         if self.scorer is not None and not self.algorithm.needs.reward:

@@ -11,6 +11,7 @@ import torch
 from architectures import MIXTURES, logprobs_alone, make, ragged, tokens
 from torch import Tensor
 
+import alignkit_plugins.models.tiny
 from alignkit.data.group import Group, Pair
 from alignkit.errors import RunFailed
 from alignkit.models.examples import Examples
@@ -163,3 +164,11 @@ def test_a_router_that_returns_a_tuple_cannot_have_an_adapter(tmp_path: Path) ->
         RunFailed, match=r"feed_forward\.router is a router \(Llama4Router\) and cannot have an adapter"
     ):
         loaded(make(tmp_path / "base", "Llama4Text"), ["q_proj", "router"])
+
+
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_tied_matrices_cannot_have_an_adapter(name: str, tmp_path: Path) -> None:
+    """Merged into one of them, it would change both."""
+    folder = alignkit_plugins.models.tiny.source(tmp_path)  # whose head is tied
+    with pytest.raises(RunFailed, match="cannot have an adapter; leave"):
+        loaded(folder, [name])

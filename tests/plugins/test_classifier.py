@@ -134,11 +134,15 @@ def test_a_model_without_a_trained_head_is_refused(tmp_path: Path) -> None:
         scores(tmp_path / "c", "so", label="toxic")
 
 
-def test_a_decoder_without_a_token_for_padding_reads_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("padding", [None, WORDS.index("[PAD]"), WORDS.index("so"), -1])
+def test_a_decoder_reads_in_batches_what_it_reads_alone(tmp_path: Path, padding: int | None) -> None:
+    """The configuration may name no padding, or another one than the tokenizer."""
     write(tmp_path / "c")
-    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16, "bos_token_id": 2, "eos_token_id": 3}
+    sizes: dict[str, Any] = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    sizes |= {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": padding}
     names = {0: "fine", 1: "toxic"}
     model = GPT2ForSequenceClassification(GPT2Config(vocab_size=len(WORDS), id2label=names, **sizes))
+    model.score.weight.data *= 100  # so that texts differ
     model.save_pretrained(tmp_path / "c")
     texts = ("good", "bad so bad")
     alone = [scores(tmp_path / "c", text, label="toxic")[0] for text in texts]

@@ -18,6 +18,7 @@ from alignkit.cli import main
 from alignkit.constitution import Principle, drawn
 from alignkit.data.group import read_groups
 from alignkit.testing import check_step
+from alignkit.tokens.encoding import Encoder
 from alignkit_plugins.steps.constitutional.revise import Revise, critique_question, without_lead_in
 
 PRINCIPLES = [
@@ -159,11 +160,16 @@ def test_if_nothing_is_left_the_run_ends_and_says_why(
     assert "stage 'revised': no answer was revised\n  2: empty revision" in capsys.readouterr().err
 
 
-def test_thoughts_are_no_part_of_what_is_learned(tmp_path: Path, server: Server) -> None:
+def test_thoughts_are_no_part_of_what_is_learned(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those of the critic nor those of the policy."""
+    monkeypatch.setattr(Encoder, "said", lambda encoder, tokens: "<think>hm</think>\n\nmine")
     server.judge = lambda request: says(f"<think>\nhm: {len(request['messages'])}</think>\n\nfine")
     folder = run(tmp_path, server.url, rounds=1)
     assert {group.responses[0].text for group in read_groups(folder / "data.jsonl")} == {"fine"}
     assert not any("hm" in turn["content"] for request in server.requests for turn in request["messages"])
+    assert any("mine" in turn["content"] for request in server.requests for turn in request["messages"])
 
 
 def test_a_server_that_wants_another_name_for_the_limit_gets_it(tmp_path: Path, server: Server) -> None:

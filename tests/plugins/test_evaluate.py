@@ -392,6 +392,8 @@ def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) ->
     text = said(step(**asked).run(context(models, tmp_path)))
     assert models.sampled[0] == {"role": "base", "seed": 7, "samples_per_prompt": 1, **asked}
     assert text.startswith("sampled with max_new_tokens 9, min_new_tokens 2, temperature 0.5, top_p 0.9, top_k 3, stop")
+    biased = "KL is biased: min_new_tokens 2, top_p 0.9, top_k 3 leaves tokens out of the answers"
+    assert biased in text and "KL is biased" not in said(step(**asked, kl=False).run(context(models, tmp_path)))
     followed = step(max_new_tokens=9)
     followed.options.follow({"temperature": 0.7, "max_new_tokens": 4}, "stage align", ["no penalty here"])
     artifact = followed.run(context(models, tmp_path))

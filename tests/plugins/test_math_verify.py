@@ -35,6 +35,28 @@ def test_the_same_value_is_right(answer: object, text: str) -> None:
     assert reward().score([group(answer, text, "I do not know", "999983")]) == {"": [1.0, 0.0, 0.0]}
 
 
+@pytest.mark.parametrize("answer", ["(1,2)", "[0,1)", r"\{1,2\}", "x^2+1", r"2\sqrt{3}", r"\pi", r"x \in [0,1]"])
+def test_the_known_answer_itself_is_right(answer: str) -> None:
+    """Also without the marks of LaTeX, which the package needs to read it."""
+    texts = (answer, f" {answer}. ", f"${answer}$", rf"\boxed{{{answer}}}", f"So:\n#### {answer}", "(2,1)", "7")
+    assert reward().score([group(answer, *texts)]) == {"": [1.0] * 5 + [0.0] * 2}
+
+
+def test_one_of_several_answers_is_not_all() -> None:
+    texts = ("1728", "1331", r"\boxed{1728, 1331}")
+    for answer in ("1331 and 1728", "1331, 1728"):
+        assert reward().score([group(answer, *texts)]) == {"": [0.0, 0.0, 1.0]}
+
+
+def test_a_formula_is_read_whole() -> None:
+    """The package takes a number out of a formula that it cannot read, here the 1: that is no answer."""
+    minus, plus = r"1 - \frac{1}{\mathrm{e}}", r"$1 + \frac{1}{\mathrm{e}}$"
+    assert reward().score([group(minus, plus, "1", r"$1 - \frac{1}{e}$")]) == {"": [0.0, 0.0, 1.0]}
+    assert reward().score([group("1", plus, "$1$")]) == {"": [0.0, 1.0]}
+    with pytest.raises(DataError, match="cannot read the answer"):
+        reward().check_prompts([group(r"\frac{1}{\unknown{3}}")])
+
+
 def test_scores_come_in_the_order_of_the_responses() -> None:
     groups = [group(2, "3", "2"), group(3, "3"), group(4, "4", "5", "4")]
     assert reward().score(groups) == {"": [0.0, 1.0, 1.0, 1.0, 0.0, 1.0]}

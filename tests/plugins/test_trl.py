@@ -15,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import alignkit_plugins.models.tiny
 import alignkit_plugins.steps.trl
 from alignkit import Group, Pair, Response, RunFailed
 from alignkit.data.group import read_groups, write_groups
@@ -83,6 +84,15 @@ def test_every_trainer_starts_where_the_stage_does_and_leaves_an_adapter(folder:
     assert len(losses) == json.loads((folder / "out" / "trained" / "stage.json").read_text())["summary"]["steps"]
     if trainer == "dpo":  # policy and reference are the same at first
         assert losses[0] == pytest.approx(math.log(2), abs=1e-3) and losses[1] < losses[0]
+
+
+def test_samples_end_where_the_run_ends_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also at the chat template's end of turn, which the model's own settings need not name."""
+    monkeypatch.setattr("peft.PeftModel.from_pretrained", lambda model, *_, **__: model)
+    base, ends = alignkit_plugins.models.tiny.source(tmp_path), frozenset({7, 2})
+    context: Any = SimpleNamespace(base=base, dtype=torch.float32, device="cpu", end_ids=ends)
+    model = alignkit_plugins.steps.trl.load_model(context, tmp_path, scalar_head=False)
+    assert model.generation_config.eos_token_id == [2, 7]
 
 
 def test_the_reference_is_checked() -> None:

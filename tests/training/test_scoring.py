@@ -196,7 +196,7 @@ def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> Non
         folder=tmp_path,
         metrics=lambda size: Metrics(tmp_path / "metrics.jsonl", size),
         settings=SimpleNamespace(rollout=rollout),
-        models=SimpleNamespace(encoder=SimpleNamespace(end_ids=frozenset())),
+        models=SimpleNamespace(encoder=SimpleNamespace(end_ids=(), digest="d", said=lambda tokens: str(len(tokens)))),
         forget_scores=lambda: None,
         model=SimpleNamespace(source="base", dtype=torch.float32, device=torch.device("cpu"), tokenizer=None),
     )
@@ -204,6 +204,8 @@ def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> Non
     stage.__dict__["_scorer"] = scorer()
     assert stage.score(GROUPS) == [1.0, None, 2.5, None]
     assert stage.score(GROUPS[1:]) == [None]
+    # What the tokens say counts, not how the trainer has decoded them: it may leave out what the prompt opens.
+    assert stage.score([Group(PROMPT, (Response(text="None", tokens=(7, 7)),))]) == [2.0]
 
 
 # Combinations

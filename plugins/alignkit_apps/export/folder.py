@@ -33,6 +33,7 @@ from alignkit_apps.policies.source import Source
 
 NOT_COPIED = ("README.md", ".gitattributes")
 UNREADABLE = (".safetensors", ".gguf")
+SAMPLED_WITH = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # of generation settings
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt")  # of which "/home" may be a word
 
 
@@ -65,6 +66,7 @@ def write(source: Source, request: Request, say: Callable[[str], None]) -> Writt
         else:
             say(f"loading {Path(source.spec.base).name}")
             gguf, notes = _write_whole(source, request, base, tokenizer, encoder, new, name)
+        notes += _sampling_notes(new)
         loading = _loading(source, request, gguf, name, new, encoder)
         _write_text(source, request, loading, new, base_folder, notes)
         mine = (source.run.resolve(), request.out.resolve().parent, Path.home(), Path.cwd())
@@ -195,6 +197,14 @@ def _write_generation(folder: Path | None, new: Path, ends: frozenset[int]) -> N
     generation = GenerationConfig.from_pretrained(folder) if has_own else GenerationConfig()
     end_with(generation, ends)
     generation.save_pretrained(new)
+
+
+def _sampling_notes(folder: Path) -> list[str]:
+    """How programs sample by themselves with the base's generation settings, which alignkit does not apply."""
+    file = folder / "generation_config.json"
+    found = read_json(file) if file.is_file() else {}
+    given = ", ".join(f"{key} {found[key]}" for key in SAMPLED_WITH if found.get(key) is not None)
+    return [f"vLLM and transformers sample with the base's settings ({given}), which the run did not use"] * bool(given)
 
 
 def _write_text(

@@ -100,7 +100,9 @@ def _vllm_score(loading: Loading) -> str:
 
 def llama_cpp(loading: Loading) -> str:
     """The command that starts a conversation in llama.cpp."""
-    return loading.download + shlex.join(["llama-cli", "-m", f"{loading.folder}/{loading.gguf}", "--jinja", "-cnv"])
+    given = loading.chat_template_kwargs
+    words = ["llama-cli", "-m", f"{loading.folder}/{loading.gguf}", "--jinja", "-cnv"]
+    return loading.download + shlex.join([*words, *(["--chat-template-kwargs", json.dumps(given)] if given else [])])
 
 
 def python(loading: Loading) -> str:

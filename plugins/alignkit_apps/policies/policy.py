@@ -104,10 +104,11 @@ class Opened:
         self, policy: Policy, messages: Sequence[Message], answers: Sequence[Answer]
     ) -> list[dict[str, float | None]]:
         """For each answer of a policy its score by every reward."""
-        digest = policy.service.encoder.digest
+        encoder, source = policy.service.encoder, policy.reference
+        texts = [encoder.said(a.tokens) for a in answers]  # as in a run, with the reasoning that the prompt opens
         responses = (
-            Response(text=a.text, tokens=a.tokens, truncated=not a.ended, source=policy.reference, tokenizer=digest)
-            for a in answers
+            Response(text=text, tokens=a.tokens, truncated=not a.ended, source=source, tokenizer=encoder.digest)
+            for text, a in zip(texts, answers, strict=True)
         )
         group = Group(tuple(messages), tuple(responses))
         found: list[dict[str, float | None]] = [{} for _ in answers]

@@ -193,7 +193,9 @@ class PPO(Algorithm):
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """Over tokens: the shares that clipping leaves without a gradient, the KL to the old policy, and the ratio."""
         o, mask = self.options, batch.mask
-        clipped = F.clipped(out.logprobs, batch.old_logprobs, batch["advantages"], o.clip_range, o.clip_range_high)
+        clipped = F.clipped(
+            out.logprobs, batch.old_logprobs, batch["advantages"], o.clip_range, o.clip_range_high, mask, o.dual_clip
+        )
         value_clipped = F.value_clipped(out.values, batch.old_values, batch["returns"], o.value_clip_range)
         return {
             "clip_fraction": per_token(clipped),

@@ -13,6 +13,7 @@ from typing import Any
 import alignkit
 from alignkit import DataError, Environment, Field, Group, Register, hookimpl
 from alignkit.data.numbers import numbers_in
+from alignkit.data.spoken import after_thoughts
 
 LONGEST, LARGEST = 200, 1e12  # characters of an expression; its numbers and results
 _OPERATORS: dict[type, Callable[..., Any]] = {
@@ -66,7 +67,7 @@ class Calculator(Environment):
 
     def get_reward(self) -> float:
         """1 if the answer is right, else 0."""
-        found = _last_number(self.turns[-1]["content"])
+        found = _last_number(after_thoughts(self.turns[-1]["content"]) or "")
         return float(found is not None and abs(found - self.answer) <= self.options.tolerance)
 
 

@@ -74,15 +74,17 @@ class Classifier(Reward):
                 f"reward 'classifier': {self._folder} lacks the weights {', '.join(sorted(found['missing_keys']))}, "
                 "so its probabilities would be random\nhelp: name the folder of a trained classifier"
             )
-        if model.config.pad_token_id is None:  # without it, a decoder classifies no batch
-            model.config.pad_token_id = self._tokenizer.pad_token_id
+        # The configuration says where a decoder's text ends: behind any other padding, it would read the padding.
+        own = model.config.pad_token_id
+        self._padding = self._tokenizer.pad_token_id if own is None or own < 0 else own
+        model.config.pad_token_id = self._padding
         self._model = model.float().to(self.options.device).eval()
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         texts = [last_turn(response) for group in groups for response in group.responses]
         pieces = [(number, piece) for number, text in enumerate(texts) for piece in self._pieces(text)]
         highest = [0.0] * len(texts)
-        rows = ROWS if self._tokenizer.pad_token is not None else 1
+        rows = ROWS if self._padding is not None else 1
         for start in range(0, len(pieces), rows):
             batch = pieces[start : start + rows]
             found = self._probabilities([piece for _, piece in batch]).tolist()
@@ -118,9 +120,12 @@ class Classifier(Reward):
         """The label's probability in each piece, [rows]."""
         import torch
 
-        padded = self._tokenizer.pad({"input_ids": list(rows)}, return_tensors="pt").to(self.options.device)
+        width = max(map(len, rows))
+        padded = [[*row, *[self._padding] * (width - len(row))] for row in rows]
+        read = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+        tokens, mask = torch.tensor([padded, read], device=self.options.device)
         with torch.inference_mode():
-            logits = self._model(**padded).logits.double()
+            logits = self._model(input_ids=tokens, attention_mask=mask).logits.double()
         return (logits.sigmoid() if self._several else logits.softmax(dim=-1))[:, self._place]
 
 

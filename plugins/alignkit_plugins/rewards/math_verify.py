@@ -1,11 +1,13 @@
 """A verifiable reward: whether the answer to a mathematical question equals the known one.
 
 The package math-verify reads both, as numbers, LaTeX or expressions, and compares what they mean: `1/2` is
-`\\boxed{0.5}`. An answer that it cannot read, or not in five seconds, is wrong.
+`\\boxed{0.5}`. An answer that it cannot read, or not in five seconds, is wrong, and so is a response that ends while it
+thinks.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +17,10 @@ import alignkit
 from alignkit import DataError, Field, Group, Register, Reward, hookimpl
 from alignkit.data.numbers import number_of
 from alignkit.data.prompt_columns import column_of, row_of
-from alignkit.data.spoken import last_turn
+from alignkit.data.spoken import answer_of
 from alignkit.extras import check_extra
 
+_UPRIGHT = re.compile(r"\\(?:mathrm|operatorname)\{(\w)\}")  # the package reads no upright letters, such as e
 SECONDS = 5  # for reading an answer, and for comparing two
 
 
@@ -47,16 +50,20 @@ class MathVerify(Reward):
     def _of_group(self, group: Group) -> list[float]:
         from math_verify import verify
 
-        right, seconds, number = self._right(group), _seconds(), number_of(str(group.meta[self.options.column]))
+        text, right, seconds = str(group.meta[self.options.column]), self._right(group), _seconds()
+        number = number_of(text)
 
         def equal(answer: str) -> bool:
             # What follows GSM8K's mark may be a number that the package does not read: 1.5e3, −5, or 1 1/2.
-            said = number_of(answer.rpartition("####")[2])
+            last = answer.rpartition("####")[2]
+            said = number_of(last)
             if number is not None and said is not None and number.accepts(said):
+                return True
+            if _bare(last) == _bare(text):  # without $ or \boxed the package reads no \pi, no (1,2) and no x^2
                 return True
             return bool(verify(right, _read(answer), timeout_seconds=seconds))
 
-        return [float(equal(last_turn(response))) for response in group.responses]
+        return [float(equal(answer_of(response))) for response in group.responses]
 
     def _right(self, group: Group) -> Any:
         """The known answer. Raises DataError if the prompt has none, or one that cannot be read."""
@@ -73,10 +80,17 @@ class MathVerify(Reward):
         raise DataError(f"math_verify: {row_of(group)}: cannot read the answer {text!r}")
 
 
+def _bare(text: str) -> str:
+    """A text without white space, the dollars around it, and a period at its end."""
+    return "".join(text.split()).removesuffix(".").strip("$")
+
+
 def _read(text: str) -> Any:
+    """What the package reads; nothing if it reads a number out of the middle of a formula that it does not know."""
     from math_verify import parse
 
-    return parse(text, parsing_timeout=_seconds())
+    found = parse(_UPRIGHT.sub(r"\1", text), parsing_timeout=_seconds())
+    return [] if any(isinstance(part, str) and part.count("{") != part.count("}") for part in found) else found
 
 
 def _seconds() -> int | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import alignkit
 from alignkit import Field, Group, Register, Reward, hookimpl
-from alignkit.data.spoken import last_turn
+from alignkit.data.spoken import answer_of
 
 _FEELING = "happy|glad|excited|thrilled|pleased|proud|grateful|thankful|sorry|much i|much we|much this"
 # In "I cannot answer because it is not clear enough", the last word belongs to the reason.
@@ -67,7 +67,7 @@ class Refusal(Reward):
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         responses = (response for group in groups for response in group.responses)
-        return {"": [self.options.scale * refuses(last_turn(response)) for response in responses]}
+        return {"": [self.options.scale * refuses(answer_of(response)) for response in responses]}
 
 
 @hookimpl

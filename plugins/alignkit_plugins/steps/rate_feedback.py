@@ -14,7 +14,7 @@ import alignkit
 from alignkit import Artifact, DataError, Field, JudgeRef, Register, RewardRef, Step, StepContext, hookimpl
 from alignkit.evaluation.judge_card import check_names, judge_names
 from alignkit.evaluation.reward_columns import label
-from alignkit.evaluation.statistics import share, shown
+from alignkit.evaluation.statistics import equal, share, shown
 from alignkit.report import Report, Table
 from alignkit_apps.feedback.active_learning import rated
 from alignkit_apps.feedback.items import Item
@@ -75,8 +75,8 @@ def _agreement(items: Sequence[Item], names: Sequence[str]) -> list[Table]:
             for item in items
             for i, j in combinations(range(len(item.responses)), 2)
         ]
-        signs = [(a - b) * (c - d) for a, b, c, d in gaps if None not in (a, b, c, d)]  # type: ignore[operator]
-        clear = [sign > 0 for sign in signs if sign]
+        known = [tuple(score for score in gap if score is not None) for gap in gaps if None not in gap]
+        clear = [(a > b) == (c > d) for a, b, c, d in known if not (equal(a, b) or equal(c, d))]
         rows.append([f"{one} and {other}", str(len(clear)), shown(share(sum(clear), len(clear)), percent=True)])
     heads = ["raters", "pairs that both order", "alike"]
     return [Table("how far rewards and judges agree", heads, rows)] if rows else []

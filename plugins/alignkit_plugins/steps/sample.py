@@ -116,9 +116,9 @@ class Sample(Step):
 
 def best(group: Group) -> Group:
     """The group with its best response only, the first one of equals; none if no response has a score."""
-    scored = [response for response in group.responses if response.scores[REWARD_KEY] is not None]
-    chosen = max(scored, key=lambda response: response.scores[REWARD_KEY] or 0.0, default=None)
-    return replace(group, responses=() if chosen is None else (chosen,))
+    scored = [(response, score) for response in group.responses if (score := response.scores[REWARD_KEY]) is not None]
+    highest = max((score for _, score in scored), default=0.0)
+    return replace(group, responses=tuple(r for r, score in scored if statistics.equal(score, highest))[:1])
 
 
 def scores(groups: Sequence[Group]) -> dict[str, Any]:

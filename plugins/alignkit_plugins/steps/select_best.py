@@ -90,7 +90,8 @@ class SelectBest(Step):
 
 def summarize(rewards: Mapping[str, Sequence[float]], prompts: int, scale: Scale) -> dict[str, Any]:
     """The best policy, all means, and its lead over each other policy."""
-    best = max(rewards, key=lambda policy: statistics.mean(rewards[policy]))  # max returns the first of equal means
+    means = {policy: statistics.mean(values) for policy, values in rewards.items()}
+    best = next(policy for policy, mean in means.items() if statistics.equal(mean, max(means.values())))
     return {
         "policy": best,
         "prompts": len(rewards[best]),

@@ -62,6 +62,16 @@ def test_a_merged_policy(lora_run: Path, tmp_path: Path) -> None:
     check_logprobs(model, AutoTokenizer.from_pretrained(tmp_path / "out"), lora_run, "sft")
 
 
+def test_how_others_sample_by_themselves(tmp_path: Path) -> None:
+    """vLLM applies a base's settings to requests that say nothing; the run sampled without them."""
+    assert folders._sampling_notes(tmp_path) == []
+    GenerationConfig(eos_token_id=[2, 7]).save_pretrained(tmp_path)
+    assert folders._sampling_notes(tmp_path) == []
+    GenerationConfig(do_sample=True, temperature=0.6, repetition_penalty=1.05).save_pretrained(tmp_path)
+    (note,) = folders._sampling_notes(tmp_path)
+    assert "(temperature 0.6, repetition_penalty 1.05)" in note
+
+
 def test_a_dtype(lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(lora_run / "sft", tmp_path / "out", "--merge", "--dtype", "bfloat16") == 0
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16

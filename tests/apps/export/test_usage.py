@@ -133,7 +133,11 @@ def test_quantized_bases_in_vllm() -> None:
 
 
 def test_llama_cpp() -> None:
-    assert llama_cpp(replace(ADAPTER, form="gguf", gguf="m.gguf")) == "llama-cli -m out/m.gguf --jinja -cnv"
+    loading = replace(ADAPTER, form="gguf", gguf="m.gguf")
+    assert llama_cpp(loading) == "llama-cli -m out/m.gguf --jinja -cnv"
+    # Otherwise it writes other prompts than the run did.
+    words = shlex.split(llama_cpp(replace(loading, chat_template_kwargs={"enable_thinking": False})))
+    assert json.loads(words[words.index("--chat-template-kwargs") + 1]) == {"enable_thinking": False}
 
 
 def printed_code(output: str) -> str:

@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from alignkit import Message
+from alignkit import Group, Message
 from alignkit.cli import main
 from alignkit.io.progress import Reporter
 from alignkit.plugins import load_plugins
@@ -24,6 +26,7 @@ from alignkit_apps.chat.session import Said, Session
 from alignkit_apps.chat.start import _greeted
 from alignkit_apps.policies.policy import Exchange, Opened, opened
 from alignkit_apps.policies.recipe import models_of
+from alignkit_apps.policies.streaming import Answer
 from tests.patience import PATIENCE
 
 
@@ -32,6 +35,22 @@ def models(run: Path) -> Iterator[Opened]:
     named = models_of([str(run / "sft"), str(run / "online")], [str(run / "liked"), "length"])
     with opened(named, load_plugins().registry, Reporter(), lambda: None, "alignkit chat") as found:
         yield found
+
+
+def test_rewards_read_what_they_read_in_training() -> None:
+    """Also the block of reasoning that the prompt opens, which an answer does not repeat."""
+    seen: list[Group] = []
+
+    def score(groups: Sequence[Group]) -> list[Group]:
+        seen.extend(groups)
+        return [replace(g, responses=tuple(replace(r, scores={"reward": 1.0}) for r in g.responses)) for g in groups]
+
+    encoder = SimpleNamespace(said=lambda tokens: "<think>Two.</think>4", digest="d")
+    policy: Any = SimpleNamespace(service=SimpleNamespace(encoder=encoder), reference="sft")
+    form: Any = SimpleNamespace(score=score, name="form")
+    asked = [Message(role="user", content="2 + 2?")]
+    assert Opened({}, [form]).rewards(policy, asked, [Answer("Two.</think>4", (7, 8), True)]) == [{"form": 1.0}]
+    assert seen[0].responses[0].text == "<think>Two.</think>4"
 
 
 def scored(models: Opened, name: str, text: str, seed: int, count: int = 1) -> list[dict[str, float | None]]:

@@ -13,6 +13,7 @@ import alignkit
 from alignkit import DataError, Field, Group, Reward
 from alignkit.data.numbers import Number, number_of, numbers_in
 from alignkit.data.prompt_columns import column_of, row_of
+from alignkit.data.spoken import answer_of
 from alignkit.evaluation.text_metrics import repetition
 from alignkit_plugins.rewards.text.answers import scored
 
@@ -32,7 +33,7 @@ def checked_pattern(pattern: str) -> str:
 
 
 class ExactMatch(Reward):
-    """1 if the answer equals the prompt's known one, or one of several, else 0."""
+    """1 if the answer, without the thoughts before it, equals the prompt's known one, or one of several, else 0."""
 
     class Options(alignkit.Options):
         column: str = Field("answer", description="column of the prompts with the right answer, or a list of them")
@@ -62,7 +63,7 @@ class ExactMatch(Reward):
             self._known(group)
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        return scored(groups, self._score)
+        return scored(groups, self._score, answer_of)
 
     def _score(self, group: Group, answer: str) -> float | None:
         known = self._known(group)

@@ -28,6 +28,7 @@ from alignkit import (
     seeds,
 )
 from alignkit.constitution import Principle, drawn
+from alignkit.data.spoken import answer_of
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import prompts_to_compare
 from alignkit.report import Report, SideBySide, Table
@@ -188,7 +189,7 @@ class Revise(Step):
             groups = context.models.sample(
                 options.policy, [prompt for _, prompt in rows], seed=seed, samples_per_prompt=1, **sampling
             )
-            return [group.responses[0].text.strip() if group.responses else None for group in groups]
+            return [answer_of(group.responses[0]).strip() if group.responses else None for group in groups]
 
         found = context.map("answers", [[i, list(c.group.prompt)] for i, c in enumerate(chains)], answered)
         for chain, text in zip(chains, found, strict=True):

@@ -348,13 +348,16 @@ class Evaluate(Step):
         combined = [column.name for column in columns if not column.single]
         rewards = [column.name for column in columns]
         names = [*options.measures, *rewards]
-        kls = kl_of(groups, self.policies, self.reference, prompted, options.sampling()["temperature"], context)
+        sampling = options.sampling()
+        kls = kl_of(groups, self.policies, self.reference, prompted, sampling["temperature"], context)
+        cut = ", ".join(f"{key} {sampling[key]}" for key in ("min_new_tokens", "top_p", "top_k") if key in sampling)
+        biased = [f"KL is biased: {cut} leaves tokens out of the answers, and it is of all tokens"] if cut else []
         raters = raters_of(options)
         return {
             "prompts": len(groups),
             "left_out": left_out,
-            "sampling": {"samples_per_prompt": options.samples_per_prompt, **options.sampling(), "seed": context.seed},
-            "notes": [f"sampled with {options.described()}", *options.notes],
+            "sampling": {"samples_per_prompt": options.samples_per_prompt, **sampling, "seed": context.seed},
+            "notes": [f"sampled with {options.described()}", *options.notes, *(biased if self.reference else ())],
             "baseline": baseline,
             "reference": self.reference,
             "headline": next(iter([*options.measures, *combined, *rewards]), None),

@@ -155,9 +155,9 @@ def kl(
     """KL(policy || reference) in nats per response, at the sampling temperature.
 
     The estimator is k1 (Schulman 2020, "Approximating KL Divergence"), the mean of log p - log q over the policy's own
-    samples: unbiased, and possibly negative. `unmeasured` counts responses that a model had to truncate. prompted: what
-    the policy reads, if not the prompts; the reference reads the prompts. Raises OtherTokenizer if the reference has
-    another tokenizer.
+    samples: unbiased if these leave no token out, and possibly negative. `unmeasured` counts responses that a model had
+    to truncate. prompted: what the policy reads, if not the prompts; the reference reads the prompts. Raises
+    OtherTokenizer if the reference has another tokenizer.
     """
     if policy == reference:
         return {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(groups), "unmeasured": 0}

@@ -93,7 +93,8 @@ def result(group: Group, column: str) -> float | None:
         return None
     chosen, rejected = split
     most = max(*chosen, *rejected)
-    return 1 / [*chosen, *rejected].count(most) if chosen[0] == most else 0.0
+    first, *others = (statistics.equal(score, most) for score in (*chosen, *rejected))
+    return 1 / (1 + sum(others)) if first else 0.0
 
 
 def ties(groups: Sequence[Group], column: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pydantic import model_validator
 import alignkit
 from alignkit import DataError, Field, Group, Reward
 from alignkit.data.prompt_columns import column_of, row_of
-from alignkit.data.spoken import last_turn
+from alignkit.data.spoken import answer_of
 from alignkit_plugins.steps.honesty import grading
 
 RIGHT, ABSTAINS, WRONG = "right", "abstains", "wrong"
@@ -80,7 +80,7 @@ class _Graded(Reward):
     def _of_group(self, group: Group) -> list[float]:
         known = known_answers(group, self.options.column)
         return [
-            self._value(self.options.outcome(last_turn(response), known), bool(known)) for response in group.responses
+            self._value(self.options.outcome(answer_of(response), known), bool(known)) for response in group.responses
         ]
 
     def _value(self, outcome: str, answerable: bool) -> float:
@@ -135,7 +135,7 @@ class Abstention(Reward):
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         responses = (response for group in groups for response in group.responses)
-        return {"": [float(self.options.abstains(last_turn(response))) for response in responses]}
+        return {"": [float(self.options.abstains(answer_of(response))) for response in responses]}
 
 
 def known_answers(group: Group, column: str) -> list[str]:

@@ -17,7 +17,7 @@ from pydantic import field_validator
 
 from alignkit import Artifact, DataError, Field, Group, Message, Response, RunFailed, Step, StepContext, StepData, seeds
 from alignkit.data.prompt_columns import column_of
-from alignkit.data.spoken import last_turn
+from alignkit.data.spoken import answer_of
 from alignkit.evaluation import statistics as stats
 from alignkit.evaluation.comparison import prompts_to_compare
 from alignkit.evaluation.statistics import CONFIDENCE, shown
@@ -198,7 +198,7 @@ def reworded(answer: Group, named: Sequence[str], found: bool | None) -> bool:
     A reward that reads a whole answer, or the match of a pattern, overlooks "Yes, I am sure: Paris." That is another
     wording, or, as in "not Paris", another answer; nobody knows without reading it.
     """
-    return found is False and grading.matches(last_turn(answer.responses[0]), named, "contains", 1.0)
+    return found is False and grading.matches(answer_of(answer.responses[0]), named, "contains", 1.0)
 
 
 def reworded_notes(graded: Mapping[str, Sequence[Graded]]) -> list[str]:

@@ -295,6 +295,8 @@ def load_model(context: TrainerContext, adapter: Path, scalar_head: bool) -> Any
         base.config.pad_token_id = context.tokenizer.pad_token_id
     else:
         base = AutoModelForCausalLM.from_pretrained(context.base, dtype=context.dtype)
+        # TRL samples until a token that the model's own settings name. The chat template may end turns with another.
+        base.generation_config.eos_token_id = sorted(context.end_ids)
     return PeftModel.from_pretrained(base.to(context.device), adapter, is_trainable=True)
 
 
