@@ -112,6 +112,10 @@ def test_every_way_to_write_a_turn(turn: dict[str, Any], expected: Message) -> N
             "messages[3] has 'mask', whether the turn is learned, which",
         ),
         (
+            {"role": "system", "content": "a", "tools": "[]"},
+            "has 'tools', functions of the row's column 'tools', which",
+        ),
+        (
             {"role": "user", "content": "a", "images": ["x.png"]},
             "messages[3] has 'images', pictures, which would be lost",
         ),
