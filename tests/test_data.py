@@ -382,14 +382,22 @@ def test_values_of_a_table_become_json(tmp_path: Path) -> None:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     when = datetime.datetime(2024, 5, 6, 7, 8)
     columns = {
-        "prompt": [b"caf\xc3\xa9"], "when": [when], "image": [b"\xff\x00"], "price": [decimal.Decimal("1.5")],
+        "prompt": [b"caf\xc3\xa9"], "when": [when], "blob": [b"\xff\x00"], "price": [decimal.Decimal("1.5")],
         "tags": [["a", None]], "n": [3],
     }  # fmt: skip
     parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
     [group] = load(source(tmp_path / "d.parquet")).groups
     assert words([group]) == ["café"]
-    meta = {"when": "2024-05-06T07:08:00", "image": None, "price": 1.5, "tags": ["a", None], "n": 3}
+    meta = {"when": "2024-05-06T07:08:00", "blob": {"unread": "bytes"}, "price": 1.5, "tags": ["a", None], "n": 3}
     assert group.meta == meta and groups_module.group_from_json(groups_module.group_to_json(group)) == group
+
+
+def test_a_picture_in_a_table_is_not_lost(tmp_path: Path) -> None:
+    """As `datasets` writes it: its bytes are no text, and were taken for an empty column."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"prompt": ["q"], "image": [{"bytes": b"\x89PNG", "path": None}]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
+    assert "column 'image' holds a picture" in bad_rows(tmp_path / "d.parquet")[0][1]
 
 
 def test_very_long_rows_are_read(tmp_path: Path) -> None:
