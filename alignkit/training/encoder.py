@@ -47,9 +47,9 @@ class StageEncoder:
             whose = "the model" if self.max_length == context.model.context else f"the reference '{reference}'"
             context.activity(f"max_length is {self.max_length}, the context of {whose}")
 
-    def encode(self, groups: Sequence[Group]) -> list[Encoded]:
-        """Encode the groups that fit, and report the others."""
-        encoded = self.encode_quietly(groups)
+    def encode(self, groups: Sequence[Group], turns: str = "") -> list[Encoded]:
+        """Encode the groups that fit, and report the others. turns: see `Encoder.encode`; default: the algorithm's."""
+        encoded = self.encode_quietly(groups, turns)
         self._report(len(groups), self.count_unfit())
         return encoded
 
@@ -59,10 +59,10 @@ class StageEncoder:
         if facts:
             self.context.say(f"{counted(groups, 'group')}: {'; '.join(facts)}")
 
-    def encode_quietly(self, groups: Sequence[Group]) -> list[Encoded]:
+    def encode_quietly(self, groups: Sequence[Group], turns: str = "") -> list[Encoded]:
         """Encode the groups that fit; `count_unfit` counts the others."""
         scoring = self.algorithm.algorithm.trains is REWARD
-        turns = self.algorithm.trained_turns()
+        turns = turns or self.algorithm.trained_turns()
         recent = self._shortened(
             groups, partial(with_room, encoder=self.encoder, max_length=self.max_length, scoring=scoring)
         )
