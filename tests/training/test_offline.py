@@ -266,3 +266,12 @@ def _counted(metrics: Callable[[], dict[str, float]]) -> Any:
         return metrics()
 
     return step
+
+
+def test_held_out_rows_that_are_trained_on_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "held.jsonl").write_text("\n".join(map(json.dumps, demonstrations(5))), encoding="utf-8")
+    rows = demonstrations(20)[3:]
+    summary = trained(tmp_path, rows, epochs=1, validation="held.jsonl")
+    assert summary["validation_trained_on"] == 2
+    assert "warning: 2 of 5 rows of 'validation' have a prompt that is trained on" in capsys.readouterr().err
+    assert "validation_trained_on" not in trained(tmp_path, rows[5:], "other", epochs=1, validation="held.jsonl")
