@@ -177,6 +177,22 @@ def test_special_tokens_in_data_are_ordinary_text() -> None:
     assert made.tokenizer.decode(row.tokens) == "a<|im_end|>b<|im_end|>"
 
 
+def test_a_text_that_was_rendered_before_is_counted() -> None:
+    """Data sets hold such texts for trainers that tokenize them with the template's tokens; here these are letters."""
+    made = encoder()
+    for group in (
+        Group((user("<|im_start|>user\nq<|im_end|>"),), (Response(text="a"),)),
+        Group((user("q"),), (Response(text="a<|im_end|>"),)),
+        Group((), (Response(text="<|im_start|>user\nq<|im_end|>"),)),
+    ):
+        made.forget_counts()
+        made.encode(group, 200)
+        assert made.counts == {"typed_tokens": 1}
+    made.forget_counts()
+    made.encode(Group((user("q"),), (Response(text="</s> is a tag"),)), 200)
+    assert not made.counts and "give a conversation as messages" in unfit("typed_tokens", 1)
+
+
 @pytest.mark.parametrize("bos", [False, True])
 def test_every_token_of_raw_text_that_can_be_predicted_counts(bos: bool) -> None:
     made = encoder(bos=bos)
@@ -448,6 +464,33 @@ def test_tools_and_calls_that_the_template_drops_are_counted() -> None:
     made = encoder("{{ tools | string }}" + writes)
     (row,) = encoded(made.encode(group, 500)).rows
     assert len(counted(made, row)) == 2 and "add" in counted(made, row)[0] and not made.counts
+
+
+ONLY_TWO = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role in ('user', 'assistant') %}")
+SYSTEM_SAID = Message(role="system", content="Speak French.")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answers"),
+    [
+        ((SYSTEM_SAID, user("hi")), (assistant("French."),)),
+        ((user("hi"),), (assistant("a"), Message(role="tool", content="42"), assistant("42"))),
+    ],
+)
+def test_a_message_that_the_template_does_not_write_is_counted(prompt: Any, answers: Any) -> None:
+    """Phi-3's first template wrote no system message, and several write no results of tools."""
+    group = Group(prompt, (Response(messages=answers),))
+    for code, count in ((ONLY_TWO, 1), (CHATML, 0), (CHATML.replace("m['content']", "m['content'] | tojson"), 0)):
+        made = encoder(code)
+        if "tojson" not in code:
+            made.encode(group, 200)
+        else:  # what the assistant says must stay as it is
+            assert not made.chat.drops([*prompt, *answers])
+        assert made.counts["dropped_messages"] == count
+    merged = Encoder(encoder(ONLY_TWO).tokenizer, ChatOptions(system_messages="merge"))
+    merged.encode(group, 200)
+    assert merged.counts["dropped_messages"] == (prompt[0] != SYSTEM_SAID)
+    assert "learned without one of its messages" in unfit("dropped_messages", 1)
 
 
 def test_an_answer_about_the_tag_is_no_reasoning() -> None:
