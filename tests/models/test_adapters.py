@@ -72,6 +72,8 @@ def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) 
         ({"init_lora_weights": "olora"}, "began as 'olora'"),
         ({"alora_invocation_tokens": [7]}, "has alora_invocation_tokens [7], which alignkit does not compute"),
         ({"use_dora": True}, "has use_dora True, which alignkit does not compute"),
+        ({"target_modules": ["q_proj"]}, "it lacks the weight base_model.model.model.layers.0.self_attn.k_proj"),
+        ({"use_rslora": True}, "has use_rslora True, but the recipe's model.lora has False"),
     ],
 )
 def test_an_adapter_that_would_compute_something_else_is_refused(
@@ -82,7 +84,7 @@ def test_an_adapter_that_would_compute_something_else_is_refused(
     from transformers import AutoModelForCausalLM
 
     folder = make(tmp_path / "base", "Llama")
-    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=7, target_modules="all-linear", **made)
+    config = LoraConfig(**({"task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 7, "target_modules": "all-linear"} | made))
     network = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), config)
     network.save_pretrained(tmp_path / "adapter")
     lora = LoraSpec(r=2, lora_alpha=7)
