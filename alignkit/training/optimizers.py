@@ -31,7 +31,7 @@ def make_optimizer(settings: Settings, parameters: Iterable[nn.Parameter], rate:
     Weight decay shrinks matrices only: shrinking a norm's factor, which begins at 1, would switch its layer off.
     """
     known = list(parameters)
-    groups = [{"params": [p for p in known if p.ndim >= 2]}]
+    groups: list[dict[str, Any]] = [{"params": [p for p in known if p.ndim >= 2]}]
     if vectors := [p for p in known if p.ndim < 2]:
         groups.append({"params": vectors, "weight_decay": 0.0})
     options: dict[str, Any] = {

@@ -60,6 +60,28 @@ def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) 
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
 
 
+@pytest.mark.silent_bug(
+    "models: adapters",
+    "A saved head or norm replaces the base's, which the reference reads, too; or it is left out.",
+    "An adapter with other weights than LoRA's is refused.",
+    "huggingface/peft#850",
+    "huggingface/sentence-transformers#3980",
+    "huggingface/transformers#45127",
+    "unslothai/unsloth#1971",
+)
+@pytest.mark.silent_bug(
+    "models: adapters",
+    "An adapter that began as PiSSA or OLoRA is added to a base that lacks what was subtracted.",
+    "It is refused, as is every variant that would be computed as plain LoRA.",
+    "huggingface/transformers#34468",
+)
+@pytest.mark.silent_bug(
+    "models: adapters",
+    "Weights with unexpected names are dropped, or the scale of rsLoRA is ignored.",
+    "What does not fit is refused by name.",
+    "huggingface/sentence-transformers#3865",
+    "paiml/aprender#2189",
+)
 @pytest.mark.parametrize(
     ("made", "reason"),
     [

@@ -250,6 +250,11 @@ def test_an_answer_that_is_json_stays_text() -> None:
     assert read("prompt_completion", {"prompt": asked, "completion": "{'a': 1}"}).prompt == turns(f"u: {asked}")
 
 
+@pytest.mark.silent_bug(
+    "data: columns",
+    "A list of messages that pandas wrote into a table becomes the user's words.",
+    "It is read as messages.",
+)
 @pytest.mark.parametrize("written", [json.dumps, str])
 def test_messages_in_a_cell_are_messages_however_they_are_written(written: Any) -> None:
     """pandas writes a list into a table as Python prints it: `[{'role': 'user', ...}]`, which is no JSON."""
@@ -264,6 +269,12 @@ def test_messages_in_a_cell_are_messages_however_they_are_written(written: Any) 
     )
 
 
+@pytest.mark.silent_bug(
+    "data: ratings",
+    "The ratings of a pair are equal, or contradict it.",
+    "Equal ones make no pair, and contradicting ones are refused.",
+    "OpenBMB/UltraFeedback#11",
+)
 @pytest.mark.parametrize("names", [("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating")])
 def test_equal_ratings_make_no_pair_and_contradicting_ones_are_refused(names: tuple[str, str]) -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b"}
@@ -457,6 +468,12 @@ def test_alpaca_and_dolly_join_the_instruction_and_what_it_is_about() -> None:
     assert read("dolly", row) == Group(turns("u: i\n\nc"), (Response(text="r"),), meta={"category": "qa"})
 
 
+@pytest.mark.silent_bug(
+    "data: columns",
+    "Earlier turns in `history` are left out.",
+    "They come before the instruction.",
+    "hiyouga/LlamaFactory#4683",
+)
 def test_alpaca_history_comes_before_the_instruction() -> None:
     row = {"instruction": "r", "output": "b", "system": "s", "history": [["q", "a"]]}
     group = read("alpaca", row)

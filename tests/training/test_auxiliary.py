@@ -63,6 +63,11 @@ def test_every_step_of_a_stage_mixes_in_the_next_groups(tmp_path: Path, monkeypa
     assert first != second
 
 
+@pytest.mark.silent_bug(
+    "data: weights",
+    "A second stream is masked as the first one is.",
+    "Demonstrations in a mix are learned whole.",
+)
 def test_a_mix_learns_demonstrations_whole_and_none_that_is_bad(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
