@@ -20,12 +20,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from sys import float_info
 from typing import Any, ClassVar
 
-from alignkit.data.conversations import read_message, tools_of
+from alignkit.data.conversations import SPEAKERS, read_message, tools_of
 from alignkit.data.files import kind_of
 from alignkit.data.group import LEVELS, ROLES, Group, Message, Pair, Response, check_indices, turns_of
 from alignkit.errors import BadRow
@@ -37,8 +39,11 @@ LABEL_COLUMNS = ("label", "kto_tag")
 # Columns with a meaning in other tools. A row that has one is read whole, or it is bad.
 FOREIGN = {
     "history": "earlier turns",
+    "image": "a picture",
     "images": "pictures",
+    "video": "a film",
     "videos": "films",
+    "audio": "a sound",
     "audios": "sounds",
     "functions": "tools, whose column is 'tools' today",
     "choices": "the question's answers to choose from",
@@ -144,10 +149,11 @@ class Format:
     def conversation(value: Any, name: str, user: bool = True) -> tuple[Message, ...]:
         """The turns of a column: a list of messages (OpenAI or ShareGPT), one message, JSON of these, or plain text.
 
-        Plain text becomes one turn: the user's, or the assistant's if `user` is false.
+        Plain text becomes one turn: the user's, or the assistant's if `user` is false. Raises BadRow for text that
+        looks like messages and cannot be read.
         """
         if isinstance(value, str):
-            value = _messages_in_cell(value)
+            value = _messages_in_cell(value, name)
         if isinstance(value, str):
             return (Message(role="user" if user else "assistant", content=value),)
         turns = [value] if isinstance(value, Mapping) else value
@@ -245,16 +251,34 @@ def _to_number(value: Any, what: str, also: str = "") -> float | None:
     return float(value)
 
 
-def _messages_in_cell(text: str) -> Any:
-    """The list of messages in a table's cell, if it is JSON of one; else the text unchanged."""
-    if not text.lstrip().startswith("["):
+# The beginning of a list of messages or of one message, as JSON or as Python prints it.
+_MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|from|content|value)\2\s*:""")
+
+
+def _messages_in_cell(text: str, name: str) -> Any:
+    """The messages in a table's cell, if it holds JSON or Python's text of them; else the text unchanged."""
+    if not text.lstrip().startswith(("[", "{")):
         return text
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
+        value = _python_value(text, name) if _MESSAGES.match(text) else text
+    if isinstance(value, dict):  # one that is no message may be what the user asks about
+        speaker = str(value.get("role", value.get("from"))).strip().lower()
+        return value if speaker in SPEAKERS and value.keys() in ({"role", "content"}, {"from", "value"}) else text
+    turns = value if isinstance(value, list) else []
+    are_messages = turns and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns)
+    return turns if are_messages else text
+
+
+def _python_value(text: str, name: str) -> Any:
+    """The list that pandas wrote into a table as Python prints it. Raises BadRow for one as numpy prints it."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        if text.lstrip().startswith("[") and text.rstrip().endswith("}]"):
+            raise BadRow(f"column '{name}' looks like messages but is not JSON; write it with json.dumps") from None
         return text
-    are_messages = bool(value) and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in value)
-    return value if are_messages else text
 
 
 # Checks

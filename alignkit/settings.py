@@ -286,7 +286,9 @@ class Settings(Options):
         default="adamw",
         description="adamw_8bit keeps the moments of AdamW in 8 bits (bitsandbytes): 2 bytes per weight instead of 8",
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="weight decay of AdamW")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="weight decay of AdamW: of matrices, not of norms and biases"
+    )
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay rate of AdamW's first moment")
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="decay rate of AdamW's second moment")
     adam_epsilon: float = Field(default=1e-8, gt=0, description="epsilon of AdamW")

@@ -514,6 +514,12 @@ def test_sampling_filters_are_off_and_harmless(tmp_path: Path, capsys: pytest.Ca
 # 14-17: roles
 
 
+@pytest.mark.silent_bug(
+    "reference: dropout",
+    "The reference is measured with dropout.",
+    "Dropout is never on.",
+    "huggingface/trl#5542",
+)
 def test_dropout_is_off(tmp_path: Path, watched: Watched) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 

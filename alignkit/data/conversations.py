@@ -44,8 +44,12 @@ WEIGHTS = ("weight", "loss_weight")
 FOREIGN = {  # what a turn would lose
     "mask": "whether the turn is learned",
     "train_detail": "which parts of the turn are learned",
+    "tools": "functions of the row's column 'tools'",
+    "functions": "functions of the row's column 'tools'",
+    "function_calls": "calls, whose key is 'tool_calls'",
     "image": "a picture",
     "images": "pictures",
+    "video": "a film",
     "audio": "sound",
 }
 PLAIN = {"role", "content"}

@@ -315,7 +315,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
 def json_value(value: Any) -> Any:
     """A value of a table as JSON data.
 
-    NaN, which marks a missing number in tables, and what is neither text nor a number become None.
+    NaN, which marks a missing number in tables, becomes None. What is neither text nor a number, such as a picture,
+    becomes an object that names its type, so that nobody takes it for text or for nothing.
     """
     if isinstance(value, str | bool | int) or value is None:
         return value
@@ -327,10 +328,10 @@ def json_value(value: Any) -> Any:
         return None if math.isnan(value) else float(value)
     if isinstance(value, bytes):
         text = _decoded(value)
-        return text if isinstance(text, str) and "\0" not in text else None
+        return text if isinstance(text, str) and "\0" not in text else {"unread": "bytes"}
     if isinstance(value, timedelta | UUID):
         return str(value)
-    return value.isoformat() if hasattr(value, "isoformat") else None
+    return value.isoformat() if hasattr(value, "isoformat") else {"unread": type(value).__name__}
 
 
 def without_fills(row: Any) -> Any:

@@ -152,7 +152,7 @@ def _no_usable_row(source: DataSource, bad: Sequence[SkippedRow]) -> str:
 # --- splitting
 
 
-def _prompt_key(group: Group) -> str:
+def prompt_key(group: Group) -> str:
     """The same for equal prompts; raw text has no prompt and is identified by its text."""
     turns = [[role, content.strip(), *others] for role, content, *others in turns_of(group.prompt)]
     return sha256_of(turns or [text_of(response) for response in group.responses])
@@ -169,7 +169,7 @@ def _split(
     """Each source's groups on either side. A prompt held out of one source is held out of all."""
     if not any(shares):
         return list(parts), [[] for _ in parts]
-    keyed = [[(_prompt_key(group), group) for group in groups] for groups in parts]
+    keyed = [[(prompt_key(group), group) for group in groups] for groups in parts]
     held_out: set[str] = set()
     for groups, share in zip(keyed, shares, strict=True):
         held_out |= _held_out({key for key, _ in groups}, share, seed)

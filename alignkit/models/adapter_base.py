@@ -26,13 +26,30 @@ Trained with alignkit on the base model `{name}`. SHA-256 of the base model's we
 """
 
 
-def check_scale(folder: Path, expected: Mapping[str, Any]) -> None:
-    """Raise RunFailed for an adapter of another scale than `model.lora`: it would load, but compute something else."""
+# Variants of LoRA that compute something else with weights of the same names.
+VARIANTS = ("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_dora",
+            "use_qalora")  # fmt: skip
+# Initializations of peft that subtract the new adapter from the base model's weights.
+SUBTRACTED = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def check_computes(folder: Path, expected: Mapping[str, Any]) -> None:
+    """Raise RunFailed for an adapter of another scale than `model.lora`, of another kind, or for another base.
+
+    It would load, but compute something else.
+    """
     saved = read_json(folder / CONFIG)
     for key, value in expected.items():
         theirs = saved.get(key, value) or type(value)()
         if theirs != value:
             raise RunFailed(f"{folder}: this adapter has {key} {theirs}, but the recipe's model.lora has {value}")
+    if variant := next((key for key in VARIANTS if saved.get(key)), ""):
+        raise RunFailed(f"{folder}: this adapter has {variant} {saved[variant]}, which alignkit does not compute")
+    if str(start := saved.get("init_lora_weights")).startswith(SUBTRACTED):
+        raise RunFailed(
+            f"{folder}: this adapter began as '{start}', so it belongs to weights that differ from the base model's\n"
+            "help: let peft convert it: save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START)"
+        )
 
 
 @dataclass(frozen=True)

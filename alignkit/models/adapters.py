@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from alignkit.errors import RunFailed
 from alignkit.kernels import matmul
 from alignkit.kernels.lora import adapted, low_rank
-from alignkit.models.adapter_base import Base, check_scale
+from alignkit.models.adapter_base import Base, check_computes
 from alignkit.models.files_check import check_finite, check_safetensors
 from alignkit.models.lora_targets import LoraTargets, is_router, lora_targets
 from alignkit.models.padding import UNREAD
@@ -187,6 +187,11 @@ class Adapters:
         state = load_file(folder / WEIGHTS)
         check_finite(folder / WEIGHTS, state)
         state.pop(SCORE, None)  # a role loads its head itself
+        if whole := next((key for key in state if ".lora_" not in key), ""):  # peft would write it into the base
+            raise RunFailed(
+                f"{folder}: this adapter also holds {whole}, a weight of the base model, which all roles share\n"
+                "help: merge the adapter into the base (peft's merge_and_unload), and name the result in model.base"
+            )
         result = set_peft_model_state_dict(self._peft, state, adapter_name=adapter)
         missing = [key for key in result.missing_keys if f".{adapter}." in key]
         if missing or result.unexpected_keys:
@@ -197,11 +202,11 @@ class Adapters:
             )
 
     def _check_config(self, adapter: str, folder: Path) -> None:
-        """Reject an adapter of another scale or base."""
+        """Reject an adapter of another scale, kind or base."""
         ours = self.model.peft_config[adapter]
-        expected = {"r": ours.r, "lora_alpha": ours.lora_alpha, "use_rslora": ours.use_rslora, "use_dora": False}
+        expected = {"r": ours.r, "lora_alpha": ours.lora_alpha, "use_rslora": ours.use_rslora}
         expected |= {"rank_pattern": ours.rank_pattern, "alpha_pattern": ours.alpha_pattern}
-        check_scale(folder, expected)
+        check_computes(folder, expected)
         self.base.has_adapter(folder)
 
     def _layers(self) -> list[Any]:

@@ -17,7 +17,7 @@ from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.progress import Reporter
 from alignkit.kernels import memory
 from alignkit.kernels.capabilities import multiplies_bf16
-from alignkit.models.adapter_base import Base, check_scale, is_adapter
+from alignkit.models.adapter_base import Base, check_computes, is_adapter
 from alignkit.models.hub import cached_snapshot, locate
 from alignkit.models.loading import device_of, load_text, weight_bytes
 from alignkit.models.reference_cache import ReferenceCache
@@ -145,7 +145,7 @@ class RunBase:
     def check_scale(self, folder: Path) -> None:
         """Raise RunFailed for an adapter of another scale than those on this base model."""
         lora = self.spec.lora
-        check_scale(folder, lora.model_dump(include={"r", "lora_alpha", "use_rslora"}) if lora is not None else {})
+        check_computes(folder, lora.model_dump(include={"r", "lora_alpha", "use_rslora"}) if lora is not None else {})
 
     @cached_property
     def source(self) -> str:

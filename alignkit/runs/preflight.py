@@ -156,7 +156,7 @@ def _other_scale(folder: Path, bases: Sequence[RunBase]) -> str:
 
 def _unfit(starts_here: bool, folder: Path, base: Base, lora: LoraSpec | None) -> str:
     """Why a stage cannot use the weights in a folder; empty if it can. starts_here: whether it starts from them."""
-    from alignkit.models.adapter_base import check_scale
+    from alignkit.models.adapter_base import check_computes
     from alignkit.models.loading import has_score
 
     try:
@@ -164,7 +164,7 @@ def _unfit(starts_here: bool, folder: Path, base: Base, lora: LoraSpec | None) -
         if lora is None and not is_adapter:
             base.check_vocabulary(folder)
         elif lora is not None and is_adapter:
-            check_scale(folder, lora.model_dump(include={"r", "lora_alpha", "use_rslora"}))
+            check_computes(folder, lora.model_dump(include={"r", "lora_alpha", "use_rslora"}))
         elif lora is not None:
             return f"{folder} holds a whole model, but with model.lora every policy is an adapter on model.base"
     except RunFailed as error:

@@ -98,6 +98,7 @@ class Chat:
     def __init__(self, tokenizer: Any, options: ChatOptions, ends: frozenset[str] = frozenset()):
         """ends: the texts of tokens that end a response."""
         self.template, self.options, self.ends = ChatTemplate(tokenizer, options), options, ends
+        self._drops: dict[tuple[Any, ...], bool] = {}  # by the roles of a conversation
 
     # The template's shape
 
@@ -212,6 +213,25 @@ class Chat:
             last_prompt = prompt.raw if own[-1] == first else self.template.render(messages[: own[-1]], True, tools)
             messages, places = self._located(messages, own, whole, last_prompt, tools)
             return self._conversation(messages, own, whole, last_prompt, places, tools)
+
+    def drops(self, messages: Messages, tools: Sequence[Any] = ()) -> bool:
+        """Whether the template leaves out a message that is not the assistant's, such as the system's or a tool's.
+
+        Found out once for each order of roles, with other words, which occur nowhere else.
+        """
+        key = (bool(tools), *((message["role"], bool(message.get("tool_calls"))) for message in messages))
+        if key not in self._drops:
+            others = [place for place, message in enumerate(messages) if message["role"] != "assistant"]
+            marked = list(messages)
+            for place in others:
+                marked[place] = {**messages[place], "content": f"said{place}said"}
+            try:
+                with time_limit():
+                    text = self.template.render(self._prepared(marked), len(messages) - 1 in others, tools)
+            except DataError:  # the words had a meaning
+                return False
+            self._drops[key] = not all(marked[place]["content"] in text for place in others)
+        return self._drops[key]
 
     def whole(self, prompt: Messages, answers: Messages, tools: Sequence[Any] = ()) -> str:
         """Render a finished conversation. Raises DataError if the template refuses it."""

@@ -12,6 +12,8 @@ Nothing is dropped silently. `Encoder.counts` counts what is left out or changed
 | the template renders a turn without its own generation prompt | the turn is context | `unprompted_turns` |
 | the template does not write the tools that a turn calls | the turn is context | `dropped_calls` |
 | the template does not write a row's tools | the row is learned without them | `dropped_tools` |
+| the template does not write a message, such as the system's | the row is learned without it | `dropped_messages` |
+| words hold control tokens, as of a text that was rendered before | they are read as letters | `typed_tokens` |
 | a turn without reasoning follows a prompt that opens it | its end is learned first | `closed_at_once` |
 | a turn of a demonstration is empty | the turn is context | `blank_turns` |
 | prompt and response would share a token | the response is tokenized after the prompt | `joined` |
@@ -27,7 +29,7 @@ from typing import Any
 from alignkit.data.group import Group, Pair, Response, preview, resolved_pairs
 from alignkit.errors import DataError
 from alignkit.tokens.chat import CLOSE, Conversation, Turn, has_names
-from alignkit.tokens.chat_template import ChatOptions, time_limit
+from alignkit.tokens.chat_template import BREAK, ChatOptions, time_limit
 from alignkit.tokens.template_tokens import PromptTokens, TemplateTokens
 from alignkit.tokens.text_tokens import Ids
 
@@ -68,10 +70,18 @@ class Encoded:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A group as the chat template renders it. conversations: None for a response whose own tokens are read."""
+    """A group as the chat template renders it. conversations: None for a response whose own tokens are read.
+
+    drops: whether the template leaves out a message.
+    """
 
     prompt: str
     conversations: tuple[Conversation | None, ...]
+    drops: bool
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.prompt, *(found.text for found in self.conversations if found is not None)]
 
 
 class Encoder(TemplateTokens):
@@ -123,6 +133,8 @@ class Encoder(TemplateTokens):
 
     def _encode(self, group: Group, max_length: int, turns: str, scoring: bool) -> Encoded | None:
         if not group.prompt:
+            typed = any(r.tokens is None and self.chat.template.special.search(r.text) for r in group.responses)
+            self._count("typed_tokens", group, typed)
             return self._fitted(
                 group, self.bos, [self._raw(response) for response in group.responses], max_length, False
             )
@@ -134,6 +146,8 @@ class Encoder(TemplateTokens):
             return None
         prompt = self.prompt_of(plan.prompt)
         self._count("dropped_tools", group, not has_names(prompt.text, group.tools))
+        self._count("dropped_messages", group, plan.drops)
+        self._count("typed_tokens", group, any(BREAK in text for text in plan.texts))
         rows = []
         for response, found in zip(group.responses, plan.conversations, strict=True):
             if found is None:
@@ -172,7 +186,9 @@ class Encoder(TemplateTokens):
                 None if self.reads(r) else self.chat.conversation(prompt, _answers(r), group.tools)
                 for r in group.responses
             )
-            return _Plan(prompt.text, tuple(found))
+            read = [() if self.reads(r) else _answers(r) for r in group.responses] or [()]
+            drops = any(self.chat.drops([*group.prompt, *answers], group.tools) for answers in read)
+            return _Plan(prompt.text, tuple(found), drops)
 
     def ahead(self, groups: Sequence[Group], max_length: int, *, scoring: bool = False) -> None:
         """Render groups and tokenize their texts on all cores; the next calls of `encode` with them are faster."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numpy.random import Generator
 
 from alignkit import seeds
+from alignkit.data.group import preview, why_not_demonstration
 from alignkit.errors import DataError
 from alignkit.tokens.encoding import Encoded
 from alignkit.training.context import StageContext
@@ -48,8 +49,12 @@ def auxiliary_loss(context: StageContext, encoder: StageEncoder) -> AuxiliaryLos
     groups = loaded.groups
     if any(bool(group.prompt) != (mix.objective == "sft") or len(group.responses) != 1 for group in groups):
         raise DataError(f"{context.name}.mix: objective '{mix.objective}' needs {OBJECTIVES[mix.objective]}")
+    for group in groups if mix.objective == "sft" else ():
+        if fault := why_not_demonstration(group):
+            raise DataError(f"{context.name}.mix: the row {preview(group)} {fault}")
     encoder.count_read(groups)
-    encoded = encoder.encode(groups)
+    # All turns, whichever the algorithm learns of its own data: only a label belongs to the last one.
+    encoded = encoder.encode(groups, turns="all")
     if not encoded:
         raise DataError(f"{context.name}.mix.data has no usable row")
 

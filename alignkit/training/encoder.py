@@ -17,6 +17,7 @@ from alignkit.training.unfit import UNFIT
 
 Used = TypeVar("Used")
 AHEAD = 256  # groups that are tokenized together
+ONCE = {"dropped_tools", "dropped_messages", "typed_tokens"}  # told once, and not for the samples of each iteration
 
 
 def counted(count: int, noun: str) -> str:
@@ -39,6 +40,7 @@ class StageEncoder:
     def __init__(self, context: StageContext, algorithm: CheckedAlgorithm, summary: dict[str, Any]):
         self.context, self.algorithm, self.summary = context, algorithm, summary
         self.encoder = context.models.encoder
+        self._told: set[str] = set()
         reference = context.settings.reference
         read = context.models_of(reference).model.context if reference else context.model.context
         # The reference reads the same rows, so its context is a limit, too.
@@ -47,22 +49,24 @@ class StageEncoder:
             whose = "the model" if self.max_length == context.model.context else f"the reference '{reference}'"
             context.activity(f"max_length is {self.max_length}, the context of {whose}")
 
-    def encode(self, groups: Sequence[Group]) -> list[Encoded]:
-        """Encode the groups that fit, and report the others."""
-        encoded = self.encode_quietly(groups)
+    def encode(self, groups: Sequence[Group], turns: str = "") -> list[Encoded]:
+        """Encode the groups that fit, and report the others. turns: see `Encoder.encode`; default: the algorithm's."""
+        encoded = self.encode_quietly(groups, turns)
         self._report(len(groups), self.count_unfit())
         return encoded
 
     def _report(self, groups: int, counts: Mapping[str, int]) -> None:
         """Print what was left out or changed."""
-        facts = [f"{unfit(name, n)} ({previews(self.encoder.groups[name])})" for name, n in counts.items()]
+        new = {name: count for name, count in counts.items() if name not in self._told}
+        self._told |= ONCE & counts.keys()
+        facts = [f"{unfit(name, n)} ({previews(self.encoder.groups[name])})" for name, n in new.items()]
         if facts:
             self.context.say(f"{counted(groups, 'group')}: {'; '.join(facts)}")
 
-    def encode_quietly(self, groups: Sequence[Group]) -> list[Encoded]:
+    def encode_quietly(self, groups: Sequence[Group], turns: str = "") -> list[Encoded]:
         """Encode the groups that fit; `count_unfit` counts the others."""
         scoring = self.algorithm.algorithm.trains is REWARD
-        turns = self.algorithm.trained_turns()
+        turns = turns or self.algorithm.trained_turns()
         recent = self._shortened(
             groups, partial(with_room, encoder=self.encoder, max_length=self.max_length, scoring=scoring)
         )

@@ -16,7 +16,7 @@ from alignkit import seeds
 from alignkit.algorithm import Algorithm, SelectContext
 from alignkit.data.describe import way_out
 from alignkit.data.group import Group
-from alignkit.data.sources import Loaded
+from alignkit.data.sources import Loaded, prompt_key
 from alignkit.errors import AlignkitError, DataError
 from alignkit.models.examples import Examples
 from alignkit.models.packing import indivisible
@@ -164,8 +164,20 @@ class OfflineStage:
     def _validation(self, loaded: Loaded) -> Examples | None:
         groups = list(loaded.validation)
         if self.settings.validation is not None:
-            groups += self.context.load(self.settings.validation).groups
+            held_out = self.context.load(self.settings.validation).groups
+            self._tell_trained_on(loaded.groups, held_out)
+            groups += held_out
         return self._examples(self._selected(groups, validation=True), validation=True) if groups else None
+
+    def _tell_trained_on(self, groups: Sequence[Group], held_out: Sequence[Group]) -> None:
+        """Say how many held-out rows ask what is trained on: the best epoch is then the one that remembers most."""
+        prompts = set(map(prompt_key, groups))
+        if known := sum(prompt_key(group) in prompts for group in held_out):
+            self.work.summary["validation_trained_on"] = known
+            self.context.say(
+                f"warning: {known} of {counted(len(held_out), 'row')} of 'validation' have a prompt that is trained "
+                "on, so the lowest validation loss may be the one of the epoch that remembers most"
+            )
 
     def _nothing_to_learn(self, rows: int, help: str = "") -> DataError:
         counts: Mapping[str, int] = self.work.summary.get("encoding", {})

@@ -26,7 +26,14 @@ EIGHT_BITS = FULL | TABLES | {"absmax1", "absmax2"}
 
 
 def make_optimizer(settings: Settings, parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:
-    """The stage's optimizer. Raises RunFailed if it needs a package that is not installed."""
+    """The stage's optimizer. Raises RunFailed if it needs a package that is not installed.
+
+    Weight decay shrinks matrices only: shrinking a norm's factor, which begins at 1, would switch its layer off.
+    """
+    known = list(parameters)
+    groups: list[dict[str, Any]] = [{"params": [p for p in known if p.ndim >= 2]}]
+    if vectors := [p for p in known if p.ndim < 2]:
+        groups.append({"params": vectors, "weight_decay": 0.0})
     options: dict[str, Any] = {
         "lr": rate,
         "betas": (settings.adam_beta1, settings.adam_beta2),
@@ -34,7 +41,7 @@ def make_optimizer(settings: Settings, parameters: Iterable[nn.Parameter], rate:
         "weight_decay": settings.weight_decay,
     }
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(list(parameters), **options)
+        return torch.optim.AdamW(groups, **options)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise RunFailed(
             "'optimizer: adamw_8bit' needs bitsandbytes, which is not installed\n"
@@ -42,7 +49,7 @@ def make_optimizer(settings: Settings, parameters: Iterable[nn.Parameter], rate:
         )
     from bitsandbytes.optim import AdamW8bit
 
-    optimizer: torch.optim.Optimizer = AdamW8bit(list(parameters), **options)
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, **options)
     return optimizer
 
 

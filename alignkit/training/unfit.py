@@ -10,6 +10,16 @@ UNFIT = {
     "unprompted_turns": ("turn", "not learned: the chat template does not write it after its own prompt"),
     "dropped_calls": ("turn", "not learned: the chat template does not write its tool calls"),
     "dropped_tools": ("row", "learned without its tools: the chat template does not write them"),
+    "dropped_messages": (
+        "row",
+        "learned without one of its messages: the chat template does not write that of the system or of a tool; set "
+        "model.chat_template, or, for the system's, model.system_messages to merge",
+    ),
+    "typed_tokens": (
+        "row",
+        "with control tokens in its words, which are read as letters: give a conversation as messages, not as the text "
+        "that a chat template made of it",
+    ),
     "closed_at_once": (
         "answer",
         "without reasoning: it is learned to end at once the block of reasoning that the chat template opens; set "

@@ -42,6 +42,12 @@ sys.addaudithook(audit)
 """
 
 
+@pytest.mark.silent_bug(
+    "losses: accumulation",
+    "Each process divides by its own number of tokens.",
+    "Several processes learn what one does.",
+    "huggingface/transformers#40610",
+)
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_learn_what_one_does(work: Path, processes: int) -> None:
     """Of 13 rows in batches of 4, the last batch has one row, and leaves every other process with none."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from architectures import make, tokens
 
+from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.shared_model import BASE, SharedModel
@@ -55,3 +58,58 @@ def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) 
         assert parameter.grad is not None
         gradient = theirs[key.replace(".role_new.", ".default.")]
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.silent_bug(
+    "models: adapters",
+    "A saved head or norm replaces the base's, which the reference reads, too; or it is left out.",
+    "An adapter with other weights than LoRA's is refused.",
+    "huggingface/peft#850",
+    "huggingface/sentence-transformers#3980",
+    "huggingface/transformers#45127",
+    "unslothai/unsloth#1971",
+)
+@pytest.mark.silent_bug(
+    "models: adapters",
+    "An adapter that began as PiSSA or OLoRA is added to a base that lacks what was subtracted.",
+    "It is refused, as is every variant that would be computed as plain LoRA.",
+    "huggingface/transformers#34468",
+)
+@pytest.mark.silent_bug(
+    "models: adapters",
+    "Weights with unexpected names are dropped, or the scale of rsLoRA is ignored.",
+    "What does not fit is refused by name.",
+    "huggingface/sentence-transformers#3865",
+    "paiml/aprender#2189",
+)
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        ({"modules_to_save": ["lm_head"]}, "also holds base_model.model.lm_head.weight, a weight of the base model"),
+        ({"modules_to_save": ["input_layernorm"]}, "a weight of the base model, which all roles share"),
+        (
+            {"init_lora_weights": "pissa"},
+            "began as 'pissa', so it belongs to weights that differ from the base model's",
+        ),
+        ({"init_lora_weights": "olora"}, "began as 'olora'"),
+        ({"alora_invocation_tokens": [7]}, "has alora_invocation_tokens [7], which alignkit does not compute"),
+        ({"use_dora": True}, "has use_dora True, which alignkit does not compute"),
+        ({"target_modules": ["q_proj"]}, "it lacks the weight base_model.model.model.layers.0.self_attn.k_proj"),
+        ({"use_rslora": True}, "has use_rslora True, but the recipe's model.lora has False"),
+    ],
+)
+def test_an_adapter_that_would_compute_something_else_is_refused(
+    made: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    """peft would write a saved head into the base that the reference shares, and ignore what another start means."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = make(tmp_path / "base", "Llama")
+    config = LoraConfig(**({"task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 7, "target_modules": "all-linear"} | made))
+    network = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), config)
+    network.save_pretrained(tmp_path / "adapter")
+    lora = LoraSpec(r=2, lora_alpha=7)
+    policy = SharedModel(ModelSpec(base=str(folder), dtype="float32", lora=lora, device="cpu"), str(folder))
+    with pytest.raises(RunFailed, match=re.escape(reason)):
+        policy.add_role("policy", start=tmp_path / "adapter")

@@ -48,6 +48,19 @@ def encoder(family: str, kind: str, **options: Any) -> Encoder:
     return Encoder(found.tokenizer(kind), ChatOptions(**options), found.end_ids(kind))
 
 
+@pytest.mark.silent_bug(
+    "masks: turns",
+    "Without generation marks in the template, the mask is all zeros or all ones.",
+    "No marks are needed.",
+    "marin-community/marin#7237",
+    "NVIDIA-NeMo/Megatron-Bridge#3359",
+)
+@pytest.mark.silent_bug(
+    "templates: reasoning",
+    "Training keeps or drops blocks of earlier turns otherwise than inference.",
+    "The template's own rendering is learned.",
+    "hiyouga/LlamaFactory#10336",
+)
 @pytest.mark.parametrize(("family", "kind"), CELLS)
 def test_tokens_are_those_of_the_template(family: str, kind: str) -> None:
     made = encoder(family, kind)

@@ -17,6 +17,12 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.tokens.encoding import Encoder
 
 
+@pytest.mark.silent_bug(
+    "reference: order",
+    "Measured log-probabilities belong to other rows.",
+    "They keep the order of the groups.",
+    "huggingface/trl#2423",
+)
 def test_measurements_keep_the_order_of_the_groups(tmp_path: Path) -> None:
     """A bundle's groups are packed together, but results keep the order of the groups."""
     model = tiny_model(tmp_path)

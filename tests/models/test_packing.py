@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tiny import encoded, encoded_groups, encoder, tiny_model, user, words
 
 from alignkit.data.group import Group, Response
@@ -11,6 +12,13 @@ from alignkit.models.packing import indivisible, micro_batches, pack
 from alignkit.tokens.encoding import Encoded, ResponseTokens
 
 
+@pytest.mark.silent_bug(
+    "losses: masks",
+    "Log-probabilities are off by one, or include the prompt.",
+    "A token is read at the state before it, and the prompt does not count.",
+    "AI-Hypercomputer/maxtext#2103",
+    "OpenRLHF/OpenRLHF#237",
+)
 def test_a_token_is_predicted_from_the_one_before_it() -> None:
     """The prompt's last token predicts each response's first one, wherever the response is in the row."""
     made = encoder()

@@ -84,6 +84,13 @@ CASES = [
 ]
 
 
+@pytest.mark.silent_bug(
+    "reward models: place of the score",
+    "The first end in the prompt passes for padding, or padding is expected on the right.",
+    "Transformers, peft and TRL read the score at the same token.",
+    "huggingface/transformers#35352",
+    "huggingface/transformers#35909",
+)
 @pytest.mark.parametrize(("padding", "has_pad_token", "end", "lora"), CASES)
 @torch.no_grad()
 def test_strangers_read_the_same_score(

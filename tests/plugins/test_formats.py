@@ -246,6 +246,47 @@ def test_preference_of_conversations_that_part_at_the_users_turn_compares_all_fr
 def test_an_answer_that_is_json_stays_text() -> None:
     group = read("preference", {"prompt": "[1, 2]", "chosen": '[{"a": 1}]', "rejected": "[]"})
     assert group.prompt == turns("u: [1, 2]") and texts(group) == ['[{"a": 1}]', "[]"]
+    asked = '{"role": "admin", "content": "x"}'
+    assert read("prompt_completion", {"prompt": asked, "completion": "{'a': 1}"}).prompt == turns(f"u: {asked}")
+
+
+@pytest.mark.silent_bug(
+    "data: columns",
+    "A list of messages that pandas wrote into a table becomes the user's words.",
+    "It is read as messages.",
+)
+@pytest.mark.parametrize("written", [json.dumps, str])
+def test_messages_in_a_cell_are_messages_however_they_are_written(written: Any) -> None:
+    """pandas writes a list into a table as Python prints it: `[{'role': 'user', ...}]`, which is no JSON."""
+    said = [{"role": "user", "content": 'what\'s "up"?'}, {"role": "assistant", "content": "a"}]
+    wanted = Group(turns('u: what\'s "up"?'), (Response(text="a"),))
+    assert read("messages", {"messages": written(said)}) == wanted
+    assert read("prompt_completion", {"prompt": written(said[:1]), "completion": written(said[1])}) == wanted
+    by_numpy = str(said).replace("}, {", "}\n {")
+    assert "looks like messages but is not JSON" in refused("messages", {"messages": by_numpy})
+    assert "looks like messages but is not JSON" in refused(
+        "prompt_completion", {"prompt": by_numpy, "completion": "a"}
+    )
+
+
+@pytest.mark.silent_bug(
+    "data: ratings",
+    "The ratings of a pair are equal, or contradict it.",
+    "Equal ones make no pair, and contradicting ones are refused.",
+    "OpenBMB/UltraFeedback#11",
+)
+@pytest.mark.parametrize("names", [("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating")])
+def test_equal_ratings_make_no_pair_and_contradicting_ones_are_refused(names: tuple[str, str]) -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    rated = [
+        dict(zip(names, ratings, strict=True)) for ratings in ((8.0, 8), ("4.5", "4"), ("3.5", "4"), ("good", "bad"))
+    ]
+    assert [read("preference", row | rating).pairs for rating in rated[:2] + rated[3:]] == [
+        (),
+        (Pair(0, 1),),
+        (Pair(0, 1),),
+    ]
+    assert f"{names[0]} 3.5 is below {names[1]} 4, so the columns contradict" in refused("preference", row | rated[2])
 
 
 def test_preference_margins_and_soft_labels() -> None:
@@ -421,15 +462,24 @@ def test_alpaca_and_dolly_join_the_instruction_and_what_it_is_about() -> None:
     row = {"instruction": "Add {{name}}.", "input": " 1 and 2\n", "output": "3", "system": "be brief"}
     assert read("alpaca", row) == Group(turns("s: be brief", "u: Add {{name}}.\n\n1 and 2"), (Response(text="3"),))
     assert read("alpaca", {"instruction": "i", "output": "o", "input": None}).prompt == turns("u: i")
-    row = {"instruction": "i", "context": "c", "response": "r", "category": "qa"}
+    row = {"instruction": "i", "input": "c", "response": "r", "category": "qa"}
+    assert read("dolly", row) == read("dolly", {"instruction": "i", "context": "c", "response": "r", "category": "qa"})
+    assert "'input' and 'context' both hold text" in refused("dolly", row | {"context": "more"})
     assert read("dolly", row) == Group(turns("u: i\n\nc"), (Response(text="r"),), meta={"category": "qa"})
 
 
+@pytest.mark.silent_bug(
+    "data: columns",
+    "Earlier turns in `history` are left out.",
+    "They come before the instruction.",
+    "hiyouga/LlamaFactory#4683",
+)
 def test_alpaca_history_comes_before_the_instruction() -> None:
     row = {"instruction": "r", "output": "b", "system": "s", "history": [["q", "a"]]}
     group = read("alpaca", row)
     assert group.prompt == turns("s: s", "u: q")
     assert group.responses == (Response(messages=turns("a: a", "u: r", "a: b")),) and group.meta == {}
+    assert read("alpaca", {**row, "label": False}).responses[0].label is False
     liked = read("alpaca", {**row, "kto_tag": True})
     assert liked == Group(turns("s: s", "u: q", "a: a", "u: r"), (Response(text="b", label=True),))
     assert "list of pairs" in refused("alpaca", {**row, "history": [["q"]]})
@@ -585,6 +635,7 @@ DEMO = {"prompt": "q", "completion": "a"}
     [
         ("preference", PAIR | {"history": [["u", "v"]]}, "column 'history' holds earlier turns, which this format"),
         ("preference", PAIR | {"images": ["a.png"]}, "holds pictures"),
+        ("messages", {"messages": openai("u: q", "a: a"), "image": "a.png"}, "column 'image' holds a picture"),
         ("prompt_completion", DEMO | {"history": [["u", "v"]]}, "holds earlier turns"),
         ("prompt_completion", DEMO | {"functions": [{"name": "f"}]}, "holds tools, whose column is 'tools' today"),
         ("prompt_completion", DEMO | {"mask": [0, 1]}, "holds which turns are learned"),

@@ -38,6 +38,12 @@ def sigma(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
+@pytest.mark.silent_bug(
+    "reward models: padding",
+    "The loss includes scores of padding.",
+    "A response has one score.",
+    "deepspeedai/DeepSpeedExamples#316",
+)
 @pytest.mark.parametrize("kind", list(MARGINS))
 def test_the_loss_of_a_pair_with_its_margin(kind: str) -> None:
     """-p log sigma(d - m) - (1 - p) log sigma(-d - m), d the difference of the scores."""

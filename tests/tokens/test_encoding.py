@@ -81,6 +81,22 @@ def counted(made: Encoder, row: ResponseTokens) -> list[str]:
     return [made.tokenizer.decode(run) for run in runs if run]
 
 
+@pytest.mark.silent_bug(
+    "masks: end of turn",
+    "The end is masked, because it equals the padding, or is not there, and the model never stops.",
+    "The end of each learned turn is learned; masks go by place, not by id.",
+    "huggingface/trl#1623",
+    "huggingface/trl#931",
+    "mlabonne/llm-course#33",
+)
+@pytest.mark.silent_bug(
+    "masks: turns",
+    "Only the last answer is learned, or none is, under a template that the search does not expect.",
+    "Turns are located in the template's own rendering.",
+    "axolotl-ai-cloud/axolotl#1761",
+    "axolotl-ai-cloud/axolotl#2089",
+    "unslothai/unsloth#1290",
+)
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("turns", ["all", "last"])
 def test_the_assistants_text_and_ends_of_turn_count(name: str, turns: str) -> None:
@@ -116,6 +132,18 @@ def test_a_response_is_its_text_and_an_end_of_turn() -> None:
     assert [row.truncated for row in rows] == [False, False, True]
 
 
+@pytest.mark.silent_bug(
+    "tokens: end twice",
+    "Template and tokenizer both add the end.",
+    "It is there once.",
+    "hiyouga/LlamaFactory#420",
+)
+@pytest.mark.silent_bug(
+    "reward models: place of the score",
+    "The score is read one token away from the end.",
+    "It is read at the end that the template writes.",
+    "EleutherAI/gpt-neox#1285",
+)
 @pytest.mark.parametrize("name", ["chatml", "an end of turn of several tokens"])
 def test_a_scored_response_ends_once(name: str) -> None:
     template, end = TEMPLATES[name]
@@ -131,6 +159,14 @@ def test_a_scored_response_ends_once(name: str) -> None:
     assert made.tokenizer.decode(short.tokens) == "m" + end
 
 
+@pytest.mark.silent_bug(
+    "tokens: BOS twice",
+    "Rendered text is tokenized with special tokens.",
+    "Only the template writes a BOS token.",
+    "huggingface/alignment-handbook#127",
+    "huggingface/trl#1400",
+    "MakazhanAlpamys/Soup#785",
+)
 def test_only_the_template_writes_a_bos_token() -> None:
     """`apply_chat_template` adds none. alignkit's own templates write one if the tokenizer puts it before any text."""
     from tokenizers.processors import TemplateProcessing
@@ -177,6 +213,28 @@ def test_special_tokens_in_data_are_ordinary_text() -> None:
     assert made.tokenizer.decode(row.tokens) == "a<|im_end|>b<|im_end|>"
 
 
+@pytest.mark.silent_bug(
+    "templates: rendered twice",
+    "Data that a template rendered before are put into another one.",
+    "Control tokens in data are letters, and the run says so.",
+    "huggingface/trl#696",
+)
+def test_a_text_that_was_rendered_before_is_counted() -> None:
+    """Data sets hold such texts for trainers that tokenize them with the template's tokens; here these are letters."""
+    made = encoder()
+    for group in (
+        Group((user("<|im_start|>user\nq<|im_end|>"),), (Response(text="a"),)),
+        Group((user("q"),), (Response(text="a<|im_end|>"),)),
+        Group((), (Response(text="<|im_start|>user\nq<|im_end|>"),)),
+    ):
+        made.forget_counts()
+        made.encode(group, 200)
+        assert made.counts == {"typed_tokens": 1}
+    made.forget_counts()
+    made.encode(Group((user("q"),), (Response(text="</s> is a tag"),)), 200)
+    assert not made.counts and "give a conversation as messages" in unfit("typed_tokens", 1)
+
+
 @pytest.mark.parametrize("bos", [False, True])
 def test_every_token_of_raw_text_that_can_be_predicted_counts(bos: bool) -> None:
     made = encoder(bos=bos)
@@ -199,6 +257,12 @@ VERBATIM = CHATML.replace(
 VERBATIM = VERBATIM.replace("assistant\n' }}{% end", "assistant\n<think>\n' }}{% end")
 
 
+@pytest.mark.silent_bug(
+    "templates: reasoning",
+    "Earlier turns lose their block, and the mask is wrong from there on.",
+    "A turn that does not begin with its prompt is context, and the run says so.",
+    "axolotl-ai-cloud/axolotl#3088",
+)
 def test_a_generation_prompt_that_the_template_does_not_keep() -> None:
     """A reasoning model whose template drops `<think>` from finished turns."""
     said = (assistant("yes"), user("and now?"), assistant("<think>\nWell.\n</think>\n\nno"))
@@ -251,6 +315,12 @@ def test_a_reward_sees_the_reasoning_that_the_prompt_opens(code: str) -> None:
     assert _reasons(encoder(CHATML), "<think>Two.</think><answer>4</answer>") == [1.0]
 
 
+@pytest.mark.silent_bug(
+    "templates: reasoning",
+    "A sample's reasoning lands behind an empty block when it is rendered again.",
+    "A sample read as text has the tokens that were sampled.",
+    "huggingface/trl#6361",
+)
 @pytest.mark.parametrize("code", [QWEN3_THINKING, VERBATIM])
 def test_a_sample_read_as_text_has_its_tokens(code: str) -> None:
     """The tag that its text begins with is the template's."""
@@ -289,6 +359,13 @@ def test_written_must_match_the_tokens() -> None:
 # What does not fit
 
 
+@pytest.mark.silent_bug(
+    "truncation",
+    "The prompt is cut where the answer should be, or one answer of a pair is not cut.",
+    "Each answer is cut on the right, without an end, and counted.",
+    "huggingface/trl#2209",
+    "hiyouga/LlamaFactory#4617",
+)
 def test_a_long_response_is_truncated_without_an_end_of_turn() -> None:
     made = encoder()
     group = Group((user("q"),), (Response(text="many words that do not fit"), Response(text="a")))
@@ -315,6 +392,13 @@ def test_a_prompt_without_room_is_dropped() -> None:
     ]
 
 
+@pytest.mark.silent_bug(
+    "truncation",
+    "An answer is cut to nothing, and its mean is NaN.",
+    "Pairs without a counted token are left out and counted.",
+    "huggingface/trl#6548",
+    "huggingface/trl#3382",
+)
 def test_equal_pairs_and_pairs_without_counted_tokens_are_dropped() -> None:
     made = encoder()
     one, other = words(8), Response(text="", tokens=(*range(30, 36), 90, 91))
@@ -436,6 +520,12 @@ def test_a_user_who_asks_about_the_tag_opens_no_reasoning() -> None:
     assert made.tokenizer.decode(rows[0].tokens) == "<think>\nIt is a tag.\n</think>\n\nA tag.<|im_end|>"
 
 
+@pytest.mark.silent_bug(
+    "templates: lost tools",
+    "Calls and schemas of tools are missing in the prompt.",
+    "A turn whose calls are not written is context, and the run says so.",
+    "axolotl-ai-cloud/axolotl#3824",
+)
 def test_tools_and_calls_that_the_template_drops_are_counted() -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
     said = (assistant("", tool_calls=[call]), Message(role="tool", content="4"), assistant("Four."))
@@ -448,6 +538,41 @@ def test_tools_and_calls_that_the_template_drops_are_counted() -> None:
     made = encoder("{{ tools | string }}" + writes)
     (row,) = encoded(made.encode(group, 500)).rows
     assert len(counted(made, row)) == 2 and "add" in counted(made, row)[0] and not made.counts
+
+
+ONLY_TWO = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role in ('user', 'assistant') %}")
+SYSTEM_SAID = Message(role="system", content="Speak French.")
+
+
+@pytest.mark.silent_bug(
+    "templates: lost messages",
+    "The template writes no system message or no result of a tool, without an error.",
+    "The run counts such rows and says so.",
+    "huggingface/transformers#30545",
+    "raullenchai/Rapid-MLX#1765",
+    "axolotl-ai-cloud/axolotl#3824",
+)
+@pytest.mark.parametrize(
+    ("prompt", "answers"),
+    [
+        ((SYSTEM_SAID, user("hi")), (assistant("French."),)),
+        ((user("hi"),), (assistant("a"), Message(role="tool", content="42"), assistant("42"))),
+    ],
+)
+def test_a_message_that_the_template_does_not_write_is_counted(prompt: Any, answers: Any) -> None:
+    """Phi-3's first template wrote no system message, and several write no results of tools."""
+    group = Group(prompt, (Response(messages=answers),))
+    for code, count in ((ONLY_TWO, 1), (CHATML, 0), (CHATML.replace("m['content']", "m['content'] | tojson"), 0)):
+        made = encoder(code)
+        if "tojson" not in code:
+            made.encode(group, 200)
+        else:  # what the assistant says must stay as it is
+            assert not made.chat.drops([*prompt, *answers])
+        assert made.counts["dropped_messages"] == count
+    merged = Encoder(encoder(ONLY_TWO).tokenizer, ChatOptions(system_messages="merge"))
+    merged.encode(group, 200)
+    assert merged.counts["dropped_messages"] == (prompt[0] != SYSTEM_SAID)
+    assert "learned without one of its messages" in unfit("dropped_messages", 1)
 
 
 def test_an_answer_about_the_tag_is_no_reasoning() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from watched import Watched, online
 
-from alignkit import Group, seeds
+from alignkit import DataError, Group, seeds
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.run import run_recipe
 from alignkit.tokens.encoding import Encoded
 from alignkit.training.auxiliary import AuxiliaryLoss
 
@@ -16,6 +20,10 @@ from alignkit.training.auxiliary import AuxiliaryLoss
 def auxiliary(groups: int, batch_size: int) -> AuxiliaryLoss:
     encoded = [Encoded(Group((), id=str(number)), (1,), ()) for number in range(groups)]
     return AuxiliaryLoss(encoded, 1.0, batch_size, lambda epoch: seeds.stream(0, "mix", epoch))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
 
 def ids(batch: list[Any]) -> list[str]:
@@ -53,3 +61,36 @@ def test_every_step_of_a_stage_mixes_in_the_next_groups(tmp_path: Path, monkeypa
     first, second = drawn[:6], drawn[6:]
     assert len(set(first)) == 6 and sorted(first) == sorted(second)
     assert first != second
+
+
+@pytest.mark.silent_bug(
+    "data: weights",
+    "A second stream is masked as the first one is.",
+    "Demonstrations in a mix are learned whole.",
+)
+def test_a_mix_learns_demonstrations_whole_and_none_that_is_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KTO learns the last turn of its own data, where the label is, but every turn of a demonstration mixed in."""
+    counted: list[int] = []
+    original = AuxiliaryLoss.batch
+
+    def batch(self: AuxiliaryLoss, step: int) -> list[Encoded]:
+        groups = original(self, step)
+        counted.extend(sum(row.mask) for encoded in groups for row in encoded.rows)
+        return groups
+
+    monkeypatch.setattr(AuxiliaryLoss, "batch", batch)
+    labeled = [{"prompt": f"is it {n}?", "completion": "yes", "label": n % 2 == 0} for n in range(4)]
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user", "assistant")]
+    write(tmp_path / "labeled.jsonl", labeled)
+    write(tmp_path / "mix.jsonl", [{"messages": turns}])
+    mix = {"data": "mix.jsonl", "objective": "sft", "weight": 0.1, "batch_size": 1}
+    stage = {"algorithm": "kto", "data": "labeled.jsonl", "batch_size": 4, "mix": mix}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": {"only": stage}}), encoding="utf-8")
+    run_recipe(load_recipe(recipe), tmp_path / "out")
+    assert counted == [4]  # two answers of one token, each with its end of turn
+    write(tmp_path / "mix.jsonl", [{"messages": turns, "label": False}])
+    with pytest.raises(DataError, match=r"only\.mix: the row 'a' is labeled as bad, but would still be learned"):
+        run_recipe(load_recipe(recipe), tmp_path / "bad")

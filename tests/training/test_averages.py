@@ -43,6 +43,20 @@ def test_a_response_without_a_counted_token_does_not_count() -> None:
     assert averages.means() == {"length": 4.0}
 
 
+@pytest.mark.silent_bug(
+    "losses: accumulation",
+    "Each micro-batch divides by its own tokens, so that short examples weigh more.",
+    "All micro-batches of a step share one denominator.",
+    "huggingface/transformers#35203",
+    "meta-pytorch/torchtune#1875",
+)
+@pytest.mark.silent_bug(
+    "metrics: averages",
+    "The evaluation loss is a mean of batch means and depends on the batch size.",
+    "It is the mean over all tokens.",
+    "huggingface/transformers#39241",
+    "huggingface/transformers#41898",
+)
 def test_micro_batches_share_one_denominator() -> None:
     averages = Averages()
     for _ in range(2):

@@ -117,6 +117,14 @@ def test_rows_that_the_template_refuses_follow_on_bad_row(
     assert "2 rows left out: the chat template refuses it" in capsys.readouterr().err.replace("\n", " ")
 
 
+@pytest.mark.silent_bug(
+    "resume",
+    "Batches are skipped in every epoch or not at all, and the schedule advances twice.",
+    "Batch and learning rate follow from the number of the step.",
+    "thinking-machines-lab/tinker-cookbook#448",
+    "allenai/open-instruct#681",
+    "THUDM/slime#1547",
+)
 def test_a_stopped_stage_goes_on_in_the_middle_of_its_first_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,3 +274,18 @@ def _counted(metrics: Callable[[], dict[str, float]]) -> Any:
         return metrics()
 
     return step
+
+
+@pytest.mark.silent_bug(
+    "data: held out",
+    "Validation rows are trained on, and the epoch that remembers most is kept.",
+    "The run counts them and warns.",
+    "OpenRLHF/OpenRLHF#1089",
+)
+def test_held_out_rows_that_are_trained_on_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "held.jsonl").write_text("\n".join(map(json.dumps, demonstrations(5))), encoding="utf-8")
+    rows = demonstrations(20)[3:]
+    summary = trained(tmp_path, rows, epochs=1, validation="held.jsonl")
+    assert summary["validation_trained_on"] == 2
+    assert "warning: 2 of 5 rows of 'validation' have a prompt that is trained on" in capsys.readouterr().err
+    assert "validation_trained_on" not in trained(tmp_path, rows[5:], "other", epochs=1, validation="held.jsonl")

@@ -88,3 +88,23 @@ def test_a_checkpoint_without_a_part_is_refused(lacking: str) -> None:
     saved = {key: torch.ones(2) for key in whole if key != lacking}
     with pytest.raises(RunFailed, match=rf"no optimizer state for w \({lacking}\)"):
         restored_state("w", nn.Parameter(torch.ones(2)), saved, True)
+
+
+@pytest.mark.silent_bug(
+    "optimizer: weight decay",
+    "It pulls the factors of norms to 0.",
+    "It shrinks matrices only.",
+    "oumi-ai/oumi#341",
+    "Lightning-AI/lit-llama#254",
+)
+def test_weight_decay_shrinks_matrices_and_no_norm() -> None:
+    """A norm's factor begins at 1: decay would switch its layer off."""
+    network = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    rate = 0.1
+    optimizer = make_optimizer(Settings(weight_decay=0.5), network.parameters(), rate)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter, before[name] * (1 - rate * 0.5 if parameter.ndim == 2 else 1))

@@ -6,20 +6,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from alignkit import BadRow, Format, Group, Message, Register, hookimpl
-from alignkit.formats import SYSTEM_COLUMNS
+from alignkit.formats import LABEL_COLUMNS, SYSTEM_COLUMNS
+
+QUESTION = ("instruction", "input", "context")
 
 
 class Alpaca(Format):
-    """An instruction, optional input and the answer.
+    """An instruction, what it is about (`input` or `context`), and the answer.
 
-    `system` is an optional system message. `history` holds earlier turns as pairs [instruction, answer]. `kto_tag`
-    says whether the answer is good, for algorithms that learn labels.
+    `system` is an optional system message. `history` holds earlier turns as pairs [instruction, answer]. `label` or
+    `kto_tag` says whether the answer is good.
     """
 
     summary = "Alpaca: instruction, input, output"
-    wants = "instruction and output; optional input, system, history"
+    wants = "instruction and output; optional input or context, system, history, label"
     example = '{"instruction": "Translate", "input": "Hallo", "output": "Hello"}'
-    about: ClassVar[str] = "input"
     answer_column: ClassVar[str] = "output"
 
     @classmethod
@@ -27,12 +28,16 @@ class Alpaca(Format):
         return cls.has(row, "instruction", cls.answer_column) and cls.lacks(row, "chosen", "rejected", "messages")
 
     def read(self, row: Any) -> Group:
-        parts = [self.text(row, "instruction").strip(), self.text(row, self.about, "").strip()]
+        parts = [self.text(row, name, None if name == "instruction" else "").strip() for name in QUESTION]
+        if all(parts[1:]):
+            raise BadRow(
+                "columns 'input' and 'context' both hold text; rename one: `columns: {other_context: context}`"
+            )
         question = Message(role="user", content="\n\n".join(part for part in parts if part))
         answer = Message(role="assistant", content=self.text(row, self.answer_column))
         turns = self.opened((*_history(row.get("history")), question, answer), row)
-        prompt, response = self.demonstration(turns, label=self.flag(row, "kto_tag"))
-        used = ("instruction", self.about, self.answer_column, "history", "tools", "kto_tag", *SYSTEM_COLUMNS)
+        prompt, response = self.demonstration(turns, label=self.label(row))
+        used = (*QUESTION, self.answer_column, "history", "tools", *LABEL_COLUMNS, *SYSTEM_COLUMNS)
         return Group(prompt, (response,), meta=self.rest(row, *used), tools=self.tools(row))
 
 
@@ -51,9 +56,8 @@ class Dolly(Alpaca):
     """The same with Databricks' column names."""
 
     summary = "Dolly: instruction, context, response"
-    wants = "instruction and response; optional context, system"
+    wants = "instruction and response; optional context or input, system, label"
     example = '{"instruction": "Translate", "context": "Hallo", "response": "Hello"}'
-    about = "context"
     answer_column = "response"
 
 

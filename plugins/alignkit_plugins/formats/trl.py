@@ -6,6 +6,7 @@ prompt are refused: letters that both answers begin with are not the user's word
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,6 +40,9 @@ PROMPTS = ("prompt", "conversations", "question", "query", "instruction", "input
 SCORES = ("score", "rating", "reward")
 # One of two answers, such as `output_1`, `response b` or `model_a_completion`: `labeled_pairs` reads such rows.
 NUMBERED = re.compile(r"(response|output|completion|answer|conversation)s?[ _-]?[0-9ab]$|model_[ab]_completion$")
+# Columns with the rating of the chosen answer; those of the rejected one are called alike.
+_RATING = "((avg|mean|overall)[_-])?(score|rating)"
+RATED = re.compile(f"chosen[_-]{_RATING}|{_RATING}[_-]chosen")
 # Columns that say which of two answers is better, and what they may say.
 VERDICTS = ("label", "labels", "preference", "winner", "verdict", "better", "choice")
 VERDICT = re.compile(r"-?\d+(\.\d+)?|(model|response|output|completion|answer)?[ _-]?[ab12]|tie.*|both.*|.*better.*")
@@ -113,18 +117,27 @@ class Preference(Format):
         columns = pair_columns(row) or PAIRS[0]
         prompt, chosen, rejected, used = self._parts(row, *columns)
         p = self.number(row, "p")
-        self._check_scores(row)
-        pair = Pair(0, 1, p=1.0 if p is None else p, margin=self.margin(row))
+        pairs = () if self._tied(row) else (Pair(0, 1, p=1.0 if p is None else p, margin=self.margin(row)),)
         meta = self.rest(row, *columns, *used, *SYSTEM_COLUMNS, "tools", "margin", "p")
         responses = (self.answer(chosen), self.answer(rejected))
-        return Group(self.opened(prompt, row), responses, (pair,), meta=meta, tools=self.tools(row))
+        return Group(self.opened(prompt, row), responses, pairs, meta=meta, tools=self.tools(row))
 
-    def _check_scores(self, row: Mapping[str, Any]) -> None:
-        """Refuse a row whose scores say that the rejected answer is the better one."""
-        for better, worse in (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected")):
-            good, bad = row.get(better), row.get(worse)
-            if isinstance(good, int | float) and isinstance(bad, int | float) and good < bad:
-                raise BadRow(f"{better} {good:g} is below {worse} {bad:g}, so the columns contradict each other")
+    def _tied(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row's scores are equal, so that none is better. Refuses scores that contradict its columns."""
+        tied = False
+        for better, worse in ((name, str(name).replace("chosen", "rejected")) for name in row):
+            if RATED.fullmatch(str(better)):
+                try:
+                    good, bad = self.number(row, better), self.number(row, worse)
+                except BadRow:  # words
+                    continue
+                if good is None or bad is None:
+                    continue
+                if math.isclose(good, bad, rel_tol=1e-9, abs_tol=1e-12):
+                    tied = True
+                elif good < bad:
+                    raise BadRow(f"{better} {good:g} is below {worse} {bad:g}, so the columns contradict each other")
+        return tied
 
     def _parts(
         self, row: Mapping[str, Any], better: str, worse: str
