@@ -429,4 +429,4 @@ class Normalized(Reward):
 def register_rewards(register: Register) -> None:
     register("length", Length, summary="length of the response, or distance to a target length")
     register("python", Python, summary="your own function in a Python file, with TRL's signature")
-    register("normalized", Normalized, summary="a reward model's score, shifted so that demonstrations have mean 0")
+    register("normalized", Normalized, summary="a reward model's score, shifted so that demonstrations average 0")

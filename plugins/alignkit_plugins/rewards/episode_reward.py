@@ -31,4 +31,4 @@ class EpisodeReward(Reward):
 
 @hookimpl
 def register_rewards(register: Register) -> None:
-    register("environment", EpisodeReward, summary="the reward that the stage's environment gives an episode")
+    register("environment", EpisodeReward, summary="the environment's reward for an episode")

@@ -65,4 +65,4 @@ class EqualLength(RewardCombination):
 
 @hookimpl
 def register_combinations(register: Register) -> None:
-    register("equal_length", EqualLength, summary="a reward minus what length explains of it, within prompts")
+    register("equal_length", EqualLength, summary="a reward minus the part that length explains, within each prompt")

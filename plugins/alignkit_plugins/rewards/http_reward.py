@@ -141,4 +141,4 @@ def _fits(body: Mapping[str, Any], scores: Sequence[tuple[Any, float | None]]) -
 
 @hookimpl
 def register_rewards(register: Register) -> None:
-    register("http", HTTP, summary="the score that a service of your own gives over HTTP")
+    register("http", HTTP, summary="the score from your own service over HTTP")

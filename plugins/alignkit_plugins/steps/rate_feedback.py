@@ -84,6 +84,4 @@ def _agreement(items: Sequence[Item], names: Sequence[str]) -> list[Table]:
 
 @hookimpl
 def register_steps(register: Register) -> None:
-    register(
-        "rate_feedback", RateFeedback, summary="what rewards and judges think of a store's items: what to label next"
-    )
+    register("rate_feedback", RateFeedback, summary="rate a store's items, to choose what to label next")

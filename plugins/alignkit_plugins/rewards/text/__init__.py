@@ -14,8 +14,8 @@ from alignkit_plugins.rewards.text.matching import ExactMatch, Regex, Repetition
 
 @hookimpl
 def register_rewards(register: Register) -> None:
-    register("exact_match", ExactMatch, summary="1 if an answer is the known one")
+    register("exact_match", ExactMatch, summary="1 if an answer matches the known answer")
     register("regex", Regex, summary="1 if a pattern occurs in an answer")
-    register("format", Form, summary="1 if an answer has the form that is asked for: tags, JSON, or Markdown")
+    register("format", Form, summary="1 if an answer has the required form: tags, JSON, or Markdown")
     register("repetition", Repetition, summary="minus the share of an answer's n-grams that it repeats")
     register("language", Language, summary="1 if an answer is in the right language (needs py3langid)")

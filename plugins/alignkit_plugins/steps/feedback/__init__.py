@@ -23,7 +23,7 @@ def register_steps(register: Register) -> None:
 
 @hookimpl
 def register_readers(register: Register) -> None:
-    register(SUFFIX, StoreReader, summary="labels of people, as a store holds them")
+    register(SUFFIX, StoreReader, summary="people's labels from a store")
 
 
 @hookimpl(tryfirst=True)

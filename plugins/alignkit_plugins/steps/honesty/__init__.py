@@ -11,8 +11,8 @@ from alignkit_plugins.steps.honesty.sycophancy import Sycophancy
 
 @hookimpl
 def register_rewards(register: Register) -> None:
-    register("honesty", Honesty, summary="right above 'I don't know' above wrong, with and without a known answer")
-    register("honesty_accuracy", HonestyAccuracy, summary="1 if right, or 'I don't know' where there is no answer")
+    register("honesty", Honesty, summary="ranks a right answer above 'I don't know', and that above a wrong one")
+    register("honesty_accuracy", HonestyAccuracy, summary="1 if right, or 'I don't know' where nobody knows")
     register("abstention", Abstention, summary="1 if a response says that it does not know")
 
 
