@@ -23,8 +23,12 @@ LOCAL = "local"  # what recipes call alignkit's own engine
 
 
 class EngineOptions(_Options):
-    """Options of every engine. An engine's own `Options` extend them."""
+    """Options of every engine. An engine's own `Options` extend them.
 
+    changes_no_result: options, such as an address, that may change while a stage is continued.
+    """
+
+    changes_no_result: ClassVar[frozenset[str]] = frozenset({"timeout"})
     timeout: float = Field(
         default=600.0, gt=0, description="seconds without progress after which a call has failed; changes no result"
     )
@@ -51,11 +55,13 @@ class Completion:
     """Tokens, each with its log-probability in nats, and the version of the weights that computed them.
 
     tokens: up to and including an end token, or the token that completes a stop text; else `max_new_tokens` of them.
-    logprobs: at the sampling temperature (at 1 if it is 0), over the whole vocabulary: before top_k and top_p.
+    What follows a stop text is dropped: a server may see it a token late.
+    logprobs: at the sampling temperature (at 1 if it is 0), over the whole vocabulary: before top_k and top_p. None if
+    the engine cannot tell them with these filters.
     """
 
     tokens: Sequence[int]
-    logprobs: Sequence[float]
+    logprobs: Sequence[float] | None
     version: int
 
 
@@ -67,6 +73,8 @@ class EngineContext:
     such as `float32`. vocabulary: token ids are below it. max_length: longest sequence of the base, in tokens.
     end_ids: tokens that end a response. cache: a folder for this engine's files. stage: its name. seed: the stage's.
     progress(n): n responses of the current call are complete; a call without progress is ended after `timeout` seconds.
+    say: prints a line. probe_text, probe_tokens, probe_logprobs: a text, its token ids, and the base's log-probability
+    of each but the first, as training computes it: an engine that loads the base elsewhere compares them with its own.
     """
 
     base: str
@@ -80,6 +88,10 @@ class EngineContext:
     stage: str = ""
     seed: int = 0
     progress: Callable[[int], None] = lambda responses: None
+    say: Callable[[str], None] = lambda line: None
+    probe_text: str = ""
+    probe_tokens: Sequence[int] = ()
+    probe_logprobs: Sequence[float] = ()
 
 
 class Engine(WithOptions):
@@ -87,9 +99,11 @@ class Engine(WithOptions):
 
     An engine belongs to one stage and is prepared before its first call. An instance may be closed while
     one of its calls is still running. whole_models: `publish` also takes folders of whole models, as with `lora: none`.
+    repeats: the same call of `sample` returns the same tokens. A server that batches what arrives rounds as it batches.
     """
 
     whole_models: ClassVar[bool] = False
+    repeats: ClassVar[bool] = True
 
     class Options(EngineOptions):
         """Only those of every engine."""
@@ -117,7 +131,9 @@ class Engine(WithOptions):
     ) -> Sequence[Sequence[Completion]]:
         """Continue prompts, which are token ids: one completion for each of a prompt's seeds, in order.
 
-        seeds: 63-bit. The same call must return the same tokens, so that a run that was killed can be repeated.
+        seeds: 63-bit. The same call must return the same tokens, so that a run that was killed ends in the same bytes,
+        unless the class says that it does not (`repeats`). A prompt with all new tokens may be longer than the
+        context's `max_length`, where the sample ends.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define sample")
 

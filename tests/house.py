@@ -14,7 +14,10 @@ from alignkit.plugins import load_plugins
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "alignkit"
-PLUGINS = sorted((ROOT / "plugins" / "alignkit_plugins").rglob("*.py"))
+PLUGINS = [
+    *sorted((ROOT / "plugins" / "alignkit_plugins").rglob("*.py")),
+    *sorted((ROOT / "plugins" / "alignkit_vllm").rglob("*.py")),
+]
 APPS = sorted((ROOT / "plugins" / "alignkit_apps").rglob("*.py"))
 HTTP = sorted((ROOT / "plugins" / "alignkit_http").rglob("*.py"))
 DISTRIBUTED = sorted((ROOT / "plugins" / "alignkit_distributed").rglob("*.py"))
@@ -66,7 +69,7 @@ COMMON_WORDS = {
     *("dialogues", "evaluate", "feedback", "groups", "length", "lm", "messages", "normalized"),
     *("classifier", "format", "http", "language", "regex", "repetition", "weighted"),
     *("environment", "merge", "people", "preference", "python", "sample"),
-    *("clip", "min", "product", "rankings", "rest", "revise", "reward_model", "text", "weighted_sum", "worker", "when"),
+    *("clip", "min", "product", "rankings", "rest", "revise", "reward_model", "text", "weighted_sum", "when"),
 }
 
 

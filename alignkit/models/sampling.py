@@ -16,7 +16,7 @@ import torch
 
 from alignkit import seeds
 from alignkit.data.group import Group, Response, preview
-from alignkit.errors import DataError, RunFailed, memory_ran_out
+from alignkit.errors import DataError, memory_ran_out
 from alignkit.kernels.memory import release_cached
 from alignkit.kernels.sampling_weights import prepacked_weights
 from alignkit.models.batcher import RowBatch
@@ -32,11 +32,12 @@ from alignkit.tokens.text_tokens import Ids
 class Continuation:
     """Sampled tokens, the log-probability of each in nats, and whether an end token or a stop string ended them.
 
+    logprobs: None if an engine cannot tell them.
     written: for each token, whether the policy wrote it; None means all. Others have a log-probability of 0.
     """
 
     tokens: Ids
-    logprobs: tuple[float, ...]
+    logprobs: tuple[float, ...] | None
     ended: bool
     written: tuple[bool, ...] | None = None
 
@@ -96,11 +97,7 @@ def generate(
     if not all(prompts):
         raise DataError("cannot sample from an empty prompt: this tokenizer does not begin texts with a special token")
     if model.engine is not None:
-        if partner is not None:
-            raise RunFailed(
-                "an engine cannot sample with an environment yet\nhelp: write 'engine: local' in this stage"
-            )
-        return list(model.engine.generate(model, role, encoder, prompts, streams, sampling, done, labels))
+        return list(model.engine.generate(model, role, encoder, prompts, streams, sampling, done, labels, partner))
     model.passes.gather(role)
     # With a partner, the turns of others take tokens of the same room.
     rooms = [sampling.max_new_tokens if partner is None else partner.max_length - len(prompt) for prompt in prompts]

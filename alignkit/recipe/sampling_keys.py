@@ -96,12 +96,6 @@ def fill_engines(
             keys: Keys = ("stages", name, "engine") if stage.engine else ("engine",)
             message = f"engine '{component.name}' takes adapters, but with 'model.lora: none' there are none"
             problems.error(keys, message, help="leave 'lora' out, or write 'engine: local'")
-        if component and stage.settings is not None and stage.settings.environment is not None:
-            message = (
-                f"stage '{name}': engine '{component.name}' cannot sample with an environment yet: engines continue "
-                "prompts, and an episode has turns of others in between"
-            )
-            problems.error(("stages", name, "environment"), message, help="write 'engine: local' in this stage")
         if component and stage.settings is not None and not _samples(stage):
             message = f"stage '{name}': {stage.component.name} does its own sampling, so 'engine' would have no effect"
             problems.error(("stages", name, "engine"), message, at_key=True, help="leave 'engine' out")

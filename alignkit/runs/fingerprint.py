@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from alignkit import kernels
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec
+from alignkit.engine import EngineOptions
 from alignkit.io.digest import file_digest, folder_digest, model_digest, versions
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.source_code import plugin_digests, source_digests
@@ -123,9 +124,11 @@ class _Fingerprint:
         return value
 
     def of_engine(self, engine: Component) -> Any:
-        """The plain data of an engine, without the timeout: after a hang the stage continues with another one."""
-        plain = self.of(engine)
-        del plain["options"]["timeout"]
+        """The plain data of an engine, without options such as the timeout: after a hang another one may do."""
+        plain, options = self.of(engine), engine.options
+        assert isinstance(options, EngineOptions)
+        for name in options.changes_no_result:
+            plain["options"].pop(name, None)
         return plain
 
     def _of_dataclass(self, value: DataSource | DataSpec | RewardSpec) -> dict[str, Any]:

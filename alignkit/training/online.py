@@ -165,6 +165,11 @@ class OnlineStage:
         if episodes is not None:
             episodes.forget()
         groups = self.sample(prompts, self.sampling, (name, "rollout", number), episodes)
+        if self.algorithm.needs.sampler_logprobs and any(r.logprobs is None for g in groups for r in g.responses):
+            raise RunFailed(
+                f"stage '{name}': the engine cannot tell log-probabilities with top_k, top_p or min_new_tokens, but "
+                "the algorithm needs them\nhelp: leave these keys out, or write 'engine: local'"
+            )
         return [replace(g, responses=tuple(replace(r, source=name) for r in g.responses)) for g in groups]
 
     def sample(

@@ -15,20 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.data.group import Group
 from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
 from alignkit.errors import PluginError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.models.decoder import has_stopped
+from alignkit.models.forward import measure
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import Continuation
+from alignkit.models.sequence import Partner
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugin_errors import AuthorError, calling, made
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
 from alignkit.tokens.text_tokens import Ids
 from alignkit_distributed.engine_thread import EngineThread, NoProgress
+from alignkit_distributed.engine_turns import play
 
 ROUNDING = 1e-3  # nats by which rounding may lift a log-probability above 0
 AGAIN = "the same command continues the run"
+PROBE = "The café's owner bought 3 apples, 12 pears and a naïve robot; then she said: 'What is 12 + 34?' "
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,17 @@ class _Published:
     version: int
     folder: Path | None
     weights: Weights
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a call of `sample` is for. labels: of its prompts, for errors."""
+
+    role: str
+    version: int
+    encoder: Encoder
+    params: SamplingParams
+    labels: Sequence[str]
 
 
 class StageEngine:
@@ -68,6 +84,7 @@ class StageEngine:
         sampling: Sampling,
         done: Callable[[int], None] = lambda responses: None,
         labels: Sequence[str] = (),
+        partner: Partner | None = None,
     ) -> list[list[Continuation]]:
         """See `alignkit.models.sampling.generate`."""
         if sampling.processors:
@@ -84,6 +101,28 @@ class StageEngine:
             top_k=sampling.top_k,
             stop=tuple(sampling.stop),
         )
+        request = _Request(role, version, encoder, params, labels)
+        if partner is None:
+            return self._sample(request, prompts, streams, [params.max_new_tokens] * len(prompts), done)
+
+        def turns(contexts: Any, numbers: Sequence[int], most: Sequence[int], fewest: int) -> list[Continuation]:
+            limits = replace(params, min_new_tokens=fewest, max_new_tokens=max(most))
+            turn = replace(request, params=limits, labels=())
+            return [one for (one,) in self._sample(turn, contexts, [[n] for n in numbers], most, lambda count: None)]
+
+        limits = params.min_new_tokens, params.max_new_tokens
+        return play(turns, prompts, streams, limits, partner, done)
+
+    def _sample(
+        self,
+        request: _Request,
+        prompts: Sequence[Ids],
+        streams: Sequence[Sequence[int]],
+        most: Sequence[int],
+        done: Callable[[int], None],
+    ) -> list[list[Continuation]]:
+        """Samples of a call. most: tokens of each prompt's samples, which may be fewer than what is asked for."""
+        role, labels, params = request.role, request.labels, request.params
         asked, seeds = [list(prompt) for prompt in prompts], [list(numbers) for numbers in streams]
         found = self._call("sample", lambda: self.engine.sample(role, asked, seeds, params), done)
         self._check_count("sample", found, len(prompts), "prompt", "a list of completions")
@@ -92,9 +131,10 @@ class StageEngine:
             where = f"for prompt {index} ({labels[index]})" if labels else f"for prompt {index}"
             self._check_count("sample", each, len(numbers), "seed", "a Completion", where)
             checked = [
-                self._checked("sample", one, role, version, f"{where}, sample {k}") for k, one in enumerate(each)
+                self._checked("sample", one, role, request.version, f"{where}, sample {k}")
+                for k, one in enumerate(each)
             ]
-            written.append([self._continuation(one, encoder, params, where) for one in checked])
+            written.append([self._continuation(one, request, most[index], where) for one in checked])
         return written
 
     def logprobs(
@@ -184,6 +224,8 @@ class StageEngine:
             stage=self.stage,
             seed=self.seed,
             progress=self._thread.progress,
+            say=self.say,
+            **_probe(model),
         )
         self._call("prepare", lambda: self.engine.prepare(context))
         self._vocabulary = config.vocab_size
@@ -226,11 +268,16 @@ class StageEngine:
         """A completion with tokens of the vocabulary, a log-probability of each, and the published version."""
         if not isinstance(one, Completion):
             raise self._wrong(method, f"{where} return a Completion, not {type(one).__name__}")
-        tokens, logprobs = _plain(one.tokens), _plain(one.logprobs)
+        tokens = _plain(one.tokens)
         if tokens is None or not all(isinstance(token, Integral) and not isinstance(token, bool) for token in tokens):
             raise self._wrong(method, f"{where} `tokens` must be a list of integers, not {one.tokens!r:.80}")
         if foreign := [token for token in tokens if not 0 <= token < self._vocabulary]:
             raise self._wrong(method, f"{where} token {foreign[0]} is not in the vocabulary of {self._vocabulary}")
+        if one.version != version:
+            raise self._wrong(method, f"{where} {self._stale(role, one.version, version)}")
+        if one.logprobs is None and method == "sample":
+            return replace(one, tokens=tuple(map(int, tokens)))
+        logprobs = _plain(one.logprobs)
         if logprobs is None or not all(isinstance(value, Real) for value in logprobs):
             raise self._wrong(method, f"{where} `logprobs` must be a list of numbers, not {one.logprobs!r:.80}")
         if len(logprobs) != len(tokens):
@@ -240,8 +287,6 @@ class StageEngine:
         for place, value in enumerate(logprobs):
             if not (math.isfinite(value) and value <= ROUNDING):
                 raise self._wrong(method, f"{where} the log-probability of token {place} is {float(value)}")
-        if one.version != version:
-            raise self._wrong(method, f"{where} {self._stale(role, one.version, version)}")
         return replace(one, tokens=tuple(map(int, tokens)), logprobs=tuple(map(float, logprobs)))
 
     def _stale(self, role: str, found: Any, wanted: int) -> str:
@@ -250,24 +295,30 @@ class StageEngine:
         how = "" if age is None else f": these weights are {age} version{'s' if age > 1 else ''} old"
         return f"it used version {found!r:.40} of the weights of '{role}', but version {wanted} was published{how}"
 
-    def _continuation(self, one: Completion, encoder: Encoder, params: SamplingParams, where: str) -> Continuation:
-        """A sample that ends where it must."""
-        tokens, logprobs = tuple(one.tokens), tuple(one.logprobs)
+    def _continuation(self, one: Completion, request: _Request, most: int, where: str) -> Continuation:
+        """A sample that ends where it must, without what follows a stop text or exceeds `most` tokens."""
+        encoder, params = request.encoder, request.params
+        tokens, logprobs = tuple(one.tokens), one.logprobs
+        if params.stop and any(stop in encoder.decode(tokens[:-1]) for stop in params.stop):
+            ends = (k for k in range(1, len(tokens)) if has_stopped(encoder, tokens[:k], params.stop))
+            count = next(ends, len(tokens))
+            tokens, logprobs = tokens[:count], logprobs and logprobs[:count]
+        if most < len(tokens) <= params.max_new_tokens:
+            tokens, logprobs = tokens[:most], logprobs and logprobs[:most]
         if not 0 < len(tokens) <= params.max_new_tokens:
             raise self._wrong(
                 "sample", f"{where} it returned {len(tokens)} tokens; max_new_tokens is {params.max_new_tokens}"
             )
         by_token, stopped = tokens[-1] in encoder.end_ids, has_stopped(encoder, tokens, params.stop)
-        if not (by_token or stopped) and len(tokens) < params.max_new_tokens:
+        if not (by_token or stopped) and len(tokens) < most:
             raise self._wrong(
                 "sample", f"{where} a response of {len(tokens)} tokens has neither an end token nor a stop text"
             )
-        before = encoder.decode(tokens[:-1]) if params.stop else ""
-        if set(tokens[:-1]) & encoder.end_ids or any(stop in before for stop in params.stop):
-            raise self._wrong("sample", f"{where} a response continues after its end token or stop text")
+        if set(tokens[:-1]) & encoder.end_ids:
+            raise self._wrong("sample", f"{where} a response continues after its end token")
         if by_token and len(tokens) <= params.min_new_tokens:
             raise self._wrong("sample", f"{where} a response ends before min_new_tokens {params.min_new_tokens}")
-        return Continuation(tokens, logprobs, by_token or stopped)
+        return Continuation(tokens, None if logprobs is None else tuple(logprobs), by_token or stopped)
 
 
 class Weights:
@@ -299,6 +350,14 @@ def version_of(model: SharedModel, role: str) -> int:
         found.update(name.encode())
         found.update(parameter.detach().to("cpu").contiguous().view(torch.uint8).numpy().tobytes())
     return 1 + int.from_bytes(found.digest(), "little") % (2**31 - 1)
+
+
+def _probe(model: SharedModel) -> dict[str, Any]:
+    """A text for `EngineContext`, with its tokens and the base's log-probabilities of them."""
+    tokens = tuple(model.tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+    rest = ResponseTokens(tokens[1:], (True,) * (len(tokens) - 1))
+    (measured,) = measure(model, BASE, [Encoded(Group(()), tokens[:1], (rest,))], "logprobs")
+    return {"probe_text": PROBE, "probe_tokens": tokens, "probe_logprobs": measured.tolist()}
 
 
 def _plain(values: Any) -> list[Any] | None:

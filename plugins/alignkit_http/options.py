@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -82,7 +82,14 @@ class RemoteOptions(Options):
         return self
 
 
-def key_of(name: str, options: RemoteOptions) -> str:
+class WithKey(Protocol):
+    """Options with the name of a key's environment variable."""
+
+    @property
+    def api_key_env(self) -> str: ...
+
+
+def key_of(name: str, options: WithKey) -> str:
     """The key, from the environment. Raises RunFailed if it is missing; a `check` may call it.
 
     name: of the judge or reward, for the message.

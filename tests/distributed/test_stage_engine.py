@@ -18,25 +18,29 @@ from patience import PATIENCE
 
 from alignkit import EngineContext, PluginError, RecipeError, RunFailed
 from alignkit.cli import main
+from alignkit.data.group import Group
 from alignkit.io.digest import digest
+from alignkit.models.forward import measure
 from alignkit.models.next_token import Sampling
-from alignkit.models.sampling import Continuation
+from alignkit.models.sampling import Continuation, generate
+from alignkit.models.sequence import Partner
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import BASE
 from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.testing.probe import add_noise
+from alignkit.tokens.encoding import Encoded, ResponseTokens
 from alignkit_distributed.engine_thread import EngineThread, NoProgress
-from alignkit_distributed.local_engine import LocalEngine
 from alignkit_distributed.stage_engine import StageEngine, Weights, version_of
+from tests.distributed.local_engine import LocalEngine
 from tests.models.tiny import tiny_model
 
 HEADER = """
 import time
 from dataclasses import replace
 from alignkit import *
-from alignkit_distributed.local_engine import LocalEngine
+from tests.distributed.local_engine import LocalEngine
 
 class Broken(LocalEngine):
     calls = 0
@@ -337,7 +341,7 @@ def test_which_stages_an_engine_samples_for(tmp_path: Path) -> None:
         "sft": {"algorithm": "sft", "data": "rows.jsonl"},
         "align": {**STAGE, "from": "sft"},
         "ours": {**STAGE, "engine": "local"},
-        "slow": {**STAGE, "engine": {"worker": {"timeout": 9}}},
+        "slow": {**STAGE, "engine": {"vllm": {"timeout": 9}}},
         "shown": {**EVALUATE, "engine": "local"},
         "judged": EVALUATE,
     }
@@ -348,7 +352,7 @@ def test_which_stages_an_engine_samples_for(tmp_path: Path) -> None:
 
     own = {"sft": None, "align": None, "ours": None, "slow": "9", "shown": None, "judged": None}
     assert engines() == engines(engine="local") == own
-    assert engines(engine="worker") == own | {"align": "600", "judged": "600"}
+    assert engines(engine="vllm") == own | {"align": "600", "judged": "600"}
 
 
 SAMPLING_STEPS: dict[str, tuple[dict[str, Any], bool]] = {
@@ -371,29 +375,29 @@ def test_an_engine_changes_the_hash_of_a_step_only_if_it_samples(name: str, tmp_
         return digest(stage_parts(recipe.stages["after"], recipe, "base", 0, {}))
 
     ours = hashed(step)
-    assert (hashed(step, engine="worker") != ours) == samples
-    assert hashed({**step, "engine": "worker"}) != ours == hashed({**step, "engine": "local"}, engine="worker")
+    assert (hashed(step, engine="vllm") != ours) == samples
+    assert hashed({**step, "engine": "vllm"}) != ours == hashed({**step, "engine": "local"}, engine="vllm")
 
 
 def test_a_trainer_that_samples_by_itself_has_no_engine(tmp_path: Path) -> None:
     """The recipe's engine is for the other stages; its own is a mistake, unless its reward samples."""
     grpo = {"algorithm": {"trl": {"trainer": "grpo"}}, "prompts": "rows.jsonl", "reward": "length"}
     grpo["rollout"] = {"samples_per_prompt": 2}
-    assert load_recipe(written(tmp_path, {"align": grpo}, engine="worker")).stages["align"].engine is None
+    assert load_recipe(written(tmp_path, {"align": grpo}, engine="vllm")).stages["align"].engine is None
     with pytest.raises(RecipeError, match="stage 'align': trl does its own sampling, so 'engine' would have no effect"):
-        load_recipe(written(tmp_path, {"align": {**grpo, "engine": "worker"}}))
+        load_recipe(written(tmp_path, {"align": {**grpo, "engine": "vllm"}}))
     compared = {**grpo, "reward": {"rlaif": {"judge": {"local_judge": {"role": "base"}}, "opponent": "baseline"}}}
-    stage = load_recipe(written(tmp_path, {"align": compared}, engine="worker")).stages["align"]
+    stage = load_recipe(written(tmp_path, {"align": compared}, engine="vllm")).stages["align"]
     assert stage.engine is not None
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"engine": "wroker"}, "no engine 'wroker'.*did you mean 'worker'"),
-        ({"engine": {"worker": {"timeout": 0}}}, "timeout.*0"),
+        ({"engine": "vlm"}, "no engine 'vlm'.*did you mean 'vllm'"),
+        ({"engine": {"vllm": {"timeout": 0}}}, "timeout.*0"),
         (
-            {"stages": {"s": {"algorithm": "sft", "data": "rows.jsonl", "engine": "worker"}}},
+            {"stages": {"s": {"algorithm": "sft", "data": "rows.jsonl", "engine": "vllm"}}},
             "sft does not use 'engin",
         ),
     ],
@@ -408,20 +412,50 @@ def test_mistakes_in_a_recipe(tmp_path: Path, keys: dict[str, Any], message: str
 
 
 def test_an_engine_that_takes_adapters_only_needs_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = written(tmp_path, {"align": STAGE}, engine="worker")
+    path = written(tmp_path, {"align": STAGE}, engine="vllm")
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"model": {"base": "tiny", "lora": "none"}}))
-    assert load_recipe(path).stages["align"].engine.name == "worker"
-    monkeypatch.setattr("alignkit_plugins.engines.worker.Worker.whole_models", False)
-    with pytest.raises(RecipeError, match="engine 'worker' takes adapters, but with "):
+    with pytest.raises(RecipeError, match="engine 'vllm' takes adapters, but with "):
         load_recipe(path)
+    monkeypatch.setattr("alignkit_vllm.engine.Vllm.whole_models", True)
+    assert load_recipe(path).stages["align"].engine.name == "vllm"
 
 
-def test_an_engine_and_an_environment_are_refused_together(tmp_path: Path) -> None:
-    stage = {**STAGE, "environment": "calculator", "reward": "environment"}
-    assert load_recipe(written(tmp_path, {"align": {**stage, "engine": "local"}}, engine="worker"))
-    with pytest.raises(RecipeError, match="stage 'align': engine 'worker' cannot sample with an environment yet") as e:
-        load_recipe(written(tmp_path, {"align": stage}, engine="worker"))
-    assert "an episode has turns of others in between" in str(e.value) and "write 'engine: local'" in str(e.value)
+@pytest.mark.parametrize("fewest", [0, 9])
+def test_turns_of_others_are_read_and_those_of_the_policy_are_sampled_after_them(tmp_path: Path, fewest: int) -> None:
+    """Up to 10 tokens of the policy in up to 3 turns, whose log-probabilities are those of training."""
+    model, asked = tiny_model(tmp_path), engine(tmp_path)
+    model.add_role("one")
+    add_noise(model, "one", 0.1, 1)
+    model.end_ids = tuple(range(2, 359, 5))  # so that turns end
+    encoder, prompts = model.encoder(), [(1, 30, 31), (1, 40, 41, 42, 43, 44)]
+    seen: dict[tuple[int, int], int] = {}
+
+    def reply(prompt: int, sample: int, tokens: Any, room: int) -> tuple[int, ...] | None:
+        assert tokens[-1] in encoder.end_ids and not set(tokens[:-1]) & encoder.end_ids
+        seen[prompt, sample] = seen.get((prompt, sample), 0) + 1
+        return (60, 61, 62) if seen[prompt, sample] < 3 and room >= 3 else None
+
+    partner, model.engine = Partner(reply, 20), asked
+    sampling, streams = Sampling(2, 10, min_new_tokens=fewest), [[1, 2], [3, 4]]
+    counts: list[int] = []
+    found = generate(model, "one", encoder, prompts, streams, sampling, partner=partner, done=counts.append)
+    rows = [(prompt, one) for prompt, each in zip(prompts, found, strict=True) for one in each]
+    assert counts[-1] == len(rows) == 4 and max(seen.values()) == (3 if not fewest else 1)
+    for prompt, one in rows:
+        own = one.written or (True,) * len(one.tokens)
+        assert fewest <= sum(own) <= 10 and len(prompt) + len(one.tokens) <= 20 and one.logprobs is not None
+        assert one.ended == (one.tokens[-1] in encoder.end_ids)
+        row = Encoded(Group(()), prompt, (ResponseTokens(one.tokens, own),))
+        (measured,) = measure(model, "one", [row], "logprobs")
+        assert one.logprobs == pytest.approx(measured.tolist(), abs=1e-4)
+    seen.clear()
+    assert generate(model, "one", encoder, prompts, streams, sampling, partner=partner) == found
+    asked.close()
+
+
+def test_an_engine_plays_an_environment(tmp_path: Path) -> None:
+    path = written(tmp_path, {"align": {**STAGE, "environment": "calculator", "reward": "environment"}}, engine="vllm")
+    assert load_recipe(path).stages["align"].engine is not None
 
 
 def test_what_samples_is_in_the_hash_and_the_timeout_is_not(tmp_path: Path) -> None:
@@ -430,6 +464,6 @@ def test_what_samples_is_in_the_hash_and_the_timeout_is_not(tmp_path: Path) -> N
         return digest(stage_parts(recipe.stages["align"], recipe, "base", 0, {}))
 
     ours = hashed({})
-    assert ours == hashed({}, engine="local") == hashed({"engine": "local"}, engine="worker")
-    theirs = hashed({}, engine="worker")
-    assert ours != theirs == hashed({"engine": {"worker": {"timeout": 5}}})
+    assert ours == hashed({}, engine="local") == hashed({"engine": "local"}, engine="vllm")
+    theirs = hashed({}, engine="vllm")
+    assert ours != theirs == hashed({"engine": {"vllm": {"timeout": 5, "url": "http://127.0.0.1:9"}}})

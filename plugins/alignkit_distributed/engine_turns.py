@@ -1,0 +1,76 @@
+"""Responses of several turns, sampled by an engine: in rounds, one turn of every response that continues.
+
+A turn is asked for with all tokens before it, as they were sampled or read, so an engine that keeps prefixes reads the
+new ones only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from alignkit import seeds
+from alignkit.models.sampling import Continuation
+from alignkit.models.sequence import ActiveSequence, Partner
+from alignkit.tokens.text_tokens import Ids
+
+# (contexts, a seed of each, most tokens of each, fewest tokens of all) -> the turns
+SampleTurns = Callable[[Sequence[Ids], Sequence[int], Sequence[int], int], Sequence[Continuation]]
+
+
+def play(
+    sample: SampleTurns,
+    prompts: Sequence[Ids],
+    streams: Sequence[Sequence[int]],
+    limits: tuple[int, int],
+    partner: Partner,
+    done: Callable[[int], None],
+) -> list[list[Continuation]]:
+    """Sample turns until nobody answers, or no token is left.
+
+    limits: fewest and most tokens of the policy in all turns of a response. done: is given the number of responses
+    that are complete.
+    """
+    fewest, most = limits
+    rows = [
+        # The draws are the engine's; here they only count the tokens that may be written.
+        ActiveSequence(p, k, np.zeros(most), partner.max_length - len(prompts[p]), complete=False)
+        for p, numbers in enumerate(streams)
+        for k in range(len(numbers))
+    ]
+    partner.counts.update(read=sum(map(len, prompts)))
+    turn, tells = 0, True
+    while active := [row for row in rows if row.active]:
+        for least in sorted({max(0, fewest - row.sampled) for row in active}):
+            asked = [row for row in active if max(0, fewest - row.sampled) == least]
+            first = [streams[row.prompt][row.sample] for row in asked]
+            numbers = [seeds.number(number, "turn", turn) if turn else number for number in first]
+            contexts = [(*prompts[row.prompt], *row.tokens) for row in asked]
+            for row, one in zip(asked, sample(contexts, numbers, [row.room for row in asked], least), strict=True):
+                tells = tells and one.logprobs is not None
+                for token, logprob in zip(one.tokens, one.logprobs or [0.0] * len(one.tokens), strict=True):
+                    row.write(token, logprob)
+                row.ended = one.ended
+        _answer([row for row in active if row.waiting], prompts, partner)
+        turn += 1
+        done(sum(row.over for row in rows))
+    found: list[list[Continuation]] = [[] for _ in prompts]
+    for row in rows:
+        written = None if all(row.written) else tuple(row.written)
+        logprobs = tuple(row.logprobs) if tells else None
+        found[row.prompt].append(Continuation(tuple(row.tokens), logprobs, row.ended, written))
+    return found
+
+
+def _answer(rows: Sequence[ActiveSequence], prompts: Sequence[Ids], partner: Partner) -> None:
+    """Let the partner answer turns that have ended."""
+    for row in rows:
+        # One token less, so that the policy can answer, too; none if it may write no more.
+        room = row.most - len(row.tokens) - 1 if row.sampled < len(row.draws) else 0
+        ids = partner.reply(row.prompt, row.sample, row.tokens[row.turn :], room)
+        if ids is None:
+            row.complete = True
+            continue
+        partner.counts.update(read=len(ids), saved=len(prompts[row.prompt]) + len(row.tokens))
+        row.read(ids)

@@ -1,0 +1,246 @@
+"""The engine `vllm`: what it asks servers for, so that they mean what alignkit's own engine means.
+
+Tokens go there and come back, never text. The base is loaded once by each server; every version of a policy is an
+adapter of its own name, loaded when it is published, and the one before is unloaded. vLLM batches what arrives, and
+rounds by how it batches: the same call need not return the same tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from alignkit import (
+    Completion,
+    Engine,
+    EngineContext,
+    EngineOptions,
+    Register,
+    RunFailed,
+    SamplingParams,
+    hookimpl,
+)
+from alignkit.extras import check_extra
+from alignkit_http.options import checked_address, key_of
+from alignkit_vllm.replicas import Fault, Replica, Replicas
+from alignkit_vllm.server import Server, run_begins, run_ends, server_for
+
+NAME = "engine 'vllm'"
+NEUTRAL = {  # a server may take other defaults from the model's generation_config.json
+    "min_p": 0.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "add_special_tokens": False,
+    "skip_special_tokens": False,
+    "spaces_between_special_tokens": False,
+}
+PROCESSED = 1e-6  # nats: after `top_k: 1` the chosen token has probability 1, if the server counts filters in
+
+
+class Vllm(Engine):
+    """Samples with vLLM's completions, one request for each sample, and adapters loaded while it runs."""
+
+    repeats: ClassVar[bool] = False
+
+    class Options(EngineOptions):
+        url: str | list[str] | None = Field(
+            None,
+            description="addresses of running servers, such as http://10.0.0.5:8000, each with the recipe's base; "
+            "default: the run starts one on this machine",
+        )
+        api_key_env: str = Field("", description="environment variable that holds the servers' key (not the key)")
+        command: str = Field("vllm serve", description="command that starts a server; the base and flags are appended")
+        flags: str = Field("", description="more flags for it, such as '--gpu-memory-utilization 0.5'")
+        concurrency: int = Field(256, ge=1, le=4096, description="samples that each server is asked for at once")
+        max_gap: float = Field(
+            0.1,
+            gt=0,
+            description="largest mean difference of a text's log-probabilities, server's against training's, in nats",
+        )
+        changes_no_result: ClassVar[frozenset[str]] = EngineOptions.changes_no_result | {
+            *("url", "api_key_env", "command", "flags", "concurrency", "max_gap")
+        }
+
+        @field_validator("url")
+        @classmethod
+        def _addresses(cls, url: str | list[str] | None) -> list[str] | None:
+            if url is None:
+                return None
+            found = [checked_address(one).removesuffix("/v1") for one in ([url] if isinstance(url, str) else url)]
+            if not found or len(set(found)) < len(found):
+                raise ValueError("name each server once, and at least one")
+            return found
+
+    options: Options
+    _replicas: Replicas | None = None
+    _server: Server | None = None
+
+    def check(self, folder: Path) -> None:
+        if self.options.url is None:
+            if shutil.which(shlex.split(self.options.command)[0]) is None:
+                check_extra(NAME, "vllm", "vllm")
+                raise RunFailed(f"{NAME}: there is no program '{self.options.command}'; write its path in 'command'")
+            return
+        key = key_of(NAME, self.options)
+        replicas = Replicas(list(self.options.url), key, min(30.0, self.options.timeout), 1, lambda line: None)
+        try:
+            replicas.run(replicas.each(Replica.look))
+        finally:
+            replicas.close()
+
+    def prepare(self, context: EngineContext) -> None:
+        self.context, o = context, self.options
+        self._adapters: dict[str, tuple[str, int]] = {}  # policy -> name and version
+        # Runs may share a server, and one that was killed finds its own adapters again.
+        self._prefix = f"alignkit-{hashlib.blake2b(str(context.cache).encode(), digest_size=4).hexdigest()}-"
+        # Half of the time for a call, so that another server can answer in the other half.
+        half = o.timeout / 2
+        if o.url is None:
+            server = self._server = server_for(shlex.split(o.command), shlex.split(o.flags), context, 0.9 * o.timeout)
+            self._replicas = Replicas([server.url], server.key, half, o.concurrency, self._say, server.explain)
+        else:
+            self._replicas = Replicas(list(o.url), key_of(NAME, o), half, o.concurrency, self._say)
+        self._replicas.run(self._replicas.each(self._join))
+
+    def publish(self, policy: str, adapter: Path | None, version: int) -> None:
+        replicas = self._asked
+        before = self._adapters.pop(policy, ("", 0))[0]
+        if adapter is None:
+            self._adapters[policy] = "", version
+            return
+        name = f"{self._prefix}{policy}-{version}"
+        replicas.adapters[name] = str(adapter.resolve())
+        self._adapters[policy] = name, version
+        replicas.adapters.pop(before, None)
+        replicas.run(replicas.rejoin(self._join))
+        replicas.run(replicas.each(lambda replica: replica.exchange(before, name, replicas.adapters[name])))
+
+    def sample(
+        self, policy: str, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], params: SamplingParams
+    ) -> list[list[Completion]]:
+        replicas, (name, version) = self._asked, self._adapters[policy]
+        longest = min(max(map(len, prompts), default=0) + params.max_new_tokens, self.context.max_length)
+        room = min(replica.room for replica in replicas.alive)
+        if longest > room:
+            raise RunFailed(
+                f"a prompt with {params.max_new_tokens} new tokens has {longest} tokens, and the server takes {room}; "
+                f"start it with --max-model-len {longest}, or lower max_new_tokens"
+            )
+        most, asked = params.max_new_tokens, self._terms(params)
+        bodies = [
+            {**asked, "prompt": list(prompt), "seed": seed, "max_tokens": min(most, room - len(prompt))}
+            for prompt, numbers in zip(prompts, seeds, strict=True)
+            for seed in numbers
+        ]
+        read = self._reader(version, params)
+        found = iter(replicas.run(replicas.ask(name, bodies, read, self.context.progress)))
+        return [[next(found) for _ in numbers] for numbers in seeds]
+
+    def close(self) -> None:
+        if self._replicas is not None:
+            self._replicas.close()
+        if self._server is not None:
+            self._server.release()
+
+    # What servers are asked for, and what they answer
+
+    def _terms(self, params: SamplingParams) -> dict[str, Any]:
+        """`params` in vLLM's terms."""
+        return {
+            **NEUTRAL,
+            "min_tokens": params.min_new_tokens,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "top_k": params.top_k or -1,
+            "stop": list(params.stop),
+            "include_stop_str_in_output": True,
+            # Only these, and not also those that the server finds in the model's files.
+            "stop_token_ids": sorted(self.context.end_ids),
+            "ignore_eos": True,
+            "logprobs": 0,
+            "return_token_ids": True,
+        }
+
+    def _reader(self, version: int, params: SamplingParams) -> Any:
+        """What turns a server's answer into a Completion; it raises Fault for one that cannot be right."""
+        filters = params.top_p < 1 or params.top_k > 0 or params.min_new_tokens > 0
+
+        def read(replica: Replica, body: dict[str, Any], answer: dict[str, Any]) -> Completion:
+            choice = answer["choices"][0]
+            tokens, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+            if choice.get("prompt_token_ids", body["prompt"]) != body["prompt"]:
+                raise Fault("it read another prompt than it was sent")
+            if answer["model"] != body["model"]:
+                raise Fault(f"it used the model {answer['model']!r} instead of {body['model']!r}")
+            if not tokens or len(tokens) != len(logprobs):
+                raise Fault(f"it answered {len(tokens)} tokens with {len(logprobs)} log-probabilities")
+            if not all(0 <= token < self.context.vocabulary for token in tokens):
+                raise Fault(f"it answered with tokens outside of the vocabulary of {self.context.vocabulary}")
+            # Greedy, a server reports them at temperature 1. Otherwise one that counts the temperature in counts the
+            # filters in, too, and one that does not knows temperature 1 only.
+            tells = params.temperature == 0 or (not filters if replica.processed else params.temperature == 1)
+            return Completion(tokens, [min(0.0, value) for value in logprobs] if tells else None, version)
+
+        return read
+
+    # Servers
+
+    @property
+    def _asked(self) -> Replicas:
+        assert self._replicas is not None  # `prepare` was called
+        return self._replicas
+
+    def _say(self, line: str) -> None:
+        self.context.say(f"{NAME}: {line}")
+
+    async def _join(self, replica: Replica) -> None:
+        """Let a server sample if it has the base, the tokenizer and the log-probabilities that training has."""
+        context = self.context
+        await replica.look()
+        found = await replica.post("/tokenize", {"prompt": context.probe_text, "add_special_tokens": False})
+        if list(found["tokens"]) != list(context.probe_tokens):
+            raise RunFailed(f"{replica.url} has another tokenizer than {context.base}: it serves {replica.base}")
+        body = {"prompt": list(context.probe_tokens), "max_tokens": 1, "temperature": 1.0, "top_k": 1, **NEUTRAL}
+        body |= {"logprobs": 0, "prompt_logprobs": 0, "return_token_ids": True, "model": replica.base}
+        choice = (await replica.post("/v1/completions", body))["choices"][0]
+        if choice.get("token_ids") is None:
+            raise RunFailed(f"{replica.url} does not return token ids: it needs vLLM 0.10.2 or newer")
+        values = [
+            row[str(token)]["logprob"]
+            for token, row in zip(context.probe_tokens[1:], choice["prompt_logprobs"][1:], strict=True)
+        ]
+        gaps = [abs(ours - theirs) for ours, theirs in zip(context.probe_logprobs, values, strict=True)]
+        replica.gap = sum(gaps) / len(gaps)
+        if not replica.gap <= self.options.max_gap:
+            raise RunFailed(
+                f"{replica.url} has other weights than {context.base}: it serves {replica.base}, and log-probabilities "
+                f"of a text differ by {replica.gap:.3g} nats per token, more than max_gap {self.options.max_gap:g}"
+            )
+        replica.processed = abs(choice["logprobs"]["token_logprobs"][0]) < PROCESSED
+        self._say(f"{replica.url} serves {replica.base}, and differs from training by {replica.gap:.2g} nats per token")
+        for name in [name for name in replica.adapters if name.startswith(self._prefix)]:
+            await replica.exchange(name, "", "")
+        for name, path in self._asked.adapters.items():
+            await replica.exchange("", name, path)
+
+
+@hookimpl
+def register_engines(register: Register) -> None:
+    register("vllm", Vllm, summary="vLLM on this machine or on servers, with adapters loaded while it runs")
+
+
+@hookimpl
+def run_started(run: Any) -> None:
+    run_begins(run.folder)
+
+
+@hookimpl
+def run_finished() -> None:
+    run_ends()

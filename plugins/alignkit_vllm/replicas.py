@@ -1,0 +1,252 @@
+"""Servers behind one engine: the least loaded is asked, one that fails is named, and asked again once it joins.
+
+All requests are sent from one event loop, in the thread of the engine's calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from alignkit import RunFailed
+from alignkit_http.service import Loop
+
+REJOINING = 10.0  # seconds for a server that failed to join again
+LEAVING = 5.0  # seconds for servers to unload adapters at the end
+PAUSES = (0.2, 1.0, 0.0)  # seconds after an attempt whose connection broke; the last one is not followed by another
+KEPT = 2.0  # seconds that a connection is kept unused; servers close theirs after 5
+
+ADAPTERS = "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment"
+
+
+class Fault(Exception):
+    """What is wrong with a server. Another may answer instead, unless this one refused the request."""
+
+    def __init__(self, text: str, status: int = 0):
+        super().__init__(text)
+        self.status = status
+
+    @property
+    def refused(self) -> bool:
+        return 400 <= self.status < 500 and self.status not in (404, 408, 429)
+
+
+class Replica:
+    """One server.
+
+    active: requests that it is answering. fault: why it is not asked; empty if it is. base: its name of the base.
+    room: most tokens of a sequence. gap: see `Vllm._join`. processed: its log-probabilities are those after temperature
+    and filters. adapters: the names of those that it has.
+    """
+
+    def __init__(self, url: str, client: Any, timeout: float):
+        self.url, self._client, self._timeout = url, client, timeout
+        self.active, self.fault, self.base, self.room, self.gap, self.processed = 0, "", "", 0, 0.0, False
+        self.adapters: set[str] = set()
+
+    async def look(self) -> None:
+        """Ask what it serves. Raises RunFailed if it is no server of vLLM, or wants a key."""
+        try:
+            models = json.loads(await self._send("GET", "/v1/models"))["data"]
+            base = next(model for model in models if not model.get("parent"))
+            self.base, self.room = str(base["id"]), int(base["max_model_len"])
+        except (ValueError, KeyError, TypeError, StopIteration):
+            raise RunFailed(f"{self.url} is no server of vLLM: its list of models cannot be read") from None
+        self.adapters = {str(model["id"]) for model in models if model.get("parent")}
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The JSON of its answer. Raises Fault."""
+        text = await self._send("POST", path, body)
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise Fault(f"its answer to {path} is not JSON: {_start(text)}") from None
+
+    async def exchange(self, before: str, name: str, path: str) -> None:
+        """Load an adapter under a name, after unloading the version before it. Either may be empty."""
+        for old in {before, name} & self.adapters:  # it may have one of this name from a run that was killed
+            await self._send("POST", "/v1/unload_lora_adapter", {"lora_name": old})
+            self.adapters.discard(old)
+        if not name:
+            return
+        try:
+            await self._send("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
+        except Fault as fault:
+            if fault.status in (404, 405) and "dapter" not in str(fault):  # there is no such path
+                raise RunFailed(f"{self.url} takes no adapters while it runs: {ADAPTERS}") from None
+            if fault.status:
+                needs = f"it must be able to read {path}, and be started with a large enough --max-lora-rank"
+                raise RunFailed(f"{self.url} does not load the adapter: {fault}; {needs}") from None
+            raise
+        self.adapters.add(name)
+
+    async def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> str:
+        import httpx2
+
+        content = None if body is None else json.dumps(body).encode()
+        for pause in PAUSES:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    answer = await self._client.request(method, self.url + path, content=content)
+                break
+            except TimeoutError:
+                raise Fault(f"no answer within {self._timeout:g} seconds") from None
+            except (httpx2.TransportError, httpx2.InvalidURL) as error:
+                if not pause:
+                    raise Fault(f"{type(error).__name__}: {error}".rstrip(": ")) from None
+                await asyncio.sleep(pause)
+        status, text = answer.status_code, answer.text
+        if status in (401, 403):
+            raise RunFailed(f"{self.url} wants a key: name its environment variable in api_key_env (HTTP {status})")
+        if status != 200:
+            raise Fault(f"HTTP {status}: {_start(text)}", status)
+        return str(text)
+
+
+# (server, request, answer) -> what is made of the answer. Raises Fault for one that cannot be right.
+Read = Callable[[Replica, dict[str, Any], Any], Any]
+
+
+class Replicas:
+    """All servers of an engine, and the adapters that each must have, by name: their folders."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        key: str,
+        timeout: float,
+        concurrency: int,
+        say: Callable[[str], None],
+        explain: Callable[[], str] = lambda: "",
+    ):
+        """timeout: seconds for an answer. concurrency: requests to each at once. explain: adds why servers ended."""
+        import httpx2
+
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+        # Proxies of the environment are for the internet, and servers here are this user's.
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEPT)
+        self._client = httpx2.AsyncClient(headers=headers, timeout=None, limits=limits, trust_env=False)
+        self._all = [Replica(url, self._client, timeout) for url in urls]
+        self._runner = asyncio.Runner(loop_factory=Loop)
+        self._concurrency, self._say, self._explain = concurrency, say, explain
+        self.adapters: dict[str, str] = {}
+
+    @property
+    def alive(self) -> list[Replica]:
+        """Those that are asked. Raises RunFailed if there is none."""
+        alive = [replica for replica in self._all if not replica.fault]
+        if not alive:
+            faults = "; ".join(f"{replica.url}: {replica.fault}" for replica in self._all)
+            raise RunFailed(f"no server answers: {faults}{self._explain()}")
+        return alive
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self._runner.run(work)
+
+    async def each(self, work: Callable[[Replica], Awaitable[None]]) -> None:
+        """Do something with every server that is asked."""
+
+        async def guarded(replica: Replica) -> None:
+            try:
+                await work(replica)
+            except Fault as fault:
+                if fault.refused or fault.status == 404:
+                    raise RunFailed(f"{replica.url} is no server of vLLM that fits: {fault}") from None
+                self._lose(replica, fault)
+
+        await _all_of(guarded(replica) for replica in self.alive)
+        _ = self.alive  # one must be left
+
+    async def rejoin(self, join: Callable[[Replica], Awaitable[None]]) -> None:
+        """Ask servers that failed again, if they can join now."""
+
+        async def tried(replica: Replica) -> None:
+            with suppress(Fault, RunFailed, TimeoutError):
+                async with asyncio.timeout(REJOINING):
+                    await join(replica)
+                    replica.fault = ""
+
+        await _all_of(tried(replica) for replica in self._all if replica.fault)
+
+    async def ask(
+        self, adapter: str, bodies: Sequence[Mapping[str, Any]], read: Read, done: Callable[[int], None]
+    ) -> list[Any]:
+        """What `read` makes of the answers, in order. adapter: empty for the base. done: is given their number."""
+        found: list[Any] = [None] * len(bodies)
+        waiting, count = deque(range(len(bodies))), 0
+
+        async def worker() -> None:
+            nonlocal count
+            while waiting:
+                index = waiting.popleft()
+                found[index] = await self._answer(adapter, bodies[index], read)
+                done(count := count + 1)
+
+        workers = min(len(bodies), self._concurrency * len(self.alive))
+        await _all_of(worker() for _ in range(workers))
+        return found
+
+    async def _answer(self, adapter: str, body: Mapping[str, Any], read: Read) -> Any:
+        """The answer of the least loaded server; that of another if it fails."""
+        while True:
+            replica = min(self.alive, key=lambda one: one.active)
+            asked = {**body, "model": adapter or replica.base}
+            replica.active += 1
+            try:
+                return read(replica, asked, await replica.post("/v1/completions", asked))
+            except (KeyError, IndexError, TypeError) as error:
+                self._lose(replica, Fault(f"its answer cannot be read: {type(error).__name__}: {error}"))
+            except Fault as fault:
+                if fault.refused:  # every other one would refuse it, too
+                    raise RunFailed(f"{replica.url} refuses the request: {fault}") from None
+                self._lose(replica, fault)
+            finally:
+                replica.active -= 1
+
+    def _lose(self, replica: Replica, fault: Fault) -> None:
+        if replica.fault:  # by an earlier one of the requests that it was answering
+            return
+        replica.fault = str(fault)
+        if left := [one.url for one in self._all if not one.fault]:
+            self._say(f"{replica.url} failed: {fault}; its requests go to {', '.join(left)}")
+
+    def close(self) -> None:
+        """Unload the adapters, or if a call is still running in another thread, end it."""
+        loop = self._runner.get_loop()
+        if loop.is_running():
+            loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
+            return
+        self._runner.run(self._leave())
+        self._runner.close()
+
+    async def _leave(self) -> None:
+        async def unload(replica: Replica) -> None:
+            for name in self.adapters:
+                await replica.exchange(name, "", "")
+
+        with suppress(Fault, RunFailed, TimeoutError):
+            async with asyncio.timeout(LEAVING):
+                await _all_of(unload(replica) for replica in self._all if not replica.fault)
+        await self._client.aclose()
+
+
+async def _all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do all at once. The first failure ends the others."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _start(text: str) -> str:
+    """The beginning of what a server says, on one line."""
+    with suppress(ValueError, KeyError, TypeError):
+        text = json.loads(text)["error"]["message"]
+    return " ".join(text.split())[:300]

@@ -1,0 +1,298 @@
+"""The engine `vllm` with servers that answer as vLLM does, and with a real one where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from patience import PATIENCE
+
+import alignkit_plugins.models.smollm2
+import alignkit_plugins.models.tiny
+from alignkit.cli import main
+from alignkit.io.cache import cache_folder
+from alignkit.models.shared_model import SharedModel
+from alignkit.registry import Component, Registration
+from alignkit.settings import LoraSpec, ModelSpec
+from alignkit.testing import check_engine
+from alignkit.testing.checks import ConformanceError
+from alignkit.testing.engine_kit import POLICY, EngineCheck
+from alignkit.testing.probe import add_noise
+from alignkit_distributed.stage_engine import StageEngine
+from alignkit_vllm.engine import Vllm
+from alignkit_vllm.replicas import Replica
+from tests.plugins.vllm_server import FakeVllm
+
+STAGE: dict[str, Any] = {
+    "algorithm": "rloo",
+    "prompts": "rows.jsonl",
+    "reward": {"length": {"unit": "characters"}},
+    "rollout": {"samples_per_prompt": 2, "max_new_tokens": 5},
+    "iterations": 3,
+    "prompts_per_iteration": 3,
+    "learning_rate": 0.01,
+}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., FakeVllm]]:
+    servers: list[FakeVllm] = []
+
+    def start(**options: Any) -> FakeVllm:
+        servers.append(FakeVllm(alignkit_plugins.models.tiny.source(cache_folder()), **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def recipe(folder: Path, engine: Any, **keys: Any) -> Path:
+    rows = [{"prompt": f"is it {n}?"} for n in range(3)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    plain = {
+        "model": {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}},
+        "engine": {"vllm": engine},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**plain, "stages": {"align": STAGE | keys}}))
+    return path
+
+
+def run(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    code = main(["run", str(path), "--out", str(path.parent / "out")])
+    return code, capsys.readouterr().err
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "out" / "align" / "metrics.jsonl").read_text().splitlines()
+    return [row for line in lines if "sampler_gap" in (row := json.loads(line))]
+
+
+@pytest.mark.parametrize("processed", [True, False])
+def test_it_means_what_other_engines_mean(serve: Callable[..., FakeVllm], processed: bool) -> None:
+    """Temperature 0.5 is told by a server that counts it in only."""
+    server = serve(processed=processed)
+    if processed:
+        check_engine(Vllm, {"url": server.url})
+    else:
+        with pytest.raises(ConformanceError) as raised:
+            check_engine(Vllm, {"url": server.url})
+        assert str(raised.value).splitlines() == [
+            "Vllm: `sample`: the log-probabilities at temperature 0.5 are None, which is for top_k, top_p and "
+            "min_new_tokens only"
+        ]
+    asked = server.paths("/v1/completions")
+    assert all(isinstance(body["prompt"], list) and body["return_token_ids"] for body in asked)
+    assert not server.adapters  # nothing is left behind
+
+
+def test_every_iteration_samples_from_its_own_adapter(
+    serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers = [serve(), serve()]
+    path = recipe(tmp_path, {"url": [server.url for server in servers]})
+    code, err = run(path, capsys)
+    assert code == 0, err
+    for server in servers:
+        loaded = [body["lora_name"] for body in server.paths("/v1/load_lora_adapter")]
+        assert len(set(loaded)) == len(loaded) == 3 and not server.adapters
+        assert loaded == [body["lora_name"] for body in server.paths("/v1/unload_lora_adapter")]
+        sampled = [body["model"] for body in server.paths("/v1/completions")]
+        assert [name for name in dict.fromkeys(sampled) if name != "served"] == loaded
+    counts = [len(server.paths("/v1/completions")) - 1 for server in servers]  # without the probe
+    assert sum(counts) == 18 and min(counts) >= 6  # shared between them
+    assert all(row["sampler_gap"] < 1e-4 for row in metrics(tmp_path))
+
+
+def test_the_requests_of_a_server_that_fails_go_to_another(
+    serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It dies in the second iteration, and joins again in the third."""
+    good, bad = serve(), serve()
+
+    def fault(path: str, body: Any) -> tuple[int, str] | None:
+        second = len({asked["lora_name"] for asked in bad.paths("/v1/load_lora_adapter")}) == 2
+        return (0, "") if path == "/v1/completions" and "prompt_logprobs" not in body and second else None
+
+    bad.fault = fault
+    code, err = run(recipe(tmp_path, {"url": [bad.url, good.url]}), capsys)
+    assert code == 0, err
+    assert f"{bad.url} failed: RemoteProtocolError" in err and f"its requests go to {good.url}" in err
+    names = [body["lora_name"] for body in good.paths("/v1/load_lora_adapter")]
+    rows = [body["model"] for server in (good, bad) for body in server.paths("/v1/completions")]
+    lost = rows.count(names[1]) - 6
+    assert len(names) == 3 and lost >= 1 and rows.count(names[2]) == 6
+    assert any(body["model"] == names[2] for body in bad.paths("/v1/completions"))
+    assert all(row["sampler_gap"] < 1e-4 for row in metrics(tmp_path))
+
+
+OTHER_ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
+    "prompt": ({"prompt_token_ids": [1, 2]}, "it read another prompt than it was sent"),
+    "token": ({"token_ids": [10**6], "logprobs": {"token_logprobs": [-1.0]}}, "tokens outside of the vocabulary"),
+    "count": ({"logprobs": {"token_logprobs": []}}, "log-probabilities"),
+    "none": ({"logprobs": None}, "its answer cannot be read: TypeError"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_ANSWERS)
+def test_a_server_that_answers_wrongly_is_named_and_the_run_continues_elsewhere(
+    serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    changed, said = OTHER_ANSWERS[name]
+    bad = serve()
+    bad.change = lambda choice: choice if "prompt_logprobs" in choice else choice | changed
+    code, err = run(recipe(tmp_path, {"url": bad.url}, iterations=1), capsys)
+    assert code == 1 and f"no server answers: {bad.url}: " in err and said in err
+    assert "the same command continues the run" in err and "Traceback" not in err
+    good = serve()
+    code, err = run(recipe(tmp_path, {"url": good.url}, iterations=1), capsys)
+    assert code == 0 and "starting over" not in err, err  # another address is no other recipe
+
+
+def test_a_server_that_hangs_is_given_up(
+    serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging, good, ended = serve(), serve(), threading.Event()
+    exchange = Replica.exchange
+
+    async def exchanged(self: Replica, *names: str) -> None:
+        await exchange(self, *names)
+        if self.url == hanging.url:  # which would have half of the engine's `timeout`
+            self._timeout = 0.5
+
+    monkeypatch.setattr(Replica, "exchange", exchanged)
+
+    def fault(path: str, body: Any) -> None:
+        if path == "/v1/completions" and "prompt_logprobs" not in body:
+            ended.wait()
+
+    hanging.fault = fault
+    code, err = run(recipe(tmp_path, {"url": [hanging.url, good.url]}, iterations=1), capsys)
+    ended.set()
+    assert code == 0 and f"{hanging.url} failed: no answer within 0.5 seconds" in err, err
+
+
+def test_servers_that_do_not_fit_are_refused(
+    serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(server: FakeVllm | str, **more: Any) -> str:
+        url = server if isinstance(server, str) else server.url
+        code, err = run(recipe(tmp_path, {"url": url, **more}), capsys)
+        assert code != 0 and "Traceback" not in err, err
+        return " ".join(err.split())
+
+    assert "wants a key: name its environment variable in api_key_env" in said(serve(key="secret"))
+    monkeypatch.setenv("KEY_OF_VLLM", "other")
+    assert "wants a key" in said(serve(key="secret"), api_key_env="KEY_OF_VLLM")
+    assert "no server answers: http://127.0.0.1:9: ConnectError" in said("http://127.0.0.1:9")
+    assert "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True" in said(serve(lora=False))
+    assert "start it with --max-model-len" in said(serve(room=12))
+    tokenizer = serve()
+    tokenizer.fault = lambda path, body: (200, '{"tokens": [5]}') if path == "/tokenize" else None
+    assert "has another tokenizer than" in said(tokenizer)
+    weights = serve()
+    with torch.no_grad():
+        for parameter in weights.model.model.parameters():
+            parameter.mul_(1.3)
+    assert "has other weights than" in said(weights) and "nats per token, more than max_gap 0.1" in said(weights)
+    other = serve()
+    other.fault = lambda path, body: (200, '{"data": []}')
+    assert "is no server of vLLM: its list of models cannot be read" in said(other)
+    monkeypatch.setenv("PATH", "")
+    assert "needs the package vllm" in " ".join(run(recipe(tmp_path, {}), capsys)[1].split())
+
+
+def test_a_correction_needs_log_probabilities_without_filters(
+    serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"algorithm": {"rloo": {"importance_cap": 2.0}}, "rollout": STAGE["rollout"] | {"top_k": 5}}
+    code, err = run(recipe(tmp_path, {"url": serve().url}, **keys), capsys)
+    words = " ".join(err.split())
+    assert code == 1 and "the engine cannot tell log-probabilities with top_k, top_p or min_new_tokens" in words
+    assert "leave these keys out, or write 'engine: local'" in words
+
+
+# A server of the run's own
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process runs. One that has ended may wait for its parent to ask about it."""
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False)
+    return found.stdout.strip()[:1] not in ("", "Z")
+
+
+def until(done: Callable[[], bool]) -> None:
+    waited = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < waited
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_server_outlives_its_run(tmp_path: Path, number: signal.Signals) -> None:
+    """A process starts a guard of a server that ignores SIGTERM and has a child, and is then killed."""
+    command = f"trap '' TERM; sleep 1000 & echo $! $$ > {tmp_path}/ids.new; mv {tmp_path}/ids.new {tmp_path}/ids; wait"
+    guard = ["-P", "-m", "alignkit_vllm.guard"]
+    program = (
+        "import os, subprocess, sys\n"
+        f"subprocess.run([sys.executable, *{guard!r}, str(os.getpid()), 'sh', '-c', {command!r}])\n"
+    )
+    environment = {**os.environ, "ALIGNKIT_GUARD_SECONDS": "0.5"}
+    with subprocess.Popen([sys.executable, "-c", program], env=environment) as parent:
+        until(lambda: (tmp_path / "ids").exists())
+        ids = [int(word) for word in (tmp_path / "ids").read_text().split()]
+        assert all(map(is_alive, ids))
+        parent.send_signal(number)
+    until(lambda: not any(map(is_alive, ids)))
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho 'ValueError: the KV cache is too small' >&2\necho bye\nexit 7\n")
+    program.chmod(0o755)
+    code, err = run(recipe(tmp_path, {"command": f"{program} serve"}), capsys)
+    words = " ".join(err.split())
+    assert code == 1 and "the server of vLLM did not start; it ended with exit code 7" in words
+    assert "says: ValueError: the KV cache is too small" in words and "starting vLLM" in words
+
+
+COMMAND = os.environ.get("ALIGNKIT_TEST_VLLM") or (f"{shutil.which('vllm')} serve" if shutil.which("vllm") else "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COMMAND, reason="needs vLLM: `vllm`, or its command in ALIGNKIT_TEST_VLLM")
+def test_a_real_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rules of the kit, and a run that starts a server; of SmolLM2, because `tiny` is too small for vLLM."""
+    options = {"command": COMMAND, "flags": "--max-model-len 512 --max-num-seqs 8 --enforce-eager", "timeout": PATIENCE}
+    name = "smollm2-135m-instruct"
+    spec = ModelSpec(base=name, dtype="float32", device="cpu", lora=LoraSpec(r=8, lora_alpha=16))
+    model = SharedModel(spec, str(alignkit_plugins.models.smollm2.source(cache_folder())))
+    model.end_ids = (*model.end_ids, *range(200, 2000, 3))  # so that some responses end
+    component = Component("engine", "vllm", Registration("vllm", Vllm), Vllm.Options(**options))
+    asked = StageEngine(component, tmp_path / "engine", stage="", seed=0, say=lambda line: None)
+    model.add_role(POLICY)
+    add_noise(model, POLICY, 0.02, 1)
+    try:
+        assert not list(EngineCheck(asked, model, 1e-3).problems())
+    finally:
+        asked.close()
+    path = recipe(tmp_path, options)
+    path.write_text(path.read_text().replace("tiny", name))
+    code, err = run(path, capsys)
+    assert code == 0, err
+    assert all(row["sampler_gap"] < 1e-3 for row in metrics(tmp_path))
