@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.cells import cell_len
-
 from alignkit.io.printable import printable, wrapped
 
 WIDTH = 80  # of files and pipes, in characters
@@ -110,6 +108,8 @@ class _Column:
 
     def __init__(self, table: Table, index: int, heads: int, stacked: bool, limit: int | None = None):
         """heads: lines of the heading. stacked: intervals are on a second line. limit: the most characters."""
+        from rich.cells import cell_len
+
         cells = [printable(row[index]) for row in table.rows]
         self.cells = [cell.split(" [") if stacked else [cell] for cell in cells]
         self.cells = [[first, *(f"[{part}" for part in rest)] for first, *rest in self.cells]
@@ -123,6 +123,8 @@ class _Column:
 
 def _head_width(head: str, lines: int) -> int:
     """The least width at which a heading takes this many lines; with several, a long one takes more."""
+    from rich.cells import cell_len
+
     whole = max(1, cell_len(head))
     most = whole if lines == 1 else min(HEADING, whole)
     least = max([1, *map(cell_len, head.split())])
@@ -164,6 +166,8 @@ def _row(columns: Sequence[_Column], cells: Cells, keys: int) -> Iterator[str]:
 
 
 def _padded(text: str, width: int, right: bool = False) -> str:
+    from rich.cells import cell_len
+
     blanks = " " * (width - cell_len(text))
     return blanks + text if right else text + blanks
 

@@ -26,7 +26,6 @@ from alignkit import (
     SamplingParams,
     hookimpl,
 )
-from alignkit.extras import check_extra
 from alignkit_http.options import checked_address, key_of
 from alignkit_vllm.replicas import Fault, Replica, Replicas
 from alignkit_vllm.server import Server, run_begins, run_ends, server_for
@@ -85,8 +84,10 @@ class Vllm(Engine):
     def check(self, folder: Path) -> None:
         if self.options.url is None:
             if shutil.which(shlex.split(self.options.command)[0]) is None:
-                check_extra(NAME, "vllm", "vllm")
-                raise RunFailed(f"{NAME}: there is no program '{self.options.command}'; write its path in 'command'")
+                raise RunFailed(
+                    f"{NAME}: there is no program '{self.options.command}'\n"
+                    "help: install vLLM into its own environment, and write the path of its program in 'command'"
+                )
             return
         key = key_of(NAME, self.options)
         replicas = Replicas(list(self.options.url), key, min(30.0, self.options.timeout), 1, lambda line: None)
