@@ -17,7 +17,7 @@ HEADER = ("kind", "what goes wrong elsewhere", "what alignkit does", "test")
 def lines() -> list[tuple[str, ...]]:
     """A line per mark, sorted by kind, in the order of the tests."""
     rows = [row for path in sorted(TESTS.rglob("test_*.py")) for row in _marked(path)]
-    return sorted(rows, key=lambda row: row[0])
+    return sorted(rows, key=lambda row: row[0].casefold())
 
 
 def _marked(path: Path) -> Iterator[tuple[str, ...]]:

@@ -23,7 +23,7 @@ def assistant(content: str = "", **keys: Any) -> Message:
 
 
 @pytest.mark.silent_bug(
-    "templates: lost messages",
+    "templates: lost parts",
     "A `developer` message is unknown to the template and disappears.",
     "It is read as a system message.",
     "sgl-project/sglang#40082",

@@ -30,6 +30,12 @@ def test_entropy_with_forbidden_tokens(dtype: torch.dtype) -> None:
 GARBAGE = [1e30, -1e30, math.inf, -math.inf, math.nan]
 
 
+@pytest.mark.silent_bug(
+    "advantages: whitening",
+    "The mean includes padding, and the variance does not.",
+    "Both leave it out.",
+    "NovaSky-AI/SkyRL#1305",
+)
 @pytest.mark.parametrize("garbage", GARBAGE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_masked_garbage_leaves_no_trace(garbage: float, dtype: torch.dtype) -> None:
@@ -115,6 +121,12 @@ def test_log_odds_are_exact_on_both_sides() -> None:
         assert float(F.log_odds(wide.float())[0]) == pytest.approx(wanted, rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.silent_bug(
+    "advantages: GAE",
+    "Values of tool tokens enter the returns.",
+    "GAE goes from one token of the policy to the next.",
+    "verl-project/verl#2337",
+)
 def test_gae_ignores_how_a_row_is_padded() -> None:
     rewards, values = torch.randn(2, 6, dtype=torch.float64).unbind()
     spread = [0, 2, 3, 7, 8, 10]
@@ -193,6 +205,12 @@ def test_a_response_without_a_rank_forms_no_pair() -> None:
     assert resolved_pairs(replace(group, pairs=(Pair(4, 1, p=0.7),))) == (Pair(4, 1, p=0.7),)
 
 
+@pytest.mark.silent_bug(
+    "advantages: groups",
+    "Mean and deviation are those of the first rollout.",
+    "They are those of the whole group, in any order.",
+    "ServiceNow/PipelineRL#54",
+)
 def test_group_advantages_follow_ids_not_order() -> None:
     rewards, group = torch.tensor([1.0, 5.0, 3.0, 7.0, 2.0]), torch.tensor([8, 1, 8, 1, 4])
     assert F.centered_advantages(rewards, group).tolist() == [-1.0, -1.0, 1.0, 1.0, 0.0]
@@ -200,6 +218,12 @@ def test_group_advantages_follow_ids_not_order() -> None:
     assert F.group_has_spread(rewards, group).tolist() == [True, True, True, True, False]
 
 
+@pytest.mark.silent_bug(
+    "losses: KL",
+    "As a loss, k3 has the gradient of the KL in the other direction.",
+    "The gradient of each estimator is documented and tested.",
+    "OpenRLHF/OpenRLHF#1309",
+)
 def test_kl_estimators_as_losses() -> None:
     """Over all tokens by their probability: k1 teaches nothing, k2 KL(pi || ref), and k3 KL(ref || pi)."""
     torch.manual_seed(0)
@@ -217,6 +241,12 @@ def test_kl_estimators_as_losses() -> None:
         torch.testing.assert_close(estimated, right, atol=1e-12, rtol=0)
 
 
+@pytest.mark.silent_bug(
+    "evaluation: best of n",
+    "Prompts are counted as samples, and one greedy answer per prompt inflates pass@k.",
+    "Each prompt has its own pass@k.",
+    "paiml/aprender#2118",
+)
 def test_best_of_n_of_right_and_wrong_is_pass_at_k() -> None:
     """Draws without replacement (Chen et al. 2021, section 2.1): of four samples with one right one, pass@4 is 1."""
     right = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
@@ -231,6 +261,12 @@ def test_equal_rewards_have_zero_advantages() -> None:
     assert not F.grpo_advantages(rewards, group, eps=1e-9).any()
 
 
+@pytest.mark.silent_bug(
+    "metrics: clip fraction",
+    "Tokens outside the range count as clipped although they have a gradient.",
+    "A token counts if and only if clipping removes its gradient.",
+    "huggingface/trl#3289",
+)
 @pytest.mark.parametrize("garbage", GARBAGE)
 def test_clipped_tokens_are_marked(garbage: float) -> None:
     """Above the range if A > 0, below it if A < 0: exactly where the gradient of the loss is 0."""
@@ -280,6 +316,12 @@ def test_llama2_threshold_is_a_probability() -> None:
     torch.testing.assert_close(score, torch.tensor([-1.8, 9.0, 3.0, math.log(1e6 - 1)]))
 
 
+@pytest.mark.silent_bug(
+    "evaluation: best of n", "With fewer than k samples, pass@k is 1.", "It is an error.", "nuprl/MultiPL-E#40"
+)
+@pytest.mark.silent_bug(
+    "sampling: temperature", "Logits are divided by a temperature of 0.", "It is an error.", "THUDM/slime#2197"
+)
 @pytest.mark.parametrize(
     ("mistake", "named"),
     [
@@ -341,6 +383,12 @@ def test_cispo_weighs_log_probabilities_by_a_capped_ratio() -> None:
     torch.testing.assert_close(gradient.tolist(), [[-2.0, 0.0], [-1.5, 0.0], [weight, 0.0]])
 
 
+@pytest.mark.silent_bug(
+    "masks: importance weights",
+    "A fill value of 1 gives masked tokens a weight of 1/e.",
+    "A masked token weighs 1, whatever stands there, and does not count.",
+    "yaof20/Flash-RL#19",
+)
 def test_truncated_importance_is_a_capped_ratio_without_a_gradient() -> None:
     old = torch.tensor([[-1.0, -1.0, math.nan]], dtype=torch.float64, requires_grad=True)
     sampler = torch.tensor([[-1.5, -3.0, 0.0]], dtype=torch.float64)

@@ -371,6 +371,12 @@ def test_scores_are_centered_on_the_first_iteration() -> None:
     assert grouped.signal(replace(first, group_index=torch.zeros(3, dtype=torch.int64)))["returns"][0, 0] == -2.0
 
 
+@pytest.mark.silent_bug(
+    "rewards: missing end",
+    "The penalty for a missing end does not reach all responses that were cut off.",
+    "Each of them pays it, and no other response does.",
+    "huggingface/trl#3750",
+)
 def test_missing_eos_penalty(tmp_path: Path) -> None:
     """Taken off every reward of cut-off responses, and off nothing else."""
     found = {}
@@ -440,6 +446,12 @@ def test_reference_and_base_stay_bit_identical(watched: Watched) -> None:
         assert torch.equal(watched.steps[-1]["fixed"][name], weight), name
 
 
+@pytest.mark.silent_bug(
+    "rewards: place of the score",
+    "PPO pays the score at a padding token behind the end.",
+    "It pays at the last token of the response.",
+    "huggingface/trl#3750",
+)
 def test_the_score_sits_on_the_last_token() -> None:
     batch = by_hand(MASK, rewards=torch.tensor([1.0, 2.0, 3.0]))
     returns = algorithm(kl_coefficient=0.0, lam=0.0, whiten_advantages=False, **UNCENTERED).signal(batch)["returns"]
@@ -462,6 +474,12 @@ def test_kl_is_priced_in_the_reward_and_only_there() -> None:
         assert torch.equal(term.values, terms[name].values)
 
 
+@pytest.mark.silent_bug(
+    "metrics: averages",
+    "The mean ratio is divided by the maximum number of tokens.",
+    "It is 1 at the first step.",
+    "PrimeIntellect-ai/prime-rl#580",
+)
 def test_first_minibatch_is_on_policy(stage: OnlineStage, watched: Watched) -> None:
     """Temperature 0.7: ratio 1 at every token, nothing clipped, and the loss is minus the mean advantage."""
     move(stage)
@@ -481,6 +499,13 @@ def test_first_minibatch_is_on_policy(stage: OnlineStage, watched: Watched) -> N
     assert watched.metrics[0]["sampler_gap"] < 1e-4
 
 
+@pytest.mark.silent_bug(
+    "sampling: temperature",
+    "Policy and reference, or only the KL, are measured at temperature 1.",
+    "All are measured at the sampling temperature.",
+    "huggingface/trl#3029",
+    "OpenRLHF/OpenRLHF#853",
+)
 def test_temperature_divides_policy_old_and_reference_alike(stage: OnlineStage) -> None:
     move(stage)
     examples = rolled_out(stage)
@@ -496,6 +521,18 @@ def test_temperature_divides_policy_old_and_reference_alike(stage: OnlineStage) 
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
+@pytest.mark.silent_bug(
+    "sampling: log-probabilities",
+    "The two sides of the ratio are normalized over different tokens.",
+    "Both are normalized over the whole vocabulary.",
+    "huggingface/trl#6945",
+)
+@pytest.mark.silent_bug(
+    "sampling: log-probabilities",
+    "With `top_p` or `top_k`, samples come from another distribution than ratios and KL, unnoticed.",
+    "The stage says so before it starts.",
+    "NVIDIA-NeMo/RL#69",
+)
 def test_sampling_filters_are_off_and_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By default none; with one, log-probabilities stay those of the unfiltered policy, so KL is finite, but biased."""
     stage = ppo_stage(rollout={"samples_per_prompt": 2, "max_new_tokens": 5, "top_k": 2, "top_p": 0.5})
@@ -515,10 +552,11 @@ def test_sampling_filters_are_off_and_harmless(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.silent_bug(
-    "reference: dropout",
+    "models: reference",
     "The reference is measured with dropout.",
     "Dropout is never on.",
     "huggingface/trl#5542",
+    "unslothai/unsloth-zoo#912",
 )
 def test_dropout_is_off(tmp_path: Path, watched: Watched) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -832,6 +870,12 @@ def test_value_clip() -> None:
     assert free["value_loss"].values.tolist()[0] == pytest.approx([0.005, 0.5, 0.125])
 
 
+@pytest.mark.silent_bug(
+    "metrics: padding",
+    "KL, entropy and values are averaged over padding.",
+    "Padding changes no metric.",
+    "huggingface/trl#6809",
+)
 @pytest.mark.parametrize("garbage", [1e30, math.nan])
 def test_metrics_do_not_see_padding(garbage: float) -> None:
     """Half as much padding again, filled with garbage, changes no term and no metric."""

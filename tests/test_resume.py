@@ -229,6 +229,13 @@ KILLS = [
 ]
 
 
+@pytest.mark.silent_bug(
+    "resume: data",
+    "Prompts that were learned before the restart are learned again.",
+    "A run that is killed anywhere ends with the same bytes.",
+    "hiyouga/EasyR1#57",
+    "OpenRLHF/OpenRLHF#1103",
+)
 @pytest.mark.parametrize(("sabotage", "said"), KILLS)
 def test_kill_9_at_a_place(place: Place, tmp_path: Path, sabotage: str, said: str) -> None:
     process = place.process(tmp_path, sabotage)

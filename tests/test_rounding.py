@@ -117,6 +117,7 @@ NOTHING: dict[str, Callable[[list[float]], Any]] = {
     "advantages: rounding",
     "Equal rewards differ by rounding, and dividing by their spread makes an advantage of thousands.",
     "A spread below rounding is none, in every algorithm, signal and metric.",
+    "NVIDIA-NeMo/RL#4158",
     "NVIDIA-NeMo/RL#4161",
 )
 @pytest.mark.parametrize("scores", NOISE)

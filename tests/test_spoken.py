@@ -62,6 +62,13 @@ REWARDS: dict[str, Any] = {
 }
 
 
+@pytest.mark.silent_bug(
+    "rewards: reasoning",
+    "A number in the reasoning is rewarded as the answer, even if the response is cut off there.",
+    "Rewards read only what follows the reasoning.",
+    "huggingface/trl#4563",
+    "PrimeIntellect-ai/verifiers#213",
+)
 @pytest.mark.parametrize(("text", "right"), ANSWERS)
 @pytest.mark.parametrize("name", REWARDS)
 def test_what_is_only_thought_of_is_no_answer(name: str, text: str, right: bool) -> None:

@@ -18,7 +18,7 @@ from alignkit.models.shared_model import BASE, SharedModel
 
 
 @pytest.mark.silent_bug(
-    "packing",
+    "masks: packing",
     "Packed examples attend to each other, or their positions run on.",
     "Packed rows compute what separate rows do.",
     "huggingface/trl#1230",

@@ -31,12 +31,6 @@ def test_a_classifier_skips_what_the_reward_model_skipped(tmp_path: Path) -> Non
     assert shared.roles["reward"].unread == model.config.pad_token_id == 0
 
 
-@pytest.mark.silent_bug(
-    "models: quantized merges",
-    "The sum of base and adapter is rounded to 4 bits a second time.",
-    "An adapter is merged in fp32 into the values that it was trained on.",
-    "huggingface/peft#2321",
-)
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_a_base_is_written_with_the_values_that_the_run_computes_with(quantization: Any, tmp_path: Path) -> None:
     """With the run's chat template; without being asked, it is refused."""

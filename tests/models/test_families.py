@@ -57,7 +57,7 @@ def encoder(family: str, kind: str, **options: Any) -> Encoder:
 )
 @pytest.mark.silent_bug(
     "templates: reasoning",
-    "Training keeps or drops blocks of earlier turns otherwise than inference.",
+    "Training and inference differ in which reasoning of earlier turns they keep.",
     "The template's own rendering is learned.",
     "hiyouga/LlamaFactory#10336",
 )

@@ -18,7 +18,7 @@ from alignkit.tokens.encoding import Encoder
 
 
 @pytest.mark.silent_bug(
-    "reference: order",
+    "models: reference",
     "Measured log-probabilities belong to other rows.",
     "They keep the order of the groups.",
     "huggingface/trl#2423",

@@ -166,6 +166,12 @@ def test_a_router_that_returns_a_tuple_cannot_have_an_adapter(tmp_path: Path) ->
         loaded(make(tmp_path / "base", "Llama4Text"), ["q_proj", "router"])
 
 
+@pytest.mark.silent_bug(
+    "models: adapters",
+    "An adapter of a tied head changes the embeddings, too, when it is merged.",
+    "It is refused.",
+    "huggingface/peft#2244",
+)
 @pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
 def test_tied_matrices_cannot_have_an_adapter(name: str, tmp_path: Path) -> None:
     """Merged into one of them, it would change both."""

@@ -85,9 +85,9 @@ CASES = [
 
 
 @pytest.mark.silent_bug(
-    "reward models: place of the score",
+    "rewards: place of the score",
     "The first end in the prompt passes for padding, or padding is expected on the right.",
-    "Transformers, peft and TRL read the score at the same token.",
+    "Transformers, peft and TRL read the score at the same token as alignkit.",
     "huggingface/transformers#35352",
     "huggingface/transformers#35909",
 )

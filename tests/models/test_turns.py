@@ -168,6 +168,13 @@ def with_template(template: str, options: ChatOptions | None = None) -> Encoder:
     return Encoder(tokenizer, options)
 
 
+@pytest.mark.silent_bug(
+    "sampling: turns",
+    "A sample is tokenized again, and its log-probabilities belong to other tokens.",
+    "The sampled tokens are kept over all turns.",
+    "rllm-org/rllm#816",
+    "stanford-cs336/assignment5-alignment#15",
+)
 def test_the_pieces_make_the_rendered_conversation() -> None:
     """The policy's own tokens, even if they are not those of its words, and the template's text between them."""
     encoder = with_template(HERMES)

@@ -307,6 +307,13 @@ def test_a_single_policy_is_compared_with_nobody(tmp_path: Path) -> None:
     assert "against" not in said(artifact) and "KL" not in said(artifact)
 
 
+@pytest.mark.silent_bug(
+    "evaluation: intervals",
+    "Samples of the same prompt count as independent, and intervals are too narrow.",
+    "They are averaged first.",
+    "UKGovernmentBEIS/inspect_ai#1113",
+    "UKGovernmentBEIS/inspect_ai#1251",
+)
 def test_samples_of_a_prompt_are_averaged_first(tmp_path: Path) -> None:
     # Samples 2 and 3 are 10 below and above: means stay, and more samples are no more prompts.
     found = summary(tmp_path, samples_per_prompt=4)

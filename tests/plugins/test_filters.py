@@ -190,6 +190,12 @@ def run(folder: Path, filters: Any, expected: int = 0, command: str = "run", **k
     return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
 
 
+@pytest.mark.silent_bug(
+    "sampling: filters",
+    "A filter leaves fewer groups than the batch should have, without a word.",
+    "Metrics and the end of the stage say how many each filter left out.",
+    "areal-project/AReaL#450",
+)
 def test_a_run_learns_from_what_is_left_and_counts_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each filter sees what the one before it kept; all samples stay in the files of rollouts."""
     lines = run(tmp_path, ["spread", "even"])

@@ -78,6 +78,13 @@ def line(request: dict[str, Any], shape: str) -> str:
     return shape.format(word=word, code=code, other="0" * 8, x=opinion(request))
 
 
+@pytest.mark.silent_bug(
+    "judges: verdicts",
+    "The first text that looks like a verdict counts, even inside the reasoning.",
+    "Only a last line with the question's code is a verdict.",
+    "lm-sys/FastChat#3921",
+    "OpenWebRL/OpenWebRL#5",
+)
 @pytest.mark.parametrize(
     "shape",
     [
@@ -96,6 +103,9 @@ def test_ways_to_write_the_line(judge: Any, server: Server, shape: str) -> None:
     assert [verdict.p_first for verdict in judge().compare([BETTER, WORSE])] == [1.0, 0.0]
 
 
+@pytest.mark.silent_bug(
+    "judges: verdicts", '"Incorrect" contains "correct" and passes.', "A verdict is a whole word.", "jaylfc/taosmd#176"
+)
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
@@ -316,6 +326,12 @@ def test_a_judge_that_never_writes_the_line_is_told_by_a_few_questions(judge: An
     assert len(server.requests) == PROBE
 
 
+@pytest.mark.silent_bug(
+    "judges: missing verdicts",
+    "A reply that is cut off counts as a tie.",
+    "It has no verdict, and the error says which `max_tokens` to set.",
+    "openvang/vanguarstew#26",
+)
 def test_a_cut_off_judge_is_given_room(judge: Any, server: Server) -> None:
     server.judge = lambda request: said("Let me think", "length")
     with pytest.raises(RunFailed, match="max_tokens: 8000"):

@@ -35,6 +35,12 @@ def test_the_same_value_is_right(answer: object, text: str) -> None:
     assert reward().score([group(answer, text, "I do not know", "999983")]) == {"": [1.0, 0.0, 0.0]}
 
 
+@pytest.mark.silent_bug(
+    "rewards: math",
+    "The right answer scores 0 without dollar signs around it.",
+    "The text of the answer column is always right.",
+    "huggingface/Math-Verify#56",
+)
 @pytest.mark.parametrize("answer", ["(1,2)", "[0,1)", r"\{1,2\}", "x^2+1", r"2\sqrt{3}", r"\pi", r"x \in [0,1]"])
 def test_the_known_answer_itself_is_right(answer: str) -> None:
     """Also without the marks of LaTeX, which the package needs to read it."""
@@ -42,12 +48,21 @@ def test_the_known_answer_itself_is_right(answer: str) -> None:
     assert reward().score([group(answer, *texts)]) == {"": [1.0] * 5 + [0.0] * 2}
 
 
+@pytest.mark.silent_bug(
+    "rewards: math", "One of two required answers is enough.", "All of them are required.", "huggingface/Math-Verify#47"
+)
 def test_one_of_several_answers_is_not_all() -> None:
     texts = ("1728", "1331", r"\boxed{1728, 1331}")
     for answer in ("1331 and 1728", "1331, 1728"):
         assert reward().score([group(answer, *texts)]) == {"": [0.0, 0.0, 1.0]}
 
 
+@pytest.mark.silent_bug(
+    "rewards: math",
+    "Two formulas that cannot be parsed are equal because they contain the same number.",
+    "A formula is read whole, or it is no answer.",
+    "huggingface/Math-Verify#82",
+)
 def test_a_formula_is_read_whole() -> None:
     """The package takes a number out of a formula that it cannot read, here the 1: that is no answer."""
     minus, plus = r"1 - \frac{1}{\mathrm{e}}", r"$1 + \frac{1}{\mathrm{e}}$"

@@ -199,6 +199,19 @@ def test_group_advantages(case: Mapping[str, Any]) -> None:
     assert [plain.keep_group(group) for group in scored(table.tolist())] == [table.shape[1] > 1] * len(table)
 
 
+@pytest.mark.silent_bug(
+    "sampling: filters",
+    "Dynamic sampling keeps groups of wrong answers because a length penalty sets them apart.",
+    "The filter sees the reward before the penalty.",
+    "NVIDIA-NeMo/RL#2431",
+)
+def test_an_overlong_penalty_keeps_no_group() -> None:
+    """Equal answers of unequal lengths: only the penalty would set them apart."""
+    algorithm = new(GRPO, dynamic_sampling=True, max_tokens=4, overlong_cache=4)
+    responses = [Response(text="x" * n, tokens=(5,) * n, scores={"reward": 0.0}) for n in (1, 4)]
+    assert not algorithm.keep_group(Group(({"role": "user", "content": "?"},), tuple(responses)))
+
+
 @pytest.mark.parametrize("case", cases("group_advantage", "kl_k1"))
 def test_returns_of_tokens(case: Mapping[str, Any]) -> None:
     kl, scores, mask = (case["inputs"][key] for key in ("kl_k1", "scores", "mask"))
@@ -226,6 +239,12 @@ def test_overlong_penalty(case: Mapping[str, Any]) -> None:
 # --- KL estimators, against tests/golden/kl_estimators.json
 
 
+@pytest.mark.silent_bug(
+    "losses: KL",
+    "GRPO uses k1 as a loss, whose gradient is 0 on average.",
+    "GRPO uses k3, as in its paper; k1 is only used in rewards.",
+    "NVIDIA-NeMo/RL#2506",
+)
 @pytest.mark.parametrize("case", cases("kl_estimators", "logprob"))
 def test_which_kl_is_where(case: Mapping[str, Any]) -> None:
     """RLOO prices k1 of a response, REINFORCE++ k1 from a token to the end; GRPO's loss has k3 of the new policy."""
@@ -376,6 +395,12 @@ def trl_inputs(given: Batch) -> dict[str, Any]:
     }
 
 
+@pytest.mark.silent_bug(
+    "losses: length",
+    "The loss is averaged over samples where tokens are meant.",
+    "Each way of averaging has TRL's loss and gradient.",
+    "PrimeIntellect-ai/prime-rl#102",
+)
 @pytest.mark.parametrize(
     ("options", "settings"),
     [
@@ -960,6 +985,12 @@ def test_a_length_that_the_rollout_does_not_have_is_refused(problem: Problem) ->
                 load_recipe(path)
 
 
+@pytest.mark.silent_bug(
+    "advantages: groups",
+    "With one sample per prompt every advantage is 0, and training does nothing.",
+    "The recipe is refused.",
+    "OpenRLHF/OpenRLHF#1250",
+)
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo", "online_dpo"])
 def test_one_sample_a_prompt_is_refused(problem: Problem, algorithm: str) -> None:
     path = recipe(problem, SAME, algorithm, rollout={"samples_per_prompt": 1})
@@ -988,6 +1019,12 @@ def test_one_sample_a_prompt_and_a_group_baseline(problem: Problem) -> None:
             load_recipe(path)
 
 
+@pytest.mark.silent_bug(
+    "losses: masks",
+    "Advantages are passed where the loss expects the mask.",
+    "Masked tokens have a gradient of 0.",
+    "verl-project/verl#2506",
+)
 @pytest.mark.parametrize(
     ("cls", "options"),
     [

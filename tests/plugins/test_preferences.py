@@ -703,7 +703,7 @@ def strangers(group: Group) -> list[str]:
 @pytest.mark.silent_bug(
     "losses: KTO",
     "The reference point is estimated from one or two rows, and in odd batches from matched ones.",
-    "Every response stands once behind another prompt.",
+    "Every response is measured once behind another prompt.",
     "huggingface/trl#1380",
     "huggingface/trl#1911",
     "hiyouga/LlamaFactory#7509",

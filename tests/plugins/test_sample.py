@@ -48,6 +48,12 @@ def test_responses_without_a_reward(tmp_path: Path) -> None:
     assert not any(r.scores for group in groups for r in group.responses)
 
 
+@pytest.mark.silent_bug(
+    "evaluation: best of n",
+    "Samples are drawn with replacement, and best of n is too low.",
+    "It is the mean over all subsets.",
+    "verl-project/verl#7240",
+)
 def test_the_curve_is_the_mean_best_of_all_subsets(tmp_path: Path) -> None:
     """By enumeration; the bound is log n - (n - 1) / n. A later stage learns from the result."""
     sft = {"algorithm": "sft", "data": "answers", "max_steps": 1}

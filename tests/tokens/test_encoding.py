@@ -83,7 +83,7 @@ def counted(made: Encoder, row: ResponseTokens) -> list[str]:
 
 @pytest.mark.silent_bug(
     "masks: end of turn",
-    "The end is masked, because it equals the padding, or is not there, and the model never stops.",
+    "The end of turn is missing, or masked because it equals the padding, and the model never stops.",
     "The end of each learned turn is learned; masks go by place, not by id.",
     "huggingface/trl#1623",
     "huggingface/trl#931",
@@ -133,13 +133,13 @@ def test_a_response_is_its_text_and_an_end_of_turn() -> None:
 
 
 @pytest.mark.silent_bug(
-    "tokens: end twice",
+    "templates: written twice",
     "Template and tokenizer both add the end.",
     "It is there once.",
     "hiyouga/LlamaFactory#420",
 )
 @pytest.mark.silent_bug(
-    "reward models: place of the score",
+    "rewards: place of the score",
     "The score is read one token away from the end.",
     "It is read at the end that the template writes.",
     "EleutherAI/gpt-neox#1285",
@@ -160,7 +160,7 @@ def test_a_scored_response_ends_once(name: str) -> None:
 
 
 @pytest.mark.silent_bug(
-    "tokens: BOS twice",
+    "templates: written twice",
     "Rendered text is tokenized with special tokens.",
     "Only the template writes a BOS token.",
     "huggingface/alignment-handbook#127",
@@ -214,9 +214,9 @@ def test_special_tokens_in_data_are_ordinary_text() -> None:
 
 
 @pytest.mark.silent_bug(
-    "templates: rendered twice",
-    "Data that a template rendered before are put into another one.",
-    "Control tokens in data are letters, and the run says so.",
+    "templates: written twice",
+    "Text that a template already rendered is rendered again.",
+    "Control tokens in data are read as plain text, and the run says so.",
     "huggingface/trl#696",
 )
 def test_a_text_that_was_rendered_before_is_counted() -> None:
@@ -301,6 +301,7 @@ def _reasons(made: Encoder, text: str) -> list[float | None]:
     "The template opens `<think>`, the reward sees only sampled tokens, and every right answer scores 0.",
     "Rewards see the response as the template continues it.",
     "huggingface/trl#6966",
+    "huggingface/trl#7141",
     "huggingface/open-r1#560",
 )
 @pytest.mark.parametrize("code", [THINKS, QWEN3_THINKING, VERBATIM])
@@ -360,7 +361,7 @@ def test_written_must_match_the_tokens() -> None:
 
 
 @pytest.mark.silent_bug(
-    "truncation",
+    "data: truncation",
     "The prompt is cut where the answer should be, or one answer of a pair is not cut.",
     "Each answer is cut on the right, without an end, and counted.",
     "huggingface/trl#2209",
@@ -393,7 +394,7 @@ def test_a_prompt_without_room_is_dropped() -> None:
 
 
 @pytest.mark.silent_bug(
-    "truncation",
+    "data: truncation",
     "An answer is cut to nothing, and its mean is NaN.",
     "Pairs without a counted token are left out and counted.",
     "huggingface/trl#6548",
@@ -521,7 +522,7 @@ def test_a_user_who_asks_about_the_tag_opens_no_reasoning() -> None:
 
 
 @pytest.mark.silent_bug(
-    "templates: lost tools",
+    "templates: lost parts",
     "Calls and schemas of tools are missing in the prompt.",
     "A turn whose calls are not written is context, and the run says so.",
     "axolotl-ai-cloud/axolotl#3824",
@@ -545,7 +546,7 @@ SYSTEM_SAID = Message(role="system", content="Speak French.")
 
 
 @pytest.mark.silent_bug(
-    "templates: lost messages",
+    "templates: lost parts",
     "The template writes no system message or no result of a tool, without an error.",
     "The run counts such rows and says so.",
     "huggingface/transformers#30545",

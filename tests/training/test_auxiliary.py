@@ -64,8 +64,8 @@ def test_every_step_of_a_stage_mixes_in_the_next_groups(tmp_path: Path, monkeypa
 
 
 @pytest.mark.silent_bug(
-    "data: weights",
-    "A second stream is masked as the first one is.",
+    "masks: mixed data",
+    "A second data stream is masked as the first one is.",
     "Demonstrations in a mix are learned whole.",
 )
 def test_a_mix_learns_demonstrations_whole_and_none_that_is_bad(

@@ -76,6 +76,12 @@ def rewards(folder: Path, out: str) -> list[Any]:
     return [[row["reward"], row["reward/factor"]] for row in map(json.loads, lines)]
 
 
+@pytest.mark.silent_bug(
+    "resume: state",
+    "The trainer's state is saved but not restored.",
+    "A stopped run continues with the rewards of an uninterrupted one.",
+    "allenai/open-instruct#1523",
+)
 def test_the_state_of_a_combination_is_in_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(tmp_path, "whole") == 0
     assert [factor for _, factor in rewards(tmp_path, "whole")] == [1.0, 2.0, 3.0, 4.0]

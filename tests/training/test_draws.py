@@ -53,7 +53,7 @@ def test_a_source_is_used_up_before_any_of_its_rows_returns() -> None:
 
 
 @pytest.mark.silent_bug(
-    "resume",
+    "resume: data",
     "A streamed data set starts again from its first row.",
     "A row is drawn by its position.",
     "modelscope/ms-swift#4505",

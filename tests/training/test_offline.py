@@ -118,7 +118,7 @@ def test_rows_that_the_template_refuses_follow_on_bad_row(
 
 
 @pytest.mark.silent_bug(
-    "resume",
+    "resume: data",
     "Batches are skipped in every epoch or not at all, and the schedule advances twice.",
     "Batch and learning rate follow from the number of the step.",
     "thinking-machines-lab/tinker-cookbook#448",

@@ -91,9 +91,9 @@ def test_a_checkpoint_without_a_part_is_refused(lacking: str) -> None:
 
 
 @pytest.mark.silent_bug(
-    "optimizer: weight decay",
-    "It pulls the factors of norms to 0.",
-    "It shrinks matrices only.",
+    "losses: weight decay",
+    "Weight decay pulls the scales of norms to 0.",
+    "Only matrices decay.",
     "oumi-ai/oumi#341",
     "Lightning-AI/lit-llama#254",
 )

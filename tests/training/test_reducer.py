@@ -217,6 +217,12 @@ FEATURES = {
 }
 
 
+@pytest.mark.silent_bug(
+    "metrics: averages",
+    "Means of several processes are averaged although they are over unequal numbers of tokens.",
+    "Sums and counts are added over processes.",
+    "huggingface/trl#6380",
+)
 @pytest.mark.parametrize("name", FEATURES)
 def test_numbers_over_the_batch_are_over_all_processes(recipe_folder: Path, name: str) -> None:
     check(recipe_folder, recipe(FEATURES[name]))

@@ -31,6 +31,12 @@ def assert_measured_by(found: Ran, reference: str, batch: Batch) -> None:
         torch.testing.assert_close(row[mask], values, atol=1e-4, rtol=0)
 
 
+@pytest.mark.silent_bug(
+    "models: reference",
+    "With an adapter, the reference is the base and not the policy where training began.",
+    "It is the starting policy, or the one that the recipe names.",
+    "huggingface/trl#1340",
+)
 @pytest.mark.parametrize(("keys", "reference"), [({}, "sft"), ({"reference": "base"}, "base")])
 def test_the_reference_is_the_one_that_the_recipe_names(tmp_path: Path, keys: dict[str, Any], reference: str) -> None:
     """By default it is the starting weights."""

@@ -132,6 +132,12 @@ def test_quantized_bases_in_vllm() -> None:
     assert "BitsAndBytes" not in python(replace(ADAPTER, form="whole", quantization="nf4"))
 
 
+@pytest.mark.silent_bug(
+    "export: templates",
+    "A served model gets other template arguments than in training.",
+    "The printed llama.cpp command passes them.",
+    "ggml-org/llama.cpp#13160",
+)
 def test_llama_cpp() -> None:
     loading = replace(ADAPTER, form="gguf", gguf="m.gguf")
     assert llama_cpp(loading) == "llama-cli -m out/m.gguf --jinja -cnv"

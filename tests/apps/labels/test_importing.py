@@ -103,7 +103,7 @@ def private(folder: Path, name: str = "own.feedback") -> tuple[Store, Item]:
 
 @pytest.mark.silent_bug(
     "people: labels",
-    "An exported label comes back under a pseudonym and counts twice.",
+    "An exported label returns under a pseudonym and counts twice.",
     "A label is counted once, wherever it has been.",
 )
 @pytest.mark.parametrize("by", ["tool", "folder"])

@@ -64,6 +64,12 @@ def test_an_answer_is_that_of_the_models(server: Server) -> None:
     assert server.chat(seed=8, n=3, max_tokens=20, temperature=0.9, top_p=0.8)["choices"] != reply["choices"]
 
 
+@pytest.mark.silent_bug(
+    "export: sampling",
+    "A server ignores the sampling settings of the model.",
+    "`alignkit serve` samples as the policy's stage did.",
+    "Blaizzy/mlx-vlm#1331",
+)
 def test_what_is_left_out_is_as_in_training(server: Server) -> None:
     assert server.chat(seed=1)["choices"] == server.chat(seed=1, temperature=0.7, max_tokens=24)["choices"]
     assert server.opened.policies["run-online"].described() == "temperature 0.7, max_new_tokens 24"
