@@ -28,7 +28,12 @@ import alignkit
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DECLARED: dict[str, str] = PROJECT["project"]["entry-points"]["alignkit"]
-APPS = ("alignkit_apps.report.events", "alignkit_distributed.events", "alignkit_monitors.reward_hacking")
+APPS = (
+    "alignkit_apps.report.events",
+    "alignkit_distributed.events",
+    "alignkit_monitors.reward_hacking",
+    "alignkit_vllm.engine",
+)
 RECIPES = sorted(path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*") if path.is_file())
 
 

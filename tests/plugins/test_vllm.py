@@ -214,7 +214,7 @@ def test_servers_that_do_not_fit_are_refused(
     other.fault = lambda path, body: (200, '{"data": []}')
     assert "is no server of vLLM: its list of models cannot be read" in said(other)
     monkeypatch.setenv("PATH", "")
-    assert "needs the package vllm" in " ".join(run(recipe(tmp_path, {}), capsys)[1].split())
+    assert "install vLLM into its own environment" in " ".join(run(recipe(tmp_path, {}), capsys)[1].split())
 
 
 def test_a_correction_needs_log_probabilities_without_filters(
