@@ -138,7 +138,7 @@ def tool_schemas(cls: type[Environment]) -> list[dict[str, Any]]:
 
 
 def _words(error: ValidationError) -> str:
-    """pydantic's errors in one line: `expression: Field required; place: Extra inputs are not permitted`."""
+    """pydantic's errors in one line: `expression: Missing required argument; place: Unexpected keyword argument`."""
     return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False))
 
 

@@ -54,6 +54,8 @@ FOREIGN = {
     "chat_template_kwargs": "arguments of the chat template",
 }
 
+CHOICES = ("choices", "options", "endings")
+
 
 class Format:
     """Base class of a data format: recognizes its rows (`matches`) and turns a row into a group (`read`).
@@ -153,7 +155,7 @@ class Format:
         looks like messages and cannot be read.
         """
         if isinstance(value, str):
-            value = _messages_in_cell(value, name)
+            value = _messages_in_cell(value, name, user)
         if isinstance(value, str):
             return (Message(role="user" if user else "assistant", content=value),)
         turns = [value] if isinstance(value, Mapping) else value
@@ -224,7 +226,7 @@ class Format:
         """
         unused = {name: value for name, value in _columns(row).items() if name not in used}
         for name, meaning in FOREIGN.items():
-            if unused.get(name) not in (None, "", [], {}):
+            if unused.get(name) not in (None, "", [], {}) and not (name in CHOICES and _says(row, used, unused[name])):
                 raise BadRow(
                     f"column '{name}' holds {meaning}, which this format would lose; if it means something else, "
                     f"rename it with `columns: {{other_{name}: {name}}}`"
@@ -237,6 +239,21 @@ def _columns(row: Any) -> Mapping[str, Any]:
     if not isinstance(row, Mapping):
         raise BadRow(f"a row must be an object with columns, not {kind_of(row)}")
     return row
+
+
+def _says(row: Mapping[str, Any], used: Iterable[str], choices: Any) -> bool:
+    """Whether the columns that a format uses say all of the choices, as questions do that end with them."""
+    words, said = list(_words(choices)), "\n".join(_words([row.get(name) for name in used]))
+    return any(len(word) > 1 for word in words) and all(word in said for word in words)
+
+
+def _words(value: Any) -> Iterator[str]:
+    """The texts and numbers in a value of JSON."""
+    if isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _words(inner)
+    elif value is not None:
+        yield str(value).strip()
 
 
 def _to_number(value: Any, what: str, also: str = "") -> float | None:
@@ -253,10 +270,14 @@ def _to_number(value: Any, what: str, also: str = "") -> float | None:
 
 # The beginning of a list of messages or of one message, as JSON or as Python prints it.
 _MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|from|content|value)\2\s*:""")
+_SPEAKER = re.compile(r"""(['"])(role|from)\1\s*:""")
 
 
-def _messages_in_cell(text: str, name: str) -> Any:
-    """The messages in a table's cell, if it holds JSON or Python's text of them; else the text unchanged."""
+def _messages_in_cell(text: str, name: str, user: bool) -> Any:
+    """The messages in a table's cell, if it holds JSON or Python's text of them; else the text unchanged.
+
+    user: whether the user may speak. An answer may be data that somebody asked for, such as a message.
+    """
     if not text.lstrip().startswith(("[", "{")):
         return text
     try:
@@ -265,7 +286,8 @@ def _messages_in_cell(text: str, name: str) -> Any:
         value = _python_value(text, name) if _MESSAGES.match(text) else text
     if isinstance(value, dict):  # one that is no message may be what the user asks about
         speaker = str(value.get("role", value.get("from"))).strip().lower()
-        return value if speaker in SPEAKERS and value.keys() in ({"role", "content"}, {"from", "value"}) else text
+        speaks = SPEAKERS.get(speaker) in (ROLES if user else ("assistant",))
+        return value if speaks and value.keys() in ({"role", "content"}, {"from", "value"}) else text
     turns = value if isinstance(value, list) else []
     are_messages = turns and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns)
     return turns if are_messages else text
@@ -276,7 +298,7 @@ def _python_value(text: str, name: str) -> Any:
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        if text.lstrip().startswith("[") and text.rstrip().endswith("}]"):
+        if text.lstrip().startswith("[") and text.rstrip().endswith("}]") and _SPEAKER.search(text):
             raise BadRow(f"column '{name}' looks like messages but is not JSON; write it with json.dumps") from None
         return text
 

@@ -118,7 +118,7 @@ def test_every_way_to_write_a_turn(turn: dict[str, Any], expected: Message) -> N
             "messages[3] has 'mask', whether the turn is learned, which",
         ),
         (
-            {"role": "system", "content": "a", "tools": "[]"},
+            {"role": "system", "content": "a", "tools": '[{"name": "f"}]'},
             "has 'tools', functions of the row's column 'tools', which",
         ),
         (

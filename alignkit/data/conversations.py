@@ -52,6 +52,7 @@ FOREIGN = {  # what a turn would lose
     "video": "a film",
     "audio": "sound",
 }
+NOTHING = ("[]", "{}", "null")  # as JSON
 PLAIN = {"role", "content"}
 
 
@@ -66,7 +67,7 @@ def read_message(turn: Any, where: str) -> Message:
         raise BadRow(f"{where} has the unknown role {str(speaker)[:60]!r}; expected one of {', '.join(SPEAKERS)}")
     if turn.keys() <= PLAIN and name not in CALLERS and isinstance(text := turn.get("content"), str):
         return Message(role=role, content=text)  # nearly all turns; several times as fast
-    if lost := next((key for key in FOREIGN if turn.get(key)), ""):
+    if lost := next((key for key in FOREIGN if turn.get(key) and turn[key] not in NOTHING), ""):
         raise BadRow(f"{where} has '{lost}', {FOREIGN[lost]}, which would be lost; remove it if it means nothing")
     calls = _calls_beside(turn, where)
     content, reasoning, inner_calls = _content(_first(turn, "content", "value", "text"), where, empty=bool(calls))

@@ -27,7 +27,7 @@ _DECIMAL = (
     r"(?P<decimal>(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3}){1,19}|\d{1,60})(?:\.\d{0,60})?|\.\d{1,60})"
     r"(?:[eE](?P<exponent>[+-]?\d{1,3})|\s?[x×·]\s?10\^\{?(?P<power>[+-]?\d{1,3})\}?)?"
 )
-_FRACTION = r"(?:(?P<whole>\d{1,60})\s)?(?P<top>\d{1,60})/(?P<bottom>\d{1,60})"
+_FRACTION = r"(?:(?P<whole>\d{1,60})[^\S\n])?(?P<top>\d{1,60})/(?P<bottom>\d{1,60})"
 _NUMBER = rf"{_SIGN}(?:{_FRACTION}|{_DECIMAL})(?:\s(?P<scale>{'|'.join(_SCALES)})\b)?"
 # A unit of one or two words; single letters may mean anything, such as k and m in `5k`.
 _ALONE = re.compile(
@@ -37,7 +37,10 @@ _ALONE = re.compile(
 _WITHIN = re.compile(
     rf"(?<![\w/])(?<!\d[.,]){_NUMBER}(?![\d_/]|[.,]\d|[^\W\d_](?![^\W\d_])|(?:st|nd|rd|th)\b)", re.IGNORECASE
 )
-_NO_UNITS = {"or", "and", "not", "to", "times", "minus", "plus", "divided", "over", "st", "nd", "rd", "th"}
+_NO_UNITS = {
+    *("or", "and", "not", "to", "times", "minus", "plus", "divided", "over", "st", "nd", "rd", "th", "pi"),
+    *("sqrt", "root", "squared", "cubed", "factorial", "mod", "choose", "point", "half", "halves", "third", "thirds"),
+}
 
 
 @dataclass(frozen=True)

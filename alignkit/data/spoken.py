@@ -31,7 +31,11 @@ def last_turn(response: Response) -> str:
 
 def answer_of(response: Response) -> str:
     """The last turn without the thoughts before it, which is what can be right or wrong; empty if they have no end."""
-    text = last_turn(response)
+    return answer_in(last_turn(response))
+
+
+def answer_in(text: str) -> str:
+    """What follows the thoughts, without white space around it; all of a text without any, as it is."""
     said = after_thoughts(text)
     return text if said == text else (said or "").strip()
 

@@ -74,7 +74,9 @@ class ExternalStage:
     def _as_sampled(self, response: Response) -> Response:
         """A response with the text that rewards read of its tokens in other stages. Trainers may decode otherwise."""
         encoder, tokens = self._context.models.encoder, response.tokens
-        return response if tokens is None else replace(response, text=encoder.said(tokens), tokenizer=encoder.digest)
+        if tokens is None or response.tokenizer not in (None, encoder.digest):  # another tokenizer's mean other words
+            return response
+        return replace(response, text=encoder.said(tokens), tokenizer=encoder.digest)
 
     @cached_property
     def _scorer(self) -> Scorer:

@@ -65,6 +65,7 @@ def test_anything_else_is_refused(expression: str, message: str) -> None:
         ("none", "5", 0.0),
         ("-3", "#### -3", 1.0),
         ("3.04", 3, 0.0),
+        ("1e999", "5", 0.0),  # no float holds it
     ],
 )
 def test_the_last_number_is_the_answer(said: str, answer: Any, reward: float) -> None:

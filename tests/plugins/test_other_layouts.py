@@ -56,6 +56,38 @@ def test_a_worse_answer_beside_a_conversation_makes_a_pair(row: Any, tmp_path: P
 
 
 @pytest.mark.parametrize(
+    ("kept", "row"),
+    [
+        (True, {"prompt": "Which?\nA) red\nB) blue", "choices": CHOICES}),
+        (True, {"prompt": "red or 12?", "completion": "red", "options": ["red", 12]}),
+        (False, {"prompt": "red or green?", "options": ["red", "blue"]}),
+        (False, {"prompt": "1 + 2?", "options": ["1", "2"]}),
+    ],
+)
+def test_choices_that_the_question_says_are_not_lost(kept: bool, row: Any, tmp_path: Path) -> None:
+    if kept:
+        [group] = read(tmp_path / "d.jsonl", json.dumps(row)).groups
+        assert {"choices", "options"} & group.meta.keys()
+    else:
+        with pytest.raises(DataError, match="to choose from"):
+            read(tmp_path / "d.jsonl", json.dumps(row))
+
+
+@pytest.mark.parametrize(
+    "text", ['{"role": "user", "content": "Hi"}', "[{'value': f(1)}]", '[{"value": 1}]', '{"from": "a", "value": "b"}']
+)
+def test_an_answer_may_be_data_that_looks_like_a_message(text: str, tmp_path: Path) -> None:
+    [group] = read(tmp_path / "d.jsonl", json.dumps({"prompt": "Write data", "completion": text})).groups
+    assert group.responses[0].text == text
+
+
+def test_no_tools_as_json_are_none(tmp_path: Path) -> None:
+    system = {"role": "system", "content": "Be brief.", "tools": "[]"}
+    [group] = read(tmp_path / "d.jsonl", json.dumps({"messages": [system, *TURNS]})).groups
+    assert len(group.prompt) == 2
+
+
+@pytest.mark.parametrize(
     ("row", "ways"),
     [
         ({"question": "Q?", "answer": "A"}, [["Q?", "A"], ["Q?"]]),

@@ -92,6 +92,14 @@ def test_the_last_match_is_the_answer() -> None:
     assert scores(ExactMatch, "x", "y", meta={"answer": "x"}, extract="(x)|y") == [1.0, 0.0]
 
 
+def test_a_pattern_may_describe_the_thoughts_but_extracts_what_follows_them() -> None:
+    asked: Any = {"meta": {"answer": "5"}, "extract": r"(?s)^<think>.*?</think>\s*<answer>(.*?)</answer>$"}
+    assert scores(ExactMatch, "<think>\n4?\n</think>\n<answer>5</answer>", **asked) == [1.0]
+    assert scores(ExactMatch, "<think>5</think><answer>4</answer>", "<answer>5</answer>", **asked) == [0.0, 0.0]
+    thought = ["<think>It is 5.</think> I do not know.", "<think>It is 5."]
+    assert scores(ExactMatch, *thought, meta={"answer": "5"}, extract=r"is (\d)") == [0.0, 0.0]
+
+
 def test_a_known_answer_may_be_a_part_of_the_answer_in_whole_words() -> None:
     asked: Any = {"meta": {"answer": ["Paris", "H2O", "7"]}, "within": True}
     right = ["It is Paris.", "paris, of course", "Water is H2O!", "7 days", "(7)", "There are 7."]

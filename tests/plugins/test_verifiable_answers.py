@@ -40,6 +40,10 @@ NO_NUMBERS = [
     "5 m",
     "5 or 6",
     "5 or six",
+    "5 pi",
+    "5 Sqrt two",
+    "5 squared",
+    "2 thirds",
     "3:00",
     "1/0",
     "3 then 4",
@@ -95,6 +99,10 @@ def test_a_number_has_one_value_however_it_is_written(written: str, value: float
 @pytest.mark.parametrize("text", NO_NUMBERS)
 def test_what_is_no_number_is_a_text(text: str) -> None:
     assert number_of(text) is None
+
+
+def test_a_number_ends_with_its_line() -> None:
+    assert list(numbers_in("Step 1\n3/4, not 1 3/4")) == [1, Fraction(3, 4), Fraction(7, 4)]
 
 
 def test_a_unit_may_be_left_out_but_not_be_another() -> None:

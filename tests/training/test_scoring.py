@@ -212,6 +212,7 @@ def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> Non
     assert stage.score(GROUPS[1:]) == [None]
     # What the tokens say counts, not how the trainer has decoded them: it may leave out what the prompt opens.
     assert stage.score([Group(PROMPT, (Response(text="None", tokens=(7, 7)),))]) == [2.0]
+    assert stage.score([Group(PROMPT, (Response(text="3", tokens=(7, 7), tokenizer="another"),))]) == [3.0]
 
 
 # Combinations

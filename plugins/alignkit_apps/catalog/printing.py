@@ -54,7 +54,7 @@ def fitted(line: str, width: int) -> list[str]:
     if cell_len(line) <= width:
         return [line]
     named = re.match(r" +\S+ {2,}| +", line)
-    lead = named.group() if named else ""
+    lead = named.group() if named and len(named.group()) <= width // 2 else ""  # a long name leaves no room
     first, *others = wrapped(line[len(lead) :], width - len(lead), indent=0 if lead else 2)
     return [lead + first, *(" " * len(lead) + other for other in others)]
 

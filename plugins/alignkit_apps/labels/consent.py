@@ -100,18 +100,24 @@ def without_copies(content: Content, target: Store) -> Content:
     }
     stored = {one.item.id: one for one in mine.items}
     ids = {_shown(one.item): one.item.id for one in mine.items}
-    items = {one.item.id: ids.get(_shown(one.item), one.item.id) for one in content.items}
+    # What both have under the same id is no copy: `merge` unites it. Two items may look the same in an export.
+    copies = {
+        one.item.id: ids[shown]
+        for one in content.items
+        if one.item.id not in stored and (shown := _shown(one.item)) in ids
+    }
     known, said = {event.uuid: event for event in mine.events}, {_says(event): event for event in mine.events}
     events = []
     for event in content.events:
-        who, item = names.get(event.annotator, event.annotator), items.get(event.item or "", event.item)
+        who, item = names.get(event.annotator, event.annotator), copies.get(event.item or "", event.item)
         renamed = replace(event, annotator=who, item=item)
         copied = said.get(_says(renamed))
         if copied is not None and (event.uuid in known or 5 in (UUID(event.uuid).version, UUID(copied.uuid).version)):
             events.append(copied)
         elif event.kind != "consent" or who == event.annotator:
             events.append(renamed)
-    return replace(content, items=[stored.get(items[one.item.id], one) for one in content.items], events=events)
+    items = [stored[copies[one.item.id]] if one.item.id in copies else one for one in content.items]
+    return replace(content, items=items, events=events)
 
 
 def _shown(item: Item) -> str:

@@ -39,9 +39,8 @@ EVERY = 15  # seconds between reloads
 SHOWN = 3  # samples
 PATIENCE = 300  # tenths of a second that a run may take to start
 CSRF = secrets.token_hex(16)  # stands for a session's token, since all sessions share a page
-_PROGRESS = re.compile(
-    r"(\S+) (\w+) (\d+)/(\d+)(.*) \(.*, (.*) left\)"
-)  # such as `sft step 1/6 loss 6.3 (1s, 7s left)`
+# Such as `sft step 1/6 loss 6.3 (1s, 7s left)`, or `report: sampling from sft 3/10 (1s, 2s left)`.
+_PROGRESS = re.compile(r"(\S+?):? (.+?) (\d+)/(\d+)(.*) \(.*, (.*) left\)")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; frame-ancestors 'none'"
 
 

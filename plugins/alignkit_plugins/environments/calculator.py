@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import alignkit
@@ -35,7 +36,7 @@ class Calculator(Environment):
     class Options(alignkit.Options):
         tolerance: float = Field(1e-6, ge=0, description="largest distance between answers that count as equal")
 
-    answer: float
+    answer: Fraction
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         for group in groups:
@@ -90,9 +91,10 @@ def _value(node: ast.expr) -> float:
     return float(value)
 
 
-def _last_number(text: str) -> float | None:
+def _last_number(text: str) -> Fraction | None:
+    """The exact value: a policy may write 1e999, which no float holds."""
     found = [*numbers_in(text)]
-    return float(found[-1]) if found else None
+    return found[-1] if found else None
 
 
 @hookimpl

@@ -26,3 +26,8 @@ def test_only_a_terminal_gets_other_lines(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     print_lines(text)
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 60
+
+
+def test_a_long_name_leaves_room_for_its_text() -> None:
+    lines = fitted(f"  {'n' * 40}  some words", 30)
+    assert max(map(len, lines)) <= 30 and len(lines) < 5 and lines[-1].endswith("some words")

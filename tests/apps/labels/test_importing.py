@@ -131,6 +131,24 @@ def test_a_label_counts_once_wherever_it_has_been(tmp_path: Path, by: str) -> No
     assert labels(store.path) == known
 
 
+def test_merging_keeps_what_the_other_store_says_of_an_item(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its gold label, license and columns, and which of two items a label is about."""
+    alike = [pair(f"Mail {who}@mail.example") for who in ("ann", "bob")]  # exports have one text for both
+    known = pair("one", license="MIT", gold={"better": 1}, meta={"language": "de"})
+    stores = [tmp_path / "ours.feedback", tmp_path / "theirs.feedback"]
+    for path, item in zip(stores, (pair("one"), known), strict=True):
+        opened(tmp_path, item, *alike, name=path.name).close()
+    with Store.open(stores[1]) as theirs:
+        theirs.submit(event(alike[0], {"side": "A", "margin": "better"}, who="cat"))
+    into = ["labels", "merge", str(stores[1]), "--into", str(stores[0])]
+    assert main(into) == 0
+    with Store.open(stores[0]) as ours:
+        assert ours.items()[0].item == known
+        assert [one.labels for one in ours.items()] == [0, 1, 0]
+        ours.revise(known.id, gold={"better": 0})
+    assert main(into) == 0 and "1 gold labels differ" in capsys.readouterr().out
+
+
 def test_a_label_that_was_changed_elsewhere_is_a_new_one_of_the_same_person(tmp_path: Path) -> None:
     store, item = private(tmp_path)
     with store:

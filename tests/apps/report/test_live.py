@@ -79,6 +79,16 @@ def test_a_run_that_works_shows_progress_samples_and_who_it_waits_for(run: Path)
     assert "&lt;script&gt;alert(1)" in text and "<script" not in text and "running" in text
 
 
+def test_the_progress_of_a_step_has_several_words(run: Path) -> None:
+    lines(run / "starts.jsonl", [{"event": "start", "time": BEGAN}])
+    with (run / "run.log").open("a") as log:
+        log.write("2026-09-21T14:14:00Z align iteration 4/40 loss 0.03 (2m05s, 18m45s left)\n")
+        log.write("2026-09-21T14:15:00Z report: scoring with my reward 3/10 (1m00s, 2m20s left)\n")
+    with working(run):
+        text = opened(run)[0].get("/").text
+    assert "report: scoring with my reward 3 of 10, 2m20s left</strong>" in text
+
+
 def answer(text: str) -> dict[str, Any]:
     return {"source": "align", "text": text, "tokens": [1, 2], "scores": {"reward": 0.5}}
 

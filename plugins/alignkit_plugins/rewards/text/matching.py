@@ -13,7 +13,7 @@ import alignkit
 from alignkit import DataError, Field, Group, Reward
 from alignkit.data.numbers import Number, number_of, numbers_in
 from alignkit.data.prompt_columns import column_of, row_of
-from alignkit.data.spoken import answer_of
+from alignkit.data.spoken import after_thoughts, answer_in
 from alignkit.evaluation.text_metrics import repetition
 from alignkit_plugins.rewards.text.answers import scored
 
@@ -63,12 +63,12 @@ class ExactMatch(Reward):
             self._known(group)
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        return scored(groups, self._score, answer_of)
+        return scored(groups, self._score)
 
-    def _score(self, group: Group, answer: str) -> float | None:
+    def _score(self, group: Group, text: str) -> float | None:
         known = self._known(group)
         try:
-            said = self._extracted(answer)
+            said = self._extracted(text)
         except TimeoutError:
             return None
         if said is None:
@@ -101,13 +101,21 @@ class ExactMatch(Reward):
             )
         return [str(each) for each in known]
 
-    def _extracted(self, answer: str) -> str | None:
-        """The part of the answer that counts, None if there is none. Raises TimeoutError."""
+    def _extracted(self, text: str) -> str | None:
+        """The part of the answer that counts, None if there is none. Raises TimeoutError.
+
+        A pattern may describe the thoughts, too, as long as what it extracts follows them.
+        """
         import regex
 
-        if not self.options.extract:
+        answer, pattern = answer_in(text), self.options.extract
+        if not pattern:
             return answer
-        found = list(regex.finditer(self.options.extract, answer, timeout=SECONDS))
+        found = list(regex.finditer(pattern, answer, timeout=SECONDS))
+        if not found and answer != text:
+            thoughts = len(text) - len(after_thoughts(text) or "")
+            whole = regex.finditer(pattern, text, timeout=SECONDS)
+            found = [match for match in whole if match.start(min(1, match.re.groups)) >= thoughts]
         if not found:
             return None
         return str((found[-1][1] or "") if found[-1].re.groups else found[-1][0])
