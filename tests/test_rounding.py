@@ -106,7 +106,6 @@ NOTHING: dict[str, Callable[[list[float]], Any]] = {
     "select_best": lambda x: summarize({str(n): [s] for n, s in enumerate(x)}, 1, Scale(None, 1))["policy"] != "0",
     "best of N": lambda x: best(group(x)).responses[0].text != "0",
     "RewardBench 2": lambda x: result(replace(group(x), pairs=(Pair(0, 1), Pair(0, 2), Pair(0, 3))), "reward") != 0.25,
-    "right_order": lambda x: F.right_order(table([x[0]] * 4), table(x), "half").ne(0.5).any(),
     "raters": lambda x: _agreement([item(x)], ["a", "b"])[0].rows[0][1] != "0",
     "rankings": lambda x: _pairs_by_score(group(x).responses),
     "explained_variance": lambda x: _explained_variance(torch.ones(4), table(x).float()) != 0.0,

@@ -38,15 +38,14 @@ def centering_loss(better: Tensor, worse: Tensor) -> Tensor:
 def right_order(better: Tensor, worse: Tensor, ties: str = "strict") -> Tensor:
     """1 for pairs scored in the right order, else 0: [P] -> [P]. A tie is 0 if `strict`, 0.5 if `half`.
 
-    Scores that differ only by rounding tie. Ignores margins. Raises `ValueError` for any other treatment of ties.
+    Ignores margins. Raises `ValueError` for any other treatment of ties.
     """
     check_shapes(better=better, worse=worse)
     if ties not in ("strict", "half"):
         raise ValueError(f"ties must be 'strict' or 'half', not {ties!r}")
     better, worse = widen(better), widen(worse)
-    tied = nearly_equal(better, worse)
-    right = ((better > worse) & ~tied).to(better.dtype)
-    return right + 0.5 * tied if ties == "half" else right
+    right = (better > worse).to(better.dtype)
+    return right + 0.5 * (better == worse) if ties == "half" else right
 
 
 def kwise_weights(group_index: Tensor, responses: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:

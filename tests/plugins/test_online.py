@@ -511,8 +511,12 @@ def test_ppo_policy(case: Mapping[str, Any]) -> None:
         loss = averaged(algorithm, [(given, out)])
         near = {"rtol": 1e-6, "atol": 1e-7} if aggregation == "sequence_mean" else {}  # its weights are float32
         close(loss, expected[key]["loss"], **near)
-        close(torch.autograd.grad(loss, out.logprobs)[0], expected[key]["grad_logprob"], **near)
+        (gradient,) = torch.autograd.grad(loss, out.logprobs)
+        close(gradient, expected[key]["grad_logprob"], **near)
         found = reported(algorithm, given, out)
+        if params["dual_clip"]:  # the shares of the two are all tokens without a gradient
+            removed = float(((gradient == 0) & given.mask.bool()).sum() / given.mask.sum())
+            assert found["clip_fraction"] + found["dual_clip_fraction"] == pytest.approx(removed)
         assert found["clip_fraction"] == pytest.approx(expected["clip_fraction_active"], abs=1e-9)
         assert found["ratio"] == pytest.approx(expected["mean_ratio"])
         assert found["approx_kl"] == pytest.approx(expected["approx_kl_k3"], abs=1e-9)

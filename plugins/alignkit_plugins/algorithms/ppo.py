@@ -193,12 +193,13 @@ class PPO(Algorithm):
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """Over tokens: the shares that clipping leaves without a gradient, the KL to the old policy, and the ratio."""
         o, mask = self.options, batch.mask
-        clipped = F.clipped(
-            out.logprobs, batch.old_logprobs, batch["advantages"], o.clip_range, o.clip_range_high, mask, o.dual_clip
-        )
+        terms = out.logprobs, batch.old_logprobs, batch["advantages"], o.clip_range, o.clip_range_high, mask
+        clipped = F.clipped(*terms)
+        dual = {"dual_clip_fraction": per_token(F.clipped(*terms, o.dual_clip) - clipped)} if o.dual_clip else {}
         value_clipped = F.value_clipped(out.values, batch.old_values, batch["returns"], o.value_clip_range)
         return {
             "clip_fraction": per_token(clipped),
+            **dual,
             "value_clip_fraction": per_token(value_clipped),
             # KL(old || new): k3 needs samples of its first argument, and the old policy wrote them.
             "approx_kl": per_token(F.kl_k3(batch.old_logprobs, out.logprobs, mask)),
