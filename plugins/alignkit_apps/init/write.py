@@ -166,7 +166,7 @@ def _check(recipe: str, texts: Mapping[str, str]) -> None:
 def _written(texts: Mapping[Path, str]) -> list[Path]:
     """Write files that do not exist yet: all of them, or none."""
     if taken := [str(path) for path in texts if path.exists() or path.is_symlink()]:
-        refuse(f"in the way: {', '.join(taken)}", "name another folder: alignkit init FOLDER")
+        refuse(f"already exists: {', '.join(taken)}", "name another folder: alignkit init FOLDER")
     try:
         for path, text in texts.items():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -183,7 +183,7 @@ def test_no_file_is_replaced(name: str, tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / name).write_text("mine", encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
     assert main(["init", str(tmp_path)]) == 2
-    assert f"in the way: {tmp_path / name}" in capsys.readouterr().err
+    assert f"already exists: {tmp_path / name}" in capsys.readouterr().err
     assert (tmp_path / name).read_text(encoding="utf-8") == "mine" and sorted(tmp_path.rglob("*")) == before
 
 
