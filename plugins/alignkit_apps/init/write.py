@@ -88,8 +88,8 @@ def _check_columns(given: Mapping[str, Path], columns: Mapping[str, str]) -> Non
     for name, column in columns.items():
         if column not in everywhere:
             lists = "; ".join(f"{path} has {', '.join(some) or 'no columns'}" for path, some in have.items())
-            near = " ".join(filter(None, (did_you_mean(column, everywhere), lists)))
-            refuse(f"--columns {name}={column}: no file has a column '{column}'", near)
+            help = " ".join(filter(None, (did_you_mean(column, everywhere), lists)))
+            refuse(f"--columns {name}={column}: no file has a column '{column}'", help)
 
 
 def _head(path: Path) -> Any:
