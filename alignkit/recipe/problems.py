@@ -23,7 +23,7 @@ class Problems:
     _known: set[Problem] = field(default_factory=set)
     of_plugins: int = 0
     _missing: dict[Problem, Keys] = field(default_factory=dict)
-    _meant: set[Keys] = field(default_factory=set)  # what misspelled keys stand for, as their help says
+    _meant: set[Keys] = field(default_factory=set)  # the keys that the help of unknown keys names
 
     def __len__(self) -> int:
         return len(self.items)
