@@ -425,7 +425,7 @@ def test_text_files_become_raw_text_or_rows_of_the_named_format(tmp_path: Path) 
     with pytest.raises(DataError, match="a text file needs a format"):
         load(source(path), formats={"prompt_only": FORMATS["prompt_only"]})
     path.write_bytes(b"good\ncaf\xe9\n")
-    assert bad_rows(path) == [(2, "not valid UTF-8 at byte 4 of the line")]
+    assert bad_rows(path) == [(2, "not valid UTF-8 at byte 4 of the line; save the file as UTF-8")]
 
 
 def test_every_dialogue_of_a_plain_text_file_is_a_group(tmp_path: Path) -> None:
@@ -439,7 +439,7 @@ def test_every_dialogue_of_a_plain_text_file_is_a_group(tmp_path: Path) -> None:
     for group in found.groups:
         assert [turn["content"] for turn in group.responses[0].messages or ()] == ["so.", "really?", "yes."]
     assert bad_rows(path, format=chosen) == [
-        (9, "not valid UTF-8 at byte 4 of the line"),
+        (9, "not valid UTF-8 at byte 4 of the line; save the file as UTF-8"),
         (13, "the last turn of the prompt is empty"),
     ]
     path.write_text("Once upon a time.")
@@ -618,7 +618,7 @@ def test_faults_of_a_json_array_are_named_by_element(tmp_path: Path, text: str, 
     [
         (b"one,two,three", "has 3 cells, but the header has 2"),
         (b"one", "has 1 cell, but the header has 2"),
-        (b"caf\xe9,x", "not valid UTF-8"),
+        (b"caf\xe9,x", "not valid UTF-8; save the file as UTF-8"),
         (b'"a"b,x', "not a valid table row"),
         (b",x", "empty"),
     ],
@@ -640,6 +640,7 @@ def test_faults_of_a_table_are_named_by_the_spreadsheets_row(tmp_path: Path, lin
         ("d.jsonl", b"", "no usable row"),
         ("d.json", b"[]", "no usable row"),
         ("d.json", b'[\n"caf\xe9"]', "d.json:2: not valid UTF-8"),
+        ("d.csv", b"pr\xe9,b\n1,2\n", "d.csv:1: not valid UTF-8; save the file as UTF-8"),
         ("d.csv", b"a,a\n1,2\n", "every column in the header needs a different name"),
         ("d.csv", b"", "no usable row"),
     ],

@@ -134,6 +134,11 @@ def test_a_held_out_part_shows_its_own_rows(tmp_path: Path) -> None:
     assert sample is not None and sample.group is read.groups[0]
 
 
+def test_one_row_is_counted_as_one(tmp_path: Path) -> None:
+    header = lines(tmp_path, {"prompt": "q"}, {"prompt": "p"}, validation=0.5, part="validation")[0]
+    assert header.endswith("1 held-out row, 1 other for training")
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

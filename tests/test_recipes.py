@@ -300,7 +300,7 @@ def test_a_row_that_is_no_demonstration_is_named_by_its_prompt(tmp_path: Path, r
     code, err = own(tmp_path, "sft", row)
     assert code == 4
     row_1 = f"{tmp_path / 'rows.jsonl'}:1"
-    assert f"stage 'only': {row_1}: sft learns demonstrations, but the row 'Why is the sky blue?' {fault}" in err
+    assert f"stage 'only': {row_1}: sft learns from demonstrations, but the row 'Why is the sky blue?' {fault}" in err
 
 
 def test_raw_text_is_all_that_lm_learns(tmp_path: Path) -> None:

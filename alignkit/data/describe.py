@@ -49,7 +49,8 @@ def _counts(source: SourceFacts) -> str:
     held_out = "held-out " if source.part == "validation" else ""
     facts = [f"{source.rows} {held_out}row{'s' * (source.rows != 1)}"]
     if source.held_out:
-        facts.append(f"{source.held_out} others for training" if held_out else f"{source.held_out} held out")
+        others = f"{source.held_out} other{'s' * (source.held_out != 1)} for training"
+        facts.append(others if held_out else f"{source.held_out} held out")
     if source.ties:
         compared = "ties" if source.ties < source.rows else "ties, or nobody compared them"
         facts.append(f"{source.ties} without a pair ({compared})")

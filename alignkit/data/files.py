@@ -130,7 +130,7 @@ def _decoded(line: bytes) -> str | BadRow:
     try:
         return line.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        return BadRow(f"not valid UTF-8 at byte {error.start + 1} of the line")
+        return BadRow(f"not valid UTF-8 at byte {error.start + 1} of the line; save the file as UTF-8")
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -282,17 +282,24 @@ def _table_lines(path: Path, damage: list[BadRow]) -> Iterator[str]:
 
 
 def _header(path: Path, cells: Sequence[str]) -> list[str]:
+    if _undecoded(cells):
+        raise DataError(f"{path}:1: not valid UTF-8; save the file as UTF-8")
     names = [cell.strip() for cell in cells]
     if not any(names) or len(set(names)) < len(names):
         raise DataError(f"{path}:1: every column in the header needs a different name, got: {', '.join(cells)}")
     return names
 
 
+def _undecoded(cells: Sequence[str]) -> bool:
+    """Whether any cell has bytes that are not UTF-8."""
+    return any("\udc80" <= character <= "\udcff" for cell in cells for character in cell)
+
+
 def _record(header: Sequence[str], cells: Sequence[str]) -> dict[str, str] | BadRow:
     if len(cells) != len(header):
         return BadRow(f"the row has {len(cells)} cell{'s' * (len(cells) != 1)}, but the header has {len(header)}")
-    if any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
-        return BadRow("not valid UTF-8")
+    if _undecoded(cells):
+        return BadRow("not valid UTF-8; save the file as UTF-8")
     return dict(zip(header, cells, strict=True))
 
 

@@ -162,8 +162,8 @@ def _check_keys(draft: _Draft, refused: Mapping[str, str], needs: Needs | None) 
             draft.error((key,), f"{draft.name} does not use '{key}'", reason, at_key=True)
     for key in _required_keys(draft, needs):
         if key not in draft.written:
-            message = f"'{path_text((*draft.keys, key))}' is missing: {draft.name} requires it"
-            draft.error((key,), message, Settings.model_fields[key].description or "", at_key=True)
+            help = Settings.model_fields[key].description or ""
+            draft.scope.problems.missing((*draft.keys, key), f": {draft.name} requires it", help)
 
 
 def _required_keys(draft: _Draft, needs: Needs | None) -> tuple[str, ...]:

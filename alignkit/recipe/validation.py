@@ -102,8 +102,7 @@ class _Mapping:
             help = _only_missing(place, places) if nested else self.hint(str(place[-1]))
             self.problems.unknown_key(full, allowed, help)
         elif "missing" in kinds:
-            help = self._describe(place)
-            self.problems.error(full, f"'{path_text(full)}' is missing", at_key=True, help=help)
+            self.problems.missing(full, help=self._describe(place))
         else:
             message, help = _wrong_value(path_text(full) or "recipe", errors)
             self.problems.error(full, message, help=help or self._describe(place))

@@ -1,33 +1,36 @@
 """What happens to texts that do not fit, in words."""
 
-# Name of a count -> what is counted, and what happened to it.
+# Name of a count -> what is counted, and what happened to it, in words that fit one and several.
 UNFIT = {
     "shortened": ("row", "shortened at the start to fit in max_length"),
     "no_room": ("row", "left out: no room for a response in max_length"),
     "cut": ("response", "truncated at max_length"),
     "equal_pairs": ("pair", "left out: both responses have the same tokens"),
     "uncounted_pairs": ("pair", "left out: a response has no token that counts"),
-    "unprompted_turns": ("turn", "not learned: the chat template does not write it after its own prompt"),
-    "dropped_calls": ("turn", "not learned: the chat template does not write its tool calls"),
-    "dropped_tools": ("row", "learned without its tools: the chat template does not write them"),
+    "unprompted_turns": (
+        "turn",
+        "not learned: the chat template does not write such a turn after the generation prompt",
+    ),
+    "dropped_calls": ("turn", "not learned: the chat template does not write the tool calls"),
+    "dropped_tools": ("row", "learned without tools: the chat template does not write them"),
     "dropped_messages": (
         "row",
-        "learned without one of its messages: the chat template does not write that of the system or of a tool; set "
+        "learned without a message: the chat template does not write that of the system or of a tool; set "
         "model.chat_template, or, for the system's, model.system_messages to merge",
     ),
     "typed_tokens": (
         "row",
-        "with control tokens in its words, which are read as letters: give a conversation as messages, not as the text "
-        "that a chat template made of it",
+        "with control tokens in the words, which are read as letters: give a conversation as messages, not as the "
+        "text that a chat template made of it",
     ),
     "closed_at_once": (
         "answer",
-        "without reasoning: it is learned to end at once the block of reasoning that the chat template opens; set "
+        "without reasoning: learned to end at once the block of reasoning that the chat template opens; set "
         "model.reasoning to empty, and prompts will end with an empty block",
     ),
-    "blank_turns": ("turn", "not learned: it is empty"),
-    "joined": ("response", "tokenized after its prompt: in the whole text, one token covers the end of the prompt"),
-    "refused": ("row", "left out: the chat template refuses it"),
+    "blank_turns": ("turn", "not learned: empty"),
+    "joined": ("response", "tokenized after the prompt: in the whole text, one token covers the end of the prompt"),
+    "refused": ("row", "left out: refused by the chat template"),
     "split": ("document", "longer than max_length and learned in pieces"),
     "chunks": ("piece", "of these"),
 }

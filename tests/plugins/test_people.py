@@ -412,7 +412,7 @@ def broken(folder: Path, kind: str) -> None:
         ("newer", "written by a newer alignkit"),
         ("half", "the store is damaged"),
         ("empty", "the file is empty"),
-        ("text", "no SQLite file"),
+        ("text", "not a SQLite file"),
     ],
 )
 @pytest.mark.parametrize("place", ["run", "named"])

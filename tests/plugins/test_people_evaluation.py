@@ -116,5 +116,5 @@ def test_mistakes_are_shown_in_the_recipe(tmp_path: Path, capsys: pytest.Capture
     arguments = write(tmp_path, {"align": SFT, "compare": {**PEOPLE, "people": {"store": "old.feedback"}}})
     assert main(arguments) == 4
     shown = capsys.readouterr().err
-    assert "old.feedback: no SQLite file, so not a store of feedback" in shown and "recipe.yaml:" in shown
+    assert "old.feedback: not a SQLite file, so not a store of feedback" in shown and "recipe.yaml:" in shown
     assert not (tmp_path / "run" / "align").exists()

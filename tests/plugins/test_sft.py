@@ -33,7 +33,7 @@ def test_only_demonstrations_and_only_raw_text() -> None:
     sft, lm = SFT(SFT.Options()), LM(LM.Options())
     assert sft.select([demonstration], context) == [demonstration] and lm.select([text], context) == [text]
     for wrong in (text, two, down, Group(ASK)):
-        with pytest.raises(DataError, match="sft learns demonstrations, but the row"):
+        with pytest.raises(DataError, match="sft learns from demonstrations, but the row"):
             sft.select([demonstration, wrong], context)
     for wrong in (demonstration, two, Group((), (Response("a"), Response("b"))), Group(())):
         with pytest.raises(DataError, match="lm needs raw text, but row"):
@@ -45,7 +45,9 @@ def test_rows_that_are_no_demonstrations_are_named_or_left_out_with_a_count() ->
     context = SelectContext(0, 0, lambda: [], logged.update, np.random.default_rng(0))
     good = Group(ASK, (Response("so"),))
     strict, lenient = Origin("a.jsonl", 7), Origin("a.jsonl", 8, skip=True)
-    with pytest.raises(DataError, match=r"a\.jsonl:7: sft learns demonstrations, but the row 'Why\?' has no response"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:7: sft learns from demonstrations, but the row 'Why\?' has no response"
+    ):
         SFT(SFT.Options()).select([good, Group(ASK, origin=strict)], context)
     assert SFT(SFT.Options()).select([good, Group(ASK, origin=lenient)], context) == [good]
     assert logged == {"not_demonstrations": 1}

@@ -488,6 +488,17 @@ def test_online_algorithms_require_prompts_and_a_reward(bench: Bench) -> None:
     assert messages == [f"'stages.s.{key}' is missing: online requires it" for key in ("prompts", "reward")]
 
 
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("  s: {algorithm: plain, dta: d.jsonl}\n", ["unknown key 'dta'"]),
+        ("  s: {algorithm: plain, zzz: 1}\n", ["'stages.s.data' is missing: plain requires it", "unknown key 'zzz'"]),
+    ],
+)
+def test_a_misspelled_key_is_not_missing_too(text: str, messages: list[str], bench: Bench) -> None:
+    assert [problem.message for problem in bench.problems(text)] == messages
+
+
 def test_all_mistakes_at_once_in_the_order_of_the_file(bench: Bench) -> None:
     text = """\
 seed: x
@@ -502,8 +513,7 @@ extra: 1
         bench.load(text)
     assert [(problem.line, problem.message) for problem in caught.value.problems] == [
         (1, "seed: expected an integer, got 'x'"),
-        (2, "'model.base' is missing"),
-        (2, "unknown key 'bas'"),
+        (2, "unknown key 'bas'"),  # and not that 'base' is missing
         (
             2,
             "model.lora.lora_dropout: must be 0: alignkit trains without dropout, so that old and new log-probabilities agree",

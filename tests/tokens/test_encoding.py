@@ -5,6 +5,7 @@ What counts is found here another way than by the encoder: in the text that the 
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from alignkit.tokens.encoding import Encoder, ResponseTokens, encode_all
 from alignkit.tokens.text_tokens import TextTokenizer
 from alignkit.tokens.turns import Turns
 from alignkit.training.encoder import unfit
+from alignkit.training.unfit import UNFIT
 from alignkit_plugins.models.tiny import CHAT_TEMPLATE, _tokenizer
 from alignkit_plugins.rewards.text.form import Form
 from tests.models.own_templates import QWEN3_THINKING
@@ -573,7 +575,12 @@ def test_a_message_that_the_template_does_not_write_is_counted(prompt: Any, answ
     merged = Encoder(encoder(ONLY_TWO).tokenizer, ChatOptions(system_messages="merge"))
     merged.encode(group, 200)
     assert merged.counts["dropped_messages"] == (prompt[0] != SYSTEM_SAID)
-    assert "learned without one of its messages" in unfit("dropped_messages", 1)
+    assert "learned without a message" in unfit("dropped_messages", 1)
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_happened_to_texts_reads_well_for_one_and_several(name: str) -> None:
+    assert not {"its", "is"} & set(re.findall(r"\w+", unfit(name, 3)))
 
 
 def test_an_answer_about_the_tag_is_no_reasoning() -> None:

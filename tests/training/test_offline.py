@@ -114,7 +114,7 @@ def test_rows_that_the_template_refuses_follow_on_bad_row(
     summary = trained(tmp_path, demonstrations(4), data={"path": "rows.jsonl", "on_bad_row": "skip"})
     assert summary["encoding"]["refused"] == 2 and len(summary["refused_rows"]) == 2
     assert summary["refused_rows"][0].endswith("rows.jsonl:2: the chat template refuses the conversation: odd numbers")
-    assert "2 rows left out: the chat template refuses it" in capsys.readouterr().err.replace("\n", " ")
+    assert "2 rows left out: refused by the chat template" in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.silent_bug(

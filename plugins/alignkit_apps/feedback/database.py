@@ -219,7 +219,7 @@ def in_words(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            text = _damaged() if code == sqlite3.SQLITE_CORRUPT else "no SQLite file, so not a store of feedback."
+            text = _damaged() if code == sqlite3.SQLITE_CORRUPT else "not a SQLite file, so not a store of feedback."
             raise DataError(f"{path}: {text} SQLite says: {error}") from error
         if code == sqlite3.SQLITE_FULL:
             raise OutOfResource(f"{path}: the disk is full, so nothing was stored; free some space") from error

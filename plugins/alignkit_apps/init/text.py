@@ -104,14 +104,16 @@ class Source:
 
     def yaml(self, part: str = "") -> str:
         """The source in a recipe, with some prompts held out. part: training or validation; empty: both."""
-        keys = [f"{self.format if self.named else 'path'}: {quoted(self.path)}"]
+        keys = [f"path: {quoted(self.path)}"]
         if self.columns:
             columns = ", ".join(f"{quoted(name)}: {quoted(column)}" for name, column in self.columns.items())
             keys.append(f"columns: {{{columns}}}")
         if self.several:
             keys += [f"validation: {_HELD_OUT}"] + [f"part: {part}"] * bool(part)
-        text = f"{{{', '.join(keys)}}}" if len(keys) > 1 or self.named else quoted(self.path)
-        return text if self.named or self.columns else f"{text} # recognized: {self.format}"
+        text = f"{{{', '.join(keys)}}}" if len(keys) > 1 else quoted(self.path)
+        if self.named:
+            return f"{{{self.format}: {text}}}"
+        return text if self.columns else f"{text} # recognized: {self.format}"
 
 
 def recipe_text(name: str, base: str | None, sources: Mapping[str, Source], *, example: bool) -> str:

@@ -1,4 +1,4 @@
-"""Supervised learning: `sft` learns demonstrations, `lm` raw text.
+"""Supervised learning: `sft` learns from demonstrations, `lm` from raw text.
 
 Both minimize the cross-entropy, averaged over the tokens of the whole optimizer batch. `sft` counts the assistant's
 tokens only (InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, section 3.5; Llama 2, Touvron et al. 2023,
@@ -48,7 +48,7 @@ class SFT(Algorithm):
             group = groups[place]
             if group.origin is None or not group.origin.skip:
                 where = f"{group.origin}: " if group.origin else ""
-                raise DataError(f"{where}sft learns demonstrations, but the row {preview(group)} {fault}")
+                raise DataError(f"{where}sft learns from demonstrations, but the row {preview(group)} {fault}")
         if faults:
             name = "validation_not_demonstrations" if context.validation else "not_demonstrations"
             context.left_out(name, len(faults), [groups[place] for place in faults])

@@ -281,7 +281,7 @@ def test_a_file_of_another_program(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="another program"):
         Store.open(path, new=True)
     path.write_text("hello, this is no database at all" * 40)
-    with pytest.raises(DataError, match="no SQLite file"):
+    with pytest.raises(DataError, match="not a SQLite file"):
         Store.open(path)
     path.write_bytes(b"")
     with pytest.raises(DataError, match="empty"):

@@ -90,10 +90,25 @@ def test_one_prompt_is_held_out_of_nothing(data: Path) -> None:
     assert list(load_recipe(data / "new" / "recipe.yaml").stages) == ["sft"]
 
 
-def test_a_format_that_must_be_named_is_named(data: Path) -> None:
-    (data / "g.jsonl").write_text(json.dumps({"question": "How many?", "answer": "#### 5"}) + "\n", encoding="utf-8")
+@pytest.mark.parametrize(("count", "entry"), [(1, "g.jsonl"), (2, "{path: g.jsonl, validation: 0.2}")])
+def test_a_format_that_must_be_named_is_named(count: int, entry: str, data: Path) -> None:
+    rows = [{"question": f"How many are {n}?", "answer": f"Many.\n#### 1,00{n}"} for n in range(count)]
+    (data / "g.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert main(["init", str(data), "--demos", str(data / "g.jsonl")]) == 0
-    assert "    data: {gsm8k: g.jsonl}\n" in (data / "recipe.yaml").read_text(encoding="utf-8")
+    assert f"    data: {{gsm8k: {entry}}}\n" in (data / "recipe.yaml").read_text(encoding="utf-8")
+    assert load_recipe(data / "recipe.yaml").stages["sft"].component.name == "sft"
+
+
+def test_a_recipe_that_is_not_valid_is_not_looked_for(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error names the file that is not written, and `--base` starts at the folder of the recipe."""
+    (data / "q.csv").write_text("prompt,completion\nIs it?,Yes.\n", encoding="utf-8")
+    command = ["init", str(data / "new"), "--demos", str(data / "q.csv"), "--base", "./model"]
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert f"(not written) {data / 'new' / 'recipe.yaml'}:7" in err and f"looked for {data / 'new' / 'model'}" in err
+    assert err.count("/recipe.yaml") == 1 and not (data / "new").exists()
+    (data / "new" / "model").mkdir(parents=True)
+    assert main(command) == 0
 
 
 def test_columns_are_renamed_in_the_files_that_have_them(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,6 +127,23 @@ def test_columns_are_renamed_in_the_files_that_have_them(data: Path, capsys: pyt
     for wrong, why in {f"{columns},x=y": "no file has a column 'y'", "prompt": "'prompt' has no column"}.items():
         assert main(["init", str(data / "other"), *files, wrong]) == 2
         assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("columns", "why", "help"),
+    [
+        ("prompt=nope,completion=Antwort", "prompt=nope: no file has a column 'nope'", "{} has id, Frage, Antwort"),
+        ("prompt=Frage,completion=Antwrot", "no file has a column 'Antwrot'", "did you mean 'Antwort'? {} has id, "),
+        ("promt=Frage,completion=Antwort", "no format expects the name 'promt'", "did you mean 'prompt'?"),
+    ],
+)
+def test_a_wrong_name_of_a_column_is_not_replaced_by_a_guess(
+    columns: str, why: str, help: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "faq.csv").write_text("id,Frage,Antwort\n1,Ist es?,Ja.\n", encoding="utf-8")
+    assert main(["init", str(data / "new"), "--demos", str(data / "faq.csv"), "--columns", columns]) == 2
+    err = capsys.readouterr().err
+    assert why in err and f"help: {help.format(data / 'faq.csv')}" in err
 
 
 @pytest.mark.parametrize(
@@ -136,19 +168,22 @@ def test_usual_names_of_columns_are_recognized(option: str, header: str, columns
 
 
 @pytest.mark.parametrize(
-    ("option", "header", "guess"),
+    ("option", "header", "meant", "guess"),
     [
-        ("--demos", "id,ask,say", "prompt=ask,completion=say"),
-        ("--pairs", "ask,say,other", "prompt=ask,chosen=say,rejected=other"),
+        ("--demos", "id,ask,say", "are the prompt and the completion", "prompt=ask,completion=say"),
+        ("--demos", "user,bot", "is the completion", "prompt=user,completion=bot"),
+        ("--demos", "id,prompt,bot", "is the completion", "completion=bot"),
+        ("--pairs", "ask,a,b", "are the prompt, the chosen and the rejected", "prompt=ask,chosen=a,rejected=b"),
     ],
 )
 def test_other_columns_are_asked_for_with_the_option_that_names_them(
-    option: str, header: str, guess: str, data: Path, capsys: pytest.CaptureFixture[str]
+    option: str, header: str, meant: str, guess: str, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (data / "odd.csv").write_text(f"{header}\n{header}\n", encoding="utf-8")
     command = ["init", str(data / "new"), option, str(data / "odd.csv")]
     assert main(command) == 4
-    assert f"help: name them, as in --columns {guess}" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"its columns ({header.replace(',', ', ')}) {meant}\nhelp: name them, as in --columns {guess}\n" in err
     assert main([*command, "--columns", guess]) == 0
 
 
@@ -183,7 +218,7 @@ def test_no_file_is_replaced(name: str, tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / name).write_text("mine", encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
     assert main(["init", str(tmp_path)]) == 2
-    assert f"in the way: {tmp_path / name}" in capsys.readouterr().err
+    assert f"already exists: {tmp_path / name}" in capsys.readouterr().err
     assert (tmp_path / name).read_text(encoding="utf-8") == "mine" and sorted(tmp_path.rglob("*")) == before
 
 
@@ -198,6 +233,8 @@ def test_no_file_is_replaced(name: str, tmp_path: Path, capsys: pytest.CaptureFi
         (["--demos", "{text}"], 4, "but the file holds raw text (format text)"),
         (["--pairs", "{demos}"], 4, "(format messages)\nhelp: give such a file as --demos"),
         (["--pairs", "{prompts}"], 4, "expected pairs of a better and a worse response, but the file holds prompts"),
+        (["--pairs", "{open}"], 4, "nobody has compared yet (format unlabeled)\nhelp: compare them: alignkit label "),
+        (["--demos", "{broken}"], 4, "column 11\nhelp: correct the rows\n"),
         (["--demos", "{strange}"], 4, "no format matches the first row (columns x)"),
     ],
 )
@@ -207,6 +244,8 @@ def test_data_that_cannot_be_used(
     others = {
         "strange": '{"x": 1}',
         "text": '{"text": "It is."}',
+        "open": '{"prompt": "hi", "response_a": "ho", "response_b": "no"}',
+        "broken": '{"prompt": ',
         "bad": '{"prompt": "hi", "completion": "no", "label": false}',
     }
     for name, row in others.items():

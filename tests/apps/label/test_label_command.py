@@ -151,7 +151,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
         ([str(pairs), "--guidelines", "latin.md"], 4, ["latin.md", "not UTF-8 at byte 0"]),
         ([str(pairs), "--annotator", "a\nb"], 4, ["annotator's name"]),
         ([str(bad)], 4, ["bad.jsonl:1", "help: correct the rows\n"]),
-        (["old.feedback"], 4, ["no SQLite file"]),
+        (["old.feedback"], 4, ["not a SQLite file"]),
         (["new.feedback"], 4, ["there is no such file"]),
     ):
         found, text = fails(capsys, *arguments)

@@ -275,7 +275,7 @@ def test_a_full_disk_ends_nothing(models: Opened, kept: Collection, monkeypatch:
         (["--blind"], "--blind needs two policies"),
         (["--port", "9"], "--port is for a page"),
         (["--annotator", "a", "--annotator", "b"], "in a terminal, one person talks"),
-        (["--collect", "{run}/recipe.feedback"], "no SQLite file, so not a store of feedback"),
+        (["--collect", "{run}/recipe.feedback"], "not a SQLite file, so not a store of feedback"),
         (["--collect", "chats.feedback"], "has not agreed that anything is kept"),
     ],
 )

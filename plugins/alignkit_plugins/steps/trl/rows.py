@@ -38,7 +38,7 @@ def _completion(group: Group, place: int) -> Turns:
 def demonstrations(group: Group) -> list[Row]:
     """A row for each learned turn of the assistant; the earlier turns are its prompt."""
     if fault := why_not_demonstration(group):
-        raise DataError(f"trl: sft learns demonstrations, but the row with the prompt {preview(group)} {fault}")
+        raise DataError(f"trl: sft learns from demonstrations, but the row with the prompt {preview(group)} {fault}")
     response, before, rows = group.responses[0], _conversation(group), []
     for message in response.messages or (Message(role="assistant", content=response.text),):
         if message["role"] == "assistant" and message.get("train", True):
