@@ -12,7 +12,7 @@ import typer
 def show(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="RUN...", help="Folders of runs, or one result: RUN/align@ppo. Default: list runs/."),
+        typer.Argument(metavar="RUN", help="Folders of runs, or one result: RUN/align@ppo. Default: list runs/."),
     ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Delete all results of a run but the current ones.")] = False,
     live: Annotated[bool, typer.Option("--live", help="Serve the report on this machine, also while it runs.")] = False,
@@ -44,7 +44,8 @@ def show(
         from alignkit_apps.report.live import serve_live
 
         return serve_live(folders[0], open_page=open_page)
-    announce(f"reads {', '.join(map(str, folders or ['runs']))}{' and writes its report' if len(folders) == 1 else ''}")
+    names = ", ".join(map(str, folders)) or "runs"
+    announce(f"reads {names}{' and writes its report' if len(folders) == 1 else ''}")
     from alignkit_apps.catalog.printing import console
     from alignkit_apps.report.show import shown
 
