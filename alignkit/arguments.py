@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,6 +69,9 @@ def load(
     from alignkit.recipe.bases import unused_bases
     from alignkit.recipe.load import load_recipe
 
+    for key, value in itertools.pairwise(overrides or ()):
+        if not any("=" in word or word.startswith("~") for word in (key, value)):
+            refuse(f"an override is one word, KEY=VALUE, not '{key}' and '{value}'", f"write {key}={value}")
     path = _recipe_file(name)
     loaded = load_plugins(files or (), disabled or (), lazy=lazy)
     requested = {file.name for file in files or ()}

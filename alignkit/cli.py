@@ -42,12 +42,13 @@ _COMMANDS = {
 }
 # The same for options of commands that take a recipe, of which VALUE is what comes next.
 _OPTIONS = {
-    **dict.fromkeys(("--model", "--base", "-m"), "model.base=VALUE"),
-    **dict.fromkeys(("--set", "-s"), "VALUE"),
-    **dict.fromkeys(("--gpu", "--gpus", "--device"), "model.device=cuda for one GPU, --processes N for several"),
-    "--seed": "seed=VALUE",
-    "--lr": "stages.STAGE.learning_rate=VALUE",
-    "--epochs": "stages.STAGE.epochs=VALUE",
+    **dict.fromkeys(("--model", "--base", "-m"), "write: model.base=VALUE"),
+    **dict.fromkeys(("--set", "-s"), "write: VALUE"),
+    **dict.fromkeys(("--gpu", "--gpus", "--device"), "write: model.device=cuda for one GPU, --processes N for several"),
+    "--seed": "write: seed=VALUE",
+    "--lr": "write: stages.STAGE.learning_rate=VALUE",
+    "--epochs": "write: stages.STAGE.epochs=VALUE",
+    **dict.fromkeys(("--resume", "--continue"), "repeat the same command, and the run resumes"),
 }
 
 
@@ -218,13 +219,16 @@ def _failed(error: BaseException, given: Sequence[str] = ()) -> int:
 
 def _usage_error(error: Any, given: Sequence[str]) -> RecipeError:
     """A mistake in the arguments, printed like all others. given: the arguments."""
+    error.message = _expected(error) or error.message
     text, _, near = error.format_message().rstrip(".").partition(". Did you mean ")
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "alignkit"
     help = f"did you mean {near}" if near else f"{path} --help lists arguments and options"
+    if type(error).__name__ == "MissingParameter" and (example := _example(context)):
+        help = f"for example: {example}; {help}"
     option = getattr(error, "option_name", None)
     if option and not hasattr(error, "possibilities"):  # the option exists, and has no value
-        text, help = f"{option} has no value", f"write it behind the option: {option} VALUE"
+        text, help = f"{option} has no value", f"write it after the option: {option} VALUE"
     elif option:
         text = f"no such option {option}"
         near = did_you_mean(
@@ -235,5 +239,24 @@ def _usage_error(error: Any, given: Sequence[str]) -> RecipeError:
             words = [
                 part for word in [*given, "VALUE"] for part in (word.split("=", 1) if word.startswith("-") else [word])
             ]
-            help = f"write: {_OPTIONS[option].replace('VALUE', words[words.index(option) + 1])}"
+            help = _OPTIONS[option].replace("VALUE", words[words.index(option) + 1])
     return RecipeError([Problem(text[:1].lower() + text[1:], help=help)])
+
+
+def _expected(error: Any) -> str:
+    """`expected a whole number, at least 1, got 'x'`, for what the parser's library says; empty if it is no number."""
+    cause = error.__cause__
+    kind = getattr(cause, "title", "").removeprefix("constrained-")
+    if kind not in ("int", "float"):
+        return ""
+    info = getattr(getattr(error.param, "type_descriptor", None), "parameter_info", None)
+    limits = {"at least": getattr(info, "min", None), "at most": getattr(info, "max", None)}
+    words = [f", {word} {limit}" for word, limit in limits.items() if limit is not None]
+    what = "a whole number" if kind == "int" else "a number"
+    return f"expected {what}{''.join(words)}, got '{cause.errors()[0]['input']}'"
+
+
+def _example(context: Any) -> str:
+    """The first example in a command's help; empty without one."""
+    lines = (context.command.help or "").splitlines() if context is not None else []
+    return next((line.strip() for line in lines if line.startswith("  alignkit ")), "")

@@ -223,7 +223,7 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["chekc"]) == 2
     assert capsys.readouterr().err == "error: no such command 'chekc'\n  help: did you mean 'check'?\n"
     assert cli.main(["check"]) == 2
-    assert capsys.readouterr().err.startswith("error: missing argument 'RECIPE'\n  help: alignkit check --help")
+    assert capsys.readouterr().err.startswith("error: missing argument 'RECIPE'\n  help: for example: alignkit check ")
     assert cli.main(["check", "no-such-recipe"]) == 2
     assert "no such recipe: no-such-recipe" in capsys.readouterr().err
     assert cli.main(["check", "x.yaml", "--no-plugin", "nothing-like-it"]) == 2
@@ -236,7 +236,7 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
         ("compare a b", "no such command 'compare'", "write: alignkit show RUN RUN"),
         ("run x.yaml --model gpt2", "no such option --model", "write: model.base=gpt2"),
         ("run x.yaml --set a=b", "no such option --set", "write: a=b"),
-        ("run x.yaml --out", "--out has no value", "write it behind the option: --out VALUE"),
+        ("run x.yaml --out", "--out has no value", "write it after the option: --out VALUE"),
         (
             "show a@x b@y",
             "a@x is one result, and only runs can be compared",
@@ -255,6 +255,28 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
             "run it, then name a result: alignkit run x.yaml; then runs/NAME/STAGE",
         ),
         ("labels shwo x", "no such command 'shwo'", "did you mean 'show'?"),
+        ("run x.yaml --resume a", "no such option --resume", "repeat the same command, and the run resumes"),
+        (
+            "run smoke seed 2",
+            "an override is one word, KEY=VALUE, not 'seed' and '2'",
+            "write seed=2",
+        ),
+        (
+            "chat x --best-of y",
+            "invalid value for '--best-of': expected a whole number, at least 1, at most 128, got 'y'",
+            "alignkit chat --help lists arguments and options",
+        ),
+        (
+            "evaluate x --prompts y --limit 0",
+            "invalid value for '--limit': expected a whole number, at least 1, got '0'",
+            "alignkit evaluate --help lists arguments and options",
+        ),
+        (
+            "labels export",
+            "missing argument 'STORE'",
+            "for example: alignkit labels export labels.feedback --out shared-labels; "
+            "alignkit labels export --help lists arguments and options",
+        ),
         ("run x.yaml --outt a", "no such option --outt", "did you mean '--out'?"),
         ("chat x --model gpt2", "no such option --model", "alignkit chat --help lists arguments and options"),
     ],

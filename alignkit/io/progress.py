@@ -76,15 +76,16 @@ class Trend:
                 self._values.setdefault(name, deque(maxlen=self.window)).append(float(value))
 
     def text(self) -> str:
-        """`over the last 20: reward +0.13; no clear change in kl`; empty before there are LEAST values."""
+        """`change over the last 20: reward +0.13; none clear in kl`; empty before there are LEAST values."""
         known = {name: values for name, values in self._values.items() if len(values) >= LEAST}
         if not known:
             return ""
         changes = {SHOWN[name]: _clear(known[name]) for name in TRENDS if name in known}
-        clear = [f"{name} {change}" for name, change in changes.items() if change]
+        clear = [f"{name} {change}" if len(changes) > 1 else change for name, change in changes.items() if change]
         others = [name for name, change in changes.items() if not change]
-        rest = f"no clear change in {', '.join(others)}" if others else ""
-        return f"over the last {max(map(len, known.values()))}: {'; '.join(filter(None, (', '.join(clear), rest)))}"
+        rest = f"none clear in {', '.join(others)}" if others else ""
+        steps = max(map(len, known.values()))
+        return f"change over the last {steps}: {'; '.join(filter(None, (', '.join(clear), rest)))}"
 
 
 def _clear(values: Sequence[float]) -> str:

@@ -123,8 +123,8 @@ def test_a_plain_line_says_the_trend(monkeypatch: pytest.MonkeyPatch) -> None:
     trained(reporter, 8)
     assert written.getvalue().splitlines() == [
         "align iteration 1/8 loss 0.5 reward 0.1 kl 0 length 31 tok/s 1034 (0s, 0s left)",
-        "align iteration 8/8 loss 0.5 reward 0.8 kl 0 length 31 tok/s 1034; over the last 8: reward +0.7; no clear "
-        "change in kl, length, loss (0s)",
+        "align iteration 8/8 loss 0.5 reward 0.8 kl 0 length 31 tok/s 1034; change over the last 8: reward "
+        "+0.7; none clear in kl, length, loss (0s)",
     ]
 
 
@@ -139,7 +139,7 @@ def test_the_live_bar_has_a_line_for_the_trend_that_fits(width: int) -> None:
     with console.capture() as captured:
         console.print(work)
     *_, last = captured.get().splitlines()
-    whole = "over the last 20: reward +1.9; no clear change in kl, length, loss"
+    whole = "change over the last 20: reward +1.9; none clear in kl, length, loss"
     assert last.rstrip() == (whole if width > 40 else f"{whole[:37]}...")
 
 

@@ -27,39 +27,39 @@ def test_a_clear_change_has_its_size_and_sign_and_others_are_said_to_be_unclear(
             "grad_norm": [float(at) for at in range(20)],
         },
     )
-    assert text == "over the last 20: reward +0.19, kl +3.8, length -247; no clear change in loss"
+    assert text == "change over the last 20: reward +0.19, kl +3.8, length -247; none clear in loss"
 
 
 def test_too_few_steps_have_no_trend() -> None:
     assert trend(60, loss=[1.0, 0.9, 0.8, 0.7, 0.6]) == "" and LEAST == 6
-    assert trend(60, loss=[1.0, 0.9, 0.8, 0.7, 0.6, 0.5]) == "over the last 6: loss -0.5"
+    assert trend(60, loss=[1.0, 0.9, 0.8, 0.7, 0.6, 0.5]) == "change over the last 6: -0.5"
     assert Trend(10).text() == ""
 
 
 @pytest.mark.parametrize(("total", "window"), [(1, 20), (200, 20), (1000, 100), (5000, 200)])
 def test_a_trend_is_about_a_tenth_of_a_stage_within_limits(total: int, window: int) -> None:
     rising_then_falling = [*(float(at) for at in range(300)), *(300.0 - at for at in range(window))]
-    assert trend(total, reward=rising_then_falling) == f"over the last {window}: reward {1 - window:+d}"
+    assert trend(total, reward=rising_then_falling) == f"change over the last {window}: {1 - window:+d}"
 
 
 def test_a_value_that_never_changes_or_is_not_finite_is_no_trend() -> None:
-    assert trend(60, kl=[0.0] * 8) == "over the last 8: no clear change in kl"
+    assert trend(60, kl=[0.0] * 8) == "change over the last 8: none clear in kl"
     assert trend(60, loss=[float("nan")] * 3 + [1.0, 2.0, float("inf"), 3.0, 4.0, 5.0, 6.0]) == (
-        "over the last 6: loss +5"
+        "change over the last 6: +5"
     )
 
 
 @pytest.mark.parametrize("size", [1e160, 1.7e308])
 def test_values_whose_squares_are_no_numbers_do_not_end_the_run(size: float) -> None:
     values = [size, -size, size, -size, -size, size, 0.0]
-    assert trend(60, loss=values) == "over the last 7: no clear change in loss"
+    assert trend(60, loss=values) == "change over the last 7: none clear in loss"
 
 
 @pytest.mark.parametrize("count", [6, 20, 200])
 def test_noise_is_rarely_taken_for_a_trend(count: int) -> None:
     drawn = random.Random(7)
     claims = sum(
-        "no clear" not in trend(10 * count, reward=[drawn.gauss(0, 1) for _ in range(count)]) for _ in range(400)
+        "none clear" not in trend(10 * count, reward=[drawn.gauss(0, 1) for _ in range(count)]) for _ in range(400)
     )
     assert 0.02 * 400 <= claims <= 0.08 * 400  # 5% are expected, with a standard deviation of 1.1%
 

@@ -85,7 +85,7 @@ def check(
         from alignkit_apps.check.row import inspect, show  # imports torch
 
         checked = loaded()
-        show(inspect(checked, stages[0], row or 1, out or Path("runs") / checked.name), console())
+        show(inspect(checked, stages[0], 1 if row is None else row, out or Path("runs") / checked.name), console())
     else:
         _check(loaded(), out, data=data)
 

@@ -32,7 +32,7 @@ FewShot = Annotated[
         help="Demonstrations, given like --prompts: a policy also answers with some in front of each prompt.",
     ),
 ]
-Shots = Annotated[int | None, typer.Option(metavar="N", help="Examples in front of each prompt. Default: 4.")]
+Shots = Annotated[int | None, typer.Option(metavar="N", min=1, help="Examples in front of each prompt. Default: 4.")]
 FewShotPolicies = Annotated[
     list[str] | None,
     typer.Option(metavar="POLICY", help="Who answers with examples. Default: the first policy; repeatable."),
@@ -61,13 +61,15 @@ def evaluate(
     shots: Shots = None,
     few_shot_policy: FewShotPolicies = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run. Default: runs/evaluate.")] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Use only the first N prompts.")] = None,
-    samples: Annotated[int | None, typer.Option(metavar="N", help="Responses of each policy to each prompt.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use only the first N prompts.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Responses of each policy to each prompt.")
+    ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Longest response. Default: as the first policy was trained.")
+        int | None, typer.Option(metavar="N", min=1, help="Longest response. Default: as the first policy was trained.")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(metavar="T", help="Of sampling. Default: as the first policy was trained.")
+        float | None, typer.Option(metavar="T", min=0, help="Of sampling. Default: as the first policy was trained.")
     ] = None,
     plugin: PluginFiles = None,
     no_plugin: NoPlugins = None,

@@ -6,7 +6,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from alignkit.errors import AlignkitError, DataError, OutOfResource
@@ -104,6 +104,8 @@ CREATE INDEX current_by_item ON current (item);
 
 def connected(path: Path, *, write: bool = True) -> sqlite3.Connection:
     """A connection to an existing store. Raises `DataError` for a file that is none, damaged, or of another version."""
+    if path.is_dir():
+        raise DataError(f"{path}: a folder; expected a store of feedback, such as labels.feedback")
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; expected a store of feedback")
     with closing(_readable(path)) as probe:
@@ -159,6 +161,12 @@ def is_remote(path: Path) -> bool:
 def _raw(path: Path, mode: str) -> sqlite3.Connection:
     address = f"{path.absolute().as_uri()}?mode={mode}"
     return sqlite3.connect(address, uri=True, isolation_level=None, timeout=PATIENCE / 1000, check_same_thread=False)
+
+
+def tidy(path: Path) -> None:
+    """Let SQLite delete the -wal and -shm files that a connection that only reads cannot, unless others use them."""
+    with suppress(sqlite3.Error), closing(_raw(path, "rw")) as connection:
+        connection.execute("PRAGMA schema_version")
 
 
 def _readable(path: Path) -> sqlite3.Connection:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from alignkit_apps.feedback import records
-from alignkit_apps.feedback.database import connected, create, in_words, is_remote
+from alignkit_apps.feedback.database import connected, create, in_words, is_remote, tidy
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.labels import BadLabel
 from alignkit_apps.feedback.records import Event, Plan, Receipt, Stored
@@ -36,6 +36,7 @@ class Store:
     path: Path
     connection: sqlite3.Connection
     clock: Callable[[], datetime] = now
+    writes: bool = True
     warnings: list[str] = field(default_factory=list)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -51,7 +52,7 @@ class Store:
         path = Path(path)
         if new:
             create(path)
-        store = cls(path, connected(path, write=write), clock)
+        store = cls(path, connected(path, write=write), clock, write)
         if write and is_remote(path):
             store.warnings.append(f"{path}: on a network file system, which may lose labels; move it to a local disk")
         return store
@@ -66,6 +67,8 @@ class Store:
         """Close the file. The object cannot be used afterwards."""
         with self._lock:
             self.connection.close()
+        if not self.writes:
+            tidy(self.path)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from alignkit.recipe.document import plain_data
 from alignkit.recipe.schema import BASE
 from alignkit.runs.files import RECIPE
 from alignkit.settings import ModelSpec
-from alignkit_apps.policies.source import Source, find, refuse_recipe
+from alignkit_apps.policies.source import Source, find, near_run, refuse_recipe, runs_in
 
 CONFIG = "config.json"  # of a whole model
 ADAPTER = "adapter_config.json"
@@ -67,6 +67,9 @@ def named_model(word: str) -> NamedModel:
     refuse_recipe(word)
     if word == BASE:
         refuse("'base' needs the run whose base model it is", "write RUN/base, such as runs/quickstart/base")
+    # OWNER/NAME is an id on the hub, unless OWNER is a folder of runs.
+    if len(path.parts) > 2 or word.startswith((".", "/")) or (len(path.parts) == 2 and runs_in(path.parent)):
+        refuse(f"there is no folder {word}", near_run(path) or "name RUN/STAGE, a model's folder, or an id on the hub")
     return NamedModel({"base": word}, label=word.rpartition("/")[2])
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 from alignkit.arguments import refuse
 from alignkit.io.lookup import is_dir, is_file
+from alignkit.plugins import plugins
 from alignkit.recipe.document import plain_data
 from alignkit.recipe.schema import BASE
 from alignkit.sampling_options import SamplingOptions
 from alignkit.settings import LoraSpec
 from alignkit_apps.policies.named_models import ADAPTER, CONFIG, NamedModel, in_run, named_model
+from alignkit_apps.policies.source import near_run
 
 STAGE = "evaluate"
 SHOTS = 4  # of the step, by default
@@ -141,6 +143,8 @@ def models_of(words: Sequence[str], rewards: Sequence[str] = (), judges: Sequenc
 
 def _named(words: Sequence[str], rewards: Sequence[str], judges: Sequence[str]) -> NamedModels:
     policies, models = named_policies(words), _named_rewards(rewards, judges)
+    for word in rewards:
+        _check_reward(word, policies)
     bases = _Bases([*policies.values(), *models.values()])
     references = {word: bases.reference(model) for word, model in policies.items()}
     read, asked = ([_replaced(_value(text), models, bases) for text in texts] for texts in (rewards, judges))
@@ -162,6 +166,15 @@ def _named_rewards(rewards: Sequence[str], judges: Sequence[str]) -> dict[str, N
         if word in named and not named[word].reward:
             refuse(f"{word} is a policy, but a reward is needed", "name a stage that trained a reward model")
     return named
+
+
+def _check_reward(word: str, policies: Iterable[str]) -> None:
+    """Refuse a name that no reward has if it is almost that of a stage of the policies' runs."""
+    if not re.fullmatch(r"[A-Za-z][\w-]*", word) or plugins().registry.has("reward", word) or is_dir(word):
+        return
+    for policy in filter(in_run, policies):
+        if near := near_run(Path(policy).parent / word):
+            refuse(f"no reward '{word}'", near)
 
 
 def _refuse_same(words: Sequence[str], references: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.arguments import refuse
 from alignkit.errors import RunFailed, did_you_mean
+from alignkit.io.lookup import is_file
 from alignkit.io.stage_results import find_result, is_result_name, read_record, results_of_stage
 from alignkit.recipe.schema import NAME_PATTERN
 from alignkit.recipe.shipped import shipped_recipe
@@ -21,6 +22,7 @@ from alignkit.settings import ModelSpec
 if TYPE_CHECKING:
     from alignkit.models.adapter_base import Base
 
+RUNS = Path("runs")  # where runs are by default
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -94,6 +96,20 @@ def refuse_recipe(word: str) -> None:
         refuse(f"{word} is a recipe, not a model", help)
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """The folders of runs in a folder."""
+    return [file.parent for file in sorted(folder.glob(f"*/{RECIPE}"))]
+
+
+def near_run(path: Path) -> str:
+    """`did you mean 'runs/smoke'?`, for the run, or the stage of a run, that a path almost names; empty without one."""
+    for folder in dict.fromkeys((path.parent, RUNS)):
+        stages = [file.parent for file in folder.glob("*/stage.json")] if is_file(folder / RECIPE) else []
+        if near := did_you_mean(path.name, [one.name for one in stages or runs_in(folder)]):
+            return near.replace("'", "'" if folder == Path() else f"'{folder}/", 1)
+    return ""
+
+
 def find(text: str) -> Source:
     """The model of `RUN/STAGE`, `RUN/STAGE@K` or `RUN/STAGE@ALGORITHM`.
 
@@ -105,8 +121,7 @@ def find(text: str) -> Source:
         refuse(f"{text} is a run: name one of its stages", f"stages with a model: {_listed(path)}")
     if not (run / RECIPE).is_file():
         refuse_recipe(text)
-        near = [folder.parent.name for folder in run.parent.glob(f"*/{RECIPE}")] if run.parent.is_dir() else []
-        help = did_you_mean(run.name, near) or f"write RUN/STAGE; RUN has a file {RECIPE}"
+        help = near_run(run) or f"write RUN/STAGE; RUN has a file {RECIPE}"
         refuse(f"{run} is not the folder of a run, so {text} is no stage", help)
     return _found(run, name, [])
 

@@ -11,8 +11,9 @@ import typer
 
 def show(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or one result: RUN/align@ppo.")
-    ],
+        list[Path] | None,
+        typer.Argument(metavar="RUN", help="Folders of runs, or one result: RUN/align@ppo. Default: list runs/."),
+    ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Delete all results of a run but the current ones.")] = False,
     live: Annotated[bool, typer.Option("--live", help="Serve the report on this machine, also while it runs.")] = False,
     open_page: Annotated[bool, typer.Option("--open", help="With --live: open the page in a browser.")] = False,
@@ -34,14 +35,17 @@ def show(
     """
     from alignkit.arguments import announce, refuse
     from alignkit.io.printable import encodable
+    from alignkit_apps.policies.source import runs_in
 
-    if (prune or live) and len(folders) > 1:
+    folders = folders or []
+    if (prune or live) and (len(folders) != 1 or runs_in(folders[0])):
         refuse(f"--{'prune' if prune else 'live'} is for one run", "name one RUN")
     if live:
         from alignkit_apps.report.live import serve_live
 
         return serve_live(folders[0], open_page=open_page)
-    announce(f"reads {', '.join(map(str, folders))}{' and writes its report' if len(folders) == 1 else ''}")
+    names = ", ".join(map(str, folders)) or "runs"
+    announce(f"reads {names}{' and writes its report' if len(folders) == 1 else ''}")
     from alignkit_apps.catalog.printing import console
     from alignkit_apps.report.show import shown
 

@@ -14,6 +14,7 @@ from alignkit.io.lookup import is_dir, is_file
 from alignkit.recipe.rounds import stages_of_rounds
 from alignkit.report import Report
 from alignkit.runs.files import RECIPE
+from alignkit_apps.policies.source import near_run
 from alignkit_apps.report import (
     curves,
     data_cards,
@@ -47,11 +48,12 @@ Facts = dict[str, Any]
 def facts_of(folder: Path) -> Facts:
     """The facts of a run from its folder, however complete. Raises RecipeError if it is not the folder of a run."""
     if not is_dir(folder):
-        help = "name the folder of a run, such as runs/quickstart"
+        help = near_run(folder) or "name the folder of a run, such as runs/quickstart"
         what = f"{folder} is a file" if is_file(folder) else f"there is no folder {folder}"
         raise RecipeError([Problem(what, help=help)])
     if not is_file(folder / RECIPE):
-        raise RecipeError([Problem(f"{folder} is not the folder of a run: it has no {RECIPE}")])
+        help = f"it is in a run: alignkit show {folder.parent}" if is_file(folder.parent / RECIPE) else near_run(folder)
+        raise RecipeError([Problem(f"{folder} is not the folder of a run: it has no {RECIPE}", help=help)])
     return _Gathering(folder).facts()
 
 

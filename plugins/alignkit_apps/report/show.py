@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from alignkit.arguments import refuse
 from alignkit.io.lookup import is_file
 from alignkit.io.stage_results import is_result_name
-from alignkit.report import Block, Report
+from alignkit.report import Block, Report, Table
 from alignkit.runs.files import RECIPE
+from alignkit_apps.policies.source import RUNS, runs_in
 from alignkit_apps.report.compare import compared
-from alignkit_apps.report.facts import facts_of
+from alignkit_apps.report.facts import Facts, facts_of
+from alignkit_apps.report.history import starts_of
 from alignkit_apps.report.results import results_table
 from alignkit_apps.report.side_by_side import blocks as side_by_side
 from alignkit_apps.report.tables import evaluation_tables
@@ -19,9 +22,11 @@ from alignkit_apps.report.write import write_report
 
 
 def shown(folders: Sequence[Path]) -> Report:
-    """A run whose report is written again, one of its results, or a comparison of several runs.
+    """A run whose report is written again, one of its results, a comparison of several runs, or the runs in a folder.
 
-    Raises RecipeError for a folder that is not a run's.
+    folders: none for the runs in `runs`.
+
+    Raises RecipeError for a folder that is not a run's and has none.
     """
     results = [folder for folder in folders if is_result_name(folder.name)]
     if results and len(folders) > 1:
@@ -35,7 +40,11 @@ def shown(folders: Sequence[Path]) -> Report:
         )
     if len(folders) > 1:
         return compared(folders)
-    folder = folders[0]
+    folder = folders[0] if folders else RUNS
+    if not is_file(folder / RECIPE) and (runs := runs_in(folder)):
+        return Report([_listed(runs), "alignkit show RUN shows one, and RUN RUN compares two"])
+    if not folders:
+        refuse("there are no runs in runs/", "for example: alignkit run smoke; alignkit show runs/smoke")
     if results:
         if not is_file(folder.parent / RECIPE):
             refuse(f"{folder} is a result of no run", f"write RUN/{folder.name}, such as runs/quickstart/{folder.name}")
@@ -44,9 +53,30 @@ def shown(folders: Sequence[Path]) -> Report:
     page = write_report(folder, facts)
     run = facts["run"]
     blocks: list[Block] = [f"{run['name']}: {run['outcome']}, {run['stages_done']} of {run['stages']} stages"]
+    if run["outcome"] == "failed":
+        blocks.append(_failure(facts, folder))
     if sentences := list(dict.fromkeys(verdict["sentence"] for verdict in facts["verdicts"])):
         blocks.append("\n".join(sentences))
     for item in facts["evaluations"]:
         pairs = [pair for pair in facts["swaps"] if pair["stage"] == item["stage"]]
         blocks += [*evaluation_tables(facts, item["stage"]), *side_by_side(pairs, folder)]
     return Report([*blocks, results_table(folder), f"report: {page}"])
+
+
+def _listed(runs: Sequence[Path]) -> Table:
+    """Runs, with what became of their last starts."""
+    lasts = [(starts_of(run) or [{}])[-1] for run in runs]
+    rows = [
+        [str(run), last.get("outcome", "-"), last.get("started", "-")] for run, last in zip(runs, lasts, strict=True)
+    ]
+    return Table("", ["run", "last start", "at"], rows, keys=3)
+
+
+def _failure(facts: Facts, folder: Path) -> str:
+    """Why the last start failed, on a line, and how many results it did not make."""
+    began = datetime.fromisoformat(facts["starts"][-1]["started"]).timestamp()
+    done = [folder / one["name"] / "stage.json" for one in facts["stages"] if one["state"] in ("done", "reused")]
+    older = sum(file.stat().st_mtime < began for file in done)
+    lines = [" ".join(facts["run"]["message"].split()).removeprefix("error: ")]
+    lines += [f"results that are older than this failure: {older} of {len(done)}"] if older else []
+    return "\n".join(lines)

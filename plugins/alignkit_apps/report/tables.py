@@ -41,9 +41,10 @@ def _filled(table: Table, *empty: str) -> Table:
     says = [
         at for at in range(len(table.columns)) if at < table.keys or {row[at] for row in table.rows} - {"-", *empty}
     ]
-    return replace(
-        table, columns=[table.columns[at] for at in says], rows=[[row[at] for at in says] for row in table.rows]
-    )
+    columns = [table.columns[at] for at in says]
+    about = table.note.partition(":")[0]  # a column, in some notes
+    note = "" if about in table.columns and about not in columns else table.note
+    return replace(table, columns=columns, rows=[[row[at] for at in says] for row in table.rows], note=note)
 
 
 def tolerant(table: Callable[..., Table | None]) -> Callable[..., Table | None]:

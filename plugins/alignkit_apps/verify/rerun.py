@@ -71,6 +71,9 @@ class Rerun(Run):
                 self._stage(self.original.stage(self.name))
         except _Enough:
             return False
+        except Stopped as error:
+            error.add_note(f"verify was interrupted in stage '{self.name}'; the same command starts over")
+            raise
         except Exception as error:
             error.add_note(
                 f"stage '{self.name}' was run again, and failed; it did not when {self.original.run} was made"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from alignkit.cli import main
 from alignkit.errors import DataError, RecipeError
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
@@ -157,3 +158,8 @@ def test_nothing_is_written(seen: Any, tmp_path: Path) -> None:
 def test_what_is_not_there(seen: Any, stage: str, row: int, kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=said):
         seen(stage, row=row)
+
+
+def test_the_command_takes_no_row_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "smoke", "sft", "--row", "0"]) == 4
+    assert "rows count from 1, so there is no row 0" in capsys.readouterr().err

@@ -71,6 +71,7 @@ def test_all_weights_of_a_stage_can_be_a_base(whole_run: Path) -> None:
         ("sft@9", "9"),
         ("cache", "has no stage 'cache'"),
         ("..", "holds neither an adapter"),
+        ("../rum", "there is no folder .*/rum\n.*did you mean '.*/run'"),
     ],
 )
 def test_words_that_mean_no_model(first_run: Path, word: str, said: str) -> None:

@@ -346,6 +346,16 @@ def test_a_half_copied_store(tmp_path: Path, share: float) -> None:
         Store.open(half)
 
 
+def test_reading_leaves_no_files(tmp_path: Path) -> None:
+    with opened(tmp_path, pair()) as store:
+        path = store.path
+    with Store.open(path, write=False) as again:
+        assert len(again.items()) == 1
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(DataError, match="a folder; expected a store"):
+        Store.open(tmp_path, write=False)
+
+
 def test_a_store_in_a_folder_that_cannot_be_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     item = pair()
     with opened(tmp_path, item) as store:

@@ -189,3 +189,11 @@ def test_people_are_not_described_like_a_judge(summary: dict[str, Any]) -> None:
     once |= {"preference": {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 1}, "first_position": None}
     (verdict,) = judging.verdicts("report", {**summary, "judged": {"align": {"people": {**JUDGED, **once}}}})
     assert "over 1 prompt (1 win, 1 loss, 0 ties)" in verdict["sentence"]
+
+
+def test_a_note_goes_with_its_column() -> None:
+    columns, note = ["policy", "at equal length", "won"], "at equal length: '-' if unknown"
+    without = tables._filled(Table("", columns, [["a", "-", "1"]], keys=1, note=note))
+    assert (without.columns, without.note) == (["policy", "won"], "")
+    kept = Table("", columns, [["a", "+1", "1"]], keys=1, note=note)
+    assert tables._filled(kept) == kept

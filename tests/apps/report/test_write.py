@@ -35,6 +35,36 @@ def test_the_command_writes_all_three(tmp_path: Path, capsys: pytest.CaptureFixt
     ]
 
 
+def test_a_failure_is_shown_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run")
+    lines = [
+        {"event": "start", "time": 4e9},
+        {"event": "end", "time": 4e9 + 1, "outcome": "failed", "message": "error: the disk\n  is full"},
+    ]
+    with (run / "starts.jsonl").open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["show", str(run)]) == 0
+    out = capsys.readouterr().out
+    reason = "the disk is full\nresults that are older than this failure: 4 of 4\n"
+    assert out.startswith(f"small: failed, 4 of 4 stages\n\n{reason}")
+
+
+def test_a_run_that_is_not_named_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["show"]) == 2
+    assert "there are no runs in runs/" in capsys.readouterr().err
+    make_run(Path("runs/small"))
+    for word, meant in {"small": "small", "runs/smal": "small", "runs/small/algin": "small/align"}.items():
+        assert main(["show", word]) == 2
+        assert f"no folder {word}\n  help: did you mean 'runs/{meant}'?" in capsys.readouterr().err
+    for words in (["show"], ["show", "runs"]):
+        assert main(words) == 0
+        assert "runs/small  done" in capsys.readouterr().out
+    assert main(["show", "runs", "--prune"]) == 2
+
+
 def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path, tmp_path / "missing", tmp_path / "file"):

@@ -253,6 +253,7 @@ def test_two_policies_sample_alike(run: Path, models: Opened, capsys: pytest.Cap
         (["liked"], "is a reward model, but a policy is needed"),
         (["sft", "--reward", "online"], "is a policy, but a reward is needed"),
         (["sft", "--reward", "lenght"], "did you mean 'length'"),
+        (["sft", "--reward", "likd"], "/liked'?"),
         (["nothing"], "stage"),
     ],
 )

@@ -12,6 +12,8 @@ from verified import contents, rewrite, verify
 
 from alignkit.cli import main
 from alignkit.errors import NotReproduced
+from alignkit.stopping import Stopped
+from alignkit_apps.verify.rerun import Rerun
 
 
 def test_a_run_is_reproduced_and_not_touched(original: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,3 +123,13 @@ def test_results_of_earlier_versions_are_reused(run: Path, capsys: pytest.Captur
     command = ["run", str(run.parent / "recipe.yaml"), "--plugin", str(run.parent / "plugin.py"), "--out", str(run)]
     assert main(command) == 0
     assert capsys.readouterr().err.count(": unchanged, reused") == 4
+
+
+def test_a_signal_is_no_failure(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(self: Rerun) -> None:
+        raise Stopped("stopped: SIGTERM")
+
+    monkeypatch.setattr(Rerun, "should_stop", stopped)
+    assert verify(run / "sft") == Stopped.exit_code
+    said = capsys.readouterr().err
+    assert "verify was interrupted in stage 'sft'" in said and "failed" not in said
