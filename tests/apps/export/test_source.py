@@ -46,7 +46,7 @@ def test_a_misspelled_stage(run: Path) -> None:
 
 
 def test_a_misspelled_run(run: Path) -> None:
-    assert "did you mean 'mine'?" in message(run.parent / "mime" / "sft")
+    assert f"did you mean '{run.parent / 'mine'}'?" in message(run.parent / "mime" / "sft")
     assert "write RUN/STAGE" in message("sft")
 
 
