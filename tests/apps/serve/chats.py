@@ -26,16 +26,23 @@ NAMES = ("secret-sft", "secret-dpo")
 ORIGIN = "http://127.0.0.1:8765"
 
 
+def text_of(tokens: Sequence[int]) -> str:
+    return "".join(map(chr, tokens))
+
+
 @dataclass
 class Scripted:
-    """A policy. says: its answer to a conversation, number by number. gate: which it waits for after `holds` words."""
+    """A policy, whose tokens are letters.
+
+    says: its answer to a conversation, number by number. gate: which it waits for after `holds` words.
+    """
 
     name: str
     says: Callable[[Sequence[Any], int], str]
     gate: threading.Event = field(default_factory=threading.Event)
     sampling: Sampling = field(default_factory=Sampling)
     reference: str = "scripted"
-    service: Any = field(default_factory=lambda: SimpleNamespace(encoder=SimpleNamespace(digest="none")))
+    service: Any = field(default_factory=lambda: SimpleNamespace(encoder=SimpleNamespace(digest="none", said=text_of)))
     words: int = 0  # that were written
     holds: int = 0
     waits: threading.Event = field(default_factory=threading.Event)  # set while it waits for the gate
@@ -69,7 +76,7 @@ class Scripted:
                 break
             text, self.words = text + word, self.words + 1
             question.heard(Piece(number, word))
-        answer = Answer(text, (1,), True)
+        answer = Answer(text, tuple(map(ord, text)), True)
         question.heard(Piece(number, "", answer=answer))
         return answer
 

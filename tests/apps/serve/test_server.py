@@ -99,7 +99,7 @@ def test_a_proxy_passes_on_its_name(run: Path) -> None:
         (["--host", "https://a/b", "--token", TOKEN], "--host https://a/b: no address"),
         (["--token", "short"], "--token must have at least 16 ASCII characters"),
         (["--host", "no.such.host.invalid", "--token", TOKEN], "no address no.such.host.invalid"),
-        (["--port", "99999"], "less than or equal to 65535"),
+        (["--port", "99999"], "at most 65535, got '99999'"),
     ],
 )
 def test_usage(run: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
