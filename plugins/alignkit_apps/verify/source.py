@@ -53,9 +53,6 @@ class Recorded:
         if problem := self._unusable(name):
             yield problem
             return
-        if not record.get("depends_on"):
-            yield f"stage '{name}': its stage.json does not say what it depends on"
-            return
         for upstream, recorded in record["depends_on"]["upstream"].items():
             if upstream not in self.recipe.stages:
                 yield f"stage '{name}' depends on stage '{upstream}', which {self.run / RECIPE} does not have"

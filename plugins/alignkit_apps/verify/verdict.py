@@ -77,8 +77,6 @@ def _verify(recorded: Recorded, name: str, folder: Path, reporter: Reporter, ste
         reporter.result(f"  likely cause: {first}")
         if more:
             reporter.result(f"  also different here: {'; '.join(more)}")
-        if missing := not_recorded(recorded.record(name)):
-            reporter.result(f"  not known: {missing}")
     if recorded.store.record(name) != recorded.record(name):
         raise RunFailed(f"stage '{name}' of {recorded.run} has changed while it was verified: is it running?")
     del rerun
@@ -120,14 +118,7 @@ def causes(record: Mapping[str, Any], parts: Mapping[str, Any], machine: Mapping
     texts = [f"{change.path[-1]} {change.old} -> {change.new}" for change in versions]
     texts += [f"the code of plugin {name} has changed" for name in sorted(plugins)]
     texts += [_with_advice("kernels", change.old, change.new) for change in kernels]
-    return texts + list(_of_machine(record.get("machine"), machine))
-
-
-def not_recorded(record: Mapping[str, Any]) -> str:
-    """What the record does not say; empty for one that says all."""
-    if record.get("machine"):
-        return ""
-    return "an earlier version made this result, and did not record processor, threads and device"
+    return texts + list(_of_machine(record["machine"], machine))
 
 
 def unknown(machine: Mapping[str, Any]) -> str:
@@ -137,15 +128,11 @@ def unknown(machine: Mapping[str, Any]) -> str:
     return f"{UNKNOWN}: a plugin that draws from a stream of its own, or hardware that miscalculates?"
 
 
-def _of_machine(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> Iterator[str]:
-    if not before:
-        return
+def _of_machine(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     for name in _LIKELIEST:
-        new = now.get(name)
-        old = before.get(name, new)  # earlier versions recorded less
-        if old == new:
-            continue
-        yield "the code of alignkit has changed" if name == "code" else _with_advice(name, old, new)
+        old, new = before.get(name), now.get(name)
+        if old != new:
+            yield "the code of alignkit has changed" if name == "code" else _with_advice(name, old, new)
 
 
 def _with_advice(name: str, old: Any, new: Any) -> str:
