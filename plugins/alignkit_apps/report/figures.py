@@ -23,7 +23,6 @@ SERIES = tuple(f"#0101{index:02d}" for index in range(10, 18))  # placeholders o
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LABEL = 28  # characters of a name in a figure
-WIDEST = 7  # characters of a number at an axis
 TICKS = 56  # characters of all names of bars
 _LONG = re.compile(r"-?\d+\.\d{3,}")  # numbers with needless digits
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {c: f"--series-{i}" for i, c in enumerate(SERIES)}
@@ -41,9 +40,6 @@ _SETTINGS: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "axes.formatter.useoffset": False,
-    "axes.formatter.use_mathtext": False,
-    "axes.formatter.limits": (-4, 5),
     "axes.unicode_minus": True,
     "grid.color": GRID,
     "grid.linewidth": 0.6,
@@ -78,7 +74,7 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def _draw(canvas: Any, figure: Figure) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     left = 0.19 if figure["y_label"] else 0.15
     axes = canvas.add_axes((left, 0.16, 0.97 - left, 0.74 if len(figure["series"]) > 1 else 0.8))
@@ -99,7 +95,7 @@ def _draw(canvas: Any, figure: Figure) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=figure["x_label"] == "step"))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(_formatter())
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.tick_params(length=0)
     _below_bars(axes, figure["series"])
     axes.set_xlabel(_label(figure["x_label"]), labelpad=2)
@@ -107,38 +103,6 @@ def _draw(canvas: Any, figure: Figure) -> None:
     if sum(series["style"] != "path" for series in figure["series"]) > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=3, borderpad=0, handlelength=1.8, columnspacing=1)
     _names(axes, figure["series"])
-
-
-def tick_labels(values: Sequence[float]) -> list[str]:
-    """Numbers with just enough decimals to tell them apart, without a common factor that would be written elsewhere."""
-    largest, steps = max(map(abs, values), default=0.0), [b - a for a, b in itertools.pairwise(values)]
-    step = min(map(abs, steps), default=largest)
-    decimals = next(
-        (count for count in range(6) if round(step, count) and abs(round(step, count) / step - 1) < 1e-3), 6
-    )
-    plain = [f"{value:.{decimals}f}" for value in values]
-    if 0 < step < 1e-5 or largest >= 1e6 or max(map(len, plain), default=0) > WIDEST:
-        brief = [_brief(value) for value in values]
-        return brief if len(set(brief)) == len(brief) else plain
-    return plain
-
-
-def _brief(value: float) -> str:
-    digits, _, exponent = f"{value:.2e}".partition("e")
-    return f"{float(digits):g}e{int(exponent)}" if value else "0"
-
-
-def _formatter() -> Any:
-    from matplotlib.ticker import Formatter
-
-    class Labels(Formatter):
-        def __call__(self, value: float, place: float | None = None) -> str:
-            return f"{value:g}"
-
-        def format_ticks(self, values: Sequence[float]) -> list[str]:
-            return tick_labels(values)
-
-    return Labels()
 
 
 def _series(axes: Any, series: Series, index: int) -> None:

@@ -55,18 +55,6 @@ def test_numbers_that_cannot_be_drawn_cost_no_other_figure(monkeypatch: pytest.M
     }
 
 
-def test_ticks_have_enough_digits() -> None:
-    assert figures.tick_labels([1.0, 1.0002, 1.0004]) == ["1.0000", "1.0002", "1.0004"]
-    assert figures.tick_labels([0.0, 2e-7, 4e-7]) == ["0", "2e-7", "4e-7"]
-    assert figures.tick_labels([0, 500, 1000]) == ["0", "500", "1000"]
-    assert figures.tick_labels([-0.5, -0.25, 0.0]) == ["-0.50", "-0.25", "0.00"]
-    assert figures.tick_labels([0.7, 0.7 + 0.02, 0.7 + 0.04]) == ["0.70", "0.72", "0.74"]
-    assert figures.tick_labels([1.5e7, 2e7]) == ["1.5e7", "2e7"]
-    assert figures.tick_labels([1e-4, 1.25e-4, 1.5e-4]) == ["1e-4", "1.25e-4", "1.5e-4"]
-    assert figures.tick_labels([1.0, 1.000002, 1.000004]) == ["1.000000", "1.000002", "1.000004"]
-    assert figures.tick_labels([]) == [] and figures.tick_labels([3.0]) == ["3"]
-
-
 def test_a_figure_is_described_for_those_who_cannot_see_it() -> None:
     panel = curves.panels("align", align_rows())[0]
     assert 'aria-label="align: Reward; reward from 1.909 to 3.107"' in figures.svg(panel, "f")
