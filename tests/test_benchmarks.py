@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,12 +20,10 @@ import benchmarks.__main__ as program
 from alignkit.kernels.capabilities import default_device, multiplies_bf16
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
-from benchmarks import data, dpo, sft
 from benchmarks.catalogue import BENCHMARKS, Benchmark
 from benchmarks.floor import Shape, Work, seconds
-from benchmarks.gpu import GPU, SHAPES, random_model
-from benchmarks.measure import ENVIRONMENTS, Failed, Side, relative_difference, row
-from benchmarks.worker import Job
+from benchmarks.gpu import SHAPES, random_model
+from benchmarks.measure import ENVIRONMENTS, relative_difference, row
 
 ROOT = Path(__file__).parent.parent
 FAST = ["overhead"]
@@ -83,26 +80,6 @@ def test_the_others_run_on_the_tiny_model(name: str, tmp_path: Path) -> None:
     short([name], tmp_path / "rows.json")
 
 
-def test_names_are_checked_and_listed() -> None:
-    wrong = command("--only", "dpo,nonsense")
-    assert wrong.returncode == 2 and "nonsense" in wrong.stderr
-    listed = command("--list")
-    assert listed.returncode == 0
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(BENCHMARKS)
-
-
-def test_gpu_sizes_need_a_gpu() -> None:
-    listed = command("--gpu", "8b", "--list")
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(GPU)
-    for wrong, message in (
-        (("--gpu", "8b"), "torch finds none on this machine"),
-        (("--gpu", "9b"), "no shape '9b'"),
-        (("--gpu", "8b", "--short"), "remove --short"),
-    ):
-        done = command(*wrong)
-        assert done.returncode == 2 and message in " ".join(done.stderr.replace("│", " ").split()), done.stderr
-
-
 @pytest.mark.parametrize("shape", list(SHAPES))
 def test_a_gpu_model_has_random_weights_in_bf16(shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 2000}
@@ -112,25 +89,6 @@ def test_a_gpu_model_has_random_weights_in_bf16(shape: str, tmp_path: Path, monk
     assert random_model(shape, tmp_path) == str(folder) and folder.stat().st_mtime_ns == kept
     model = SharedModel(ModelSpec(base="b", dtype="bfloat16", device="cpu"), str(folder))
     assert model.packs and {p.dtype for p in model.model.parameters()} == {torch.bfloat16}
-
-
-def test_both_sides_take_the_number_of_groups_of_gpu_sizes() -> None:
-    from alignkit_plugins.models.tiny import _tokenizer
-
-    for benchmark in GPU.values():
-        job = Job(benchmark.ours, options=dict(benchmark.options))
-        encoded = {"sft:ours": sft.demonstrations, "dpo:ours": dpo.pairs}[benchmark.ours](job, _tokenizer())
-        assert (
-            len(encoded) == benchmark.options["count"] >= 32 and benchmark.dtype == benchmark.peer_dtype == "bfloat16"
-        )
-
-
-def test_a_side_that_dies_says_why() -> None:
-    with (
-        Side(Job("dpo:nothing")) as side,
-        pytest.raises(Failed, match=r"exited with code 1\n(.|\n)*no attribute 'nothing'"),
-    ):
-        side.ask()
 
 
 def test_the_page_names_every_benchmark() -> None:
@@ -180,42 +138,6 @@ def test_the_command_fails_if_losses_differ(
     assert done.stderr.count("LOSSES DIFFER") == 2 * code
     assert re.search(r"^dpo +real tokens/s +12 +6 +2.00 ", done.stdout, flags=re.MULTILINE)
     assert [found["memory_ratio"] for found in json.loads(file.read_text(encoding="utf-8"))] == [0.5, 20 / 50]
-
-
-def test_a_machine_without_bf16_leaves_out_its_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = dict.fromkeys(("cpu", "cores", "threads", "memory_gib", "gpu", "torch", "transformers", "trl", "peft"))
-    rates = {"flop": {"float32": 3.0}, "bandwidth": 1.0}
-    monkeypatch.setattr(program, "ask_once", lambda job: {"machine": machine, "rates": rates})
-    monkeypatch.delattr(program, "run")
-    done = CliRunner().invoke(program.app, ["--only", "head_bf16,qlora"])
-    assert done.exit_code == 1 and "GFLOP/s in float32; memory" in done.stdout
-    for name in ("head_bf16", "qlora"):
-        assert f"{name}: skipped: this machine has no instructions that multiply bfloat16" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--json", "/nowhere/rows.json"], "cannot write /nowhere/rows.json"),
-        (["--short", "--model", "tiny"], "remove --model"),
-        (["--only", "dop"], "no benchmark dop; choose from dpo, "),
-    ],
-)
-def test_mistakes_are_reported_before_anything_is_measured(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(program, "ask_once")
-    done = CliRunner().invoke(program.app, arguments, env={"COLUMNS": "500"})
-    assert done.exit_code == 2
-    assert message in done.stderr
-
-
-def test_an_unknown_model_is_reported_without_a_traceback(tmp_path: Path) -> None:
-    done = command("--only", "head", "--model", "nosuchmodel", "--json", str(tmp_path / "rows.json"))
-    assert done.returncode == 1
-    assert "model.base 'nosuchmodel' is neither a folder nor" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert json.loads((tmp_path / "rows.json").read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize("extra", [False, True])
@@ -303,24 +225,6 @@ def test_the_head_counts_once_for_each_scored_token() -> None:
 
 
 # --- data
-
-
-def test_lengths_are_long_tailed_about_their_mean() -> None:
-    found = np.array(data.lengths(np.random.default_rng(0), 20_000, 64))
-    assert found.min() == 8 and found.max() == 192
-    assert found.mean() == pytest.approx(60, abs=2)  # the tail is clipped
-    assert np.median(found) < 50
-
-
-def test_data_are_the_same_every_time() -> None:
-    assert data.groups(3, 2, 5, 5) == data.groups(3, 2, 5, 5)
-    (group, *_) = data.groups(1, 3, 4, 4, fixed_prompt=True)
-    assert [response.rank for response in group.responses] == [1, 2, 3]
-    assert len(group.prompt[0]["content"].split()) == 4
-
-
-def test_truncated_responses_end_with_an_end_of_turn() -> None:
-    assert data.truncated([5, 6, 7, 8], 3, [2]) == (5, 6, 2)
 
 
 def test_the_gate_stops_the_clock_and_ends_without_requests() -> None:

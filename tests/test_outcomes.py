@@ -6,16 +6,14 @@ import gzip
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from alignkit.data.group import Group, Response, write_groups
-from alignkit.errors import RunFailed
 from alignkit.recipe.load import load_recipe
 from alignkit_plugins.algorithms.hir import HIR
 from alignkit_plugins.rewards.refusal import refuses
@@ -205,12 +203,6 @@ def test_best_of_n_takes_the_answer_that_the_own_reward_prefers() -> None:
     assert (best.text, best.scores["refused"]) == ("sft 1", 0.1)
 
 
-def test_an_answer_without_a_reward_is_the_last_choice() -> None:
-    answers = (response("sft", 0, **{OWN: None}), response("sft", 1, **{OWN: -0.5}))
-    best = _asked(Group(({"role": "user", "content": "why?"},), answers, meta={"kind": "facts"})).answers["sft"]
-    assert best.text == "sft 1"
-
-
 @pytest.fixture
 def finished(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Runs that take no time. They leave the samples of the policy `align`."""
@@ -278,11 +270,6 @@ def test_base_and_sft_are_lines_next_to_the_methods() -> None:
     assert lines["ppo"]["facts right"] == "-"
 
 
-def test_without_the_untouched_model_nothing_is_compared_with_it() -> None:
-    lines = table([[start(3)], [row("ppo", 5, {"align": 0.8})]])
-    assert lines["ppo"]["gold helpfulness, against base"] == "-"
-
-
 def test_policies_meet_at_their_prompts_whatever_lacks_a_score() -> None:
     """Both are 0.5 above base at every prompt; the values differ so much that another pairing would show."""
     measure = "helpfulness by gold"
@@ -316,54 +303,7 @@ def test_an_interval_grows_with_the_difference_between_seeds() -> None:
     assert tables.interval(np.ones((4, 2))) == (1.0, 1.0)
 
 
-# The command
-
-
-@pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, int]]:
-    """Rows that the command computes, which take no time; none comes with the project."""
-    calls: list[tuple[str, int]] = []
-    monkeypatch.setattr(computing, "STORED", tmp_path / "none")
-
-    def compute(method: str, seed: int, recipe: Any, overrides: Sequence[str], out: Path) -> Row:
-        calls.append((method, seed))
-        found = replace(row(method, seed, {"align": 0.5}), key=key_of(recipe))
-        file = out / "rows" / f"{method}-{seed}-{found.key[:12]}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(found)), encoding="utf-8")
-        assert stored(method, seed, found.key, out) == found
-        return found
-
-    monkeypatch.setattr(command, "compute", compute)
-    return calls
-
-
-def invoke(*words: str) -> Any:
-    return CliRunner().invoke(command.app, list(words))
-
-
-def test_a_rerun_computes_only_missing_rows(computed: list[tuple[str, int]], tmp_path: Path) -> None:
-    found = invoke("ppo", "--seeds", "3,4", "--out", str(tmp_path), "--show", "1")
-    assert found.exit_code == 0, found.output
-    assert computed == [("ppo", 3), ("ppo", 4)]
-    assert "| ppo | 3, 4 |" in found.output
-    invoke("ppo", "dpo", "--seeds", "3,5", "--out", str(tmp_path))
-    assert computed[2:] == [("dpo", 3), ("ppo", 5), ("dpo", 5)]
-    invoke("--seeds", "3,9", "--stored", "--out", str(tmp_path))
-    assert len(computed) == 5
-
-
-def test_a_row_that_comes_with_the_project_is_not_computed(
-    computed: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    invoke("ppo", "--seeds", "3", "--out", str(tmp_path / "first"))
-    (file,) = (tmp_path / "first" / "rows").iterdir()
-    (tmp_path / "shipped").mkdir()
-    (tmp_path / "shipped" / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
-    monkeypatch.setattr(computing, "STORED", tmp_path / "shipped")
-    found = invoke("ppo", "--seeds", "3", "--out", str(tmp_path / "second"))
-    assert "| ppo | 3 |" in found.output
-    assert len(computed) == 1
+# What comes with the project
 
 
 def test_rows_that_come_with_the_project_are_of_its_recipe() -> None:
@@ -381,29 +321,3 @@ def test_the_stored_judges_are_good_enough_and_know_their_base() -> None:
         assert 0.6 <= accuracy["accuracy"] < 1, name
         config = json.loads((JUDGES / name / "adapter_config.json").read_text(encoding="utf-8"))
         assert (config["r"], config["lora_alpha"]) == (4, 8)  # as in outcomes.yaml, or else another base is loaded
-
-
-def test_a_run_that_fails_does_not_stop_the_others(
-    computed: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    working = command.compute
-
-    def compute(method: str, *rest: Any) -> Row:
-        if method == "dpo":
-            raise RunFailed("the run failed")
-        return working(method, *rest)
-
-    monkeypatch.setattr(command, "compute", compute)
-    found = invoke("dpo", "ppo", "--seeds", "3", "--out", str(tmp_path))
-    assert found.exit_code == RunFailed.exit_code
-    assert "error: dpo, seed 3: the run failed" in found.output
-    assert "| ppo | 3 |" in found.output
-
-
-def test_rows_that_are_not_stored_are_missed_aloud(computed: list[tuple[str, int]], tmp_path: Path) -> None:
-    out = ("--out", str(tmp_path))
-    found = invoke("ppo", "--seeds", "3", "--stored", *out)
-    assert found.exit_code == RunFailed.exit_code
-    assert "no such row is stored" in found.output
-    invoke("ppo", "--seeds", "3", *out)
-    assert "1 of 2 rows are not stored" in invoke("ppo", "--seeds", "3,4", "--stored", *out).output

@@ -252,23 +252,6 @@ def test_nobody_rated_anything() -> None:
 
 # --- rankings
 
-GAME = st.tuples(st.integers(0, 4), st.integers(0, 4), st.sampled_from([0.0, 0.5, 1.0])).filter(lambda g: g[0] != g[1])
-
-
-@EXAMPLES
-@given(st.lists(GAME, min_size=5, max_size=40), st.sampled_from([4, 32, 400]), st.sampled_from([200.0, 400.0]))
-def test_elo(games: list[tuple[int, int, float]], k: int, scale: float) -> None:
-    ratings, history = [1000.0] * 5, []
-    for a, b, score in games:
-        gain = k * (score - 1 / (1 + 10 ** ((ratings[b] - ratings[a]) / scale)))
-        ratings[a] += gain
-        ratings[b] -= gain
-        history.append(list(ratings))
-    params = {"k_factor": k, "init": 1000, "scale": scale}
-    expected = {"final": ratings, "after_first_5": history[:5]}
-    check("ranking", {"games": [list(game) for game in games], "n_models": 5}, expected, params)
-
-
 WINS = st.sampled_from([0.5, 1.0, 2.0, 3.5, 17.0, 200.0, 1e4])
 
 
