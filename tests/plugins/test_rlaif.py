@@ -544,10 +544,6 @@ def test_stored_replies_answer_no_repetition(remote: Any, server: Server, tmp_pa
         assert len(server.requests) == 6
 
 
-def test_a_reply_that_an_older_version_stored_is_read() -> None:
-    assert Answer(*[-0.1, -3.0, "", -5.0]).tokens is None
-
-
 @pytest.mark.parametrize(
     "reply",
     [

@@ -192,13 +192,11 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         if found != APPLICATION:
             raise DataError(f"{path}: a SQLite file of another program, not a store of feedback")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > VERSION:
+        if version != VERSION:
             raise DataError(
                 f"{path}: written by a newer alignkit (version {version} of the store; this one reads {VERSION}); "
                 "update alignkit"
             )
-        if version < VERSION:
-            raise DataError(f"{path}: version {version} of the store is unknown; this alignkit reads {VERSION}")
         faults = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
         if faults != ["ok"]:
             raise DataError(f"{path}: {_damaged()} SQLite says: {'; '.join(faults)}")

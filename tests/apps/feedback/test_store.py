@@ -290,11 +290,10 @@ def test_a_file_of_another_program(tmp_path: Path) -> None:
         Store.open(tmp_path / "missing.feedback")
 
 
-@pytest.mark.parametrize(("version", "fault"), [(99, "newer alignkit"), (0, "version 0 of the store is unknown")])
-def test_a_store_of_another_version(tmp_path: Path, version: int, fault: str) -> None:
+def test_a_store_of_another_version(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
-        store.connection.execute(f"PRAGMA user_version = {version}")
-    with pytest.raises(DataError, match=fault):
+        store.connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(DataError, match="newer alignkit"):
         Store.open(tmp_path / "labels.feedback")
 
 
