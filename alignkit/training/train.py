@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from alignkit.algorithm import ROLLOUTS, Algorithm
+from alignkit.data.group import Group, Response
+from alignkit.data.sources import Loaded
+from alignkit.errors import RunFailed
 from alignkit.external import ExternalTrainer
-from alignkit.plugin_errors import made
+from alignkit.plugin_errors import calling, made
 from alignkit.training.context import StageContext
-from alignkit.training.external import ExternalStage
 from alignkit.training.learning_rate import with_learning_rate
 from alignkit.training.offline import OfflineStage
 from alignkit.training.online import OnlineStage
+from alignkit.training.scoring import Scorer, score_rollouts
 
 
 def run_training(context: StageContext) -> dict[str, Any]:
@@ -30,3 +37,84 @@ def run_training(context: StageContext) -> dict[str, Any]:
         return {**stage.run(), "learning_rate": context.settings.learning_rate}
     finally:
         stage.close()
+
+
+class ExternalStage:
+    """Runs an external trainer, and is the `TrainerContext` that the trainer receives."""
+
+    def __init__(self, context: StageContext, trainer: ExternalTrainer):
+        self._context, self._trainer = context, trainer
+        self._model = context.model
+        self._metrics = context.metrics(0)
+        self.name, self.seed, self.settings = context.name, context.seed, context.settings
+        self.base, self.dtype, self.device = self._model.source, self._model.dtype, self._model.device
+        self.tokenizer, self.end_ids = self._model.tokenizer, context.models.encoder.end_ids
+
+    def run(self) -> dict[str, Any]:
+        """Train; the summary is for stage.json."""
+        if self.settings.reward is not None:
+            _ = self._scorer  # a reward that cannot be prepared fails here, not at the first step
+        with calling(self._context.author, "train", self._trainer):
+            return dict(self._trainer.train(self))
+
+    def close(self) -> None:
+        self._context.reporter.stop()
+        self._metrics.sync()  # last: on a full disk it raises
+
+    # TrainerContext
+
+    def load(self, data: Any) -> Loaded:
+        loaded = self._context.load(data)
+        if loaded.weights is not None:
+            raise RunFailed(
+                f"stage '{self.name}': {self._context.stage.component.name} draws rows in its own way, so 'weight' "
+                "would have no effect; remove it"
+            )
+        return loaded
+
+    def export_start(self, folder: Path, *, scalar_head: bool = False) -> None:
+        start = self._context.models.role(self.settings.from_ or self._context.models.name)
+        self._save(start, folder, scalar_head)
+
+    def import_adapter(self, folder: Path, *, scalar_head: bool = False) -> None:
+        self._save(folder, self._context.adapter, scalar_head)
+
+    def _save(self, start: str | Path, folder: Path, scalar_head: bool) -> None:
+        role = f"{self.name}~external"
+        self._model.add_role(role, start=start, head="scalar" if scalar_head else "language")
+        self._model.save(role, folder)
+        self._model.drop_role(role)
+
+    def score(self, groups: Sequence[Group]) -> list[float | None]:
+        self._context.forget_scores()
+        groups = [replace(group, responses=tuple(map(self._as_sampled, group.responses))) for group in groups]
+        rollouts = score_rollouts(self._scorer, groups, self.settings.rollout.missing_eos_penalty)
+        assert rollouts.scores is not None
+        usable = rollouts.scores.usable.tolist()
+        return [reward if fine else None for reward, fine in zip(rollouts.scores.reward.tolist(), usable, strict=True)]
+
+    def _as_sampled(self, response: Response) -> Response:
+        """A response with the text that rewards read of its tokens in other stages. Trainers may decode otherwise."""
+        encoder, tokens = self._context.models.encoder, response.tokens
+        if tokens is None or response.tokenizer not in (None, encoder.digest):  # another tokenizer's mean other words
+            return response
+        return replace(response, text=encoder.said(tokens), tokenizer=encoder.digest)
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        return Scorer(self.settings.reward, self._context.reward_context())
+
+    def start(self, steps: int) -> None:
+        self._context.reporter.start(self.name, steps)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._metrics.write(stage=self.name, step=step, **metrics)
+        self._context.notify("metrics_logged", step=step, metrics=dict(metrics))
+        if "loss" in metrics:
+            self._context.reporter.advance(step, metrics)
+
+    def say(self, text: str) -> None:
+        self._context.say(text)
+
+    def check_stop(self) -> None:
+        self._context.should_stop()

@@ -32,9 +32,9 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.testing.purity import watched
-from alignkit.training.external import ExternalStage
 from alignkit.training.iteration import rollout_metrics
 from alignkit.training.scoring import ModelScores, Scorer, score_rollouts
+from alignkit.training.train import ExternalStage
 from alignkit_plugins.steps.rlaif import RLAIF
 
 PROMPT = (Message(role="user", content="how are you"),)
