@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_model
 from torch import Tensor
 
 from alignkit import Group, Response
@@ -31,13 +32,7 @@ from alignkit.training.learner import Learner
 
 @pytest.fixture
 def policy(tmp_path: Path) -> SharedModel:
-    import alignkit_plugins.models.tiny
-
-    lora = LoraSpec(r=4, lora_alpha=8)
-    return SharedModel(
-        ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora),
-        str(alignkit_plugins.models.tiny.source(tmp_path)),
-    )
+    return tiny_model(tmp_path)
 
 
 def examples(policy: SharedModel) -> Examples:

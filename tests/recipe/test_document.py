@@ -3,25 +3,10 @@
 from pathlib import Path
 
 import pytest
+from documents import place, problems, write
 
-from alignkit.errors import Problem, RecipeError
+from alignkit.errors import RecipeError
 from alignkit.recipe.document import MAX_BYTES, Document, load_document
-
-
-def write(folder: Path, text: str | bytes, name: str = "r.yaml") -> Path:
-    path = folder / name
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return path
-
-
-def problems(folder: Path, text: str | bytes, *overrides: str) -> list[Problem]:
-    with pytest.raises(RecipeError) as caught:
-        load_document(write(folder, text), overrides)
-    return caught.value.problems
-
-
-def place(problem: Problem) -> tuple[int, int, int]:
-    return problem.line, problem.column, problem.length
 
 
 def test_too_large_missing_and_folder(tmp_path: Path) -> None:

@@ -3,25 +3,7 @@
 from pathlib import Path
 
 import pytest
-
-from alignkit.errors import Problem, RecipeError
-from alignkit.recipe.document import load_document
-
-
-def write(folder: Path, text: str | bytes, name: str = "r.yaml") -> Path:
-    path = folder / name
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return path
-
-
-def data(folder: Path, text: str, *overrides: str) -> dict:
-    return load_document(write(folder, text), overrides).data
-
-
-def problems(folder: Path, text: str | bytes, *overrides: str) -> list[Problem]:
-    with pytest.raises(RecipeError) as caught:
-        load_document(write(folder, text), overrides)
-    return caught.value.problems
+from documents import data, problems
 
 
 def test_override_sets_and_deletes(tmp_path: Path) -> None:

@@ -3,29 +3,9 @@
 from pathlib import Path
 
 import pytest
+from documents import data, place, problems, write
 
-from alignkit.errors import Problem, RecipeError
 from alignkit.recipe.document import load_document
-
-
-def write(folder: Path, text: str | bytes, name: str = "r.yaml") -> Path:
-    path = folder / name
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return path
-
-
-def data(folder: Path, text: str, *overrides: str) -> dict:
-    return load_document(write(folder, text), overrides).data
-
-
-def problems(folder: Path, text: str | bytes, *overrides: str) -> list[Problem]:
-    with pytest.raises(RecipeError) as caught:
-        load_document(write(folder, text), overrides)
-    return caught.value.problems
-
-
-def place(problem: Problem) -> tuple[int, int, int]:
-    return problem.line, problem.column, problem.length
 
 
 @pytest.mark.parametrize(
