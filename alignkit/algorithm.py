@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Entropy = bool | Literal["reported"]  # "reported": without a gradient
-Level = Literal["token", "sequence"]
-ADVANTAGES = "advantages"  # the signal that `rollout.importance` weighs
+ADVANTAGES = "advantages"  # the signal that `rollout.importance` weights
 
 
 class Source(enum.Enum):
@@ -66,7 +65,7 @@ class Needs:
     old_logprobs: bool = False
     reference_logprobs: bool = False
     sampler_logprobs: bool = False
-    advantages: Level | None = None
+    advantages: Literal["token", "sequence"] | None = None
     values: bool = False
     shared_values: bool = False
     centered_values: bool = False

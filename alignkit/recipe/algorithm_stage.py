@@ -290,8 +290,8 @@ def _check_importance(draft: _Draft, needs: Needs, importance: Any) -> None:
         return
     if needs.advantages is None:
         message = f"{draft.name} does not use 'rollout.importance'"
-        reason = "it weighs advantages, and {} declares none that it learns from (`Needs(advantages=...)`)"
-        draft.error(("rollout", "importance"), message, reason.format(draft.name), at_key=True)
+        reason = f"it weights advantages, and {draft.name} declares none that it learns from (`Needs(advantages=...)`)"
+        draft.error(("rollout", "importance"), message, reason, at_key=True)
     elif needs.advantages == "sequence" and importance.get("level") == "token":
         message = f"{draft.name} learns from whole responses, so tokens cannot have weights"
         draft.error(("rollout", "importance", "level"), message, "write 'level: sequence', or leave it out")

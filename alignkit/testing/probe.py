@@ -128,13 +128,8 @@ def shuffled(examples: Examples) -> Examples:
 
 def with_weights(examples: Examples, weights: Tensor) -> Examples:
     """The same with weighted advantages. weights: [R, T] or [R]."""
-    others = [name for name in examples.signal_names if name != ADVANTAGES]
-    weighted = replace(examples, columns=dict(examples.columns), token_columns=dict(examples.token_columns))
-    weighted.signal_names = tuple(others)
-    advantages = examples.batch().signals[ADVANTAGES]
-    for columns in (weighted.columns, weighted.token_columns):
-        columns.pop(ADVANTAGES, None)
-    weighted.add_signals({ADVANTAGES: times(advantages, weights)})
+    weighted = examples.take(range(len(examples.groups)))
+    weighted.add_signals({ADVANTAGES: times(examples.batch().signals[ADVANTAGES], weights)})
     return weighted
 
 

@@ -119,16 +119,11 @@ class CheckedAlgorithm:
             raise self._error("signal", f'return a dict of tensors or Skip("reason"), not {_kind(signals)}')
         for name, values in signals.items():
             self._check_signal(name, values, rollouts)
-        self._check_advantages(signals.get(ADVANTAGES))
-        return signals
-
-    def _check_advantages(self, advantages: Tensor | None) -> None:
-        if self.needs.advantages is None:
-            return
-        if advantages is None:
+        if self.needs.advantages is not None and ADVANTAGES not in signals:
             raise self._error("signal", f"return '{ADVANTAGES}', or leave `advantages` out of `needs`")
-        if self.needs.advantages == "sequence" and advantages.dim() == 2:
+        if self.needs.advantages == "sequence" and signals[ADVANTAGES].dim() == 2:
             raise self._error("signal", f"'{ADVANTAGES}' are of tokens: declare `Needs(advantages=\"token\")`")
+        return signals
 
     def _check_signal(self, name: str, values: Any, rollouts: Batch) -> None:
         if name in BATCH_COLUMNS:

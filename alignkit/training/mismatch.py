@@ -61,13 +61,13 @@ def weighted(
     bounds = (importance.mask[0], importance.mask[1]) if importance.mask is not None else None
     ratios = F.importance_weights(old, sampler, mask, sequence=by_response)
     weights = F.importance_weights(old, sampler, mask, importance.cap, bounds, sequence=by_response)
-    # Of the responses that count; those without a token of the policy have a ratio of 1.
     counted = mask.any(dim=1) if by_response else mask
-    masked = (ratios < bounds[0]) | (ratios > bounds[1]) if bounds is not None else torch.zeros_like(counted)
-    metrics = {"importance_masked": _share(masked, counted)} if bounds is not None else {}
-    if importance.cap is not None:
-        metrics["importance_capped"] = _share((ratios > importance.cap) & ~masked, counted)
-    return times(advantages, weights), metrics
+    shares = {}
+    if bounds is not None:
+        shares["importance_masked"] = ((ratios < bounds[0]) | (ratios > bounds[1]))[counted]
+    if importance.cap is not None:  # what is masked has a weight of 0
+        shares["importance_capped"] = ((ratios > importance.cap) & (weights > 0))[counted]
+    return times(advantages, weights), {name: float(which.float().mean()) for name, which in shares.items()}
 
 
 def times(advantages: Tensor, weights: Tensor) -> Tensor:
@@ -77,17 +77,13 @@ def times(advantages: Tensor, weights: Tensor) -> Tensor:
     return advantages * weights
 
 
-def _share(which: Tensor, counted: Tensor) -> float:
-    return float(which[counted].float().mean()) if counted.any() else 0.0
-
-
 def mismatch(metrics: Mapping[str, Any], model: SharedModel) -> str:
-    """What says that the sampler is not the policy that learns, with the numbers; empty if nothing does.
-
-    metrics: with those of `sampler_metrics`.
-    """
+    """Why the sampler is not taken for the policy that learns; empty if it is. metrics: with `sampler_metrics`."""
     if "sampler_gap" not in metrics:
-        return "the sampler tells no log-probabilities, so nobody checks that it is the policy that learns"
+        return (
+            "the sampler tells no log-probabilities, so nobody checks that it is the policy that learns; leave top_k, "
+            "top_p and min_new_tokens out to have it checked"
+        )
     exact = model.dtype_name == "float32" and model.spec.quantization == model.spec.mixed_precision == "none"
     dtype = "float32" if exact else "bfloat16"
     if metrics["sampler_gap"] <= ROUNDING[dtype]:
@@ -95,14 +91,6 @@ def mismatch(metrics: Mapping[str, Any], model: SharedModel) -> str:
     return (
         f"the sampler is not the policy that learns: their log-probabilities differ by {metrics['sampler_gap']:.2g} "
         f"nats per token, of which rounding in {dtype} explains {ROUNDING[dtype]:g} (KL {metrics['sampler_kl']:.2g}, "
-        f"largest ratio {metrics['sampler_ratio_max']:.3g})"
+        f"largest ratio {metrics['sampler_ratio_max']:.3g}). Perhaps the engine did not load the adapter, has old "
+        "weights, reads another prompt (template) or computes in another dtype. With 'engine: local' there is no gap"
     )
-
-
-def causes(metrics: Mapping[str, Any]) -> str:
-    """Likely causes, and what to do."""
-    if "sampler_gap" not in metrics:
-        return "Leave top_k, top_p and min_new_tokens out to have it checked"
-    likely = ["did not load the adapter", "has old weights", "reads another prompt (template)"]
-    likely += ["computes in another dtype"] if metrics["sampler_gap"] <= ROUNDING["bfloat16"] else []
-    return f"The engine perhaps {', '.join(likely[:-1])} or {likely[-1]}. With 'engine: local' there is no gap"

@@ -34,7 +34,7 @@ from alignkit.training.iteration import (
     report_idle,
     rollout_metrics,
 )
-from alignkit.training.mismatch import ANOTHER_MODEL, causes, mismatch, sampler_metrics, weighted
+from alignkit.training.mismatch import ANOTHER_MODEL, mismatch, sampler_metrics, weighted
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
 from alignkit.training.scoring import Scorer, most_different, report_only, score_rollouts, with_learned
@@ -313,25 +313,17 @@ class OnlineStage:
 
     def _check_sampler(self, iteration: Iteration, groups: Sequence[Group], encoded: Sequence[Encoded]) -> None:
         """Warn once if what sampled is not the policy; raise RunFailed if nothing has been learned from it yet."""
-        # Samples of weights that are an update old differ on purpose.
-        if self.warned or iteration.metrics.get("staleness"):
-            return
         metrics, model = iteration.metrics, self.work.model
-        text = mismatch(metrics, model)
-        if not text:
+        # Samples of weights that are an update old differ on purpose.
+        if self.warned or metrics.get("staleness") or not (text := mismatch(metrics, model)):
             return
-        gap, help = metrics.get("sampler_gap", 0.0), causes(metrics)
-        if gap and model.spec.lora is not None:
-            of_base = sampler_metrics(groups, self.logprobs(BASE, encoded))
-            help = (
-                "It samples from the base: the engine did not load the adapter"
-                if not mismatch(of_base, model)
-                else help
-            )
-        if self.learner.steps == 0 and gap > ANOTHER_MODEL:
-            raise RunFailed(f"stage '{self.context.name}': {text}\nhelp: {help}")
+        gap = metrics.get("sampler_gap", 0.0)
+        if gap and not mismatch(sampler_metrics(groups, self.logprobs(BASE, encoded)), model):
+            text += ". These samples are from the base: the engine did not load the adapter"
+        if gap > ANOTHER_MODEL and self.learner.steps == 0:
+            raise RunFailed(f"stage '{self.context.name}': {text}")
         self.warned = True
-        self.watch.warn([f"{text}. {help}" if help else text])
+        self.watch.warn([text])
 
     def reference_logprobs(self, encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Encoded]]:
         """The reference's log-probabilities, and the groups as it reads them."""
