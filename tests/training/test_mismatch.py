@@ -191,17 +191,31 @@ def test_a_sampler_that_tells_nothing_is_not_taken_for_the_policy(
     assert not any("sampler_gap" in row for row in metrics(tmp_path))
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo", "reinforce_pp"])
 def test_a_run_weights_what_another_dtype_sampled(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], algorithm: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Every token's advantage by learner / sampler, and no other signal."""
+    corrected, seen = OnlineStage._corrected, []
+
+    def correct(self: OnlineStage, iteration: Iteration, signals: Any, old: list[torch.Tensor]) -> Any:
+        found = corrected(self, iteration, signals, old)
+        responses = [response for group in iteration.groups for response in group.responses]
+        seen.append((signals, found, old, [torch.tensor(response.logprobs) for response in responses]))
+        return found
+
+    monkeypatch.setattr(OnlineStage, "_corrected", correct)
     rollout = ALIGN["rollout"] | {"importance": {"cap": 1.0, "mask": [0.99, 1.01]}}
-    assert run(tmp_path, PLANTED["another dtype"][0], algorithm=algorithm, rollout=rollout) == 0, (
-        capsys.readouterr().err
-    )
-    for row in metrics(tmp_path):
-        assert 0 < row["importance_capped"] < 1 and 0 < row["importance_masked"] < 1
-        assert row["loss"] != 0
+    code = run(tmp_path, PLANTED["another dtype"][0], algorithm="ppo", rollout=rollout)
+    assert code == 0, capsys.readouterr().err
+    for signals, found, old, sampled in seen:
+        assert found["returns"] is signals["returns"]
+        for row, (learner, sampler) in enumerate(zip(old, sampled, strict=True)):
+            ratio = (learner - sampler).exp()
+            weights = ratio.clamp(max=1.0) * ((ratio >= 0.99) & (ratio <= 1.01))
+            wanted = signals["advantages"][row, : len(ratio)] * weights
+            torch.testing.assert_close(found["advantages"][row, : len(ratio)], wanted)
+    for metric in ("importance_capped", "importance_masked"):
+        assert len(seen) == 2 and all(0 < row[metric] < 1 for row in metrics(tmp_path))
 
 
 def test_an_iteration_without_a_weight_learns_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
