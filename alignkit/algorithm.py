@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Entropy = bool | Literal["reported"]  # "reported": without a gradient
+ADVANTAGES = "advantages"  # the signal that `rollout.importance` weights
 
 
 class Source(enum.Enum):
@@ -47,6 +48,8 @@ class Needs:
 
     old_logprobs: log-probabilities of the policy that wrote the rollouts. reference_logprobs: of the reference.
     sampler_logprobs: of the sampled tokens, as the engine reported them when it drew them.
+    advantages: the loss is linear in the signal of this name, up to terms without it, for weights of 0 and more: then
+    `rollout.importance` can weight it. "token": also token by token, so that it is [R, T]; "sequence": whole responses.
     values: train a value function. shared_values: as a head on the policy's hidden states, without a gradient into
     them. centered_values: returns are centered on zero, so the values do not start from a reward model's head.
     entropy: of the policy at each response token; "reported": without a gradient, which is cheaper.
@@ -62,6 +65,7 @@ class Needs:
     old_logprobs: bool = False
     reference_logprobs: bool = False
     sampler_logprobs: bool = False
+    advantages: Literal["token", "sequence"] | None = None
     values: bool = False
     shared_values: bool = False
     centered_values: bool = False
@@ -76,6 +80,8 @@ class Needs:
     def __post_init__(self) -> None:
         if self.entropy not in (True, False, "reported"):
             raise ValueError(f"Needs.entropy must be True, False or 'reported', not {self.entropy!r}")
+        if self.advantages not in (None, "token", "sequence"):
+            raise ValueError(f"Needs.advantages must be None, 'token' or 'sequence', not {self.advantages!r}")
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,33 @@ class ModelSpec(Options):
         return value
 
 
+class Importance(Options):
+    """Weights of the samples, learner / sampler, for a sampler whose probabilities differ from those of training."""
+
+    cap: float | None = Field(
+        default=None, ge=1, description="largest weight (truncated importance sampling); default: no cap"
+    )
+    mask: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
+        default=None,
+        description="bounds of the ratio, such as [0.5, 2]: outside of them the weight is 0; default: none",
+    )
+    level: Literal["token", "sequence"] | None = Field(
+        default=None, description="of each token or of whole responses; default: token if the algorithm learns by token"
+    )
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Importance:
+        if self.cap is None and self.mask is None:
+            raise ValueError("a weight without a limit can be arbitrarily large: set cap, mask or both")
+        if self.mask is not None:
+            low, high = self.mask
+            if not 0 <= low <= 1 <= high:
+                raise ValueError(f"mask {self.mask} must go from 0 or more up to 1, and on to 1 or more")
+            if self.cap is not None and self.cap > high:
+                raise ValueError(f"cap {self.cap:g} has no effect: mask leaves out what is above {high:g}")
+        return self
+
+
 class Rollout(Options):
     """How the policy samples responses."""
 
@@ -137,6 +164,11 @@ class Rollout(Options):
         default=None,
         description="which scored groups are learned from, such as [spread]; each filter sees those that the ones "
         "before it kept; default: all",
+    )
+    importance: Importance | None = Field(
+        default=None,
+        description="weights that correct for a sampler whose probabilities differ from those of training, such as "
+        "{cap: 2}; default: none",
     )
     max_turns: int | None = Field(
         default=None, ge=1, description="turns that the policy may write in an episode; default: 8 (with environment)"

@@ -389,13 +389,16 @@ def test_cispo_weighs_log_probabilities_by_a_capped_ratio() -> None:
     "A masked token weighs 1, whatever stands there, and does not count.",
     "yaof20/Flash-RL#19",
 )
-def test_truncated_importance_is_a_capped_ratio_without_a_gradient() -> None:
+def test_importance_weights_are_ratios_without_a_gradient() -> None:
     old = torch.tensor([[-1.0, -1.0, math.nan]], dtype=torch.float64, requires_grad=True)
     sampler = torch.tensor([[-1.5, -3.0, 0.0]], dtype=torch.float64)
-    found = F.truncated_importance(old, sampler, 2.0, torch.tensor([[1, 1, 0]]))
+    mask = torch.tensor([[1, 1, 0]])
+    found = F.importance_weights(old, sampler, mask, 2.0)
     torch.testing.assert_close(found.tolist(), [[math.exp(0.5), 2.0, 1.0]])
     assert not found.requires_grad
-    assert F.truncated_importance(sampler, old.detach().nan_to_num(), 2.0).tolist()[0][0] == math.exp(-0.5)
+    torch.testing.assert_close(F.importance_weights(old, sampler, mask).tolist(), [[math.exp(0.5), math.exp(2), 1.0]])
+    torch.testing.assert_close(F.importance_weights(old, sampler, mask, sequence=True).tolist(), [math.exp(2.5)])
+    assert F.importance_weights(old, sampler, mask, 1.5, (0.5, 2.0)).tolist() == [[1.5, 0.0, 1.0]]
 
 
 def test_maxrl_advantages() -> None:

@@ -316,6 +316,54 @@ def test_broken_signals_are_reported(cls: type[Algorithm], message: str) -> None
         check_algorithm(cls)
 
 
+class Weightable(Online):
+    """Its advantages, one for each response, can have weights."""
+
+    needs = Needs(min_samples=2, advantages="sequence")
+
+    def signal(self, rollouts: Batch) -> Mapping[str, Any]:
+        return {"advantages": F.rloo_advantages(rollouts.rewards, rollouts.group_index)}
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        return Loss(policy=per_token(-out.logprobs * batch["advantages"][:, None]))
+
+
+class NotLinear(Weightable):
+    """Advantage-weighted regression."""
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        return Loss(policy=per_token(-out.logprobs * batch["advantages"].exp()[:, None]))
+
+
+class NotByToken(Weightable):
+    needs = Needs(min_samples=2, advantages="token")
+
+
+class OtherName(Weightable):
+    def signal(self, rollouts: Batch) -> Mapping[str, Any]:
+        return {"advantage": rollouts.rewards}
+
+
+class OfTokens(Weightable):
+    def signal(self, rollouts: Batch) -> Mapping[str, Any]:
+        return {"advantages": super().signal(rollouts)["advantages"][:, None].expand_as(rollouts.mask)}
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (NotLinear, "weighting the advantages changes the gradient .* the loss must be linear in them"),
+        (NotByToken, r"must be \[responses, tokens\]"),
+        (OtherName, "return 'advantages', or leave `advantages` out of `needs`"),
+        (OfTokens, "'advantages' are of tokens: declare"),
+    ],
+)
+def test_advantages_that_cannot_have_weights_are_reported(cls: type[Algorithm], message: str) -> None:
+    check_algorithm(Weightable)
+    with pytest.raises(ConformanceError, match=message):
+        check_algorithm(cls)
+
+
 def test_an_algorithm_with_a_group_baseline_conforms() -> None:
     check_algorithm(Online)
 

@@ -82,11 +82,11 @@ from alignkit.functional.logprobs import (
 from alignkit.functional.policy_gradient import (
     cispo_policy_loss as cispo_policy_loss,
     clipped as clipped,
+    importance_weights as importance_weights,
     ppo_policy_loss as ppo_policy_loss,
     ppo_value_loss as ppo_value_loss,
     ratio as ratio,
     sequence_log_ratio as sequence_log_ratio,
-    truncated_importance as truncated_importance,
     value_clipped as value_clipped,
 )
 from alignkit.functional.preference import (

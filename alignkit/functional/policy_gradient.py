@@ -23,17 +23,31 @@ def sequence_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> 
     return mean_tokens(log_ratio(logprobs, old_logprobs, mask), mask)
 
 
-def truncated_importance(
-    old_logprobs: Tensor, sampler_logprobs: Tensor, cap: float, mask: Tensor | None = None
+def importance_weights(
+    old_logprobs: Tensor,
+    sampler_logprobs: Tensor,
+    mask: Tensor,
+    cap: float | None = None,
+    bounds: tuple[float, float] | None = None,
+    *,
+    sequence: bool = False,
 ) -> Tensor:
-    """min(pi_old / pi_sampler, cap) per token, without a gradient: [B, T] -> [B, T]; 1 on masked entries.
+    """min(pi_old / pi_sampler, cap), or 0 if the ratio is outside of `bounds`, without a gradient.
 
-    A weight of the loss, for samples of an engine whose probabilities differ from those of training although its
-    weights are the same (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training";
-    Ionides 2008). Works for any shape: whole responses are [B].
+    Per token, [B, T] -> [B, T], 1 on masked entries; with `sequence` of whole responses, [B, T] -> [B]: the product
+    over a response's tokens. Weights of the advantages, for samples of an engine whose probabilities differ from those
+    of training although its weights are the same. The cap is truncated importance sampling (Yao et al. 2025, "Your
+    efficient RL framework secretly brings you off-policy RL training"; Ionides 2008). Bounds are the mask of IcePop
+    (Ant Group 2025, "Small leak can sink a great ship"), which is of tokens.
     """
     with torch.no_grad():
-        return ratio(old_logprobs, sampler_logprobs, mask).clamp(max=cap)
+        log_ratios = log_ratio(old_logprobs, sampler_logprobs, mask)
+        ratios = exponent(log_ratios.sum(dim=1) if sequence else log_ratios).exp()
+        weights = ratios if cap is None else ratios.clamp(max=cap)
+        if bounds is None:
+            return weights
+        # Judged before the cap, which would bring every large ratio back within the bounds.
+        return weights.where((ratios >= bounds[0]) & (ratios <= bounds[1]), torch.zeros_like(weights))
 
 
 def ppo_policy_loss(

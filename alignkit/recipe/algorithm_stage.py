@@ -271,6 +271,7 @@ def _check_rollout(draft: _Draft, needs: Needs | None) -> None:
             message = f"{draft.name} does not use 'rollout.{key}'"
             draft.error(("rollout", key), message, reason.format(name=draft.name), at_key=True)
     _check_filters(draft, needs, rollout)
+    _check_importance(draft, needs, rollout.get("importance"))
     learned = rollout.get("learn_from")
     if _is_integer(learned) and learned < needs.min_samples:
         message = f"{draft.name} needs at least {needs.min_samples} responses to each prompt, got {learned}"
@@ -280,6 +281,19 @@ def _check_rollout(draft: _Draft, needs: Needs | None) -> None:
         message = f"the options of {draft.name} imply max_new_tokens {required}, but 'rollout' has {longest}"
         help = f"set 'rollout: {{max_new_tokens: {required}}}', or change the options of {draft.name}"
         draft.error(("rollout", "max_new_tokens"), message, help)
+
+
+def _check_importance(draft: _Draft, needs: Needs, importance: Any) -> None:
+    """Check that the algorithm learns from advantages, of the level that the weights have."""
+    if not isinstance(importance, Mapping):
+        return
+    if needs.advantages is None:
+        message = f"{draft.name} does not use 'rollout.importance'"
+        reason = f"it weights advantages, and {draft.name} declares none that it learns from (`Needs(advantages=...)`)"
+        draft.error(("rollout", "importance"), message, reason, at_key=True)
+    elif needs.advantages == "sequence" and importance.get("level") == "token":
+        message = f"{draft.name} learns from whole responses, so tokens cannot have weights"
+        draft.error(("rollout", "importance", "level"), message, "write 'level: sequence', or leave it out")
 
 
 def _check_filters(draft: _Draft, needs: Needs, rollout: Mapping[str, Any]) -> None:

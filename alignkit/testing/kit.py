@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ from alignkit.testing.probe import (
     one_group_per_response,
     shuffled,
     tiny_model,
+    with_weights,
 )
 from alignkit.testing.purity import watched
 from alignkit.tokens.encoding import Encoded, Encoder, encode_all
@@ -58,6 +59,7 @@ MICRO = (
 )
 ORDER = "use batch.group_index and batch.pairs, not positions in the batch"
 MASK = "sums and means over tokens must use batch.mask (functional.sum_tokens, functional.masked_mean)"
+LINEAR = "with `Needs(advantages=...)` the loss must be linear in them; leave it out if it is not"
 APART = "if responses of a group are meant to affect each other in the loss, pass `separable=False`"
 
 
@@ -236,10 +238,24 @@ class Kit:
         problems += changes(expected, gradient(shuffled(examples)), "the order of groups and responses", ORDER)
         spoiled = gradient(GarbageExamples.of(examples), garbage=True)
         problems += changes(expected, spoiled, "garbage outside the mask", MASK)
+        if self.needs.advantages is not None:
+            problems += self._weight_problems(examples, expected, gradient)
         apart = self._apart(probe, examples)
         if apart is not None and not problems:
             problems += changes(expected, gradient(apart), "a separate group for every response", APART)
         return problems
+
+    def _weight_problems(
+        self, examples: Examples, expected: Gradients, gradient: Callable[[Examples], Gradients]
+    ) -> list[str]:
+        """Check that weights of the advantages, as those of `rollout.importance`, are weights of the gradient."""
+        mask = examples.batch().mask
+        shape = mask.shape if self.needs.advantages == "token" else mask.shape[:1]
+        weights = 2 * torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        # Their mean is 1, so the mean of both gradients is the one without weights.
+        halves = [gradient(with_weights(examples, each)).gradients for each in (weights, 2 - weights)]
+        mean = {name: (halves[0][name] + halves[1][name]) / 2 for name in expected.gradients}
+        return changes(Gradients({}, expected.gradients), Gradients({}, mean), "weighting the advantages", LINEAR)
 
     def _apart(self, probe: Probe, examples: Examples) -> Examples | None:
         """The same with a group for every response or pair; None if that may change what is learned."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from alignkit.algorithm import ADVANTAGES
 from alignkit.batch import Batch, Outputs, filled
 from alignkit.loss import Per
 from alignkit.models.examples import Examples
@@ -19,6 +20,7 @@ from alignkit.plugins import plugins
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoding import Encoded
 from alignkit.training.learner import Learner
+from alignkit.training.mismatch import times
 
 ONE_BATCH = 1 << 20  # a token budget that no batch here exceeds
 GARBAGE = 20.0  # entries outside the mask are drawn from -20 to 20: exp() of their differences is still finite
@@ -122,6 +124,13 @@ def shuffled(examples: Examples) -> Examples:
     order = range(len(examples.groups))
     shuffled = [*order[1::2], *order[::2]][::-1]
     return _regrouped(examples, [(i, range(len(examples.groups[i].rows))[::-1]) for i in shuffled])
+
+
+def with_weights(examples: Examples, weights: Tensor) -> Examples:
+    """The same with weighted advantages. weights: [R, T] or [R]."""
+    weighted = examples.take(range(len(examples.groups)))
+    weighted.add_signals({ADVANTAGES: times(examples.batch().signals[ADVANTAGES], weights)})
+    return weighted
 
 
 def one_group_per_response(examples: Examples) -> Examples:

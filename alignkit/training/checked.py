@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit.algorithm import DATASET, Algorithm, Phase, SelectContext, Skip
+from alignkit.algorithm import ADVANTAGES, DATASET, Algorithm, Phase, SelectContext, Skip
 from alignkit.batch import Batch, Outputs
 from alignkit.data.group import Group, Message, preview
 from alignkit.loss import Per, Term
@@ -69,7 +69,7 @@ class CheckedAlgorithm:
             for response, row in zip(group.group.responses, group.rows, strict=True):
                 if response.logprobs is None or len(response.logprobs) != len(row.tokens):
                     text = f"a response to {preview(group.group)} has no log-probabilities of a sampler in `logprobs`"
-                    raise self._error("select", f"{text}, but `needs` asks for them: return rollouts as they are")
+                    raise self._error("select", f"{text}, which are needed: return rollouts as they are")
                 found.append(torch.tensor(response.logprobs).where(torch.tensor(row.mask), torch.zeros(())))
         return found
 
@@ -119,6 +119,10 @@ class CheckedAlgorithm:
             raise self._error("signal", f'return a dict of tensors or Skip("reason"), not {_kind(signals)}')
         for name, values in signals.items():
             self._check_signal(name, values, rollouts)
+        if self.needs.advantages is not None and ADVANTAGES not in signals:
+            raise self._error("signal", f"return '{ADVANTAGES}', or leave `advantages` out of `needs`")
+        if self.needs.advantages == "sequence" and signals[ADVANTAGES].dim() == 2:
+            raise self._error("signal", f"'{ADVANTAGES}' are of tokens: declare `Needs(advantages=\"token\")`")
         return signals
 
     def _check_signal(self, name: str, values: Any, rollouts: Batch) -> None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -123,17 +122,6 @@ def mean_kl(logprobs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor])
     # k1, whose mean over the policy's own samples is unbiased. Tokens that do not count are 0 in both.
     kl = [float((a - b).sum()) for a, b in zip(logprobs, reference, strict=True)]
     return sum(kl) / len(kl) if kl else math.nan
-
-
-def sampler_gap(groups: Sequence[Group], measured: Sequence[torch.Tensor]) -> float:
-    """Mean absolute difference of log-probabilities between sampler and training path, in nats per token."""
-    responses = [response for group in groups for response in group.responses]
-    sampled = [response.logprobs or () for response in responses]  # 0 for tokens of others, as measured
-    # A response that was cut to fit has other tokens than its sampler's numbers, and is left out.
-    whole = [len(s) == len(m) > 0 for s, m in zip(sampled, measured, strict=True)]
-    gaps = [(torch.tensor(s) - m).abs().sum() for s, m in compress(zip(sampled, measured, strict=True), whole)]
-    tokens = sum(map(length, compress(responses, whole))) or 1
-    return float(sum(gaps, torch.zeros(()))) / tokens
 
 
 def report_filtered(context: StageContext, summary: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from alignkit import seeds
-from alignkit.algorithm import Algorithm, Phase, SelectContext, Skip
+from alignkit.algorithm import ADVANTAGES, Algorithm, Phase, SelectContext, Skip
 from alignkit.data.group import Group, previews
 from alignkit.errors import RunFailed
 from alignkit.models import forward
 from alignkit.models.examples import Examples
 from alignkit.models.sampling import Sampling, sample
-from alignkit.models.shared_model import SharedModel
+from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugin_errors import noting
 from alignkit.reward import REWARD_KEY
 from alignkit.tokens.encoding import Encoded
@@ -33,8 +33,8 @@ from alignkit.training.iteration import (
     report_filtered,
     report_idle,
     rollout_metrics,
-    sampler_gap,
 )
+from alignkit.training.mismatch import ANOTHER_MODEL, mismatch, sampler_metrics, weighted
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
 from alignkit.training.scoring import Scorer, most_different, report_only, score_rollouts, with_learned
@@ -54,7 +54,7 @@ class OnlineStage:
         self.context, self.settings = context, context.settings
         rollout = self.settings.rollout
         self.sampling = Sampling(**rollout.model_dump(include={field.name for field in fields(Sampling)}))
-        self.missing_eos_penalty = rollout.missing_eos_penalty
+        self.missing_eos_penalty, self.importance = rollout.missing_eos_penalty, rollout.importance
         # Learning at another temperature than that of the samples would sharpen or flatten the policy.
         self.work = StageWork(context, algorithm, self.sampling.temperature)
         self.algorithm, self.learner = self.work.algorithm, self.work.learner
@@ -64,6 +64,7 @@ class OnlineStage:
         self.files = RolloutFiles(context, self.scorer, self.algorithm.needs.reward)
         self.watch = StageWatch(self.work, self.scorer, self.sampling, self.sample)
         self.temperature = self.sampling.temperature  # of measurements
+        self.warned = False  # that the sampler is not the policy
         self.episodes = episodes_of(context)
         if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
             context.say("top_p and top_k leave tokens out of samples, but ratios and KL are of all tokens, thus biased")
@@ -165,10 +166,11 @@ class OnlineStage:
         if episodes is not None:
             episodes.forget()
         groups = self.sample(prompts, self.sampling, (name, "rollout", number), episodes)
-        if self.algorithm.needs.sampler_logprobs and any(r.logprobs is None for g in groups for r in g.responses):
+        needed = self.importance is not None or self.algorithm.needs.sampler_logprobs
+        if needed and any(r.logprobs is None for g in groups for r in g.responses):
             raise RunFailed(
                 f"stage '{name}': the engine cannot tell log-probabilities with top_k, top_p or min_new_tokens, but "
-                "the algorithm needs them\nhelp: leave these keys out, or write 'engine: local'"
+                "the algorithm or 'rollout.importance' needs them\nhelp: leave these keys out, or write 'engine: local'"
             )
         return [replace(g, responses=tuple(replace(r, source=name) for r in g.responses)) for g in groups]
 
@@ -272,12 +274,15 @@ class OnlineStage:
         examples = Examples(encoded)
         if iteration.combined is not None:
             examples.columns |= {"rewards": iteration.combined.reward, "raw_rewards": iteration.combined.raw}
-        self._measure_logprobs(iteration, examples)
+        old = self._measure_logprobs(iteration, examples)
         iteration.examples = examples
-        self._signal(iteration)
+        self._signal(iteration, old)
 
-    def _measure_logprobs(self, iteration: Iteration, examples: Examples) -> None:
-        """Log-probabilities and values. The KL to the reference is logged even if the algorithm does not need it."""
+    def _measure_logprobs(self, iteration: Iteration, examples: Examples) -> list[Tensor]:
+        """Log-probabilities and values; returns the policy's, of the responses that were measured.
+
+        The KL to the reference is logged even if the algorithm does not need it.
+        """
         roles, needs = self.work.roles, self.algorithm.needs
         groups, encoded = iteration.groups, examples.groups
         # Above 1 only if the algorithm needs none of these numbers: they are then for the metrics.
@@ -299,10 +304,26 @@ class OnlineStage:
             raise RunFailed(
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
             )
-        iteration.metrics["sampler_gap"] = sampler_gap(groups, old)
+        iteration.metrics |= sampler_metrics(groups, old)
+        self._check_sampler(iteration, groups, encoded)
         # Behind a prompt of its own, a reference differs from the policy on purpose.
         if all(ours is theirs for ours, theirs in zip(encoded, read, strict=True)):
             self._check_reference(kl)
+        return old
+
+    def _check_sampler(self, iteration: Iteration, groups: Sequence[Group], encoded: Sequence[Encoded]) -> None:
+        """Warn once if what sampled is not the policy; raise RunFailed if nothing has been learned from it yet."""
+        metrics, model = iteration.metrics, self.work.model
+        # Samples of weights that are an update old differ on purpose.
+        if self.warned or metrics.get("staleness") or not (text := mismatch(metrics, model)):
+            return
+        gap = metrics.get("sampler_gap", 0.0)
+        if gap and not mismatch(sampler_metrics(groups, self.logprobs(BASE, encoded)), model):
+            text += ". These samples are from the base: the engine did not load the adapter"
+        if gap > ANOTHER_MODEL and self.learner.steps == 0:
+            raise RunFailed(f"stage '{self.context.name}': {text}")
+        self.warned = True
+        self.watch.warn([text])
 
     def reference_logprobs(self, encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Encoded]]:
         """The reference's log-probabilities, and the groups as it reads them."""
@@ -340,7 +361,7 @@ class OnlineStage:
         Two passes over every sample cost more than learning the best of each prompt.
         """
         needs = self.algorithm.needs
-        measures = needs.old_logprobs or needs.reference_logprobs or needs.values
+        measures = needs.old_logprobs or needs.reference_logprobs or needs.values or self.importance
         return 1 if measures else max(len(group.responses) for group in groups)
 
     def _sampled_kl(self, iteration: Iteration) -> float | None:
@@ -365,13 +386,29 @@ class OnlineStage:
                 f"policy and reference start as the same adapter, but their KL is {kl:.3g} nats; please report it"
             )
 
-    def _signal(self, iteration: Iteration) -> None:
+    def _signal(self, iteration: Iteration, old: list[Tensor]) -> None:
         signals = self.algorithm.signal(iteration.examples.batch())
         iteration.metrics |= self.algorithm.algorithm.metrics
         if isinstance(signals, Skip):
             iteration.skipped = signals.reason
         else:
-            iteration.examples.add_signals(signals)
+            iteration.examples.add_signals(self._corrected(iteration, signals, old) if self.importance else signals)
+
+    def _corrected(
+        self, iteration: Iteration, signals: Mapping[str, Tensor], old: list[Tensor]
+    ) -> Mapping[str, Tensor]:
+        """The signals, with advantages that have the weights of `rollout.importance`."""
+        finest, groups = self.algorithm.needs.advantages, iteration.examples.groups
+        assert finest is not None and self.importance is not None  # else the recipe is refused
+        sampler = self.algorithm.sampler_logprobs(groups)
+        both = Examples(groups, {"old_logprobs": old, "sampler_logprobs": sampler}).batch()
+        advantages, metrics = weighted(
+            signals[ADVANTAGES], both.old_logprobs, both.sampler_logprobs, both.mask, self.importance, finest
+        )
+        iteration.metrics |= metrics
+        if metrics.get("importance_masked") == 1:
+            iteration.skipped = "'rollout.importance' masked every sample: see `sampler_ratio_max`"
+        return {**signals, ADVANTAGES: advantages}
 
     def _learn(self, iteration: Iteration) -> None:
         """Learn from every phase that the algorithm selects."""

@@ -150,7 +150,7 @@ class StageWatch:
         ours = plugins().registry.get("monitor", REWARD_HACKING)
         components = [Component("monitor", REWARD_HACKING, ours, options_of(ours)()), *(settings.monitors or ())]
         self.monitors = [CheckedMonitor(component, settings, context.name) for component in components]
-        self._warn([warning for monitor in self.monitors for warning in monitor.warnings])
+        self.warn([warning for monitor in self.monitors for warning in monitor.warnings])
         self.stopped, self.best = "", 0
         self._wish = ("", 0)  # why a monitor would end the stage in this iteration, and the iteration to go back to
         self._within = 0  # the last iteration within the KL budget
@@ -191,10 +191,11 @@ class StageWatch:
 
     def _report(self, observations: Sequence[Observation]) -> None:
         for each in observations:
-            self._warn(each.warnings)
+            self.warn(each.warnings)
             self.work.summary |= each.summary
 
-    def _warn(self, warnings: Sequence[str]) -> None:
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Print warnings, which the report shows, too."""
         for warning in warnings:
             self.context.say(f"warning: {warning}")
 

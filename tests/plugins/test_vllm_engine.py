@@ -220,7 +220,7 @@ def test_servers_that_do_not_fit_are_refused(
 def test_a_correction_needs_log_probabilities_without_filters(
     serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keys = {"algorithm": {"rloo": {"importance_cap": 2.0}}, "rollout": STAGE["rollout"] | {"top_k": 5}}
+    keys = {"rollout": STAGE["rollout"] | {"top_k": 5, "importance": {"cap": 2.0}}}
     code, err = run(recipe(tmp_path, {"url": serve().url}, **keys), capsys)
     words = " ".join(err.split())
     assert code == 1 and "the engine cannot tell log-probabilities with top_k, top_p or min_new_tokens" in words

@@ -161,20 +161,6 @@ def _row(ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
     return TreeLayout([GroupSpan(0, ids.shape[1], ())]), ids[0]
 
 
-def test_the_samplers_gap_is_per_token_of_the_policy() -> None:
-    """Tokens of others have no log-probability, and do not count as perfect agreement."""
-    from alignkit.training.iteration import sampler_gap
-
-    response = alignkit.Response(
-        tokens=(1, 2, 3, 4), logprobs=(-1.0, 0.0, 0.0, -2.0), written=(True, False, False, True)
-    )
-    group = Group(({"role": "user", "content": "?"},), (response,))
-    measured = torch.tensor([-1.5, 0.0, 0.0, -2.1])
-    assert sampler_gap([group], [measured]) == pytest.approx(0.3)
-    # A response that was cut counts neither its difference nor its tokens.
-    assert sampler_gap([group, group], [measured, measured[:2]]) == pytest.approx(0.3)
-
-
 def test_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Dice(Calculator):
         """Random in both of its parts."""

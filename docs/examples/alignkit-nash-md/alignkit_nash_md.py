@@ -36,7 +36,8 @@ class NashMD(Algorithm):
     """Make responses likelier that win against the mixture of policy and reference."""
 
     source = ROLLOUTS
-    needs = Needs(old_logprobs=True, reference_logprobs=True, min_samples=3)  # of two, the only opponent has weight 1
+    # Of two samples, the only opponent has weight 1.
+    needs = Needs(old_logprobs=True, reference_logprobs=True, advantages="sequence", min_samples=3)
     defaults = StageDefaults(
         learning_rate=1e-4, epochs=1, batch_size=64, lr_scheduler_type="constant", samples_per_prompt=8
     )

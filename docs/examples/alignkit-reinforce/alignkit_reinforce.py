@@ -50,7 +50,7 @@ class Reinforce(Algorithm):
     def needs(self) -> Needs:
         """Leaving one response out needs two."""
         min_samples = 2 if self.options.baseline == "leave_one_out" else 1
-        return Needs(old_logprobs=True, reference_logprobs=True, min_samples=min_samples)
+        return Needs(old_logprobs=True, reference_logprobs=True, advantages="sequence", min_samples=min_samples)
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
         """Advantages, [R]."""

@@ -41,7 +41,9 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Learning rate": ("learning_rate",),
     "Spread of the reward": ("reward_std",),
     "Prompts whose rewards are all equal": ("groups_without_spread",),
-    "Sampler against training, nats per token": ("sampler_gap",),
+    "Sampler against training, nats per token": ("sampler_gap", "sampler_kl"),
+    "Sampler against training, largest ratio": ("sampler_ratio_max",),
+    "Weights of importance, shares": ("importance_capped", "importance_masked"),
 }
 # What curves of training are about; a stage shows the first ones that it has, and the others on demand.
 MAIN = ("Reward and gold against KL", "Reward", "KL to the reference, nats", "Response length, tokens")

@@ -49,7 +49,7 @@ class Distillation(Algorithm):
     """Make tokens likelier that the teacher finds likelier than the policy, and the others less likely."""
 
     source = ROLLOUTS
-    needs = Needs(reward=False, old_logprobs=True, reference_logprobs=True, teacher="context")
+    needs = Needs(reward=False, old_logprobs=True, reference_logprobs=True, advantages="token", teacher="context")
     defaults = StageDefaults(
         learning_rate=3e-4, epochs=1, batch_size=16, lr_scheduler_type="linear", samples_per_prompt=4
     )

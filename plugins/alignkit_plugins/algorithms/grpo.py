@@ -74,11 +74,6 @@ class GRPO(Algorithm):
         clip_range_high: float | None = Field(
             None, gt=0, description="upper clip range, if different (DAPO: 0.28; CISPO: 4)"
         )
-        importance_cap: float | None = Field(
-            None,
-            ge=1,
-            description="cap of the importance weight, policy / sampler, per token (truncated importance sampling)",
-        )
         ratio: Literal["token", "sequence"] = Field(
             "token", description="ratio of each token, or of the whole response (GSPO)"
         )
@@ -108,8 +103,6 @@ class GRPO(Algorithm):
                 raise ValueError("'ratio: sequence' requires 'aggregation: sequence_mean'")
             if self.scale_by_mean and "scale_by_std" in self.model_fields_set and self.scale_by_std:
                 raise ValueError("advantages are divided by the deviation or by the mean: remove one of scale_by_...")
-            if self.importance_cap is not None and self.ratio == "sequence":
-                raise ValueError("importance_cap weighs tokens and requires 'ratio: token'")
             if self.policy_loss == "cispo":
                 self._check_cispo()
             return self
@@ -127,7 +120,7 @@ class GRPO(Algorithm):
         return Needs(
             old_logprobs=True,
             reference_logprobs=True,
-            sampler_logprobs=self.options.importance_cap is not None,
+            advantages=self.options.ratio,
             entropy=self.options.entropy_coefficient > 0,
             min_samples=2,
             max_new_tokens=longest,
@@ -176,11 +169,6 @@ class GRPO(Algorithm):
             policy = F.cispo_policy_loss(logprobs, old, advantages, o.clip_range_high)
         else:
             policy = F.ppo_policy_loss(logprobs, old, advantages, o.clip_range, o.clip_range_high)
-        if o.importance_cap is not None:
-            # From the sampler to the old policy; the ratio is from the old policy to the new one.
-            policy = policy * F.truncated_importance(
-                batch.old_logprobs, batch.sampler_logprobs, o.importance_cap, batch.mask
-            )
         terms = Loss(
             policy_loss=per_response(policy) if o.ratio == "sequence" else self._aggregated(policy, batch.mask)
         )
@@ -224,7 +212,9 @@ class GRPO(Algorithm):
         """New and old log-probabilities, advantages and mask: [R, T] each, or [R] for whole responses (GSPO)."""
         advantages = batch["advantages"]
         if self.options.ratio == "token":
-            return out.logprobs, batch.old_logprobs, advantages[:, None].expand_as(out.logprobs), batch.mask
+            # [R, T] once `rollout.importance` has weighted tokens.
+            per_token = advantages if advantages.dim() == 2 else advantages[:, None].expand_as(out.logprobs)
+            return out.logprobs, batch.old_logprobs, per_token, batch.mask
         log_ratio = F.sequence_log_ratio(out.logprobs, batch.old_logprobs, batch.mask)  # Zheng et al., eq. 7
         # As new and old log-probabilities: exp(log_ratio - 0) is the ratio of the response.
         return log_ratio, log_ratio.new_zeros(len(log_ratio)), advantages, batch.mask.any(dim=1)

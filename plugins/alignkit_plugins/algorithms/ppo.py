@@ -69,11 +69,6 @@ class PPO(Algorithm):
         dual_clip: float | None = Field(
             None, gt=1, description="dual-clip bound of the ratio for negative advantages (Ye et al. 2020)"
         )
-        importance_cap: float | None = Field(
-            None,
-            ge=1,
-            description="cap of the importance weight, policy / sampler, per token (truncated importance sampling)",
-        )
         value_coefficient: float = Field(0.1, ge=0, description="weight of the value loss")
         entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus")
         whiten_advantages: bool = Field(
@@ -108,7 +103,7 @@ class PPO(Algorithm):
         return Needs(
             old_logprobs=True,
             reference_logprobs=True,
-            sampler_logprobs=o.importance_cap is not None,
+            advantages="token",
             values=True,
             shared_values=o.shared_value,
             centered_values=o.center_scores or o.group_baseline,
@@ -170,11 +165,6 @@ class PPO(Algorithm):
             o.clip_range_high,
             o.dual_clip,
         )
-        if o.importance_cap is not None:
-            # From the sampler to the old policy; the ratio is from the old policy to the new one.
-            policy = policy * F.truncated_importance(
-                batch.old_logprobs, batch.sampler_logprobs, o.importance_cap, batch.mask
-            )
         value = F.ppo_value_loss(out.values, batch.old_values, batch["returns"], o.value_clip_range)
         return Loss(
             policy_loss=per_token(policy),

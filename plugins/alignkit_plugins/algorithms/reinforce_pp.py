@@ -55,11 +55,6 @@ class ReinforcePP(Algorithm):
         )
         clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio")
         clip_range_high: float | None = Field(None, gt=0, description="upper clip range, if different")
-        importance_cap: float | None = Field(
-            None,
-            ge=1,
-            description="cap of the importance weight, policy / sampler, per token (truncated importance sampling)",
-        )
         aggregation: Literal["token_mean", "sequence_mean"] = Field(
             "token_mean", description="how the policy loss is averaged: over tokens, or per response first"
         )
@@ -68,8 +63,7 @@ class ReinforcePP(Algorithm):
     def needs(self) -> Needs:
         """The mean of a group needs two samples."""
         min_samples = 2 if self.options.group_baseline else 1
-        corrected = self.options.importance_cap is not None
-        return Needs(old_logprobs=True, reference_logprobs=True, sampler_logprobs=corrected, min_samples=min_samples)
+        return Needs(old_logprobs=True, reference_logprobs=True, advantages="token", min_samples=min_samples)
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
         """Advantages, [R, T]."""
@@ -91,10 +85,6 @@ class ReinforcePP(Algorithm):
         policy = F.ppo_policy_loss(
             out.logprobs, batch.old_logprobs, batch["advantages"], o.clip_range, o.clip_range_high
         )
-        if o.importance_cap is not None:
-            policy = policy * F.truncated_importance(
-                batch.old_logprobs, batch.sampler_logprobs, o.importance_cap, batch.mask
-            )
         if o.aggregation == "token_mean":
             return Loss(policy_loss=per_token(policy))
         return Loss(policy_loss=per_response(F.mean_tokens(policy, batch.mask)))

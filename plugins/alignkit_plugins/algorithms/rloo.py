@@ -39,6 +39,7 @@ class RLOO(Algorithm):
     """Make responses likelier that return more than the prompt's others, and the rest less likely."""
 
     source = ROLLOUTS
+    needs = Needs(old_logprobs=True, reference_logprobs=True, advantages="sequence", min_samples=2)
     defaults = StageDefaults(
         learning_rate=1e-3,
         epochs=1,
@@ -51,17 +52,6 @@ class RLOO(Algorithm):
         kl_coefficient: float = Field(0.05, ge=0, description="weight of the KL to the reference: reward per nat")
         clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio, which is of whole responses")
         clip_range_high: float | None = Field(None, gt=0, description="upper clip range, if different")
-        importance_cap: float | None = Field(
-            None,
-            ge=1,
-            description="cap of the importance weight, policy / sampler, per response (truncated importance sampling)",
-        )
-
-    @property
-    def needs(self) -> Needs:
-        """A baseline needs two samples."""
-        corrected = self.options.importance_cap is not None
-        return Needs(old_logprobs=True, reference_logprobs=True, sampler_logprobs=corrected, min_samples=2)
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
         """Advantages, [R]."""
@@ -76,9 +66,6 @@ class RLOO(Algorithm):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o, (logprobs, old) = self.options, _sums(batch, out)
         policy = F.ppo_policy_loss(logprobs, old, batch["advantages"], o.clip_range, o.clip_range_high)
-        if o.importance_cap is not None:
-            sampler = F.sum_tokens(batch.sampler_logprobs, batch.mask)
-            policy = policy * F.truncated_importance(old, sampler, o.importance_cap)
         return Loss(policy_loss=per_response(policy))
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:

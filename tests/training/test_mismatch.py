@@ -1,0 +1,225 @@
+"""Engines that sample from another model than the one that learns: each is caught in its first iteration."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from alignkit import Group, Response
+from alignkit.cli import main
+from alignkit.training.iteration import Iteration
+from alignkit.training.mismatch import sampler_metrics
+from alignkit.training.online import OnlineStage
+
+HEADER = """
+from dataclasses import replace
+from pathlib import Path
+from alignkit import *
+from tests.distributed.local_engine import LocalEngine
+
+class Planted(LocalEngine):
+"""
+FOOTER = """
+
+@hookimpl
+def register_engines(register):
+    register("planted", Planted)
+"""
+SFT = {"algorithm": "sft", "data": "rows.jsonl", "epochs": 4, "learning_rate": 0.02, "keep_versions": True}
+ALIGN: dict[str, Any] = {
+    "algorithm": "rloo",
+    "from": "sft",
+    "prompts": "rows.jsonl",
+    "reward": {"length": {"unit": "characters"}},
+    "rollout": {"samples_per_prompt": 4, "max_new_tokens": 8},
+    "iterations": 2,
+    "prompts_per_iteration": 3,
+    "learning_rate": 0.01,
+}
+NEVER_LOADED = """
+    def publish(self, policy, adapter, version):
+        super().publish(policy, None, version)
+"""
+BASE = "These samples are from the base: the engine did not load the adapter"
+PERHAPS = "reads another prompt (template) or computes in another dtype. With 'engine: local' there is no gap"
+# What an engine does wrong, and what the warning says of it.
+PLANTED = {
+    "an adapter that is never loaded": (NEVER_LOADED, BASE),
+    "stale weights": (
+        """
+    def publish(self, policy, adapter, version):
+        super().publish(policy, Path(__file__).parent / "out" / "sft" / "kept" / "3", version)
+    """,
+        PERHAPS,
+    ),
+    "another template": (
+        """
+    def sample(self, policy, prompts, seeds, params):
+        return super().sample(policy, [prompt[len(prompt) // 2 :] for prompt in prompts], seeds, params)
+    """,
+        PERHAPS,
+    ),
+    "another dtype": (
+        """
+    def prepare(self, context):
+        super().prepare(replace(context, model=context.model.model_copy(update={"dtype": "bfloat16"})))
+    """,
+        PERHAPS,
+    ),
+}
+KEEPS_THE_FIRST = """
+    kept = None
+    def publish(self, policy, adapter, version):
+        if self.kept is None:
+            super().publish(policy, adapter, version)
+        self.kept = role, _ = self._policies[policy]
+        self._policies[policy] = role, version
+"""
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def run(folder: Path, methods: str, **keys: Any) -> int:
+    """Run SFT with the local engine, then an online stage with a planted one; returns the exit code."""
+    body = textwrap.indent(textwrap.dedent(methods), "    ")
+    (folder / "planted.py").write_text(HEADER + body + FOOTER)
+    rows = [{"prompt": f"is it {n}?", "completion": "yes, it is bread"} for n in range(3)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4}}
+    stages = {"sft": SFT, "align": {**ALIGN, "engine": "planted", **keys}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": model, "stages": stages}))
+    plugin = ["--plugin", str(folder / "planted.py"), "--out", str(folder / "out")]
+    return main(["run", str(folder / "recipe.yaml"), *plugin])
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out" / "align" / "metrics.jsonl").read_text().splitlines()]
+
+
+def warnings(err: str) -> list[str]:
+    return re.findall("warning: (the sampler.*)", err)
+
+
+def test_the_samplers_gap_is_per_token_of_the_policy() -> None:
+    """Tokens of others have no log-probability, and do not count as perfect agreement."""
+    response = Response(tokens=(1, 2, 3, 4), logprobs=(-1.0, 0.0, 0.0, -2.0), written=(True, False, False, True))
+    group = Group(({"role": "user", "content": "?"},), (response,))
+    measured = torch.tensor([-1.5, 0.0, 0.0, -2.1])
+    # From samples of the sampler: the mean of r - 1 - log r, with r = learner / sampler, here exp(-0.5) and exp(-0.1).
+    kl = (math.exp(-0.5) - 1 + 0.5 + math.exp(-0.1) - 1 + 0.1) / 2
+    wanted = {"sampler_gap": 0.3, "sampler_kl": kl, "sampler_ratio_max": math.exp(-0.1)}
+    assert sampler_metrics([group], [measured]) == pytest.approx(wanted)
+    # A response that was cut counts neither its difference nor its tokens.
+    assert sampler_metrics([group, group], [measured, measured[:2]]) == pytest.approx(wanted)
+    # Nothing is told apart from agreement.
+    assert sampler_metrics([replace(group, responses=(replace(response, logprobs=None),))], [measured]) == {}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_another_model_is_caught_in_the_first_iteration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    methods, said = PLANTED[name]
+    code = run(tmp_path, methods)
+    err = capsys.readouterr().err
+    (gap,) = map(float, re.findall(r"differ by (\S+) nats per token, of which rounding in float32 explains 0.001", err))
+    assert said in err and (BASE in err) == (said == BASE) and "Traceback" not in err
+    if gap > 0.5:  # nothing was learned from it
+        assert code == 1 and "in iteration 1 of 2" in err and not metrics(tmp_path)
+        assert "error: stage 'align': the sampler is not the policy that learns" in err
+    else:  # said once, before the first iteration is logged
+        assert code == 0 and len(warnings(err)) == 1
+        assert err.index("warning: the sampler") < err.index("iteration 1/2")
+        assert metrics(tmp_path)[0]["sampler_gap"] == pytest.approx(gap, rel=0.1)
+
+
+def test_the_policy_itself_raises_no_alarm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "pass") == 0
+    assert not warnings(capsys.readouterr().err)
+    assert all(0 < row["sampler_gap"] < 1e-5 and row["sampler_ratio_max"] < 1.001 for row in metrics(tmp_path))
+
+
+def test_weights_that_are_not_replaced_are_caught_in_the_second_iteration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, KEEPS_THE_FIRST, iterations=3) == 0
+    err = capsys.readouterr().err
+    assert len(warnings(err)) == 1 and err.index("iteration 1/3") < err.index("warning: the sampler")
+    first, *others = (row["sampler_gap"] for row in metrics(tmp_path))
+    assert first < 1e-5 and min(others) > 0.1
+
+
+def test_samples_that_are_an_update_old_raise_no_alarm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `rollout: {ahead: 1}`: only the first iteration has samples of the policy itself."""
+    checked = OnlineStage._check_sampler
+
+    def check(self: OnlineStage, iteration: Iteration, *more: Any) -> None:
+        iteration.metrics |= {"staleness": int(iteration.number > 1)}
+        checked(self, iteration, *more)
+
+    monkeypatch.setattr(OnlineStage, "_check_sampler", check)
+    assert run(tmp_path, KEEPS_THE_FIRST) == 0
+    assert not warnings(capsys.readouterr().err) and metrics(tmp_path)[1]["sampler_gap"] > 0.1
+    (tmp_path / "other").mkdir()
+    assert run(tmp_path / "other", NEVER_LOADED) == 1
+
+
+def test_a_sampler_that_tells_nothing_is_not_taken_for_the_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silent = """
+    def sample(self, *given):
+        return [[replace(one, logprobs=None) for one in each] for each in super().sample(*given)]
+    """
+    assert run(tmp_path, silent) == 0
+    err = capsys.readouterr().err
+    assert warnings(err) == [
+        "the sampler tells no log-probabilities, so nobody checks that it is the policy that learns; leave top_k, "
+        "top_p and min_new_tokens out to have it checked"
+    ]
+    assert not any("sampler_gap" in row for row in metrics(tmp_path))
+
+
+def test_a_run_weights_what_another_dtype_sampled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token's advantage by learner / sampler, and no other signal."""
+    corrected, seen = OnlineStage._corrected, []
+
+    def correct(self: OnlineStage, iteration: Iteration, signals: Any, old: list[torch.Tensor]) -> Any:
+        found = corrected(self, iteration, signals, old)
+        responses = [response for group in iteration.groups for response in group.responses]
+        seen.append((signals, found, old, [torch.tensor(response.logprobs) for response in responses]))
+        return found
+
+    monkeypatch.setattr(OnlineStage, "_corrected", correct)
+    rollout = ALIGN["rollout"] | {"importance": {"cap": 1.0, "mask": [0.99, 1.01]}}
+    code = run(tmp_path, PLANTED["another dtype"][0], algorithm="ppo", rollout=rollout)
+    assert code == 0, capsys.readouterr().err
+    for signals, found, old, sampled in seen:
+        assert found["returns"] is signals["returns"]
+        for row, (learner, sampler) in enumerate(zip(old, sampled, strict=True)):
+            ratio = (learner - sampler).exp()
+            weights = ratio.clamp(max=1.0) * ((ratio >= 0.99) & (ratio <= 1.01))
+            wanted = signals["advantages"][row, : len(ratio)] * weights
+            torch.testing.assert_close(found["advantages"][row, : len(ratio)], wanted)
+    for metric in ("importance_capped", "importance_masked"):
+        assert len(seen) == 2 and all(0 < row[metric] < 1 for row in metrics(tmp_path))
+
+
+def test_an_iteration_without_a_weight_learns_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rollout = ALIGN["rollout"] | {"importance": {"mask": [1, 1]}}
+    assert run(tmp_path, PLANTED["another dtype"][0], rollout=rollout) == 1
+    err = " ".join(capsys.readouterr().err.split())
+    assert "2 of 2 iterations had nothing to learn from" in err and "'rollout.importance' masked every sample" in err
