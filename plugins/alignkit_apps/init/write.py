@@ -138,7 +138,8 @@ def _source(kind: str, path: Path, columns: Mapping[str, str]) -> Source:
             raise DataError(f"--{kind} {path}: {asked}\n  or, if it holds prompts alone, give it as --prompts")
         text = f"expected {wanted}, but the file holds {held} (format {found})"
         raise DataError(f"--{kind} {path}: {text}" + (f"\nhelp: {help}" if help else ""))
-    template, unused = {}, list[str]()
+    template: dict[str, str] = {}
+    unused: list[str] = []
     if found == "template" and source.format is not None:
         template = source.format.options.model_dump(exclude_unset=True)
         used = source.format.registration.implementation(source.format.options).columns

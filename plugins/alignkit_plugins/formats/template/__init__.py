@@ -82,7 +82,7 @@ class TemplateOptions(alignkit.Options):
 class Template(Format):
     """Rows with any columns. A recipe names this format, since it has the template."""
 
-    Options = TemplateOptions
+    Options: ClassVar[type[alignkit.Options]] = TemplateOptions
     summary = "any columns, which a template names: prompt: '{question}', response: '{answer}'"
     wants = "any, which the template names; never detected"
     example = '{"passage": "Ann is 7.", "question": "How old is Ann?", "answer": "7"}'
@@ -111,11 +111,10 @@ class Template(Format):
             raise BadRow("a row must be an object with columns")
         self._check_required(row)
         prompt = self.prompt(row)
+        responses, pairs = self._responses(row, prompt)
         if self.options.turns is not None:
             prompt, response = self.demonstration(self._turns(row, prompt))
-            responses, pairs = (response,), None
-        else:
-            responses, pairs = self._responses(row, prompt)
+            responses = (response,)
         if "system" in self.texts:
             prompt = self.opened(prompt, {"system": self.texts["system"][0].text(row)})
         meta = self.rest(row, *self.columns)
