@@ -114,6 +114,10 @@ class BadRow(Exception):
     """A format raises this for a row that it cannot use; the reader adds file and row number."""
 
 
+class LeftOut(BadRow):
+    """A row that the recipe does not want. It is counted with the bad rows, but stops nothing."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One error in a recipe: what is wrong, where, and what to do.

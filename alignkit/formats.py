@@ -219,6 +219,19 @@ class Format:
         return tuple(turns[:first]), cls.answer(turns[first:], **known)
 
     @staticmethod
+    def pairs_by_score(responses: Sequence[Response]) -> tuple[Pair, ...]:
+        """All pairs whose scores differ by more than rounding; the margin is the difference."""
+        scored = [(place, score) for place, r in enumerate(responses) if (score := r.scores.get("reward")) is not None]
+        if not scored:
+            raise BadRow("the row has neither ranks nor scores nor pairs")
+        if len(scored) < len(responses):
+            raise BadRow(f"{len(responses) - len(scored)} of {len(responses)} responses have no score")
+        from alignkit import functional as F  # with torch, which reading a recipe does not need
+
+        better = ((i, j, high - low) for i, high in scored for j, low in scored if F.preferred([(low, high)]) == [1])
+        return tuple(Pair(i, j, margin=margin) for i, j, margin in better)
+
+    @staticmethod
     def rest(row: Mapping[str, Any], *used: str) -> dict[str, Any]:
         """The columns that the format does not use; they become the group's `meta`.
 

@@ -2,10 +2,11 @@
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
 `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `importance`, `mix`, `stop`, `data`, `measures`,
-`few_shot`, `people`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `labeled pairs`, `cards`, `outcomes`,
-`benchmarks`, `results` and a machine of `benchmarks/results.json`, `commands`, `exit codes`, `hooks`, `events`,
-`silent bugs`, a kind and a name (`algorithm ppo`), a kind and several names, which then have captions
-(`reward min product`), or names for the reference of public names (`api Group Response`; see `api_reference.py`).
+`few_shot`, `people`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`, `data sets`, `labeled pairs`,
+`cards`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`, `commands`, `exit codes`,
+`hooks`, `events`, `silent bugs`, a kind and a name (`algorithm ppo`), a kind and several names, which then have
+captions (`reward min product`), or names for the reference of public names (`api Group Response`; see
+`api_reference.py`).
 It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
@@ -19,12 +20,15 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 
 import alignkit.formats
 import alignkit_plugins.formats.labeled_pairs
+import alignkit_plugins.formats.template.fields
 from alignkit import hookspecs
 from alignkit.plugins import KINDS, load_plugins, plugins
 from alignkit.recipe.schema import DataKeys, LauncherKeys, TopKeys
@@ -83,7 +87,9 @@ def part(what: str) -> str:
         "recipes": recipe_table,
         "plugins": plugin_table,
         "formats": format_table,
-        "bad rows": bad_rows,
+        "bad rows": lambda: docstring_table(alignkit.formats),
+        "fields": lambda: docstring_table(alignkit_plugins.formats.template.fields),
+        "data sets": data_set_table,
         "labeled pairs": layout_table,
         "families": families,
         "cards": card_table,
@@ -166,17 +172,36 @@ def plugin_table() -> str:
 def format_table() -> str:
     """The formats that come with alignkit, the columns by which they recognize a row, and an example."""
     formats = [entry for entry in plugins().registry.registrations("format") if entry.distribution == "alignkit"]
+    formats = [entry for entry in formats if entry.name not in alignkit_plugins.formats.template.DATA_SETS]
     lines = []
     for entry in sorted(formats, key=lambda entry: entry.name):
         lines.append((f"`{entry.name}`", entry.implementation.wants, f"`{entry.implementation.example}`"))
     return markdown(("format", "columns", "an example"), lines)
 
 
-def bad_rows() -> str:
-    """Which rows are bad, as the formats' docstring says."""
-    lines = [line for line in (alignkit.formats.__doc__ or "").splitlines() if line.startswith("|")]
+def docstring_table(module: ModuleType) -> str:
+    """The table in a module's docstring."""
+    lines = [line for line in (module.__doc__ or "").splitlines() if line.startswith("|")]
     header, _, *rows = [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines]
     return markdown(header, rows)
+
+
+def data_set_table() -> str:
+    """The public data sets that templates read, and the templates."""
+    lines = []
+    for name, data_set in alignkit_plugins.formats.template.DATA_SETS.items():
+        template = "<br>".join(f"{key}: `{yaml_text(value)}`" for key, value in data_set.template.items())
+        lines.append((f"`{name}`", data_set.summary, template))
+    return markdown(("format", "data set", "template"), lines)
+
+
+def yaml_text(value: Any) -> str:
+    """A value as YAML on one line: a text between quotes, a list or a mapping in brackets."""
+    return (
+        json.dumps(value, ensure_ascii=False)
+        if isinstance(value, str)
+        else yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).strip()
+    )
 
 
 def layout_table() -> str:

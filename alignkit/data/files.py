@@ -30,11 +30,12 @@ PARQUET_ROWS = 1024  # decoded together
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """A row that cannot be used. `row` counts from 1."""
+    """A row that cannot be used. `row` counts from 1. left_out: the recipe does not want it."""
 
     file: str
     row: int
     reason: str
+    left_out: bool = False
 
     def __str__(self) -> str:
         return f"{self.file}:{self.row}: {self.reason}"

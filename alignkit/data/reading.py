@@ -12,7 +12,7 @@ from typing import Any, Literal
 from alignkit.data import hub
 from alignkit.data.files import SkippedRow, file_rows, kind_of, raise_if_bad, suffix_of, text_lines, without_fills
 from alignkit.data.group import Group, Origin, Response, group_from_json, group_id, resolved_pairs
-from alignkit.errors import BadRow, DataError, PluginError
+from alignkit.errors import BadRow, DataError, LeftOut, PluginError
 from alignkit.formats import FOREIGN, Format
 from alignkit.io.digest import file_digest
 from alignkit.plugin_errors import failure
@@ -22,12 +22,12 @@ from alignkit.registry import Component
 NEAREST = 5  # formats that an error suggests
 SAMPLES = 1000  # groups of a source that may be shown: of a small part, the first ones may all be elsewhere
 # What columns with a question and with its answer are called, besides `prompt` and `completion`.
-_ASKED = {"question", "query", "problem", "input", "instruction", "goal", "ctx", "request", "user", "q"}
-_ASKED |= {"frage", "pregunta", "domanda", "vraag"}
-_SAID = {"answer", "response", "output", "solution", "target", "reply", "answerkey", "assistant", "a"}
-_SAID |= {"antwort", "réponse", "respuesta", "risposta", "antwoord"}
+ASKED = {"question", "query", "problem", "input", "instruction", "goal", "ctx", "request", "user", "q"}
+ASKED |= {"frage", "pregunta", "domanda", "vraag"}
+SAID = {"answer", "response", "output", "solution", "target", "reply", "answerkey", "assistant", "a"}
+SAID |= {"antwort", "réponse", "respuesta", "risposta", "antwoord"}
 # The same for columns with a better and with a worse answer, besides `chosen` and `rejected`.
-_BETTER, _WORSE = (
+BETTER, WORSE = (
     {"better", "good", "best", "preferred", "accepted"},
     {"worse", "bad", "worst", "dispreferred", "rejected"},
 )
@@ -130,7 +130,7 @@ def read_source(
         try:
             found = reader.groups(raise_if_bad(row), Origin(source.name, number, skip, place))
         except BadRow as error:
-            bad.append(SkippedRow(source.name, number, str(error)))
+            bad.append(SkippedRow(source.name, number, str(error), isinstance(error, LeftOut)))
         else:
             groups += found
             good += 1
@@ -367,7 +367,7 @@ def renamings_of(row: Any, formats: Formats) -> dict[str, dict[str, str]]:
     """Columns (expected -> actual) with which exactly one format reads a row, by the format: by their usual names."""
     if not isinstance(row, Mapping):
         return {}
-    names = (_ASKED, _SAID, _BETTER, _WORSE)
+    names = (ASKED, SAID, BETTER, WORSE)
     asked, said, better, worse = ([name for name in row if str(name).lower() in some] for some in names)
     if "prompt" not in row and len(asked) != 1:
         return {}

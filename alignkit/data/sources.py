@@ -93,7 +93,8 @@ def load(
     errors: list[SkippedRow] = []
     for place, source in enumerate(spec.sources):
         part = read_source(source, place, formats, stage_data, commit)
-        (skipped if source.on_bad_row == "skip" else errors).extend(part.bad)
+        for row in part.bad:
+            (skipped if row.left_out or source.on_bad_row == "skip" else errors).append(row)
         if not part.groups and not errors:
             raise DataError(_no_usable_row(source, part.bad))
         parts.append(part)

@@ -11,6 +11,7 @@ from typing import Any
 
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec
+from alignkit.errors import did_you_mean
 from alignkit.options import Options
 from alignkit.recipe.components import expand_all, find, options_of, with_options
 from alignkit.recipe.document import Keys
@@ -87,6 +88,9 @@ def _read_source(raw: Any, keys: Keys, scope: Scope) -> DataSource | None:
         return None
     if name := _format_name(raw):
         return _read_formatted(name, raw[name], (*keys, name), scope)
+    if nested := [key for key in raw if key not in _COMMON and scope.registry.has("format", key)]:
+        registration = find("format", nested[0], (*keys, nested[0]), scope, at_key=True)
+        return _Source(raw, keys, scope, nested[0], registration, nested=nested[0]).read()
     return _Source(raw, keys, scope).read()
 
 
@@ -127,7 +131,10 @@ def _read_formatted(name: str, raw: Any, keys: Keys, scope: Scope) -> DataSource
 
 @dataclass(frozen=True)
 class _Source:
-    """A source written as a mapping. registration: that of its format; None if it has no format, or an unknown one."""
+    """A source written as a mapping. registration: that of its format; None if it has no format, or an unknown one.
+
+    nested: the key that holds the options of the format, as in `{path: FILE, FORMAT: {options}}`; empty: they are keys.
+    """
 
     raw: Mapping[str, Any]
     keys: Keys
@@ -135,22 +142,27 @@ class _Source:
     name: str = ""
     registration: Registration | None = None
     path_keys: Keys | None = None
+    nested: str = ""
 
     def read(self) -> DataSource | None:
         """Return the source, or None if anything is wrong with it."""
         problems = self.scope.problems
         before = len(problems)
         model = options_of(self.registration) if self.registration else Options
-        format_keys = allowed_keys(model)
+        format_keys = [self.nested] if self.nested else allowed_keys(model)
         for key in self.raw:
             if key not in _COMMON and key not in format_keys:
-                problems.unknown_key((*self.keys, key), [*_COMMON, *format_keys])
+                formats = self.scope.registry.names("format") if isinstance(self.raw[key], dict) else ()
+                problems.unknown_key((*self.keys, key), [*_COMMON, *format_keys], did_you_mean(key, formats))
         common = {key: value for key, value in self.raw.items() if key in _COMMON}
         values = validate(DataKeys, common, self.keys, problems).value
         component = None
         if self.registration:
-            options = {key: value for key, value in self.raw.items() if key in format_keys}
-            component = with_options("format", self.name, self.registration, options, self.keys, self.scope)
+            options: Any = {key: value for key, value in self.raw.items() if key in format_keys}
+            keys = self.keys
+            if self.nested:
+                options, keys = options[self.nested], (*keys, self.nested)
+            component = with_options("format", self.name, self.registration, options, keys, self.scope)
         path, stage = self._origin()
         self._check_hub_keys()
         if values is None or (self.name and self.registration is None) or len(problems) > before:

@@ -95,7 +95,7 @@ def test_no_tools_as_json_are_none(tmp_path: Path) -> None:
         ({"problem": "Q?", "solution": "A"}, [["Q?", "A"], ["Q?"]]),
         ({"input": "Q?", "output": "A"}, [["Q?", "A"]]),
         ({"prompt": "Q?", "output": "A"}, [["Q?", "A"]]),
-        ({"question": "Q?", "choices": CHOICES, "answerKey": "A"}, [["Q?"]]),
+        ({"question": "Q?", "choices": CHOICES, "key": "A"}, [["Q?"]]),
         ({"question": "Q?", "options": ["red", "blue"], "answer": 1}, [["Q?"]]),
     ],
 )
@@ -109,7 +109,7 @@ def test_the_yaml_that_an_error_names_reads_the_row(row: Any, ways: list[list[st
     if "choices" in row:
         assert "no model sees 'choices'" in str(error.value)
         with pytest.raises(DataError, match="column 'choices' holds the question's answers to choose from"):
-            read(tmp_path / "d.jsonl", json.dumps(row), columns={"prompt": "question", "answer": "answerKey"})
+            read(tmp_path / "d.jsonl", json.dumps(row), columns={"prompt": "question", "answer": "key"})
 
 
 @pytest.mark.parametrize("name", ["d.csv", "d.tsv"])

@@ -83,9 +83,10 @@ class _Builder:
         block = self._schema(BlockKeys)
         inner = {"type": "object", "additionalProperties": _ref("stage")}
         block = {**block, "properties": {**block["properties"], "stages": inner}}
-        sources = [TEXT, self._refs[DataKeys], *self._formats()]
+        source = _ref("source")
         shapes = {
-            "data": _any_of([*sources, {"type": "array", "items": _any_of(sources)}]),
+            "source": _any_of([TEXT, self._refs[DataKeys], *self._formats()]),
+            "data": _any_of([source, {"type": "array", "items": source}]),
             "reward": _any_of([TEXT, _object({"folder": TEXT}, ["folder"]), self._component("reward")]),
             "judge": self._component("judge"),
             "filter": self._component("filter"),
@@ -96,7 +97,7 @@ class _Builder:
             "constitution": _any_of([TEXT, {"type": "array", "items": self._refs[Principle]}]),
             "stage": _any_of([self._training_stage(), *self._steps()]),
             "stage_or_block": _any_of([_ref("stage"), block]),
-            **dict.fromkeys(("stage_name", "policy", "from", "base"), TEXT),
+            **dict.fromkeys(("stage_name", "policy", "from", "base", "text"), TEXT),
         }
         return {f"alignkit.{name}": shape for name, shape in shapes.items()}
 
@@ -107,10 +108,14 @@ class _Builder:
         return _any_of([{"enum": sorted(options)}, {**TEXT, "pattern": ":"}, with_options])
 
     def _formats(self) -> Iterable[Schema]:
-        """`FORMAT: PATH`, or `FORMAT: {path: PATH, option: ...}`."""
+        """`FORMAT: PATH`, `FORMAT: {path: PATH, option: ...}`, or `path: PATH` with `FORMAT: {option: ...}`."""
+        common = self._schema(DataKeys)["properties"]
         for name, model in self._options["format"].items():
-            keys = {**self._schema(DataKeys)["properties"], **self._schema(model).get("properties", {})}
-            yield _object({name: _any_of([TEXT, _object(keys)])}, [name])
+            options = self._schema(model).get("properties", {})
+            keys = _object({**common, **options}) if options else self._refs[DataKeys]
+            yield _object({name: _any_of([TEXT, keys])}, [name])
+            if options:
+                yield _object({**common, name: self._refs[model]}, [name])
 
     def _training_stage(self) -> Schema:
         keys = self._schema(Settings)["properties"]

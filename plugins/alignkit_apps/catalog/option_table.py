@@ -30,6 +30,7 @@ _REFERENCES = {
     "environment": "environment",
     "engine": "engine",
     "constitution": "constitution",
+    "text": "text",
 }
 _TYPES: dict[Any, str] = {
     bool: "true | false",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -14,7 +14,9 @@ from alignkit_apps.catalog.printing import print_table
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to. Default: the current folder.")] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to; or a data file. Default: the current folder.")
+    ] = Path(),
     recipe: Annotated[
         str | None, typer.Option("--from", metavar="RECIPE", help="Copy a recipe that comes with alignkit.")
     ] = None,
@@ -31,12 +33,14 @@ def init(
 ) -> None:
     """Write a recipe: for your data, a tiny example, or a copy.
 
+    If no format reads your data, the recipe gets a template of their columns, and the command says what it assumed.
     A copy comes with the data and rewards that it names. A schema for editors is next to it. No file is ever replaced.
 
     \b
     Examples:
       alignkit init my-project
       alignkit init my-project --from quickstart
+      alignkit init demos.jsonl
       alignkit init my-project --demos demos.jsonl \\
         --base HuggingFaceTB/SmolLM2-360M-Instruct
       alignkit init --demos faq.csv --columns prompt=question,completion=answer
@@ -51,7 +55,8 @@ def init(
         print_table(("name", "what it does"), [(name, summary(path)) for name, path in shipped().items()])
         return
     if is_file(folder):
-        _refuse_file(folder)
+        folder = _add_file(folder, data)
+    assumed: list[str] = []
     if recipe is not None:
         if data or base or columns:
             refuse("--from copies a recipe unchanged", "leave out the other options, and edit the copy")
@@ -61,21 +66,22 @@ def init(
     else:
         from alignkit_apps.init.write import write
 
-        files = write(folder, base, data, _named_columns(columns))
-    for path in files:
-        print(printable(str(path)))
+        files, assumed = write(folder, base, data, _named_columns(columns))
+    for line in [*map(str, files), *assumed]:
+        print(printable(line))
     print(printable(f"next: alignkit run {files[0]}"))
 
 
-def _refuse_file(path: Path) -> NoReturn:
-    """Refuse a file where the folder should be. Raises RecipeError."""
+def _add_file(path: Path, data: dict[str, Path]) -> Path:
+    """Add a file to the data by its kind, and return the current folder. Raises RecipeError for a recipe."""
     if path.suffix in (".yaml", ".yml"):
         refuse(f"{path} is a file, and `init` writes a folder", f"to run this recipe: alignkit run {path}")
-    from alignkit_apps.init.write import option_for
+    from alignkit_apps.init.write import kind_of_file
 
-    option = option_for(path)
-    more = " --pairs FILE" if option == "--prompts" else ""
-    refuse(f"{path} is a file, and `init` writes a folder", f"write: alignkit init DIR {option} {path}{more}")
+    if (kind := kind_of_file(path)) in data:
+        refuse(f"{path} and --{kind} are the same kind of data", f"write one file: cat {path} {data[kind]} > FILE")
+    data[kind] = path
+    return Path()
 
 
 def _named_columns(text: str) -> dict[str, str]:

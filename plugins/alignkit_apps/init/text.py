@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import yaml
@@ -93,7 +93,8 @@ class Source:
     """A data file as the recipe names it, and its format.
 
     named: whether the recipe must name the format. columns: those that the recipe renames: expected -> actual.
-    several: whether it has more than one prompt, so that some can be held out.
+    several: whether it has more than one prompt, so that some can be held out. template: a guess at what the columns
+    are. unused: the columns that the template leaves out.
     """
 
     path: str
@@ -101,16 +102,32 @@ class Source:
     named: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
     several: bool = True
+    template: Mapping[str, str] = field(default_factory=dict)
+    unused: Sequence[str] = ()
+
+    def assumed(self) -> list[str]:
+        """What the file does not say, in lines; none if it says everything."""
+        if self.template:
+            lines = [f"  {name}: {json.dumps(text, ensure_ascii=False)}" for name, text in self.template.items()]
+            unused = [f"  not used: {', '.join(self.unused)}"] if self.unused else []
+            return [f"assumed of {self.path}, which no format reads:", *lines, *unused]
+        means = [f"the {name} is '{column}'" for name, column in self.columns.items()]
+        means += [f"the format is {self.format}"] if self.named else []
+        return [f"assumed of {self.path}: {', '.join(means)}"] if means else []
 
     def yaml(self, part: str = "") -> str:
         """The source in a recipe, with some prompts held out. part: training or validation; empty: both."""
         keys = [f"path: {quoted(self.path)}"]
-        if self.columns:
-            columns = ", ".join(f"{quoted(name)}: {quoted(column)}" for name, column in self.columns.items())
-            keys.append(f"columns: {{{columns}}}")
+        for key, values in (("columns", self.columns), ("template", self.template)):
+            if values:
+                keys.append(
+                    f"{key}: {{{', '.join(f'{quoted(name)}: {quoted(text)}' for name, text in values.items())}}}"
+                )
         if self.several:
             keys += [f"validation: {_HELD_OUT}"] + [f"part: {part}"] * bool(part)
         text = f"{{{', '.join(keys)}}}" if len(keys) > 1 else quoted(self.path)
+        if self.template:
+            return f"{text} # assumed; look at a row: alignkit check FILE STAGE"
         if self.named:
             return f"{{{self.format}: {text}}}"
         return text if self.columns else f"{text} # recognized: {self.format}"

@@ -27,6 +27,7 @@ from alignkit.recipe.shipped import SCHEMA
 from alignkit.registry import Component
 from alignkit.runs.data import RunData
 from alignkit_apps.catalog.json_schema import schema_text
+from alignkit_apps.init.columns import PASSAGES, templates
 from alignkit_apps.init.text import EXAMPLE, Source, recipe_text
 
 RECIPE = "recipe.yaml"
@@ -42,8 +43,12 @@ _NO_RESPONSES = "prompts without responses"
 _MISSPELLED = 0.8  # as alike as this, another name is one of _USUAL
 
 
-def write(folder: Path, base: str | None, given: Mapping[str, Path], columns: Mapping[str, str]) -> list[Path]:
-    """Write a recipe, its schema and, without data, those of an example; return the files, the recipe first.
+def write(
+    folder: Path, base: str | None, given: Mapping[str, Path], columns: Mapping[str, str]
+) -> tuple[list[Path], list[str]]:
+    """Write a recipe, its schema and, without data, those of an example.
+
+    Returns the files, the recipe first, and in lines what was assumed about the data.
 
     base: None: a small model. given: files by kind: demos, pairs, prompts. columns: of any of the files, by the names
     that a format expects.
@@ -67,7 +72,8 @@ def write(folder: Path, base: str | None, given: Mapping[str, Path], columns: Ma
         _check(recipe_text(name, base, absolute, example=example), folder / RECIPE)
     recipe = recipe_text(name, base, sources, example=example)
     files = {RECIPE: recipe, SCHEMA: schema_text(load_plugins().registry), **files}
-    return _written({folder / file: text for file, text in files.items()})
+    assumed = [line for source in sources.values() for line in source.assumed()]
+    return _written({folder / file: text for file, text in files.items()}), assumed
 
 
 def _check_columns(given: Mapping[str, Path], columns: Mapping[str, str]) -> None:
@@ -112,12 +118,17 @@ def _source(kind: str, path: Path, columns: Mapping[str, str]) -> Source:
         source = replace(source, format=_component(error.formats[0]))
         loaded = _read(source)
     except OtherColumns as error:
-        source = replace(source, columns=renamed | _renaming(kind, path, error, has, renamed))
+        said = any({*_COLUMNS[kind]} <= {*one, *has} for one in error.renamings.values())
+        said = said and not PASSAGES & {name.lower() for name in has}  # which a new name of the question would lose
+        guess = None if said or renamed else _guess(kind, head, source)
+        source = guess or replace(source, columns=renamed | _renaming(kind, path, error, has, renamed))
         loaded = _read(source)
     wanted, fits = _KINDS[kind]
     if not any(map(fits, loaded.groups)) and (more := _unread(kind, loaded.groups)):
         source = replace(source, columns=source.columns | more)
         loaded = _read(source)
+    if not renamed and _asks_only(loaded.groups) and kind == "demos" and (guess := _guess(kind, head, source)):
+        source, loaded = guess, _read(guess)
     found = loaded.sources[0].format
     several = len({json.dumps(group.prompt, default=str) for group in loaded.groups}) > 1
     if not any(map(fits, loaded.groups)):
@@ -127,7 +138,27 @@ def _source(kind: str, path: Path, columns: Mapping[str, str]) -> Source:
             raise DataError(f"--{kind} {path}: {asked}\n  or, if it holds prompts alone, give it as --prompts")
         text = f"expected {wanted}, but the file holds {held} (format {found})"
         raise DataError(f"--{kind} {path}: {text}" + (f"\nhelp: {help}" if help else ""))
-    return Source(str(path.resolve()), found, source.format is not None, source.columns, several)
+    template: dict[str, str] = {}
+    unused: list[str] = []
+    if found == "template" and source.format is not None:
+        template = source.format.options.model_dump(exclude_unset=True)
+        used = source.format.registration.implementation(source.format.options).columns
+        unused = [name for name in has if name not in used]
+    return Source(str(path.resolve()), found, source.format is not None, source.columns, several, template, unused)
+
+
+def _guess(kind: str, head: Any, source: DataSource) -> DataSource | None:
+    """The source with the first template that reads its rows as such data; None if none does."""
+    for template in templates(kind, head):
+        guess = replace(source, format=_component("template", **template), columns={})
+        with suppress(DataError):
+            if all(map(_KINDS[kind][1], _read(guess).groups)):
+                return guess
+    return None
+
+
+def _asks_only(groups: Sequence[Group]) -> bool:
+    return bool(groups) and bool(groups[0].prompt) and not any(group.responses for group in groups)
 
 
 def _renaming(
@@ -167,19 +198,19 @@ def _unclear(kind: str, columns: Sequence[str], renamed: Mapping[str, str], text
 
 def _unread(kind: str, groups: Sequence[Group]) -> dict[str, str]:
     """The columns with answers, by their usual names, of a file that reads as prompts alone: expected -> actual."""
-    if not groups or not groups[0].prompt or groups[0].responses:
+    if not _asks_only(groups[:1]):
         return {}
     some = renamings_of({"prompt": "a prompt", **groups[0].meta}, _formats())
     return next((columns for columns in some.values() if {*_COLUMNS[kind]} == {"prompt", *columns}), {})
 
 
-def option_for(path: Path) -> str:
-    """The option that takes a data file: --demos, if the file does not say which."""
+def kind_of_file(path: Path) -> str:
+    """What a data file holds: pairs, demos or prompts; demos, if the file does not say it."""
     for kind in ("pairs", "demos", "prompts"):
         with suppress(AlignkitError):
             _source(kind, path, {})
-            return f"--{kind}"
-    return "--demos"
+            return kind
+    return "demos"
 
 
 def _held(groups: Sequence[Group], path: Path) -> tuple[str, str]:
@@ -212,9 +243,9 @@ def _read(source: DataSource) -> Loaded:
         raise DataError(str(error).removesuffix(OR_SKIP)) from error
 
 
-def _component(name: str) -> Component:
+def _component(name: str, **options: str) -> Component:
     registration = plugins().registry.get("format", name)
-    return Component("format", name, registration, registration.implementation.Options())
+    return Component("format", name, registration, registration.implementation.Options(**options))
 
 
 def _named(path: Path, folder: Path) -> str:

@@ -30,6 +30,8 @@ LEVELED = {
     "b-is-slightly-better": "second",
     "b-is-better": "second",
 }
+SIGNED = {"-3": "first", "-2": "first", "-1": "first", "0": "tie", "1": "second", "2": "second", "3": "second"}
+STRENGTHS = {"-3": 3.0, "-2": 2.0, "-1": 1.0, "1": 1.0, "2": 2.0, "3": 3.0}
 ARENA = {"model_a": "first", "model_b": "second", "tie": "tie", "tie (bothbad)": "tie"}
 
 
@@ -80,11 +82,8 @@ LAYOUTS = {
     "Chatbot Arena": Layout((), "conversation_a", "conversation_b", ("winner",), ARENA, sources=("model_a", "model_b")),
     "SHP": Layout(("history",), "human_ref_A", "human_ref_B", ("labels",), {"1": "first", "0": "second"}),
     "PKU-SafeRLHF": Layout(("prompt",), "response_0", "response_1", ("better_response_id",), FROM_ZERO),
-    "HelpSteer3": Layout(
-        ("context",), "response1", "response2", ("overall_preference",),
-        {"-3": "first", "-2": "first", "-1": "first", "0": "tie", "1": "second", "2": "second", "3": "second"},
-        {"-3": 3.0, "-2": 2.0, "-1": 1.0, "1": 1.0, "2": 2.0, "3": 3.0},
-    ),
+    "HelpSteer2": Layout(("prompt",), "response_1", "response_2", ("preference_strength",), SIGNED, STRENGTHS),
+    "HelpSteer3": Layout(("context",), "response1", "response2", ("overall_preference",), SIGNED, STRENGTHS),
 }  # fmt: skip
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context")

@@ -49,7 +49,7 @@ class Rankings(Format):
         responses = tuple(self._response(*each) for each in zip(items, ranks, scores, strict=True))
         pairs = self._pairs(row.get("pairs"))
         if pairs is None and all(response.rank is None for response in responses):
-            pairs = _pairs_by_score(responses)
+            pairs = self.pairs_by_score(responses)
         used = (prompt, name, "ranks", "pairs", *([scored] if scored else []), *SYSTEM_COLUMNS, "tools")
         turns = self.opened(self.conversation(row[prompt], prompt), row)
         return Group(turns, responses, pairs, meta=self.rest(row, *used), tools=self.tools(row))
@@ -99,19 +99,6 @@ def _first(row: Any, names: Sequence[str]) -> str | None:
 
 def _scores(score: float | None) -> dict[str, float | None]:
     return {} if score is None else {"reward": score}
-
-
-def _pairs_by_score(responses: Sequence[Response]) -> tuple[Pair, ...]:
-    """All pairs whose scores differ by more than rounding; the margin is the difference."""
-    scored = [(place, score) for place, r in enumerate(responses) if (score := r.scores.get("reward")) is not None]
-    if not scored:
-        raise BadRow("the row has neither ranks nor scores nor pairs")
-    if len(scored) < len(responses):
-        raise BadRow(f"{len(responses) - len(scored)} of {len(responses)} responses have no score")
-    from alignkit import functional as F  # with torch, which reading a recipe does not need
-
-    better = ((i, j, high - low) for i, high in scored for j, low in scored if F.preferred([(low, high)]) == [1])
-    return tuple(Pair(i, j, margin=margin) for i, j, margin in better)
 
 
 @hookimpl

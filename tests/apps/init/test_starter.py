@@ -167,44 +167,103 @@ def test_usual_names_of_columns_are_recognized(option: str, header: str, columns
     assert stage.settings.data.sources[0].columns == columns
 
 
-@pytest.mark.parametrize(
-    ("option", "header", "meant", "guess"),
-    [
-        ("--demos", "id,ask,say", "are the prompt and the completion", "prompt=ask,completion=say"),
-        ("--demos", "user,bot", "is the completion", "prompt=user,completion=bot"),
-        ("--demos", "id,prompt,bot", "is the completion", "completion=bot"),
-        ("--pairs", "ask,a,b", "are the prompt, the chosen and the rejected", "prompt=ask,chosen=a,rejected=b"),
-    ],
-)
-def test_other_columns_are_asked_for_with_the_option_that_names_them(
-    option: str, header: str, meant: str, guess: str, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (data / "odd.csv").write_text(f"{header}\n{header}\n", encoding="utf-8")
-    command = ["init", str(data / "new"), option, str(data / "odd.csv")]
+def test_which_response_is_better_is_not_guessed(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "odd.csv").write_text("ask,a,b\nask,a,b\n", encoding="utf-8")
+    command = ["init", str(data / "new"), "--pairs", str(data / "odd.csv")]
     assert main(command) == 4
-    err = capsys.readouterr().err
-    assert f"its columns ({header.replace(',', ', ')}) {meant}\nhelp: name them, as in --columns {guess}\n" in err
+    asked = "its columns (ask, a, b) are the prompt, the chosen and the rejected\nhelp: name them, as in --columns {}\n"
+    guess = "prompt=ask,chosen=a,rejected=b"
+    assert asked.format(guess) in capsys.readouterr().err
     assert main([*command, "--columns", guess]) == 0
 
 
+CHOICES = {"id": "q 1", "context": "It rains.", "question": "Why?", "options": ["x y", "z"], "exp": "z is said"}
+OPTIONS = {"question": "Why?", "opa": "w", "opb": "x", "opc": "y", "exp": "y is said"}
+
+
 @pytest.mark.parametrize(
-    ("name", "text", "help"),
+    ("option", "rows", "template", "unused"),
     [
-        ("a.csv", "question,answer\nIs it?,Yes.\n", "write: alignkit init DIR --demos {}"),
-        ("a.csv", "prompt,good,bad\nIs it?,Yes.,No.\n", "write: alignkit init DIR --pairs {}"),
-        ("a.csv", "prompt\nIs it?\n", "write: alignkit init DIR --prompts {} --pairs FILE"),
-        ("a.csv", "x\n1\n", "write: alignkit init DIR --demos {}"),
-        ("a.yaml", "stages: {}\n", "to run this recipe: alignkit run {}"),
+        ("--demos", [{"id": "1 2", "ask": "Why?", "say": "So."}], {"prompt": "{ask}", "response": "{say}"}, "id"),
+        ("--demos", [{"user": "Why?", "bot": "So."}], {"prompt": "{user}", "response": "{bot}"}, ""),
+        ("--demos", [{"prompt": "Why?", "bot": "So."}], {"prompt": "{prompt}", "response": "{bot}"}, ""),
+        ("--demos", [{"question": "Why?", "answer": {"text": ["So."]}, "context": "It is so."}],
+         {"prompt": "{context}\n\n{question}", "response": "{answer.text[0]}"}, ""),
+        ("--demos", [{**CHOICES, "answer": 0}, {**CHOICES, "answer": 1}],
+         {"prompt": "{context}\n\n{question}\n{options:letters}", "response": "{options[answer]:letter}",
+          "answer": "{options[answer]:letter}"}, "id, exp"),
+        ("--demos", [{**CHOICES, "label": 1}, {**CHOICES, "label": 2}],
+         {"prompt": "{context}\n\n{question}\n{options:letters}", "response": "{options[label-1]:letter}",
+          "answer": "{options[label-1]:letter}"}, "id, exp"),
+        ("--demos", [{**OPTIONS, "cop": 0}, {**OPTIONS, "cop": 2}],
+         {"prompt": "{question}\nA. {opa}\nB. {opb}\nC. {opc}", "response": "{cop:0=A|1=B|2=C}",
+          "answer": "{cop:0=A|1=B|2=C}"}, "exp"),
+        ("--pairs", [{"q": "Why?", "passage": "It is so.", "good": "So.", "bad": "No."}],
+         {"prompt": "{passage}\n\n{q}", "chosen": "{good}", "rejected": "{bad}"}, ""),
+        ("--pairs", [{"scene": "It is so.", "task": "Why?", "good": "So.", "bad": "No."}],
+         {"prompt": "{scene}\n\n{task}", "chosen": "{good}", "rejected": "{bad}"}, ""),
+    ],
+)  # fmt: skip
+def test_a_template_is_guessed_for_columns_that_no_format_has(
+    option: str, rows: Any, template: dict[str, str], unused: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert main(["init", str(data / "new"), option, str(data / "d.jsonl")]) == 0
+    out = capsys.readouterr().out
+    said = [f"  {name}: {json.dumps(text)}" for name, text in template.items()] + [f"  not used: {unused}"] * bool(
+        unused
+    )
+    assert out.partition("which no format reads:\n")[2].splitlines()[:-1] == said
+    stage = next(iter(load_recipe(data / "new" / "recipe.yaml").stages.values()))
+    assert stage.settings is not None and stage.settings.data is not None
+    component = stage.settings.data.sources[0].format
+    assert component is not None and component.options.model_dump(exclude_unset=True) == template
+    assert main(["check", str(data / "new" / "recipe.yaml")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "stage"),
+    [
+        ("a.csv", "question,answer\nIs it?,Yes.\n", "sft"),
+        ("a.csv", "prompt,good,bad\nIs it?,Yes.,No.\n", "dpo"),
+        ("a.jsonl", '{"scene": "It is.", "task": "Is it?", "reply": "Yes."}\n', "sft"),
     ],
 )
-def test_a_file_for_the_folder_gets_the_line_that_takes_it(
-    name: str, text: str, help: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_file_alone_is_recognized(
+    name: str, text: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    assert main(["init", str(tmp_path / name)]) == 2
-    said = capsys.readouterr().err
-    assert "is a file, and `init` writes a folder" in said and help.format(tmp_path / name) in said
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    assert main(["init", str(tmp_path / name)]) == 0
+    assert list(load_recipe(tmp_path / "new" / "recipe.yaml").stages) == [stage]
+    assert main(["init", str(tmp_path / name)]) == 2  # the recipe stays
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "code", "said"),
+    [
+        ("a.csv", "prompt\nIs it?\n", 2, "--prompts needs --pairs"),
+        ("a.csv", "x\n1\n", 4, "no format matches the first row (columns x)"),
+        ("a.jsonl", "", 4, "the source is empty"),
+        ("a.yaml", "stages: {}\n", 2, "to run this recipe: alignkit run {}"),
+    ],
+)
+def test_a_file_that_is_no_data_for_a_recipe(
+    name: str, text: str, code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", str(tmp_path / name)]) == code
+    assert said.format(tmp_path / name) in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
+def test_two_files_of_the_same_kind_are_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(data / f"{kind} of 'me'.jsonl") for kind in ("demos", "pairs")]
+    assert main(["init", files[0], "--demos", files[0]]) == 2
+    assert "and --demos are the same kind of data" in capsys.readouterr().err
 
 
 def test_a_copy_takes_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

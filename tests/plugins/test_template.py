@@ -1,0 +1,376 @@
+"""Templates: what a field is filled with, what a row becomes, and that mistakes name the row and the place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from alignkit import BadRow, Group, Message, Pair, Response
+from alignkit.cli import main
+from alignkit.data.describe import describe
+from alignkit.data.sources import DataSpec, Loaded
+from alignkit.errors import DataError, LeftOut, RecipeError
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.data import RunData
+from alignkit_plugins.formats.template import Template
+from alignkit_plugins.formats.template.fields import Text
+
+ROW = {
+    "passage": "Rain is wet.",
+    "n": 3,
+    "x": 1.5,
+    "yes": True,
+    "none": None,
+    "empty": "",
+    "words": ["one", "two", 3],
+    "nested": {"deep": [{"text": "a", "more": {"of": "b"}}, {"text": "c", "more": {"of": "d"}}]},
+    "choices": ["Fire", "Rain", "Snow"],
+    "labeled": {"text": ["Fire", "Rain"], "label": ["1", "2"]},
+    "listed": [{"text": "Fire", "label": "P"}, {"text": "Rain", "label": "Q"}],
+    "zero": 0,
+    "two": "2",
+    "b": "b",
+    "q": "Q",
+    "a column": "with a space",
+    "a.b": "with a dot",
+}
+
+
+def read(row: Any, **template: Any) -> Group:
+    """The checked group of a row."""
+    reader = Template(Template.Options(**template))
+    group = reader.read(row)
+    reader.check(group)
+    return group
+
+
+def user(text: str) -> tuple[Message, ...]:
+    return (Message(role="user", content=text),)
+
+
+# Fields
+
+
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        ("{passage} {n} {x} {yes}", "Rain is wet. 3 1.5 true"),
+        ("{{n}} is {n}", "{n} is 3"),
+        ("[{empty}|{none?}|{missing?}|{nested.no?}]", "[|||]"),
+        ("{a column}, {a.b}", "with a space, with a dot"),
+        ("{words[0]} {words[-1]} {words:commas}", "one 3 one, two, 3"),
+        ("{words:lines}", "one\ntwo\n3"),
+        ("{nested.deep[1].more.of} {nested.deep.text:commas}", "d a, c"),
+        ("{choices:letters}", "A. Fire\nB. Rain\nC. Snow"),
+        ("{labeled:letters}", "A. Fire\nB. Rain"),
+        ("{listed:letters}", "A. Fire\nB. Rain"),
+        # The choice that another column names: by its number, its letter or its label, as a text or as a letter.
+        ("{choices[zero]} {choices[b]} {choices[two]} {choices[two-1]}", "Fire Rain Snow Rain"),
+        ("{labeled[two]} {listed[q]}", "Rain Rain"),
+        ("{choices[two]:letter}{choices[two-1]:letter}{labeled[two]:letter}{listed[q]:letter}", "CBBB"),
+        ("{zero:letter}{b:letter}{two:letter}", "ABC"),
+        ("{yes:true=right|false=wrong} {n:3=three|4=four} {two:2=two}", "right three two"),
+        ("{n:1=one|other} {n:1=one|{}} {n:3={passage}|no} {n:3=}.", "other 3 Rain is wet. ."),
+    ],
+)
+def test_a_field_is_filled_with_what_the_row_holds(text: str, filled: str) -> None:
+    assert Text(text).text(ROW) == filled
+
+
+def test_a_single_field_keeps_its_type() -> None:
+    values = {"{words}": ["one", "two", 3], "{n}": 3, "{none}": None, "{nested.deep.text}": ["a", "c"], "{n}.": "3."}
+    assert {text: Text(text).value(ROW) for text in values} == values
+    assert Text("{words:one=1|{}}").value(ROW) == ["1", "two", "3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{pasage}", "no column 'pasage'; did you mean 'passage'?"),
+        ("{nested.depp}", "'nested.depp': no key 'depp'; did you mean 'deep'?"),
+        ("{passage.x}", "'passage.x': there is no key 'x' in text"),
+        ("{none} is", "'none' is null; write {none?} if it may be"),
+        ("{words} are", "'words' is a list, not text; write {words:letters}, {words:lines}, {words[0]}"),
+        ("{nested} is", "'nested' is an object, not text; its keys: deep"),
+        ("{words[3]}", "there is no [3] in a list of 3, which are counted from 0"),
+        ("{passage[0]}", "[0] needs a list, not text"),
+        ("{passage:lines}", "'passage' is text, not a list"),
+        ("{nested.deep:lines}", "'nested.deep' must be a list of texts, but holds an object"),
+        ("{passage:letters}", "'passage' must be a list of 1 to 26 choices, not 'Rain is wet.'"),
+        ("{choices:letter}", "'choices' is a list; {choices:letters} writes all of its choices"),
+        # An answer that is no choice is never taken for another one.
+        ("{choices[n]}", "'n' is 3, but the 3 choices are A to C, or 0 to 2"),
+        ("{choices[zero-1]}", "'zero' is 0, but the 3 choices are A to C, or 1 to 3"),
+        ("{choices[q]:letter}", "'q' is 'Q', but the 3 choices are A to C"),
+        ("{choices[yes]}", "'yes' is True, but"),
+        ("{choices[none]}", "'none' is null, but"),
+        ("{choices[x]}", "'x' is 1.5, but"),
+        ("{choices[a column]}", "'a column' is 'with a space', but"),
+        ("{labeled[zero]}", "'zero' is 0, which is none of the labels 1, 2"),
+        ("{listed[b]:letter}", "'b' is 'b', which is none of the labels P, Q"),
+        ("{n:1=one|2=two}", "'n' is 3, which is none of 1, 2"),
+    ],
+)
+def test_what_a_row_does_not_hold_is_named(text: str, reason: str) -> None:
+    with pytest.raises(BadRow) as error:
+        Text(text).text(ROW)
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{a", "expected '}' before end of string; a brace as a letter is written {{ or }}"),
+        ("a}", "single '}' encountered"),
+        ("{}", "{} names no column"),
+        ("\\boxed{}", "{} names no column; a brace as a letter is written {{ or }}"),
+        ("{a!r}", "'!r' means nothing in {a!r}"),
+        ("{a:leters}", "':leters' means nothing in {a:leters}; did you mean 'letters'?"),
+        ("{a[}", "expected '}'"),
+        ("{.a}", "{.a} must be a column"),
+        ("{a[]}", "{a[]} must be a column"),
+        ("{a:1={b|2}", "a brace as a letter is written"),
+    ],
+)
+def test_a_text_that_cannot_be_understood_is_refused(text: str, reason: str) -> None:
+    for key in ("prompt", "response"):
+        with pytest.raises(ValidationError) as error:
+            Template.Options(**{"prompt": "{q}", key: text})
+        assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["__class__", "q.__class__", "choices[__class__]", "nested.deep.__len__", "q.upper()"])
+def test_nothing_but_data_can_be_reached(path: str) -> None:
+    with pytest.raises(BadRow, match=r"no column|no key"):
+        Text(f"{{{path}}}").text(ROW)
+
+
+# Rows
+
+
+def test_a_demonstration_with_what_the_template_does_not_use() -> None:
+    row = {"context": "Rain is wet.", "question": "What?", "answer": "rain", "note": "by hand"}
+    group = read(row, prompt="{context}\n\n{question}", response="{answer}", system="Be {answer}.", answer="{answer}")
+    assert group.prompt == (Message(role="system", content="Be rain."), *user("Rain is wet.\n\nWhat?"))
+    assert group.responses == (Response(text="rain"),) and group.pairs is None
+    assert group.meta == {"note": "by hand", "answer": "rain"}
+    assert read(row, prompt="{question}").meta == {"context": "Rain is wet.", "answer": "rain", "note": "by hand"}
+
+
+def test_labels_and_scores_of_a_response() -> None:
+    row = {"q": "Q?", "a": "A", "good": "no", "grade": "4"}
+    template = {"prompt": "{q}", "response": "{a}"}
+    assert read(row, **template, label="{good:yes=true|no=false}").responses == (Response(text="A", label=False),)
+    assert read(row, **template, score="{grade}").responses == (Response(text="A", scores={"reward": 4.0}),)
+    with pytest.raises(BadRow, match=r"^template\.label: must be true or false, not 'no'$"):
+        read(row, **template, label="{good}")
+    with pytest.raises(BadRow, match=r"^template\.score: must be a number, not 'no'$"):
+        read(row, **template, score="{good}")
+
+
+def test_a_pair() -> None:
+    row = {"q": "Q?", "good": "A", "bad": "B", "gap": 2}
+    group = read(row, prompt="{q}", chosen="{good}", rejected="{bad}", margin="{gap}")
+    assert group.responses == (Response(text="A"), Response(text="B")) and group.pairs == (Pair(0, 1, margin=2.0),)
+
+
+def test_messages_stay_messages_and_the_prompt_is_not_said_twice() -> None:
+    turns = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A"}]
+    row = {"turns": turns[:1], "q": "Q?", "good": turns, "bad": [turns[0], {"role": "assistant", "content": "B"}]}
+    for prompt in ("{turns}", "{q}"):
+        group = read(row, prompt=prompt, chosen="{good}", rejected="{bad}")
+        assert group.prompt == user("Q?") and group.responses == (Response(text="A"), Response(text="B"))
+    with pytest.raises(BadRow, match="must be an assistant turn"):
+        read(row, prompt="Another?", chosen="{good}", rejected="{bad}")
+
+
+@pytest.mark.parametrize("responses", ["{all}", ["{all[0]}", "{all[1]}", "{all[2]}"]])
+def test_the_best_of_a_list_is_above_all_others(responses: Any) -> None:
+    row = {"q": "Q?", "all": ["x", "y", "z"], "best": "B", "votes": [1, 3, 2], "places": [2, 1, 2], "none": None}
+    template = {"prompt": "{q}", "responses": responses}
+    group = read(row, **template, best="{best}", margin="1")
+    assert [response.text for response in group.responses] == ["x", "y", "z"]
+    assert group.pairs == (Pair(1, 0, margin=1.0), Pair(1, 2, margin=1.0))
+    assert read(row, **template, best="{votes[2]}").pairs == (Pair(2, 0), Pair(2, 1))
+    assert read(row, **template, best="{none}").pairs == () == read(row, **template).pairs
+    assert read(row, **template, best="{best:B=}").pairs == ()
+    ranked = read(row, **template, ranks="{places}")
+    assert [response.rank for response in ranked.responses] == [2, 1, 2] and ranked.pairs is None
+    scored = read(row, **template, scores=["{votes[0]}", "{votes[1]}", "{votes[2]}"])
+    assert scored.pairs == (Pair(1, 0, margin=2.0), Pair(1, 2, margin=1.0), Pair(2, 0, margin=1.0))
+    with pytest.raises(BadRow, match=r"^template\.best: 'it' is 'D', but the 3 choices are A to C, or 0 to 2$"):
+        read(row, **template, best="D")
+    with pytest.raises(BadRow, match=r"^template\.ranks: 3 items are needed, but there are 1$"):
+        read(row, **template, ranks=["{places[0]}"])
+    with pytest.raises(BadRow, match=r"^template\.scores: must be a number, not 'x'$"):
+        read(row, **template, scores="{all}")
+    with pytest.raises(BadRow, match=r"^template\.scores: a list is needed, not text$"):
+        read(row, **template, scores="{best}")
+
+
+def test_a_conversation_in_two_columns() -> None:
+    row = {"story": "Ann is 7.", "asked": ["Who?", "How old?"], "said": ["Ann", 7]}
+    turns = {"user": "{asked}", "assistant": "{said}"}
+    group = read(row, prompt="{story}", turns=turns, system="Be brief.")
+    assert group.prompt == (Message(role="system", content="Be brief."), *user("Ann is 7.\n\nWho?"))
+    said = (("assistant", "Ann"), ("user", "How old?"), ("assistant", "7"))
+    assert group.responses[0].messages == tuple(Message(role=role, content=text) for role, text in said)
+    assert read(row, turns=turns).prompt == user("Who?")
+    with pytest.raises(BadRow, match=r"^template\.assistant: 2 items are needed, but there are 1$"):
+        read({**row, "said": ["Ann"]}, turns=turns)
+    with pytest.raises(BadRow, match="there is no assistant turn"):
+        read({"asked": [], "said": []}, turns=turns)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ({}, "prompt is missing"),
+        ({"prompt": "{q}", "response": "{a}", "chosen": "{a}", "rejected": "{b}"}, "response and chosen exclude"),
+        ({"prompt": "{q}", "chosen": "{a}"}, "chosen needs rejected"),
+        ({"prompt": "{q}", "label": "true"}, "label needs response"),
+        ({"prompt": "{q}", "best": "0"}, "best needs responses"),
+        ({"prompt": "{q}", "responses": "{a}", "best": "0", "ranks": "{r}"}, "best and ranks exclude each other"),
+        ({"prompt": "{q}", "responses": "{a}", "scores": "{r}", "margin": "1"}, "margin needs chosen or best"),
+        ({"prompt": "{q}", "turns": {"user": "{a"}}, "assistant"),
+        ({"prompt": "{q}", "required": ["a}"]}, "single '}'"),
+    ],
+)
+def test_templates_that_contradict_themselves(template: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        Template.Options(**template)
+
+
+@pytest.mark.parametrize("empty", ["", " ", None, [], {}])
+def test_rows_without_a_required_column_are_left_out(empty: Any) -> None:
+    template = {"prompt": "{q}", "response": "{a}", "required": ["a"]}
+    assert read({"q": "Q?", "a": "A"}, **template).responses == (Response(text="A"),)
+    assert read({"q": "Q?", "a": 0}, **template).responses == (Response(text="0"),)
+    with pytest.raises(LeftOut, match="'a' is empty"):
+        read({"q": "Q?", "a": empty}, **template)
+
+
+@pytest.mark.parametrize("row", [None, 5, "text", [1], {}, {"q": None}, {"q": {"a": None}}, {"q": [None]}, {"q": " "}])
+def test_rows_of_other_types_are_refused_without_a_traceback(row: Any) -> None:
+    with pytest.raises(BadRow):
+        read(row, prompt="{q}")
+
+
+def test_columns_that_other_tools_give_a_meaning_are_not_lost() -> None:
+    with pytest.raises(BadRow, match="column 'choices' holds the question's answers to choose from"):
+        read(ROW, prompt="{passage}")
+    assert "choices" not in read(ROW, prompt="{passage} {choices:letters}").meta
+
+
+# Recipes
+
+ROWS = [
+    {"passage": "Rain is wet.", "question": "What?", "options": ["Fire", "Rain"], "gold": "B", "note": "a few words"},
+    {"passage": "Snow is cold.", "question": "What?", "options": ["Fire", "Snow"], "gold": "", "note": "a few words"},
+]
+TEMPLATE = {"prompt": "{passage}\n\n{question}\n{options:letters}", "response": "{gold}"}
+
+
+def recipe(folder: Path, data: Any, rows: Any = ROWS) -> Path:
+    (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    stages = {"sft": {"algorithm": "sft", "data": data}}
+    text = yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}, default_flow_style=False, sort_keys=False)
+    (folder / "r.yaml").write_text(text, encoding="utf-8")
+    return folder / "r.yaml"
+
+
+def loaded(path: Path, *overrides: str) -> Loaded:
+    settings = load_recipe(path, overrides).stages["sft"].settings
+    assert settings is not None and isinstance(settings.data, DataSpec)
+    return RunData(Path, 0).read(settings.data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"path": "d.jsonl", "template": {**TEMPLATE, "required": ["gold"]}},
+        {"template": {"path": "d.jsonl", **TEMPLATE, "required": ["gold"]}},
+        {"path": "d.jsonl", "columns": {"text": "passage"}, "template": {
+            **TEMPLATE, "prompt": TEMPLATE["prompt"].replace("passage", "text"), "required": ["gold"]}},
+    ],
+)  # fmt: skip
+def test_a_recipe_has_the_template_and_says_what_was_left_out(data: Any, tmp_path: Path) -> None:
+    found = loaded(recipe(tmp_path, data))
+    assert [group.prompt for group in found.groups] == [user("Rain is wet.\n\nWhat?\nA. Fire\nB. Rain")]
+    assert [(row.row, row.reason) for row in found.skipped] == [(2, "'gold' is empty")]
+    lines = describe(found)
+    assert lines[0].endswith("d.jsonl: template, 1 row, 1 bad row skipped")
+    assert [line.partition("kept for rewards: ")[2] for line in lines].count("note") == 1
+
+
+def test_a_mistake_names_file_row_column_and_the_place_in_the_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path, {"path": "d.jsonl", "template": {**TEMPLATE, "response": "{godl}"}})
+    place = next(
+        (number, line.index("'{godl}'") + 1)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if "godl" in line
+    )
+    assert main(["check", str(path)]) == 4
+    reason = f"template.response: no column 'godl'; did you mean 'gold'? ({path}:{place[0]}:{place[1]}) (also row 2)"
+    assert f"{tmp_path / 'd.jsonl'}:1: {reason}" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"'glod'; did you mean 'gold'\? \(.*stages\.sft\.data\.template\.response"):
+        loaded(path, 'stages.sft.data.template.response="{glod}"')
+
+
+def test_a_template_with_wrong_braces_is_shown_in_the_recipe(tmp_path: Path) -> None:
+    path = recipe(tmp_path, {"path": "d.jsonl", "template": {**TEMPLATE, "response": "{gold"}})
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    [problem] = error.value.problems
+    assert problem.message.startswith("stages.sft.data.template.response: expected '}'")
+    assert problem.line and problem.source.strip() == "response: '{gold'"
+
+
+@pytest.mark.parametrize(
+    ("data", "help"),
+    [
+        ({"path": "d.jsonl", "templat": TEMPLATE}, "unknown key 'templat'(?s:.)*help: did you mean 'template'"),
+        ({"path": "d.jsonl", "template": "x"}, "data.template: expected a mapping of options, got 'x'"),
+        ({"path": "d.jsonl", "template": {"promt": "{q}"}}, "unknown key 'promt'(?s:.)*help: did you mean 'prompt'"),
+        ({"path": "d.jsonl", "template": TEMPLATE, "prompt": "x"}, "unknown key 'prompt'"),
+        ({"path": "d.jsonl", "template": TEMPLATE, "text": {"paragraphs": True}}, "unknown key 'text'"),
+    ],
+)
+def test_mistakes_in_the_keys(data: Any, help: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=help):
+        load_recipe(recipe(tmp_path, data))
+
+
+def test_any_format_may_have_its_options_next_to_the_path(tmp_path: Path) -> None:
+    path = recipe(tmp_path, {"path": "t.txt", "text": {"paragraphs": True}})
+    (tmp_path / "t.txt").write_text("One.\n\nTwo.\n", encoding="utf-8")
+    assert [group.responses[0].text for group in loaded(path).groups] == ["One.", "Two."]
+
+
+def test_files_that_hold_little_or_much(tmp_path: Path) -> None:
+    data = {"path": "d.jsonl", "template": {"prompt": "{c7} {c199}"}}
+    with pytest.raises(DataError, match="no usable row; the source is empty"):
+        loaded(recipe(tmp_path, data, []))
+    wide = {f"c{number}": str(number) for number in range(200)}
+    [group] = loaded(recipe(tmp_path, data, [wide])).groups
+    assert group.prompt == user("7 199") and len(group.meta) == 198
+    data["template"]["prompt"] = "{nowhere}"
+    with pytest.raises(DataError, match=r"no column 'nowhere'; there are c0, .*, c11 and 188 more"):
+        loaded(recipe(tmp_path, data, [wide]))
+    with pytest.raises(DataError, match=r"no usable row; bad rows skipped: 1, the first: .*no column 'nowhere'"):
+        loaded(recipe(tmp_path, {"path": "d.jsonl", "template": {"prompt": "{c7}", "required": ["nowhere"]}}, [wide]))
+
+
+def test_types_that_differ_by_row_are_bad_rows_of_their_own(tmp_path: Path) -> None:
+    rows = [{"q": "Q?"}, {"q": 5}, {"q": ["Q?"]}, {"q": {"a": None}}, {"q": None}, "Q?"]
+    with pytest.raises(DataError) as error:
+        loaded(recipe(tmp_path, {"path": "d.jsonl", "template": {"prompt": "Say {q}"}}, rows))
+    assert str(error.value).startswith("4 bad rows:")
+    assert [line.partition(": ")[0].rpartition(":")[2] for line in str(error.value).splitlines()[1:5]] == [*"3456"]
