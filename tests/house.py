@@ -68,7 +68,7 @@ COMMON_WORDS = {
     "panel",
     *("dialogues", "evaluate", "feedback", "groups", "length", "lm", "messages", "normalized"),
     *("classifier", "format", "http", "language", "regex", "repetition", "weighted"),
-    *("environment", "merge", "people", "preference", "python", "sample"),
+    *("clean", "environment", "merge", "people", "preference", "python", "sample"),
     *("clip", "min", "product", "rankings", "rest", "revise", "reward_model", "text", "weighted_sum", "when"),
 }
 

@@ -84,8 +84,12 @@ def check_installed(user: str) -> None:
     check_extra(user, "data", "rensa")
 
 
-def table(rows: Iterable[tuple[int, Iterable[Unit]]]) -> dict[str, list[Any]]:
-    """Columns of units: the row, kind and turn of each, its text, a hash of the text, and one of each band."""
+COLUMNS = {"unit_row": "int64", "kind": "int8", "turn": "int32", "text": "large_string", "key": "int64"}
+COLUMNS |= {f"band{number}": "int64" for number in range(BANDS)}
+
+
+def table(rows: Iterable[tuple[int, Iterable[Unit]]]) -> dict[str, Any]:
+    """COLUMNS of units: the row, kind and turn of each, its text, a hash of the text, and one of each band."""
     from rensa import RMinHash
 
     found: list[tuple[int, Unit]] = [(row, unit) for row, units in rows for unit in units]
@@ -93,7 +97,7 @@ def table(rows: Iterable[tuple[int, Iterable[Unit]]]) -> dict[str, list[Any]]:
     for at, (_, unit) in enumerate(found):
         # Not its functions for batches: their threads would not survive a fork.
         sketch = RMinHash(num_perm=BANDS * PER_BAND, seed=SEED)
-        sketch.update(sorted(_grams(unit.text)))
+        sketch.update(list(_grams(unit.text)))  # in any order
         digests[at] = sketch.digest()
     bands = (digests.reshape(-1, BANDS, PER_BAND) * _MIXERS).sum(axis=2).view(np.int64)
     return {
@@ -102,7 +106,7 @@ def table(rows: Iterable[tuple[int, Iterable[Unit]]]) -> dict[str, list[Any]]:
         "turn": [unit.turn for _, unit in found],
         "text": [unit.text[:MOST] for _, unit in found],
         "key": [_key(unit.text) for _, unit in found],
-        **{f"band{number}": list(bands[:, number]) for number in range(BANDS)},
+        **{f"band{number}": bands[:, number] for number in range(BANDS)},
     }
 
 
