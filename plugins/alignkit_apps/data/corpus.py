@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BATCH = 2**25  # bytes of rows that a process works on at once
-TOGETHER = 1000  # rows, at most; so many in a file are worth several processes
+TOGETHER = 1000  # rows, at most; twice this many are worth several processes
 CODE = [*Path(__file__).parent.glob("*.py"), *Path(cleaning.__file__).parent.glob("*.py")]  # decides what is kept
 
 

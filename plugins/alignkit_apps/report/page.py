@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.io.printable import printable
-from alignkit_apps.report import curves, figures, numbers, overview
+from alignkit_apps.charts import curves, figures, numbers
+from alignkit_apps.report import overview
 from alignkit_apps.report.files import UNEXPECTED
 from alignkit_apps.report.parts import cut, parts, when
 from alignkit_apps.report.tables import stage_titles

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit.report import Table
-from alignkit_apps.report.curves import Figure, Series, figure
-from alignkit_apps.report.numbers import mapping, number, percentage, short
+from alignkit_apps.charts.curves import Figure, Series, figure
+from alignkit_apps.charts.numbers import mapping, number, percentage, short
 
 MOST = 24  # figures
 LENGTHS = {"prompt_characters": "prompts", "response_characters": "responses"}
