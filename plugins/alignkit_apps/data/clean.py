@@ -15,6 +15,7 @@ from alignkit.arguments import refuse
 from alignkit.data.reading import RowReader
 from alignkit.errors import BadRow, DataError
 from alignkit.io.atomic import whole_file
+from alignkit.report import Table
 from alignkit_apps.cleaning.near import Units
 from alignkit_apps.cleaning.rules import Fault, Rules, mark_of, redacted
 from alignkit_apps.data.corpus import TOGETHER, Corpus, as_json, parsed, units
@@ -32,6 +33,12 @@ class Cleaned:
     kept: int
     removed: Mapping[str, int]
     redacted: int
+
+    def table(self, out: Path) -> Table:
+        rows = [[f"left out: {rule}", f"{count:,}"] for rule, count in self.removed.items()]
+        rows += [["kept", f"{self.kept:,}"], ["of these redacted", f"{self.redacted:,}"]]
+        title = f"{out}: {self.kept:,} of {self.rows:,} rows; {removed_file(out).name} says why"
+        return Table(title, ["rows", "number"], rows)
 
 
 def removed_file(out: Path) -> Path:

@@ -25,6 +25,40 @@ Near = Annotated[
 
 
 @data_app.command()
+def stats(
+    file: File,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Also count tokens of this model. Default: only characters.")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of categories. Default: category, topic, source ..."),
+    ] = None,
+    near: Near = 0.8,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with histograms.")] = None,
+    json: Json = False,
+    plugin: PluginFiles = None,
+    no_plugin: NoPlugins = None,
+) -> None:
+    """Show what a file holds: rows, lengths, languages, categories, repetition, refusals, margins, agreement.
+
+    \b
+    Examples:
+      alignkit data stats pairs.jsonl
+      alignkit data stats demos.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --html stats.html
+    """
+    from alignkit.plugins import load_plugins
+    from alignkit_apps.data import stats as measuring
+    from alignkit_apps.data.corpus import open_corpus
+
+    load_plugins(plugin or (), no_plugin or ())
+    facts = measuring.stats(open_corpus(file), model, near or None, by)
+    print(measuring.as_json(facts) if json else measuring.as_text(facts, console().width))
+    if html is not None:
+        measuring.write_page(facts, html)
+
+
+@data_app.command()
 def check(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Training data as in `stats`, or a RECIPE.")],
     against: Annotated[
@@ -111,7 +145,7 @@ def clean(
     from dataclasses import asdict
 
     from alignkit.plugins import load_plugins
-    from alignkit.report import Report, Table
+    from alignkit.report import Report
     from alignkit_apps.cleaning.rules import Rules
     from alignkit_apps.data import clean as cleaning
     from alignkit_apps.data.corpus import open_corpus
@@ -130,9 +164,4 @@ def clean(
     )
     rules.check("alignkit data clean")
     done = cleaning.clean(open_corpus(file), rules, out)
-    if json:
-        return print(jsons.dumps(asdict(done), indent=1))
-    rows = [[f"left out: {rule}", f"{count:,}"] for rule, count in done.removed.items()]
-    rows += [["kept", f"{done.kept:,}"], ["of these redacted", f"{done.redacted:,}"]]
-    title = f"{out}: {done.kept:,} of {done.rows:,} rows; {cleaning.removed_file(out).name} says why"
-    print(Report([Table(title, ["rows", "number"], rows)]).text(console().width))
+    print(jsons.dumps(asdict(done), indent=1) if json else Report([done.table(out)]).text(console().width))

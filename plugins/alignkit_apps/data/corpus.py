@@ -24,6 +24,7 @@ from alignkit.io.digest import digest, file_digest, versions
 from alignkit.plugins import plugins
 from alignkit.recipe.document import plain_data
 from alignkit.recipe.load import made_recipe
+from alignkit.recipe.schema import Recipe
 from alignkit.runs.data import RunData
 from alignkit_apps import cleaning
 from alignkit_apps.cleaning import near
@@ -110,9 +111,13 @@ def open_corpus(word: str) -> Corpus:
     value = plain_data(word, f"'{word}'")
     if isinstance(value, str) and not Path(value).is_file() and (Path(value).is_dir() or _on_hub(value)):
         value = {"hub": value}
-    data = {"model": {"base": "tiny"}, "stages": {"data": {"step": "clean", "data": value}}}
-    recipe = made_recipe(data, "alignkit data", [], plugins().registry)
-    return corpus_of(recipe.stages["data"].component.options.data)
+    return corpus_of(recipe_of(value).stages["data"].component.options.data)
+
+
+def recipe_of(value: Any, base: str = "tiny") -> Recipe:
+    """A recipe whose only stage reads a data entry. base: its model."""
+    data = {"model": {"base": base}, "stages": {"data": {"step": "clean", "data": value}}}
+    return made_recipe(data, "alignkit data", [], plugins().registry)
 
 
 def _on_hub(word: str) -> bool:

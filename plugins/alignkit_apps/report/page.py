@@ -109,7 +109,7 @@ def _render(
         return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([Path(__file__).parent, Path(figures.__file__).parent]),
         autoescape=True,
         finalize=visible,
         undefined=StrictUndefined,
