@@ -103,7 +103,8 @@ def card(groups: Iterable[Group]) -> dict[str, Any]:
     labels: list[bool] = []
     margins: list[Any] = []
     longer = equal = rows = 0
-    for rows, group in enumerate(groups, 1):
+    for group in groups:
+        rows += 1
         if group.prompt:
             prompts.append(sum([len(turn["content"]) for turn in group.prompt]))
         lengths = [_length(response) for response in group.responses]

@@ -165,3 +165,32 @@ def clean(
     rules.check("alignkit data clean")
     done = cleaning.clean(open_corpus(file), rules, out)
     print(jsons.dumps(asdict(done), indent=1) if json else Report([done.table(out)]).text(console().width))
+
+
+@data_app.command()
+def convert(
+    file: File,
+    to: Annotated[str, typer.Option(metavar="LAYOUT", help="messages, sft, preference, ranked, kto or prompts.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The rows, as .jsonl or .jsonl.gz.")],
+    plugin: PluginFiles = None,
+    no_plugin: NoPlugins = None,
+) -> None:
+    """Write the rows of any format in a layout that TRL and other tools read; all turns are lists of messages.
+
+    \b
+    Examples:
+      alignkit data convert '{alpaca: my.csv}' --to messages --out messages.jsonl
+      alignkit data convert llmbar.json --to preference --out pairs.jsonl
+    """
+    from alignkit.arguments import refuse
+    from alignkit.errors import did_you_mean
+    from alignkit.plugins import load_plugins
+    from alignkit_apps.catalog.printing import print_lines
+    from alignkit_apps.data import convert as converting
+    from alignkit_apps.data.corpus import open_corpus
+
+    if to not in converting.LAYOUTS:
+        choices = ", ".join(converting.LAYOUTS)
+        refuse(f"--to: unknown layout '{to}'", did_you_mean(to, converting.LAYOUTS) or f"layouts: {choices}")
+    load_plugins(plugin or (), no_plugin or ())
+    print_lines(converting.convert(open_corpus(file), to, out).lines(out))
