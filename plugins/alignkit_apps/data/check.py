@@ -152,7 +152,7 @@ def _finding(found: Finding, matches: Sequence[Match], part: Part, mine: Units, 
 def _place(part: Part, units: Units, at: int) -> str:
     file, row = part.where(int(units.rows[at]))
     turn = int(units.turns[at])
-    return f"{Path(file).name}:{row}{f' (turn {turn})' if turn else ''}"
+    return f"{Path(file).name}:{row}{f' (turn {turn})' if turn > 2 else ''}"
 
 
 # Where parts are from

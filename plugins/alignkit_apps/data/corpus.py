@@ -140,7 +140,7 @@ def corpus_of(spec: DataSpec) -> Corpus:
             _numbered,
             features=Features({name: Value(kind) for name, kind in kinds.items()}),
             cache_dir=str(_folder()),
-            gen_kwargs={"sources": list(spec.sources)},
+            gen_kwargs={"sources": spec.sources},  # a list would be cut into shards
             fingerprint=key,
             writer_batch_size=100,
         )
