@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -108,25 +108,26 @@ def check(
         raise Repeated(f"rows are repeated: {'held-out data are in training data' if leaks else 'within a file'}")
 
 
+def _leave_out(rule: str, what: str) -> Any:
+    """The option that switches a rule on or off."""
+    return typer.Option(f"--{rule}/--no-{rule}", help=f"Leave out {what}.")
+
+
 @data_app.command()
 def clean(
     file: File,
     out: Annotated[Path, typer.Option(metavar="FILE", help="What is left, as .jsonl or .jsonl.gz.")],
-    duplicates: Annotated[bool, typer.Option("--duplicates/--no-duplicates", help="Equal rows.")] = True,
+    duplicates: Annotated[bool, _leave_out("duplicates", "rows that equal an earlier one")] = True,
     near: Near = 0.8,
-    stock_phrases: Annotated[
-        bool, typer.Option("--stock-phrases/--no-stock-phrases", help="Such as `As an AI language model`.")
-    ] = True,
+    stock_phrases: Annotated[bool, _leave_out("stock-phrases", "answers such as `As an AI language model`")] = True,
     language: Annotated[
-        list[str] | None, typer.Option(metavar="CODE", help="Answers in other languages; repeatable. Default: none.")
+        list[str] | None, typer.Option(metavar="CODE", help="Leave out answers in other languages; repeatable.")
     ] = None,
-    min_characters: Annotated[int, typer.Option(metavar="N", min=0, help="Shorter answers.")] = 0,
-    max_characters: Annotated[int | None, typer.Option(metavar="N", min=1, help="Longer answers.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown/--no-markdown", help="Broken Markdown.")] = True,
-    personal: Annotated[
-        bool, typer.Option("--personal/--no-personal", help="Replace e-mail addresses, telephone numbers and keys.")
-    ] = True,
-    marks: Annotated[Path | None, typer.Option(metavar="FILE", help="Rows of a file of marks: {row, reason}.")] = None,
+    min_characters: Annotated[int, typer.Option(metavar="N", min=0, help="Leave out shorter answers.")] = 0,
+    max_characters: Annotated[int | None, typer.Option(metavar="N", min=1, help="Leave out longer answers.")] = None,
+    markdown: Annotated[bool, _leave_out("markdown", "answers with broken Markdown")] = True,
+    personal: Annotated[bool, typer.Option("--personal/--no-personal", help="Replace personal details.")] = True,
+    marks: Annotated[Path | None, typer.Option(metavar="FILE", help="Leave out the rows that this file marks.")] = None,
     json: Json = False,
     plugin: PluginFiles = None,
     no_plugin: NoPlugins = None,
