@@ -30,13 +30,16 @@ LEAST = 30  # characters of an answer, or of one turn of several, that can be a 
 _NUMBER = re.compile(r"\d+")
 _MIXERS = np.random.default_rng(SEED).integers(1, 2**63, PER_BAND, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
-Kind = Literal["row", "prompt", "response"]
-KINDS: tuple[Kind, ...] = ("row", "prompt", "response")
+Kind = Literal["row", "prompt", "response", "unread"]
+KINDS: tuple[Kind, ...] = ("row", "prompt", "response", "unread")
 Ints = NDArray[np.int64]
 
 
 class Unit(NamedTuple):
-    """A text of a row that is compared with those of the same kind. turn: its number in the conversation, from 1."""
+    """A text of a row that is compared with those of the same kind. turn: its number in the conversation, from 1.
+
+    unread: what is wrong with a row that no format reads.
+    """
 
     kind: Kind
     turn: int

@@ -17,7 +17,7 @@ from alignkit.report import Block, Table
 from alignkit.runs.data import RunData
 from alignkit_apps.cleaning import near
 from alignkit_apps.cleaning.near import Kind, Match, Units
-from alignkit_apps.data.corpus import Corpus, corpus_of, no_stage, short, units
+from alignkit_apps.data.corpus import Corpus, corpus_of, no_stage, short, units, unread_text
 
 EXAMPLES = 5  # of each finding
 ACROSS: tuple[Kind, ...] = ("prompt", "response")
@@ -69,11 +69,14 @@ class Finding:
 
 @dataclass
 class Checked:
-    """The result of a check. unread: rows that no format reads, by file. marks: training rows that leak, with why."""
+    """The result of a check. files: their rows. unread: of rows that no format reads, how many.
+
+    marks: training rows that leak, with why.
+    """
 
     files: dict[str, int]
     findings: list[Finding] = field(default_factory=list)
-    unread: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
     marks: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def as_json(self) -> str:
@@ -85,9 +88,8 @@ class Checked:
         leaks = [one for one in self.findings if one.training]
         own = [one for one in self.findings if not one.training]
         blocks: list[Block] = ["\n".join(f"{name}: {rows:,} rows" for name, rows in self.files.items())]
-        blocks += [
-            "\n".join(f"{name}: rows that cannot be read: {rows:,}" for name, rows in self.unread.items())
-        ] * bool(self.unread)
+        if self.unread:
+            blocks.append("\n".join(f"{name}: {text}" for name, text in self.unread.items()))
         if leaks:
             cells = [[f.file, f.training, f.what, *_numbers(f), f"{f.remove:,}"] for f in leaks]
             head = ["held out", "is in", "what", "equal", "near", "share", "training rows"]
@@ -115,6 +117,8 @@ def check(parts: Sequence[Part], threshold: float | None) -> Checked:
                 for kind in ACROSS:
                     _leaks(mine, other, kind, threshold, checked)
     for part in parts:
+        if text := unread(part):
+            checked.unread[part.title] = text
         rows = part.units("row")
         if matches := near.repeated(rows, threshold):
             checked.findings.append(
@@ -212,10 +216,10 @@ def _parts(spec: DataSpec, role: str, seed: int) -> Iterable[Part]:
             yield part_of_groups(name, side, groups)
 
 
-def unread(parts: Sequence[Part]) -> dict[str, int]:
-    """Rows that no format reads: those without texts."""
-    counts = {part.title: part.rows - len(part.units("row").rows) for part in parts}
-    return {name: count for name, count in counts.items() if count}
+def unread(part: Part) -> str:
+    """How many rows cannot be read, and what is wrong with the first; empty if there are none."""
+    bad = part.units("unread")
+    return unread_text(len(bad.rows), part.where(int(bad.rows[0])), bad.text(0)) if len(bad.rows) else ""
 
 
 def write_marks(checked: Checked, out: Path) -> None:

@@ -18,7 +18,7 @@ from alignkit.io.atomic import whole_file
 from alignkit.report import Table
 from alignkit_apps.cleaning.near import Units
 from alignkit_apps.cleaning.rules import Fault, Rules, mark_of, redacted
-from alignkit_apps.data.corpus import TOGETHER, Corpus, as_json, parsed, units
+from alignkit_apps.data.corpus import TOGETHER, Corpus, as_json, parsed, units, unread_text
 
 UNREADABLE = "unreadable"  # in the list of what was left out: no rule, but the format's
 
@@ -27,18 +27,22 @@ COLUMNS = {"at": "int64", "rule": "string", "reason": "string"}
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What was written. removed: rows left out, by rule. redacted: rows that were changed."""
+    """What was written. removed: rows left out, by rule. redacted: rows that were changed.
+
+    unread: how many cannot be read, and why not.
+    """
 
     rows: int
     kept: int
     removed: Mapping[str, int]
     redacted: int
+    unread: str
 
     def table(self, out: Path) -> Table:
         rows = [[f"left out: {rule}", f"{count:,}"] for rule, count in self.removed.items()]
         rows += [["kept", f"{self.kept:,}"], ["of these redacted", f"{self.redacted:,}"]]
         title = f"{out}: {self.kept:,} of {self.rows:,} rows; {removed_file(out).name} says why"
-        return Table(title, ["rows", "number"], rows)
+        return Table(title, ["rows", "number"], rows, note=self.unread)
 
 
 def removed_file(out: Path) -> Path:
@@ -65,7 +69,9 @@ def clean(corpus: Corpus, rules: Rules, out: Path) -> Cleaned:
                     kept.write(_line(redacted(json.loads(raw)) if at in changed else json.loads(raw)))
     counts = Counter(fault.rule for fault, _ in found.values())
     left = len(corpus.rows) - len(found)
-    return Cleaned(len(corpus.rows), left, dict(sorted(counts.items())), len(changed - found.keys()))
+    bad = min((at for at, (fault, _) in found.items() if fault.rule == UNREADABLE), default=None)
+    unread = "" if bad is None else unread_text(counts[UNREADABLE], corpus.where(bad), found[bad][0].reason)
+    return Cleaned(len(corpus.rows), left, dict(sorted(counts.items())), len(changed - found.keys()), unread)
 
 
 def _left_out(corpus: Corpus, at: int, raw: str, fault: Fault, other: int | None) -> bytes:

@@ -99,7 +99,6 @@ def check(
         parts = [checking.part_of(open_corpus(file), checking.TRAINING)]
         parts += [checking.part_of(open_corpus(other), "held out") for other in against or ()]
     checked = checking.check(parts, near or None)
-    checked.unread = checking.unread(parts)
     print(checked.as_json() if json else Report(checked.blocks()).text(console().width))
     if marks is not None:
         checking.write_marks(checked, marks)

@@ -227,6 +227,11 @@ def parsed(
             yield at, error
 
 
+def unread_text(count: int, where: tuple[str, int], reason: str) -> str:
+    """That rows cannot be read."""
+    return f"rows that cannot be read: {count:,}, the first: {where[0]}:{where[1]}: {reason}"
+
+
 # Texts that are compared
 
 
@@ -250,7 +255,7 @@ class Columns(Mapping[str, Any]):
 
 
 def units(corpus: Corpus, kinds: Sequence[near.Kind] = near.KINDS) -> Columns:
-    """The texts of all rows, as `near.table` has them. Rows that cannot be read have none."""
+    """The texts of all rows, as `near.table` has them; of one that cannot be read the reason."""
     near.check_installed("alignkit data")
     given = {"readers": corpus.readers, "kinds": tuple(kinds)}
     return Columns(corpus.mapped("comparing texts", _units, near.COLUMNS, kinds, **given))
@@ -259,5 +264,7 @@ def units(corpus: Corpus, kinds: Sequence[near.Kind] = near.KINDS) -> Columns:
 def _units(
     batch: Mapping[str, Any], indices: Sequence[int], readers: Sequence[RowReader], kinds: Sequence[near.Kind]
 ) -> dict[str, list[Any]]:
-    rows = parsed(batch, indices, readers)
-    return near.table((at, near.units_of(row, kinds)) for at, row in rows if not isinstance(row, BadRow))
+    return near.table(
+        (at, [near.Unit("unread", 0, str(row))] if isinstance(row, BadRow) else near.units_of(row, kinds))
+        for at, row in parsed(batch, indices, readers)
+    )

@@ -51,10 +51,11 @@ def stats(corpus: Corpus, model: str | None, threshold: float | None, by: str | 
     table = {name: columns.column(name).to_numpy() for name in COLUMNS if name != "language"}
     said_by = table["response"] == 1
     languages = Counter(columns.column("language").filter(_mask(said_by if said_by.any() else ~said_by)).to_pylist())
-    seen: Counter[str] = Counter()
+    bad: list[str] = []
     categories: Counter[str] = Counter()
     facts: dict[str, Any] = {"file": corpus.name, "format": corpus.readers[0].format_name, "rows": len(corpus.rows)}
-    facts |= card(_counted(corpus, seen, categories, by)) | {"rows": len(corpus.rows), "unread": seen["unread"]}
+    facts |= card(_counted(corpus, bad, categories, by)) | {"rows": len(corpus.rows), "unread": len(bad)}
+    facts["first_unread"] = bad[0] if bad else ""
     answers = max(1, int(said_by.sum()))
     facts |= {
         "turns": histogram(Counter(table["turns"][table["turns"] > 0].tolist())),
@@ -77,11 +78,11 @@ def _mask(rows: Any) -> Any:
     return pyarrow.array(rows)
 
 
-def _counted(corpus: Corpus, seen: Counter[str], categories: Counter[str], by: str | None) -> Iterator[Group]:
-    """All groups, and on the way the rows that cannot be read, and the categories."""
-    for _, groups in corpus.groups():
+def _counted(corpus: Corpus, bad: list[str], categories: Counter[str], by: str | None) -> Iterator[Group]:
+    """All groups, and on the way what is wrong with rows that cannot be read, and the categories."""
+    for at, groups in corpus.groups():
         if isinstance(groups, BadRow):
-            seen["unread"] += 1
+            bad.append("" if bad else f"{':'.join(map(str, corpus.where(at)))}: {groups}")
             continue
         for group in groups:
             name = by if by is not None else next((name for name in CATEGORIES if name in group.meta), None)
@@ -169,7 +170,9 @@ def tables(facts: Mapping[str, Any]) -> list[Block]:
         ["of these refusals, by their words", "", f"{facts['refusals']:.1%}"],
         ["of these with a stock phrase", "", f"{facts['stock_phrases']:.1%}"],
     ]
-    blocks: list[Block] = [Table(f"{facts['file']} ({facts['format']})", ["", "number", "share"], counts)]
+    blocks: list[Block] = [
+        Table(f"{facts['file']} ({facts['format']})", ["", "number", "share"], counts, note=facts["first_unread"])
+    ]
     lengths = [
         [name.replace("_", ", "), *(f"{found[key]:,}" for key in ("count", "least", "median", "p95", "most"))]
         for name in ("turns", "prompt_characters", "response_characters", "prompt_tokens", "response_tokens")
