@@ -75,8 +75,8 @@ def _preference(group: Group) -> Iterable[Row]:
     for pair in resolved_pairs(group):
         better, worse = (pair.better, pair.worse) if pair.p > 0.5 else (pair.worse, pair.better)
         if pair.p != 0.5:
-            answers = (_said(group.responses[place]) for place in (better, worse))
-            yield layouts.preference(group.prompt, *answers, layouts.margin_of(pair.margin))
+            chosen, rejected = (_said(group.responses[place]) for place in (better, worse))
+            yield layouts.preference(group.prompt, chosen, rejected, layouts.margin_of(pair.margin))
 
 
 def _ranked(group: Group) -> Iterable[Row]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from alignkit.errors import AlignkitError, BadRow, DataError, no_disk
 from alignkit.io.cache import cache_folder
 from alignkit.io.commits import commit_of
 from alignkit.io.digest import digest, file_digest, versions
+from alignkit.io.source_code import plugin_digests
 from alignkit.plugins import plugins
 from alignkit.recipe.document import plain_data
 from alignkit.recipe.load import made_recipe
@@ -76,6 +78,7 @@ class Corpus:
         key = digest([self.key, name, options])[:32]
         size = max(1, min(TOGETHER, BATCH * len(self.rows) // max(1, self.rows.data.nbytes)))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        folder = _folder(key)
         return _quiet(
             lambda: self.rows.map(
                 function,
@@ -87,10 +90,11 @@ class Corpus:
                 features=Features({name: Value(kind) for name, kind in columns.items()}),
                 fn_kwargs=given,
                 num_proc=cores if len(self.rows) >= 2 * TOGETHER and cores > 1 else None,
-                cache_file_name=str(_folder() / f"{key}.arrow"),
+                cache_file_name=str(folder / "rows.arrow"),
                 new_fingerprint=key,
                 desc=name,
-            )
+            ),
+            folder,
         )
 
     def groups(self) -> Iterator[tuple[int, list[Group] | BadRow]]:
@@ -111,7 +115,8 @@ def open_corpus(word: str) -> Corpus:
     value = plain_data(word, f"'{word}'")
     if isinstance(value, str) and not Path(value).is_file() and (Path(value).is_dir() or _on_hub(value)):
         value = {"hub": value}
-    return corpus_of(recipe_of(value).stages["data"].component.options.data)
+    options: Any = recipe_of(value).stages["data"].component.options
+    return corpus_of(options.data)
 
 
 def recipe_of(value: Any, base: str = "tiny") -> Recipe:
@@ -127,9 +132,16 @@ def _on_hub(word: str) -> bool:
 
 def corpus_of(spec: DataSpec) -> Corpus:
     """The rows of a data entry. Raises DataError if there is none, or if no format reads them."""
+    import datasets
+
+    (datasets.enable_progress_bars if sys.stderr.isatty() else datasets.disable_progress_bars)()
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
     readers = [_reader(source) for source in spec.sources]
     data = RunData(no_stage, 0)
-    facts = [[repr(source), data.identity(source), source.name] for source in spec.sources]
+    facts = [
+        [repr(replace(reader.source, format=None)), data.identity(reader.source), *_format_facts(reader)]
+        for reader in readers
+    ]
     code = {path.name: file_digest(path) for path in CODE}
     key = digest([facts, code, versions(["datasets", "rensa", "py3langid"])])[:32]
     from datasets import Dataset, Features, Value
@@ -139,13 +151,21 @@ def corpus_of(spec: DataSpec) -> Corpus:
         lambda: Dataset.from_generator(
             _numbered,
             features=Features({name: Value(kind) for name, kind in kinds.items()}),
-            cache_dir=str(_folder()),
+            cache_dir=str(_folder(key)),
             gen_kwargs={"sources": spec.sources},  # a list would be cut into shards
             fingerprint=key,
             writer_batch_size=100,
-        )
+        ),
+        _folder(key),
     )
     return Corpus(spec, rows, readers, key)
+
+
+def _format_facts(reader: RowReader) -> list[Any]:
+    """What decides how a row is read besides itself."""
+    options = reader.format.options if reader.format is not None else None
+    registration = plugins().registry.get("format", reader.format_name)
+    return [reader.format_name, str(options), registration.version, plugin_digests(registration.source_path)]
 
 
 def _reader(source: DataSource) -> RowReader:
@@ -188,27 +208,44 @@ def as_json(row: Any) -> str:
     return line if line.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in line) else json.dumps(row)
 
 
-def _folder() -> Path:
-    folder = cache_folder() / "data"
+def _folder(key: str) -> Path:
+    folder = cache_folder() / "data" / key
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _quiet(make: Callable[[], Dataset]) -> Dataset:
-    """What `datasets` makes, with its progress bar in a terminal, and errors as alignkit's."""
-    import datasets
-
-    (datasets.enable_progress_bars if sys.stderr.isatty() else datasets.disable_progress_bars)()
-    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
+def _quiet(make: Callable[[], Dataset], folder: Path) -> Dataset:
+    """What `datasets` makes in a folder, and errors as alignkit's. What was not finished is removed."""
+    _working.append(True)
     try:
         return make()
-    except Exception as error:
+    except BaseException as error:
+        for unfinished in folder.glob("tmp*"):
+            unfinished.unlink(missing_ok=True)
         causes: list[BaseException] = [error]
         while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
             causes.append(cause)
+        if any(isinstance(one, KeyboardInterrupt) for one in causes):
+            raise KeyboardInterrupt from None
         ours = next((one for one in causes if isinstance(one, AlignkitError)), None)
-        full = next(filter(None, map(no_disk, causes)), None)
-        raise ours or full or error from error
+        if better := ours or next(filter(None, map(no_disk, causes)), None):
+            raise better from None
+        raise
+    finally:
+        _working.clear()
+
+
+_working: list[bool] = []  # not empty while `datasets` may start processes
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    """A process that Ctrl-C ends would leave the others waiting for its results. The first one ends them all."""
+    if _working:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_interrupts_to_the_parent)
 
 
 def parsed(
