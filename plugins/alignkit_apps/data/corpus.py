@@ -228,7 +228,7 @@ def _quiet(make: Callable[[], Dataset], folder: Path) -> Dataset:
         if any(isinstance(one, KeyboardInterrupt) for one in causes):
             raise KeyboardInterrupt from None
         ours = next((one for one in causes if isinstance(one, AlignkitError)), None)
-        if better := ours or next(filter(None, map(no_disk, causes)), None):
+        if better := ours or next(filter(None, map(no_disk, reversed(causes))), None):
             raise better from None
         raise
     finally:
