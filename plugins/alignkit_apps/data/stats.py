@@ -109,7 +109,9 @@ def _measured(
                 lines.append((1, answer, 0, int(refuses or 0), int(STOCK.search(answer) is not None)))
             for is_response, text, turns, refuses, stock in lines:
                 texts.append(text)
-                row = (at, is_response, turns, 0, refuses, stock, language_of(text) or WITHOUT)
+                # Telling languages takes longest, and those of prompts are only asked for if there are no responses.
+                language = "" if group.responses and not is_response else language_of(text) or WITHOUT
+                row = (at, is_response, turns, 0, refuses, stock, language)
                 for name, value in zip(COLUMNS, row, strict=True):
                     columns[name].append(value)
     if tokenizer is not None and texts:
