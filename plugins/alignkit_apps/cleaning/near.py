@@ -162,7 +162,14 @@ class Units:
 
     def without(self, rows: Ints) -> Units:
         """The units of all other rows."""
-        at = np.flatnonzero(~np.isin(self.rows, rows))
+        return self._only(np.flatnonzero(~np.isin(self.rows, rows)))
+
+    def rare(self, most: int) -> Units:
+        """The texts that occur at most this often."""
+        _, which, counts = np.unique(self.keys, return_inverse=True, return_counts=True)
+        return self._only(np.flatnonzero(counts[which] <= most))
+
+    def _only(self, at: Ints) -> Units:
         return Units(
             self.rows[at], self.turns[at], self.keys[at], lambda n: self.band(n)[at], lambda i: self.text(int(at[i]))
         )

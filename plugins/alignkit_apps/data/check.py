@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from alignkit_apps.cleaning.near import Kind, Match, Units
 from alignkit_apps.data.corpus import Corpus, corpus_of, no_stage, short, units, unread_text
 
 EXAMPLES = 5  # of each finding
+COMMON = 5  # training rows with the same answer; one that more give is no leak, such as a refusal
 ACROSS: tuple[Kind, ...] = ("prompt", "response")
 TRAINING = "training"
 
@@ -109,6 +111,7 @@ def _numbers(found: Finding) -> list[str]:
 
 def check(parts: Sequence[Part], threshold: float | None) -> Checked:
     """Compare every training part with every other one, and each part with itself."""
+    parts = _briefly_named(parts)
     checked = Checked({part.title: part.rows for part in parts})
     training = [part for part in parts if part.role == TRAINING]
     for mine in training:
@@ -127,8 +130,16 @@ def check(parts: Sequence[Part], threshold: float | None) -> Checked:
     return checked
 
 
+def _briefly_named(parts: Sequence[Part]) -> list[Part]:
+    """The parts without folders in their names, where these are not needed to tell them apart."""
+    brief = [replace(part, name=", ".join(Path(name).name for name in part.name.split(", "))) for part in parts]
+    counts = Counter(part.title for part in brief)
+    return [one if counts[one.title] == 1 else part for one, part in zip(brief, parts, strict=True)]
+
+
 def _leaks(mine: Part, other: Part, kind: Kind, threshold: float | None, checked: Checked) -> None:
     training, held_out = mine.units(kind), other.units(kind)
+    training = training.rare(COMMON) if kind == "response" else training
     if not (matches := near.shared(held_out, training, threshold)):
         return
     back = near.shared(training, held_out, threshold)

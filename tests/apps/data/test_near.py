@@ -74,6 +74,12 @@ def test_a_text_of_others_is_found_from_both_sides() -> None:
     assert near.shared(one, units([]), 0.7) == near.shared(units([]), one, 0.7) == []
 
 
+def test_an_answer_that_many_rows_give_is_no_leak() -> None:
+    texts = [*[LONG] * 6, "Another text.", "Another text."]
+    assert near.shared(units([LONG, texts[-1]]), units(texts).rare(5), 0.8) == [(1, 0, 1.0)]
+    assert near.shared(units([LONG]), units(texts).rare(6), 0.8) == [(0, 0, 1.0)]
+
+
 def test_many_copies_cost_no_pair_each() -> None:
     texts = [f"{LONG} {'x' * random.Random(n).randrange(3)}" for n in range(3000)]
     assert len(near.repeated(units(texts), 0.8)) == 2999
