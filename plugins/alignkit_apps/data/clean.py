@@ -56,7 +56,7 @@ def clean(corpus: Corpus, rules: Rules, out: Path) -> Cleaned:
     Raises DataError if no row is left.
     """
     check_target(out, corpus)
-    found, changed = _faults(corpus, rules)
+    found, changed = faults(corpus, rules)
     if len(found) == len(corpus.rows):
         counts = Counter(fault.rule for fault, _ in found.values())
         raise DataError(f"{corpus.name}: no row is left: {', '.join(f'{r} {n:,}' for r, n in counts.most_common())}")
@@ -66,7 +66,7 @@ def clean(corpus: Corpus, rules: Rules, out: Path) -> Cleaned:
                 if at in found:
                     removed.write(_left_out(corpus, at, raw, *found[at]))
                 else:
-                    kept.write(_line(redacted(json.loads(raw)) if at in changed else json.loads(raw)))
+                    kept.write(_line(raw, at in changed))
     counts = Counter(fault.rule for fault, _ in found.values())
     left = len(corpus.rows) - len(found)
     bad = min((at for at, (fault, _) in found.items() if fault.rule == UNREADABLE), default=None)
@@ -81,9 +81,12 @@ def _left_out(corpus: Corpus, at: int, raw: str, fault: Fault, other: int | None
     return (as_json({**facts, "data": json.loads(raw) if raw else None}) + "\n").encode()
 
 
-def _line(row: Any) -> bytes:
-    """A row of the output. One of a text file is a text."""
-    return (as_json({"text": row} if isinstance(row, str) else row) + "\n").encode()
+def _line(raw: str, personal: bool) -> bytes:
+    """A row of the output. One of a text file is a text. personal: whether to redact it."""
+    if personal or raw.startswith('"'):
+        row = redacted(json.loads(raw)) if personal else json.loads(raw)
+        raw = as_json({"text": row} if isinstance(row, str) else row)
+    return (raw + "\n").encode()
 
 
 def check_target(out: Path, corpus: Corpus) -> None:
@@ -108,8 +111,11 @@ def written(path: Path) -> Iterator[IO[bytes]]:
             yield stream  # type: ignore[misc]
 
 
-def _faults(corpus: Corpus, rules: Rules) -> tuple[dict[int, tuple[Fault, int | None]], set[int]]:
-    """Why rows are left out, by their places, with the row that each repeats; and the rows to redact."""
+def faults(corpus: Corpus, rules: Rules) -> tuple[dict[int, tuple[Fault, int | None]], set[int]]:
+    """Why rows are to be left out, by their places, with the row that each repeats; and the rows to redact.
+
+    Also what a page shows of each row; the rows that somebody marks there come back as `Rules.marks`.
+    """
     options = rules.model_dump(mode="json")
     table = corpus.mapped("applying rules", judged, COLUMNS, options, readers=corpus.readers, rules=rules).data
     found: dict[int, tuple[Fault, int | None]] = {}
@@ -120,8 +126,10 @@ def _faults(corpus: Corpus, rules: Rules) -> tuple[dict[int, tuple[Fault, int | 
         if name != "personal":
             found[at] = Fault(name, reason), None
     if marks:
-        for at in range(len(corpus.rows)):
-            if mark := mark_of(marks, *corpus.where(at)):
+        files = [source.name for source in corpus.spec.sources]
+        sources, numbers = (corpus.rows.data.column(name).to_pylist() for name in ("source", "row"))
+        for at, (source, number) in enumerate(zip(sources, numbers, strict=True)):
+            if mark := mark_of(marks, files[source], number):
                 found[at] = mark, None
     if rules.compares:
         texts = units(corpus, ["row"])
