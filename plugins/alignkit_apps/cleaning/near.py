@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from alignkit.data.describe import said
 from alignkit.data.group import Group, Message, Response
-from alignkit.extras import check_extra
 
 # A pair becomes a candidate if all values of one band are equal: in 1 - (1 - s^6)^20 of cases at similarity s.
 BANDS, PER_BAND, SEED = 20, 6, 49
@@ -80,11 +79,6 @@ def normalized(text: str) -> str:
     """The text in lower case, with one blank for each white space."""
     text = text if text.isascii() else unicodedata.normalize("NFKC", text)
     return " ".join(text.casefold().split())
-
-
-def check_installed(user: str) -> None:
-    """Raise RunFailed if the package that makes signatures is missing."""
-    check_extra(user, "data", "rensa")
 
 
 COLUMNS = {"unit_row": "int64", "kind": "int8", "turn": "int32", "text": "large_string", "key": "int64"}

@@ -181,7 +181,6 @@ def part_of(corpus: Corpus, role: str) -> Part:
 
 def part_of_groups(name: str, role: str, groups: Sequence[Group]) -> Part:
     """Rows in memory: one side of a file that a recipe splits."""
-    near.check_installed("alignkit data")
     columns = near.table((at, near.units_of([group])) for at, group in enumerate(groups))
     origins = [(short(group.origin.file), group.origin.row) if group.origin else (name, 0) for group in groups]
     return Part(short(name), role, columns, len(groups), origins.__getitem__, columns["text"].__getitem__)

@@ -293,7 +293,6 @@ class Columns(Mapping[str, Any]):
 
 def units(corpus: Corpus, kinds: Sequence[near.Kind] = near.KINDS) -> Columns:
     """The texts of all rows, as `near.table` has them; of one that cannot be read the reason."""
-    near.check_installed("alignkit data")
     given = {"readers": corpus.readers, "kinds": tuple(kinds)}
     return Columns(corpus.mapped("comparing texts", _units, near.COLUMNS, kinds, **given))
 
