@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import model_validator
 
@@ -18,8 +18,10 @@ from alignkit.data.files import file_rows
 from alignkit.data.group import Response, group_id
 from alignkit.data.spoken import all_turns
 from alignkit.extras import check_extra
-from alignkit_apps.cleaning.near import Units, repeated
 from alignkit_apps.feedback.redaction import redact
+
+if TYPE_CHECKING:
+    from alignkit_apps.cleaning.near import Units
 
 # What models say of themselves, and what reviewers of data remove first (Vicuna's, ShareGPT's and OpenOrca's filters).
 STOCK = re.compile(
@@ -99,6 +101,8 @@ class Rules(alignkit.Options):
 
     def duplicate_faults(self, units: Units) -> dict[int, tuple[Fault, int]]:
         """Rows that repeat an earlier one, each with that row. units: of the kind `row`."""
+        from alignkit_apps.cleaning.near import repeated  # imports numpy
+
         found = {}
         for match in repeated(units, self.near) if self.compares else ():
             row, other = int(units.rows[match.unit]), int(units.rows[match.other])

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from alignkit import Artifact, DataError, DataRef, Field, Group, Register, Step, StepContext, hookimpl
 from alignkit.report import Report, Table
-from alignkit_apps.cleaning import near
 from alignkit_apps.cleaning.rules import Fault, Rules, mark_of, redacted_group
 
 REMOVED = "removed.jsonl"
@@ -51,6 +50,8 @@ class Clean(Step):
 
     def _faults(self, groups: list[Group]) -> dict[int, Fault]:
         """What is wrong with rows, by their places."""
+        from alignkit_apps.cleaning import near  # imports numpy
+
         marks = self.options.marked()
         found = {}
         for at, group in enumerate(groups):
