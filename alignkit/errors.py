@@ -110,6 +110,12 @@ class NotReproduced(AlignkitError):
     exit_code = 7
 
 
+class Repeated(AlignkitError):
+    """Data repeat each other, such as held-out rows in training data."""
+
+    exit_code = 8
+
+
 class BadRow(Exception):
     """A format raises this for a row that it cannot use; the reader adds file and row number."""
 

@@ -17,6 +17,7 @@ from alignkit.errors import (
     PluginError,
     RecipeError,
     RemoteError,
+    Repeated,
     RunFailed,
 )
 from alignkit.stopping import Stopped
@@ -31,6 +32,7 @@ WHAT_TO_DO = {
     "`quantization: nf4`, or take a smaller model.",
     RemoteError: "Fix the key or the address, and repeat the command. Replies that arrived are kept.",
     NotReproduced: "The message names the difference and its likely cause.",
+    Repeated: "The report names the rows, which [cleaning](data.md#cleaning) leaves out.",
     Stopped: "Label if it waits for labels of people. Repeat the command to continue.",
 }
 # Codes that no error of alignkit has.

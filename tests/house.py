@@ -51,7 +51,7 @@ USES_EVALUATION = {"evaluation"}  # the kernel needs no statistics
 # Kernels know processors, and nothing of alignkit but these.
 BELOW_KERNELS = {"errors", "functional", "io", "kernels"}
 # What several apps share. Else they do not import each other.
-SHARED_APPS = {"catalog", "feedback", "policies", "web"}
+SHARED_APPS = {"catalog", "charts", "cleaning", "feedback", "policies", "web"}
 
 # Words of first-party plugins that mean something else in the core: module -> words, with the reason.
 OTHER_MEANINGS = {
@@ -68,7 +68,7 @@ COMMON_WORDS = {
     "panel",
     *("dialogues", "evaluate", "feedback", "groups", "length", "lm", "messages", "normalized"),
     *("classifier", "format", "http", "language", "regex", "repetition", "weighted"),
-    *("environment", "merge", "people", "preference", "python", "sample"),
+    *("clean", "environment", "merge", "people", "preference", "python", "sample"),
     *("drop", "template"),
     *("clip", "min", "product", "rankings", "rest", "revise", "reward_model", "text", "weighted_sum", "when"),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +96,15 @@ def _more(path: Path | None) -> Mapping[str, Any]:
     return {} if reader is None or path is None else reader.facts(path)
 
 
-def card(groups: Sequence[Group]) -> dict[str, Any]:
+def card(groups: Iterable[Group]) -> dict[str, Any]:
     """What groups hold. Parts that they lack are None: a prompt has no responses, and raw text has no prompt."""
     prompts: list[int] = []
     answers: list[int] = []
     labels: list[bool] = []
     margins: list[Any] = []
-    longer = equal = 0
+    longer = equal = rows = 0
     for group in groups:
+        rows += 1
         if group.prompt:
             prompts.append(sum([len(turn["content"]) for turn in group.prompt]))
         lengths = [_length(response) for response in group.responses]
@@ -116,10 +117,10 @@ def card(groups: Sequence[Group]) -> dict[str, Any]:
             margins.append(pair.margin)
     pairs = {"count": len(margins), "better_longer": longer, "equally_long": equal, **_margins(Counter(margins))}
     return {
-        "rows": len(groups),
+        "rows": rows,
         "responses": len(answers),
-        "prompt_characters": _lengths(Counter(prompts)),
-        "response_characters": _lengths(Counter(answers)),
+        "prompt_characters": histogram(Counter(prompts)),
+        "response_characters": histogram(Counter(answers)),
         "pairs": pairs if margins else None,
         "labels": {"good": sum(labels), "bad": len(labels) - sum(labels)} if labels else None,
     }
@@ -130,7 +131,7 @@ def _length(response: Response) -> int:
     return len(response.text) if turns is None else sum([len(turn["content"]) for turn in turns])
 
 
-def _lengths(counts: Mapping[int, int]) -> dict[str, Any] | None:
+def histogram(counts: Mapping[int, int]) -> dict[str, Any] | None:
     """A histogram whose bins end at 10, 20, 50, 100 and so on; each bin is its end and its count."""
     if not counts:
         return None

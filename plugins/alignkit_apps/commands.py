@@ -7,6 +7,7 @@ from alignkit.commands import RegisterCommand
 from alignkit_apps.catalog.command import plugins
 from alignkit_apps.chat.command import chat
 from alignkit_apps.check.command import check
+from alignkit_apps.data.command import data_app
 from alignkit_apps.evaluate.command import evaluate
 from alignkit_apps.export.command import export
 from alignkit_apps.init.command import init
@@ -21,6 +22,7 @@ from alignkit_apps.verify.command import verify
 def register_commands(register: RegisterCommand) -> None:
     register(init, group="Make")
     register(check, group="Make")
+    register(data_app, name="data", group="Make")
     register(verify, group="Run")
     register(show, group="Look")
     register(evaluate, group="Look")

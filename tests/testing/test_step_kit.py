@@ -33,6 +33,7 @@ SHORT: dict[str, Any] = {"prompts": "held_out.jsonl", "max_new_tokens": 6}
 ENDS: dict[str, Any] = {"max_new_tokens": 64, "critique_tokens": 64, "stop": ["e"]}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "calibration": [{"policies": ["base", "sft"], "correct": "helpful", "confidence": "token", **SHORT}],
+    "clean": [{"data": "rows.jsonl", "min_characters": 1}],
     "evaluate": [{"policies": ["base", "sft"], "rewards": ["helpful", {"length": {}}], **SHORT}],
     "evaluate_reward": [{"rewards": ["helpful", {"length": {"unit": "characters"}}], "pairs": "rows.jsonl"}],
     "instruct": [{"data": "rows.jsonl", "instruction": "Be brief."}],

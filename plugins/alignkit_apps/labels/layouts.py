@@ -12,10 +12,10 @@ from itertools import combinations
 from typing import Any
 
 from alignkit_apps.feedback.effective_labels import Labeled, places, review_columns, share_of_better
-from alignkit_apps.feedback.items import Answer, Item
-from alignkit_apps.feedback.labels import DEGREES, Label
+from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.labels import Label
+from alignkit_apps.feedback.layouts import Row, demonstration, margin_of, preference, ranked
 
-Row = dict[str, Any]
 FILES = {
     "preference": "preference.jsonl",
     "ranked": "ranked.jsonl",
@@ -45,7 +45,7 @@ def _demonstrations(entry: Labeled) -> Iterator[Row]:
     if entry.adjudicated is not None:
         labels = [entry.adjudicated.label]
     for label in labels if not entry.waits else []:
-        yield {"prompt": list(entry.stored.item.prompt), "completion": _turns(label["text"])}
+        yield demonstration(entry.stored.item.prompt, label["text"])
 
 
 def _pairs(entry: Labeled, label: Label) -> Iterator[Row]:
@@ -54,7 +54,7 @@ def _pairs(entry: Labeled, label: Label) -> Iterator[Row]:
         better, margin = label["better"], label.get("margin")
         share = round(share_of_better([vote.label for vote in entry.votes], better), 6) if entry.votes else None
         bins = {"safety_bin": label["safety"]} if "safety" in label else {}
-        yield _pair(item, better, 1 - better, (DEGREES[margin] - 1) / 3 if margin else 0.0, share) | bins
+        yield _pair(item, better, 1 - better, margin_of(margin), share) | bins
     values = _values(label)
     for i, j in combinations(range(len(values)), 2):
         gap = values[j] - values[i]
@@ -73,14 +73,8 @@ def _columns(item: Item, label: Label) -> dict[str, list[Any]]:
 
 
 def _pair(item: Item, better: int, worse: int, margin: float, share: float | None) -> Row:
-    return {
-        "prompt": list(item.prompt),
-        "chosen": _turns(item.responses[better]),
-        "rejected": _turns(item.responses[worse]),
-        "margin": round(margin, 6),
-        "agreement": share,
-        "group_id": item.id,
-    }
+    row = preference(item.prompt, item.responses[better], item.responses[worse], margin)
+    return {**row, "agreement": share, "group_id": item.id}
 
 
 def _values(label: Mapping[str, Any]) -> list[float]:
@@ -93,19 +87,13 @@ def _values(label: Mapping[str, Any]) -> list[float]:
 def _ranked(item: Item, label: Label) -> Iterator[Row]:
     values = _values(label)
     if len(values) > 1:
-        completions = [_turns(answer) for answer in item.responses]
-        ranks = {"prompt": list(item.prompt), "completions": completions, "ranks": places(values)}
-        yield ranks | _columns(item, label)
+        yield ranked(item.prompt, item.responses, places(values)) | _columns(item, label)
 
 
 def _rated(item: Item, label: Label, pairs: Iterable[Row]) -> Iterator[Row]:
     """Each response that is good or bad by itself, or by a comparison of two."""
     if "good" in label:
-        yield {"prompt": list(item.prompt), "completion": _turns(item.responses[0]), "label": label["good"]}
+        yield demonstration(item.prompt, item.responses[0]) | {"label": label["good"]}
     for pair in pairs if "better" in label else []:
         for name in ("chosen", "rejected"):
             yield {"prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen"}
-
-
-def _turns(answer: Answer) -> list[Any]:
-    return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)

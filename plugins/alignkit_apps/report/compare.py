@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.report import Block, Report, Table
+from alignkit_apps.charts.numbers import number, short, shown
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.files import each_object, load_yaml
-from alignkit_apps.report.numbers import number, short, shown
 from alignkit_apps.report.stages import flat
 
 ROWS = 60  # of a table

@@ -14,10 +14,10 @@ from alignkit.io.lookup import is_dir, is_file
 from alignkit.recipe.rounds import stages_of_rounds
 from alignkit.report import Report
 from alignkit.runs.files import RECIPE
+from alignkit_apps.charts import curves, data_cards
+from alignkit_apps.charts.numbers import mapping
 from alignkit_apps.policies.source import near_run
 from alignkit_apps.report import (
-    curves,
-    data_cards,
     history,
     judging,
     overoptimization,
@@ -36,7 +36,6 @@ from alignkit_apps.report.files import (
     read_stage,
     read_text,
 )
-from alignkit_apps.report.numbers import mapping
 from alignkit_apps.report.side_by_side import pairs_of
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning

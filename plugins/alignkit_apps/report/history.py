@@ -12,8 +12,8 @@ from typing import Any, TypedDict
 from filelock import FileLock, Timeout
 
 from alignkit.runs.files import STARTS
+from alignkit_apps.charts.numbers import number
 from alignkit_apps.report.files import read_lines, read_text
-from alignkit_apps.report.numbers import number
 
 MOST = 200  # incidents
 _STAMPED = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) ?(.*)")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.io.printable import printable
-from alignkit_apps.report import curves, figures, numbers, overview
+from alignkit_apps.charts import curves, figures, numbers
+from alignkit_apps.report import overview
 from alignkit_apps.report.files import UNEXPECTED
 from alignkit_apps.report.parts import cut, parts, when
 from alignkit_apps.report.tables import stage_titles
@@ -108,7 +109,7 @@ def _render(
         return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([Path(__file__).parent, Path(figures.__file__).parent]),
         autoescape=True,
         finalize=visible,
         undefined=StrictUndefined,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit.report import Block, Report, SideBySide, Table
-from alignkit_apps.report import curves, data_cards
-from alignkit_apps.report.curves import Figure, worded
-from alignkit_apps.report.numbers import duration, short, size
+from alignkit_apps.charts import curves, data_cards
+from alignkit_apps.charts.curves import Figure, worded
+from alignkit_apps.charts.numbers import duration, short, size
 from alignkit_apps.report.people import people_tables
 from alignkit_apps.report.side_by_side import blocks
 from alignkit_apps.report.tables import (

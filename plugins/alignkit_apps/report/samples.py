@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from alignkit.evaluation.who_judged import lower
+from alignkit_apps.charts.numbers import number
 from alignkit_apps.report.files import each_object
-from alignkit_apps.report.numbers import number
 
 EACH = 5  # samples of each kind
 SEED = 0  # of those at random

@@ -16,8 +16,8 @@ from alignkit.evaluation.comparison import answers_of, averages, compare, scale_
 from alignkit.evaluation.who_judged import conclusion, lower_is_better, percent
 from alignkit.io.stage_results import EARLIER, NamedResult, read_record, results_of_stage
 from alignkit.report import Block, Table
+from alignkit_apps.charts.numbers import shown
 from alignkit_apps.report.files import read_lines, read_object
-from alignkit_apps.report.numbers import shown
 
 MOST = 3  # earlier results of a policy, the newest ones
 LENGTH = "tokens"

@@ -10,9 +10,9 @@ from typing import Any
 from alignkit.io.digest import file_digest
 from alignkit.runs.files import RECIPE
 from alignkit.training.unfit import UNFIT
-from alignkit_apps.report import curves
+from alignkit_apps.charts import curves
+from alignkit_apps.charts.numbers import mapping, number
 from alignkit_apps.report.files import Lines, read_stage
-from alignkit_apps.report.numbers import mapping, number
 
 PHASES = "seconds/"  # metrics that say what an iteration took, part by part
 KINDS = ("algorithm", "step")

@@ -9,9 +9,9 @@ from typing import Any
 
 from alignkit.evaluation.who_judged import lower_is_better, percent, reward_name
 from alignkit.report import Report, Table
-from alignkit_apps.report.curves import worded
-from alignkit_apps.report.data_cards import brief_name
-from alignkit_apps.report.numbers import duration, mapping, number, percentage, short, shown, size
+from alignkit_apps.charts.curves import worded
+from alignkit_apps.charts.data_cards import brief_name
+from alignkit_apps.charts.numbers import duration, mapping, number, percentage, short, shown, size
 from alignkit_apps.report.stages import flat
 
 MOST_METRICS = 40  # of a stage, at its end

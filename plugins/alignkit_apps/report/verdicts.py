@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from alignkit.evaluation.statistics import bought_with_length
 from alignkit.evaluation.who_judged import conclusion, titled
-from alignkit_apps.report.numbers import bounds, number, short, shown
+from alignkit_apps.charts.numbers import bounds, number, short, shown
 
 LONGER = 0.2  # share by which lengths may differ without a warning
 HIGH_KL = 20.0  # nats per response

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from made import SOURCES, make_run, write_stage
 
-from alignkit_apps.report import data_cards, figures
+from alignkit_apps.charts import data_cards, figures
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.page import page
 

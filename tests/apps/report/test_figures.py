@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from made import HOSTILE, align_rows, make_run
 
-from alignkit_apps.report import curves, figures
+from alignkit_apps.charts import curves, figures
 from alignkit_apps.report.facts import facts_of
 
 WIDE = 32  # of `policy_0`, in points

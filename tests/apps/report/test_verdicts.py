@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from made import make_run
 
-from alignkit_apps.report import numbers
+from alignkit_apps.charts import numbers
 from alignkit_apps.report.verdicts import doubts, verdicts
 
 

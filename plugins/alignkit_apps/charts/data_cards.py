@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit.report import Table
-from alignkit_apps.report.curves import Figure, Series, figure
-from alignkit_apps.report.numbers import mapping, number, percentage, short
+from alignkit_apps.charts.curves import Figure, Series, figure
+from alignkit_apps.charts.numbers import mapping, number, percentage, short
 
 MOST = 24  # figures
 LENGTHS = {"prompt_characters": "prompts", "response_characters": "responses"}
@@ -36,7 +36,7 @@ def _lengths(source: Mapping[str, Any]) -> Figure | None:
     if not ends:
         return None
     series = [
-        _bars(name, [bins.get(end, 0.0) for end in ends], [_brief(end) for end in ends]) for name, bins in known.items()
+        bars(name, [bins.get(end, 0.0) for end in ends], [_brief(end) for end in ends]) for name, bins in known.items()
     ]
     return _figure(source, "Lengths", "up to this many characters", series)
 
@@ -45,13 +45,13 @@ def _margins(source: Mapping[str, Any]) -> Figure | None:
     pairs = mapping(source.get("pairs"))
     if bins := _bins(pairs.get("margins")):
         labels = [f"{end:.2g}" for end in bins]
-        return _figure(source, "Margins", "up to this margin", [_bars("pairs", list(bins.values()), labels)])
+        return _figure(source, "Margins", "up to this margin", [bars("pairs", list(bins.values()), labels)])
     counts = {str(level): n for level, count in mapping(pairs.get("levels")).items() if (n := number(count))}
     if not counts:
         return None
     if without := number(pairs.get("without_margin")):
         counts["none"] = without
-    return _figure(source, "Margins", "level", [_bars("pairs", list(counts.values()), list(counts))])
+    return _figure(source, "Margins", "level", [bars("pairs", list(counts.values()), list(counts))])
 
 
 def _bins(histogram: Any) -> dict[float, float]:
@@ -66,7 +66,7 @@ def _bins(histogram: Any) -> dict[float, float]:
     return found
 
 
-def _bars(name: str, counts: Sequence[float], labels: list[str]) -> Series:
+def bars(name: str, counts: Sequence[float], labels: list[str]) -> Series:
     """Shares in percent, so that prompts and responses can be compared."""
     total = sum(counts) or 1.0
     x = [float(at) for at in range(len(counts))]

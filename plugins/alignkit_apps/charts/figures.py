@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from alignkit.io.printable import printable
-from alignkit_apps.report.curves import Figure, Series, worded
+from alignkit_apps.charts.curves import Figure, Series, worded
 
 WIDTH, HEIGHT = 4.2, 2.4  # inches
 INK, MUTED, GRID = "#010101", "#020202", "#030303"

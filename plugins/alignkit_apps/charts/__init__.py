@@ -1,0 +1,1 @@
+"""Figures and tables of numbers for reports, shared by all pages."""

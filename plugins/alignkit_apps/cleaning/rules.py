@@ -1,0 +1,238 @@
+"""The rules by which rows are left out or changed, one option each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import model_validator
+
+import alignkit
+from alignkit import BadRow, DataError, Field, Group, RunFailed
+from alignkit.data.describe import shortened
+from alignkit.data.files import file_rows
+from alignkit.data.group import Response, group_id
+from alignkit.data.spoken import all_turns
+from alignkit.extras import check_extra
+from alignkit_apps.feedback.redaction import redact
+
+if TYPE_CHECKING:
+    from alignkit_apps.cleaning.near import Units
+
+# What models say of themselves, and what reviewers of data remove first (Vicuna's, ShareGPT's and OpenOrca's filters).
+STOCK = re.compile(
+    r"\b(?:as|i am|i['’]m|i am just|i['’]m just) an? (?:\w+ )?(?:ai|(?:large )?language model)\b"
+    r"|\bai language model\b|\b(?:developed|trained|created|made) by (?:openai|anthropic|google|meta)\b"
+    r"|\bmy (?:knowledge|training)(?: data)? (?:cutoff|cut-off)\b|\bas of my last (?:knowledge |training )?update\b"
+    r"|\bi (?:do not|don['’]t) have (?:personal (?:opinions|beliefs|experiences|feelings)|feelings or emotions)\b",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})([^\n]*)")
+_TABLE = re.compile(r" {0,3}\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?\s*)?\s*")
+_CELLS = re.compile(r"(?<!\\)\|")
+LETTERS = 20  # of a text whose language is decided; shorter ones are anything
+
+
+class Fault(NamedTuple):
+    """Why a row is left out: the option that says so, and what it saw."""
+
+    rule: str
+    reason: str
+
+
+class Rules(alignkit.Options):
+    """Which rows are left out. Each rule looks at what the assistant says, unless it says otherwise."""
+
+    duplicates: bool = Field(True, description="leave out rows that say the same as an earlier one, but for case and "
+        "white space")  # fmt: skip
+    near: float | None = Field(
+        0.8, gt=0, le=1, description="leave out rows at least this similar to an earlier one, with the same numbers; "
+        "null: none")  # fmt: skip
+    stock_phrases: bool = Field(True, description="leave out answers such as `As an AI language model`")
+    languages: list[str] = Field(
+        [], description="leave out answers in other languages than these (ISO 639-1), such as [en]; [] allows all"
+    )
+    min_characters: int = Field(0, ge=0, description="leave out rows with a shorter answer; 0 allows all")
+    max_characters: int | None = Field(None, ge=1, description="leave out rows with a longer answer; null allows all")
+    markdown: bool = Field(
+        True, description="leave out answers with broken Markdown: an open block of code, or an uneven table"
+    )
+    personal: bool = Field(
+        True, description="replace e-mail addresses, telephone numbers and keys in all texts by [e-mail], [phone], ***"
+    )
+    marks: Path | None = Field(None, description="a file of rows to leave out: {row, reason} as JSON lines")
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages whose versions decide what is left out."""
+        return ("rensa",) * self.compares + ("py3langid",) * bool(self.languages)
+
+    @property
+    def compares(self) -> bool:
+        """Whether rows are compared with each other."""
+        return self.duplicates or self.near is not None
+
+    @model_validator(mode="after")
+    def _room(self) -> Rules:
+        if self.max_characters is not None and self.max_characters < self.min_characters:
+            raise ValueError("'max_characters' is less than 'min_characters', so that no row would be left")
+        return self
+
+    def check(self, user: str) -> None:
+        """Raise RunFailed for a package that is missing, or a language that nobody can tell."""
+        if self.compares:
+            check_extra(user, "data", "rensa")
+        if self.languages:
+            check_extra(user, "data", "py3langid")
+            if unknown := sorted(set(self.languages) - set(identifier().labels)):
+                raise RunFailed(f"{user}: py3langid does not know {', '.join(unknown)}; it knows "
+                    f"{', '.join(sorted(identifier().labels))}")  # fmt: skip
+
+    def fault(self, groups: Sequence[Group]) -> Fault | None:
+        """The first thing that is wrong with a row by itself."""
+        answers = [all_turns(response) for group in groups for response in group.responses]
+        return next(
+            (Fault(rule, reason) for answer in answers for rule, check in _CHECKS.items()
+             if (reason := check(self, answer))), None)  # fmt: skip
+
+    def duplicate_faults(self, units: Units) -> dict[int, tuple[Fault, int]]:
+        """Rows that repeat an earlier one, each with that row. units: of the kind `row`."""
+        from alignkit_apps.cleaning.near import repeated  # imports numpy
+
+        found = {}
+        for match in repeated(units, self.near) if self.compares else ():
+            row, other = int(units.rows[match.unit]), int(units.rows[match.other])
+            if match.similarity == 1.0 and self.duplicates:
+                found[row] = Fault("duplicates", "says the same as"), other
+            elif self.near is not None:
+                found[row] = Fault("near", f"is {match.similarity:.2f} similar to"), other
+        return found
+
+    def marked(self) -> dict[tuple[str, int], str]:
+        """The reason for each row of the file of marks, by the name of its file, empty for any, and its number."""
+        if self.marks is None:
+            return {}
+        found = {}
+        for number, mark in file_rows(self.marks):
+            row = mark.get("row") if isinstance(mark, Mapping) else None
+            if isinstance(row, bool) or not isinstance(row, int) or row < 1:
+                reason = (
+                    str(mark) if isinstance(mark, BadRow) else f"expected {{row: N, reason: ...}}, got {mark!r:.60}"
+                )
+                raise DataError(f"{self.marks}:{number}: {reason}")
+            found[Path(str(mark.get("file") or "")).name, row] = str(mark.get("reason") or "marked by hand")
+        return found
+
+
+def redacted(value: Any) -> Any:
+    """Plain data whose texts are without personal details."""
+    if isinstance(value, str):
+        return value if value.isalnum() else redact(value)  # a word by itself may be a row's id, but is no text
+    if isinstance(value, Mapping):
+        return {key: redacted(inner) for key, inner in value.items()}
+    return [redacted(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def redacted_group(group: Group) -> Group:
+    """A group without personal details. A response that changes loses the tokens that it was sampled as."""
+    clean = replace(
+        group,
+        prompt=tuple(redacted(group.prompt)),
+        responses=tuple(map(_redacted_response, group.responses)),
+        meta=redacted(group.meta),
+    )
+    return clean if clean == group else replace(clean, id=group_id(clean.prompt, clean.responses, clean.tools))
+
+
+def _redacted_response(response: Response) -> Response:
+    turns = None if response.messages is None else tuple(redacted(response.messages))
+    clean = replace(response, text=redact(response.text), messages=turns)
+    if clean == response:
+        return response
+    return replace(clean, tokens=None, logprobs=None, written=None, tokenizer=None)
+
+
+def mark_of(marks: Mapping[tuple[str, int], str], file: str, row: int) -> Fault | None:
+    """The mark on a row of a file; one that names no file counts for all."""
+    reason = marks.get((Path(file).name, row)) or marks.get(("", row))
+    return None if reason is None else Fault("marks", reason)
+
+
+# The checks of one answer: what is wrong, or nothing
+
+
+def _stock(rules: Rules, answer: str) -> str:
+    match = STOCK.search(answer) if rules.stock_phrases else None
+    return f"says '{shortened(match[0])}'" if match else ""
+
+
+def _language(rules: Rules, answer: str) -> str:
+    code = language_of(answer) if rules.languages else ""
+    return f"is in {code}" if code and code not in rules.languages else ""
+
+
+def _short(rules: Rules, answer: str) -> str:
+    length = len(answer.strip())
+    return f"has {length} characters" if length < rules.min_characters else ""
+
+
+def _long(rules: Rules, answer: str) -> str:
+    most = rules.max_characters
+    return f"has {len(answer)} characters" if most is not None and len(answer) > most else ""
+
+
+def _markdown(rules: Rules, answer: str) -> str:
+    return next(broken_markdown(answer), "") if rules.markdown else ""
+
+
+_CHECKS: dict[str, Callable[[Rules, str], str]] = {
+    "stock_phrases": _stock,
+    "languages": _language,
+    "min_characters": _short,
+    "max_characters": _long,
+    "markdown": _markdown,
+}
+
+
+def broken_markdown(text: str) -> Iterator[str]:
+    """What is wrong with a Markdown text: a block of code that does not end, a table whose rows differ in cells."""
+    fence, columns = "", 0
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        mark = _FENCE.fullmatch(line.rstrip("\r"))
+        if mark and not fence:
+            fence = mark[1]
+        elif mark and mark[1].startswith(fence) and not mark[2].strip():
+            fence = ""
+        elif not fence and columns and "|" in line and _width(line) != columns:
+            yield f"has a table with {columns} columns, and a row with {_width(line)}"
+        is_rule = (
+            not fence and "|" in line and _TABLE.fullmatch(line.rstrip("\r")) and number and "|" in lines[number - 1]
+        )
+        columns = _width(line) if is_rule else columns if "|" in line and not fence else 0
+    if fence:
+        yield "has a block of code that does not end"
+
+
+def _width(line: str) -> int:
+    return len(_CELLS.findall(line.strip().strip("|"))) + 1
+
+
+# Languages
+
+
+def language_of(text: str) -> str:
+    """The code of a text's language (ISO 639-1), by py3langid; empty if it has too few letters to tell."""
+    return str(identifier().classify(text[:2000])[0]) if sum(map(str.isalpha, text[:2000])) >= LETTERS else ""
+
+
+@cache
+def identifier() -> Any:
+    """What tells languages apart; its model comes with the package."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE)

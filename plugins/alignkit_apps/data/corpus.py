@@ -1,0 +1,306 @@
+"""The rows of a data entry on disk: read once by alignkit's readers, then kept, mapped and indexed by `datasets`.
+
+What is kept lies in the cache, under a digest of the contents. A command that was stopped continues with the parts that
+were done, and another command about the same rows reads nothing again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignkit.data.group import Group, Origin
+from alignkit.data.reading import DataSource, RowReader
+from alignkit.data.sources import DataSpec
+from alignkit.errors import AlignkitError, BadRow, DataError, no_disk
+from alignkit.io.cache import cache_folder
+from alignkit.io.commits import commit_of
+from alignkit.io.digest import digest, file_digest, versions
+from alignkit.io.source_code import plugin_digests
+from alignkit.plugins import plugins
+from alignkit.recipe.document import plain_data
+from alignkit.recipe.load import made_recipe
+from alignkit.recipe.schema import Recipe
+from alignkit.runs.data import RunData
+from alignkit_apps import cleaning
+from alignkit_apps.cleaning import near
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BATCH = 2**25  # bytes of rows that a process works on at once
+TOGETHER = 1000  # rows, at most; twice this many are worth several processes
+CODE = [*Path(__file__).parent.glob("*.py"), *Path(cleaning.__file__).parent.glob("*.py")]  # decides what is kept
+
+
+def no_stage(name: str) -> Path:
+    raise DataError(f"stage '{name}': only the rows of files can be looked at")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The rows of a data entry.
+
+    rows: columns `source`, `row` (from 1), `raw` (its JSON), and `bad`, why it cannot be parsed. sources: the names.
+    readers: one for each source, which knows its format. key: a digest of all of that.
+    """
+
+    spec: DataSpec
+    rows: Dataset
+    readers: Sequence[RowReader]
+    key: str
+
+    @property
+    def name(self) -> str:
+        return ", ".join(short(source.name) for source in self.spec.sources)
+
+    def where(self, at: int) -> tuple[str, int]:
+        """The file of a row, from the current folder if it is below it, and the row's number there."""
+        row = self.rows[at]
+        return short(self.spec.sources[row["source"]].name), row["row"]
+
+    def mapped(
+        self, name: str, function: Callable[..., Any], columns: Mapping[str, str], options: Any = None, **given: Any
+    ) -> Dataset:
+        """The columns that a function makes of batches of rows, instead of theirs; several rows for one, or none.
+
+        function(batch, indices, **given): module-level, so that other processes can call it. columns: its types, by
+        name. name, options: what its results depend on besides this code.
+        """
+        from datasets import Features, Value
+
+        key = digest([self.key, name, options])[:32]
+        size = max(1, min(TOGETHER, BATCH * len(self.rows) // max(1, self.rows.data.nbytes)))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        folder = _folder(key)
+        return _quiet(
+            lambda: self.rows.map(
+                function,
+                batched=True,
+                batch_size=size,
+                writer_batch_size=size,
+                with_indices=True,
+                remove_columns=self.rows.column_names,
+                features=Features({name: Value(kind) for name, kind in columns.items()}),
+                fn_kwargs=given,
+                num_proc=cores if len(self.rows) >= 2 * TOGETHER and cores > 1 else None,
+                cache_file_name=str(folder / "rows.arrow"),
+                new_fingerprint=key,
+                desc=name,
+            ),
+            folder,
+        )
+
+    def groups(self) -> Iterator[tuple[int, list[Group] | BadRow]]:
+        """Every row by its place, as groups or as what is wrong with it."""
+        for start in range(0, len(self.rows), TOGETHER):
+            batch = self.rows[start : start + TOGETHER]
+            yield from parsed(batch, range(start, start + len(batch["row"])), self.readers)
+
+
+def short(name: str) -> str:
+    """A path from the current folder, if it is below it; any other name unchanged."""
+    path = Path(name)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else name
+
+
+def open_corpus(word: str) -> Corpus:
+    """The rows of a data entry as on the command line: a file, a folder, a hub data set, or YAML as in a recipe."""
+    value = plain_data(word, f"'{word}'")
+    if isinstance(value, str) and not Path(value).is_file() and (Path(value).is_dir() or _on_hub(value)):
+        value = {"hub": value}
+    options: Any = recipe_of(value).stages["data"].component.options
+    return corpus_of(options.data)
+
+
+def recipe_of(value: Any, base: str = "tiny") -> Recipe:
+    """A recipe whose only stage reads a data entry. base: its model."""
+    data = {"model": {"base": base}, "stages": {"data": {"step": "clean", "data": value}}}
+    return made_recipe(data, "alignkit data", [], plugins().registry)
+
+
+def _on_hub(word: str) -> bool:
+    parts = word.split("/")
+    return len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~") and not Path(word).suffix
+
+
+def corpus_of(spec: DataSpec) -> Corpus:
+    """The rows of a data entry. Raises DataError if there is none, or if no format reads them."""
+    import datasets
+
+    (datasets.enable_progress_bars if sys.stderr.isatty() else datasets.disable_progress_bars)()
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
+    readers = [_reader(source) for source in spec.sources]
+    data = RunData(no_stage, 0)
+    facts = [
+        [repr(replace(reader.source, format=None)), data.identity(reader.source), *_format_facts(reader)]
+        for reader in readers
+    ]
+    code = {path.name: file_digest(path) for path in CODE}
+    key = digest([facts, code, versions(["datasets", "rensa", "py3langid"])])[:32]
+    from datasets import Dataset, Features, Value
+
+    kinds = {"source": "int32", "row": "int64", "raw": "large_string", "bad": "string"}
+    rows = _quiet(
+        lambda: Dataset.from_generator(
+            _numbered,
+            features=Features({name: Value(kind) for name, kind in kinds.items()}),
+            cache_dir=str(_folder(key)),
+            gen_kwargs={"sources": spec.sources},  # a list would be cut into shards
+            fingerprint=key,
+            writer_batch_size=100,
+        ),
+        _folder(key),
+    )
+    return Corpus(spec, rows, readers, key)
+
+
+def _format_facts(reader: RowReader) -> list[Any]:
+    """What decides how a row is read besides itself."""
+    options = reader.format.options if reader.format is not None else None
+    registration = plugins().registry.get("format", reader.format_name)
+    return [reader.format_name, str(options), registration.version, plugin_digests(registration.source_path)]
+
+
+def _reader(source: DataSource) -> RowReader:
+    """A reader that knows its source's format, by the first row that can be parsed."""
+    reader = RowReader(source, _formats())
+    why = "the source is empty"
+    for number, row in reader.rows(no_stage, _commit):
+        if isinstance(row, BadRow):
+            why = f"no row can be parsed; the first: {source.name}:{number}: {row}"
+            continue
+        if reader.format is None:
+            reader.recognize(row)
+        return reader
+    raise DataError(f"{source.name}: no usable row; {why}")
+
+
+def _formats() -> Mapping[str, Any]:
+    return {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    return commit_of("dataset", name, revision)
+
+
+def _numbered(sources: Sequence[DataSource]) -> Iterator[dict[str, Any]]:
+    """The rows of all sources, up to the limit of each."""
+    for place, source in enumerate(sources):
+        good = 0
+        for number, row in RowReader(source, _formats()).rows(no_stage, _commit):
+            bad = isinstance(row, BadRow)
+            yield {"source": place, "row": number, "raw": "" if bad else as_json(row), "bad": str(row) if bad else ""}
+            good += not bad
+            if good == source.limit:
+                break
+
+
+def as_json(row: Any) -> str:
+    """A row as one line of JSON that UTF-8 can hold."""
+    line = json.dumps(row, ensure_ascii=False, default=str)
+    return line if line.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in line) else json.dumps(row)
+
+
+def _folder(key: str) -> Path:
+    folder = cache_folder() / "data" / key
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _quiet(make: Callable[[], Dataset], folder: Path) -> Dataset:
+    """What `datasets` makes in a folder, and errors as alignkit's. What was not finished is removed."""
+    _working.append(True)
+    try:
+        return make()
+    except BaseException as error:
+        for unfinished in folder.glob("tmp*"):
+            unfinished.unlink(missing_ok=True)
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+            causes.append(cause)
+        if any(isinstance(one, KeyboardInterrupt) for one in causes):
+            raise KeyboardInterrupt from None
+        ours = next((one for one in causes if isinstance(one, AlignkitError)), None)
+        if better := ours or next(filter(None, map(no_disk, reversed(causes))), None):
+            raise better from None
+        raise
+    finally:
+        _working.clear()
+
+
+_working: list[bool] = []  # not empty while `datasets` may start processes
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    """A process that Ctrl-C ends would leave the others waiting for its results. The first one ends them all."""
+    if _working:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_interrupts_to_the_parent)
+
+
+def parsed(
+    batch: Mapping[str, Sequence[Any]], indices: Iterable[int], readers: Sequence[RowReader]
+) -> Iterator[tuple[int, list[Group] | BadRow]]:
+    """The rows of a batch as groups, or as what is wrong with them, each with its place."""
+    for at, source, number, raw, bad in zip(
+        indices, batch["source"], batch["row"], batch["raw"], batch["bad"], strict=True
+    ):
+        try:
+            if bad:
+                raise BadRow(bad)
+            reader = readers[source]
+            yield at, reader.groups(json.loads(raw), Origin(reader.source.name, number, source=source))
+        except BadRow as error:
+            yield at, error
+
+
+def unread_text(count: int, where: tuple[str, int], reason: str) -> str:
+    """That rows cannot be read."""
+    return f"rows that cannot be read: {count:,}, the first: {where[0]}:{where[1]}: {reason}"
+
+
+# Texts that are compared
+
+
+class Columns(Mapping[str, Any]):
+    """The columns of a table as arrays, each read when somebody asks for it."""
+
+    def __init__(self, table: Dataset):
+        self._table = table.data
+
+    def __getitem__(self, name: str) -> Any:
+        return self._table.column(name).to_numpy()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table.column_names)
+
+    def __len__(self) -> int:
+        return len(self._table.column_names)
+
+    def text(self, at: int) -> str:
+        return str(self._table.column("text")[at].as_py())
+
+
+def units(corpus: Corpus, kinds: Sequence[near.Kind] = near.KINDS) -> Columns:
+    """The texts of all rows, as `near.table` has them; of one that cannot be read the reason."""
+    given = {"readers": corpus.readers, "kinds": tuple(kinds)}
+    return Columns(corpus.mapped("comparing texts", _units, near.COLUMNS, kinds, **given))
+
+
+def _units(
+    batch: Mapping[str, Any], indices: Sequence[int], readers: Sequence[RowReader], kinds: Sequence[near.Kind]
+) -> dict[str, list[Any]]:
+    return near.table(
+        (at, [near.Unit("unread", 0, str(row))] if isinstance(row, BadRow) else near.units_of(row, kinds))
+        for at, row in parsed(batch, indices, readers)
+    )

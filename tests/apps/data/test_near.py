@@ -1,0 +1,95 @@
+"""Equal and nearly equal texts."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from planted_rows import Writer
+
+from alignkit import Group, Message, Response
+from alignkit_apps.cleaning import near
+from alignkit_apps.cleaning.near import Kind, Units
+
+LONG = "Which mammal lays eggs and lives near rivers in the east of Australia?"
+
+
+def units(texts: list[str], kind: Kind = "row") -> Units:
+    rows = [(at, [near.Unit(kind, 0, near.normalized(text))]) for at, text in enumerate(texts)]
+    return Units.of(near.table(rows), kind)
+
+
+def turn(role: str, content: str) -> Message:
+    return Message(role=role, content=content)
+
+
+def test_signatures_are_the_same_on_every_machine() -> None:
+    columns = near.table([(0, [near.Unit("row", 0, near.normalized(LONG))])])
+    assert columns["key"] == [6558470281775041296]
+    assert [int(columns[f"band{n}"][0]) for n in (0, 19)] == [3636097120398767837, 5059104159723129596]
+
+
+def test_case_and_white_space_do_not_count() -> None:
+    assert near.repeated(units([LONG, LONG.upper() + " \n", LONG.replace(" ", "\t")]), None) == [
+        (1, 0, 1.0),
+        (2, 0, 1.0),
+    ]
+
+
+def test_texts_with_other_numbers_are_no_duplicates() -> None:
+    sums = [f"Ann has {n} pens and buys {n + 1} more of them in the shop. How many has she?" for n in range(20)]
+    assert near.repeated(units(sums), 0.5) == []
+
+
+def test_each_pair_that_is_reported_is_as_similar_as_it_says() -> None:
+    make = Writer(1)
+    base = [make.text(30) for _ in range(200)]
+    texts = base + [make.almost(text) for text in base]
+    found = near.repeated(units(texts), 0.8)
+    assert [match.unit for match in found] == list(range(200, 400))
+    for match in found:
+        assert match.other == match.unit - 200
+        assert match.similarity == near.similarity(*(near.normalized(texts[at]) for at in match[:2])) >= 0.8
+
+
+def test_what_repeats_a_row_that_is_left_out_is_compared_with_one_that_stays() -> None:
+    words = LONG.split() * 4
+    chain = [" ".join(words)]
+    for place in range(2, 40, 4):  # each differs from the one before in a word, and from the first in more and more
+        words[place] = f"other{'abcdefghijklmnop'[place % 16]}"
+        chain.append(" ".join(words))
+    found = {match.unit: match.other for match in near.repeated(units(chain), 0.8)}
+    kept = set(range(len(chain))) - found.keys()
+    assert set(found.values()) <= kept and len(kept) > 1
+
+
+def test_a_text_of_others_is_found_from_both_sides() -> None:
+    make = Writer(2)
+    train, held_out = ([make.text(20) for _ in range(50)] for _ in range(2))
+    held_out += [train[7], make.almost(train[9])]
+    one, other = units(held_out), units(train)
+    assert [match[:2] for match in near.shared(one, other, 0.7)] == [(50, 7), (51, 9)]
+    assert [match[:2] for match in near.shared(other, one, 0.7)] == [(7, 50), (9, 51)]
+    assert [match[:2] for match in near.shared(one, other, None)] == [(50, 7)]
+    assert near.shared(one, units([]), 0.7) == near.shared(units([]), one, 0.7) == []
+
+
+def test_an_answer_that_many_rows_give_is_no_leak() -> None:
+    texts = [*[LONG] * 6, "Another text.", "Another text."]
+    assert near.shared(units([LONG, texts[-1]]), units(texts).rare(5), 0.8) == [(1, 0, 1.0)]
+    assert near.shared(units([LONG]), units(texts).rare(6), 0.8) == [(0, 0, 1.0)]
+
+
+def test_many_copies_cost_no_pair_each() -> None:
+    texts = [f"{LONG} {'x' * random.Random(n).randrange(3)}" for n in range(3000)]
+    assert len(near.repeated(units(texts), 0.8)) == 2999
+
+
+@pytest.mark.parametrize("kind", ["prompt", "response"])
+def test_turns_are_texts_by_themselves_unless_they_are_short(kind: Kind) -> None:
+    answer = "The platypus lays eggs, and so do four species of echidna."
+    prompt = (turn("system", "Be brief."), turn("user", "Hi"), turn("assistant", answer), turn("user", LONG))
+    later = (turn("assistant", "Yes, please."), turn("user", LONG[:40]), turn("assistant", answer * 2))
+    found = list(near.units_of([Group(prompt, (Response(messages=later),))], [kind]))
+    assert [unit.turn for unit in found] == ([0, 3, 5] if kind == "prompt" else [2, 6])
+    assert not any("be brief" in unit.text for unit in found)

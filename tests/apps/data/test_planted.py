@@ -1,0 +1,115 @@
+"""What `alignkit data` finds in files in which it was planted: all of it, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from planted_rows import CLEAN, LEAKS, PERSONAL, PLANTED, ROWS, plant
+
+from alignkit.cli import main
+from alignkit.errors import Repeated
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("planted")
+    plant(made)
+    return made
+
+
+def run(*words: object, code: int = 0) -> None:
+    assert main(["data", *map(str, words)]) == code
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_clean_leaves_out_what_was_planted_and_nothing_else(folder: Path) -> None:
+    run("clean", folder / "train.jsonl", "--out", folder / "clean.jsonl", "--language", "en")
+    removed = lines(folder / "clean.removed.jsonl")
+    assert Counter(row["rule"] for row in removed) == PLANTED
+    kept = lines(folder / "clean.jsonl")
+    before = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(kept) + len(removed) == len(before)
+    assert sum("[e-mail]" in row["completion"] for row in kept) == PERSONAL
+    assert kept[:ROWS] == [json.loads(line) for line in before[:ROWS]]  # the first of equal rows stays as it was
+    assert all(row["row"] > ROWS for row in removed)
+
+
+def test_the_same_bytes_every_time_without_what_was_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        monkeypatch.setenv("ALIGNKIT_CACHE", str(folder / name))
+        run("clean", folder / "train.jsonl", "--out", folder / f"{name}.jsonl.gz")
+    for end in (".jsonl.gz", ".removed.jsonl"):
+        one, two = ((folder / f"{name}{end}").read_bytes() for name in ("one", "two"))
+        assert one == two
+
+
+def test_each_rule_is_off_by_one_option(folder: Path) -> None:
+    off = ("--no-duplicates", "--near", 0, "--no-stock-phrases", "--no-markdown", "--no-personal")
+    run("clean", folder / "train.jsonl", "--out", folder / "all.jsonl", *off)
+    assert [row["rule"] for row in lines(folder / "all.removed.jsonl")] == ["unreadable"] * PLANTED["unreadable"]
+    assert "@example.org" in (folder / "all.jsonl").read_text(encoding="utf-8")
+
+
+def test_check_finds_the_leaks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = f"[{folder / 'dialogues.jsonl'}, {folder / 'train.jsonl'}]"
+    marks = folder / "marks.jsonl"
+    words = ("check", both, "--against", folder / "heldout.jsonl", "--marks", marks, "--json")
+    run(*words, code=Repeated.exit_code)
+    found = {(one["what"], bool(one["training"])): one for one in json.loads(capsys.readouterr().out)["findings"]}
+    prompts, answers, own = found["prompt", True], found["response", True], found["row", False]
+    assert prompts["equal"] == LEAKS["equal prompts"] + LEAKS["prompts in later turns"]
+    assert (prompts["near"], answers["equal"], answers["near"]) == (LEAKS["near prompts"], LEAKS["equal answers"], 0)
+    assert prompts["of"] == CLEAN + 25
+    assert (own["equal"], own["near"]) == (PLANTED["duplicates"], PLANTED["near"])
+    run("check", folder / "dialogues.jsonl", "--against", folder / "heldout.jsonl", code=Repeated.exit_code)
+    assert "equals dialogues.jsonl:1 (turn 3)" in " ".join(capsys.readouterr().out.split())
+    run("clean", folder / "train.jsonl", "--marks", marks, "--out", folder / "without.jsonl")
+    run("check", folder / "without.jsonl", "--against", folder / "heldout.jsonl")
+
+
+def test_check_of_a_recipe_knows_the_role_of_each_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = {
+        "sft": {"algorithm": "sft", "data": {"path": "clean.jsonl", "validation": 0.2}},
+        "align": {"step": "select_best", "policies": ["sft", "base"], "reward": "refusal", "prompts": "heldout.jsonl"},
+    }
+    run("clean", folder / "train.jsonl", "--out", folder / "clean.jsonl")
+    (folder / "r.yaml").write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
+    capsys.readouterr()
+    run("check", folder / "r.yaml", "--json", code=Repeated.exit_code)
+    facts = json.loads(capsys.readouterr().out)
+    roles = Counter(name.rpartition("(")[2].rstrip(")") for name in facts["files"])
+    assert roles == {"training": 1, "validation": 1, "evaluation": 1}
+    leaks = {(one["what"], one["file"].rpartition("(")[2]) for one in facts["findings"]}
+    assert leaks == {("prompt", "evaluation)"), ("response", "evaluation)")}
+
+
+def test_the_step_has_the_same_rules(folder: Path) -> None:
+    good = folder / "good.jsonl"
+    rows = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    good.write_text("".join(row for row in rows if not row.startswith(('{"prompt": 7', "{\n"))), encoding="utf-8")
+    stages = {"clean": {"step": "clean", "data": "good.jsonl", "languages": ["en"]}}
+    (folder / "s.yaml").write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
+    assert main(["run", str(folder / "s.yaml"), "--out", str(folder / "run")]) == 0
+    (removed,) = (folder / "run").rglob("removed.jsonl")
+    run("clean", good, "--out", folder / "good.clean.jsonl", "--language", "en")
+    by_command = [(row["row"], row["rule"]) for row in lines(folder / "good.clean.removed.jsonl")]
+    by_step = [(int(row["row"].rpartition(":")[2]), row["rule"]) for row in lines(removed)]
+    assert by_step == by_command and by_step
+
+
+def test_stats_count_what_was_planted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("stats", folder / "train.jsonl", "--json", "--html", folder / "stats.html")
+    facts = json.loads(capsys.readouterr().out)
+    total = facts["responses"]
+    assert (facts["unread"], facts["equal_rows"], facts["near_rows"]) == (2, PLANTED["duplicates"], PLANTED["near"])
+    assert facts["stock_phrases"] == pytest.approx(PLANTED["stock_phrases"] / total)
+    assert facts["languages"]["de"] == PLANTED["languages"]
+    assert "<svg" in (folder / "stats.html").read_text(encoding="utf-8")

@@ -1,0 +1,112 @@
+"""Rules, redaction and layouts of rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit import Group, Message, Response
+from alignkit.cli import main
+from alignkit_apps.cleaning.rules import STOCK, Rules, broken_markdown, redacted, redacted_group
+
+PROMPT = (Message(role="user", content="Write to ann@example.org, please."),)
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("```python\nx = 1\n```", False),
+        ("```python\nx = 1", True),
+        ("````md\n```\n````", False),
+        ("~~~\n```\n~~~", False),
+        ("a ``` b", False),
+        ("| a | b |\n|---|---|\n| 1 | 2 |", False),
+        ("| a | b |\n|---|---|\n| 1 | 2 | 3 |", True),
+        ("| a | b |\n|---|---|\n| 1 \\| 2 | 3 |\n\nor | not", False),
+        ("```\n| a | b |\n|---|---|\n| 1 |\n```", False),
+        ("p(a | b) | c\nd | e | f", False),
+    ],
+)
+def test_broken_markdown(text: str, broken: bool) -> None:
+    assert bool(list(broken_markdown(text))) == broken
+
+
+@pytest.mark.parametrize(
+    ("text", "stock"),
+    [
+        ("As an AI language model, I cannot", True),
+        ("I'm just an AI.", True),
+        ("as of my last knowledge update", True),
+        ("I was developed by OpenAI", True),
+        ("As an aide to the minister, she", False),
+        ("A language model predicts words.", False),
+    ],
+)
+def test_stock_phrases(text: str, stock: bool) -> None:
+    assert bool(STOCK.search(text)) == stock
+
+
+def test_a_redacted_response_loses_the_tokens_that_it_was_sampled_as() -> None:
+    plain = Response(text="Fine.", tokens=(1, 2), tokenizer="0" * 64)
+    personal = Response(text="Call +1 415 555 0100.", tokens=(1, 2), tokenizer="0" * 64)
+    clean = redacted_group(Group(PROMPT, (plain, personal), meta={"id": "a1" * 20}))
+    assert clean.prompt[0]["content"] == "Write to [e-mail], please."
+    assert clean.responses == (plain, Response(text="Call [phone]."))
+    assert clean.meta == {"id": "a1" * 20}
+    untouched = Group(PROMPT[:0], (plain,), id="x")
+    assert redacted_group(untouched) is untouched or redacted_group(untouched) == untouched
+    assert redacted([{"a": "x ann@example.org"}, 3, None]) == [{"a": "x [e-mail]"}, 3, None]
+
+
+def test_what_a_rule_sees_is_the_answer() -> None:
+    def fault(answer: str, **options: Any) -> str:
+        found = Rules(**options).fault([Group(PROMPT, (Response(text=answer),))])
+        return found.rule if found else ""
+
+    german = "Das ist eine sehr schöne Antwort auf die Frage, die du gestellt hast."
+    assert fault("short", min_characters=6) == "min_characters"
+    assert fault("too long", max_characters=3) == "max_characters"
+    assert fault(german, languages=["en"]) == "languages"
+    assert fault(german, languages=["en", "de"]) == fault("Ja.", languages=["en"]) == ""
+
+
+PAIR = {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away.", "margin": "better"}
+
+
+def converted(folder: Path, row: Any, layout: str) -> list[Any]:
+    (folder / "a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert main(["data", "convert", str(folder / "a.jsonl"), "--to", layout, "--out", str(folder / "b.jsonl")]) == 0
+    return [json.loads(line) for line in (folder / "b.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_rows_in_the_layouts_of_other_tools(tmp_path: Path) -> None:
+    said = (("user", "Hi"), ("assistant", "Hello!"), ("assistant", "Go away."))
+    hi, hello, away = ([{"role": role, "content": text}] for role, text in said)
+    alpaca = {"instruction": "Hi", "output": "Hello!"}
+    assert converted(tmp_path, alpaca, "messages") == [{"messages": hi + hello}]
+    assert converted(tmp_path, alpaca, "sft") == [{"prompt": hi, "completion": hello}]
+    assert converted(tmp_path, alpaca, "prompts") == [{"prompt": hi}]
+    wanted = {"prompt": hi, "chosen": hello, "rejected": away, "margin": 0.666667}
+    assert converted(tmp_path, PAIR, "preference") == [wanted]
+    thumbs = [{"prompt": hi, "completion": hello, "label": True}, {"prompt": hi, "completion": away, "label": False}]
+    assert converted(tmp_path, PAIR, "kto") == thumbs
+    ranking = {"prompt": "Hi", "responses": [{"text": "Hello!", "rank": 1}, {"text": "Go away.", "rank": 2}]}
+    assert converted(tmp_path, ranking, "ranked") == [{"prompt": hi, "completions": [hello, away], "ranks": [1, 2]}]
+
+
+def test_what_cannot_be_written_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Hi"}\n', encoding="utf-8")
+    for words, code, said in (
+        (["convert", "--to", "sft", "--out", "b.jsonl"], 4, "no row can be written as sft: they are no demonstrations"),
+        (["convert", "--to", "sfd", "--out", "b.jsonl"], 2, "did you mean 'sft'?"),
+        (["clean", "--out", "a.jsonl"], 2, "is what the rows come from"),
+        (["clean", "--out", "b.csv"], 2, "JSON lines are written"),
+        (["clean", "--out", "b.jsonl", "--language", "xx"], 1, "py3langid does not know xx"),
+    ):
+        words = [str(tmp_path / word) if word.endswith((".jsonl", ".csv")) else word for word in words]
+        assert main(["data", words[0], str(tmp_path / "a.jsonl"), *words[1:]]) == code
+        assert said in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
