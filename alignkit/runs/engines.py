@@ -21,6 +21,9 @@ def using_engine(run: Any, stage: Stage) -> Iterator[None]:
     if stage.engine is None:
         yield
         return
+    run.reporter.say(
+        f"samples: {stage.engine.name}; local: log-probabilities, scores of reward models, verdicts of one token"
+    )
     opened, numbers = ExitStack(), count()  # all are closed, also if closing one of them is interrupted
 
     def attach(service: ModelService) -> None:
