@@ -359,6 +359,15 @@ SAMPLING_STEPS: dict[str, tuple[dict[str, Any], bool]] = {
     "evaluate": (EVALUATE, True),
     "judge": ({"step": "judge_pairs", "judge": {"local_judge": {"role": "base"}}, "prompts": "rows.jsonl"}, True),
     "judge data": ({"step": "judge_pairs", "judge": {"local_judge": {"role": "base"}}, "data": "rows.jsonl"}, False),
+    "judge data in words": (
+        {"step": "judge_pairs", "judge": {"local_judge": {"reasons": True}}, "data": "rows.jsonl"},
+        True,
+    ),
+    "rate data together": (
+        {"step": "evaluate_reward", "pairs": "rows.jsonl"}
+        | {"rewards": [{"rated": {"judge": {"local_judge": {"role": "base"}}, "together": True}}]},
+        True,
+    ),
     "merge": ({"step": "merge", "model": "align"}, False),
 }
 
@@ -367,7 +376,7 @@ SAMPLING_STEPS: dict[str, tuple[dict[str, Any], bool]] = {
 def test_an_engine_changes_the_hash_of_a_step_only_if_it_samples(name: str, tmp_path: Path) -> None:
     """Unless the step names the engine itself: a step of someone else's may sample in ways that options do not say."""
     step, samples = SAMPLING_STEPS[name]
-    if step.get("judge") and samples:
+    if step.get("judge") and "prompts" in step:
         step = step | {"policy": "align"}
 
     def hashed(step: dict[str, Any], **top: Any) -> str:
