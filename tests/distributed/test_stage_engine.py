@@ -365,7 +365,7 @@ SAMPLING_STEPS: dict[str, tuple[dict[str, Any], bool]] = {
     ),
     "rate data together": (
         {"step": "evaluate_reward", "pairs": "rows.jsonl"}
-        | {"rewards": [{"rated": {"judge": {"local_judge": {"role": "base"}}, "together": True}}]},
+        | {"rewards": [{"rating": {"judge": {"local_judge": {"role": "base"}}, "together": True}}]},
         True,
     ),
     "merge": ({"step": "merge", "model": "align"}, False),
