@@ -1,4 +1,4 @@
-"""The interface of an engine: whatever samples from policies and computes log-probabilities.
+"""The interface of an engine: whatever samples from policies.
 
 alignkit's own engine, `local`, is the default. Others may be another process, a server or a library.
 """
@@ -136,20 +136,6 @@ class Engine(WithOptions):
         context's `max_length`, where the sample ends.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define sample")
-
-    def logprobs(
-        self,
-        policy: str,
-        prompts: Sequence[Sequence[int]],
-        responses: Sequence[Sequence[int]],
-        temperature: float = 1.0,
-    ) -> Sequence[Completion]:
-        """Log-probabilities of given responses; the completions repeat the responses' tokens.
-
-        responses: token ids, one response to each prompt: `responses[i]` continues `prompts[i]`. A prompt with several
-        responses is repeated.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not define logprobs")
 
     def close(self) -> None:
         """Free everything and end every process; called once, at the end of the stage, also if it fails."""

@@ -316,7 +316,7 @@ def test_another_adapter_at_the_same_address_has_other_weights() -> None:
 
 
 def test_steps_and_rewards_sample_with_the_engine(tmp_path: Path) -> None:
-    """The same answers as alignkit's own, and log-probabilities by either of them."""
+    """The same answers as alignkit's own."""
     model = tiny_model(tmp_path)
     models = ModelService(model, artifact=Path)
     prompts = [[{"role": "user", "content": text}] for text in ("hello", "what is it?")]
@@ -325,12 +325,6 @@ def test_steps_and_rewards_sample_with_the_engine(tmp_path: Path) -> None:
     model.engine = asked = engine(tmp_path)
     found = models.sample(BASE, prompts, **options)
     assert found == wanted and "files" in {path.name for path in (tmp_path / "engine").iterdir()}
-    for ours, theirs in zip(
-        models.logprobs(BASE, found, temperature=0.7),
-        models.logprobs(BASE, found, temperature=0.7, by_engine=True),
-        strict=True,
-    ):
-        assert theirs.tolist() == pytest.approx(ours.tolist(), abs=1e-4) and len(ours) > 1
     with pytest.raises(RunFailed, match="stage 's' samples with logits processors, which engine 'e' cannot run"):
         models.sample(BASE, prompts, **options, processors=[lambda ids, logits: logits])
     asked.close()
