@@ -29,6 +29,12 @@ class EngineOptions(_Options):
     """
 
     changes_no_result: ClassVar[frozenset[str]] = frozenset({"timeout"})
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs elsewhere already, so that a run asks it for nothing before its first stage."""
+        return False
+
     timeout: float = Field(
         default=600.0, gt=0, description="seconds without progress after which a call has failed; changes no result"
     )

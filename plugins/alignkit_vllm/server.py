@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -101,7 +102,9 @@ class Server:
     def explain(self) -> str:
         """How it ended, if it did, and the last error in its log."""
         lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()]
-        errors = [line for line in lines if "Error:" in line] or [line for line in lines if line]
+        # The last errors are often of those who wait for the process that failed: "see root cause above".
+        errors = [line for line in lines if "Error:" in line and not re.search(r"root cause|stack trace", line)]
+        errors = errors or [line for line in lines if line]
         how = f"; it ended with exit code {self._guard.poll()}" if self.ended else ""
         return f"{how}; its log {self.log} says: {errors[-1][-300:] if errors else 'nothing'}"
 
