@@ -103,10 +103,11 @@ class Server:
         """How it ended, if it did, and the last error in its log."""
         lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()]
         # The last errors are often of those who wait for the process that failed: "see root cause above".
-        errors = [line for line in lines if "Error:" in line and not re.search(r"root cause|stack trace", line)]
+        found = [re.search(r"\w*Error: .*", line) for line in lines]
+        errors = [match[0] for match in found if match and not re.search(r"root cause|stack trace", match[0])]
         errors = errors or [line for line in lines if line]
         how = f"; it ended with exit code {self._guard.poll()}" if self.ended else ""
-        return f"{how}; its log {self.log} says: {errors[-1][-300:] if errors else 'nothing'}"
+        return f"{how}; its log {self.log} says: {errors[-1][:500] if errors else 'nothing'}"
 
     def release(self) -> None:
         """A stage is over: the server waits for the next one of the run, if there is a run."""

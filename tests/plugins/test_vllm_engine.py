@@ -323,7 +323,9 @@ def test_no_server_outlives_its_run(tmp_path: Path, number: signal.Signals) -> N
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     program = tmp_path / "program"
-    program.write_text("#!/bin/sh\necho 'ValueError: the KV cache is too small' >&2\necho bye\nexit 7\n")
+    lines = "(EngineCore) ERROR [core.py:1] ValueError: the KV cache is too small\n"
+    lines += "RuntimeError: Engine core initialization failed. See root cause above.\nbye\n"
+    program.write_text(f"#!/bin/sh\ncat >&2 << END\n{lines}END\nexit 7\n")
     program.chmod(0o755)
     code, err = run(recipe(tmp_path, {"command": f"{program} serve"}), capsys)
     words = " ".join(err.split())
