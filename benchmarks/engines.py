@@ -23,7 +23,8 @@ from benchmarks.floor import Shape, Work
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.models.sampling import Continuation, Sampling
+    from alignkit.models.next_token import Sampling
+    from alignkit.models.sampling import Continuation
     from alignkit.models.shared_model import SharedModel
     from alignkit.tokens.encoding import Encoder
 
@@ -56,29 +57,31 @@ def sampled(job: Job, gate: Gate) -> None:
         while True:
             gate.begin()
             seed += 1
-            # An engine tells log-probabilities without filters only: the check samples with none.
-            least = 0 if gate.checking else tokens
-            sampling = _sampling(samples, tokens, least)
+            if gate.checking:
+                loss, evidence = _checked(gate, policy, encoder, prompts[:CHECKED], tokens)
+                gate.end(1, {"loss": loss}, evidence=evidence)
+                continue
+            sampling = _sampling(samples, tokens, tokens)
             streams = [[seed * 10_000 + len(groups) * k + p for k in range(samples)] for p in range(len(groups))]
-            written = _generate(policy, encoder, prompts, streams, sampling)
-            loss, evidence = _checked(gate, policy, prompts, written)
-            gate.end(sum(ends), {"loss": loss}, pieces, evidence=evidence)
+            _generate(policy, encoder, prompts, streams, sampling)
+            gate.end(sum(ends), {"loss": 0.0}, pieces)
 
 
 def _checked(
-    gate: Gate, policy: SharedModel, prompts: Sequence[Any], written: Sequence[Sequence[Continuation]]
+    gate: Gate, policy: SharedModel, encoder: Encoder, prompts: Sequence[Any], tokens: int
 ) -> tuple[float, Any]:
     """The mean -log P of the first side's samples: as its engine reports it, and as training measures it."""
     from alignkit.data.group import Group
     from alignkit.models.forward import measure
     from alignkit.tokens.encoding import Encoded, ResponseTokens
 
-    if not gate.checking:
-        return 0.0, None
     if gate.evidence is None:
-        pairs = [(prompt, each[0]) for prompt, each in zip(prompts, written, strict=True)][:CHECKED]
-        values = [value for _, one in pairs for value in one.logprobs or ()]
-        return -sum(values) / len(values), [[list(prompt), list(one.tokens)] for prompt, one in pairs]
+        # An engine tells log-probabilities without filters only, so some samples may be shorter.
+        streams = [[number] for number in range(len(prompts))]
+        written = [one for (one,) in _generate(policy, encoder, prompts, streams, _sampling(1, tokens, 0))]
+        values = [value for one in written for value in one.logprobs or ()]
+        evidence = [[list(p), list(one.tokens)] for p, one in zip(prompts, written, strict=True)]
+        return -sum(values) / len(values), evidence
     rows = [
         Encoded(Group(()), tuple(prompt), (ResponseTokens(tuple(tokens), (True,) * len(tokens)),))
         for prompt, tokens in gate.evidence
