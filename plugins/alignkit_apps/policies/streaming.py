@@ -89,7 +89,7 @@ def answer(
 
     prompts, streams = [q.prompt for q in questions], [q.streams for q in questions]
     if model.engine is not None and any(q.logprobs for q in questions):
-        raise DataError("with this engine, top_logprobs cannot be told; ask for 0 of them")
+        raise DataError("this engine cannot tell top_logprobs; ask for 0 of them")
     written = generate(model, role, encoder, prompts, streams, sampling, wrote=wrote)
     return [
         [reader.finish(one) for reader, one in zip(*pair, strict=True)] for pair in zip(readers, written, strict=True)

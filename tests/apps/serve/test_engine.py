@@ -57,7 +57,7 @@ def test_policies_answer_with_an_engine_as_without(run: Path, server: FakeVllm) 
         # Both adapters are there before anybody asks.
         assert len({body["lora_name"] for body in server.paths("/v1/load_lora_adapter")}) == 2
         theirs, heard = answers(found, logprobs=0)
-        with pytest.raises(DataError, match="top_logprobs cannot be told"):
+        with pytest.raises(DataError, match="cannot tell top_logprobs"):
             answers(found, logprobs=2)
     assert [(one.text, one.tokens, one.ended) for one in theirs] == [(one.text, one.tokens, one.ended) for one in local]
     for one, other in zip(theirs, local, strict=True):
