@@ -59,7 +59,7 @@ def meet_engines(run: Any, stages: Sequence[Stage]) -> None:
             continue
         met.add(id(stage.engine))
         service, folder = run.models.of(stage.base), run.folder / "cache" / "engine"
-        most = stage.settings.rollout.max_new_tokens if stage.settings is not None else 1
+        most = (stage.settings.rollout.max_new_tokens if stage.settings is not None else None) or 1
         asked = launcher().engine(stage.engine, folder, stage=stage.name, seed=0, say=lambda line: None)
         with closing(asked):
             asked.generate(service.model, BASE, service.encoder, [], [], Sampling(1, most))

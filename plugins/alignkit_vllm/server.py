@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from secrets import token_hex
 
@@ -103,7 +104,9 @@ class Server:
         """How it ended, if it did, and the last error in its log."""
         lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()]
         # The last errors are often of those who wait for the process that failed: "see root cause above".
-        found = [re.search(r"\w*Error: .*", line) for line in lines]
+        # pydantic's say what is wrong in the next line.
+        joined = [f"{one} {two}" if "validation error" in one else one for one, two in pairwise([*lines, ""])]
+        found = [re.search(r"\w*Error: .*", line) for line in joined]
         errors = [match[0] for match in found if match and not re.search(r"root cause|stack trace", match[0])]
         errors = errors or [line for line in lines if line]
         how = f"; it ended with exit code {self._guard.poll()}" if self.ended else ""

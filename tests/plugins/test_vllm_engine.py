@@ -331,6 +331,11 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, capsys: pytest.Capt
     words = " ".join(err.split())
     assert code == 1 and "the server of vLLM did not start; it ended with exit code 7" in words
     assert "says: ValueError: the KV cache is too small" in words and "starting vLLM" in words
+    program.write_text(
+        "#!/bin/sh\nprintf 'p.ValidationError: 1 validation error for M\\n  max_model_len\\n  bye\\n'\nexit 7\n"
+    )
+    code, err = run(recipe(tmp_path, {"command": f"{program} serve"}), capsys)
+    assert code == 1 and "says: ValidationError: 1 validation error for M max_model_len" in " ".join(err.split()), err
 
 
 COMMAND = os.environ.get("ALIGNKIT_TEST_VLLM") or (f"{shutil.which('vllm')} serve" if shutil.which("vllm") else "")

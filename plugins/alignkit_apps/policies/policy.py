@@ -146,8 +146,8 @@ def opened(
             model = policy.service.model
             if engine is not None:
                 if model.engine is None:
-                    known = {"stage": "", "seed": recipe.seed, "say": reporter.say}
-                    model.engine = launcher().engine(engine, Path(folder) / f"engine-{name}", **known)
+                    place = Path(folder) / f"engine-{name}"
+                    model.engine = launcher().engine(engine, place, stage="", seed=recipe.seed, say=reporter.say)
                     engines.callback(model.engine.close)
                 # Asked for no answer, it starts and takes the weights: also now, because that can fail or take minutes.
                 model.engine.generate(model, role, policy.service.encoder, [], [], policy.sampling)
