@@ -1,4 +1,4 @@
-"""The interface of an engine: whatever samples from policies and computes log-probabilities.
+"""The interface of an engine: whatever samples from policies.
 
 alignkit's own engine, `local`, is the default. Others may be another process, a server or a library.
 """
@@ -29,6 +29,12 @@ class EngineOptions(_Options):
     """
 
     changes_no_result: ClassVar[frozenset[str]] = frozenset({"timeout"})
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs elsewhere already, so that a run asks it for nothing before its first stage."""
+        return False
+
     timeout: float = Field(
         default=600.0, gt=0, description="seconds without progress after which a call has failed; changes no result"
     )
@@ -136,20 +142,6 @@ class Engine(WithOptions):
         context's `max_length`, where the sample ends.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define sample")
-
-    def logprobs(
-        self,
-        policy: str,
-        prompts: Sequence[Sequence[int]],
-        responses: Sequence[Sequence[int]],
-        temperature: float = 1.0,
-    ) -> Sequence[Completion]:
-        """Log-probabilities of given responses; the completions repeat the responses' tokens.
-
-        responses: token ids, one response to each prompt: `responses[i]` continues `prompts[i]`. A prompt with several
-        responses is repeated.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not define logprobs")
 
     def close(self) -> None:
         """Free everything and end every process; called once, at the end of the stage, also if it fails."""

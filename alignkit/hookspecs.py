@@ -88,7 +88,7 @@ def register_trackers(register: Register) -> None:
 
 @hookspec
 def register_engines(register: Register) -> None:
-    """Engines, which sample and compute log-probabilities: subclasses of `alignkit.Engine`."""
+    """Engines, which sample: subclasses of `alignkit.Engine`."""
 
 
 @hookspec

@@ -17,6 +17,10 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
+    def asks_engine(self) -> bool:
+        """Whether what has these options samples from models, so that the recipe's engine is its stage's, too."""
+        return False
+
 
 _Options = Options  # a nested class has the name
 

@@ -43,12 +43,9 @@ class Models(Protocol):
         """A reward model's scores of all responses, in order; None if prompt and response do not fit."""
         ...
 
-    def logprobs(
-        self, role: str, groups: Sequence[Group], *, temperature: float = 1.0, by_engine: bool = False
-    ) -> list[Tensor]:
+    def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
         """Log-probabilities of all responses, in order: float32 [tokens] each, in nats, computed as in training.
 
-        by_engine: as the stage's engine computes them, which may be less precise.
         A response that was truncated to fit has fewer tokens; one whose prompt leaves no room has none.
         """
         ...

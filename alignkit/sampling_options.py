@@ -44,6 +44,10 @@ class ResponseOptions(Options):
         """The policies that respond, by whose training missing options are filled in."""
         return []
 
+    def asks_engine(self) -> bool:
+        """A step that reads data instead names no policies."""
+        return type(self).policies_to_sample is ResponseOptions.policies_to_sample or bool(self.policies_to_sample())
+
     def follow(self, values: Mapping[str, Any], source: str, notes: list[str]) -> None:
         """Fill the options that are left out with these values. source: names whose they are. notes: see `notes`.
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from alignkit.io.cache import cache_folder
+from benchmarks import engines
 from benchmarks.catalogue import BENCHMARKS, Benchmark
 from benchmarks.gpu import GPU, SHAPES, random_model, refusal
 from benchmarks.measure import ENVIRONMENTS, Failed, ask_once, run
@@ -101,6 +102,8 @@ class StartingPoints:
 
 def _chosen(only: str, known: Mapping[str, Benchmark]) -> list[Benchmark]:
     names = [name.strip() for name in only.split(",") if name.strip()] or list(known)
+    if "engines" in names:
+        names = [name for name in known if name.startswith("engines_") or name in names]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise typer.BadParameter(f"no benchmark {', '.join(unknown)}; choose from {', '.join(known)}")
@@ -143,6 +146,8 @@ def _measure(
 
 def _unfit(benchmark: Benchmark, rates: Mapping[str, Any]) -> str:
     """Why a benchmark cannot run here; empty if it can."""
+    if benchmark.environment == "vllm" and (because := engines.missing()):
+        return because
     if not ENVIRONMENTS[benchmark.environment].is_file():
         return "its peer needs its own environment, which `make bench` creates"
     if benchmark.precision not in rates["flop"]:

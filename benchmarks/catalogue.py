@@ -9,6 +9,7 @@ from typing import Any
 TRL = "TRL 1.16"
 GENERATE = "transformers' generate"
 OURS_FP32 = "alignkit in fp32"
+LOCAL = "engine local"
 BF16 = "bfloat16"
 
 
@@ -146,6 +147,52 @@ BENCHMARKS = {
             "grpo:ours",
             "grpo:peer",
             f"{TRL} GRPOTrainer",
+        ),
+        Benchmark(
+            "engines_sample",
+            "engine vllm: 32 prompts x 4 samples x 64 tokens of an adapter",
+            "new tokens/s",
+            "engines:sampled",
+            "engines:sampled",
+            LOCAL,
+            environment="vllm",
+            options={"servers": 1, "long_tail": False},
+            peer_options={"servers": 0, "long_tail": False},
+        ),
+        Benchmark(
+            "engines_grpo",
+            "engine vllm: the cycle of `grpo`",
+            "new tokens/s",
+            "engines:iteration",
+            "engines:iteration",
+            LOCAL,
+            environment="vllm",
+            options={"servers": 1},
+            peer_options={"servers": 0},
+        ),
+        Benchmark(
+            "engines_swap",
+            "engine vllm: new weights of an adapter",
+            "swaps/s",
+            "engines:swap",
+            "engines:swap",
+            "writing the adapter only",
+            environment="vllm",
+            same_loss=False,
+            options={"servers": 1},
+            peer_options={"servers": 0},
+        ),
+        Benchmark(
+            "engines_replicas",
+            "engine vllm: the samples of `engines_sample` by 2 servers, each on a core of its own",
+            "new tokens/s",
+            "engines:sampled",
+            "engines:sampled",
+            "1 server on one core",
+            environment="vllm",
+            same_loss=False,
+            options={"servers": 2, "pinned": True, "long_tail": False},
+            peer_options={"servers": 1, "pinned": True, "long_tail": False},
         ),
         Benchmark(
             "sample",

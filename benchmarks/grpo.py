@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ def samples(job: Job) -> int:
     return 4 if job.short else 8
 
 
-def ours(job: Job, gate: Gate) -> None:
+def ours(job: Job, gate: Gate, more: Mapping[str, Any] | None = None) -> None:
+    """more: keys of the stage."""
     stage = {
+        **(more or {}),
         "algorithm": {"grpo": {"kl_coefficient": KL_COEFFICIENT}},
         "reward": {"python": {"path": str(Path(rewards.__file__)), "function": "even"}},
     }

@@ -21,7 +21,9 @@ from benchmarks.floor import seconds
 from benchmarks.worker import Job
 
 ROOT = Path(__file__).parent.parent
-ENVIRONMENTS = {"trl": Path(sys.executable), "ppo": ROOT / ".venv-bench-ppo" / "bin" / "python"}
+ENVIRONMENTS = {name: Path(sys.executable) for name in ("trl", "vllm")} | {
+    "ppo": ROOT / ".venv-bench-ppo" / "bin" / "python"
+}
 OFFLINE = {"TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 # The largest relative difference between losses, and the size below which the difference is relative to that size.
 TOLERANCES = {"float32": (1e-3, 0.01), "bfloat16": (1e-2, 1.0)}

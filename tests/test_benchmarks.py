@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from alignkit.settings import ModelSpec
 from benchmarks.catalogue import BENCHMARKS, Benchmark
 from benchmarks.floor import Shape, Work, seconds
 from benchmarks.gpu import SHAPES, random_model
-from benchmarks.measure import ENVIRONMENTS, relative_difference, row
+from benchmarks.measure import ENVIRONMENTS, Side, ask_once, relative_difference, row
+from benchmarks.worker import Job
 
 ROOT = Path(__file__).parent.parent
 FAST = ["overhead"]
@@ -73,11 +75,35 @@ def test_some_run_on_the_tiny_model(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(BENCHMARKS.keys() - set(FAST)))
 def test_the_others_run_on_the_tiny_model(name: str, tmp_path: Path) -> None:
+    if BENCHMARKS[name].environment == "vllm":
+        pytest.skip("vLLM does not serve a model as small as tiny")
     if not ENVIRONMENTS[BENCHMARKS[name].environment].is_file():
         pytest.skip("`make bench` makes the peer's environment")
     if BENCHMARKS[name].precision == "bfloat16" and not multiplies_bf16(default_device()):
         pytest.skip("this machine has no instructions that multiply bf16")
     short([name], tmp_path / "rows.json")
+
+
+def test_engines_need_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNKIT_TEST_VLLM", "/nowhere/vllm serve")
+    done = command("--short", "--only", "engines")
+    lines = [line for line in done.stderr.splitlines() if "skipped" in line]
+    names = [name for name in BENCHMARKS if name.startswith("engines_")]
+    assert done.returncode == 1 and [line.split(":")[0] for line in lines] == names
+    assert all("write the command that starts a server into ALIGNKIT_TEST_VLLM" in line for line in lines)
+
+
+def test_engines_compare_what_a_server_reports_with_training(tmp_path: Path) -> None:
+    """With alignkit's own sampler on both sides: they agree, unless a token is another one."""
+    job = Job("", short=True, adapters=str(tmp_path), options={"servers": 0, "long_tail": False})
+    source = ask_once(replace(job, function="models:prepare", options={"model": "tiny", "dtype": "float32"}))
+    job = replace(job, source=source, function="engines:sampled")
+    with Side(job) as ours, Side(job) as peer:
+        first = ours.ask(check=True)
+        assert peer.ask(check=True, evidence=first["evidence"])["losses"] == pytest.approx(first["losses"], rel=1e-5)
+        first["evidence"][0][1][0] += 1
+        assert peer.ask(check=True, evidence=first["evidence"])["losses"] != pytest.approx(first["losses"], rel=1e-3)
+        assert ours.ask()["units"] == 3 * 2 * 8
 
 
 @pytest.mark.parametrize("shape", list(SHAPES))

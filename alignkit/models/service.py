@@ -143,22 +143,14 @@ class ModelService:
 
     # Log-probabilities
 
-    def logprobs(
-        self, role: str, groups: Sequence[Group], *, temperature: float = 1.0, by_engine: bool = False
-    ) -> list[Tensor]:
+    def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
         """See `alignkit.Models`."""
         self._check_tokens(role, groups)
         encoded = [self.encoder.encode(group, self.max_length) for group in groups]
         fitting = [e for e in encoded if e is not None]
-        name, engine = self.role(role), self.model.engine if by_engine else None
+        name = self.role(role)
         with self.progress(f"log-probabilities of {role}", len(fitting)) as done:
-            if engine is not None:
-                rows = [(e.prompt, row.tokens) for e in fitting for row in e.rows]
-                labels = [str(e.group.origin or preview(e.group)) for e in fitting for _ in e.rows]
-                measured = engine.logprobs(self.model, name, rows, temperature, labels)
-            else:
-                measured = measure(self.model, name, fitting, "logprobs", temperature=temperature, done=done)
-        values = iter(measured)
+            values = iter(measure(self.model, name, fitting, "logprobs", temperature=temperature, done=done))
         return [
             torch.zeros(0) if e is None else next(values)
             for e, group in zip(encoded, groups, strict=True)
@@ -321,12 +313,10 @@ class ModelRouter:
         service, groups = self._routed(stage, groups)
         return service.scores(stage, groups)
 
-    def logprobs(
-        self, role: str, groups: Sequence[Group], *, temperature: float = 1.0, by_engine: bool = False
-    ) -> list[Tensor]:
+    def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
         """See `alignkit.Models`."""
         service, groups = self._routed(role, groups)
-        return service.logprobs(role, groups, temperature=temperature, by_engine=by_engine)
+        return service.logprobs(role, groups, temperature=temperature)
 
     def next_token_logprobs(
         self, role: str, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, prefill: str = ""

@@ -35,7 +35,7 @@ from alignkit.recipe.stages import declare, read_stages
 from alignkit.recipe.trackers import read_trackers
 from alignkit.recipe.validation import validate
 from alignkit.recipe.weights import read_policy, read_stage, read_start
-from alignkit.registry import Registry
+from alignkit.registry import Component, Registry
 from alignkit.settings import Settings
 
 # Kind of a reference -> the function that reads it.
@@ -69,22 +69,30 @@ def made_recipe(data: Mapping[str, Any], name: str, overrides: Sequence[str], re
     return build(parse_document(dump(data), Path(name), overrides, wrong), registry, wrong)
 
 
-def made_models(data: Mapping[str, Any], name: str, registry: Registry) -> tuple[Recipe, list[RewardSpec]]:
-    """Check `model`, `bases` and a list of `rewards` that a command made: a recipe without stages, and the rewards.
+def made_models(
+    data: Mapping[str, Any], name: str, overrides: Sequence[str], registry: Registry
+) -> tuple[Recipe, list[RewardSpec], Component | None]:
+    """Check `model`, `bases`, `engine` and a list of `rewards` that a command made.
 
+    Returns a recipe without stages, the rewards, and the engine; None is alignkit itself.
     Arguments and errors: as those of `made_recipe`.
     """
-    document = parse_document(dump(data), Path(name), (), [])
-    problems, path = Problems(document), document.path
+    wrong: list[Problem] = []
+    document = parse_document(dump(data), Path(name), overrides, wrong)
+    problems, path, data = Problems(document), document.path, document.data
+    problems.items += wrong
+    for key in data.keys() - {"model", "bases", "engine", "rewards"}:
+        problems.error((key,), f"'{key}' has no effect here", at_key=True, help="override 'engine', 'model' or 'bases'")
     scope = Scope(problems, Paths(problems), registry, Rounds(), _RESOLVERS, bases=base_names(data.get("bases")))
     model, others = read_model(data["model"], scope), read_bases(data.get("bases"), scope)
     rewards = [read_reward(raw, ("rewards", place), scope) for place, raw in enumerate(data["rewards"])]
+    engine = read_engine(data["engine"], ("engine",), scope) if data.get("engine") is not None else None
     if len(problems) or model is None:
         raise problems.as_error()
     recipe = Recipe(
         path.name, path, path.parent.resolve(), 0, "", model, {}, {}, bases=others, document=problems.document
     )
-    return recipe, [reward for reward in rewards if reward is not None]
+    return recipe, [one for one in rewards if one is not None], engine if isinstance(engine, Component) else None
 
 
 def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ()) -> Recipe:

@@ -103,11 +103,8 @@ def fill_engines(
 
 
 def _samples(stage: Stage) -> bool:
-    """Whether a stage samples: rollouts, or what the options of a step or reward say. An engine is part of its hash."""
+    """Whether a stage samples: rollouts, or what the options of its plugins say. An engine is part of its hash."""
     if _is_online(stage) and not issubclass(stage.component.registration.implementation, ExternalTrainer):
         return True
     parts = [stage.component, *specs([stage.settings, stage.component.options], Component)]
-    options = [part.options for part in parts if isinstance(part.options, ResponseOptions)]
-    undecided = ResponseOptions.policies_to_sample
-    # A step that reads data instead names no policies.
-    return any(type(each).policies_to_sample is undecided or each.policies_to_sample() for each in options)
+    return any(part.options.asks_engine() for part in parts)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from itertools import count
 from typing import Any
 
+from alignkit.models.sampling import Sampling
 from alignkit.models.service import ModelService
+from alignkit.models.shared_model import BASE
 from alignkit.plugins import launcher
 from alignkit.recipe.schema import Stage
 
@@ -21,6 +23,9 @@ def using_engine(run: Any, stage: Stage) -> Iterator[None]:
     if stage.engine is None:
         yield
         return
+    run.reporter.say(
+        f"samples: {stage.engine.name}; local: log-probabilities, scores of reward models, verdicts of one token"
+    )
     opened, numbers = ExitStack(), count()  # all are closed, also if closing one of them is interrupted
 
     def attach(service: ModelService) -> None:
@@ -39,3 +44,22 @@ def using_engine(run: Any, stage: Stage) -> Iterator[None]:
         for service in run.models.services.values():
             service.model.engine = None
         opened.close()
+
+
+def meet_engines(run: Any, stages: Sequence[Stage]) -> None:
+    """Let engines that run already compare their base with the run's, before stages that may take hours.
+
+    stages: those of a `Run` that are not complete. The first one asks its engine soon enough, and its base models are
+    loaded now or a moment later; others are not loaded for this.
+    """
+    loaded, met = run.bases.needed(stages[0]), {id(stages[0].engine)}
+    run.stage_name = stages[0].name  # whose base models these are
+    for stage in stages[1:]:
+        if stage.engine is None or not stage.engine.options.runs or stage.base not in loaded or id(stage.engine) in met:
+            continue
+        met.add(id(stage.engine))
+        service, folder = run.models.of(stage.base), run.folder / "cache" / "engine"
+        most = (stage.settings.rollout.max_new_tokens if stage.settings is not None else None) or 1
+        asked = launcher().engine(stage.engine, folder, stage=stage.name, seed=0, say=lambda line: None)
+        with closing(asked):
+            asked.generate(service.model, BASE, service.encoder, [], [], Sampling(1, most))

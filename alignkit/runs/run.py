@@ -29,7 +29,7 @@ from alignkit.runs import preflight
 from alignkit.runs.bases import RunBases
 from alignkit.runs.changed import carried_over, change_since
 from alignkit.runs.data import RunData, skipped_rows
-from alignkit.runs.engines import using_engine
+from alignkit.runs.engines import meet_engines, using_engine
 from alignkit.runs.files import RECIPE
 from alignkit.runs.fingerprint import result_hashes, stage_parts
 from alignkit.runs.learned_from import trained_on as places_trained_on
@@ -184,6 +184,8 @@ class Run:
             lambda spec: preflight.probe_hub(self._data, spec),
             self.reporter.say,
         )
+        if waiting and self.team.world.processes == 1:
+            meet_engines(self, waiting)
 
     def _incomplete(self) -> list[Stage]:
         """The stages that will not be reused."""

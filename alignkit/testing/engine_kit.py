@@ -101,8 +101,6 @@ class EngineCheck:
         self.sample(replace(plain, max_new_tokens=1))
         self.sample(replace(plain, min_new_tokens=NEW_TOKENS - 1))
         self.sample(replace(plain, stop=[self._common_text(found)]))
-        if type(self.engine.engine).logprobs is not Engine.logprobs:
-            yield from self._scores(found)
         add_noise(self.model, POLICY, 0.1, 2)
         yield from self._gaps(" after new weights were published", self.sample(plain))
 
@@ -124,13 +122,6 @@ class EngineCheck:
         measured = measure(self.model, role, [_encoded(*row) for row in rows], "logprobs", temperature=temperature)
         reported = [one.logprobs for each in found for one in each]
         yield from self._differences(f"`sample`: the log-probabilities{which}", measured, reported)
-
-    def _scores(self, found: Samples) -> Iterator[str]:
-        rows = self._rows(found, self.prompts)
-        measured = measure(self.model, POLICY, [_encoded(*row) for row in rows], "logprobs", temperature=0.7)
-        yield from self._differences(
-            "`logprobs`: the log-probabilities", measured, self.engine.logprobs(self.model, POLICY, rows, 0.7)
-        )
 
     def _differences(self, what: str, measured: Sequence[Any], reported: Sequence[Any]) -> Iterator[str]:
         if any(one is None for one in reported):

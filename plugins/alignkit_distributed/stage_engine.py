@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from alignkit.data.group import Group
 from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
@@ -137,32 +136,6 @@ class StageEngine:
             written.append([self._continuation(one, request, most[index], where) for one in checked])
         return written
 
-    def logprobs(
-        self,
-        model: SharedModel,
-        role: str,
-        rows: Sequence[tuple[Ids, Ids]],
-        temperature: float = 1.0,
-        labels: Sequence[str] = (),
-    ) -> list[Tensor]:
-        """Log-probabilities of responses to prompts, (prompt, response): fp32 [tokens] each, in nats.
-
-        labels: of the responses' prompts, for errors.
-        """
-        version = self._publish(model, role)
-        prompts, responses = [list(prompt) for prompt, _ in rows], [list(response) for _, response in rows]
-        found = self._call("logprobs", lambda: self.engine.logprobs(role, prompts, responses, temperature))
-        self._check_count("logprobs", found, len(rows), "response", "a Completion")
-        measured = []
-        for index, (one, (_, response)) in enumerate(zip(found, rows, strict=True)):
-            where = f"for response {index} ({labels[index]})" if labels else f"for response {index}"
-            checked = self._checked("logprobs", one, role, version, where)
-            if tuple(checked.tokens) != tuple(response):
-                shown = f"{list(checked.tokens)[:8]} instead of {list(response)[:8]}"
-                raise self._wrong("logprobs", f"{where} it scored other tokens than it was asked to: {shown}")
-            measured.append(torch.tensor(checked.logprobs, dtype=torch.float32))
-        return measured
-
     def close(self) -> None:
         """End the engine. What goes wrong is only reported: the stage is done, or its error is more important."""
         if not self._thread.started:
@@ -275,7 +248,7 @@ class StageEngine:
             raise self._wrong(method, f"{where} token {foreign[0]} is not in the vocabulary of {self._vocabulary}")
         if one.version != version:
             raise self._wrong(method, f"{where} {self._stale(role, one.version, version)}")
-        if one.logprobs is None and method == "sample":
+        if one.logprobs is None:
             return replace(one, tokens=tuple(map(int, tokens)))
         logprobs = _plain(one.logprobs)
         if logprobs is None or not all(isinstance(value, Real) for value in logprobs):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from alignkit import (
     Completion,
@@ -66,6 +66,20 @@ class Vllm(Engine):
         changes_no_result: ClassVar[frozenset[str]] = EngineOptions.changes_no_result | {
             *("url", "api_key_env", "command", "flags", "concurrency", "max_gap")
         }
+
+        @property
+        def runs(self) -> bool:
+            return self.url is not None
+
+        @field_validator("command", "flags")
+        @classmethod
+        def _words(cls, text: str, info: ValidationInfo) -> str:
+            try:
+                if not shlex.split(text) and info.field_name == "command":
+                    raise ValueError("names no program")
+            except ValueError as error:
+                raise ValueError(f"is no command line: {error}") from None
+            return text
 
         @field_validator("url")
         @classmethod
@@ -198,6 +212,11 @@ class Vllm(Engine):
         assert self._replicas is not None  # `prepare` was called
         return self._replicas
 
+    @property
+    def _serves(self) -> str:
+        """What helps if a server has another base."""
+        return f"start it with {self.context.base}, or without 'url' the run starts a server for each base model"
+
     def _say(self, line: str) -> None:
         self.context.say(f"{NAME}: {line}")
 
@@ -205,9 +224,13 @@ class Vllm(Engine):
         """Let a server sample if it has the base, the tokenizer and the log-probabilities that training has."""
         context = self.context
         await replica.look()
+        if context.model.lora is not None:
+            await replica.check_adapters()
         found = await replica.post("/tokenize", {"prompt": context.probe_text, "add_special_tokens": False})
         if list(found["tokens"]) != list(context.probe_tokens):
-            raise RunFailed(f"{replica.url} has another tokenizer than {context.base}: it serves {replica.base}")
+            raise RunFailed(
+                f"{replica.url} has another tokenizer than {context.base}: it serves {replica.base}; {self._serves}"
+            )
         body = {"prompt": list(context.probe_tokens), "max_tokens": 1, "temperature": 1.0, "top_k": 1, **NEUTRAL}
         body |= {"logprobs": 0, "prompt_logprobs": 0, "return_token_ids": True, "model": replica.base}
         choice = (await replica.post("/v1/completions", body))["choices"][0]
@@ -222,7 +245,8 @@ class Vllm(Engine):
         if not replica.gap <= self.options.max_gap:
             raise RunFailed(
                 f"{replica.url} has other weights than {context.base}: it serves {replica.base}, and log-probabilities "
-                f"of a text differ by {replica.gap:.3g} nats per token, more than max_gap {self.options.max_gap:g}"
+                f"of a text differ by {replica.gap:.3g} nats per token, more than max_gap {self.options.max_gap:g}; "
+                f"{self._serves}"
             )
         replica.processed = abs(choice["logprobs"]["token_logprobs"][0]) < PROCESSED
         self._say(f"{replica.url} serves {replica.base}, and differs from training by {replica.gap:.2g} nats per token")

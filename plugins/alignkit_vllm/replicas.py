@@ -20,6 +20,8 @@ LEAVING = 5.0  # seconds for servers to unload adapters at the end
 PAUSES = (0.2, 1.0, 0.0)  # seconds after an attempt whose connection broke; the last one is not followed by another
 KEPT = 2.0  # seconds that a connection is kept unused; servers close theirs after 5
 
+ADDRESS = "name the address only, such as http://10.0.0.5:8000"
+WANTS_KEY = "wants a key: name its environment variable in api_key_env"
 ADAPTERS = "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment"
 
 
@@ -44,18 +46,23 @@ class Replica:
     """
 
     def __init__(self, url: str, client: Any, timeout: float):
+        """timeout: seconds without any answer, as requests wait for each other."""
         self.url, self._client, self._timeout = url, client, timeout
+        self._limits: set[asyncio.Timeout] = set()  # of the requests that it is answering
         self.active, self.fault, self.base, self.room, self.gap, self.processed = 0, "", "", 0, 0.0, False
         self.adapters: set[str] = set()
 
     async def look(self) -> None:
         """Ask what it serves. Raises RunFailed if it is no server of vLLM, or wants a key."""
+        text = await self._send("GET", "/v1/models")
         try:
-            models = json.loads(await self._send("GET", "/v1/models"))["data"]
+            models = json.loads(text)["data"]
             base = next(model for model in models if not model.get("parent"))
             self.base, self.room = str(base["id"]), int(base["max_model_len"])
         except (ValueError, KeyError, TypeError, StopIteration):
-            raise RunFailed(f"{self.url} is no server of vLLM: its list of models cannot be read") from None
+            raise RunFailed(
+                f"{self.url} is no server of vLLM: as its list of models it sends {_start(text)!r}; {ADDRESS}"
+            ) from None
         self.adapters = {str(model["id"]) for model in models if model.get("parent")}
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Any:
@@ -76,13 +83,22 @@ class Replica:
         try:
             await self._send("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
         except Fault as fault:
-            if fault.status in (404, 405) and "dapter" not in str(fault):  # there is no such path
-                raise RunFailed(f"{self.url} takes no adapters while it runs: {ADAPTERS}") from None
             if fault.status:
-                needs = f"it must be able to read {path}, and be started with a large enough --max-lora-rank"
+                reads = f"let it read {path}: it needs the file system of this machine, under the same path"
+                needs = "start it with a larger --max-lora-rank" if "rank" in str(fault) else reads
                 raise RunFailed(f"{self.url} does not load the adapter: {fault}; {needs}") from None
             raise
         self.adapters.add(name)
+
+    async def check_adapters(self) -> None:
+        """Raise RunFailed if it takes no adapters while it runs. One that does says that it has none of this name."""
+        try:
+            await self._send("POST", "/v1/unload_lora_adapter", {"lora_name": "alignkit-none"})
+        except Fault as fault:
+            if fault.status and "dapter" not in str(fault):  # there is no such path
+                raise RunFailed(f"{self.url} takes no adapters while it runs: {ADAPTERS}") from None
+            if not fault.status:
+                raise
 
     async def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> str:
         import httpx2
@@ -90,21 +106,37 @@ class Replica:
         content = None if body is None else json.dumps(body).encode()
         for pause in PAUSES:
             try:
-                async with asyncio.timeout(self._timeout):
-                    answer = await self._client.request(method, self.url + path, content=content)
+                answer = await self._answered(method, path, content)
                 break
             except TimeoutError:
-                raise Fault(f"no answer within {self._timeout:g} seconds") from None
+                raise Fault(
+                    f"no answer within {self._timeout:g} seconds; if it is only slow, raise 'timeout'"
+                ) from None
             except (httpx2.TransportError, httpx2.InvalidURL) as error:
                 if not pause:
-                    raise Fault(f"{type(error).__name__}: {error}".rstrip(": ")) from None
+                    said = f"{type(error).__name__}: {error}".rstrip(": ")
+                    raise Fault(f"{said}; does it begin with http://?" if "[SSL" in said else said) from None
                 await asyncio.sleep(pause)
         status, text = answer.status_code, answer.text
         if status in (401, 403):
-            raise RunFailed(f"{self.url} wants a key: name its environment variable in api_key_env (HTTP {status})")
+            given = "Authorization" in self._client.headers
+            what = "takes another key than the variable in api_key_env holds" if given else WANTS_KEY
+            raise RunFailed(f"{self.url} {what} (HTTP {status})")
         if status != 200:
-            raise Fault(f"HTTP {status}: {_start(text)}", status)
+            raise Fault(f"HTTP {status}: {_start(text)}{'; its log says more' if status >= 500 else ''}", status)
         return str(text)
+
+    async def _answered(self, method: str, path: str, content: bytes | None) -> Any:
+        """Its answer. Raises TimeoutError if it answers this request too late, and no other one meanwhile."""
+        async with asyncio.timeout(self._timeout) as limit:
+            self._limits.add(limit)
+            try:
+                answer = await self._client.request(method, self.url + path, content=content)
+            finally:
+                self._limits.discard(limit)
+        for each in self._limits:
+            each.reschedule(asyncio.get_running_loop().time() + self._timeout)
+        return answer
 
 
 # (server, request, answer) -> what is made of the answer. Raises Fault for one that cannot be right.
@@ -121,7 +153,7 @@ class Replicas:
         timeout: float,
         concurrency: int,
         say: Callable[[str], None],
-        explain: Callable[[], str] = lambda: "",
+        explain: Callable[[], str] = lambda: "; start one there, or change 'url'",
     ):
         """timeout: seconds for an answer. concurrency: requests to each at once. explain: adds why servers ended."""
         import httpx2
@@ -155,7 +187,7 @@ class Replicas:
                 await work(replica)
             except Fault as fault:
                 if fault.refused or fault.status == 404:
-                    raise RunFailed(f"{replica.url} is no server of vLLM that fits: {fault}") from None
+                    raise RunFailed(f"{replica.url} is no server of vLLM that fits: {fault}; {ADDRESS}") from None
                 self._lose(replica, fault)
 
         await _all_of(guarded(replica) for replica in self.alive)

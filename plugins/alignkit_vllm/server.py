@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from secrets import token_hex
 
@@ -101,9 +103,14 @@ class Server:
     def explain(self) -> str:
         """How it ended, if it did, and the last error in its log."""
         lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()]
-        errors = [line for line in lines if "Error:" in line] or [line for line in lines if line]
+        # The last errors are often of those who wait for the process that failed: "see root cause above".
+        # pydantic's say what is wrong in the next line.
+        joined = [f"{one} {two}" if "validation error" in one else one for one, two in pairwise([*lines, ""])]
+        found = [re.search(r"\w*Error: .*", line) for line in joined]
+        errors = [match[0] for match in found if match and not re.search(r"root cause|stack trace", match[0])]
+        errors = errors or [line for line in lines if line]
         how = f"; it ended with exit code {self._guard.poll()}" if self.ended else ""
-        return f"{how}; its log {self.log} says: {errors[-1][-300:] if errors else 'nothing'}"
+        return f"{how}; its log {self.log} says: {errors[-1][:500] if errors else 'nothing'}"
 
     def release(self) -> None:
         """A stage is over: the server waits for the next one of the run, if there is a run."""

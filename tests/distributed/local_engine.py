@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from alignkit.data.group import Group
 from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
-from alignkit.models.forward import measure
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import generate
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.tokens.encoding import Encoder
 
 
 class LocalEngine(Engine):
@@ -41,18 +39,3 @@ class LocalEngine(Engine):
         ids, sampling = [tuple(prompt) for prompt in prompts], Sampling(**vars(params))
         written = generate(self._model, role, self._encoder, ids, seeds, sampling, done=self.context.progress)
         return [[Completion(one.tokens, one.logprobs, version) for one in each] for each in written]
-
-    def logprobs(
-        self,
-        policy: str,
-        prompts: Sequence[Sequence[int]],
-        responses: Sequence[Sequence[int]],
-        temperature: float = 1.0,
-    ) -> list[Completion]:
-        role, version = self._policies[policy]
-        encoded = [
-            Encoded(Group(()), tuple(prompt), (ResponseTokens(tuple(response), (True,) * len(response)),))
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        measured = measure(self._model, role, encoded, "logprobs", temperature=temperature, done=self.context.progress)
-        return [Completion(r, m.tolist(), version) for r, m in zip(responses, measured, strict=True)]

@@ -111,7 +111,7 @@ def test_every_iteration_samples_from_its_own_adapter(
     for server in servers:
         loaded = [body["lora_name"] for body in server.paths("/v1/load_lora_adapter")]
         assert len(set(loaded)) == len(loaded) == 3 and not server.adapters
-        assert loaded == [body["lora_name"] for body in server.paths("/v1/unload_lora_adapter")]
+        assert loaded == [body["lora_name"] for body in server.paths("/v1/unload_lora_adapter")][1:]  # after the check
         sampled = [body["model"] for body in server.paths("/v1/completions")]
         assert [name for name in dict.fromkeys(sampled) if name != "served"] == loaded
     counts = [len(server.paths("/v1/completions")) - 1 for server in servers]  # without the probe
@@ -198,13 +198,15 @@ def test_servers_that_do_not_fit_are_refused(
 
     assert "wants a key: name its environment variable in api_key_env" in said(serve(key="secret"))
     monkeypatch.setenv("KEY_OF_VLLM", "other")
-    assert "wants a key" in said(serve(key="secret"), api_key_env="KEY_OF_VLLM")
-    assert "no server answers: http://127.0.0.1:9: ConnectError" in said("http://127.0.0.1:9")
+    assert "takes another key than the variable in api_key_env" in said(serve(key="secret"), api_key_env="KEY_OF_VLLM")
+    nobody = said("http://127.0.0.1:9")
+    assert "no server answers: http://127.0.0.1:9: ConnectError" in nobody
+    assert "start one there, or change 'url'" in nobody
     assert "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True" in said(serve(lora=False))
     assert "start it with --max-model-len" in said(serve(room=12))
     tokenizer = serve()
     tokenizer.fault = lambda path, body: (200, '{"tokens": [5]}') if path == "/tokenize" else None
-    assert "has another tokenizer than" in said(tokenizer)
+    assert "it serves served; start it with" in said(tokenizer)
     weights = serve()
     with torch.no_grad():
         for parameter in weights.model.model.parameters():
@@ -212,9 +214,67 @@ def test_servers_that_do_not_fit_are_refused(
     assert "has other weights than" in said(weights) and "nats per token, more than max_gap 0.1" in said(weights)
     other = serve()
     other.fault = lambda path, body: (200, '{"data": []}')
-    assert "is no server of vLLM: its list of models cannot be read" in said(other)
+    assert "is no server of vLLM: as its list of models it sends" in said(other)
+    with_tls = serve().url.replace("http:", "https:")
+    assert "wrong version number (_ssl.c" in said(with_tls) and "does it begin with http://?" in said(with_tls)
+    assert "name the address only" in said(serve().url + "/v1/completions")
+    disk, rank = serve(), serve()
+    disk.fault = lambda path, body: (404, "No adapter found for /x") if path == "/v1/load_lora_adapter" else None
+    rank.fault = lambda path, body: (500, "LoRA rank 4 is greater") if path == "/v1/load_lora_adapter" else None
+    assert "let it read" in said(disk) and "needs the file system of this machine" in said(disk)
+    assert "LoRA rank 4 is greater; its log says more; start it with a larger --max-lora-rank" in said(rank)
+    for options, text in (({"command": " "}, "names no program"), ({"flags": "--x 'y"}, "No closing quotation")):
+        code, err = run(recipe(tmp_path, options), capsys)
+        assert code == 2 and text in err, err
     monkeypatch.setenv("PATH", "")
     assert "install vLLM into its own environment" in " ".join(run(recipe(tmp_path, {}), capsys)[1].split())
+
+
+def test_a_server_that_does_not_fit_is_refused_before_the_first_stage(
+    serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stages before the one that samples may take hours."""
+    (tmp_path / "demos.jsonl").write_text(json.dumps({"prompt": "is it?", "response": "yes"}))
+    sft = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1, "batch_size": 1}
+    tokenizer = serve()
+    tokenizer.fault = lambda path, body: (200, '{"tokens": [5]}') if path == "/tokenize" else None
+    said = {
+        serve(lora=False): "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
+        serve(room=4): "a prompt with 5 new tokens has 5 tokens, and the server takes 4",
+        tokenizer: "has another tokenizer than",
+        serve(): "",
+    }
+    for server, text in said.items():
+        path = recipe(tmp_path, {"url": server.url})
+        written = yaml.safe_load(path.read_text())
+        path.write_text(yaml.safe_dump({**written, "stages": {"sft": sft, **written["stages"]}}, sort_keys=False))
+        code, err = run(path, capsys)
+        assert (code == 0) == (not text) and text in " ".join(err.split()), err
+        assert (tmp_path / "out" / "sft").exists() == (not text), err
+    assert len(server.paths("/v1/load_lora_adapter")) == 3  # nothing was loaded to find out
+
+
+def test_a_request_in_a_queue_is_not_given_up(
+    serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server answers one after the other, and the last one after three times as long as one may take."""
+    server, turn = serve(), threading.Lock()
+    exchange = Replica.exchange
+
+    async def exchanged(self: Replica, *names: str) -> None:
+        await exchange(self, *names)
+        self._timeout = 1.0
+
+    monkeypatch.setattr(Replica, "exchange", exchanged)
+
+    def fault(path: str, body: Any) -> None:
+        if path == "/v1/completions" and "prompt_logprobs" not in body:
+            with turn:
+                time.sleep(0.5)
+
+    server.fault = fault
+    code, err = run(recipe(tmp_path, {"url": server.url}, iterations=1), capsys)
+    assert code == 0, err
 
 
 def test_a_correction_needs_log_probabilities_without_filters(
@@ -263,12 +323,19 @@ def test_no_server_outlives_its_run(tmp_path: Path, number: signal.Signals) -> N
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     program = tmp_path / "program"
-    program.write_text("#!/bin/sh\necho 'ValueError: the KV cache is too small' >&2\necho bye\nexit 7\n")
+    lines = "(EngineCore) ERROR [core.py:1] ValueError: the KV cache is too small\n"
+    lines += "RuntimeError: Engine core initialization failed. See root cause above.\nbye\n"
+    program.write_text(f"#!/bin/sh\ncat >&2 << END\n{lines}END\nexit 7\n")
     program.chmod(0o755)
     code, err = run(recipe(tmp_path, {"command": f"{program} serve"}), capsys)
     words = " ".join(err.split())
     assert code == 1 and "the server of vLLM did not start; it ended with exit code 7" in words
     assert "says: ValueError: the KV cache is too small" in words and "starting vLLM" in words
+    program.write_text(
+        "#!/bin/sh\nprintf 'p.ValidationError: 1 validation error for M\\n  max_model_len\\n  bye\\n'\nexit 7\n"
+    )
+    code, err = run(recipe(tmp_path, {"command": f"{program} serve"}), capsys)
+    assert code == 1 and "says: ValidationError: 1 validation error for M max_model_len" in " ".join(err.split()), err
 
 
 COMMAND = os.environ.get("ALIGNKIT_TEST_VLLM") or (f"{shutil.which('vllm')} serve" if shutil.which("vllm") else "")

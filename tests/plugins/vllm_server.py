@@ -24,8 +24,10 @@ NOTHING_FITS = -77.0  # what it reports where vLLM would count filters in
 class FakeVllm:
     """One server. asked: all paths and bodies. fault: may return (status, text) instead of an answer."""
 
-    def __init__(self, base: Path, *, key: str = "", processed: bool = True, lora: bool = True, room: int = 1024):
-        spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=8))
+    def __init__(
+        self, base: Path, *, key: str = "", processed: bool = True, lora: bool = True, room: int = 1024, alpha: int = 8
+    ):
+        spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=alpha))
         self.model, self.key, self.processed, self.lora, self.room = (
             SharedModel(spec, str(base)),
             key,

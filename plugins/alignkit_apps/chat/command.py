@@ -16,7 +16,8 @@ Policies = Annotated[
     list[str],
     typer.Argument(
         metavar="POLICY [POLICY]",
-        help="RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on the hub.",
+        help="RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on the hub; "
+        "then overrides, KEY=VALUE, such as engine.vllm.url=URL.",
     ),
 ]
 Reward = Annotated[
@@ -86,6 +87,9 @@ def chat(
     rewards = reward or []
     if best_of > 1 and not rewards:
         refuse(f"--best-of {best_of} needs to know which answer is best", "name a --reward")
+    from alignkit_apps.policies.recipe import models_of, without_overrides
+
+    policies, overrides = without_overrides(policies)
     _check_policies(policies, blind)
     _check_place(page, {"--blind": blind, "--port": port, "--host": host, "--open": open_page}, annotator or [])
     if collect is None and license:
@@ -95,10 +99,9 @@ def chat(
     announce(f"reads {', '.join(policies)}")
     from alignkit.plugins import load_plugins
     from alignkit_apps.chat.start import Page, Talk, in_terminal, on_page
-    from alignkit_apps.policies.recipe import models_of
 
     talk = Talk(sampling, best_of, system, seed, collect, tuple(annotator or ()), license)
-    registry, named = load_plugins(plugin or (), no_plugin or ()).registry, models_of(policies, rewards)
+    registry, named = load_plugins(plugin or (), no_plugin or ()).registry, models_of(policies, rewards, (), overrides)
     if page:
         on_page(named, registry, talk, Page(port, host, open_page, blind))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,8 +36,6 @@ FewShotPolicies = Annotated[
     list[str] | None,
     typer.Option(metavar="POLICY", help="Who answers with examples. Default: the first policy; repeatable."),
 ]
-
-_OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=|~")
 
 
 def evaluate(
@@ -89,15 +86,14 @@ def evaluate(
         "limit": limit, "samples_per_prompt": samples, "max_new_tokens": max_new_tokens, "temperature": temperature,
     }  # fmt: skip
     options = {key: value for key, value in given.items() if value is not None}
-    words = [word for word in policies if Path(word).exists() or not _OVERRIDE.match(word)]
-    overrides = [word for word in policies if word not in words]
     if not reward and not judge:
         refuse(
             "nothing says which answers are better", "add --reward REWARD, such as --reward length, or --judge JUDGE"
         )
     from alignkit.plugins import load_plugins
-    from alignkit_apps.policies.recipe import Request
+    from alignkit_apps.policies.recipe import Request, without_overrides
 
+    words, overrides = without_overrides(policies)
     examples = (few_shot, shots, few_shot_policy or ())
     request = Request(words, prompts, reward or (), judge or (), baseline, reference, options, *examples)
     _evaluate(request, overrides, out, load_plugins(plugin or (), no_plugin or ()).registry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from alignkit.errors import DataError, Problem, RecipeError
 from alignkit.io.progress import Reporter
 from alignkit.models.next_token import Sampling
 from alignkit.models.service import ModelRouter, ModelService
+from alignkit.plugins import launcher
 from alignkit.recipe.load import made_models
 from alignkit.registry import Registry
 from alignkit.reward import REWARD_KEY, Context, no_progress
@@ -128,8 +129,8 @@ def opened(
     Raises RecipeError or RunFailed for one that cannot be loaded. should_stop: raises to end long passes.
     """
     data = {"model": named.base, "bases": named.others, "rewards": named.rewards}
-    recipe, rewards = made_models(data, command, registry)
-    with tempfile.TemporaryDirectory(prefix="alignkit-") as folder:
+    recipe, rewards, engine = made_models(data, command, named.overrides, registry)
+    with tempfile.TemporaryDirectory(prefix="alignkit-") as folder, ExitStack() as engines:
         bases = RunBases(recipe, Path(folder), reporter)
         if not bases.fit(bases):
             names = ", ".join(str(spec["base"]) for spec in (named.base, *named.others.values()))
@@ -140,8 +141,16 @@ def opened(
             name: _policy(name, word, named, models.of(bases.base_of(named.references[word]) or "base"))
             for name, word in names_of(named.policies).items()
         }
-        for policy in policies.values():
-            policy.service.role(policy.reference)  # now: weights that cannot be read are the user's mistake
+        for name, policy in policies.items():
+            role = policy.service.role(policy.reference)  # now: weights that cannot be read are the user's mistake
+            model = policy.service.model
+            if engine is not None:
+                if model.engine is None:
+                    place = Path(folder) / f"engine-{name}"
+                    model.engine = launcher().engine(engine, place, stage="", seed=recipe.seed, say=reporter.say)
+                    engines.callback(model.engine.close)
+                # Asked for no answer, it starts and takes the weights: also now, because that can fail or take minutes.
+                model.engine.generate(model, role, policy.service.encoder, [], [], policy.sampling)
         yield Opened(policies, [Scorer(reward, context) for reward in rewards])
 
 

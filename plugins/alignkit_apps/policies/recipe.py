@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from alignkit_apps.policies.source import near_run
 
 STAGE = "evaluate"
 SHOTS = 4  # of the step, by default
+_OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=|~")
 _PATHS = ("path", "folder", "file")  # keys whose values are never models
 
 
@@ -122,7 +123,8 @@ class NamedModels:
     """Policies and rewards that are named on the command line, as a recipe has them.
 
     base, others: its `model` and `bases`. policies: what each word means. references: of each word. rewards, judges: as
-    values of RewardRef and JudgeRef options. notes: what a reader of the results must know.
+    values of RewardRef and JudgeRef options. notes: what a reader of the results must know. overrides: `KEY=VALUE`, as
+    for a recipe.
     """
 
     base: Mapping[str, Any]
@@ -132,13 +134,22 @@ class NamedModels:
     rewards: Sequence[Any]
     notes: Sequence[str]
     judges: Sequence[Any] = ()
+    overrides: Sequence[str] = ()
 
 
-def models_of(words: Sequence[str], rewards: Sequence[str] = (), judges: Sequence[str] = ()) -> NamedModels:
+def without_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The policies among the words of a command, and the overrides."""
+    policies = [word for word in words if is_file(word) or is_dir(word) or not _OVERRIDE.match(word)]
+    return policies, [word for word in words if word not in policies]
+
+
+def models_of(
+    words: Sequence[str], rewards: Sequence[str] = (), judges: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> NamedModels:
     """What policies, rewards and judges mean; raises as `recipe_of` does."""
     named = _named(words, rewards, judges)
     _refuse_same(words, named.references)
-    return named
+    return replace(named, overrides=overrides)
 
 
 def _named(words: Sequence[str], rewards: Sequence[str], judges: Sequence[str]) -> NamedModels:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alignkit.errors import DataError
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import Continuation, generate
 from alignkit.models.sequence import ActiveSequence
@@ -77,7 +78,8 @@ def answer(
 ) -> list[list[Answer]]:
     """Sample the answers to questions together, and let those who asked hear them while they are written.
 
-    They are those of `alignkit.models.sampling.generate`, except that a stop string is cut off.
+    They are those of `alignkit.models.sampling.generate`, except that a stop string is cut off. With an engine they are
+    heard when all are complete. Raises DataError for log-probabilities that it cannot tell.
     """
     readers = [[_Reader(encoder, q, sampling, k) for k in range(len(q.streams))] for q in questions]
 
@@ -86,6 +88,8 @@ def answer(
             readers[row.prompt][row.sample].read(row, scores)
 
     prompts, streams = [q.prompt for q in questions], [q.streams for q in questions]
+    if model.engine is not None and any(q.logprobs for q in questions):
+        raise DataError("this engine cannot tell top_logprobs; ask for 0 of them")
     written = generate(model, role, encoder, prompts, streams, sampling, wrote=wrote)
     return [
         [reader.finish(one) for reader, one in zip(*pair, strict=True)] for pair in zip(readers, written, strict=True)
@@ -118,6 +122,11 @@ class _Reader:
     def finish(self, written: Continuation) -> Answer:
         """The complete answer, which is heard once."""
         if self._answer is None:
+            if self._question.logprobs is not None and not self._logprobs:  # an engine wrote it
+                if written.logprobs is None:
+                    raise DataError("with top_p, top_k or min_new_tokens, this engine cannot tell log-probabilities")
+                texts = map(self._encoder.token_text, written.tokens)
+                self._logprobs = list(map(TokenLogprobs, texts, written.logprobs))
             text = until_stop(self._encoder.decode(written.tokens), self._sampling.stop)
             self._answer = Answer(text, written.tokens, written.ended, tuple(self._logprobs))
             self._hear(text)

@@ -26,7 +26,8 @@ def serve(
         list[str],
         typer.Argument(
             metavar="POLICY...",
-            help="RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on the hub.",
+            help="RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on the hub; "
+            "then overrides, KEY=VALUE, such as engine.vllm.url=URL.",
         ),
     ],
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0: any that is free.")] = PORT,
@@ -58,13 +59,14 @@ def serve(
     if token is not None and (len(token) < LEAST_TOKEN or not (token.isascii() and token.isprintable())):
         refuse(f"--token must have at least {LEAST_TOKEN} ASCII characters", "`openssl rand -hex 16` writes one")
     from alignkit.plugins import load_plugins
-    from alignkit_apps.policies.recipe import models_of
+    from alignkit_apps.policies.recipe import models_of, without_overrides
 
     registry = load_plugins(plugin or (), no_plugin or ()).registry
+    policies, overrides = without_overrides(policies)
     _refuse_rewards(policies)
     if collect is None and license:
         refuse("--license is about what is kept", "add --collect FILE.feedback")
-    named = models_of(policies)
+    named = models_of(policies, overrides=overrides)
     with ExitStack() as stack:
         collection = None
         if collect is not None:

@@ -46,6 +46,9 @@ class Rated(Reward):
         rubric: str | list[str] = Field("", description="what a good response is; default: the judge's own measure")
         together: bool = Field(False, description="one question shows all responses to a prompt")
 
+        def asks_engine(self) -> bool:
+            return self.together  # which a local judge answers in words
+
     options: Options
 
     @property

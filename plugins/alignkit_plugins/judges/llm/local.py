@@ -30,6 +30,9 @@ class LocalJudge(Judge):
         role: PolicyRef = Field("base", description="model that judges: `base` or a stage")
         prefill: str = Field("Preferred Response=", description="start of the judge's turn, without a space at the end")
 
+        def asks_engine(self) -> bool:
+            return self.reasons  # one token is read from log-probabilities
+
     options: Options
 
     @property

@@ -1,0 +1,199 @@
+"""The engine `vllm` and alignkit's own sampler, with servers of vLLM that the benchmark starts on this machine.
+
+ALIGNKIT_TEST_VLLM holds the command that starts one, such as `/opt/vllm/bin/vllm serve`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import grpo, models, sample
+from benchmarks.floor import Shape, Work
+from benchmarks.worker import Gate, Job
+
+if TYPE_CHECKING:
+    from alignkit.models.next_token import Sampling
+    from alignkit.models.sampling import Continuation
+    from alignkit.models.shared_model import SharedModel
+    from alignkit.tokens.encoding import Encoder
+
+COMMAND = os.environ.get("ALIGNKIT_TEST_VLLM", "")
+MISSING = "it needs vLLM: write the command that starts a server into ALIGNKIT_TEST_VLLM"
+# For a CPU: without compiling, and with room for the 128 samples only.
+FLAGS = "--max-model-len 1024 --max-num-seqs 128 --enforce-eager"
+STARTING = 900.0  # seconds
+SWAPS = 4  # of a round
+CHECKED = 8  # samples whose log-probabilities are compared
+
+
+def missing() -> str:
+    """Why no server can be started; empty if one can."""
+    return "" if COMMAND and shutil.which(shlex.split(COMMAND)[0]) else MISSING
+
+
+# --- 128 samples
+
+
+def sampled(job: Job, gate: Gate) -> None:
+    """32 prompts x 4 samples x 64 tokens, by the policy's adapter. options: `servers`, 0 for alignkit's own sampler."""
+    with _policy(job) as (policy, encoder):
+        groups, samples, tokens, ends = sample.plan(job)
+        prompts = [encoder.prompt(group.prompt) for group in groups]
+        work = Work(Shape.of(job.source), job.dtype)
+        work.write([(len(prompt), [tokens] * samples) for prompt in prompts])
+        pieces = [] if job.options["servers"] else work.pieces
+        seed = 0
+        while True:
+            gate.begin()
+            seed += 1
+            if gate.checking:
+                loss, evidence = _checked(gate, policy, encoder, prompts[:CHECKED], tokens)
+                gate.end(1, {"loss": loss}, evidence=evidence)
+                continue
+            sampling = _sampling(samples, tokens, tokens)
+            streams = [[seed * 10_000 + len(groups) * k + p for k in range(samples)] for p in range(len(groups))]
+            _generate(policy, encoder, prompts, streams, sampling)
+            gate.end(sum(ends), {"loss": 0.0}, pieces)
+
+
+def _checked(
+    gate: Gate, policy: SharedModel, encoder: Encoder, prompts: Sequence[Any], tokens: int
+) -> tuple[float, Any]:
+    """The mean -log P of the first side's samples: as its engine reports it, and as training measures it."""
+    from alignkit.data.group import Group
+    from alignkit.models.forward import measure
+    from alignkit.tokens.encoding import Encoded, ResponseTokens
+
+    if gate.evidence is None:
+        # An engine tells log-probabilities without filters only, so some samples may be shorter.
+        streams = [[number] for number in range(len(prompts))]
+        written = [one for (one,) in _generate(policy, encoder, prompts, streams, _sampling(1, tokens, 0))]
+        values = [value for one in written for value in one.logprobs or ()]
+        evidence = [[list(p), list(one.tokens)] for p, one in zip(prompts, written, strict=True)]
+        return -sum(values) / len(values), evidence
+    rows = [
+        Encoded(Group(()), tuple(prompt), (ResponseTokens(tuple(tokens), (True,) * len(tokens)),))
+        for prompt, tokens in gate.evidence
+    ]
+    values = [value for row in measure(policy, models.ROLE, rows, "logprobs") for value in row.tolist()]
+    return -sum(values) / len(values), None
+
+
+# --- a whole iteration, and new weights
+
+
+def iteration(job: Job, gate: Gate) -> None:
+    """The iteration of the benchmark `grpo`. options: `servers`, 0 for alignkit's own sampler."""
+    grpo.ours(job, gate, {"engine": {"vllm": _options()}} if job.options["servers"] else {})
+
+
+def swap(job: Job, gate: Gate) -> None:
+    """New weights of the policy. options: `servers`, 0 for only writing the adapter and its version."""
+    from alignkit.testing.probe import add_noise
+    from alignkit_distributed.stage_engine import version_of
+
+    with _policy(job) as (policy, encoder):
+        folder = Path(job.adapters) / "written"
+        number = 0
+        while True:
+            gate.begin()
+            for _ in range(SWAPS):
+                number += 1
+                add_noise(policy, models.ROLE, 1e-4, number)
+                if policy.engine is not None:
+                    _generate(policy, encoder, [], [], _sampling(1, 1, 0))  # asked for nothing, it takes the weights
+                else:
+                    version_of(policy, models.ROLE)
+                    policy.save(models.ROLE, folder)
+            gate.end(SWAPS, {})
+
+
+# --- servers
+
+
+@contextmanager
+def _policy(job: Job) -> Iterator[tuple[SharedModel, Encoder]]:
+    """The base with the policy's adapter, and an engine if `servers` is above 0, each server on a core of its own."""
+    policy, count = models.load(job), int(job.options["servers"])
+    policy.add_role(models.ROLE, start=job.adapter(models.POLICY))
+    with ExitStack() as stack:
+        if count and job.options.get("pinned"):
+            urls = [stack.enter_context(_server(job, core)) for core in range(count)]
+            policy.engine = _engine(job, {"url": urls})
+        elif count:
+            policy.engine = _engine(job, _options())
+        if policy.engine is not None:
+            stack.callback(policy.engine.close)
+        yield policy, policy.encoder()
+
+
+def _options() -> dict[str, Any]:
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    return {"command": COMMAND, "flags": FLAGS, "timeout": STARTING}
+
+
+def _engine(job: Job, options: dict[str, Any]) -> Any:
+    from alignkit.plugins import launcher, plugins
+    from alignkit.registry import Component
+
+    found = plugins().registry.get("engine", "vllm")
+    component = Component("engine", "vllm", found, found.implementation.Options(**options))
+    return launcher().engine(component, Path(job.adapters) / "engine", stage="", seed=0, say=_say)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+@contextmanager
+def _server(job: Job, core: int) -> Iterator[str]:
+    """The address of a server that uses one core."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["taskset", "-c", str(core), *shlex.split(COMMAND), job.source, "--port", str(port), "--host", "127.0.0.1"]
+    words += ["--dtype", job.dtype, "--enable-lora", "--max-lora-rank", "16", "--logprobs-mode", "processed_logprobs"]
+    words += ["--generation-config", "vllm", *shlex.split(FLAGS)]
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+    guard = [sys.executable, "-P", "-m", "alignkit_vllm.guard", str(os.getpid())]  # it ends the server with us
+    with subprocess.Popen([*guard, *words], stdout=sys.stderr, stderr=sys.stderr, env=environment) as process:
+        url, until = f"http://127.0.0.1:{port}", time.monotonic() + STARTING
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=2).close()
+                break
+            except (urllib.error.URLError, OSError):
+                if process.poll() is not None or time.monotonic() > until:
+                    raise SystemExit("the server of vLLM did not start") from None
+                time.sleep(1)
+        try:
+            yield url
+        finally:
+            process.terminate()
+
+
+def _sampling(samples: int, tokens: int, least: int) -> Sampling:
+    from alignkit.models.next_token import Sampling
+
+    return Sampling(samples_per_prompt=samples, max_new_tokens=tokens, min_new_tokens=least)
+
+
+def _generate(
+    policy: SharedModel, encoder: Encoder, prompts: Sequence[Any], streams: Sequence[Any], sampling: Sampling
+) -> list[list[Continuation]]:
+    from alignkit.models.sampling import generate
+
+    return generate(policy, models.ROLE, encoder, prompts, streams, sampling)

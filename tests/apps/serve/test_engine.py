@@ -1,0 +1,93 @@
+"""Chats, servers and evaluations whose answers an engine samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import alignkit_plugins.models.tiny
+from alignkit.cli import main
+from alignkit.errors import DataError, RecipeError
+from alignkit.io.cache import cache_folder
+from alignkit.io.progress import Reporter
+from alignkit.models.next_token import Sampling
+from alignkit.plugins import load_plugins
+from alignkit_apps.policies.policy import Opened, opened
+from alignkit_apps.policies.recipe import models_of, without_overrides
+from alignkit_apps.policies.streaming import Answer, Piece, Question
+from tests.plugins.vllm_server import FakeVllm
+
+GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def server() -> Iterator[FakeVllm]:
+    found = FakeVllm(alignkit_plugins.models.tiny.source(cache_folder()), alpha=32)
+    yield found
+    found.close()
+
+
+def models(run: Path, *overrides: str) -> Any:
+    words, found = without_overrides([str(run / "sft"), *overrides, str(run / "online")])
+    assert found == list(overrides)
+    named = models_of(words, overrides=found)
+    return opened(named, load_plugins().registry, Reporter(), lambda: None, "alignkit chat")
+
+
+def answers(found: Opened, **asked: Any) -> tuple[list[Answer], list[Piece]]:
+    heard: list[Piece] = []
+    each = []
+    for policy in found.policies.values():
+        prompt = policy.prompt([{"role": "user", "content": "bread is good"}])
+        ((one,),) = policy.answer([Question(prompt, [7], heard.append, **asked)], GREEDY)
+        each.append(one)
+    return each, heard
+
+
+def test_policies_answer_with_an_engine_as_without(run: Path, server: FakeVllm) -> None:
+    with models(run) as found:
+        local, _ = answers(found, logprobs=0)
+    with models(run, f"engine.vllm.url={server.url}/v1") as found:
+        # Both adapters are there before anybody asks.
+        assert len({body["lora_name"] for body in server.paths("/v1/load_lora_adapter")}) == 2
+        theirs, heard = answers(found, logprobs=0)
+        with pytest.raises(DataError, match="cannot tell top_logprobs"):
+            answers(found, logprobs=2)
+    assert [(one.text, one.tokens, one.ended) for one in theirs] == [(one.text, one.tokens, one.ended) for one in local]
+    for one, other in zip(theirs, local, strict=True):
+        assert [t.text for t in one.logprobs] == [t.text for t in other.logprobs]
+        assert [t.logprob for t in one.logprobs] == pytest.approx([t.logprob for t in other.logprobs], abs=1e-4)
+    assert [piece.answer for piece in heard] == theirs and [piece.text for piece in heard] == [a.text for a in theirs]
+    assert len(server.paths("/v1/completions")) == 1 + 2  # with the probe
+    assert not server.adapters
+
+
+def test_overrides_that_mean_nothing_are_refused(run: Path) -> None:
+    for override, said in (
+        ("engine.vlm.url=http://127.0.0.1:9", "did you mean 'vllm'"),
+        ("seed=2", "'seed' has no effect here"),
+        ("engine.vllm.ulr=x", "did you mean 'url'"),
+    ):
+        with pytest.raises(RecipeError) as raised, models(run, override):
+            pass
+        assert said in str(raised.value)
+
+
+def test_evaluate_samples_with_an_engine(
+    run: Path, server: FakeVllm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"is it {n}?"}) for n in range(3)))
+    words = [str(run / "sft"), str(run / "online"), f"engine.vllm.url={server.url}", "--reward", "length"]
+    out = tmp_path / "out"
+    code = main(["evaluate", *words, "--prompts", str(tmp_path / "prompts.jsonl"), "--out", str(out)])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    assert "samples: vllm; local: log-probabilities" in captured.err
+    asked = [body["model"] for body in server.paths("/v1/completions")]  # of the base, too, and with the probe
+    assert len(asked) == 1 + 3 * 3 and len(set(asked)) == 3
