@@ -362,6 +362,11 @@ class Run:
 
     # Models
 
+    def engine_of(self, stage: Stage, folder: Path) -> Any:
+        """What asks a stage's engine. folder: see `Launcher.engine`."""
+        seed, say = self.seed_of(stage), self.reporter.say
+        return launcher().engine(stage.engine, folder, stage=stage.name, seed=seed, say=say)
+
     def _open(self, base: str) -> ModelService:
         """Load a base model. Raises RecipeError if it does not fit in memory next to the stage's others."""
         self.bases.check_memory(stage for stage in self.recipe.stages.values() if stage.name == self.stage_name)
