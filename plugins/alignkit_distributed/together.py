@@ -183,7 +183,7 @@ class EngineElsewhere:
             "help: start the run without 'processes', or write 'engine: local'"
         )
 
-    logprobs = generate
+    def forget(self, role: str) -> None: ...
 
     def close(self) -> None: ...
 
