@@ -52,22 +52,15 @@ class OwnServer:
         for its log, outside of runs. Servers outlive their stage, because starting one may take minutes.
         """
         variables = environment or {}
-        identity = (*command, *(f"{key}={value}" for key, value in sorted(variables.items())))
-        server = _running.get(identity)
+        words = (*command, *(f"{key}={value}" for key, value in sorted(variables.items())))
+        server = _running.get(words)
         if server is None or server.ended:
-            server = _running[identity] = cls(name, command, _kept[0] if _kept else folder, variables, identity)
+            server = _running[words] = cls(name, command, _kept[0] if _kept else folder, variables)
         return server
 
-    def __init__(
-        self,
-        name: str,
-        command: Sequence[str],
-        folder: Path,
-        environment: Mapping[str, str],
-        identity: tuple[str, ...],
-    ):
-        """Use `of`."""
-        self.name, self._identity, self.key, port = name, identity, token_hex(), str(_free_port())
+    def __init__(self, name: str, command: Sequence[str], folder: Path, environment: Mapping[str, str]):
+        """Start another one; its arguments are those of `of`."""
+        self.name, self.key, port = name, token_hex(), str(_free_port())
         self.url, self.log = f"http://127.0.0.1:{port}", folder / f"{name.lower()}-{port}.log"
 
         def filled(text: str) -> str:
@@ -89,7 +82,7 @@ class OwnServer:
         return self._guard.poll() is not None
 
     def wait(self, timeout: float, say: Callable[[str], None], path: str = "/health") -> None:
-        """Wait until it answers GET on a path. Raises RunFailed if it ends before, or after so many seconds."""
+        """Wait until it answers GET on a path. Raises RunFailed if it ends before, or after `timeout` seconds."""
         began = time.monotonic()
         while not self._answers(path):
             if self.ended:
@@ -127,13 +120,14 @@ class OwnServer:
         return f"{how}; its log {self.log} says: {errors[-1][:500] if errors else 'nothing'}"
 
     def release(self) -> None:
-        """A stage no longer needs it: it waits for the next one, or ends if there is no run. For `Engine.close`."""
+        """End it unless a run keeps it for other stages. For `Engine.close`."""
         if not _kept:
             self.end()
 
     def end(self) -> None:
         """End it with all processes that it has started."""
-        _running.pop(self._identity, None)
+        for words in [words for words, server in _running.items() if server is self]:
+            del _running[words]
         self._guard.terminate()
         try:
             self._guard.wait(ENDING)
