@@ -90,23 +90,6 @@ class StageEngine:
         partner: Partner | None = None,
     ) -> list[list[Continuation]]:
         """See `alignkit.models.sampling.generate`."""
-        found = self._generate(model, role, encoder, prompts, streams, sampling, done, labels, partner)
-        self._call("idle", self.engine.idle)
-        self._idle = True
-        return found
-
-    def _generate(
-        self,
-        model: SharedModel,
-        role: str,
-        encoder: Encoder,
-        prompts: Sequence[Ids],
-        streams: Sequence[Sequence[int]],
-        sampling: Sampling,
-        done: Callable[[int], None],
-        labels: Sequence[str],
-        partner: Partner | None,
-    ) -> list[list[Continuation]]:
         if sampling.processors:
             raise RunFailed(
                 f"stage '{self.stage}' samples with logits processors, which engine '{self.name}' cannot run\n"
@@ -122,16 +105,20 @@ class StageEngine:
             stop=tuple(sampling.stop),
         )
         request = _Request(role, version, encoder, params, labels)
-        if partner is None:
-            return self._sample(request, prompts, streams, [params.max_new_tokens] * len(prompts), done)
 
         def turns(contexts: Any, numbers: Sequence[int], most: Sequence[int], fewest: int) -> list[Continuation]:
             limits = replace(params, min_new_tokens=fewest, max_new_tokens=max(most))
             turn = replace(request, params=limits, labels=())
             return [one for (one,) in self._sample(turn, contexts, [[n] for n in numbers], most, lambda count: None)]
 
-        limits = params.min_new_tokens, params.max_new_tokens
-        return play(turns, prompts, streams, limits, partner, done)
+        if partner is None:
+            found = self._sample(request, prompts, streams, [params.max_new_tokens] * len(prompts), done)
+        else:
+            limits = params.min_new_tokens, params.max_new_tokens
+            found = play(turns, prompts, streams, limits, partner, done)
+        self._call("idle", self.engine.idle)  # before anything else computes, or other processes go on
+        self._idle = True
+        return found
 
     def _sample(
         self,
@@ -238,6 +225,7 @@ class StageEngine:
             say=self.say,
             **_probe(model),
         )
+        release_cached(model.device)
         self._call("prepare", lambda: self.engine.prepare(context))
         self._vocabulary = config.vocab_size
 
