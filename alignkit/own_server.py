@@ -18,6 +18,7 @@ from alignkit.errors import RunFailed
 
 ENDING = 25.0  # seconds for a server to end; the guard kills it before that
 POLL = 0.5  # seconds between two looks at whether it is ready
+LAUNCHED = ("ACCELERATE_", "GROUP_", "LOCAL_RANK", "LOCAL_WORLD", "MASTER_", "RANK", "ROLE_", "TORCHELASTIC_", "WORLD_")
 
 _running: dict[tuple[str, ...], OwnServer] = {}
 _kept: list[Path] = []  # the run's folder for logs, while there is a run
@@ -73,7 +74,7 @@ class OwnServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **{name: filled(value) for name, value in environment.items()}},
+                env={**_outside(), **{name: filled(value) for name, value in environment.items()}},
                 start_new_session=True,  # Ctrl-C is for the run, which ends the server
             )
 
@@ -133,6 +134,11 @@ class OwnServer:
             self._guard.wait(ENDING)
         except subprocess.TimeoutExpired:
             self._guard.kill()
+
+
+def _outside() -> dict[str, str]:
+    """This process's environment, without what a launcher says of it: a server may have several processes, too."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHED)}
 
 
 def _free_port() -> int:

@@ -23,7 +23,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200 if self.path == "/ready" else 404)
         self.end_headers()
-        self.wfile.write(os.environ["KEY"].encode())
+        self.wfile.write((os.environ["KEY"] + os.environ.get("RANK", "")).encode())
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 COMMAND = (sys.executable, "-c", PROGRAM, "{port}")
@@ -33,8 +33,9 @@ def server(folder: Path, **variables: str) -> OwnServer:
     return OwnServer.of("Test", COMMAND, folder, {"KEY": "{key}", **variables})
 
 
-def test_a_server_outlives_its_stage_and_ends_with_the_run(tmp_path: Path) -> None:
+def test_a_server_outlives_its_stage_and_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
+    monkeypatch.setenv("RANK", "1")  # of this process, not of the server's
     with kept_servers(tmp_path / "cache"):
         one = server(tmp_path)
         one.wait(PATIENCE, said.append, "/ready")
