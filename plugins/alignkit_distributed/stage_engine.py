@@ -116,7 +116,7 @@ class StageEngine:
         else:
             limits = params.min_new_tokens, params.max_new_tokens
             found = play(turns, prompts, streams, limits, partner, done)
-        self._call("idle", self.engine.idle)  # before anything else computes, or other processes go on
+        self._call("idle", self.engine.idle)  # before anything else computes, here or in other processes
         self._idle = True
         return found
 

@@ -85,6 +85,10 @@ class Vllm(Engine):
         def runs(self) -> bool:
             return self.url is not None
 
+        @property
+        def samples_ahead(self) -> bool:
+            return not self.sleep  # in turns, it never samples while alignkit computes
+
         @field_validator("command", "flags")
         @classmethod
         def _words(cls, text: str, info: ValidationInfo) -> str:
