@@ -272,7 +272,8 @@ class StageEngine:
             raise self._wrong(method, f"{where} `tokens` must be a list of integers, not {one.tokens!r:.80}")
         if foreign := [token for token in tokens if not 0 <= token < self._vocabulary]:
             raise self._wrong(method, f"{where} token {foreign[0]} is not in the vocabulary of {self._vocabulary}")
-        versions = [one.version] * len(tokens) if isinstance(one.version, Integral) else _plain(one.version)
+        single = isinstance(one.version, Integral)
+        versions: list[Any] | None = [one.version] * len(tokens) if single else _plain(one.version)
         if versions is None or len(versions) != len(tokens):
             raise self._wrong(method, f"{where} `version` must be an integer, or one for each token")
         for each in versions:
