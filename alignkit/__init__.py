@@ -31,6 +31,7 @@ _WHERE = {
     "judges": "CheckedJudge check_compares check_rates",
     "loss": "Loss Per Term per_group per_pair per_response per_token",
     "notebook": "RunResult StageResult run",
+    "own_server": "OwnServer",
     "options": "ConstitutionRef DataRef EnvironmentRef Field JudgeRef Options PolicyRef RewardRef StageRef",
     "reward": "CombinedReward Context Judge LEARNED_KEY Models REWARD_KEY Rating Reward RewardCombination Verdict",
     "sampling_options": "ResponseOptions SamplingOptions",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
         RewardRef,
         StageRef,
     )
+    from alignkit.own_server import OwnServer
     from alignkit.readers import Reader
     from alignkit.reward import (
         LEARNED_KEY,

@@ -64,11 +64,14 @@ class Completion:
     What follows a stop text is dropped: a server may see it a token late.
     logprobs: at the sampling temperature (at 1 if it is 0), over the whole vocabulary: before top_k and top_p. None if
     the engine cannot tell them with these filters.
+    version: one for all tokens, or one for each, if weights change while the engine samples. It must be the version
+    that was published last. An engine whose `Options` have a field `max_lag` may use those of as many versions before
+    it; `Response.staleness` is then the age of the oldest.
     """
 
     tokens: Sequence[int]
     logprobs: Sequence[float] | None
-    version: int
+    version: int | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,9 @@ class EngineContext:
 class Engine(WithOptions):
     """Base class of an engine. Its methods are called one at a time, all in one thread, which is not the main thread.
 
-    An engine belongs to one stage and is prepared before its first call. An instance may be closed while
-    one of its calls is still running. whole_models: `publish` also takes folders of whole models, as with `lora: none`.
+    An engine belongs to one stage and is prepared before its first call. A server of its own may outlive the stage: see
+    `OwnServer`. With several processes, the first one's samples for all. An instance may be closed while one of its
+    calls is still running. whole_models: `publish` also takes folders of whole models, as with `lora: none`.
     repeats: the same call of `sample` returns the same tokens. A server that batches what arrives rounds as it batches.
     """
 
@@ -142,6 +146,18 @@ class Engine(WithOptions):
         context's `max_length`, where the sample ends.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define sample")
+
+    def forget(self, policy: str) -> None:
+        """Free what belongs to a policy, which is not sampled from again before it is published again."""
+
+    def idle(self) -> None:
+        """Leave the device's memory to alignkit, which computes next, but keep the weights somewhere.
+
+        Called when samples are complete. An engine on a device of its own does nothing.
+        """
+
+    def wake(self) -> None:
+        """Take the memory again: called before any other call that follows `idle`, but `close`."""
 
     def close(self) -> None:
         """Free everything and end every process; called once, at the end of the stage, also if it fails."""

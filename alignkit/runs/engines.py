@@ -18,7 +18,7 @@ from alignkit.recipe.schema import Stage
 def using_engine(run: Any, stage: Stage) -> Iterator[None]:
     """Let the stage's engine, if it has one, sample instead of the run's models: one for each base model.
 
-    run: calls `run.attach_engine` with each service that it opens.
+    run: a `Run`; it calls `attach_engine` with each service that it opens.
     """
     if stage.engine is None:
         yield
@@ -29,8 +29,7 @@ def using_engine(run: Any, stage: Stage) -> Iterator[None]:
     opened, numbers = ExitStack(), count()  # all are closed, also if closing one of them is interrupted
 
     def attach(service: ModelService) -> None:
-        folder, seed = run.folder / "cache" / f"engine-{next(numbers)}", run.seed_of(stage)
-        engine = launcher().engine(stage.engine, folder, stage=stage.name, seed=seed, say=run.reporter.say)
+        engine = run.engine_of(stage, run.folder / "cache" / f"engine-{next(numbers)}")
         opened.callback(engine.close)
         service.model.engine = engine
 

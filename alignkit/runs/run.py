@@ -20,6 +20,7 @@ from alignkit.io.digest import digest
 from alignkit.io.progress import Metrics, Reporter, duration
 from alignkit.models.service import ModelRouter, ModelService
 from alignkit.models.shared_model import SharedModel
+from alignkit.own_server import kept_servers
 from alignkit.plugin_errors import blaming, made
 from alignkit.plugins import launcher, plugins
 from alignkit.recipe.document import dump
@@ -58,7 +59,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
     """
     check_size(recipe.sized_launcher, team.world)
     folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)
-    with locked(folder):
+    with locked(folder), kept_servers(folder / "cache"):
         reporter.log.open(folder / "run.log")
         run = Run(recipe, folder, reporter, team=team)
         error: BaseException | None = None
@@ -361,6 +362,11 @@ class Run:
         return self.trackers.followed(self.store.metrics(stage.name, size), self.hashes.get(stage.name, ""))
 
     # Models
+
+    def engine_of(self, stage: Stage, folder: Path) -> Any:
+        """What asks a stage's engine. folder: see `Launcher.engine`."""
+        seed, say = self.seed_of(stage), self.reporter.say
+        return launcher().engine(stage.engine, folder, stage=stage.name, seed=seed, say=say)
 
     def _open(self, base: str) -> ModelService:
         """Load a base model. Raises RecipeError if it does not fit in memory next to the stage's others."""

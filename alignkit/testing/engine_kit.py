@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from string import ascii_letters
 from typing import Any
+
+import psutil
 
 from alignkit.data.group import Group
 from alignkit.engine import Engine
@@ -28,6 +31,7 @@ from alignkit.tokens.text_tokens import Ids
 TOLERANCE = 1e-3  # nats
 NEW_TOKENS = 12
 SAMPLES = 3
+LEAVING = 5.0  # seconds for the processes of an engine to end after `close`
 POLICY = "engine check"
 
 WEIGHTS = "it used other weights, another prompt, another order, or left out the temperature"
@@ -64,11 +68,25 @@ def _problems(around: Surroundings, component: Component, tolerance: float) -> I
     engine = launcher().engine(component, around.cache / "engine", stage="", seed=SEED, say=said.append)
     model.add_role(POLICY)
     add_noise(model, POLICY, 0.1, 1)
+    before = _processes()
     try:
         yield from EngineCheck(engine, model, tolerance).problems()
     finally:
         engine.close()
     yield from (line for line in said if line.startswith("warning:"))
+    psutil.wait_procs(_processes() - before, timeout=LEAVING)
+    for process in _processes() - before:
+        yield f"`close` leaves a process behind: {' '.join(process.cmdline())[:200]} (process {process.pid})"
+
+
+def _processes() -> set[psutil.Process]:
+    """All that this process has started, without those that Python keeps for its `multiprocessing`."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE and not any("multiprocessing" in w for w in process.cmdline()):
+                found.add(process)
+    return found
 
 
 @dataclass
@@ -103,6 +121,9 @@ class EngineCheck:
         self.sample(replace(plain, stop=[self._common_text(found)]))
         add_noise(self.model, POLICY, 0.1, 2)
         yield from self._gaps(" after new weights were published", self.sample(plain))
+        self.engine.forget(POLICY)
+        yield from self._gaps(" of the base after `forget` of a policy", self.sample(plain, role=BASE), role=BASE)
+        yield from self._gaps(" of a policy that was published again after `forget`", self.sample(plain))
 
     @property
     def prompts(self) -> list[Ids]:

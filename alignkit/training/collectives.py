@@ -30,9 +30,14 @@ class Reducer:
     process = 0
     processes = 1
 
-    def shares(self, sizes: Sequence[int]) -> list[list[int]]:
-        """The indices of each process's entries. The largest are dealt first, each to the process with the least."""
+    def shares(self, sizes: Sequence[int], led: bool = False) -> list[list[int]]:
+        """The indices of each process's entries. The largest are dealt first, each to the process with the least.
+
+        led: all are the first process's, which alone has what the work needs, such as an engine.
+        """
         shares: list[list[int]] = [[] for _ in range(self.processes)]
+        if led:
+            return [list(range(len(sizes))), *shares[1:]]
         loads = [0] * self.processes
         for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
             least = loads.index(min(loads))
@@ -52,14 +57,15 @@ class Reducer:
         """What the work of the first process returns; the others wait for it. Only it writes files."""
         return work()
 
-    def deal(self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]]) -> list[T]:
+    def deal(self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]], led: bool = False) -> list[T]:
         """Results for all entries, in their order, each computed by one process.
 
-        sizes: the number of results of each entry. work: returns those of the entries with these indices.
+        sizes: the number of results of each entry. work: returns those of the entries with these indices. led: see
+        `shares`.
         """
         if self.processes == 1:
             return list(work(range(len(sizes))))
-        shares = self.shares(sizes)
+        shares = self.shares(sizes, led)
         mine = shares[self.process]
         results: list[list[T]] = [[] for _ in sizes]
         for share, found in zip(shares, self.gather(list(work(mine)) if mine else []), strict=True):

@@ -11,10 +11,11 @@ from alignkit.io.progress import Metrics, Reporter
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugin_errors import Author, author_of
-from alignkit.recipe.schema import Stage
+from alignkit.recipe.schema import RewardSpec, Stage
 from alignkit.reward import Context
 from alignkit.settings import Settings
 from alignkit.training.collectives import ONE_PROCESS, Reducer
+from alignkit.training.scoring import Scorer
 
 
 @dataclass
@@ -69,6 +70,11 @@ class StageContext:
     def author(self) -> Author:
         """The plugin and stage that errors name."""
         return author_of(self.stage.component.registration, self.name)
+
+    def scorer(self, spec: RewardSpec) -> Scorer:
+        """What scores responses in all processes of the run."""
+        by_engine = self.stage.engine is not None
+        return Scorer(spec, self.reward_context(), reducer=self.reducer, by_engine=by_engine)
 
     def say(self, text: str) -> None:
         """Print one line about this stage, which the user must know."""

@@ -15,6 +15,7 @@ from alignkit.tokens.encoding import Encoder
 from alignkit.tokens.text_tokens import Ids
 from alignkit.tokens.turns import Turns
 from alignkit.training.checked_environment import SECONDS, TURNS, CheckedEnvironment, Episode, Limits
+from alignkit.training.collectives import Reducer
 from alignkit.training.context import StageContext
 
 
@@ -110,18 +111,20 @@ class Episodes:
         several = len(episode.turns) > 1
         return replace(response, messages=tuple(episode.turns) if several else None, scores=scores)
 
-    def metrics(self) -> dict[str, float]:
-        """Means over the iteration's episodes, and the tokens that were read, or had been read before."""
+    def metrics(self, reducer: Reducer) -> dict[str, float]:
+        """Means over the iteration's episodes of all processes, and the tokens that were read, or had been before."""
         played, counts = self._all, self.partner.counts
-        columns: dict[str, list[int]] = {
-            "turns": [e.written for e in played],
-            "calls": [e.calls for e in played],
-            "malformed_calls": [sum(len(turn.get("call_errors", ())) for turn in e.turns) for e in played],
-            "refused_calls": [e.environment.refused_calls for e in played],
-            "cut": [int(e.cut) for e in played],
+        sums = {
+            "turns": sum(e.written for e in played),
+            "calls": sum(e.calls for e in played),
+            "malformed_calls": sum(len(turn.get("call_errors", ())) for e in played for turn in e.turns),
+            "refused_calls": sum(e.environment.refused_calls for e in played),
+            "cut": sum(e.cut for e in played),
         }
-        means = {f"environment/{name}": sum(column) / len(column) for name, column in columns.items()}
-        return {**means, "prefill_tokens": counts["read"], "prefill_tokens_saved": counts["saved"]}
+        own = {f"environment/{name}": total for name, total in sums.items()}
+        tokens = {"prefill_tokens": counts["read"], "prefill_tokens_saved": counts["saved"]}
+        totals = reducer.sum({**own, **tokens, "episodes": len(played)})
+        return {name: totals[name] / totals["episodes"] for name in own} | {name: totals[name] for name in tokens}
 
 
 def episodes_of(context: StageContext) -> Episodes | None:

@@ -37,7 +37,7 @@ from alignkit.training.iteration import (
 from alignkit.training.mismatch import ANOTHER_MODEL, mismatch, sampler_metrics, weighted
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
-from alignkit.training.scoring import Scorer, most_different, report_only, score_rollouts, with_learned
+from alignkit.training.scoring import most_different, report_only, score_rollouts, with_learned
 from alignkit.training.stage import StageWork
 from alignkit.training.unscored import nothing_scored, spent, why_unscored
 from alignkit.training.watch import StageWatch
@@ -59,7 +59,7 @@ class OnlineStage:
         self.work = StageWork(context, algorithm, self.sampling.temperature)
         self.algorithm, self.learner = self.work.algorithm, self.work.learner
         reward = self.settings.reward
-        self.scorer = Scorer(reward, context.reward_context(), reducer=context.reducer) if reward is not None else None
+        self.scorer = context.scorer(reward) if reward is not None else None
         self.filters = StageFilters(rollout.filters or (), context.name)
         self.files = RolloutFiles(context, self.scorer, self.algorithm.needs.reward)
         self.watch = StageWatch(self.work, self.scorer, self.sampling, self.sample)
@@ -139,7 +139,7 @@ class OnlineStage:
             self.context.forget_scores()  # cached scores would change how responses are packed
             groups = self.roll_out(prompts.draw(number), number)
         if self.episodes is not None:
-            iteration.metrics |= self.episodes.metrics()
+            iteration.metrics |= self.episodes.metrics(self.context.reducer)
         with iteration.timer("score"):
             self.score(iteration, groups)
         with iteration.timer("watch"):
@@ -200,7 +200,8 @@ class OnlineStage:
                 )
             return groups if episodes is None else episodes.finish(groups)
 
-        return self.context.reducer.deal([1] * len(prompts), sampled)
+        # An engine is the first process's: it samples for all.
+        return self.context.reducer.deal([1] * len(prompts), sampled, led=self.work.model.engine is not None)
 
     def score(self, iteration: Iteration, groups: Sequence[Group]) -> None:
         """Score and combine; responses without a score are reported, and left out if they are learned from."""

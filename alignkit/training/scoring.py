@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from sys import float_info
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +20,10 @@ from alignkit.data.group import Group, preview
 from alignkit.errors import AlignkitError, RunFailed
 from alignkit.judges import spending, without_score
 from alignkit.plugin_errors import calling, made
+from alignkit.recipe.schema import RewardSpec, specs
+from alignkit.registry import Component
 from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Rating, Reward, RewardCombination, Verdict
 from alignkit.training.collectives import ONE_PROCESS, Reducer
-
-if TYPE_CHECKING:
-    from alignkit.recipe.schema import RewardSpec
 
 
 class ModelScores:
@@ -102,7 +101,7 @@ class Scorer:
 
     reducer: each process scores its share of the groups, and combines the scores of all. known: shared by scorers of
     the same groups. rows(leaf, groups): the scores of a single reward, which asks for the `column` of some groups at a
-    time; None: of all at once.
+    time; None: of all at once. by_engine: whether an engine, which the first process has, answers those that sample.
     """
 
     def __init__(
@@ -113,12 +112,15 @@ class Scorer:
         reducer: Reducer = ONE_PROCESS,
         known: ModelScores | None = None,
         rows: Rows | None = None,
+        by_engine: bool = False,
     ):
         self.spec, self.context, self.reducer = spec, context, reducer
+        self._led = by_engine and any(part.options.asks_engine() for part in specs(spec.component, Component))
         self.name = name or spec.name
         self._known, self._rows = known or ModelScores(), rows
         self.children = {
-            child: Scorer(below, context, child, reducer, self._known, rows) for child, below in spec.children.items()
+            child: Scorer(below, context, child, reducer, self._known, rows, by_engine)
+            for child, below in spec.children.items()
         }
         self.plugin: Any = None
         self.reasons: dict[str, str] = {}  # judge -> its first reason for giving no score
@@ -226,7 +228,7 @@ class Scorer:
         """The scores of a single component for groups that it sees at once, one per response, checked."""
         sizes = [len(group.responses) for group in groups]
         self.reasons, self.spent = {}, []  # a process that has no share of the groups asks nobody
-        column = self.reducer.deal(sizes, lambda own: self._column([groups[index] for index in own]))
+        column = self.reducer.deal(sizes, lambda own: self._column([groups[index] for index in own]), led=self._led)
         for index, value in enumerate(column):
             if value is not None and not (isinstance(value, int | float) and abs(value) <= float_info.max):
                 prompt = preview([group for group in groups for _ in group.responses][index])

@@ -41,7 +41,7 @@ class GoldMeasure:
         settings = context.settings
         self.context, self.scorer = context, scorer
         self.every = settings.gold_every or 1
-        self.gold = Scorer(settings.gold, context.reward_context(), reducer=context.reducer)
+        self.gold = context.scorer(settings.gold)
         self.sampling = replace(sampling, samples_per_prompt=SAMPLES)
         self.prompts = self._held_out(encoder) if settings.gold_prompts is not None else None
 

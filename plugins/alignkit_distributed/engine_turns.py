@@ -40,6 +40,7 @@ def play(
         for k in range(len(numbers))
     ]
     partner.counts.update(read=sum(map(len, prompts)))
+    oldest: dict[tuple[int, int], int] = {}  # staleness of each response
     turn, tells = 0, True
     while active := [row for row in rows if row.active]:
         for least in sorted({max(0, fewest - row.sampled) for row in active}):
@@ -52,14 +53,15 @@ def play(
                 for token, logprob in zip(one.tokens, one.logprobs or [0.0] * len(one.tokens), strict=True):
                     row.write(token, logprob)
                 row.ended = one.ended
+                oldest[row.prompt, row.sample] = max(one.staleness, oldest.get((row.prompt, row.sample), 0))
         _answer([row for row in active if row.waiting], prompts, partner)
         turn += 1
         done(sum(row.over for row in rows))
     found: list[list[Continuation]] = [[] for _ in prompts]
     for row in rows:
         written = None if all(row.written) else tuple(row.written)
-        logprobs = tuple(row.logprobs) if tells else None
-        found[row.prompt].append(Continuation(tuple(row.tokens), logprobs, row.ended, written))
+        logprobs, stale = tuple(row.logprobs) if tells else None, oldest.get((row.prompt, row.sample), 0)
+        found[row.prompt].append(Continuation(tuple(row.tokens), logprobs, row.ended, written, stale))
     return found
 
 

@@ -57,7 +57,7 @@ class ProcessReducer(Reducer):
     def led(self, work: Callable[[], T]) -> T:
         return self.gather(work() if self.process == 0 else None)[0]  # type: ignore[return-value]
 
-    def deal(self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]]) -> list[T]:
+    def deal(self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]], led: bool = False) -> list[T]:
         """As for all reducers. If the work of a process fails or is stopped, it ends so in every process."""
         ends: list[BaseException] = []
 
@@ -68,10 +68,10 @@ class ProcessReducer(Reducer):
                 ends.append(error)
                 return []
 
-        own = self.own(sizes)
+        own = self.shares(sizes, led)[self.process]
         done = mine(own) if own else []
         self.together(ends)
-        return super().deal(sizes, lambda share: done)
+        return super().deal(sizes, lambda share: done, led)
 
     def together(self, ends: Sequence[BaseException]) -> None:
         """Raise in every process what has ended the work of one: its own error where it happened."""

@@ -8,6 +8,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from alignkit.data.group import Group
 from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
 from alignkit.errors import PluginError, RunFailed
 from alignkit.io.atomic import make_folder
+from alignkit.kernels.memory import release_cached
 from alignkit.models.decoder import has_stopped
 from alignkit.models.forward import measure
 from alignkit.models.next_token import Sampling
@@ -66,6 +68,8 @@ class StageEngine:
         self.name, self.folder, self.stage, self.seed, self.say = component.name, folder, stage, seed, say
         self._thread = EngineThread(float(component.options.timeout), lambda: None)
         self._published: dict[str, _Published] = {}
+        self._forgotten: dict[str, _Published] = {}
+        self._idle = False
         self._earlier: dict[str, list[int]] = {}  # versions of a policy, oldest first
         self._folders = 0
         self._asked = ""  # the method that was called last
@@ -101,16 +105,20 @@ class StageEngine:
             stop=tuple(sampling.stop),
         )
         request = _Request(role, version, encoder, params, labels)
-        if partner is None:
-            return self._sample(request, prompts, streams, [params.max_new_tokens] * len(prompts), done)
 
         def turns(contexts: Any, numbers: Sequence[int], most: Sequence[int], fewest: int) -> list[Continuation]:
             limits = replace(params, min_new_tokens=fewest, max_new_tokens=max(most))
             turn = replace(request, params=limits, labels=())
             return [one for (one,) in self._sample(turn, contexts, [[n] for n in numbers], most, lambda count: None)]
 
-        limits = params.min_new_tokens, params.max_new_tokens
-        return play(turns, prompts, streams, limits, partner, done)
+        if partner is None:
+            found = self._sample(request, prompts, streams, [params.max_new_tokens] * len(prompts), done)
+        else:
+            limits = params.min_new_tokens, params.max_new_tokens
+            found = play(turns, prompts, streams, limits, partner, done)
+        self._call("idle", self.engine.idle)  # before anything else computes, here or in other processes
+        self._idle = True
+        return found
 
     def _sample(
         self,
@@ -135,6 +143,11 @@ class StageEngine:
             ]
             written.append([self._continuation(one, request, most[index], where) for one in checked])
         return written
+
+    def forget(self, role: str) -> None:
+        """A role is dropped. The engine hears of it before it is asked again."""
+        if (published := self._published.pop(role, None)) is not None:
+            self._forgotten[role] = published
 
     def close(self) -> None:
         """End the engine. What goes wrong is only reported: the stage is done, or its error is more important."""
@@ -161,6 +174,7 @@ class StageEngine:
             self._prepare(model)
         if model.spec.lora is None and role != BASE and not self.engine.whole_models:
             raise RunFailed(f"stage '{self.stage}': engine '{self.name}' takes adapters, and '{role}' is a whole model")
+        self._wake(model)
         known, weights = self._published.get(role), Weights(model, role)
         if known is not None and known.weights == weights:
             return known.version
@@ -179,6 +193,17 @@ class StageEngine:
         if known is not None and known.folder is not None:
             shutil.rmtree(known.folder, ignore_errors=True)
         return version
+
+    def _wake(self, model: SharedModel) -> None:
+        if self._idle:
+            release_cached(model.device)  # which the engine may need
+            self._call("wake", self.engine.wake)
+            self._idle = False
+        while self._forgotten:
+            role, published = self._forgotten.popitem()
+            self._call("forget", partial(self.engine.forget, role))
+            if published.folder is not None:
+                shutil.rmtree(published.folder, ignore_errors=True)
 
     def _prepare(self, model: SharedModel) -> None:
         make_folder(self.folder / "weights")
@@ -200,6 +225,7 @@ class StageEngine:
             say=self.say,
             **_probe(model),
         )
+        release_cached(model.device)
         self._call("prepare", lambda: self.engine.prepare(context))
         self._vocabulary = config.vocab_size
 
@@ -238,7 +264,7 @@ class StageEngine:
             raise self._wrong(method, f"return {what} for each of {count} {per}s, not {len(found)}, {where}")
 
     def _checked(self, method: str, one: Any, role: str, version: int, where: str) -> Completion:
-        """A completion with tokens of the vocabulary, a log-probability of each, and the published version."""
+        """A completion with tokens of the vocabulary, a log-probability of each, and the versions of their weights."""
         if not isinstance(one, Completion):
             raise self._wrong(method, f"{where} return a Completion, not {type(one).__name__}")
         tokens = _plain(one.tokens)
@@ -246,8 +272,14 @@ class StageEngine:
             raise self._wrong(method, f"{where} `tokens` must be a list of integers, not {one.tokens!r:.80}")
         if foreign := [token for token in tokens if not 0 <= token < self._vocabulary]:
             raise self._wrong(method, f"{where} token {foreign[0]} is not in the vocabulary of {self._vocabulary}")
-        if one.version != version:
-            raise self._wrong(method, f"{where} {self._stale(role, one.version, version)}")
+        single = isinstance(one.version, Integral)
+        versions: list[Any] | None = [one.version] * len(tokens) if single else _plain(one.version)
+        if versions is None or len(versions) != len(tokens):
+            raise self._wrong(method, f"{where} `version` must be an integer, or one for each token")
+        for each in versions:
+            if not self._age(role, each, version) <= getattr(self.engine.options, "max_lag", 0):
+                raise self._wrong(method, f"{where} {self._stale(role, each, version)}")
+        one = replace(one, version=tuple(versions))
         if one.logprobs is None:
             return replace(one, tokens=tuple(map(int, tokens)))
         logprobs = _plain(one.logprobs)
@@ -262,10 +294,18 @@ class StageEngine:
                 raise self._wrong(method, f"{where} the log-probability of token {place} is {float(value)}")
         return replace(one, tokens=tuple(map(int, tokens)), logprobs=tuple(map(float, logprobs)))
 
+    def _age(self, role: str, found: Any, wanted: int) -> float:
+        """How many versions were published after one until another; infinite if it was not published before."""
+        if found == wanted:
+            return 0
+        published = self._earlier[role][::-1]
+        age = published.index(found) - published.index(wanted) if found in published else 0
+        return age if age > 0 else math.inf
+
     def _stale(self, role: str, found: Any, wanted: int) -> str:
         """`it used version 7 of the weights of 'align', but version 9 was published`."""
-        age = self._earlier[role][::-1].index(found) if found in self._earlier[role] else None
-        how = "" if age is None else f": these weights are {age} version{'s' if age > 1 else ''} old"
+        age = self._age(role, found, wanted)
+        how = "" if age == math.inf else f": these weights are {age} version{'s' if age > 1 else ''} old"
         return f"it used version {found!r:.40} of the weights of '{role}', but version {wanted} was published{how}"
 
     def _continuation(self, one: Completion, request: _Request, most: int, where: str) -> Continuation:
@@ -291,7 +331,9 @@ class StageEngine:
             raise self._wrong("sample", f"{where} a response continues after its end token")
         if by_token and len(tokens) <= params.min_new_tokens:
             raise self._wrong("sample", f"{where} a response ends before min_new_tokens {params.min_new_tokens}")
-        return Continuation(tokens, None if logprobs is None else tuple(logprobs), by_token or stopped)
+        versions = one.version if isinstance(one.version, Sequence) else [one.version]
+        stale = max(int(self._age(request.role, each, request.version)) for each in versions[: len(tokens)])
+        return Continuation(tokens, None if logprobs is None else tuple(logprobs), by_token or stopped, staleness=stale)
 
 
 class Weights:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.data.sources import DataSpec
-from alignkit.errors import RecipeError, message_of
+from alignkit.errors import RecipeError, RunFailed, message_of
 from alignkit.external import ExternalTrainer
 from alignkit.io.digest import versions
 from alignkit.io.progress import Metrics, Reporter
@@ -71,11 +71,7 @@ def check_stages(recipe: Recipe) -> None:
         name = stage.component.name
         if stage.kind == "algorithm" and issubclass(stage.component.registration.implementation, ExternalTrainer):
             text = f"stage '{stage.name}': {name} trains by itself, and in one process"
-        elif stage.engine is not None:
-            text = f"stage '{stage.name}': the engine '{stage.engine.name}' samples for one process"
-        else:
-            continue
-        problems.append(recipe.problem(("stages", stage.name), text, help="start the run without 'processes'"))
+            problems.append(recipe.problem(("stages", stage.name), text, help="start the run without 'processes'"))
     if problems:
         raise RecipeError(problems)
 
@@ -89,6 +85,9 @@ def check_bases(recipe: Recipe) -> None:
             text = f"stage '{stage.name}': 'adamw_8bit' cannot train weights that are cut into parts"
             help = "write 'optimizer: adamw', whose moments are cut with them, or leave 'shard' out"
             problems.append(recipe.problem(("stages", stage.name, "optimizer"), text, help=help))
+        if settings and stage.engine is not None and recipe.base(stage.base).lora is None:
+            text = f"stage '{stage.name}': the engine '{stage.engine.name}' needs all weights in process 0"
+            problems.append(recipe.problem(("stages", stage.name), text, help="leave 'shard' out"))
     for name in (BASE, *recipe.bases):
         spec, keys = recipe.base(name), base_keys(name)
         if spec.lora is None and not sharded.can_learn():
@@ -162,6 +161,10 @@ class FollowingRun(Run):
         """Written by process 0."""
         return UnwrittenMetrics()
 
+    def engine_of(self, stage: Stage, folder: Path) -> EngineElsewhere:
+        """Process 0 has the engine, which samples for all."""
+        return EngineElsewhere()
+
     def cache(self) -> Path:
         """The folder that process 0 has made."""
         return self.folder / "cache"
@@ -169,6 +172,20 @@ class FollowingRun(Run):
     def notify(self, stage: str) -> Callable[..., None]:
         """No event: process 0 has them all."""
         return lambda hook, **values: None
+
+
+class EngineElsewhere:
+    """The engine of a stage, as the processes without it see it."""
+
+    def generate(self, *arguments: Any) -> Any:
+        raise RunFailed(
+            "process 0 has the engine, and this process cannot sample\n"
+            "help: start the run without 'processes', or write 'engine: local'"
+        )
+
+    def forget(self, role: str) -> None: ...
+
+    def close(self) -> None: ...
 
 
 # What the processes that do not lead print and write: nothing

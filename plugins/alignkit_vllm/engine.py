@@ -1,8 +1,9 @@
 """The engine `vllm`: what it asks servers for, so that they mean what alignkit's own engine means.
 
 Tokens go there and come back, never text. The base is loaded once by each server; every version of a policy is an
-adapter of its own name, loaded when it is published, and the one before is unloaded. vLLM batches what arrives, and
-rounds by how it batches: the same call need not return the same tokens.
+adapter of its own name, loaded when it is published, and the one before is unloaded. With `lora: none` a server has the
+weights of one policy at a time, and reads those of another in place. vLLM batches what arrives, and rounds by how it
+batches: the same call need not return the same tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from alignkit import (
     Engine,
     EngineContext,
     EngineOptions,
+    OwnServer,
     Register,
     RunFailed,
     SamplingParams,
@@ -28,9 +30,11 @@ from alignkit import (
 )
 from alignkit_http.options import checked_address, key_of
 from alignkit_vllm.replicas import Fault, Replica, Replicas
-from alignkit_vllm.server import Server, run_begins, run_ends, server_for
 
 NAME = "engine 'vllm'"
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM reserves memory for
+# No reports to vLLM's authors, and adapters while it runs.
+ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1", "VLLM_API_KEY": "{key}"}
 NEUTRAL = {  # a server may take other defaults from the model's generation_config.json
     "min_p": 0.0,
     "presence_penalty": 0.0,
@@ -40,12 +44,17 @@ NEUTRAL = {  # a server may take other defaults from the model's generation_conf
     "skip_special_tokens": False,
     "spaces_between_special_tokens": False,
 }
+TIED = (
+    "samples on a CPU, where vLLM reads weights in place but not those of a head that shares them with the embeddings, "
+    "as the base's does; write 'engine: local', or train an adapter"
+)
 PROCESSED = 1e-6  # nats: after `top_k: 1` the chosen token has probability 1, if the server counts filters in
 
 
 class Vllm(Engine):
-    """Samples with vLLM's completions, one request for each sample, and adapters loaded while it runs."""
+    """Samples with vLLM's completions, one request for each sample, and weights loaded while it runs."""
 
+    whole_models: ClassVar[bool] = True
     repeats: ClassVar[bool] = False
 
     class Options(EngineOptions):
@@ -57,6 +66,11 @@ class Vllm(Engine):
         api_key_env: str = Field("", description="environment variable that holds the servers' key (not the key)")
         command: str = Field("vllm serve", description="command that starts a server; the base and flags are appended")
         flags: str = Field("", description="more flags for it, such as '--gpu-memory-utilization 0.5'")
+        sleep: bool = Field(
+            False,
+            description="let servers leave the GPU's memory while alignkit computes: for one GPU that both use in "
+            "turns; costs seconds per iteration",
+        )
         concurrency: int = Field(256, ge=1, le=4096, description="samples that each server is asked for at once")
         max_gap: float = Field(
             0.1,
@@ -64,12 +78,16 @@ class Vllm(Engine):
             description="largest mean difference of a text's log-probabilities, server's against training's, in nats",
         )
         changes_no_result: ClassVar[frozenset[str]] = EngineOptions.changes_no_result | {
-            *("url", "api_key_env", "command", "flags", "concurrency", "max_gap")
+            *("url", "api_key_env", "command", "flags", "sleep", "concurrency", "max_gap")
         }
 
         @property
         def runs(self) -> bool:
             return self.url is not None
+
+        @property
+        def samples_ahead(self) -> bool:
+            return not self.sleep  # in turns, it never samples while alignkit computes
 
         @field_validator("command", "flags")
         @classmethod
@@ -93,7 +111,7 @@ class Vllm(Engine):
 
     options: Options
     _replicas: Replicas | None = None
-    _server: Server | None = None
+    _server: OwnServer | None = None
 
     def check(self, folder: Path) -> None:
         if self.options.url is None:
@@ -113,34 +131,54 @@ class Vllm(Engine):
     def prepare(self, context: EngineContext) -> None:
         self.context, o = context, self.options
         self._adapters: dict[str, tuple[str, int]] = {}  # policy -> name and version
+        self._folders: dict[str, str] = {}  # of whole models, by policy
         # Runs may share a server, and one that was killed finds its own adapters again.
         self._prefix = f"alignkit-{hashlib.blake2b(str(context.cache).encode(), digest_size=4).hexdigest()}-"
         # Half of the time for a call, so that another server can answer in the other half.
         half = o.timeout / 2
         if o.url is None:
-            server = self._server = server_for(shlex.split(o.command), shlex.split(o.flags), context, 0.9 * o.timeout)
+            server = self._server = self._started()
+            server.wait(0.9 * o.timeout, context.say)
             self._replicas = Replicas([server.url], server.key, half, o.concurrency, self._say, server.explain)
         else:
             self._replicas = Replicas(list(o.url), key_of(NAME, o), half, o.concurrency, self._say)
         self._replicas.run(self._replicas.each(self._join))
 
     def publish(self, policy: str, adapter: Path | None, version: int) -> None:
-        replicas = self._asked
+        replicas, folder = self._asked, "" if adapter is None else str(adapter.resolve())
         before = self._adapters.pop(policy, ("", 0))[0]
-        if adapter is None:
-            self._adapters[policy] = "", version
-            return
-        name = f"{self._prefix}{policy}-{version}"
-        replicas.adapters[name] = str(adapter.resolve())
+        if self._whole:
+            self._folders[policy] = folder
+        name = f"{self._prefix}{policy}-{version}" if folder and not self._whole else ""
         self._adapters[policy] = name, version
-        replicas.adapters.pop(before, None)
-        replicas.run(replicas.rejoin(self._join))
-        replicas.run(replicas.each(lambda replica: replica.exchange(before, name, replicas.adapters[name])))
+        if name:
+            replicas.adapters[name] = folder
+            replicas.adapters.pop(before, None)
+            replicas.run(replicas.rejoin(self._join))
+            replicas.run(replicas.each(lambda replica: replica.exchange(before, name, folder)))
+
+    def forget(self, policy: str) -> None:
+        name, _ = self._adapters.pop(policy, ("", 0))
+        if name:
+            self._asked.adapters.pop(name)
+            self._asked.run(self._asked.each(lambda replica: replica.exchange(name, "", "")))
+
+    def idle(self) -> None:
+        if self.options.sleep:
+            self._asked.run(self._asked.each(lambda replica: replica.develop("/sleep?level=1")))
+
+    def wake(self) -> None:
+        if self.options.sleep:
+            self._asked.run(self._asked.each(lambda replica: replica.develop("/wake_up")))
 
     def sample(
         self, policy: str, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], params: SamplingParams
     ) -> list[list[Completion]]:
         replicas, (name, version) = self._asked, self._adapters[policy]
+        if self._whole:
+            replicas.run(replicas.rejoin(self._join))
+            folder = self._folders[policy]
+            replicas.run(replicas.each(lambda replica: replica.reload(folder)))
         longest = min(max(map(len, prompts), default=0) + params.max_new_tokens, self.context.max_length)
         room = min(replica.room for replica in replicas.alive)
         if longest > room:
@@ -160,7 +198,7 @@ class Vllm(Engine):
 
     def close(self) -> None:
         if self._replicas is not None:
-            self._replicas.close()
+            self._replicas.close(self._leave)
         if self._server is not None:
             self._server.release()
 
@@ -208,6 +246,28 @@ class Vllm(Engine):
     # Servers
 
     @property
+    def _whole(self) -> bool:
+        return self.context.model.lora is None
+
+    def _started(self) -> OwnServer:
+        """A server of the base, started unless an earlier stage has done so."""
+        context, o = self.context, self.options
+        rank = context.model.lora.r if context.model.lora else 0
+        words = (
+            *shlex.split(o.command),
+            context.base,
+            *(("--revision", context.revision) if context.revision else ()),
+            *("--dtype", context.dtype),
+            *(("--enable-lora", "--max-lora-rank", str(next((r for r in RANKS if r >= rank), rank))) if rank else ()),
+            *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
+            *(("--enable-sleep-mode",) if o.sleep else ()),
+            *(*shlex.split(o.flags), "--host", "127.0.0.1", "--port", "{port}"),
+        )
+        # Without development mode nobody can let it sleep, or read weights.
+        more = {"VLLM_SERVER_DEV_MODE": "1"} if o.sleep or self._whole else {}
+        return OwnServer.of("vLLM", words, context.cache, {**ENVIRONMENT, **more})
+
+    @property
     def _asked(self) -> Replicas:
         assert self._replicas is not None  # `prepare` was called
         return self._replicas
@@ -226,6 +286,12 @@ class Vllm(Engine):
         await replica.look()
         if context.model.lora is not None:
             await replica.check_adapters()
+        if self.options.sleep:  # a run that was killed may have left it asleep
+            await replica.develop("/wake_up")
+        if self._whole:  # or with other weights
+            await replica.reload("")
+            if tied(context) and "device_config=cpu" in await replica.send("GET", "/server_info"):
+                raise RunFailed(f"{replica.url} {TIED}")
         found = await replica.post("/tokenize", {"prompt": context.probe_text, "add_special_tokens": False})
         if list(found["tokens"]) != list(context.probe_tokens):
             raise RunFailed(
@@ -255,17 +321,24 @@ class Vllm(Engine):
         for name, path in self._asked.adapters.items():
             await replica.exchange("", name, path)
 
+    async def _leave(self, replica: Replica) -> None:
+        """Let a server be as it was before; one of the run's own waits for the next stage as it is."""
+        for name in self._asked.adapters:
+            await replica.exchange(name, "", "")
+        if self._server is None and self.options.sleep:
+            await replica.develop("/wake_up")
+        if self._server is None and self._whole:
+            await replica.reload("")
+
+
+def tied(context: EngineContext) -> bool:
+    """Whether the base's head shares its weights with the embeddings."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(context.base, revision=context.revision).get_text_config()
+    return bool(config.tie_word_embeddings)
+
 
 @hookimpl
 def register_engines(register: Register) -> None:
     register("vllm", Vllm, summary="vLLM on this machine or on servers, with adapters loaded while it runs")
-
-
-@hookimpl
-def run_started(run: Any) -> None:
-    run_begins(run.folder)
-
-
-@hookimpl
-def run_finished() -> None:
-    run_ends()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,13 +16,19 @@ from alignkit import RunFailed
 from alignkit_http.service import Loop
 
 REJOINING = 10.0  # seconds for a server that failed to join again
-LEAVING = 5.0  # seconds for servers to unload adapters at the end
+LEAVING = 20.0  # seconds for servers to be left as they were
 PAUSES = (0.2, 1.0, 0.0)  # seconds after an attempt whose connection broke; the last one is not followed by another
 KEPT = 2.0  # seconds that a connection is kept unused; servers close theirs after 5
 
 ADDRESS = "name the address only, such as http://10.0.0.5:8000"
 WANTS_KEY = "wants a key: name its environment variable in api_key_env"
 ADAPTERS = "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment"
+
+
+DEVELOPMENT = (
+    "neither sleeps nor reads whole models: start it with VLLM_SERVER_DEV_MODE=1 in its environment, and with "
+    "--enable-sleep-mode for 'sleep'"
+)
 
 
 class Fault(Exception):
@@ -42,7 +48,8 @@ class Replica:
 
     active: requests that it is answering. fault: why it is not asked; empty if it is. base: its name of the base.
     room: most tokens of a sequence. gap: see `Vllm._join`. processed: its log-probabilities are those after temperature
-    and filters. adapters: the names of those that it has.
+    and filters. adapters: the names of those that it has. root: where it has the base from. weights: the folder of the
+    whole model that it has instead; empty for the base, None if it is not known.
     """
 
     def __init__(self, url: str, client: Any, timeout: float):
@@ -51,14 +58,16 @@ class Replica:
         self._limits: set[asyncio.Timeout] = set()  # of the requests that it is answering
         self.active, self.fault, self.base, self.room, self.gap, self.processed = 0, "", "", 0, 0.0, False
         self.adapters: set[str] = set()
+        self.root, self.weights = "", None  # type: str, str | None
 
     async def look(self) -> None:
         """Ask what it serves. Raises RunFailed if it is no server of vLLM, or wants a key."""
-        text = await self._send("GET", "/v1/models")
+        text = await self.send("GET", "/v1/models")
         try:
             models = json.loads(text)["data"]
             base = next(model for model in models if not model.get("parent"))
             self.base, self.room = str(base["id"]), int(base["max_model_len"])
+            self.root, self.weights = str(base.get("root") or base["id"]), None
         except (ValueError, KeyError, TypeError, StopIteration):
             raise RunFailed(
                 f"{self.url} is no server of vLLM: as its list of models it sends {_start(text)!r}; {ADDRESS}"
@@ -67,7 +76,7 @@ class Replica:
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """The JSON of its answer. Raises Fault."""
-        text = await self._send("POST", path, body)
+        text = await self.send("POST", path, body)
         try:
             return json.loads(text)
         except ValueError:
@@ -76,12 +85,12 @@ class Replica:
     async def exchange(self, before: str, name: str, path: str) -> None:
         """Load an adapter under a name, after unloading the version before it. Either may be empty."""
         for old in {before, name} & self.adapters:  # it may have one of this name from a run that was killed
-            await self._send("POST", "/v1/unload_lora_adapter", {"lora_name": old})
+            await self.send("POST", "/v1/unload_lora_adapter", {"lora_name": old})
             self.adapters.discard(old)
         if not name:
             return
         try:
-            await self._send("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
+            await self.send("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
         except Fault as fault:
             if fault.status:
                 reads = f"let it read {path}: it needs the file system of this machine, under the same path"
@@ -93,14 +102,36 @@ class Replica:
     async def check_adapters(self) -> None:
         """Raise RunFailed if it takes no adapters while it runs. One that does says that it has none of this name."""
         try:
-            await self._send("POST", "/v1/unload_lora_adapter", {"lora_name": "alignkit-none"})
+            await self.send("POST", "/v1/unload_lora_adapter", {"lora_name": "alignkit-none"})
         except Fault as fault:
             if fault.status and "dapter" not in str(fault):  # there is no such path
                 raise RunFailed(f"{self.url} takes no adapters while it runs: {ADAPTERS}") from None
             if not fault.status:
                 raise
 
-    async def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> str:
+    async def develop(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Ask for what vLLM offers in development mode only. Raises RunFailed if the server is in none."""
+        try:
+            return await self.post(path, body or {})
+        except Fault as fault:
+            if fault.status in (404, 405):
+                raise RunFailed(f"{self.url} {DEVELOPMENT}") from None
+            raise
+
+    async def reload(self, folder: str) -> None:
+        """Read the weights of a whole model in place; folder: empty for the base."""
+        if folder == self.weights:
+            return
+        self.weights = None
+        asked = {"method": "reload_weights", "kwargs": {"weights_path": folder or self.root}}
+        await self.develop("/collective_rpc", asked)
+        # What it has computed of prompts before is of the other weights.
+        if not (await self.develop("/reset_prefix_cache"))["success"]:
+            raise Fault("it did not forget what it had computed with other weights")
+        self.weights = folder
+
+    async def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> str:
+        """The text of its answer. Raises Fault, and RunFailed if it wants a key."""
         import httpx2
 
         content = None if body is None else json.dumps(body).encode()
@@ -141,6 +172,11 @@ class Replica:
 
 # (server, request, answer) -> what is made of the answer. Raises Fault for one that cannot be right.
 Read = Callable[[Replica, dict[str, Any], Any], Any]
+Work = Callable[[Replica], Coroutine[Any, Any, None]]
+
+
+async def _nothing(replica: Replica) -> None:
+    """Leave a server as it is."""
 
 
 class Replicas:
@@ -179,7 +215,7 @@ class Replicas:
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self._runner.run(work)
 
-    async def each(self, work: Callable[[Replica], Awaitable[None]]) -> None:
+    async def each(self, work: Work) -> None:
         """Do something with every server that is asked."""
 
         async def guarded(replica: Replica) -> None:
@@ -193,7 +229,7 @@ class Replicas:
         await _all_of(guarded(replica) for replica in self.alive)
         _ = self.alive  # one must be left
 
-    async def rejoin(self, join: Callable[[Replica], Awaitable[None]]) -> None:
+    async def rejoin(self, join: Work) -> None:
         """Ask servers that failed again, if they can join now."""
 
         async def tried(replica: Replica) -> None:
@@ -246,23 +282,19 @@ class Replicas:
         if left := [one.url for one in self._all if not one.fault]:
             self._say(f"{replica.url} failed: {fault}; its requests go to {', '.join(left)}")
 
-    def close(self) -> None:
-        """Unload the adapters, or if a call is still running in another thread, end it."""
+    def close(self, leave: Work = _nothing) -> None:
+        """Do something with every server at last, or if a call is still running in another thread, end it."""
         loop = self._runner.get_loop()
         if loop.is_running():
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
             return
-        self._runner.run(self._leave())
+        self._runner.run(self._left(leave))
         self._runner.close()
 
-    async def _leave(self) -> None:
-        async def unload(replica: Replica) -> None:
-            for name in self.adapters:
-                await replica.exchange(name, "", "")
-
+    async def _left(self, leave: Work) -> None:
         with suppress(Fault, RunFailed, TimeoutError):
             async with asyncio.timeout(LEAVING):
-                await _all_of(unload(replica) for replica in self._all if not replica.fault)
+                await _all_of(leave(replica) for replica in self._all if not replica.fault)
         await self._client.aclose()
 
 

@@ -7,9 +7,10 @@ import re
 import textwrap
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from alignkit.data.group import Group
 from alignkit.io.digest import digest
 from alignkit.models.forward import measure
 from alignkit.models.next_token import Sampling
-from alignkit.models.sampling import Continuation, generate
+from alignkit.models.sampling import Continuation, generate, sample
 from alignkit.models.sequence import Partner
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import BASE
@@ -276,6 +277,103 @@ def test_policies_are_published_when_their_weights_change(tmp_path: Path) -> Non
     assert not (tmp_path / "engine").exists()
 
 
+def test_an_engine_idles_between_calls_and_hears_what_is_dropped(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    class Watched(LocalEngine):
+        def idle(self) -> None:
+            heard.append("idle")
+
+        def wake(self) -> None:
+            heard.append("wake")
+
+        def publish(self, policy: str, adapter: Path | None, version: int) -> None:
+            heard.append(f"publish {policy}")
+            super().publish(policy, adapter, version)
+
+        def forget(self, policy: str) -> None:
+            heard.append(f"forget {policy}")
+            super().forget(policy)
+
+        def sample(self, policy: str, *arguments: Any) -> Any:
+            heard.append(f"sample {policy}")
+            return super().sample(policy, *arguments)
+
+    model = tiny_model(tmp_path)
+    model.add_role("one")
+    model.engine = asked = engine(tmp_path, Watched)
+
+    def sample(role: str) -> list[list[Continuation]]:
+        return generate(model, role, model.encoder(), [(1, 30, 31)], [[1]], Sampling(1, 3))
+
+    first = sample("one")
+    assert heard == ["publish one", "sample one", "idle"]
+    model.drop_role("one")
+    assert len(heard) == 3, "it is not disturbed while it is idle"
+    sample(BASE)
+    assert heard[3:] == ["wake", "forget one", f"publish {BASE}", f"sample {BASE}", "idle"]
+    assert not [*(tmp_path / "engine" / "weights").iterdir()]
+    model.add_role("one")
+    assert sample("one") == first and heard[8:] == ["wake", "publish one", "sample one", "idle"]
+    asked.close()
+
+
+class InFlight(LocalEngine):
+    """It says that the first of its tokens are of the weights before the last ones."""
+
+    class Options(LocalEngine.Options):
+        max_lag: int = 0
+
+    before: ClassVar[list[int]] = []
+
+    def publish(self, policy: str, adapter: Path | None, version: int) -> None:
+        super().publish(policy, adapter, version)
+        self.before.append(version)
+
+    def sample(self, *arguments: Any) -> Any:
+        found = super().sample(*arguments)
+        return [[replace(one, version=self.versions(len(one.tokens))) for one in each] for each in found]
+
+    def versions(self, count: int) -> list[int]:
+        return [*self.before[-2:][:1], *[self.before[-1]] * (count - 1)]
+
+
+def test_tokens_of_several_versions_need_a_tolerance(tmp_path: Path) -> None:
+    model, prompts = tiny_model(tmp_path), [Group(({"role": "user", "content": "hello"},))]
+    model.add_role("one")
+
+    def ages(cls: type[InFlight], changes: int = 1, **options: int) -> list[int | None]:
+        cls.before.clear()
+        model.engine = asked = engine(tmp_path, cls, **options)
+        try:
+            for number in range(changes + 1):
+                (found,) = sample(model, "one", model.encoder(), prompts, Sampling(2, 6), seed=number)
+                add_noise(model, "one", 0.1, number)
+        finally:
+            asked.close()
+        return [response.staleness for response in found.responses]
+
+    assert ages(InFlight, changes=0) == [None, None]
+    assert ages(InFlight, max_lag=1) == [1, 1]
+    with pytest.raises(PluginError, match=r"sample 0 it used version \d+ of .* these weights are 1 version old"):
+        ages(InFlight)
+
+    class Older(InFlight):
+        def versions(self, count: int) -> list[int]:
+            return [*[self.before[-1]] * (count - 1), self.before[0]]
+
+    with pytest.raises(PluginError, match="these weights are 2 versions old"):
+        ages(Older, changes=2, max_lag=1)
+    assert ages(Older, changes=2, max_lag=2) == [2, 2]
+
+    class Fewer(InFlight):
+        def versions(self, count: int) -> list[int]:
+            return self.before[-1:] * (count - 1)
+
+    with pytest.raises(PluginError, match="`version` must be an integer, or one for each token"):
+        ages(Fewer)
+
+
 def test_weights_are_read_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By an operation on tensors, by a learner, whose optimizer may hide it from them, or by another adapter."""
     read: list[str] = []
@@ -417,10 +515,10 @@ def test_mistakes_in_a_recipe(tmp_path: Path, keys: dict[str, Any], message: str
 def test_an_engine_that_takes_adapters_only_needs_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, {"align": STAGE}, engine="vllm")
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"model": {"base": "tiny", "lora": "none"}}))
+    assert load_recipe(path).stages["align"].engine.name == "vllm"
+    monkeypatch.setattr("alignkit_vllm.engine.Vllm.whole_models", False)
     with pytest.raises(RecipeError, match="engine 'vllm' takes adapters, but with "):
         load_recipe(path)
-    monkeypatch.setattr("alignkit_vllm.engine.Vllm.whole_models", True)
-    assert load_recipe(path).stages["align"].engine.name == "vllm"
 
 
 @pytest.mark.parametrize("fewest", [0, 9])

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -288,37 +285,6 @@ def test_a_correction_needs_log_probabilities_without_filters(
 
 
 # A server of the run's own
-
-
-def is_alive(process: int) -> bool:
-    """Whether a process runs. One that has ended may wait for its parent to ask about it."""
-    found = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False)
-    return found.stdout.strip()[:1] not in ("", "Z")
-
-
-def until(done: Callable[[], bool]) -> None:
-    waited = time.monotonic() + PATIENCE
-    while not done():
-        assert time.monotonic() < waited
-        time.sleep(0.05)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_no_server_outlives_its_run(tmp_path: Path, number: signal.Signals) -> None:
-    """A process starts a guard of a server that ignores SIGTERM and has a child, and is then killed."""
-    command = f"trap '' TERM; sleep 1000 & echo $! $$ > {tmp_path}/ids.new; mv {tmp_path}/ids.new {tmp_path}/ids; wait"
-    guard = ["-P", "-m", "alignkit_vllm.guard"]
-    program = (
-        "import os, subprocess, sys\n"
-        f"subprocess.run([sys.executable, *{guard!r}, str(os.getpid()), 'sh', '-c', {command!r}])\n"
-    )
-    environment = {**os.environ, "ALIGNKIT_GUARD_SECONDS": "0.5"}
-    with subprocess.Popen([sys.executable, "-c", program], env=environment) as parent:
-        until(lambda: (tmp_path / "ids").exists())
-        ids = [int(word) for word in (tmp_path / "ids").read_text().split()]
-        assert all(map(is_alive, ids))
-        parent.send_signal(number)
-    until(lambda: not any(map(is_alive, ids)))
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,14 +27,10 @@ class FakeVllm:
     def __init__(
         self, base: Path, *, key: str = "", processed: bool = True, lora: bool = True, room: int = 1024, alpha: int = 8
     ):
-        spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=alpha))
-        self.model, self.key, self.processed, self.lora, self.room = (
-            SharedModel(spec, str(base)),
-            key,
-            processed,
-            lora,
-            room,
-        )
+        self._spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=alpha))
+        self.base, self.model = str(base), SharedModel(self._spec, str(base))
+        self.key, self.processed, self.lora, self.room = key, processed, lora, room
+        self.development, self.device, self.asleep, self.remembers = True, "cuda", False, False
         self.adapters: dict[str, str] = {}
         self.asked: list[tuple[str, Any]] = []
         self.fault: Callable[[str, Any], tuple[int, str] | None] = lambda path, body: None
@@ -60,17 +56,42 @@ class FakeVllm:
         methods |= {"/v1/completions": self._complete}
         if self.lora:
             methods |= {"/v1/load_lora_adapter": self._load, "/v1/unload_lora_adapter": self._unload}
+        if self.development:
+            methods |= {"/sleep?level=1": self._sleep, "/wake_up": self._wake, "/server_info": self._info}
+            methods |= {"/collective_rpc": self._call, "/reset_prefix_cache": self._reset}
         if path not in methods:
             return 404, {"detail": "Not Found"}
         with self._lock:
+            if self.asleep and path in ("/v1/completions", "/v1/load_lora_adapter", "/collective_rpc"):
+                return 500, "it sleeps"  # vLLM would not answer
             return methods[path](body)
 
     def _health(self, body: Any) -> tuple[int, Any]:
         return 200, ""
 
     def _models(self, body: Any) -> tuple[int, Any]:
-        found = [{"id": "served", "max_model_len": self.room, "parent": None}]
+        found = [{"id": "served", "root": self.base, "max_model_len": self.room, "parent": None}]
         return 200, {"data": [*found, *({"id": name, "parent": "served"} for name in self.adapters)]}
+
+    def _sleep(self, body: Any) -> tuple[int, Any]:
+        self.asleep = True
+        return 200, {"status": "sleeping", "level": 1}
+
+    def _wake(self, body: Any) -> tuple[int, Any]:
+        self.asleep = False
+        return 200, {"status": "awake"}
+
+    def _info(self, body: Any) -> tuple[int, Any]:
+        return 200, {"vllm_config": f"model='tiny', device_config={self.device}, seed=0"}
+
+    def _call(self, body: Any) -> tuple[int, Any]:
+        assert body["method"] == "reload_weights"
+        self.model, self.remembers = SharedModel(self._spec, body["kwargs"]["weights_path"]), True
+        return 200, {"results": [None]}
+
+    def _reset(self, body: Any) -> tuple[int, Any]:
+        self.remembers = False
+        return 200, {"success": True}
 
     def _tokenize(self, body: Any) -> tuple[int, Any]:
         return 200, {"tokens": self.model.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]}
@@ -93,6 +114,7 @@ class FakeVllm:
 
     def _complete(self, body: Any) -> tuple[int, Any]:
         name, prompt = body["model"], tuple(body["prompt"])
+        assert not self.remembers, "a prefix of other weights"
         if name != "served" and name not in self.adapters:
             return 404, {"error": {"message": f"The model `{name}` does not exist."}}
         role, top_k = BASE if name == "served" else name, max(0, body["top_k"])

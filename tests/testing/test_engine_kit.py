@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from alignkit import Completion, SamplingParams
+from alignkit import Completion, EngineContext, SamplingParams
+from alignkit.models.shared_model import BASE
 from alignkit.testing import check_engine
 from alignkit.testing.checks import ConformanceError
 from tests.distributed.local_engine import LocalEngine
@@ -169,6 +171,37 @@ class Tuples(Broken):
         return (one.tokens, one.logprobs)
 
 
+class Asleep(Broken):
+    """It loses the weights of policies whenever it is idle."""
+
+    def idle(self) -> None:
+        for policy, (role, version) in list(self._policies.items()):
+            if role != BASE:
+                self._policies[policy] = BASE, version
+
+
+class NeverWakes(Broken):
+    asleep = False
+
+    def idle(self) -> None:
+        self.asleep = True
+
+    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
+        assert not self.asleep, "it sleeps"
+        return super().sample(policy, prompts, seeds, params)
+
+
+class ForgetsAll(Broken):
+    def forget(self, policy: str) -> None:
+        self._policies = {}
+
+
+class Leaves(Broken):
+    def prepare(self, context: EngineContext) -> None:
+        super().prepare(context)
+        self.left = subprocess.Popen(["sleep", "77"])
+
+
 BROKEN: Sequence[tuple[type[Broken], str]] = (
     (
         OldVersion,
@@ -197,6 +230,10 @@ BROKEN: Sequence[tuple[type[Broken], str]] = (
     (OneSeed, "returns the same tokens for other seeds"),
     (Crashes, r"in `sample`: IndexError: list index out of range \(test_engine_kit.py:\d+\)"),
     (Tuples, "for prompt 0, sample 0 return a Completion, not tuple"),
+    (Asleep, "differ from training's"),
+    (NeverWakes, "in `sample`: AssertionError: it sleeps"),
+    (ForgetsAll, "in `sample`: KeyError: 'base'"),
+    (Leaves, r"`close` leaves a process behind: sleep 77 \(process \d+\)"),
 )
 
 

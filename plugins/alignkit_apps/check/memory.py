@@ -295,8 +295,11 @@ def layer_bytes(model: ShapeModel) -> list[float]:
 
 
 def _cache(run: PlannedRun, stage: Stage, work: Workload, memory: Memory) -> tuple[int, float]:
-    """Rows that are sampled together, and what they take: keys and values, logits, and weights packed for a CPU."""
-    if not work.rows_sampled or not work.new_tokens:
+    """Rows that are sampled together, and what they take: keys and values, logits, and weights packed for a CPU.
+
+    Nothing if an engine samples.
+    """
+    if stage.engine is not None or not work.rows_sampled or not work.new_tokens:
         return 0, 0.0
     base = run.bases.needed(stage)[0]
     model, machine = run.models.of(base).model, run.machine_of(base)

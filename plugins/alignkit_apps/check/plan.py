@@ -209,13 +209,15 @@ def _check_cards(run: PlannedRun) -> None:
 
 
 def of_processes(run: PlannedRun, stage: Stage) -> list[str]:
-    """What a user may not expect of several processes."""
+    """What a user may not expect of several processes, or of an engine."""
     recipe, count, settings = run.recipe, run.processes, stage.settings
-    if count == 1:
-        return ["'shard' cuts nothing in one process"] if recipe.shard else []
-    if settings is None:
-        return ["only process 0 runs it"]
     found = []
+    if stage.engine is not None:
+        found.append(f"the engine '{stage.engine.name}' samples: what it needs is not counted")
+    if count == 1:
+        return [*found, "'shard' cuts nothing in one process"] if recipe.shard else found
+    if settings is None:
+        return [*found, "only process 0 runs it"]
     if recipe.shard and recipe.base(stage.base).lora is None:
         found.append("weights that learn are counted whole, although 'shard' cuts them, too: this is an upper bound")
     for key, value in (("batch_size", settings.batch_size), ("prompts_per_iteration", settings.prompts_per_iteration)):

@@ -157,3 +157,14 @@ def test_what_processes_do_not_do_is_said(tmp_path: Path, capsys: pytest.Capture
     assert "start the run" not in text
     code, text, _ = run(capsys, str(path), "--no-probe", SHARD)
     assert code == 0 and "sft: 'shard' cuts nothing in one process" in text
+
+
+def test_what_an_engine_needs_is_not_counted(large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    align = {"algorithm": "rloo", "prompts": "rows.jsonl", "reward": "length", "rollout": {"max_new_tokens": 64}}
+    path = recipe(tmp_path, str(large), align=align)
+    (local,) = stages_of(capsys, path, "--gpus", "2xH100")
+    (served,) = stages_of(capsys, path, "--gpus", "2xH100", "engine=vllm")
+    assert local["memory"]["cache"] > 0 == served["memory"]["cache"]
+    assert {key: local["memory"][key] for key in ("weights", "activations")}.items() <= served["memory"].items()
+    code, text, _ = run(capsys, str(path), "--no-probe", "--gpus", "2xH100", "engine=vllm")
+    assert code == 0 and "align: the engine 'vllm' samples: what it needs is not counted" in text
