@@ -33,6 +33,11 @@ class EngineOptions(_Options):
         default=600.0, gt=0, description="seconds without progress after which a call has failed; changes no result"
     )
 
+    @property
+    def samples_ahead(self) -> bool:
+        """Whether the engine can sample while alignkit computes (`rollout.ahead`): it has a device of its own."""
+        return True
+
 
 @dataclass(frozen=True)
 class SamplingParams:

@@ -68,6 +68,7 @@ class Response:
     token ids, with the end of turn; None for a text from a file. logprobs: the sampler's, in nats, 0 for tokens of
     others. written: for each token, whether the policy wrote it; None means all. truncated: sampling stopped before an
     end of turn. source: the author, such as a model. tokenizer: digest of that of the tokens; others read the text.
+    staleness: updates of the policy since the weights that wrote it, when it was learned from (`rollout.ahead`).
     """
 
     text: str = ""
@@ -81,6 +82,7 @@ class Response:
     truncated: bool = False
     source: str | None = None
     tokenizer: str | None = None
+    staleness: int | None = None
 
     @property
     def reward(self) -> float:
