@@ -102,8 +102,9 @@ class EngineContext:
 class Engine(WithOptions):
     """Base class of an engine. Its methods are called one at a time, all in one thread, which is not the main thread.
 
-    An engine belongs to one stage and is prepared before its first call. An instance may be closed while
-    one of its calls is still running. whole_models: `publish` also takes folders of whole models, as with `lora: none`.
+    With `rollout.ahead`, alignkit trains while they run. An engine belongs to one stage and is prepared before its
+    first call. An instance may be closed while one of its calls is still running. whole_models: `publish` also takes
+    folders of whole models, as with `lora: none`.
     repeats: the same call of `sample` returns the same tokens. A server that batches what arrives rounds as it batches.
     """
 

@@ -36,7 +36,7 @@ class Begun:
         self._ask(None)
 
     def _ask(self, answer: Any) -> None:
-        """Begin the next call, with what the last one returned."""
+        """Begin the call that follows this answer, if any."""
         self._call = None
         try:
             function = self._steps.send(answer)
@@ -47,7 +47,7 @@ class Begun:
             self._call = self._thread.begin(function)
 
     def _take(self) -> None:
-        """Wait for the call that is running, and begin the next one."""
+        """Wait for the call that is running, and begin the call that follows."""
         call = self._call
         assert call is not None
         with self._asking("sample"):
