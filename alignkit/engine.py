@@ -39,6 +39,11 @@ class EngineOptions(_Options):
         default=600.0, gt=0, description="seconds without progress after which a call has failed; changes no result"
     )
 
+    @property
+    def samples_ahead(self) -> bool:
+        """Whether the engine can sample while alignkit computes (`rollout.ahead`): it has a device of its own."""
+        return True
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -106,9 +111,10 @@ class EngineContext:
 class Engine(WithOptions):
     """Base class of an engine. Its methods are called one at a time, all in one thread, which is not the main thread.
 
-    An engine belongs to one stage and is prepared before its first call. A server of its own may outlive the stage: see
-    `OwnServer`. With several processes, the first one's samples for all. An instance may be closed while one of its
-    calls is still running. whole_models: `publish` also takes folders of whole models, as with `lora: none`.
+    With `rollout.ahead`, alignkit trains while they run. An engine belongs to one stage and is prepared before its
+    first call. A server of its own may outlive the stage: see `OwnServer`. With several processes, the first one's
+    samples for all. An instance may be closed while one of its calls is still running. whole_models: `publish` also
+    takes folders of whole models, as with `lora: none`.
     repeats: the same call of `sample` returns the same tokens. A server that batches what arrives rounds as it batches.
     """
 

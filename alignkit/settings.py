@@ -170,6 +170,13 @@ class Rollout(Options):
         description="weights that correct for a sampler whose probabilities differ from those of training, such as "
         "{cap: 2}; default: none",
     )
+    ahead: int | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="1: an engine samples the next iteration while this one is learned, from weights that are one "
+        "update old; default: 0",
+    )
     max_turns: int | None = Field(
         default=None, ge=1, description="turns that the policy may write in an episode; default: 8 (with environment)"
     )
@@ -178,6 +185,11 @@ class Rollout(Options):
         gt=0,
         description="seconds that the environment may take for one answer; default: 60 (with environment)",
     )
+
+    @field_validator("ahead")
+    @classmethod
+    def _set(cls, ahead: int | None) -> int | None:
+        return ahead or None  # a key that is not set changes no stage's hash
 
     @model_validator(mode="after")
     def _ordered(self) -> Rollout:

@@ -64,13 +64,29 @@ def sample(
     partner: answers the policy's turns; `max_new_tokens` are then those of the policy in all of its turns.
     Raises DataError for an empty prompt.
     """
+    asked = questions(encoder, groups, sampling, seed, place, numbers if numbers is not None else range(len(groups)))
+    written = generate(model, role, encoder, *asked[:2], sampling, done=done, partner=partner, labels=asked[2])
+    return answered(encoder, groups, written, role)
+
+
+def questions(
+    encoder: Encoder,
+    groups: Sequence[Group],
+    sampling: Sampling,
+    seed: int,
+    place: tuple[str | int, ...],
+    numbers: Sequence[int],
+) -> tuple[list[Ids], list[list[int]], list[str]]:
+    """The prompts, streams and labels with which `generate` samples for groups. See `sample`."""
     prompts = [encoder.prompt(group.prompt, group.tools) for group in groups]
-    streams = [
-        [seeds.number(seed, *place, number, k) for k in range(sampling.samples_per_prompt)]
-        for number in (numbers if numbers is not None else range(len(groups)))
-    ]
-    labels = [str(group.origin or preview(group)) for group in groups]
-    written = generate(model, role, encoder, prompts, streams, sampling, done=done, partner=partner, labels=labels)
+    streams = [[seeds.number(seed, *place, n, k) for k in range(sampling.samples_per_prompt)] for n in numbers]
+    return prompts, streams, [str(group.origin or preview(group)) for group in groups]
+
+
+def answered(
+    encoder: Encoder, groups: Sequence[Group], written: Sequence[Sequence[Continuation]], role: str
+) -> list[Group]:
+    """The groups with what was written for them as their responses."""
     return [
         replace(group, responses=tuple(_response(encoder, one, role) for one in each), pairs=None)
         for group, each in zip(groups, written, strict=True)

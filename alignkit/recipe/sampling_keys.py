@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit.algorithm import ROLLOUTS
-from alignkit.engine import LOCAL
+from alignkit.engine import LOCAL, EngineOptions
 from alignkit.external import ExternalTrainer
 from alignkit.recipe.components import read_component
 from alignkit.recipe.document import Keys
@@ -99,6 +99,13 @@ def fill_engines(
         if component and stage.settings is not None and not _samples(stage):
             message = f"stage '{name}': {stage.component.name} does its own sampling, so 'engine' would have no effect"
             problems.error(("stages", name, "engine"), message, at_key=True, help="leave 'engine' out")
+        options = component.options if component else None
+        apart = isinstance(options, EngineOptions) and options.samples_ahead
+        if stage.settings is not None and stage.settings.rollout.ahead and not apart:
+            who = component.name if component else LOCAL
+            message = f"stage '{name}': engine '{who}' cannot sample while the stage learns, as with 'ahead'"
+            help = "let an engine sample elsewhere, such as vllm on other devices, or leave 'ahead' out"
+            problems.error(("stages", name, "rollout", "ahead"), message, at_key=True, help=help)
         stages[name] = replace(stage, engine=component)
 
 

@@ -61,7 +61,7 @@ class Iteration:
         """Seconds in total and by part, and tokens sampled per second."""
         new_tokens = sum(length(response) for group in self.rollouts.all_groups for response in group.responses)
         parts = {f"seconds/{part}": seconds for part, seconds in self.seconds.items()}
-        speed = new_tokens / self.seconds["rollout"]
+        speed = new_tokens / (self.metrics.get("seconds/sampling") or self.seconds["rollout"])
         return {"tokens_per_second": speed, "seconds": sum(self.seconds.values()), **parts}
 
     def sample(self) -> tuple[str, str, str]:

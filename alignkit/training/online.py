@@ -21,6 +21,7 @@ from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugin_errors import noting
 from alignkit.reward import REWARD_KEY
 from alignkit.tokens.encoding import Encoded
+from alignkit.training.ahead import Ahead
 from alignkit.training.averages import StepAverages
 from alignkit.training.context import StageContext
 from alignkit.training.encoder import counted
@@ -66,6 +67,7 @@ class OnlineStage:
         self.temperature = self.sampling.temperature  # of measurements
         self.warned = False  # that the sampler is not the policy
         self.episodes = episodes_of(context)
+        self.ahead = Ahead(context, self.work, self.sampling) if rollout.ahead else None
         if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
             context.say("top_p and top_k leave tokens out of samples, but ratios and KL are of all tokens, thus biased")
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
@@ -83,6 +85,8 @@ class OnlineStage:
         work.restore_progress()
         if self.scorer is not None:
             self.scorer.restore(work.done.get("combinations", {}))
+        if self.ahead is not None:
+            self.ahead.restore(work.done.get("ahead", {}))
         counts = {"prompts": len(prompts.prompts), "prompts_used": prompts.used, "iterations": iterations}
         work.summary |= {**counts, **prompts.facts}
         self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
@@ -128,6 +132,7 @@ class OnlineStage:
             position = f"iteration {number} of {iterations}"
             combinations, rollouts = self.scorer.states() if self.scorer is not None else {}, self.files.digests
             more = {"combinations": combinations, "rollouts": rollouts, **self.watch.checkpoint}
+            more |= self.ahead.checkpoint if self.ahead is not None else {}
             self.work.checkpoint(number, position, iteration=number, **more)
             self.watch.checkpointed()
 
@@ -137,11 +142,15 @@ class OnlineStage:
         iteration = Iteration(number)
         with iteration.timer("rollout"):
             self.context.forget_scores()  # cached scores would change how responses are packed
-            groups = self.roll_out(prompts.draw(number), number)
-        if self.episodes is not None:
+            if self.ahead is None:
+                groups = self.roll_out(prompts.draw(number), number)
+            else:
+                groups = self._roll_out_ahead(self.ahead, iteration, prompts)
+        if self.episodes is not None and self.ahead is None:
             iteration.metrics |= self.episodes.metrics(self.context.reducer)
         with iteration.timer("score"):
             self.score(iteration, groups)
+        self._poll()
         with iteration.timer("watch"):
             # A metric of the stage itself counts, whatever a monitor calls its own.
             iteration.metrics = self.watch.look(number, iteration.rollouts.all_groups) | iteration.metrics
@@ -154,7 +163,11 @@ class OnlineStage:
             self.measure(iteration)
             # Asked before learning, as the samples are those of the weights that the stage would end with.
             if not self.watch.stops(number, self._sampled_kl(iteration)):
+                self._poll()
                 self._learn(iteration)
+        if self.ahead is not None:
+            with iteration.timer("waiting"):
+                self.ahead.drop() if self.watch.stopped else self.ahead.finish()
         iteration.metrics |= iteration.speed_metrics()
         state = self.algorithm.algorithm.state.items()
         iteration.metrics |= {f"state/{key}": value for key, value in state if isinstance(value, int | float)}
@@ -166,13 +179,35 @@ class OnlineStage:
         if episodes is not None:
             episodes.forget()
         groups = self.sample(prompts, self.sampling, (name, "rollout", number), episodes)
+        self._check_told(groups)
+        return [replace(g, responses=tuple(replace(r, source=name) for r in g.responses)) for g in groups]
+
+    def _roll_out_ahead(self, ahead: Ahead, iteration: Iteration, prompts: PromptSource) -> list[Group]:
+        """The responses that the engine wrote while the last iteration learned; it begins with the next ones."""
+        number = iteration.number
+        drawn = prompts.draw(number)
+        if ahead.number != number:  # the first one
+            ahead.begin(number, drawn, 0)
+        groups = ahead.take(drawn)
+        self._check_told(groups)
+        iteration.metrics |= ahead.metrics
+        if number < (self.settings.iterations or 1):
+            ahead.begin(number + 1, prompts.draw(number + 1), 1)
+        return groups
+
+    def _poll(self) -> None:
+        if self.ahead is not None:
+            self.ahead.poll()
+
+    def _check_told(self, groups: Sequence[Group]) -> None:
+        """Raise RunFailed if somebody needs log-probabilities that the engine did not tell."""
         needed = self.importance is not None or self.algorithm.needs.sampler_logprobs
         if needed and any(r.logprobs is None for g in groups for r in g.responses):
             raise RunFailed(
-                f"stage '{name}': the engine cannot tell log-probabilities with top_k, top_p or min_new_tokens, but "
-                "the algorithm or 'rollout.importance' needs them\nhelp: leave these keys out, or write 'engine: local'"
+                f"stage '{self.context.name}': the engine cannot tell log-probabilities with top_k, top_p or "
+                "min_new_tokens, but the algorithm or 'rollout.importance' needs them\n"
+                "help: leave these keys out, or write 'engine: local'"
             )
-        return [replace(g, responses=tuple(replace(r, source=name) for r in g.responses)) for g in groups]
 
     def sample(
         self, prompts: Sequence[Group], sampling: Sampling, place: Place, episodes: Episodes | None = None
@@ -451,6 +486,7 @@ class OnlineStage:
             batches = list(minibatches(examples, self.settings.batch_size, stream))
             for number, batch in enumerate(batches, 1):
                 self.context.should_stop()
+                self._poll()
                 self.context.reporter.note(f"learning, epoch {epoch + 1}")
                 # In (0, 1], so that a warmup rises within an iteration, too.
                 done = (epoch + number / len(batches)) / epochs

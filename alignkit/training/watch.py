@@ -262,7 +262,8 @@ class StageWatch:
         counts = {"iterations": number, "planned_iterations": planned, "kept_iteration": best}
         self.work.summary |= {"stopped": why, **counts}
         told = f"stopped in iteration {number} of {planned}: {why}; the result is the policy that iteration {best}"
-        self.context.say(f"{told} sampled from")
+        # Samples that were written ahead are from the policy before it.
+        self.context.say(f"{told} {'began with' if self.work.settings.rollout.ahead else 'sampled from'}")
         if best == 1:
             start = self.work.roles.start
             self.context.say(f"warning: the result is '{start}', and nothing was learned: {self._advice(number)}")

@@ -14,9 +14,10 @@ from alignkit import seeds
 from alignkit.models.sampling import Continuation
 from alignkit.models.sequence import ActiveSequence, Partner
 from alignkit.tokens.text_tokens import Ids
+from alignkit_distributed.begun import Steps
 
-# (contexts, a seed of each, most tokens of each, fewest tokens of all) -> the turns
-SampleTurns = Callable[[Sequence[Ids], Sequence[int], Sequence[int], int], Sequence[Continuation]]
+# (contexts, a seed of each, most tokens of each, fewest tokens of all) -> the turns, one to each context
+SampleTurns = Callable[[Sequence[Ids], Sequence[int], Sequence[int], int], Steps]
 
 
 def play(
@@ -26,7 +27,7 @@ def play(
     limits: tuple[int, int],
     partner: Partner,
     done: Callable[[int], None],
-) -> list[list[Continuation]]:
+) -> Steps:
     """Sample turns until nobody answers, or no token is left.
 
     limits: fewest and most tokens of the policy in all turns of a response. done: is given the number of responses
@@ -48,7 +49,8 @@ def play(
             first = [streams[row.prompt][row.sample] for row in asked]
             numbers = [seeds.number(number, "turn", turn) if turn else number for number in first]
             contexts = [(*prompts[row.prompt], *row.tokens) for row in asked]
-            for row, one in zip(asked, sample(contexts, numbers, [row.room for row in asked], least), strict=True):
+            written = yield from sample(contexts, numbers, [row.room for row in asked], least)
+            for row, (one,) in zip(asked, written, strict=True):
                 tells = tells and one.logprobs is not None
                 for token, logprob in zip(one.tokens, one.logprobs or [0.0] * len(one.tokens), strict=True):
                     row.write(token, logprob)
@@ -59,9 +61,9 @@ def play(
         done(sum(row.over for row in rows))
     found: list[list[Continuation]] = [[] for _ in prompts]
     for row in rows:
-        written = None if all(row.written) else tuple(row.written)
+        mask = None if all(row.written) else tuple(row.written)
         logprobs, stale = tuple(row.logprobs) if tells else None, oldest.get((row.prompt, row.sample), 0)
-        found[row.prompt].append(Continuation(tuple(row.tokens), logprobs, row.ended, written, stale))
+        found[row.prompt].append(Continuation(tuple(row.tokens), logprobs, row.ended, mask, stale))
     return found
 
 

@@ -6,7 +6,8 @@ import hashlib
 import math
 import shutil
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral, Real
@@ -29,6 +30,7 @@ from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugin_errors import AuthorError, calling, made
 from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
 from alignkit.tokens.text_tokens import Ids
+from alignkit_distributed.begun import Begun, Steps
 from alignkit_distributed.engine_thread import EngineThread, NoProgress
 from alignkit_distributed.engine_turns import play
 
@@ -70,6 +72,7 @@ class StageEngine:
         self._published: dict[str, _Published] = {}
         self._forgotten: dict[str, _Published] = {}
         self._idle = False
+        self._begun: Begun | None = None  # samples that may be under way
         self._earlier: dict[str, list[int]] = {}  # versions of a policy, oldest first
         self._folders = 0
         self._asked = ""  # the method that was called last
@@ -90,6 +93,26 @@ class StageEngine:
         partner: Partner | None = None,
     ) -> list[list[Continuation]]:
         """See `alignkit.models.sampling.generate`."""
+        ahead = self._begun
+        found = self.begin(model, role, encoder, prompts, streams, sampling, labels, partner).result(done)
+        self._begun = ahead
+        if ahead is None or ahead.over:
+            self._call("idle", self.engine.idle)  # before anything else computes, here or in other processes
+            self._idle = True
+        return found
+
+    def begin(
+        self,
+        model: SharedModel,
+        role: str,
+        encoder: Encoder,
+        prompts: Sequence[Ids],
+        streams: Sequence[Sequence[int]],
+        sampling: Sampling,
+        labels: Sequence[str] = (),
+        partner: Partner | None = None,
+    ) -> Begun:
+        """`generate` from the current weights, while the caller does something else, which may be to change them."""
         if sampling.processors:
             raise RunFailed(
                 f"stage '{self.stage}' samples with logits processors, which engine '{self.name}' cannot run\n"
@@ -106,19 +129,18 @@ class StageEngine:
         )
         request = _Request(role, version, encoder, params, labels)
 
-        def turns(contexts: Any, numbers: Sequence[int], most: Sequence[int], fewest: int) -> list[Continuation]:
+        def turns(contexts: Any, numbers: Sequence[int], most: Sequence[int], fewest: int) -> Steps:
             limits = replace(params, min_new_tokens=fewest, max_new_tokens=max(most))
             turn = replace(request, params=limits, labels=())
-            return [one for (one,) in self._sample(turn, contexts, [[n] for n in numbers], most, lambda count: None)]
+            return self._sample(turn, contexts, [[n] for n in numbers], most)
 
-        if partner is None:
-            found = self._sample(request, prompts, streams, [params.max_new_tokens] * len(prompts), done)
-        else:
-            limits = params.min_new_tokens, params.max_new_tokens
-            found = play(turns, prompts, streams, limits, partner, done)
-        self._call("idle", self.engine.idle)  # before anything else computes, here or in other processes
-        self._idle = True
-        return found
+        def steps(done: Callable[[int], None]) -> Steps:
+            if partner is None:
+                return self._sample(request, prompts, streams, [params.max_new_tokens] * len(prompts))
+            return play(turns, prompts, streams, (params.min_new_tokens, params.max_new_tokens), partner, done)
+
+        self._begun = Begun(self.asking, self._thread, steps, counts=partner is None)
+        return self._begun
 
     def _sample(
         self,
@@ -126,12 +148,11 @@ class StageEngine:
         prompts: Sequence[Ids],
         streams: Sequence[Sequence[int]],
         most: Sequence[int],
-        done: Callable[[int], None],
-    ) -> list[list[Continuation]]:
+    ) -> Steps:
         """Samples of a call. most: tokens of each prompt's samples, which may be fewer than what is asked for."""
         role, labels, params = request.role, request.labels, request.params
         asked, seeds = [list(prompt) for prompt in prompts], [list(numbers) for numbers in streams]
-        found = self._call("sample", lambda: self.engine.sample(role, asked, seeds, params), done)
+        found = yield lambda: self.engine.sample(role, asked, seeds, params)
         self._check_count("sample", found, len(prompts), "prompt", "a list of completions")
         written = []
         for index, (each, numbers) in enumerate(zip(found, streams, strict=True)):
@@ -153,7 +174,7 @@ class StageEngine:
         """End the engine. What goes wrong is only reported: the stage is done, or its error is more important."""
         if not self._thread.started:
             return
-        given_up = self._thread.busy
+        running = self._thread.busy
         wrong = self._thread.close(self.engine.close)
         shutil.rmtree(self.folder, ignore_errors=True)
         left = "; its thread ends with this process"
@@ -162,7 +183,7 @@ class StageEngine:
                 f"it did not end in time{left}" if isinstance(wrong, NoProgress) else f"{type(wrong).__name__}: {wrong}"
             )
             self.say(f"warning: {self._author}, in `{type(self.engine).__name__}.close`: {words}")
-        if given_up and self._thread.runs:
+        if running and self._thread.runs:
             words = f"the call that was given up is still running{left}"
             self.say(f"warning: {self._author}, in `{type(self.engine).__name__}.{self._asked}`: {words}")
 
@@ -231,13 +252,19 @@ class StageEngine:
 
     # Calls
 
-    def _call(self, method: str, function: Callable[[], Any], done: Callable[[int], None] = lambda count: None) -> Any:
-        if self._thread.busy:
+    def _call(self, method: str, function: Callable[[], Any]) -> Any:
+        with self.asking(method):
+            return self._thread.call(function)
+
+    @contextmanager
+    def asking(self, method: str) -> Iterator[None]:
+        """Report what goes wrong inside as a mistake of one of the engine's methods, or of the user."""
+        if self._thread.given_up:
             raise self._wrong(method, f"an earlier call is still running; {AGAIN}")
         self._asked = method
         try:
             with calling(self._author, method, self.engine):
-                return self._thread.call(function, done)
+                yield
         except PluginError as error:
             if isinstance(error.__cause__, NoProgress):
                 raise self._hangs(method) from None

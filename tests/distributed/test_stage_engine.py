@@ -554,6 +554,75 @@ def test_turns_of_others_are_read_and_those_of_the_policy_are_sampled_after_them
     asked.close()
 
 
+# While the caller does something else
+
+
+def test_what_was_begun_is_from_the_weights_of_then(tmp_path: Path) -> None:
+    """The engine is held until the weights have changed, and whoever asks next waits for it."""
+    released, asked = threading.Event(), []
+
+    class Held(LocalEngine):
+        def sample(self, *arguments: Any) -> Any:
+            asked.append(arguments[0])
+            assert released.wait(PATIENCE)
+            return super().sample(*arguments)
+
+    model, prompt = tiny_model(tmp_path), ((1, 30, 31),)
+    model.add_role("one")
+    held, rest = engine(tmp_path, Held), (model.encoder(), prompt, [[1]], Sampling(1, 8))
+    begun = held.begin(model, "one", *rest)
+    add_noise(model, "one", 0.5, 1)
+    begun.poll()  # which does not wait
+    assert not begun.seconds
+    released.set()
+    later = held.generate(model, "one", *rest)
+    first = begun.result()
+    assert asked == ["one"] * 2 and first != later == held.generate(model, "one", *rest) and begun.seconds > 0
+    held.close()
+    same = tiny_model(tmp_path)
+    same.add_role("one")
+    assert generate(same, "one", *rest) == first
+
+
+def test_turns_are_answered_when_the_caller_polls(tmp_path: Path) -> None:
+    """In the caller's thread."""
+    model, asked = tiny_model(tmp_path), engine(tmp_path)
+    model.end_ids = tuple(range(2, 359, 5))  # so that turns end
+    threads: list[threading.Thread] = []
+
+    def reply(prompt: int, sample: int, tokens: Any, room: int) -> tuple[int, ...] | None:
+        threads.append(threading.current_thread())
+        return (60, 61) if room >= 2 else None
+
+    rest = (model.encoder(), [(1, 30, 31)], [[1, 2]], Sampling(2, 12), (), Partner(reply, 24))
+    begun = asked.begin(model, BASE, *rest)
+    while begun._call is not None:
+        begun._call.over.wait(PATIENCE)
+        begun.poll()
+    assert len(threads) > 2 and set(threads) == {threading.main_thread()}
+    assert begun.result() == asked.begin(model, BASE, *rest).result()
+    asked.close()
+
+
+def test_what_was_begun_may_be_dropped(tmp_path: Path) -> None:
+    """Its call ends, as it likes, before the engine is closed."""
+    ended: list[str] = []
+
+    class Fails(LocalEngine):
+        def sample(self, *arguments: Any) -> Any:
+            ended.append("sample")
+            raise ValueError("nobody hears this")
+
+        def close(self) -> None:
+            ended.append("close")
+
+    said: list[str] = []
+    model, asked = tiny_model(tmp_path), asking(tmp_path, Fails, said)
+    asked.begin(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(1, 3)).drop()
+    asked.close()
+    assert ended == ["sample", "close"] and not said
+
+
 def test_an_engine_plays_an_environment(tmp_path: Path) -> None:
     path = written(tmp_path, {"align": {**STAGE, "environment": "calculator", "reward": "environment"}}, engine="vllm")
     assert load_recipe(path).stages["align"].engine is not None

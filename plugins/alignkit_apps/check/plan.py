@@ -50,6 +50,10 @@ class StagePlan:
     start: int = 1
 
 
+AHEAD = (
+    "sampled while it learns: an iteration takes as long as the longer of both, if the engine is as fast as alignkit"
+)
+
 Load = Callable[[Sequence[str]], Recipe]  # with more overrides
 Planner = Callable[[Sequence[str], str], Memory]  # of a stage with more overrides
 
@@ -108,6 +112,7 @@ def _stage(
     processes, memory = run.working(stage), stage_memory(run, stage, work)
     own = of_the_busiest(work, processes)
     busy = work.learned or work.measured or work.sampled
+    ahead = (stage.settings.iterations or 1) if stage.settings and stage.settings.rollout.ahead else 0
     pace = pace_of(run, base, memory, probe) if busy and reused != "reused" else None
     return StagePlan(
         name=stage.name,
@@ -118,9 +123,9 @@ def _stage(
         own=own,
         processes=processes,
         memory=memory,
-        seconds=seconds_of(own, pace) if pace else None,
+        seconds=seconds_of(own, pace, ahead) if pace else None,
         learning_rate=learning_rate(run, stage),
-        remarks=of_processes(run, stage),
+        remarks=[*of_processes(run, stage), *([AHEAD] if ahead else [])],
         start=run.processes if run.recipe.sized_launcher is None else 1,
     )
 

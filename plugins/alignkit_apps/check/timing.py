@@ -44,21 +44,25 @@ class Pace:
 
 @dataclass(frozen=True)
 class Seconds:
-    """How long the parts of a stage take."""
+    """How long the parts of a stage take. ahead: iterations of which each is sampled while the last one is learned."""
 
     learning: float
     measuring: float
     sampling: float
     source: str
+    ahead: int = 0
 
     @property
     def total(self) -> float:
-        return self.learning + self.measuring + self.sampling
+        both = self.learning + self.measuring, self.sampling
+        # The first iteration is sampled before, and the last one learned after, all that overlaps.
+        return sum(both) if not self.ahead else (sum(both) + (self.ahead - 1) * max(both)) / self.ahead
 
 
-def seconds_of(work: Workload, pace: Pace) -> Seconds:
-    """The time of a process's tokens."""
-    return Seconds(work.learned / pace.learned, work.measured / pace.measured, work.sampled / pace.sampled, pace.source)
+def seconds_of(work: Workload, pace: Pace, ahead: int = 0) -> Seconds:
+    """The time of a process's tokens. ahead: see `Seconds`."""
+    times = work.learned / pace.learned, work.measured / pace.measured, work.sampled / pace.sampled
+    return Seconds(*times, pace.source, ahead)
 
 
 # Computed

@@ -75,6 +75,23 @@ def test_cards_are_planned_without_weights(large: Path, tmp_path: Path, capsys: 
     assert again["seconds"]["learning"] == pytest.approx(1.5 * stage["seconds"]["learning"])  # three passes, not two
 
 
+def test_an_iteration_that_is_sampled_ahead_takes_as_long_as_the_longer_part(
+    large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignkit_vllm.engine.Vllm.check", lambda self, folder: None)  # no server is here
+    rollout = {"samples_per_prompt": 2, "max_new_tokens": 64}
+    keys = {"algorithm": "rloo", "prompts": "rows.jsonl", "reward": "length", "engine": "vllm", "iterations": 5}
+    path = recipe(tmp_path, str(large), waits={**keys, "rollout": rollout})
+    waits = json.loads(run(capsys, str(path), "--gpus", "H100", "--json")[1])["stages"][0]["seconds"]
+    path = recipe(tmp_path, str(large), ahead={**keys, "rollout": {**rollout, "ahead": 1}})
+    ahead = json.loads(run(capsys, str(path), "--gpus", "H100", "--json")[1])["stages"][0]["seconds"]
+    learner, sampler = ahead["learning"] + ahead["measuring"], ahead["sampling"]
+    assert waits["total"] == pytest.approx(learner + sampler)
+    assert ahead["total"] == pytest.approx((learner + sampler + 4 * max(learner, sampler)) / 5)
+    text = " ".join(run(capsys, str(path), "--gpus", "H100")[1].split())
+    assert "ahead: sampled while it learns: an iteration takes as long as the longer of both" in text
+
+
 def test_what_cannot_fit_is_refused_with_what_fits(
     large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
