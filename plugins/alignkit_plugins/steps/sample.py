@@ -145,13 +145,13 @@ class Sample(Step):
         return seeds.number(context.seed, context.stage, "sample") >> 32
 
     def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[tuple[int, Any]]], list[Any]]:
-        options = self.options
-        if isinstance(options.policy, Server):
-            return self._asking(ServerWriter(context, "sample", options.policy, options.sampling()), context)
+        options, policy = self.options, self.options.policy
+        if isinstance(policy, Server):
+            return self._asking(ServerWriter(context, "sample", policy, options.sampling()), context)
 
         def respond(rows: Sequence[tuple[int, Any]]) -> list[str]:
             sampled = context.models.sample(
-                options.policy,
+                policy,
                 [prompt for _, prompt in rows],
                 seed=seeds.number(context.seed, context.stage, "sample", rows[0][0]),
                 samples_per_prompt=options.samples_per_prompt,
