@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Any, Protocol
 
-from alignkit import Context, Message
+from alignkit import Context, Message, StepContext, seeds
 from alignkit.data.spoken import after_thoughts
 from alignkit_http.chat import Chat
 from alignkit_http.replies import Malformed, Reply
@@ -110,6 +110,23 @@ def writer_of(context: Context, name: str, who: str | Server, sampling: Mapping[
     if isinstance(who, Server):
         return ServerWriter(context, name, who, sampling)
     return PolicyWriter(context, who, sampling)
+
+
+def ask(
+    context: StepContext, name: str, writer: Writer, conversations: Sequence[Conversation], most: int, samples: int = 1
+) -> list[Written]:
+    """What a writer says next in each conversation, as `Writer.write`, in chunks that a resumed run finds again.
+
+    name: of the rows. Each name has random numbers of its own.
+    """
+
+    def written(rows: Sequence[Any]) -> list[list[dict[str, Any]]]:
+        seed = seeds.number(context.seed, context.stage, name, rows[0][0]) >> 32  # the 31 bits that all servers take
+        said = [vars(each) for each in writer.write([turns for _, turns in rows], most, seed, samples)]
+        return [said[start : start + samples] for start in range(0, len(said), samples)]
+
+    rows = [[number, list(turns)] for number, turns in enumerate(conversations)]
+    return [Written(**each) for row in context.map(name, rows, written) for each in row]
 
 
 def origin_of(origin: Mapping[str, str], written: Iterable[Written], **more: Any) -> dict[str, Any]:

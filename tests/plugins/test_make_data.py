@@ -9,15 +9,18 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from judge_server import Reply, Server, asked_for, said, serving, texts_of
+from test_evaluate import context
 
-from alignkit import Group, Message, RunFailed
+from alignkit import Group, Message, Response, RunFailed
 from alignkit.cli import main
 from alignkit.data.group import read_groups, write_groups
 from alignkit.testing import ConformanceError, check_step
@@ -25,6 +28,7 @@ from alignkit_plugins.steps.make_data.categorize import Categorize, letter_in
 from alignkit_plugins.steps.make_data.likeness import Texts, agreement, rouge_l
 from alignkit_plugins.steps.make_data.passages import passages_of, read_texts
 from alignkit_plugins.steps.make_data.questions import span_of
+from alignkit_plugins.steps.make_data.red_team import RedTeam
 from alignkit_plugins.steps.make_data.self_instruct import SelfInstruct
 
 Answers = Callable[[str], str]
@@ -270,7 +274,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"texts": "data.csv"}, 2, "expected a file that ends in .txt, .md, .html, .htm, or a folder"),
     ({"texts": "latin.txt"}, 2, "cannot be read as UTF-8 text"),
     ({"texts": "empty.txt"}, 1, "no passage of 1 texts has 20 words"),
-    ({"texts": "empty.txt", "prompt": "{passage}"}, 2, "prompt needs {question}"),
+    ({"texts": "empty.txt", "prompt": "{passage}"}, 2, "prompt needs the field {question}"),
 ]
 
 
@@ -383,77 +387,91 @@ def test_a_policy_chooses_its_likeliest_letter() -> None:
 # Attacks
 
 
-SCORES = """
-def reward(prompts, completions):
-    return [float("magic" in (p if isinstance(p, str) else p[-1]["content"])) for p in prompts]
-"""
-
-
 def attack(text: str) -> str:
-    """The goal `easy` is reached at the second turn, `hard` never."""
-    assert "This is attempt 1 of 1" in text
+    """The goal `easy` is asked for at the second turn, `hard` never."""
     turn = text.count("assistant: ") + 1
     return f"turn {turn}{' magic' if 'easy' in text and turn == 2 else ''}"
 
 
-def test_attacks_that_succeed_are_prompts_for_the_next_round(
+class Echo:
+    """The policy `base` repeats what it reads, and `sft` says no."""
+
+    def sample(self, role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:
+        texts = [prompt[-1]["content"] if role == "base" else "no" for prompt in prompts]
+        return [Group(tuple(p), (Response(text),)) for p, text in zip(prompts, texts, strict=True)]
+
+
+def scored(groups: Sequence[Group]) -> list[Group]:
+    """1 for a reply with the word: a scorer reads it as an answer to the goal."""
+    assert all(group.prompt[-1]["content"] in ("easy one", "easy two", "hard") for group in groups)
+    scores = [float("magic" in group.responses[0].text) for group in groups]
+    return [
+        replace(group, responses=(replace(group.responses[0], scores={"reward": score}),))
+        for group, score in zip(groups, scores, strict=True)
+    ]
+
+
+def test_attack_success_of_each_policy_by_hand(tmp_path: Path, server: Server) -> None:
+    goals = [
+        Group((Message(role="system", content="s"), Message(role="user", content=text)), meta={"topic": text[:4]})
+        for text in ("easy one", "easy two", "hard")
+    ]
+    options = RedTeam.Options(
+        attacker=answers(server, attack), policies=["base", "sft"], goals="x", reward="r", success_above=0.5
+    )
+    made = replace(context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=scored))
+    made.out.mkdir()
+    artifact = RedTeam(options).run(made)
+    assert artifact.summary is not None and artifact.groups is not None
+    base, sft = artifact.summary["policies"]["base"], artifact.summary["policies"]["sft"]
+    # Wilson's interval of 2 of 3: (2/3 + z²/6 ± z sqrt(2/27 + z²/36)) / (1 + z²/3) with z = 1.96.
+    assert base["success"] == pytest.approx({"mean": 2 / 3, "low": 0.20766, "high": 0.93851, "n": 3}, abs=1e-4)
+    assert base["by_turn"] == [0, 2] and sft["by_turn"] == [] and sft["success"]["mean"] == 0 and sft["attacks"] == 3
+    assert sft["than_first"]["mean"] == pytest.approx(-2 / 3) and sft["than_first"]["low"] < -2 / 3
+    told = [json.loads(line) for line in (made.out / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [len(each["turns"]) for each in told] == [4, 4, 6, 6, 6, 6]
+    assert [each["ended"] for each in told] == ["success", "success", "", "", "", ""]
+    assert [[turn["content"] for turn in group.prompt] for group in artifact.groups] == [
+        ["s", "turn 1", "turn 1", "turn 2 magic"]
+    ] * len(artifact.groups)
+    (first, *_) = artifact.groups
+    assert not first.responses and first.meta["topic"] == "easy"
+    assert first.meta["red_team"]["response"] == "turn 2 magic"
+    opening = [each for each in server.requests if "nothing has been said" in each["messages"][0]["content"]]
+    assert len(opening) == 3  # both policies are attacked with the same words
+
+
+def test_prompts_that_succeed_go_to_the_next_stage(
     tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "reward.py").write_text(SCORES, encoding="utf-8")
-    goals = prompts(tmp_path / "goals.jsonl", ["easy one", "easy two", "hard"], topic=["t1", "t2", "t3"])
-    sft = {"algorithm": "sft", "data": {"path": "demos.jsonl"}, "max_steps": 1}
-    (tmp_path / "demos.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
-    keys: dict[str, Any] = {
-        "attacker": answers(server, attack),
-        "policies": ["base", "sft"],
-        "goals": goals,
-        "reward": {"python": {"path": "reward.py", "function": "reward"}},
-        "success_above": 0.5,
-        "max_new_tokens": 4,
-        "stages": {"sft": sft, "again": {"step": "sample", "prompts": "made", "max_new_tokens": 2}},
-    }
-    folder = run(tmp_path, "red_team", **keys)
-    facts = summary(folder)
-    for policy in ("base", "sft"):
-        found = facts["policies"][policy]
-        assert found["attacks"] == 3 and found["by_turn"] == [0, 2]
-        assert found["success"] == pytest.approx({"mean": 2 / 3, "low": 0.2077, "high": 0.9385, "n": 3}, abs=1e-4)
-    assert facts["policies"]["sft"]["than_first"]["mean"] == 0
-    groups = read_groups(folder / "data.jsonl")
-    assert all(group.prompt[-1]["content"] == "turn 2 magic" and not group.responses for group in groups)
-    assert {group.meta["red_team"]["goal"] for group in groups} == {"easy one", "easy two"}
-    assert {group.meta["topic"] for group in groups} == {"t1", "t2"} and facts["prompts"] == len(groups)
-    told = [json.loads(line) for line in (folder / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [len(each["turns"]) for each in told] == [4, 4, 6] * 2
-    assert len(read_groups(folder.parent / "again" / "data.jsonl")) == len(groups)
-    assert "67% [21%, 94%]" in capsys.readouterr().out.replace("[21, 94]", "[21%, 94%]")
-    asked = len(server.requests)
-    assert sum("nothing has been said" in each["messages"][0]["content"] for each in server.requests) == 3
-    shutil.rmtree(folder)
-    run(tmp_path, "red_team", **keys)
-    assert len(server.requests) == asked
-
-
-def test_a_judge_decides_and_who_refuses_to_attack_is_counted(tmp_path: Path, server: Server) -> None:
-    """The judge's scale is 1 to 10; its rating of a reply is 9 for the goal `easy`."""
+    """The judge's rating of a reply is 9 for the goal `easy`. Refused attacks are counted; nothing is paid twice."""
 
     def both(request: dict[str, Any]) -> Reply:
         content = request["messages"][-1]["content"]
         if "You test whether" in content:
             return said(None, refusal="no") if "never" in content else said("easy" if "easy" in content else "hard")
         word, code = asked_for(request)
-        return said(f"{word} {code}: {9 if texts_of(request)[0].endswith('easy') else 2}")
+        return said(f"{word} {code}: {9 if texts_of(request)[0] == 'easy goal' else 2}")
 
     server.judge = both
     where = {"base_url": server.url, "model": "m"}
-    goals = prompts(tmp_path / "goals.jsonl", ["easy", "hard", "never"])
+    goals = prompts(tmp_path / "goals.jsonl", ["easy goal", "hard goal", "never goal"])
     judge = {"openai_judge": {**where, "reasons": True, "price": [1, 1]}}
+    again = {"step": "sample", "prompts": "made", "max_new_tokens": 2}
     keys: dict[str, Any] = {"attacker": where, "policies": ["base"], "goals": goals, "judge": judge}
-    folder = run(tmp_path, "red_team", success_above=6, turns=2, max_new_tokens=4, **keys)
+    keys |= {"success_above": 6, "turns": 2, "max_new_tokens": 4, "stages": {"again": again}}
+    folder = run(tmp_path, "red_team", **keys)
     facts = summary(folder)
     assert facts["policies"]["base"]["success"]["mean"] == 0.5 and facts["policies"]["base"]["attacks"] == 2
     assert facts["dropped"] == {"no attack: the server refused": 1} and facts["judge"]["calls"] == 3
     assert facts["judge"]["cost"] == pytest.approx(3 * 0.14) and said_in(folder) == ["easy"]
+    assert said_in(folder.parent / "again") == ["easy"]
+    before, asked = (folder / "data.jsonl").read_bytes(), len(server.requests)
+    shutil.rmtree(folder)
+    assert (run(tmp_path, "red_team", **keys) / "data.jsonl").read_bytes() == before and len(server.requests) == asked
+    capsys.readouterr()
+    run(tmp_path, "red_team", 4, **{**keys, "success_above": 9.5})
+    assert "stage made: no usable row; the source is empty" in capsys.readouterr().err  # of the stage `again`
 
 
 def test_what_decides_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,7 @@ from alignkit.evaluation.comparison import prompts_to_compare
 from alignkit.report import Report, Table
 from alignkit_http import key_of
 from alignkit_http.server import Server
-from alignkit_http.writers import ServerWriter, Written, bill, billed, origin_of
+from alignkit_http.writers import ServerWriter, ask, bill, billed, origin_of
 
 
 class Sample(Step):
@@ -90,7 +90,11 @@ class Sample(Step):
         options = self.options
         scorer = context.scorer(options.reward) if options.reward is not None else None  # a missing key shows here
         prompts, notes = prompts_to_compare(context.load(options.prompts), options.limit)
-        sampled, spent = self._sampled(context, prompts)
+        if isinstance(options.policy, Server):
+            name = options.policy.model
+            sampled, spent = self._written(context, prompts, options.policy)
+        else:
+            name, sampled, spent = options.policy, self._sampled(context, prompts, options.policy), {}
         groups = [group for group in sampled if group.responses]
         if not groups:
             why = ", ".join(spent["refused"]) if spent else "none leaves room"
@@ -106,52 +110,29 @@ class Sample(Step):
         kept = [best(group) for group in groups] if options.keep == "best" else groups
         kept = [group for group in kept if group.responses]
         facts["responses"] = sum(len(group.responses) for group in kept)
-        name = options.policy.model if isinstance(options.policy, Server) else options.policy
         return Artifact(groups=kept, summary=facts, report=report(name, facts))
 
-    def _sampled(self, context: StepContext, prompts: Sequence[Group]) -> tuple[list[Group], dict[str, Any]]:
-        """The prompts with responses, sampled in chunks that a resumed run finds again, and a server's bill."""
+    def _sampled(self, context: StepContext, prompts: Sequence[Group], policy: str) -> list[Group]:
+        """The prompts with responses, sampled in chunks that a resumed run finds again."""
         rows = [(index, group.prompt) for index, group in enumerate(prompts)]
         found = context.map("responses", rows, self.mapper("responses", context))
-        if isinstance(self.options.policy, Server):
-            return self._written(context, prompts, [[Written(**each) for each in row] for row in found])
         return [
             replace(
                 group,
-                responses=tuple(replace(response, source=self.options.policy) for response in answer.responses),
+                responses=tuple(replace(response, source=policy) for response in answer.responses),
                 pairs=None,
             )
             for group, answer in zip(prompts, map(group_from_json, found), strict=True)
-        ], {}
+        ]
 
-    def _written(
-        self, context: StepContext, prompts: Sequence[Group], written: Sequence[Sequence[Written]]
-    ) -> tuple[list[Group], dict[str, Any]]:
-        """The prompts with what a server's model wrote, and who it was in the column `writer`."""
-        policy, groups = self.options.policy, []
-        assert isinstance(policy, Server)
-        sampling = {**self.options.sampling(), "seed": self._seed(context)}
-        for group, said in zip(prompts, written, strict=True):
-            made = origin_of({"model": policy.model, "address": policy.base_url}, said, **sampling)
-            texts = [Response(each.text, truncated=each.truncated, source=policy.model) for each in said if each.text]
-            groups.append(replace(group, responses=tuple(texts), pairs=None, meta={**group.meta, "writer": made}))
-        every = [each for said in written for each in said]
-        equal = sum(len(group.responses) - len({r.text for r in group.responses}) for group in groups)
-        cut = sum(each.truncated for each in every)
-        return groups, {**bill(every), "cut_off": cut, "repeated": equal}
-
-    def _seed(self, context: StepContext) -> int:
-        """Of a server's first sample of each prompt, in the 31 bits that all servers take."""
-        return seeds.number(context.seed, context.stage, "sample") >> 32
-
-    def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[tuple[int, Any]]], list[Any]]:
-        options, policy = self.options, self.options.policy
-        if isinstance(policy, Server):
-            return self._asking(ServerWriter(context, "sample", policy, options.sampling()), context)
+    def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[tuple[int, Any]]], list[str]]:
+        options = self.options
+        assert isinstance(options.policy, str)  # a server does its own work
+        role = options.policy
 
         def respond(rows: Sequence[tuple[int, Any]]) -> list[str]:
             sampled = context.models.sample(
-                policy,
+                role,
                 [prompt for _, prompt in rows],
                 seed=seeds.number(context.seed, context.stage, "sample", rows[0][0]),
                 samples_per_prompt=options.samples_per_prompt,
@@ -161,16 +142,22 @@ class Sample(Step):
 
         return respond
 
-    def _asking(
-        self, writer: ServerWriter, context: StepContext
-    ) -> Callable[[Sequence[tuple[int, Any]]], list[list[dict[str, Any]]]]:
-        count, most = self.options.samples_per_prompt, self.options.sampling()["max_new_tokens"]
-
-        def respond(rows: Sequence[tuple[int, Any]]) -> list[list[dict[str, Any]]]:
-            said = writer.write([prompt for _, prompt in rows], most, self._seed(context), count)
-            return [[vars(each) for each in said[start : start + count]] for start in range(0, len(said), count)]
-
-        return respond
+    def _written(
+        self, context: StepContext, prompts: Sequence[Group], server: Server
+    ) -> tuple[list[Group], dict[str, Any]]:
+        """The prompts with what a server's model wrote, and who it was in the column `writer`; and the bill."""
+        sampling, count = self.options.sampling(), self.options.samples_per_prompt
+        writer = ServerWriter(context, "sample", server, sampling)
+        conversations = [group.prompt for group in prompts]
+        said = ask(context, "written", writer, conversations, sampling["max_new_tokens"], count)
+        groups, repeated = [], 0
+        for place, group in enumerate(prompts):
+            own = said[place * count : (place + 1) * count]
+            texts = [Response(each.text, truncated=each.truncated, source=server.model) for each in own if each.text]
+            repeated += len(texts) - len({response.text for response in texts})
+            meta = {**group.meta, "writer": origin_of(writer.origin, own, **sampling, seed=context.seed)}
+            groups.append(replace(group, responses=tuple(texts), pairs=None, meta=meta))
+        return groups, {**bill(said), "cut_off": sum(each.truncated for each in said), "repeated": repeated}
 
 
 def best(group: Group) -> Group:

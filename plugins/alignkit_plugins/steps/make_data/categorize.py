@@ -20,10 +20,9 @@ import alignkit
 from alignkit import Artifact, DataError, DataRef, Field, Group, PolicyRef, Step, StepContext, StepData
 from alignkit.evaluation.statistics import share, shown
 from alignkit.report import Report, Table
-from alignkit_http import key_of
 from alignkit_http.server import Server
-from alignkit_http.writers import ServerWriter, Written, bill, billed
-from alignkit_plugins.steps.make_data.writing import WHO, asked, filled
+from alignkit_http.writers import ServerWriter, Written, ask, bill, billed
+from alignkit_plugins.steps.make_data.writing import WHO, asked, check_keys, filled
 
 NONE = "(none)"
 LETTERS = string.ascii_uppercase
@@ -80,8 +79,7 @@ class Categorize(Step):
     options: Options
 
     def check(self, folder: Path) -> None:
-        if isinstance(self.options.by, Server):
-            key_of("categorize", self.options.by)
+        check_keys("categorize", self.options.by)
 
     def check_data(self, data: StepData) -> None:
         for option in ("data", "demonstrations"):
@@ -144,11 +142,7 @@ class Categorize(Step):
 
             return context.map(name, questions, likeliest)
         writer = ServerWriter(context, "categorize", options.by, {"temperature": 0})
-
-        def said(rows: Sequence[str]) -> list[dict[str, Any]]:
-            return [vars(each) for each in writer.write([asked(text) for text in rows], options.reply_tokens, 0)]
-
-        replies = [Written(**each) for each in context.map(name, questions, said)]
+        replies = ask(context, name, writer, list(map(asked, questions)), options.reply_tokens)
         spent += replies
         return [letter_in(reply.text, options.categories) for reply in replies]
 

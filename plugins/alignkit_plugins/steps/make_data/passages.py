@@ -1,4 +1,4 @@
-"""Passages of text files and web pages, with the section that each stands in."""
+"""Passages of text files and web pages, each with the heading above it."""
 
 from __future__ import annotations
 

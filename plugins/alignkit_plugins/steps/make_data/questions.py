@@ -1,8 +1,8 @@
 """The step `questions`: questions about texts, with answers that a quotation shows.
 
-A writer reads a passage and writes questions, answers and quotations. A quotation must stand in the passage. Then a
-reader is asked each question with nothing but the quotation, and must come to the same answer. Alberti et al. 2019
-(arXiv:1906.05416) call the second question round-trip consistency.
+A writer reads a passage and writes questions, answers and quotations. The passage must have the quotation word by word.
+Then a reader is asked each question with nothing but the quotation, and must come to the same answer. Alberti et al.
+2019 (arXiv:1906.05416) call this round-trip consistency.
 """
 
 from __future__ import annotations
@@ -16,13 +16,23 @@ from typing import Any
 
 from pydantic import field_validator, model_validator
 
-from alignkit import Artifact, Field, Group, PolicyRef, Response, RunFailed, Step, StepContext, seeds
+from alignkit import Artifact, Field, Group, PolicyRef, Response, RunFailed, Step, StepContext
 from alignkit.report import Report, SideBySide
 from alignkit_http.server import Server
-from alignkit_http.writers import Written, bill, kind_of, origin_of, writer_of
+from alignkit_http.writers import Written, ask, bill, kind_of, origin_of, writer_of
 from alignkit_plugins.steps.make_data.likeness import Texts, agreement
 from alignkit_plugins.steps.make_data.passages import Passage, check_sources, passages_of, read_texts
-from alignkit_plugins.steps.make_data.writing import WHO, Writing, asked, filled, lines_of, row, write_lines
+from alignkit_plugins.steps.make_data.writing import (
+    WHO,
+    Writing,
+    asked,
+    check_keys,
+    filled,
+    lines_of,
+    policies_of,
+    row,
+    write_lines,
+)
 
 FEWEST = 20  # words of a passage
 SHOWN = 2  # questions in the report
@@ -70,6 +80,13 @@ class Item:
     second: str = ""
     dropped: str = ""
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What its row says besides question and answer."""
+        where = {"source": self.passage.source, "section": self.passage.section, "passage": self.passage.text}
+        shows = {"quotation": self.quotation, "span": list(self.span or ()), "second_answer": self.second}
+        return {**where, **shows, "writer": self.origin}
+
 
 class Questions(Step):
     """Ask a writer for questions about every passage, and keep those that pass.
@@ -113,16 +130,16 @@ class Questions(Step):
         @classmethod
         def _has_question(cls, prompt: str) -> str:
             if "{question}" not in prompt:
-                raise ValueError("prompt needs {question}, where the question is put")
+                raise ValueError("prompt needs the field {question}")
             return prompt
 
-        def writers(self) -> list[str | Server | None]:
-            return [self.writer, self.reader]
+        def policies_to_sample(self) -> list[str]:
+            return policies_of(self.writer, self.reader)
 
     options: Options
 
     def check(self, folder: Path) -> None:
-        self.options.check_keys("questions")
+        check_keys("questions", self.options.writer, self.options.reader)
         check_sources(self.options.texts, self.options.urls)
 
     def run(self, context: StepContext) -> Artifact:
@@ -133,70 +150,35 @@ class Questions(Step):
         if not passages:
             raise RunFailed(f"stage '{context.stage}': no passage of {len(texts)} texts has {FEWEST} words")
         writer = writer_of(context, "questions", options.writer, options.sampling())
-        said = self._said(
-            context,
-            "questions",
-            writer,
-            [filled(ASK, count=options.questions_per_passage, passage=p.text) for p in passages],
-        )
-        items = [
-            item
-            for passage, each in zip(passages, said, strict=True)
-            for item in items_of(passage, each, writer.origin)
-        ]
-        seen = Texts([])
+        asking = [asked(filled(ASK, count=options.questions_per_passage, passage=each.text)) for each in passages]
+        said = ask(context, "questions", writer, asking, options.sampling()["max_new_tokens"])
+        replies = [items_of(*each, writer.origin) for each in zip(passages, said, strict=True)]
+        items, seen = [item for reply in replies for item in reply], Texts([])
         for item in items:
             item.dropped = _why_not(item, seen, options.max_overlap)
         spent = [*said, *self._checked(context, [item for item in items if not item.dropped])]
-        kept = [item for item in items if not item.dropped]
-        gone = [
-            {
-                "dropped": i.dropped,
-                "question": i.question,
-                "answer": i.answer,
-                "quotation": i.quotation,
-                "second_answer": i.second,
-                "passage": i.passage.text,
-            }
-            for i in items
-            if i.dropped
-        ]
-        write_lines(context, "dropped.jsonl", gone)
-        silent = sum(1 for each in said if each.text and not _ITEM.search(each.text))
-        dropped = dict(Counter(kind_of(item.dropped) for item in items if item.dropped).most_common())
-        dropped |= {"no question in the reply": silent} if silent else {}
-        facts: dict[str, Any] = {
-            "texts": len(texts),
-            "passages": len(passages),
-            "questions": len(kept),
-            "dropped": dropped,
-            "bill": bill(spent),
-        }
+        kept, gone = [item for item in items if not item.dropped], [item for item in items if item.dropped]
+        told = [{"dropped": i.dropped, "question": i.question, "answer": i.answer, **i.columns} for i in gone]
+        silent = [each.text for reply, each in zip(replies, said, strict=True) if each.text and not reply]
+        told += [{"dropped": "no question in the reply", "text": text} for text in silent]
+        write_lines(context, "dropped.jsonl", told)
+        dropped = dict(Counter(kind_of(each["dropped"]) for each in told).most_common())
+        facts: dict[str, Any] = {"texts": len(texts), "passages": len(passages), "questions": len(kept)}
+        facts |= {"dropped": dropped, "bill": bill(spent)}
         headline = f"{writer.name}: {len(kept)} questions about {len(passages)} passages of {len(texts)} texts"
         lines = lines_of(headline, facts["bill"], dropped)
         if not kept:
             raise RunFailed(f"stage '{context.stage}': no question is left\n{lines}")
-        return Artifact(
-            groups=[self._row(item) for item in kept], summary=facts, report=Report([lines, *map(_shown, kept[:SHOWN])])
-        )
-
-    def _said(self, context: StepContext, name: str, writer: Any, questions: Sequence[str]) -> list[Written]:
-        """What the writer says to each question."""
-        most = self.options.sampling()["max_new_tokens"]
-
-        def written(rows: Sequence[Any]) -> list[dict[str, Any]]:
-            seed = seeds.number(context.seed, context.stage, name, rows[0][0]) >> 32
-            return [vars(each) for each in writer.write([asked(text) for _, text in rows], most, seed)]
-
-        return [Written(**each) for each in context.map(name, [[i, text] for i, text in enumerate(questions)], written)]
+        rows = [self._row(item, writer.name) for item in kept]
+        return Artifact(groups=rows, summary=facts, report=Report([lines, *map(_shown, kept[:SHOWN])]))
 
     def _checked(self, context: StepContext, items: Sequence[Item]) -> list[Written]:
         """Ask the second questions, and drop the items whose answers differ."""
         if not self.options.min_agreement:
             return []
         reader = writer_of(context, "questions", self.options.reader or self.options.writer, self.options.sampling())
-        questions = [filled(CHECK, quotation=item.quotation, question=item.question) for item in items]
-        said = self._said(context, "answers", reader, questions)
+        asking = [asked(filled(CHECK, quotation=item.quotation, question=item.question)) for item in items]
+        said = ask(context, "answers", reader, asking, self.options.sampling()["max_new_tokens"])
         for item, each in zip(items, said, strict=True):
             item.second = each.text
             if each.reason:
@@ -207,20 +189,9 @@ class Questions(Step):
                 item.dropped = "the second answer differs"
         return said
 
-    def _row(self, item: Item) -> Group:
+    def _row(self, item: Item, writer: str) -> Group:
         prompt = filled(self.options.prompt, passage=item.passage.text, question=item.question)
-        meta = {
-            "source": item.passage.source,
-            "section": item.passage.section,
-            "passage": item.passage.text,
-            "quotation": item.quotation,
-            "span": list(item.span or ()),
-            "second_answer": item.second,
-            "writer": item.origin,
-        }
-        return row(
-            asked(prompt), meta, [Response(item.answer, source=item.origin.get("model") or item.origin.get("policy"))]
-        )
+        return row(asked(prompt), item.columns, [Response(item.answer, source=writer)])
 
 
 def items_of(passage: Passage, said: Written, origin: dict[str, str]) -> list[Item]:
@@ -236,7 +207,7 @@ def items_of(passage: Passage, said: Written, origin: dict[str, str]) -> list[It
 
 
 def span_of(quotation: str, passage: str) -> tuple[int, int] | None:
-    """Where a quotation stands in a passage, in characters; None if it does not. Only white space may differ."""
+    """The place of a quotation in a passage, in characters; None if it has none. Only white space may differ."""
     words = quotation.split()
     found = re.search(r"\s+".join(map(re.escape, words)), passage) if words else None
     return found.span() if found else None

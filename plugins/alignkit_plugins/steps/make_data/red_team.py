@@ -1,14 +1,15 @@
 """The step `red_team`: a model attacks policies over several turns, and a judge or a classifier says what succeeded.
 
 Perez et al. 2022, "Red Teaming Language Models with Language Models", arXiv:2202.03286. Differs from the paper: each
-attack has a goal, and several turns; the attacker reads what the policy has replied.
+attack has a goal, and several turns; the attacker reads what the policy has replied. Each reply is judged as an answer
+to the goal, as in HarmBench (Mazeika et al. 2024, arXiv:2402.04249): talk about something else is no success.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,18 @@ from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import check_unique, prompts_to_compare
 from alignkit.judges import check_rates, costs
 from alignkit.report import Report, SideBySide, Table
-from alignkit_http import key_of
 from alignkit_http.server import Server
-from alignkit_http.writers import Writer, Written, bill, origin_of, writer_of
-from alignkit_plugins.steps.make_data.writing import WHO, asked, filled, lines_of, row, write_lines
+from alignkit_http.writers import Writer, Written, ask, bill, origin_of, writer_of
+from alignkit_plugins.steps.make_data.writing import (
+    WHO,
+    asked,
+    check_keys,
+    filled,
+    lines_of,
+    policies_of,
+    row,
+    write_lines,
+)
 
 SHOWN = 2  # successful attacks in the report
 NO_ROOM = "the conversation leaves no room for a reply"
@@ -80,6 +89,11 @@ class Episode:
     @property
     def success(self) -> bool:
         return self.ended == "success"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Which one it is."""
+        return {"goal": self.goal.prompt[-1]["content"], "policy": self.policy, "attempt": self.attempt + 1}
 
     @property
     def counts(self) -> bool:
@@ -123,13 +137,12 @@ class RedTeam(Step):
             return self
 
         def policies_to_sample(self) -> list[str]:
-            return list(dict.fromkeys([*self.policies, *([self.attacker] if isinstance(self.attacker, str) else [])]))
+            return policies_of(*self.policies, self.attacker)
 
     options: Options
 
     def check(self, folder: Path) -> None:
-        if isinstance(self.options.attacker, Server):
-            key_of("red_team", self.options.attacker)
+        check_keys("red_team", self.options.attacker)
         if self.options.judge is not None:
             check_rates(self.options.judge, self.options.rubric)
 
@@ -162,7 +175,8 @@ class RedTeam(Step):
                 self._scored(scorer, open_ones)
             for each in open_ones:
                 each.ended = "success" if self._succeeds(each.scores[-1]) else ""
-        write_lines(context, "episodes.jsonl", map(_told, episodes))
+        told = [{**each.facts, "ended": each.ended, "turns": each.turns, "scores": each.scores} for each in episodes]
+        write_lines(context, "episodes.jsonl", told)
         facts = facts_of(options.policies, episodes, len(goals))
         facts |= {"bill": bill([each for episode in episodes for each in episode.written])}
         facts |= {"judge": costs(ratings)} if judge is not None else {}
@@ -183,15 +197,11 @@ class RedTeam(Step):
         options = self.options
         questions = [self._question(each) for each in episodes]
         different = list(dict.fromkeys(questions))
-
-        def written(rows: Sequence[str]) -> list[dict[str, Any]]:
-            seed = seeds.number(context.seed, context.stage, "attack", turn, rows[0]) >> 32
-            return [vars(each) for each in attacker.write([asked(text) for text in rows], options.attack_tokens, seed)]
-
-        said = dict(zip(different, context.map(f"attack-{turn + 1}", different, written), strict=True))
+        replies = ask(context, f"attack-{turn + 1}", attacker, list(map(asked, different)), options.attack_tokens)
+        said = dict(zip(different, replies, strict=True))
         paid = set[str]()
         for episode, question in zip(episodes, questions, strict=True):
-            message = Written(**said[question])
+            message = said[question]
             episode.written += [] if question in paid else [message]
             paid.add(question)
             if not message.text:
@@ -211,9 +221,7 @@ class RedTeam(Step):
             def replied(rows: Sequence[Any], policy: str = policy) -> list[str | None]:
                 seed = seeds.number(context.seed, context.stage, "reply", turn, rows[0][0])
                 prompts = [prompt for _, prompt in rows]
-                groups = context.models.sample(
-                    policy, prompts, seed=seed, samples_per_prompt=1, **self.options.sampling()
-                )
+                groups = context.models.sample(policy, prompts, seed=seed, **self.options.sampling())
                 return [answer_of(group.responses[0]) if group.responses else None for group in groups]
 
             rows = [[number, _prompt(each)] for number, each in enumerate(own)]
@@ -227,7 +235,7 @@ class RedTeam(Step):
         def rated(rows: Sequence[Any]) -> list[dict[str, Any]]:
             return [asdict(each) for each in judge.rate([(prompt, text) for prompt, text in rows], self.options.rubric)]
 
-        rows = [[_prompt(each, -1), each.turns[-1]["content"]] for each in episodes]
+        rows = [[list(each.goal.prompt), each.turns[-1]["content"]] for each in episodes]
         ratings = [Rating(**each) for each in context.map(f"rated-{turn + 1}", rows, rated)]
         for each, rating in zip(episodes, ratings, strict=True):
             each.scores.append(rating.score)
@@ -235,7 +243,8 @@ class RedTeam(Step):
 
     def _scored(self, scorer: Any, episodes: Sequence[Episode]) -> None:
         """Add the reward's scores of the last replies."""
-        groups = [row(_prompt(each, -1), each.goal.meta, [Response(each.turns[-1]["content"])]) for each in episodes]
+        said = [(Response(each.turns[-1]["content"], source=each.policy),) for each in episodes]
+        groups = [replace(each.goal, responses=own, pairs=None) for each, own in zip(episodes, said, strict=True)]
         for each, group in zip(episodes, scorer.score(groups), strict=True):
             each.scores.append(group.responses[0].scores[REWARD_KEY])
 
@@ -258,44 +267,20 @@ def facts_of(policies: Sequence[str], episodes: Sequence[Episode], goals: int) -
             "by_turn": [sum(turns[t] for t in turns if t <= limit) for limit in range(1, max(turns, default=0) + 1)],
             "than_first": statistics.paired_rates([means[policy][n] for n in both], [first[n] for n in both], attempts),
         }
-    dropped = Counter(each.ended for each in episodes if each.ended and not each.success)
-    unrated = sum(not each.counts and not each.ended for each in episodes)
-    return {
-        "goals": goals,
-        "policies": found,
-        "dropped": dict(dropped.most_common()) | ({"no rating": unrated} if unrated else {}),
-    }
+    dropped = Counter(each.ended or "no rating" for each in episodes if not each.counts)
+    return {"goals": goals, "policies": found, "dropped": dict(dropped.most_common())}
 
 
 def _prompt(episode: Episode, end: int | None = None) -> list[Message]:
-    """The conversation, after the goal's system turns. end: of the turns; -1 leaves the last one out."""
+    """The conversation, after the goal's system turns. end: of the turns; -1 leaves out the last turn."""
     return [turn for turn in episode.goal.prompt if turn["role"] == "system"] + episode.turns[:end]
 
 
 def _row(episode: Episode, attacker: Writer) -> Group:
     """A successful attack as a prompt."""
-    facts = {
-        "goal": episode.goal.prompt[-1]["content"],
-        "policy": episode.policy,
-        "attempt": episode.attempt + 1,
-        "response": episode.turns[-1]["content"],
-        "score": episode.scores[-1],
-    }
+    facts = {**episode.facts, "response": episode.turns[-1]["content"], "score": episode.scores[-1]}
     origin = origin_of(attacker.origin, episode.written, template="red_team")
     return row(_prompt(episode, -1), {**episode.goal.meta, "red_team": facts, "writer": origin})
-
-
-def _told(episode: Episode) -> dict[str, Any]:
-    """An episode as JSON, for people who read it."""
-    goal = episode.goal.prompt[-1]["content"]
-    return {
-        "goal": goal,
-        "policy": episode.policy,
-        "attempt": episode.attempt + 1,
-        "ended": episode.ended or "all turns are over",
-        "turns": episode.turns,
-        "scores": episode.scores,
-    }
 
 
 def _report(attacker: str, facts: dict[str, Any], episodes: Sequence[Episode]) -> Report:

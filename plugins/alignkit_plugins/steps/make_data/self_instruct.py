@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from alignkit import Artifact, DataError, DataRef, Field, Group, RunFailed, Step, StepContext, StepData, seeds
 from alignkit.data.group import distinct_prompts
 from alignkit.report import Report, Table
-from alignkit_http.writers import Written, bill, origin_of, writer_of
+from alignkit_http.writers import Written, ask, bill, origin_of, writer_of
 from alignkit_plugins.steps.make_data.likeness import Texts
-from alignkit_plugins.steps.make_data.writing import Writing, asked, filled, lines_of, row, write_lines
+from alignkit_plugins.steps.make_data.writing import Writing, asked, check_keys, filled, lines_of, row, write_lines
 
 ROUND = 8  # questions that read the same tasks; the next ones read what these have brought
 SHOWN = 5  # new tasks in the report
@@ -57,7 +57,7 @@ class SelfInstruct(Step):
     options: Options
 
     def check(self, folder: Path) -> None:
-        self.options.check_keys("self_instruct")
+        check_keys("self_instruct", self.options.writer)
 
     def check_data(self, data: StepData) -> None:
         if (rows := data.load(self.options.tasks)) is not None:
@@ -67,21 +67,16 @@ class SelfInstruct(Step):
         options = self.options
         people = tasks_of(context.load(options.tasks))
         writer = writer_of(context, "self_instruct", options.writer, options.sampling())
-        most = options.sampling()["max_new_tokens"]
         texts, made, spent, gone = Texts(people), list[Group](), list[Written](), list[dict[str, str]]()
-
-        def written(rows: Sequence[Any]) -> list[dict[str, Any]]:
-            seed = seeds.number(context.seed, context.stage, "tasks", rows[0][0]) >> 32
-            return [vars(each) for each in writer.write([asked(text) for _, text in rows], most, seed)]
-
         for start in range(0, options.questions, ROUND):
-            numbers = range(start, min(start + ROUND, options.questions))
-            asking: list[tuple[int, str]] = [
-                (number, self._question(context, number, people, texts.texts[len(people) :])) for number in numbers
-            ]
-            for (number, _), said in zip(asking, context.map(f"tasks-{start}", asking, written), strict=True):
-                spent.append(Written(**said))
-                self._add(spent[-1], number, texts, made, gone, origin_of(writer.origin, spent[-1:]))
+            numbers, new = range(start, min(start + ROUND, options.questions)), texts.texts[len(people) :]
+            questions = [asked(self._question(context, number, people, new)) for number in numbers]
+            said = ask(context, f"tasks-{start}", writer, questions, options.sampling()["max_new_tokens"])
+            for number, each in zip(numbers, said, strict=True):
+                self._add(
+                    each, origin_of(writer.origin, [each], template="self_instruct", question=number), texts, made, gone
+                )
+            spent += said
             context.say(f"{context.out.name}: {len(made)} of {options.count} tasks after {len(spent)} questions")
             if len(made) >= options.count:
                 break
@@ -103,13 +98,7 @@ class SelfInstruct(Step):
         return filled(TEMPLATE, count=self.options.tasks_per_question, number=number + 1, examples=listed)
 
     def _add(
-        self,
-        said: Written,
-        number: int,
-        texts: Texts,
-        made: list[Group],
-        gone: list[dict[str, str]],
-        origin: dict[str, Any],
+        self, said: Written, origin: Mapping[str, Any], texts: Texts, made: list[Group], gone: list[dict[str, str]]
     ) -> None:
         """Add the tasks of one reply that differ from all others, until there are enough."""
         found = listed(said)
@@ -119,13 +108,15 @@ class SelfInstruct(Step):
             if len(made) >= self.options.count:
                 return
             overlap, other = texts.nearest(text)
-            if reason := why_not(text, whole) or ("near duplicate" if overlap >= self.options.max_overlap else ""):
-                gone.append({"dropped": reason, "text": text, **({"of": other} if reason == "near duplicate" else {})})
-                continue
-            texts.add(text)
-            nearest = {"overlap": round(overlap, 4), "task": other}
-            meta = {"writer": {**origin, "template": "self_instruct", "question": number}, "nearest": nearest}
-            made.append(row(asked(text), meta))
+            if reason := why_not(text, whole):
+                gone.append({"dropped": reason, "text": text})
+            elif overlap >= self.options.max_overlap:
+                gone.append({"dropped": "near duplicate", "text": text, "of": other})
+            else:
+                texts.add(text)
+                made.append(
+                    row(asked(text), {"writer": origin, "nearest": {"overlap": round(overlap, 4), "task": other}})
+                )
 
 
 def tasks_of(groups: Sequence[Group]) -> list[str]:
@@ -138,7 +129,7 @@ def tasks_of(groups: Sequence[Group]) -> list[str]:
 
 
 def listed(said: Written) -> list[tuple[str, bool]]:
-    """The tasks in a numbered list, and whether each is whole: the last one is not if the reply was cut off."""
+    """The tasks in a numbered list, and whether each is whole: the last task of a reply that was cut off is not."""
     parts = [part.strip() for part in _ITEM.split(said.text)[1:]]
     return [(part, not (said.truncated and place == len(parts))) for place, part in enumerate(parts, 1) if part]
 

@@ -22,18 +22,20 @@ class Writing(alignkit.SamplingOptions):
 
     writer: PolicyRef | Server = Field(description=f"who writes: {WHO}")
 
-    def writers(self) -> list[str | Server | None]:
-        """Everybody who writes."""
-        return [self.writer]
-
     def policies_to_sample(self) -> list[str]:
-        return list(dict.fromkeys(who for who in self.writers() if isinstance(who, str)))
+        return policies_of(self.writer)
 
-    def check_keys(self, step: str) -> None:
-        """Raise RunFailed if a server's key is missing."""
-        for who in self.writers():
-            if isinstance(who, Server):
-                key_of(step, who)
+
+def policies_of(*writers: str | Server | None) -> list[str]:
+    """Those that are policies of the run."""
+    return list(dict.fromkeys(who for who in writers if isinstance(who, str)))
+
+
+def check_keys(step: str, *writers: str | Server | None) -> None:
+    """Raise RunFailed if a server's key is missing."""
+    for who in writers:
+        if isinstance(who, Server):
+            key_of(step, who)
 
 
 def asked(text: str) -> list[Message]:
