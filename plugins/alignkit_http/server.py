@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import field_validator
 
 from alignkit import Field
 from alignkit_http.options import RemoteOptions
@@ -21,11 +21,12 @@ class Server(RemoteOptions):
     )
     request: dict[str, Any] = Field({}, description="additional fields of the request; null removes a field")
 
-    @model_validator(mode="after")
-    def _price_is_none_below_0(self) -> Any:
-        if self.price is not None and min(self.price) < 0:
+    @field_validator("price")
+    @classmethod
+    def _none_below_0(cls, price: tuple[float, float] | None) -> tuple[float, float] | None:
+        if price is not None and min(price) < 0:
             raise ValueError("price must be two numbers of at least 0")
-        return self
+        return price
 
     def cost(self, tokens: int | None, written: int | None) -> float | None:
         """What tokens cost, by the price; None if that is unknown. tokens: all. written: those that the model wrote."""

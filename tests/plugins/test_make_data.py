@@ -270,6 +270,7 @@ def test_passages_are_whole_paragraphs_of_one_section() -> None:
 
 BAD: list[tuple[dict[str, Any], int, str]] = [
     ({}, 2, "set 'texts', 'urls' or both"),
+    ({"urls": ["https://me:key@example.org/"]}, 2, "expected addresses of web pages, such as https://example.org/page"),
     ({"texts": "none.txt"}, 2, "no such file: none.txt"),
     ({"texts": "data.csv"}, 2, "expected a file that ends in .txt, .md, .html, .htm, or a folder"),
     ({"texts": "latin.txt"}, 2, "cannot be read as UTF-8 text"),

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from alignkit import RunFailed
 from alignkit.extras import check_extra
@@ -41,14 +40,10 @@ def files_of(path: Path) -> list[Path]:
 
 
 def check_sources(texts: Path | None, urls: Sequence[str]) -> None:
-    """Raise RunFailed for what shows before anything is asked: no such text, no package for pages, a bad address."""
+    """Raise RunFailed for what shows before anything is asked: no such text, or no package for pages."""
     files = files_of(texts) if texts is not None else []
     if urls or any(each.suffix in PAGES for each in files):
         check_extra("step 'questions'", "web", "trafilatura", "lxml_html_clean")
-    for url in urls:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-            raise RunFailed(f"urls: '{url}' is not the address of a web page, such as https://example.org/page")
     for file in files:
         _read(file)
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import field_validator, model_validator
 
@@ -125,6 +126,14 @@ class Questions(Step):
             if self.texts is None and not self.urls:
                 raise ValueError("set 'texts', 'urls' or both")
             return self
+
+        @field_validator("urls")
+        @classmethod
+        def _addresses(cls, urls: list[str]) -> list[str]:
+            for parts in map(urlsplit, urls):
+                if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+                    raise ValueError("expected addresses of web pages, such as https://example.org/page")
+            return urls
 
         @field_validator("prompt")
         @classmethod
