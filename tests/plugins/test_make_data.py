@@ -367,6 +367,8 @@ def test_people_say_the_use_case_in_a_column(tmp_path: Path, capsys: pytest.Capt
     keys: dict[str, Any] = {"categories": ["poem", "code"], "column": "kind"}
     run(tmp_path, "categorize", 4, data=prompts(tmp_path / "a.jsonl", ASKS[:2], kind=["poem", "cod"]), **keys)
     assert "column 'kind' has 'cod'; the categories are: poem, code" in capsys.readouterr().err
+    run(tmp_path, "categorize", 4, data=prompts(tmp_path / "a.jsonl", ASKS[:1], kind=[["poem"]]), **keys)
+    assert "column 'kind' has ['poem']" in capsys.readouterr().err
     run(tmp_path, "categorize", 4, data=prompts(tmp_path / "a.jsonl", ASKS), **keys)
     assert "no row has the column 'kind'" in capsys.readouterr().err
     folder = run(
@@ -381,7 +383,16 @@ def test_people_say_the_use_case_in_a_column(tmp_path: Path, capsys: pytest.Capt
 def test_a_policy_chooses_its_likeliest_letter() -> None:
     check_step(Categorize, {"data": "x", "categories": ["poem", "code"], "by": "sft"})
     names = {"poem": "", "code": ""}
-    said = {"A": 0, " (b)": 1, "B. code": 1, "C": None, "It is code": 1, "A poem or code": None, "": None}
+    said = {
+        "A": 0,
+        " (b)": 1,
+        "B. code": 1,
+        "C": None,
+        "It is code": None,
+        "**Code**.": 1,
+        "A poem or code": None,
+        "": None,
+    }
     assert {text: letter_in(text, names) for text in said} == said
 
 

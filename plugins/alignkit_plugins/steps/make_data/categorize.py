@@ -111,7 +111,8 @@ class Categorize(Step):
         if not any(group.meta.get(column) for group in found):
             raise DataError(f"no row has the column '{column}'", option=(option,))
         for group in found:
-            if (case := group.meta.get(column)) and case not in self.options.categories:
+            case = group.meta.get(column)
+            if case and not (isinstance(case, str) and case in self.options.categories):
                 where, names = f"{group.origin}: " if group.origin else "", ", ".join(self.options.categories)
                 raise DataError(f"{where}column '{column}' has {case!r}; the categories are: {names}", option=(option,))
         return found
@@ -152,8 +153,8 @@ def letter_in(text: str, categories: Mapping[str, str]) -> int | None:
     if match := re.match(r"\W*([A-Za-z])(?=\W*\Z|[.):\n])", text):
         at = LETTERS.index(match[1].upper())
         return at if at < len(categories) else None
-    names = [at for at, name in enumerate(categories) if name.casefold() in text.casefold()]
-    return names[0] if len(names) == 1 else None
+    places = {name.casefold(): at for at, name in enumerate(categories)}
+    return places.get(text.strip(" \n.*\"'`").casefold())
 
 
 def coverage(
