@@ -40,7 +40,7 @@ class Writer(Protocol):
     """A model that continues conversations. name: of a policy, or of the model on its server. origin: for rows."""
 
     name: str
-    origin: dict[str, str]
+    origin: dict[str, Any]
 
     def write(self, conversations: Sequence[Conversation], most: int, seed: int, samples: int = 1) -> list[Written]:
         """What it says next in each, in order; several samples of one come one after the other. most: tokens."""
@@ -51,7 +51,7 @@ class PolicyWriter:
     """A policy of this run. sampling: as in training; how long a text may be is said each time."""
 
     def __init__(self, context: Context, role: str, sampling: Mapping[str, Any]):
-        self.name, self.origin, self._context = role, {"policy": role}, context
+        self.name, self.origin, self._context = role, {"policy": role, "seed": context.seed}, context
         lengths = ("max_new_tokens", "min_new_tokens")
         self._sampling = {key: value for key, value in sampling.items() if key not in lengths}
 
@@ -73,7 +73,7 @@ class ServerWriter:
     def __init__(self, context: Context, name: str, options: Server, sampling: Mapping[str, Any]):
         """name: of the step, for messages and the file of stored replies."""
         self.name, self._context, self._options = options.model, context, options
-        self.origin = {"model": options.model, "address": options.base_url}
+        self.origin = {"model": options.model, "address": options.base_url, "seed": context.seed}
         self._sampling = {key: sampling[key] for key in ("temperature", "top_p") if key in sampling}
         remote = Remote(name, options, "chat/completions", context.cache, _stored)
         self._chat = Chat(remote, options.model, list(options.request))
@@ -129,8 +129,8 @@ def ask(
     return [Written(**each) for row in context.map(name, rows, written) for each in row]
 
 
-def origin_of(origin: Mapping[str, str], written: Iterable[Written], **more: Any) -> dict[str, Any]:
-    """Who wrote a row, for a column of it. origin: of the writer. more: such as the seed or the question's words."""
+def origin_of(origin: Mapping[str, Any], written: Iterable[Written], **more: Any) -> dict[str, Any]:
+    """Who wrote a row, for a column of it. origin: of the writer. more: such as sampling options."""
     models = list(dict.fromkeys(each.model for each in written if each.model))
     return {**origin, **({"replied_as": models} if models else {}), **more}
 

@@ -155,7 +155,7 @@ class Sample(Step):
             own = said[place * count : (place + 1) * count]
             texts = [Response(each.text, truncated=each.truncated, source=server.model) for each in own if each.text]
             repeated += len(texts) - len({response.text for response in texts})
-            meta = {**group.meta, "writer": origin_of(writer.origin, own, **sampling, seed=context.seed)}
+            meta = {**group.meta, "writer": origin_of(writer.origin, own, **sampling)}
             groups.append(replace(group, responses=tuple(texts), pairs=None, meta=meta))
         return groups, {**bill(said), "cut_off": sum(each.truncated for each in said), "repeated": repeated}
 

@@ -203,7 +203,7 @@ class Questions(Step):
         return row(asked(prompt), item.columns, [Response(item.answer, source=writer)])
 
 
-def items_of(passage: Passage, said: Written, origin: dict[str, str]) -> list[Item]:
+def items_of(passage: Passage, said: Written, origin: dict[str, Any]) -> list[Item]:
     """The questions in a reply. The last quotation of a reply that was cut off may not be whole."""
     made = origin_of(origin, [said], template="questions")
     items = []
