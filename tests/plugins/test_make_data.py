@@ -486,6 +486,11 @@ def test_prompts_that_succeed_go_to_the_next_stage(
     assert "stage made: no usable row; the source is empty" in capsys.readouterr().err  # of the stage `again`
 
 
+def test_attacks_keep_the_rules_of_steps() -> None:
+    keys = {"attacker": "base", "policies": ["sft"], "goals": "x", "reward": {"refusal": {}}, "success_below": 0.5}
+    check_step(RedTeam, {**keys, "turns": 2, "attack_tokens": 4, "max_new_tokens": 4})
+
+
 def test_what_decides_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys: dict[str, Any] = {"attacker": "base", "policies": ["base"], "goals": prompts(tmp_path / "g.jsonl", ["g"])}
     for more, message in (
