@@ -4,8 +4,8 @@ A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated --
 `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `importance`, `mix`, `stop`, `data`, `measures`,
 `few_shot`, `people`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`, `data sets`,
 `labeled pairs`, `cards`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`, `commands`,
-`exit codes`, `hooks`, `events`, `silent bugs`, a kind and a name (`algorithm ppo`), a kind and several names, which then have
-captions (`reward min product`), or names for the reference of public names (`api Group Response`; see
+`exit codes`, `hooks`, `events`, `silent bugs`, a kind and a name (`algorithm ppo`), a kind and several names, which
+then have captions (`reward min product`), or names for the reference of public names (`api Group Response`; see
 `api_reference.py`).
 It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
