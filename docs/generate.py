@@ -2,10 +2,10 @@
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
 `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `importance`, `mix`, `stop`, `data`, `measures`,
-`few_shot`, `people`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`, `data sets`, `labeled pairs`,
-`cards`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`, `commands`, `exit codes`,
-`hooks`, `events`, `silent bugs`, a kind and a name (`algorithm ppo`), a kind and several names, which then have
-captions (`reward min product`), or names for the reference of public names (`api Group Response`; see
+`few_shot`, `people`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`, `data sets`,
+`labeled pairs`, `cards`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`, `commands`,
+`exit codes`, `hooks`, `events`, `silent bugs`, a kind and a name (`algorithm ppo`), a kind and several names, which
+then have captions (`reward min product`), or names for the reference of public names (`api Group Response`; see
 `api_reference.py`).
 It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
@@ -38,6 +38,7 @@ from alignkit.settings import Importance, LoraSpec, Mix, ModelSpec, Rollout, Set
 from alignkit_apps.catalog.json_schema import schema_text
 from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
 from alignkit_apps.init.copying import summary
+from alignkit_http.server import Server
 from alignkit_plugins.steps.evaluate.few_shot import FewShot
 from alignkit_plugins.steps.evaluate.measures import Measure
 from alignkit_plugins.steps.evaluate.people import People
@@ -59,6 +60,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "measures": Measure,
     "few_shot": FewShot,
     "people": People,
+    "server": Server,
 }
 PART = re.compile(r"^(<!-- generated: (.+?) -->\n)(.*?)^(<!-- /generated -->)$", re.MULTILINE | re.DOTALL)
 

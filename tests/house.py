@@ -69,7 +69,7 @@ COMMON_WORDS = {
     *("dialogues", "evaluate", "feedback", "groups", "length", "lm", "messages", "normalized"),
     *("classifier", "format", "http", "language", "regex", "repetition", "weighted"),
     *("clean", "environment", "merge", "people", "preference", "python", "sample"),
-    *("drop", "template"),
+    *("drop", "questions", "template"),
     *("clip", "min", "product", "rankings", "rest", "revise", "reward_model", "text", "weighted_sum", "when"),
 }
 

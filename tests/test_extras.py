@@ -54,6 +54,6 @@ def test_a_missing_module_is_named_with_who_needs_it() -> None:
 
 def test_every_extra_of_the_installed_package_has_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "requires", importlib.metadata.requires)
-    for extra in ("json", "label", "language", "lm-eval", "math", "ray", "serve"):
+    for extra in ("json", "label", "language", "lm-eval", "math", "ray", "serve", "web"):
         named = extras.install_command(extra).partition(" install ")[2].replace("'", "").split()
         assert named and all(Requirement(text).specifier for text in named), extra

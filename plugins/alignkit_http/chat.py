@@ -22,6 +22,7 @@ _ITS_TEXT = re.compile(r"context|too (long|large|many)|content.?(filter|manageme
 _DIALECTS: tuple[tuple[str, str, str | None], ...] = (
     ("max_tokens", "max_completion_tokens", "max_completion_tokens"),
     ("temperature", "temperature", None),
+    ("seed", "seed", None),
 )
 Body = Mapping[str, Any]
 

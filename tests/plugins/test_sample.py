@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from judge_server import Reply, serving
 
 from alignkit import Group, Message
 from alignkit.cli import main
@@ -100,3 +102,65 @@ def test_stored_responses_are_not_sampled_again(tmp_path: Path) -> None:
     kept = place.read_bytes()
     run(tmp_path)
     assert (folder / "data.jsonl").read_bytes() == before and place.read_bytes() == kept
+
+
+def writes(request: dict[str, Any]) -> Reply:
+    """A model on a server: it refuses what is bad, is cut off where nothing is there, and has one seed's words."""
+    asked = request["messages"][-1]["content"]
+    words = {"bread bad": None, "bread there": "so it goes and"}.get(asked, f"{asked}? By {request.get('seed')}.")
+    usage = {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}
+    end = "length" if asked == "bread there" else "stop"
+    choice = {"message": {"content": words, **({} if words else {"refusal": "no"})}, "finish_reason": end}
+    return Reply(body={"model": "m-2026", "choices": [choice], "usage": usage})
+
+
+def test_a_model_on_a_server_writes_demonstrations_with_a_bill(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every row says who wrote it, and SFT learns it. What the server has said is not asked again."""
+    sft = {"algorithm": "sft", "data": {"stage": "answers", "limit": 3}, "max_steps": 1}
+    with serving(writes) as server:
+        policy = {"base_url": server.url, "model": "m", "price": [1, 2]}
+        keys: dict[str, Any] = {"policy": policy, "samples_per_prompt": 1, "temperature": 0.7, "stages": {"sft": sft}}
+        folder = run(tmp_path, **keys)
+        groups, facts = read_groups(folder / "data.jsonl"), summary(folder)
+        assert [group.responses[0].text for group in groups][:2] == ["bread is? By None.", "bread good? By None."]
+        assert [g.responses[0].truncated for g in groups] == [False] * 5 + [True] and len(server.requests) == 7
+        assert {r.source for group in groups for r in group.responses} == {"m"}
+        made = groups[0].meta["writer"]
+        assert (made["model"], made["replied_as"], made["address"]) == ("m", ["m-2026"], server.url)
+        assert (made["temperature"], made["max_new_tokens"]) == (0.7, 6)
+        assert facts["bill"]["tokens"] == 7 * 14 and facts["bill"]["cost"] == pytest.approx(7 * (10 + 2 * 4) / 1000)
+        assert facts["bill"]["refused"] == {"the server refused": 1} and facts["unanswered"] == 1
+        out = capsys.readouterr().out
+        assert "7 questions, 98 tokens, cost 0.126" in out and "cut off at max_new_tokens: 1" in out
+        assert "no response: the server refused: 1" in out
+        before = (folder / "data.jsonl").read_bytes()
+        shutil.rmtree(folder)
+        run(tmp_path, **keys)
+        assert len(server.requests) == 7 and (folder / "data.jsonl").read_bytes() == before
+
+
+def test_several_samples_of_a_server_differ_in_their_seed(tmp_path: Path) -> None:
+    """A server without seeds gives the same text each time, and the report says so."""
+
+    def without(request: dict[str, Any]) -> Reply:
+        wrong = Reply(status=400, body={"error": "unknown field: seed"})
+        return wrong if "seed" in request else writes(request)
+
+    for name, judge, expected in (("a", writes, 0), ("b", without, 5)):
+        (tmp_path / name).mkdir()
+        with serving(judge) as server:
+            folder = run(tmp_path / name, policy={"base_url": server.url, "model": "m"}, samples_per_prompt=2)
+        assert [len(group.responses) for group in read_groups(folder / "data.jsonl")] == [2] * 6
+        assert summary(folder)["bill"]["repeated"] == expected + 1  # one is always cut off at the same words
+
+
+def test_what_servers_differ_in_is_written_as_this_one_takes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = {"base_url": "http://localhost:1/v1", "model": "m"}
+    run(tmp_path, 2, policy=policy, top_k=3)
+    assert "servers differ in 'top_k'; write it as this one takes it, in 'policy.request'" in capsys.readouterr().err
+    run(tmp_path, 2, policy={**policy, "api_key_env": "NO_SUCH_KEY"})
+    assert "the environment variable NO_SUCH_KEY is not set" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -17,6 +18,7 @@ from alignkit import (
     Group,
     PolicyRef,
     Register,
+    Response,
     RewardRef,
     RunFailed,
     Step,
@@ -29,6 +31,9 @@ from alignkit.data.group import group_from_json, group_to_json
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import prompts_to_compare
 from alignkit.report import Report, Table
+from alignkit_http import key_of
+from alignkit_http.server import Server
+from alignkit_http.writers import ServerWriter, ask, bill, billed, origin_of
 
 
 class Sample(Step):
@@ -39,7 +44,11 @@ class Sample(Step):
     """
 
     class Options(alignkit.SamplingOptions):
-        policy: PolicyRef = Field("base", description="who responds")
+        policy: PolicyRef | Server = Field(
+            "base",
+            description="who responds: `base`, a stage, or a model behind an OpenAI-compatible server, "
+            "`{base_url: ..., model: ...}`",
+        )
         prompts: DataRef = Field(description="prompts to respond to; rows that repeat words and columns count once")
         samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses to each prompt")
         reward: RewardRef | None = Field(None, description="reward that scores the responses; default: no scores")
@@ -54,11 +63,22 @@ class Sample(Step):
                 raise ValueError("'keep: best' needs a 'reward' to choose by")
             return self
 
+        @model_validator(mode="after")
+        def _as_a_server_takes_it(self) -> Any:
+            keys = [key for key in ("min_new_tokens", "stop", "top_k") if getattr(self, key) is not None]
+            if isinstance(self.policy, Server) and keys:
+                raise ValueError(f"servers differ in '{keys[0]}'; write it as this one takes it, in 'policy.request'")
+            return self
+
         def policies_to_sample(self) -> list[str]:
-            return [self.policy]
+            return [self.policy] if isinstance(self.policy, str) else []
 
     options: Options
     maps = ("responses",)
+
+    def check(self, folder: Path) -> None:
+        if isinstance(self.options.policy, Server):
+            key_of("sample", self.options.policy)
 
     def check_data(self, data: StepData) -> None:
         if (rows := data.load(self.options.prompts)) is not None:
@@ -70,29 +90,36 @@ class Sample(Step):
         options = self.options
         scorer = context.scorer(options.reward) if options.reward is not None else None  # a missing key shows here
         prompts, notes = prompts_to_compare(context.load(options.prompts), options.limit)
-        sampled = self._sampled(context, prompts)
+        if isinstance(options.policy, Server):
+            name = options.policy.model
+            sampled, spent = self._written(context, prompts, options.policy)
+        else:
+            name, sampled, spent = options.policy, self._sampled(context, prompts, options.policy), {}
         groups = [group for group in sampled if group.responses]
         if not groups:
-            raise RunFailed(f"stage '{context.stage}': none of {len(prompts)} prompts leaves room for a response")
+            why = ", ".join(spent["refused"]) if spent else "none leaves room"
+            raise RunFailed(f"stage '{context.stage}': none of {len(prompts)} prompts has a response: {why or 'empty'}")
         if scorer is not None:
             groups = scorer.score(groups)
         facts: dict[str, Any] = {"prompts": len(groups), "no_room": len(sampled) - len(groups)}
         facts |= {"notes": [f"sampled with {options.described()}", *options.notes, *notes]}
+        if spent:
+            facts |= {"no_room": 0, "unanswered": len(sampled) - len(groups), "bill": spent}
         if scorer is not None:
             facts |= scores(groups)
         kept = [best(group) for group in groups] if options.keep == "best" else groups
         kept = [group for group in kept if group.responses]
         facts["responses"] = sum(len(group.responses) for group in kept)
-        return Artifact(groups=kept, summary=facts, report=report(options.policy, facts))
+        return Artifact(groups=kept, summary=facts, report=report(name, facts))
 
-    def _sampled(self, context: StepContext, prompts: Sequence[Group]) -> list[Group]:
+    def _sampled(self, context: StepContext, prompts: Sequence[Group], policy: str) -> list[Group]:
         """The prompts with responses, sampled in chunks that a resumed run finds again."""
         rows = [(index, group.prompt) for index, group in enumerate(prompts)]
         found = context.map("responses", rows, self.mapper("responses", context))
         return [
             replace(
                 group,
-                responses=tuple(replace(response, source=self.options.policy) for response in answer.responses),
+                responses=tuple(replace(response, source=policy) for response in answer.responses),
                 pairs=None,
             )
             for group, answer in zip(prompts, map(group_from_json, found), strict=True)
@@ -100,10 +127,12 @@ class Sample(Step):
 
     def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[tuple[int, Any]]], list[str]]:
         options = self.options
+        assert isinstance(options.policy, str)  # a server does its own work
+        role = options.policy
 
         def respond(rows: Sequence[tuple[int, Any]]) -> list[str]:
             sampled = context.models.sample(
-                options.policy,
+                role,
                 [prompt for _, prompt in rows],
                 seed=seeds.number(context.seed, context.stage, "sample", rows[0][0]),
                 samples_per_prompt=options.samples_per_prompt,
@@ -112,6 +141,23 @@ class Sample(Step):
             return [group_to_json(group) for group in sampled]
 
         return respond
+
+    def _written(
+        self, context: StepContext, prompts: Sequence[Group], server: Server
+    ) -> tuple[list[Group], dict[str, Any]]:
+        """The prompts with what a server's model wrote, and who it was in the column `writer`; and the bill."""
+        sampling, count = self.options.sampling(), self.options.samples_per_prompt
+        writer = ServerWriter(context, "sample", server, sampling)
+        conversations = [group.prompt for group in prompts]
+        said = ask(context, "written", writer, conversations, sampling["max_new_tokens"], count)
+        groups, repeated = [], 0
+        for place, group in enumerate(prompts):
+            own = said[place * count : (place + 1) * count]
+            texts = [Response(each.text, truncated=each.truncated, source=server.model) for each in own if each.text]
+            repeated += len(texts) - len({response.text for response in texts})
+            meta = {**group.meta, "writer": origin_of(writer.origin, own, **sampling)}
+            groups.append(replace(group, responses=tuple(texts), pairs=None, meta=meta))
+        return groups, {**bill(said), "cut_off": sum(each.truncated for each in said), "repeated": repeated}
 
 
 def best(group: Group) -> Group:
@@ -148,6 +194,8 @@ def scores(groups: Sequence[Group]) -> dict[str, Any]:
 def report(policy: str, facts: Mapping[str, Any]) -> Report:
     left_out = f"; {facts['no_room']} prompts left out: no room for a response" if facts["no_room"] else ""
     parts: list[Any] = [f"{policy}: {facts['responses']} responses to {facts['prompts']} prompts{left_out}"]
+    if "bill" in facts:
+        parts += _server_lines(facts, facts["bill"])
     if "mean_reward" in facts:
         unscored = f"; {facts['unscored']} responses without a score" if facts["unscored"] else ""
         parts.append(f"mean reward {facts['mean_reward']['mean']:.4g}{unscored}")
@@ -155,6 +203,17 @@ def report(policy: str, facts: Mapping[str, Any]) -> Report:
         rows = [[str(each["n"]), f"{each['reward']:.4g}", f"{each['kl_at_most']:.3g}"] for each in curve]
         parts.append(Table("", ["best of", "expected reward", "KL at most (nats)"], rows))
     return Report([*parts, "\n".join(facts["notes"])])
+
+
+def _server_lines(facts: Mapping[str, Any], spent: Mapping[str, Any]) -> list[str]:
+    """What a server's responses cost, and what is wrong with some of them."""
+    lines = [billed(spent), *(f"no response: {why}: {count}" for why, count in spent["refused"].items())]
+    counts = {
+        "prompts without a response, left out": facts["unanswered"],
+        "cut off at max_new_tokens": spent["cut_off"],
+        "responses that repeat another one of the same prompt": spent["repeated"],
+    }
+    return ["\n".join([*lines, *(f"{what}: {count}" for what, count in counts.items() if count)])]
 
 
 @hookimpl

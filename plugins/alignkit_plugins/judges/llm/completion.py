@@ -9,11 +9,11 @@ from typing import Any
 
 from alignkit.data.spoken import TAGS
 from alignkit_http import Malformed
+from alignkit_http.server import is_refusal, used_tokens
 from alignkit_plugins.judges.llm.form import CUT, spoken
 from alignkit_plugins.judges.llm.question import Answers
 from alignkit_plugins.judges.llm.verdict import Answer
 
-Used = tuple[int | None, int | None]  # tokens that a model read and wrote, thoughts included, and those it wrote
 REFUSED = "the judge refused"
 THINKS = "the judge thinks before it answers, and one token is not enough"
 _MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
@@ -22,7 +22,7 @@ _MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, Recur
 def stored_answer(text: bytes, answers: Answers) -> list[Any]:
     """The answer of one token in a chat completion: log-probabilities, reason, bound, and tokens, as it is cached."""
     answer = read_answer(text, answers)
-    return [answer.one, answer.two, answer.reason, answer.bound, *_used(json.loads(text))]
+    return [answer.one, answer.two, answer.reason, answer.bound, *used_tokens(json.loads(text))]
 
 
 def stored_words(text: bytes) -> list[Any]:
@@ -33,11 +33,11 @@ def stored_words(text: bytes) -> list[Any]:
         words, reason = choice["message"].get("content") or "", ""
         if not isinstance(words, str):
             raise ValueError("not a text")
-        if _is_refusal(choice):
+        if is_refusal(choice):
             words, reason = "", REFUSED
         elif choice.get("finish_reason") == "length":  # a number could have more digits
             words, reason = "", CUT
-        return [words, reason, *_used(reply)]
+        return [words, reason, *used_tokens(reply)]
     except _MALFORMED:
         raise Malformed("the judge's reply is not a chat completion") from None
 
@@ -47,15 +47,11 @@ def read_answer(text: bytes, answers: Answers = ("1", "2")) -> Answer:
     try:
         choice = json.loads(text)["choices"][0]
         tops = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs")
-        if _is_refusal(choice):
+        if is_refusal(choice):
             return Answer(reason=REFUSED)
         return _from_logprobs(tops, answers) if tops else _from_words(_text(choice["message"]), answers)
     except _MALFORMED:
         raise Malformed("the judge's reply is not a chat completion") from None
-
-
-def _is_refusal(choice: Mapping[str, Any]) -> bool:
-    return bool((choice.get("message") or {}).get("refusal")) or choice.get("finish_reason") == "content_filter"
 
 
 def _text(message: Mapping[str, Any]) -> str | None:
@@ -63,18 +59,6 @@ def _text(message: Mapping[str, Any]) -> str | None:
     words = message["content"]
     thinks = any(message.get(name) for name in ("reasoning_content", "reasoning"))
     return f"<{TAGS[0]}>" if thinks and not words else words
-
-
-def _used(reply: Mapping[str, Any]) -> Used:
-    usage = reply.get("usage")
-    if not isinstance(usage, Mapping):
-        return None, None
-    total, written = (_count(usage.get(name)) for name in ("total_tokens", "completion_tokens"))
-    return total, written
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _from_logprobs(tops: Sequence[Mapping[str, Any]], answers: Answers) -> Answer:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import model_validator
-
 from alignkit import Context, Field, Judge, Message, Rating, Verdict
 from alignkit.judges import Item, Rated, RatedTogether, Rubric
-from alignkit_http import Remote, RemoteOptions, Reply, key_of
+from alignkit_http import Remote, Reply, key_of
 from alignkit_http.chat import TOO_MUCH_ROOM, Chat
+from alignkit_http.server import Server
 from alignkit_plugins.judges.llm.completion import THINKS, stored_answer, stored_words
 from alignkit_plugins.judges.llm.form import CUT, NO_LINE, NO_OBJECT, THINKING
 from alignkit_plugins.judges.llm.question import both_orders, question
@@ -35,23 +34,11 @@ class OpenAIJudge(Judge):
 
     compares_by_rubric: ClassVar[bool] = True
 
-    class Options(Speaking, RemoteOptions):
-        base_url: str = Field(description="address of the API, such as http://localhost:8000/v1")
-        model: str = Field(min_length=1, description="model name on the server")
+    class Options(Speaking, Server):
         use_logprobs: bool = Field(True, description="request log-probabilities; false: only the reply's text counts")
         json_schema: bool = Field(
             False, description="answers in words are JSON that the server makes by a schema (`response_format`)"
         )
-        price: tuple[float, float] | None = Field(
-            None, description="price of 1,000 tokens that the judge reads, and of 1,000 that it writes, for the report"
-        )
-        request: dict[str, Any] = Field({}, description="additional fields of the request; null removes a field")
-
-        @model_validator(mode="after")
-        def _price_is_none_below_0(self) -> Any:
-            if self.price is not None and min(self.price) < 0:
-                raise ValueError("price must be two numbers of at least 0")
-            return self
 
     options: Options
 
@@ -113,10 +100,10 @@ class OpenAIJudge(Judge):
             if reply.reason:
                 return Said(reason=reply.reason)
             words, reason, *used = reply.value
-            total, written = (*used, None)[:2]
+            total, written = used
             if reason == CUT and written is not None and written < self._most_tokens:
                 reason = _ENDS  # vLLM and llama.cpp shorten a reply to what fits
-            return Said(words, reason, total, self._cost(used))
+            return Said(words, reason, total, self.options.cost(*used))
 
         def unusable(place: int, reply: Reply) -> str:
             return said(reply).unusable(questions[place])
@@ -129,32 +116,19 @@ class OpenAIJudge(Judge):
         if reply.reason:
             return Answer(reason=reply.reason)
         one, two, reason, bound, *used = reply.value
-        return Answer(one, two, reason, bound, tokens=used[0], cost=self._cost(used))
-
-    def _cost(self, used: Sequence[int | None]) -> float | None:
-        """What tokens cost, by the price. used: all tokens, and those that the model wrote, as replies are stored."""
-        total, written = (*used, None)[:2]
-        if self.options.price is None or total is None or written is None:
-            return None
-        reading, writing = self.options.price
-        return ((total - written) * reading + written * writing) / 1000
+        return Answer(one, two, reason, bound, tokens=used[0], cost=self.options.cost(*used))
 
     def body(self, messages: Sequence[Message]) -> dict[str, Any]:
         """The request's JSON, for the answer of one token."""
         logprobs: dict[str, Any] = {"logprobs": True, "top_logprobs": 20} if self.options.use_logprobs else {}
-        return self._chosen({"messages": messages, "max_tokens": 1, "temperature": 0, **logprobs})
+        return self.options.body({"messages": messages, "max_tokens": 1, "temperature": 0, **logprobs})
 
     def _body_in_words(self, question: Question) -> dict[str, Any]:
         shape = question.schema
-        return self._chosen(
+        return self.options.body(
             {"messages": question.messages, "max_tokens": self.options.max_tokens, "temperature": 0}
             | ({"response_format": shape} if shape else {})
         )
-
-    def _chosen(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The request with the recipe's own fields."""
-        chosen = {"model": self.options.model, **body, **self.options.request}
-        return {name: value for name, value in chosen.items() if value is not None}
 
     def _advice(self, reason: str) -> str:
         """What to change if no reply can be used."""

@@ -33,7 +33,8 @@ from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import prompts_to_compare
 from alignkit.report import Report, SideBySide, Table
 from alignkit_http import key_of
-from alignkit_plugins.steps.constitutional.writers import PolicyWriter, Server, ServerWriter, Writer, Written
+from alignkit_http.server import Server
+from alignkit_http.writers import Writer, Written, writer_of
 
 CRITIQUE = "{critique}\n\nWrite only the critique. If nothing is wrong by this measure, say so."
 REVISION = (
@@ -155,7 +156,8 @@ class Revise(Step):
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options
-        critic = self._critic(context)  # first, so that a missing key shows before sampling
+        # First, so that a missing key shows before sampling.
+        critic = writer_of(context, "revise", options.critic or options.policy, options.sampling())
         prompts, notes = prompts_to_compare(context.load(options.prompts), options.limit)
         principles = self.principles
         chains = [Chain(g, drawn(principles, options.rounds, context.seed, context.stage, g.id)) for g in prompts]
@@ -172,12 +174,6 @@ class Revise(Step):
             raise RunFailed(f"stage '{context.stage}': no answer was revised{reasons}")
         rows = [_row(chain, critic.name) for chain in kept]
         return Artifact(groups=rows, summary=facts, report=report(facts, kept))
-
-    def _critic(self, context: StepContext) -> Writer:
-        options = self.options
-        if isinstance(options.critic, Server):
-            return ServerWriter(context, options.critic, options.sampling())
-        return PolicyWriter(context, options.critic or options.policy, options.sampling())
 
     def _answer(self, context: StepContext, chains: Sequence[Chain]) -> None:
         """Let the policy answer every prompt."""
