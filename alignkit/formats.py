@@ -62,7 +62,7 @@ class Format:
 
     summary: one line. wants: the columns it expects, for the error if rows match no format. example: a row as JSON.
     needs_prompt: false if a prompt may be empty, as in raw text. plain_text: .txt files may have this format
-    without naming it.
+    without naming it. notes: what `rows` decided, in words, which a run prints and keeps.
     """
 
     Options: ClassVar[type[Options]] = Options
@@ -71,6 +71,7 @@ class Format:
     example: ClassVar[str] = ""
     needs_prompt: ClassVar[bool] = True
     plain_text: ClassVar[bool] = False
+    notes: Sequence[str] = ()
 
     def __init__(self, options: Any = None):
         self.options: Any = self.Options() if options is None else options
@@ -87,6 +88,13 @@ class Format:
     def groups(self, row: Any) -> Iterable[Group]:
         """The groups of a row. Default: the one that `read` returns. Raises `BadRow` if there is none."""
         return (self.read(row),)
+
+    def rows(self, rows: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        """All numbered rows of a source whose recipe names the format, for one that must see them together.
+
+        A row that cannot be parsed is a `BadRow`. Default: as they are. Raises `BadRow` if options do not suit them.
+        """
+        return rows
 
     def check_columns(self, row: Any, columns: Mapping[str, str]) -> None:
         """Raise BadRow if renamed columns ({expected: actual}) would be misread next to the others of the row."""

@@ -14,13 +14,14 @@ SHOWN = 3  # turns of a prompt, and turns or responses after it
 
 
 def describe(loaded: Loaded) -> list[str]:
-    """At most 8 lines for each source that is not another stage's data; one line for those."""
+    """At most 8 lines for each source that is not another stage's data, and its notes; one line for those."""
     return [line for source in loaded.sources for line in source_lines(source)]
 
 
 def source_lines(source: SourceFacts) -> list[str]:
     """The source's name, format and counts; then its sample row."""
     lines = [f"read {source.name}: {source.format}{' (recognized)' if source.recognized else ''}, {_counts(source)}"]
+    lines += [f"read {source.name}: {note}" for note in source.notes]
     if source.sample is None or source.name.startswith("stage "):
         return lines
     shown = list(_sample(source.sample.group, source.sample.reason))

@@ -86,7 +86,7 @@ class SourceRows:
     """The good groups of a source, at most its limit, and the bad rows before that limit.
 
     format: the name of the format that read them. recognized: whether the first row decided it, and not the recipe.
-    samples: the first groups, from which one of the part that is read will be shown.
+    samples: the first groups, from which one of the part that is read will be shown. notes: the format's.
     """
 
     groups: list[Group]
@@ -94,6 +94,7 @@ class SourceRows:
     format: str
     recognized: bool
     samples: Sequence[Sample] = ()
+    notes: Sequence[str] = ()
 
     def sample(self, kept: Sequence[Group]) -> Sample | None:
         """The first group that is kept, or the first one with a pair: it shows which response counts as better."""
@@ -138,7 +139,8 @@ def read_source(
                 samples += reader.samples(row, found)
         if source.limit is not None and good >= source.limit:
             break
-    return SourceRows(groups, bad, reader.format_name, source.format is None, samples)
+    notes = tuple(reader.format.notes) if reader.format is not None else ()
+    return SourceRows(groups, bad, reader.format_name, source.format is None, samples, notes)
 
 
 def content_digest(path: Path) -> str:
@@ -208,7 +210,11 @@ class RowReader:
 
     def rows(self, stage_data: StageData, commit: hub.CommitOf) -> Iterator[tuple[int, Any]]:
         """Numbered rows; a row that cannot be parsed is a `BadRow`."""
-        return ((number, without_fills(row)) for number, row in self._stored_rows(stage_data, commit))
+        rows = ((number, without_fills(row)) for number, row in self._stored_rows(stage_data, commit))
+        try:
+            return rows if self.format is None else self.format.rows(rows)
+        except BadRow as error:
+            raise DataError(f"{self.source.name}: {error}") from error
 
     def _stored_rows(self, stage_data: StageData, commit: hub.CommitOf) -> Iterator[tuple[int, Any]]:
         source = self.source

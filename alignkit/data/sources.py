@@ -35,7 +35,8 @@ class SourceFacts:
     rows: good rows to read now. held_out: good rows on the other side of the split. skipped: bad rows.
     weight: its share of the rows drawn, between 0 and 1; None if every row counts the same.
     ties: rows to read now with several responses, none of which is better. sample: one of these rows as it was
-    understood. part: the side of the split that is read; None: both, and the held-out rows for validation.
+    understood. part: the side of the split that is read; None: both, and the held-out rows for validation. notes: what
+    the format decided about all rows, in words.
     """
 
     name: str
@@ -48,6 +49,7 @@ class SourceFacts:
     ties: int = 0
     sample: Sample | None = None
     part: str | None = None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def load(
             _ties(mine),
             part.sample(mine),
             wanted,
+            part.notes,
         )
         for source, part, mine, theirs, share in zip(spec.sources, parts, kept, other, shares_of(spec), strict=True)
     )

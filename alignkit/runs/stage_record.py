@@ -14,7 +14,7 @@ from typing import Any
 
 from alignkit.algorithm import REWARD
 from alignkit.data.group import LEVELS, Group, Response, resolved_pairs
-from alignkit.data.sources import DataSpec, Loaded
+from alignkit.data.sources import DataSpec, Loaded, SourceFacts
 from alignkit.io.atomic import write_text
 from alignkit.readers import reader_of
 from alignkit.recipe.schema import Stage
@@ -85,9 +85,13 @@ def source_records(spec: DataSpec, loaded: Loaded) -> list[dict[str, Any]]:
         for group in groups:
             parts[group.origin.source if group.origin is not None else 0].append(group)
     return [
-        {**{name: getattr(facts, name) for name in FACTS}, "card": card(groups), **_more(source.path)}
+        {**{name: getattr(facts, name) for name in FACTS}, **_notes(facts), "card": card(groups), **_more(source.path)}
         for source, facts, groups in zip(spec.sources, loaded.sources, parts, strict=True)
     ]
+
+
+def _notes(facts: SourceFacts) -> dict[str, list[str]]:
+    return {"notes": list(facts.notes)} if facts.notes else {}
 
 
 def _more(path: Path | None) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ contested, else the majority's; the original labels stay.
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -148,29 +148,35 @@ def _add(entry: Labeled, row: Any, stands: bool) -> None:
 # The label of several people
 
 
-def majority(task: str, labels: Sequence[Label]) -> Label | None:
+def majority(task: str, labels: Sequence[Label], weights: Sequence[float] = ()) -> Label | None:
     """One label from several; None if there is none, or they are tied.
 
     Pairs: the response that most prefer, and the mean of their degrees as margin; with as many on either side, the
     side of the mean. Rankings: by mean rank. Scores: means. Flags, thumbs: what most say. Texts: the only one,
-    else None.
+    else None. weights: of the labels; default: equal.
     """
     if len(labels) <= 1:
         return dict(labels[0]) if labels else None
     if task in ("pair", "safety"):
-        return _majority_of_pairs(labels)
+        return _majority_of_pairs(labels, weights or [1] * len(labels))
+    weights = weights or [1] * len(labels)
     found: Label = {}
     if task in ("ranking", "review"):
-        found["ranks"] = places([_mean(ranks) for ranks in zip(*(label["ranks"] for label in labels), strict=True)])
+        found["ranks"] = places(
+            [mean(ranks, weights) for ranks in zip(*(label["ranks"] for label in labels), strict=True)]
+        )
     if task in ("scores", "review"):
         columns = zip(*(label["scores"] for label in labels), strict=True)
-        found["scores"] = [{name: _mean([rated[name] for rated in each]) for name in each[0]} for each in columns]
+        found["scores"] = [
+            {name: mean([rated[name] for rated in each], weights) for name in each[0]} for each in columns
+        ]
     if task == "review":
         flagged = zip(*(label["flags"] for label in labels), strict=True)
-        found["flags"] = [[n for n in FLAGS if 2 * sum(n in said for said in each) > len(labels)] for each in flagged]
+        most = sum(weights) / 2
+        found["flags"] = [[n for n in FLAGS if _sum([n in said for said in each], weights) > most] for each in flagged]
     if task == "thumb":
-        good = 2 * sum(label["good"] for label in labels) - len(labels)
-        return {"good": good > 0} if good else None
+        good = _sum([1 if label["good"] else -1 for label in labels], weights)
+        return {"good": good > 0} if abs(good) > MOST_ALIKE else None
     return found or None
 
 
@@ -190,14 +196,18 @@ def places(values: Sequence[float]) -> list[int]:
     return [1 + sum(value - other > MOST_ALIKE for other in different) for value in values]
 
 
-def _majority_of_pairs(labels: Sequence[Label]) -> Label | None:
-    mean = _mean([degree(label) for label in labels])
-    lead = sum(1 if label["better"] else -1 for label in labels) or mean
+def _majority_of_pairs(labels: Sequence[Label], weights: Sequence[float]) -> Label | None:
+    middle = mean([degree(label) for label in labels], weights)
+    lead = _sum([1 if label["better"] else -1 for label in labels], weights)
+    lead = middle if abs(lead) <= MOST_ALIKE else lead
     if abs(lead) <= MOST_ALIKE:
         return None
     better = int(lead > 0)
-    found: Label = {"better": better, "margin": level(max(0.0, mean if better else -mean))}
-    bins = Counter(label["safety"] for label in labels if label["better"] == better and "safety" in label)
+    found: Label = {"better": better, "margin": level(max(0.0, middle if better else -middle))}
+    bins: dict[str, float] = defaultdict(float)
+    for label, weight in zip(labels, weights, strict=True):
+        if label["better"] == better and "safety" in label:
+            bins[label["safety"]] += weight
     if bins:
         found["safety"] = max(sorted(bins), key=lambda name: bins[name])
     return found
@@ -208,5 +218,10 @@ def share_of_better(labels: Sequence[Mapping[str, Any]], better: int) -> float:
     return sum(label["better"] == better for label in labels) / len(labels)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """The weighted mean."""
+    return _sum(values, weights) / sum(weights)
+
+
+def _sum(values: Sequence[float], weights: Sequence[float]) -> float:
+    return sum(weight * value for value, weight in zip(values, weights, strict=True))

@@ -1,7 +1,8 @@
 """A store as rows, which the format `feedback` reads: each item with a label that counts.
 
 `{feedback: 1, item: {task, prompt, responses, ...}, votes: [{annotator, label, ...}], final: {...}}`: labels are in the
-item's own order. Only an item with a gold label, or that was adjudicated, has `final`, and then only that counts.
+item's own order. Only an item with a gold label, or that was adjudicated, has `final`, and then only that counts. Of a
+gold item, `gold` is true.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def row_of(entry: Labeled) -> dict[str, Any]:
     settled = entry.adjudicated is not None or entry.stored.item.gold is not None
     votes = [_vote(vote) for vote in entry.votes]
     final = {"final": entry.final} if settled else {}
-    return {"feedback": VERSION, "item": plain_item(entry.stored.item), "votes": votes, **final}
+    gold = {"gold": True} if entry.stored.item.gold is not None else {}
+    return {"feedback": VERSION, "item": plain_item(entry.stored.item), "votes": votes, **final, **gold}
 
 
 def plain_item(item: Item) -> dict[str, Any]:

@@ -22,14 +22,30 @@ def people_of(name: str, record: Mapping[str, Any], folder: Path | None = None) 
     record: its stage.json. folder: the stage's; None leaves out what it asked people, which its own report shows.
     """
     read = [source for source in sources_of(record) if "agreement" in source]
-    found = [{"stage": name, "source": source.get("name"), "agreement": source["agreement"]} for source in read]
+    found = [
+        {"stage": name, "source": source.get("name"), "agreement": source["agreement"], **_notes(source)}
+        for source in read
+    ]
     asked = read_object(folder / AGREEMENT).get("questions") if folder is not None else None
     return found + ([{"stage": name, "source": "", "agreement": asked}] if asked else [])
 
 
 def people_tables(people: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """The tables of all stores. Stages that read the same labels share them."""
-    return [table for title, agreement in _different(people) for table in _made(agreement, title)]
+    """The tables of all stores. Stages that read the same labels share them. At the end, whose labels count."""
+    found = [table for title, agreement in _different(people) for table in _made(agreement, title)]
+    rows = [
+        [str(one["stage"]), brief_name(one["source"]), why, person]
+        for one in people
+        for why, _, names in (note.partition(": ") for note in one.get("notes", ()))
+        for person in names.split("; ")
+    ]
+    whose = Table("whose labels count", ["stage", "source", "decision", "person"], rows, keys=3)
+    return [*found, whose] if rows else found
+
+
+def _notes(source: Mapping[str, Any]) -> dict[str, list[str]]:
+    notes = source.get("notes")
+    return {"notes": [str(note) for note in notes]} if isinstance(notes, list) else {}
 
 
 def _different(people: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from alignkit_apps.feedback.effective_labels import labeled
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.markdown import markdown
 from alignkit_apps.report.page import page
-from alignkit_apps.report.people import people_tables
+from alignkit_apps.report.people import people_of, people_tables
 from alignkit_apps.report.stages import dropped
 
 
@@ -74,6 +74,17 @@ def test_runs_without_people_have_no_such_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize("odd", [3, [3], [{}], {"question": 1}, [{"question": "q", "kind": "nominal"}]])
 def test_odd_facts_make_no_table(odd: Any) -> None:
     assert people_tables([{"stage": "rm", "source": "labels.feedback", "agreement": odd}]) == []
+
+
+def test_the_report_says_whose_labels_count() -> None:
+    notes = ["left out, gold below 80%: bob 6 of 9; cleo 3 of 9", "kept, under 5 gold items: eve 0 of 1"]
+    source = {"name": "/x/labels.feedback", "agreement": [], "notes": notes}
+    (table,) = people_tables(people_of("reward", {"data": [source]}))
+    assert table.rows == [
+        ["reward", "labels.feedback", "left out, gold below 80%", "bob 6 of 9"],
+        ["reward", "labels.feedback", "left out, gold below 80%", "cleo 3 of 9"],
+        ["reward", "labels.feedback", "kept, under 5 gold items", "eve 0 of 1"],
+    ]
 
 
 def test_rows_without_signal_of_a_store_name_the_likely_cause() -> None:
