@@ -11,6 +11,7 @@ from statistics import median
 
 from alignkit import seeds
 from alignkit_apps.feedback import records
+from alignkit_apps.feedback.qualification import qualification
 from alignkit_apps.feedback.records import Plan, Stored
 from alignkit_apps.feedback.store import Store
 
@@ -58,13 +59,20 @@ def next_item(store: Store, annotator: str) -> Assignment | None:
     """The item that the annotator should label now, leased for ten minutes; None if nothing is left.
 
     An annotator who has an item keeps it, so reloading a page shows the same one. Two annotators get the same item
-    only as far as its overlap allows. Raises `BadLabel` for a name that is none.
+    only as far as its overlap allows. Who has not qualified gets gold items. Raises `BadLabel` for a name that is none.
     """
     records.check_annotator(annotator)
     plan, time = store.plan, store.clock().timestamp()
+    exam = qualification(store, annotator)
+    if exam.answered >= exam.asked and not exam.passed:
+        return None
     with store.transaction() as connection:
         connection.execute("DELETE FROM leases WHERE until <= ?", (time,))
-        found = _held(connection, annotator) or _chosen(connection, annotator, plan)
+        found = _held(connection, annotator)
+        if not exam.passed:
+            found = found if found and found["gold"] else _gold(connection, annotator, plan.seed)
+        else:
+            found = found or _chosen(connection, annotator, plan)
         if found is None:
             return None
         item, occasion = found["id"], found["occasion"]

@@ -69,19 +69,26 @@ class Plan:
     """How a store is labeled. seed: of the order of responses and of what comes next.
 
     overlap: annotators per item. gold_rate: share of gold items. repeat_rate: share of items that an annotator sees
-    again. criteria of scores are each item's own.
+    again. criteria of scores are each item's own. qualify: gold items that everybody answers first; min_gold: the share
+    of them that must be right.
     """
 
     seed: int = 0
     overlap: int = 1
     gold_rate: float = 0.05
     repeat_rate: float = 0.02
+    qualify: int = 0
+    min_gold: float = 0.8
 
 
 def check_plan(plan: Plan) -> None:
     """Raise `ValueError` that names the number of the plan that is out of range."""
     if plan.overlap < 1:
         raise ValueError(f"overlap must be at least 1, not {plan.overlap}")
+    if plan.qualify < 0:
+        raise ValueError(f"qualify must be at least 0, not {plan.qualify}")
+    if not 0 < plan.min_gold <= 1:
+        raise ValueError(f"min_gold is a share, so it must be above 0 and at most 1, not {plan.min_gold:g}")
     rates = {"gold_rate": plan.gold_rate, "repeat_rate": plan.repeat_rate}
     for name, rate in rates.items():
         if not 0 <= rate < 1:

@@ -19,6 +19,9 @@ Task = Annotated[
 Criteria = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Of scores; can be repeated. Default: helpful ...")
 ]
+Stage = Annotated[
+    str | None, typer.Argument(metavar="STAGE", help="Of a recipe: label what it wrote, else what it reads.")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides of the recipe.")]
 StoreFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Where labels go. Default: DATA's name with .feedback, here.")
@@ -43,6 +46,11 @@ GuidelinesFile = Annotated[
 ]
 GoldFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Rows whose labels are right, mixed in unseen.")]
 
+Qualify = Annotated[int | None, typer.Option(metavar="N", help="Gold items that everybody answers first.")]
+MinGold = Annotated[
+    float | None, typer.Option(metavar="SHARE", help="Of them, right; others label nothing. Default: 0.8.")
+]
+
 
 def label(
     data: Annotated[
@@ -52,9 +60,7 @@ def label(
             help="A file in any format, data as in a recipe, a store (.feedback), or a recipe with its STAGE.",
         ),
     ],
-    stage: Annotated[
-        str | None, typer.Argument(metavar="STAGE", help="Of a recipe: label what it wrote, else what it reads.")
-    ] = None,
+    stage: Stage = None,
     overrides: Overrides = None,
     store: StoreFile = None,
     task: Task = None,
@@ -66,6 +72,8 @@ def label(
     overlap: Annotated[int | None, typer.Option(metavar="N", help="Annotators per item. Default: 1.")] = None,
     gold_rate: Annotated[float | None, typer.Option(metavar="SHARE", help="Default: 0.05.")] = None,
     repeat_rate: Annotated[float | None, typer.Option(metavar="SHARE", help="Shown again. Default: 0.02.")] = None,
+    qualify: Qualify = None,
+    min_gold: MinGold = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Of the order of answers. Default: 0.")] = None,
     batch: Annotated[str, typer.Option(metavar="NAME", help="Name of this round of items.")] = "",
     license: License = "",
@@ -95,7 +103,7 @@ def label(
     start(
         Source(data, stage, tuple(overrides or ()), out, limit, tuple(plugin or ()), tuple(no_plugin or ())),
         store,
-        Plans(task, tuple(criterion or ()), batch, license, overlap, gold_rate, repeat_rate, seed),
+        Plans(task, tuple(criterion or ()), batch, license, overlap, gold_rate, repeat_rate, seed, qualify, min_gold),
         guidelines=guidelines,
         gold=gold,
         annotators=annotator,

@@ -18,6 +18,7 @@ from alignkit_apps.feedback.assignment import Assignment
 from alignkit_apps.feedback.effective_labels import Labeled, consents, disputes
 from alignkit_apps.feedback.items import Answer, Item
 from alignkit_apps.feedback.labels import BadLabel, StrictModel, displayed
+from alignkit_apps.feedback.qualification import Qualification, qualification
 from alignkit_apps.feedback.records import Event, event_of
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.label.annotator_stats import agreement_in_words, in_words, stats_of, told_items
@@ -75,6 +76,11 @@ class LabelApi:
         sent = read(_Submitted, message)
         if sent.kind == "adjudicate":
             raise BadLabel("adjudicate on the page for it")
+        exam = qualification(self.store, annotator)
+        if not exam.passed and self.store.item(sent.item).item.gold is None:
+            raise BadLabel(
+                _closed(exam) if exam.answered >= exam.asked else "some other items come first; reload the page"
+            )
         notice = self._store(annotator, sent)
         return self._state(annotator, assignment.next_item(self.store, annotator), notice)
 
@@ -178,6 +184,9 @@ class LabelApi:
         event = event_of(found[0])
         if event.kind == "label" and event.item in told_items(self.store, annotator):
             raise BadLabel("its known answer was shown on the page of your labels; contest it there")
+        exam = qualification(self.store, annotator)
+        if event.kind in ("label", "skip") and exam.answered >= exam.asked and not exam.passed:
+            raise BadLabel("the first items cannot be answered again")
         payload = {"of": event.uuid}
         receipt = self.store.submit(
             Event(sent.uuid, annotator, "undo", payload, event.item, event.revision, occasion=event.occasion)
@@ -204,6 +213,12 @@ class LabelApi:
     def _state(self, annotator: str, shown: Assignment | None, notice: str = "") -> State:
         last = self.store.last(annotator)
         progress = assignment.progress(self.store, annotator)
+        exam = qualification(self.store, annotator)
+        if shown is not None and not exam.passed and not exam.answered:
+            notice = notice or f"The first {exam.asked} items have known answers. They show whether the task is clear."
+        end = {"agreement": agreement_in_words(self.store), "next": self.what_next(self.store)} if not shown else None
+        if end and not exam.passed:
+            end |= {"heading": "Thank you", "said": _closed(exam), "agreement": "", "next": ""}
         return {
             "item": None if shown is None else shown_item(shown),
             "draft": None if shown is None else self.store.draft(annotator, shown.stored.item.id),
@@ -212,8 +227,17 @@ class LabelApi:
             "guidelines": self.guidelines.current()[0],
             "consent": consents(self.store).get(annotator),
             "notice": notice,
-            "end": None if shown else {"agreement": agreement_in_words(self.store), "next": self.what_next(self.store)},
+            "end": end,
         }
+
+
+def _closed(exam: Qualification) -> str:
+    """For whoever has not qualified."""
+    return (
+        f"Of the first {exam.asked} items, {exam.right} of your answers match the known ones, and this project asks "
+        f"for {exam.least:.0%}. So there is nothing more to label here. If you think that a known answer is wrong, ask "
+        "whoever sent you the link."
+    )
 
 
 def shown_item(assigned: Assignment) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from alignkit_apps.label.guidelines import Guidelines
 from alignkit_apps.web.address import address_of
 from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of
 
+PLAN = ("overlap", "gold_rate", "repeat_rate", "seed", "qualify", "min_gold")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -54,6 +56,8 @@ class Plans:
     gold_rate: float | None = None
     repeat_rate: float | None = None
     seed: int | None = None
+    qualify: int | None = None
+    min_gold: float | None = None
 
 
 def start(
@@ -123,6 +127,7 @@ def prepared(source: Source, path: Path | None, plans: Plans, gold: Path | None 
     try:
         _set_plan(store, plans)
         add(store, items, right)
+        _check_qualification(store, plans)
         if changed := give_license(store, plans.license, None if is_store else [*items, *right]):
             text = f"{changed} item{'s' * (changed != 1)} without a license: now {plans.license}"
             print(printable(text), file=sys.stderr)
@@ -188,7 +193,7 @@ def _check_writing(groups: Sequence[Group], data: str) -> None:
 
 
 def _set_plan(store: Store, plans: Plans) -> None:
-    given = {name: getattr(plans, name) for name in ("overlap", "gold_rate", "repeat_rate", "seed")}
+    given = {name: getattr(plans, name) for name in PLAN}
     changes = {name: value for name, value in given.items() if value is not None}
     if changes:
         try:
@@ -198,6 +203,16 @@ def _set_plan(store: Store, plans: Plans) -> None:
             for name in given:
                 text = text.replace(name, f"--{name.replace('_', '-')}")
             raise RecipeError([Problem(text)]) from error
+
+
+def _check_qualification(store: Store, plans: Plans) -> None:
+    asked = store.plan.qualify
+    have = store.rows("SELECT count(*) AS n FROM items WHERE gold IS NOT NULL AND retired = 0")[0]["n"]
+    if asked > have:
+        text = f"--qualify {asked}: the store has only {have} gold item{'s' * (have != 1)}"
+        raise RecipeError([Problem(text, help="add rows whose labels are right: --gold FILE")])
+    if plans.min_gold is not None and not asked:
+        raise RecipeError([Problem("--min-gold is about the items of --qualify", help="add --qualify N")])
 
 
 def _greet(store: Store, people: int) -> None:

@@ -62,7 +62,7 @@ function show() {
   showConsent(state.consent);
   if (!item) {
     for (const [name, text] of Object.entries(state.end ?? {})) byId(`end-${name}`).textContent = text;
-    say("Nothing is left");
+    say(byId("end-heading").textContent);
     return;
   }
   showItem(item);

@@ -1,0 +1,115 @@
+"""Gold items come before the first item whose label counts, and whoever fails them labels nothing."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette")
+
+from alignkit.errors import RecipeError
+from alignkit_apps.feedback.qualification import qualification
+from alignkit_apps.feedback.store import Plan, Store
+from alignkit_apps.label.start import Plans, Source, prepared
+from tests.apps.label.pages import Page, application, filled, opened, pairs
+from tests.stores import event
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Any:
+    """Six gold items whose first answer is right, of which five come first, and ten others."""
+    with filled(tmp_path / "a.feedback", [*pairs(6, gold={"better": 0}), *pairs(16)[6:]]) as found:
+        found.set_plan(Plan(gold_rate=0, repeat_rate=0, qualify=5, min_gold=0.8))
+        yield found
+
+
+def answer(page: Page, better: str) -> dict[str, Any]:
+    """Answer what comes next, for the response that begins so or by a skip; the sent event."""
+    item = page.next()["item"]
+    if better == "skip":
+        sent = page.event(item, {"reason": "no"}, "skip")
+    else:
+        side = "A" if item["responses"][0][0]["text"].startswith(better) else "B"
+        sent = page.event(item, {"side": side, "margin": "better"})
+    assert page.post("submit", sent).status_code == 200
+    return sent
+
+
+def is_gold(store: Store, item: str) -> bool:
+    return store.item(item).item.gold is not None
+
+
+def test_gold_items_come_first_and_who_knows_them_labels_on(store: Store) -> None:
+    ada = opened(*application(store))
+    assert "The first 5 items have known answers" in ada.next()["notice"]
+    said = [answer(ada, better)["item"] for better in ("good", "good", "poor", "good", "good")]
+    assert all(is_gold(store, item) for item in said)
+    assert not is_gold(store, answer(ada, "good")["item"])  # 4 of 5 are enough, and gold items do not come otherwise
+    assert ada.next()["end"] is None and not ada.next()["notice"]
+
+
+@pytest.mark.parametrize("wrong", ["poor", "skip"])
+def test_who_fails_sees_why_and_labels_nothing(store: Store, wrong: str) -> None:
+    app, sessions = application(store, ["ada", "bob"])
+    ada, bob = opened(app, sessions), opened(app, sessions, "bob")
+    said = [answer(ada, better) for better in ("good", wrong, "good", wrong, "good")]
+    state = ada.next()
+    assert state["item"] is None and state["end"]["heading"] == "Thank you"
+    assert state["end"]["said"].startswith("Of the first 5 items, 3 of your answers match the known ones")
+    assert "80%" in state["end"]["said"] and state["end"]["agreement"] == ""
+
+    for _ in range(5):
+        answer(bob, "good")
+    item = bob.next()["item"]  # the same message from a page that ada has not reloaded
+    refused = ada.post("submit", ada.event(item, {"side": "A", "margin": "better"}))
+    assert refused.status_code == 422 and "nothing more to label" in refused.json()["error"]
+    again = ada.post("undo", {"uuid": str(uuid.uuid4()), "of": said[1]["uuid"]})
+    assert again.status_code == 422 and "cannot be answered again" in again.json()["error"]
+    assert not [one for one in store.events() if one.annotator == "ada" and not is_gold(store, str(one.item))]
+
+
+def test_before_the_verdict_a_slip_can_be_undone(store: Store) -> None:
+    ada = opened(*application(store))
+    first = answer(ada, "poor")
+    assert ada.post("undo", {"uuid": str(uuid.uuid4()), "of": first["uuid"]}).status_code == 200
+    for _ in range(5):
+        answer(ada, "good")
+    assert qualification(store, "ada").right == 5 and qualification(store, "ada").passed
+
+
+def test_a_known_answer_counts_as_a_reviewer_corrects_it(store: Store) -> None:
+    ada = opened(*application(store))
+    said = [answer(ada, better) for better in ("good", "good", "good", "poor", "poor")]
+    assert not qualification(store, "ada").passed
+    item = store.item(said[4]["item"]).item
+    store.submit(event(item, {"note": "wrong"}, who="ada", kind="contest"))
+    assert not qualification(store, "ada").passed
+    store.submit(event(item, {"side": "B", "margin": "better"}, who="eve", kind="adjudicate", order=(0, 1)))
+    assert qualification(store, "ada").passed and not is_gold(store, ada.next()["item"]["id"])
+
+
+def test_an_ordinary_item_that_was_open_before_waits(store: Store) -> None:
+    store.set_plan(Plan(gold_rate=0, repeat_rate=0))
+    ada = opened(*application(store))
+    assert not is_gold(store, ada.next()["item"]["id"])
+    store.set_plan(Plan(gold_rate=0, repeat_rate=0, qualify=5))
+    assert is_gold(store, ada.next()["item"]["id"])
+
+
+@pytest.mark.parametrize(
+    ("plans", "fault"),
+    [
+        ({"qualify": 7}, "--qualify 7: the store has only 6 gold items"),
+        ({"min_gold": 0.9}, "--min-gold is about the items of --qualify"),
+        ({"qualify": -1}, "--qualify must be at least 0, not -1"),
+        ({"qualify": 5, "min_gold": 1.5}, "--min-gold is a share, so it must be above 0 and at most 1, not 1.5"),
+    ],
+)
+def test_options_that_nobody_could_meet(tmp_path: Path, plans: Any, fault: str) -> None:
+    with filled(tmp_path / "a.feedback", pairs(6, gold={"better": 0})):
+        pass
+    with pytest.raises(RecipeError, match=fault):
+        prepared(Source(str(tmp_path / "a.feedback")), None, Plans(**plans))
