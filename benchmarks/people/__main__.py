@@ -17,6 +17,8 @@ from benchmarks.markdown import markdown_table
 from benchmarks.people import words
 from benchmarks.people.ceiling import Expected, Setting, expected, noisy, right_on_average
 from benchmarks.people.crowd import AGREEMENT, Noise, accuracy_of
+from benchmarks.people.guesser import READERS
+from benchmarks.people.guesser import measure as measure_guesser
 from benchmarks.people.noise import SETTINGS, Measured, measure
 from benchmarks.people.rounds import command, figure, run_with_people, versions
 
@@ -53,6 +55,17 @@ def noise(
             typer.echo(f"measured: {setting}: {rows[-1][HEADER.index('measured')]}")
     typer.echo("")
     typer.echo(markdown_table(HEADER, rows))
+
+
+@app.command("guesser")
+def guesser(seeds: Annotated[int, typer.Option(min=2, help="Runs.")] = 3) -> None:
+    """How good a reward model becomes if one of three people answers at random."""
+    os.environ.setdefault("ALIGNKIT_REPORT", "0")
+    with tempfile.TemporaryDirectory(prefix="alignkit-people-") as folder, open(os.devnull, "w") as nowhere:
+        with contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
+            found = [measure_guesser(seed, Path(folder) / str(seed)) for seed in range(seeds)]
+    rows = [[name, *(f"{one[name]:.3f}" for one in found), _mean([one[name] for one in found])] for name in READERS]
+    typer.echo(markdown_table(["labels of", *(f"seed {seed}" for seed in range(seeds)), "mean"], rows))
 
 
 @app.command("rounds")

@@ -52,7 +52,7 @@ class Crowd:
 
     noise: `equal`: everybody is wrong about any pair with the same probability; `near`: more often about responses that
     are nearly as good (Bradley and Terry 1952); `none`: never. scale: what a gap is multiplied by before logistic noise
-    is added. cuts: sizes of the scaled gap that separate Llama 2's four margins.
+    is added. cuts: sizes of the scaled gap that separate Llama 2's four margins. guessing: who answers at random.
     """
 
     names: tuple[str, ...] = ("ann", "bob", "cleo")
@@ -61,6 +61,7 @@ class Crowd:
     scale: float = 1.0
     cuts: tuple[float, ...] = (0.5, 1.0, 1.5)
     seed: int = 0
+    guessing: tuple[str, ...] = ()
 
     def seen(self, gap: float, luck: float) -> float:
         """The gap that an annotator sees: positive if the first response looks better. luck: uniform from 0 to 1."""
@@ -86,7 +87,8 @@ class Crowd:
         """The label, in the order in which the page shows the responses."""
         item = given.stored.item
         number = seeds.number(self.seed, "luck", name, item.id, given.occasion)
-        size = self.seen(gap, (number + 0.5) / 2**63)
+        luck = (number + 0.5) / 2**63
+        size = self.seen(gap, luck) if name not in self.guessing else math.copysign(gap, luck - 0.5)
         side = SIDES[given.order.index(0 if size > 0 else 1)]
         margin = MARGINS[sum(abs(size) > cut for cut in self.cuts)]
         unique = str(uuid.UUID(int=seeds.number(self.seed, "event", name, item.id, given.occasion)))

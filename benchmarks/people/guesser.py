@@ -1,0 +1,63 @@
+"""The experiment: one of three people answers at random, and a reward model learns from all or from the reliable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignkit.notebook import run
+from alignkit_apps.feedback.records import Plan
+from alignkit_apps.feedback.store import Store
+from benchmarks.people import words
+from benchmarks.people.crowd import Crowd, labeled_store
+from benchmarks.people.noise import FRESH, TRAINING
+
+PAIRS, GOLD = 150, 30
+AGREEMENT = 0.82  # of the two others, so each is right in 90%
+# Whose labels a reward model learns from.
+READERS: Mapping[str, Mapping[str, Any]] = {
+    "two": {"annotators": ["ann", "bob"]},
+    "all": {},
+    "min_gold": {"min_gold": 0.7},
+    "weights": {"weights": "dawid_skene"},
+    "both": {"min_gold": 0.7, "weights": "dawid_skene"},
+}
+
+
+def labeled_by_three(path: Path, seed: int, pairs: int = PAIRS) -> list[Any]:
+    """A store of pairs that three people labeled, of whom cleo guesses, with gold items; other pairs, to judge by."""
+    items = words.pairs(pairs + GOLD + FRESH, seed)
+    learned, right, fresh = items[:pairs], items[pairs : pairs + GOLD], items[pairs + GOLD :]
+    gold = [replace(item, gold={"better": int(words.gap(item) < 0)}) for item in right]
+    with Store.open(path, new=True) as store:
+        store.set_plan(Plan(seed=seed, overlap=3))
+        store.add([*learned, *gold])
+        Crowd(agreement=AGREEMENT, seed=seed, guessing=("cleo",)).label(store, words.gap)
+    return fresh
+
+
+def measure(seed: int, folder: Path) -> dict[str, float]:
+    """The accuracy of a reward model on fresh pairs, by whose labels it learned from. folder: a new one."""
+    folder.mkdir(parents=True)
+    fresh = labeled_by_three(folder / "labels.feedback", seed)
+    labeled_store(folder / "truth.feedback", fresh, Crowd(noise="none", seed=seed), words.gap)
+    rewards = {
+        name: {
+            "algorithm": "reward_model",
+            "data": {"feedback": {"path": "labels.feedback", **options}},
+            **TRAINING,
+        }
+        for name, options in READERS.items()
+    }
+    judged = {"step": "evaluate_reward", "rewards": list(rewards), "pairs": "truth.feedback"}
+    model = {"base": "tiny", "dtype": "float32", "lora": "none"}
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"model": model, "seed": seed, "stages": {**rewards, "judged": judged}}), "utf-8")
+    done = run(file, out=folder / "run")
+    found = json.loads((done["judged"].folder / "reward_evaluation.json").read_text(encoding="utf-8"))["rewards"]
+    return {name: found[name]["correct"] / found[name]["pairs"] for name in READERS}
