@@ -15,7 +15,7 @@ from alignkit.evaluation.statistics import Estimate
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.rows import store_rows
 from alignkit_apps.feedback.store import Store
-from benchmarks.people import words
+from benchmarks.people import guesser, words
 from benchmarks.people.ceiling import Setting, expected, noisy
 from benchmarks.people.crowd import AGREEMENT, Crowd, Noise, accuracy_of, crowd_for, labeled_store
 from benchmarks.people.noise import measure
@@ -83,6 +83,20 @@ def test_a_reward_model_on_200_labels_is_as_good_as_their_noise_allows(tmp_path:
     # Of 8 x 500 fresh labels: the standard error is 0.7 points.
     assert by_people == pytest.approx(noisy(Setting(), truth, []), abs=0.02)
     assert by_people < accuracy_of(AGREEMENT)
+
+
+def test_one_who_guesses_harms_until_gold_items_or_weights_say_so(tmp_path: Path) -> None:
+    """Three seeds, 500 fresh pairs each; a scorer in place of a reward model."""
+    found: dict[str, list[float]] = {name: [] for name in guesser.READERS}
+    for seed in range(3):
+        path = tmp_path / f"{seed}.feedback"
+        fresh = guesser.labeled_by_three(path, seed)
+        for name, options in guesser.READERS.items():
+            found[name].append(guesser.scored(path, fresh, options))
+    mean = {name: sum(values) / 3 for name, values in found.items()}
+    assert mean["all"] < mean["two"] - 0.05
+    assert found["min_gold"] == found["two"]  # the same labels
+    assert mean["weights"] > mean["all"] + 0.02
 
 
 def asked(folder: Path, count: int) -> Path:
