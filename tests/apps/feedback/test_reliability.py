@@ -62,11 +62,12 @@ def test_the_estimates_are_those_of_the_paper() -> None:
 
 
 def test_known_truths_are_not_overruled() -> None:
-    said = [0, 0, 1, 1]  # two people, of two items
-    assert dawid_skene([0, 1, 0, 1], [0, 0, 1, 1], said, 2, {})[2].round(3).tolist() == [[1, 0], [0, 1]]
-    _, errors, truths = dawid_skene([0, 1, 0, 1], [0, 0, 1, 1], said, 2, {0: 1, 1: 0})
-    assert truths.tolist() == [[0, 1], [1, 0]]
-    assert errors.tolist() == [[[0, 1], [1, 0]]] * 2  # both say 0 where 1 is true, and 1 where 0 is
+    said = [item % 2 for item in range(6)] * 2  # two people, of six items
+    people, items = [0] * 6 + [1] * 6, [*range(6)] * 2
+    assert dawid_skene(people, items, said, 2, {})[2].round(3).tolist() == [[1, 0], [0, 1]] * 3
+    _, errors, truths = dawid_skene(people, items, said, 2, {0: 1})
+    assert truths[0].tolist() == [0, 1] and truths[1].round(3).tolist() == [0, 1]
+    assert errors[0, 0, 1] > 0.2 and errors[1, 0, 1] > 0.2  # both are known to say 0 where 1 is true
 
 
 def guessing(count: int = 200, seed: int = 0) -> list[Any]:

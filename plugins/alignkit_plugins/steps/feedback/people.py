@@ -199,7 +199,8 @@ class People(Step):
         options.add_guidelines(store)
 
     def _groups(self, entries: Sequence[Labeled]) -> list[Group]:
-        feedback = Feedback(FeedbackOptions(votes=self.options.votes, tasks=None, criteria=None, held_out=True))
+        everybody = {"tasks": None, "criteria": None, "annotators": None, "min_gold": None, "weights": None}
+        feedback = Feedback(FeedbackOptions(votes=self.options.votes, held_out=True, **everybody))
         return [group for entry in entries for group in feedback.groups(row_of(entry))]
 
 
