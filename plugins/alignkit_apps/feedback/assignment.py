@@ -64,7 +64,7 @@ def next_item(store: Store, annotator: str) -> Assignment | None:
     records.check_annotator(annotator)
     plan, time = store.plan, store.clock().timestamp()
     exam = qualification(store, annotator)
-    if exam.answered >= exam.asked and not exam.passed:
+    if exam.failed:
         return None
     with store.transaction() as connection:
         connection.execute("DELETE FROM leases WHERE until <= ?", (time,))

@@ -31,6 +31,11 @@ class Qualification:
         """Whether the annotator may label what counts."""
         return self.answered >= self.asked and self.right >= self.least * self.answered
 
+    @property
+    def failed(self) -> bool:
+        """Whether the annotator labels nothing more."""
+        return self.answered >= self.asked and not self.passed
+
 
 def qualification(store: Store, annotator: str) -> Qualification:
     """How far the annotator is. A skipped item is not right, and neither is a contested one until it is adjudicated."""

@@ -69,7 +69,7 @@ class LabelApi:
     def next(self, annotator: str, message: Any) -> State:
         """The item to label now."""
         read(_Nothing, message)
-        return self._state(annotator, assignment.next_item(self.store, annotator))
+        return self._next(annotator)
 
     def submit(self, annotator: str, message: Any) -> State:
         """Store a label, a skip or a flag, and return the next item. The same message again changes nothing."""
@@ -78,11 +78,9 @@ class LabelApi:
             raise BadLabel("adjudicate on the page for it")
         exam = qualification(self.store, annotator)
         if not exam.passed and self.store.item(sent.item).item.gold is None:
-            raise BadLabel(
-                _closed(exam) if exam.answered >= exam.asked else "some other items come first; reload the page"
-            )
+            raise BadLabel(_closed(exam) if exam.failed else "some other items come first; reload the page")
         notice = self._store(annotator, sent)
-        return self._state(annotator, assignment.next_item(self.store, annotator), notice)
+        return self._next(annotator, notice)
 
     def undo(self, annotator: str, message: Any) -> State:
         """Undo the annotator's event and return its item, filled in as it was."""
@@ -184,8 +182,7 @@ class LabelApi:
         event = event_of(found[0])
         if event.kind == "label" and event.item in told_items(self.store, annotator):
             raise BadLabel("its known answer was shown on the page of your labels; contest it there")
-        exam = qualification(self.store, annotator)
-        if event.kind in ("label", "skip") and exam.answered >= exam.asked and not exam.passed:
+        if event.kind in ("label", "skip") and qualification(self.store, annotator).failed:
             raise BadLabel("the first items cannot be answered again")
         payload = {"of": event.uuid}
         receipt = self.store.submit(
@@ -213,12 +210,6 @@ class LabelApi:
     def _state(self, annotator: str, shown: Assignment | None, notice: str = "") -> State:
         last = self.store.last(annotator)
         progress = assignment.progress(self.store, annotator)
-        exam = qualification(self.store, annotator)
-        if shown is not None and not exam.passed and not exam.answered:
-            notice = notice or f"The first {exam.asked} items have known answers. They show whether the task is clear."
-        end = {"agreement": agreement_in_words(self.store), "next": self.what_next(self.store)} if not shown else None
-        if end and not exam.passed:
-            end |= {"heading": "Thank you", "said": _closed(exam), "agreement": "", "next": ""}
         return {
             "item": None if shown is None else shown_item(shown),
             "draft": None if shown is None else self.store.draft(annotator, shown.stored.item.id),
@@ -227,8 +218,20 @@ class LabelApi:
             "guidelines": self.guidelines.current()[0],
             "consent": consents(self.store).get(annotator),
             "notice": notice,
-            "end": end,
+            "end": None if shown else {"agreement": agreement_in_words(self.store), "next": self.what_next(self.store)},
         }
+
+    def _next(self, annotator: str, notice: str = "") -> State:
+        """The next item, or why there is none."""
+        state = self._state(annotator, assignment.next_item(self.store, annotator), notice)
+        exam = qualification(self.store, annotator)
+        if state["end"] and not exam.passed:
+            state["end"] = {"heading": "Thank you", "said": _closed(exam), "agreement": "", "next": ""}
+            state["last"] = None if exam.failed else state["last"]
+        elif exam.answered < min(1, exam.asked):
+            known = f"The first {exam.asked} items have known answers. They show whether the task is clear."
+            state["notice"] = notice or known
+        return state
 
 
 def _closed(exam: Qualification) -> str:

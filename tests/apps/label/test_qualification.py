@@ -59,7 +59,7 @@ def test_who_fails_sees_why_and_labels_nothing(store: Store, wrong: str) -> None
     state = ada.next()
     assert state["item"] is None and state["end"]["heading"] == "Thank you"
     assert state["end"]["said"].startswith("Of the first 5 items, 3 of your answers match the known ones")
-    assert "80%" in state["end"]["said"] and state["end"]["agreement"] == ""
+    assert "80%" in state["end"]["said"] and state["end"]["agreement"] == "" and state["last"] is None
 
     for _ in range(5):
         answer(bob, "good")
@@ -69,6 +69,14 @@ def test_who_fails_sees_why_and_labels_nothing(store: Store, wrong: str) -> None
     again = ada.post("undo", {"uuid": str(uuid.uuid4()), "of": said[1]["uuid"]})
     assert again.status_code == 422 and "cannot be answered again" in again.json()["error"]
     assert not [one for one in store.events() if one.annotator == "ada" and not is_gold(store, str(one.item))]
+
+
+def test_a_reviewer_who_failed_still_adjudicates(store: Store) -> None:
+    ada = opened(*application(store, reviewers=["ada"]))
+    for _ in range(5):
+        answer(ada, "poor")
+    assert ada.next()["end"]["heading"] == "Thank you"
+    assert "heading" not in (state := ada.next("adjudicate"))["end"] and not state["notice"]
 
 
 def test_before_the_verdict_a_slip_can_be_undone(store: Store) -> None:
