@@ -134,6 +134,7 @@ class Surroundings:
             "policy": _text,
             "from": _text,
             "base": _text,
+            "text": _text,
             "data": lambda value, keys, scope: value if isinstance(value, Data) else Data(value),
             "reward": _reward,
             "constitution": read_constitution,

@@ -124,9 +124,9 @@ def test_a_unit_may_be_left_out_but_not_be_another() -> None:
 def test_every_format_with_a_verifiable_answer_rewards_what_it_demonstrates() -> None:
     seen = set()
     for name, cls in FORMATS.items():
-        row = json.loads(cls.example) if cls.example else {}
+        row = json.loads(cls.example) if cls.example and name != "template" else {}  # which has options to be filled
         for group in checked_groups(cls(), row, {}) if row else []:
-            if "answer" in group.meta:
+            if "answer" in group.meta and all(one.label is not False for one in group.responses):
                 said = group.responses[0].text if group.responses else str(row["Answer"])
                 assert score(MathVerify, group, said) == 1.0, name
                 assert score(ExactMatch, group, said, extract=r"(\S+)\Z") == 1.0, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -84,7 +85,7 @@ class Template(Format):
 
     Options: ClassVar[type[alignkit.Options]] = TemplateOptions
     summary = "any columns, which a template names: prompt: '{question}', response: '{answer}'"
-    wants = "any, which the template names; never detected"
+    wants = "any that the template names, here passage, question and answer; never detected"
     example = '{"passage": "Ann is 7.", "question": "How old is Ann?", "answer": "7"}'
     called: ClassVar[str] = "template"
 
@@ -190,15 +191,15 @@ class Template(Format):
         same = [turn["content"].strip() for turn in turns[: len(prompt)]] == [turn["content"] for turn in prompt]
         return self.answer(turns[len(prompt) :] if same else turns)
 
-    def _list(self, row: Mapping[str, Any], name: str, count: int = 0) -> list[Any]:
-        """The items of a list; nulls if the template does not have it. count: how many there must be, if not 0."""
+    def _list(self, row: Mapping[str, Any], name: str, count: int | None = None) -> list[Any]:
+        """The items of a list; nulls if the template does not have it. count: how many there must be."""
         if name not in self.texts:
-            return [None] * count
+            return [None] * (count or 0)
         items = self._value(row, name)
         with self.texts[name][0].named():
             if not isinstance(items, list):
                 raise BadRow(f"a list is needed, not {kind_of(items)}")
-            if count and len(items) != count:
+            if count is not None and len(items) != count:
                 raise BadRow(f"{count} items are needed, but there are {len(items)}")
         return items
 
@@ -237,19 +238,22 @@ def register_formats(register: Register) -> None:
 def _reader(name: str, data_set: DataSet) -> type[Template]:
     """A format that reads a public data set by its template."""
 
+    unseen = "" if data_set.recognized else "; never detected, so name the format"
+
     class Reader(Template):
         Options = alignkit.Options
         summary = data_set.summary
-        wants = ", ".join(data_set.columns) + ("" if data_set.recognized else "; never detected, so name the format")
+        wants = ", ".join(json.loads(data_set.example)) + unseen
         example = data_set.example
         called = name
 
         def __init__(self, options: Any = None):
             super().__init__(TemplateOptions(**data_set.template))
 
+    class Recognized(Reader):
         @classmethod
         def matches(cls, row: Any) -> bool:
-            if not data_set.recognized or not cls.has(row, *data_set.columns):
+            if not cls.has(row, *data_set.columns):
                 return False
             reader = cls()
             with suppress(BadRow):  # which says that these columns hold something else
@@ -259,4 +263,4 @@ def _reader(name: str, data_set: DataSet) -> type[Template]:
                     return bool(reader.prompt(row))
             return False
 
-    return Reader
+    return Recognized if data_set.recognized else Reader
