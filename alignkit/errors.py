@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,10 @@ class LeftOut(BadRow):
     """A row that the recipe does not want. It is counted with the bad rows, but stops nothing."""
 
 
+class Cut(BadRow):
+    """A file is damaged from here on: nobody knows how many rows are lost."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One error in a recipe: what is wrong, where, and what to do.
@@ -198,17 +202,21 @@ def memory_ran_out(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY)
 
 
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that led to it, each once: causes may be a cycle."""
+    seen: list[BaseException] = []
+    earlier: BaseException | None = error
+    while earlier is not None and not any(earlier is one for one in seen):
+        yield earlier
+        seen.append(earlier)
+        earlier = earlier.__cause__ or earlier.__context__
+
+
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error, or one that led to it, means that the disk, or what the user may write there, is full."""
-    while True:
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            return True
-        if _FULL.search(str(error)):
-            return True
-        earlier = error.__cause__ or error.__context__
-        if earlier is None:
-            return False
-        error = earlier
+    return any(
+        (isinstance(one, OSError) and one.errno in _NO_SPACE) or _FULL.search(str(one)) for one in causes_of(error)
+    )
 
 
 def no_disk(error: BaseException) -> OutOfResource | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from alignkit.errors import BadRow, DataError
+from alignkit.errors import BadRow, Cut, DataError
 
 MAX_LISTED = 20  # bad rows listed in an error; the rest are counted
 PARQUET_ROWS = 1024  # decoded together
@@ -116,7 +116,7 @@ def _byte_lines(path: Path) -> Iterator[tuple[int, bytes | BadRow]]:
                     raise DataError(f"{path}: the file is UTF-16; save it as UTF-8")
                 yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        yield number + 1, BadRow(f"the gzip file is damaged or truncated: {error}")
+        yield number + 1, Cut(f"the gzip file is damaged or truncated: {error}")
     except OSError as error:
         raise DataError(f"{path}: cannot read the file: {error.strerror or error}") from error
 
@@ -219,13 +219,13 @@ def _elements(text: str) -> Iterator[Any]:
         try:
             value, position = _DECODER.raw_decode(text, position)
         except json.JSONDecodeError as error:
-            yield BadRow(f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}")
+            yield Cut(f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}")
             return
         except ValueError as error:
-            yield BadRow(f"not valid JSON: {error}")
+            yield Cut(f"not valid JSON: {error}")
             return
         except RecursionError:
-            yield BadRow("the JSON is nested too deeply")
+            yield Cut("the JSON is nested too deeply")
             return
         yield value
         position = _after_space(text, position)
@@ -234,7 +234,7 @@ def _elements(text: str) -> Iterator[Any]:
         if separator != ",":
             break
     if separator != "]" or position < len(text):
-        yield BadRow("the array is truncated or followed by other text")
+        yield Cut("the array is truncated or followed by other text")
 
 
 def _after_space(text: str, position: int) -> int:
