@@ -24,6 +24,7 @@ from alignkit.step import Artifact
 FACTS = ("name", "format", "rows", "held_out", "skipped", "ties")  # of a source
 STEPS = [digit * 10**power for power in range(1, 9) for digit in (1, 2, 5)]  # upper ends of lengths in a histogram
 PARTS = 10  # of a histogram of margins
+TALLY = ("sizes", "prompts", "responses", "labels", "margins")
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -102,31 +103,38 @@ def _more(path: Path | None) -> Mapping[str, Any]:
 
 def card(groups: Iterable[Group]) -> dict[str, Any]:
     """What groups hold. Parts that they lack are None: a prompt has no responses, and raw text has no prompt."""
-    prompts: list[int] = []
-    answers: list[int] = []
-    labels: list[bool] = []
-    margins: list[Any] = []
-    longer = equal = rows = 0
+    return card_of(tally(groups))
+
+
+def tally(groups: Iterable[Group]) -> dict[str, Counter[Any]]:
+    """What `card_of` needs of groups. The counts of several parts can be added."""
+    counts: dict[str, Counter[Any]] = {name: Counter() for name in TALLY}
     for group in groups:
-        rows += 1
+        counts["sizes"]["rows"] += 1
         if group.prompt:
-            prompts.append(sum([len(turn["content"]) for turn in group.prompt]))
+            counts["prompts"][sum([len(turn["content"]) for turn in group.prompt])] += 1
         lengths = [_length(response) for response in group.responses]
-        answers += lengths
-        labels += [response.label for response in group.responses if response.label is not None]
+        counts["responses"].update(lengths)
+        counts["labels"].update(response.label for response in group.responses)
         for pair in resolved_pairs(group) if len(lengths) > 1 else ():
             difference = lengths[pair.better] - lengths[pair.worse]
-            longer += difference * (pair.p - 0.5) > 0  # below 0.5, the other one is better
-            equal += difference == 0
-            margins.append(pair.margin)
-    pairs = {"count": len(margins), "better_longer": longer, "equally_long": equal, **_margins(Counter(margins))}
+            counts["sizes"]["better_longer"] += difference * (pair.p - 0.5) > 0  # below 0.5, the other one is better
+            counts["sizes"]["equally_long"] += difference == 0
+            counts["margins"][pair.margin] += 1
+    return counts
+
+
+def card_of(counts: Mapping[str, Counter[Any]]) -> dict[str, Any]:
+    """The card of what `tally` counted."""
+    sizes, margins, good, bad = counts["sizes"], counts["margins"], counts["labels"][True], counts["labels"][False]
+    longer = {name: sizes[name] for name in ("better_longer", "equally_long")}
     return {
-        "rows": rows,
-        "responses": len(answers),
-        "prompt_characters": histogram(Counter(prompts)),
-        "response_characters": histogram(Counter(answers)),
-        "pairs": pairs if margins else None,
-        "labels": {"good": sum(labels), "bad": len(labels) - sum(labels)} if labels else None,
+        "rows": sizes["rows"],
+        "responses": counts["responses"].total(),
+        "prompt_characters": histogram(counts["prompts"]),
+        "response_characters": histogram(counts["responses"]),
+        "pairs": {"count": margins.total(), **longer, **_margins(margins)} if margins else None,
+        "labels": {"good": good, "bad": bad} if good + bad else None,
     }
 
 

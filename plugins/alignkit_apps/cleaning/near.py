@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -102,12 +103,13 @@ def table(rows: Iterable[tuple[int, Iterable[Unit]]]) -> dict[str, Any]:
         "kind": [KINDS.index(unit.kind) for _, unit in found],
         "turn": [unit.turn for _, unit in found],
         "text": [unit.text[:MOST] for _, unit in found],
-        "key": [_key(unit.text) for _, unit in found],
+        "key": [key(unit.text) for _, unit in found],
         **{f"band{number}": bands[:, number] for number in range(BANDS)},
     }
 
 
-def _key(text: str) -> int:
+def key(text: str) -> int:
+    """A number that equal texts share."""
     return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), signed=True)
 
 
@@ -126,47 +128,45 @@ def similarity(first: str, second: str) -> float:
 
 @dataclass(frozen=True)
 class Units:
-    """Units of one kind, in the order of their rows. rows, turns, keys: of each. band(n): their hashes of a band.
+    """Some units of an Arrow table with COLUMNS, in the order of their rows. at: their places in it."""
 
-    text(i): of one unit.
-    """
-
-    rows: Ints
-    turns: Ints
-    keys: Ints
-    band: Callable[[int], Ints]
-    text: Callable[[int], str]
+    table: Any
+    at: Ints
 
     @classmethod
-    def of(cls, columns: Mapping[str, Any], kind: Kind, text: Callable[[int], str] | None = None) -> Units:
-        """From the columns of `table`, as lists or arrays. text: of a unit of any kind; default: its column's."""
-        chosen = np.flatnonzero(np.asarray(columns["kind"]) == KINDS.index(kind))
-        whole = text or (lambda at: columns["text"][at])
+    def of(cls, table: Any, kind: Kind) -> Units:
+        return cls(table, np.flatnonzero(table["kind"].to_numpy() == KINDS.index(kind)))
 
-        def column(name: str) -> Ints:
-            return np.asarray(columns[name], dtype=np.int64)[chosen]
+    def _column(self, name: str) -> Ints:
+        values: Ints = self.table[name].to_numpy()[self.at]
+        return values
 
-        return cls(
-            column("unit_row"),
-            column("turn"),
-            column("key"),
-            lambda number: column(f"band{number}"),
-            lambda at: whole(int(chosen[at])),
-        )
+    @cached_property
+    def rows(self) -> Ints:
+        return self._column("unit_row")
 
-    def without(self, rows: Ints) -> Units:
+    @cached_property
+    def turns(self) -> Ints:
+        return self._column("turn")
+
+    @cached_property
+    def keys(self) -> Ints:
+        return self._column("key")
+
+    def band(self, number: int) -> Ints:
+        return self._column(f"band{number}")
+
+    def text(self, unit: int) -> str:
+        return str(self.table["text"][int(self.at[unit])].as_py())
+
+    def without(self, rows: Iterable[int]) -> Units:
         """The units of all other rows."""
-        return self._only(np.flatnonzero(~np.isin(self.rows, rows)))
+        return Units(self.table, self.at[~np.isin(self.rows, np.fromiter(rows, dtype=np.int64))])
 
     def rare(self, most: int) -> Units:
         """The texts that occur at most this often."""
         _, which, counts = np.unique(self.keys, return_inverse=True, return_counts=True)
-        return self._only(np.flatnonzero(counts[which] <= most))
-
-    def _only(self, at: Ints) -> Units:
-        return Units(
-            self.rows[at], self.turns[at], self.keys[at], lambda n: self.band(n)[at], lambda i: self.text(int(at[i]))
-        )
+        return Units(self.table, self.at[counts[which] <= most])
 
 
 class Match(NamedTuple):
@@ -177,19 +177,18 @@ class Match(NamedTuple):
     similarity: float
 
 
-def repeated(units: Units, threshold: float | None) -> list[Match]:
-    """Units that repeat an earlier one, which itself repeats none. threshold: of near duplicates; None: only equal."""
+def repeated(units: Units, threshold: float) -> list[Match]:
+    """Units that repeat an earlier one, which itself repeats none. threshold: of near duplicates; 0: only equal."""
     _, first, which = np.unique(units.keys, return_index=True, return_inverse=True)
     original = first[which]
     found = {
         int(at): Match(int(at), int(original[at]), 1.0) for at in np.flatnonzero(original != np.arange(len(which)))
     }
-    if threshold is not None:
+    if threshold:
         alive = np.sort(first)  # the other copies need no comparison
         pairs = [_neighbors(units.band(number)[alive]) for number in range(BANDS)]
-        low, high = alive[_distinct(pairs, len(alive))]
         # By the later unit: whether the earlier one is a repetition itself is known when it is its turn.
-        for one, two in zip(low.tolist(), high.tolist(), strict=True):
+        for one, two in alive[_distinct(pairs, len(alive))].T.tolist():
             kept = found[one].other if one in found else one
             if two not in found and (like := similarity(units.text(kept), units.text(two))) >= threshold:
                 found[two] = Match(two, kept, like)
@@ -218,19 +217,18 @@ def _distinct(pairs: Sequence[Ints], count: int) -> Ints:
     return np.stack([one, two])
 
 
-def shared(units: Units, others: Units, threshold: float | None) -> list[Match]:
+def shared(units: Units, others: Units, threshold: float) -> list[Match]:
     """Units that are in `others`, too, each with one of these."""
     place = _lookup(others.keys, units.keys)
     found = {int(at): Match(int(at), int(place[at]), 1.0) for at in np.flatnonzero(place >= 0)}
-    if threshold is not None and len(others.keys):
-        pairs = []
-        for number in range(BANDS):
+    if threshold and len(others.keys):
+        last, pairs = len(others.keys) - 1, []
+        for number in range(BANDS):  # with the first and with the last one of each band
             band, theirs = units.band(number), others.band(number)
-            backwards = len(theirs) - 1 - _lookup(theirs[::-1], band)
-            for hit, there in ((_lookup(theirs, band), 0), (backwards, 1)):
-                at = np.flatnonzero(hit >= 0) if there == 0 else np.flatnonzero(hit < len(theirs))
-                pairs.append(np.stack([hit[at], at]))
-        for other, at in _distinct(pairs, len(others.keys)).T.tolist():
+            first, backwards = _lookup(theirs, band), _lookup(theirs[::-1], band)
+            at = np.flatnonzero(first >= 0)
+            pairs += [np.stack([first[at], at]), np.stack([last - backwards[at], at])]
+        for other, at in _distinct(pairs, last + 1).T.tolist():
             if at not in found and (like := similarity(units.text(at), others.text(other))) >= threshold:
                 found[at] = Match(at, other, like)
     return [found[at] for at in sorted(found)]
@@ -239,7 +237,8 @@ def shared(units: Units, others: Units, threshold: float | None) -> list[Match]:
 def _lookup(values: Ints, wanted: Ints) -> Ints:
     """The first place of each wanted number among values; -1 where there is none."""
     different, first = np.unique(values, return_index=True)
-    at = np.searchsorted(different, wanted)
-    at[at == len(different)] = 0
-    found: Ints = np.where(different[at] == wanted, first[at], -1) if len(different) else np.full(len(wanted), -1)
+    if not len(different):
+        return np.full(len(wanted), -1)
+    at = np.minimum(np.searchsorted(different, wanted), len(different) - 1)
+    found: Ints = np.where(different[at] == wanted, first[at], -1)
     return found

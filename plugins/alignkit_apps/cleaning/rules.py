@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -18,6 +19,7 @@ from alignkit.data.files import file_rows
 from alignkit.data.group import Response, group_id
 from alignkit.data.spoken import all_turns
 from alignkit.extras import check_extra
+from alignkit.report import Table
 from alignkit_apps.feedback.redaction import redact
 
 if TYPE_CHECKING:
@@ -49,9 +51,9 @@ class Rules(alignkit.Options):
 
     duplicates: bool = Field(True, description="leave out rows that say the same as an earlier one, but for case and "
         "white space")  # fmt: skip
-    near: float | None = Field(
-        0.8, gt=0, le=1, description="leave out rows at least this similar to an earlier one, with the same numbers; "
-        "null: none")  # fmt: skip
+    near: float = Field(
+        0.8, ge=0, le=1, description="leave out rows at least this similar to an earlier one, with the same numbers; "
+        "0: none")  # fmt: skip
     stock_phrases: bool = Field(True, description="leave out answers such as `As an AI language model`")
     languages: list[str] = Field(
         [], description="leave out answers in other languages than these (ISO 639-1), such as [en]; [] allows all"
@@ -67,14 +69,9 @@ class Rules(alignkit.Options):
     marks: Path | None = Field(None, description="a file of rows to leave out: {row, reason} as JSON lines")
 
     @property
-    def packages(self) -> tuple[str, ...]:
-        """The packages whose versions decide what is left out."""
-        return ("rensa",) * self.compares + ("py3langid",) * bool(self.languages)
-
-    @property
     def compares(self) -> bool:
         """Whether rows are compared with each other."""
-        return self.duplicates or self.near is not None
+        return self.duplicates or self.near > 0
 
     @model_validator(mode="after")
     def _room(self) -> Rules:
@@ -94,35 +91,42 @@ class Rules(alignkit.Options):
 
     def fault(self, groups: Sequence[Group]) -> Fault | None:
         """The first thing that is wrong with a row by itself."""
-        answers = [all_turns(response) for group in groups for response in group.responses]
-        return next(
-            (Fault(rule, reason) for answer in answers for rule, check in _CHECKS.items()
-             if (reason := check(self, answer))), None)  # fmt: skip
+        answers = (all_turns(response) for group in groups for response in group.responses)
+        return next((fault for answer in answers for fault in self._wrong(answer)), None)
 
-    def duplicate_faults(self, units: Units) -> dict[int, tuple[Fault, int]]:
-        """Rows that repeat an earlier one, each with that row. units: of the kind `row`."""
+    def _wrong(self, answer: str) -> Iterator[Fault]:
+        if self.stock_phrases and (match := STOCK.search(answer)):
+            yield Fault("stock_phrases", f"says '{shortened(match[0])}'")
+        if self.languages and (code := language_of(answer)) and code not in self.languages:
+            yield Fault("languages", f"is in {code}")
+        length = len(answer.strip())
+        if length < self.min_characters:
+            yield Fault("min_characters", f"has {length} characters")
+        if self.max_characters is not None and length > self.max_characters:
+            yield Fault("max_characters", f"has {length} characters")
+        if self.markdown and (reason := next(broken_markdown(answer), "")):
+            yield Fault("markdown", reason)
+
+    def repeated(self, units: Units, faults: Mapping[int, Fault], where: Callable[[int], Any]) -> dict[int, Fault]:
+        """Rows that repeat an earlier one. units: of the kind `row`. faults: rows to ignore. where(row): its name."""
         from alignkit_apps.cleaning.near import repeated  # imports numpy
 
-        found = {}
-        for match in repeated(units, self.near) if self.compares else ():
-            row, other = int(units.rows[match.unit]), int(units.rows[match.other])
+        units, found = units.without(faults), {}
+        for match in repeated(units, self.near):
+            other = where(int(units.rows[match.other]))
+            fault = Fault("near", f"is {match.similarity:.2f} similar to {other}")
             if match.similarity == 1.0 and self.duplicates:
-                found[row] = Fault("duplicates", "says the same as"), other
-            elif self.near is not None:
-                found[row] = Fault("near", f"is {match.similarity:.2f} similar to"), other
+                fault = Fault("duplicates", f"says the same as {other}")
+            found[int(units.rows[match.unit])] = fault
         return found
 
     def marked(self) -> dict[tuple[str, int], str]:
         """The reason for each row of the file of marks, by the name of its file, empty for any, and its number."""
-        if self.marks is None:
-            return {}
         found = {}
-        for number, mark in file_rows(self.marks):
+        for number, mark in file_rows(self.marks) if self.marks is not None else ():
             row = mark.get("row") if isinstance(mark, Mapping) else None
-            if isinstance(row, bool) or not isinstance(row, int) or row < 1:
-                reason = (
-                    str(mark) if isinstance(mark, BadRow) else f"expected {{row: N, reason: ...}}, got {mark!r:.60}"
-                )
+            if type(row) is not int or row < 1:
+                reason = mark if isinstance(mark, BadRow) else f"expected {{row: N, reason: ...}}, got {mark!r:.60}"
                 raise DataError(f"{self.marks}:{number}: {reason}")
             found[Path(str(mark.get("file") or "")).name, row] = str(mark.get("reason") or "marked by hand")
         return found
@@ -162,40 +166,19 @@ def mark_of(marks: Mapping[tuple[str, int], str], file: str, row: int) -> Fault 
     return None if reason is None else Fault("marks", reason)
 
 
-# The checks of one answer: what is wrong, or nothing
+def removed_counts(faults: Mapping[int, Fault], rows: int, name: str) -> dict[str, int]:
+    """How many rows each rule leaves out. rows: of how many; DataError if that leaves none. name: for the error."""
+    counts = dict(Counter(fault.rule for fault in faults.values()).most_common())
+    if len(faults) == rows:
+        raise DataError(f"{name}: no row is left: {', '.join(f'{rule} {count:,}' for rule, count in counts.items())}")
+    return counts
 
 
-def _stock(rules: Rules, answer: str) -> str:
-    match = STOCK.search(answer) if rules.stock_phrases else None
-    return f"says '{shortened(match[0])}'" if match else ""
-
-
-def _language(rules: Rules, answer: str) -> str:
-    code = language_of(answer) if rules.languages else ""
-    return f"is in {code}" if code and code not in rules.languages else ""
-
-
-def _short(rules: Rules, answer: str) -> str:
-    length = len(answer.strip())
-    return f"has {length} characters" if length < rules.min_characters else ""
-
-
-def _long(rules: Rules, answer: str) -> str:
-    most = rules.max_characters
-    return f"has {len(answer)} characters" if most is not None and len(answer) > most else ""
-
-
-def _markdown(rules: Rules, answer: str) -> str:
-    return next(broken_markdown(answer), "") if rules.markdown else ""
-
-
-_CHECKS: dict[str, Callable[[Rules, str], str]] = {
-    "stock_phrases": _stock,
-    "languages": _language,
-    "min_characters": _short,
-    "max_characters": _long,
-    "markdown": _markdown,
-}
+def table(title: str, removed: Mapping[str, int], kept: int, redacted: int, note: str = "") -> Table:
+    """What became of the rows. redacted: of those that are kept."""
+    numbers = {f"left out: {rule}": count for rule, count in removed.items()}
+    numbers |= {"kept": kept, "of these redacted": redacted}
+    return Table(title, ["rows", "number"], [[name, f"{count:,}"] for name, count in numbers.items()], note=note)
 
 
 def broken_markdown(text: str) -> Iterator[str]:
@@ -227,7 +210,8 @@ def _width(line: str) -> int:
 
 def language_of(text: str) -> str:
     """The code of a text's language (ISO 639-1), by py3langid; empty if it has too few letters to tell."""
-    return str(identifier().classify(text[:2000])[0]) if sum(map(str.isalpha, text[:2000])) >= LETTERS else ""
+    text = text[:500]  # more take longer, and hardly ever change the answer
+    return str(identifier().classify(text)[0]) if sum(map(str.isalpha, text)) >= LETTERS else ""
 
 
 @cache

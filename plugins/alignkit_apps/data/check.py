@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,45 +27,40 @@ TRAINING = "training"
 
 @dataclass(frozen=True)
 class Part:
-    """Rows with one role. name: of the file. columns: of its texts, as `near.table` has them. rows: their number.
+    """Rows with one role. file: their name. texts: the Arrow table of `near.table`. rows: their number.
 
-    role: training, validation, evaluation or gold. where(i): `file:row`. text(i): of a text.
+    role: training, validation, evaluation or gold. where(i): a row's file and number.
     """
 
-    name: str
+    file: str
     role: str
-    columns: Mapping[str, Any]
+    texts: Any
     rows: int
-    where: Any
-    text: Any
+    where: Callable[[int], tuple[str, int]]
 
     @property
-    def title(self) -> str:
-        return f"{self.name} ({self.role})"
+    def name(self) -> str:
+        return f"{self.file} ({self.role})"
 
     def units(self, kind: Kind) -> Units:
-        return Units.of(self.columns, kind, self.text)
+        return Units.of(self.texts, kind)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Finding:
-    """Rows of a file that repeat something. what: row, prompt or response. equal, near: their numbers, each row once.
+    """Rows of a part that repeat something. what: row, prompt or response. equal, near: their numbers, each row once.
 
-    training: of a leak, the file that has the rows, too, and remove: how many rows of it that is.
+    of: all rows. training: of a leak, the part that has the rows, too, and remove: how many rows of it that is.
     """
 
     file: str
     what: str
+    training: str
     equal: int
     near: int
     of: int
-    training: str = ""
-    remove: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    @property
-    def rows(self) -> int:
-        return self.equal + self.near
+    remove: int
+    examples: Sequence[str]
 
 
 @dataclass
@@ -81,87 +75,72 @@ class Checked:
     unread: dict[str, str] = field(default_factory=dict)
     marks: dict[tuple[str, int], str] = field(default_factory=dict)
 
+    @property
+    def leaks(self) -> bool:
+        return any(one.training for one in self.findings)
+
     def as_json(self) -> str:
         facts = {"files": self.files, "unread": self.unread, "findings": [asdict(one) for one in self.findings]}
         return json.dumps(facts, indent=1, ensure_ascii=False)
 
     def blocks(self) -> list[Block]:
         """The report; what was looked at, also if nothing was found."""
-        leaks = [one for one in self.findings if one.training]
-        own = [one for one in self.findings if not one.training]
         blocks: list[Block] = ["\n".join(f"{name}: {rows:,} rows" for name, rows in self.files.items())]
-        if self.unread:
-            blocks.append("\n".join(f"{name}: {text}" for name, text in self.unread.items()))
-        if leaks:
-            cells = [[f.file, f.training, f.what, *_numbers(f), f"{f.remove:,}"] for f in leaks]
-            head = ["held out", "is in", "what", "equal", "near", "share", "training rows"]
-            blocks.append(Table("held-out rows that are in training data", head, cells, keys=3))
-        if own:
-            head = ["file", "equal", "near", "share"]
-            blocks.append(
-                Table("rows that repeat an earlier one of the file", head, [[f.file, *_numbers(f)] for f in own])
-            )
-        blocks += ["\n".join(one.examples) for one in (*leaks, *own)]
-        return blocks if self.findings else [*blocks, "nothing is repeated"]
+        blocks += [f"{name}: {text}" for name, text in self.unread.items()]
+        cells = [
+            [one.file, one.training or "itself", one.what, f"{one.equal:,}", f"{one.near:,}",
+             f"{(one.equal + one.near) / one.of:.1%}", f"{one.remove:,}" if one.training else ""]
+            for one in self.findings
+        ]  # fmt: skip
+        if not cells:
+            return [*blocks, "nothing is repeated"]
+        head = ["rows of", "are in", "by", "equal", "near", "share", "training rows"]
+        return [*blocks, Table("repetition", head, cells, keys=3), *("\n".join(f.examples) for f in self.findings)]
 
 
-def _numbers(found: Finding) -> list[str]:
-    return [f"{found.equal:,}", f"{found.near:,}", f"{found.rows / max(1, found.of):.1%}"]
-
-
-def check(parts: Sequence[Part], threshold: float | None) -> Checked:
-    """Compare every training part with every other one, and each part with itself."""
-    parts = _briefly_named(parts)
-    checked = Checked({part.title: part.rows for part in parts})
-    training = [part for part in parts if part.role == TRAINING]
-    for mine in training:
+def check(parts: Sequence[Part], threshold: float) -> Checked:
+    """Compare every training part with every other one, and each part with itself. threshold: 0: only equal texts."""
+    checked = Checked({part.name: part.rows for part in parts})
+    for mine in parts:
         for other in parts:
-            if other.role != TRAINING:
-                for kind in ACROSS:
-                    _leaks(mine, other, kind, threshold, checked)
+            for kind in ACROSS if mine.role == TRAINING != other.role else ():
+                _leaks(mine, other, kind, threshold, checked)
     for part in parts:
-        if text := unread(part):
-            checked.unread[part.title] = text
-        rows = part.units("row")
+        bad, rows = part.units("unread"), part.units("row")
+        if len(bad.rows):
+            checked.unread[part.name] = unread_text(len(bad.rows), part.where(int(bad.rows[0])), bad.text(0))
         if matches := near.repeated(rows, threshold):
-            checked.findings.append(
-                _finding(Finding(part.title, "row", 0, 0, part.rows), matches, part, rows, part, rows)
-            )
+            checked.findings.append(_finding("row", matches, part, rows, part, rows))
     return checked
 
 
-def _briefly_named(parts: Sequence[Part]) -> list[Part]:
-    """The parts without folders in their names, where these are not needed to tell them apart."""
-    brief = [replace(part, name=", ".join(Path(name).name for name in part.name.split(", "))) for part in parts]
-    counts = Counter(part.title for part in brief)
-    return [one if counts[one.title] == 1 else part for one, part in zip(brief, parts, strict=True)]
-
-
-def _leaks(mine: Part, other: Part, kind: Kind, threshold: float | None, checked: Checked) -> None:
+def _leaks(mine: Part, other: Part, kind: Kind, threshold: float, checked: Checked) -> None:
     training, held_out = mine.units(kind), other.units(kind)
     training = training.rare(COMMON) if kind == "response" else training
     if not (matches := near.shared(held_out, training, threshold)):
         return
-    back = near.shared(training, held_out, threshold)
-    for match in back:
-        row = training.rows[match.unit]
+    remove = set()
+    for match in near.shared(training, held_out, threshold):
+        row = int(training.rows[match.unit])
         file, place = other.where(int(held_out.rows[match.other]))
-        why = f"{kind} of {file}:{place}, {match.similarity:.2f} similar"
-        checked.marks.setdefault(mine.where(int(row)), why)
-    found = Finding(other.title, kind, 0, 0, other.rows, mine.title, len({int(training.rows[m.unit]) for m in back}))
-    checked.findings.append(_finding(found, matches, other, held_out, mine, training))
+        checked.marks.setdefault(mine.where(row), f"{kind} of {file}:{place}, {match.similarity:.2f} similar")
+        remove.add(row)
+    checked.findings.append(_finding(kind, matches, other, held_out, mine, training, len(remove)))
 
 
-def _finding(found: Finding, matches: Sequence[Match], part: Part, mine: Units, other: Part, theirs: Units) -> Finding:
-    """The finding with its numbers of rows, and the first examples of those that are most alike."""
+def _finding(
+    what: str, matches: Sequence[Match], part: Part, mine: Units, other: Part, theirs: Units, remove: int = 0
+) -> Finding:
+    """The numbers of rows, and the first examples of those that are most alike."""
     rows = {int(mine.rows[match.unit]) for match in matches}
     equal = {int(mine.rows[match.unit]) for match in matches if match.similarity == 1}
-    found.equal, found.near = len(equal), len(rows - equal)
+    examples = []
     for match in sorted(matches, key=lambda match: -match.similarity)[:EXAMPLES]:
         places = [_place(one, units, at) for one, units, at in ((part, mine, match.unit), (other, theirs, match.other))]
         like = "equals" if match.similarity == 1 else f"is {match.similarity:.2f} similar to"
-        found.examples.append(f"{found.what} of {places[0]} {like} {places[1]}: {shortened(mine.text(match.unit))}")
-    return found
+        examples.append(f"{what} of {places[0]} {like} {places[1]}: {shortened(mine.text(match.unit))}")
+    training = other.name if other is not part else ""
+    return Finding(part.name, what, training, len(equal), len(rows - equal), part.rows, remove, examples)
 
 
 def _place(part: Part, units: Units, at: int) -> str:
@@ -175,15 +154,16 @@ def _place(part: Part, units: Units, at: int) -> str:
 
 def part_of(corpus: Corpus, role: str) -> Part:
     """All rows of a corpus."""
-    texts = units(corpus)
-    return Part(corpus.name, role, texts, len(corpus.rows), corpus.where, texts.text)
+    return Part(corpus.name, role, units(corpus), len(corpus.rows), corpus.where)
 
 
-def part_of_groups(name: str, role: str, groups: Sequence[Group]) -> Part:
+def _part_of_groups(name: str, role: str, groups: Sequence[Group]) -> Part:
     """Rows in memory: one side of a file that a recipe splits."""
-    columns = near.table((at, near.units_of([group])) for at, group in enumerate(groups))
+    import pyarrow
+
+    texts = pyarrow.table(near.table((at, near.units_of([group])) for at, group in enumerate(groups)))
     origins = [(short(group.origin.file), group.origin.row) if group.origin else (name, 0) for group in groups]
-    return Part(short(name), role, columns, len(groups), origins.__getitem__, columns["text"].__getitem__)
+    return Part(name, role, texts, len(groups), origins.__getitem__)
 
 
 def parts_of_recipe(recipe: Recipe) -> list[Part]:
@@ -219,17 +199,11 @@ def _parts(spec: DataSpec, role: str, seed: int) -> Iterable[Part]:
     if not any(source.validation for source in spec.sources):
         yield part_of(corpus_of(spec), role)
         return
-    name = ", ".join(source.name for source in spec.sources)
+    name = ", ".join(short(source.name) for source in spec.sources)
     loaded = RunData(no_stage, seed).read(spec)
     for side, groups in ((role, loaded.groups), ("validation", loaded.validation)):
         if groups:
-            yield part_of_groups(name, side, groups)
-
-
-def unread(part: Part) -> str:
-    """How many rows cannot be read, and what is wrong with the first; empty if there are none."""
-    bad = part.units("unread")
-    return unread_text(len(bad.rows), part.where(int(bad.rows[0])), bad.text(0)) if len(bad.rows) else ""
+            yield _part_of_groups(name, side, groups)
 
 
 def write_marks(checked: Checked, out: Path) -> None:

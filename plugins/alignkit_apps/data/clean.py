@@ -4,45 +4,47 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from alignkit.arguments import refuse
 from alignkit.data.reading import RowReader
-from alignkit.errors import BadRow, DataError
+from alignkit.errors import BadRow
 from alignkit.io.atomic import whole_file
 from alignkit.report import Table
+from alignkit_apps.cleaning import rules as cleaning
 from alignkit_apps.cleaning.near import Units
-from alignkit_apps.cleaning.rules import Fault, Rules, mark_of, redacted
-from alignkit_apps.data.corpus import TOGETHER, Corpus, as_json, parsed, units, unread_text
+from alignkit_apps.cleaning.rules import Fault, Rules, mark_of, redacted, removed_counts
+from alignkit_apps.data.corpus import Corpus, as_json, parsed, units, unread_text
 
 UNREADABLE = "unreadable"  # in the list of what was left out: no rule, but the format's
-
 COLUMNS = {"at": "int64", "rule": "string", "reason": "string"}
 
 
-@dataclass(frozen=True)
-class Cleaned:
-    """What was written. removed: rows left out, by rule. redacted: rows that were changed.
+def clean(corpus: Corpus, rules: Rules, out: Path) -> Table:
+    """Write the rows that are left, in the layout that they had, and next to it what was left out, row by row.
 
-    unread: how many cannot be read, and why not.
+    Returns the numbers. Raises DataError if no row is left.
     """
-
-    rows: int
-    kept: int
-    removed: Mapping[str, int]
-    redacted: int
-    unread: str
-
-    def table(self, out: Path) -> Table:
-        rows = [[f"left out: {rule}", f"{count:,}"] for rule, count in self.removed.items()]
-        rows += [["kept", f"{self.kept:,}"], ["of these redacted", f"{self.redacted:,}"]]
-        title = f"{out}: {self.kept:,} of {self.rows:,} rows; {removed_file(out).name} says why"
-        return Table(title, ["rows", "number"], rows, note=self.unread)
+    check_target(out, corpus)
+    found, personal = faults(corpus, rules)
+    counts = removed_counts(found, len(corpus.rows), corpus.name)
+    list_of_removed = removed_file(out)
+    with written(list_of_removed) as removed, written(out) as kept:
+        for at, raw in corpus.raw():
+            if at in found:
+                file, row = corpus.where(at)
+                data = json.loads(raw) if raw else None
+                removed.write(as_json({"file": file, "row": row, **found[at]._asdict(), "data": data}))
+            else:
+                kept.write(_line(raw, at in personal))
+    left = len(corpus.rows) - len(found)
+    first = min((at for at, fault in found.items() if fault.rule == UNREADABLE), default=-1)
+    note = "" if first < 0 else unread_text(counts[UNREADABLE], corpus.where(first), found[first].reason)
+    title = f"{out}: {left:,} of {len(corpus.rows):,} rows; {list_of_removed.name} says why"
+    return cleaning.table(title, counts, left, len(personal - found.keys()), note)
 
 
 def removed_file(out: Path) -> Path:
@@ -50,54 +52,21 @@ def removed_file(out: Path) -> Path:
     return out.with_name(f"{out.name.removesuffix('.gz').removesuffix('.jsonl')}.removed.jsonl")
 
 
-def clean(corpus: Corpus, rules: Rules, out: Path) -> Cleaned:
-    """Write the rows that are left, in the layout that they had, and next to it what was left out, row by row.
-
-    Raises DataError if no row is left.
-    """
-    check_target(out, corpus)
-    found, changed = faults(corpus, rules)
-    if len(found) == len(corpus.rows):
-        counts = Counter(fault.rule for fault, _ in found.values())
-        raise DataError(f"{corpus.name}: no row is left: {', '.join(f'{r} {n:,}' for r, n in counts.most_common())}")
-    with written(removed_file(out)) as removed, written(out) as kept:
-        for start in range(0, len(corpus.rows), TOGETHER):
-            for at, raw in enumerate(corpus.rows[start : start + TOGETHER]["raw"], start):
-                if at in found:
-                    removed.write(_left_out(corpus, at, raw, *found[at]))
-                else:
-                    kept.write(_line(raw, at in changed))
-    counts = Counter(fault.rule for fault, _ in found.values())
-    left = len(corpus.rows) - len(found)
-    bad = min((at for at, (fault, _) in found.items() if fault.rule == UNREADABLE), default=None)
-    unread = "" if bad is None else unread_text(counts[UNREADABLE], corpus.where(bad), found[bad][0].reason)
-    return Cleaned(len(corpus.rows), left, dict(sorted(counts.items())), len(changed - found.keys()), unread)
-
-
-def _left_out(corpus: Corpus, at: int, raw: str, fault: Fault, other: int | None) -> bytes:
-    file, row = corpus.where(at)
-    same = "" if other is None else f" {':'.join(map(str, corpus.where(other)))}"
-    facts = {"file": file, "row": row, "rule": fault.rule, "reason": fault.reason + same}
-    return (as_json({**facts, "data": json.loads(raw) if raw else None}) + "\n").encode()
-
-
 def _line(raw: str, personal: bool) -> bytes:
     """A row of the output. One of a text file is a text. personal: whether to redact it."""
-    if personal or raw.startswith('"'):
-        row = redacted(json.loads(raw)) if personal else json.loads(raw)
-        raw = as_json({"text": row} if isinstance(row, str) else row)
-    return (raw + "\n").encode()
+    if not personal and not raw.startswith('"'):
+        return f"{raw}\n".encode()
+    row = redacted(json.loads(raw)) if personal else json.loads(raw)
+    return as_json({"text": row} if isinstance(row, str) else row)
 
 
 def check_target(out: Path, corpus: Corpus) -> None:
     """Raise RecipeError for a file that is not JSON lines, or that the rows come from."""
     if not out.name.endswith((".jsonl", ".jsonl.gz")):
         refuse(f"--out {out}: JSON lines are written", f"name it {out.with_suffix('.jsonl').name}")
-    for source in corpus.spec.sources:
-        if source.path is not None and any(
-            file.exists() and file.samefile(source.path) for file in (out, removed_file(out))
-        ):
-            refuse(f"--out {out}: is what the rows come from, which is never changed", "name another file")
+    sources = [source.path for source in corpus.spec.sources if source.path is not None]
+    if any(file.exists() and file.samefile(path) for path in sources for file in (out, removed_file(out))):
+        refuse(f"--out {out}: is what the rows come from, which is never changed", "name another file")
 
 
 @contextmanager
@@ -111,46 +80,36 @@ def written(path: Path) -> Iterator[IO[bytes]]:
             yield stream  # type: ignore[misc]
 
 
-def faults(corpus: Corpus, rules: Rules) -> tuple[dict[int, tuple[Fault, int | None]], set[int]]:
-    """Why rows are to be left out, by their places, with the row that each repeats; and the rows to redact.
-
-    Also what a page shows of each row; the rows that somebody marks there come back as `Rules.marks`.
-    """
-    options = rules.model_dump(mode="json")
-    table = corpus.mapped("applying rules", judged, COLUMNS, options, readers=corpus.readers, rules=rules).data
-    found: dict[int, tuple[Fault, int | None]] = {}
-    rows, names, reasons = (table.column(name).to_pylist() for name in ("at", "rule", "reason"))
-    changed = {at for at, name in zip(rows, names, strict=True) if name == "personal"}
+def faults(corpus: Corpus, rules: Rules) -> tuple[dict[int, Fault], set[int]]:
+    """Why rows are to be left out, by their places; and the rows to redact."""
     marks = rules.marked()
-    for at, name, reason in zip(rows, names, reasons, strict=True):
-        if name != "personal":
-            found[at] = Fault(name, reason), None
-    if marks:
-        files = [source.name for source in corpus.spec.sources]
-        sources, numbers = (corpus.rows.data.column(name).to_pylist() for name in ("source", "row"))
-        for at, (source, number) in enumerate(zip(sources, numbers, strict=True)):
-            if mark := mark_of(marks, files[source], number):
-                found[at] = mark, None
+    options = [rules.model_dump(mode="json", include=set(Rules.model_fields)), sorted(marks.items())]
+    table = corpus.mapped("applying rules", _judged, COLUMNS, options, rules=rules, marks=marks)
+    columns = [table[name].to_pylist() for name in COLUMNS]
+    found = {at: Fault(rule, reason) for at, rule, reason in zip(*columns, strict=True)}
+    personal = {at for at, fault in found.items() if fault.rule == "personal"}
+    found = {at: fault for at, fault in found.items() if at not in personal}
     if rules.compares:
-        texts = units(corpus, ["row"])
-        import numpy as np
-
-        rest = Units.of(texts, "row", texts.text).without(np.asarray(sorted(found), dtype=np.int64))
-        found |= rules.duplicate_faults(rest)
-    return found, changed
+        rows = Units.of(units(corpus, ["row"]), "row")
+        found |= rules.repeated(rows, found, lambda at: ":".join(map(str, corpus.where(at))))
+    return found, personal
 
 
-def judged(
-    batch: Mapping[str, Any], indices: Sequence[int], readers: Sequence[RowReader], rules: Rules
+def _judged(
+    batch: Mapping[str, Any],
+    indices: Sequence[int],
+    readers: Sequence[RowReader],
+    rules: Rules,
+    marks: Mapping[tuple[str, int], str],
 ) -> dict[str, list[Any]]:
     """The rows of a batch that something is wrong with, by themselves: place, rule and reason."""
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    for (at, groups), raw in zip(parsed(batch, indices, readers), batch["raw"], strict=True):
-        bad = isinstance(groups, BadRow)
-        fault = Fault(UNREADABLE, str(groups)) if isinstance(groups, BadRow) else rules.fault(groups)
-        if fault is None and rules.personal and not bad and redacted(row := json.loads(raw)) != row:
-            fault = Fault("personal", "")
-        if fault:
-            for name, value in zip(columns, (at, *fault), strict=True):
-                columns[name].append(value)
-    return columns
+    lines: list[tuple[Any, ...]] = []
+    rows = zip(parsed(batch, indices, readers), batch["raw"], batch["source"], batch["row"], strict=True)
+    for (at, groups), raw, source, number in rows:
+        fault = mark_of(marks, readers[source].source.name, number)
+        if isinstance(groups, BadRow):
+            fault = fault or Fault(UNREADABLE, str(groups))
+        elif (fault := fault or rules.fault(groups)) is None and rules.personal:
+            fault = Fault("personal", "") if redacted(row := json.loads(raw)) != row else None
+        lines += [(at, *fault)] if fault else []
+    return {name: [line[place] for line in lines] for place, name in enumerate(COLUMNS)}

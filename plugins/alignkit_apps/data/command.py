@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,9 +19,6 @@ File = Annotated[
     typer.Argument(metavar="FILE", help="A file, a folder, a hub data set, or YAML: '{alpaca: my.csv}'."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Near = Annotated[
-    float, typer.Option(metavar="S", min=0, max=1, help="Jaccard similarity of near duplicates; 0: only equal ones.")
-]
 
 
 @data_app.command()
@@ -34,7 +31,6 @@ def stats(
         str | None,
         typer.Option(metavar="COLUMN", help="Column of categories. Default: category, topic, source ..."),
     ] = None,
-    near: Near = 0.8,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with histograms.")] = None,
     json: Json = False,
     plugin: PluginFiles = None,
@@ -47,13 +43,17 @@ def stats(
       alignkit data stats pairs.jsonl
       alignkit data stats demos.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --html stats.html
     """
+    import json as jsons
+
     from alignkit.plugins import load_plugins
+    from alignkit.report import Report
     from alignkit_apps.data import stats as measuring
     from alignkit_apps.data.corpus import open_corpus
 
     load_plugins(plugin or (), no_plugin or ())
-    facts = measuring.stats(open_corpus(file), model, near or None, by)
-    print(measuring.as_json(facts) if json else measuring.as_text(facts, console().width))
+    facts = measuring.stats(open_corpus(file), model, by)
+    shown = Report(measuring.tables(facts))
+    print(jsons.dumps(facts, indent=1, ensure_ascii=False) if json else shown.text(console().width))
     if html is not None:
         measuring.write_page(facts, html)
 
@@ -64,9 +64,11 @@ def check(
     against: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Data that must not be trained on; repeatable.")
     ] = None,
-    near: Near = 0.8,
+    near: Annotated[
+        float, typer.Option(metavar="S", min=0, max=1, help="Jaccard similarity of near duplicates; 0: only equal.")
+    ] = 0.8,
     marks: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the training rows that leak, for `clean --marks`.")
+        Path | None, typer.Option(metavar="FILE", help="Write the training rows that leak, for `clean marks=FILE`.")
     ] = None,
     json: Json = False,
     plugin: PluginFiles = None,
@@ -100,40 +102,27 @@ def check(
         load_plugins(plugin or (), no_plugin or ())
         parts = [checking.part_of(open_corpus(file), checking.TRAINING)]
         parts += [checking.part_of(open_corpus(other), "held out") for other in against or ()]
-    checked = checking.check(parts, near or None)
+    checked = checking.check(parts, near)
     print(checked.as_json() if json else Report(checked.blocks()).text(console().width))
     if marks is not None:
         checking.write_marks(checked, marks)
     if checked.findings:
-        leaks = len([one for one in checked.findings if one.training])
-        raise Repeated(f"rows are repeated: {'held-out data are in training data' if leaks else 'within a file'}")
-
-
-def _leave_out(rule: str, what: str) -> Any:
-    """The option that switches a rule on or off."""
-    return typer.Option(f"--{rule}/--no-{rule}", help=f"Leave out {what}.")
+        raise Repeated(f"rows are repeated: {'held-out data are in training data' if checked.leaks else 'in a file'}")
 
 
 @data_app.command()
 def clean(
     file: File,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="What is left, as .jsonl or .jsonl.gz.")],
-    duplicates: Annotated[bool, _leave_out("duplicates", "rows that equal an earlier one")] = True,
-    near: Near = 0.8,
-    stock_phrases: Annotated[bool, _leave_out("stock-phrases", "answers such as `As an AI language model`")] = True,
-    language: Annotated[
-        list[str] | None, typer.Option(metavar="CODE", help="Leave out answers in other languages; repeatable.")
+    rules: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RULE=VALUE", help="Options of the step `clean`: `alignkit plugins step clean`."),
     ] = None,
-    min_characters: Annotated[int, typer.Option(metavar="N", min=0, help="Leave out shorter answers.")] = 0,
-    max_characters: Annotated[int | None, typer.Option(metavar="N", min=1, help="Leave out longer answers.")] = None,
-    markdown: Annotated[bool, _leave_out("markdown", "answers with broken Markdown")] = True,
-    personal: Annotated[bool, typer.Option("--personal/--no-personal", help="Replace personal details.")] = True,
-    marks: Annotated[Path | None, typer.Option(metavar="FILE", help="Leave out the rows that this file marks.")] = None,
-    json: Json = False,
+    *,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="What is left, as .jsonl or .jsonl.gz.")],
     plugin: PluginFiles = None,
     no_plugin: NoPlugins = None,
 ) -> None:
-    """Write a file without the rows that break a rule. The step `clean` has the same rules in a recipe.
+    """Write a file without the rows that break a rule of the step `clean`.
 
     Of rows that repeat each other, the first stays. OUT.removed.jsonl has every row that was left out, and why. Rows
     that cannot be read are among them. The file itself is never changed.
@@ -141,32 +130,17 @@ def clean(
     \b
     Examples:
       alignkit data clean train.jsonl --out clean.jsonl
-      alignkit data clean train.jsonl --out clean.jsonl --language en --no-markdown --near 0
+      alignkit data clean train.jsonl --out clean.jsonl 'languages=[en]' markdown=false near=0.9
     """
-    import json as jsons
-    from dataclasses import asdict
-
     from alignkit.plugins import load_plugins
     from alignkit.report import Report
-    from alignkit_apps.cleaning.rules import Rules
     from alignkit_apps.data import clean as cleaning
-    from alignkit_apps.data.corpus import open_corpus
+    from alignkit_apps.data.corpus import corpus_of, entry
 
     load_plugins(plugin or (), no_plugin or ())
-    rules = Rules(
-        duplicates=duplicates,
-        near=near or None,
-        stock_phrases=stock_phrases,
-        languages=language or [],
-        min_characters=min_characters,
-        max_characters=max_characters,
-        markdown=markdown,
-        personal=personal,
-        marks=marks,
-    )
-    rules.check("alignkit data clean")
-    done = cleaning.clean(open_corpus(file), rules, out)
-    print(jsons.dumps(asdict(done), indent=1) if json else Report([done.table(out)]).text(console().width))
+    options = entry(file, rules or ())
+    options.check("alignkit data clean")
+    print(Report([cleaning.clean(corpus_of(options.data), options, out)]).text(console().width))
 
 
 @data_app.command()
@@ -195,4 +169,4 @@ def convert(
         choices = ", ".join(converting.LAYOUTS)
         refuse(f"--to: unknown layout '{to}'", did_you_mean(to, converting.LAYOUTS) or f"layouts: {choices}")
     load_plugins(plugin or (), no_plugin or ())
-    print_lines(converting.convert(open_corpus(file), to, out).lines(out))
+    print_lines("\n".join(converting.convert(open_corpus(file), to, out)))

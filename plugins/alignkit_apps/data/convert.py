@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from alignkit.data.group import Group, Response, resolved_pairs, with_labels
@@ -16,58 +15,42 @@ from alignkit_apps.feedback.items import Answer
 from alignkit_apps.feedback.layouts import Row
 
 
-@dataclass(frozen=True)
-class Converted:
-    """What was written. without: rows that gave none, by reason."""
+def convert(corpus: Corpus, layout: str, out: Path) -> list[str]:
+    """Write the rows in a layout of LAYOUTS, with their tools. Columns that a format does not use are left out.
 
-    rows: int
-    written: int
-    without: Mapping[str, int]
-
-    def lines(self, out: Path) -> str:
-        reasons = [f"not written: {count:,} rows, {reason}" for reason, count in self.without.items()]
-        return "\n".join([f"{out}: {self.written:,} rows from {self.rows:,}", *reasons])
-
-
-def convert(corpus: Corpus, layout: str, out: Path) -> Converted:
-    """Write the rows in a layout of LAYOUTS. Columns that a format does not use are left out.
-
-    Raises DataError if no row fits.
+    Returns in lines how many were written, and how many not, by reason. Raises DataError if no row fits.
     """
     check_target(out, corpus)
+    rows_of, lack = LAYOUTS[layout]
     without: Counter[str] = Counter()
     count = 0
     with written(out) as file:
         for _, groups in corpus.groups():
-            rows = [] if isinstance(groups, BadRow) else [row for group in groups for row in _rows(layout, group)]
-            if not rows:
-                without["they cannot be read" if isinstance(groups, BadRow) else LACKS[layout]] += 1
-            file.writelines((as_json(row) + "\n").encode() for row in rows)
-            count += len(rows)
+            bad = isinstance(groups, BadRow)
+            before = count
+            for group in () if isinstance(groups, BadRow) else groups:
+                for row in rows_of(group):
+                    file.write(as_json({**row, "tools": list(group.tools)} if group.tools else row))
+                    count += 1
+            if count == before:
+                without["they cannot be read" if bad else lack] += 1
         if not count:
-            reasons = ", ".join(without)
-            raise DataError(f"{corpus.name}: no row can be written as {layout}: {reasons}")
-    return Converted(len(corpus.rows), count, dict(without))
-
-
-def _rows(layout: str, group: Group) -> Iterator[Row]:
-    """The rows of a group, with its tools."""
-    tools = {"tools": list(group.tools)} if group.tools else {}
-    yield from ({**row, **tools} for row in LAYOUTS[layout](group))
+            raise DataError(f"{corpus.name}: no row can be written as {layout}: {', '.join(without)}")
+    reasons = [f"not written: {rows:,} rows, {reason}" for reason, rows in without.items()]
+    return [f"{out}: {count:,} rows from {len(corpus.rows):,}", *reasons]
 
 
 def _said(response: Response) -> Answer:
     return response.text if response.messages is None else response.messages
 
 
-def _messages(group: Group) -> Iterable[Row]:
-    if len(group.responses) == 1 and group.prompt and group.responses[0].label is not False:
-        yield {"messages": [*group.prompt, *layouts.turns(_said(group.responses[0]))]}
-
-
 def _sft(group: Group) -> Iterable[Row]:
     if len(group.responses) == 1 and group.prompt and group.responses[0].label is not False:
         yield layouts.demonstration(group.prompt, _said(group.responses[0]))
+
+
+def _messages(group: Group) -> Iterable[Row]:
+    return ({"messages": [*row["prompt"], *row["completion"]]} for row in _sft(group))
 
 
 def _preference(group: Group) -> Iterable[Row]:
@@ -95,19 +78,12 @@ def _prompts(group: Group) -> Iterable[Row]:
         yield {"prompt": list(group.prompt)}
 
 
-LAYOUTS: dict[str, Callable[[Group], Iterable[Row]]] = {
-    "messages": _messages,
-    "sft": _sft,
-    "preference": _preference,
-    "ranked": _ranked,
-    "kto": _kto,
-    "prompts": _prompts,
-}
-LACKS = {
-    "messages": "they are no demonstrations",
-    "sft": "they are no demonstrations",
-    "preference": "nobody said which response is better",
-    "ranked": "they have no ranks",
-    "kto": "nothing says that a response is good or bad",
-    "prompts": "they have no prompt",
+# The rows of a group in each layout, and what is said of those that give none.
+LAYOUTS: dict[str, tuple[Callable[[Group], Iterable[Row]], str]] = {
+    "messages": (_messages, "they are no demonstrations"),
+    "sft": (_sft, "they are no demonstrations"),
+    "preference": (_preference, "nobody said which response is better"),
+    "ranked": (_ranked, "they have no ranks"),
+    "kto": (_kto, "nothing says that a response is good or bad"),
+    "prompts": (_prompts, "they have no prompt"),
 }

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.data.group import Group, Origin
 from alignkit.data.reading import DataSource, RowReader
-from alignkit.data.sources import DataSpec
-from alignkit.errors import AlignkitError, BadRow, DataError, no_disk
+from alignkit.data.sources import OR_SKIP, DataSpec
+from alignkit.errors import AlignkitError, BadRow, Cut, DataError, causes_of, no_disk
 from alignkit.io.cache import cache_folder
 from alignkit.io.commits import commit_of
 from alignkit.io.digest import digest, file_digest, versions
@@ -67,11 +67,11 @@ class Corpus:
 
     def mapped(
         self, name: str, function: Callable[..., Any], columns: Mapping[str, str], options: Any = None, **given: Any
-    ) -> Dataset:
-        """The columns that a function makes of batches of rows, instead of theirs; several rows for one, or none.
+    ) -> Any:
+        """The Arrow table that a function makes of batches of rows, instead of theirs; several rows for one, or none.
 
-        function(batch, indices, **given): module-level, so that other processes can call it. columns: its types, by
-        name. name, options: what its results depend on besides this code.
+        function(batch, indices, readers, **given): module-level, so that other processes can call it. columns: its
+        types, by name. name, options: what its results depend on besides this code.
         """
         from datasets import Features, Value
 
@@ -79,7 +79,7 @@ class Corpus:
         size = max(1, min(TOGETHER, BATCH * len(self.rows) // max(1, self.rows.data.nbytes)))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         folder = _folder(key)
-        return _quiet(
+        made = _quiet(
             lambda: self.rows.map(
                 function,
                 batched=True,
@@ -88,7 +88,7 @@ class Corpus:
                 with_indices=True,
                 remove_columns=self.rows.column_names,
                 features=Features({name: Value(kind) for name, kind in columns.items()}),
-                fn_kwargs=given,
+                fn_kwargs={"readers": self.readers, **given},
                 num_proc=cores if len(self.rows) >= 2 * TOGETHER and cores > 1 else None,
                 cache_file_name=str(folder / "rows.arrow"),
                 new_fingerprint=key,
@@ -96,6 +96,12 @@ class Corpus:
             ),
             folder,
         )
+        return made.data.table
+
+    def raw(self) -> Iterator[tuple[int, str]]:
+        """The JSON of every row by its place; empty for one that cannot be parsed."""
+        for start in range(0, len(self.rows), TOGETHER):
+            yield from enumerate(self.rows[start : start + TOGETHER]["raw"], start)
 
     def groups(self) -> Iterator[tuple[int, list[Group] | BadRow]]:
         """Every row by its place, as groups or as what is wrong with it."""
@@ -111,18 +117,25 @@ def short(name: str) -> str:
 
 
 def open_corpus(word: str) -> Corpus:
-    """The rows of a data entry as on the command line: a file, a folder, a hub data set, or YAML as in a recipe."""
+    """The rows of a data entry as on the command line."""
+    return corpus_of(entry(word).data)
+
+
+def entry(word: str, rules: Sequence[str] = ()) -> Any:
+    """The options of a step `clean` of what `data:` may be: a file, a folder, a hub data set, or YAML as in a recipe.
+
+    rules: its other options, as KEY=VALUE.
+    """
     value = plain_data(word, f"'{word}'")
     if isinstance(value, str) and not Path(value).is_file() and (Path(value).is_dir() or _on_hub(value)):
         value = {"hub": value}
-    options: Any = recipe_of(value).stages["data"].component.options
-    return corpus_of(options.data)
+    return recipe_of(value, rules=rules).stages["data"].component.options
 
 
-def recipe_of(value: Any, base: str = "tiny") -> Recipe:
-    """A recipe whose only stage reads a data entry. base: its model."""
+def recipe_of(value: Any, base: str = "tiny", rules: Sequence[str] = ()) -> Recipe:
+    """A recipe whose only stage cleans a data entry. base: its model."""
     data = {"model": {"base": base}, "stages": {"data": {"step": "clean", "data": value}}}
-    return made_recipe(data, "alignkit data", [], plugins().registry)
+    return made_recipe(data, "alignkit data", [f"stages.data.{rule}" for rule in rules], plugins().registry)
 
 
 def _on_hub(word: str) -> bool:
@@ -133,6 +146,7 @@ def _on_hub(word: str) -> bool:
 def corpus_of(spec: DataSpec) -> Corpus:
     """The rows of a data entry. Raises DataError if there is none, or if no format reads them."""
     import datasets
+    from datasets import Dataset, Features, Value
 
     (datasets.enable_progress_bars if sys.stderr.isatty() else datasets.disable_progress_bars)()
     datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
@@ -144,8 +158,6 @@ def corpus_of(spec: DataSpec) -> Corpus:
     ]
     code = {path.name: file_digest(path) for path in CODE}
     key = digest([facts, code, versions(["datasets", "rensa", "py3langid"])])[:32]
-    from datasets import Dataset, Features, Value
-
     kinds = {"source": "int32", "row": "int64", "raw": "large_string", "bad": "string"}
     rows = _quiet(
         lambda: Dataset.from_generator(
@@ -195,17 +207,22 @@ def _numbered(sources: Sequence[DataSource]) -> Iterator[dict[str, Any]]:
     for place, source in enumerate(sources):
         good = 0
         for number, row in RowReader(source, _formats()).rows(no_stage, _commit):
+            if isinstance(row, Cut) and source.on_bad_row == "error":
+                raise DataError(f"{source.name}:{number}: {row}\nhelp: repair the file{OR_SKIP}")
             bad = isinstance(row, BadRow)
-            yield {"source": place, "row": number, "raw": "" if bad else as_json(row), "bad": str(row) if bad else ""}
+            raw = "" if bad else as_json(row).decode()[:-1]
+            yield {"source": place, "row": number, "raw": raw, "bad": str(row) if bad else ""}
             good += not bad
             if good == source.limit:
                 break
 
 
-def as_json(row: Any) -> str:
-    """A row as one line of JSON that UTF-8 can hold."""
-    line = json.dumps(row, ensure_ascii=False, default=str)
-    return line if line.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in line) else json.dumps(row)
+def as_json(row: Any) -> bytes:
+    """A row as a line of JSON."""
+    try:
+        return f"{json.dumps(row, ensure_ascii=False, default=str)}\n".encode()
+    except UnicodeEncodeError:  # half of a character
+        return f"{json.dumps(row, default=str)}\n".encode()
 
 
 def _folder(key: str) -> Path:
@@ -222,13 +239,11 @@ def _quiet(make: Callable[[], Dataset], folder: Path) -> Dataset:
     except BaseException as error:
         for unfinished in folder.glob("tmp*"):
             unfinished.unlink(missing_ok=True)
-        causes: list[BaseException] = [error]
-        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
-            causes.append(cause)
+        causes = [*causes_of(error)]
         if any(isinstance(one, KeyboardInterrupt) for one in causes):
             raise KeyboardInterrupt from None
-        ours = next((one for one in causes if isinstance(one, AlignkitError)), None)
-        if better := ours or next(filter(None, map(no_disk, reversed(causes))), None):
+        ours = (one if isinstance(one, AlignkitError) else None for one in causes)
+        if better := next(filter(None, [*ours, *map(no_disk, reversed(causes))]), None):
             raise better from None
         raise
     finally:
@@ -252,9 +267,8 @@ def parsed(
     batch: Mapping[str, Sequence[Any]], indices: Iterable[int], readers: Sequence[RowReader]
 ) -> Iterator[tuple[int, list[Group] | BadRow]]:
     """The rows of a batch as groups, or as what is wrong with them, each with its place."""
-    for at, source, number, raw, bad in zip(
-        indices, batch["source"], batch["row"], batch["raw"], batch["bad"], strict=True
-    ):
+    columns = (batch[name] for name in ("source", "row", "raw", "bad"))
+    for at, source, number, raw, bad in zip(indices, *columns, strict=True):
         try:
             if bad:
                 raise BadRow(bad)
@@ -269,32 +283,9 @@ def unread_text(count: int, where: tuple[str, int], reason: str) -> str:
     return f"rows that cannot be read: {count:,}, the first: {where[0]}:{where[1]}: {reason}"
 
 
-# Texts that are compared
-
-
-class Columns(Mapping[str, Any]):
-    """The columns of a table as arrays, each read when somebody asks for it."""
-
-    def __init__(self, table: Dataset):
-        self._table = table.data
-
-    def __getitem__(self, name: str) -> Any:
-        return self._table.column(name).to_numpy()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._table.column_names)
-
-    def __len__(self) -> int:
-        return len(self._table.column_names)
-
-    def text(self, at: int) -> str:
-        return str(self._table.column("text")[at].as_py())
-
-
-def units(corpus: Corpus, kinds: Sequence[near.Kind] = near.KINDS) -> Columns:
+def units(corpus: Corpus, kinds: Sequence[near.Kind] = near.KINDS) -> Any:
     """The texts of all rows, as `near.table` has them; of one that cannot be read the reason."""
-    given = {"readers": corpus.readers, "kinds": tuple(kinds)}
-    return Columns(corpus.mapped("comparing texts", _units, near.COLUMNS, kinds, **given))
+    return corpus.mapped("comparing texts", _units, near.COLUMNS, kinds, kinds=tuple(kinds))
 
 
 def _units(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alignkit.data.describe import said
-from alignkit.data.group import Group
 from alignkit.data.reading import RowReader
 from alignkit.data.spoken import all_turns
 from alignkit.errors import BadRow
@@ -19,104 +18,95 @@ from alignkit.extras import check_extra
 from alignkit.io.atomic import write_text
 from alignkit.io.printable import printable
 from alignkit.plugins import plugins
-from alignkit.report import Block, Report, Table
-from alignkit.runs.stage_record import card, histogram
+from alignkit.report import Block, Table
+from alignkit.runs.stage_record import card_of, histogram, tally
 from alignkit_apps.charts import data_cards, figures
 from alignkit_apps.charts.curves import Figure, figure
 from alignkit_apps.cleaning import near
 from alignkit_apps.cleaning.near import Units
 from alignkit_apps.cleaning.rules import STOCK, language_of
-from alignkit_apps.data.corpus import Corpus, parsed, recipe_of, units
+from alignkit_apps.data.corpus import Corpus, parsed, recipe_of, units, unread_text
 from alignkit_apps.feedback.agreement_summary import agreement, agreement_tables
 from alignkit_apps.feedback.database import SUFFIX
 
 CATEGORIES = ("category", "categories", "use_case", "topic", "task", "task_type", "subset", "source", "domain", "type")
 SHOWN = 12  # languages, categories
-COLUMNS = {name: "int64" for name in ("at", "response", "turns", "tokens", "refuses", "stock")} | {"language": "string"}
 WITHOUT = "none"  # the language of a text that is too short to tell
+NEAR = 0.8  # as alike as that, one row repeats the other
+COLUMNS = {"counts": "large_string", "prompts": "large_binary"}  # of a batch: JSON, and hashes of prompts
 
 
-def stats(corpus: Corpus, model: str | None, threshold: float | None, by: str | None) -> dict[str, Any]:
+def stats(corpus: Corpus, model: str | None, by: str | None) -> dict[str, Any]:
     """The facts as plain JSON. model: whose tokens are counted; None: only characters. by: the column of categories."""
     check_extra("alignkit data stats", "data", "rensa", "py3langid")
-    columns = corpus.mapped(
-        "measuring texts",
-        _measured,
-        COLUMNS,
-        model,
-        readers=corpus.readers,
-        tokenizer=None if model is None else _tokenizer(model),
-        refusal=plugins().registry.get("reward", "refusal").implementation,
-    ).data
-    table = {name: columns.column(name).to_numpy() for name in COLUMNS if name != "language"}
-    said_by = table["response"] == 1
-    languages = Counter(columns.column("language").filter(_mask(said_by if said_by.any() else ~said_by)).to_pylist())
-    bad: list[str] = []
-    categories: Counter[str] = Counter()
-    facts: dict[str, Any] = {"file": corpus.name, "format": corpus.readers[0].format_name, "rows": len(corpus.rows)}
-    facts |= card(_counted(corpus, bad, categories, by)) | {"rows": len(corpus.rows), "unread": len(bad)}
-    facts["first_unread"] = bad[0] if bad else ""
-    answers = max(1, int(said_by.sum()))
-    facts |= {
-        "turns": histogram(Counter(table["turns"][table["turns"] > 0].tolist())),
-        "languages": dict(languages.most_common()),
-        "categories": dict(categories.most_common()),
-        "refusals": int(table["refuses"].sum()) / answers,
-        "stock_phrases": int(table["stock"].sum()) / answers,
-        **_repetition(corpus, threshold),
+    tokenizer = None if model is None else _tokenizer(model)
+    measured = corpus.mapped("measuring texts", _measured, COLUMNS, [model, by], tokenizer=tokenizer, by=by)
+    counts: dict[str, Counter[Any]] = defaultdict(Counter)
+    for batch in measured["counts"]:
+        for name, pairs in json.loads(batch.as_py()).items():
+            for value, count in pairs:
+                counts[name][value] += count
+    prompts = np.frombuffer(b"".join(measured["prompts"].to_pylist()), dtype=np.int64)
+    rows = units(corpus, ["row"])
+    repeated = near.repeated(Units.of(rows, "row"), NEAR)
+    bad = Units.of(rows, "unread")
+    answers = max(1, counts["responses"].total())
+    return {
+        "file": corpus.name,
+        "format": corpus.readers[0].format_name,
+        **card_of(counts),
+        "rows": len(corpus.rows),
+        "unread": len(bad.rows),
+        "first_unread": unread_text(len(bad.rows), corpus.where(int(bad.rows[0])), bad.text(0))
+        if len(bad.rows)
+        else "",
+        "turns": histogram(counts["turns"]),
+        "languages": dict(counts["languages"].most_common()),
+        "categories": dict(counts["categories"].most_common()),
+        "refusals": counts["sizes"]["refusals"] / answers,
+        "stock_phrases": counts["sizes"]["stock_phrases"] / answers,
+        "equal_rows": sum(match.similarity == 1 for match in repeated),
+        "near_rows": sum(match.similarity < 1 for match in repeated),
+        "repeated_prompts": len(prompts) - len(np.unique(prompts)),
+        "model": model,
+        "prompt_tokens": histogram(counts["prompt_tokens"]),
+        "response_tokens": histogram(counts["response_tokens"]),
+        "agreement": _agreement(corpus),
     }
-    if model is not None:
-        counts = {"prompt_tokens": ~said_by, "response_tokens": said_by}
-        facts |= {name: histogram(Counter(table["tokens"][rows].tolist())) for name, rows in counts.items()}
-        facts["model"] = model
-    return {**facts, "agreement": _agreement(corpus)}
-
-
-def _mask(rows: Any) -> Any:
-    import pyarrow
-
-    return pyarrow.array(rows)
-
-
-def _counted(corpus: Corpus, bad: list[str], categories: Counter[str], by: str | None) -> Iterator[Group]:
-    """All groups, and on the way what is wrong with rows that cannot be read, and the categories."""
-    for at, groups in corpus.groups():
-        if isinstance(groups, BadRow):
-            bad.append("" if bad else f"{':'.join(map(str, corpus.where(at)))}: {groups}")
-            continue
-        for group in groups:
-            name = by if by is not None else next((name for name in CATEGORIES if name in group.meta), None)
-            value = group.meta.get(name) if name is not None else None
-            categories.update(map(str, value) if isinstance(value, list) else [str(value)] if value is not None else [])
-            yield group
 
 
 def _measured(
-    batch: Mapping[str, Any], indices: Sequence[int], readers: Sequence[RowReader], tokenizer: Any, refusal: Any
+    batch: Mapping[str, Any], indices: Sequence[int], readers: Sequence[RowReader], tokenizer: Any, by: str | None
 ) -> dict[str, Any]:
-    """A line for each prompt and each response of the rows of a batch."""
-    texts: list[str] = []
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    judge = refusal(refusal.Options())
-    for at, groups in parsed(batch, indices, readers):
-        for group in groups if not isinstance(groups, BadRow) else ():
-            asked = [turn for turn in group.prompt if turn["role"] != "system"]
-            more = max((len(response.messages or "1") for response in group.responses), default=0)
-            lines = [(0, said(group.prompt), len(asked) + more, 0, 0)] if group.prompt else []
-            refused = judge.score([group])[""]
-            for response, refuses in zip(group.responses, refused, strict=True):
-                answer = all_turns(response)
-                lines.append((1, answer, 0, int(refuses or 0), int(STOCK.search(answer) is not None)))
-            for is_response, text, turns, refuses, stock in lines:
-                texts.append(text)
-                # Telling languages takes longest, and those of prompts are only asked for if there are no responses.
-                language = "" if group.responses and not is_response else language_of(text) or WITHOUT
-                row = (at, is_response, turns, 0, refuses, stock, language)
-                for name, value in zip(COLUMNS, row, strict=True):
-                    columns[name].append(value)
-    if tokenizer is not None and texts:
-        columns["tokens"] = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    return columns
+    """The counts of a batch, each as pairs of a value and its count, and a hash of each prompt."""
+    groups = [group for _, row in parsed(batch, indices, readers) if not isinstance(row, BadRow) for group in row]
+    counts: dict[str, Counter[Any]] = defaultdict(Counter, tally(groups))
+    asked = [group.prompt for group in groups if group.prompt]
+    answers = [all_turns(response) for group in groups for response in group.responses]
+    for group in groups:
+        if group.prompt:
+            longest = max((len(response.messages or "1") for response in group.responses), default=0)
+            counts["turns"][sum(turn["role"] != "system" for turn in group.prompt) + longest] += 1
+        name = by or next((name for name in CATEGORIES if name in group.meta), "")
+        value = group.meta.get(name)
+        counts["categories"].update(
+            map(str, value if isinstance(value, list) else [value] if value is not None else ())
+        )
+        texts = map(all_turns, group.responses) if group.responses else [said(group.prompt)]
+        counts["languages"].update(language_of(text) or WITHOUT for text in texts)
+    judge = plugins().registry.get("reward", "refusal").implementation
+    refused = judge(judge.Options()).score(groups)[""]
+    counts["sizes"]["refusals"] = sum(map(bool, refused))
+    counts["sizes"]["stock_phrases"] = sum(STOCK.search(answer) is not None for answer in answers)
+    for name, texts in ("prompt_tokens", [*map(said, asked)]), ("response_tokens", answers):
+        if tokenizer is not None and texts:
+            counts[name].update(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    told = (said([turn for turn in prompt if turn["role"] != "system"]) for prompt in asked)
+    prompts = np.array([near.key(near.normalized(text)) for text in told], dtype=np.int64)
+    return {
+        "counts": [json.dumps({name: [*counter.items()] for name, counter in counts.items()})],
+        "prompts": [prompts.tobytes()],
+    }
 
 
 def _tokenizer(model: str) -> Any:
@@ -129,19 +119,6 @@ def _tokenizer(model: str) -> Any:
     recipe = recipe_of([{"text": __file__}], model)
     found = RunBases(recipe, Path("runs"), Reporter())[BASE]
     return load_tokenizer(recipe.model, found.source, found.commit)
-
-
-def _repetition(corpus: Corpus, threshold: float | None) -> dict[str, Any]:
-    """Rows and prompts that repeat an earlier one."""
-    texts = units(corpus)
-    whole = near.repeated(Units.of(texts, "row", texts.text), threshold)
-    asked = Units.of(texts, "prompt", texts.text)
-    prompts = asked.keys[asked.turns == 0]
-    return {
-        "equal_rows": sum(match.similarity == 1 for match in whole),
-        "near_rows": sum(match.similarity < 1 for match in whole),
-        "repeated_prompts": len(prompts) - len(np.unique(prompts)),
-    }
 
 
 def _agreement(corpus: Corpus) -> list[dict[str, Any]]:
@@ -172,22 +149,22 @@ def tables(facts: Mapping[str, Any]) -> list[Block]:
         ["of these refusals, by their words", "", f"{facts['refusals']:.1%}"],
         ["of these with a stock phrase", "", f"{facts['stock_phrases']:.1%}"],
     ]
-    blocks: list[Block] = [
-        Table(f"{facts['file']} ({facts['format']})", ["", "number", "share"], counts, note=facts["first_unread"])
-    ]
     lengths = [
-        [name.replace("_", ", "), *(f"{found[key]:,}" for key in ("count", "least", "median", "p95", "most"))]
+        [name.replace("_", ", "), *(f"{facts[name][fact]:,}" for fact in ("count", "least", "median", "p95", "most"))]
         for name in ("turns", "prompt_characters", "response_characters", "prompt_tokens", "response_tokens")
-        if (found := facts.get(name))
+        if facts[name]
     ]
-    blocks.append(Table("lengths", ["of", "count", "shortest", "median", "95% up to", "longest"], lengths))
+    blocks: list[Block] = [
+        Table(f"{facts['file']} ({facts['format']})", ["", "number", "share"], counts, note=facts["first_unread"]),
+        Table("lengths", ["of", "count", "shortest", "median", "95% up to", "longest"], lengths),
+    ]
     for table in data_cards.tables([{"stage": "", "name": facts["file"], **facts}])[1:]:
         rest = [row[2:] for row in table.rows]
         blocks.append(Table(table.title, table.columns[2:], rest, keys=0, note=table.note))
     for name, what in (("languages", "of responses, else of prompts"), ("categories", "")):
-        if found := facts[name]:
-            total, more = sum(found.values()), len(found) - SHOWN
-            cells = [[value, *_share(count, total)] for value, count in [*found.items()][:SHOWN]]
+        total, more = sum(facts[name].values()), len(facts[name]) - SHOWN
+        cells = [[value, *_share(count, total)] for value, count in [*facts[name].items()][:SHOWN]]
+        if cells:
             blocks.append(Table(name, [what, "number", "share"], cells, note=f"and {more} more" if more > 0 else ""))
     return [*blocks, *agreement_tables(facts["agreement"])]
 
@@ -218,7 +195,7 @@ def _figures(facts: Mapping[str, Any]) -> list[Figure]:
     """Histograms of lengths and margins, and bars of languages and categories."""
     source = {"stage": facts["format"], "name": facts["file"], **facts}
     drawn = data_cards.figures([source])
-    if facts.get("model"):
+    if facts["model"] is not None:
         counts = {f"{name}_characters": facts[f"{name}_tokens"] for name in ("prompt", "response")}
         in_tokens = data_cards.figures([{"stage": facts["model"], "name": facts["file"], **counts}])
         drawn += [{**one, "title": "Lengths in tokens", "x_label": "up to this many tokens"} for one in in_tokens]
@@ -227,11 +204,3 @@ def _figures(facts: Mapping[str, Any]) -> list[Figure]:
             bars = data_cards.bars(name, list(map(float, found.values())), list(found))
             drawn.append(figure(facts["format"], name.capitalize(), [bars], x_label="", y_label="%"))
     return drawn
-
-
-def as_json(facts: Mapping[str, Any]) -> str:
-    return json.dumps(facts, indent=1, ensure_ascii=False)
-
-
-def as_text(facts: Mapping[str, Any], width: int) -> str:
-    return Report(tables(facts)).text(width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pyarrow
 import pytest
 from planted_rows import Writer
 
@@ -16,7 +17,7 @@ LONG = "Which mammal lays eggs and lives near rivers in the east of Australia?"
 
 def units(texts: list[str], kind: Kind = "row") -> Units:
     rows = [(at, [near.Unit(kind, 0, near.normalized(text))]) for at, text in enumerate(texts)]
-    return Units.of(near.table(rows), kind)
+    return Units.of(pyarrow.table(near.table(rows)), kind)
 
 
 def turn(role: str, content: str) -> Message:
@@ -30,7 +31,7 @@ def test_signatures_are_the_same_on_every_machine() -> None:
 
 
 def test_case_and_white_space_do_not_count() -> None:
-    assert near.repeated(units([LONG, LONG.upper() + " \n", LONG.replace(" ", "\t")]), None) == [
+    assert near.repeated(units([LONG, LONG.upper() + " \n", LONG.replace(" ", "\t")]), 0) == [
         (1, 0, 1.0),
         (2, 0, 1.0),
     ]
@@ -70,7 +71,7 @@ def test_a_text_of_others_is_found_from_both_sides() -> None:
     one, other = units(held_out), units(train)
     assert [match[:2] for match in near.shared(one, other, 0.7)] == [(50, 7), (51, 9)]
     assert [match[:2] for match in near.shared(other, one, 0.7)] == [(7, 50), (9, 51)]
-    assert [match[:2] for match in near.shared(one, other, None)] == [(50, 7)]
+    assert [match[:2] for match in near.shared(one, other, 0)] == [(50, 7)]
     assert near.shared(one, units([]), 0.7) == near.shared(units([]), one, 0.7) == []
 
 

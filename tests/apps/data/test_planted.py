@@ -31,7 +31,7 @@ def lines(path: Path) -> list[Any]:
 
 
 def test_clean_leaves_out_what_was_planted_and_nothing_else(folder: Path) -> None:
-    run("clean", folder / "train.jsonl", "--out", folder / "clean.jsonl", "--language", "en")
+    run("clean", folder / "train.jsonl", "--out", folder / "clean.jsonl", "languages=[en]")
     removed = lines(folder / "clean.removed.jsonl")
     assert Counter(row["rule"] for row in removed) == PLANTED
     kept = lines(folder / "clean.jsonl")
@@ -52,7 +52,7 @@ def test_the_same_bytes_every_time_without_what_was_kept(folder: Path, monkeypat
 
 
 def test_each_rule_is_off_by_one_option(folder: Path) -> None:
-    off = ("--no-duplicates", "--near", 0, "--no-stock-phrases", "--no-markdown", "--no-personal")
+    off = ("duplicates=false", "near=0", "stock_phrases=false", "markdown=false", "personal=false")
     run("clean", folder / "train.jsonl", "--out", folder / "all.jsonl", *off)
     assert [row["rule"] for row in lines(folder / "all.removed.jsonl")] == ["unreadable"] * PLANTED["unreadable"]
     assert "@example.org" in (folder / "all.jsonl").read_text(encoding="utf-8")
@@ -71,7 +71,7 @@ def test_check_finds_the_leaks(folder: Path, capsys: pytest.CaptureFixture[str])
     assert (own["equal"], own["near"]) == (PLANTED["duplicates"], PLANTED["near"])
     run("check", folder / "dialogues.jsonl", "--against", folder / "heldout.jsonl", code=Repeated.exit_code)
     assert "equals dialogues.jsonl:1 (turn 3)" in " ".join(capsys.readouterr().out.split())
-    run("clean", folder / "train.jsonl", "--marks", marks, "--out", folder / "without.jsonl")
+    run("clean", folder / "train.jsonl", f"marks={marks}", "--out", folder / "without.jsonl")
     run("check", folder / "without.jsonl", "--against", folder / "heldout.jsonl")
 
 
@@ -99,7 +99,7 @@ def test_the_step_has_the_same_rules(folder: Path) -> None:
     (folder / "s.yaml").write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
     assert main(["run", str(folder / "s.yaml"), "--out", str(folder / "run")]) == 0
     (removed,) = (folder / "run").rglob("removed.jsonl")
-    run("clean", good, "--out", folder / "good.clean.jsonl", "--language", "en")
+    run("clean", good, "--out", folder / "good.clean.jsonl", "languages=[en]")
     by_command = [(row["row"], row["rule"]) for row in lines(folder / "good.clean.removed.jsonl")]
     by_step = [(int(row["row"].rpartition(":")[2]), row["rule"]) for row in lines(removed)]
     assert by_step == by_command and by_step

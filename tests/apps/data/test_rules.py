@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,29 @@ def test_what_cannot_be_written_is_an_error(tmp_path: Path, capsys: pytest.Captu
         (["convert", "--to", "sfd", "--out", "b.jsonl"], 2, "did you mean 'sft'?"),
         (["clean", "--out", "a.jsonl"], 2, "is what the rows come from"),
         (["clean", "--out", "b.csv"], 2, "JSON lines are written"),
-        (["clean", "--out", "b.jsonl", "--language", "xx"], 1, "py3langid does not know xx"),
+        (["clean", "--out", "b.jsonl", "languages=[xx]"], 1, "py3langid does not know xx"),
+        (["clean", "--out", "b.jsonl", "nera=0"], 2, "did you mean 'near'?"),
     ):
         words = [str(tmp_path / word) if word.endswith((".jsonl", ".csv")) else word for word in words]
         assert main(["data", words[0], str(tmp_path / "a.jsonl"), *words[1:]]) == code
         assert said in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz", "a.json"])
+def test_a_file_that_is_cut_off_stops_the_command_as_it_stops_a_run(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"Question {number}?", "completion": str(hash(str(number)))} for number in range(3000)]
+    text = json.dumps(rows) if name == "a.json" else "".join(json.dumps(row) + "\n" for row in rows)
+    if "csv" in name:
+        text = "prompt,completion\n" + "".join(",".join(row.values()) + "\n" for row in rows)
+    whole = gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
+    path = tmp_path / name
+    path.write_bytes(whole[: len(whole) // 2])
+    words = ["data", "convert", "--to", "sft", "--out", str(tmp_path / "b.jsonl")]
+    assert main([*words, str(path)]) == 4
+    error = capsys.readouterr().err
+    assert f"{path}:" in error and "set 'on_bad_row: skip'" in error and not (tmp_path / "b.jsonl").exists()
+    assert main([*words, f"{{path: {path}, on_bad_row: skip}}"]) == 0
+    assert 100 < len((tmp_path / "b.jsonl").read_text(encoding="utf-8").splitlines()) < 3000

@@ -4,12 +4,11 @@ rules."""
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 
-from alignkit import Artifact, DataError, DataRef, Field, Group, Register, Step, StepContext, hookimpl
-from alignkit.report import Report, Table
-from alignkit_apps.cleaning.rules import Fault, Rules, mark_of, redacted_group
+from alignkit import Artifact, DataRef, Field, Group, Register, Step, StepContext, hookimpl
+from alignkit.report import Report
+from alignkit_apps.cleaning.rules import Fault, Rules, mark_of, redacted_group, removed_counts, table
 
 REMOVED = "removed.jsonl"
 
@@ -24,50 +23,38 @@ class Clean(Step):
         data: DataRef = Field(description="rows to clean; other stages then read `data: STAGE`")
 
     options: Options
+    packages = ("rensa", "py3langid")
 
     def check(self, folder: Path) -> None:
         self.options.check("step 'clean'")
 
     def run(self, context: StepContext) -> Artifact:
-        options, groups = self.options, context.load(self.options.data)
+        groups = context.load(self.options.data)
         found = self._faults(groups)
+        counts = removed_counts(found, len(groups), "clean")
         kept = [group for at, group in enumerate(groups) if at not in found]
-        if not kept:
-            raise DataError(
-                f"clean: no row of {len(groups)} is left: {_counted(Counter(f.rule for f in found.values()))}"
-            )
-        clean = [redacted_group(group) for group in kept] if options.personal else kept
+        clean = [redacted_group(group) for group in kept] if self.options.personal else kept
         changed = sum(one != other for one, other in zip(clean, kept, strict=True))
-        lines = [
-            {"row": str(groups[at].origin), "rule": fault.rule, "reason": fault.reason}
-            for at, fault in sorted(found.items())
-        ]
+        lines = [{"row": str(groups[at].origin), **found[at]._asdict()} for at in sorted(found)]
         context.write_text(REMOVED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        counts = dict(sorted(Counter(fault.rule for fault in found.values()).items()))
         summary = {"rows": len(groups), "kept": len(kept), "removed": counts, "redacted": changed}
-        rows = [[name, f"{count:,}"] for name, count in (*counts.items(), ("kept", len(kept)), ("redacted", changed))]
-        return Artifact(groups=clean, summary=summary, report=Report([Table("", ["rows", "number"], rows)]))
+        return Artifact(groups=clean, summary=summary, report=Report([table("", counts, len(kept), changed)]))
 
     def _faults(self, groups: list[Group]) -> dict[int, Fault]:
         """What is wrong with rows, by their places."""
-        from alignkit_apps.cleaning import near  # imports numpy
-
-        marks = self.options.marked()
-        found = {}
+        marks, found = self.options.marked(), {}
         for at, group in enumerate(groups):
             mark = mark_of(marks, group.origin.file, group.origin.row) if group.origin else None
             if fault := mark or self.options.fault([group]):
                 found[at] = fault
         if self.options.compares:
-            rest = [at for at in range(len(groups)) if at not in found]
-            units = near.Units.of(near.table((at, near.units_of([groups[at]], ["row"])) for at in rest), "row")
-            for at, (fault, other) in self.options.duplicate_faults(units).items():
-                found[at] = fault._replace(reason=f"{fault.reason} {groups[other].origin}")
+            import pyarrow
+
+            from alignkit_apps.cleaning import near  # imports numpy
+
+            units = pyarrow.table(near.table((at, near.units_of([group], ["row"])) for at, group in enumerate(groups)))
+            found |= self.options.repeated(near.Units.of(units, "row"), found, lambda at: groups[at].origin)
         return found
-
-
-def _counted(counts: Counter[str]) -> str:
-    return ", ".join(f"{rule} {count}" for rule, count in counts.most_common())
 
 
 @hookimpl
