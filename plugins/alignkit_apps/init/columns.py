@@ -32,16 +32,16 @@ def templates(kind: str, row: Any) -> Iterator[dict[str, str]]:
         return
     choices = next((name for name, value in row.items() if _are_choices(value)), "")
     answers = [name for name in row if name.lower() in _ANSWERS and name != choices]
-    options = [name for name in texts if answers and name not in answers and _OPTION.fullmatch(name)]
-    options = options if len(options) > 1 and not choices else []
+    marks = {name: match[1] for name in texts if name not in answers and (match := _OPTION.fullmatch(name))}
+    marks = marks if answers and len(marks) > 1 and not choices else {}
     shown = [f"{{{choices}:letters}}"] * bool(choices)
-    shown += [f"{letter}. {{{name}}}" for letter, name in zip(ascii_uppercase, options, strict=False)]
+    shown += [f"{letter}. {{{name}}}" for letter, name in zip(ascii_uppercase, marks, strict=False)]
     for answer in answers or texts[-1:]:
-        asked = _prompt([name for name in texts if name not in (answer, *options)])
-        prompt = "\n".join([asked, *shown])
-        for text in _answers(row[answer], answer, choices, options) if asked else ():
+        asked = _prompt([name for name in texts if name != answer and name not in marks])
+        for text in _answers(row[answer], answer, choices, [*marks.values()]) if asked else ():
             kept = {"answer": text} if shown or kind == "prompts" else {}
-            yield {"prompt": prompt, **({"response": text} if kind == "demos" else {}), **kept}
+            response = {"response": text} if kind == "demos" else {}
+            yield {"prompt": "\n".join([asked, *shown]), **response, **kept}
 
 
 def _prompt(names: Sequence[str]) -> str:
@@ -59,14 +59,13 @@ def _are_choices(value: Any) -> bool:
     return all(isinstance(one, str) or (isinstance(one, Mapping) and {"text", "label"} <= one.keys()) for one in texts)
 
 
-def _answers(value: Any, name: str, choices: str, options: Sequence[str]) -> Iterator[str]:
-    """What the answer may be. Whoever reads all rows finds out which one fits."""
+def _answers(value: Any, name: str, choices: str, marks: Sequence[str]) -> Iterator[str]:
+    """What the answer may be. Whoever reads all rows finds out which one fits. marks: of options in columns."""
     if choices:
         yield from (f"{{{choices}[{name}{first}]:letter}}" for first in ("", "-1"))
-    elif options:
-        own = [str(match[1]) for option in options if (match := _OPTION.fullmatch(option))]
-        for marks in (own, range(len(own)), range(1, len(own) + 1)):
-            parts = [f"{mark}={letter}" for mark, letter in zip(marks, ascii_uppercase, strict=False)]
+    elif marks:
+        for numbered in (marks, range(len(marks)), range(1, len(marks) + 1)):
+            parts = [f"{mark}={letter}" for mark, letter in zip(numbered, ascii_uppercase, strict=False)]
             yield f"{{{name}:{'|'.join(parts)}}}"
     elif isinstance(value, bool):
         yield f"{{{name}:true=yes|false=no}}"

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 import alignkit
 from alignkit import BadRow, Field, Format, Group, Message, Pair, Register, Response, hookimpl
@@ -21,15 +21,9 @@ from alignkit_plugins.formats.template.fields import Missing, Text, texts_of
 Texts = PlacedText | list[PlacedText]
 KINDS = ("response", "chosen", "responses", "turns")  # of what follows the prompt: at most one
 RATINGS = ("best", "ranks", "scores")  # of responses: at most one
-NEEDS = {"chosen": "rejected", "rejected": "chosen", "label": "response", "score": "response"}
-NEEDS |= dict.fromkeys(RATINGS, "responses")
-
-
-class Turns(alignkit.Options):
-    """A conversation in two columns."""
-
-    user: PlacedText = Field(description="column with a list of what the user says")
-    assistant: PlacedText = Field(description="column with a list of what the assistant says")
+# What a key makes sense with: one of these.
+NEEDS = {"chosen": ["rejected"], "rejected": ["chosen"], "label": ["response"], "margin": ["chosen", "best"]}
+NEEDS |= {"best": ["responses"], "ranks": ["responses"], "scores": ["responses", "response"]}
 
 
 class TemplateOptions(alignkit.Options):
@@ -39,7 +33,6 @@ class TemplateOptions(alignkit.Options):
     system: PlacedText | None = Field(None, description="system message")
     response: PlacedText | None = Field(None, description="demonstration")
     label: PlacedText | None = Field(None, description="whether the response is good: true or false")
-    score: PlacedText | None = Field(None, description="score of the response")
     chosen: PlacedText | None = Field(None, description="better response of a pair")
     rejected: PlacedText | None = Field(None, description="worse response of a pair")
     responses: Texts | None = Field(None, description="several responses: a column with a list, or a list of texts")
@@ -47,21 +40,23 @@ class TemplateOptions(alignkit.Options):
         None, description="best one of the responses: its letter, or its number counted from 0; empty for a tie"
     )
     ranks: Texts | None = Field(None, description="ranks of the responses; 1 is best")
-    scores: Texts | None = Field(None, description="scores of the responses; a higher one is better")
+    scores: Texts | None = Field(None, description="scores of the response or responses; a higher one is better")
     margin: PlacedText | None = Field(None, description="margin of the pair of chosen and rejected, or of the best one")
-    turns: Turns | None = Field(None, description="conversation in two columns; the prompt precedes its first turn")
+    turns: list[PlacedText] | None = Field(
+        None, min_length=2, max_length=2, description="conversation in two columns: lists of what the user and the "
+        "assistant say; the prompt precedes the first turn")  # fmt: skip
     answer: PlacedText | None = Field(None, description="right answer, which rewards find in the column `answer`")
     required: list[PlacedText] = Field(
         default_factory=list,
-        description="columns that must not be empty, such as [answer]: other rows are left out and counted",
+        description="what must not be empty, such as ['{answer}']: other rows are left out and counted",
     )
 
     @field_validator("*")
     @classmethod
-    def _readable(cls, value: Any, info: ValidationInfo) -> Any:
+    def _readable(cls, value: Any) -> Any:
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):
-                Text(text if info.field_name != "required" else f"{{{text}}}")
+                Text(text)
         return value
 
     @model_validator(mode="after")
@@ -71,12 +66,10 @@ class TemplateOptions(alignkit.Options):
             if len(both := [name for name in several if name in given]) > 1:
                 raise ValueError(f"{' and '.join(both)} exclude each other")
         for name in given:
-            if name in NEEDS and NEEDS[name] not in given:
-                raise ValueError(f"{name} needs {NEEDS[name]}")
+            if name in NEEDS and not {*NEEDS[name]} & {*given}:
+                raise ValueError(f"{name} needs {' or '.join(NEEDS[name])}")
         if "prompt" not in given and "turns" not in given:
             raise ValueError("prompt is missing: the user's message, such as '{question}'")
-        if "margin" in given and not {"chosen", "best"} & {*given}:
-            raise ValueError("margin needs chosen or best")
         return self
 
 
@@ -91,29 +84,30 @@ class Template(Format):
 
     def __init__(self, options: Any = None):
         super().__init__(options)
-        o = self.options
-        given = {name: getattr(o, name) for name in type(o).model_fields}
-        if o.turns is not None:
-            given |= {"user": o.turns.user, "assistant": o.turns.assistant}
         self.texts = {
             name: [self._text_of(name, text) for text in (value if isinstance(value, list) else [value])]
-            for name, value in given.items()
-            if isinstance(value, str | list)
+            for name in type(self.options).model_fields
+            if (value := getattr(self.options, name)) is not None
         }
         shown = (text for name, texts in self.texts.items() if name != "required" for text in texts)
-        self.columns = {column for text in shown for column in text.columns}
+        self.columns = [*dict.fromkeys(column for text in shown for column in text.columns)]
 
     def _text_of(self, name: str, value: str) -> Text:
-        place = f" ({value.place})" if isinstance(value, Placed) else ""
-        return Text(value if name != "required" else f"{{{value}}}", f"{self.called}.{name}: ", place)
+        return Text(value, f"{self.called}.{name}: ", f" ({value.place})" if isinstance(value, Placed) else "")
 
     def read(self, row: Any) -> Group:
         if not isinstance(row, Mapping):
             raise BadRow("a row must be an object with columns")
-        self._check_required(row)
+        for name, needed in zip(self.options.required, self.texts["required"], strict=True):
+            try:
+                value = needed.value(row)
+            except Missing as error:
+                raise LeftOut(str(error)) from None
+            if value in (None, [], {}) or (isinstance(value, str) and not value.strip()):
+                raise LeftOut(f"'{name}' is empty")
         prompt = self.prompt(row)
         responses, pairs = self._responses(row, prompt)
-        if self.options.turns is not None:
+        if "turns" in self.texts:
             prompt, response = self.demonstration(self._turns(row, prompt))
             responses = (response,)
         if "system" in self.texts:
@@ -122,16 +116,6 @@ class Template(Format):
         if "answer" in self.texts:
             meta["answer"] = self._value(row, "answer")
         return Group(prompt, responses, pairs, meta=meta)
-
-    def _check_required(self, row: Mapping[str, Any]) -> None:
-        """Raise LeftOut if a required column is empty."""
-        for name, text in zip(self.options.required, self.texts["required"], strict=True):
-            try:
-                value = text.value(row)
-            except Missing as error:
-                raise LeftOut(str(error)) from None
-            if value in (None, [], {}) or (isinstance(value, str) and not value.strip()):
-                raise LeftOut(f"'{name}' is empty")
 
     def prompt(self, row: Mapping[str, Any]) -> tuple[Message, ...]:
         """The prompt without a system message. Raises BadRow."""
@@ -143,9 +127,10 @@ class Template(Format):
 
     def _turns(self, row: Mapping[str, Any], prompt: Sequence[Message]) -> list[Message]:
         """The conversation in two columns. The prompt is the beginning of its first turn."""
-        asked = self._list(row, "user")
-        answered = self._list(row, "assistant", len(asked))
-        said = [text.strip() for both in zip(asked, answered, strict=True) for text in texts_of(both, "turns")]
+        columns = [texts_of(self._list(row, "turns", text), "turns") for text in self.texts["turns"]]
+        if len(columns[0]) != len(columns[1]):
+            raise BadRow(f"{self.called}.turns: the user has {len(columns[0])} turns, the assistant {len(columns[1])}")
+        said = [text.strip() for both in zip(*columns, strict=True) for text in both]
         said[:1] = ["\n\n".join([*(turn["content"] for turn in prompt), *said[:1]])]
         return [Message(role=("user", "assistant")[place % 2], content=text) for place, text in enumerate(said)]
 
@@ -154,19 +139,16 @@ class Template(Format):
     ) -> tuple[tuple[Response, ...], tuple[Pair, ...] | None]:
         """The responses, and their pairs; None derives these from ranks."""
         if "chosen" in self.texts:
-            pair = Pair(0, 1, margin=self._margin(row))
+            pair = Pair(0, 1, margin=self._rated("margin", self._value(row, "margin"), self.margin))
             return (self._answer(row, "chosen", prompt), self._answer(row, "rejected", prompt)), (pair,)
         if "response" in self.texts:
             label = self._rated("label", self._value(row, "label"), self.flag)
-            score = self._rated("score", self._value(row, "score"), self.number)
+            score = self._rated("scores", self._value(row, "scores"), self.number)
             return (replace(self._answer(row, "response", prompt), label=label, scores=_scores(score)),), None
         if "responses" not in self.texts:
             return (), None
         texts = texts_of(self._list(row, "responses"), "responses")
-        ranks, scores = (
-            [self._rated(name, one, self.number) for one in self._list(row, name, len(texts))]
-            for name in ("ranks", "scores")
-        )
+        ranks, scores = (self._ratings(row, name, len(texts)) for name in ("ranks", "scores"))
         responses = tuple(
             Response(text=text.strip(), rank=rank, scores=_scores(score))
             for text, rank, score in zip(texts, ranks, scores, strict=True)
@@ -179,7 +161,8 @@ class Template(Format):
         """The best response before each of the others; none for a tie, or if nobody compared them."""
         if self._value(row, "best") in (None, ""):
             return ()
-        best, margin = self.texts["best"][0].choice(row, count), self._margin(row)
+        best = self.texts["best"][0].choice(row, count)
+        margin = self._rated("margin", self._value(row, "margin"), self.margin)
         return tuple(Pair(best, worse, margin=margin) for worse in range(count) if worse != best)
 
     def _answer(self, row: Mapping[str, Any], name: str, prompt: Sequence[Message]) -> Response:
@@ -191,17 +174,23 @@ class Template(Format):
         same = [turn["content"].strip() for turn in turns[: len(prompt)]] == [turn["content"] for turn in prompt]
         return self.answer(turns[len(prompt) :] if same else turns)
 
-    def _list(self, row: Mapping[str, Any], name: str, count: int | None = None) -> list[Any]:
-        """The items of a list; nulls if the template does not have it. count: how many there must be."""
-        if name not in self.texts:
-            return [None] * (count or 0)
-        items = self._value(row, name)
-        with self.texts[name][0].named():
-            if not isinstance(items, list):
+    def _list(self, row: Mapping[str, Any], name: str, column: Text | None = None) -> list[Any]:
+        """The items of a list. column: that has it; None: what the template has under the name."""
+        items = self._value(row, name) if column is None else column.value(row)
+        if not isinstance(items, list):
+            with self.texts[name][0].named():
                 raise BadRow(f"a list is needed, not {kind_of(items)}")
-            if count is not None and len(items) != count:
-                raise BadRow(f"{count} items are needed, but there are {len(items)}")
         return items
+
+    def _ratings(self, row: Mapping[str, Any], name: str, count: int) -> list[Any]:
+        """A number for each response; nulls if the template does not have any."""
+        if name not in self.texts:
+            return [None] * count
+        items = self._list(row, name)
+        if len(items) != count:
+            with self.texts[name][0].named():
+                raise BadRow(f"{count} items are needed, but there are {len(items)}")
+        return [self._rated(name, one, self.number) for one in items]
 
     def _rated(self, name: str, value: Any, read: Callable[[Mapping[str, Any], str], Any]) -> Any:
         """A value as a flag, a number or a margin, as a function reads it from a column."""
@@ -211,17 +200,12 @@ class Template(Format):
             with self.texts[name][0].named():
                 raise BadRow(str(error).removeprefix(f"column '{name}' ")) from None
 
-    def _margin(self, row: Mapping[str, Any]) -> float | str | None:
-        margin: float | str | None = self._rated("margin", self._value(row, "margin"), self.margin)
-        return margin
-
     def _value(self, row: Mapping[str, Any], name: str) -> Any:
         """What the template has under a key: a text, a list, or what a column holds; None if it has none."""
         if name not in self.texts:
             return None
-        several = name in KINDS + RATINGS and isinstance(getattr(self.options, name), list)
         values = [text.value(row) for text in self.texts[name]]
-        return values if several else values[0]
+        return values if isinstance(getattr(self.options, name), list) else values[0]
 
 
 def _scores(score: float | None) -> dict[str, float | None]:
@@ -237,7 +221,8 @@ def register_formats(register: Register) -> None:
 
 def _reader(name: str, data_set: DataSet) -> type[Template]:
     """A format that reads a public data set by its template."""
-
+    options_of_set = TemplateOptions(**data_set.template)
+    columns = [name for name in Template(options_of_set).columns if "." not in name and "[" not in name]
     unseen = "" if data_set.recognized else "; never detected, so name the format"
 
     class Reader(Template):
@@ -248,12 +233,12 @@ def _reader(name: str, data_set: DataSet) -> type[Template]:
         called = name
 
         def __init__(self, options: Any = None):
-            super().__init__(TemplateOptions(**data_set.template))
+            super().__init__(options_of_set)
 
     class Recognized(Reader):
         @classmethod
         def matches(cls, row: Any) -> bool:
-            if not cls.has(row, *data_set.columns):
+            if not cls.has(row, *columns):
                 return False
             reader = cls()
             with suppress(BadRow):  # which says that these columns hold something else

@@ -36,7 +36,6 @@ WAYS = ("letters", "letter", "lines", "commas")  # to write a value; everything 
 MOST_NAMES = 12  # columns that an error lists
 _PATH = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[[^\[\]]+\])*")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[([^\[\]]+)\]")
-_BAR = re.compile(r"\|(?![^{}]*\})")  # outside of braces
 
 
 class Text:
@@ -45,7 +44,7 @@ class Text:
     where, place: the key of the template and its place in the recipe, for errors.
     """
 
-    def __init__(self, text: str, where: str = "", place: str = "", inner: bool = False):
+    def __init__(self, text: str, where: str = "", place: str = ""):
         self.where, self.place = where, place
         try:
             pieces = list(Formatter().parse(text))
@@ -56,23 +55,23 @@ class Text:
             self.parts += [words] if words else []
             if conversion is not None:
                 raise ValueError(f"'!{conversion}' means nothing in {{{path}!{conversion}}}")
-            if path == "" and not inner:
+            if path == "":
                 raise ValueError("{} names no column; a brace as a letter is written {{ or }}")
             if path is not None:
                 self.parts.append(_Field(path, way or ""))
-        self.columns = {name for part in self.parts if isinstance(part, _Field) for name in part.columns}
+        self.columns = [name for part in self.parts if isinstance(part, _Field) for name in part.columns]
 
     def value(self, row: Mapping[str, Any]) -> Any:
         """The text; if it is a single field, what that holds, such as a list. Raises BadRow."""
         if len(self.parts) != 1 or isinstance(field := self.parts[0], str):
             return self.text(row)
         with self.named():
-            return field.value(row, None)
+            return field.value(row)
 
-    def text(self, row: Mapping[str, Any], this: Any = None) -> str:
-        """The text, without white space around it. this: what `{}` means. Raises BadRow."""
+    def text(self, row: Mapping[str, Any]) -> str:
+        """The text, without white space around it. Raises BadRow."""
         with self.named():
-            return "".join(part if isinstance(part, str) else part.text(row, this) for part in self.parts).strip()
+            return "".join(part if isinstance(part, str) else part.text(row) for part in self.parts).strip()
 
     def choice(self, row: Mapping[str, Any], count: int) -> int:
         """The place of the choice that the value means. count: of all choices. Raises BadRow."""
@@ -98,66 +97,59 @@ class _Field:
 
     def __init__(self, path: str, way: str):
         self.optional, self.path = path.endswith("?"), path.removesuffix("?")
-        if self.path and not _PATH.fullmatch(self.path):
+        if not _PATH.fullmatch(self.path):
             raise ValueError(f"{{{path}}} must be a column, such as {{a}}, {{a.key}} or {{a[0]}}")
-        self.way, self.texts = (way if way in WAYS else ""), dict[str, Text]()
-        for part in _BAR.split(way) if way and not self.way else ():
+        self.way, self.texts = (way if way in WAYS else ""), dict[str, str]()
+        for part in way.split("|") if way and not self.way else ():
             value, sign, text = part.partition("=")
-            if not sign and len(_BAR.split(way)) == 1:
+            if ("=" not in way and "|" not in way) or "{" in part.replace("{}", ""):
                 near = did_you_mean(way, WAYS) or f"write {', '.join(WAYS)}, or VALUE=TEXT|VALUE=TEXT"
                 raise ValueError(f"':{way}' means nothing in {{{path}:{way}}}; {near}")
-            self.texts[_plain(value) if sign else "|"] = Text(text if sign else part, inner=True)
-        names = [self.path, *(index for _, index in _STEP.findall(self.path) if not _is_number(index))]
-        self.columns = {name for path in names if path for name in (path, _head(path), _head(path.removesuffix("-1")))}
-        self.columns |= {name for text in self.texts.values() for name in text.columns}
+            self.texts[_plain(value) if sign else "|"] = text if sign else part
+        self.choices, bracket, index = self.path.removesuffix("]").rpartition("[")
+        self.index = index if bracket else ""
+        if self.way == "letter" and not self.index:
+            raise ValueError(f"{{{path}:letter}} needs choices, such as {{choices[{path}]:letter}}")
+        indices = (index for _, index in _STEP.findall(self.path) if index and not _is_number(index))
+        # Names of columns may have dots in them.
+        self.columns = [
+            name for path in (self.path, *indices) for name in (path, _head(path), _head(path.removesuffix("-1")))
+        ]
 
-    def text(self, row: Mapping[str, Any], this: Any) -> str:
-        value = self.value(row, this)
+    def text(self, row: Mapping[str, Any]) -> str:
+        value = self.value(row)
         if value is None and self.optional:
             return ""
         if value is None:
             raise BadRow(f"'{self.path}' is null; write {{{self.path}?}} if it may be")
         if isinstance(value, Mapping | list):
             ways = ", ".join(f"{{{self.path}{way}}}" for way in (":letters", ":lines", "[0]"))
-            raise BadRow(f"'{self.path}' is {kind_of(value)}, not text; {_keys(value) or f'write {ways}'}")
+            keys = f"its keys: {', '.join(map(str, value))}" if isinstance(value, Mapping) else f"write {ways}"
+            raise BadRow(f"'{self.path}' is {kind_of(value)}, not text; {keys}")
         return _written(value)
 
-    def value(self, row: Mapping[str, Any], this: Any) -> Any:
+    def value(self, row: Mapping[str, Any]) -> Any:
         """What the field holds, as JSON. Raises BadRow."""
-        if not self.path:
-            return this
         if self.way == "letter":
-            return self._letter(row)
+            return ascii_uppercase[_place(row, self.index, _choices(_looked_up(row, self.choices), self.choices))]
         value = _looked_up(row, self.path, self.optional)
         if self.way == "letters":
             lines = zip(ascii_uppercase, _choices(value, self.path).texts, strict=False)
             return "\n".join(f"{letter}. {text}" for letter, text in lines)
-        if self.way and not isinstance(value, list):
-            raise BadRow(f"'{self.path}' is {kind_of(value)}, not a list")
         if self.way:
+            if not isinstance(value, list):
+                raise BadRow(f"'{self.path}' is {kind_of(value)}, not a list")
             return {"lines": "\n", "commas": ", "}[self.way].join(texts_of(value, self.path))
         if self.texts:
-            return (
-                [self._replaced(row, one) for one in value] if isinstance(value, list) else self._replaced(row, value)
-            )
+            return [*map(self._replaced, value)] if isinstance(value, list) else self._replaced(value)
         return value
 
-    def _replaced(self, row: Mapping[str, Any], value: Any) -> str:
+    def _replaced(self, value: Any) -> str:
         """The other text for a value."""
         text = self.texts.get(_plain(value), self.texts.get("|"))
         if text is None:
             raise BadRow(f"'{self.path}' is {_short(value)}, which is none of {', '.join(self.texts)}")
-        return text.text(row, value)
-
-    def _letter(self, row: Mapping[str, Any]) -> str:
-        """The letter of a choice, or of an answer that is a letter or a number."""
-        path, bracket, index = self.path.removesuffix("]").rpartition("[")
-        if bracket:
-            return ascii_uppercase[_place(row, index, _choices(_looked_up(row, path), path))]
-        value = _looked_up(row, self.path)
-        if isinstance(value, list | Mapping):
-            raise BadRow(f"'{self.path}' is {kind_of(value)}; {{{self.path}:letters}} writes all of its choices")
-        return ascii_uppercase[_counted(value, self.path, len(ascii_uppercase))]
+        return text.replace("{}", _written(value))
 
 
 @dataclass(frozen=True)
@@ -222,11 +214,6 @@ def _near(name: str, known: Mapping[str, Any]) -> str:
     return did_you_mean(name, names) or f"there are {', '.join(names[:MOST_NAMES]) or 'none'}{more}"
 
 
-def _keys(value: Any) -> str:
-    """The keys of an object."""
-    return f"its keys: {', '.join(map(str, value))}" if isinstance(value, Mapping) else ""
-
-
 def _choices(value: Any, path: str) -> _Choices:
     labels: Any = ()
     texts = value
@@ -251,18 +238,17 @@ def texts_of(values: Sequence[Any], path: str) -> list[str]:
 
 def _place(row: Mapping[str, Any], index: str, choices: _Choices) -> int:
     """The place of the choice that an index means: a number, or a column whose value names the choice."""
-    count = len(choices.texts)
     if _is_number(index):
-        return _counted(int(index), index, count)
+        return _counted(int(index), index, len(choices.texts))
     first = int(index not in row and index.endswith("-1"))
     name = index.removesuffix("-1") if first else index
     answer = _looked_up(row, name)
-    if choices.labels:
-        labels = [_plain(label) for label in choices.labels]
-        if _plain(answer) not in labels:
-            raise BadRow(f"'{name}' is {_short(answer)}, which is none of the labels {', '.join(choices.labels)}")
-        return labels.index(_plain(answer))
-    return _counted(answer, name, count, first)
+    if not choices.labels:
+        return _counted(answer, name, len(choices.texts), first)
+    labels = [_plain(label) for label in choices.labels]
+    if _plain(answer) not in labels:
+        raise BadRow(f"'{name}' is {_short(answer)}, which is none of the labels {', '.join(choices.labels)}")
+    return labels.index(_plain(answer))
 
 
 def _counted(answer: Any, name: str, count: int, first: int = 0) -> int:
@@ -271,8 +257,8 @@ def _counted(answer: Any, name: str, count: int, first: int = 0) -> int:
     is_letter = re.fullmatch("[a-z]", plain)
     place = ord(plain) - ord("a") if is_letter else int(plain) - first if re.fullmatch("[0-9]{1,9}", plain) else -1
     if not 0 <= place < count:
-        known = f"A to {ascii_uppercase[count - 1]}, or {first} to {count - 1 + first}"
-        raise BadRow(f"'{name}' is {_short(answer)}, but the {count} choices are {known}")
+        choices = f"A to {ascii_uppercase[count - 1]}, or {first} to {count - 1 + first}"
+        raise BadRow(f"'{name}' is {_short(answer)}, but the {count} choices are {choices}")
     return place
 
 
