@@ -16,12 +16,12 @@ from alignkit.data.spoken import all_turns
 from alignkit.errors import BadRow
 from alignkit.extras import check_extra
 from alignkit.io.atomic import write_text
-from alignkit.io.printable import printable
 from alignkit.plugins import plugins
 from alignkit.report import Block, Table
 from alignkit.runs.stage_record import card_of, histogram, tally
 from alignkit_apps.charts import data_cards, figures
 from alignkit_apps.charts.curves import Figure, figure
+from alignkit_apps.charts.page import templates
 from alignkit_apps.cleaning import near
 from alignkit_apps.cleaning.near import Units
 from alignkit_apps.cleaning.rules import STOCK, language_of
@@ -175,20 +175,9 @@ def _share(count: int, total: int) -> list[str]:
 
 def write_page(facts: Mapping[str, Any], out: Path) -> None:
     """One file with the tables and histograms, without scripts, in light and in dark."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    drawn = [(one["title"], Markup(svg), one["note"]) for one, svg in figures.drawn(_figures(facts))]
-    environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, Path(figures.__file__).parent]),
-        autoescape=True,
-        finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template("stats.html.j2").render(title=facts["file"], blocks=tables(facts), figures=drawn)
-    write_text(out, text)
+    shown = _figures(facts)
+    page = templates(Path(__file__).parent, shown, figures.drawn(shown)).get_template("stats.html.j2")
+    write_text(out, page.render(title=facts["file"], blocks=tables(facts), drawn=shown))
 
 
 def _figures(facts: Mapping[str, Any]) -> list[Figure]:

@@ -5,22 +5,18 @@ Everything that a model, a data set or a recipe wrote is escaped, and its contro
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.io.printable import printable
 from alignkit_apps.charts import curves, figures, numbers
+from alignkit_apps.charts.page import templates
 from alignkit_apps.report import overview
 from alignkit_apps.report.files import UNEXPECTED
 from alignkit_apps.report.parts import cut, parts, when
 from alignkit_apps.report.tables import stage_titles
 
 MOST_BYTES = 2_000_000
-LONG_WORD = re.compile(r"\S{20,}")  # characters that may not fit into a line of a phone
-JOINT = re.compile(r"(\S{11,}?[_/@]+)(?=\w)")  # after which one may end
-CODE = re.compile("`([^`]+)`")
 TEMPLATE = "report.html.j2"
 # Points per series, characters of a text, samples of a kind, rows of a table: taken in turn until the page fits.
 LEVELS = (
@@ -59,14 +55,6 @@ def _least(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {**least, "cut": ["most of it: the run is too large; report.json has everything"]}
 
 
-def _breakable(value: object) -> Any:
-    """Escaped text with `code` as code, and places where a line may break in long names and paths."""
-    from markupsafe import Markup, escape
-
-    text = CODE.sub(r"<code>\1</code>", str(escape(printable(str(value)))))
-    return Markup(LONG_WORD.sub(lambda word: JOINT.sub(r"\1<wbr>", word[0]), text))
-
-
 def _clauses(sentence: str) -> list[tuple[str, str]]:
     """A conclusion in its clauses, each as what it says and the numbers for it, and what follows them."""
     first, _, rest = sentence.removesuffix(".").partition(". ")
@@ -102,30 +90,12 @@ def _overview(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _render(
     facts: Mapping[str, Any], drawn: Sequence[tuple[curves.Figure, str]], live: Mapping[str, Any] | None
 ) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    def visible(value: Any) -> Any:
-        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, Path(figures.__file__).parent]),
-        autoescape=True,
-        finalize=visible,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pictures = {
-        id(figure): (one["note"], Markup(text)) for figure, (one, text) in zip(facts["figures"], drawn, strict=True)
-    }
     summaries = {item["stage"]: item["evaluation"] for item in facts["evaluations"]}
+    environment = templates(Path(__file__).parent, facts["figures"], drawn)
     environment.filters |= {
         "duration": numbers.duration,
-        "breakable": _breakable,
         "clauses": _clauses,
         "when": when,
-        "picture": lambda figure: pictures[id(figure)],
         "score": lambda sample, score: overview.scored(score, sample["reward"], summaries.get(sample["stage"], {})),
     }
     return environment.get_template(TEMPLATE).render(

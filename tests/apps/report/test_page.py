@@ -11,7 +11,8 @@ from made import HOSTILE, align_rows, lines, make_run
 
 from alignkit.io.printable import BIDI
 from alignkit_apps.report.facts import facts_of
-from alignkit_apps.report.page import MOST_BYTES, _breakable, page
+from alignkit_apps.charts.page import breakable
+from alignkit_apps.report.page import MOST_BYTES, page
 from alignkit_apps.report.tables import data_table
 
 VOID = {"meta", "br", "wbr", "link", "img", "input", "hr"}
@@ -162,11 +163,11 @@ def test_even_the_largest_recipe_fits(tmp_path: Path) -> None:
 
 
 def test_long_names_and_paths_can_break_and_short_ones_do_not() -> None:
-    assert _breakable("supervised_fine_tuning_on_demonstrations") == "supervised_fine_<wbr>tuning_on_demonstrations"
-    assert _breakable("see /data/of/everyone/demos.jsonl") == "see /data/of/everyone/<wbr>demos.jsonl"
-    assert _breakable("rejection_sampling") == "rejection_sampling"
-    assert _breakable("add `measures: <x>`") == "add <code>measures: &lt;x&gt;</code>"
-    assert _breakable("<b>_\x1b_and_more_and_more").startswith("&lt;b&gt;_\ufffd_<wbr>and")
+    assert breakable("supervised_fine_tuning_on_demonstrations") == "supervised_fine_<wbr>tuning_on_demonstrations"
+    assert breakable("see /data/of/everyone/demos.jsonl") == "see /data/of/everyone/<wbr>demos.jsonl"
+    assert breakable("rejection_sampling") == "rejection_sampling"
+    assert breakable("add `measures: <x>`") == "add <code>measures: &lt;x&gt;</code>"
+    assert breakable("<b>_\x1b_and_more_and_more").startswith("&lt;b&gt;_\ufffd_<wbr>and")
 
 
 def test_long_names_break_in_tables_and_titles(tmp_path: Path) -> None:
