@@ -10,8 +10,8 @@ import pytest
 from made import HOSTILE, align_rows, lines, make_run
 
 from alignkit.io.printable import BIDI
-from alignkit_apps.report.facts import facts_of
 from alignkit_apps.charts.page import breakable
+from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.page import MOST_BYTES, page
 from alignkit_apps.report.tables import data_table
 
