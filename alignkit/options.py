@@ -46,12 +46,6 @@ class Ref:
         return {"x-alignkit": self.kind}
 
 
-class Placed(str):
-    """A text, and where the recipe has it: `recipe.yaml:8:14`."""
-
-    place: str
-
-
 StageRef = Annotated[str, Ref("stage")]  # a stage; stays text: `base`, `sft` or `sft@2`
 PolicyRef = Annotated[str, Ref("policy")]  # a stage that can sample; stays text: `base`, `sft` or `sft@2`
 RewardRef = Annotated[Any, Ref("reward")]  # a reward; becomes what `context.scorer` takes
@@ -60,5 +54,4 @@ FilterRef = Annotated[Any, Ref("filter")]  # a filter of scored groups; becomes 
 MonitorRef = Annotated[Any, Ref("monitor")]  # a monitor of samples; becomes a component
 JudgeRef = Annotated[Any, Ref("judge")]  # a judge; becomes what `CheckedJudge` takes
 EnvironmentRef = Annotated[Any, Ref("environment")]  # an environment; a stage plays it with every response
-PlacedText = Annotated[str, Ref("text")]  # any text; becomes a `Placed`, for errors in data that it describes
 ConstitutionRef = Annotated[Any, Ref("constitution")]  # a constitution; becomes a tuple of `Principle`

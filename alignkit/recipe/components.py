@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from alignkit.errors import did_you_mean
-from alignkit.options import Options, Placed, Ref
+from alignkit.options import Options, Ref
 from alignkit.recipe.advice import advice, common_name
 from alignkit.recipe.document import Keys
 from alignkit.recipe.problems import path_text, shown
@@ -167,13 +167,6 @@ def check_references(model: type[BaseModel], raw: Any, keys: Keys, scope: Scope)
             _follow(_annotation(info), value, place, scope)
         elif isinstance(value, str) and place not in scope.failed:
             scope.paths.option(Path(value), place)
-
-
-def read_placed(value: str, keys: Keys, scope: Scope) -> Placed:
-    """Return a text that knows its place."""
-    text, mark = Placed(value), scope.problems.document.problem(keys, "")
-    text.place = f"{mark.file}:{mark.line}:{mark.column}" if mark.line else mark.file
-    return text
 
 
 def _annotation(info: FieldInfo) -> Any:

@@ -20,7 +20,7 @@ from alignkit.io.credentials import places_of_keys, redacted
 from alignkit.plugins import plugins
 from alignkit.recipe.advice import common_name
 from alignkit.recipe.bases import base_names, check_bases, read_base, read_bases, read_model
-from alignkit.recipe.components import options_of, read_component, read_placed
+from alignkit.recipe.components import options_of, read_component
 from alignkit.recipe.constitutions import read_constitution
 from alignkit.recipe.data_sources import read_data
 from alignkit.recipe.document import Document, Keys, dump, load_document, parse_document
@@ -49,7 +49,6 @@ _RESOLVERS: Mapping[str, Resolver] = {
     **{kind: partial(read_component, kind) for kind in ("judge", "filter", "monitor", "environment")},
     "engine": read_engine,
     "constitution": read_constitution,
-    "text": read_placed,
 }
 
 

@@ -97,7 +97,7 @@ class _Builder:
             "constitution": _any_of([TEXT, {"type": "array", "items": self._refs[Principle]}]),
             "stage": _any_of([self._training_stage(), *self._steps()]),
             "stage_or_block": _any_of([_ref("stage"), block]),
-            **dict.fromkeys(("stage_name", "policy", "from", "base", "text"), TEXT),
+            **dict.fromkeys(("stage_name", "policy", "from", "base"), TEXT),
         }
         return {f"alignkit.{name}": shape for name, shape in shapes.items()}
 

@@ -30,7 +30,6 @@ _REFERENCES = {
     "environment": "environment",
     "engine": "engine",
     "constitution": "constitution",
-    "text": "text",
 }
 _TYPES: dict[Any, str] = {
     bool: "true | false",

@@ -14,11 +14,10 @@ import alignkit
 from alignkit import BadRow, Field, Format, Group, Message, Pair, Register, Response, hookimpl
 from alignkit.data.files import kind_of
 from alignkit.errors import LeftOut
-from alignkit.options import Placed, PlacedText
 from alignkit_plugins.formats.template.data_sets import DATA_SETS, DataSet
 from alignkit_plugins.formats.template.fields import Missing, Text, texts_of
 
-Texts = PlacedText | list[PlacedText]
+Texts = str | list[str]
 KINDS = ("response", "chosen", "responses", "turns")  # of what follows the prompt: at most one
 RATINGS = ("best", "ranks", "scores")  # of responses: at most one
 # What a key makes sense with: one of these.
@@ -29,24 +28,24 @@ NEEDS |= {"best": ["responses"], "ranks": ["responses"], "scores": ["responses",
 class TemplateOptions(alignkit.Options):
     """What the columns of a row are."""
 
-    prompt: PlacedText | None = Field(None, description="user's message, or a column with messages")
-    system: PlacedText | None = Field(None, description="system message")
-    response: PlacedText | None = Field(None, description="demonstration")
-    label: PlacedText | None = Field(None, description="whether the response is good: true or false")
-    chosen: PlacedText | None = Field(None, description="better response of a pair")
-    rejected: PlacedText | None = Field(None, description="worse response of a pair")
+    prompt: str | None = Field(None, description="user's message, or a column with messages")
+    system: str | None = Field(None, description="system message")
+    response: str | None = Field(None, description="demonstration")
+    label: str | None = Field(None, description="whether the response is good: true or false")
+    chosen: str | None = Field(None, description="better response of a pair")
+    rejected: str | None = Field(None, description="worse response of a pair")
     responses: Texts | None = Field(None, description="several responses: a column with a list, or a list of texts")
-    best: PlacedText | None = Field(
+    best: str | None = Field(
         None, description="best one of the responses: its letter, or its number counted from 0; empty for a tie"
     )
     ranks: Texts | None = Field(None, description="ranks of the responses; 1 is best")
     scores: Texts | None = Field(None, description="scores of the response or responses; a higher one is better")
-    margin: PlacedText | None = Field(None, description="margin of the pair of chosen and rejected, or of the best one")
-    turns: list[PlacedText] | None = Field(
+    margin: str | None = Field(None, description="margin of the pair of chosen and rejected, or of the best one")
+    turns: list[str] | None = Field(
         None, min_length=2, max_length=2, description="conversation in two columns: lists of what the user and the "
         "assistant say; the prompt precedes the first turn")  # fmt: skip
-    answer: PlacedText | None = Field(None, description="right answer, which rewards find in the column `answer`")
-    required: list[PlacedText] = Field(
+    answer: str | None = Field(None, description="right answer, which rewards find in the column `answer`")
+    required: list[str] = Field(
         default_factory=list,
         description="what must not be empty, such as ['{answer}']: other rows are left out and counted",
     )
@@ -85,15 +84,12 @@ class Template(Format):
     def __init__(self, options: Any = None):
         super().__init__(options)
         self.texts = {
-            name: [self._text_of(name, text) for text in (value if isinstance(value, list) else [value])]
+            name: [Text(text, f"{self.called}.{name}: ") for text in (value if isinstance(value, list) else [value])]
             for name in type(self.options).model_fields
             if (value := getattr(self.options, name)) is not None
         }
         shown = (text for name, texts in self.texts.items() if name != "required" for text in texts)
         self.columns = [*dict.fromkeys(column for text in shown for column in text.columns)]
-
-    def _text_of(self, name: str, value: str) -> Text:
-        return Text(value, f"{self.called}.{name}: ", f" ({value.place})" if isinstance(value, Placed) else "")
 
     def read(self, row: Any) -> Group:
         if not isinstance(row, Mapping):

@@ -41,11 +41,11 @@ _STEP = re.compile(r"\.([^.\[\]]+)|\[([^\[\]]+)\]")
 class Text:
     """A text with fields. columns: those that it reads. Raises ValueError if it cannot be understood.
 
-    where, place: the key of the template and its place in the recipe, for errors.
+    where: the key of the template, for errors.
     """
 
-    def __init__(self, text: str, where: str = "", place: str = ""):
-        self.where, self.place = where, place
+    def __init__(self, text: str, where: str = ""):
+        self.where = where
         try:
             pieces = list(Formatter().parse(text))
         except ValueError as error:
@@ -81,11 +81,11 @@ class Text:
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Let a BadRow say what the text is and where."""
+        """Let a BadRow say what the text is."""
         try:
             yield
         except BadRow as error:
-            raise type(error)(f"{self.where}{error}{self.place}") from None
+            raise type(error)(f"{self.where}{error}") from None
 
 
 class Missing(BadRow):
