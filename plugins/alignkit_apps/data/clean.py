@@ -33,7 +33,7 @@ def clean(corpus: Corpus, rules: Rules, out: Path) -> Table:
     counts = removed_counts(found, len(corpus.rows), corpus.name)
     list_of_removed = removed_file(out)
     with written(list_of_removed) as removed, written(out) as kept:
-        for at, raw in corpus.raw():
+        for at, raw in enumerate(raw for batch in corpus.rows.iter(corpus.together) for raw in batch["raw"]):
             if at in found:
                 file, row = corpus.where(at)
                 data = json.loads(raw) if raw else None

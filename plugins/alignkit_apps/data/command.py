@@ -27,10 +27,6 @@ def stats(
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Also count tokens of this model. Default: only characters.")
     ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="Column of categories. Default: category, topic, source ..."),
-    ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with histograms.")] = None,
     json: Json = False,
     plugin: PluginFiles = None,
@@ -51,7 +47,7 @@ def stats(
     from alignkit_apps.data.corpus import open_corpus
 
     load_plugins(plugin or (), no_plugin or ())
-    facts = measuring.stats(open_corpus(file), model, by)
+    facts = measuring.stats(open_corpus(file), model)
     shown = Report(measuring.tables(facts))
     print(jsons.dumps(facts, indent=1, ensure_ascii=False) if json else shown.text(console().width))
     if html is not None:

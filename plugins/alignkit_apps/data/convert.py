@@ -25,7 +25,7 @@ def convert(corpus: Corpus, layout: str, out: Path) -> list[str]:
     without: Counter[str] = Counter()
     count = 0
     with written(out) as file:
-        for _, groups in corpus.groups():
+        for groups in corpus.groups():
             bad = isinstance(groups, BadRow)
             before = count
             for group in () if isinstance(groups, BadRow) else groups:

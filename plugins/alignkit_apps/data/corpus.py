@@ -60,6 +60,11 @@ class Corpus:
     def name(self) -> str:
         return ", ".join(short(source.name) for source in self.spec.sources)
 
+    @property
+    def together(self) -> int:
+        """How many rows are worked on at once: fewer if they are long."""
+        return max(1, min(TOGETHER, BATCH * len(self.rows) // max(1, self.rows.data.nbytes)))
+
     def where(self, at: int) -> tuple[str, int]:
         """The file of a row, from the current folder if it is below it, and the row's number there."""
         row = self.rows[at]
@@ -76,15 +81,14 @@ class Corpus:
         from datasets import Features, Value
 
         key = digest([self.key, name, options])[:32]
-        size = max(1, min(TOGETHER, BATCH * len(self.rows) // max(1, self.rows.data.nbytes)))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         folder = _folder(key)
         made = _quiet(
             lambda: self.rows.map(
                 function,
                 batched=True,
-                batch_size=size,
-                writer_batch_size=size,
+                batch_size=self.together,
+                writer_batch_size=self.together,
                 with_indices=True,
                 remove_columns=self.rows.column_names,
                 features=Features({name: Value(kind) for name, kind in columns.items()}),
@@ -98,16 +102,10 @@ class Corpus:
         )
         return made.data.table
 
-    def raw(self) -> Iterator[tuple[int, str]]:
-        """The JSON of every row by its place; empty for one that cannot be parsed."""
-        for start in range(0, len(self.rows), TOGETHER):
-            yield from enumerate(self.rows[start : start + TOGETHER]["raw"], start)
-
-    def groups(self) -> Iterator[tuple[int, list[Group] | BadRow]]:
-        """Every row by its place, as groups or as what is wrong with it."""
-        for start in range(0, len(self.rows), TOGETHER):
-            batch = self.rows[start : start + TOGETHER]
-            yield from parsed(batch, range(start, start + len(batch["row"])), self.readers)
+    def groups(self) -> Iterator[list[Group] | BadRow]:
+        """Every row, as groups or as what is wrong with it."""
+        for batch in self.rows.iter(self.together):
+            yield from (row for _, row in parsed(batch, range(len(batch["raw"])), self.readers))
 
 
 def short(name: str) -> str:
@@ -151,11 +149,7 @@ def corpus_of(spec: DataSpec) -> Corpus:
     (datasets.enable_progress_bars if sys.stderr.isatty() else datasets.disable_progress_bars)()
     datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
     readers = [_reader(source) for source in spec.sources]
-    data = RunData(no_stage, 0)
-    facts = [
-        [repr(replace(reader.source, format=None)), data.identity(reader.source), *_format_facts(reader)]
-        for reader in readers
-    ]
+    facts = [_facts(reader) for reader in readers]
     code = {path.name: file_digest(path) for path in CODE}
     key = digest([facts, code, versions(["datasets", "rensa", "py3langid"])])[:32]
     kinds = {"source": "int32", "row": "int64", "raw": "large_string", "bad": "string"}
@@ -173,11 +167,12 @@ def corpus_of(spec: DataSpec) -> Corpus:
     return Corpus(spec, rows, readers, key)
 
 
-def _format_facts(reader: RowReader) -> list[Any]:
-    """What decides how a row is read besides itself."""
+def _facts(reader: RowReader) -> list[Any]:
+    """What decides how the rows of a source are read: the source, its contents, and its format."""
     options = reader.format.options if reader.format is not None else None
-    registration = plugins().registry.get("format", reader.format_name)
-    return [reader.format_name, str(options), registration.version, plugin_digests(registration.source_path)]
+    form = plugins().registry.get("format", reader.format_name)
+    source = [repr(replace(reader.source, format=None)), RunData(no_stage, 0).identity(reader.source)]
+    return [*source, form.name, str(options), form.version, plugin_digests(form.source_path)]
 
 
 def _reader(source: DataSource) -> RowReader:

@@ -36,11 +36,11 @@ NEAR = 0.8  # as alike as that, one row repeats the other
 COLUMNS = {"counts": "large_string", "prompts": "large_binary"}  # of a batch: JSON, and hashes of prompts
 
 
-def stats(corpus: Corpus, model: str | None, by: str | None) -> dict[str, Any]:
-    """The facts as plain JSON. model: whose tokens are counted; None: only characters. by: the column of categories."""
+def stats(corpus: Corpus, model: str | None) -> dict[str, Any]:
+    """The facts as plain JSON. model: whose tokens are counted; None: only characters."""
     check_extra("alignkit data stats", "data", "rensa", "py3langid")
     tokenizer = None if model is None else _tokenizer(model)
-    measured = corpus.mapped("measuring texts", _measured, COLUMNS, [model, by], tokenizer=tokenizer, by=by)
+    measured = corpus.mapped("measuring texts", _measured, COLUMNS, model, tokenizer=tokenizer)
     counts: dict[str, Counter[Any]] = defaultdict(Counter)
     for batch in measured["counts"]:
         for name, pairs in json.loads(batch.as_py()).items():
@@ -76,7 +76,7 @@ def stats(corpus: Corpus, model: str | None, by: str | None) -> dict[str, Any]:
 
 
 def _measured(
-    batch: Mapping[str, Any], indices: Sequence[int], readers: Sequence[RowReader], tokenizer: Any, by: str | None
+    batch: Mapping[str, Any], indices: Sequence[int], readers: Sequence[RowReader], tokenizer: Any
 ) -> dict[str, Any]:
     """The counts of a batch, each as pairs of a value and its count, and a hash of each prompt."""
     groups = [group for _, row in parsed(batch, indices, readers) if not isinstance(row, BadRow) for group in row]
@@ -87,7 +87,7 @@ def _measured(
         if group.prompt:
             longest = max((len(response.messages or "1") for response in group.responses), default=0)
             counts["turns"][sum(turn["role"] != "system" for turn in group.prompt) + longest] += 1
-        name = by or next((name for name in CATEGORIES if name in group.meta), "")
+        name = next((name for name in CATEGORIES if name in group.meta), "")
         value = group.meta.get(name)
         counts["categories"].update(
             map(str, value if isinstance(value, list) else [value] if value is not None else ())
