@@ -17,7 +17,7 @@ from alignkit.report import Block, Table
 from alignkit.runs.data import RunData
 from alignkit_apps.cleaning import near
 from alignkit_apps.cleaning.near import Kind, Match, Units
-from alignkit_apps.data.corpus import Corpus, corpus_of, no_stage, short, units, unread_text
+from alignkit_apps.data.corpus import Corpus, as_json, corpus_of, no_stage, short, units, unread_text
 
 EXAMPLES = 5  # of each finding
 COMMON = 5  # training rows with the same answer; one that more give is no leak, such as a refusal
@@ -207,7 +207,7 @@ def _parts(spec: DataSpec, role: str, seed: int) -> Iterable[Part]:
 
 
 def write_marks(checked: Checked, out: Path) -> None:
-    """The training rows that leak, as `alignkit data clean --marks` reads them."""
+    """The training rows that leak, as the rule `marks` reads them."""
     with whole_file(out) as file:
-        for (name, row), why in sorted(checked.marks.items()):
-            file.write((json.dumps({"file": name, "row": row, "reason": why}, ensure_ascii=False) + "\n").encode())
+        rows = sorted(checked.marks.items())
+        file.writelines(as_json({"file": name, "row": row, "reason": why}) for (name, row), why in rows)
