@@ -28,7 +28,7 @@ from alignkit_http.writers import Written
 from alignkit_plugins.steps.make_data.categorize import Categorize, letter_in
 from alignkit_plugins.steps.make_data.likeness import Texts, agreement
 from alignkit_plugins.steps.make_data.passages import Passage, passages_of, read_texts
-from alignkit_plugins.steps.make_data.questions import items_of, span_of
+from alignkit_plugins.steps.make_data.questions import items_of, quoted
 from alignkit_plugins.steps.make_data.red_team import RedTeam
 from alignkit_plugins.steps.make_data.self_instruct import SelfInstruct
 
@@ -101,7 +101,7 @@ def test_rouge_l_is_that_of_the_table_of_all_prefixes() -> None:
 
 PEOPLE = ["Name three red fruits that children like.", "Explain the rules of chess to a child.", "What is 12 times 12?"]
 LIST = """Sure, here they are:
-1. Write a letter to a landlord about a leaking roof.
+1. Task 1: Write a letter to a landlord about a leaking roof.
 2) Name three red fruits that children love.
 **Task 3:** Go home
 4. Translate this sentence to Spanish:
@@ -243,8 +243,7 @@ def test_questions_whose_answers_a_quotation_shows(tmp_path: Path, server: Serve
         "Why is the sea salty?"
     )
     for group, section in ((salt, "The sea"), (tides, "Tides")):
-        start, end = group.meta["span"]
-        assert group.meta["passage"][start:end] == group.meta["quotation"] and group.meta["section"] == section
+        assert group.meta["quotation"] in group.meta["passage"] and group.meta["section"] == section
         assert group.meta["source"] == "sea.md" and group.meta["writer"]["model"] == "m"
     assert tides.meta["quotation"].endswith("day of the\nyear")  # as it stands in the text
     assert [each["dropped"] for each in dropped(folder)] == [
@@ -272,8 +271,8 @@ def test_passages_are_whole_paragraphs_of_one_section() -> None:
         ("Tides", "w w w w w"),
         ("Tides", "w"),
     ]
-    assert span_of("a  b\nc", "x a b c") == (2, 7) and span_of("", "x") is None and span_of("a.b", "acb") is None
-    assert span_of("art", "start an art.") == (9, 12)
+    assert quoted("a  b c", "x a b\nc") == "a b\nc" and quoted("", "x") == quoted("a.b", "acb") == ""
+    assert quoted("art", "start") == ""  # whole words
     assert agreement("Paris", "It is Paris.") == 1 and agreement("12 May", "13 May") == 0.5 and agreement("?", "a") == 0
 
 

@@ -103,7 +103,7 @@ class Categorize(Asking):
         for warning in warnings:
             context.say(f"warning: {context.out.name}: {warning}")
         rows = [replace(g, meta={**g.meta, "use_case": case}) for g, case in zip(groups, cases, strict=True)]
-        parts = [_table(facts), *([f"warning: {warning}" for warning in warnings])]
+        parts = [_table(facts), *(f"warning: {warning}" for warning in warnings)]
         return desk.artifact(headline, rows, facts, *parts)
 
     def _usable(self, rows: Sequence[Group], option: str) -> list[Group]:
@@ -113,8 +113,8 @@ class Categorize(Asking):
             raise DataError("no row has a prompt", option=(option,))
         if column is not None and not any(group.meta.get(column) for group in found):
             raise DataError(f"no row has the column '{column}'", option=(option,))
-        for group in found if column is not None else ():
-            case = group.meta.get(column)
+        for group in found:
+            case = group.meta.get(column) if column is not None else None
             if case and not (isinstance(case, str) and case in self.options.categories):
                 where, names = f"{group.origin}: " if group.origin else "", ", ".join(self.options.categories)
                 raise DataError(f"{where}column '{column}' has {case!r}; the categories are: {names}", option=(option,))

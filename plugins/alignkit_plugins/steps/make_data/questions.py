@@ -58,10 +58,7 @@ _MARKS = "\"“”„'‘’«» \n\t"
 
 @dataclass
 class Item:
-    """A question about a passage. span: of the quotation in the passage, in characters. second_answer: the reader's.
-
-    dropped: why it is of no use; empty if it is.
-    """
+    """A question about a passage. second_answer: the reader's. dropped: why it is of no use; empty if it is."""
 
     question: str
     answer: str = ""
@@ -70,7 +67,6 @@ class Item:
     source: str
     section: str
     passage: str
-    span: tuple[int, int] = (0, 0)
     second_answer: str = ""
     dropped: str = ""
 
@@ -78,8 +74,8 @@ class Item:
 class Questions(Asking):
     """Ask a writer for questions about every passage, and keep those that pass.
 
-    The rows are demonstrations. Their columns have the passage, its source and section, the quotation and its place,
-    the second answer, and who wrote them. What was left out, and why, is in `dropped.jsonl`.
+    The rows are demonstrations. Their columns have the passage, its source and section, the quotation, the second
+    answer, and who wrote them. What was left out, and why, is in `dropped.jsonl`.
     """
 
     class Options(Writing):
@@ -164,14 +160,13 @@ class Questions(Asking):
         """Those that are long enough."""
         passages = list[Passage]()
         for name, text in texts:
-            own = list(passages_of(name, text, self.options.passage_words))
-            if not own:
+            if not text.split():
                 desk.drop("a text without words", source=name)
-            for each in own:
+            for each in passages_of(name, text, self.options.passage_words):
                 if len(each.text.split()) >= FEWEST:
                     passages.append(each)
                 else:
-                    desk.drop(f"a passage of less than {FEWEST} words", source=name, passage=each.text)
+                    desk.drop(f"a passage of fewer than {FEWEST} words", source=name, passage=each.text)
         return passages[: self.options.limit]
 
 
@@ -194,19 +189,18 @@ def items_of(passage: Passage, said: Written) -> list[Item]:
     return items
 
 
-def span_of(quotation: str, passage: str) -> tuple[int, int] | None:
-    """The place of a quotation in a passage, in characters; None if it has none. Only white space may differ."""
+def quoted(quotation: str, passage: str) -> str:
+    """The quotation as it stands in the passage; empty if it does not. Only white space may differ."""
     words = r"\s+".join(map(re.escape, quotation.split()))
     found = re.search(rf"(?<!\w){words}(?!\w)", passage) if words else None  # whole words
-    return found.span() if found else None
+    return found[0] if found else ""
 
 
 def _why_not(item: Item, seen: Texts) -> str:
     """Why an item is of no use, before the second question is asked."""
-    span = span_of(item.quotation, item.passage)
-    if span is None:
+    if not (found := quoted(item.quotation, item.passage)):
         return "the quotation is not in the passage"
-    item.span, item.quotation = span, item.passage[slice(*span)]
+    item.quotation = found
     if agreement(item.answer, item.question) == 1:
         return "the question says the answer"
     if seen.nearest(item.question)[0] >= OVERLAP:

@@ -28,7 +28,7 @@ tasks, each after its number. This is list {number}: its topics are others than 
 
 {examples}"""
 _ITEM = re.compile(
-    r"^[ \t]*(?:#+[ \t]*)?(?:\*\*)?(?:Task[ \t]*)?\d+[ \t]*[.):](?:\*\*)?[ \t]*", re.MULTILINE | re.IGNORECASE
+    r"^[ \t]*(?:(?:#+[ \t]*)?(?:\*\*)?(?:Task[ \t]*)?\d+[ \t]*[.):](?:\*\*)?[ \t]+)+", re.MULTILINE | re.IGNORECASE
 )
 
 
@@ -62,22 +62,17 @@ class SelfInstruct(Asking):
             said = desk.ask(f"tasks-{start}", writer, questions, options.sampling()["max_new_tokens"])
             for number, each in zip(numbers, said, strict=True):
                 origin = origin_of(writer.origin, [each], template="self_instruct", question=number)
-                for text, nearest, overlap in _new_tasks(desk, each, texts, options.count - len(made)):
-                    facts = {"overlap": round(overlap, 4), "task": nearest}
-                    made.append(row(asked(text), {"writer": origin, "nearest": facts}))
+                new = _new_tasks(desk, each, texts, options.count - len(made))
+                made += [row(asked(text), {"writer": origin}) for text in new]
             context.say(f"{context.out.name}: {len(made)} of {options.count} tasks after {numbers.stop} questions")
             if len(made) >= options.count:
                 break
         headline = f"{writer.name}: {len(made)} new tasks after {len(people)} of people"
         if len(made) < options.count:
             headline += f"; {options.count} were wanted: raise 'questions', or give more different tasks of people"
-        rows = [
-            [" ".join(group.prompt[0]["content"].split()), f"{group.meta['nearest']['overlap']:.2f}"]
-            for group in made[:SHOWN]
-        ]
-        table = Table("the first new tasks", ["task", "ROUGE-L with the nearest"], rows)
+        shown = [[" ".join(group.prompt[0]["content"].split())] for group in made[:SHOWN]]
         facts = {"tasks": len(made), "of_people": len(people)}
-        return desk.artifact(headline, made, facts, table, usable=bool(made))
+        return desk.artifact(headline, made, facts, Table("", ["the first new tasks"], shown), usable=bool(made))
 
 
 def _question(context: StepContext, number: int, people: Sequence[str], new: Sequence[str]) -> str:
@@ -90,9 +85,9 @@ def _question(context: StepContext, number: int, people: Sequence[str], new: Seq
     return filled(TEMPLATE, number=number + 1, examples=listed)
 
 
-def _new_tasks(desk: Desk, said: Written, texts: Texts, most: int) -> list[tuple[str, str, float]]:
-    """The first tasks of a reply that differ from all others, each with the nearest one and their ROUGE-L."""
-    tasks, new = listed(said), list[tuple[str, str, float]]()
+def _new_tasks(desk: Desk, said: Written, texts: Texts, most: int) -> list[str]:
+    """The first tasks of a reply that differ from all others."""
+    tasks, new = listed(said), list[str]()
     if said.text and not tasks:
         desk.drop("no list of tasks", text=said.text)
     for text, whole in tasks:
@@ -108,7 +103,7 @@ def _new_tasks(desk: Desk, said: Written, texts: Texts, most: int) -> list[tuple
             desk.drop("near duplicate", text=text, of=nearest)
         else:
             texts.add(text)
-            new.append((text, nearest, overlap))
+            new.append(text)
     return new
 
 
