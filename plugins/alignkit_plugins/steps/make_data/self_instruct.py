@@ -28,7 +28,8 @@ tasks, each after its number. This is list {number}: its topics are others than 
 
 {examples}"""
 _ITEM = re.compile(
-    r"^[ \t]*(?:(?:#+[ \t]*)?(?:\*\*)?(?:Task[ \t]*)?\d+[ \t]*[.):](?:\*\*)?[ \t]+)+", re.MULTILINE | re.IGNORECASE
+    r"^[ \t]*(?:(?:#+[ \t]*)?(?:\*\*)?(?:Task[ \t]*)?\d+[ \t]*[.):](?:\*\*)?(?!\d)[ \t]*)+",
+    re.MULTILINE | re.IGNORECASE,
 )
 
 
