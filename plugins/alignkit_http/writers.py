@@ -20,7 +20,7 @@ Conversation = Sequence[Message]
 REFUSED = "the server refused"
 NO_ROOM = "the conversation leaves no room"
 EMPTY = "an empty reply"
-UNTOLD = ("min_new_tokens", "stop", "top_k")  # sampling options that a server is not told
+UNTOLD = ("min_new_tokens", "stop", "top_k")  # sampling options that requests leave out
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ServerWriter:
         """name: of the step, for messages and the file of stored replies."""
         self.name, self._context, self._options = options.model, context, options
         self._sampling = {key: sampling[key] for key in ("temperature", "top_p") if key in sampling}
-        # What the server is told: the recipe's `request` wins.
+        # What the request says, in which the recipe's `request` wins.
         told = {key: value for key, value in options.body(self._sampling).items() if key in ("temperature", "top_p")}
         self.origin = {"model": options.model, "address": options.base_url, "seed": context.seed, **told}
         remote = Remote(name, options, "chat/completions", context.cache, _stored)
@@ -117,7 +117,7 @@ def writer_of(context: Context, name: str, who: str | Server, sampling: Mapping[
 
 
 def check_sampling(who: str | Server | None, sampling: SamplingOptions) -> None:
-    """Raise ValueError for an option that the recipe sets and a server is not told."""
+    """Raise ValueError for an option that the recipe sets and requests to a server leave out."""
     chosen = [key for key in UNTOLD if getattr(sampling, key) is not None]
     if isinstance(who, Server) and chosen:
         raise ValueError(f"servers differ in '{chosen[0]}'; write it as this one takes it, in its 'request'")

@@ -190,7 +190,7 @@ def items_of(passage: Passage, said: Written) -> list[Item]:
 
 
 def quoted(quotation: str, passage: str) -> str:
-    """The quotation as it stands in the passage; empty if it does not. Only white space may differ."""
+    """The words of the passage that a quotation repeats; empty if none do. Only white space may differ."""
     words = r"\s+".join(map(re.escape, quotation.split()))
     found = re.search(rf"(?<!\w){words}(?!\w)", passage) if words else None  # whole words
     return found[0] if found else ""
