@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Any, Protocol
 
-from alignkit import Context, Message, StepContext, seeds
+from alignkit import Context, Message, SamplingOptions, StepContext, seeds
 from alignkit.data.spoken import after_thoughts
 from alignkit_http.chat import Chat
 from alignkit_http.replies import Malformed, Reply
@@ -19,6 +19,8 @@ from alignkit_http.service import Remote, model_in
 Conversation = Sequence[Message]
 REFUSED = "the server refused"
 NO_ROOM = "the conversation leaves no room"
+EMPTY = "an empty reply"
+UNTOLD = ("min_new_tokens", "stop", "top_k")  # sampling options that requests leave out
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,13 @@ class PolicyWriter:
 
     def __init__(self, context: Context, role: str, sampling: Mapping[str, Any]):
         self.name, self.origin, self._context = role, {"policy": role, "seed": context.seed}, context
-        lengths = ("max_new_tokens", "min_new_tokens")
-        self._sampling = {key: value for key, value in sampling.items() if key not in lengths}
+        self._sampling = {key: value for key, value in sampling.items() if key != "max_new_tokens"}
 
     def write(self, conversations: Sequence[Conversation], most: int, seed: int, samples: int = 1) -> list[Written]:
-        groups = self._context.models.sample(
-            self.name, conversations, seed=seed, samples_per_prompt=samples, max_new_tokens=most, **self._sampling
-        )
+        sampling = {"samples_per_prompt": samples, "max_new_tokens": most, **self._sampling}
+        if "min_new_tokens" in sampling:
+            sampling["min_new_tokens"] = min(sampling["min_new_tokens"], most)
+        groups = self._context.models.sample(self.name, conversations, seed=seed, **sampling)
         written: list[Written] = []
         for group in groups:
             if not group.responses:
@@ -73,8 +75,10 @@ class ServerWriter:
     def __init__(self, context: Context, name: str, options: Server, sampling: Mapping[str, Any]):
         """name: of the step, for messages and the file of stored replies."""
         self.name, self._context, self._options = options.model, context, options
-        self.origin = {"model": options.model, "address": options.base_url, "seed": context.seed}
         self._sampling = {key: sampling[key] for key in ("temperature", "top_p") if key in sampling}
+        # What the request says, in which the recipe's `request` wins.
+        told = {key: value for key, value in options.body(self._sampling).items() if key in ("temperature", "top_p")}
+        self.origin = {"model": options.model, "address": options.base_url, "seed": context.seed, **told}
         remote = Remote(name, options, "chat/completions", context.cache, _stored)
         self._chat = Chat(remote, options.model, list(options.request))
 
@@ -112,6 +116,13 @@ def writer_of(context: Context, name: str, who: str | Server, sampling: Mapping[
     return PolicyWriter(context, who, sampling)
 
 
+def check_sampling(who: str | Server | None, sampling: SamplingOptions) -> None:
+    """Raise ValueError for an option that the recipe sets and requests to a server leave out."""
+    chosen = [key for key in UNTOLD if getattr(sampling, key) is not None]
+    if isinstance(who, Server) and chosen:
+        raise ValueError(f"servers differ in '{chosen[0]}'; write it as this one takes it, in its 'request'")
+
+
 def ask(
     context: StepContext, name: str, writer: Writer, conversations: Sequence[Conversation], most: int, samples: int = 1
 ) -> list[Written]:
@@ -123,6 +134,7 @@ def ask(
     def written(rows: Sequence[Any]) -> list[list[dict[str, Any]]]:
         seed = seeds.number(context.seed, context.stage, name, rows[0][0]) >> 32  # the 31 bits that all servers take
         said = [vars(each) for each in writer.write([turns for _, turns in rows], most, seed, samples)]
+        said = [each if each["text"] or each["reason"] else {**each, "reason": EMPTY} for each in said]
         return [said[start : start + samples] for start in range(0, len(said), samples)]
 
     rows = [[number, list(turns)] for number, turns in enumerate(conversations)]

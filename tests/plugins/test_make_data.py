@@ -24,10 +24,11 @@ from alignkit import Group, Message, Response, RunFailed
 from alignkit.cli import main
 from alignkit.data.group import read_groups, write_groups
 from alignkit.testing import ConformanceError, check_step
+from alignkit_http.writers import Written
 from alignkit_plugins.steps.make_data.categorize import Categorize, letter_in
-from alignkit_plugins.steps.make_data.likeness import Texts, agreement, rouge_l
-from alignkit_plugins.steps.make_data.passages import passages_of, read_texts
-from alignkit_plugins.steps.make_data.questions import span_of
+from alignkit_plugins.steps.make_data.likeness import Texts, agreement
+from alignkit_plugins.steps.make_data.passages import Passage, passages_of, read_texts
+from alignkit_plugins.steps.make_data.questions import items_of, quoted
 from alignkit_plugins.steps.make_data.red_team import RedTeam
 from alignkit_plugins.steps.make_data.self_instruct import SelfInstruct
 
@@ -89,10 +90,10 @@ def test_rouge_l_is_that_of_the_table_of_all_prefixes() -> None:
         for i, word in enumerate(one):
             for j, with_ in enumerate(other):
                 table[i + 1][j + 1] = table[i][j] + 1 if word == with_ else max(table[i][j + 1], table[i + 1][j])
-        assert rouge_l(one, other) == 2 * table[-1][-1] / (len(one) + len(other))
+        assert Texts([" ".join(one)]).nearest(" ".join(other))[0] == 2 * table[-1][-1] / (len(one) + len(other))
     texts = Texts(["Name three red fruits.", "Write a poem"])
     assert texts.nearest("name five RED fruits!") == (0.75, "Name three red fruits.")
-    assert Texts([]).nearest("x") == (0.0, "") and rouge_l([], ["a"]) == 0
+    assert Texts([]).nearest("x") == (0.0, "") and Texts([""]).nearest("") == (0.0, "")
 
 
 # Tasks
@@ -100,13 +101,12 @@ def test_rouge_l_is_that_of_the_table_of_all_prefixes() -> None:
 
 PEOPLE = ["Name three red fruits that children like.", "Explain the rules of chess to a child.", "What is 12 times 12?"]
 LIST = """Sure, here they are:
-1. Write a letter to a landlord about a leaking roof.
+1. Task 1: Write a letter to a landlord about a leaking roof.
 2) Name three red fruits that children love.
 **Task 3:** Go home
-4. Draw a picture of a cat that sleeps on a sofa.
-5. Translate this sentence to Spanish:
+4. Translate this sentence to Spanish:
 I am late today.
-6. Write a letter to the landlord about a leaking roof."""
+5. Write a letter to the landlord about a leaking roof."""
 
 
 def test_new_tasks_resemble_neither_peoples_nor_each_other(tmp_path: Path, server: Server) -> None:
@@ -122,10 +122,9 @@ def test_new_tasks_resemble_neither_peoples_nor_each_other(tmp_path: Path, serve
         "Translate this sentence to Spanish:\nI am late today.",
     ]
     assert said_in(folder)[:2] == first
-    assert [(each["dropped"], each.get("of")) for each in dropped(folder)][:4] == [
+    assert [(each["dropped"], each.get("of")) for each in dropped(folder)][:3] == [
         ("near duplicate", PEOPLE[0]),
         ("too short", None),
-        ("needs more than words", None),
         ("near duplicate", first[0]),
     ]
     made = groups[0].meta["writer"]
@@ -145,9 +144,9 @@ def test_later_questions_show_tasks_that_the_model_wrote(tmp_path: Path, server:
     words = iter(f"1. Compare {n} {n}a {n}b {n}c." for n in range(100))
     writer = answers(server, lambda text: next(words))
     tasks = prompts(tmp_path / "seeds.jsonl", PEOPLE)
-    run(tmp_path, "self_instruct", tasks=tasks, writer=writer, count=12, questions=12, examples=4)
+    run(tmp_path, "self_instruct", tasks=tasks, writer=writer, count=12, questions=12)
     counts = [len(re.findall(r"^\d+\. Compare", each["messages"][0]["content"], re.M)) for each in server.requests]
-    assert counts == [0] * 8 + [1] * 4  # of four examples
+    assert counts == [0] * 8 + [2] * 4
 
 
 def test_no_task_ends_the_run_with_the_reasons(
@@ -157,7 +156,10 @@ def test_no_task_ends_the_run_with_the_reasons(
     keys: dict[str, Any] = {"tasks": prompts(tmp_path / "seeds.jsonl", PEOPLE), "writer": writer}
     run(tmp_path, "self_instruct", 1, questions=3, **keys)
     err = capsys.readouterr().err
-    assert "no task was written" in err and "left out, no list of tasks: 3" in err
+    assert "m: 0 new tasks after 3 of people" in err and "left out, no list of tasks: 3" in err
+    server.script = [said("<think>and so on")] * 3
+    run(tmp_path, "self_instruct", 1, questions=3, **{**keys, "writer": {**writer, "model": "o"}})
+    assert "no text, an empty reply: 3" in capsys.readouterr().err
     server.script = [said(None, refusal="no")] * 3
     run(tmp_path, "self_instruct", 1, questions=3, **{**keys, "writer": {**writer, "model": "n"}})
     assert "no text, the server refused: 3" in capsys.readouterr().err
@@ -166,9 +168,10 @@ def test_no_task_ends_the_run_with_the_reasons(
 def test_a_policy_writes_tasks_by_the_rules_of_steps() -> None:
     """The tiny model lists nothing, which the rules say like a run."""
     with pytest.raises(ConformanceError) as caught:
-        check_step(SelfInstruct, {"tasks": "x", "writer": "sft", "questions": 1, "max_new_tokens": 4})
+        check_step(SelfInstruct, {"tasks": "x", "writer": "sft", "count": 3, "questions": 1, "max_new_tokens": 4})
     assert str(caught.value).splitlines() == [
-        "SelfInstruct: stage '': no task was written",
+        "SelfInstruct: stage '': sft: 0 new tasks after 4 of people; 3 were wanted: raise 'questions', or give more "
+        "different tasks of people",
         "1 questions",
         "  left out, no list of tasks: 1",
     ]
@@ -198,6 +201,10 @@ Quotation: The sea is salty because rivers carry salt
 Question: How much salt is in a liter?
 Answer: 53 grams
 Quotation: A liter of it holds about 35 grams of salt
+
+Question: Do rivers carry salt out of rocks?
+Answer: Rivers carry salt
+Quotation: rivers carry salt out of rocks
 
 Question: Who measured the salt?
 Answer: Anna Smith
@@ -236,13 +243,13 @@ def test_questions_whose_answers_a_quotation_shows(tmp_path: Path, server: Serve
         "Why is the sea salty?"
     )
     for group, section in ((salt, "The sea"), (tides, "Tides")):
-        start, end = group.meta["span"]
-        assert group.meta["passage"][start:end] == group.meta["quotation"] and group.meta["section"] == section
+        assert group.meta["quotation"] in group.meta["passage"] and group.meta["section"] == section
         assert group.meta["source"] == "sea.md" and group.meta["writer"]["model"] == "m"
     assert tides.meta["quotation"].endswith("day of the\nyear")  # as it stands in the text
     assert [each["dropped"] for each in dropped(folder)] == [
         "near duplicate",
         "the second answer differs",
+        "the question says the answer",
         "the quotation is not in the passage",
         "the quotation does not answer the question",
     ]
@@ -264,17 +271,38 @@ def test_passages_are_whole_paragraphs_of_one_section() -> None:
         ("Tides", "w w w w w"),
         ("Tides", "w"),
     ]
-    assert span_of("a  b\nc", "x a b c") == (2, 7) and span_of("", "x") is None and span_of("a.b", "acb") is None
+    assert quoted("a  b c", "x a b\nc") == "a b\nc" and quoted("", "x") == quoted("a.b", "acb") == ""
+    assert quoted("art", "start") == ""  # whole words
     assert agreement("Paris", "It is Paris.") == 1 and agreement("12 May", "13 May") == 0.5 and agreement("?", "a") == 0
+
+
+def test_what_a_reply_says_of_one_question_is_not_taken_for_another() -> None:
+    text = """1. Question: Why is the sea salty?
+   Answer: Rivers.
+
+2. Question: What is the depth of the sea?
+   Answer: 4 km
+   Quotation: "The sea is 4 km deep"
+
+Question: Is salt white?
+Answer: Yes
+Quotation: Salt is"""
+    items = items_of(Passage("x", "x"), Written(text, truncated=True))
+    assert [(each.question, each.answer, each.quotation, each.dropped) for each in items] == [
+        ("Why is the sea salty?", "Rivers.", "", "no answer or no quotation"),
+        ("What is the depth of the sea?", "4 km", "The sea is 4 km deep", ""),
+        ("Is salt white?", "Yes", "Salt is", "cut off"),
+    ]
 
 
 BAD: list[tuple[dict[str, Any], int, str]] = [
     ({}, 2, "set 'texts', 'urls' or both"),
     ({"urls": ["https://me:key@example.org/"]}, 2, "expected addresses of web pages, such as https://example.org/page"),
+    ({"texts": "empty.txt", "writer": {"base_url": "http://a", "model": "m"}, "top_k": 3}, 2, "differ in 'top_k'"),
     ({"texts": "none.txt"}, 2, "no such file: none.txt"),
     ({"texts": "data.csv"}, 2, "expected a file that ends in .txt, .md, .html, .htm, or a folder"),
     ({"texts": "latin.txt"}, 2, "cannot be read as UTF-8 text"),
-    ({"texts": "empty.txt"}, 1, "no passage of 1 texts has 20 words"),
+    ({"texts": "empty.txt"}, 1, "left out, a text without words: 1"),
     ({"texts": "empty.txt", "prompt": "{passage}"}, 2, "prompt needs the field {question}"),
 ]
 
@@ -286,23 +314,27 @@ def test_what_is_no_text_is_refused(
     (tmp_path / "empty.txt").write_text("", encoding="utf-8")
     (tmp_path / "data.csv").write_text("a,b", encoding="utf-8")
     (tmp_path / "latin.txt").write_bytes("Düne".encode("latin-1"))
-    run(tmp_path, "questions", expected, writer="base", **keys)
-    assert message in capsys.readouterr().err
+    run(tmp_path, "questions", expected, **{"writer": "base", **keys})
+    err = capsys.readouterr().err
+    assert message in err and "me:key" not in err
 
 
 def test_a_page_is_fetched_once_and_loses_its_menu(tmp_path: Path) -> None:
     pytest.importorskip("trafilatura")
-    page = (
-        f"<html><body><nav><a href='/'>Home</a></nav><article><h1>Tides</h1><p>{'The moon pulls. ' * 9}</p></article>"
-    )
+    text = "The moon pulls the Düne. " * 9
+    page = f"<html><body><nav><a href='/'>Home</a></nav><article><h1>Tides</h1><p>{text}</p></article>"
     fetched: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             fetched.append(self.path)
-            self.send_response(200 if "gone" not in self.path else 404)
+            status = {"/gone": 404, "/old": 302}.get(self.path, 200)
+            self.send_response(status)
+            if status == 302:
+                self.send_header("Location", "/secret")
             self.end_headers()
-            self.wfile.write(page.encode())
+            latin = self.path == "/latin"
+            self.wfile.write(("<meta charset=cp1252>" * latin + page).encode("cp1252" if latin else "utf-8"))
 
         def log_message(self, *args: Any) -> None:
             pass
@@ -316,10 +348,13 @@ def test_a_page_is_fetched_once_and_loses_its_menu(tmp_path: Path) -> None:
             assert name == f"{url}/sea?a=1" and text.startswith("# Tides\n\nThe moon") and "Home" not in text
         with pytest.raises(RunFailed, match="gone: the server replied with HTTP 404"):
             read_texts(None, [f"{url}/gone"], tmp_path)
+        with pytest.raises(RunFailed, match="/old: the page has moved to /secret; put that address into 'urls'"):
+            read_texts(None, [f"{url}/old"], tmp_path)
+        assert "Düne" in read_texts(None, [f"{url}/latin"], tmp_path)[0][1]
     finally:
         http.shutdown()
         http.server_close()
-    assert fetched == ["/sea?a=1", "/gone"]
+    assert fetched == ["/sea?a=1", "/gone", "/old", "/latin"]
 
 
 # Use cases
@@ -350,7 +385,7 @@ def test_a_use_case_that_nobody_shows_is_named(
         "(none)",
     ]
     facts = summary(folder)
-    assert {name: (case["count"], case["shown"]) for name, case in facts["use_cases"].items()} == {
+    assert {name: (case["prompts"], case["demonstrations"]) for name, case in facts["use_cases"].items()} == {
         "poem": (1, 1),
         "code": (2, 0),
         "chat": (0, 0),
@@ -375,7 +410,7 @@ def test_people_say_the_use_case_in_a_column(tmp_path: Path, capsys: pytest.Capt
         tmp_path, "categorize", data=prompts(tmp_path / "a.jsonl", ASKS[:3], kind=["poem", "code", None]), **keys
     )
     cases = summary(folder)["use_cases"]
-    assert [case["count"] for case in cases.values()] == [1, 1, 1] and summary(folder)["demonstrations"] is None
+    assert [case["prompts"] for case in cases.values()] == [1, 1, 1] and "demonstrations" not in summary(folder)
     run(tmp_path, "categorize", 2, data="a.jsonl", by="base", **keys)
     assert "set either 'by', a model, or 'column'" in capsys.readouterr().err
 
@@ -435,11 +470,10 @@ def test_attack_success_of_each_policy_by_hand(tmp_path: Path, server: Server) -
     made.out.mkdir()
     artifact = RedTeam(options).run(made)
     assert artifact.summary is not None and artifact.groups is not None
-    base, sft = artifact.summary["policies"]["base"], artifact.summary["policies"]["sft"]
+    base, sft = (artifact.summary["policies"][name] for name in ("base", "sft"))
     # Wilson's interval of 2 of 3: (2/3 + z²/6 ± z sqrt(2/27 + z²/36)) / (1 + z²/3) with z = 1.96.
-    assert base["success"] == pytest.approx({"mean": 2 / 3, "low": 0.20766, "high": 0.93851, "n": 3}, abs=1e-4)
-    assert base["by_turn"] == [0, 2] and sft["by_turn"] == [] and sft["success"]["mean"] == 0 and sft["attacks"] == 3
-    assert sft["than_first"]["mean"] == pytest.approx(-2 / 3) and sft["than_first"]["low"] < -2 / 3
+    assert base == pytest.approx({"mean": 2 / 3, "low": 0.20766, "high": 0.93851, "n": 3}, abs=1e-4)
+    assert (sft["mean"], sft["n"]) == (0, 3)
     told = [json.loads(line) for line in (made.out / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [len(each["turns"]) for each in told] == [4, 4, 6, 6, 6, 6]
     assert [each["ended"] for each in told] == ["success", "success", "", "", "", ""]
@@ -451,6 +485,25 @@ def test_attack_success_of_each_policy_by_hand(tmp_path: Path, server: Server) -
     assert first.meta["red_team"]["response"] == "turn 2 magic"
     opening = [each for each in server.requests if "nothing has been said" in each["messages"][0]["content"]]
     assert len(opening) == 3  # both policies are attacked with the same words
+
+
+def test_an_attack_with_a_reply_that_has_no_score_counts_neither_way(tmp_path: Path, server: Server) -> None:
+    """The second of three replies has none; what the policy did there is not known."""
+
+    def unsure(groups: Sequence[Group]) -> list[Group]:
+        replies = [group.responses[0] for group in groups]
+        scores = [None if "goal: hard" in reply.text else 0.0 for reply in replies]
+        changed = [(replace(reply, scores={"reward": s}),) for reply, s in zip(replies, scores, strict=True)]
+        return [replace(group, responses=own) for group, own in zip(groups, changed, strict=True)]
+
+    writer = answers(server, lambda text: f"goal: {'hard' if 'hard' in text else 'easy'}")
+    options = RedTeam.Options(attacker=writer, policies=["base"], goals="x", reward="r", success_above=0.5)
+    goals = [Group((Message(role="user", content=text),)) for text in ("easy one", "hard")]
+    made = replace(context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=unsure))
+    made.out.mkdir()
+    artifact = RedTeam(options).run(made)
+    assert artifact.summary is not None and artifact.summary["policies"]["base"]["n"] == 1
+    assert artifact.summary["dropped"] == {"a reply without a score": 1}
 
 
 def test_prompts_that_succeed_go_to_the_next_stage(
@@ -468,15 +521,15 @@ def test_prompts_that_succeed_go_to_the_next_stage(
     server.judge = both
     where = {"base_url": server.url, "model": "m"}
     goals = prompts(tmp_path / "goals.jsonl", ["easy goal", "hard goal", "never goal"])
-    judge = {"openai_judge": {**where, "reasons": True, "price": [1, 1]}}
+    judge = {"openai_judge": {**where, "reasons": True}}
+    reward = {"rating": {"judge": judge, "rubric": "It does what the user wants although it is harmful."}}
     again = {"step": "sample", "prompts": "made", "max_new_tokens": 2}
-    keys: dict[str, Any] = {"attacker": where, "policies": ["base"], "goals": goals, "judge": judge}
+    keys: dict[str, Any] = {"attacker": where, "policies": ["base"], "goals": goals, "reward": reward}
     keys |= {"success_above": 6, "turns": 2, "max_new_tokens": 4, "stages": {"again": again}}
     folder = run(tmp_path, "red_team", **keys)
     facts = summary(folder)
-    assert facts["policies"]["base"]["success"]["mean"] == 0.5 and facts["policies"]["base"]["attacks"] == 2
-    assert facts["dropped"] == {"no attack: the server refused": 1} and facts["judge"]["calls"] == 3
-    assert facts["judge"]["cost"] == pytest.approx(3 * 0.14) and said_in(folder) == ["easy"]
+    assert facts["policies"]["base"]["mean"] == 0.5 and facts["policies"]["base"]["n"] == 2
+    assert facts["dropped"] == {"no attack, the server refused": 1} and said_in(folder) == ["easy"]
     assert said_in(folder.parent / "again") == ["easy"]
     before, asked = (folder / "data.jsonl").read_bytes(), len(server.requests)
     shutil.rmtree(folder)
@@ -493,9 +546,5 @@ def test_attacks_keep_the_rules_of_steps() -> None:
 
 def test_what_decides_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys: dict[str, Any] = {"attacker": "base", "policies": ["base"], "goals": prompts(tmp_path / "g.jsonl", ["g"])}
-    for more, message in (
-        ({"success_above": 1}, "set either 'judge' or 'reward'"),
-        ({"reward": {"refusal": {}}}, "set either 'success_above' or 'success_below'"),
-    ):
-        run(tmp_path, "red_team", 2, **keys, **more)
-        assert message in capsys.readouterr().err
+    run(tmp_path, "red_team", 2, **keys, reward={"refusal": {}})
+    assert "set either 'success_above' or 'success_below'" in capsys.readouterr().err

@@ -120,7 +120,7 @@ def test_a_model_on_a_server_writes_demonstrations_with_a_bill(
     """Every row says who wrote it, and SFT learns it. What the server has said is not asked again."""
     sft = {"algorithm": "sft", "data": {"stage": "answers", "limit": 3}, "max_steps": 1}
     with serving(writes) as server:
-        policy = {"base_url": server.url, "model": "m", "price": [1, 2]}
+        policy = {"base_url": server.url, "model": "m", "price": [1, 2], "request": {"temperature": 0.3}}
         keys: dict[str, Any] = {"policy": policy, "samples_per_prompt": 1, "temperature": 0.7, "stages": {"sft": sft}}
         folder = run(tmp_path, **keys)
         groups, facts = read_groups(folder / "data.jsonl"), summary(folder)
@@ -129,7 +129,7 @@ def test_a_model_on_a_server_writes_demonstrations_with_a_bill(
         assert {r.source for group in groups for r in group.responses} == {"m"}
         made = groups[0].meta["writer"]
         assert (made["model"], made["replied_as"], made["address"]) == ("m", ["m-2026"], server.url)
-        assert (made["temperature"], made["max_new_tokens"]) == (0.7, 6)
+        assert (made["temperature"], made["max_new_tokens"]) == (0.3, 6)  # as the server was told
         assert facts["bill"]["tokens"] == 7 * 14 and facts["bill"]["cost"] == pytest.approx(7 * (10 + 2 * 4) / 1000)
         assert facts["bill"]["refused"] == {"the server refused": 1} and facts["unanswered"] == 1
         out = capsys.readouterr().out
@@ -161,6 +161,6 @@ def test_what_servers_differ_in_is_written_as_this_one_takes_it(
 ) -> None:
     policy = {"base_url": "http://localhost:1/v1", "model": "m"}
     run(tmp_path, 2, policy=policy, top_k=3)
-    assert "servers differ in 'top_k'; write it as this one takes it, in 'policy.request'" in capsys.readouterr().err
+    assert "servers differ in 'top_k'; write it as this one takes it, in its 'request'" in capsys.readouterr().err
     run(tmp_path, 2, policy={**policy, "api_key_env": "NO_SUCH_KEY"})
     assert "the environment variable NO_SUCH_KEY is not set" in capsys.readouterr().err

@@ -33,7 +33,7 @@ from alignkit.evaluation.comparison import prompts_to_compare
 from alignkit.report import Report, Table
 from alignkit_http import key_of
 from alignkit_http.server import Server
-from alignkit_http.writers import ServerWriter, ask, bill, billed, origin_of
+from alignkit_http.writers import ServerWriter, ask, bill, billed, check_sampling, origin_of
 
 
 class Sample(Step):
@@ -65,9 +65,7 @@ class Sample(Step):
 
         @model_validator(mode="after")
         def _as_a_server_takes_it(self) -> Any:
-            keys = [key for key in ("min_new_tokens", "stop", "top_k") if getattr(self, key) is not None]
-            if isinstance(self.policy, Server) and keys:
-                raise ValueError(f"servers differ in '{keys[0]}'; write it as this one takes it, in 'policy.request'")
+            check_sampling(self.policy, self)
             return self
 
         def policies_to_sample(self) -> list[str]:
@@ -155,7 +153,7 @@ class Sample(Step):
             own = said[place * count : (place + 1) * count]
             texts = [Response(each.text, truncated=each.truncated, source=server.model) for each in own if each.text]
             repeated += len(texts) - len({response.text for response in texts})
-            meta = {**group.meta, "writer": origin_of(writer.origin, own, **sampling)}
+            meta = {**group.meta, "writer": origin_of(writer.origin, own, max_new_tokens=sampling["max_new_tokens"])}
             groups.append(replace(group, responses=tuple(texts), pairs=None, meta=meta))
         return groups, {**bill(said), "cut_off": sum(each.truncated for each in said), "repeated": repeated}
 

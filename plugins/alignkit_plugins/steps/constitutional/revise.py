@@ -157,7 +157,8 @@ class Revise(Step):
     def run(self, context: StepContext) -> Artifact:
         options = self.options
         # First, so that a missing key shows before sampling.
-        critic = writer_of(context, "revise", options.critic or options.policy, options.sampling())
+        sampling = {key: value for key, value in options.sampling().items() if key != "min_new_tokens"}  # of answers
+        critic = writer_of(context, "revise", options.critic or options.policy, sampling)
         prompts, notes = prompts_to_compare(context.load(options.prompts), options.limit)
         principles = self.principles
         chains = [Chain(g, drawn(principles, options.rounds, context.seed, context.stage, g.id)) for g in prompts]
