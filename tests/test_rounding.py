@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignkit import Group, Pair, Response
+from alignkit import Format, Group, Pair, Response
 from alignkit import functional as F
 from alignkit.data.group import resolved_pairs
 from alignkit.evaluation.comparison import Scale, compare
@@ -23,7 +23,6 @@ from alignkit_plugins.algorithms.ppo import _explained_variance
 from alignkit_plugins.algorithms.rejection_sampling import RejectionSampling, best_samples
 from alignkit_plugins.algorithms.rest import ExpertIteration, ReST
 from alignkit_plugins.filters.scores import Spread
-from alignkit_plugins.formats.rankings import _pairs_by_score
 from alignkit_plugins.rewards.equal_length import EqualLength
 from alignkit_plugins.rewards.gdpo import GDPO
 from alignkit_plugins.rewards.running_normalization import RunningNormalization
@@ -107,7 +106,7 @@ NOTHING: dict[str, Callable[[list[float]], Any]] = {
     "best of N": lambda x: best(group(x)).responses[0].text != "0",
     "RewardBench 2": lambda x: result(replace(group(x), pairs=(Pair(0, 1), Pair(0, 2), Pair(0, 3))), "reward") != 0.25,
     "raters": lambda x: _agreement([item(x)], ["a", "b"])[0].rows[0][1] != "0",
-    "rankings": lambda x: _pairs_by_score(group(x).responses),
+    "rankings": lambda x: Format.pairs_by_score(group(x).responses),
     "explained_variance": lambda x: _explained_variance(torch.ones(4), table(x).float()) != 0.0,
 }
 

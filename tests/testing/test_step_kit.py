@@ -33,6 +33,7 @@ SHORT: dict[str, Any] = {"prompts": "held_out.jsonl", "max_new_tokens": 6}
 ENDS: dict[str, Any] = {"max_new_tokens": 64, "critique_tokens": 64, "stop": ["e"]}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "calibration": [{"policies": ["base", "sft"], "correct": "helpful", "confidence": "token", **SHORT}],
+    "categorize": [{"data": "rows.jsonl", "categories": ["praise", "doubt"], "by": "base"}],
     "clean": [{"data": "rows.jsonl", "min_characters": 1}],
     "evaluate": [{"policies": ["base", "sft"], "rewards": ["helpful", {"length": {}}], **SHORT}],
     "evaluate_reward": [{"rewards": ["helpful", {"length": {"unit": "characters"}}], "pairs": "rows.jsonl"}],
@@ -41,10 +42,15 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "lm_eval": [],  # runs another package, which tests/plugins/test_lm_eval.py does
     "merge": [{"model": "sft"}],
     "people": [],  # waits for people, as tests/plugins/test_people.py does
+    "questions": [],  # the untrained model writes none: see tests/plugins/test_make_data.py
     "rate_feedback": [],  # rates a store, as tests/plugins/test_rate_feedback.py does
+    "red_team": [
+        {"attacker": "base", "policies": ["sft"], "goals": "rows.jsonl", "reward": "helpful", "success_above": 0.0},
+    ],
     "revise": [{"policy": "sft", "critic": "base", "constitution": "harmless", **SHORT, **ENDS}],
     "sample": [{"policy": "sft", "samples_per_prompt": 2, "reward": "helpful", "keep": "best", **SHORT}],
     "select_best": [{"policies": ["sft@1", "sft@2"], "reward": "helpful", **SHORT}],
+    "self_instruct": [],  # the untrained model writes no task: see tests/plugins/test_make_data.py
     "sycophancy": [],  # needs known answers: see below
 }
 CASES = [(name, options) for name, each in OPTIONS.items() for options in each]

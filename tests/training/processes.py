@@ -78,8 +78,10 @@ class Simulated(Watching):
         super().__init__()
         self.exchange, self.process, self.processes, self.parts = exchange, process, len(parts), parts
 
-    def shares(self, sizes: Sequence[int]) -> list[list[int]]:
+    def shares(self, sizes: Sequence[int], led: bool = False) -> list[list[int]]:
         """The first entry is the last process's, so that neither it nor its neighbors are in order."""
+        if led:
+            return super().shares(sizes, led)
         owners = [process for process, part in enumerate(self.parts) for _ in range(part)][::-1]
         entries = range(len(sizes))
         return [[i for i in entries if owners[i % len(owners)] == process] for process in range(self.processes)]

@@ -48,7 +48,7 @@ def at(event):
                 engine_thread.now = lambda: time.monotonic() + 1e6
                 time.sleep(1e6)
             raise ValueError("broken")
-    with open(os.environ["EVENTS"], "a") as file:
+    with open(os.environ.get("EVENTS", os.devnull), "a") as file:  # hooks of a plugin stay for later tests
         file.write(event + "\\n")
 
 class Double(LocalEngine):
