@@ -200,12 +200,11 @@ class OnlineStage:
             self.ahead.poll()
 
     def _check_told(self, groups: Sequence[Group]) -> None:
-        """Raise RunFailed if somebody needs log-probabilities that the engine did not tell."""
-        needed = self.importance is not None or self.algorithm.needs.sampler_logprobs
-        if needed and any(r.logprobs is None for g in groups for r in g.responses):
+        """Raise RunFailed if weights need log-probabilities that the engine did not tell."""
+        if self.importance is not None and any(r.logprobs is None for g in groups for r in g.responses):
             raise RunFailed(
                 f"stage '{self.context.name}': the engine cannot tell log-probabilities with top_k, top_p or "
-                "min_new_tokens, but the algorithm or 'rollout.importance' needs them\n"
+                "min_new_tokens, but 'rollout.importance' needs them\n"
                 "help: leave these keys out, or write 'engine: local'"
             )
 
@@ -333,8 +332,6 @@ class OnlineStage:
             examples.token_columns["old_logprobs"] = old
         if needs.reference_logprobs:
             examples.token_columns["reference_logprobs"] = reference
-        if needs.sampler_logprobs:
-            examples.token_columns["sampler_logprobs"] = self.algorithm.sampler_logprobs(examples.groups)
         iteration.metrics["kl"] = kl = mean_kl(old, reference)
         if not math.isfinite(kl):
             raise RunFailed(
@@ -436,10 +433,10 @@ class OnlineStage:
         """The signals, with advantages that have the weights of `rollout.importance`."""
         finest, groups = self.algorithm.needs.advantages, iteration.examples.groups
         assert finest is not None and self.importance is not None  # else the recipe is refused
-        sampler = self.algorithm.sampler_logprobs(groups)
-        both = Examples(groups, {"old_logprobs": old, "sampler_logprobs": sampler}).batch()
+        sampler = [torch.tensor(response.logprobs) for group in groups for response in group.group.responses]
+        both = Examples(groups, {"old": old, "sampler": sampler}, signal_names=("old", "sampler")).batch()
         advantages, metrics = weighted(
-            signals[ADVANTAGES], both.old_logprobs, both.sampler_logprobs, both.mask, self.importance, finest
+            signals[ADVANTAGES], both["old"], both["sampler"], both.mask, self.importance, finest
         )
         iteration.metrics |= metrics
         if metrics.get("importance_masked") == 1:
@@ -522,6 +519,4 @@ class OnlineStage:
             examples.token_columns["reference_logprobs"], _ = self.reference_logprobs(examples.groups)
         if self.algorithm.needs.old_logprobs:
             examples.token_columns["old_logprobs"] = self.logprobs(self.work.roles.trained, examples.groups)
-        if self.algorithm.needs.sampler_logprobs:
-            examples.token_columns["sampler_logprobs"] = self.algorithm.sampler_logprobs(examples.groups)
         return examples
