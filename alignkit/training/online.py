@@ -67,7 +67,7 @@ class OnlineStage:
         self.temperature = self.sampling.temperature  # of measurements
         self.warned = False  # that the sampler is not the policy
         self.episodes = episodes_of(context)
-        self.ahead = Ahead(context, self.work, self.sampling) if rollout.ahead else None
+        self.ahead = Ahead(context, self.work, self.sampling, self.episodes) if rollout.ahead else None
         if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
             context.say("top_p and top_k leave tokens out of samples, but ratios and KL are of all tokens, thus biased")
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
@@ -167,7 +167,10 @@ class OnlineStage:
                 self._learn(iteration)
         if self.ahead is not None:
             with iteration.timer("waiting"):
-                self.ahead.drop() if self.watch.stopped else self.ahead.finish()
+                if self.watch.stopped:
+                    self.ahead.drop()
+                else:
+                    self.ahead.finish()
         iteration.metrics |= iteration.speed_metrics()
         state = self.algorithm.algorithm.state.items()
         iteration.metrics |= {f"state/{key}": value for key, value in state if isinstance(value, int | float)}
@@ -332,7 +335,7 @@ class OnlineStage:
             examples.token_columns["old_logprobs"] = old
         if needs.reference_logprobs:
             examples.token_columns["reference_logprobs"] = reference
-        iteration.metrics["kl"] = kl = mean_kl(old, reference)
+        iteration.metrics["kl"] = kl = mean_kl(old, reference, groups)
         if not math.isfinite(kl):
             raise RunFailed(
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
@@ -407,7 +410,8 @@ class OnlineStage:
         sampled = [group for group in everything if group.responses]
         encoded = self.work.encoder.encode(sampled[:: self._one_in(sampled)])
         old = self.logprobs(self.work.roles.trained, encoded)
-        iteration.metrics["sampled_kl"] = kl = mean_kl(old, self.reference_logprobs(encoded)[0])
+        reference, _ = self.reference_logprobs(encoded)
+        iteration.metrics["sampled_kl"] = kl = mean_kl(old, reference, [each.group for each in encoded])
         return kl
 
     def _check_reference(self, kl: float) -> None:
