@@ -47,7 +47,6 @@ class Needs:
     """The inputs of an algorithm. Fields of `Batch` and `Outputs` that are not declared here raise an error when read.
 
     old_logprobs: log-probabilities of the policy that wrote the rollouts. reference_logprobs: of the reference.
-    sampler_logprobs: of the sampled tokens, as the engine reported them when it drew them.
     advantages: the loss is linear in the signal of this name, up to terms without it, for weights of 0 and more: then
     `rollout.importance` can weight it. "token": also token by token, so that it is [R, T]; "sequence": whole responses.
     values: train a value function. shared_values: as a head on the policy's hidden states, without a gradient into
@@ -64,7 +63,6 @@ class Needs:
 
     old_logprobs: bool = False
     reference_logprobs: bool = False
-    sampler_logprobs: bool = False
     advantages: Literal["token", "sequence"] | None = None
     values: bool = False
     shared_values: bool = False

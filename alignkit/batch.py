@@ -112,7 +112,6 @@ class Batch:
     tokens: [R, T] int64. mask: [R, T] bool, true for tokens that count. group_index: [R] int64, each response's
     index in `groups`. truncated: [R] bool, whether the response has no end of turn.
     old_logprobs, reference_logprobs, old_values: [R, T] fp32, measured before the first update, in nats.
-    sampler_logprobs: [R, T] fp32, in nats, as the engine reported them; it may compute less precisely than training.
     rewards: [R] for gradient methods, whitened if the combination whitens. raw_rewards: [R] before whitening.
     signals: what `signal` returned, for these responses; `batch["name"]` reads one.
 
@@ -127,7 +126,6 @@ class Batch:
     truncated: Tensor
     old_logprobs: Tensor = _needs("old_logprobs")
     reference_logprobs: Tensor = _needs("reference_logprobs")
-    sampler_logprobs: Tensor = _needs("sampler_logprobs")
     old_values: Tensor = _needs("values")
     rewards: Tensor = _on_request(_ROLLOUTS)
     raw_rewards: Tensor = _on_request(_ROLLOUTS)

@@ -99,13 +99,14 @@ class OwnServer:
             time.sleep(POLL)
 
     def _answers(self, path: str) -> bool:
-        from urllib import error, request
+        from http.client import HTTPException
+        from urllib import request
 
         try:
             # Proxies of the environment are for the internet.
             with request.build_opener(request.ProxyHandler({})).open(f"{self.url}{path}", timeout=POLL * 4):
                 return True
-        except (error.URLError, OSError):
+        except (OSError, HTTPException):  # no answer, an error's (a URLError), or one of another program
             return False
 
     def explain(self) -> str:

@@ -271,7 +271,6 @@ def by_hand(mask: Tensor, **columns: Tensor) -> Batch:
         "truncated": torch.zeros(count, dtype=torch.bool),
         "old_logprobs": torch.zeros(mask.shape),
         "reference_logprobs": torch.zeros(mask.shape),
-        "sampler_logprobs": torch.zeros(mask.shape),
         "old_values": torch.zeros(mask.shape),
         "rewards": torch.zeros(count),
         "raw_rewards": torch.zeros(count),

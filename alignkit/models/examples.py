@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from alignkit.batch import Batch, Outputs, Pairs, filled
 from alignkit.tokens.encoding import Encoded, ResponseTokens
 
-BATCH_COLUMNS = ("old_logprobs", "reference_logprobs", "sampler_logprobs", "old_values", "rewards", "raw_rewards")
+BATCH_COLUMNS = ("old_logprobs", "reference_logprobs", "old_values", "rewards", "raw_rewards")
 
 
 @dataclass

@@ -180,9 +180,6 @@ class Kit:
         for name, role, groups in (("old_logprobs", BEFORE, encoded), ("reference_logprobs", BASE, read)):
             if getattr(self.needs, name):
                 examples.token_columns[name] = measure(self.model, role, groups, "logprobs")
-        if self.needs.sampler_logprobs:  # those of a less precise sampler
-            measured = measure(self.model, BEFORE, encoded, "logprobs")
-            examples.token_columns["sampler_logprobs"] = [logprobs.bfloat16().float() for logprobs in measured]
         return examples
 
     # Rules

@@ -107,7 +107,7 @@ class GarbageExamples(Examples):
     def batch(self, device: torch.device | str = "cpu") -> Batch:
         batch = super().batch(device)
         for name, values in filled(batch).items():
-            if name in ("old_logprobs", "reference_logprobs", "sampler_logprobs", "old_values"):
+            if name in ("old_logprobs", "reference_logprobs", "old_values"):
                 setattr(batch, name, _with_garbage(values, batch.mask))
         batch.signals = {n: _with_garbage(x, batch.mask) if x.dim() == 2 else x for n, x in batch.signals.items()}
         return batch

@@ -18,7 +18,7 @@ from alignkit.data.group import Group, Response, group_from_json, group_to_json
 from alignkit.models.sampling import Sampling, answered, questions
 from alignkit.plugin_errors import noting
 from alignkit.training.context import StageContext
-from alignkit.training.episodes import episodes_of
+from alignkit.training.episodes import Episodes
 from alignkit.training.stage import StageWork
 
 
@@ -29,9 +29,8 @@ class Ahead:
     learn from them. metrics: of complete samples.
     """
 
-    def __init__(self, context: StageContext, work: StageWork, sampling: Sampling):
-        self.context, self.work, self.sampling = context, work, sampling
-        self.episodes = episodes_of(context)  # others than those of the iteration that is being scored
+    def __init__(self, context: StageContext, work: StageWork, sampling: Sampling, episodes: Episodes | None):
+        self.context, self.work, self.sampling, self.episodes = context, work, sampling, episodes
         self.number = self.staleness = 0
         self.metrics: dict[str, float] = {}
         self._asked: list[Group] = []  # of this process

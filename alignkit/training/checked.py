@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from alignkit.algorithm import ADVANTAGES, DATASET, Algorithm, Phase, SelectContext, Skip
@@ -18,7 +17,6 @@ from alignkit.data.group import Group, Message, preview
 from alignkit.loss import Per, Term
 from alignkit.models.examples import BATCH_COLUMNS
 from alignkit.plugin_errors import Author, AuthorError, calling
-from alignkit.tokens.encoding import Encoded
 
 AXES = {
     Per.TOKEN: "[responses, tokens]",
@@ -36,9 +34,8 @@ class CheckedAlgorithm:
         self.author = author or Author(f"algorithm {type(algorithm).__name__}")
         with self._calling("needs"):
             self.needs = algorithm.needs
-        for name in ("old_logprobs", "sampler_logprobs"):
-            if getattr(self.needs, name) and algorithm.source is DATASET:
-                raise self._error("needs", f"{name} exist only for rollouts: declare `source = ROLLOUTS`")
+        if self.needs.old_logprobs and algorithm.source is DATASET:
+            raise self._error("needs", "old_logprobs exist only for rollouts: declare `source = ROLLOUTS`")
 
     def _calling(self, method: str, groups: Sequence[Group] = ()) -> Any:
         return calling(self.author, method, self.algorithm, groups)
@@ -58,20 +55,6 @@ class CheckedAlgorithm:
         if phases and len(phases) < len(chosen):
             raise self._error("select", "got both groups and phases: put every group into a Phase")
         return phases or [Phase([item for item in chosen if isinstance(item, Group)])]
-
-    def sampler_logprobs(self, encoded: Sequence[Encoded]) -> list[Tensor]:
-        """What the sampler reported for these groups' tokens, fp32 [tokens] each; zero where no token counts.
-
-        Raises PluginError for a response that `select` made without them.
-        """
-        found = []
-        for group in encoded:
-            for response, row in zip(group.group.responses, group.rows, strict=True):
-                if response.logprobs is None or len(response.logprobs) != len(row.tokens):
-                    text = f"a response to {preview(group.group)} has no log-probabilities of a sampler in `logprobs`"
-                    raise self._error("select", f"{text}, which are needed: return rollouts as they are")
-                found.append(torch.tensor(response.logprobs).where(torch.tensor(row.mask), torch.zeros(())))
-        return found
 
     def keep_group(self, group: Group) -> bool:
         with self._calling("keep_group"):

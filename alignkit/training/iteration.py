@@ -14,7 +14,7 @@ import torch
 
 from alignkit import functional as F
 from alignkit.data.describe import said
-from alignkit.data.group import Group, length
+from alignkit.data.group import Group, Response, length
 from alignkit.errors import RunFailed
 from alignkit.models.examples import Examples
 from alignkit.reward import REWARD_KEY, CombinedReward
@@ -117,11 +117,23 @@ def rollout_metrics(rollouts: ScoredRollouts) -> dict[str, Any]:
     return metrics
 
 
-def mean_kl(logprobs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
+def mean_kl(logprobs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], groups: Sequence[Group]) -> float:
     """Mean over responses of the summed log ratio of policy and reference, in nats. NaN if the policy diverged."""
+    responses = [response for group in groups for response in group.responses]
     # k1, whose mean over the policy's own samples is unbiased. Tokens that do not count are 0 in both.
-    kl = [float((a - b).sum()) for a, b in zip(logprobs, reference, strict=True)]
+    kl = [float(((a - b) * _now(r, a)).sum()) for r, a, b in zip(responses, logprobs, reference, strict=True)]
     return sum(kl) / len(kl) if kl else math.nan
+
+
+def _now(response: Response, logprobs: torch.Tensor) -> torch.Tensor:
+    """How much likelier each token is than for the older weights that wrote it: [tokens]; 1 if the policy wrote it.
+
+    Without these weights, the KL is too small by as much as the policy has moved since, and may be negative.
+    """
+    written = response.logprobs if response.staleness else None
+    if written is None or len(written) != len(logprobs):
+        return torch.ones_like(logprobs)
+    return F.ratio(logprobs, torch.tensor(written))
 
 
 def report_filtered(context: StageContext, summary: Mapping[str, Any]) -> None:

@@ -67,7 +67,7 @@ class OnlineStage:
         self.temperature = self.sampling.temperature  # of measurements
         self.warned = False  # that the sampler is not the policy
         self.episodes = episodes_of(context)
-        self.ahead = Ahead(context, self.work, self.sampling) if rollout.ahead else None
+        self.ahead = Ahead(context, self.work, self.sampling, self.episodes) if rollout.ahead else None
         if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
             context.say("top_p and top_k leave tokens out of samples, but ratios and KL are of all tokens, thus biased")
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
@@ -167,7 +167,10 @@ class OnlineStage:
                 self._learn(iteration)
         if self.ahead is not None:
             with iteration.timer("waiting"):
-                self.ahead.drop() if self.watch.stopped else self.ahead.finish()
+                if self.watch.stopped:
+                    self.ahead.drop()
+                else:
+                    self.ahead.finish()
         iteration.metrics |= iteration.speed_metrics()
         state = self.algorithm.algorithm.state.items()
         iteration.metrics |= {f"state/{key}": value for key, value in state if isinstance(value, int | float)}
@@ -200,12 +203,11 @@ class OnlineStage:
             self.ahead.poll()
 
     def _check_told(self, groups: Sequence[Group]) -> None:
-        """Raise RunFailed if somebody needs log-probabilities that the engine did not tell."""
-        needed = self.importance is not None or self.algorithm.needs.sampler_logprobs
-        if needed and any(r.logprobs is None for g in groups for r in g.responses):
+        """Raise RunFailed if weights need log-probabilities that the engine did not tell."""
+        if self.importance is not None and any(r.logprobs is None for g in groups for r in g.responses):
             raise RunFailed(
                 f"stage '{self.context.name}': the engine cannot tell log-probabilities with top_k, top_p or "
-                "min_new_tokens, but the algorithm or 'rollout.importance' needs them\n"
+                "min_new_tokens, but 'rollout.importance' needs them\n"
                 "help: leave these keys out, or write 'engine: local'"
             )
 
@@ -333,9 +335,7 @@ class OnlineStage:
             examples.token_columns["old_logprobs"] = old
         if needs.reference_logprobs:
             examples.token_columns["reference_logprobs"] = reference
-        if needs.sampler_logprobs:
-            examples.token_columns["sampler_logprobs"] = self.algorithm.sampler_logprobs(examples.groups)
-        iteration.metrics["kl"] = kl = mean_kl(old, reference)
+        iteration.metrics["kl"] = kl = mean_kl(old, reference, groups)
         if not math.isfinite(kl):
             raise RunFailed(
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
@@ -410,7 +410,8 @@ class OnlineStage:
         sampled = [group for group in everything if group.responses]
         encoded = self.work.encoder.encode(sampled[:: self._one_in(sampled)])
         old = self.logprobs(self.work.roles.trained, encoded)
-        iteration.metrics["sampled_kl"] = kl = mean_kl(old, self.reference_logprobs(encoded)[0])
+        reference, _ = self.reference_logprobs(encoded)
+        iteration.metrics["sampled_kl"] = kl = mean_kl(old, reference, [each.group for each in encoded])
         return kl
 
     def _check_reference(self, kl: float) -> None:
@@ -436,10 +437,10 @@ class OnlineStage:
         """The signals, with advantages that have the weights of `rollout.importance`."""
         finest, groups = self.algorithm.needs.advantages, iteration.examples.groups
         assert finest is not None and self.importance is not None  # else the recipe is refused
-        sampler = self.algorithm.sampler_logprobs(groups)
-        both = Examples(groups, {"old_logprobs": old, "sampler_logprobs": sampler}).batch()
+        sampler = [torch.tensor(response.logprobs) for group in groups for response in group.group.responses]
+        both = Examples(groups, {"old": old, "sampler": sampler}, signal_names=("old", "sampler")).batch()
         advantages, metrics = weighted(
-            signals[ADVANTAGES], both.old_logprobs, both.sampler_logprobs, both.mask, self.importance, finest
+            signals[ADVANTAGES], both["old"], both["sampler"], both.mask, self.importance, finest
         )
         iteration.metrics |= metrics
         if metrics.get("importance_masked") == 1:
@@ -522,6 +523,4 @@ class OnlineStage:
             examples.token_columns["reference_logprobs"], _ = self.reference_logprobs(examples.groups)
         if self.algorithm.needs.old_logprobs:
             examples.token_columns["old_logprobs"] = self.logprobs(self.work.roles.trained, examples.groups)
-        if self.algorithm.needs.sampler_logprobs:
-            examples.token_columns["sampler_logprobs"] = self.algorithm.sampler_logprobs(examples.groups)
         return examples

@@ -295,13 +295,12 @@ class StageEngine:
         if not isinstance(one, Completion):
             raise self._wrong(method, f"{where} return a Completion, not {type(one).__name__}")
         tokens = _plain(one.tokens)
-        if tokens is None or not all(isinstance(token, Integral) and not isinstance(token, bool) for token in tokens):
+        if tokens is None or not all(map(_is_integer, tokens)):
             raise self._wrong(method, f"{where} `tokens` must be a list of integers, not {one.tokens!r:.80}")
         if foreign := [token for token in tokens if not 0 <= token < self._vocabulary]:
             raise self._wrong(method, f"{where} token {foreign[0]} is not in the vocabulary of {self._vocabulary}")
-        single = isinstance(one.version, Integral)
-        versions: list[Any] | None = [one.version] * len(tokens) if single else _plain(one.version)
-        if versions is None or len(versions) != len(tokens):
+        versions: list[Any] | None = [one.version] * len(tokens) if _is_integer(one.version) else _plain(one.version)
+        if versions is None or len(versions) != len(tokens) or not all(map(_is_integer, versions)):
             raise self._wrong(method, f"{where} `version` must be an integer, or one for each token")
         for each in versions:
             if not self._age(role, each, version) <= getattr(self.engine.options, "max_lag", 0):
@@ -400,6 +399,10 @@ def _probe(model: SharedModel) -> dict[str, Any]:
     rest = ResponseTokens(tokens[1:], (True,) * (len(tokens) - 1))
     (measured,) = measure(model, BASE, [Encoded(Group(()), tokens[:1], (rest,))], "logprobs")
     return {"probe_text": PROBE, "probe_tokens": tokens, "probe_logprobs": measured.tolist()}
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _plain(values: Any) -> list[Any] | None:

@@ -29,8 +29,10 @@ STAGES = {
     "grpo": online("grpo", gold=reward("safe"), gold_every=1, prompts_per_iteration=3),
     "judged": online("rloo", reward=BOTH, iterations=1),
     "calls": online("rloo", environment="calculator", prompts={"path": "sums.jsonl"}, iterations=1),
+    "ahead": online("grpo", environment="calculator", prompts={"path": "sums.jsonl"}, iterations=3, checkpoint_every=2),
     "step": {"step": "sample", "policy": "grpo", "prompts": {"path": "prompts.jsonl"}, "max_new_tokens": 4},
 }
+STAGES["ahead"]["rollout"] = {**STAGES["ahead"]["rollout"], "ahead": 1}
 
 
 @pytest.fixture

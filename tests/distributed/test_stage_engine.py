@@ -370,8 +370,13 @@ def test_tokens_of_several_versions_need_a_tolerance(tmp_path: Path) -> None:
         def versions(self, count: int) -> list[int]:
             return self.before[-1:] * (count - 1)
 
-    with pytest.raises(PluginError, match="`version` must be an integer, or one for each token"):
-        ages(Fewer)
+    class Flags(InFlight):
+        def versions(self, count: int) -> list[int]:
+            return [*self.before[-1:] * (count - 1), False]
+
+    for cls in (Fewer, Flags):
+        with pytest.raises(PluginError, match="`version` must be an integer, or one for each token"):
+            ages(cls)
 
 
 def test_weights_are_read_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,11 +41,11 @@ def sampled(cls: type[Algorithm]) -> tuple[Batch, Tensor]:
     """A batch whose sampler was off by up to 0.5 nats per token, and the policy's log-probabilities."""
     given, moved = random_batch(4)
     noise = torch.rand(moved.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5
-    given.sampler_logprobs = given.old_logprobs + noise
+    given.signals["sampler"] = given.old_logprobs + noise
     zero = torch.zeros_like(moved)
     given.old_values = zero
     if cls in (PPO, ReinforcePP, Distillation):
-        given.signals = {"advantages": given["advantages"][:, None].expand_as(moved), "returns": zero}
+        given.signals |= {"advantages": given["advantages"][:, None].expand_as(moved), "returns": zero}
     return given, moved
 
 
@@ -53,7 +53,7 @@ def corrected(algorithm: Algorithm, given: Batch, **importance: Any) -> Batch:
     """The batch with the weights that a stage gives it."""
     finest = algorithm.needs.advantages
     assert finest is not None
-    old, sampler = given.old_logprobs, given.sampler_logprobs
+    old, sampler = given.old_logprobs, given["sampler"]
     advantages, _ = weighted(given["advantages"], old, sampler, given.mask, Importance(**importance), finest)
     return given.replace(signals={**given.signals, "advantages": advantages})
 
@@ -74,7 +74,7 @@ def test_each_token_is_weighted(cls: type[Algorithm], options: dict[str, Any]) -
     given, moved = sampled(cls)
     algorithm = new(cls, **options)
     without, found = (gradient(algorithm, each, moved) for each in (given, corrected(algorithm, given, cap=CAP)))
-    gap = (given.old_logprobs - given.sampler_logprobs) * given.mask
+    gap = (given.old_logprobs - given["sampler"]) * given.mask
     whole = cls is RLOO or options.get("ratio") == "sequence"
     weight = (gap.sum(1, keepdim=True) if whole else gap).exp()
     assert (weight > CAP).any() and (weight < 0.9).any() and without.abs().max() > 0
@@ -90,7 +90,7 @@ def test_what_the_mask_leaves_out_has_no_gradient(cls: type[Algorithm], options:
     algorithm = new(cls, **options)
     without = gradient(algorithm, given, moved)
     found = gradient(algorithm, corrected(algorithm, given, mask=[0.8, 1.25]), moved)
-    gap = (given.old_logprobs - given.sampler_logprobs) * given.mask
+    gap = (given.old_logprobs - given["sampler"]) * given.mask
     whole = cls is RLOO or options.get("ratio") == "sequence"
     weight = (gap.sum(1, keepdim=True) if whole else gap).exp()
     inside = (weight >= 0.8) & (weight <= 1.25)
@@ -104,7 +104,7 @@ def test_a_sampler_that_computes_as_training_does_changes_nothing(
     cls: type[Algorithm], options: dict[str, Any]
 ) -> None:
     given, moved = sampled(cls)
-    given.sampler_logprobs = given.old_logprobs
+    given.signals["sampler"] = given.old_logprobs
     algorithm = new(cls, **options)
     same = corrected(algorithm, given, cap=CAP, mask=[0.5, 2.0])
     close(loss_of(algorithm, same, moved), loss_of(algorithm, given, moved))

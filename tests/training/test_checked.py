@@ -6,7 +6,6 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import pytest
 import torch
 import yaml
 
-from alignkit import Algorithm, Batch, DataError, Group, Loss, Outputs, PluginError, Response, per_token
+from alignkit import Algorithm, Batch, DataError, Loss, Outputs, per_token
 from alignkit.cli import main
 from alignkit.plugin_errors import Author
-from alignkit.tokens.encoding import Encoded, ResponseTokens
 from alignkit.training.checked import CheckedAlgorithm
 
 HEADER = """
@@ -177,10 +175,6 @@ def test_a_mistake_is_reported_as_the_plugins(
     [
         ("source = DATASET", r"old_logprobs exist only for rollouts: declare `source = ROLLOUTS`"),
         (
-            "source = DATASET; needs = Needs(sampler_logprobs=True)",
-            r"sampler_logprobs exist only for rollouts: declare `source = ROLLOUTS`",
-        ),
-        (
             "source = DATASET; needs = Needs()\ndef loss(self, batch, out): return batch.old_logprobs",
             r"in `Broken.loss`: Batch.old_logprobs was not computed",
         ),
@@ -277,18 +271,3 @@ def test_without_an_author_the_class_is_named() -> None:
     checked: Any = CheckedAlgorithm(Fails(None))
     with pytest.raises(DataError, match=r"^bad rows$"):
         checked.select([], None)
-
-
-def test_the_samplers_logprobs_count_where_the_mask_does() -> None:
-    """A token that an environment wrote has none; a response without any is the mistake of whoever made it."""
-    algorithm = CheckedAlgorithm(Algorithm(Algorithm.Options()), Author("plugin 'x'", "align"))
-    prompt = ({"role": "user", "content": "hello there"},)
-    sampled = Response(tokens=(5, 6, 7), logprobs=(-1.0, -2.0, -4.0))
-    rows = (ResponseTokens((5, 6, 7), (True, False, True)),)
-    (found,) = algorithm.sampler_logprobs([Encoded(Group(prompt, (sampled,)), (1,), rows)])
-    assert found.tolist() == [-1.0, 0.0, -4.0]
-    for logprobs in (None, (-1.0,)):
-        made = Group(prompt, (replace(sampled, logprobs=logprobs),))
-        message = "plugin 'x', stage 'align', in `Algorithm.select`: a response to 'hello there' has no log-prob"
-        with pytest.raises(PluginError, match=message):
-            algorithm.sampler_logprobs([Encoded(made, (1,), rows)])

@@ -16,7 +16,7 @@ import yaml
 
 from alignkit import Group, Response
 from alignkit.cli import main
-from alignkit.training.iteration import Iteration
+from alignkit.training.iteration import Iteration, mean_kl
 from alignkit.training.mismatch import sampler_metrics
 from alignkit.training.online import OnlineStage
 
@@ -122,6 +122,20 @@ def test_the_samplers_gap_is_per_token_of_the_policy() -> None:
     assert sampler_metrics([group, group], [measured, measured[:2]]) == pytest.approx(wanted)
     # Nothing is told apart from agreement.
     assert sampler_metrics([replace(group, responses=(replace(response, logprobs=None),))], [measured]) == {}
+
+
+def test_the_kl_of_stale_samples_is_that_of_the_policy() -> None:
+    """In expectation over what older weights wrote; without their probabilities it would be below 0 here."""
+    older, policy, reference = (torch.tensor(p).log() for p in ([0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.3, 0.4, 0.3]))
+
+    def mean(staleness: int | None) -> float:
+        """KL over every token that the older weights may write, as often as they do."""
+        written = [Response(tokens=(k,), logprobs=(float(older[k]),), staleness=staleness) for k in range(3)]
+        each = [mean_kl([policy[k : k + 1]], [reference[k : k + 1]], [Group((), (written[k],))]) for k in range(3)]
+        return sum(float(older[k].exp()) * kl for k, kl in enumerate(each))
+
+    assert mean(1) == pytest.approx(float((policy.exp() * (policy - reference)).sum()), rel=1e-5)
+    assert mean(None) == pytest.approx(float((older.exp() * (policy - reference)).sum()), rel=1e-5) and mean(None) < 0
 
 
 @pytest.mark.parametrize("name", PLANTED)

@@ -134,20 +134,3 @@ def test_values_of_a_combination_start_from_zero(tmp_path: Path) -> None:
     reward = {"weighted_sum": {"rewards": {"only": "first"}, "weights": {"only": 3.0}}}
     values, copied = values_of(tmp_path, reward=reward)
     assert copied == ["first"] and not bool(values.any())
-
-
-def test_the_samplers_logprobs_reach_the_algorithm_unchanged(tmp_path: Path) -> None:
-    """Those of the rollout files, in `signal` and in `loss`, also of groups that `select` makes of rollouts."""
-
-    def first_sample(groups: Sequence[Group]) -> list[Group]:
-        return [replace(group, responses=group.responses[:1]) for group in groups]
-
-    watched = Watched(Needs(sampler_logprobs=True), first_sample)
-    online(tmp_path, watched, rollout=ROLLOUT, learning_rate=STILL, plugin="online_dpo")
-    seen = watched.seen[-1]
-    for batch in (watched.measured, seen.learned[0]):
-        assert batch is not None
-        responses = [response for group in batch.groups for response in group.responses]
-        for row, mask, response in zip(batch.sampler_logprobs, batch.mask, responses, strict=True):
-            assert row[mask].tolist() == pytest.approx(response.logprobs, abs=1e-6) and not row[~mask].any()
-    torch.testing.assert_close(seen.learned[0].sampler_logprobs, seen.logprobs[0], atol=1e-4, rtol=0)
