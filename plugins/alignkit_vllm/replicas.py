@@ -209,7 +209,7 @@ class Replicas:
         alive = [replica for replica in self._all if not replica.fault]
         if not alive:
             faults = "; ".join(f"{replica.url}: {replica.fault}" for replica in self._all)
-            raise RunFailed(f"no server answers: {faults}{self._explain()}")
+            raise RunFailed(f"no server can be used: {faults}{self._explain()}")
         return alive
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:

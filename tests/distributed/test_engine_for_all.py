@@ -81,7 +81,7 @@ def test_a_server_that_dies_ends_all_processes_and_the_run_continues(work: Path,
     server.fault = fault
     ended = together(work, ["run", recipe, "--out", "out"], 2)
     assert ended[0].code == 1 and ended[1].code in (1, -15), ended
-    assert f"no server answers: {server.url}: RemoteProtocolError" in ended[0].err
+    assert f"no server can be used: {server.url}: RemoteProtocolError" in ended[0].err
     assert ended[1].err == "" and "Traceback" not in ended[0].err
     server.fault = lambda path, body: None
     assert [process.code for process in together(work, ["run", recipe, "--out", "out"], 2)] == [0, 0]

@@ -167,7 +167,7 @@ def test_a_server_that_answers_wrongly_is_named_and_the_run_continues_elsewhere(
     bad = serve()
     bad.change = lambda choice: choice if "prompt_logprobs" in choice else choice | changed
     code, err = run(recipe(tmp_path, {"url": bad.url}, iterations=1), capsys)
-    assert code == 1 and f"no server answers: {bad.url}: " in err and said in err
+    assert code == 1 and f"no server can be used: {bad.url}: " in err and said in err
     assert "the same command continues the run" in err and "Traceback" not in err
     good = serve()
     code, err = run(recipe(tmp_path, {"url": good.url}, iterations=1), capsys)
@@ -210,7 +210,7 @@ def test_servers_that_do_not_fit_are_refused(
     monkeypatch.setenv("KEY_OF_VLLM", "other")
     assert "takes another key than the variable in api_key_env" in said(serve(key="secret"), api_key_env="KEY_OF_VLLM")
     nobody = said("http://127.0.0.1:9")
-    assert "no server answers: http://127.0.0.1:9: ConnectError" in nobody
+    assert "no server can be used: http://127.0.0.1:9: ConnectError" in nobody
     assert "start one there, or change 'url'" in nobody
     assert "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True" in said(serve(lora=False))
     assert "start it with --max-model-len" in said(serve(room=12))
