@@ -6,20 +6,20 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import model_validator
 
 import alignkit
-from alignkit import BadRow, DataError, Field, Group, RunFailed
+from alignkit import BadRow, DataError, Field, Group
 from alignkit.data.describe import shortened
 from alignkit.data.files import file_rows
 from alignkit.data.group import Response, group_id
 from alignkit.data.spoken import all_turns
 from alignkit.extras import check_extra
 from alignkit.report import Table
+from alignkit_apps.cleaning.languages import check_languages, identifier
 from alignkit_apps.feedback.redaction import redact
 
 if TYPE_CHECKING:
@@ -85,9 +85,7 @@ class Rules(alignkit.Options):
             check_extra(user, "data", "rensa")
         if self.languages:
             check_extra(user, "data", "py3langid")
-            if unknown := sorted(set(self.languages) - set(identifier().labels)):
-                raise RunFailed(f"{user}: py3langid does not know {', '.join(unknown)}; it knows "
-                    f"{', '.join(sorted(identifier().labels))}")  # fmt: skip
+            check_languages(user, self.languages)
 
     def fault(self, groups: Sequence[Group]) -> Fault | None:
         """The first thing that is wrong with a row by itself."""
@@ -212,11 +210,3 @@ def language_of(text: str) -> str:
     """The code of a text's language (ISO 639-1), by py3langid; empty if it has too few letters to tell."""
     text = text[:500]  # more take longer, and hardly ever change the answer
     return str(identifier().classify(text)[0]) if sum(map(str.isalpha, text)) >= LETTERS else ""
-
-
-@cache
-def identifier() -> Any:
-    """What tells languages apart; its model comes with the package."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE)

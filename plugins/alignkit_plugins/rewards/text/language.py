@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from pydantic import model_validator
 
 import alignkit
-from alignkit import DataError, Field, Group, Reward, RunFailed
+from alignkit import DataError, Field, Group, Reward
 from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.extras import check_extra
+from alignkit_apps.cleaning.languages import check_languages, identifier
 from alignkit_plugins.rewards.text.answers import scored
 
 
@@ -44,11 +43,7 @@ class Language(Reward):
     def check(self, folder: Path) -> None:
         check_extra("reward 'language'", "language", "py3langid")
         named = [*self.options.among, *([] if self.options.language is None else [self.options.language])]
-        if unknown := sorted(set(named) - set(_identifier().labels)):
-            raise RunFailed(
-                f"reward 'language': py3langid does not know {', '.join(unknown)}; it knows "
-                f"{', '.join(sorted(_identifier().labels))}"
-            )
+        check_languages("reward 'language'", named)
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         for group in groups:
@@ -70,7 +65,7 @@ class Language(Reward):
             said = [message["content"] for message in group.prompt if message["role"] == "user"]
             return self._of(said[-1] if said else "")
         code = column_of("language", group, self.options.column)
-        known = self.options.among or _identifier().labels
+        known = self.options.among or identifier().labels
         if code not in known:
             raise DataError(
                 f"language: {row_of(group)}: '{self.options.column}' is {code!r:.60}, expected one of "
@@ -79,14 +74,4 @@ class Language(Reward):
         return str(code)
 
     def _of(self, text: str) -> str:
-        return str(_identifier(tuple(self.options.among)).classify(text)[0])
-
-
-@cache
-def _identifier(among: tuple[str, ...] = ()) -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
-    if among:
-        identifier.set_languages(list(among))
-    return identifier
+        return str(identifier(tuple(self.options.among)).classify(text)[0])
