@@ -8,11 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -126,6 +122,7 @@ def swap(job: Job, gate: Gate) -> None:
 @contextmanager
 def _policy(job: Job) -> Iterator[tuple[SharedModel, Encoder]]:
     """The base with the policy's adapter, and an engine if `servers` is above 0, each server on a core of its own."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     policy, count = models.load(job), int(job.options["servers"])
     policy.add_role(models.ROLE, start=job.adapter(models.POLICY))
     with ExitStack() as stack:
@@ -140,7 +137,6 @@ def _policy(job: Job) -> Iterator[tuple[SharedModel, Encoder]]:
 
 
 def _options() -> dict[str, Any]:
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     return {"command": COMMAND, "flags": FLAGS, "timeout": STARTING}
 
 
@@ -160,30 +156,18 @@ def _say(line: str) -> None:
 @contextmanager
 def _server(job: Job, core: int) -> Iterator[str]:
     """The address of a server that uses one core."""
-    import socket
+    from alignkit import OwnServer
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = ["taskset", "-c", str(core), *shlex.split(COMMAND), job.source, "--port", str(port), "--host", "127.0.0.1"]
+    words = ["taskset", "-c", str(core), *shlex.split(COMMAND), job.source, "--host", "127.0.0.1", "--port", "{port}"]
     words += ["--dtype", job.dtype, "--enable-lora", "--max-lora-rank", "16", "--logprobs-mode", "processed_logprobs"]
     words += ["--generation-config", "vllm", *shlex.split(FLAGS)]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
-    guard = [sys.executable, "-P", "-m", "alignkit_vllm.guard", str(os.getpid())]  # it ends the server with us
-    with subprocess.Popen([*guard, *words], stdout=sys.stderr, stderr=sys.stderr, env=environment) as process:
-        url, until = f"http://127.0.0.1:{port}", time.monotonic() + STARTING
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=2).close()
-                break
-            except (urllib.error.URLError, OSError):
-                if process.poll() is not None or time.monotonic() > until:
-                    raise SystemExit("the server of vLLM did not start") from None
-                time.sleep(1)
-        try:
-            yield url
-        finally:
-            process.terminate()
+    environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+    server = OwnServer.of("vLLM", words, Path(job.adapters) / f"server-{core}", environment)
+    try:
+        server.wait(STARTING, _say)
+        yield server.url
+    finally:
+        server.end()
 
 
 def _sampling(samples: int, tokens: int, least: int) -> Sampling:
