@@ -393,12 +393,13 @@ def test_importance_weights_are_ratios_without_a_gradient() -> None:
     old = torch.tensor([[-1.0, -1.0, math.nan]], dtype=torch.float64, requires_grad=True)
     sampler = torch.tensor([[-1.5, -3.0, 0.0]], dtype=torch.float64)
     mask = torch.tensor([[1, 1, 0]])
-    found = F.importance_weights(old, sampler, mask, 2.0)
-    torch.testing.assert_close(found.tolist(), [[math.exp(0.5), 2.0, 1.0]])
-    assert not found.requires_grad
-    torch.testing.assert_close(F.importance_weights(old, sampler, mask).tolist(), [[math.exp(0.5), math.exp(2), 1.0]])
-    torch.testing.assert_close(F.importance_weights(old, sampler, mask, sequence=True).tolist(), [math.exp(2.5)])
-    assert F.importance_weights(old, sampler, mask, 1.5, (0.5, 2.0)).tolist() == [[1.5, 0.0, 1.0]]
+    weights, ratios = F.importance_weights(old, sampler, mask, 2.0)
+    torch.testing.assert_close(weights.tolist(), [[math.exp(0.5), 2.0, 1.0]])
+    torch.testing.assert_close(ratios.tolist(), [[math.exp(0.5), math.exp(2), 1.0]])
+    assert not weights.requires_grad and not ratios.requires_grad
+    for one in F.importance_weights(old, sampler, mask, sequence=True):
+        torch.testing.assert_close(one.tolist(), [math.exp(2.5)])
+    assert F.importance_weights(old, sampler, mask, 1.5, (0.5, 2.0))[0].tolist() == [[1.5, 0.0, 1.0]]
 
 
 def test_maxrl_advantages() -> None:

@@ -31,8 +31,8 @@ def importance_weights(
     bounds: tuple[float, float] | None = None,
     *,
     sequence: bool = False,
-) -> Tensor:
-    """min(pi_old / pi_sampler, cap), or 0 if the ratio is outside of `bounds`, without a gradient.
+) -> tuple[Tensor, Tensor]:
+    """min(pi_old / pi_sampler, cap), or 0 if the ratio is outside of `bounds`; and this ratio, both without a gradient.
 
     Per token, [B, T] -> [B, T], 1 on masked entries; with `sequence` of whole responses, [B, T] -> [B]: the product
     over a response's tokens. Weights of the advantages, for samples of an engine whose probabilities differ from those
@@ -44,10 +44,10 @@ def importance_weights(
         log_ratios = log_ratio(old_logprobs, sampler_logprobs, mask)
         ratios = exponent(log_ratios.sum(dim=1) if sequence else log_ratios).exp()
         weights = ratios if cap is None else ratios.clamp(max=cap)
-        if bounds is None:
-            return weights
-        # Judged before the cap, which would bring every large ratio back within the bounds.
-        return weights.where((ratios >= bounds[0]) & (ratios <= bounds[1]), torch.zeros_like(weights))
+        if bounds is not None:
+            # Judged before the cap, which would bring every large ratio back within the bounds.
+            weights = weights.where((ratios >= bounds[0]) & (ratios <= bounds[1]), torch.zeros_like(weights))
+        return weights, ratios
 
 
 def ppo_policy_loss(

@@ -59,8 +59,7 @@ def weighted(
     """
     by_response = (importance.level or finest) == "sequence"
     bounds = (importance.mask[0], importance.mask[1]) if importance.mask is not None else None
-    ratios = F.importance_weights(old, sampler, mask, sequence=by_response)
-    weights = F.importance_weights(old, sampler, mask, importance.cap, bounds, sequence=by_response)
+    weights, ratios = F.importance_weights(old, sampler, mask, importance.cap, bounds, sequence=by_response)
     counted = mask.any(dim=1) if by_response else mask
     shares = {}
     if bounds is not None:
