@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,8 +37,7 @@ class FakeVllm:
         self.fault: Callable[[str, Any], tuple[int, str] | None] = lambda path, body: None
         self.change: Callable[[Any], Any] = lambda choice: choice
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -141,6 +141,16 @@ class FakeVllm:
             pairs = zip(prompt[1:], measured.tolist(), strict=True)
             choice["prompt_logprobs"] = [None, *({str(token): {"logprob": value}} for token, value in pairs)]
         return 200, {"model": name, "choices": [self.change(choice)]}
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64  # requests come at once
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that gives up resets its connections; a traceback of that is not the run's."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _handler(fake: FakeVllm) -> type[BaseHTTPRequestHandler]:
