@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from alignkit.settings import ModelSpec
 
-LOCAL = "local"  # what recipes call alignkit's own engine
+LOCAL = "local"
+WITHOUT_PLUGIN = {"engine": {LOCAL}, "executor": {LOCAL}}  # what recipes call alignkit itself, which is no plugin
 
 
 class EngineOptions(_Options):
@@ -30,14 +31,14 @@ class EngineOptions(_Options):
 
     changes_no_result: ClassVar[frozenset[str]] = frozenset({"timeout"})
 
-    @property
-    def runs(self) -> bool:
-        """Whether it runs elsewhere already, so that a run asks it for nothing before its first stage."""
-        return False
-
     timeout: float = Field(
         default=600.0, gt=0, description="seconds without progress after which a call has failed; changes no result"
     )
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs elsewhere already, so that a run can try it with models before its first stage."""
+        return False
 
     @property
     def samples_ahead(self) -> bool:
@@ -116,10 +117,12 @@ class Engine(WithOptions):
     samples for all. An instance may be closed while one of its calls is still running. whole_models: `publish` also
     takes folders of whole models, as with `lora: none`.
     repeats: the same call of `sample` returns the same tokens. A server that batches what arrives rounds as it batches.
+    tells_filtered: completions have log-probabilities also with top_k, top_p or min_new_tokens.
     """
 
     whole_models: ClassVar[bool] = False
     repeats: ClassVar[bool] = True
+    tells_filtered: ClassVar[bool] = True
 
     class Options(EngineOptions):
         """Only those of every engine."""
@@ -147,6 +150,7 @@ class Engine(WithOptions):
     ) -> Sequence[Sequence[Completion]]:
         """Continue prompts, which are token ids: one completion for each of a prompt's seeds, in order.
 
+        There may be none: an engine is started so before it is needed.
         seeds: 63-bit. The same call must return the same tokens, so that a run that was killed ends in the same bytes,
         unless the class says that it does not (`repeats`). A prompt with all new tokens may be longer than the
         context's `max_length`, where the sample ends.

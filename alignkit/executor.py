@@ -17,8 +17,6 @@ from alignkit.options import WithOptions
 if TYPE_CHECKING:
     from pathlib import Path
 
-LOCAL = "local"  # what recipes call a step's own process
-
 
 class ExecutorOptions(_Options):
     """Options of every executor. An executor's own `Options` extend them. None of them changes a result."""

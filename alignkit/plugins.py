@@ -21,7 +21,7 @@ import pluggy
 
 from alignkit import __version__, hookspecs
 from alignkit.algorithm import Algorithm, Needs, Source, StageDefaults, Trains
-from alignkit.engine import LOCAL, Engine, EngineOptions
+from alignkit.engine import WITHOUT_PLUGIN, Engine, EngineOptions
 from alignkit.environment import Environment, tool_functions, why_no_tool
 from alignkit.errors import AlignkitError, PluginError, Problem, RecipeError, did_you_mean, reason_of
 from alignkit.executor import Executor, ExecutorOptions
@@ -67,8 +67,7 @@ _RESERVED = {
         *("validation", "part", "weight", "on_bad_row", "columns", "meta"),
     },
     "reward": {"folder"},
-    "engine": {LOCAL},
-    "executor": {LOCAL},
+    **WITHOUT_PLUGIN,
 }
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alignkit.engine import WITHOUT_PLUGIN
 from alignkit.errors import PluginError, did_you_mean
 from alignkit.options import Options
 
@@ -165,7 +166,9 @@ class Registry:
             broken = any(isinstance(plugin, BrokenPlugin) for plugin in providers)
             help = "`alignkit plugins` lists all plugins" if broken else f"enable it, or use another {kind}"
             return Unresolved(f"{kind} '{name}' cannot be used: {'; '.join(map(str, providers))}", help, broken)
-        names = self.names(kind)
+        if plain in WITHOUT_PLUGIN.get(kind, ()):
+            return Unresolved(f"{kind} '{plain}' has no options", f"write '{kind}: {plain}'")
+        names = sorted({*self.names(kind), *WITHOUT_PLUGIN.get(kind, ())})
         guess = did_you_mean(plain, names)
         listed = (
             f"installed: {', '.join(names) or 'none'}" if len(names) <= FEW else f"`alignkit plugins {kind}` lists all"

@@ -254,6 +254,11 @@ def test_unknown_names() -> None:
     registry.add("algorithm", Registration("ppo", object))
     with pytest.raises(PluginError, match=r"no algorithm 'pppo'\n  did you mean 'ppo'\? \(installed: dpo, ppo\)"):
         registry.get("algorithm", "pppo")
+    registry.add("engine", Registration("vllm", object))
+    with pytest.raises(PluginError, match=r"no engine 'x'\n  installed: local, vllm"):
+        registry.get("engine", "x")
+    with pytest.raises(PluginError, match=r"engine 'local' has no options\n  write 'engine: local'"):
+        registry.get("engine", "local")
     assert PluginError.exit_code == 3
 
 

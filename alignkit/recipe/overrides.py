@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from alignkit.engine import WITHOUT_PLUGIN
 from alignkit.errors import Problem, did_you_mean
 from alignkit.recipe.yaml_nodes import Failed, Mark, Node, Reader
 
@@ -45,7 +46,7 @@ def _descend(node: Node, segment: str, before: Sequence[str], mark: Mark) -> Nod
     """Return the child to write into. Create a missing mapping; validation checks it later."""
     if isinstance(node.value, list):
         return _item(node, segment, before, mark)
-    _open(node, segment, before, mark)
+    _open(node, segment, before, mark, f"{{{segment}: {{...}}}}")
     if segment not in node.value:
         node.value[segment] = Node({}, mark)
         node.keys[segment] = mark
@@ -53,8 +54,11 @@ def _descend(node: Node, segment: str, before: Sequence[str], mark: Mark) -> Nod
     return child
 
 
-def _open(node: Node, segment: str, before: Sequence[str], mark: Mark) -> None:
-    """Turn a node into a mapping: an empty one becomes `{}`, and the component `ppo` becomes `{ppo: {}}`."""
+def _open(node: Node, segment: str, before: Sequence[str], mark: Mark, instead: str = "{...}") -> None:
+    """Turn a node into a mapping: an empty one becomes `{}`, and the component `ppo` becomes `{ppo: {}}`.
+
+    instead: what could replace another value.
+    """
     if isinstance(node.value, dict):
         return
     if node.value is None:
@@ -65,8 +69,9 @@ def _open(node: Node, segment: str, before: Sequence[str], mark: Mark) -> None:
         where = ".".join(before)
         message = f"'{where}' is {node.value!r}, so it has no key '{segment}'"
         inside = f"write '{where}.{node.value}.{segment}=...' for an option of {node.value}, or "
-        named = isinstance(node.value, str) and before[-1] in ("algorithm", "engine", "executor", "judge", "reward")
-        raise Failed(mark.problem(message, f"{inside if named else 'write '}'{where}={{...}}' to replace it"))
+        named = before[-1] in ("algorithm", "engine", "executor", "judge", "reward") and isinstance(node.value, str)
+        named = named and node.value not in WITHOUT_PLUGIN.get(before[-1], ())  # these have no options
+        raise Failed(mark.problem(message, f"{inside if named else 'write '}'{where}={instead}' to replace it"))
 
 
 def _item(node: Node, segment: str, before: Sequence[str], mark: Mark) -> Node:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from alignkit.engine import LOCAL
 from alignkit.errors import PluginError, did_you_mean
-from alignkit.executor import LOCAL
 from alignkit.plugin_errors import author_of, calling
 from alignkit.recipe.algorithm_stage import read_algorithm
 from alignkit.recipe.components import Named, find, read_component, read_options, split, with_options
@@ -151,9 +151,6 @@ def read_executor(raw: Any, keys: Keys, component: Component | None, scope: Scop
     component: the step; None if it is wrong.
     """
     if raw is None or raw == LOCAL:
-        return None
-    if isinstance(raw, str) and not scope.registry.has("executor", raw) and did_you_mean(raw, [LOCAL]):
-        scope.problems.error(keys, f"unknown executor '{raw}'", help=did_you_mean(raw, [LOCAL]))
         return None
     executor = read_component("executor", raw, keys, scope)
     if component and not (component.registration.implementation.maps or specs(component.options, RewardSpec)):

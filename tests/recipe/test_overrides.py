@@ -28,6 +28,13 @@ def test_override_into_a_scalar_component(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, text, "algorithm.dpo.x=1")
     assert problem.message == "'algorithm' is 'ppo', so it has no key 'dpo'"
     assert problem.file == "override 'algorithm.dpo.x=1'"
+    option = "write 'algorithm.ppo.{}=...' for an option of ppo, or 'algorithm={}' to replace it"
+    for override, help in {
+        "algorithm.dpo.x=1": option.format("dpo", "{dpo: {...}}"),
+        "algorithm.lr=1": option.format("lr", "{...}"),
+        "engine.vllm.url=x": "write 'engine={vllm: {...}}' to replace it",
+    }.items():
+        assert problems(tmp_path, text + "engine: local\n", override)[0].help == help
 
 
 @pytest.mark.parametrize(
