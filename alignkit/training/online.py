@@ -350,8 +350,9 @@ class OnlineStage:
     def _check_sampler(self, iteration: Iteration, groups: Sequence[Group], encoded: Sequence[Encoded]) -> None:
         """Warn once if what sampled is not the policy; raise RunFailed if nothing has been learned from it yet."""
         metrics, model = iteration.metrics, self.work.model
-        # Samples of weights that are an update old differ on purpose.
-        if self.warned or metrics.get("staleness") or not (text := mismatch(metrics, model)):
+        # Samples of older weights differ on purpose.
+        stale = any(response.staleness for group in groups for response in group.responses)
+        if self.warned or stale or not (text := mismatch(metrics, model)):
             return
         gap = metrics.get("sampler_gap", 0.0)
         if gap and not mismatch(sampler_metrics(groups, self.logprobs(BASE, encoded)), model):

@@ -76,6 +76,13 @@ PLANTED = {
         PERHAPS,
     ),
 }
+LAGS = """
+    class Options(LocalEngine.Options):
+        max_lag: int = 1
+    def publish(self, policy, adapter, version):
+        if policy not in self._policies:
+            super().publish(policy, adapter, version)
+"""
 KEEPS_THE_FIRST = """
     kept = None
     def publish(self, policy, adapter, version):
@@ -172,21 +179,25 @@ def test_weights_that_are_not_replaced_are_caught_in_the_second_iteration(
     assert first < 1e-5 and min(others) > 0.1
 
 
-def test_samples_that_are_an_update_old_raise_no_alarm(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As with `rollout: {ahead: 1}`: only the first iteration has samples of the policy itself."""
-    checked = OnlineStage._check_sampler
-
-    def check(self: OnlineStage, iteration: Iteration, *more: Any) -> None:
-        iteration.metrics |= {"staleness": int(iteration.number > 1)}
-        checked(self, iteration, *more)
-
-    monkeypatch.setattr(OnlineStage, "_check_sampler", check)
-    assert run(tmp_path, KEEPS_THE_FIRST) == 0
+def test_samples_that_are_an_update_old_raise_no_alarm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the first iteration has samples of the policy itself."""
+    assert run(tmp_path, LAGS) == 0
     assert not warnings(capsys.readouterr().err) and metrics(tmp_path)[1]["sampler_gap"] > 0.1
-    (tmp_path / "other").mkdir()
-    assert run(tmp_path / "other", NEVER_LOADED) == 1
+
+
+def test_an_engine_starts_before_the_first_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would take, and sample, as slowly as a server needs minutes to start."""
+    events: list[str] = []
+    for cls, name in ((StageEngine, "_prepare"), (OnlineStage, "_iterate")):
+        wrapped = getattr(cls, name)
+
+        def noted(self: Any, *given: Any, name: str = name, wrapped: Any = wrapped) -> Any:
+            events.append(name)
+            return wrapped(self, *given)
+
+        monkeypatch.setattr(cls, name, noted)
+    assert run(tmp_path, "pass") == 0
+    assert events == ["_prepare", "_iterate", "_iterate"]
 
 
 def test_a_sampler_that_tells_nothing_is_not_taken_for_the_policy(
