@@ -104,6 +104,7 @@ class EngineCheck:
     def problems(self) -> Iterator[str]:
         """Every rule in turn; what the run itself refuses is raised as PluginError."""
         plain = Sampling(SAMPLES, NEW_TOKENS)
+        self.engine.generate(self.model, POLICY, self.encoder, [], [], plain)
         found = self.sample(plain)
         yield from self._gaps("", found)
         if type(self.engine.engine).repeats and self._tokens(self.sample(plain)) != self._tokens(found):

@@ -89,8 +89,10 @@ class OnlineStage:
             self.ahead.restore(work.done.get("ahead", {}))
         counts = {"prompts": len(prompts.prompts), "prompts_used": prompts.used, "iterations": iterations}
         work.summary |= {**counts, **prompts.facts}
-        self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
         self.watch.restore(first, self.files.folder)
+        if work.model.engine is not None and first < iterations and not self.watch.stopped:
+            self.context.reducer.deal([1], self._start_engine, led=True)
+        self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
         for number in range(first + 1, iterations + 1):
             if self.watch.stopped:
                 break
@@ -104,6 +106,12 @@ class OnlineStage:
         self.watch.finish()
         self.watch.save()
         return work.summary
+
+    def _start_engine(self, own: Sequence[int]) -> list[None]:
+        """Ask the engine for no response, so that its start, which may take minutes, belongs to no iteration."""
+        work = self.work
+        work.model.engine.generate(work.model, work.roles.trained, work.models.encoder, [], [], self.sampling)
+        return [None]
 
     def close(self) -> None:
         self.work.close()

@@ -56,6 +56,8 @@ class Double(LocalEngine):
         at("publish" if adapter is not None else "base")
         super().publish(policy, adapter, version)
     def sample(self, policy, *arguments):
+        if not arguments[0]:
+            return []
         at("sample" if policy != "base" else "sample base")
         if how == "overlap" and counts["sample"] == 2:
             overlap.wait()

@@ -19,6 +19,7 @@ from alignkit.cli import main
 from alignkit.training.iteration import Iteration, mean_kl
 from alignkit.training.mismatch import sampler_metrics
 from alignkit.training.online import OnlineStage
+from alignkit_distributed.stage_engine import StageEngine
 
 HEADER = """
 from dataclasses import replace
