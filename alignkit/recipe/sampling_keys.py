@@ -16,7 +16,7 @@ from alignkit.recipe.schema import RewardSpec, Stage, specs
 from alignkit.recipe.scope import Scope
 from alignkit.registry import Component
 from alignkit.sampling_options import ResponseOptions, SamplingOptions
-from alignkit.settings import ModelSpec
+from alignkit.settings import ModelSpec, Rollout
 
 _KEYS = [key for key in SamplingOptions.model_fields]
 
@@ -99,6 +99,7 @@ def fill_engines(
         if component and stage.settings is not None and not _samples(stage):
             message = f"stage '{name}': {stage.component.name} does its own sampling, so 'engine' would have no effect"
             problems.error(("stages", name, "engine"), message, at_key=True, help="leave 'engine' out")
+        _check_logprobs(stage, component, problems)
         options = component.options if component else None
         apart = isinstance(options, EngineOptions) and options.samples_ahead
         if stage.settings is not None and stage.settings.rollout.ahead and not apart:
@@ -107,6 +108,21 @@ def fill_engines(
             help = "let an engine sample elsewhere, such as vllm on other devices, or leave 'ahead' out"
             problems.error(("stages", name, "rollout", "ahead"), message, at_key=True, help=help)
         stages[name] = replace(stage, engine=component)
+
+
+def _check_logprobs(stage: Stage, engine: Component | None, problems: Problems) -> None:
+    """Check that the engine tells the log-probabilities that weigh samples, by which it or older weights wrote them."""
+    if stage.settings is None or engine is None or engine.registration.implementation.tells_filtered:
+        return
+    rollout, rules, neutral = stage.settings.rollout, stage.settings.stop, Rollout()
+    changed = [key for key in ("top_k", "top_p", "min_new_tokens") if getattr(rollout, key) != getattr(neutral, key)]
+    filters = " and ".join(changed)
+    weighs = {"rollout.importance": rollout.importance, "stop.kl": rollout.ahead and rules and rules.kl}
+    for key in [key for key, value in weighs.items() if value and filters]:
+        message = f"stage '{stage.name}': engine '{engine.name}' tells no log-probabilities with {filters}, "
+        message += f"which '{key}' needs"
+        keys = ("stages", stage.name, *key.split("."))
+        problems.error(keys, message, at_key=True, help=f"leave {filters} out, or '{key}'")
 
 
 def _samples(stage: Stage) -> bool:

@@ -190,7 +190,6 @@ class OnlineStage:
         if episodes is not None:
             episodes.forget()
         groups = self.sample(prompts, self.sampling, (name, "rollout", number), episodes)
-        self._check_told(groups)
         return [replace(g, responses=tuple(replace(r, source=name) for r in g.responses)) for g in groups]
 
     def _roll_out_ahead(self, ahead: Ahead, iteration: Iteration, prompts: PromptSource) -> list[Group]:
@@ -200,7 +199,6 @@ class OnlineStage:
         if ahead.number != number:  # the first one
             ahead.begin(number, drawn, 0)
         groups = ahead.take(drawn)
-        self._check_told(groups)
         iteration.metrics |= ahead.metrics
         if number < (self.settings.iterations or 1):
             ahead.begin(number + 1, prompts.draw(number + 1), 1)
@@ -209,15 +207,6 @@ class OnlineStage:
     def _poll(self) -> None:
         if self.ahead is not None:
             self.ahead.poll()
-
-    def _check_told(self, groups: Sequence[Group]) -> None:
-        """Raise RunFailed if weights need log-probabilities that the engine did not tell."""
-        if self.importance is not None and any(r.logprobs is None for g in groups for r in g.responses):
-            raise RunFailed(
-                f"stage '{self.context.name}': the engine cannot tell log-probabilities with top_k, top_p or "
-                "min_new_tokens, but 'rollout.importance' needs them\n"
-                "help: leave these keys out, or write 'engine: local'"
-            )
 
     def sample(
         self, prompts: Sequence[Group], sampling: Sampling, place: Place, episodes: Episodes | None = None
@@ -446,7 +435,13 @@ class OnlineStage:
         """The signals, with advantages that have the weights of `rollout.importance`."""
         finest, groups = self.algorithm.needs.advantages, iteration.examples.groups
         assert finest is not None and self.importance is not None  # else the recipe is refused
-        sampler = [torch.tensor(response.logprobs) for group in groups for response in group.group.responses]
+        told = [response.logprobs for group in groups for response in group.group.responses]
+        if None in told:
+            raise RunFailed(
+                f"stage '{self.context.name}': the engine tells no log-probabilities of its samples, but "
+                "'rollout.importance' needs them\nhelp: leave 'importance' out, or write 'engine: local'"
+            )
+        sampler = [torch.tensor(logprobs) for logprobs in told]
         both = Examples(groups, {"old": old, "sampler": sampler}, signal_names=("old", "sampler")).batch()
         advantages, metrics = weighted(
             signals[ADVANTAGES], both["old"], both["sampler"], both.mask, self.importance, finest

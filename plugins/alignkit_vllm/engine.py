@@ -56,6 +56,7 @@ class Vllm(Engine):
 
     whole_models: ClassVar[bool] = True
     repeats: ClassVar[bool] = False
+    tells_filtered: ClassVar[bool] = False
 
     class Options(EngineOptions):
         url: str | list[str] | None = Field(

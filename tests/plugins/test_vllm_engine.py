@@ -19,8 +19,10 @@ from patience import PATIENCE
 import alignkit_plugins.models.smollm2
 import alignkit_plugins.models.tiny
 from alignkit.cli import main
+from alignkit.errors import RecipeError
 from alignkit.io.cache import cache_folder
 from alignkit.models.shared_model import SharedModel
+from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.testing import check_engine
@@ -287,14 +289,28 @@ def test_a_request_in_a_queue_is_not_given_up(
     assert code == 0, err
 
 
-def test_a_correction_needs_log_probabilities_without_filters(
+def test_a_correction_needs_log_probabilities(
     serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keys = {"rollout": STAGE["rollout"] | {"top_k": 5, "importance": {"cap": 2.0}}}
-    code, err = run(recipe(tmp_path, {"url": serve().url}, **keys), capsys)
-    words = " ".join(err.split())
-    assert code == 1 and "the engine cannot tell log-probabilities with top_k, top_p or min_new_tokens" in words
-    assert "leave these keys out, or write 'engine: local'" in words
+    """Whether there are any shows in the recipe, or how the server was started."""
+    filters = STAGE["rollout"] | {"top_k": 5, "min_new_tokens": 2}
+    cases = {"rollout.importance": {"rollout": filters | {"importance": {"cap": 2.0}}}}
+    cases["stop.kl"] = {"rollout": filters | {"ahead": 1}, "stop": {"kl": 1.0}}
+    for key, keys in cases.items():
+        with pytest.raises(RecipeError) as raised:
+            load_recipe(recipe(tmp_path, {}, **keys))
+        (problem,) = raised.value.problems
+        assert problem.message == (
+            "stage 'align': engine 'vllm' tells no log-probabilities with top_k and min_new_tokens, "
+            f"which '{key}' needs"
+        )
+        line = (tmp_path / "recipe.yaml").read_text().splitlines()[(problem.line or 0) - 1]
+        assert line.split(":")[0].strip() == key.partition(".")[2]
+        assert problem.help == f"leave top_k and min_new_tokens out, or '{key}'"
+    load_recipe(recipe(tmp_path, {}, rollout=filters))
+    hot = STAGE["rollout"] | {"temperature": 0.5, "importance": {"cap": 2.0}}
+    code, err = run(recipe(tmp_path, {"url": serve(processed=False).url}, rollout=hot), capsys)
+    assert code == 1 and "the engine tells no log-probabilities of its samples" in " ".join(err.split())
 
 
 # A server of the run's own
