@@ -20,7 +20,8 @@ class Observation:
 
     metrics: for metrics.jsonl. warnings: what the run prints. summary: JSON values for stage.json. stop: why the stage
     ends now; empty if it continues. best: the iteration whose policy is then the result: this one, or the `best` of the
-    last look, as only its weights are kept; 0: this one, and none are kept.
+    last look, as only its weights are kept; 0: this one, and none are kept. It is the policy that the iteration began
+    with: with `rollout.ahead` one update newer than the one that wrote its samples, but the one of `gold_prompts`.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
