@@ -35,7 +35,6 @@ from alignkit_distributed.engine_thread import EngineThread, NoProgress
 from alignkit_distributed.engine_turns import play
 
 ROUNDING = 1e-3  # nats by which rounding may lift a log-probability above 0
-AGAIN = "the same command continues the run"
 PROBE = "The café's owner bought 3 apples, 12 pears and a naïve robot; then she said: 'What is 12 + 34?' "
 
 
@@ -68,6 +67,8 @@ class StageEngine:
         self.engine: Engine
         self.engine, self._author = made(component, stage)
         self.name, self.folder, self.stage, self.seed, self.say = component.name, folder, stage, seed, say
+        # A chat and a server of answers have no stage, and nothing to continue.
+        self._again = f"the same command {'continues the run' if stage else 'starts it again'}"
         self._thread = EngineThread(float(component.options.timeout), lambda: None)
         self._published: dict[str, _Published] = {}
         self._forgotten: dict[str, _Published] = {}
@@ -260,7 +261,7 @@ class StageEngine:
     def asking(self, method: str) -> Iterator[None]:
         """Report what goes wrong inside as a mistake of one of the engine's methods, or of the user."""
         if self._thread.given_up:
-            raise self._wrong(method, f"an earlier call is still running; {AGAIN}")
+            raise self._wrong(method, f"an earlier call is still running; {self._again}")
         self._asked = method
         try:
             with calling(self._author, method, self.engine):
@@ -271,13 +272,11 @@ class StageEngine:
             raise
         except RunFailed as error:
             stage = f"stage '{self.stage}', " if self.stage else ""
-            raise RunFailed(f"{stage}engine '{self.name}': {error}\nhelp: {AGAIN}") from error
+            raise RunFailed(f"{stage}engine '{self.name}': {error}\nhelp: {self._again}") from error
 
     def _hangs(self, method: str) -> AuthorError:
-        seconds = f"{self._thread.timeout:g} seconds"
-        return self._wrong(
-            method, f"it made no progress for {seconds} and was given up; {AGAIN}, and `timeout` is the engine's option"
-        )
+        gave_up = f"it made no progress for {self._thread.timeout:g} seconds and was given up"
+        return self._wrong(method, f"{gave_up}; {self._again}, and `timeout` is the engine's option")
 
     def _wrong(self, method: str, text: str) -> AuthorError:
         return self._author.error(f"{type(self.engine).__name__}.{method}", text)

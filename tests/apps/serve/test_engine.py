@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 
 import alignkit_plugins.models.tiny
 from alignkit.cli import main
-from alignkit.errors import DataError, RecipeError
+from alignkit.errors import DataError, RecipeError, RunFailed
 from alignkit.io.cache import cache_folder
 from alignkit.io.progress import Reporter
 from alignkit.models.next_token import Sampling
 from alignkit.plugins import load_plugins
+from alignkit.stopping import Stopped
 from alignkit_apps.policies.policy import Opened, opened
 from alignkit_apps.policies.recipe import models_of, without_overrides
 from alignkit_apps.policies.streaming import Answer, Piece, Question
@@ -33,11 +35,11 @@ def server() -> Iterator[FakeVllm]:
     found.close()
 
 
-def models(run: Path, *overrides: str) -> Any:
+def models(run: Path, *overrides: str, should_stop: Callable[[], None] = lambda: None) -> Any:
     words, found = without_overrides([str(run / "sft"), *overrides, str(run / "online")])
     assert found == list(overrides)
     named = models_of(words, overrides=found)
-    return opened(named, load_plugins().registry, Reporter(), lambda: None, "alignkit chat")
+    return opened(named, load_plugins().registry, Reporter(), should_stop, "alignkit chat")
 
 
 def answers(found: Opened, **asked: Any) -> tuple[list[Answer], list[Piece]]:
@@ -65,6 +67,34 @@ def test_policies_answer_with_an_engine_as_without(run: Path, server: FakeVllm) 
         assert [t.logprob for t in one.logprobs] == pytest.approx([t.logprob for t in other.logprobs], abs=1e-4)
     assert [piece.answer for piece in heard] == theirs and [piece.text for piece in heard] == [a.text for a in theirs]
     assert len(server.paths("/v1/completions")) == 1 + 2  # with the probe
+    assert not server.adapters
+
+
+def test_a_failure_is_of_no_run(run: Path, server: FakeVllm) -> None:
+    server.change = lambda choice: choice if "prompt_logprobs" in choice else choice | {"token_ids": []}
+    with pytest.raises(RunFailed, match=r"engine 'vllm': no server .*\nhelp: the same command starts it again$"):
+        with models(run, f"engine.vllm.url={server.url}") as found:
+            answers(found)
+
+
+def test_whoever_gives_up_leaves_no_adapter_behind(run: Path, server: FakeVllm) -> None:
+    """On a server that others use, too, which has not answered yet."""
+    asked, ended = threading.Event(), threading.Event()
+
+    def fault(path: str, body: Any) -> None:
+        if path == "/v1/completions" and "prompt_logprobs" not in body:
+            asked.set()
+            ended.wait()
+
+    def should_stop() -> None:
+        if asked.is_set():
+            raise Stopped("enough")
+
+    server.fault = fault
+    with pytest.raises(Stopped), models(run, f"engine.vllm.url={server.url}", should_stop=should_stop) as found:
+        assert server.adapters
+        answers(found)
+    ended.set()
     assert not server.adapters
 
 
