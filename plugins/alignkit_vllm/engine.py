@@ -48,6 +48,7 @@ TIED = (
     "samples on a CPU, where vLLM reads weights in place but not those of a head that shares them with the embeddings, "
     "as the base's does; write 'engine: local', or train an adapter"
 )
+ROUNDING = 1e-3  # nats by which rounding may lift a log-probability above 0
 PROCESSED = 1e-6  # nats: after `top_k: 1` the chosen token has probability 1, if the server counts filters in
 
 
@@ -131,8 +132,8 @@ class Vllm(Engine):
 
     def prepare(self, context: EngineContext) -> None:
         self.context, o = context, self.options
-        self._adapters: dict[str, tuple[str, int]] = {}  # policy -> name and version
-        self._folders: dict[str, str] = {}  # of whole models, by policy
+        # By policy: the adapter's name, empty for the base and whole models; its folder, empty for the base; its version.
+        self._policies: dict[str, tuple[str, str, int]] = {}
         # Runs may share a server, and one that was killed finds its own adapters again.
         self._prefix = f"alignkit-{hashlib.blake2b(str(context.cache).encode(), digest_size=4).hexdigest()}-"
         # Half of the time for a call, so that another server can answer in the other half.
@@ -147,21 +148,16 @@ class Vllm(Engine):
 
     def publish(self, policy: str, adapter: Path | None, version: int) -> None:
         replicas, folder = self._asked, "" if adapter is None else str(adapter.resolve())
-        before = self._adapters.pop(policy, ("", 0))[0]
-        if self._whole:
-            self._folders[policy] = folder
+        before, *_ = self._policies.get(policy, ("",))
         name = f"{self._prefix}{policy}-{version}" if folder and not self._whole else ""
-        self._adapters[policy] = name, version
+        self._policies[policy] = name, folder, version
         if name:
-            replicas.adapters[name] = folder
-            replicas.adapters.pop(before, None)
             replicas.run(replicas.rejoin(self._join))
             replicas.run(replicas.each(lambda replica: replica.exchange(before, name, folder)))
 
     def forget(self, policy: str) -> None:
-        name, _ = self._adapters.pop(policy, ("", 0))
+        name, *_ = self._policies.pop(policy)
         if name:
-            self._asked.adapters.pop(name)
             self._asked.run(self._asked.each(lambda replica: replica.exchange(name, "", "")))
 
     def idle(self) -> None:
@@ -175,10 +171,9 @@ class Vllm(Engine):
     def sample(
         self, policy: str, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], params: SamplingParams
     ) -> list[list[Completion]]:
-        replicas, (name, version) = self._asked, self._adapters[policy]
+        replicas, (name, folder, version) = self._asked, self._policies[policy]
         if self._whole:
             replicas.run(replicas.rejoin(self._join))
-            folder = self._folders[policy]
             replicas.run(replicas.each(lambda replica: replica.reload(folder)))
         longest = min(max(map(len, prompts), default=0) + params.max_new_tokens, self.context.max_length)
         room = min(replica.room for replica in replicas.alive)
@@ -237,10 +232,13 @@ class Vllm(Engine):
                 raise Fault(f"it answered {len(tokens)} tokens with {len(logprobs)} log-probabilities")
             if not all(0 <= token < self.context.vocabulary for token in tokens):
                 raise Fault(f"it answered with tokens outside of the vocabulary of {self.context.vocabulary}")
+            for value in logprobs:
+                if not value <= ROUNDING:  # nor is NaN
+                    raise Fault(f"it answered with a log-probability of {value}")
             # Greedy, a server reports them at temperature 1. Otherwise one that counts the temperature in counts the
             # filters in, too, and one that does not knows temperature 1 only.
             tells = params.temperature == 0 or (not filters if replica.processed else params.temperature == 1)
-            return Completion(tokens, [min(0.0, value) for value in logprobs] if tells else None, version)
+            return Completion(tokens, logprobs if tells else None, version)
 
         return read
 
@@ -308,28 +306,31 @@ class Vllm(Engine):
             for token, row in zip(context.probe_tokens[1:], choice["prompt_logprobs"][1:], strict=True)
         ]
         gaps = [abs(ours - theirs) for ours, theirs in zip(context.probe_logprobs, values, strict=True)]
-        replica.gap = sum(gaps) / len(gaps)
-        if not replica.gap <= self.options.max_gap:
+        gap = sum(gaps) / len(gaps)
+        if not gap <= self.options.max_gap:
             raise RunFailed(
                 f"{replica.url} has other weights than {context.base}: it serves {replica.base}, and log-probabilities "
-                f"of a text differ by {replica.gap:.3g} nats per token, more than max_gap {self.options.max_gap:g}; "
+                f"of a text differ by {gap:.3g} nats per token, more than max_gap {self.options.max_gap:g}; "
                 f"{self._serves}"
             )
         replica.processed = abs(choice["logprobs"]["token_logprobs"][0]) < PROCESSED
-        self._say(f"{replica.url} serves {replica.base}, and differs from training by {replica.gap:.2g} nats per token")
-        for name in [name for name in replica.adapters if name.startswith(self._prefix)]:
-            await replica.exchange(name, "", "")
-        for name, path in self._asked.adapters.items():
-            await replica.exchange("", name, path)
+        self._say(f"{replica.url} serves {replica.base}, and differs from training by {gap:.2g} nats per token")
+        await self._unload(replica)
+        for name, folder, _ in self._policies.values():
+            await replica.exchange("", name, folder)
 
     async def _leave(self, replica: Replica) -> None:
         """Let a server be as it was before; one of the run's own waits for the next stage as it is."""
-        for name in self._asked.adapters:
-            await replica.exchange(name, "", "")
+        await replica.look()  # a call that failed may have left more than it knows of
+        await self._unload(replica)
         if self._server is None and self.options.sleep:
             await replica.develop("/wake_up")
         if self._server is None and self._whole:
             await replica.reload("")
+
+    async def _unload(self, replica: Replica) -> None:
+        for name in [name for name in replica.adapters if name.startswith(self._prefix)]:
+            await replica.exchange(name, "", "")
 
 
 def tied(context: EngineContext) -> bool:

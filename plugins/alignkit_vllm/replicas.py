@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,8 @@ from alignkit_http.service import Loop
 
 REJOINING = 10.0  # seconds for a server that failed to join again
 LEAVING = 20.0  # seconds for servers to be left as they were
+ENDING = 5.0  # seconds for a call to end before that
+POLL = 0.01  # seconds between two looks at whether it has ended
 PAUSES = (0.2, 1.0, 0.0)  # seconds after an attempt whose connection broke; the last one is not followed by another
 KEPT = 2.0  # seconds that a connection is kept unused; servers close theirs after 5
 
@@ -47,16 +50,16 @@ class Replica:
     """One server.
 
     active: requests that it is answering. fault: why it is not asked; empty if it is. base: its name of the base.
-    room: most tokens of a sequence. gap: see `Vllm._join`. processed: its log-probabilities are those after temperature
-    and filters. adapters: the names of those that it has. root: where it has the base from. weights: the folder of the
-    whole model that it has instead; empty for the base, None if it is not known.
+    room: most tokens of a sequence. processed: its log-probabilities are those after temperature and filters. adapters:
+    the names of those that it has. root: where it has the base from. weights: the folder of the whole model that it has
+    instead; empty for the base, None if it is not known.
     """
 
     def __init__(self, url: str, client: Any, timeout: float):
         """timeout: seconds without any answer, as requests wait for each other."""
         self.url, self._client, self._timeout = url, client, timeout
         self._limits: set[asyncio.Timeout] = set()  # of the requests that it is answering
-        self.active, self.fault, self.base, self.room, self.gap, self.processed = 0, "", "", 0, 0.0, False
+        self.active, self.fault, self.base, self.room, self.processed = 0, "", "", 0, False
         self.adapters: set[str] = set()
         self.root, self.weights = "", None  # type: str, str | None
 
@@ -175,12 +178,8 @@ Read = Callable[[Replica, dict[str, Any], Any], Any]
 Work = Callable[[Replica], Coroutine[Any, Any, None]]
 
 
-async def _nothing(replica: Replica) -> None:
-    """Leave a server as it is."""
-
-
 class Replicas:
-    """All servers of an engine, and the adapters that each must have, by name: their folders."""
+    """All servers of an engine."""
 
     def __init__(
         self,
@@ -201,7 +200,6 @@ class Replicas:
         self._all = [Replica(url, self._client, timeout) for url in urls]
         self._runner = asyncio.Runner(loop_factory=Loop)
         self._concurrency, self._say, self._explain = concurrency, say, explain
-        self.adapters: dict[str, str] = {}
 
     @property
     def alive(self) -> list[Replica]:
@@ -232,13 +230,11 @@ class Replicas:
     async def rejoin(self, join: Work) -> None:
         """Ask servers that failed again, if they can join now."""
 
-        async def tried(replica: Replica) -> None:
-            with suppress(Fault, RunFailed, TimeoutError):
-                async with asyncio.timeout(REJOINING):
-                    await join(replica)
-                    replica.fault = ""
+        async def joined(replica: Replica) -> None:
+            await join(replica)
+            replica.fault = ""
 
-        await _all_of(tried(replica) for replica in self._all if replica.fault)
+        await _all_of(_tried(joined, replica, REJOINING) for replica in self._all if replica.fault)
 
     async def ask(
         self, adapter: str, bodies: Sequence[Mapping[str, Any]], read: Read, done: Callable[[int], None]
@@ -282,20 +278,27 @@ class Replicas:
         if left := [one.url for one in self._all if not one.fault]:
             self._say(f"{replica.url} failed: {fault}; its requests go to {', '.join(left)}")
 
-    def close(self, leave: Work = _nothing) -> None:
-        """Do something with every server at last, or if a call is still running in another thread, end it."""
-        loop = self._runner.get_loop()
+    def close(self, leave: Work | None = None) -> None:
+        """Do something with every server at last, also with those that failed. A call in another thread is ended."""
+        loop, until = self._runner.get_loop(), time.monotonic() + ENDING
         if loop.is_running():
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
-            return
-        self._runner.run(self._left(leave))
-        self._runner.close()
+        while loop.is_running() and time.monotonic() < until:
+            time.sleep(POLL)
+        if not loop.is_running():
+            self._runner.run(self._left(leave))
+            self._runner.close()
 
-    async def _left(self, leave: Work) -> None:
-        with suppress(Fault, RunFailed, TimeoutError):
-            async with asyncio.timeout(LEAVING):
-                await _all_of(leave(replica) for replica in self._all if not replica.fault)
+    async def _left(self, leave: Work | None) -> None:
+        await _all_of(_tried(leave, replica, LEAVING) for replica in self._all if leave)
         await self._client.aclose()
+
+
+async def _tried(work: Work, replica: Replica, seconds: float) -> None:
+    """Do what may fail."""
+    with suppress(Fault, RunFailed, TimeoutError):
+        async with asyncio.timeout(seconds):
+            await work(replica)
 
 
 async def _all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:

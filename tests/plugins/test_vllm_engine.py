@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import threading
@@ -158,6 +159,8 @@ OTHER_ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
     "token": ({"token_ids": [10**6], "logprobs": {"token_logprobs": [-1.0]}}, "tokens outside of the vocabulary"),
     "count": ({"logprobs": {"token_logprobs": []}}, "log-probabilities"),
     "none": ({"logprobs": None}, "its answer cannot be read: TypeError"),
+    "nan": ({"token_ids": [5], "logprobs": {"token_logprobs": [math.nan]}}, "with a log-probability of nan"),
+    "above 0": ({"token_ids": [5], "logprobs": {"token_logprobs": [0.5]}}, "with a log-probability of 0.5"),
 }
 
 
@@ -170,7 +173,8 @@ def test_a_server_that_answers_wrongly_is_named_and_the_run_continues_elsewhere(
     bad.change = lambda choice: choice if "prompt_logprobs" in choice else choice | changed
     code, err = run(recipe(tmp_path, {"url": bad.url}, iterations=1), capsys)
     assert code == 1 and f"no server can be used: {bad.url}: " in err and said in err
-    assert "the same command continues the run" in err and "Traceback" not in err
+    assert "the same command continues the run" in err and "Traceback" not in err, err
+    assert bad.paths("/v1/load_lora_adapter") and not bad.adapters, "somebody's server keeps an adapter"
     good = serve()
     code, err = run(recipe(tmp_path, {"url": good.url}, iterations=1), capsys)
     assert code == 0 and "starting over" not in err, err  # another address is no other recipe
