@@ -65,7 +65,7 @@ EVALUATE = {"step": "evaluate", "policies": ["align"], "prompts": "rows.jsonl", 
 SECOND = """
 def sample(self, *arguments):
     found = super().sample(*arguments)
-    Broken.calls += 1
+    Broken.calls += bool(arguments[1])  # not of the start
     return self.second(found) if Broken.calls == 2 else found
 """
 
