@@ -132,7 +132,7 @@ class Vllm(Engine):
 
     def prepare(self, context: EngineContext) -> None:
         self.context, o = context, self.options
-        # By policy: the adapter's name, empty for the base and whole models; its folder, empty for the base; its version.
+        # By policy: its name, empty for the base and whole models; its folder, empty for the base; its version.
         self._policies: dict[str, tuple[str, str, int]] = {}
         # Runs may share a server, and one that was killed finds its own adapters again.
         self._prefix = f"alignkit-{hashlib.blake2b(str(context.cache).encode(), digest_size=4).hexdigest()}-"
