@@ -704,12 +704,21 @@ def test_a_format_that_fails_on_its_own_example_is_the_plugins_fault(tmp_path: P
 # Detection and columns
 
 
+def test_many_columns_are_not_all_listed(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", {f"c{place}": "x" for place in range(200)})
+    with pytest.raises(DataError) as error:
+        load(source(path))
+    assert "c18, c19 and 180 more). Name the format" in str(error.value)
+    with pytest.raises(DataError, match=r"no column 'x' to rename; the row has c0, .*, c19 and 180 more"):
+        load(source(path, format=named("text"), columns={"text": "x"}))
+
+
 def test_an_undetected_format_lists_what_each_format_wants(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", {"question": "q", "reply": "a"})
     with pytest.raises(DataError) as error:
         load(source(path))
     text = str(error.value)
-    assert "columns question, reply" in text and "columns: {expected: actual}" in text
+    assert "columns question, reply" in text and "columns: {expected: actual}" in text and "a `template`" in text
     text, _, renamings = text.partition("\nOr say what its columns mean:\n")
     assert "data: {path: FILE, columns: {prompt: question, completion: reply}}  # prompt_completion" in renamings
     listed = [line.split()[0] for line in text.splitlines()[1:]]
@@ -971,6 +980,8 @@ def test_what_the_quick_start_asks_is_in_no_file_that_it_learns_from() -> None:
     assert not openings(*(name for name in own if name not in asked)) & set().union(*asked.values())
     assert not set.intersection(*asked.values())
     assert not openings("quickstart/demos.jsonl") & openings("quickstart/harmful_prompts.jsonl")
+    held = {f"quickstart/{kind}_heldout.jsonl" for kind in ("helpful", "safety")}
+    assert not openings(*held) & openings(*(name for name in own if name not in held))
     gold = [load(source(GOLD / f"gold_{kind}.jsonl.gz")).groups for kind in ("helpful", "safety")]
     known = {re.sub(r"[^a-z0-9]", "", g.prompt[0]["content"].lower()) for groups in gold for g in groups}
     kinds = Counter(group.meta["kind"] for group in shipped("quickstart/heldout.jsonl"))
