@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,7 @@ def hub_rows(
     Raises `DataError` if `datasets` cannot load them.
     """
     datasets = importlib.import_module("datasets")  # takes seconds, so only when needed
+    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a README without a card is no fault
     where = {"name": config, "data_dir": data_dir, "data_files": data_files}
     if Path(name).is_dir():
         if revision is not None:

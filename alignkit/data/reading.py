@@ -20,6 +20,7 @@ from alignkit.readers import reader_of
 from alignkit.registry import Component
 
 NEAREST = 5  # formats that an error suggests
+MOST_COLUMNS = 20  # that an error lists
 SAMPLES = 1000  # groups of a source that may be shown: of a small part, the first ones may all be elsewhere
 # What columns with a question and with its answer are called, besides `prompt` and `completion`.
 ASKED = {"question", "query", "problem", "input", "instruction", "goal", "ctx", "request", "user", "q"}
@@ -336,7 +337,7 @@ def _with_renamed_columns(row: Any, columns: Mapping[str, str]) -> Any:
         raise BadRow(f"columns cannot be renamed: the row is {kind_of(row)}, not an object")
     missing = [actual for actual in columns.values() if actual not in row]
     if missing:
-        raise BadRow(f"no column {', '.join(map(repr, missing))} to rename; the row has {', '.join(map(str, row))}")
+        raise BadRow(f"no column {', '.join(map(repr, missing))} to rename; the row has {_listed(row)}")
     others = {name: value for name, value in row.items() if name not in columns.values()}
     return others | {expected: row[actual] for expected, actual in columns.items()}
 
@@ -348,7 +349,7 @@ def _detected_format(row: Any, formats: Formats, source: str) -> str:
         return next(iter(matching))
     renamings = {} if matching else renamings_of(row, formats)
     renamed = _renaming_lines(renamings)
-    content = f"columns {', '.join(map(str, row))}" if isinstance(row, Mapping) else kind_of(row)
+    content = f"columns {_listed(row)}" if isinstance(row, Mapping) else kind_of(row)
     if matching:
         raise DataError(
             f"{source}: several formats match the first row ({content}). "
@@ -362,7 +363,7 @@ def _detected_format(row: Any, formats: Formats, source: str) -> str:
         )
     raise OtherColumns(
         f"{source}: no format matches the first row ({content}). "
-        f"Name the format, or rename columns with `columns: {{expected: actual}}`. "
+        f"Name the format, rename columns with `columns: {{expected: actual}}`, or say what they mean with a `template`. "
         f"The nearest formats:\n{_described(_nearest(row, formats))}{renamed}",
         list(map(str, row)) if isinstance(row, Mapping) else (),
         renamings,
@@ -398,6 +399,12 @@ def _renaming_lines(renamings: Mapping[str, Mapping[str, str]]) -> str:
         unseen = "".join(f"; no model sees '{actual}'" for actual in columns.values() if actual in FOREIGN)
         lines.append(f"\n  data: {{path: FILE, columns: {{{named}}}}}  # {name}{unseen}")
     return f"\nOr say what its columns mean:{''.join(lines)}" if lines else ""
+
+
+def _listed(row: Mapping[str, Any]) -> str:
+    """The names of a row's columns, not more than one reads."""
+    names = [*map(str, row)]
+    return ", ".join(names[:MOST_COLUMNS]) + (f" and {len(names) - MOST_COLUMNS} more" if names[MOST_COLUMNS:] else "")
 
 
 def _matches(format_class: type[Format], row: Any) -> bool:

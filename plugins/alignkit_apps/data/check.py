@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from alignkit.data.describe import shortened
 from alignkit.data.group import Group
 from alignkit.data.sources import DataSpec
+from alignkit.errors import DataError
 from alignkit.io.atomic import whole_file
 from alignkit.recipe.schema import Recipe, Stage, keys_of, specs
 from alignkit.report import Block, Table
@@ -85,7 +86,7 @@ class Checked:
 
     def blocks(self) -> list[Block]:
         """The report; what was looked at, also if nothing was found."""
-        blocks: list[Block] = ["\n".join(f"{name}: {rows:,} rows" for name, rows in self.files.items())]
+        blocks: list[Block] = ["\n".join(f"{name}: {rows:,} row{'s' * (rows != 1)}" for name, rows in self.files.items())]
         blocks += [f"{name}: {text}" for name, text in self.unread.items()]
         cells = [
             [one.file, one.training or "itself", one.what, f"{one.equal:,}", f"{one.near:,}",
@@ -99,7 +100,10 @@ class Checked:
 
 
 def check(parts: Sequence[Part], threshold: float) -> Checked:
-    """Compare every training part with every other one, and each part with itself. threshold: 0: only equal texts."""
+    """Compare every training part with every other one, and each part with itself. threshold: 0: only equal texts.
+
+    Raises DataError for a part of which no row can be read: nothing could be compared.
+    """
     checked = Checked({part.name: part.rows for part in parts})
     for mine in parts:
         for other in parts:
@@ -109,6 +113,8 @@ def check(parts: Sequence[Part], threshold: float) -> Checked:
         bad, rows = part.units("unread"), part.units("row")
         if len(bad.rows):
             checked.unread[part.name] = unread_text(len(bad.rows), part.where(int(bad.rows[0])), bad.text(0))
+        if not len(rows.rows):
+            raise DataError(f"{part.name}: no usable row; {checked.unread[part.name]}")
         if matches := near.repeated(rows, threshold):
             checked.findings.append(_finding("row", matches, part, rows, part, rows))
     return checked
@@ -168,39 +174,46 @@ def _part_of_groups(name: str, role: str, groups: Sequence[Group]) -> Part:
 
 def parts_of_recipe(recipe: Recipe) -> list[Part]:
     """Every file of a recipe, once for each role that it has. Data that stages make are not there yet."""
-    made = {source.stage for stage in recipe.stages.values() for spec in _specs(stage) for source in spec.sources}
     roles: list[tuple[DataSpec, str]] = []
     for stage in recipe.stages.values():
         for spec in _specs(stage):
-            entry = spec, _role(stage, spec, stage.name in made)
-            if entry not in roles and not any(source.stage for source in spec.sources):
+            files = DataSpec(tuple(source for source in spec.sources if not source.stage))
+            entry = files, _role(recipe, stage, spec)
+            if files.sources and entry not in roles:
                 roles.append(entry)
-    return [part for spec, role in roles for part in _parts(spec, role, recipe.seed)]
+    return [part for spec, role in roles for part in _parts(spec, role, recipe)]
 
 
 def _specs(stage: Stage) -> list[DataSpec]:
     return specs([stage.settings, stage.component.options], DataSpec)
 
 
-def _role(stage: Stage, spec: DataSpec, feeds: bool) -> str:
-    """What a stage does with an entry. feeds: whether other stages read the rows that it makes."""
+def _role(recipe: Recipe, stage: Stage, spec: DataSpec) -> str:
+    """What a stage does with an entry; if it makes rows of it, what the stages do that read these."""
     keys = next((keys for options in (stage.settings, stage.component.options) if (keys := keys_of(options, spec))), ())
     names = {str(key): key for key in keys}
     if "gold" in names or "gold_prompts" in names:
         return "gold"
     if "validation" in names:
         return "validation"
-    learns = stage.kind == "algorithm" or feeds or "examples" in names
-    return TRAINING if learns else "evaluation"
+    if stage.kind == "algorithm" or "examples" in names:
+        return TRAINING
+    read = [
+        _role(recipe, other, theirs)
+        for other in recipe.stages.values()
+        for theirs in _specs(other)
+        if any(source.stage == stage.name for source in theirs.sources)
+    ]
+    return TRAINING if TRAINING in read else next(iter(read), "evaluation")
 
 
-def _parts(spec: DataSpec, role: str, seed: int) -> Iterable[Part]:
-    """An entry, or both sides of one that is split."""
+def _parts(spec: DataSpec, role: str, recipe: Recipe) -> Iterable[Part]:
+    """An entry, or both sides of one that is split, as the recipe names its files."""
+    name = ", ".join(short(source.name, recipe.folder) for source in spec.sources)
     if not any(source.validation for source in spec.sources):
-        yield part_of(corpus_of(spec), role)
+        yield replace(part_of(corpus_of(spec), role), file=name)
         return
-    name = ", ".join(short(source.name) for source in spec.sources)
-    loaded = RunData(no_stage, seed).read(spec)
+    loaded = RunData(no_stage, recipe.seed).read(spec)
     for side, groups in ((role, loaded.groups), ("validation", loaded.validation)):
         if groups:
             yield _part_of_groups(name, side, groups)

@@ -36,8 +36,8 @@ def convert(corpus: Corpus, layout: str, out: Path) -> list[str]:
                 without["they cannot be read" if bad else lack] += 1
         if not count:
             raise DataError(f"{corpus.name}: no row can be written as {layout}: {', '.join(without)}")
-    reasons = [f"not written: {rows:,} rows, {reason}" for reason, rows in without.items()]
-    return [f"{out}: {count:,} rows from {len(corpus.rows):,}", *reasons]
+    reasons = [f"rows not written: {rows:,} ({reason})" for reason, rows in without.items()]
+    return [f"{out}: {count:,} row{'s' * (count != 1)} from {len(corpus.rows):,}", *reasons]
 
 
 def _said(response: Response) -> Answer:

@@ -108,10 +108,10 @@ class Corpus:
             yield from (row for _, row in parsed(batch, range(len(batch["raw"])), self.readers))
 
 
-def short(name: str) -> str:
-    """A path from the current folder, if it is below it; any other name unchanged."""
-    path = Path(name)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else name
+def short(name: str, folder: Path | None = None) -> str:
+    """A path from a folder, by default the current one, if it is below it; any other name unchanged."""
+    path, folder = Path(name), folder or Path.cwd()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else name
 
 
 def open_corpus(word: str) -> Corpus:

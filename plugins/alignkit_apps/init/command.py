@@ -89,4 +89,7 @@ def _named_columns(text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     if wrong := [name for name, _, column in pairs if not name.strip() or not column.strip()]:
         refuse(f"--columns: '{wrong[0]}' has no column", "write NAME=COLUMN, as in prompt=question,completion=answer")
+    names = [name.strip() for name, _, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        refuse(f"--columns: '{twice}' is named twice", "name one column for it")
     return {name.strip(): column.strip() for name, _, column in pairs}

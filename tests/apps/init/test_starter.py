@@ -124,7 +124,11 @@ def test_columns_are_renamed_in_the_files_that_have_them(data: Path, capsys: pyt
         {"prompt": "question", "completion": "answer"},
         {"prompt": "question", "chosen": "good", "rejected": "bad"},
     ]
-    for wrong, why in {f"{columns},x=y": "no file has a column 'y'", "prompt": "'prompt' has no column"}.items():
+    for wrong, why in {
+        f"{columns},x=y": "no file has a column 'y'",
+        f"{columns},prompt=good": "'prompt' is named twice",
+        "prompt": "'prompt' has no column",
+    }.items():
         assert main(["init", str(data / "other"), *files, wrong]) == 2
         assert why in capsys.readouterr().err
 
