@@ -444,6 +444,8 @@ def test_a_store_that_cannot_be_used_stops_a_run_before_it_samples(
         ({"criteria": ["kind"]}, 2, "'criteria' needs 'task: scores'"),
         ({"task": "scores", "criteria": ["kind", "kind"]}, 2, "'criteria' must differ: kind, kind"),
         ({"pairs_per_row": 2}, 2, "'pairs_per_row' needs 'task: pair' or 'task: safety'"),
+        ({"min_gold": 0.8}, 2, "'min_gold' needs 'gold': rows whose labels are right"),
+        ({"weights": "dawid_skene", "votes": "each"}, 2, "'weights' needs 'votes: soft' or 'votes: majority'"),
         ({"gold_rate": 0.5, "repeat_rate": 0.5}, 2, "'gold_rate' and 'repeat_rate' must be below 1 together"),
     ],
 )
@@ -531,3 +533,31 @@ def test_gold_items_are_in_the_agreement_of_a_stage_but_not_in_its_data(tmp_path
     (people,) = report(tmp_path)["people"]
     which = people["agreement"][0]
     assert which["gold"]["ratings"]["mean"] == 0 and which["annotators"]["ann"]["with gold"]["n"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "note", "sure"),
+    [
+        ({}, "", []),  # all are tied
+        ({"min_gold": 0.8}, "left out, gold below 80%: bob 0 of 5", [1.0] * 5),
+        ({"weights": "dawid_skene"}, "right in: ann 91.3%; bob 8.7%, counts nothing", [0.913] * 5),
+    ],
+)
+def test_a_step_reads_labels_of_people_who_know_the_task(
+    options: dict[str, Any], note: str, sure: list[float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, known = ([{**PAIR, "prompt": f"{kind} {place}"} for place in range(5)] for kind in ("asked", "known"))
+    step = {"step": "people", "data": rows(tmp_path, *asked), "gold": rows(tmp_path, *known, name="gold.jsonl")}
+    stages = {"labels": {**step, "gold_rate": 0.5, "annotators": 2, **options}}
+    assert run(tmp_path, stages) == 75
+    with Store.open(tmp_path / "run" / "labels.feedback") as store:
+        for stored in store.items():
+            for who, side in ("ann", "A"), ("bob", "B"):  # the first response is the better one
+                said = {"side": side, "margin": "better"}
+                store.submit(Event(str(uuid.uuid4()), who, "label", said, stored.item.id, order=(0, 1), seconds=3.0))
+    assert run(tmp_path, stages) == 0
+    assert note in "".join(record(tmp_path, "labels")["summary"]["notes"]) and note in capsys.readouterr().out
+    found = data(tmp_path)
+    assert [group.prompt[0]["content"] for group in found] == [row["prompt"] for row in asked]
+    pairs = [pair for group in found for pair in group.pairs or ()]
+    assert [(pair.better, round(pair.p, 3)) for pair in pairs] == [(0, share) for share in sure]

@@ -34,13 +34,30 @@ Labels = Sequence[dict[str, Any]]
 Weights = Sequence[float]  # of the labels: log-odds of being right; empty: all count the same
 
 
-class FeedbackOptions(Options):
-    """Which labels are read, and how those of several annotators become one."""
+class VoteOptions(Options):
+    """How labels of several annotators become one, and whose count."""
 
     votes: Literal["soft", "majority", "each"] = Field(
         "soft",
         description="labels of several annotators: their share as probability, the majority's, or a pair for each",
     )
+    min_gold: float | None = Field(
+        None, gt=0, le=1, description="leave out people who are right in a smaller share of gold items"
+    )
+    weights: Literal["dawid_skene"] | None = Field(
+        None, description="weigh people by how often they are right, as Dawid and Skene (1979) estimate it"
+    )
+
+    @model_validator(mode="after")
+    def _joined(self) -> Any:
+        if self.weights is not None and self.votes == "each":
+            raise ValueError("'weights' needs 'votes: soft' or 'votes: majority', which join the labels of an item")
+        return self
+
+
+class FeedbackOptions(VoteOptions):
+    """Which labels are read, and how those of several annotators become one."""
+
     tasks: list[Task] | None = Field(None, min_length=1, description="read only these tasks; default: all")
     criteria: list[str] | None = Field(
         None, min_length=1, description="criteria of scores whose mean decides; default: all"
@@ -51,18 +68,6 @@ class FeedbackOptions(Options):
     annotators: list[str] | None = Field(
         None, min_length=1, description="read only labels of these people; default: of all"
     )
-    min_gold: float | None = Field(
-        None, gt=0, le=1, description="leave out people who are right in a smaller share of gold items"
-    )
-    weights: Literal["dawid_skene"] | None = Field(
-        None, description="weigh people by how often they are right, as Dawid and Skene (1979) estimate it"
-    )
-
-    @model_validator(mode="after")
-    def _usable(self) -> FeedbackOptions:
-        if self.weights is not None and self.votes == "each":
-            raise ValueError("'weights' needs 'votes: soft' or 'votes: majority', which join the labels of an item")
-        return self
 
 
 class Feedback(Format):

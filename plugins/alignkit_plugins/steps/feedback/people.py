@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import model_validator
 
 from alignkit import (
     Artifact,
+    BadRow,
     DataError,
     DataRef,
     Field,
@@ -33,7 +34,7 @@ from alignkit_apps.feedback.items import CRITERIA, Item
 from alignkit_apps.feedback.rows import counts, row_of
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.feedback.waiting import STORE, labels_of
-from alignkit_plugins.steps.feedback.format import Feedback, FeedbackOptions, Task
+from alignkit_plugins.steps.feedback.format import Feedback, FeedbackOptions, Task, VoteOptions
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class People(Step):
     rows, and the labels of the old ones stay in the store.
     """
 
-    class Options(LabelPlaces):
+    class Options(LabelPlaces, VoteOptions):
         """What is asked, how many labels are enough, and how they are collected."""
 
         data: DataRef = Field(
@@ -80,10 +81,6 @@ class People(Step):
             None, ge=1, description="items that are enough; default: all that nobody skipped or flagged"
         )
         annotators: int = Field(1, ge=1, le=100, description="people who label each item")
-        votes: Literal["soft", "majority", "each"] = Field(
-            "soft",
-            description="labels of several annotators: the share as probability, the majority's, or a pair for each",
-        )
         gold: DataRef | None = Field(
             None, description="rows whose labels are right, mixed in unseen; nobody waits for them"
         )
@@ -110,6 +107,8 @@ class People(Step):
                 raise ValueError(f"'criteria' must differ: {', '.join(self.criteria)}")
             if self.pairs_per_row > 1 and self.task not in ("pair", "safety"):
                 raise ValueError("'pairs_per_row' needs 'task: pair' or 'task: safety'")
+            if self.min_gold is not None and self.gold is None:
+                raise ValueError("'min_gold' needs 'gold': rows whose labels are right")
             if (self.gold_rate or 0) + (self.repeat_rate or 0) >= 1:
                 raise ValueError("'gold_rate' and 'repeat_rate' must be below 1 together")
             check_names(self.rewards, self.judges)
@@ -148,13 +147,17 @@ class People(Step):
             prepare=self._prepare,
             say=context.say,
         )
-        groups = self._groups([entry for entry in entries if counts(entry)])
+        gold = self._gold(store, asked)
+        try:
+            groups, notes = self._groups(entries, gold)
+        except BadRow as error:
+            raise RunFailed(f"stage '{context.stage}': {error}") from error
         if not groups:
             raise RunFailed(f"stage '{context.stage}': the labels leave nothing to learn: all are tied or of no use")
         from alignkit_apps.feedback.agreement_summary import agreement, agreement_tables  # only here: it is slow
 
-        facts = facts_of(entries, asked.left_out)
-        agreed = agreement([*entries, *self._gold(store, asked)])
+        facts = facts_of(entries, asked.left_out) | {"notes": notes}
+        agreed = agreement([*entries, *gold])
         context.write_json("agreement.json", {"questions": agreed})
         shown = Report([*report(facts, entries).blocks, *agreement_tables(agreed)])
         return Artifact(groups=groups, summary=facts, report=shown)
@@ -198,10 +201,14 @@ class People(Step):
             store.set_plan(replace(plan, gold_rate=gold_rate, repeat_rate=repeat_rate))
         options.add_guidelines(store)
 
-    def _groups(self, entries: Sequence[Labeled]) -> list[Group]:
-        everybody = {"tasks": None, "criteria": None, "annotators": None, "min_gold": None, "weights": None}
-        feedback = Feedback(FeedbackOptions(votes=self.options.votes, held_out=True, **everybody))
-        return [group for entry in entries for group in feedback.groups(row_of(entry))]
+    def _groups(self, entries: Sequence[Labeled], gold: Sequence[Labeled]) -> tuple[list[Group], list[str]]:
+        """What is learned of the items, and who was left out or weighed. gold: items that only say who is right."""
+        chosen: dict[str, Any] = {name: getattr(self.options, name) for name in VoteOptions.model_fields}
+        everything = {"tasks": None, "criteria": None, "annotators": None, "held_out": True}
+        feedback = Feedback(FeedbackOptions(**chosen, **everything))
+        rows = feedback.rows(enumerate(row_of(entry) for entry in [*entries, *gold] if counts(entry)))
+        own = sum(map(counts, entries))
+        return [group for at, row in rows if at < own for group in feedback.groups(row)], [*feedback.notes]
 
 
 def facts_of(entries: Sequence[Labeled], left_out: Sequence[str]) -> dict[str, Any]:
@@ -218,7 +225,6 @@ def facts_of(entries: Sequence[Labeled], left_out: Sequence[str]) -> dict[str, A
         "skipped": sum(bool(entry.skips) for entry in entries),
         "median_seconds": median(seconds) if seconds else None,
         "left_out": dict(Counter(left_out)),
-        "notes": [],
     }
 
 
@@ -238,6 +244,7 @@ def report(facts: dict[str, Any], entries: Sequence[Labeled]) -> Report:
     tasks = " and ".join(f"{count} of the task {task}" for task, count in facts["tasks"].items())
     lines = [f"people: {facts['labeled']} of {facts['items']} items have labels that count ({tasks})"]
     lines += [f"{count} rows or pairs left out: {why}" for why, count in facts["left_out"].items()]
+    lines += facts["notes"]
     return Report(["\n".join(lines), Table("", ["annotator", "labels", "skipped", "flagged", "median seconds"], table)])
 
 
