@@ -26,6 +26,7 @@ from alignkit.data.group import Group, Message, Response
 BANDS, PER_BAND, SEED = 20, 6, 49
 GRAM = 5  # characters
 MOST = 20_000  # characters of a text that are compared
+ALMOST = 0.9999  # similarity at most of texts that are not equal, but have the same grams
 LEAST = 30  # characters of an answer, or of one turn of several, that can be a leak: "Yes, please." is none
 _NUMBER = re.compile(r"\d+")
 _MIXERS = np.random.default_rng(SEED).integers(1, 2**63, PER_BAND, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
@@ -119,11 +120,11 @@ def _grams(text: str) -> set[str]:
 
 
 def similarity(first: str, second: str) -> float:
-    """The Jaccard similarity of two normalized texts; 0 if their numbers differ."""
+    """The Jaccard similarity of two normalized texts that are not equal: below 1; 0 if their numbers differ."""
     if sorted(_NUMBER.findall(first[:MOST])) != sorted(_NUMBER.findall(second[:MOST])):
         return 0.0
     one, other = _grams(first), _grams(second)
-    return len(one & other) / len(one | other)
+    return min(len(one & other) / len(one | other), ALMOST)
 
 
 @dataclass(frozen=True)

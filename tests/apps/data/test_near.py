@@ -37,6 +37,13 @@ def test_case_and_white_space_do_not_count() -> None:
     ]
 
 
+@pytest.mark.parametrize("texts", [["ha " * 20, "ha " * 30], [LONG * 300, f"{LONG * 300} And why?"]])
+def test_only_equal_texts_are_called_equal(texts: list[str]) -> None:
+    (match,) = near.repeated(units(texts), 0.8)
+    assert 0.99 < match.similarity < 1
+    assert near.repeated(units(texts), 0) == near.shared(units(texts[:1]), units(texts[1:]), 0) == []
+
+
 def test_texts_with_other_numbers_are_no_duplicates() -> None:
     sums = [f"Ann has {n} pens and buys {n + 1} more of them in the shop. How many has she?" for n in range(20)]
     assert near.repeated(units(sums), 0.5) == []
