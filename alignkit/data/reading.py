@@ -20,7 +20,7 @@ from alignkit.readers import reader_of
 from alignkit.registry import Component
 
 NEAREST = 5  # formats that an error suggests
-MOST_COLUMNS = 20  # that an error lists
+MOST = 20  # columns that an error lists
 SAMPLES = 1000  # groups of a source that may be shown: of a small part, the first ones may all be elsewhere
 # What columns with a question and with its answer are called, besides `prompt` and `completion`.
 ASKED = {"question", "query", "problem", "input", "instruction", "goal", "ctx", "request", "user", "q"}
@@ -362,9 +362,9 @@ def _detected_format(row: Any, formats: Formats, source: str) -> str:
             tuple(readable),
         )
     raise OtherColumns(
-        f"{source}: no format matches the first row ({content}). "
-        f"Name the format, rename columns with `columns: {{expected: actual}}`, or say what they mean with a `template`. "
-        f"The nearest formats:\n{_described(_nearest(row, formats))}{renamed}",
+        f"{source}: no format matches the first row ({content}). Name the format, rename columns with "
+        f"`columns: {{expected: actual}}`, or say what they mean with a `template`. The nearest formats:\n"
+        f"{_described(_nearest(row, formats))}{renamed}",
         list(map(str, row)) if isinstance(row, Mapping) else (),
         renamings,
     )
@@ -404,7 +404,7 @@ def _renaming_lines(renamings: Mapping[str, Mapping[str, str]]) -> str:
 def _listed(row: Mapping[str, Any]) -> str:
     """The names of a row's columns, not more than one reads."""
     names = [*map(str, row)]
-    return ", ".join(names[:MOST_COLUMNS]) + (f" and {len(names) - MOST_COLUMNS} more" if names[MOST_COLUMNS:] else "")
+    return ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if names[MOST:] else "")
 
 
 def _matches(format_class: type[Format], row: Any) -> bool:

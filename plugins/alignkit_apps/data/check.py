@@ -86,7 +86,8 @@ class Checked:
 
     def blocks(self) -> list[Block]:
         """The report; what was looked at, also if nothing was found."""
-        blocks: list[Block] = ["\n".join(f"{name}: {rows:,} row{'s' * (rows != 1)}" for name, rows in self.files.items())]
+        files = (f"{name}: {rows:,} row{'s' * (rows != 1)}" for name, rows in self.files.items())
+        blocks: list[Block] = ["\n".join(files)]
         blocks += [f"{name}: {text}" for name, text in self.unread.items()]
         cells = [
             [one.file, one.training or "itself", one.what, f"{one.equal:,}", f"{one.near:,}",

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 BATCH = 2**25  # bytes of rows that a process works on at once
 TOGETHER = 1000  # rows, at most; twice this many are worth several processes
+COMMIT = partial(commit_of, "dataset")
 CODE = [*Path(__file__).parent.glob("*.py"), *Path(cleaning.__file__).parent.glob("*.py")]  # decides what is kept
 
 
@@ -179,7 +181,7 @@ def _reader(source: DataSource) -> RowReader:
     """A reader that knows its source's format, by the first row that can be parsed."""
     reader = RowReader(source, _formats())
     why = "the source is empty"
-    for number, row in reader.rows(no_stage, _commit):
+    for number, row in reader.rows(no_stage, COMMIT):
         if isinstance(row, BadRow):
             why = f"no row can be parsed; the first: {source.name}:{number}: {row}"
             continue
@@ -193,15 +195,11 @@ def _formats() -> Mapping[str, Any]:
     return {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
 
 
-def _commit(name: str, revision: str | None) -> str | None:
-    return commit_of("dataset", name, revision)
-
-
 def _numbered(sources: Sequence[DataSource]) -> Iterator[dict[str, Any]]:
     """The rows of all sources, up to the limit of each."""
     for place, source in enumerate(sources):
         good = 0
-        for number, row in RowReader(source, _formats()).rows(no_stage, _commit):
+        for number, row in RowReader(source, _formats()).rows(no_stage, COMMIT):
             if isinstance(row, Cut) and source.on_bad_row == "error":
                 raise DataError(f"{source.name}:{number}: {row}\nhelp: repair the file{OR_SKIP}")
             bad = isinstance(row, BadRow)

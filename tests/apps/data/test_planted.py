@@ -91,20 +91,18 @@ def test_check_of_a_recipe_knows_the_role_of_each_file(folder: Path, capsys: pyt
     assert leaks == {("prompt", "evaluation)"), ("response", "evaluation)")}
 
 
-def test_check_of_a_recipe_follows_the_rows_that_steps_make(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_of_a_recipe_follows_the_rows_that_steps_make(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("own", "train", "test"):
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": name, "completion": "x"}) + "\n", encoding="utf-8")
+        row = {"prompt": name, "completion": "x"}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     asked = {"step": "instruct", "instruction": "Be brief."}
     stages = {
         "asked": {**asked, "data": "train.jsonl"},
+        "demos": {"step": "sample", "prompts": "asked"},
         "asked_later": {**asked, "data": "test.jsonl"},
         "sft": {"algorithm": "sft", "data": ["own.jsonl", "demos"]},
-        "demos": {"step": "sample", "prompts": "asked"},
         "best": {"step": "select_best", "policies": ["sft", "base"], "reward": "refusal", "prompts": "asked_later"},
     }
-    stages = {name: stages[name] for name in ("asked", "demos", "asked_later", "sft", "best")}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}, sort_keys=False))
     run("check", tmp_path / "r.yaml")
     assert capsys.readouterr().out.splitlines()[:3] == [
@@ -114,9 +112,7 @@ def test_check_of_a_recipe_follows_the_rows_that_steps_make(
     ]
 
 
-def test_a_file_of_which_no_row_can_be_compared_is_no_pass(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_of_which_no_row_can_be_compared_is_no_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, prompt in (("train", "Hi"), ("test", 7)):
         row = {"prompt": prompt, "completion": "Hello!"}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")

@@ -204,8 +204,8 @@ class People(Step):
     def _groups(self, entries: Sequence[Labeled], gold: Sequence[Labeled]) -> tuple[list[Group], list[str]]:
         """What is learned of the items, and who was left out or weighed. gold: items that only say who is right."""
         chosen: dict[str, Any] = {name: getattr(self.options, name) for name in VoteOptions.model_fields}
-        everything = {"tasks": None, "criteria": None, "annotators": None, "held_out": True}
-        feedback = Feedback(FeedbackOptions(**chosen, **everything))
+        chosen |= {"tasks": None, "criteria": None, "annotators": None, "held_out": True}
+        feedback = Feedback(FeedbackOptions(**chosen))
         rows = feedback.rows(enumerate(row_of(entry) for entry in [*entries, *gold] if counts(entry)))
         own = sum(map(counts, entries))
         return [group for at, row in rows if at < own for group in feedback.groups(row)], [*feedback.notes]
