@@ -20,7 +20,6 @@ from alignkit.readers import reader_of
 from alignkit.registry import Component
 
 NEAREST = 5  # formats that an error suggests
-MOST = 20  # columns that an error lists
 SAMPLES = 1000  # groups of a source that may be shown: of a small part, the first ones may all be elsewhere
 # What columns with a question and with its answer are called, besides `prompt` and `completion`.
 ASKED = {"question", "query", "problem", "input", "instruction", "goal", "ctx", "request", "user", "q"}
@@ -401,10 +400,10 @@ def _renaming_lines(renamings: Mapping[str, Mapping[str, str]]) -> str:
     return f"\nOr say what its columns mean:{''.join(lines)}" if lines else ""
 
 
-def _listed(row: Mapping[str, Any]) -> str:
+def _listed(row: Mapping[str, Any], most: int = 20) -> str:
     """The names of a row's columns, not more than one reads."""
     names = [*map(str, row)]
-    return ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if names[MOST:] else "")
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
 
 
 def _matches(format_class: type[Format], row: Any) -> bool:
