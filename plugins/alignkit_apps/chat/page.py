@@ -29,7 +29,7 @@ MOST_WAITING = 16  # tasks
 
 def make_page(api: ChatApi, tasks: TaskQueue, sessions: Sessions) -> Starlette:
     """The page's application. tasks: of the thread that has the models."""
-    site = Site(sessions, "Chat", templates(HERE / "templates"))
+    site = Site(sessions, "Chat", templates("alignkit chat", HERE / "templates"))
     actions = ("names", "consent", "rate", "choose", "edit", "undo")
     routes: list[Any] = [
         Route("/", site.opened(partial(_page, site, api))),

@@ -23,7 +23,7 @@ from alignkit_apps.web.pages import STALE, Site, error, guarded, templates
 
 def make_app(api: LabelApi, sessions: Sessions, title: str) -> Starlette:
     """The page's application. title: shown to labelers, so it must not say who wrote the answers."""
-    site, latest = Site(sessions, title, templates()), Latest(api.store)
+    site, latest = Site(sessions, title, templates("alignkit label")), Latest(api.store)
     everyone = {name: getattr(api, name) for name in ("next", "submit", "undo", "draft", "consent", "contest")}
     reviewer = {"next": api.next_dispute, "submit": api.adjudicate, "undo": api.undo}
     routes: list[Any] = [

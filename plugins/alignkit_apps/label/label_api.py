@@ -6,7 +6,7 @@ an item comes again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from alignkit_apps.feedback.records import Event, event_of
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.label.annotator_stats import agreement_in_words, in_words, stats_of, told_items
 from alignkit_apps.label.guidelines import Guidelines
-from alignkit_apps.web.formatted import formatted
+from alignkit_apps.web.formatted import shown_turn
 from alignkit_apps.web.messages import Agreed, Undone, read, visible
 
 State = dict[str, Any]
@@ -251,7 +251,7 @@ def shown_item(assigned: Assignment) -> dict[str, Any]:
         "id": item.id,
         "revision": assigned.stored.revision,
         "task": item.task,
-        "prompt": [_turn(turn) for turn in item.prompt],
+        "prompt": [shown_turn(turn) for turn in item.prompt],
         "responses": [_answer(item.responses[index]) for index in assigned.order],
         "shown": [names[index] for index in assigned.order],
         "criteria": list(item.criteria),
@@ -284,21 +284,8 @@ def _order(item: Item, shown: Sequence[str]) -> tuple[int, ...]:
 
 def _answer(answer: Answer) -> list[dict[str, Any]]:
     if isinstance(answer, str):
-        return [_turn({"role": "assistant", "content": answer})]
-    return [_turn(turn) for turn in answer]
-
-
-def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """A turn's role and text, and the parts of its Markdown if it has any; calls of tools are no Markdown."""
-    parts = [turn["reasoning_content"]] if turn.get("reasoning_content") else []
-    parts += [turn["content"]] if turn["content"] else []
-    parts += [
-        f"{call['function']['name']}({call['function'].get('arguments', '')})" for call in turn.get("tool_calls", ())
-    ]
-    text = "\n\n".join(map(str, parts))
-    shown = {"role": visible(str(turn["role"])), "text": visible(text)}
-    marked = None if turn.get("tool_calls") else formatted(text)
-    return shown if marked is None else {**shown, "parts": marked}
+        return [shown_turn({"role": "assistant", "content": answer})]
+    return [shown_turn(turn) for turn in answer]
 
 
 def _votes(entry: Labeled, order: Sequence[int]) -> list[dict[str, Any]]:

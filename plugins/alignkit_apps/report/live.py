@@ -143,7 +143,7 @@ def make_app(live: LiveRun, sessions: Sessions) -> Starlette:
 
     from alignkit_apps.web.pages import Site, guarded, templates
 
-    site = Site(sessions, "alignkit", templates())
+    site = Site(sessions, "alignkit", templates("alignkit show"))
 
     async def show(session: Session) -> Response:
         return HTMLResponse(await run_in_threadpool(live.page, session.csrf))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from markdown_it import MarkdownIt
@@ -38,6 +38,27 @@ def formatted(text: str) -> list[Part] | None:
     if all(_is_plain(token) for token in tokens):
         return None
     return _nested(tokens)
+
+
+def shown_turn(turn: Mapping[str, Any], most: int | None = None) -> dict[str, Any]:
+    """A turn's role and text, and the parts of its Markdown if it has any; calls of tools are no Markdown.
+
+    most: characters of the text, after which it is cut with a note.
+    """
+    parts = [turn["reasoning_content"]] if turn.get("reasoning_content") else []
+    parts += [turn["content"]] if turn["content"] else []
+    parts += [
+        f"{call['function']['name']}({call['function'].get('arguments', '')})" for call in turn.get("tool_calls", ())
+    ]
+    text = cut("\n\n".join(map(str, parts)), most)
+    shown = {"role": visible(str(turn["role"])), "text": visible(text)}
+    marked = None if turn.get("tool_calls") else formatted(text)
+    return shown if marked is None else {**shown, "parts": marked}
+
+
+def cut(text: str, most: int | None) -> str:
+    """The beginning of a text, and how many characters follow."""
+    return text if most is None or len(text) <= most else f"{text[:most]}\n\n[{len(text) - most:,} more characters]"
 
 
 def _is_plain(token: Token) -> bool:

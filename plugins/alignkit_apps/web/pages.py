@@ -89,15 +89,17 @@ class Site:
             return error(BUSY, str(failed))
 
 
-def templates(*folders: Path) -> Environment:
-    """The templates in these folders, and those that all pages share."""
-    return Environment(
+def templates(program: str, *folders: Path) -> Environment:
+    """The templates in these folders, and those that all pages share. program: the command whose pages they are."""
+    environment = Environment(
         loader=FileSystemLoader([*folders, HERE / "templates"]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["program"] = program
+    return environment
 
 
 def guarded(routes: Sequence[Any], sessions: Sessions) -> Starlette:
