@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import REWARD, Algorithm
 from alignkit.data.describe import said
-from alignkit.data.group import Group, Message, prompts_of, resolved_pairs
+from alignkit.data.group import Group, Message, prompts_of
 from alignkit.data.sources import DataSpec
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
 from alignkit.external import ExternalTrainer
-from alignkit.io.printable import REPLACEMENT, printable
+from alignkit.io.printable import printable
 from alignkit.io.progress import Reporter
 from alignkit.io.stage_results import is_result_name
 from alignkit.plugin_errors import calling, made
@@ -30,30 +30,16 @@ from alignkit.runs.data import RunData
 from alignkit.runs.stage_check import selected
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.template_date import template_date
-from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.tokens.encoding import Encoded, Encoder
 from alignkit.tokens.long_rows import WHOLE, chunks, is_document, with_recent_turns, with_room
 from alignkit.training.encoder import unfit
+from alignkit_apps.policies.row_tokens import Tokens, facts, heading, marked, pieces, response_names
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-BEFORE = 4  # tokens that are decoded with a token, because its text depends on them
 Turns = Sequence[tuple[str, str]]  # who, and what
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Tokens as a model reads them.
-
-    pieces: the text of each. counts: whether each is in the loss, or is where a reward model reads the score.
-    scored: it is the latter.
-    """
-
-    title: str
-    pieces: tuple[str, ...]
-    counts: tuple[bool, ...]
-    scored: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,7 +142,7 @@ def _learned(recipe: Recipe, stage: Stage, groups: Sequence[Group], row: int, en
     notes = [f"{len(group.prompt) - len(kept.prompt)} of {len(group.prompt)} turns dropped"] if kept != group else []
     notes += [unfit(name, count) for name, count in encoder.counts.items() if count]
     notes += _columns(group)
-    tokens = list(_marked(encoder, encoded, scoring)) if encoded is not None else []
+    tokens = list(marked(encoder, encoded, scoring)) if encoded is not None else []
     return Inspection(_title(stage, group, row, len(chosen)), list(_turns(group)), notes, tokens)
 
 
@@ -169,41 +155,6 @@ def _encoded(encoder: Encoder, group: Group, limit: int, turns: str, scoring: bo
     if len(parts) > 1:
         encoder.counts["chunks"] = len(parts)
     return parts[0] if parts else None
-
-
-def _marked(encoder: Encoder, encoded: Encoded, scoring: bool) -> Iterator[Tokens]:
-    ids = encoded.prompt
-    if ids:
-        yield Tokens("prompt", pieces(encoder, (), ids), (False,) * len(ids))
-    names = _names(encoded.group)
-    for name, response in zip(names, encoded.rows, strict=True):
-        yield _response(encoder, name, encoded.prompt, response, scoring)
-
-
-def _response(encoder: Encoder, name: str, prompt: Sequence[int], response: ResponseTokens, scoring: bool) -> Tokens:
-    last = len(response.tokens) - 1
-    counts = tuple(place == last for place in range(last + 1)) if scoring else response.mask
-    end = ", truncated" if response.truncated else ""
-    return Tokens(f"{name}{end}", pieces(encoder, prompt, response.tokens), counts, scoring)
-
-
-def pieces(encoder: Encoder, before: Sequence[int], ids: Sequence[int]) -> tuple[str, ...]:
-    """The text of each token. before: tokens in front of them, on which spaces depend."""
-    every = [*before[-BEFORE:], *ids]
-    start = len(every) - len(ids)
-
-    def decode(tokens: Sequence[int]) -> str:
-        """Without the character that the last tokens only begin: its last token gets it."""
-        decoded = encoder.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return str(decoded).rstrip(REPLACEMENT)
-
-    found = []
-    for place in range(start, len(every)):
-        context = every[max(0, place - BEFORE) : place]
-        head, text = decode(context), decode([*context, every[place]])
-        same = next((i for i, (a, b) in enumerate(zip(head, text, strict=False)) if a != b), min(len(head), len(text)))
-        found.append(text[same:])
-    return tuple(found)
 
 
 # Prompts that a policy answers
@@ -281,12 +232,11 @@ def _questions(stage: Stage, group: Group) -> Iterator[tuple[str, str]]:
 def _turns(group: Group) -> Iterator[tuple[str, str]]:
     """Who says what, in full."""
     yield from map(_turn, group.prompt)
-    for name, response in zip(_names(group), group.responses, strict=True):
-        facts = [f"{key} {value}" for key, value in response.scores.items()]
-        facts += [] if response.label is None else ["label good" if response.label else "label bad"]
-        heading = f"{name} ({', '.join(facts)})" if facts else name
+    for name, response in zip(response_names(group), group.responses, strict=True):
+        known = ", ".join(facts(response))
+        title = f"{name} ({known})" if known else name
         if response.messages is None:
-            yield heading, response.text
+            yield title, response.text
         else:
             yield from (_turn(message) for message in response.messages)
 
@@ -294,22 +244,6 @@ def _turns(group: Group) -> Iterator[tuple[str, str]]:
 def _turn(message: Message) -> tuple[str, str]:
     untrained = message["role"] == "assistant" and not message.get("train", True)
     return message["role"] + " (not learned)" * untrained, said([message])
-
-
-def _names(group: Group) -> list[str]:
-    """A name for each response: whether it is the better one of a pair, and by how much."""
-    pairs = resolved_pairs(group)
-    if len(group.responses) == 2 and len(pairs) == 1:
-        (pair,) = pairs
-        margin = f"{pair.margin:g}" if isinstance(pair.margin, float | int) else pair.margin
-        facts = [f"margin {margin}"] if margin is not None else []
-        facts += [f"p {pair.p:g}"] if pair.p != 1 else []
-        names = {pair.better: ", ".join(["better", *facts]), pair.worse: "worse"}
-        return [names[0], names[1]]
-    if len(group.responses) < 2:
-        return ["response"] * len(group.responses)
-    ranks = [response.rank for response in group.responses]
-    return [f"response {i + 1}" + (f", rank {rank:g}" if rank is not None else "") for i, rank in enumerate(ranks)]
 
 
 def _columns(group: Group) -> list[str]:
@@ -341,13 +275,6 @@ def show(found: Inspection, console: Console) -> None:
         console.print(Text(heading(tokens), style="bold"))
         for line in _lines(tokens):
             console.print(line, soft_wrap=not console.is_terminal)
-
-
-def heading(tokens: Tokens) -> str:
-    """`response: 12 tokens, 10 learned`."""
-    count, counted = len(tokens.pieces), sum(tokens.counts)
-    what = "scored at the last" if tokens.scored else f"{counted or 'none'} learned"
-    return f"{printable(tokens.title)}: {count} token{'s' * (count != 1)}, {what}"
 
 
 def _print_block(console: Console, who: str, what: str) -> None:

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from alignkit import cli
-from alignkit_apps.check.row import Inspection, Tokens, show
+from alignkit_apps.check.row import Inspection, show
+from alignkit_apps.policies.row_tokens import Tokens
 
 
 def shown(found: Inspection, *, terminal: bool = False) -> str:

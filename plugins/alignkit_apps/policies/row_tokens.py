@@ -1,0 +1,90 @@
+"""The tokens of one row, with those that are learned, and what its responses are to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from alignkit.data.group import Group, Response, resolved_pairs
+from alignkit.io.printable import REPLACEMENT, printable
+from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
+
+BEFORE = 4  # tokens that are decoded with a token, because its text depends on them
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens as a model reads them.
+
+    pieces: the text of each. counts: whether each is in the loss, or is where a reward model reads the score.
+    scored: it is the latter.
+    """
+
+    title: str
+    pieces: tuple[str, ...]
+    counts: tuple[bool, ...]
+    scored: bool = False
+
+
+def marked(encoder: Encoder, encoded: Encoded, scoring: bool) -> Iterator[Tokens]:
+    """The prompt, then each response. scoring: a reward model reads them."""
+    ids = encoded.prompt
+    if ids:
+        yield Tokens("prompt", pieces(encoder, (), ids), (False,) * len(ids))
+    for name, response in zip(response_names(encoded.group), encoded.rows, strict=True):
+        yield _response(encoder, name, encoded.prompt, response, scoring)
+
+
+def _response(encoder: Encoder, name: str, prompt: Sequence[int], response: ResponseTokens, scoring: bool) -> Tokens:
+    last = len(response.tokens) - 1
+    counts = tuple(place == last for place in range(last + 1)) if scoring else response.mask
+    end = ", truncated" if response.truncated else ""
+    return Tokens(f"{name}{end}", pieces(encoder, prompt, response.tokens), counts, scoring)
+
+
+def pieces(encoder: Encoder, before: Sequence[int], ids: Sequence[int]) -> tuple[str, ...]:
+    """The text of each token. before: tokens in front of them, on which spaces depend."""
+    every = [*before[-BEFORE:], *ids]
+    start = len(every) - len(ids)
+
+    def decode(tokens: Sequence[int]) -> str:
+        """Without the character that the last tokens only begin: its last token gets it."""
+        decoded = encoder.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(decoded).rstrip(REPLACEMENT)
+
+    found = []
+    for place in range(start, len(every)):
+        context = every[max(0, place - BEFORE) : place]
+        head, text = decode(context), decode([*context, every[place]])
+        same = next((i for i, (a, b) in enumerate(zip(head, text, strict=False)) if a != b), min(len(head), len(text)))
+        found.append(text[same:])
+    return tuple(found)
+
+
+def response_names(group: Group) -> list[str]:
+    """A name for each response: whether it is the better one of a pair, and by how much."""
+    pairs = resolved_pairs(group)
+    if len(group.responses) == 2 and len(pairs) == 1:
+        (pair,) = pairs
+        margin = f"{pair.margin:g}" if isinstance(pair.margin, float | int) else pair.margin
+        facts = [f"margin {margin}"] if margin is not None else []
+        facts += [f"p {pair.p:g}"] if pair.p != 1 else []
+        both = {pair.better: ", ".join(["better", *facts]), pair.worse: "worse"}
+        return [both[0], both[1]]
+    if len(group.responses) < 2:
+        return ["response"] * len(group.responses)
+    ranks = [response.rank for response in group.responses]
+    return [f"response {i + 1}" + (f", rank {rank:g}" if rank is not None else "") for i, rank in enumerate(ranks)]
+
+
+def facts(response: Response) -> list[str]:
+    """Its scores and its label."""
+    found = [f"{name} {score}" for name, score in response.scores.items()]
+    return found if response.label is None else [*found, "label good" if response.label else "label bad"]
+
+
+def heading(tokens: Tokens) -> str:
+    """`response: 12 tokens, 10 learned`."""
+    count, counted = len(tokens.pieces), sum(tokens.counts)
+    what = "scored at the last" if tokens.scored else f"{counted or 'none'} learned"
+    return f"{printable(tokens.title)}: {count} token{'s' * (count != 1)}, {what}"
