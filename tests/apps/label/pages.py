@@ -77,7 +77,7 @@ def opened(app: Any, sessions: Any, annotator: str = "ada") -> Page:
     client = TestClient(app, base_url="http://127.0.0.1:8765")
     html = client.get(f"/?token={sessions.links[annotator]}").text
     found = dict(re.findall(r'<meta name="(\w+)" content="([^"]*)">', html))
-    return Page(client, found["csrf"], html, found["guidelines"])
+    return Page(client, found["csrf"], html, found.get("guidelines", ""))
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,23 +14,14 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 from alignkit_apps.feedback.effective_labels import labeled
+from tests.apps.label.chromium import needed
 from tests.apps.label.injections import INJECTIONS
 from tests.apps.label.pages import served
 from tests.apps.serve.chats import NAMES, Chat, chat
 from tests.patience import PATIENCE
 
 playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        playwright.expect.set_options(timeout=PATIENCE * 1000)
-        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
+pytestmark = needed
 
 
 class Person:
