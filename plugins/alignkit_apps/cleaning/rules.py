@@ -120,14 +120,25 @@ class Rules(alignkit.Options):
 
     def marked(self) -> dict[tuple[str, int], str]:
         """The reason for each row of the file of marks, by the name of its file, empty for any, and its number."""
-        found = {}
-        for number, mark in file_rows(self.marks) if self.marks is not None else ():
-            row = mark.get("row") if isinstance(mark, Mapping) else None
-            if type(row) is not int or row < 1:
-                reason = mark if isinstance(mark, BadRow) else f"expected {{row: N, reason: ...}}, got {mark!r:.60}"
-                raise DataError(f"{self.marks}:{number}: {reason}")
-            found[Path(str(mark.get("file") or "")).name, row] = str(mark.get("reason") or "marked by hand")
-        return found
+        marks = {} if self.marks is None else read_marks(self.marks)
+        return {key: reason_of(mark) for key, mark in marks.items()}
+
+
+def read_marks(path: Path) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """The rows of a file of marks, by the name of the file that each is about, empty for any, and its row there."""
+    found = {}
+    for number, mark in file_rows(path):
+        row = mark.get("row") if isinstance(mark, Mapping) else None
+        if type(row) is not int or row < 1:
+            reason = mark if isinstance(mark, BadRow) else f"expected {{row: N, reason: ...}}, got {mark!r:.60}"
+            raise DataError(f"{path}:{number}: {reason}")
+        found[Path(str(mark.get("file") or "")).name, row] = mark
+    return found
+
+
+def reason_of(mark: Mapping[str, Any]) -> str:
+    """Why somebody marked a row."""
+    return str(mark.get("reason") or "marked by hand")
 
 
 def redacted(value: Any) -> Any:

@@ -60,13 +60,13 @@ def _line(raw: str, personal: bool) -> bytes:
     return as_json({"text": row} if isinstance(row, str) else row)
 
 
-def check_target(out: Path, corpus: Corpus) -> None:
+def check_target(out: Path, corpus: Corpus, option: str = "--out") -> None:
     """Raise RecipeError for a file that is not JSON lines, or that the rows come from."""
     if not out.name.endswith((".jsonl", ".jsonl.gz")):
-        refuse(f"--out {out}: JSON lines are written", f"name it {out.with_suffix('.jsonl').name}")
+        refuse(f"{option} {out}: JSON lines are written", f"name it {out.with_suffix('.jsonl').name}")
     sources = [source.path for source in corpus.spec.sources if source.path is not None]
     if any(file.exists() and file.samefile(path) for path in sources for file in (out, removed_file(out))):
-        refuse(f"--out {out}: is what the rows come from, which is never changed", "name another file")
+        refuse(f"{option} {out}: is what the rows come from, which is never changed", "name another file")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The commands `alignkit data stats`, `check`, `clean` and `convert`."""
+"""The commands of `alignkit data`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from alignkit.arguments import NoPlugins, PluginFiles
 from alignkit_apps.catalog.printing import console
 
 data_app = typer.Typer(
-    rich_markup_mode=None, no_args_is_help=True, help="Measure, check, clean and convert files of rows."
+    rich_markup_mode=None, no_args_is_help=True, help="Look at files of rows, check, clean and convert them."
 )
 
 File = Annotated[
     str,
     typer.Argument(metavar="FILE", help="A file, a folder, a hub data set, or YAML: '{alpaca: my.csv}'."),
+]
+RuleWords = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RULE=VALUE", help="Options of the step `clean`: `alignkit plugins step clean`."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -52,6 +56,41 @@ def stats(
     print(jsons.dumps(facts, indent=1, ensure_ascii=False) if json else shown.text(console().width))
     if html is not None:
         measuring.write_page(facts, html)
+
+
+@data_app.command()
+def browse(
+    file: File,
+    rules: RuleWords = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Show the tokens of this model, and which are learned.")
+    ] = None,
+    marks: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Rows that are marked as bad. Default: FILE's name with .marks.jsonl, here."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=65535, help="Default: 8765, or the next free one.")
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    plugin: PluginFiles = None,
+    no_plugin: NoPlugins = None,
+) -> None:
+    """Look through a file on a page in your browser: search, filter, and mark rows as bad. Ctrl-C stops.
+
+    Rows are flagged that `alignkit data clean` would leave out or change. It leaves out what you mark, by `marks=FILE`.
+
+    \b
+    Examples:
+      alignkit data browse pairs.jsonl
+      alignkit data browse demos.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --open
+      alignkit data browse train.jsonl --marks leaks.jsonl 'languages=[en]'
+    """
+    from alignkit.plugins import load_plugins
+    from alignkit_apps.data.browse_page import serve
+
+    load_plugins(plugin or (), no_plugin or ())
+    serve(file, rules or (), model, marks, port, open_page)
 
 
 @data_app.command()
@@ -109,10 +148,7 @@ def check(
 @data_app.command()
 def clean(
     file: File,
-    rules: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="RULE=VALUE", help="Options of the step `clean`: `alignkit plugins step clean`."),
-    ] = None,
+    rules: RuleWords = None,
     *,
     out: Annotated[Path, typer.Option(metavar="FILE", help="What is left, as .jsonl or .jsonl.gz.")],
     plugin: PluginFiles = None,

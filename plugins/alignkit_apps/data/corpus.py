@@ -6,6 +6,7 @@ were done, and another command about the same rows reads nothing again.
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import signal
@@ -34,6 +35,8 @@ from alignkit_apps.cleaning import near
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from alignkit.tokens.chat_template import ChatOptions
 
 BATCH = 2**25  # bytes of rows that a process works on at once
 TOGETHER = 1000  # rows, at most; twice this many are worth several processes
@@ -136,6 +139,19 @@ def recipe_of(value: Any, base: str = "tiny", rules: Sequence[str] = ()) -> Reci
     """A recipe whose only stage cleans a data entry. base: its model."""
     data = {"model": {"base": base}, "stages": {"data": {"step": "clean", "data": value}}}
     return made_recipe(data, "alignkit data", [f"stages.data.{rule}" for rule in rules], plugins().registry)
+
+
+def text_of(model: str) -> tuple[Any, ChatOptions, tuple[int, ...]]:
+    """What an `Encoder` of a model is made of, first its tokenizer. model: named as in a recipe."""
+    from alignkit.io.progress import Reporter
+    from alignkit.models.loading import load_text
+    from alignkit.recipe.schema import BASE
+    from alignkit.runs.bases import RunBases, resolved_spec
+
+    recipe = recipe_of([{"text": __file__}], model)
+    base = RunBases(recipe, Path("runs"), Reporter())[BASE]
+    spec = resolved_spec(recipe, BASE, datetime.date.today().isoformat())
+    return load_text(spec, base.source, base.commit, with_weights=False)
 
 
 def _on_hub(word: str) -> bool:

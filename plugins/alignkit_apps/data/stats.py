@@ -25,7 +25,7 @@ from alignkit_apps.charts.page import templates
 from alignkit_apps.cleaning import near
 from alignkit_apps.cleaning.near import Units
 from alignkit_apps.cleaning.rules import STOCK, language_of
-from alignkit_apps.data.corpus import Corpus, parsed, recipe_of, units, unread_text
+from alignkit_apps.data.corpus import Corpus, parsed, text_of, units, unread_text
 from alignkit_apps.feedback.agreement_summary import agreement, agreement_tables
 from alignkit_apps.feedback.database import SUFFIX
 
@@ -39,7 +39,7 @@ COLUMNS = {"counts": "large_string", "prompts": "large_binary"}  # of a batch: J
 def stats(corpus: Corpus, model: str | None) -> dict[str, Any]:
     """The facts as plain JSON. model: whose tokens are counted; None: only characters."""
     check_extra("alignkit data stats", "data", "rensa", "py3langid")
-    tokenizer = None if model is None else _tokenizer(model)
+    tokenizer = None if model is None else text_of(model)[0]
     measured = corpus.mapped("measuring texts", _measured, COLUMNS, model, tokenizer=tokenizer)
     counts: dict[str, Counter[Any]] = defaultdict(Counter)
     for batch in measured["counts"]:
@@ -107,18 +107,6 @@ def _measured(
         "counts": [json.dumps({name: [*counter.items()] for name, counter in counts.items()})],
         "prompts": [prompts.tobytes()],
     }
-
-
-def _tokenizer(model: str) -> Any:
-    """The tokenizer of a model by a recipe's name for it."""
-    from alignkit.io.progress import Reporter
-    from alignkit.models.loading import load_tokenizer
-    from alignkit.recipe.schema import BASE
-    from alignkit.runs.bases import RunBases
-
-    recipe = recipe_of([{"text": __file__}], model)
-    found = RunBases(recipe, Path("runs"), Reporter())[BASE]
-    return load_tokenizer(recipe.model, found.source, found.commit)
 
 
 def _agreement(corpus: Corpus) -> list[dict[str, Any]]:
