@@ -148,7 +148,7 @@ def tables(facts: Mapping[str, Any]) -> list[Block]:
     ]
     for table in data_cards.tables([{"stage": "", "name": facts["file"], **facts}])[1:]:
         rest = [row[2:] for row in table.rows]
-        blocks.append(Table(table.title, table.columns[2:], rest, keys=0, note=table.note))
+        blocks.append(Table(table.title, table.columns[2:], rest, note=table.note))
     for name, what in (("languages", "of responses, else of prompts"), ("categories", "")):
         total, more = sum(facts[name].values()), len(facts[name]) - SHOWN
         cells = [[value, *_share(count, total)] for value, count in [*facts[name].items()][:SHOWN]]
