@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,11 +50,12 @@ def serve(
     check_target(path, corpus, "--marks")
     marks = Marks(path)
     api = BrowseApi(corpus, marks, None if model is None else Encoder(*text_of(model)))
-    with ExitStack() as stack:
-        listener = stack.enter_context(listening(port))
-        sessions = Sessions(annotators_of(None))
-        look = stack.enter_context(hosted(make_page(api, sessions), listener))
-        stack.enter_context(suppress(KeyboardInterrupt))
+    sessions = Sessions(annotators_of(None))
+    with (
+        listening(port) as listener,
+        hosted(make_page(api, sessions), listener) as look,
+        suppress(KeyboardInterrupt),
+    ):
         announce(addresses_of(sessions, listener), "Open it in a browser of this machine.", open_page)
         api.look(options)
         while True:

@@ -141,7 +141,7 @@ def test_marks_that_somebody_wrote_stay_as_they_are(browsed: Callable[..., Brows
     mine, other = {"row": 2, "reason": "mine", "who": "ada"}, {"file": "other.jsonl", "row": 1, "reason": "b"}
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(mark) + "\n" for mark in (mine, other)), encoding="utf-8")
     page = browsed()
-    assert page.numbers(flag="marked") == [2]
+    assert page.numbers(flag="marked") == [2] and page.post("row", at=1)["mark"] == "mine"
     page.post("mark", at=0, bad=True, reason="c")
     written = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     assert mine in written and other in written and len(written) == 3
