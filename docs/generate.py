@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 import yaml
+from alignkit_plugins.steps.evaluate.few_shot import FewShot
 from pydantic import BaseModel
 
 import alignkit.formats
@@ -39,7 +40,6 @@ from alignkit_apps.catalog.json_schema import schema_text
 from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
 from alignkit_apps.init.copying import summary
 from alignkit_http.server import Server
-from alignkit_plugins.steps.evaluate.few_shot import FewShot
 from alignkit_plugins.steps.evaluate.measures import Measure
 from alignkit_plugins.steps.evaluate.people import People
 from benchmarks.catalogue import BENCHMARKS

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.algorithm import ROLLOUTS
+from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem
 from alignkit.io.credentials import places_of_keys, redacted
 from alignkit.plugins import plugins
@@ -70,28 +71,30 @@ def made_recipe(data: Mapping[str, Any], name: str, overrides: Sequence[str], re
 
 def made_models(
     data: Mapping[str, Any], name: str, overrides: Sequence[str], registry: Registry
-) -> tuple[Recipe, list[RewardSpec], Component | None]:
-    """Check `model`, `bases`, `engine` and a list of `rewards` that a command made.
+) -> tuple[Recipe, list[RewardSpec], list[DataSpec], Component | None]:
+    """Check `model`, `bases`, `engine`, and lists of `rewards` and of `data` that a command made.
 
-    Returns a recipe without stages, the rewards, and the engine; None is alignkit itself.
+    Returns a recipe without stages, the rewards, the data, and the engine; None is alignkit itself.
     Arguments and errors: as those of `made_recipe`.
     """
     wrong: list[Problem] = []
     document = parse_document(dump(data), Path(name), overrides, wrong)
     problems, path, data = Problems(document), document.path, document.data
     problems.items += wrong
-    for key in data.keys() - {"model", "bases", "engine", "rewards"}:
+    for key in data.keys() - {"model", "bases", "engine", "rewards", "data"}:
         problems.error((key,), f"'{key}' has no effect here", at_key=True, help="override 'engine', 'model' or 'bases'")
     scope = Scope(problems, Paths(problems), registry, Rounds(), _RESOLVERS, bases=base_names(data.get("bases")))
     model, others = read_model(data["model"], scope), read_bases(data.get("bases"), scope)
     rewards = [read_reward(raw, ("rewards", place), scope) for place, raw in enumerate(data["rewards"])]
+    entries = [read_data(raw, ("data", place), scope) for place, raw in enumerate(data["data"])]
     engine = read_engine(data["engine"], ("engine",), scope) if data.get("engine") is not None else None
     if len(problems) or model is None:
         raise problems.as_error()
     recipe = Recipe(
         path.name, path, path.parent.resolve(), 0, "", model, {}, {}, bases=others, document=problems.document
     )
-    return recipe, [one for one in rewards if one is not None], engine if isinstance(engine, Component) else None
+    read = [one for one in rewards if one is not None], [one for one in entries if one is not None]
+    return recipe, *read, engine if isinstance(engine, Component) else None
 
 
 def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ()) -> Recipe:

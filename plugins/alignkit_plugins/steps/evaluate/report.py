@@ -87,6 +87,9 @@ def _policy_rows(summary: Mapping[str, Any], policies: Sequence[Mapping[str, Any
         yield from _estimates(reward, estimates, "unscored", percent(summary, reward))
     yield "length, tokens", [shown(policy["length"]) for policy in policies]
     yield "cut off", [f"{policy['truncated']:.0%}" for policy in policies]
+    if summary.get("variants"):
+        costs = [policy["tokens"] for policy in policies]
+        yield "tokens read + written", [f"{cost['read']:.0f} + {cost['written']:.0f}" for cost in costs]
     if summary["reference"] is not None:
         yield from _estimates(
             f"KL to {summary['reference']}, nats", [policy["kl"] for policy in policies], "unmeasured"
