@@ -31,6 +31,7 @@ from alignkit.stopping import StageWaits
 from alignkit.training.scoring import Scorer
 from alignkit_apps.feedback.waiting import STORE
 from alignkit_plugins.steps.evaluate import report
+from alignkit_plugins.steps.evaluate.diversity import MEASURES
 
 HELPFUL = RewardSpec("stage", "helpful")
 SAFETY = RewardSpec("stage", "safety")

@@ -49,6 +49,7 @@ from alignkit_apps.policies.variant import Variant, by_title, draw, role_of
 from alignkit_plugins.steps.evaluate import breakdown, judged, measures, numbers, report
 from alignkit_plugins.steps.evaluate.answering import Answering
 from alignkit_plugins.steps.evaluate.cards import Cards
+from alignkit_plugins.steps.evaluate.diversity import diversity
 from alignkit_plugins.steps.evaluate.measures import Measure, chosen_by_raters, raters_of, warn_of_own_raters
 from alignkit_plugins.steps.evaluate.numbers import kl_of
 from alignkit_plugins.steps.evaluate.people import People, Said, ask
@@ -369,6 +370,7 @@ class Evaluate(Step):
         cut = ", ".join(f"{key} {sampling[key]}" for key in ("min_new_tokens", "top_p", "top_k") if key in sampling)
         biased = [f"KL is biased: {cut} leaves tokens out of the answers, and it is of all tokens"] if cut else []
         raters, learned = raters_of(options), self._learned(context.learned_from)
+        varied = diversity(groups, self.policies, baseline)
         return {
             "prompts": len(groups),
             "left_out": left_out,
@@ -388,6 +390,7 @@ class Evaluate(Step):
                     **numbers.measure(groups, policy, names, options.measures),
                     "kl": kls[policy],
                     "tokens": answering.tokens(policy, groups),
+                    "diversity": varied[policy],
                 }
                 for policy in self.policies
             },

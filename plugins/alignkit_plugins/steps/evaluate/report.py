@@ -13,6 +13,7 @@ from alignkit.evaluation.judge_card import PEOPLE, about_table, preferred_title,
 from alignkit.evaluation.statistics import bought_with_length, decimals, shown
 from alignkit.evaluation.who_judged import conclusion, lower_is_better, percent, titled
 from alignkit.report import Block, Report, SideBySide, Table
+from alignkit_plugins.steps.evaluate.diversity import diversity_table, diversity_verdict
 
 EXCERPT = 300  # longest text of a sample, in characters
 Rows = Iterator[tuple[str, list[str]]]  # a label, and a cell per policy
@@ -23,6 +24,7 @@ def report(summary: Mapping[str, Any], groups: Sequence[Group]) -> Report:
     against = list(summary["against"])
     blocks: list[Block] = ["\n".join(summary["notes"]), policy_table(summary)]
     blocks += [comparison_table(summary)] if against else []
+    blocks += diversity_table(summary)
     blocks += judge_blocks(summary)
     blocks += safety_blocks(summary)
     blocks += ranking_blocks(summary)
@@ -31,6 +33,7 @@ def report(summary: Mapping[str, Any], groups: Sequence[Group]) -> Report:
     verdicts = [conclusion(summary, policy).sentence for policy in against or summary.get("judged", {})]
     verdicts += [verdict(summary, policy) for policy in against]
     verdicts += [judges_verdict(summary, policy) for policy in summary.get("judged", {})]
+    verdicts += filter(None, (diversity_verdict(summary, policy) for policy in against or summary.get("judged", {})))
     blocks += ["\n".join(verdicts)] if verdicts else []
     return Report(blocks)
 
