@@ -292,7 +292,7 @@ HELPED: dict[str, Any] = {"policy": "sft", "best_of": 4, "reward": "length"}
         ([{"policy": "sft", "few_shot": "examples", "shots": 0}], "greater than or equal to 1", {}),
         (["base", HELPED], r"must be one of the policies: base \(of one with options, set its own `baseline: true`\)",
          {"baseline": "sft, best of 4 by length"}),
-        (["sft", {**HELPED, "baseline": True}], "sft, sft, best of 4 by length are all the baseline",
+        (["sft", {**HELPED, "baseline": True}], "sft, sft, best of 4 by length are all the baseline: choose one policy",
          {"baseline": "sft"}),
     ],
 )  # fmt: skip

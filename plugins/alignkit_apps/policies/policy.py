@@ -16,7 +16,6 @@ from alignkit.io.progress import Reporter
 from alignkit.models.next_token import Sampling
 from alignkit.models.service import ModelRouter, ModelService
 from alignkit.plugins import launcher
-from alignkit.recipe.load import made_models
 from alignkit.registry import Registry
 from alignkit.reward import REWARD_KEY, Context, no_progress
 from alignkit.runs.bases import RunBases
@@ -24,9 +23,9 @@ from alignkit.runs.data import RunData
 from alignkit.tokens.text_tokens import Ids
 from alignkit.training.scoring import Scorer
 from alignkit_apps.policies.named_models import NamedModel
-from alignkit_apps.policies.recipe import NamedModels
+from alignkit_apps.policies.recipe import NamedModels, read_models
 from alignkit_apps.policies.streaming import Answer, Drafts, Piece, Question, answer
-from alignkit_apps.policies.variant import Examples, Variant, best_places, draw
+from alignkit_apps.policies.variant import Examples, best_places, draw
 
 MAX_NEW_TOKENS = 512  # of an answer, by a policy that did not learn from its own samples
 # How a policy samples, unless somebody says otherwise: as in its training.
@@ -163,12 +162,13 @@ def opened(
 
     Raises RecipeError or RunFailed for one that cannot be loaded. should_stop: raises to end long passes.
     """
-    choosing = {word: one["reward"] for word, one in named.variants.items() if "reward" in one}
-    shown = {word: one["few_shot"] for word, one in named.variants.items() if "few_shot" in one}
-    lists = {"rewards": [*named.rewards, *choosing.values()], "data": list(shown.values())}
-    made = made_models({"model": named.base, "bases": named.others, **lists}, command, named.overrides, registry)
-    recipe, rewards, sources, engine = made
-    examples = dict(zip(shown, map(RunData(Path, recipe.seed).load, sources), strict=True))
+    recipe, rewards, variants, engine = read_models(named, command, registry)
+    load = RunData(Path, recipe.seed).load
+    drawn = {
+        word: draw(load(one.few_shot).groups, one.shots, recipe.seed)
+        for word, one in variants.items()
+        if one.few_shot is not None
+    }
     with tempfile.TemporaryDirectory(prefix="alignkit-") as folder, ExitStack() as engines:
         bases = RunBases(recipe, Path(folder), reporter)
         if not bases.fit(bases):
@@ -176,15 +176,12 @@ def opened(
             raise RecipeError([Problem(f"these models do not fit in memory together: {names}", help="name fewer")])
         models = ModelRouter(bases.base_of, lambda name: _load(bases, name, should_stop))
         context = Context(models, Path(folder), Path.cwd(), recipe.seed, _no_data)
-        scorers = [Scorer(reward, context) for reward in rewards]
-        choosers = dict(zip(choosing, scorers[len(named.rewards) :], strict=True))
         policies = {}
         for name, word in names_of(named.policies).items():
             policy = _policy(name, word, named, models.of(bases.base_of(named.references[word]) or "base"))
-            if (one := named.variants.get(word)) is not None:
-                rows, shots = examples.get(word), Variant.model_validate(one).shots
-                drawn = None if rows is None else draw(rows.groups, shots, recipe.seed)
-                policy = replace(policy, examples=drawn, best_of=one.get("best_of", 1), chooser=choosers.get(word))
+            if (one := variants.get(word)) is not None:
+                chooser = None if one.reward is None else Scorer(one.reward, context)
+                policy = replace(policy, examples=drawn.get(word), best_of=one.best_of, chooser=chooser)
             policies[name] = policy
         for name, policy in policies.items():
             role = policy.service.role(policy.reference)  # now: weights that cannot be read are the user's mistake
@@ -196,7 +193,7 @@ def opened(
                     engines.callback(model.engine.close)
                 # Asked for no answer, it starts and takes the weights: also now, because that can fail or take minutes.
                 model.engine.generate(model, role, policy.service.encoder, [], [], policy.sampling)
-        yield Opened(policies, scorers[: len(named.rewards)])
+        yield Opened(policies, [Scorer(reward, context) for reward in rewards])
 
 
 def _load(bases: RunBases, name: str, should_stop: Callable[[], None]) -> ModelService:

@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.arguments import refuse
+from alignkit.errors import Problem
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.plugins import plugins
-from alignkit.recipe.document import Document, plain_data
+from alignkit.recipe.bases import base_names, read_bases, read_model
+from alignkit.recipe.components import read_options
+from alignkit.recipe.document import Document, dump, parse_document, plain_data
+from alignkit.recipe.load import RESOLVERS
+from alignkit.recipe.paths import Paths
 from alignkit.recipe.problems import Problems
-from alignkit.recipe.schema import BASE
+from alignkit.recipe.rewards import read_reward
+from alignkit.recipe.rounds import Rounds
+from alignkit.recipe.sampling_keys import read_engine
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec
+from alignkit.recipe.scope import Scope
 from alignkit.recipe.validation import validate
 from alignkit.recipe.yaml_nodes import Mark
+from alignkit.registry import Component, Registry
 from alignkit.sampling_options import SamplingOptions
 from alignkit.settings import LoraSpec
 from alignkit_apps.policies.named_models import ADAPTER, CONFIG, NamedModel, in_run, named_model
@@ -104,6 +114,40 @@ def models_of(
     named = _named(words, rewards, judges)
     _refuse_same(words, named)
     return replace(named, overrides=overrides)
+
+
+def read_models(
+    named: NamedModels, command: str, registry: Registry
+) -> tuple[Recipe, list[RewardSpec], dict[str, Variant], Component | None]:
+    """A recipe without stages, the rewards, the policies with options by their words, and the engine or None.
+
+    Raises RecipeError for a mistake in the words or in an override.
+    """
+    given = {"model": named.base, "bases": named.others, "rewards": named.rewards}
+    text = dump({**given, "variants": list(named.variants.values())})
+    wrong: list[Problem] = []
+    document = parse_document(text, Path(command), named.overrides, wrong)
+    problems, path, data = Problems(document), document.path, document.data
+    problems.items += wrong
+    for key in data.keys() - {*given, "variants", "engine"}:
+        problems.error((key,), f"'{key}' has no effect here", at_key=True, help="override 'engine', 'model' or 'bases'")
+    scope = Scope(problems, Paths(problems), registry, Rounds(), RESOLVERS, bases=base_names(data.get("bases")))
+    model, others = read_model(data["model"], scope), read_bases(data.get("bases"), scope)
+    rewards = [read_reward(raw, ("rewards", place), scope) for place, raw in enumerate(data["rewards"])]
+    read = [read_options(Variant, raw, ("variants", place), scope) for place, raw in enumerate(data["variants"])]
+    engine = read_engine(data["engine"], ("engine",), scope) if data.get("engine") is not None else None
+    if len(problems) or model is None:
+        raise problems.as_error()
+    recipe = Recipe(
+        path.name, path, path.parent.resolve(), 0, "", model, {}, {}, bases=others, document=problems.document
+    )
+    variants = {word: one for word, one in zip(named.variants, read, strict=True) if one is not None}
+    return (
+        recipe,
+        [one for one in rewards if one is not None],
+        variants,
+        engine if isinstance(engine, Component) else None,
+    )
 
 
 def with_best_of(word: str, count: int, reward: str) -> str:

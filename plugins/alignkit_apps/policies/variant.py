@@ -56,7 +56,7 @@ class Variant(alignkit.Options):
         return self.name or f"{policy}{shots}{best}"
 
     def chosen_by(self, rater: Any) -> bool:
-        """Whether a reward that rates it is, or has a part that is, what it was chosen by or a part of that."""
+        """Whether a rater shares a single reward with the one that chooses its answers."""
         return self.reward is not None and any(one == other for one in _leaves(self.reward) for other in _leaves(rater))
 
 

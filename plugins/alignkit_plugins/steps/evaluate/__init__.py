@@ -117,7 +117,7 @@ class Evaluate(Step):
                 raise ValueError(f"baseline '{self.baseline}' must be one of the policies: {plain}{help}")
             if len(set(filter(None, [self.baseline, *self.baselines()]))) > 1:
                 names = ", ".join(filter(None, [self.baseline, *self.baselines()]))
-                raise ValueError(f"{names} are all the baseline: choose one of them")
+                raise ValueError(f"{names} are all the baseline: choose one policy")
             return self
 
         def _titles(self) -> list[str]:

@@ -74,7 +74,7 @@ def diversity(groups: Sequence[Group], policies: Sequence[str], baseline: str | 
     }
 
 
-def _of_equal_length(groups: Sequence[Group], policies: Sequence[str]) -> dict[str, Texts]:
+def _of_equal_length(groups: Sequence[Group], policies: Sequence[str]) -> Mapping[str, Texts]:
     """The words of each policy's answers: of answer k to a prompt, as many as the shortest answer k of a policy has.
 
     distinct-n falls as there are more words, so that else a policy would lose diversity by longer answers alone.
