@@ -60,6 +60,10 @@ class Models(Protocol):
         """
         ...
 
+    def prompt_lengths(self, role: str, prompts: Sequence[Sequence[Message]]) -> list[int]:
+        """How many tokens a role reads before it answers each prompt."""
+        ...
+
     def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
         """Sample responses to prompts.
 

@@ -2,7 +2,7 @@
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
 `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `importance`, `mix`, `stop`, `data`, `measures`,
-`few_shot`, `people`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`, `data sets`,
+`variant`, `people`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`, `data sets`,
 `labeled pairs`, `cards`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`, `commands`,
 `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a name (`algorithm ppo`), a kind and several names, which
 then have captions (`reward min product`), or names for the reference of public names (`api Group Response`; see
@@ -38,8 +38,8 @@ from alignkit.settings import Importance, LoraSpec, Mix, ModelSpec, Rollout, Set
 from alignkit_apps.catalog.json_schema import schema_text
 from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
 from alignkit_apps.init.copying import summary
+from alignkit_apps.policies.variant import Variant
 from alignkit_http.server import Server
-from alignkit_plugins.steps.evaluate.few_shot import FewShot
 from alignkit_plugins.steps.evaluate.measures import Measure
 from alignkit_plugins.steps.evaluate.people import People
 from benchmarks.catalogue import BENCHMARKS
@@ -58,7 +58,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "stop": Stop,
     "data": DataKeys,
     "measures": Measure,
-    "few_shot": FewShot,
+    "variant": Variant,
     "people": People,
     "server": Server,
 }

@@ -29,7 +29,7 @@ def register_rewards(register):
 """
 LENGTH: dict[str, Any] = {"length": {"unit": "characters"}}
 EVALUATE: dict[str, Any] = {"step": "evaluate", "policies": ["base"], "rewards": [LENGTH], "prompts": "prompts.jsonl"}
-SHOTS: dict[str, Any] = {"policies": ["base"], "examples": "demos.jsonl"}
+SHOTS: dict[str, Any] = {"policy": "base", "few_shot": "demos.jsonl"}
 OF_PAIRS: dict[str, Any] = {"step": "evaluate_reward", "rewards": [LENGTH], "pairs": "pairs.jsonl"}
 JUDGED: dict[str, Any] = {"step": "judge_pairs", "judge": {"local_judge": {}}}
 SELECT: dict[str, Any] = {"step": "select_best", "policies": ["first", "base"], "reward": "picky"}
@@ -42,22 +42,34 @@ STEPS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "topic",
     ),
     "more shots than examples": (
-        EVALUATE | {"few_shot": {**SHOTS, "shots": 17}},
-        "few_shot.examples has 1 different examples, but shots is 17",
+        EVALUATE | {"policies": ["base", {**SHOTS, "shots": 17}]},
+        "few_shot has 1 different examples, but shots is 17",
         "give more examples, or set shots to 1 or less",
         "17",
     ),
     "the default number of shots": (
-        EVALUATE | {"few_shot": SHOTS},
-        "few_shot.examples has 1 different examples, but shots is 4",
+        EVALUATE | {"policies": [SHOTS]},
+        "few_shot has 1 different examples, but shots is 4",
         "give more examples",
-        "few_shot",
+        "policy",
     ),
     "no examples": (
-        EVALUATE | {"few_shot": {**SHOTS, "examples": "prompts.jsonl"}},
+        EVALUATE | {"policies": [{**SHOTS, "few_shot": "prompts.jsonl"}]},
         "has no response",
         "an example is a prompt with one good response",
         "prompts.jsonl",
+    ),
+    "an example that is a prompt": (
+        EVALUATE | {"policies": [{**SHOTS, "shots": 1}], "prompts": "demos.jsonl"},
+        "few_shot: 1 of 1 examples show a prompt that is evaluated",
+        "leave these rows out of the examples",
+        "demos.jsonl",
+    ),
+    "a column that a reward needs to choose": (
+        EVALUATE | {"policies": [{"policy": "base", "best_of": 2, "reward": "picky"}]},
+        "picky: a prompt has no column 'answer'",
+        "",
+        "picky",
     ),
     "a column that a reward needs": (
         EVALUATE | {"rewards": [LENGTH, "picky"]},
@@ -155,7 +167,7 @@ def test_data_of_other_stages_are_not_here_yet(tmp_path: Path, capsys: pytest.Ca
     """A stage may make what a file lacks, also if it is one of several sources."""
     sampled = {"step": "sample", "prompts": "prompts.jsonl"}
     mixed = ["prompts.jsonl", "later_0"]
-    waiting = EVALUATE | {"prompts": mixed, "by": ["topic"], "few_shot": {**SHOTS, "examples": "later_0"}}
+    waiting = EVALUATE | {"prompts": mixed, "by": ["topic"], "policies": [{**SHOTS, "few_shot": "later_0"}]}
     assert main(["check", *picky(tmp_path, sampled, waiting, OF_PAIRS | {"pairs": "later_0"})]) == 0
 
 

@@ -36,10 +36,15 @@ def prompts_to_compare(groups: Sequence[Group], limit: int | None = None) -> tup
 
 @dataclass(frozen=True)
 class Prompted:
-    """A policy that reads other messages than a prompt's own. role: the model's reference. read: the messages."""
+    """A policy that answers in another way. role: the model's reference. read: the messages that it reads for a prompt.
+
+    drafts: how many answers it writes for each of its own. choose: which of them are its own, for groups with drafts.
+    """
 
     role: str
-    read: Callable[[Group], Sequence[Message]]
+    read: Callable[[Group], Sequence[Message]] = lambda group: group.prompt
+    drafts: int = 1
+    choose: Callable[[list[Group]], list[Group]] = lambda groups: groups
 
 
 def sample_policies(
@@ -47,24 +52,27 @@ def sample_policies(
     policies: Sequence[str],
     prompts: Sequence[Group],
     *,
+    samples_per_prompt: int = 1,
     prompted: Mapping[str, Prompted] | None = None,
     **sampling: Any,
 ) -> list[Group]:
     """One group per prompt with the answers of all policies, in order.
 
     Every policy samples from the same random streams, so equal policies give equal answers. A prompt is left out for
-    all policies if any policy has no room for an answer. prompted: those of the policies that read other messages, by
-    name; the groups keep the prompt's own. `sampling` takes the keys of a recipe's `rollout`.
+    all policies if any policy has no room for an answer. prompted: those of the policies that answer in another way, by
+    name; the groups keep the prompt's own messages. `sampling` takes the keys of a recipe's `rollout`.
     """
     answers = []
     names = short_names(policies)
     for number, policy in enumerate(policies, 1):
         context.say(f"{context.out.name}: {names[policy]} answers {len(prompts)} prompts ({number} of {len(policies)})")
-        asked = (prompted or {}).get(policy) or Prompted(policy, lambda group: group.prompt)
-        messages = [asked.read(group) for group in prompts]
-        sampled = context.models.sample(asked.role, messages, seed=context.seed, **sampling)
-        answers.append([tuple(replace(r, source=policy, scores={}) for r in group.responses) for group in sampled])
-    # Keep the prompt's own group: some rewards depend on its columns, such as `safety`.
+        asked = (prompted or {}).get(policy) or Prompted(policy)
+        messages, count = [asked.read(group) for group in prompts], samples_per_prompt * asked.drafts
+        sampled = context.models.sample(asked.role, messages, seed=context.seed, samples_per_prompt=count, **sampling)
+        own = [tuple(replace(r, source=policy, scores={}) for r in group.responses) for group in sampled]
+        # Keep the prompt's own group: some rewards depend on its columns, such as `safety`.
+        drafts = [replace(group, responses=each, pairs=None) for group, each in zip(prompts, own, strict=True)]
+        answers.append([group.responses for group in asked.choose(drafts)])
     return [
         replace(group, responses=tuple(itertools.chain(*responses)), pairs=None)
         for group, *responses in zip(prompts, *answers, strict=True)

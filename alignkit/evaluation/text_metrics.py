@@ -46,7 +46,7 @@ def repetition(words: Sequence[str], size: int = REPEATED) -> float:
 
     seq-rep-n of Welleck et al. 2020 (arXiv:1908.04319), over words instead of tokens.
     """
-    grams = _grams(words, size)
+    grams = ngrams(words, size)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
@@ -64,7 +64,7 @@ def distinct(texts: Iterable[Sequence[str]], size: int) -> float | None:
     distinct-n of Li et al. 2016 (arXiv:1510.03055). It falls as there are more words: compare equal
     numbers of texts.
     """
-    grams = [gram for words in texts for gram in _grams(words, size)]
+    grams = [gram for words in texts for gram in ngrams(words, size)]
     return len(set(grams)) / len(grams) if grams else None
 
 
@@ -83,7 +83,7 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
     if len(texts) > COMPARED:
         drawn = stream(0, "self_bleu", len(texts)).permutation(len(texts))[:COMPARED]
         texts = [texts[place] for place in sorted(drawn.tolist())]
-    counts = [[Counter(_grams(words, size)) for size in range(1, BLEU + 1)] for words in texts]
+    counts = [[Counter(ngrams(words, size)) for size in range(1, BLEU + 1)] for words in texts]
     return sum(_bleu(texts, counts, own) for own in range(len(texts))) / len(texts)
 
 
@@ -105,5 +105,6 @@ def _bleu(texts: Sequence[Sequence[str]], counts: Sequence[Sequence[Counter[str]
     return math.exp(min(0.0, 1 - closest / length) + sum(logs) / len(logs))
 
 
-def _grams(words: Sequence[str], size: int) -> list[str]:
+def ngrams(words: Sequence[str], size: int) -> list[str]:
+    """The n-grams of a text, in order; none if it is shorter."""
     return [" ".join(words[start : start + size]) for start in range(len(words) - size + 1)]

@@ -163,7 +163,9 @@ def _conclusion(summary: Mapping[str, Any], policy: str) -> Conclusion:
         return Conclusion(outcome, text)
     unclear = f"; independent, and unclear: {_and(_texts(every, 0, False))}" if _texts(every, 0, False) else ""
     if outcome == "gained by its own reward":
-        why = f"it was trained to please {'them' if len(gains[True]) > 1 else 'it'}"
+        chosen = (summary.get("variants") or {}).get(policy, {}).get("best_of", 1) > 1
+        how = "its answers were chosen by" if chosen else "it was trained to please"
+        why = f"{how} {'them' if len(gains[True]) > 1 else 'it'}"
         text = f"{policy} gained over {baseline} by its own reward: {_and(gains[True])}, but {why}{unclear}"
     else:
         why = f"it is not known whether {policy} was trained on {'them' if len(gains[None]) > 1 else 'it'}"

@@ -217,6 +217,10 @@ class ModelService:
 
     # Samples
 
+    def prompt_lengths(self, role: str, prompts: Sequence[Sequence[Message]]) -> list[int]:
+        """See `alignkit.Models`."""
+        return [len(self.encoder.prompt(prompt)) for prompt in prompts]
+
     def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
         """See `alignkit.Models`. Prompts that leave no room for `max_new_tokens` are returned without responses."""
         options = Sampling(**sampling)
@@ -323,6 +327,10 @@ class ModelRouter:
     ) -> Tensor:
         """See `alignkit.Models`."""
         return self._service(role).next_token_logprobs(role, prompts, answers, prefill=prefill)
+
+    def prompt_lengths(self, role: str, prompts: Sequence[Sequence[Message]]) -> list[int]:
+        """See `alignkit.Models`."""
+        return self._service(role).prompt_lengths(role, prompts)
 
     def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
         """See `alignkit.Models`."""

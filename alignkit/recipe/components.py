@@ -205,7 +205,7 @@ def _follow_annotated(args: Sequence[Any], value: Any, keys: Keys, scope: Scope)
 
 def _follow_sequence(args: Sequence[Any], value: Sequence[Any], keys: Keys, scope: Scope) -> Sequence[Any]:
     expanded = [(i, item) for i, item in enumerate(value)]
-    if get_origin(args[0]) is Annotated:
+    if any(get_origin(arm) is Annotated for arm in (args[0], *get_args(args[0]))):
         expanded = expand_all(value, scope)
     fixed = isinstance(value, tuple) and args[-1] is not Ellipsis  # tuple[A, B], not tuple[A, ...] or list[A]
     kinds = args if fixed else [args[0]] * len(expanded)

@@ -27,19 +27,19 @@ from alignkit.recipe.document import Document, Keys, dump, load_document, parse_
 from alignkit.recipe.paths import Paths
 from alignkit.recipe.problems import Problems
 from alignkit.recipe.rewards import read_reward
-from alignkit.recipe.rounds import MOST_STAGES, Rounds, expand
+from alignkit.recipe.rounds import MOST_STAGES, expand
 from alignkit.recipe.sampling_keys import fill_engines, fill_sampling, read_engine
-from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, TopKeys, allowed_keys
+from alignkit.recipe.schema import BASE, Recipe, Stage, TopKeys, allowed_keys
 from alignkit.recipe.scope import Resolver, Scope
 from alignkit.recipe.stages import declare, read_stages
 from alignkit.recipe.trackers import read_trackers
 from alignkit.recipe.validation import validate
 from alignkit.recipe.weights import read_policy, read_stage, read_start
-from alignkit.registry import Component, Registry
+from alignkit.registry import Registry
 from alignkit.settings import Settings
 
 # Kind of a reference -> the function that reads it.
-_RESOLVERS: Mapping[str, Resolver] = {
+RESOLVERS: Mapping[str, Resolver] = {
     "stage": read_stage,
     "policy": read_policy,
     "from": read_start,
@@ -68,32 +68,6 @@ def made_recipe(data: Mapping[str, Any], name: str, overrides: Sequence[str], re
     return build(parse_document(dump(data), Path(name), overrides, wrong), registry, wrong)
 
 
-def made_models(
-    data: Mapping[str, Any], name: str, overrides: Sequence[str], registry: Registry
-) -> tuple[Recipe, list[RewardSpec], Component | None]:
-    """Check `model`, `bases`, `engine` and a list of `rewards` that a command made.
-
-    Returns a recipe without stages, the rewards, and the engine; None is alignkit itself.
-    Arguments and errors: as those of `made_recipe`.
-    """
-    wrong: list[Problem] = []
-    document = parse_document(dump(data), Path(name), overrides, wrong)
-    problems, path, data = Problems(document), document.path, document.data
-    problems.items += wrong
-    for key in data.keys() - {"model", "bases", "engine", "rewards"}:
-        problems.error((key,), f"'{key}' has no effect here", at_key=True, help="override 'engine', 'model' or 'bases'")
-    scope = Scope(problems, Paths(problems), registry, Rounds(), _RESOLVERS, bases=base_names(data.get("bases")))
-    model, others = read_model(data["model"], scope), read_bases(data.get("bases"), scope)
-    rewards = [read_reward(raw, ("rewards", place), scope) for place, raw in enumerate(data["rewards"])]
-    engine = read_engine(data["engine"], ("engine",), scope) if data.get("engine") is not None else None
-    if len(problems) or model is None:
-        raise problems.as_error()
-    recipe = Recipe(
-        path.name, path, path.parent.resolve(), 0, "", model, {}, {}, bases=others, document=problems.document
-    )
-    return recipe, [one for one in rewards if one is not None], engine if isinstance(engine, Component) else None
-
-
 def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ()) -> Recipe:
     """Return the recipe of a document. Raises RecipeError with every problem found. wrong: those found before."""
     rounds, problems = expand(document)
@@ -101,7 +75,7 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
     registry = registry.preferring(_required_names(document.data.get("requires")))
     data = problems.document.data
     bases = base_names(data.get("bases"))
-    scope = Scope(problems, Paths(problems), registry, rounds, _RESOLVERS, bases=bases)
+    scope = Scope(problems, Paths(problems), registry, rounds, RESOLVERS, bases=bases)
     if isinstance(data.get("stages"), dict) and len(data["stages"]) > MOST_STAGES:
         problems.error(("stages",), f"{len(data['stages'])} stages; the most is {MOST_STAGES}")
         raise problems.as_error()

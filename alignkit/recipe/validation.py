@@ -206,6 +206,8 @@ def _expected(error: ErrorItem) -> str | None:
 def _wrong_value(where: str, errors: Sequence[ErrorItem]) -> tuple[str, str]:
     """Return message and help for the errors at one place. A union causes one error per arm."""
     value = errors[0]["input"]
+    # An arm whose model has something to say of the whole value fits it better than one of another type.
+    errors = [item for item in errors if item["type"] == "value_error"] or errors
     phrases = list(dict.fromkeys(phrase for phrase in map(_expected, errors) if phrase))
     if not phrases:
         message = str(errors[0]["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")

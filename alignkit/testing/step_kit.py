@@ -117,8 +117,10 @@ def _references(options: BaseModel) -> set[str]:
     """The stages that the options name, those within other options included."""
     found = {spec.name for spec in specs(options, RewardSpec)}
     for name, info in type(options).model_fields.items():
-        if isinstance(within := getattr(options, name), BaseModel):
-            found |= _references(within)
+        value = getattr(options, name)
+        for within in value if isinstance(value, list) else [value]:
+            if isinstance(within, BaseModel):
+                found |= _references(within)
         marks = [mark.kind for mark in _marks([*info.metadata, info.annotation])]
         if {"policy", "stage", "from"} & set(marks):
             found |= set(_texts(getattr(options, name)))

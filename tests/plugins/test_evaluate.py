@@ -31,6 +31,7 @@ from alignkit.stopping import StageWaits
 from alignkit.training.scoring import Scorer
 from alignkit_apps.feedback.waiting import STORE
 from alignkit_plugins.steps.evaluate import report
+from alignkit_plugins.steps.evaluate.diversity import MEASURES
 
 HELPFUL = RewardSpec("stage", "helpful")
 SAFETY = RewardSpec("stage", "safety")
@@ -71,6 +72,9 @@ class Scripted:
     def _answer(self, role: str, i: int, k: int) -> Response:
         text = self.texts.format(policy=role, i=i)
         return Response(text, tokens=(k,) * self.lengths[role][i], truncated=i == 0, source="other")
+
+    def prompt_lengths(self, role: str, prompts: Any) -> list[int]:
+        return [7 for _ in prompts]
 
     def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:
         if stage == "safety":
@@ -498,13 +502,15 @@ def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None
     options = {"rewards": [HELPFUL, combined()], "judges": [judge_component(SaysNothing)], "by": ["language"]}
     groups = [replace(group, meta={"language": "en"}) for group in prompts(40)]
     for scripted in (models.scripted, models.lengths, models.per_token):
-        scripted["sft+2"] = scripted["sft"]
-    options["few_shot"] = {"policies": ["sft"], "examples": "examples", "shots": 2}
+        scripted["sft, 2 shots"] = scripted["sft"]
     options["measures"] = {"measure": {"reward": HELPFUL, "where": {}}}
     there = context(models, tmp_path, groups)
     examples = [Group((), (Response(f"text {i}"),)) for i in range(2)]
     there = replace(there, load=lambda spec: examples if spec == "examples" else groups)
-    asking = step(base=True, policies=["sft", "align"], top_k=5, people={"task": "safety", "prompts": 5}, **options)
+    shots = {"policy": "sft", "few_shot": "examples", "shots": 2}
+    asking = step(
+        base=True, policies=["sft", shots, "align"], top_k=5, people={"task": "safety", "prompts": 5}, **options
+    )
     with pytest.raises(StageWaits):
         asking.run(there)
     label_all(tmp_path / STORE, lambda item: {"by": str(item.origins[0]), "safety": "both_safe"})
@@ -514,12 +520,14 @@ def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None
         "base": "POLICY",
         "sft": "POLICY",
         "align": "POLICY",
-        "sft+2": "POLICY",
+        "sft, 2 shots": "POLICY",
         "judge": "JUDGE",
         "error": "REASON",
     }
-    names |= {"language": "COLUMN", "en": "VALUE"} | dict.fromkeys(
-        ["helpful", "llama2", "llama2/safety", "measure"], "REWARD"
+    names |= (
+        {"language": "COLUMN", "en": "VALUE"}
+        | dict.fromkeys(MEASURES, "MEASURE")
+        | dict.fromkeys(["helpful", "llama2", "llama2/safety", "measure"], "REWARD")
     )
     written |= {"judge_cards": {}} if "judge_cards" in written else {}  # test_judge_card.py
     found, known = {key.replace(".people", ".JUDGE") for key in paths(written, names)}, documented(file)

@@ -46,21 +46,21 @@ def test_an_answer_that_nobody_could_label_is_counted(tmp_path: Path) -> None:
 
 def test_people_see_the_plain_prompt_of_a_policy_with_examples(tmp_path: Path) -> None:
     models = Blind()
-    models.scripted["sft+2"] = models.scripted["sft"]
-    few = {"policies": ["sft"], "examples": "examples", "shots": 2}
+    models.scripted["sft, 2 shots"] = models.scripted["sft"]
+    few = {"policy": "sft", "few_shot": "examples", "shots": 2}
     there = kept(models, tmp_path, prompts(COUNT))
     examples = [Group((), (Response(f"text {i}"),)) for i in range(2)]
     there = replace(there, load=lambda spec: examples if spec == "examples" else prompts(COUNT))
-    options: dict[str, Any] = {"policies": POLICIES, "rewards": [], "people": {}, "few_shot": few}
+    options: dict[str, Any] = {"policies": [*POLICIES, few], "rewards": [], "people": {}}
     models.sample = with_examples(models)  # type: ignore[method-assign]
     with pytest.raises(StageWaits):
         step(**options).run(there)
     items = label_all(tmp_path / STORE, lambda item: str(item.origins[0]))
-    assert {item.origins for item in items} == {("sft+2", "sft"), ("align", "sft")}
+    assert {item.origins for item in items} == {("sft, 2 shots", "sft"), ("align", "sft")}
     asked = [item.prompt[-1]["content"] for item in items]
     assert set(asked) == {group.prompt[-1]["content"] for group in prompts(COUNT)}
     assert len({item.id for item in items}) == 2 * COUNT
-    assert dict(step(**options).run(there).summary or {})["judged"]["sft+2"]["people"]["wins"] == COUNT
+    assert dict(step(**options).run(there).summary or {})["judged"]["sft, 2 shots"]["people"]["wins"] == COUNT
 
 
 def with_examples(models: Blind) -> Any:

@@ -81,8 +81,8 @@ def test_sycophancy_conforms() -> None:
 
 def test_policies_within_other_options_are_named() -> None:
     groups = [Group(({"role": "user", "content": text},), (Response(text="Yes."),), id=text) for text in ("a?", "b?")]
-    few_shot = {"policies": ["sft"], "examples": "rows.jsonl", "shots": 1}
-    options = {"policies": ["base"], "rewards": ["helpful"], "few_shot": few_shot, **SHORT}
+    best = {"policy": "sft", "best_of": 2, "reward": "helpful"}
+    options = {"policies": ["base", best], "rewards": ["helpful"], **SHORT}
     check_step(first_party()["evaluate"], options, groups=groups)
 
 

@@ -80,7 +80,6 @@ class ChatApi:
 
     models: Opened
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    best_of: int = 1
     seed: int | None = None
     blind: bool = False
     system: str = ""
@@ -88,7 +87,7 @@ class ChatApi:
 
     def setup(self, annotator: str) -> State:
         """What the page knows from the start."""
-        used = Session(self.models, self.sampling, self.best_of).sampling
+        used = Session(self.models, self.sampling).sampling
         names = list(self.models.policies)
         collect = None
         if self.collection is not None:
@@ -98,7 +97,6 @@ class ChatApi:
             "sides": len(names),
             "names": None if self.blind else [visible(name) for name in names],
             "sampling": None if self.blind else [f"temperature {one.temperature}" for one in used.values()],
-            "best_of": self.best_of,
             "system": self.system,
             "collect": collect,
         }
@@ -129,7 +127,7 @@ class ChatApi:
         """Answer a question, in the model's thread. tell: is given what happens; see `chat.js`."""
         kept: list[Exchange] = []
         seed = secrets.randbits(32) if self.seed is None else self.seed + asked.round
-        session = Session(self.models, self.sampling, self.best_of, seed, asked.system, kept.append)
+        session = Session(self.models, self.sampling, seed, asked.system, kept.append)
         order = self._order(asked.draw)
         for name, side in zip(order, asked.sides, strict=True):
             session.turns[name] = [Message(role=turn.role, content=turn.content) for turn in side[:-1]]

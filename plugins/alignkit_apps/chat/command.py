@@ -87,9 +87,11 @@ def chat(
     rewards = reward or []
     if best_of > 1 and not rewards:
         refuse(f"--best-of {best_of} needs to know which answer is best", "name a --reward")
-    from alignkit_apps.policies.recipe import models_of, without_overrides
+    from alignkit_apps.policies.recipe import models_of, with_best_of, without_overrides
 
     policies, overrides = without_overrides(policies)
+    if best_of > 1:
+        policies = [with_best_of(word, best_of, rewards[0]) for word in policies]
     _check_policies(policies, blind)
     _check_place(page, {"--blind": blind, "--port": port, "--host": host, "--open": open_page}, annotator or [])
     if collect is None and license:
@@ -100,7 +102,7 @@ def chat(
     from alignkit.plugins import load_plugins
     from alignkit_apps.chat.start import Page, Talk, in_terminal, on_page
 
-    talk = Talk(sampling, best_of, system, seed, collect, tuple(annotator or ()), license)
+    talk = Talk(sampling, system, seed, collect, tuple(annotator or ()), license)
     registry, named = load_plugins(plugin or (), no_plugin or ()).registry, models_of(policies, rewards, (), overrides)
     if page:
         on_page(named, registry, talk, Page(port, host, open_page, blind))

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from alignkit import seeds
 from alignkit.data.group import Message
 from alignkit.models.next_token import Sampling
 from alignkit_apps.policies.policy import Exchange, Opened, Policy
-from alignkit_apps.policies.streaming import Answer, Piece, Question
+from alignkit_apps.policies.streaming import Answer, Drafts, Piece, Question
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,12 @@ class Session:
         self,
         opened: Opened,
         sampling: Mapping[str, Any],
-        best_of: int = 1,
         seed: int = 0,
         system: str = "",
         keep: Callable[[Exchange], None] = lambda exchange: None,
     ):
         """sampling: what differs from how policies sample. keep: is given every exchange that was complete."""
-        self.opened, self.best_of, self.system, self._keep = opened, best_of, system, keep
+        self.opened, self.system, self._keep = opened, system, keep
         self.sampling = {name: replace(policy.sampling, **sampling) for name, policy in opened.policies.items()}
         self.turns: dict[str, list[Message]] = {name: [] for name in opened.policies}
         self._seed, self._asked, self._question = seed, 0, ""
@@ -87,37 +85,31 @@ class Session:
         asked = Message(role="user", content=self._question)
         system = [Message(role="system", content=self.system)] if self.system else []
         messages = [*system, *turns, asked]
-        answers, used, seed = self._answers(policy, messages, heard, wanted)
+        answer, used, seed = self._answer(policy, messages, heard, wanted)
         stopped = not wanted()
-        rewards = self.opened.rewards(policy, messages, answers)
-        best = max(range(len(answers)), key=lambda place: _order(rewards[place]))
-        said = Said(answers[best].text, rewards[best], len(answers), stopped)
+        (rewards,) = self.opened.rewards(policy, messages, [answer])
+        said = Said(answer.text, rewards, policy.best_of, stopped)
         if said.text or not stopped:
             turns += [asked, Message(role="assistant", content=said.text)]
             self._own[name] = list(turns)
         if not stopped:
-            first = [next(iter(scores.values()), None) for scores in rewards] if self.opened.scorers else []
-            self._keep(Exchange(policy.word, messages, [one.text for one in answers], used, seed, first, best))
+            drafts = answer.drafts or Drafts([answer], list(rewards.values())[:1], 0)
+            texts = [one.text for one in drafts.answers]
+            self._keep(Exchange(policy.word, messages, texts, used, seed, drafts.scores, drafts.place))
         return said
 
-    def _answers(
+    def _answer(
         self, policy: Policy, messages: Sequence[Message], heard: Callable[[str], None], wanted: Callable[[], bool]
-    ) -> tuple[list[Answer], Sampling, int]:
-        """The answers, how they were sampled, and the seed."""
+    ) -> tuple[Answer, Sampling, int]:
+        """The answer, how it was sampled, and the seed."""
         prompt, seed = policy.prompt(messages), self._seed + self._asked - 1
 
         def hear(piece: Piece) -> None:
-            if self.best_of == 1:
+            if policy.best_of == 1:
                 heard(piece.text)
 
         most = min(self.sampling[policy.name].max_new_tokens, policy.room(prompt))
         used = replace(self.sampling[policy.name], max_new_tokens=most)
-        streams = [seeds.number(seed, 0, k) for k in range(self.best_of)]
-        (answers,) = policy.answer([Question(prompt, streams, hear, self.best_of == 1, wanted)], used)
-        return answers, used, seed
-
-
-def _order(scores: Mapping[str, float | None]) -> float:
-    """By the first reward; an answer without a score is the worst."""
-    score = next(iter(scores.values()), None)
-    return float("-inf") if score is None else score
+        question = Question(prompt, policy.streams(seed, 1), hear, wanted=wanted, messages=messages)
+        ((found,),) = policy.answer([question], used)
+        return found, used, seed

@@ -37,7 +37,6 @@ class Talk:
     """How policies answer, and what is kept of it. collect: the store; None: nothing is kept."""
 
     sampling: dict[str, Any] = field(default_factory=dict)
-    best_of: int = 1
     system: str = ""
     seed: int | None = None
     collect: Path | None = None
@@ -77,7 +76,7 @@ def in_terminal(named: NamedModels, registry: Registry, talk: Talk) -> None:
         models = stack.enter_context(opened(named, registry, reporter, lambda: None, "alignkit chat"))
         models = _greeted(models, named, reporter)
         start = secrets.randbits(32) if talk.seed is None else talk.seed
-        session = Session(models, talk.sampling, talk.best_of, start, talk.system, feedback.exchanges.append)
+        session = Session(models, talk.sampling, start, talk.system, feedback.exchanges.append)
         for name, used in session.sampling.items():
             reporter.say(printable(f"{name}: temperature {used.temperature}, max_new_tokens {used.max_new_tokens}"))
         run(session, screen(list(models.policies)), feedback=feedback)
@@ -103,7 +102,7 @@ def on_page(named: NamedModels, registry: Registry, talk: Talk, page: Page) -> N
             stack.enter_context(interruptible())
             models = stack.enter_context(opened(named, registry, reporter, stopping.should_stop, "alignkit chat"))
             models = _greeted(models, named, reporter)
-            known = (talk.sampling, talk.best_of, talk.seed, page.blind, talk.system, collection)
+            known = (talk.sampling, talk.seed, page.blind, talk.system, collection)
             look = stack.enter_context(hosted(make_page(ChatApi(models, *known), tasks, sessions), socket))
             address.warn(socket)
             where = "" if page.host else " of this machine"

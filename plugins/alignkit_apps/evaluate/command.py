@@ -20,22 +20,7 @@ Prompts = Annotated[
         metavar="FILE", help="Held-out prompts: a file, or data as in a recipe: '{gsm8k: FILE}' names its format."
     ),
 ]
-Baseline = Annotated[
-    str | None,
-    typer.Option(metavar="POLICY", help="Compare with this one; POLICY+N: with its examples. Default: as in the step."),
-]
-FewShot = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        help="Demonstrations, given like --prompts: a policy also answers with some in front of each prompt.",
-    ),
-]
-Shots = Annotated[int | None, typer.Option(metavar="N", min=1, help="Examples in front of each prompt. Default: 4.")]
-FewShotPolicies = Annotated[
-    list[str] | None,
-    typer.Option(metavar="POLICY", help="Who answers with examples. Default: the first policy; repeatable."),
-]
+Baseline = Annotated[str | None, typer.Option(metavar="POLICY", help="Compare with this one. Default: as in the step.")]
 
 
 def evaluate(
@@ -54,9 +39,6 @@ def evaluate(
     reference: Annotated[
         str | None, typer.Option(metavar="POLICY", help="Measure the KL to this one. Default: the baseline.")
     ] = None,
-    few_shot: FewShot = None,
-    shots: Shots = None,
-    few_shot_policy: FewShotPolicies = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run. Default: runs/evaluate.")] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use only the first N prompts.")] = None,
     samples: Annotated[
@@ -79,8 +61,8 @@ def evaluate(
     Examples:
       alignkit evaluate RUN/sft RUN/align --prompts p.jsonl --reward RUN/helpful
       alignkit evaluate RUN/base RUN/align --prompts p.jsonl --reward length
-      alignkit evaluate RUN/base RUN/align --prompts p.jsonl \\
-        --reward length --few-shot demos.jsonl --shots 4
+      alignkit evaluate RUN/align '{policy: RUN/sft, best_of: 4, reward: RUN/helpful}' \\
+        '{policy: RUN/base, few_shot: demos.jsonl}' --prompts p.jsonl --reward length
     """
     given = {
         "limit": limit, "samples_per_prompt": samples, "max_new_tokens": max_new_tokens, "temperature": temperature,
@@ -94,8 +76,7 @@ def evaluate(
     from alignkit_apps.policies.recipe import Request, without_overrides
 
     words, overrides = without_overrides(policies)
-    examples = (few_shot, shots, few_shot_policy or ())
-    request = Request(words, prompts, reward or (), judge or (), baseline, reference, options, *examples)
+    request = Request(words, prompts, reward or (), judge or (), baseline, reference, options)
     _evaluate(request, overrides, out, load_plugins(plugin or (), no_plugin or ()).registry)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,26 +10,37 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.arguments import refuse
+from alignkit.errors import Problem
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.plugins import plugins
-from alignkit.recipe.document import plain_data
-from alignkit.recipe.schema import BASE
+from alignkit.recipe.bases import base_names, read_bases, read_model
+from alignkit.recipe.components import read_options
+from alignkit.recipe.document import Document, dump, parse_document, plain_data
+from alignkit.recipe.load import RESOLVERS
+from alignkit.recipe.paths import Paths
+from alignkit.recipe.problems import Problems
+from alignkit.recipe.rewards import read_reward
+from alignkit.recipe.rounds import Rounds
+from alignkit.recipe.sampling_keys import read_engine
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec
+from alignkit.recipe.scope import Scope
+from alignkit.recipe.validation import validate
+from alignkit.recipe.yaml_nodes import Mark
+from alignkit.registry import Component, Registry
 from alignkit.sampling_options import SamplingOptions
 from alignkit.settings import LoraSpec
 from alignkit_apps.policies.named_models import ADAPTER, CONFIG, NamedModel, in_run, named_model
 from alignkit_apps.policies.source import near_run
+from alignkit_apps.policies.variant import Variant
 
 STAGE = "evaluate"
-SHOTS = 4  # of the step, by default
 _OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=|~")
 _PATHS = ("path", "folder", "file")  # keys whose values are never models
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to evaluate. options: of the step. few_shot: data with examples; shots: how many are put in front of the
-    prompts of `prompted`, by default the first policy. Everything else is as on the command line.
-    """
+    """What to evaluate. options: of the step. Everything else is as on the command line."""
 
     policies: Sequence[str]
     prompts: str
@@ -37,37 +49,6 @@ class Request:
     baseline: str | None = None
     reference: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    few_shot: str | None = None
-    shots: int | None = None
-    prompted: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        if self.few_shot is None and (self.shots is not None or self.prompted):
-            refuse("there are no examples to put in front of prompts", "name a file: --few-shot FILE")
-
-    @property
-    def with_examples(self) -> list[str]:
-        """The policies that also answer with examples. If the baseline does, it comes first."""
-        if self.few_shot is None:
-            return []
-        named = list(dict.fromkeys(self.prompted or self.policies[:1]))
-        return sorted(named, key=lambda word: word != self.prompted_baseline)
-
-    @property
-    def examples(self) -> int:
-        """How many examples are put in front of a prompt."""
-        return SHOTS if self.shots is None else self.shots
-
-    @property
-    def prompted_baseline(self) -> str | None:
-        """POLICY, if the baseline is `POLICY+N`, a policy with its examples; else None."""
-        word, plus, shots = (self.baseline or "").rpartition("+")
-        if self.few_shot is None or not plus or word not in (self.prompted or self.policies[:1]):
-            return None
-        count = str(self.examples)
-        if shots != count:
-            refuse(f"{self.baseline}: prompts have {count} examples, not {shots}", f"name it {word}+{count}")
-        return word
 
 
 def recipe_of(request: Request) -> tuple[dict[str, Any], list[str]]:
@@ -75,26 +56,22 @@ def recipe_of(request: Request) -> tuple[dict[str, Any], list[str]]:
 
     Raises RecipeError for a word that means no model, and RunFailed for a damaged one.
     """
-    for word in (*request.policies, *request.prompted, request.baseline, request.reference):
-        _check_examples(word or "", request)
-    named = _named(_words(request), request.rewards, request.judges)
+    for option in (request.baseline, request.reference):
+        if option is not None and _braces(option):
+            refuse(f"{option} has options, but a plain policy is needed", "in its braces, write `baseline: true`")
+    given = [*request.policies, request.baseline, request.reference]
+    words = list(dict.fromkeys(word for word in given if word is not None))
+    named = _named(words, request.rewards, request.judges)
+    _refuse_same(request.policies, named)
     names = named.references
-    _refuse_same(request.policies, names)
     options = {**_sampling(named.policies.values()), **request.options}
-    if request.with_examples:
-        options["few_shot"] = {
-            "policies": [names[word] for word in request.with_examples],
-            "examples": _value(request.few_shot or ""),
-            "shots": request.examples,
-            **({"baseline": True} if request.prompted_baseline else {}),
-        }
-    if request.baseline is not None and request.prompted_baseline is None:
+    if request.baseline is not None:
         options["baseline"] = names[request.baseline]
     if request.reference is not None:
         options["reference"] = names[request.reference]
     step = {
         "step": "evaluate",
-        "policies": [names[word] for word in request.policies],
+        "policies": [named.variants.get(word, names[word]) for word in request.policies],
         "rewards": named.rewards,
         **({"judges": named.judges} if named.judges else {}),
         "prompts": _value(request.prompts),
@@ -104,27 +81,13 @@ def recipe_of(request: Request) -> tuple[dict[str, Any], list[str]]:
     return {"name": STAGE, "model": named.base, **others, "stages": {STAGE: step}}, list(named.notes)
 
 
-def _check_examples(word: str, request: Request) -> None:
-    """Refuse `POLICY+N` where it names no policy: results are called that, and a baseline with its examples is."""
-    policy, plus, shots = word.rpartition("+")
-    is_baseline = word == request.baseline
-    if not plus or not shots.isdecimal() or is_dir(word) or (is_baseline and request.prompted_baseline):
-        return
-    examples = request.few_shot if request.few_shot is not None else "FILE"
-    refuse(
-        f"{word} is no model: results call {policy} so with {shots} examples in front of each prompt",
-        f"{'keep it' if is_baseline else f'name {policy}'}, and add "
-        f"--few-shot {examples} --shots {shots} --few-shot-policy {policy}",
-    )
-
-
 @dataclass(frozen=True)
 class NamedModels:
     """Policies and rewards that are named on the command line, as a recipe has them.
 
     base, others: its `model` and `bases`. policies: what each word means. references: of each word. rewards, judges: as
     values of RewardRef and JudgeRef options. notes: what a reader of the results must know. overrides: `KEY=VALUE`, as
-    for a recipe.
+    for a recipe. variants: for the words in braces, the keys of `Variant`.
     """
 
     base: Mapping[str, Any]
@@ -135,6 +98,7 @@ class NamedModels:
     notes: Sequence[str]
     judges: Sequence[Any] = ()
     overrides: Sequence[str] = ()
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def without_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -148,33 +112,92 @@ def models_of(
 ) -> NamedModels:
     """What policies, rewards and judges mean; raises as `recipe_of` does."""
     named = _named(words, rewards, judges)
-    _refuse_same(words, named.references)
+    _refuse_same(words, named)
     return replace(named, overrides=overrides)
 
 
+def read_models(
+    named: NamedModels, command: str, registry: Registry
+) -> tuple[Recipe, list[RewardSpec], dict[str, Variant], Component | None]:
+    """A recipe without stages, the rewards, the policies with options by their words, and the engine or None.
+
+    Raises RecipeError for a mistake in the words or in an override.
+    """
+    given = {"model": named.base, "bases": named.others, "rewards": named.rewards}
+    text = dump({**given, "variants": list(named.variants.values())})
+    wrong: list[Problem] = []
+    document = parse_document(text, Path(command), named.overrides, wrong)
+    problems, path, data = Problems(document), document.path, document.data
+    problems.items += wrong
+    for key in data.keys() - {*given, "variants", "engine"}:
+        problems.error((key,), f"'{key}' has no effect here", at_key=True, help="override 'engine', 'model' or 'bases'")
+    scope = Scope(problems, Paths(problems), registry, Rounds(), RESOLVERS, bases=base_names(data.get("bases")))
+    model, others = read_model(data["model"], scope), read_bases(data.get("bases"), scope)
+    rewards = [read_reward(raw, ("rewards", place), scope) for place, raw in enumerate(data["rewards"])]
+    read = [read_options(Variant, raw, ("variants", place), scope) for place, raw in enumerate(data["variants"])]
+    engine = read_engine(data["engine"], ("engine",), scope) if data.get("engine") is not None else None
+    if len(problems) or model is None:
+        raise problems.as_error()
+    recipe = Recipe(
+        path.name, path, path.parent.resolve(), 0, "", model, {}, {}, bases=others, document=problems.document
+    )
+    variants = {word: one for word, one in zip(named.variants, read, strict=True) if one is not None}
+    return (
+        recipe,
+        [one for one in rewards if one is not None],
+        variants,
+        engine if isinstance(engine, Component) else None,
+    )
+
+
+def with_best_of(word: str, count: int, reward: str) -> str:
+    """The word of a policy that answers with the best of several answers by a reward."""
+    return json.dumps({**(_braces(word) or {"policy": word}), "best_of": count, "reward": _value(reward)})
+
+
+def plain_word(word: str) -> str:
+    """The word of the model that answers: of `{policy: WORD, best_of: 4, reward: REWARD}`, or the word itself."""
+    return str(_braces(word)["policy"]) if _braces(word) else word
+
+
+def _braces(word: str) -> dict[str, Any]:
+    """The keys of a policy with options, as a recipe has them; empty for any other word. Raises RecipeError."""
+    if not word.lstrip().startswith("{"):
+        return {}
+    raw = _value(word)
+    problems = Problems(Document(Path(word), raw, {(): (Mark(word), Mark(word))}))
+    if validate(Variant, raw, (), problems).value is None:
+        raise problems.as_error()
+    return dict(raw)
+
+
 def _named(words: Sequence[str], rewards: Sequence[str], judges: Sequence[str]) -> NamedModels:
-    policies, models = named_policies(words), _named_rewards(rewards, judges)
-    for word in rewards:
-        _check_reward(word, policies)
+    given = {word: found for word in words if (found := _braces(word))}
+    policies = {word: named_model(plain_word(word)) for word in words}
+    if unfit := [word for word, model in policies.items() if model.reward]:
+        refuse(f"{unfit[0]} is a reward model, but a policy is needed", f"name it as a reward: --reward {unfit[0]}")
+    choosing = [one["reward"] for one in given.values() if "reward" in one]
+    models = _named_rewards([*map(_value, rewards), *choosing], list(map(_value, judges)))
+    for word in (*rewards, *(one for one in choosing if isinstance(one, str))):
+        _check_reward(word, map(plain_word, policies))
     bases = _Bases([*policies.values(), *models.values()])
     references = {word: bases.reference(model) for word, model in policies.items()}
     read, asked = ([_replaced(_value(text), models, bases) for text in texts] for texts in (rewards, judges))
-    return NamedModels(bases.model, bases.others, policies, references, read, bases.notes, asked)
+    variants = {}
+    for word, one in given.items():
+        variants[word] = {**one, "policy": references[word]}
+        if "reward" in one:
+            variants[word]["reward"] = _replaced(one["reward"], models, bases)
+        title = Variant.model_validate(variants[word]).title(policies[word].label)
+        policies[word] = replace(policies[word], label=title)
+    return NamedModels(bases.model, bases.others, policies, references, read, bases.notes, asked, variants=variants)
 
 
-def named_policies(words: Iterable[str]) -> dict[str, NamedModel]:
-    """The policies that words mean. Raises RecipeError if one is a reward model."""
-    policies = {word: named_model(word) for word in words}
-    if unfit := [word for word, model in policies.items() if model.reward]:
-        refuse(f"{unfit[0]} is a reward model, but a policy is needed", f"name it as a reward: --reward {unfit[0]}")
-    return policies
-
-
-def _named_rewards(rewards: Sequence[str], judges: Sequence[str]) -> dict[str, NamedModel]:
+def _named_rewards(rewards: Sequence[Any], judges: Sequence[Any]) -> dict[str, NamedModel]:
     """The models in the values of rewards and judges."""
-    named = {word: named_model(word) for text in (*rewards, *judges) for word in _models_in(_value(text))}
+    named = {word: named_model(word) for value in (*rewards, *judges) for word in _models_in(value)}
     for word in rewards:
-        if word in named and not named[word].reward:
+        if isinstance(word, str) and word in named and not named[word].reward:
             refuse(f"{word} is a policy, but a reward is needed", "name a stage that trained a reward model")
     return named
 
@@ -188,18 +211,12 @@ def _check_reward(word: str, policies: Iterable[str]) -> None:
             refuse(f"no reward '{word}'", near)
 
 
-def _refuse_same(words: Sequence[str], references: Mapping[str, str]) -> None:
+def _refuse_same(words: Sequence[str], named: NamedModels) -> None:
+    references = {**named.references, **named.variants}
     for word in words:
         same = [other for other in words if references[other] == references[word]]
         if len(same) > 1:
             refuse(f"{' and '.join(same)} are the same policy", "name it once")
-
-
-def _words(request: Request) -> list[str]:
-    """The policies, each once."""
-    baseline = request.baseline if request.prompted_baseline is None else None
-    given = [*request.policies, *request.with_examples, baseline, request.reference]
-    return list(dict.fromkeys(word for word in given if word is not None))
 
 
 def _sampling(policies: Iterable[NamedModel]) -> dict[str, Any]:

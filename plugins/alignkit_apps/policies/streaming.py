@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alignkit.data.group import Message
 from alignkit.errors import DataError
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import Continuation, generate
@@ -34,13 +35,28 @@ class Answer:
     """A complete answer.
 
     text: without the stop string that ended it. ended: by an end token or a stop string, not by the length.
-    logprobs: of its tokens, if the question asks for them.
+    logprobs: of its tokens, if the question asks for them. drafts: what it was chosen from; None: it is the only one.
     """
 
     text: str
     tokens: Ids
     ended: bool
     logprobs: tuple[TokenLogprobs, ...] = ()
+    drafts: Drafts | None = None
+
+    @property
+    def written(self) -> int:
+        """The tokens that it cost, those of all drafts."""
+        return sum(len(draft.tokens) for draft in (self.drafts.answers if self.drafts else [self]))
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """Answers of which one was chosen. scores: by which. place: of the chosen one."""
+
+    answers: Sequence[Answer]
+    scores: Sequence[float | None]
+    place: int
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,8 @@ class Question:
 
     heard: is given every piece of its answers. in_pieces: false if one piece with all of an answer is enough, which
     saves decoding. wanted: asked after every token; once it is false, its answers are written no further.
-    logprobs: how many of the likeliest tokens are listed at each place; None: no log-probabilities.
+    logprobs: how many of the likeliest tokens are listed at each place; None: no log-probabilities. messages: what the
+    prompt asks, for a reward that chooses among answers.
     """
 
     prompt: Ids
@@ -71,6 +88,7 @@ class Question:
     in_pieces: bool = True
     wanted: Callable[[], bool] = lambda: True
     logprobs: int | None = None
+    messages: Sequence[Message] = ()
 
 
 def answer(

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from alignkit import seeds
 from alignkit.data.group import Message
 from alignkit.errors import AlignkitError, DataError, RunFailed
 from alignkit.models.next_token import Sampling
@@ -162,9 +161,8 @@ class Work:
             if wanted():
                 job.tell(piece)
 
-        # The random streams are those of `Models.sample`.
-        streams = [seeds.number(job.seed, 0, answer) for answer in range(job.n)]
-        return Question(prompt, streams, heard, job.in_pieces, wanted, job.logprobs)
+        streams = job.policy.streams(job.seed, job.n)
+        return Question(prompt, streams, heard, job.in_pieces, wanted, job.logprobs, job.messages)
 
     def _fail(self, jobs: Iterable[Job], error: BaseException) -> None:
         for job in jobs:

@@ -80,9 +80,10 @@ def serve(
 
 def _refuse_rewards(words: list[str]) -> None:
     from alignkit_apps.policies.named_models import named_model
+    from alignkit_apps.policies.recipe import plain_word
 
     for word in words:
-        if named_model(word).reward:
+        if named_model(plain_word(word)).reward:
             refuse(f"{word} is a reward model, which answers no questions", f"alignkit chat POLICY --reward {word}")
 
 

@@ -219,7 +219,7 @@ def reason(answer: Answer) -> str:
 
 
 def usage(prompt_tokens: int, answers: Sequence[Answer]) -> dict[str, int]:
-    written = sum(len(answer.tokens) for answer in answers)
+    written = sum(answer.written for answer in answers)
     return {"prompt_tokens": prompt_tokens, "completion_tokens": written, "total_tokens": prompt_tokens + written}
 
 

@@ -106,64 +106,65 @@ def test_words_in_the_wrong_place(first_run: Path, policies: list[str], rewards:
         made(*(first_run / word for word in policies), rewards=tuple(words))
 
 
-def test_examples_in_front_of_prompts(first_run: Path) -> None:
-    step = made("tiny", first_run / "sft", few_shot="demos.jsonl")[0]["stages"]["evaluate"]
-    assert step["few_shot"] == {"policies": ["base"], "examples": "demos.jsonl", "shots": 4}
-    sft, online = str(first_run / "sft"), str(first_run / "online")
-    more = {"few_shot": "{alpaca: demos.jsonl}", "shots": 2, "prompted": ["tiny", sft], "baseline": f"{sft}+2"}
-    step = made(online, **more)[0]["stages"]["evaluate"]
-    assert step["few_shot"] == {
-        "policies": [adapter(first_run), "base"],  # the baseline is the first one
-        "examples": {"alpaca": "demos.jsonl"},
-        "shots": 2,
-        "baseline": True,
-    }
-    assert "baseline" not in step and step["policies"] == [adapter(first_run, "online")]
+def test_policies_with_options(first_run: Path) -> None:
+    """They keep their options; the model and the reward are as the recipe names them."""
+    sft, liked = first_run / "sft", first_run / "liked"
+    best = f"{{policy: {sft}, best_of: 4, reward: {liked}}}"
+    shots = "{policy: tiny, few_shot: {alpaca: demos.jsonl}, shots: 2, baseline: true}"
+    step = made(sft, best, shots)[0]["stages"]["evaluate"]
+    assert step["policies"] == [
+        adapter(first_run),
+        {"policy": adapter(first_run), "best_of": 4, "reward": {"folder": adapter(first_run, "liked")}},
+        {"policy": "base", "few_shot": {"alpaca": "demos.jsonl"}, "shots": 2, "baseline": True},
+    ]
+    assert "baseline" not in step
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("word", "more", "said"),
     [
-        ({"shots": 2}, "there are no examples to put in front of prompts\n  help: name a file: --few-shot FILE"),
-        ({"prompted": ["tiny"]}, "there are no examples"),
-        (
-            {"few_shot": "demos.jsonl", "baseline": "tiny+3"},
-            r"tiny\+3: prompts have 4 examples, not 3\n  help: name it tiny\+4",
-        ),
-        (
-            {"baseline": "tiny+3"},
-            r"tiny\+3 is no model: results call tiny so with 3 examples in front of each prompt\n"
-            r"  help: keep it, and add --few-shot FILE --shots 3 --few-shot-policy tiny",
-        ),
-        ({"reference": "x/sft+4"}, r"help: name x/sft, and add --few-shot FILE --shots 4 --few-shot-policy x/sft"),
-        ({"reference": "x/sft+4", "few_shot": "d.jsonl"}, r"add --few-shot d\.jsonl --shots 4"),
+        ("{policy: tiny, best_off: 4}", {}, "unknown key 'best_off'(.|\n)*did you mean 'best_of'"),
+        ("{best_of: 4, reward: length}", {}, "'policy' is missing"),
+        ("{policy: tiny, best_of: 4}", {}, "best_of: 4 needs a 'reward' that chooses"),
+        ("{policy: tiny, best_of: many, reward: length}", {}, "best_of: expected an integer, got 'many'"),
+        ("{policy: [tiny}", {}, r"\{policy: \[tiny\}"),
+        ("tiny", {"baseline": "{policy: tiny, best_of: 2, reward: length}"}, "in its braces, write `baseline: true`"),
+        ("tiny", {"reference": "{policy: tiny, best_of: 2, reward: length}"}, "a plain policy is needed"),
     ],
 )
-def test_examples_that_cannot_be(more: dict[str, Any], said: str) -> None:
+def test_options_that_cannot_be(word: str, more: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        made("tiny", **more)
+        made(word, **more)
 
 
-def test_no_examples_are_no_examples() -> None:
-    step = made("tiny", few_shot="demos.jsonl", shots=0)[0]["stages"]["evaluate"]
-    assert step["few_shot"]["shots"] == 0  # which the recipe refuses
+def test_what_chooses_is_a_reward(first_run: Path) -> None:
+    sft = first_run / "sft"
+    with pytest.raises(RecipeError, match="is a policy, but a reward is needed"):
+        made(f"{{policy: {sft}, best_of: 4, reward: {sft}}}")
+    with pytest.raises(RecipeError, match="is a reward model, but a policy is needed"):
+        made(f"{{policy: {first_run / 'liked'}, best_of: 4, reward: length}}")
 
 
 # --- the command
 
 
-def test_a_baseline_with_examples(first_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_baseline_with_examples_and_the_best_of_two(
+    first_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(first_run.parent)
-    words = ["run/base", "run/online", "--prompts", "prompts.jsonl", "--reward", "length", "--out", tmp_path / "out"]
-    assert evaluate(*words, "--few-shot", "prompts.jsonl", "--shots", 2, "--baseline", "run/base+2") == 0
+    (tmp_path / "demos.jsonl").write_text('{"prompt": "one?", "response": "1"}\n', encoding="utf-8")
+    shots = f"{{policy: run/base, few_shot: {tmp_path / 'demos.jsonl'}, shots: 1, baseline: true}}"
+    best = "{policy: run/online, best_of: 2, reward: run/liked}"
+    words = [shots, "run/online", best, "--prompts", "prompts.jsonl", "--reward", "length", "--out", tmp_path / "out"]
+    assert evaluate(*words) == 0
     found = json.loads((tmp_path / "out" / "evaluate" / "evaluation.json").read_text(encoding="utf-8"))
-    assert list(found["policies"]) == ["base", "base+2", "run/online"] and found["baseline"] == "base+2"
-    assert found["few_shot"] == {
-        "policies": {"base+2": "base"},
-        "shots": 2,
-        "own_words": found["few_shot"]["own_words"],
-    }
-    assert found["few_shot"]["own_words"] >= 1  # the prompts are the examples, and no prompt sees itself
+    best = "run/online, best of 2 by run/liked"
+    assert list(found["policies"]) == ["base", "base, 1 shot", "run/online", best]
+    assert found["baseline"] == "base, 1 shot" and found["reference"] == "base"
+    assert found["variants"][best] == {"policy": "run/online", "shots": 0, "best_of": 2, "reward": "run/liked"}
+    costs = {name: policy["tokens"] for name, policy in found["policies"].items()}
+    assert costs["base, 1 shot"]["read"] > costs["base"]["read"] == costs[best]["read"]
+    assert costs["run/online"]["written"] < costs[best]["written"] <= 2 * 6
 
 
 def test_policies_of_two_runs(

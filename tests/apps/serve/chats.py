@@ -42,6 +42,7 @@ class Scripted:
     gate: threading.Event = field(default_factory=threading.Event)
     sampling: Sampling = field(default_factory=Sampling)
     reference: str = "scripted"
+    best_of: int = 1
     service: Any = field(default_factory=lambda: SimpleNamespace(encoder=SimpleNamespace(digest="none", said=text_of)))
     words: int = 0  # that were written
     holds: int = 0
@@ -61,6 +62,9 @@ class Scripted:
 
     def room(self, prompt: Any) -> int:
         return 1000
+
+    def streams(self, seed: int, count: int) -> list[int]:
+        return list(range(count))
 
     def answer(self, questions: Sequence[Question], sampling: Sampling) -> list[list[Answer]]:
         return [[self._one(question, number) for number in range(len(question.streams))] for question in questions]

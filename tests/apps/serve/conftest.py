@@ -100,7 +100,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of two policies."""
+    """A server of two policies, and of the best of three answers of the first."""
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
     from alignkit.io.progress import Reporter
@@ -118,7 +118,8 @@ def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     found: list[Server] = []
 
     def live() -> None:  # all model work is in this thread, as in the command
-        named = models_of([str(run / "online"), str(run / "base")])
+        best = f"{{policy: {run / 'online'}, best_of: 3, reward: {run / 'liked'}, name: best}}"
+        named = models_of([str(run / "online"), str(run / "base"), best])
         with (
             bound("127.0.0.1", 0) as listening,
             opened(named, load_plugins().registry, Reporter(), work.should_stop, "alignkit serve") as models,

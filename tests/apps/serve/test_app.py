@@ -40,7 +40,7 @@ def error_of(server: Server, path: str, body: Any, **headers: str) -> tuple[int,
 
 def test_models(server: Server) -> None:
     status, reply = server.ask("/v1/models", method="GET")
-    assert status == 200 and [model["id"] for model in reply["data"]] == ["run-online", "run-base"]
+    assert status == 200 and [model["id"] for model in reply["data"]] == ["run-online", "run-base", "best"]
     word = reply["data"][0]["root"]
     assert server.ask(f"/v1/models/{word}", method="GET") == (200, reply["data"][0])
 
@@ -62,6 +62,24 @@ def test_an_answer_is_that_of_the_models(server: Server) -> None:
     assert reply["usage"] == {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
     assert server.chat(seed=7, n=3, max_tokens=20, temperature=0.9, top_p=0.8)["choices"] == reply["choices"]
     assert server.chat(seed=8, n=3, max_tokens=20, temperature=0.9, top_p=0.8)["choices"] != reply["choices"]
+
+
+def test_the_best_of_three_is_an_answer(server: Server) -> None:
+    """Each of two answers is the best of three samples by the reward, which were all paid."""
+    policy = server.opened.policies["best"]
+    prompt = [Message(role="user", content="bread is good")]
+    (group,) = policy.service.sample(
+        policy.reference, [prompt], seed=7, samples_per_prompt=6, max_new_tokens=20, temperature=0.9
+    )
+    scores = policy.service.scores(policy.chooser.spec.name, [group])
+    places = [max(range(start, start + 3), key=lambda place: scores[place]) for start in (0, 3)]
+    keys = {"model": "best", "seed": 7, "n": 2, "max_tokens": 20, "temperature": 0.9}
+    reply = server.chat(**keys)
+    assert contents(reply) == [group.responses[place].text for place in places]
+    assert reply["usage"]["completion_tokens"] == sum(len(r.tokens or ()) for r in group.responses)
+    chunks = [chunk["choices"][0] for chunk in server.stream(CHAT, {**ASKED, **keys})]
+    streamed = ["".join(c["delta"].get("content", "") for c in chunks if c["index"] == index) for index in range(2)]
+    assert streamed == contents(reply)
 
 
 @pytest.mark.silent_bug(

@@ -51,12 +51,6 @@ def test_each_side_has_a_conversation_of_its_own() -> None:
         assert said(events_in(page.opened().post("ask", body).text)) == ["sft heard 3: now", "dpo heard 1: now"]
 
 
-def test_the_best_of_several() -> None:
-    with chat(names=NAMES[:1], rewards=True, best_of=4) as page:
-        (event,) = [event for event in page.opened().ask(sides=1) if "said" in event]
-        assert event["said"]["text"] == "sft heard 1: Hi!!!" and event["said"]["of"] == 4
-
-
 def test_the_seed_decides_the_answers(run: Path) -> None:
     """They are those of the terminal."""
     from alignkit.io.progress import Reporter

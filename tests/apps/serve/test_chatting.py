@@ -25,7 +25,7 @@ from alignkit_apps.chat.screen import Screen, SideBySide, remark_of, screen
 from alignkit_apps.chat.session import Said, Session
 from alignkit_apps.chat.start import _greeted
 from alignkit_apps.policies.policy import Exchange, Opened, opened
-from alignkit_apps.policies.recipe import models_of
+from alignkit_apps.policies.recipe import models_of, with_best_of
 from alignkit_apps.policies.streaming import Answer
 from tests.patience import PATIENCE
 
@@ -120,15 +120,37 @@ def test_rewards_are_shown(models: Opened) -> None:
     assert remarks[0].startswith("[liked ") and ", length " in remarks[0]
 
 
-def test_the_best_of_several_is_shown(models: Opened) -> None:
-    talks = session(models, seed=5, best_of=6)
-    shown = said(talks, "my old friend")
-    for name in models.policies:
-        texts = sampled(models, name, [user("my old friend")], 5, 6)
-        scores = [row["liked"] or 0.0 for row in scored(models, name, "my old friend", 5, 6)]
-        best = scores.index(max(scores))
-        assert len(set(texts)) == 6 and talks.turns[name][1]["content"] == texts[best]
-    assert shown.count("best of 6") == 2
+def test_the_best_of_several_is_shown(run: Path) -> None:
+    """By the reward that chooses, which need not be shown; what is kept has all answers and their scores."""
+    words = [with_best_of(str(run / name), 6, str(run / "liked")) for name in ("sft", "online")]
+    named, kept = models_of(words, [str(run / "liked"), "length"]), list[Exchange]()
+    with opened(named, load_plugins().registry, Reporter(), lambda: None, "alignkit chat") as models:
+        names = [f"run-{name}, best of 6 by run/liked" for name in ("sft", "online")]
+        talks = session(models, seed=5, keep=kept.append)
+        shown = said(talks, "my old friend", names=names)
+        assert list(models.policies) == names
+        for name, exchange in zip(names, kept, strict=True):
+            texts = sampled(models, name, [user("my old friend")], 5, 6)
+            scores = [row["liked"] or 0.0 for row in scored(models, name, "my old friend", 5, 6)]
+            best = scores.index(max(scores))
+            assert len(set(texts)) == 6 and talks.turns[name][1]["content"] == texts[best]
+            assert (list(exchange.answers), exchange.shown) == (texts, best)
+            assert list(exchange.rewards) == pytest.approx(scores)
+    assert shown.count(", best of 6]") == 2 and shown.count(texts[best]) == 1
+
+
+def test_examples_are_in_front_of_every_turn(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "demos.jsonl").write_text('{"prompt": "one?", "response": "1"}\n', encoding="utf-8")
+    word = f"{{policy: {run / 'sft'}, few_shot: {tmp_path / 'demos.jsonl'}, shots: 1}}"
+    with opened(models_of([word]), load_plugins().registry, Reporter(), lambda: None, "alignkit chat") as models:
+        talks = session(models, seed=5, system="Be kind.")
+        said(talks, "my old friend", "bread is good", names=["run-sft, 1 shot"])
+        first, second = (turn["content"] for turn in talks.turns["run-sft, 1 shot"][1::2])
+        system = Message(role="system", content="Be kind.")
+        shown = [system, user("one?"), Message(role="assistant", content="1"), user("my old friend")]
+        assert first == sampled(models, "run-sft, 1 shot", shown, 5)[0]
+        shown += [Message(role="assistant", content=first), user("bread is good")]
+        assert second == sampled(models, "run-sft, 1 shot", shown, 6)[0]
 
 
 def test_commands(models: Opened) -> None:

@@ -10,7 +10,7 @@ reference in nats.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import alignkit
 from alignkit import (
     Artifact,
     CheckedJudge,
+    DataError,
     DataRef,
     Field,
     Group,
@@ -35,7 +36,6 @@ from alignkit import (
 )
 from alignkit.data.group import group_to_json, write_groups
 from alignkit.evaluation.comparison import (
-    Prompted,
     check_unique,
     prompts_to_compare,
     sample_policies,
@@ -45,10 +45,12 @@ from alignkit.evaluation.comparison import (
 from alignkit.evaluation.judge_card import PEOPLE, check_names, judge_names, mapped
 from alignkit.evaluation.reward_columns import Column, label, scored_by
 from alignkit.stopping import StageWaits
+from alignkit_apps.policies.variant import Variant, by_title, draw, role_of
 from alignkit_plugins.steps.evaluate import breakdown, judged, measures, numbers, report
+from alignkit_plugins.steps.evaluate.answering import Answering
 from alignkit_plugins.steps.evaluate.cards import Cards
-from alignkit_plugins.steps.evaluate.few_shot import Examples, FewShot, check_no_examples, different, draw
-from alignkit_plugins.steps.evaluate.measures import Measure, raters_of, warn_of_own_raters
+from alignkit_plugins.steps.evaluate.diversity import diversity
+from alignkit_plugins.steps.evaluate.measures import Measure, chosen_by_raters, raters_of, warn_of_own_raters
 from alignkit_plugins.steps.evaluate.numbers import kl_of
 from alignkit_plugins.steps.evaluate.people import People, Said, ask
 
@@ -57,7 +59,10 @@ class Evaluate(Step):
     """Sample from each policy, score with each reward, and compare each policy with the baseline."""
 
     class Options(alignkit.SamplingOptions):
-        policies: list[PolicyRef] = Field(min_length=1, description="policies to compare: `base`, stages or `STAGE@k`")
+        policies: list[PolicyRef | Variant] = Field(
+            min_length=1,
+            description="policies to compare: `base`, stages, `STAGE@k`, or `{policy: sft, best_of: 4, reward: ...}`",
+        )
         measures: dict[str, Measure] = Field(
             default_factory=dict, description="what the verdict goes by: rewards by name, on all prompts or on some"
         )
@@ -80,9 +85,6 @@ class Evaluate(Step):
         )
         kl: bool = Field(True, description="measure the KL to the reference")
         reference: PolicyRef | None = Field(None, description="policy to measure the KL to; default: the baseline")
-        few_shot: FewShot | None = Field(
-            None, description="examples in front of each prompt: `policies`, `examples`, `shots` and `baseline`"
-        )
         samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses of each policy to each prompt")
         temperature: float | None = Field(
             None, gt=0, description="sampling temperature, also for the KL; default: as in training"
@@ -95,10 +97,8 @@ class Evaluate(Step):
 
         @model_validator(mode="after")
         def _consistent(self) -> Any:
-            check_unique("policies", self.policies)
+            check_unique("policies", self._titles())
             check_unique("rewards", [label(spec) for spec in self.rewards])
-            for name in (*self.policies, self.baseline, self.reference):
-                check_no_examples(name or "", is_baseline=name == self.baseline)
             if not self.measures and not self.rewards and not self.judges and self.people is None:
                 raise ValueError("name at least one measure, reward or judge, or ask people (`people: {}`)")
             check_names(self.rewards, self.judges)
@@ -109,26 +109,36 @@ class Evaluate(Step):
                 raise ValueError(f"'{PEOPLE}' is what people are called in the tables; rename the measure or rater")
             if not self.kl and self.reference is not None:
                 raise ValueError("reference is the policy to measure the KL to, and kl is false: leave one of them out")
-            if len(self.policies) < 2 and self.few_shot is None and (self.judges or self.people is not None):
+            if len(self.policies) < 2 and (self.judges or self.people is not None):
                 raise ValueError(f"{'judges' if self.judges else PEOPLE} compare policies: name at least two")
             if self.baseline is not None and self.baseline not in self.policies:
-                raise ValueError(f"baseline '{self.baseline}' must be one of the policies: {', '.join(self.policies)}")
-            if self.baseline is not None and self.few_shot is not None and self.few_shot.baseline:
-                raise ValueError("baseline and few_shot.baseline name two baselines: set one of them")
+                help = " (of one with options, set its own `baseline: true`)" if self.baseline in self._titles() else ""
+                plain = ", ".join(policy for policy in self.policies if isinstance(policy, str))
+                raise ValueError(f"baseline '{self.baseline}' must be one of the policies: {plain}{help}")
+            if len(set(filter(None, [self.baseline, *self.baselines()]))) > 1:
+                names = ", ".join(filter(None, [self.baseline, *self.baselines()]))
+                raise ValueError(f"{names} are all the baseline: choose one policy")
             return self
 
+        def _titles(self) -> list[str]:
+            return [title for policy in self.policies for title in by_title([policy])]
+
+        def baselines(self) -> list[str]:
+            """The policies with options that say that they are the baseline."""
+            named = by_title(self.policies).items()
+            return [name for name, policy in named if isinstance(policy, Variant) and policy.baseline]
+
         def policies_to_sample(self) -> list[str]:
-            prompted = self.few_shot.policies if self.few_shot is not None else []
-            return list(dict.fromkeys([*self.policies, *prompted]))
+            return list(dict.fromkeys(map(role_of, self.policies)))
 
     options: Options
     _base: str | None = None  # the untouched base model of all policies
 
     @property
-    def prompted(self) -> dict[str, str]:
-        """The names of the policies with examples, and their references."""
-        few_shot = self.options.few_shot
-        return few_shot.named(self.options.policies) if few_shot is not None else {}
+    def variants(self) -> dict[str, Variant]:
+        """Those of the policies that answer in another way, by name."""
+        named = by_title(self.options.policies).items()
+        return {name: policy for name, policy in named if isinstance(policy, Variant)}
 
     @property
     def policies(self) -> list[str]:
@@ -138,30 +148,28 @@ class Evaluate(Step):
 
     @property
     def _named(self) -> list[str]:
-        """The policies that the recipe names: one with examples follows the policy itself, or else comes first."""
-        own = self.options.policies
-        first = [name for name, role in self.prompted.items() if role not in own]
-        return first + [n for policy in own for n in (policy, *(k for k, r in self.prompted.items() if r == policy))]
+        """The policies that the recipe names."""
+        return list(by_title(self.options.policies))
+
+    def _role(self, policy: str) -> str:
+        """The reference of the model that answers."""
+        return role_of(self.variants.get(policy, policy))
 
     @property
     def baseline(self) -> str | None:
         """The policy to compare the others with; None if there is only one policy."""
-        options, policies = self.options, self.options.policies
-        if options.few_shot is not None and options.few_shot.baseline:
-            return next(iter(self.prompted))
-        if options.baseline or len(self._named) < 2:
-            return options.baseline
-        if len(policies) < 2:
-            return self._named[0]
-        return next((policy for policy in policies[:-1] if policy != "base"), policies[0])
+        chosen = next(iter(self.options.baselines()), self.options.baseline)
+        if chosen or len(self._named) < 2:
+            return chosen
+        return next((policy for policy in self._named[:-1] if policy != "base"), self._named[0])
 
     @property
     def reference(self) -> str | None:
-        """The policy to measure the KL to, which reads the plain prompts; None if no KL is measured."""
+        """The policy to measure the KL to, which answers once to plain prompts; None if no KL is measured."""
         if not self.options.kl:
             return None
         baseline = self.baseline
-        return self.options.reference or (baseline and self.prompted.get(baseline, baseline))
+        return self.options.reference or (baseline and self._role(baseline))
 
     def check(self, folder: Path) -> None:
         if self.options.people is not None:
@@ -170,7 +178,10 @@ class Evaluate(Step):
     def check_data(self, data: StepData) -> None:
         options = self.options
         if self._compared and options.people is None:
-            warn_of_own_raters(options, self.options.policies_to_sample(), str(self.baseline), data)
+            warn_of_own_raters(options, self._compared, self._learned(data.learned_from), data)
+        for warning in chosen_by_raters(options, self.variants):
+            data.say(warning)
+        prompts: list[Group] = []
         if (rows := data.load(options.prompts)) is not None:
             prompts, _ = prompts_to_compare(rows, options.limit)
             breakdown.check_columns(prompts, options.by)
@@ -179,8 +190,16 @@ class Evaluate(Step):
                 data.check_prompts(reward, prompts)
             for measure in options.measures.values():
                 data.check_prompts(measure.reward, [group for group in prompts if measure.counts(group)])
-        if options.few_shot is not None and (examples := data.load(options.few_shot.examples)) is not None:
-            different(options.few_shot, examples)
+            for variant in self.variants.values():
+                if variant.reward is not None:
+                    data.check_prompts(variant.reward, prompts)
+        for place, policy in enumerate(options.policies):
+            if isinstance(policy, Variant) and (examples := data.load(policy.few_shot)) is not None:
+                try:
+                    draw(examples, policy.shots, 0, prompts=prompts)
+                except DataError as error:
+                    error.option = ("policies", place, *(error.option or ()))
+                    raise
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options
@@ -189,15 +208,14 @@ class Evaluate(Step):
         # Before sampling: a reward that cannot work, because a key or a file is missing, fails here.
         measured_by = [spec for spec, _ in measures.distinct_rewards(options.measures)]
         scorers = [context.scorer(spec) for spec in (*measured_by, *options.rewards)]
+        answering = Answering(self.variants, options.samples_per_prompt, context)
         judges = dict(zip(judge_names(options.judges), options.judges, strict=True))
         checked = {name: CheckedJudge(component, context) for name, component in judges.items()}
         prompts, notes = prompts_to_compare(context.load(options.prompts), options.limit)
         breakdown.check_columns(prompts, options.by)
         measures.check_where(options.measures, prompts)
-        examples = draw(options.few_shot, context) if options.few_shot is not None else None
-        measured = self._measured(prompts, notes, scorers, examples, context)
-        if examples is not None:
-            write_groups(context.out / "examples.jsonl", examples.first)
+        answering.draw(prompts)
+        measured = self._measured(prompts, notes, scorers, answering, context)
         verdicts = self._verdicts(measured.groups, checked, context)
         if options.people is None:
             return self._artifact(measured, verdicts, checked, None, context)
@@ -223,7 +241,7 @@ class Evaluate(Step):
         prompts: Sequence[Group],
         notes: Sequence[str],
         scorers: Sequence[Any],
-        examples: Examples | None,
+        answering: Answering,
         context: StepContext,
     ) -> numbers.Measured:
         """The answers with their scores, and the numbers without judges and people.
@@ -235,15 +253,13 @@ class Evaluate(Step):
             context.say(f"{context.out.name}: scoring with {name}")
 
         def measure(rows: Sequence[Any]) -> list[dict[str, Any]]:
-            prompted = {name: examples.prompted(role) for name, role in self.prompted.items()} if examples else {}
             warning = self._warning(prompts, context)
-            groups, own = self._sample(prompts, prompted, context), len(scorers) - len(self.options.rewards)
+            groups, own = self._sample(prompts, answering, context), len(scorers) - len(self.options.rewards)
             groups, columns = scored_by(groups, self.options.rewards, scorers[own:], say)
             groups = measures.scored(groups, self.options.measures, scorers[:own], say)
-            summary = self._summary(groups, columns, len(prompts) - len(groups), prompted, context)
-            summary["few_shot"] = examples.summary(self.prompted, groups) if examples else None
-            summary["notes"] += [*notes, *(examples.notes(prompted, groups) if examples else ())]
-            summary["notes"] += [*filter(None, [warning]), *(note for scorer in scorers for note in scorer.untrained)]
+            summary = self._summary(groups, columns, len(prompts) - len(groups), answering, context)
+            summary["notes"] += [*notes, *answering.notes(self.reference), *filter(None, [warning])]
+            summary["notes"] += [note for scorer in scorers for note in scorer.untrained]
             singles = [*self.options.measures, *(column.name for column in columns if column.single)]
             return [numbers.Measured(groups, summary, singles).plain()]
 
@@ -311,7 +327,7 @@ class Evaluate(Step):
 
         The training data of other runs' models are not known here.
         """
-        policies, texts = self.options.policies_to_sample(), []
+        policies, texts = self.options.policies_to_sample(), chosen_by_raters(self.options, self.variants)
         models = (*policies, *self.options.rewards, *(one.reward for one in self.options.measures.values()))
         if unknown := [name for policy, name in short_names(policies).items() if name != policy]:
             texts.append(f"warning: it was not checked whether {', '.join(unknown)} learned from these prompts")
@@ -321,18 +337,19 @@ class Evaluate(Step):
             context.say(f"{context.out.name}: {text}")
         return "\n".join(texts)
 
-    def _sample(self, prompts: Sequence[Group], prompted: Mapping[str, Prompted], context: StepContext) -> list[Group]:
+    def _sample(self, prompts: Sequence[Group], answering: Answering, context: StepContext) -> list[Group]:
         options = self.options
         groups = sample_policies(
             context,
             self.policies,
             prompts,
-            prompted=prompted,
+            prompted=answering.prompted,
             samples_per_prompt=options.samples_per_prompt,
             **options.sampling(),
         )
         if not groups:
-            help = "\nhelp: set few_shot.shots to less, so that examples and prompts fit" if prompted else ""
+            shown = any(variant.few_shot is not None for variant in self.variants.values())
+            help = "\nhelp: set 'shots' to less, so that examples and prompts fit" if shown else ""
             raise RunFailed(f"evaluate: none of {len(prompts)} prompts could be answered by all policies{help}")
         return groups
 
@@ -341,7 +358,7 @@ class Evaluate(Step):
         groups: Sequence[Group],
         columns: Sequence[Column],
         left_out: int,
-        prompted: Mapping[str, Prompted],
+        answering: Answering,
         context: StepContext,
     ) -> dict[str, Any]:
         options, baseline = self.options, self.baseline
@@ -349,10 +366,11 @@ class Evaluate(Step):
         rewards = [column.name for column in columns]
         names = [*options.measures, *rewards]
         sampling = options.sampling()
-        kls = kl_of(groups, self.policies, self.reference, prompted, sampling["temperature"], context)
+        kls = kl_of(groups, self.policies, self.reference, answering.prompted, sampling["temperature"], context)
         cut = ", ".join(f"{key} {sampling[key]}" for key in ("min_new_tokens", "top_p", "top_k") if key in sampling)
         biased = [f"KL is biased: {cut} leaves tokens out of the answers, and it is of all tokens"] if cut else []
-        raters = raters_of(options)
+        raters, learned = raters_of(options), self._learned(context.learned_from)
+        varied = diversity(groups, self.policies, baseline)
         return {
             "prompts": len(groups),
             "left_out": left_out,
@@ -364,12 +382,16 @@ class Evaluate(Step):
             "measures": measures.described(options.measures, groups),
             "rewards": names,
             "trained_on": {
-                policy: {name: context.learned_from(role, rater) for name, rater in raters.items()}
-                for policy in self.policies
-                for role in [self.prompted.get(policy, policy)]
+                policy: {name: learned(policy, rater) for name, rater in raters.items()} for policy in self.policies
             },
+            "variants": {name: answering.facts(name) for name in self.variants},
             "policies": {
-                policy: {**numbers.measure(groups, policy, names, options.measures), "kl": kls[policy]}
+                policy: {
+                    **numbers.measure(groups, policy, names, options.measures),
+                    "kl": kls[policy],
+                    "tokens": answering.tokens(policy, groups),
+                    "diversity": varied[policy],
+                }
                 for policy in self.policies
             },
             "against": {
@@ -385,6 +407,16 @@ class Evaluate(Step):
                 if self._base not in (None, baseline, policy) and options.measures
             },
         }
+
+    def _learned(self, known: Callable[[str, Any], bool | None]) -> Callable[[str, Any], bool | None]:
+        """Whether a rater judges itself in a policy, which learned from it, or whose answers it chose."""
+        variants = self.variants
+
+        def learned(policy: str, rater: Any) -> bool | None:
+            chosen = policy in variants and variants[policy].chosen_by(rater)
+            return True if chosen else known(self._role(policy), rater)
+
+        return learned
 
     def _compare(self, groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
         return numbers.compare(groups, policy, baseline, name, self.options.measures)

@@ -16,6 +16,7 @@ from alignkit.evaluation import statistics
 from alignkit.evaluation.judge_card import judge_names
 from alignkit.evaluation.reward_columns import bare, label
 from alignkit.reward import REWARD_KEY
+from alignkit_apps.policies.variant import Variant
 
 SHOWN = 8  # columns or values that an error lists
 
@@ -142,14 +143,23 @@ def raters_of(options: Any) -> dict[str, Any]:
     return {**measured, **{name: rewards[name] for name in kept}, **judges}
 
 
-def warn_of_own_raters(options: Any, policies: Sequence[str], baseline: str, data: StepData) -> None:
-    """Say which policies nothing judges independently, in one line."""
-    raters = raters_of(options)
-    alone = [
-        policy
-        for policy in policies
-        if policy != baseline and raters and all(data.learned_from(policy, rater) for rater in raters.values())
+def chosen_by_raters(options: Any, variants: Mapping[str, Variant]) -> list[str]:
+    """Warnings of policies that a rater judges by which their answers were chosen."""
+    raters = raters_of(options).items()
+    own = {policy: [name for name, rater in raters if one.chosen_by(rater)] for policy, one in variants.items()}
+    return [
+        f"warning: {policy} is judged by the reward it was chosen with: {', '.join(names)}"
+        for policy, names in own.items()
+        if names
     ]
+
+
+def warn_of_own_raters(
+    options: Any, policies: Sequence[str], learned: Callable[[str, Any], bool | None], data: StepData
+) -> None:
+    """Say which policies nothing judges independently, in one line. learned: whether one is its rater's own."""
+    raters = raters_of(options)
+    alone = [policy for policy in policies if raters and all(learned(policy, rater) for rater in raters.values())]
     if alone:
         data.say(
             f"warning: nothing in this evaluation judges {', '.join(alone)} independently: training was to please "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -156,18 +157,21 @@ def kl(
 
     The estimator is k1 (Schulman 2020, "Approximating KL Divergence"), the mean of log p - log q over the policy's own
     samples: unbiased if these leave no token out, and possibly negative. `unmeasured` counts responses that a model had
-    to truncate. prompted: what the policy reads, if not the prompts; the reference reads the prompts. Raises
-    OtherTokenizer if the reference has another tokenizer.
+    to truncate. prompted: how the policy answers in another way; the reference answers once to the prompts. Of the best
+    of N, p is the model's, and log N - (N - 1)/N is added: more than the choice can add (Beirami et al. 2024,
+    arXiv:2401.01879, theorem 1). Raises OtherTokenizer if the reference has another tokenizer.
     """
     if policy == reference:
         return {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(groups), "unmeasured": 0}
+    prompted = prompted or Prompted(policy)
     # Without tools, of which policies read nothing when they answer.
     answered = [replace(group, responses=tuple(answers_of(group, policy)), tools=()) for group in groups]
-    read = answered if prompted is None else [replace(group, prompt=tuple(prompted.read(group))) for group in answered]
+    read = [replace(group, prompt=tuple(prompted.read(group))) for group in answered]
     logprobs = [
         iter(context.models.logprobs(role, rows, temperature=temperature))
-        for role, rows in ((policy if prompted is None else prompted.role, read), (reference, answered))
+        for role, rows in ((prompted.role, read), (reference, answered))
     ]
+    added = math.log(prompted.drafts) - (prompted.drafts - 1) / prompted.drafts
     means, unmeasured = [], 0
     for group in answered:
         ratios = []
@@ -177,5 +181,5 @@ def kl(
                 ratios.append(float((ours.double() - theirs.double()).sum()))
             else:
                 unmeasured += 1
-        means += [statistics.mean(ratios)] if ratios else []
+        means += [statistics.mean(ratios) + added] if ratios else []
     return {**statistics.estimate(means), "unmeasured": unmeasured}

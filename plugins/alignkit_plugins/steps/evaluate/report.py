@@ -13,6 +13,7 @@ from alignkit.evaluation.judge_card import PEOPLE, about_table, preferred_title,
 from alignkit.evaluation.statistics import bought_with_length, decimals, shown
 from alignkit.evaluation.who_judged import conclusion, lower_is_better, percent, titled
 from alignkit.report import Block, Report, SideBySide, Table
+from alignkit_plugins.steps.evaluate.diversity import diversity_table, diversity_verdict
 
 EXCERPT = 300  # longest text of a sample, in characters
 Rows = Iterator[tuple[str, list[str]]]  # a label, and a cell per policy
@@ -23,6 +24,7 @@ def report(summary: Mapping[str, Any], groups: Sequence[Group]) -> Report:
     against = list(summary["against"])
     blocks: list[Block] = ["\n".join(summary["notes"]), policy_table(summary)]
     blocks += [comparison_table(summary)] if against else []
+    blocks += diversity_table(summary)
     blocks += judge_blocks(summary)
     blocks += safety_blocks(summary)
     blocks += ranking_blocks(summary)
@@ -31,6 +33,7 @@ def report(summary: Mapping[str, Any], groups: Sequence[Group]) -> Report:
     verdicts = [conclusion(summary, policy).sentence for policy in against or summary.get("judged", {})]
     verdicts += [verdict(summary, policy) for policy in against]
     verdicts += [judges_verdict(summary, policy) for policy in summary.get("judged", {})]
+    verdicts += filter(None, (diversity_verdict(summary, policy) for policy in against or summary.get("judged", {})))
     blocks += ["\n".join(verdicts)] if verdicts else []
     return Report(blocks)
 
@@ -87,6 +90,9 @@ def _policy_rows(summary: Mapping[str, Any], policies: Sequence[Mapping[str, Any
         yield from _estimates(reward, estimates, "unscored", percent(summary, reward))
     yield "length, tokens", [shown(policy["length"]) for policy in policies]
     yield "cut off", [f"{policy['truncated']:.0%}" for policy in policies]
+    if summary.get("variants"):
+        costs = [policy["tokens"] for policy in policies]
+        yield "tokens read + written", [f"{cost['read']:.0f} + {cost['written']:.0f}" for cost in costs]
     if summary["reference"] is not None:
         yield from _estimates(
             f"KL to {summary['reference']}, nats", [policy["kl"] for policy in policies], "unmeasured"

@@ -1,11 +1,14 @@
-"""Policies with examples in front: what the model reads, what nobody else reads, and the KL against transformers."""
+"""Policies with examples in front, or the best of several answers: what is read, chosen, paid and said of them."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +18,14 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignkit import DataError, Group, Message, Response, RunFailed, StepContext
+from alignkit import functional as F
 from alignkit.cli import main
 from alignkit.data.group import read_groups, write_groups
 from alignkit.errors import RecipeError
 from alignkit.recipe.load import load_recipe
+from alignkit.recipe.schema import RewardSpec
+from alignkit_apps.policies.variant import Examples, Variant, best_places, draw
 from alignkit_plugins.steps.evaluate import Evaluate
-from alignkit_plugins.steps.evaluate.few_shot import Examples
 
 USER, ASSISTANT = "user", "assistant"
 DEMOS = [("one?", "1"), ("two?", "2"), ("three?", "3")]
@@ -49,14 +54,22 @@ class Models:
     def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
         self.read.setdefault(role, []).append([texts(prompt) for prompt in prompts])
         self.seeds.append(seed)
-        answers = [Response(f"{role} read {len(prompt)}", tokens=(1, 2)) for prompt in prompts]
+        drafts = range(sampling["samples_per_prompt"])
         return [
-            Group(tuple(prompt), (answer,) if len(prompt) <= self.room else ())
-            for prompt, answer in zip(prompts, answers, strict=True)
+            Group(
+                tuple(prompt), tuple(self.answer(role, prompt, k) for k in drafts) if len(prompt) <= self.room else ()
+            )
+            for prompt in prompts
         ]
 
+    def answer(self, role: str, prompt: Sequence[Message], draft: int) -> Response:
+        return Response(f"{role} read {len(prompt)}", tokens=(1, 2) + (3,) * draft, logprobs=(-1.0,) * (2 + draft))
+
+    def prompt_lengths(self, role: str, prompts: Sequence[Sequence[Message]]) -> list[int]:
+        return [10 * len(prompt) for prompt in prompts]
+
     def logprobs(self, role: str, groups: Sequence[Group], **options: Any) -> list[torch.Tensor]:
-        return [torch.full((2,), float(len(group.prompt))) for group in groups for _ in group.responses]
+        return [torch.full((len(r.tokens or ()),), float(len(g.prompt))) for g in groups for r in g.responses]
 
 
 class Scorer:
@@ -99,16 +112,15 @@ def evaluate(
         say=lambda text: None,
         stage="evaluate",
     )
-    prefix = {"policies": ["base"], "examples": "examples", "shots": 2, **(few_shot or {})}
-    options = {"policies": ["base", "sft"], "rewards": ["length"], **options}
-    step = Evaluate(Evaluate.Options(prompts="prompts", few_shot=prefix, **options))
+    prompted = {"policy": "base", "few_shot": "examples", "shots": 2, **(few_shot or {})}
+    options = {"policies": ["base", prompted, "sft"], "rewards": ["length"], **options}
+    step = Evaluate(Evaluate.Options(prompts="prompts", **options))
     step.options.rewards = []
-    step.options.rewards = [_Spec()]
+    step.options.rewards = [_SPEC]
     return dict(step.run(context).summary or {}), models, scorer
 
 
-class _Spec:
-    kind, name = "plugin", "length"
+_SPEC = RewardSpec("reward", "length")
 
 
 # --- what the model reads
@@ -123,9 +135,14 @@ def test_examples_are_earlier_turns_and_the_same_for_all_prompts(tmp_path: Path)
     assert len(drawn) == 2 and set(drawn) <= set(DEMOS)
     assert with_examples == [[*turns, (USER, "four?")], [*turns, (USER, "five?")]]
     assert models.read["sft"] == [plain] and len(set(models.seeds)) == 1
-    assert list(found["policies"]) == ["base", "base+2", "sft"]
-    assert found["few_shot"] == {"policies": {"base+2": "base"}, "shots": 2, "own_words": 0}
-    assert "base+2: 2 examples in front of each prompt" in found["notes"]
+    assert list(found["policies"]) == ["base", "base, 2 shots", "sft"]
+    assert found["variants"] == {"base, 2 shots": {"policy": "base", "shots": 2, "best_of": 1, "reward": None}}
+    # Five turns of ten tokens with the examples, and one without; every answer has two.
+    assert {name: policy["tokens"] for name, policy in found["policies"].items()} == {
+        "base": {"read": 10, "written": 2},
+        "base, 2 shots": {"read": 50, "written": 2},
+        "sft": {"read": 10, "written": 2},
+    }
 
 
 def _out(folder: Path) -> Path:
@@ -141,22 +158,21 @@ def test_examples_are_drawn_with_the_seed(tmp_path: Path) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_a_prompt_never_sees_itself(tmp_path: Path) -> None:
-    examples = [demo(*each) for each in DEMOS]
-    prompts = [asked(question) for question, _ in DEMOS] + [asked("four?")]
-    found, models, _ = evaluate(tmp_path, examples, prompts)
-    for read in models.read["base"][1]:
-        questions = [text for role, text in read if role == USER]
-        assert len(questions) == 3 == len(set(questions))  # two examples and the prompt, which is none of them
-    assert found["few_shot"]["own_words"] == 2
-    assert any("at 2 prompts their own words were left out and the next example was used" in n for n in found["notes"])
-
-
-def test_no_other_example_is_left(tmp_path: Path) -> None:
-    prompts = [asked("one?"), asked("four?")]
-    found, models, _ = evaluate(tmp_path, [demo(*each) for each in DEMOS[:2]], prompts)
-    assert [len(read) for read in models.read["base"][1]] == [3, 5]
-    assert "1 prompts have fewer than 2 examples, because no other one was left" in found["notes"]
+def test_examples_that_show_a_prompt_are_an_error(tmp_path: Path) -> None:
+    """Also those that are not drawn, and a question within a dialogue; prompts beyond `limit` do not count."""
+    prompts = [asked("four?"), asked("three?")]
+    with pytest.raises(DataError, match=r"few_shot: 1 of 3 examples show a prompt that is evaluated, .*'three\?'"):
+        evaluate(tmp_path, [demo(*each) for each in DEMOS], prompts)
+    evaluate(tmp_path, [demo(*each) for each in DEMOS], prompts, limit=1)
+    turns = (Message(role=ASSISTANT, content="1"), Message(role=USER, content="and?"))
+    dialogue = replace(
+        asked("one?"), responses=(Response("2", messages=(*turns, Message(role=ASSISTANT, content="2"))),)
+    )
+    inner = Group((Message(role=USER, content="one?"), *turns))
+    with pytest.raises(DataError, match="1 of 1 examples show a prompt"):
+        draw([dialogue], 1, 0, prompts=[inner])
+    with pytest.raises(DataError, match="1 of 1 examples show a prompt"):
+        draw([Group((), (Response("Q: four? A: 4"),))], 1, 0, prompts=[asked("four?")])
 
 
 def test_system_messages(tmp_path: Path) -> None:
@@ -167,6 +183,8 @@ def test_system_messages(tmp_path: Path) -> None:
     assert [role for role, _ in read] == ["system", USER, ASSISTANT, USER, ASSISTANT, USER]
     assert read[0][1] == "Be kind."
     assert "system messages of examples are left out; that of a prompt stays first" in found["notes"]
+    alone = Examples([demo(*DEMOS[0])]).messages([own])  # a chat may begin so
+    assert [turn["role"] for turn in alone] == ["system", USER, ASSISTANT]
 
 
 def test_a_dialogue_keeps_its_turns(tmp_path: Path) -> None:
@@ -178,14 +196,11 @@ def test_a_dialogue_keeps_its_turns(tmp_path: Path) -> None:
     dialogue = replace(asked("one?"), responses=(Response("2", messages=turns),))
     _, models, _ = evaluate(tmp_path, [dialogue], few_shot={"shots": 1})
     assert [text for _, text in models.read["base"][1][0]] == ["one?", "1", "and?", "2", "four?"]
-    # The question at its end is one of its prompts, and would be answered in front of it.
-    last = Group((Message(role=USER, content="one?"), *turns[:2]))
-    assert Examples([dialogue], 1).of(last) == []
-    assert all("train" not in turn for turn in Examples([dialogue], 1).messages(asked("four?")))
+    assert all("train" not in turn for turn in Examples([dialogue]).messages(asked("four?").prompt))
 
 
 def test_raw_texts_are_put_in_front_of_the_first_turn(tmp_path: Path) -> None:
-    raw = [Group((), (Response(text=text),)) for text in ("Q: one? A: 1", "Q: two? A: 2", "Q: four? A: 4")]
+    raw = [Group((), (Response(text=text),)) for text in ("Q: one? A: 1", "Q: two? A: 2")]
     system = Message(role="system", content="Be kind.")
     _, models, _ = evaluate(tmp_path, raw, [asked("four?", system)])
     ((_, kind), (role, text)) = models.read["base"][1][0]
@@ -202,7 +217,7 @@ def test_rewards_and_files_have_the_plain_prompt(tmp_path: Path) -> None:
     samples = read_groups(tmp_path / "out" / "samples.jsonl")
     assert [texts(group.prompt) for group in samples] == scorer.read
     assert [(r.source, r.text) for r in samples[0].responses] == [
-        ("base", "base read 1"), ("base+2", "base read 5"), ("sft", "sft read 1"),
+        ("base", "base read 1"), ("base, 2 shots", "base read 5"), ("sft", "sft read 1"),
     ]  # fmt: skip
 
 
@@ -211,21 +226,22 @@ def test_the_kl_is_of_what_each_reads(tmp_path: Path) -> None:
     found, _, _ = evaluate(tmp_path, [demo(*each) for each in DEMOS])
     assert found["reference"] == "base"
     assert {name: each["kl"]["mean"] for name, each in found["policies"].items()} == {
-        "base": 0.0, "base+2": 2 * (5.0 - 1.0), "sft": 0.0,
+        "base": 0.0, "base, 2 shots": 2 * (5.0 - 1.0), "sft": 0.0,
     }  # fmt: skip
 
 
 def test_it_can_be_the_baseline(tmp_path: Path) -> None:
     found, _, _ = evaluate(tmp_path, [demo(*each) for each in DEMOS], few_shot={"baseline": True})
-    assert (found["baseline"], found["reference"]) == ("base+2", "base")
+    assert (found["baseline"], found["reference"]) == ("base, 2 shots", "base")
     assert list(found["against"]) == ["base", "sft"]
     assert found["against"]["sft"]["length"]["difference"]["mean"] == 1.0
-    assert found["policies"]["base+2"]["kl"]["mean"] == 8.0
+    assert found["policies"]["base, 2 shots"]["kl"]["mean"] == 8.0
 
 
 def test_a_policy_may_only_answer_with_examples(tmp_path: Path) -> None:
-    found, models, _ = evaluate(tmp_path, [demo(*each) for each in DEMOS], policies=["sft"])
-    assert list(found["policies"]) == ["base+2", "sft"] and found["baseline"] == "base+2"
+    shots = {"policy": "base", "few_shot": "examples", "shots": 2}
+    found, models, _ = evaluate(tmp_path, [demo(*each) for each in DEMOS], policies=[shots, "sft"])
+    assert list(found["policies"]) == ["base, 2 shots", "sft"] and found["baseline"] == "base, 2 shots"
     assert len(models.read["base"]) == 1
 
 
@@ -236,7 +252,7 @@ def test_prompts_without_room_for_the_examples_are_left_out_for_all(tmp_path: Pa
     found, _, _ = evaluate(tmp_path, [demo(*each) for each in DEMOS], [asked("four?"), long], models)
     assert (found["prompts"], found["left_out"]) == (1, 1)
     models.room = 1
-    with pytest.raises(RunFailed, match=r"none of 2 prompts could be answered .*\nhelp: set few_shot\.shots to less"):
+    with pytest.raises(RunFailed, match=r"none of 2 prompts could be answered .*\nhelp: set 'shots' to less"):
         evaluate(tmp_path, [demo(*each) for each in DEMOS], models=models)
 
 
@@ -248,10 +264,10 @@ def test_prompts_without_room_for_the_examples_are_left_out_for_all(tmp_path: Pa
     [
         (
             [demo(*DEMOS[0])],
-            "few_shot.examples has 1 different examples, but shots is 2\nhelp: .* set shots to 1 or less",
+            "few_shot has 1 different examples, but shots is 2\nhelp: .* set shots to 1 or less",
         ),
         ([demo(*DEMOS[0])] * 5, "has 1 different examples"),
-        ([asked("one?")], "few_shot.examples: a row .'one.'. has no response\nhelp"),
+        ([asked("one?")], "few_shot: a row .'one.'. has no response\nhelp"),
         ([replace(demo(*DEMOS[0]), responses=(Response("a", label=False),))], "is labeled as bad"),
         ([replace(demo(*DEMOS[0]), responses=(Response("a"), Response("b")))], "has 2 responses"),
         ([demo(*DEMOS[0]), Group((), (Response("text"),))], "mixes demonstrations and raw texts"),
@@ -262,33 +278,102 @@ def test_data_that_has_no_examples(tmp_path: Path, examples: list[Group], messag
         evaluate(tmp_path, examples)
 
 
+HELPED: dict[str, Any] = {"policy": "sft", "best_of": 4, "reward": "length"}
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("policies", "message", "options"),
     [
-        ({"few_shot": {"policies": ["base", "base"]}}, "policies has duplicates: base"),
-        ({"few_shot": {"policies": []}}, "at least 1"),
-        ({"few_shot": {"policies": ["sft+4"]}}, r"'sft\+4' is no stage: results call sft so with 4 examples"),
-        ({"policies": ["base", "sft@2+4"]}, r"`few_shot: \{policies: \[sft@2\], examples: DATA, shots: 4\}`"),
-        ({"policies": ["base", "sft"], "baseline": "sft+4"}, r"shots: 4, baseline: true\}`"),
-        ({"few_shot": {"shots": 0}}, "greater than or equal to 1"),
-        ({"few_shot": {"baseline": True}, "baseline": "sft"}, "baseline and few_shot.baseline name two baselines"),
+        ([HELPED, HELPED], "policies has duplicates: sft, best of 4 by length", {}),
+        ([{"policy": "sft", "best_of": 4}], "best_of: 4 needs a 'reward' that chooses", {}),
+        ([{"policy": "sft", "reward": "length"}], "set best_of to 2 or more", {}),
+        ([{"policy": "sft", "shots": 2}], "'shots' counts examples: name them with 'few_shot'", {}),
+        ([{"policy": "sft"}], "it would answer as sft does", {}),
+        ([{"policy": "sft", "few_shot": "examples", "shots": 0}], "greater than or equal to 1", {}),
+        (["base", HELPED], r"must be one of the policies: base \(of one with options, set its own `baseline: true`\)",
+         {"baseline": "sft, best of 4 by length"}),
+        (["sft", {**HELPED, "baseline": True}], "sft, sft, best of 4 by length are all the baseline: choose one policy",
+         {"baseline": "sft"}),
     ],
-)
-def test_options_that_cannot_be(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+)  # fmt: skip
+def test_options_that_cannot_be(tmp_path: Path, policies: list[Any], message: str, options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=message):
-        evaluate(tmp_path, [], **options)
+        evaluate(tmp_path, [], policies=policies, **options)
 
 
-def recipe(folder: Path, few_shot: dict[str, Any], **options: Any) -> Path:
+# --- the best of several answers
+
+
+def test_best_of_n_is_the_expected_maximum(tmp_path: Path) -> None:
+    """Draft k of a prompt scores k. Of four answers, each the best of three, the mean is that of 2, 5, 8 and 11."""
+    best = {"policy": "sft", "best_of": 3, "reward": _SPEC, "name": "best"}
+    found, models, _ = evaluate(tmp_path, [], policies=["sft", best], samples_per_prompt=4, kl=True, reference="base")
+    samples = read_groups(tmp_path / "out" / "samples.jsonl")
+    lengths = [[len(r.tokens or ()) for r in group.responses if r.source == "best"] for group in samples]
+    assert lengths == [[4, 7, 10, 13]] * 2  # of draft k: 2 + k
+    assert [r.logprobs for r in samples[0].responses if r.source == "best"] == [None] * 4
+    assert found["variants"]["best"] == {"policy": "sft", "shots": 0, "best_of": 3, "reward": "length"}
+    assert models.seeds[0] == models.seeds[1] and [len(g) for g in models.read["sft"]] == [2, 2]
+    # All twelve drafts are paid, for four answers to each prompt.
+    assert found["policies"]["best"]["tokens"] == {"read": 10, "written": sum(2 + k for k in range(12)) / 4}
+    assert found["policies"]["sft"]["tokens"] == {"read": 10, "written": sum(2 + k for k in range(4)) / 4}
+    assert found["policies"]["best"]["kl"]["mean"] == pytest.approx(math.log(3) - 2 / 3)
+    assert any(note.startswith("KL of best: at most this") for note in found["notes"])
+
+
+def test_the_reward_reads_the_plain_prompt_when_it_chooses(tmp_path: Path) -> None:
+    best = {"policy": "base", "few_shot": "examples", "shots": 2, "best_of": 2, "reward": _SPEC}
+    found, _, scorer = evaluate(tmp_path, [demo(*each) for each in DEMOS], policies=["sft", best])
+    assert list(found["policies"]) == ["sft", "base, 2 shots, best of 2 by length"]
+    assert scorer.read == [[(USER, "four?")], [(USER, "five?")]] * 2  # to choose, and to score
+
+
+@pytest.mark.parametrize(
+    ("scores", "places"),
+    [([1, 3, 2, 5, 4, 4], [1, 3]), ([2, 2, 2, None, None, 0], [0, 5]), ([None, None, None], [0]), ([], [])],
+)
+def test_the_first_of_equal_answers_wins_and_one_without_a_score_loses(scores: list[Any], places: list[int]) -> None:
+    assert best_places(scores, 3) == places
+
+
+def test_the_expected_maximum_of_known_scores() -> None:
+    """Over all ways to draw three of six scores, as `expected_best_of_n` says."""
+    scores = [0.1, 0.9, 0.4, 0.7, 0.2, 0.5]
+    maxima = [
+        max(best) for draws in itertools.combinations(scores, 3) for best in [[draws[p] for p in best_places(draws, 3)]]
+    ]
+    known = F.expected_best_of_n(torch.tensor([scores], dtype=torch.float64), 3)
+    assert sum(maxima) / len(maxima) == pytest.approx(float(known))
+
+
+def test_a_reward_judges_what_it_chose(tmp_path: Path) -> None:
+    """The verdict says that it is no independent rater, and a note warns of it; another measure is independent."""
+    helpful, safety = RewardSpec("stage", "helpful"), RewardSpec("stage", "safety")
+    llama2 = RewardSpec("combine", "llama2", children={"helpful": helpful, "safety": safety})
+    best = Variant(policy="sft", best_of=4, reward=helpful)
+    assert best.chosen_by(helpful) and best.chosen_by(llama2) and not best.chosen_by(safety)
+    assert Variant(policy="sft", best_of=4, reward=llama2).chosen_by(safety)
+    judge = SimpleNamespace(options=SimpleNamespace(reward_model=helpful))
+    assert best.chosen_by(judge) and not best.chosen_by(SimpleNamespace(options=SimpleNamespace(model="gpt")))
+    own = {"policy": "sft", "best_of": 4, "reward": _SPEC}
+    measures = {"long": {"reward": _SPEC}, "other": {"reward": RewardSpec("reward", "other")}}
+    found, _, _ = evaluate(tmp_path, [], policies=["sft", own], measures=measures)
+    name = "sft, best of 4 by length"
+    assert found["trained_on"][name] == {"long": True, "other": None}
+    assert f"warning: {name} is judged by the reward it was chosen with: long" in found["notes"]
+    assert not any("chosen with" in note for note in evaluate(tmp_path, [], policies=["base", "sft"])[0]["notes"])
+
+
+def recipe(folder: Path, variant: dict[str, Any], **options: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_groups(folder / "demos.jsonl", [demo(*each) for each in DEMOS])
-    write_groups(folder / "prompts.jsonl", [asked("four?"), asked("one?")])
+    write_groups(folder / "prompts.jsonl", [asked("four?"), asked("five?")])
     adapted = {"learning_rate": 0.02, "max_steps": 3, "batch_size": 1}
     stages = {
         "sft": {"algorithm": "sft", "data": "demos.jsonl", **adapted},
         "whole": {"step": "merge", "model": "sft"},
-        "compare": {"step": "evaluate", "policies": ["base", "sft"], "rewards": ["length"], "prompts": "prompts.jsonl"}
-        | {"max_new_tokens": 8, "temperature": 0.7, "few_shot": few_shot, **options},
+        "compare": {"step": "evaluate", "policies": ["base", "sft", variant], "rewards": ["length"]}
+        | {"prompts": "prompts.jsonl", "max_new_tokens": 8, "temperature": 0.7, **options},
     }
     model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": model, "stages": stages}), encoding="utf-8")
@@ -296,16 +381,18 @@ def recipe(folder: Path, few_shot: dict[str, Any], **options: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("few_shot", "said", "line", "help"),
+    ("variant", "said", "line", "help"),
     [
-        ({"policies": ["sfd"]}, "no stage 'sfd'", "- sfd", "did you mean 'sft'"),
-        ({"policies": ["sft"], "count": 3}, "unknown key 'count'", "count: 3", "shots"),
-        ({"policies": ["sft"], "shots": "many"}, "expected an integer", "shots: many", ""),
-        ({"policies": ["sft"], "examples": "demo.jsonl"}, "demo.jsonl", "examples: demo.jsonl", "demos.jsonl"),
+        ({"policy": "sfd"}, "no stage 'sfd'", "policy: sfd", "did you mean 'sft'"),
+        ({"shot": 3}, "unknown key 'shot'", "shot: 3", "shots"),
+        ({"shots": "many"}, "expected an integer", "shots: many", ""),
+        ({"few_shot": "demo.jsonl"}, "demo.jsonl", "few_shot: demo.jsonl", "demos.jsonl"),
+        ({"best_of": 4}, "best_of: 4 needs a 'reward' that chooses", "- best_of: 4", ""),
+        ({"best_of": 4, "reward": "lenght"}, "no reward 'lenght'", "reward: lenght", "did you mean 'length'"),
     ],
 )
-def test_refusals_show_the_line(tmp_path: Path, few_shot: dict[str, Any], said: str, line: str, help: str) -> None:
-    path = recipe(tmp_path, {"examples": "demos.jsonl", **few_shot})
+def test_refusals_show_the_line(tmp_path: Path, variant: dict[str, Any], said: str, line: str, help: str) -> None:
+    path = recipe(tmp_path, {"policy": "sft", "few_shot": "demos.jsonl", **variant})
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
     message = str(caught.value)
@@ -318,18 +405,17 @@ def test_refusals_show_the_line(tmp_path: Path, few_shot: dict[str, Any], said: 
 
 def test_the_kl_against_transformers(tmp_path: Path) -> None:
     """Sampled with examples; log p with the examples minus log p without, both by transformers on the merged model."""
-    few_shot = {"policies": ["sft"], "examples": "demos.jsonl", "shots": 2, "baseline": True}
+    shots = {"policy": "sft", "few_shot": "demos.jsonl", "shots": 2, "baseline": True}
     judges = [{"local_judge": {"role": "base", "min_mass": 0}}]
-    path = recipe(tmp_path, few_shot, judges=judges)
+    path = recipe(tmp_path, shots, judges=judges)
     assert main(["run", str(path), "--out", str(tmp_path / "run")]) == 0
     out = tmp_path / "run" / "compare"
     found = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
-    assert (found["baseline"], found["reference"]) == ("sft+2", "sft")
+    assert (found["baseline"], found["reference"]) == ("sft, 2 shots", "sft")
     assert list(found["judged"]) == ["base", "sft"] and list(found["ranking"]["length"]) != []
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "whole" / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "whole" / "model")
     drawn = [(g.prompt[0]["content"], g.responses[0].text) for g in read_groups(out / "examples.jsonl")]
-    spare = next(each for each in DEMOS if each not in drawn)
 
     def logprob(messages: list[dict[str, str]], response: tuple[int, ...]) -> float:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -341,22 +427,20 @@ def test_the_kl_against_transformers(tmp_path: Path) -> None:
     ratios = []
     for group in read_groups(out / "samples.jsonl"):
         question = {"role": USER, "content": group.prompt[0]["content"]}
-        others = [each for each in drawn if each[0] != question["content"]]
-        others += [spare] if len(others) < 2 else []
-        turns = [{"role": r, "content": t} for q, a in others for r, t in ((USER, q), (ASSISTANT, a))]
-        (response,) = [r for r in group.responses if r.source == "sft+2"]
+        turns = [{"role": r, "content": t} for q, a in drawn for r, t in ((USER, q), (ASSISTANT, a))]
+        (response,) = [r for r in group.responses if r.source == "sft, 2 shots"]
         assert response.tokens is not None and len(group.prompt) == 1
         ratios.append(logprob([*turns, question], response.tokens) - logprob([question], response.tokens))
     assert len(ratios) == 2 and abs(ratios[0]) > 1e-3
-    assert found["policies"]["sft+2"]["kl"]["mean"] == pytest.approx(sum(ratios) / 2, abs=1e-5)
+    assert found["policies"]["sft, 2 shots"]["kl"]["mean"] == pytest.approx(sum(ratios) / 2, abs=1e-5)
 
 
 def test_equal_seeds_give_equal_bytes(tmp_path: Path) -> None:
-    few_shot = {"policies": ["base"], "examples": "demos.jsonl", "shots": 2}
+    shots = {"policy": "base", "few_shot": "demos.jsonl", "shots": 2, "best_of": 2, "reward": "length"}
     names = ("samples.jsonl", "examples.jsonl", "evaluation.json", "report.txt")
     found = []
     for place in ("a", "b"):
-        path = recipe(tmp_path / place, few_shot)
+        path = recipe(tmp_path / place, shots)
         assert main(["run", str(path), "--out", str(tmp_path / place / "run")]) == 0
         found.append([(tmp_path / place / "run" / "compare" / name).read_bytes() for name in names])
     assert found[0] == found[1]

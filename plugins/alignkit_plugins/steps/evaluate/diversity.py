@@ -1,0 +1,183 @@
+"""How different the answers of a policy are from each other, and whether it is less than the baseline's.
+
+Kirk et al. 2024 (arXiv:2310.06452) measure that RLHF costs diversity against SFT. Here are distinct-n over all answers
+(Li et al. 2016), self-BLEU among the answers to a prompt (Zhu et al. 2018), an estimate of the entropy of tokens, and
+the spread of lengths. A prompt is the unit: what a measure of all answers owes to each prompt is its jackknife
+pseudo-value (Tukey 1958; Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 11), and intervals are
+those of the mean of such values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alignkit import Group
+from alignkit.data.group import length
+from alignkit.data.spoken import all_turns
+from alignkit.evaluation import statistics
+from alignkit.evaluation.comparison import answers_of
+from alignkit.evaluation.statistics import shown
+from alignkit.evaluation.text_metrics import ngrams, self_bleu, words_of
+from alignkit.evaluation.who_judged import side
+from alignkit.report import Table
+
+# Whether more of it is more diverse: 1, -1, or 0 if it says nothing about that.
+MEASURES = {"distinct-1": 1, "distinct-2": 1, "self-BLEU": -1, "entropy, nats per token": 1, "length spread, tokens": 0}
+SELF_BLEU = "self-BLEU"
+Texts = Sequence[Sequence[Sequence[str]]]  # prompts, answers, words
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A measure of all answers. values: what it owes to each prompt; their mean estimates it with less bias."""
+
+    whole: float
+    values: Sequence[float]
+
+    def estimate(self) -> dict[str, Any]:
+        return _around(self.whole, statistics.estimate(self.values))
+
+    def difference(self, other: _Measured) -> dict[str, Any]:
+        return _around(self.whole - other.whole, statistics.paired_difference(self.values, other.values))
+
+
+def _around(whole: float, spread: statistics.Estimate) -> dict[str, Any]:
+    """The interval of pseudo-values around the measure itself."""
+    low, high, middle = spread["low"], spread["high"], spread["mean"]
+    if low is None or high is None or middle is None:
+        return {"mean": whole, "low": None, "high": None, "n": spread["n"]}
+    return {"mean": whole, "low": whole + low - middle, "high": whole + high - middle, "n": spread["n"]}
+
+
+def diversity(groups: Sequence[Group], policies: Sequence[str], baseline: str | None) -> dict[str, dict[str, Any]]:
+    """For each policy and measure, an estimate, with that of its paired difference from the baseline as `difference`.
+
+    A measure that a policy does not have is left out: self-BLEU with one answer to a prompt, and entropy of answers
+    whose log-probabilities are not known.
+    """
+    texts = _of_equal_length(groups, policies)
+    found = {policy: _measured(groups, policy, texts[policy]) for policy in policies}
+    theirs = found.get(str(baseline), {})
+    return {
+        policy: {
+            name: {
+                **one.estimate(),
+                "difference": one.difference(theirs[name]) if name in theirs and policy != baseline else None,
+            }
+            for name, one in measures.items()
+        }
+        for policy, measures in found.items()
+    }
+
+
+def _of_equal_length(groups: Sequence[Group], policies: Sequence[str]) -> Mapping[str, Texts]:
+    """The words of each policy's answers: of answer k to a prompt, as many as the shortest answer k of a policy has.
+
+    distinct-n falls as there are more words, so that else a policy would lose diversity by longer answers alone.
+    """
+    found: dict[str, list[list[list[str]]]] = {policy: [] for policy in policies}
+    for group in groups:
+        words = {policy: [words_of(all_turns(r)) for r in answers_of(group, policy)] for policy in policies}
+        least = [min(map(len, answers)) for answers in zip(*words.values(), strict=True)]
+        for policy in policies:
+            found[policy].append([text[:most] for text, most in zip(words[policy], least, strict=True)])
+    return found
+
+
+def _measured(groups: Sequence[Group], policy: str, texts: Texts) -> dict[str, _Measured]:
+    answers = [answers_of(group, policy) for group in groups]
+    alike = [self_bleu([words_of(all_turns(r)) for r in each]) for each in answers]
+    surprise = [-math.fsum(r.logprobs) / len(r.logprobs) if r.logprobs else None for each in answers for r in each]
+    count = len(answers[0])
+    entropy = [surprise[start : start + count] for start in range(0, len(surprise), count)]
+    found = {
+        "distinct-1": _distinct(texts, 1),
+        "distinct-2": _distinct(texts, 2),
+        SELF_BLEU: _mean(alike),
+        "entropy, nats per token": _mean([_mean_of(each) for each in entropy]),
+        "length spread, tokens": _spread([[float(length(r)) for r in each] for each in answers]),
+    }
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if len(known) == len(values) else None
+
+
+def _mean(values: Sequence[float | None]) -> _Measured | None:
+    """The mean over prompts, whose pseudo-values are the values themselves; None if one is missing."""
+    known = [value for value in values if value is not None]
+    return _Measured(statistics.mean(known), known) if known and len(known) == len(values) else None
+
+
+def _jackknifed(whole: float | None, without: Callable[[int], float | None], prompts: int) -> _Measured | None:
+    """A measure with its pseudo-values; None if it does not exist. without: the same without a prompt."""
+    if whole is None:
+        return None
+    rest = [whole if (value := without(place)) is None else value for place in range(prompts)]
+    return _Measured(whole, [prompts * whole - (prompts - 1) * value for value in rest])
+
+
+def _distinct(texts: Texts, size: int) -> _Measured | None:
+    """Different n-grams / all n-grams (Li et al. 2016, arXiv:1510.03055)."""
+    own = [Counter(gram for words in answers for gram in ngrams(words, size)) for answers in texts]
+    every: Counter[str] = Counter()
+    for counts in own:
+        every.update(counts)
+    different, total = len(every), every.total()
+
+    def without(place: int) -> float | None:
+        only = sum(count == every[gram] for gram, count in own[place].items())
+        left = total - own[place].total()
+        return (different - only) / left if left else None
+
+    return _jackknifed(different / total if total else None, without, len(own))
+
+
+def _spread(lengths: Sequence[Sequence[float]]) -> _Measured | None:
+    """The standard deviation of all lengths."""
+    import numpy as np
+
+    own = np.array([[len(each), sum(each), sum(x * x for x in each)] for each in lengths])
+
+    def spread(sums: Any) -> float | None:
+        n, first, second = sums
+        return math.sqrt(max(0.0, (second - first * first / n) / (n - 1))) if n > 1 else None
+
+    return _jackknifed(spread(own.sum(0)), lambda place: spread(own.sum(0) - own[place]), len(own))
+
+
+# --- the report
+
+
+def diversity_table(summary: Mapping[str, Any]) -> list[Table]:
+    """A row per measure and a column per policy; empty for an evaluation without these measures."""
+    policies = {name: policy.get("diversity") or {} for name, policy in summary["policies"].items()}
+    rows = [
+        [name, *(shown(found.get(name)) for found in policies.values())]
+        for name in MEASURES
+        if any(name in found for found in policies.values())
+    ]
+    missing = "" if any(SELF_BLEU in found for found in policies.values()) else "self-BLEU: samples_per_prompt above 1"
+    return [Table("diversity of answers", ["", *policies], rows, note=missing)] if rows else []
+
+
+def diversity_verdict(summary: Mapping[str, Any], policy: str) -> str:
+    """One line: whether a policy's answers are clearly less, or more, diverse than the baseline's."""
+    found = (summary["policies"][policy].get("diversity") or {}).items()
+    changes = {name: one["difference"] for name, one in found if one["difference"] and MEASURES[name]}
+    told = {way: [] for way in (1, -1)}  # type: dict[int, list[str]]
+    for name, difference in changes.items():
+        if way := (side(difference, 0.0) or 0) * MEASURES[name]:
+            told[way].append(f"{name.partition(',')[0]} {shown(difference, sign=True)}")
+    head = f"diversity of {policy} against {summary['baseline']}"
+    if not any(told.values()):
+        names = ", ".join(name.partition(",")[0] for name in changes)
+        return f"{head}: nothing clear by {names}" if changes else ""
+    parts = [f"{word}: {', '.join(told[way])}" for way, word in ((-1, "less"), (1, "more")) if told[way]]
+    return f"{head}: {'; '.join(parts)}"

@@ -1,0 +1,154 @@
+"""How different answers are from each other, against numbers worked out by hand and by an exhaustive jackknife."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics as plain
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from alignkit import Group, Response
+from alignkit.evaluation.text_metrics import distinct, self_bleu, words_of
+from alignkit_plugins.steps.evaluate.diversity import diversity, diversity_table, diversity_verdict
+
+ENTROPY, SPREAD = "entropy, nats per token", "length spread, tokens"
+
+
+def groups(**texts: Sequence[Sequence[str]]) -> list[Group]:
+    """texts: for each policy, its answers to each prompt. A word is a token of log-probability -1/2."""
+    return [
+        Group(
+            ({"role": "user", "content": f"{place}?"},),
+            tuple(
+                Response(text, tokens=tuple(range(size)), logprobs=(-0.5,) * size, source=policy)
+                for policy, prompts in texts.items()
+                for text in prompts[place]
+                for size in [len(text.split())]
+            ),
+        )
+        for place in range(len(next(iter(texts.values()))))
+    ]
+
+
+def test_distinct_by_hand() -> None:
+    """Six words of which four differ, four pairs of which three differ."""
+    found = diversity(groups(sft=[["a b a"], ["a b c"]]), ["sft"], None)["sft"]
+    assert found["distinct-1"]["mean"] == pytest.approx(3 / 6)
+    assert found["distinct-2"]["mean"] == pytest.approx(3 / 4)  # ab ba, ab bc
+    assert found[ENTROPY]["mean"] == pytest.approx(0.5) and found["distinct-1"]["difference"] is None
+    assert "self-BLEU" not in found  # of one answer to a prompt
+    lengths = diversity(groups(sft=[["a"], ["a b"], ["a b c d e f"]]), ["sft"], None)["sft"]
+    assert lengths[SPREAD]["mean"] == pytest.approx(plain.stdev([1, 2, 6]))
+
+
+def test_self_bleu_is_among_the_answers_to_a_prompt() -> None:
+    texts = [["one two three four", "one two three five"], ["a b c d e", "v w x y z"]]
+    found = diversity(groups(sft=texts), ["sft"], None)["sft"]["self-BLEU"]
+    known = [self_bleu([words_of(text) for text in each]) for each in texts]
+    assert known[1] == 0.0 and found["mean"] == pytest.approx(sum(value or 0.0 for value in known) / 2)
+
+
+def test_longer_answers_are_not_less_diverse() -> None:
+    """The same words, said on: distinct-n of the whole texts falls, and of their beginnings it does not."""
+    random.seed(0)
+    words = [[f"w{random.randrange(50)}" for _ in range(40)] for _ in range(20)]
+    short, long = ([[" ".join(each[:size])] for each in words] for size in (10, 40))
+    whole = [distinct([words_of(text) for (text,) in each], 1) or 0.0 for each in (short, long)]
+    found = diversity(groups(sft=short, align=long), ["sft", "align"], "sft")
+    assert whole[1] < 0.5 * whole[0]
+    assert found["align"]["distinct-1"]["mean"] == found["sft"]["distinct-1"]["mean"] == pytest.approx(whole[0])
+    assert found["align"]["distinct-1"]["difference"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 20}
+    assert "nothing clear" in diversity_verdict(summary(found), "align")
+
+
+def test_intervals_are_those_of_the_jackknife() -> None:
+    """Pseudo-values by leaving out each prompt in turn, from the texts themselves, and Student's t."""
+    random.seed(1)
+
+    def texts(size: int) -> list[list[str]]:
+        return [[" ".join(f"w{random.randrange(size)}" for _ in range(9)) for _ in range(2)] for _ in range(12)]
+
+    given = {"sft": texts(60), "align": texts(25)}
+    found = diversity(groups(**given), ["sft", "align"], "sft")
+
+    def pseudo(prompts: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
+        def of(rest: Sequence[Sequence[str]]) -> float:
+            return distinct([words_of(text) for each in rest for text in each], 2) or 0.0
+
+        n, whole = len(prompts), of(prompts)
+        return whole, [n * whole - (n - 1) * of([*prompts[:k], *prompts[k + 1 :]]) for k in range(n)]
+
+    (theirs, base), (ours, values) = pseudo(given["sft"]), pseudo(given["align"])
+    half = stats.t.ppf(0.975, 11) * stats.sem([a - b for a, b in zip(values, base, strict=True)])
+    difference = found["align"]["distinct-2"]["difference"]
+    assert difference["mean"] == pytest.approx(ours - theirs)
+    assert (difference["low"], difference["high"]) == pytest.approx((ours - theirs - half, ours - theirs + half))
+    own = stats.t.ppf(0.975, 11) * stats.sem(base)
+    assert found["sft"]["distinct-2"]["high"] == pytest.approx(theirs + own)
+
+
+def test_intervals_cover_no_difference() -> None:
+    """Two policies that answer alike differ clearly in about 5% of evaluations."""
+    random.seed(2)
+    weights = [1 / (rank + 1) for rank in range(400)]
+
+    def texts() -> list[list[str]]:
+        sizes = [random.randrange(5, 40) for _ in range(60)]
+        return [[" ".join(random.choices([f"w{n}" for n in range(400)], weights, k=size))] for size in sizes]
+
+    clear = dict.fromkeys(["distinct-1", "distinct-2", ENTROPY, SPREAD], 0)
+    for _ in range(120):
+        found = diversity(groups(sft=texts(), align=texts()), ["sft", "align"], "sft")["align"]
+        for measure in clear:
+            difference = found[measure]["difference"]
+            clear[measure] += not (difference["low"] or 0) <= 0 <= (difference["high"] or 0)
+    assert max(clear.values()) <= 14, clear  # of 120; 6 are expected, and more than 14 in 1 of 500 cases
+
+
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+    return {"baseline": "sft", "policies": {name: {"diversity": one} for name, one in found.items()}}
+
+
+def test_one_line_says_what_it_cost() -> None:
+    """All answers of `align` are one, and it is surer of its words; its lengths say nothing of diversity."""
+    random.seed(3)
+    said = [[" ".join(f"w{random.randrange(99)}" for _ in range(8)) for _ in range(2)] for _ in range(15)]
+    given = groups(sft=said, align=[["no no no no no no no no"] * 2] * 15)
+    found = diversity(given, ["sft", "align"], "sft")
+    line = diversity_verdict(summary(found), "align")
+    assert line.startswith("diversity of align against sft: less: distinct-1 -0.") and "; more" not in line
+    assert ", distinct-2 -0." in line and ", self-BLEU +0." in line and "spread" not in line and "entropy" not in line
+    assert diversity_verdict(summary(diversity(given, ["sft", "align"], "align")), "sft").count("more: distinct-1") == 1
+    (table,) = diversity_table(summary(found))
+    assert [row[0] for row in table.rows] == ["distinct-1", "distinct-2", "self-BLEU", ENTROPY, SPREAD]
+    assert table.note == "" and table.columns == ["", "sft", "align"]
+    assert table.rows[3][1:] == ["0.50", "0.50"]
+
+
+def test_answers_without_log_probabilities_have_no_entropy() -> None:
+    """Nor have those of the best of several, and silent answers have no words."""
+    given = groups(
+        sft=[["a b"], ["c d"]],
+        best=[
+            [
+                "",
+            ],
+            ["c"],
+        ],
+    )
+    silent = [
+        Group(g.prompt, tuple(Response(r.text, tokens=r.tokens, source=r.source) for r in g.responses)) for g in given
+    ]
+    found = diversity(silent, ["sft", "best"], "sft")
+    assert ENTROPY not in found["sft"] and ENTROPY not in found["best"]
+    assert found["sft"]["distinct-1"]["mean"] == 1.0 and "distinct-2" not in found["sft"]
+    nothing = diversity(groups(sft=[[""]], best=[[""]]), ["sft", "best"], "sft")["sft"]
+    assert list(nothing) == []
+    assert (
+        diversity_table(summary({"sft": nothing})) == [] and diversity_verdict(summary({"sft": nothing}), "sft") == ""
+    )
+    assert not math.isnan(found["best"][SPREAD]["mean"])
