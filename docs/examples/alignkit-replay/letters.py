@@ -1,5 +1,5 @@
-"""A reward in TRL's signature: the share of a response's characters that are ASCII letters."""
+"""A reward in TRL's signature: 1 if more than half of a response's characters are ASCII letters, else 0."""
 
 
-def share_of_letters(completions, **columns):
-    return [sum(c.isascii() and c.isalpha() for c in text) / max(1, len(text)) for text in completions]
+def mostly_letters(completions, **columns):
+    return [float(sum(c.isascii() and c.isalpha() for c in text) > len(text) / 2) for text in completions]
