@@ -17,7 +17,13 @@ from alignkit.arguments import refuse
 TRAINERS = ("sft", "dpo", "kto", "reward", "grpo", "rloo")
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # YAML 1.1 reads 1e-6 as text
 _FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz")
-_LOOK = "look at a row: alignkit check RECIPE STAGE"
+# Keys of a data set -> those of a source. `load_dataset` and the tools' own lists of data share most.
+_KEYS = {
+    **{name: name for name in ("name", "split", "data_dir", "data_files", "revision", "streaming", "limit")},
+    "fraction": "weight",
+}
+_OF_FILES = ("limit", "columns", "weight")
+_UNREAD = {"path", "columns", "num_proc", "cache_dir", "trust_remote_code"}
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,10 @@ def headings(section: dict[str, Any]) -> dict[str, str]:
 
 def read_yaml(path: Path, trainer: str | None) -> Config:
     """Raises RecipeError if the file is no such config, or does not say what it trains."""
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         values, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         refuse(f"{path} is not YAML: {' '.join(str(error).split())}")
     if not isinstance(values, dict):
         refuse(f"{path} is no config: it is not a mapping of fields", "expected fields such as 'learning_rate: 1e-5'")
@@ -92,6 +98,9 @@ def read_yaml(path: Path, trainer: str | None) -> Config:
         elif value not in allowed:
             config.notes.append((line, f"{name}: {value} has no counterpart"))
     named = config.pop("trainer")
+    if named in (also := table.get("also", {})):  # a trainer with an option
+        named, field, value = also[named]
+        config.given[field] = Given("rl", value, 1)
     config.trainer = trainer or (_trainer(config) if config.tool == "trl" else named or "sft")
     if config.trainer == "dpo" and (loss := config.given.get("loss_type")) and loss.value in ("simpo", "orpo"):
         config.trainer = config.pop("loss_type")  # LLaMA-Factory calls them losses of DPO
@@ -123,85 +132,76 @@ def _trainer(config: Config) -> str:
 def _trl_data(config: Config) -> None:
     line, path = config.line("datasets", "dataset_name"), config.pop("dataset_name")
     named = {"path": path, "name": config.pop("dataset_config"), "split": config.pop("dataset_train_split", "train")}
-    sets = config.pop("datasets", [named] if path else [])
-    shares = [{"weight": one["fraction"]} if one.get("fraction") else {} for one in sets]
-    keys = ("path", "name", "split", "data_dir", "data_files")
-    data = [source({key: one.get(key) for key in keys}) | share for one, share in zip(sets, shares, strict=True)]
-    config.given["data"] = Given("", data, line)
+    put_data(config, "data", line, config.pop("datasets", [named] if path else []))
     tested = config.pop("dataset_test_split", "test")
     if path and config.pop("eval_strategy", "no") not in ("no", False):
-        config.given["validation"] = Given("", [source({**named, "split": tested})], line)
+        put_data(config, "validation", line, [{**named, "split": tested}])
 
 
 def _llamafactory_data(config: Config) -> None:
     folder, most = Path(config.pop("dataset_dir", "data")), config.pop("max_samples")
     for key, name in (("data", "dataset"), ("validation", "eval_dataset")):
         line, named = config.line(name), [one.strip() for one in str(config.pop(name, "")).split(",") if one.strip()]
-        sources = [_described(config, line, folder, one) | ({"limit": most} if most else {}) for one in named]
-        config.given[key] = Given("", sources, line)
+        put_data(config, key, line, [{"limit": most, **_described(config, line, folder, one)} for one in named])
 
 
 def _described(config: Config, line: int, folder: Path, name: str) -> dict[str, Any]:
     """A data set of LLaMA-Factory's `dataset_info.json`."""
-    file = folder / "dataset_info.json"
     try:
-        info = json.loads(file.read_text(encoding="utf-8"))[name]
+        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))[name]
     except (OSError, ValueError, KeyError):
-        config.notes.append(
-            (line, f"dataset: {file} does not say what '{name}' is; write the path of the file yourself")
-        )
+        text = f"dataset: {folder}/dataset_info.json does not say what '{name}' is; write the path of the file yourself"
+        config.notes.append((line, text))
         return {"path": str(folder / f"{name}.json")}
-    named = tables()["llamafactory"]["columns"] | (
-        {"prompt": "prompt", "messages": "prompt"} if info.get("ranking") else {}
-    )
-    columns = {named.get(key, key): column for key, column in info.get("columns", {}).items()}
-    for key in sorted(
-        info.keys()
-        - {
-            "file_name",
-            "hf_hub_url",
-            "columns",
-            "ranking",
-            "formatting",
-            "subset",
-            "split",
-            "folder",
-        }
-    ):
-        config.notes.append((line, f"dataset: {key} of '{name}' is not migrated; {_LOOK}"))
-    path = info.get("hf_hub_url") or str(folder / info.get("file_name", name))
-    data = {"path": path, "name": info.get("subset"), "split": info.get("split"), "data_dir": info.get("folder")}
-    return source(data, {key: column for key, column in columns.items() if key != column})
+    named = tables()["llamafactory"]["columns"]
+    named = named | ({"prompt": "prompt", "messages": "prompt"} if info.get("ranking") else {})
+    theirs = {"subset": "name", "folder": "data_dir", "num_samples": "limit", "hf_hub_url": "path"}
+    path = {} if "hf_hub_url" in info else {"path": str(folder / info.pop("file_name", name))}
+    columns = {named.get(key, key): column for key, column in info.pop("columns", {}).items()}
+    unread = {"ranking", "formatting", "file_name"}
+    keys = {theirs.get(key, key): value for key, value in info.items() if key not in unread}
+    return keys | path | {"columns": columns}
 
 
 def _axolotl_data(config: Config) -> None:
     for key, name in (("data", "datasets"), ("validation", "test_datasets")):
-        line = config.line(name)
-        config.given[key] = Given("", [_axolotl_source(config, line, one) for one in config.pop(name, [])], line)
-    if config.pop("ipo"):
-        config.given["loss_type"] = Given("rl", ["ipo"], 1)
+        line, sets = config.line(name), config.pop(name, [])
+        put_data(config, key, line, [_axolotl_source(config, one) if isinstance(one, dict) else one for one in sets])
 
 
-def _axolotl_source(config: Config, line: int, one: dict[str, Any]) -> dict[str, Any]:
+def _axolotl_source(config: Config, one: dict[str, Any]) -> dict[str, Any]:
     fields = one | (one["type"] if isinstance(one.get("type"), dict) else {})
     columns = {key.removeprefix("field_"): value for key, value in fields.items() if key.startswith("field_") and value}
     if config.trainer not in ("sft", "kto") and "messages" in columns:
         columns["prompt"] = columns.pop("messages")
-    read = {key: one.get(key) for key in ("path", "name", "split", "data_files", "revision")}
-    for key in sorted(key for key in one.keys() - read.keys() - {"ds_type"} if not key.startswith("field_")):
-        config.notes.append((line, f"datasets: {key}: {one[key]} is not migrated: formats are recognized; {_LOOK}"))
-    path = one.get("ds_type") if isinstance(one.get("data_files"), str) else None
-    return source(read | ({"path": path} if path else {}), {key: name for key, name in columns.items() if key != name})
+    builder = {"path": one["ds_type"]} if one.get("ds_type") and one.get("data_files") else {}
+    keys = {key: value for key, value in one.items() if not key.startswith("field_") and key != "ds_type"}
+    return keys | builder | {"columns": columns}
 
 
-def source(named: dict[str, Any], columns: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What `load_dataset` would read, as a recipe's source."""
-    path, files = named["path"], named.get("data_files")
-    keys = {key: value for key, value in named.items() if value is not None and key != "path"}
-    if path in ("json", "csv", "parquet", "text") and isinstance(files, str):
-        path = files
-    renamed = {"columns": columns} if columns else {}
-    if Path(path).suffix in _FILES:  # a file has no splits
-        return {"path": path} | {key: keys[key] for key in keys if key not in ("data_files", "split", "name")} | renamed
-    hub = f"./{path}" if Path(path).is_dir() and not path.startswith((".", "/")) else path
-    return {"hub": hub, "split": "train", **keys, **renamed}
+def put_data(config: Config, key: str, line: int, sets: list[Any]) -> None:
+    """What `load_dataset` would read, as sources of a recipe. Raises RecipeError for a set without a path."""
+    sources: list[dict[str, Any]] = []
+    for one in sets:
+        if not isinstance(one, dict) or not isinstance(one.get("path"), str):
+            refuse(f"{config.file}:{line}: a data set without a path: {one}")
+        path, files, split = one["path"], one.get("data_files"), one.get("split") or "train"
+        keys = {_KEYS[name]: value for name, value in one.items() if name in _KEYS and value is not None}
+        renamed = one.get("columns") if isinstance(one.get("columns"), dict) else {}
+        columns = {name: column for name, column in (renamed or {}).items() if name != column}
+        keys |= {"columns": columns} if columns else {}
+        for name in one.keys() - _KEYS.keys() - _UNREAD:
+            text = f"{name}: {one[name]} of the data is not migrated; formats are recognized"
+            config.notes.append((line, f"{text}; look at a row: alignkit check RECIPE STAGE"))
+        if path in ("json", "csv", "parquet", "text"):
+            files = files.get(split, []) if isinstance(files, dict) else files or []
+            paths = [files] if isinstance(files, str) else files
+        else:
+            paths = [path]
+        for path in paths:
+            if Path(path).suffix in _FILES:  # a file has no splits
+                sources.append({"path": path} | {name: keys[name] for name in keys if name in _OF_FILES})
+            else:
+                hub = f"./{path}" if Path(path).is_dir() and not path.startswith((".", "/")) else path
+                sources.append({"hub": hub, "split": split, **keys})
+    config.given[key] = Given("", sources, line)

@@ -23,6 +23,7 @@ _PROMPT = 1024  # tokens of a prompt, where a config has no limit
 _AGGREGATION = {"grpo": "sequence_mean", "dapo": "token_mean", "bnpo": "token_mean", "dr_grpo": "constant_length"}
 _DPO_LOSSES = ("sigmoid", "sigmoid_norm", "robust", "ipo_norm", "hinge")
 _REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")  # of trl.rewards
+_SECRET = re.compile("token|key|secret|^env$")  # fields whose values nobody should read
 _A_REWARD_MODEL = "a folder that alignkit trained, a stage, or {classifier: {folder: PATH, label: NAME}}"
 
 
@@ -282,7 +283,8 @@ class Conversion:
             if off or known.get(name) in ("ignored", "computed"):
                 ignored += [given.name] * (name not in self.named)
             else:
-                text = f"{given.name}: {given.value} has no counterpart" + f": {reason}" * bool(reason)
+                shown = "" if _SECRET.search(given.name) else f": {given.value}"
+                text = f"{given.name}{shown} has no counterpart" + f": {reason}" * bool(reason)
                 self.config.notes.append((given.line, text))
         if ignored:
             self.config.notes.append((0, f"no effect on what is learned: {', '.join(ignored)}"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.arguments import refuse
-from alignkit_apps.migrate.config import TRAINERS, Config, Given, source, tables
+from alignkit_apps.migrate.config import TRAINERS, Config, Given, put_data, tables
 
 _CLASSES = {f"{'Reward' if one == 'reward' else one.upper()}Trainer": one for one in TRAINERS}
 _DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
@@ -17,8 +17,8 @@ def read_script(path: Path, trainer: str | None) -> Config:
     """Raises RecipeError if the script has no trainer of TRL, or several."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    except SyntaxError as error:
-        refuse(f"{path}:{error.lineno} is not Python: {error.msg}")
+    except (SyntaxError, ValueError) as error:
+        refuse(f"{path}:{getattr(error, 'lineno', 1)} is not Python: {getattr(error, 'msg', error)}")
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _called(node) in _CLASSES]
     calls = [call for call in calls if trainer in (None, _CLASSES[_called(call)])]
     if len(calls) != 1:
@@ -144,8 +144,7 @@ class _Script:
             named = {name: self.constant(one) for name, one in keys.items()} | more
         except ValueError:
             return self.note(value, f"{ast.unparse(value)}: an argument is not a constant; write the data yourself")
-        self.config.given[key] = Given("", [source(named)], node.lineno)
-        return None
+        return put_data(self.config, key, node.lineno, [named])
 
     def rewards(self, value: ast.expr) -> None:
         """Functions of the script are copied into a file of their own, with its imports and constants."""

@@ -343,15 +343,34 @@ def test_axolotl(folder: Path) -> None:
         "adamw_8bit",
     )
     assert stage["data"] == {"path": "dpo.jsonl", "columns": {"prompt": "talk"}, "validation": 0.05}
-    assert "old.yaml:8: datasets: type: chat_template.default is not migrated" in text
+    assert "old.yaml:8: type: chat_template.default of the data is not migrated" in text
     assert "old.yaml:23: unheard_of: 1 has no counterpart" in text and "old.yaml:6: num_generations" in text
     assert main(["check", "new.yaml"]) == 0
     recipe, _ = migrated(AXOLOTL.format(rl="grpo"))
     assert recipe["stages"]["grpo"]["algorithm"]["grpo"]["kl_coefficient"] == 0.04
     assert main(["check", "new.yaml"]) == 0
+    recipe, _ = migrated(AXOLOTL.format(rl="grpo").replace("rl: grpo", "rl: gdpo"))
+    assert recipe["stages"]["grpo"]["rollout"]["samples_per_prompt"] == 2
+    recipe, _ = migrated(AXOLOTL.format(rl="dpo").replace("rl: dpo", "rl: ipo"))
+    assert recipe["stages"]["dpo"]["algorithm"]["dpo"]["loss"] == "ipo_norm"
     recipe, _ = migrated(AXOLOTL.format(rl="dpo").replace("rl: dpo", "reward_model: true"))
     assert recipe["stages"]["reward"]["algorithm"]["reward_model"]["center_coefficient"] == 0.0
     assert main(["check", "new.yaml"]) == 0
+
+
+def test_data_of_several_files(folder: Path) -> None:
+    files = {"path": "json", "data_files": {"train": ["dpo.jsonl", "reward.jsonl"], "test": "odd.jsonl"}}
+    hub = {"path": "org/name", "name": "main", "split": "train[:10]", "fraction": 0.5, "odd": 1}
+    recipe, text = of_trl("dpo", dataset_name=None, datasets=[files, hub])
+    assert recipe["stages"]["dpo"]["data"] == [
+        "dpo.jsonl",
+        "reward.jsonl",
+        {"hub": "org/name", "split": "train[:10]", "name": "main", "weight": 0.5},
+    ]
+    assert "old.yaml:3: odd: 1 of the data is not migrated" in text
+    (folder / "sub").mkdir()
+    assert main(["migrate", "old.yaml", "sub/new.yaml", "--trainer", "dpo"]) == 0
+    assert "path: ../dpo.jsonl" in (folder / "sub" / "new.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -361,6 +380,7 @@ def test_axolotl(folder: Path) -> None:
         ("a.yaml", "learning_rate: [", "is not YAML"),
         ("a.yaml", "- 1", "is not a mapping of fields"),
         ("a.yaml", "completion_only_loss: true\nseed: x", "a.yaml:2: seed: x is not a number"),
+        ("a.yaml", "base_model: a\ndatasets: [b]", "a.yaml:2: a data set without a path: b"),
         ("a.yaml", "base_model: a\nrl: ebft", "a.yaml:2: rl: ebft has no counterpart"),
         ("a.py", "print(1)", "has no trainer that can be migrated"),
         ("a.py", "SFTTrainer(model='a')\nDPOTrainer(model='a')", "SFTTrainer in line 1, DPOTrainer in line 2"),
@@ -372,6 +392,12 @@ def test_mistakes(name: str, text: str, error: str, folder: Path, capsys: pytest
     assert main(["migrate", name]) == 2
     assert error in capsys.readouterr().err
     assert not Path("a-recipe.yaml").exists()
+
+
+def test_no_secret_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, text = of_trl("sft", hub_token="hf_abc", env={"HF_TOKEN": "hf_abc"})
+    assert "hub_token has no counterpart" in text and "env has no counterpart" in text
+    assert "hf_abc" not in text + capsys.readouterr().out
 
 
 def test_no_file_is_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
