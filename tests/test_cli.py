@@ -298,7 +298,7 @@ def test_help_fits_into_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     grouped = overview.split("--help ")[1]
     assert re.findall(r"^(\w+):$", grouped, re.MULTILINE) == [*GROUPS]
     commands = re.findall(r"^  (\w+) ", grouped, re.MULTILINE)
-    assert len(commands) == 13 and "..." not in grouped
+    assert len(commands) == 14 and "..." not in grouped
     for command in commands:
         assert cli.main([command, "--help"]) == 0
         assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []

@@ -150,7 +150,7 @@ def aggregated(logits: Sequence[float | None], how: str) -> float:
     if any(logit is None for logit in logits):
         return -math.inf
     right = [1 / (1 + math.exp(-logit)) for logit in logits if logit is not None]
-    return {"product": math.prod, "min": min, "last": lambda steps: steps[-1]}[how](right)
+    return {"product": math.prod(right), "min": min(right), "last": right[-1]}[how]
 
 
 @ak.hookimpl

@@ -42,9 +42,9 @@ class _Script:
     def __init__(self, tree: ast.Module, config: Config) -> None:
         self.tree, self.config, self.python = tree, config, tables()["trl"]["python"]
         self.names: dict[str, list[ast.expr]] = {}
-        for node in ast.walk(tree):
-            for target in node.targets if isinstance(node, ast.Assign) else ():
-                self.names.setdefault(ast.unparse(target), []).append(node.value)  # type: ignore[union-attr]
+        for node in (node for node in ast.walk(tree) if isinstance(node, ast.Assign)):
+            for target in node.targets:
+                self.names.setdefault(ast.unparse(target), []).append(node.value)
 
     def trainer(self, call: ast.Call) -> None:
         positions = self.python["positions"].get(self.config.trainer, ["model", "args"])

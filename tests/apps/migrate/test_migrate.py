@@ -370,7 +370,7 @@ def test_data_of_several_files(folder: Path) -> None:
     assert "old.yaml:3: odd: 1 of the data is not migrated" in text
     (folder / "sub").mkdir()
     assert main(["migrate", "old.yaml", "sub/new.yaml", "--trainer", "dpo"]) == 0
-    assert "path: ../dpo.jsonl" in (folder / "sub" / "new.yaml").read_text(encoding="utf-8")
+    assert "data: [../dpo.jsonl, ../reward.jsonl, {hub" in (folder / "sub" / "new.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
