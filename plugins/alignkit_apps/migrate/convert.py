@@ -92,8 +92,8 @@ class Conversion:
     def _carry(self, name: str, key: str, values: Mapping[Any, Any]) -> None:
         value, given = self.get(name), name in self.config.given
         if value not in values and "any" not in values:
-            self.note(f"{value} has no counterpart; {self.defaults[name]} is written", name)
-            value = self.defaults[name]
+            theirs, value = value, self.defaults[name]
+            self.note(f"{theirs} has no counterpart; {key}: {values.get(value, value)} is written", name)
         value = values.get(value, value)
         field = Settings.model_fields.get(key)
         if value is not None and (given or field is None or field.default != value or key == "lr_scheduler_type"):
@@ -236,6 +236,8 @@ class Conversion:
                 short = [one["path"] if one.keys() == {"path"} else one for one in sources]
                 comment = f"{self.config.file.name}:{line}"
                 self.put("prompts" if online else key, short if len(short) > 1 else short[0], comment=comment)
+            if not online and ((key == "validation" and sources) or (key == "data" and 0 < share < 1)):
+                self.note("with held-out data, the epoch with the lowest loss on them is kept, and not the last one")
         if share >= 1 or (share and online):
             self.note(f"{share} has no counterpart: `validation` of a source is a share of the rows", "test_split_size")
 
