@@ -173,9 +173,9 @@ class Conversion:
         )
         self.note(f"{text} times as much", *fields)
         warmup = float(self.get("warmup_steps") or self.get("warmup_ratio") or 0)
-        warmup = warmup / steps if 1 <= warmup <= steps else warmup
-        if warmup <= 1:
-            self.put("warmup_ratio", warmup, "warmup_steps", "warmup_ratio")
+        if warmup < 1 or steps > 0:  # below 1 it is a share
+            share = warmup if warmup < 1 else min(1.0, warmup / steps)
+            self.put("warmup_ratio", share, "warmup_steps", "warmup_ratio")
         else:
             self.note(f"write warmup_ratio: {warmup:g} / all steps", "warmup_steps")
         if self.trainer in _ONLINE:

@@ -156,6 +156,8 @@ def test_what_trl_means_is_kept(folder: Path) -> None:
     recipe, text = of_trl("sft", dataset_text_field="body", max_length=None, warmup_steps=50, num_train_epochs=1.5)
     assert recipe["stages"]["sft"]["algorithm"] == "lm" and recipe["stages"]["sft"]["epochs"] == 2
     assert "old.yaml:4: max_length: the config has no limit" in text and "write warmup_ratio: 50 / all steps" in text
+    recipe, text = of_trl("sft", warmup_steps=1)  # one step, and not all of them
+    assert "warmup_ratio" not in recipe["stages"]["sft"] and "write warmup_ratio: 1 / all steps" in text
     _, text = of_trl("sft", lr_scheduler_type="polynomial", test_split_size=0.1)
     assert "old.yaml:3: lr_scheduler_type: polynomial has no counterpart; lr_scheduler_type: linear is written" in text
     assert "the epoch with the lowest loss on them is kept" in text
