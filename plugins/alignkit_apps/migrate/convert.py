@@ -69,6 +69,11 @@ class Conversion:
         given = self.config.given.get(name)
         return self.defaults.get(name) if given is None or given.value is None else given.value
 
+    def all(self, name: str) -> list[Any]:
+        """A field of which there may be several values."""
+        value = self.get(name)
+        return value if isinstance(value, list) else [] if value is None else [value]
+
     def note(self, text: str, *names: str) -> None:
         given = self._named(names)
         said = ", ".join(one.name for one in given)
@@ -101,8 +106,7 @@ class Conversion:
         self.config.given.pop(name, None)
 
     def _dpo_loss(self) -> None:
-        names, weights, smoothing = self.get("loss_type"), self.get("loss_weights"), self.get("label_smoothing")
-        names = [names] if isinstance(names, str) else names
+        names, weights, smoothing = self.all("loss_type"), self.all("loss_weights"), self.get("label_smoothing")
         losses = dict(zip(names, weights or [1.0] * len(names), strict=False))
         nll = losses.pop("sft", 0.0) or self.get("pref_ftx")
         ours = {"ipo_norm" if name == "ipo" else name: weight for name, weight in losses.items()}  # means over tokens
@@ -146,8 +150,8 @@ class Conversion:
             self.put("model.dtype", dtype, "dtype")
         elif dtype not in ("float32", "auto"):
             self.note(f"{dtype} has no counterpart; the recipe says auto", "dtype")
-        if (trackers := self.get("report_to")) not in ("none", "all", None, []):
-            self.put("trackers", [trackers] if isinstance(trackers, str) else trackers, "report_to")
+        if trackers := [one for one in self.all("report_to") if one not in ("none", "all")]:
+            self.put("trackers", trackers, "report_to")
 
     def _lora(self) -> None:
         rank, targets = self.get("lora_r") or 8, self.get("lora_target_modules")
@@ -242,13 +246,13 @@ class Conversion:
             self.note(f"{share} has no counterpart: `validation` of a source is a share of the rows", "test_split_size")
 
     def _rewards(self) -> None:
-        named = [self.get("reward_model_name_or_path"), self.get("reward_model"), *(self.get("reward_funcs") or [])]
+        named = [self.get("reward_model_name_or_path"), self.get("reward_model"), *self.all("reward_funcs")]
         line = self.config.line("reward_funcs", "reward_model", "reward_model_name_or_path")
         rewards = dict(self._reward(one, line) for one in named if one)
         if not rewards:
             self.note("the reward is not in the config: write it yourself")
             rewards = {"reward": {"python": {"path": "reward.py", "function": "reward"}}}
-        weights = self.get("reward_weights") or [1.0] * len(rewards)
+        weights = self.all("reward_weights") or [1.0] * len(rewards)
         reward = next(iter(rewards.values()))
         if len(rewards) > 1 or weights != [1.0]:
             normalized = self.get("multi_objective_aggregation") == "normalize_then_sum"

@@ -152,6 +152,10 @@ def test_what_trl_means_is_kept(folder: Path) -> None:
     recipe, _ = of_trl("dpo", loss_type=["robust", "hinge"], loss_weights=[0.5, 2.0], label_smoothing=0.1)
     assert recipe["stages"]["dpo"]["algorithm"]["dpo"]["loss"] == {"robust": 0.5, "hinge": 2.0}
     assert recipe["stages"]["dpo"]["algorithm"]["dpo"]["label_smoothing"] == 0.1
+    recipe, _ = of_trl("grpo", reward_funcs="think_format_reward", reward_weights=0.5)  # one, and no list of one
+    reward = {"python": {"function": "trl.rewards:think_format_reward", "conversational": True}}
+    weighted = {"rewards": {"think_format_reward": reward}, "weights": {"think_format_reward": 0.5}}
+    assert recipe["stages"]["grpo"]["reward"] == {"weighted_sum": weighted}
     assert of_trl("reward")[0]["stages"]["reward"]["algorithm"]["reward_model"]["center_coefficient"] == 0.0
     recipe, text = of_trl("sft", dataset_text_field="body", max_length=None, warmup_steps=50, num_train_epochs=1.5)
     assert recipe["stages"]["sft"]["algorithm"] == "lm" and recipe["stages"]["sft"]["epochs"] == 2
