@@ -111,5 +111,8 @@ def test_it_conforms() -> None:
     check_reward(Sources, groups=groups)
 
 
-def test_a_run_invents_less(tmp_path: Path) -> None:
-    assert main(["run", str(HERE / "recipe.yaml"), "--out", str(tmp_path), *PLUGIN]) == 0
+def test_a_run_learns_that_silence_is_better_than_invention(tmp_path: Path) -> None:
+    short = ["stages.sft.max_steps=20", "stages.align.iterations=5", "stages.report.limit=8"]
+    assert main(["run", str(HERE / "recipe.yaml"), "--out", str(tmp_path), *short, *PLUGIN]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()]
+    assert -1 <= rows[0]["reward"] < -0.9 and rows[-1]["reward"] > rows[0]["reward"] + 0.1
