@@ -55,12 +55,8 @@ OWN: dict[str, list[str]] = {
     ],
     # What simulated people prefer.
     "people": [f"stages.rlhf.stages.{step}.reward={{length: {{unit: characters}}}}" for step in ("cool", "warm")],
-    # The tiny model gets no sum and no question right, and from equal rewards nothing is learned.
-    **{
-        name: ["stages.align.reward={length: {unit: characters}}"]
-        for name in RECIPES
-        if name.startswith("sums") or name == "honesty"
-    },
+    # The tiny model gets no sum right, and from equal rewards nothing is learned.
+    **{name: ["stages.align.reward={length: {unit: characters}}"] for name in RECIPES if name.startswith("sums")},
     "rlaif": ["stages.labels.prompts.limit=12", "stages.labels.judge.local_judge.min_mass=0"],
 }
 SMALL = {

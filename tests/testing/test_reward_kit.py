@@ -49,6 +49,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "regex": [{"pattern": "e+"}],
     "repetition": [{}],
     "rlaif": [{"judge": JUDGE}, {"judge": JUDGE, "opponent": "baseline", "baseline": "sft", "max_new_tokens": 8}],
+    "sycophancy": [{"column": "right"}],
     "rubric": [{"judge": JUDGE, "criteria": [{"text": "It is polite.", "weight": 2}, {"text": "It is short."}]}],
 }
 CASES = [(name, options) for name, each in OPTIONS.items() for options in each]
@@ -71,7 +72,7 @@ def test_first_party_rewards_conform(name: str, options: dict[str, Any], tmp_pat
         groups = [Group(group.prompt, group.responses, meta={"right": "7"}) for group in example_groups()]
     if name == "language":
         pytest.importorskip("py3langid")
-    if name.startswith(("honesty", "exact_match")):
+    if name.startswith(("honesty", "exact_match", "sycophancy")):
         groups = [Group(group.prompt, group.responses, meta={"right": ["7"]}) for group in example_groups()]
     if name == "environment":
         groups = [replace(group, responses=_played(group.responses)) for group in example_groups()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alignkit import Register, hookimpl
 from alignkit_plugins.steps.honesty.calibration import Calibration
-from alignkit_plugins.steps.honesty.rewards import Abstention, Honesty, HonestyAccuracy
+from alignkit_plugins.steps.honesty.rewards import Abstention, Honesty, HonestyAccuracy, Unyielding
 from alignkit_plugins.steps.honesty.squad import Squad
 from alignkit_plugins.steps.honesty.sycophancy import Sycophancy
 
@@ -13,6 +13,7 @@ from alignkit_plugins.steps.honesty.sycophancy import Sycophancy
 def register_rewards(register: Register) -> None:
     register("honesty", Honesty, summary="ranks a right answer above 'I don't know', and that above a wrong one")
     register("honesty_accuracy", HonestyAccuracy, summary="1 if right, or 'I don't know' where nobody knows")
+    register("sycophancy", Unyielding, summary="`honesty`, with less for giving in to the user than for being wrong")
     register("abstention", Abstention, summary="1 if a response says that it does not know")
 
 

@@ -19,23 +19,13 @@ from alignkit.evaluation import statistics as stats
 from alignkit.evaluation.comparison import answers_of, prompts_to_compare, sample_policies
 from alignkit.evaluation.statistics import CONFIDENCE, shown
 from alignkit.report import Block, Report, Table
-from alignkit_plugins.steps.honesty.policies import PoliciesOptions, named, rightness
+from alignkit_plugins.steps.honesty.policies import PoliciesOptions, rightness, title_and_heads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BINS = 10  # of confidence, from 0 to 1
 DRAWS = 1000  # of what a calibrated policy would get right
-MEASURES = {
-    "accuracy": "right",
-    "confidence": "confidence",
-    "overconfidence": "confidence minus right",
-    "error": "calibration error (ECE)",
-    "brier": "Brier score",
-    "auroc": "AUROC of confidence",
-    "when_right": "confidence when right",
-    "when_wrong": "confidence when wrong",
-}
 
 
 class Calibration(Step):
@@ -53,7 +43,7 @@ class Calibration(Step):
             data.check_prompts(self.options.correct, prompts_to_compare(rows, self.options.limit)[0])
 
     def run(self, context: StepContext) -> Artifact:
-        options, names = self.options, named(self.options)
+        options = self.options
         scorer = context.scorer(options.correct)  # before sampling: a missing key or file shows here
         prompts, notes = options.read(context)
         groups = sample_policies(context, options.policies, prompts, samples_per_prompt=1, **options.sampling())
@@ -61,15 +51,16 @@ class Calibration(Step):
         complete = [place for place in range(len(groups)) if all(known[place] is not None for known in cases.values())]
         if not complete:
             raise RunFailed(f"calibration: none of {len(prompts)} prompts has a measured answer of every policy")
-        kept = {names[policy]: Cases.of([known[place] for place in complete]) for policy, known in cases.items()}
-        baseline = options.compared_with and names[options.compared_with]
+        kept = {
+            options.names[policy]: Cases.of([known[place] for place in complete]) for policy, known in cases.items()
+        }
         summary = {
             "prompts": len(complete),
             "left_out": len(prompts) - len(complete),
             "notes": [*notes, *scorer.untrained],
             "confidence": options.confidence,
-            "baseline": baseline,
-            **summarize(kept, baseline, context.seed),
+            "baseline": options.compared_with,
+            **summarize(kept, options.compared_with, context.seed),
         }
         context.write_json("calibration.json", summary)
         return Artifact(summary=summary, report=report(summary))
@@ -122,7 +113,7 @@ def summarize(cases: Mapping[str, Cases], baseline: str | None, seed: int) -> di
     policies = {
         policy: {
             "accuracy": stats.rate(known.right.tolist()),
-            **{name: _estimated(measure, [known], seed) for name, measure in _MEASURES.items()},
+            **{name: _estimated(measure, [known], seed) for name, (measure, _) in _MEASURES.items()},
             "error_if_calibrated": error_if_calibrated(known, seed),
             "bins": bins(known),
         }
@@ -131,7 +122,7 @@ def summarize(cases: Mapping[str, Cases], baseline: str | None, seed: int) -> di
     against = {
         policy: {
             "accuracy": stats.paired_rates(known.right.tolist(), cases[baseline].right.tolist()),
-            **{name: _estimated(measure, [known, cases[baseline]], seed) for name, measure in _MEASURES.items()},
+            **{name: _estimated(measure, [known, cases[baseline]], seed) for name, (measure, _) in _MEASURES.items()},
         }
         for policy, known in cases.items()
         if baseline is not None and policy != baseline
@@ -216,14 +207,15 @@ def when_wrong(cases: Cases) -> float | None:
 
 
 _MEASURES = {
-    "confidence": mean_confidence,
-    "overconfidence": overconfidence,
-    "error": error,
-    "brier": brier,
-    "auroc": auroc,
-    "when_right": when_right,
-    "when_wrong": when_wrong,
+    "confidence": (mean_confidence, "confidence"),
+    "overconfidence": (overconfidence, "confidence minus right"),
+    "error": (error, "calibration error (ECE)"),
+    "brier": (brier, "Brier score"),
+    "auroc": (auroc, "AUROC of confidence"),
+    "when_right": (when_right, "confidence when right"),
+    "when_wrong": (when_wrong, "confidence when wrong"),
 }
+MEASURES = {"accuracy": "right", **{name: text for name, (_, text) in _MEASURES.items()}}
 
 
 def _places(cases: Cases) -> NDArray[Any]:
@@ -248,9 +240,7 @@ def bins(cases: Cases) -> list[dict[str, Any]]:
 def report(summary: Mapping[str, Any]) -> Report:
     """A column per policy, then what differs from the baseline, then confidence and accuracy in bins."""
     policies, against, baseline = summary["policies"], summary["against"], summary["baseline"]
-    left_out = f", {summary['left_out']} left out" if summary["left_out"] else ""
-    title = f"calibration, mean and {CONFIDENCE:.0%} interval over {summary['prompts']} prompts{left_out}"
-    heads = [f"{name} (baseline)" if name == baseline else name for name in policies]
+    title, heads = title_and_heads("calibration, mean", summary)
     rows = [[text, *(shown(found[name]) for found in policies.values())] for name, text in MEASURES.items()]
     chance = [shown(found["error_if_calibrated"]) for found in policies.values()]
     rows.insert(list(MEASURES).index("error") + 1, ["ECE by chance, if calibrated", *chance])

@@ -11,6 +11,7 @@ from pydantic import model_validator
 import alignkit
 from alignkit import REWARD_KEY, DataRef, Field, Group, PolicyRef, RewardRef, StepContext
 from alignkit.evaluation.comparison import check_unique, prompts_to_compare, short_names, training_data_note
+from alignkit.evaluation.statistics import CONFIDENCE
 
 
 class PoliciesOptions(alignkit.SamplingOptions):
@@ -37,21 +38,30 @@ class PoliciesOptions(alignkit.SamplingOptions):
         return self.policies
 
     @property
+    def names(self) -> Mapping[str, str]:
+        """Each policy's name in the tables."""
+        return short_names(self.policies)
+
+    @property
     def compared_with(self) -> str | None:
-        """The baseline; None for a single policy."""
+        """The baseline's name in the tables; None for a single policy."""
         if len(self.policies) < 2:
             return None
-        return self.baseline or next((name for name in self.policies[:-1] if name != "base"), self.policies[0])
-
-    def notes_of(self, prompts: Sequence[Group], repeated: Sequence[str], context: StepContext) -> list[str]:
-        """What a reader of the results must know, first of all prompts that a policy has learned from."""
-        warning = training_data_note(context, self.policies, prompts, "prompts")
-        return [f"sampled with {self.described()}", *self.notes, *repeated, *filter(None, [warning])]
+        default = next((name for name in self.policies[:-1] if name != "base"), self.policies[0])
+        return self.names[self.baseline or default]
 
     def read(self, context: StepContext) -> tuple[list[Group], list[str]]:
-        """The prompts, and notes on them."""
+        """The prompts, and notes for a reader of the results, such as of prompts that a policy has learned from."""
         prompts, repeated = prompts_to_compare(context.load(self.prompts), self.limit)
-        return prompts, self.notes_of(prompts, repeated, context)
+        warning = training_data_note(context, self.policies, prompts, "prompts")
+        return prompts, [f"sampled with {self.described()}", *self.notes, *repeated, *filter(None, [warning])]
+
+
+def title_and_heads(what: str, summary: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The title of the table of a summary's policies, and the heads of their columns. what: the step and its values."""
+    left_out, baseline = f", {summary['left_out']} left out" if summary["left_out"] else "", summary["baseline"]
+    title = f"{what} and {CONFIDENCE:.0%} interval over {summary['prompts']} prompts{left_out}"
+    return title, [f"{name} (baseline)" if name == baseline else name for name in summary["policies"]]
 
 
 def rightness(
@@ -64,8 +74,3 @@ def rightness(
     ]
     scores = [group.responses[0].scores[REWARD_KEY] for group in scorer.score(bare)]
     return [None if score is None else score > threshold for score in scores]
-
-
-def named(options: PoliciesOptions) -> dict[str, str]:
-    """Each policy's name in the tables."""
-    return short_names(options.policies)

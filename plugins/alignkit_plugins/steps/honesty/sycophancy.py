@@ -20,10 +20,10 @@ from alignkit.data.prompt_columns import column_of
 from alignkit.data.spoken import answer_of
 from alignkit.evaluation import statistics as stats
 from alignkit.evaluation.comparison import prompts_to_compare
-from alignkit.evaluation.statistics import CONFIDENCE, shown
+from alignkit.evaluation.statistics import shown
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit_plugins.steps.honesty import grading
-from alignkit_plugins.steps.honesty.policies import PoliciesOptions, named, rightness
+from alignkit_plugins.steps.honesty.policies import PoliciesOptions, rightness, title_and_heads
 
 FIRST, PUSHED, AGAIN, LED = "first", "pushed back", "asked again", "wrong opinion"
 KINDS = (FIRST, PUSHED, AGAIN, LED)
@@ -83,7 +83,7 @@ class Sycophancy(Step):
             self._check_columns(prompts)
 
     def run(self, context: StepContext) -> Artifact:
-        options, names = self.options, named(self.options)
+        options = self.options
         scorer = context.scorer(options.correct)  # before sampling: a missing key or file shows here
         prompts, notes = options.read(context)
         self._check_columns(prompts)
@@ -97,16 +97,15 @@ class Sycophancy(Step):
             raise RunFailed(f"sycophancy: none of {len(prompts)} prompts has a wrong opinion and room for all answers")
         asked = [asked[place] for place in places]
         graded = {
-            names[policy]: self._graded(asked, [known[place] for place in places], scorer)
+            options.names[policy]: self._graded(asked, [known[place] for place in places], scorer)
             for policy, known in answered.items()
         }
-        baseline = options.compared_with and names[options.compared_with]
         summary = {
             "prompts": len(asked),
             "left_out": len(prompts) - len(asked),
             "notes": [*notes, *scorer.untrained, *reworded_notes(graded)],
-            "baseline": baseline,
-            **summarize(graded, baseline),
+            "baseline": options.compared_with,
+            **summarize(graded, options.compared_with),
         }
         context.write_json("sycophancy.json", summary)
         context.write_text("answers.jsonl", "".join(_lines(asked, graded)))
@@ -133,7 +132,7 @@ class Sycophancy(Step):
         def sampled(prompts: Sequence[tuple[Message, ...]]) -> list[Group]:
             return context.models.sample(policy, prompts, seed=context.seed, samples_per_prompt=1, **options.sampling())
 
-        context.say(f"{context.out.name}: {named(options)[policy]} answers {len(asked)} prompts, four times")
+        context.say(f"{context.out.name}: {options.names[policy]} answers {len(asked)} prompts, four times")
         found = {FIRST: sampled([each.group.prompt for each in asked])}
         for kind, words in ((PUSHED, options.pushback), (AGAIN, options.again)):
             found[kind] = sampled([_continued(group, words) for group in found[FIRST]])
@@ -330,9 +329,7 @@ def _difference(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str,
 def report(summary: Mapping[str, Any], examples: Sequence[SideBySide] = ()) -> Report:
     """A column per policy, then what differs from the baseline, then examples."""
     policies, against, baseline = summary["policies"], summary["against"], summary["baseline"]
-    left_out = f", {summary['left_out']} left out" if summary["left_out"] else ""
-    title = f"sycophancy, share and {CONFIDENCE:.0%} interval over {summary['prompts']} prompts{left_out}"
-    heads = [f"{name} (baseline)" if name == baseline else name for name in policies]
+    title, heads = title_and_heads("sycophancy, share", summary)
     blocks: list[Block] = ["\n".join(summary["notes"]), Table(title, ["", "of", *heads], _rows(policies), keys=2)]
     if against:
         title = f"against {baseline}, at prompts that count for both"
