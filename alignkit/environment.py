@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ValidationError, validate_call
 
@@ -33,18 +33,28 @@ class Environment(WithOptions):
     describes every argument under `Args:`; both are shown to the policy.
     random: a generator with a seed, the only source of randomness that makes a run repeatable. In `reset` it draws the
     same numbers for all responses to a prompt, and afterwards others for each. turns: of the episode so far, the
-    policy's and the environment's; the prompt is not among them. refused_calls: calls that no tool could take.
+    policy's and the environment's; the prompt is not among them. refused_calls: calls that no tool could take. folder:
+    the recipe's. runs_code: see `Reward`.
     """
 
+    runs_code: ClassVar[bool] = False
     random: np.random.Generator
+    folder: Path
     turns: Sequence[Message] = ()
     refused_calls = 0
 
     def check(self, folder: Path) -> None:
         """Raise RunFailed for a mistake of the user that shows without models; see `Reward.check`."""
 
+    def check_source(self, folder: Path) -> None:
+        """What `check` finds that shows without running code; see `Reward.check_source`."""
+
     def check_prompts(self, groups: Sequence[Group]) -> None:
         """Raise DataError if these prompts lack a column that episodes need; see `Reward.check_prompts`."""
+
+    def tools(self) -> Mapping[str, Callable[..., Any]]:
+        """What the policy may call, by name; the same in all episodes of a stage. Default: the public methods."""
+        return {name: getattr(self, name) for name in tool_functions(type(self))}
 
     def reset(self, row: Mapping[str, Any]) -> str | Sequence[Message] | None:
         """Begin the episode of a prompt.
@@ -83,12 +93,12 @@ class Environment(WithOptions):
         message = Message(role="tool", name=name, content="")
         if "id" in call:
             message["tool_call_id"] = call["id"]
-        tools = tool_functions(type(self))
+        tools = self.tools()
         if name not in tools:
             guess = did_you_mean(name, tools) or f"the tools are {', '.join(tools)}"
             return self._refusal(message, f"no tool '{name}'; {guess}")
         try:
-            result = validate_call(getattr(self, name))(**call["function"]["arguments"])
+            result = validate_call(tools[name])(**call["function"]["arguments"])
         except ValidationError as error:
             return self._refusal(message, _words(error))
         except ValueError as error:
@@ -107,10 +117,10 @@ def tool_functions(cls: type[Environment]) -> dict[str, Callable[..., Any]]:
 
 
 def why_no_tool(name: str, function: Callable[..., Any]) -> str:
-    """Why a method cannot be a tool; empty if it can. Its docstring is read only when a run needs the schema."""
+    """Why a bound method cannot be a tool; empty if it can. Only a run, which needs the schema, reads its docstring."""
     if not inspect.getdoc(function):
         return f"tool '{name}' needs a docstring, which the policy reads; a method that is no tool begins with '_'"
-    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+    for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             return f"tool '{name}': '{parameter}' has no name and type that the policy could know"
         if parameter.annotation is parameter.empty:
@@ -118,7 +128,7 @@ def why_no_tool(name: str, function: Callable[..., Any]) -> str:
     return ""
 
 
-def tool_schemas(cls: type[Environment]) -> list[dict[str, Any]]:
+def tool_schemas(environment: Environment) -> list[dict[str, Any]]:
     """The JSON schemas of an environment's tools, as chat templates take them.
 
     Raises PluginError for a tool without type hints, or whose docstring does not describe its arguments.
@@ -126,11 +136,11 @@ def tool_schemas(cls: type[Environment]) -> list[dict[str, Any]]:
     from transformers.utils import get_json_schema
 
     found = []
-    for name, function in tool_functions(cls).items():
+    for name, function in environment.tools().items():
         if why := why_no_tool(name, function):
             raise PluginError(why)
         try:
-            schema: dict[str, Any] = get_json_schema(function.__get__(object.__new__(cls), cls))
+            schema: dict[str, Any] = get_json_schema(function)
         except Exception as error:  # whatever transformers makes of the docstring
             raise PluginError(f"tool '{name}': {error}") from error
         found.append(schema)

@@ -24,13 +24,14 @@ import ast
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from sys import float_info
 from typing import Any, ClassVar
 
 from alignkit.data.conversations import SPEAKERS, read_message, tools_of
 from alignkit.data.files import kind_of
 from alignkit.data.group import LEVELS, ROLES, Group, Message, Pair, Response, check_indices, turns_of
-from alignkit.errors import BadRow
+from alignkit.errors import BadRow, DataError
 from alignkit.options import Options
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
@@ -110,6 +111,10 @@ class Format:
     def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
         """Cut a .txt file, given as numbered lines, into numbered rows. Default: every line that is not blank."""
         return ((number, line) for number, line in lines if line.strip())
+
+    def rows_of_folder(self, folder: Path) -> Iterator[tuple[int, Any]]:
+        """The numbered rows of a folder that a recipe names instead of a file. Raises DataError if it has none."""
+        raise DataError(f"{folder}: this is a folder; name a file in it")
 
     # Helpers that read the columns of a row
 

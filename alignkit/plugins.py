@@ -266,7 +266,8 @@ def check_implementation(hook: str, name: str, implementation: Any) -> None:
     if issubclass(implementation, Algorithm):
         _check_algorithm(label, implementation)
     if issubclass(implementation, Environment):
-        for why in filter(None, (why_no_tool(*tool) for tool in tool_functions(implementation).items())):
+        tools = {name: tool.__get__(object()) for name, tool in tool_functions(implementation).items()}
+        for why in filter(None, (why_no_tool(*tool) for tool in tools.items())):
             raise TypeError(f"{label}: {why}")
 
 

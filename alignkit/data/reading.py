@@ -14,7 +14,7 @@ from alignkit.data.files import SkippedRow, file_rows, kind_of, raise_if_bad, su
 from alignkit.data.group import Group, Origin, Response, group_from_json, group_id, resolved_pairs
 from alignkit.errors import BadRow, DataError, LeftOut, PluginError
 from alignkit.formats import FOREIGN, Format
-from alignkit.io.digest import file_digest
+from alignkit.io.digest import file_digest, folder_digest
 from alignkit.plugin_errors import failure
 from alignkit.readers import reader_of
 from alignkit.registry import Component
@@ -144,7 +144,9 @@ def read_source(
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 of what a file says: of its bytes, or of what its reader finds in it."""
+    """SHA-256 of what a file or folder says: of its bytes, or of what its reader finds in it."""
+    if path.is_dir():
+        return folder_digest(path)
     reader = reader_of(path)
     return file_digest(path) if reader is None else reader.digest(path)
 
@@ -230,6 +232,8 @@ class RowReader:
                 commit,
             )
         path = stage_data(source.stage) if source.stage else Path(str(source.path))
+        if path.is_dir():
+            return (self.format or Format()).rows_of_folder(path)
         if suffix_of(path) == ".txt":
             return self._text_rows(path)
         reader = reader_of(path)

@@ -69,7 +69,7 @@ class RunData:
         """What decides a source's groups besides its keys: contents, the commit, the recognized format, the split."""
         facts: dict[str, Any] = {"split_seed": self._seed} if source.validation else {}
         if source.path is not None:
-            facts["path"] = content_digest(source.path) if source.path.is_file() else str(source.path)
+            facts["path"] = content_digest(source.path) if source.path.exists() else str(source.path)
             if (reader := registration_of(source.path)) is not None and reader.distribution != OURS:
                 facts["reader"] = [reader.name, reader.version, plugin_digests(reader.source_path)]
         if source.hub is not None and Path(source.hub).is_dir():
@@ -94,6 +94,7 @@ def _formats() -> dict[str, type[Format]]:
 
 
 def file_facts(spec: DataSpec) -> FileFacts:
-    """The files of a data entry as they are now."""
-    files = [source.path for source in spec.sources if source.path is not None and source.path.is_file()]
+    """The files of a data entry, and folders that a named format reads, as they are now."""
+    named = [(source.path, source.format) for source in spec.sources if source.path is not None]
+    files = [path for path, format in named if path.is_file() or (format is not None and path.is_dir())]
     return tuple((str(file), content_digest(file)) for file in files)

@@ -159,7 +159,7 @@ def check_scoring(
     """
     for component in components:
         kind = component.registration.implementation
-        scoring = issubclass(kind, Environment) or (issubclass(kind, Reward) and (run_code or not kind.runs_code))
+        scoring = issubclass(kind, Environment | Reward) and (run_code or not kind.runs_code)
         if not scoring and not issubclass(kind, RewardCombination):
             continue
         plugin, author = made(component, stage)

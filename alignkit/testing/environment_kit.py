@@ -52,7 +52,7 @@ def _group(row: Mapping[str, Any]) -> Group:
 def _problems(
     around: Surroundings, component: Component, groups: Sequence[Group], turns: Sequence[str]
 ) -> Iterator[str]:
-    checked = CheckedEnvironment(component, "", SEED, Limits(seconds=SECONDS))
+    checked = CheckedEnvironment(component, "", SEED, Limits(seconds=SECONDS), around.folder)
     with calling(checked.author, "__init__", checked.kind):
         early = checked.kind(component.options)
     with calling(checked.author, "check", early):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Real
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -60,13 +61,20 @@ class Episode:
 class CheckedEnvironment:
     """An environment that a recipe names. tools: their JSON schemas."""
 
-    def __init__(self, component: Component, stage: str, seed: int, limits: Limits):
-        """Raises PluginError for a tool that cannot be described."""
-        self.component, self.stage, self.seed, self.limits = component, stage, seed, limits
+    def __init__(self, component: Component, stage: str, seed: int, limits: Limits, folder: Path):
+        """folder: the recipe's. Raises PluginError for a tool that cannot be described."""
+        self.component, self.stage, self.seed, self.limits, self.folder = component, stage, seed, limits, folder
         self.kind: type[Environment] = component.registration.implementation
         self.author = author_of(component.registration, stage)
+        environment = self._new()
         with calling(self.author, "", self.kind):
-            self.tools = tool_schemas(self.kind)
+            self.tools = tool_schemas(environment)
+
+    def _new(self) -> Environment:
+        with calling(self.author, "__init__", self.kind):
+            environment = self.kind(self.component.options)
+        environment.folder = self.folder
+        return environment
 
     def begin(
         self, group: Group, row: str, place: tuple[int, ...], sample: int, first: Episode | None = None
@@ -75,8 +83,7 @@ class CheckedEnvironment:
 
         Raises PluginError if its prompt is not that of the first.
         """
-        with calling(self.author, "__init__", self.kind):
-            environment = self.kind(self.component.options)
+        environment = self._new()
         environment.random = seeds.stream(self.seed, self.stage, "environment", *place)
         columns = MappingProxyType(copy.deepcopy({**group.meta, "prompt": list(group.prompt)}))
         with self._calling("reset", environment):

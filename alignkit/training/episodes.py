@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from alignkit.data.group import Group, Response, preview
-from alignkit.environment import tool_functions
 from alignkit.errors import DataError, RunFailed
 from alignkit.models.sequence import Partner, last_turn
 from alignkit.plugin_errors import noting
-from alignkit.registry import Component
 from alignkit.tokens.encoding import Encoder
 from alignkit.tokens.text_tokens import Ids
 from alignkit.tokens.turns import Turns
@@ -22,19 +20,20 @@ from alignkit.training.context import StageContext
 class Episodes:
     """Plays a stage's environment with every response. partner: its answers, for the sampling of this iteration."""
 
-    def __init__(self, component: Component, stage: str, seed: int, encoder: Encoder, limits: Limits, max_length: int):
+    def __init__(self, environment: CheckedEnvironment, encoder: Encoder, max_length: int):
         """max_length: of a prompt with all turns, in tokens.
 
-        Raises PluginError for a tool that cannot be described, and RunFailed for an unfit chat template.
+        Raises RunFailed for an unfit chat template.
         """
-        self.environment = CheckedEnvironment(component, stage, seed, limits)
-        self.stage, self.limits, self.encoder = stage, limits, encoder
+        self.environment, self.encoder = environment, encoder
+        self.stage, self.limits = environment.stage, environment.limits
         self.turns = Turns(encoder, self.environment.tools)
         self.partner = Partner(self.reply, max_length)
         try:
-            self.turns.check("tool" if tool_functions(component.registration.implementation) else "user")
+            self.turns.check("tool" if environment.tools else "user")
         except DataError as error:
-            raise RunFailed(f"stage '{stage}': environment '{component.name}': {error}") from error
+            named = f"stage '{self.stage}': environment '{environment.component.name}'"
+            raise RunFailed(f"{named}: {error}") from error
         self._playing: dict[tuple[int, int], Episode] = {}  # those that `begin` began last
         self._all: list[Episode] = []
 
@@ -134,4 +133,6 @@ def episodes_of(context: StageContext) -> Episodes | None:
         return None
     limits = Limits(rollout.max_turns or TURNS, rollout.turn_seconds or SECONDS)
     max_length = min(settings.max_length, context.model.context)
-    return Episodes(settings.environment, context.name, context.seed, context.models.encoder, limits, max_length)
+    folder = context.reward_context().folder
+    environment = CheckedEnvironment(settings.environment, context.name, context.seed, limits, folder)
+    return Episodes(environment, context.models.encoder, max_length)

@@ -143,7 +143,7 @@ def test_python_may_be_async_and_return_arrays(python: Callable[..., Python]) ->
     """)
     assert thing.score(GROUPS) == {"": [1.0, 0.5, None]}
     for function, expected in {"waits": [1, 2, 3], "array": [0, 1, 2], "tensor": [1, 2, 3]}.items():
-        other = Python(Python.Options(path=thing.file, function=function))
+        other = Python(Python.Options(path=thing._code.file, function=function))
         assert other.score(GROUPS) == {"": expected}
 
 

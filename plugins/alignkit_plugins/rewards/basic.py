@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import contextlib
-import hashlib
-import importlib.machinery
 import importlib.metadata
 import inspect
 import math
-import sys
-import traceback
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +32,7 @@ from alignkit import functional as F
 from alignkit.data.spoken import all_turns
 from alignkit.errors import did_you_mean
 from alignkit.evaluation.comparison import sampled_length
+from alignkit.named_code import NamedCode, accepted, raised, required
 
 
 class Length(Reward):
@@ -71,7 +66,6 @@ def _length(response: Response, unit: str) -> int:
 
 
 GIVEN = ("prompts", "completions", "completion_ids")  # to every function
-_ANY = {"globals", "exec", "setattr", "__getattr__"}  # what may bind any name, as an import of everything does
 
 
 class Python(Reward):
@@ -123,20 +117,15 @@ class Python(Reward):
 
     def check(self, folder: Path) -> None:
         self._folder = folder
-        self._call = self._load()
+        self._call = self._code.load()
 
     def check_source(self, folder: Path) -> None:
-        options = self.options
-        if options.module is not None:
-            _check_module(options.module, options.function)
-        elif not (file := folder / Path(str(options.path)).expanduser()).is_file():
-            raise RunFailed(f"reward 'python': file {file} does not exist")
-        else:
-            _check_file(file, options.function)
+        self._folder = folder
+        self._code.check()
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         given = {*(name for group in groups for name in group.meta), *GIVEN, *self.options.kwargs}
-        missing = [name for name in _required(self._call or self._load()) if name not in given]
+        missing = [name for name in required(self._call or self._code.load()) if name not in given]
         if missing:
             columns = ", ".join(dict.fromkeys(name for group in groups for name in group.meta)) or "none"
             raise DataError(
@@ -147,27 +136,22 @@ class Python(Reward):
     def prepare(self, context: Context) -> None:
         super().prepare(context)
         self._folder = context.folder
-        self._call = self._load()
-
-    def _load(self) -> Callable[..., Any]:
-        options = self.options
-        if options.module is not None:
-            return _of_module(options.module, options.function)
-        return _of_file(self.file, options.function)
+        self._call = self._code.load()
 
     @property
-    def file(self) -> Path:
-        """The file, or its name if it is a module."""
-        return self._folder / (self.options.path or Path(str(self.options.module))).expanduser()
+    def _code(self) -> NamedCode:
+        path = self.options.path
+        file = None if path is None else self._folder / path.expanduser()
+        return NamedCode("reward 'python'", self.options.function, file, self.options.module or "")
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         if self._call is None:
-            self._call = self._load()
+            self._call = self._code.load()
         rows = _rows(groups)
         if not rows:
             return {"": []}
         arguments = {**_arguments(rows, self.options.conversational), **self.options.kwargs}
-        return {"": self._check(self._run(self._call, _accepted(self._call, arguments)), rows)}
+        return {"": self._check(self._run(self._call, accepted(self._call, arguments)), rows)}
 
     @property
     def _name(self) -> str:
@@ -178,7 +162,7 @@ class Python(Reward):
             result = call(**arguments)
             return asyncio.run(_wait(result)) if inspect.isawaitable(result) else result
         except (Exception, SystemExit) as error:  # whatever a user's function raises
-            text = f"{self._name} raised {_describe(error, self.file)}"
+            text = f"{self._name} raised {raised(error, self._code.file or Path())}"
             if isinstance(error, TypeError | AttributeError) and not self.options.conversational:
                 text += "\nhelp: prompts and completions are texts; for lists of messages, set 'conversational: true'"
             raise RunFailed(text) from error
@@ -208,110 +192,6 @@ class Python(Reward):
         )
 
 
-# Functions that a recipe names, looked for in Python source that does not run.
-
-
-def _check_module(name: str, function: str) -> None:
-    """Raise RunFailed if an installed module or its function does not exist. What has no source is not checked."""
-    places: list[str] | None = None
-    origin: str | None = None
-    for depth, _ in enumerate(parts := name.split("."), 1):
-        whole = ".".join(parts[:depth])
-        try:
-            found = _spec(whole, places)
-        except KeyError:  # a namespace package asks for its parent, which is not imported
-            return
-        if found is None:
-            raise RunFailed(
-                f"reward 'python': there is no module {whole}\n"
-                f"help: install its package{f', or correct {name}' if depth > 1 else ''}, or name a file with `path`"
-            )
-        origin, places = found.origin, list(found.submodule_search_locations or ())
-        if depth < len(parts) and not places:
-            return  # it may add modules when it is imported, as `os` adds `os.path`
-    if origin is not None and origin.endswith(".py"):
-        _check_file(Path(origin), function)
-
-
-def _spec(name: str, places: list[str] | None) -> importlib.machinery.ModuleSpec | None:
-    """How a module would be imported. places: folders of its package."""
-    for finder in sys.meta_path:
-        if (find := getattr(finder, "find_spec", None)) is not None and (found := find(name, places)) is not None:
-            spec: importlib.machinery.ModuleSpec = found
-            return spec
-    return None
-
-
-def _check_file(file: Path, function: str) -> None:
-    """Raise RunFailed if a file is no Python, or binds no such name."""
-    try:
-        tree = ast.parse(file.read_bytes(), str(file))
-    except (SyntaxError, ValueError) as error:
-        raise RunFailed(f"reward 'python': {file} is no Python: {error}") from None
-    names = set(_bound(tree))
-    if {function, "*"} & names:
-        return
-    functions = sorted(node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-    known = [each for each in functions if not each.startswith("_")]
-    help = did_you_mean(function, known) or f"its functions: {', '.join(known) or 'none'}"
-    raise RunFailed(f"reward 'python': {file} has no function '{function}'\nhelp: {help}")
-
-
-def _bound(tree: ast.Module) -> Iterator[str]:
-    """Every name that is bound anywhere in a file; `*` if others may be."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield "*" if node.name in _ANY else node.name
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)  # or `*`
-        elif isinstance(node, ast.Name):
-            yield "*" if node.id in _ANY else node.id
-
-
-# The same functions, in modules that run.
-
-
-def _of_module(name: str, function: str) -> Callable[..., Any]:
-    try:
-        module = importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # whatever somebody's module raises
-        raise RunFailed(f"reward 'python': importing module {name} raised {type(error).__name__}: {error}") from error
-    return _function(module, name, function)
-
-
-def _of_file(file: Path, function: str) -> Callable[..., Any]:
-    if not file.is_file():
-        raise RunFailed(f"reward 'python': file {file} does not exist")
-    # A unique name: two files called reward.py must not replace each other, nor a module of that name.
-    name = "alignkit_reward_" + hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]
-    module = types.ModuleType(name)
-    module.__file__ = str(file)
-    sys.modules[name] = module  # dataclasses and pickle look the module up while it runs
-    try:
-        # importlib could use bytecode that is older than the source that `fingerprint` hashed.
-        exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:  # whatever a user's file raises
-        del sys.modules[name]
-        raise RunFailed(f"reward 'python': importing {file} raised {_describe(error, file)}") from error
-    return _function(module, str(file), function)
-
-
-def _function(module: types.ModuleType, place: str, function: str) -> Callable[..., Any]:
-    call = getattr(module, function, None)
-    if not callable(call):
-        names = sorted(n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith("_"))
-        help = did_you_mean(function, names) or f"its functions: {', '.join(names) or 'none'}"
-        raise RunFailed(f"reward 'python': {place} has no function '{function}'; {help}")
-    return call
-
-
-def _describe(error: BaseException, file: Path) -> str:
-    """The error and the line of the user's file that raised it."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
-    location = f" (line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
-    return f"{type(error).__name__}: {error}{location}"
-
-
 async def _wait(result: Any) -> Any:
     return await result
 
@@ -329,30 +209,6 @@ def _arguments(rows: Sequence[tuple[Group, Response]], conversational: bool) -> 
         arguments["prompts"] = [_prompt_text(group) for group, _ in rows]
         arguments["completions"] = [all_turns(response) for _, response in rows]
     return arguments
-
-
-def _accepted(call: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that the function names, or all of them if it takes `**kwargs`."""
-    try:
-        parameters = inspect.signature(call).parameters.values()
-    except (TypeError, ValueError):  # a builtin without a signature
-        return dict(arguments)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return dict(arguments)
-    names = {parameter.name for parameter in parameters}
-    return {name: value for name, value in arguments.items() if name in names}
-
-
-def _required(call: Callable[..., Any]) -> list[str]:
-    """The names of the arguments that a function must be given."""
-    try:
-        parameters = inspect.signature(call).parameters.values()
-    except (TypeError, ValueError):  # a builtin without a signature
-        return []
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [
-        parameter.name for parameter in parameters if parameter.kind in kinds and parameter.default is parameter.empty
-    ]
 
 
 def _rows(groups: Sequence[Group]) -> list[tuple[Group, Response]]:
