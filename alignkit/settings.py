@@ -326,9 +326,10 @@ class Settings(Options):
         description="peak learning rate of AdamW; default: the algorithm's, scaled to the model's hidden size and to "
         "LoRA or all weights",
     )
-    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = Field(
         default="adamw",
-        description="adamw_8bit keeps the moments of AdamW in 8 bits (bitsandbytes): 2 bytes per weight instead of 8",
+        description="8bit keeps the moments of AdamW in 8 bits (bitsandbytes): 2 bytes per weight instead of 8; paged "
+        "lets them move to the CPU's memory while a GPU's is full",
     )
     weight_decay: float = Field(
         default=0.0, ge=0, description="weight decay of AdamW: of matrices, not of norms and biases"

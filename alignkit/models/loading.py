@@ -254,6 +254,7 @@ def backbone(model: Any) -> Any:
 
 
 # What weights take once they are loaded, found out from the headers of their files.
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # they work unpaged
 
 
 def weight_bytes(spec: ModelSpec, folder: Path) -> float | None:

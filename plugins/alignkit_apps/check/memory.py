@@ -216,7 +216,7 @@ def _training(run: PlannedRun, stage: Stage, work: Workload) -> dict[str, float]
 
 def moment_bytes(parameter: torch.Tensor, optimizer: str) -> float:
     """Bytes of the two moments that an optimizer keeps of a parameter."""
-    if optimizer == "adamw" or parameter.numel() < LEAST_IN_8_BITS:
+    if not optimizer.endswith("8bit") or parameter.numel() < LEAST_IN_8_BITS:
         return 2.0 * parameter.nbytes
     return 2.0 * (parameter.numel() + 4 * -(-parameter.numel() // OF_ONE_SCALE))
 
