@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Bytes per weight of quantized matrices, with their scales (bitsandbytes: one per 64 weights, or one per row).
-QUANTIZED = {"nf4": 0.5625, "fp4": 0.5625, "int8": 1.0}
 _WHOLE = ("embed", "lm_head", "wte", "wpe")  # matrices that bitsandbytes leaves as they are
 
 
@@ -98,6 +96,38 @@ def load_base(
     return model, unused
 
 
+def quantization_options(spec: ModelSpec) -> dict[str, Any]:
+    """The arguments of `BitsAndBytesConfig` that a recipe sets; empty if the base is not quantized."""
+    form = spec.quantization
+    if form == "none":
+        return {}
+    if form == "int8":
+        return {"load_in_8bit": True}
+    options: dict[str, Any] = {"load_in_4bit": True}
+    if isinstance(form, str):
+        return {**options, "bnb_4bit_quant_type": form}
+    options["bnb_4bit_quant_type"] = form.type
+    if form.double_quant:
+        options["bnb_4bit_use_double_quant"] = True
+    if form.compute_dtype != "auto":
+        options["bnb_4bit_compute_dtype"] = form.compute_dtype
+    return options
+
+
+def quantized_width(spec: ModelSpec) -> float | None:
+    """Bytes per weight of a quantized matrix, with its scales; None if the base is not quantized.
+
+    bitsandbytes has a scale in fp32 per row of int8, or per 64 weights of 4 bits. Double quantization stores these in
+    8 bits, with a scale in fp32 per 256 of them.
+    """
+    if spec.quantization == "none":
+        return None
+    if spec.quantization == "int8":
+        return 1.0
+    twice = not isinstance(spec.quantization, str) and spec.quantization.double_quant
+    return 0.5 + ((1 + 4 / 256) if twice else 4) / 64
+
+
 def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
@@ -108,9 +138,7 @@ def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:
             f"'quantization: {spec.quantization}' needs bitsandbytes, which is not installed\n"
             "help: pip install bitsandbytes, where it exists for this system, or set 'quantization: none'"
         )
-    if spec.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=spec.quantization, bnb_4bit_compute_dtype=dtype)
+    return BitsAndBytesConfig(**{"bnb_4bit_compute_dtype": dtype, **quantization_options(spec)})
 
 
 def load_tokenizer(spec: ModelSpec, source: str, revision: str | None) -> Any:
@@ -226,6 +254,7 @@ def silence_libraries() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # they work unpaged
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
@@ -254,7 +283,6 @@ def backbone(model: Any) -> Any:
 
 
 # What weights take once they are loaded, found out from the headers of their files.
-    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # they work unpaged
 
 
 def weight_bytes(spec: ModelSpec, folder: Path) -> float | None:
@@ -275,5 +303,5 @@ def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
 
 def _bytes(spec: ModelSpec, name: str, shape: list[int], width: int) -> float:
     if len(shape) == 2 and not any(part in name for part in _WHOLE):
-        return math.prod(shape) * QUANTIZED.get(spec.quantization, width)
+        return math.prod(shape) * (quantized_width(spec) or width)
     return float(math.prod(shape) * width)

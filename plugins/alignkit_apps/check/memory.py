@@ -26,7 +26,7 @@ from alignkit.kernels.sampling_weights import MAX_ROWS, MEMORY_SHARE, MIN_TOKENS
 from alignkit.models.decoder import LOGIT_COPIES, most_rows, row_bytes, state_bytes, token_bytes
 from alignkit.models.examples import Examples
 from alignkit.models.forward import Wants, forward
-from alignkit.models.loading import QUANTIZED
+from alignkit.models.loading import quantized_width
 from alignkit.models.packing import micro_batches
 from alignkit.models.shared_model import BASE
 from alignkit.plugin_errors import made
@@ -252,10 +252,8 @@ def peak(model: ShapeModel, work: Callable[[], None]) -> float | None:
 
 
 def dequantized(model: ShapeModel) -> float:
-    """Bytes of the largest matrix, which is there in full while it is multiplied, if the base is quantized."""
-    if model.spec.quantization == "none":
-        return 0.0
-    return float(max(parameter.nbytes for parameter in model.model.parameters() if parameter.ndim == 2))
+    """Bytes of the largest quantized matrix, which is there in full while it is multiplied."""
+    return float(max((weight.nbytes for weight in _quantized(model)), default=0))
 
 
 # Weights
@@ -265,23 +263,21 @@ def _role_tensors(model: ShapeModel) -> list[torch.Tensor]:
     return [tensor for name in model.roles for tensor in model.parameters_of(name).values()]
 
 
+def _quantized(model: ShapeModel) -> list[torch.Tensor]:
+    """The matrices that bitsandbytes rounds, which the model has here in full: all linear layers but the head."""
+    if quantized_width(model.spec) is None:
+        return []
+    own, head = {id(tensor) for tensor in _role_tensors(model)}, model.model.get_output_embeddings()
+    layers = [part for part in model.model.modules() if isinstance(part, nn.Linear) and part is not head]
+    return [layer.weight for layer in layers if id(layer.weight) not in own]
+
+
 def weight_bytes(model: ShapeModel) -> float:
     """Bytes of the base model as it is stored: quantized if the recipe says so."""
     own = {id(tensor) for tensor in _role_tensors(model)}
-    embeddings = {id(part.weight) for part in (model.model.get_input_embeddings(), model.model.get_output_embeddings())}
-    tied = len(embeddings) == 1
-    factor = QUANTIZED.get(model.spec.quantization)
-    total = 0.0
-    for module in model.model.modules():
-        for parameter in module.parameters(recurse=False):
-            if id(parameter) in own:
-                continue
-            quantized = factor is not None and isinstance(module, nn.Linear) and parameter.ndim == 2
-            if quantized and id(parameter) not in embeddings:
-                total += parameter.numel() * (factor or 0.0)
-            elif not (tied and module is model.model.get_output_embeddings()):
-                total += parameter.nbytes
-    return total
+    whole = sum(parameter.nbytes for parameter in model.model.parameters() if id(parameter) not in own)  # each once
+    width = quantized_width(model.spec) or 0.0
+    return whole - sum(weight.nbytes - weight.numel() * width for weight in _quantized(model))
 
 
 def layer_bytes(model: ShapeModel) -> list[float]:

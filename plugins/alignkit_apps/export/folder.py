@@ -18,7 +18,7 @@ from alignkit.models.adapter_base import ORIGIN, Base
 from alignkit.models.export import end_with, notes_of, whole_model
 from alignkit.models.files_check import read_json
 from alignkit.models.hub import cached_snapshot
-from alignkit.models.loading import DTYPES, dtype_of, end_ids
+from alignkit.models.loading import DTYPES, dtype_of, end_ids, quantization_options
 from alignkit.models.padding import saved_unread
 from alignkit.runs.bases import base_source
 from alignkit.tokens.chat_template import ChatOptions
@@ -254,7 +254,7 @@ def _loading(source: Source, request: Request, gguf: str, name: str, new: Path, 
         gguf,
         (new / "chat_template.jinja").is_file(),
         source.spec.trust_remote_code,
-        source.spec.quantization,
+        quantization_options(source.spec),
         _vllm_dtype(source, request.form(source), new),
         source.spec.chat_template_kwargs,
         _scored_text(encoder, new) if source.is_reward and request.form(source) == "whole" else "",
