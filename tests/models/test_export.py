@@ -27,7 +27,7 @@ def test_a_classifier_skips_what_the_reward_model_skipped(tmp_path: Path) -> Non
     shared.save("reward", tmp_path / "reward")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
     tokenizer.pad_token = "<|im_start|>"
-    model = whole_model(tmp_path / "reward", shared.base, spec, torch.float32, tokenizer)
+    model, _ = whole_model(tmp_path / "reward", shared.base, spec, torch.float32, tokenizer)
     assert shared.roles["reward"].unread == model.config.pad_token_id == 0
 
 
