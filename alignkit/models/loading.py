@@ -7,7 +7,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from alignkit.data.chat_templates import set_chat_template
 from alignkit.errors import RunFailed
 from alignkit.kernels import capabilities
+from alignkit.kernels.memory import returning_memory
 from alignkit.models.files_check import check_folder, read_json, weight_files
 from alignkit.tokens.chat_template import ChatOptions
 from alignkit.tokens.tokenizer_check import check_ids, loaded_tokenizer
@@ -78,17 +79,19 @@ def load_base(
     from transformers import AutoModelForCausalLM
 
     silence_libraries()
-    model, unused = load_weights(
-        AutoModelForCausalLM,
-        source,
-        spare,
-        revision=revision,
-        dtype=dtype,
-        attn_implementation=attention_name,
-        quantization_config=_quantization(spec, dtype),
-        trust_remote_code=spec.trust_remote_code,
-        device_map={"": device},
-    )
+    quantization = _quantization(spec, dtype)
+    with nullcontext() if quantization is None else _reading_one_by_one(device):
+        model, unused = load_weights(
+            AutoModelForCausalLM,
+            source,
+            spare,
+            revision=revision,
+            dtype=dtype,
+            attn_implementation=attention_name,
+            quantization_config=quantization,
+            trust_remote_code=spec.trust_remote_code,
+            device_map={"": device},
+        )
     for module in model.modules():
         # bitsandbytes' fast layout for CPUs with AVX512-BF16 has no backward pass: gradients would vanish silently.
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -139,6 +142,24 @@ def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:
             "help: pip install bitsandbytes, where it exists for this system, or set 'quantization: none'"
         )
     return BitsAndBytesConfig(**{"bnb_4bit_compute_dtype": dtype, **quantization_options(spec)})
+
+
+@contextmanager
+def _reading_one_by_one(device: torch.device) -> Iterator[None]:
+    """Let transformers read each weight into memory of its own, which is free again once the weight is quantized.
+
+    Otherwise it maps the files. Their pages count as memory of the process, and a weight that stays as it is, such as
+    the embeddings, keeps those of all others.
+    """
+    from transformers import modeling_utils
+
+    mapped = modeling_utils.safe_open
+    modeling_utils.safe_open = lambda *names, **options: mapped(*names, **{**options, "backend": "pread"})
+    try:
+        with returning_memory() if device.type == "cpu" else nullcontext():
+            yield
+    finally:
+        modeling_utils.safe_open = mapped
 
 
 def load_tokenizer(spec: ModelSpec, source: str, revision: str | None) -> Any:
