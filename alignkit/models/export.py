@@ -170,8 +170,8 @@ def _notes_of_merging(spec: ModelSpec, is_reward: bool, distances: Tensor) -> li
     what = "scores" if is_reward else "log-probabilities"
     notes = [
         f"merged into the values of the {spec.quantization} weights, which it was trained on",
-        f"its {what} differ from those of the run by {float(distances.mean()):.1g} per token on average, "
-        f"{float(distances.max()):.1g} at most",
+        f"its {what} differ from those of the run by {float(distances.mean()):.2g} per token on average, "
+        f"{float(distances.max()):.2g} at most",
     ]
     if spec.quantization == "int8":
         notes.append("int8 also rounds the inputs of every layer, which the merged model does not")
