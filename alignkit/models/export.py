@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 CPU = torch.device("cpu")
-# Read by a merged model and by the quantized one that it is made of, whose difference a user is told.
+# Read by a merged model and by the quantized one that it is made of, whose difference the user sees.
 PROBE = (
     "Question: Why does bread rise?\nAnswer: Yeast eats the sugar in the dough and sets free a gas, carbon dioxide. "
     "The dough is elastic, so it holds the bubbles. In the oven they grow, until the crust is firm."
@@ -51,13 +51,7 @@ def export(
         with replace_folder(folder) as new:
             shutil.copytree(saved, new, dirs_exist_ok=True)
         return ["it was trained without an adapter, so its weights are copied"]
-    notes: list[str] = []
-    if saved is None:
-        model = _network(base, spec)
-        model = (model if spec.quantization == "none" else _dequantized(model)).to(dtype)
-        notes += [_stored_in(dtype)] if dtype != torch.float32 else []
-    else:
-        model, notes = whole_model(saved, base, spec, dtype, tokenizer)
+    model, notes = whole_model(saved, base, spec, dtype, tokenizer)
     end_with(getattr(model, "generation_config", None), end_ids)
     with replace_folder(folder) as new:
         model.save_pretrained(new)
@@ -65,46 +59,41 @@ def export(
     return notes
 
 
-def whole_model(saved: Path, base: Base, spec: ModelSpec, dtype: torch.dtype, tokenizer: Any) -> tuple[Any, list[str]]:
-    """The whole model of a saved role, on the CPU, and what its user must know of how an adapter was merged.
+def whole_model(
+    saved: Path | None, base: Base, spec: ModelSpec, dtype: torch.dtype, tokenizer: Any
+) -> tuple[Any, list[str]]:
+    """The whole model of a saved role or of the base, on the CPU, and what its user must know of how it was made.
 
     It is a language model, or a classifier with one label. tokenizer: pads the batches of a reward model whose base has
     no padding. Raises RunFailed if the adapter is for another base.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    if not is_adapter(saved):
+    if saved is not None and not is_adapter(saved):
         kind = AutoModelForSequenceClassification if has_score(saved) else AutoModelForCausalLM
         whole, _ = load_weights(kind, str(saved), dtype=dtype, trust_remote_code=spec.trust_remote_code)
         return whole.eval(), []
+    quantized = spec.quantization != "none"
+    # Rounded as in the run: what bitsandbytes makes of bf16 and of fp32 differs.
+    device = CPU if spec.device == "cpu" else capabilities.default_device()
+    loaded = dtype_of(spec, device) if quantized else torch.float32
+    network, _ = load_base(spec, locate(base.source, base.revision), base.revision, loaded, CPU, None)
+    notes = [f"stored in {str(dtype).removeprefix('torch.')}, so weights are rounded"] * (dtype != torch.float32)
+    if saved is None:
+        return (network.dequantize(torch.float32) if quantized else network).to(dtype), notes
     base.has_adapter(saved)
     head = saved_head(saved) if has_score(saved) else None
-    network, notes = _network(base, spec), []
-    if spec.quantization != "none":
+    if quantized:
         learned = _with_adapter(network, saved)
         before = _read(learned, head, tokenizer)
-        network = _dequantized(learned.unload())
+        network = learned.unload().dequantize(torch.float32).float()
     merged = _with_adapter(network, saved).merge_and_unload(safe_merge=True).to(dtype)
-    if spec.quantization != "none":
-        notes = _notes_of_merging(spec, head is not None, (_read(merged, head, tokenizer) - before).abs())
-    notes += [_stored_in(dtype)] if dtype != torch.float32 else []
+    if quantized:
+        notes = _notes_of_merging(spec, head is not None, (_read(merged, head, tokenizer) - before).abs()) + notes
     if head is not None:
         unread = saved_unread(saved)
         merged = scorer(merged, head, tokenizer.pad_token_id if unread is None else unread)
     return merged.eval(), notes
-
-
-def _network(base: Base, spec: ModelSpec) -> Any:
-    """The base model on the CPU: in fp32 or, if it is quantized, rounded as in the run."""
-    device = CPU if spec.device == "cpu" else capabilities.default_device()
-    dtype = torch.float32 if spec.quantization == "none" else dtype_of(spec, device)
-    network, _ = load_base(spec, locate(base.source, base.revision), base.revision, dtype, CPU, None)
-    return network
-
-
-def _dequantized(network: Any) -> Any:
-    """The network in fp32 with the values that bitsandbytes rounded its weights to."""
-    return network.dequantize(torch.float32).float()
 
 
 def _with_adapter(network: Any, saved: Path) -> Any:
@@ -169,14 +158,10 @@ def _notes_of_merging(spec: ModelSpec, is_reward: bool, distances: Tensor) -> li
     """What the user of an adapter merged into a quantized base must know. distances: from the run's numbers."""
     what = "scores" if is_reward else "log-probabilities"
     notes = [
-        f"merged into the values of the {spec.quantization} weights, which it was trained on",
+        f"merged into the values that {spec.quantization} rounds the weights to, which it was trained on",
         f"its {what} differ from those of the run by {float(distances.mean()):.2g} per token on average, "
         f"{float(distances.max()):.2g} at most",
     ]
     if spec.quantization == "int8":
         notes.append("int8 also rounds the inputs of every layer, which the merged model does not")
     return notes
-
-
-def _stored_in(dtype: torch.dtype) -> str:
-    return f"stored in {str(dtype).removeprefix('torch.')}, so weights are rounded"

@@ -106,10 +106,9 @@ def quantization_options(spec: ModelSpec) -> dict[str, Any]:
         return {}
     if form == "int8":
         return {"load_in_8bit": True}
-    options: dict[str, Any] = {"load_in_4bit": True}
+    options = {"load_in_4bit": True, "bnb_4bit_quant_type": form if isinstance(form, str) else form.type}
     if isinstance(form, str):
-        return {**options, "bnb_4bit_quant_type": form}
-    options["bnb_4bit_quant_type"] = form.type
+        return options
     if form.double_quant:
         options["bnb_4bit_use_double_quant"] = True
     if form.compute_dtype != "auto":
@@ -123,12 +122,10 @@ def quantized_width(spec: ModelSpec) -> float | None:
     bitsandbytes has a scale in fp32 per row of int8, or per 64 weights of 4 bits. Double quantization stores these in
     8 bits, with a scale in fp32 per 256 of them.
     """
-    if spec.quantization == "none":
-        return None
-    if spec.quantization == "int8":
-        return 1.0
-    twice = not isinstance(spec.quantization, str) and spec.quantization.double_quant
-    return 0.5 + ((1 + 4 / 256) if twice else 4) / 64
+    options = quantization_options(spec)
+    if "load_in_4bit" not in options:
+        return 1.0 if options else None
+    return 0.5 + (1 + 4 / 256 if "bnb_4bit_use_double_quant" in options else 4) / 64
 
 
 def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:

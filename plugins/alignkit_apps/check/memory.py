@@ -42,8 +42,10 @@ from alignkit_distributed.sharded import layers_of
 
 USABLE = 0.95  # of a card's memory: the rest is the driver's, and lost between tensors of unequal size
 # What glibc keeps of freed tensors, because the kernels ask it to (`kernels.memory`), as a part of the activations:
-# with one micro-batch per step, and with several of other lengths. The training loop trims the process after GROWTH.
+# with one micro-batch per step, and with several of other lengths. A quantized matrix, which is made in full for every
+# product, leaves more pieces. The training loop trims the process after GROWTH.
 KEPT, KEPT_OF_SEVERAL = 0.4, 0.75
+KEPT_IF_QUANTIZED, KEPT_OF_SEVERAL_IF_QUANTIZED = 0.6, 1.0
 # Numbers of a tensor whose moments bitsandbytes keeps in 8 bits, and of a block with its own scale, in fp32.
 LEAST_IN_8_BITS, OF_ONE_SCALE = 4096, 256
 
@@ -106,7 +108,7 @@ def stage_memory(run: PlannedRun, stage: Stage, work: Workload) -> Memory:
         adapters=found["adapters"],
         optimizer=found["optimizer"],
         activations=activations,
-        kept=_kept(machine, activations, bool(found["several"])),
+        kept=_kept(machine, activations, bool(found["several"]), run.recipe.base(base).quantization != "none"),
         tokens=int(found["tokens"]),
         parts=parts,
         stored=found["weights"],
@@ -136,8 +138,9 @@ def _found(run: PlannedRun, stage: Stage, work: Workload, base: str) -> dict[str
     return found | {key: large[key] for key in ("tokens", "several", "rough", "layer")}
 
 
-def _kept(machine: Machine, activations: float, several: bool) -> float:
-    part = KEPT_OF_SEVERAL if several else KEPT
+def _kept(machine: Machine, activations: float, several: bool, quantized: bool) -> float:
+    parts = (KEPT_IF_QUANTIZED, KEPT_OF_SEVERAL_IF_QUANTIZED) if quantized else (KEPT, KEPT_OF_SEVERAL)
+    part = parts[several]
     return 0.0 if machine.gpu or mode() == "torch" else min(part * activations, GROWTH)
 
 

@@ -63,13 +63,11 @@ def vllm(loading: Loading) -> str:
         return shlex.join(["vllm", "serve", loading.path, *pooling, *_vllm_options(loading)]) + _vllm_score(loading)
     if loading.is_reward:
         return "# vLLM loads no reward model from an adapter (modules_to_save): export it with --merge"
-    bits = loading.quantization.get("bnb_4bit_quant_type", "int8")
-    if loading.quantization and bits != "nf4":
-        return f"# vLLM does not load a base in {bits}, as the adapter needs it: export it with --merge"
+    if loading.quantization:
+        return "# vLLM does not load bases of bitsandbytes, as the adapter needs it: export it with --merge"
     words = ["vllm", "serve", loading.base_place, "--enable-lora", "--lora-modules", f"{loading.name}={loading.folder}"]
     if loading.rank > RANKS[1]:
         words += ["--max-lora-rank", str(next((rank for rank in RANKS if rank >= loading.rank), loading.rank))]
-    words += ["--quantization", "bitsandbytes"] if loading.quantization else []
     # vLLM would take both from the base.
     words += ["--chat-template", f"{loading.folder}/chat_template.jinja"] if loading.template else []
     return loading.download + shlex.join([*words, "--generation-config", loading.folder, *_vllm_options(loading)])
