@@ -106,7 +106,8 @@ def quantization_options(spec: ModelSpec) -> dict[str, Any]:
         return {}
     if form == "int8":
         return {"load_in_8bit": True}
-    options = {"load_in_4bit": True, "bnb_4bit_quant_type": form if isinstance(form, str) else form.type}
+    kind = form if isinstance(form, str) else form.type
+    options: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": kind}
     if isinstance(form, str):
         return options
     if form.double_quant:

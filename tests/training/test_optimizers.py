@@ -77,6 +77,7 @@ def test_a_checkpoint_continues_with_the_same_bits(
 
 
 @needs_bitsandbytes
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 def test_moments_take_a_quarter_and_steps_are_near(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     start, target = (torch.randn(128, 256, generator=generator) for _ in range(2))
