@@ -31,6 +31,26 @@ class LoraSpec(Options):
         return value
 
 
+class Quantization(Options):
+    """The options of weights in 4 bits, under bitsandbytes' names (Dettmers et al. 2023, QLoRA, arXiv:2305.14314)."""
+
+    type: Literal["nf4", "fp4"] = Field(description="numbers of 4 bits: of a normal distribution, or with an exponent")
+    double_quant: bool = Field(
+        default=False,
+        description="also store the scales, one per 64 weights, in 8 bits: 0.37 bits less per weight",
+    )
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="dtype in which the weights are multiplied; auto: that of model.dtype"
+    )
+
+    def __str__(self) -> str:
+        """`nf4 with double quantization, multiplied in bfloat16`."""
+        scales = " with double quantization" if self.double_quant else ""
+        return f"{self.type}{scales}" + (
+            f", multiplied in {self.compute_dtype}" if self.compute_dtype != "auto" else ""
+        )
+
+
 # Variables of every chat template, and arguments of transformers' function that renders it.
 TEMPLATE_NAMES = {
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length",
@@ -61,8 +81,10 @@ class ModelSpec(Options):
         description="dtype of the base weights; auto: bfloat16 if the base is frozen and the hardware supports it, "
         "else float32; float16 is rejected because it needs loss scaling",
     )
-    quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
-        default="none", description="store the base weights in 4 or 8 bits (bitsandbytes); requires LoRA"
+    quantization: Literal["none", "nf4", "fp4", "int8"] | Quantization = Field(
+        default="none",
+        description="store the base weights in 4 or 8 bits (bitsandbytes), such as nf4 or {type: nf4, double_quant: "
+        "true}; requires LoRA",
     )
     lora: Annotated[LoraSpec | None, BeforeValidator(lambda value: None if value == "none" else value)] = Field(
         default=LoraSpec(), description="LoRA options, such as {r: 16}; none: train all weights"
@@ -101,6 +123,12 @@ class ModelSpec(Options):
     )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with a Hub model")
     device: str = Field(default="auto", description="torch device, such as cpu or cuda:1; auto: a GPU if there is one")
+
+    @field_validator("quantization")
+    @classmethod
+    def _plain(cls, value: str | Quantization) -> str | Quantization:
+        """`{type: nf4}` is the word `nf4`: the same results count as the same."""
+        return value.type if isinstance(value, Quantization) and str(value) == value.type else value
 
     @field_validator("chat_template_kwargs")
     @classmethod
@@ -326,9 +354,10 @@ class Settings(Options):
         description="peak learning rate of AdamW; default: the algorithm's, scaled to the model's hidden size and to "
         "LoRA or all weights",
     )
-    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = Field(
         default="adamw",
-        description="adamw_8bit keeps the moments of AdamW in 8 bits (bitsandbytes): 2 bytes per weight instead of 8",
+        description="8bit keeps the moments of AdamW in 8 bits (bitsandbytes): 2 bytes per weight instead of 8; paged "
+        "lets them move to the CPU's memory while a GPU's is full",
     )
     weight_decay: float = Field(
         default=0.0, ge=0, description="weight decay of AdamW: of matrices, not of norms and biases"

@@ -1,12 +1,12 @@
 """Fill the generated parts of the documentation from the code: `python docs/generate.py [--check]`.
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
-`recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `importance`, `mix`, `stop`, `data`, `measures`,
-`variant`, `people`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`, `data sets`,
-`labeled pairs`, `cards`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`, `commands`,
-`exit codes`, `hooks`, `events`, `silent bugs`, a kind and a name (`algorithm ppo`), a kind and several names, which
-then have captions (`reward min product`), or names for the reference of public names (`api Group Response`; see
-`api_reference.py`).
+`recipe`, `launcher`, `model`, `lora`, `quantization`, `settings`, `rollout`, `importance`, `mix`, `stop`, `data`,
+`measures`, `variant`, `people`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`,
+`data sets`, `labeled pairs`, `cards`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`,
+`commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a name (`algorithm ppo`), a kind and several
+names, which then have captions (`reward min product`), or names for the reference of public names (`api Group
+Response`; see `api_reference.py`).
 It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
@@ -34,7 +34,7 @@ from alignkit.plugins import KINDS, load_plugins, plugins
 from alignkit.recipe.schema import DataKeys, LauncherKeys, TopKeys
 from alignkit.recipe.shipped import shipped
 from alignkit.registry import Registration
-from alignkit.settings import Importance, LoraSpec, Mix, ModelSpec, Rollout, Settings, Stop
+from alignkit.settings import Importance, LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings, Stop
 from alignkit_apps.catalog.json_schema import schema_text
 from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
 from alignkit_apps.init.copying import summary
@@ -51,6 +51,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "launcher": LauncherKeys,
     "model": ModelSpec,
     "lora": LoraSpec,
+    "quantization": Quantization,
     "settings": Settings,
     "rollout": Rollout,
     "importance": Importance,

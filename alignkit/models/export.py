@@ -10,21 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
+from alignkit.kernels import capabilities
 from alignkit.models.adapter_base import Base, is_adapter
 from alignkit.models.files_check import check_finite, check_safetensors
-from alignkit.models.full_precision import quantized_weight
 from alignkit.models.hub import locate
-from alignkit.models.loading import backbone, has_score, load_base, load_weights
+from alignkit.models.loading import backbone, dtype_of, has_score, load_base, load_weights
 from alignkit.models.padding import saved_unread
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
 
 WEIGHTS = "adapter_model.safetensors"
+CPU = torch.device("cpu")
+# Read by a merged model and by the quantized one that it is made of, whose difference the user sees.
+PROBE = (
+    "Question: Why does bread rise?\nAnswer: Yeast eats the sugar in the dough and sets free a gas, carbon dioxide. "
+    "The dough is elastic, so it holds the bubbles. In the oven they grow, until the crust is firm."
+)
 
 
 def export(
@@ -45,57 +51,71 @@ def export(
         with replace_folder(folder) as new:
             shutil.copytree(saved, new, dirs_exist_ok=True)
         return ["it was trained without an adapter, so its weights are copied"]
-    if saved is None:
-        model = _network(base, spec, dtype).to(dtype)
-    else:
-        model = whole_model(saved, base, spec, dtype, tokenizer)
+    model, notes = whole_model(saved, base, spec, dtype, tokenizer)
     end_with(getattr(model, "generation_config", None), end_ids)
     with replace_folder(folder) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
-    return notes_of(spec, dtype, merged=saved is not None)
+    return notes
 
 
-def whole_model(saved: Path, base: Base, spec: ModelSpec, dtype: torch.dtype, tokenizer: Any) -> Any:
-    """The whole model of a saved role, on the CPU: a language model, or a classifier with one label.
+def whole_model(
+    saved: Path | None, base: Base, spec: ModelSpec, dtype: torch.dtype, tokenizer: Any
+) -> tuple[Any, list[str]]:
+    """The whole model of a saved role or of the base, on the CPU, and what its user must know of how it was made.
 
-    tokenizer: pads the batches of a reward model whose base has no padding. Raises RunFailed if the adapter is for
-    another base.
+    It is a language model, or a classifier with one label. tokenizer: pads the batches of a reward model whose base has
+    no padding. Raises RunFailed if the adapter is for another base.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    if not is_adapter(saved):
+    if saved is not None and not is_adapter(saved):
         kind = AutoModelForSequenceClassification if has_score(saved) else AutoModelForCausalLM
-        return load_weights(kind, str(saved), dtype=dtype, trust_remote_code=spec.trust_remote_code)[0].eval()
+        whole, _ = load_weights(kind, str(saved), dtype=dtype, trust_remote_code=spec.trust_remote_code)
+        return whole.eval(), []
+    quantized = spec.quantization != "none"
+    # Rounded as in the run: what bitsandbytes makes of bf16 and of fp32 differs.
+    device = CPU if spec.device == "cpu" else capabilities.default_device()
+    loaded = dtype_of(spec, device) if quantized else torch.float32
+    network, _ = load_base(spec, locate(base.source, base.revision), base.revision, loaded, CPU, None)
+    notes = [f"stored in {str(dtype).removeprefix('torch.')}, so weights are rounded"] * (dtype != torch.float32)
+    if saved is None:
+        return (network.dequantize(torch.float32) if quantized else network).to(dtype), notes
     base.has_adapter(saved)
-    merged = merge(_network(base, spec, dtype), saved).to(dtype)
-    if has_score(saved):
+    head = saved_head(saved) if has_score(saved) else None
+    if quantized:
+        learned = _with_adapter(network, saved)
+        before = _read(learned, head, tokenizer)
+        network = learned.unload().dequantize(torch.float32).float()
+    merged = _with_adapter(network, saved).merge_and_unload(safe_merge=True).to(dtype)
+    if quantized:
+        notes = _notes_of_merging(spec, head is not None, (_read(merged, head, tokenizer) - before).abs()) + notes
+    if head is not None:
         unread = saved_unread(saved)
-        return scorer(merged, saved_head(saved), tokenizer.pad_token_id if unread is None else unread).eval()
-    return merged.eval()
+        merged = scorer(merged, head, tokenizer.pad_token_id if unread is None else unread)
+    return merged.eval(), notes
 
 
-def _network(base: Base, spec: ModelSpec, dtype: torch.dtype) -> Any:
-    """The base model in fp32 on the CPU, with the values of its rounded weights if it is quantized."""
-    whole = spec.model_copy(update={"quantization": "none"})
-    source = locate(base.source, base.revision)
-    network, _ = load_base(whole, source, base.revision, torch.float32, torch.device("cpu"), None)
-    if spec.quantization != "none":
-        quantized, _ = load_base(spec, source, base.revision, dtype, torch.device("cpu"), None)
-        _take_quantized(quantized, network)
-        del quantized
-    return network
-
-
-def merge(network: Any, saved: Path) -> Any:
-    """The network with a saved adapter merged into its weights; without the adapter's scalar head."""
+def _with_adapter(network: Any, saved: Path) -> Any:
+    """The network with a saved adapter, without the adapter's scalar head."""
     from peft import PeftConfig, PeftModel
 
     check_safetensors(saved / WEIGHTS)
     check_finite(saved / WEIGHTS, load_file(saved / WEIGHTS))
     config = PeftConfig.from_pretrained(str(saved))
     config.task_type, config.modules_to_save = "CAUSAL_LM", None
-    return PeftModel.from_pretrained(network, str(saved), config=config).merge_and_unload(safe_merge=True)
+    return PeftModel.from_pretrained(network, str(saved), config=config).eval()
+
+
+@torch.no_grad()
+def _read(network: Any, head: Tensor | None, tokenizer: Any) -> Tensor:
+    """What a network makes of PROBE: the log-probability of each token, or with a head its score there, fp32."""
+    ids = tokenizer(PROBE, return_tensors="pt").input_ids
+    if head is None:
+        logits = network(input_ids=ids).logits[0, :-1].float()
+        return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    states: Tensor = network(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+    return states[0].float() @ head[0]
 
 
 def scorer(network: Any, head: Tensor, padding: int | None) -> Any:
@@ -134,20 +154,14 @@ def end_with(generation: Any, end_ids: Iterable[int]) -> None:
     generation.eos_token_id = ends[0] if len(ends) == 1 else ends or None
 
 
-def notes_of(spec: ModelSpec, dtype: torch.dtype, *, merged: bool = True) -> list[str]:
-    """What the user of a whole model must know. merged: whether it has an adapter."""
-    notes = []
-    if spec.quantization != "none" and merged:
-        notes.append(f"merged into the values of the {spec.quantization} weights, which it was trained on")
+def _notes_of_merging(spec: ModelSpec, is_reward: bool, distances: Tensor) -> list[str]:
+    """What the user of an adapter merged into a quantized base must know. distances: from the run's numbers."""
+    what = "scores" if is_reward else "log-probabilities"
+    notes = [
+        f"merged into the values that {spec.quantization} rounds the weights to, which it was trained on",
+        f"its {what} differ from those of the run by {float(distances.mean()):.2g} per token on average, "
+        f"{float(distances.max()):.2g} at most",
+    ]
     if spec.quantization == "int8":
         notes.append("int8 also rounds the inputs of every layer, which the merged model does not")
-    if dtype != torch.float32:
-        notes.append(f"stored in {str(dtype).removeprefix('torch.')}, so weights are rounded")
     return notes
-
-
-def _take_quantized(quantized: nn.Module, network: nn.Module) -> None:
-    """Give a network the values that bitsandbytes rounded its weights to: those that the adapter was trained on."""
-    for name, linear in quantized.named_modules():
-        if (weight := quantized_weight(linear)) is not None:
-            network.get_submodule(name).load_state_dict({"weight": weight}, strict=False)

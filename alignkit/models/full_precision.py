@@ -91,23 +91,6 @@ def _widen_while_running(block: Any) -> Callable[[], None]:
     return remove
 
 
-def quantized_weight(module: nn.Module) -> Tensor | None:
-    """The numbers that a layer of bitsandbytes multiplies with, fp32; None for any other module."""
-    if not isinstance(module, nn.Linear):  # peft's wrappers have the same class names
-        return None
-    linear: Any = module
-    if hasattr(linear, "compute_dtype"):  # 4 bits
-        from bitsandbytes.functional import dequantize_4bit
-
-        weight: Tensor = dequantize_4bit(linear.weight.data, linear.weight.quant_state)
-        return weight.float()
-    if type(linear).__name__ == "Linear8bitLt":
-        scale = linear.weight.SCB if linear.weight.SCB is not None else linear.state.SCB
-        whole: Tensor = linear.weight.data.float() * (scale[:, None].float() / 127)
-        return whole
-    return None
-
-
 def _dequantized(linear: Any) -> Callable[[], None]:
     """Let a layer of bitsandbytes multiply in fp32; call the result to undo it."""
     if hasattr(linear, "compute_dtype"):  # 4 bits
@@ -117,7 +100,9 @@ def _dequantized(linear: Any) -> Callable[[], None]:
             linear.compute_dtype = dtype
 
         return restore
-    if (weight := quantized_weight(linear)) is not None:  # 8 bits, to which it rounds its inputs, too
+    if type(linear).__name__ == "Linear8bitLt":  # rounds its inputs, too
+        scale = linear.weight.SCB if linear.weight.SCB is not None else linear.state.SCB
+        weight: Tensor = linear.weight.data.float() * (scale[:, None].float() / 127)
         linear.forward = lambda x: F.linear(x, weight, linear.bias)
 
         def forget() -> None:

@@ -7,7 +7,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from alignkit.data.chat_templates import set_chat_template
 from alignkit.errors import RunFailed
 from alignkit.kernels import capabilities
+from alignkit.kernels.memory import returning_memory
 from alignkit.models.files_check import check_folder, read_json, weight_files
 from alignkit.tokens.chat_template import ChatOptions
 from alignkit.tokens.tokenizer_check import check_ids, loaded_tokenizer
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Bytes per weight of quantized matrices, with their scales (bitsandbytes: one per 64 weights, or one per row).
-QUANTIZED = {"nf4": 0.5625, "fp4": 0.5625, "int8": 1.0}
 _WHOLE = ("embed", "lm_head", "wte", "wpe")  # matrices that bitsandbytes leaves as they are
 
 
@@ -80,22 +79,54 @@ def load_base(
     from transformers import AutoModelForCausalLM
 
     silence_libraries()
-    model, unused = load_weights(
-        AutoModelForCausalLM,
-        source,
-        spare,
-        revision=revision,
-        dtype=dtype,
-        attn_implementation=attention_name,
-        quantization_config=_quantization(spec, dtype),
-        trust_remote_code=spec.trust_remote_code,
-        device_map={"": device},
-    )
+    quantization = _quantization(spec, dtype)
+    with nullcontext() if quantization is None else _reading_one_by_one(device):
+        model, unused = load_weights(
+            AutoModelForCausalLM,
+            source,
+            spare,
+            revision=revision,
+            dtype=dtype,
+            attn_implementation=attention_name,
+            quantization_config=quantization,
+            trust_remote_code=spec.trust_remote_code,
+            device_map={"": device},
+        )
     for module in model.modules():
         # bitsandbytes' fast layout for CPUs with AVX512-BF16 has no backward pass: gradients would vanish silently.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model, unused
+
+
+def quantization_options(spec: ModelSpec) -> dict[str, Any]:
+    """The arguments of `BitsAndBytesConfig` that a recipe sets; empty if the base is not quantized."""
+    form = spec.quantization
+    if form == "none":
+        return {}
+    if form == "int8":
+        return {"load_in_8bit": True}
+    kind = form if isinstance(form, str) else form.type
+    options: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": kind}
+    if isinstance(form, str):
+        return options
+    if form.double_quant:
+        options["bnb_4bit_use_double_quant"] = True
+    if form.compute_dtype != "auto":
+        options["bnb_4bit_compute_dtype"] = form.compute_dtype
+    return options
+
+
+def quantized_width(spec: ModelSpec) -> float | None:
+    """Bytes per weight of a quantized matrix, with its scales; None if the base is not quantized.
+
+    bitsandbytes has a scale in fp32 per row of int8, or per 64 weights of 4 bits. Double quantization stores these in
+    8 bits, with a scale in fp32 per 256 of them.
+    """
+    options = quantization_options(spec)
+    if "load_in_4bit" not in options:
+        return 1.0 if options else None
+    return 0.5 + (1 + 4 / 256 if "bnb_4bit_use_double_quant" in options else 4) / 64
 
 
 def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:
@@ -108,9 +139,25 @@ def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:
             f"'quantization: {spec.quantization}' needs bitsandbytes, which is not installed\n"
             "help: pip install bitsandbytes, where it exists for this system, or set 'quantization: none'"
         )
-    if spec.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=spec.quantization, bnb_4bit_compute_dtype=dtype)
+    return BitsAndBytesConfig(**{"bnb_4bit_compute_dtype": dtype, **quantization_options(spec)})
+
+
+@contextmanager
+def _reading_one_by_one(device: torch.device) -> Iterator[None]:
+    """Let transformers read each weight into memory of its own, which is free again once the weight is quantized.
+
+    Otherwise it maps the files. Their pages count as memory of the process, and a weight that stays as it is, such as
+    the embeddings, keeps those of all others.
+    """
+    from transformers import modeling_utils
+
+    mapped = modeling_utils.safe_open
+    modeling_utils.safe_open = lambda *names, **options: mapped(*names, **{**options, "backend": "pread"})
+    try:
+        with returning_memory() if device.type == "cpu" else nullcontext():
+            yield
+    finally:
+        modeling_utils.safe_open = mapped
 
 
 def load_tokenizer(spec: ModelSpec, source: str, revision: str | None) -> Any:
@@ -226,6 +273,7 @@ def silence_libraries() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # they work unpaged
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
@@ -274,5 +322,5 @@ def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
 
 def _bytes(spec: ModelSpec, name: str, shape: list[int], width: int) -> float:
     if len(shape) == 2 and not any(part in name for part in _WHOLE):
-        return math.prod(shape) * QUANTIZED.get(spec.quantization, width)
+        return math.prod(shape) * (quantized_width(spec) or width)
     return float(math.prod(shape) * width)

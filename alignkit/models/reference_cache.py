@@ -74,7 +74,7 @@ def _key(model: SharedModel, adapter: Path | None, encoded: Sequence[Encoded]) -
     facts = {
         "base": model_digest(model.source),
         "adapter": model_digest(str(adapter)) if adapter is not None else None,
-        "precision": [str(model.dtype), model.spec.quantization, torch.get_float32_matmul_precision()],
+        "precision": [str(model.dtype), str(model.spec.quantization), torch.get_float32_matmul_precision()],
         "packing": [model.packs, model.token_budget],
         "kernels": capabilities.choices(model.device),
         "deterministic": torch.are_deterministic_algorithms_enabled(),

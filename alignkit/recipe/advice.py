@@ -39,6 +39,9 @@ _OTHER_TOOLS: dict[tuple[str, ...], str] = {
     ("max_completion_length", "response_length", "generate_max_len"): "use 'max_new_tokens' under 'rollout:'",
     ("stop_token", "stop_strings", "stop_sequences"): "use 'stop' under 'rollout:'",
     ("load_in_4bit", "bnb_4bit_quant_type"): "use 'quantization: nf4' under 'model:'",
+    ("bnb_4bit_use_double_quant", "use_double_quant", "bnb_4bit_compute_dtype"): (
+        "use 'quantization: {type: nf4, double_quant: true, compute_dtype: auto}' under 'model:'"
+    ),
     ("load_in_8bit",): "use 'quantization: int8' under 'model:'",
     ("adapter", "finetuning_type", "use_peft"): "LoRA is the default; 'model: {lora: none}' trains all weights",
     ("bf16", "fp16", "torch_dtype", "precision"): "use 'dtype' under 'model:'",

@@ -78,8 +78,8 @@ def _packages(stage: Stage, bases: Sequence[ModelSpec]) -> tuple[str, ...]:
     own: tuple[str, ...] = getattr(stage.component.registration.implementation, "packages", ())
     for component in specs([stage.settings, stage.component.options, stage.engine], Component):
         own = (*own, *getattr(component.options, "packages", ()))
-    eight_bits = getattr(stage.settings, "optimizer", "adamw") == "adamw_8bit"
-    return (*own, "bitsandbytes") if eight_bits or any(spec.quantization != "none" for spec in bases) else own
+    theirs = getattr(stage.settings, "optimizer", "adamw") != "adamw"
+    return (*own, "bitsandbytes") if theirs or any(spec.quantization != "none" for spec in bases) else own
 
 
 class _Fingerprint:

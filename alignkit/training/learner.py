@@ -338,6 +338,7 @@ class Learner:
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """The inverse of `state`. Raises RunFailed if a part is missing."""
+        touched = state["with_optimizer_state"]
         for name, parameter in self.parameters.items():
             if f"weight/{name}" not in tensors:
                 raise RunFailed(f"the checkpoint has no weights for {name}; delete the stage's folder to start over")
@@ -345,7 +346,7 @@ class Learner:
             parameter.data.copy_(self.reducer.part(tensors[f"weight/{name}"], parameter))
             keys = [key for key in tensors if key.startswith("optimizer/") and key.endswith(f"/{name}")]
             saved = {key.split("/")[1]: self.reducer.part(tensors[key].clone(), parameter) for key in keys}
-            if optimizer := restored_state(name, parameter, saved, name in state["with_optimizer_state"]):
+            if optimizer := restored_state(self.optimizer, name, parameter, saved, name in touched):
                 self.optimizer.state[parameter] = optimizer
         self.model.updates += 1  # an engine must not sample from its old copy
         self.steps, self.skipped = state["steps"], state["skipped"]

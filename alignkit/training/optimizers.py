@@ -1,7 +1,8 @@
-"""AdamW as torch has it, or with its moments in 8 bits (Dettmers et al. 2022, arXiv:2110.02861), and their checkpoints.
+"""AdamW as torch has it, or bitsandbytes' with moments in 8 bits or in paged memory, and their checkpoints.
 
-In 8 bits the moments of a weight take 2 bytes instead of 8. bitsandbytes keeps those of tensors with fewer than 4,096
-numbers in fp32.
+In 8 bits (Dettmers et al. 2022, arXiv:2110.02861) the moments of a weight take 2 bytes instead of 8. bitsandbytes keeps
+those of tensors with fewer than 4,096 numbers in fp32. Paged moments (Dettmers et al. 2023, arXiv:2305.14314) move to
+the CPU's memory while a GPU's is full; on a CPU nothing moves.
 """
 
 from __future__ import annotations
@@ -44,12 +45,17 @@ def make_optimizer(settings: Settings, parameters: Iterable[nn.Parameter], rate:
         return torch.optim.AdamW(groups, **options)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise RunFailed(
-            "'optimizer: adamw_8bit' needs bitsandbytes, which is not installed\n"
+            f"'optimizer: {settings.optimizer}' needs bitsandbytes, which is not installed\n"
             "help: pip install bitsandbytes, where it exists for this system, or write 'optimizer: adamw'"
         )
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes import optim
 
-    optimizer: torch.optim.Optimizer = AdamW8bit(groups, **options)
+    kinds = {
+        "adamw_8bit": optim.AdamW8bit,
+        "paged_adamw_32bit": optim.PagedAdamW32bit,
+        "paged_adamw_8bit": optim.PagedAdamW8bit,
+    }
+    optimizer: torch.optim.Optimizer = kinds[settings.optimizer](groups, **options)
     return optimizer
 
 
@@ -60,7 +66,9 @@ def saved_state(kept: Mapping[str, Any]) -> dict[str, Tensor]:
     return {key: value.clone() if key in TABLES else value for key, value in tensors.items()}
 
 
-def restored_state(name: str, parameter: nn.Parameter, saved: Mapping[str, Tensor], expected: bool) -> dict[str, Any]:
+def restored_state(
+    optimizer: torch.optim.Optimizer, name: str, parameter: nn.Parameter, saved: Mapping[str, Tensor], expected: bool
+) -> dict[str, Any]:
     """What an optimizer continues with; empty if it had not touched the parameter.
 
     saved: its tensors in the checkpoint. Raises RunFailed if `expected` and something is missing.
@@ -69,7 +77,12 @@ def restored_state(name: str, parameter: nn.Parameter, saved: Mapping[str, Tenso
         # Adam keeps its step count on the CPU and its moments on the device of the weights.
         return {key: value if key == "step" else value.to(parameter.device) for key, value in saved.items()}
     if saved.keys() in (FULL, EIGHT_BITS):
-        return {key: int(value) if key == "step" else value.to(parameter.device) for key, value in saved.items()}
+        state = {key: int(value) if key == "step" else value.to(parameter.device) for key, value in saved.items()}
+        if getattr(optimizer, "is_paged", False):  # else a resumed run could no longer move them
+            for key in ("state1", "state2"):
+                buffer: Tensor = optimizer.get_state_buffer(parameter, dtype=saved[key].dtype)  # type: ignore[attr-defined]
+                state[key] = buffer.copy_(saved[key])
+        return state
     if saved or expected:
         whole = EIGHT_BITS if saved.keys() & (EIGHT_BITS - ADAM) else ADAM
         raise RunFailed(f"the checkpoint has no optimizer state for {name} ({', '.join(sorted(whole - saved.keys()))})")

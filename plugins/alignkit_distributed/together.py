@@ -81,8 +81,8 @@ def check_bases(recipe: Recipe) -> None:
     problems = []
     for stage in recipe.stages.values():
         settings = stage.settings
-        if settings and settings.optimizer == "adamw_8bit" and recipe.base(stage.base).lora is None:
-            text = f"stage '{stage.name}': 'adamw_8bit' cannot train weights that are cut into parts"
+        if settings and settings.optimizer != "adamw" and recipe.base(stage.base).lora is None:
+            text = f"stage '{stage.name}': '{settings.optimizer}' cannot train weights that are cut into parts"
             help = "write 'optimizer: adamw', whose moments are cut with them, or leave 'shard' out"
             problems.append(recipe.problem(("stages", stage.name, "optimizer"), text, help=help))
         if settings and stage.engine is not None and recipe.base(stage.base).lora is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from alignkit import Group, Message, Response, RunFailed
 from alignkit.io.cache import cache_folder
-from alignkit.models.export import end_with, whole_model
+from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.layout import GroupSpan
+from alignkit.models.export import PROBE, end_with, whole_model
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
@@ -27,7 +30,7 @@ def test_a_classifier_skips_what_the_reward_model_skipped(tmp_path: Path) -> Non
     shared.save("reward", tmp_path / "reward")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
     tokenizer.pad_token = "<|im_start|>"
-    model = whole_model(tmp_path / "reward", shared.base, spec, torch.float32, tokenizer)
+    model, _ = whole_model(tmp_path / "reward", shared.base, spec, torch.float32, tokenizer)
     assert shared.roles["reward"].unread == model.config.pad_token_id == 0
 
 
@@ -54,6 +57,30 @@ def test_a_base_is_written_with_the_values_that_the_run_computes_with(quantizati
         logits = model(torch.tensor([[*encoded.prompt, *response]])).logits[0, len(encoded.prompt) - 1 : -1]
     theirs = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
     torch.testing.assert_close(theirs, service.logprobs("base", [group])[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "least", "most"), [(torch.float32, 0, 1e-4), (torch.bfloat16, 1e-3, 0.5)], ids=str)
+def test_a_merge_into_a_quantized_base_tells_its_difference(
+    dtype: torch.dtype, least: float, most: float, tmp_path: Path
+) -> None:
+    source = str(tiny.source(cache_folder()))
+    spec = ModelSpec(base="tiny", dtype="float32", lora=LoraSpec(r=2), device="cpu", quantization="nf4")
+    shared = SharedModel(spec, source)
+    shared.add_role("policy")
+    for parameter in shared.parameters_of("policy").values():
+        parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(parameter)))
+    shared.save("policy", tmp_path / "policy")
+    merged, notes = whole_model(tmp_path / "policy", shared.base, spec, dtype, shared.tokenizer)
+    ids = shared.tokenizer(PROBE, return_tensors="pt").input_ids
+    layout = TreeLayout([GroupSpan(0, ids.shape[1], ())])
+    with torch.no_grad():
+        ours, _ = shared.logprobs("policy", shared.hidden("policy", layout, ids[0])[:-1], ids[0, 1:])
+        theirs = merged(ids).logits[0, :-1].float().log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    distances = (theirs - ours).abs()
+    mean, largest = (float(number) for number in re.findall(r"\d[-.\de]*", notes[1]))
+    assert least <= mean <= largest <= most
+    assert mean == pytest.approx(float(distances.mean()), rel=0.05, abs=1e-6)
+    assert largest == pytest.approx(float(distances.max()), rel=0.05, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,7 @@ def test_the_model(bench: Bench) -> None:
     assert recipe.name == "r" and recipe.seed == 0 and recipe.folder == bench.folder
     assert bench.stages(FIRST, "model.lora=none").model.lora is None
     assert bench.stages(FIRST, "model.quantization=nf4").model.quantization == "nf4"
+    assert bench.stages(FIRST, "model.quantization={type: nf4}").model.quantization == "nf4"
     (bench.folder / "m").mkdir()
     assert bench.stages(FIRST, "model.base=m").model.base == str(bench.folder / "m")
     assert bench.stages(FIRST, "model.base=org/name").model.base == "org/name"
@@ -542,6 +543,8 @@ extra: 1
         (["model.lora=none", "model.quantization=nf4"], "nf4 weights cannot be trained", "model.lora=none"),
         (["model.mixed_precision=bf16"], "with a LoRA adapter the base is frozen", "model.mixed_precision=bf16"),
         (["model.quantization=nf5"], "got 'nf5'", "model.quantization=nf5"),
+        (["model.quantization={type: int8}"], "expected 'nf4' or 'fp4', got 'int8'", "model.quantization={type: int8}"),
+        (["model.quantization={type: nf4, fp: 1}"], "unknown key 'fp'", "model.quantization={type: nf4, fp: 1}"),
         (["mdoel.base=tiny"], "unknown key 'mdoel'", "mdoel.base=tiny"),
     ],
 )

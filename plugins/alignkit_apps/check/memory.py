@@ -26,7 +26,7 @@ from alignkit.kernels.sampling_weights import MAX_ROWS, MEMORY_SHARE, MIN_TOKENS
 from alignkit.models.decoder import LOGIT_COPIES, most_rows, row_bytes, state_bytes, token_bytes
 from alignkit.models.examples import Examples
 from alignkit.models.forward import Wants, forward
-from alignkit.models.loading import QUANTIZED
+from alignkit.models.loading import quantized_width
 from alignkit.models.packing import micro_batches
 from alignkit.models.shared_model import BASE
 from alignkit.plugin_errors import made
@@ -42,8 +42,10 @@ from alignkit_distributed.sharded import layers_of
 
 USABLE = 0.95  # of a card's memory: the rest is the driver's, and lost between tensors of unequal size
 # What glibc keeps of freed tensors, because the kernels ask it to (`kernels.memory`), as a part of the activations:
-# with one micro-batch per step, and with several of other lengths. The training loop trims the process after GROWTH.
+# with one micro-batch per step, and with several of other lengths. A quantized matrix, which is made in full for every
+# product, leaves more pieces. The training loop trims the process after GROWTH.
 KEPT, KEPT_OF_SEVERAL = 0.4, 0.75
+KEPT_IF_QUANTIZED, KEPT_OF_SEVERAL_IF_QUANTIZED = 0.6, 1.0
 # Numbers of a tensor whose moments bitsandbytes keeps in 8 bits, and of a block with its own scale, in fp32.
 LEAST_IN_8_BITS, OF_ONE_SCALE = 4096, 256
 
@@ -106,7 +108,7 @@ def stage_memory(run: PlannedRun, stage: Stage, work: Workload) -> Memory:
         adapters=found["adapters"],
         optimizer=found["optimizer"],
         activations=activations,
-        kept=_kept(machine, activations, bool(found["several"])),
+        kept=_kept(machine, activations, bool(found["several"]), run.recipe.base(base).quantization != "none"),
         tokens=int(found["tokens"]),
         parts=parts,
         stored=found["weights"],
@@ -136,8 +138,9 @@ def _found(run: PlannedRun, stage: Stage, work: Workload, base: str) -> dict[str
     return found | {key: large[key] for key in ("tokens", "several", "rough", "layer")}
 
 
-def _kept(machine: Machine, activations: float, several: bool) -> float:
-    part = KEPT_OF_SEVERAL if several else KEPT
+def _kept(machine: Machine, activations: float, several: bool, quantized: bool) -> float:
+    parts = (KEPT_IF_QUANTIZED, KEPT_OF_SEVERAL_IF_QUANTIZED) if quantized else (KEPT, KEPT_OF_SEVERAL)
+    part = parts[several]
     return 0.0 if machine.gpu or mode() == "torch" else min(part * activations, GROWTH)
 
 
@@ -216,7 +219,7 @@ def _training(run: PlannedRun, stage: Stage, work: Workload) -> dict[str, float]
 
 def moment_bytes(parameter: torch.Tensor, optimizer: str) -> float:
     """Bytes of the two moments that an optimizer keeps of a parameter."""
-    if optimizer == "adamw" or parameter.numel() < LEAST_IN_8_BITS:
+    if not optimizer.endswith("8bit") or parameter.numel() < LEAST_IN_8_BITS:
         return 2.0 * parameter.nbytes
     return 2.0 * (parameter.numel() + 4 * -(-parameter.numel() // OF_ONE_SCALE))
 
@@ -252,10 +255,8 @@ def peak(model: ShapeModel, work: Callable[[], None]) -> float | None:
 
 
 def dequantized(model: ShapeModel) -> float:
-    """Bytes of the largest matrix, which is there in full while it is multiplied, if the base is quantized."""
-    if model.spec.quantization == "none":
-        return 0.0
-    return float(max(parameter.nbytes for parameter in model.model.parameters() if parameter.ndim == 2))
+    """Bytes of the largest quantized matrix, which is there in full while it is multiplied."""
+    return float(max((weight.nbytes for weight in _quantized(model)), default=0))
 
 
 # Weights
@@ -265,23 +266,21 @@ def _role_tensors(model: ShapeModel) -> list[torch.Tensor]:
     return [tensor for name in model.roles for tensor in model.parameters_of(name).values()]
 
 
+def _quantized(model: ShapeModel) -> list[torch.Tensor]:
+    """The matrices that bitsandbytes rounds, which the model has here in full: all linear layers but the head."""
+    if quantized_width(model.spec) is None:
+        return []
+    own, head = {id(tensor) for tensor in _role_tensors(model)}, model.model.get_output_embeddings()
+    layers = [part for part in model.model.modules() if isinstance(part, nn.Linear) and part is not head]
+    return [layer.weight for layer in layers if id(layer.weight) not in own]
+
+
 def weight_bytes(model: ShapeModel) -> float:
     """Bytes of the base model as it is stored: quantized if the recipe says so."""
     own = {id(tensor) for tensor in _role_tensors(model)}
-    embeddings = {id(part.weight) for part in (model.model.get_input_embeddings(), model.model.get_output_embeddings())}
-    tied = len(embeddings) == 1
-    factor = QUANTIZED.get(model.spec.quantization)
-    total = 0.0
-    for module in model.model.modules():
-        for parameter in module.parameters(recurse=False):
-            if id(parameter) in own:
-                continue
-            quantized = factor is not None and isinstance(module, nn.Linear) and parameter.ndim == 2
-            if quantized and id(parameter) not in embeddings:
-                total += parameter.numel() * (factor or 0.0)
-            elif not (tied and module is model.model.get_output_embeddings()):
-                total += parameter.nbytes
-    return total
+    whole = sum(parameter.nbytes for parameter in model.model.parameters() if id(parameter) not in own)  # each once
+    width = quantized_width(model.spec) or 0.0
+    return whole - sum(weight.nbytes - weight.numel() * width for weight in _quantized(model))
 
 
 def layer_bytes(model: ShapeModel) -> list[float]:

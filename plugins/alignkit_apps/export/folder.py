@@ -15,10 +15,10 @@ from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.atomic import replace_folder, write_json, write_text
 from alignkit.io.credentials import redacted
 from alignkit.models.adapter_base import ORIGIN, Base
-from alignkit.models.export import end_with, notes_of, whole_model
+from alignkit.models.export import end_with, whole_model
 from alignkit.models.files_check import read_json
 from alignkit.models.hub import cached_snapshot
-from alignkit.models.loading import DTYPES, dtype_of, end_ids
+from alignkit.models.loading import DTYPES, dtype_of, end_ids, quantization_options
 from alignkit.models.padding import saved_unread
 from alignkit.runs.bases import base_source
 from alignkit.tokens.chat_template import ChatOptions
@@ -109,8 +109,7 @@ def _write_whole(
         return "", []
     dtype = request.dtype or _dtype_name(source, base)
     stored = torch.float32 if dtype in GGUF_ONLY else DTYPES[dtype]
-    model = whole_model(source.folder, base, source.spec, stored, tokenizer)
-    notes = notes_of(source.spec, stored) if source.is_adapter else []
+    model, notes = whole_model(source.folder, base, source.spec, stored, tokenizer)
     notes += ["stored in blocks of 8 bits (q8_0), so weights are rounded"] if dtype in GGUF_ONLY else []
     if "whole" in form:
         end_with(getattr(model, "generation_config", None), encoder.end_ids)
@@ -254,7 +253,7 @@ def _loading(source: Source, request: Request, gguf: str, name: str, new: Path, 
         gguf,
         (new / "chat_template.jinja").is_file(),
         source.spec.trust_remote_code,
-        source.spec.quantization,
+        quantization_options(source.spec),
         _vllm_dtype(source, request.form(source), new),
         source.spec.chat_template_kwargs,
         _scored_text(encoder, new) if source.is_reward and request.form(source) == "whole" else "",

@@ -21,9 +21,9 @@ class Loading:
 
     path: its folder or repository. folder: where it is, once it has been downloaded. base: what readers call the base,
     or its folder; hub: whether it is an id on the hub. rank: of an adapter. gguf: the file's name. template: whether
-    the folder has a chat template. quantization: of the base that an adapter was trained on. dtype: the option that
-    vLLM needs; empty if its own choice is right. chat_template_kwargs: of the run. scored: `ASKED` and
-    `ANSWERED` as a reward model of vLLM must get them; empty if messages will do.
+    the folder has a chat template. quantization: of the base that an adapter was trained on, as arguments of
+    `BitsAndBytesConfig`. dtype: the option that vLLM needs; empty if its own choice is right. chat_template_kwargs: of
+    the run. scored: `ASKED` and `ANSWERED` as a reward model of vLLM must get them; empty if messages will do.
     """
 
     path: str
@@ -37,7 +37,7 @@ class Loading:
     gguf: str = ""
     template: bool = True
     trust_remote_code: bool = False
-    quantization: str = "none"
+    quantization: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = ""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     scored: str = ""
@@ -63,12 +63,11 @@ def vllm(loading: Loading) -> str:
         return shlex.join(["vllm", "serve", loading.path, *pooling, *_vllm_options(loading)]) + _vllm_score(loading)
     if loading.is_reward:
         return "# vLLM loads no reward model from an adapter (modules_to_save): export it with --merge"
-    if loading.quantization not in ("none", "nf4"):
-        return f"# vLLM does not load a base in {loading.quantization}, as the adapter needs it: export it with --merge"
+    if loading.quantization:
+        return "# vLLM does not load bases of bitsandbytes, as the adapter needs it: export it with --merge"
     words = ["vllm", "serve", loading.base_place, "--enable-lora", "--lora-modules", f"{loading.name}={loading.folder}"]
     if loading.rank > RANKS[1]:
         words += ["--max-lora-rank", str(next((rank for rank in RANKS if rank >= loading.rank), loading.rank))]
-    words += ["--quantization", "bitsandbytes"] if loading.quantization == "nf4" else []
     # vLLM would take both from the base.
     words += ["--chat-template", f"{loading.folder}/chat_template.jinja"] if loading.template else []
     return loading.download + shlex.join([*words, "--generation-config", loading.folder, *_vllm_options(loading)])
@@ -114,7 +113,7 @@ def python(loading: Loading) -> str:
             "from transformers import AutoModelForCausalLM\n\n"
             f'model = AutoModelForCausalLM.from_pretrained({path}, gguf_file="{loading.gguf}"{trust})'
         )
-    on_base = loading.form == "adapter" and (not loading.hub or loading.quantization != "none")
+    on_base = loading.form == "adapter" and not (loading.hub and not loading.quantization)
     if loading.is_reward:
         return _loaded(loading, path, trust, on_base) + (
             f"\nmessages = {json.dumps([ASKED, ANSWERED])}\n"
@@ -152,10 +151,10 @@ def _quantized(loading: Loading) -> tuple[str, str]:
 
     An adapter corrects the rounding of its own base: on unquantized weights it computes something else.
     """
-    if loading.quantization == "none":
+    if not loading.quantization:
         return "", ""
-    bits = f'load_in_4bit=True, bnb_4bit_quant_type="{loading.quantization}"'
-    bits = "load_in_8bit=True" if loading.quantization == "int8" else bits
+    texts = {key: f'"{value}"' if isinstance(value, str) else value for key, value in loading.quantization.items()}
+    bits = ", ".join(f"{key}={value}" for key, value in texts.items())
     bits += ', llm_int8_skip_modules=["score"]' if loading.is_reward else ""
     setup = f"from transformers import BitsAndBytesConfig\n\nquantization = BitsAndBytesConfig({bits})\n"
     return setup, ", quantization_config=quantization"

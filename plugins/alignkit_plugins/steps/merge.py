@@ -13,8 +13,8 @@ class Merge(Step):
 
     Merged in float32 and stored in the base's dtype: in float32 log-probabilities differ by less than 1e-5 nats, in
     bfloat16 by its rounding. A policy of `lora: none` is whole already and is copied. The adapter of a base
-    in 4 bits is merged into the values of its rounded weights, on which it was trained, with the same difference; int8
-    also rounds inputs, which the merged model does not: the run says so.
+    in 4 bits is merged into the values of its rounded weights, on which it was trained, with the same difference, which
+    the run measures and says; int8 also rounds inputs, which the merged model does not.
     """
 
     class Options(alignkit.Options):

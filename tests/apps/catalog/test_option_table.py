@@ -10,7 +10,7 @@ from alignkit.algorithm import ROLLOUTS, Needs, StageDefaults
 from alignkit.options import Ref
 from alignkit.plugins import KINDS, load_plugins
 from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
-from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
+from alignkit.settings import LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings
 from alignkit_apps.catalog.option_table import (
     needs_of,
     option_rows,
@@ -19,7 +19,7 @@ from alignkit_apps.catalog.option_table import (
     value_text,
 )
 
-CORE = (TopKeys, BlockKeys, DataKeys, ModelSpec, LoraSpec, Rollout, Mix, Settings)
+CORE = (TopKeys, BlockKeys, DataKeys, ModelSpec, LoraSpec, Quantization, Rollout, Mix, Settings)
 FIRST_PARTY = [
     registration
     for kind in KINDS

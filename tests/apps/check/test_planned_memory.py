@@ -30,6 +30,7 @@ PPO = {
     "iterations": 1,
     "prompts_per_iteration": 16,
 }
+NF4 = {"quantization": {"type": "nf4", "double_quant": True}}
 BIG: dict[str, Any] = {
     "hidden_size": 512,
     "intermediate_size": 1536,
@@ -94,10 +95,11 @@ def test_options_that_save_activations_are_counted(
     assert plan.activations < 0.75 * without.activations
 
 
-def test_moments_in_8_bits_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
+def test_moments_in_8_bits_are_counted(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
     base = with_weights(tmp_path / "llama", tmp_path / "cache", "llama")
-    path = recipe_of(tmp_path, str(base), {**SFT, "optimizer": "adamw_8bit"}, lora="none")
+    path = recipe_of(tmp_path, str(base), {**SFT, "optimizer": optimizer}, lora="none")
     with monkeypatch.context() as without:
         without.setattr(importlib.util, "find_spec", lambda name: None)  # a plan needs no bitsandbytes
         plan = planned(path, tmp_path)
@@ -107,16 +109,18 @@ def test_moments_in_8_bits_are_counted(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures by /proc")
+@pytest.mark.parametrize("model", [{}, NF4], ids=["float32", "nf4"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_memory_of_a_process_is_predicted(family: str, tmp_path: Path) -> None:
+def test_the_memory_of_a_process_is_predicted(family: str, model: dict[str, Any], tmp_path: Path) -> None:
     base = with_weights(tmp_path / family, tmp_path / "cache", family, **BIG)
-    check_process(recipe_of(tmp_path, str(base), SFT), tmp_path)
+    check_process(recipe_of(tmp_path, str(base), SFT, **model), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("ALIGNKIT_SMOLLM2_WHEEL" not in os.environ, reason="needs the weights of SmolLM2-135M")
-def test_the_memory_of_smollm2_is_predicted(tmp_path: Path) -> None:
-    check_process(recipe_of(tmp_path, "smollm2-135m-instruct", SFT), tmp_path)
+@pytest.mark.parametrize("model", [{}, NF4, {**NF4, "dtype": "bfloat16"}], ids=["float32", "nf4", "nf4 in bfloat16"])
+def test_the_memory_of_smollm2_is_predicted(model: dict[str, Any], tmp_path: Path) -> None:
+    check_process(recipe_of(tmp_path, "smollm2-135m-instruct", SFT, **model), tmp_path)
 
 
 def check_process(path: Path, folder: Path) -> None:

@@ -104,9 +104,13 @@ def test_a_repository_is_downloaded_for_commands() -> None:
     assert 'model="me/mine"' in python(pushed)
 
 
-@pytest.mark.parametrize(("stage", "kind"), [("sft", "nf4"), ("liked", "nf4"), ("liked", "int8")])
+@pytest.mark.parametrize(
+    ("stage", "kind"),
+    [("sft", "nf4"), ("sft", {"type": "nf4", "double_quant": True}), ("liked", "nf4"), ("liked", "int8")],
+    ids=str,
+)
 def test_an_adapter_is_loaded_onto_the_quantized_base(
-    stage: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stage: str, kind: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The printed code computes what the run computed, up to the rounding of the quantized product."""
     run = train(tmp_path, {"quantization": kind, "lora": {"r": 4}})
@@ -125,11 +129,11 @@ def test_an_adapter_is_loaded_onto_the_quantized_base(
 
 
 def test_quantized_bases_in_vllm() -> None:
-    """It quantizes to nf4 only."""
-    assert "--quantization bitsandbytes" in vllm(replace(ADAPTER, quantization="nf4"))
-    assert vllm(replace(ADAPTER, quantization="int8")).startswith("# vLLM does not load a base in int8")
-    assert vllm(replace(ADAPTER, form="whole", quantization="int8")) == "vllm serve out"
-    assert "BitsAndBytes" not in python(replace(ADAPTER, form="whole", quantization="nf4"))
+    """vLLM 0.32 has no quantization of bitsandbytes any more."""
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    assert vllm(replace(ADAPTER, quantization=nf4)).startswith("# vLLM does not load bases of bitsandbytes")
+    assert vllm(replace(ADAPTER, form="whole", quantization=nf4)) == "vllm serve out"
+    assert "BitsAndBytes" not in python(replace(ADAPTER, form="whole", quantization=nf4))
 
 
 @pytest.mark.silent_bug(

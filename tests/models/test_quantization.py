@@ -1,0 +1,103 @@
+"""A base in 4 bits: what is stored, and that training on it is training on the numbers it was rounded to."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alignkit.io.cache import cache_folder
+from alignkit.models.export import export
+from alignkit.models.forward import Wants, forward
+from alignkit.models.loading import quantized_width
+from alignkit.models.shared_model import SharedModel
+from alignkit.settings import LoraSpec, ModelSpec
+from alignkit_plugins.models import tiny
+from tests.test_train import encoded
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes here")
+FORMS: list[Any] = ["nf4", "fp4", {"type": "nf4", "double_quant": True}]
+
+
+def spec_of(quantization: Any, base: str = "tiny") -> ModelSpec:
+    fields = {"base": base, "dtype": "float32", "device": "cpu", "lora": LoraSpec(r=4), "quantization": quantization}
+    return ModelSpec.model_validate(fields)
+
+
+def shared(quantization: Any, source: Path | None = None) -> SharedModel:
+    """A model whose adapter has random numbers, the same ones for every base."""
+    source = source or tiny.source(cache_folder())
+    model = SharedModel(spec_of(quantization, str(source)), str(source))
+    model.add_role("policy")
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.make_trainable("policy").values():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model
+
+
+def learned(model: SharedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A loss, and the gradients of the adapter by name."""
+    loss = -forward(model, "policy", encoded(model, 4), Wants()).logprobs.sum()
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.parameters_of("policy").items() if p.grad is not None}
+    return loss.detach(), gradients
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_losses_and_gradients_are_those_of_the_rounded_weights(form: Any, tmp_path: Path) -> None:
+    quantized = shared(form)
+    notes = export(None, tmp_path, quantized.base, quantized.spec, torch.float32, quantized.tokenizer, ())
+    assert notes == []
+    loss, gradients = learned(quantized)
+    expected, others = learned(shared("none", tmp_path))
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    assert gradients.keys() == others.keys() and len(gradients) == len(quantized.parameters_of("policy"))
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, others[name], rtol=1e-4, atol=1e-6)
+    without, _ = learned(shared("none"))
+    assert abs(float(without - expected)) > 1e-3  # rounding to 4 bits changes the loss
+
+
+def test_the_dtype_of_products_is_separate_from_that_of_the_base() -> None:
+    plain, _ = learned(shared({"type": "nf4", "compute_dtype": "float32"}))
+    short, _ = learned(shared({"type": "nf4", "compute_dtype": "bfloat16"}))
+    assert float(plain) == float(learned(shared("nf4"))[0])
+    assert float(short) != float(plain)
+    torch.testing.assert_close(short, plain, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("form", ["nf4", "int8", {"type": "nf4", "double_quant": True}], ids=str)
+def test_bytes_of_a_quantized_weight(form: Any) -> None:
+    from bitsandbytes.functional import quantize_4bit
+
+    weight, spec = torch.randn(512, 1024), spec_of(form)
+    expected = (quantized_width(spec) or 0.0) * weight.numel()
+    if form == "int8":
+        assert expected == weight.numel()
+        return
+    stored, state = quantize_4bit(weight, compress_statistics=form != "nf4", quant_type="nf4")
+    scales = [state.absmax, *([state.state2.absmax] if state.state2 is not None else [])]
+    assert expected == stored.nbytes + sum(scale.nbytes for scale in scales)
+
+
+def test_options_without_an_effect_are_the_word() -> None:
+    """So that a stage of `quantization: nf4` is reused."""
+    assert spec_of({"type": "nf4", "double_quant": False, "compute_dtype": "auto"}).quantization == "nf4"
+    assert spec_of({"type": "nf4", "double_quant": True}).model_dump()["quantization"] == {
+        "type": "nf4",
+        "double_quant": True,
+        "compute_dtype": "auto",
+    }
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
+def test_a_loaded_base_keeps_no_file_in_memory(tmp_path: Path) -> None:
+    """The pages of a mapped file count as memory, and are several times as large as the base in 4 bits."""
+    shutil.copytree(tiny.source(cache_folder()), tmp_path / "model")
+    model = shared("nf4", tmp_path / "model")
+    assert type(model.model.model.layers[0].mlp.up_proj.base_layer).__name__ == "Linear4bit"
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
