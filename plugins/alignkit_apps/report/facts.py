@@ -177,8 +177,13 @@ class _Gathering:
         return rows
 
     def warn_of_stages(self, rows: list[dict[str, Any]]) -> None:
+        reported = self.each(lambda name: [(name, text) for text in stages.warnings(self.records.get(name, {}))])
         for stage, text in history.warnings_of(self.folder):
-            self.warn(stage if stage in self.written else "", text)
+            # At its end, a run prints the stages' reports, with long lines wrapped.
+            if stage or not any(whole.startswith(text) for _, whole in reported):
+                self.warn(stage if stage in self.written else "", text)
+        for stage, text in reported:
+            self.warn(stage, text)
         for row in rows:
             name = row["name"]
             if row["state"] == "damaged":

@@ -18,7 +18,7 @@ from alignkit_apps.report.files import read_lines, read_text
 MOST = 200  # incidents
 _STAMPED = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) ?(.*)")
 _WARNING = re.compile(r"^(?:(\S+): )?warning: (.*)$")
-_STAGE = re.compile(r"^(\S+): stage \d+ of \d+, \S+$")
+_STAGE = re.compile(r"^(\S+): (?:stage \d+ of \d+, \S+$|(done) in )")
 # What a line of run.log says when something happened that a reader should know.
 _INCIDENT = re.compile(
     r"^error: |^stopped: |: stopped in iteration |^interrupted|^unexpected |continuing after |, starting over$"
@@ -71,7 +71,7 @@ def in_use(folder: Path) -> bool:
 
 
 def log_lines(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """Time, stage and text of each line of run.log. The stage is the last one that began."""
+    """Time, stage and text of each line of run.log. The stage is the one at work, or empty between two of them."""
     stage = ""
     for line in read_text(folder / "run.log").splitlines():
         match = _STAMPED.match(line)
@@ -81,6 +81,8 @@ def log_lines(folder: Path) -> Iterator[tuple[str, str, str]]:
         if begun := _STAGE.match(text):
             stage = begun[1]
         yield when, stage, text
+        if begun and begun[2]:  # the reports of all stages follow the last one
+            stage = ""
 
 
 def warnings_of(folder: Path) -> list[tuple[str, str]]:

@@ -126,6 +126,13 @@ def dropped(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def warnings(record: Mapping[str, Any]) -> list[str]:
+    """What a stage's report warns of, in whole lines."""
+    texts = [str(block.get("lines") or "") for block in record.get("report") or [] if isinstance(block, Mapping)]
+    lines = "\n".join(texts).splitlines()
+    return [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
+
+
 def _left_out(record: Mapping[str, Any]) -> dict[str, str]:
     """LEFT_OUT, with the likely cause if the stage read labels of people."""
     if not any(source.get("format") == "feedback" for source in sources_of(record)):

@@ -157,6 +157,23 @@ def test_a_good_card_warns_of_nothing(tmp_path: Path) -> None:
     assert not any("no judge" in warning["text"] for warning in facts["warnings"])
 
 
+def test_what_a_step_reports_of_its_judge_is_its_own_warning(tmp_path: Path) -> None:
+    """The run's log has it as well, wrapped, and after the last stage has ended."""
+    folder = make_run(tmp_path / "other")
+    text = f"local_judge: {NONE}, and would decide half of a coin's"
+    write_stage(folder / "labels", "judge_pairs", report=Report([f"warning: {text}"]).plain())
+    log = [
+        "report: stage 4 of 4, evaluate",
+        "report: done in 2s",
+        f"warning: local_judge: {NONE},",
+        "  and would decide half of a coin's",
+    ]
+    with (folder / "run.log").open("a", encoding="utf-8") as file:
+        file.writelines(f"2026-09-21T14:15:01Z {line}\n" for line in log)
+    found = [warning for warning in facts_of(folder)["warnings"] if NONE in warning["text"]]
+    assert found == [{"stage": "labels", "text": text}]
+
+
 def test_reports_of_stages_are_shown(tmp_path: Path) -> None:
     """An evaluation's own tables, but those that the report makes anew; and all that another step reports."""
     folder = make_run(tmp_path / "other")
