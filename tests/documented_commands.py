@@ -13,7 +13,7 @@ PROGRAMS = "alignkit|python|pytest|pip|make"
 FENCE = re.compile(r"^ *```(\w*)")
 LINE = re.compile(rf"^(?:\$ )?((?:{PROGRAMS}) .*)$")
 INLINE = re.compile(rf"`((?:{PROGRAMS}) [^`]+)`")
-HEADER = re.compile(r"^#.*?(alignkit run .*)$")
+HEADER = re.compile(r"^#( *)(?:\S.*: )?(alignkit run .*(?:\n#\1 +\S.*)*)", re.MULTILINE)  # longer ones are indented
 # What a reader fills in: RUN/STAGE, FILE.py, seed=N, [a.b=c].
 PLACEHOLDER = re.compile(r"(?<![\w-])(?:[A-Z]{3,}|N|S)(?![\w-])|\[|\.\.\.")
 
@@ -78,9 +78,8 @@ def _of_page(page: Path) -> Iterator[Command]:
 
 
 def _of_recipe(recipe: Path) -> Iterator[Command]:
-    for line in recipe.read_text(encoding="utf-8").splitlines():
-        if match := HEADER.match(line):
-            yield from _split(recipe, match[1], False)
+    for match in HEADER.finditer(recipe.read_text(encoding="utf-8")):
+        yield from _split(recipe, match[2].replace("\n#", " "), False)
 
 
 def _split(page: Path, text: str, block: bool) -> Iterator[Command]:

@@ -21,6 +21,7 @@ from alignkit.io.cache import cache_folder
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from benchmarks.people.rounds import WAITS, run_with_people
+from tests.documented_commands import commands
 
 DATA = Path(__file__).parent.parent / "recipes" / "data"
 RECIPES = {path.stem: path for path in sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))}
@@ -35,8 +36,6 @@ WEIGHTS = "adapter/adapter_model.safetensors"
 # What the sizes below do not fit: values that are lists, and epochs that other stages name.
 OWN: dict[str, list[str]] = {
     "constitutional": [
-        "stages.by_principle.judge.local_judge.min_mass=0",
-        "stages.revised.stop=[e]",  # the tiny model hardly ever ends a turn
         "stages.revised.max_new_tokens=128",
         "stages.revised.critique_tokens=16",
         "stages.align.iterations=2",
@@ -57,7 +56,7 @@ OWN: dict[str, list[str]] = {
     "people": [f"stages.rlhf.stages.{step}.reward={{length: {{unit: characters}}}}" for step in ("cool", "warm")],
     # The tiny model gets no sum right, and from equal rewards nothing is learned.
     **{name: ["stages.align.reward={length: {unit: characters}}"] for name in RECIPES if name.startswith("sums")},
-    "rlaif": ["stages.labels.prompts.limit=12", "stages.labels.judge.local_judge.min_mass=0"],
+    "rlaif": ["stages.labels.prompts.limit=12"],
 }
 SMALL = {
     "dataset": {"max_length": 160, "max_steps": 2, "batch_size": 4},
@@ -100,8 +99,8 @@ def run(name: str, folder: Path, *overrides: str) -> Done:
 
 
 def small(name: str) -> list[str]:
-    """Overrides that make a recipe run on the tiny model in seconds."""
-    overrides = [*TINY, *OWN.get(name, [])]
+    """The command for the tiny model in a recipe's header, as written, but with sizes that end in seconds."""
+    overrides = [*TINY, *header(name), *OWN.get(name, [])]
     taken = {text.partition("=")[0] for text in overrides}
     for stage in load_recipe(RECIPES[name], overrides).stages.values():
         rollouts = stage.kind == "algorithm" and stage.component.registration.implementation.source is ROLLOUTS
@@ -114,6 +113,12 @@ def small(name: str) -> list[str]:
             if f"{path}.{key}" not in taken and not unlimited and not shortened:
                 overrides.append(f"{path}.{key}={value}")
     return list(dict.fromkeys(overrides))
+
+
+def header(name: str) -> list[str]:
+    """The overrides of the command that a recipe's header gives for the tiny model; empty if it gives none."""
+    page = [command.words for command in commands() if command.page == RECIPES[name] and TINY[0] in command.words]
+    return [word for words in page for word in words[3:] if word.startswith("stages.")]
 
 
 def on_policy_stages(name: str) -> list[str]:
