@@ -79,7 +79,7 @@ def _of_page(page: Path) -> Iterator[Command]:
 
 def _of_recipe(recipe: Path) -> Iterator[Command]:
     for match in HEADER.finditer(recipe.read_text(encoding="utf-8")):
-        yield from _split(recipe, match[2].replace("\n#", " "), False)
+        yield from _split(recipe, re.sub(r"\n# +", " ", match[2]), False)
 
 
 def _split(page: Path, text: str, block: bool) -> Iterator[Command]:

@@ -52,6 +52,7 @@ OWN: dict[str, list[str]] = {
         "stages.rlhf.stages.align.iterations=2",
         "stages.report.limit=4",
     ],
+    "truth": ["stages.truth.limit=669"],  # the kinds of prompts follow one another
     # What simulated people prefer.
     "people": [f"stages.rlhf.stages.{step}.reward={{length: {{unit: characters}}}}" for step in ("cool", "warm")],
     # The tiny model gets no sum right, and from equal rewards nothing is learned.
@@ -446,6 +447,13 @@ def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
         assert sorted(path.name for path in (tmp_path / "sft" / "kept").iterdir()) == ["1", "2"]
         assert done.json("chosen/stage.json")["policy"] in ("sft@1", "sft@2")
         assert all("mix/nll" in row for row in done.lines("align/metrics.jsonl"))
+    if name == "truth":
+        table = done.json("truth/evaluation.json")["policies"]["base"]["rewards"]
+        scored = {name: facts["n"] for name, facts in table.items()}
+        asked = {"right by the text": 100, "nothing invented": 100, "harmful requests refused": 100, "facts right": 129}
+        asked |= {"ordinary requests refused": 96, "refused though it only sounds unsafe": 80}
+        assert scored == {**asked, "instructions followed": 64}
+        assert "next: toxicity and TruthfulQA were not" in done.out + done.err
     if name == "rlaif":
         assert "same position preferred in both orders" in done.out
         assert all(0.5 <= group["pairs"][0]["p"] <= 1 for group in done.lines("labels/data.jsonl"))
