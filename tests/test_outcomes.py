@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,7 +38,8 @@ from benchmarks.outcomes.rows import (
 )
 
 DATA = FOLDER / "data"
-RECIPES = FOLDER.parents[1] / "recipes" / "data"
+ROOT = FOLDER.parents[1]
+RECIPES = ROOT / "recipes" / "data"
 GOLD = {"gold_helpful": "helpful", "gold_safety": "safety"}  # and the kind of prompts that it judges
 
 
@@ -115,6 +117,25 @@ def test_gold_judges_the_versions_of_a_papers_recipe(file: Path) -> None:
         options: Any = stage.component.options
         assert options.prompts.sources[0].path == DATA / "prompts" / f"{kind}.jsonl"
         assert options.rewards[0].name == str(JUDGES / gold)
+
+
+# What this page has numbers of: the methods of stored rows, and the recipes that the page names.
+MEASURED = {row.name.partition("-")[0].replace("_", "[ _]") for row in STORED.glob("*.json.gz")}
+MEASURED |= set(re.findall(r"(\w+)\.yaml", (ROOT / "docs" / "benchmarks" / "outcomes.md").read_text(encoding="utf-8")))
+UNMEASURED = re.compile(
+    rf"(?<![\w`])(?:{'|'.join(sorted(MEASURED))}|recipe|results?|gains?|method|policy|outcomes?)(?!\w)"
+    r"[^.;:]*(?:\bnot (?:been )?measured|\bunmeasured)",
+    re.IGNORECASE,
+)
+TOLD = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "recipes").glob("*.yaml"))]
+
+
+def test_no_page_says_that_a_stored_result_was_not_measured() -> None:
+    assert {"dpo", "ppo", "rejection[ _]sampling", "constitutional", "llama2"} <= MEASURED
+    assert UNMEASURED.search("What DPO gains on SmolLM2 has not been measured.")
+    assert UNMEASURED.search("The result was not measured") and not UNMEASURED.search("`hir_offline` was not measured")
+    text = {page: re.sub(r"\s*\n(?:# *)?", " ", page.read_text(encoding="utf-8")) for page in TOLD}
+    assert {page.name: match[0] for page in TOLD if (match := UNMEASURED.search(text[page]))} == {}
 
 
 def test_rows_are_told_apart_by_recipe_and_data(tmp_path: Path) -> None:
