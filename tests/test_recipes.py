@@ -453,7 +453,7 @@ def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
         asked = {"right by the text": 100, "nothing invented": 100, "harmful requests refused": 100, "facts right": 129}
         asked |= {"ordinary requests refused": 96, "refused though it only sounds unsafe": 80}
         assert scored == {**asked, "instructions followed": 64}
-        assert "next: toxicity and TruthfulQA were not" in done.out + done.err
+        assert "next: for toxicity, TruthfulQA, judges and people" in done.out + done.err
     if name == "rlaif":
         assert "same position preferred in both orders" in done.out
         assert all(0.5 <= group["pairs"][0]["p"] <= 1 for group in done.lines("labels/data.jsonl"))
