@@ -157,7 +157,8 @@ def test_if_nothing_is_left_the_run_ends_and_says_why(
 ) -> None:
     server.judge = lambda request: says("", end="stop") if asked_for(request) == "revision" else counting(request)
     run(tmp_path, server.url, expected=1)
-    assert "stage 'revised': no answer was revised\n  2: empty revision" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "stage 'revised': no answer was revised\n  2: empty revision" in said and "dropped.jsonl has them" in said
 
 
 def test_thoughts_are_no_part_of_what_is_learned(

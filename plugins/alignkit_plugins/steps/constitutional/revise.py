@@ -172,7 +172,10 @@ class Revise(Step):
         facts["notes"] = [f"sampled with {options.described()}", *options.notes, *notes]
         if not kept:
             reasons = "".join(f"\n  {count}: {why}" for why, count in facts["dropped"].items())
-            raise RunFailed(f"stage '{context.stage}': no answer was revised{reasons}")
+            raise RunFailed(
+                f"stage '{context.stage}': no answer was revised{reasons}\nhelp: {context.out}/dropped.jsonl has them; "
+                "`stop` or smaller `max_new_tokens` and `critique_tokens` leave more room, or name another `critic`"
+            )
         rows = [_row(chain, critic.name) for chain in kept]
         return Artifact(groups=rows, summary=facts, report=report(facts, kept))
 
