@@ -33,7 +33,7 @@ STOCK = re.compile(
     r"|\bi (?:do not|don['’]t) have (?:personal (?:opinions|beliefs|experiences|feelings)|feelings or emotions)\b",
     re.IGNORECASE,
 )
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})([^\n]*)")
+_FENCE = re.compile(r" {0,3}(?:(`{3,})(?!.*`)|(~{3,}))(.*)")  # ```code``` on one line opens nothing
 _TABLE = re.compile(r" {0,3}\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?\s*)?\s*")
 _CELLS = re.compile(r"(?<!\\)\|")
 LETTERS = 20  # of a text whose language is decided; shorter ones are anything
@@ -197,8 +197,8 @@ def broken_markdown(text: str) -> Iterator[str]:
     for number, line in enumerate(lines):
         mark = _FENCE.fullmatch(line.rstrip("\r"))
         if mark and not fence:
-            fence = mark[1]
-        elif mark and mark[1].startswith(fence) and not mark[2].strip():
+            fence = mark[1] or mark[2]
+        elif mark and (mark[1] or mark[2]).startswith(fence) and not mark[3].strip():
             fence = ""
         elif not fence and columns and "|" in line and _width(line) != columns:
             yield f"has a table with {columns} columns, and a row with {_width(line)}"
@@ -211,7 +211,7 @@ def broken_markdown(text: str) -> Iterator[str]:
 
 
 def _width(line: str) -> int:
-    return len(_CELLS.findall(line.strip().strip("|"))) + 1
+    return len(_CELLS.findall(line.strip().removeprefix("|").removesuffix("|"))) + 1  # a cell may be empty
 
 
 # Languages

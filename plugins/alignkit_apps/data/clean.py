@@ -36,8 +36,9 @@ def clean(corpus: Corpus, rules: Rules, out: Path) -> Table:
         for at, raw in enumerate(raw for batch in corpus.rows.iter(corpus.together) for raw in batch["raw"]):
             if at in found:
                 file, row = corpus.where(at)
-                data = json.loads(raw) if raw else None
-                removed.write(as_json({"file": file, "row": row, **found[at]._asdict(), "data": data}))
+                said = {"reason": found[at].reason, "data": json.loads(raw) if raw else None}
+                said = redacted(said) if rules.personal else said
+                removed.write(as_json({"file": file, "row": row, "rule": found[at].rule, **said}))
             else:
                 kept.write(_line(raw, at in personal))
     left = len(corpus.rows) - len(found)

@@ -24,6 +24,8 @@ PROMPT = (Message(role="user", content="Write to ann@example.org, please."),)
         ("````md\n```\n````", False),
         ("~~~\n```\n~~~", False),
         ("a ``` b", False),
+        ("```x = 1``` sets x", False),
+        ("|a|b|\n|-|-|\n|1||", False),
         ("| a | b |\n|---|---|\n| 1 | 2 |", False),
         ("| a | b |\n|---|---|\n| 1 | 2 | 3 |", True),
         ("| a | b |\n|---|---|\n| 1 \\| 2 | 3 |\n\nor | not", False),
@@ -131,3 +133,14 @@ def test_a_file_that_is_cut_off_stops_the_command_as_it_stops_a_run(
     assert f"{path}:" in error and "set 'on_bad_row: skip'" in error and not (tmp_path / "b.jsonl").exists()
     assert main([*words, f"{{path: {path}, on_bad_row: skip}}"]) == 0
     assert 100 < len((tmp_path / "b.jsonl").read_text(encoding="utf-8").splitlines()) < 3000
+
+
+def test_what_was_left_out_is_redacted_too(tmp_path: Path) -> None:
+    row = {"prompt": "Hi", "completion": "As an AI language model I do not write to ann@example.org."}
+    rows = [row, {"prompt": "Hi", "completion": "Hello!"}, {"prompt": 7, "note": "bob@example.org"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for rules, redacted_there in (([], True), (["personal=false"], False)):
+        assert main(["data", "clean", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "b.jsonl"), *rules]) == 0
+        removed = (tmp_path / "b.removed.jsonl").read_text(encoding="utf-8")
+        assert [json.loads(line)["rule"] for line in removed.splitlines()] == ["stock_phrases", "unreadable"]
+        assert ("@example.org" not in removed) == redacted_there
