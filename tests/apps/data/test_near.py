@@ -49,6 +49,15 @@ def test_texts_with_other_numbers_are_no_duplicates() -> None:
     assert near.repeated(units(sums), 0.5) == []
 
 
+def test_rows_are_as_similar_as_their_least_similar_parts() -> None:
+    passage, sea, land = (Writer(n).text(size) for n, size in ((3, 300), (4, 12), (5, 12)))
+    rows = [(passage, "Yes"), (passage, "No"), (f"{passage} So?", "Yes."), (LONG, sea, land), (LONG, land, sea)]
+    rows += [(long := Writer(6).text(4000), "Yes"), (f"{long} So?", "No")]  # longer than what is compared
+    groups = [Group((turn("user", prompt),), tuple(Response(text=text) for text in texts)) for prompt, *texts in rows]
+    table = pyarrow.table(near.table((at, near.units_of([group], ["row"])) for at, group in enumerate(groups)))
+    assert [match[:2] for match in near.repeated(Units.of(table, "row"), 0.8)] == [(2, 0)]
+
+
 def test_each_pair_that_is_reported_is_as_similar_as_it_says() -> None:
     make = Writer(1)
     base = [make.text(30) for _ in range(200)]
