@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from alignkit.recipe.schema import Recipe
 from alignkit.runs.data import RunData
 from alignkit_apps import cleaning
 from alignkit_apps.cleaning import near
+from alignkit_apps.cleaning.rules import redacted_group
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -292,15 +293,22 @@ def unread_text(count: int, where: tuple[str, int], reason: str) -> str:
     return f"rows that cannot be read: {count:,}, the first: {where[0]}:{where[1]}: {reason}"
 
 
-def units(corpus: Corpus, kinds: Sequence[near.Kind] = near.KINDS) -> Any:
-    """The texts of all rows, as `near.table` has them; of one that cannot be read the reason."""
-    return corpus.mapped("comparing texts", _units, near.COLUMNS, kinds, kinds=tuple(kinds))
+def units(corpus: Corpus, kinds: Sequence[near.Kind] = near.KINDS, personal: Collection[int] = ()) -> Any:
+    """The texts of all rows, as `near.table` has them; of one that cannot be read the reason. personal: to redact."""
+    options = [*kinds, *sorted(personal)]
+    return corpus.mapped("comparing texts", _units, near.COLUMNS, options, kinds=tuple(kinds), personal=personal)
 
 
 def _units(
-    batch: Mapping[str, Any], indices: Sequence[int], readers: Sequence[RowReader], kinds: Sequence[near.Kind]
+    batch: Mapping[str, Any],
+    indices: Sequence[int],
+    readers: Sequence[RowReader],
+    kinds: Sequence[near.Kind],
+    personal: Collection[int],
 ) -> dict[str, list[Any]]:
-    return near.table(
-        (at, [near.Unit("unread", 0, str(row))] if isinstance(row, BadRow) else near.units_of(row, kinds))
-        for at, row in parsed(batch, indices, readers)
-    )
+    def said(at: int, row: list[Group] | BadRow) -> Iterable[near.Unit]:
+        if isinstance(row, BadRow):
+            return [near.Unit("unread", 0, str(row))]
+        return near.units_of([redacted_group(group) for group in row] if at in personal else row, kinds)
+
+    return near.table((at, said(at, row)) for at, row in parsed(batch, indices, readers))

@@ -144,3 +144,16 @@ def test_what_was_left_out_is_redacted_too(tmp_path: Path) -> None:
         removed = (tmp_path / "b.removed.jsonl").read_text(encoding="utf-8")
         assert [json.loads(line)["rule"] for line in removed.splitlines()] == ["stock_phrases", "unreadable"]
         assert ("@example.org" not in removed) == redacted_there
+
+
+def test_rows_that_redaction_makes_equal_are_kept_once(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hi", "completion": f"Call 555-123-456{n}."} for n in range(3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert main(["data", "clean", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "b.jsonl")]) == 0
+    kept = [{"prompt": "Hi", "completion": "Call [phone]."}]
+    assert [json.loads(line) for line in (tmp_path / "b.jsonl").read_text(encoding="utf-8").splitlines()] == kept
+    stages = {"clean": {"step": "clean", "data": "a.jsonl"}}
+    (tmp_path / "s.yaml").write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
+    assert main(["run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "run")]) == 0
+    (made,) = (tmp_path / "run").rglob("data.jsonl")
+    assert len(made.read_text(encoding="utf-8").splitlines()) == 1
