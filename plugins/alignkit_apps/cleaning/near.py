@@ -29,6 +29,7 @@ GRAM = 5  # characters
 MOST = 20_000  # characters of a text, in a row of each part, that are compared
 PART = "\x1f"  # between the prompt and the responses of a row; white space, so that no normalized text has it
 ALMOST = 0.9999  # similarity at most of texts that are not equal, but have the same grams
+UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # soft hyphens, places for a break, byte order marks
 ENDS = " .,:;!?'\""
 LEAST = 30  # characters of an answer, or of one turn of several, that can be a leak: "Yes, please." is none
 _NUMBER = re.compile(r"\d+")
@@ -81,8 +82,8 @@ def _turns(response: Response) -> Sequence[Message]:
 
 
 def normalized(text: str) -> str:
-    """The text in lower case, with one blank for each white space."""
-    text = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    """The text in lower case, with one blank for each white space, and without characters that nobody sees."""
+    text = text if text.isascii() else unicodedata.normalize("NFKC", text.translate(UNSEEN))
     return " ".join(text.casefold().split())
 
 

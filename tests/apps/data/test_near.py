@@ -31,10 +31,8 @@ def test_signatures_are_the_same_on_every_machine() -> None:
 
 
 def test_case_and_white_space_do_not_count() -> None:
-    assert near.repeated(units([LONG, LONG.upper() + " \n", LONG.replace(" ", "\t")]), 0) == [
-        (1, 0, 1.0),
-        (2, 0, 1.0),
-    ]
+    texts = [LONG, LONG.upper() + " \n", LONG.replace(" ", "\t"), "\ufeff" + LONG.replace("a", "\u00ada\u200b")]
+    assert near.repeated(units(texts), 0) == [(1, 0, 1.0), (2, 0, 1.0), (3, 0, 1.0)]
 
 
 @pytest.mark.parametrize("texts", [["ha " * 20, "ha " * 30], [LONG * 300, f"{LONG * 300} And why?"]])
