@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -118,22 +119,39 @@ class Rules(alignkit.Options):
             found[int(units.rows[match.unit])] = fault
         return found
 
-    def marked(self) -> dict[tuple[str, int], str]:
-        """The reason for each row of the file of marks, by the name of its file, empty for any, and its number."""
-        marks = {} if self.marks is None else read_marks(self.marks)
+    def marked(self, files: Iterable[str]) -> dict[tuple[str, int], str]:
+        """The reason for each row of the file of marks, by its file and its number. files: that marks may mean."""
+        marks = {} if self.marks is None else read_marks(self.marks, files)
         return {key: reason_of(mark) for key, mark in marks.items()}
 
 
-def read_marks(path: Path) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """The rows of a file of marks, by the name of the file that each is about, empty for any, and its row there."""
-    found = {}
+def read_marks(path: Path, files: Iterable[str]) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """The rows of a file of marks, by the file that each is about and its row there.
+
+    A mark without a file is about all files. Another one is about those whose paths end with most of the same names, as
+    files are moved, and two folders may have a file of one name; if there is none, about its file.
+    """
+    files, found = [*files], {}
+    meant = {"": files}
     for number, mark in file_rows(path):
         row = mark.get("row") if isinstance(mark, Mapping) else None
         if type(row) is not int or row < 1:
             reason = mark if isinstance(mark, BadRow) else f"expected {{row: N, reason: ...}}, got {mark!r:.60}"
             raise DataError(f"{path}:{number}: {reason}")
-        found[Path(str(mark.get("file") or "")).name, row] = mark
+        name = str(mark.get("file") or "")
+        if name not in meant:
+            alike = {file: _alike_ends(name, file) for file in files}
+            most = max(1, *alike.values()) if alike else 1
+            meant[name] = [file for file in files if alike[file] == most] or [name]
+        several = len(meant[name]) > 1
+        found |= {(file, row): {**mark, "file": file} if several else mark for file in meant[name]}
     return found
+
+
+def _alike_ends(one: str, other: str) -> int:
+    """How many names at the ends of two paths are equal."""
+    ends = zip(reversed(Path(one).parts), reversed(Path(other).parts), strict=False)
+    return len([*takewhile(lambda names: names[0] == names[1], ends)])
 
 
 def reason_of(mark: Mapping[str, Any]) -> str:
@@ -170,8 +188,8 @@ def _redacted_response(response: Response) -> Response:
 
 
 def mark_of(marks: Mapping[tuple[str, int], str], file: str, row: int) -> Fault | None:
-    """The mark on a row of a file; one that names no file counts for all."""
-    reason = marks.get((Path(file).name, row)) or marks.get(("", row))
+    """The mark on a row of a file."""
+    reason = marks.get((file, row))
     return None if reason is None else Fault("marks", reason)
 
 

@@ -83,7 +83,7 @@ def written(path: Path) -> Iterator[IO[bytes]]:
 
 def faults(corpus: Corpus, rules: Rules) -> tuple[dict[int, Fault], set[int]]:
     """Why rows are to be left out, by their places; and the rows to redact."""
-    marks = rules.marked()
+    marks = rules.marked(reader.source.name for reader in corpus.readers)
     options = [rules.model_dump(mode="json", include=set(Rules.model_fields)), sorted(marks.items())]
     table = corpus.mapped("applying rules", _judged, COLUMNS, options, rules=rules, marks=marks)
     columns = [table[name].to_pylist() for name in COLUMNS]

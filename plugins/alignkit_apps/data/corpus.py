@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +62,14 @@ class Corpus:
     readers: Sequence[RowReader]
     key: str
 
+    @cached_property
+    def files(self) -> list[str]:
+        """The names of the sources, from the current folder if they are below it."""
+        return [short(source.name) for source in self.spec.sources]
+
     @property
     def name(self) -> str:
-        return ", ".join(short(source.name) for source in self.spec.sources)
+        return ", ".join(self.files)
 
     @property
     def together(self) -> int:
@@ -72,9 +77,9 @@ class Corpus:
         return max(1, min(TOGETHER, BATCH * len(self.rows) // max(1, self.rows.data.nbytes)))
 
     def where(self, at: int) -> tuple[str, int]:
-        """The file of a row, from the current folder if it is below it, and the row's number there."""
+        """The file of a row, as in `files`, and the row's number there."""
         row = self.rows[at]
-        return short(self.spec.sources[row["source"]].name), row["row"]
+        return self.files[row["source"]], row["row"]
 
     def mapped(
         self, name: str, function: Callable[..., Any], columns: Mapping[str, str], options: Any = None, **given: Any

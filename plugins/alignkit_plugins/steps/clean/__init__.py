@@ -43,7 +43,8 @@ class Clean(Step):
 
     def _faults(self, groups: list[Group], clean: list[Group]) -> dict[int, Fault]:
         """What is wrong with rows, by their places. clean: the same redacted, which may make them equal."""
-        marks, found = self.options.marked(), {}
+        marks = self.options.marked({group.origin.file for group in groups if group.origin})
+        found = {}
         for at, group in enumerate(groups):
             mark = mark_of(marks, group.origin.file, group.origin.row) if group.origin else None
             if fault := mark or self.options.fault([group]):
