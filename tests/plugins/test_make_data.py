@@ -30,7 +30,7 @@ from alignkit_plugins.steps.make_data.likeness import Texts, agreement
 from alignkit_plugins.steps.make_data.passages import Passage, passages_of, read_texts
 from alignkit_plugins.steps.make_data.questions import Item, check_answer, items_of, quoted
 from alignkit_plugins.steps.make_data.red_team import RedTeam
-from alignkit_plugins.steps.make_data.self_instruct import SelfInstruct
+from alignkit_plugins.steps.make_data.self_instruct import SelfInstruct, listed
 
 Answers = Callable[[str], str]
 
@@ -163,6 +163,12 @@ def test_no_task_ends_the_run_with_the_reasons(
     server.script = [said(None, refusal="no")] * 3
     run(tmp_path, "self_instruct", 1, questions=3, **{**keys, "writer": {**writer, "model": "n"}})
     assert "no text, the server refused: 3" in capsys.readouterr().err
+
+
+def test_a_list_within_a_task_is_part_of_it() -> None:
+    text = "Tasks:\n 1. Order these:\n    1. a red fox\n    2. an old dog\n 2. Add 2.5 and 3"
+    tasks = [("Order these:\n    1. a red fox\n    2. an old dog", True), ("Add 2.5 and 3", False)]
+    assert listed(Written(text, truncated=True)) == tasks and listed(Written("none")) == []
 
 
 def test_a_policy_writes_tasks_by_the_rules_of_steps() -> None:
