@@ -37,6 +37,7 @@ STOCK = re.compile(
 _FENCE = re.compile(r" {0,3}(?:(`{3,})(?!.*`)|(~{3,}))(.*)")  # ```code``` on one line opens nothing
 _TABLE = re.compile(r" {0,3}\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?\s*)?\s*")
 _CELLS = re.compile(r"(?<!\\)\|")
+SPOKEN = ("content", "value", "text", "prompt", "completion", "response", "responses", "chosen", "rejected", "output")
 LETTERS = 20  # of a text whose language is decided; shorter ones are anything
 
 
@@ -131,7 +132,8 @@ def read_marks(path: Path, files: Iterable[str]) -> dict[tuple[str, int], Mappin
     A mark without a file is about all files. Another one is about those whose paths end with most of the same names, as
     files are moved, and two folders may have a file of one name; if there is none, about its file.
     """
-    files, found = [*files], {}
+    found: dict[tuple[str, int], Mapping[str, Any]] = {}
+    files = [*files]
     meant = {"": files}
     for number, mark in file_rows(path):
         row = mark.get("row") if isinstance(mark, Mapping) else None
@@ -159,13 +161,14 @@ def reason_of(mark: Mapping[str, Any]) -> str:
     return str(mark.get("reason") or "marked by hand")
 
 
-def redacted(value: Any) -> Any:
-    """Plain data whose texts are without personal details."""
+def redacted(value: Any, name: str = "") -> Any:
+    """Plain data whose texts are without personal details. name: of the column that has them."""
     if isinstance(value, str):
-        return value if value.isalnum() else redact(value)  # a word by itself may be a row's id, but is no text
+        # A word by itself may be a row's id, unless it is what somebody says.
+        return value if value.isalnum() and name not in SPOKEN else redact(value)
     if isinstance(value, Mapping):
-        return {key: redacted(inner) for key, inner in value.items()}
-    return [redacted(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: redacted(inner, key) for key, inner in value.items()}
+    return [redacted(inner, name) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def redacted_group(group: Group) -> Group:

@@ -62,6 +62,9 @@ def test_a_redacted_response_loses_the_tokens_that_it_was_sampled_as() -> None:
     untouched = Group(PROMPT[:0], (plain,), id="x")
     assert redacted_group(untouched) is untouched or redacted_group(untouched) == untouched
     assert redacted([{"a": "x ann@example.org"}, 3, None]) == [{"a": "x [e-mail]"}, 3, None]
+    call = {"completion": "01711234567", "id": "01711234567", "messages": [{"role": "user", "content": "a1" * 20}]}
+    said = {"completion": "[phone]", "id": "01711234567", "messages": [{"role": "user", "content": "***"}]}
+    assert redacted(call) == said
 
 
 def test_what_a_rule_sees_is_the_answer() -> None:
