@@ -28,9 +28,9 @@ from alignkit_http.writers import Written
 from alignkit_plugins.steps.make_data.categorize import Categorize, letter_in
 from alignkit_plugins.steps.make_data.likeness import Texts, agreement
 from alignkit_plugins.steps.make_data.passages import Passage, passages_of, read_texts
-from alignkit_plugins.steps.make_data.questions import items_of, quoted
+from alignkit_plugins.steps.make_data.questions import Item, check_answer, items_of, quoted
 from alignkit_plugins.steps.make_data.red_team import RedTeam
-from alignkit_plugins.steps.make_data.self_instruct import SelfInstruct
+from alignkit_plugins.steps.make_data.self_instruct import SelfInstruct, listed
 
 Answers = Callable[[str], str]
 
@@ -165,6 +165,12 @@ def test_no_task_ends_the_run_with_the_reasons(
     assert "no text, the server refused: 3" in capsys.readouterr().err
 
 
+def test_a_list_within_a_task_is_part_of_it() -> None:
+    text = "Tasks:\n 1. Order these:\n    1. a red fox\n    2. an old dog\n 2. Add 2.5 and 3"
+    tasks = [("Order these:\n    1. a red fox\n    2. an old dog", True), ("Add 2.5 and 3", False)]
+    assert listed(Written(text, truncated=True)) == tasks and listed(Written("none")) == []
+
+
 def test_a_policy_writes_tasks_by_the_rules_of_steps() -> None:
     """The tiny model lists nothing, which the rules say like a run."""
     with pytest.raises(ConformanceError) as caught:
@@ -273,6 +279,14 @@ def test_passages_are_whole_paragraphs_of_one_section() -> None:
     ]
     assert quoted("a  b c", "x a b\nc") == "a b\nc" and quoted("", "x") == quoted("a.b", "acb") == ""
     assert quoted("art", "start") == ""  # whole words
+    for answer, second, same in (
+        ("7", "Ann is 7.", True), ("1990", "On 12 May 1990", True), ("1,000", "1,000 men", True),
+        ("5.5", "5", False), ("-5", "5", False), ("1,000", "1", False), ("Ann did not die", "Ann did die", False),
+        ("Paris", "not Paris", False), ("No", "No, she didn't.", True),
+    ):  # fmt: skip
+        item = Item("", answer, source="", section="", passage="")
+        check_answer(item, Written(second))
+        assert item.dropped == ("" if same else "the second answer differs"), (answer, second)
     assert agreement("Paris", "It is Paris.") == 1 and agreement("12 May", "13 May") == 0.5 and agreement("?", "a") == 0
 
 

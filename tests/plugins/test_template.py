@@ -75,6 +75,7 @@ def user(text: str) -> tuple[Message, ...]:
         ("{choices[two]:letter}{choices[two-1]:letter}{labeled[two]:letter}{listed[q]:letter}", "CBBB"),
         ("{yes:true=right|false=wrong} {n:3=three|4=four} {two:2=two}", "right three two"),
         ("{n:1=one|other} {n:1=one|no {}} {n:3=}.", "other no 3 ."),
+        ("{none?:1=one|{}}{none:none=null|{}}{none:1=one|other}", "nullother"),
     ],
 )
 def test_a_field_is_filled_with_what_the_row_holds(text: str, filled: str) -> None:
@@ -112,6 +113,8 @@ def test_a_single_field_keeps_its_type() -> None:
         ("{labeled[zero]}", "'zero' is 0, which is none of the labels 1, 2"),
         ("{listed[b]:letter}", "'b' is 'b', which is none of the labels P, Q"),
         ("{n:1=one|2=two}", "'n' is 3, which is none of 1, 2"),
+        ("{none:1=one|{}}", "'none' is null, not a text to keep with {}"),
+        ("{nested:1=one|{}}", "'nested' is an object, not a text to keep with {}"),
     ],
 )
 def test_what_a_row_does_not_hold_is_named(text: str, reason: str) -> None:

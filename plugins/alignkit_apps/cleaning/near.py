@@ -2,8 +2,9 @@
 
 Two texts are equal if they differ at most in case and white space. They are nearly equal if the Jaccard similarity of
 their sets of five characters in a row is at least a threshold, and if they have the same numbers: `2 + 3 = ?` does not
-repeat `2 + 4 = ?`. Signatures (by rensa) only propose pairs, and every pair is then compared exactly: nothing is
-reported that is not so. A pair at 0.8 is missed in about 1 of 400 cases.
+repeat `2 + 4 = ?`. Rows are nearly equal if their prompts are, and each response and the one in the same place.
+Signatures (by rensa) only propose pairs, and every pair is then compared exactly: nothing is reported that is not so. A
+pair at 0.8 is missed in about 1 of 400 cases.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from alignkit.data.group import Group, Message, Response
 # A pair becomes a candidate if all values of one band are equal: in 1 - (1 - s^6)^20 of cases at similarity s.
 BANDS, PER_BAND, SEED = 20, 6, 49
 GRAM = 5  # characters
-MOST = 20_000  # characters of a text that are compared
+MOST = 20_000  # characters of a text, in a row of each part, that are compared
+PART = "\x1f"  # between the prompt and the responses of a row; white space, so that no normalized text has it
 ALMOST = 0.9999  # similarity at most of texts that are not equal, but have the same grams
+UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # soft hyphens, places for a break, byte order marks
+ENDS = " .,:;!?'\""
 LEAST = 30  # characters of an answer, or of one turn of several, that can be a leak: "Yes, please." is none
 _NUMBER = re.compile(r"\d+")
 _MIXERS = np.random.default_rng(SEED).integers(1, 2**63, PER_BAND, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
@@ -54,7 +58,7 @@ def units_of(groups: Sequence[Group], kinds: Iterable[Kind] = KINDS) -> Iterator
     """
     wanted = set(kinds)
     if "row" in wanted:
-        yield Unit("row", 0, normalized("\n".join(text for group in groups for text in _texts(group))))
+        yield Unit("row", 0, PART.join(normalized(text) for group in groups for text in _texts(group)))
     for group in groups:
         turns = [turn for turn in group.prompt if turn["role"] != "system"]
         if "prompt" in wanted and turns:
@@ -78,8 +82,8 @@ def _turns(response: Response) -> Sequence[Message]:
 
 
 def normalized(text: str) -> str:
-    """The text in lower case, with one blank for each white space."""
-    text = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    """The text in lower case, with one blank for each white space, and without characters that nobody sees."""
+    text = text if text.isascii() else unicodedata.normalize("NFKC", text.translate(UNSEEN))
     return " ".join(text.casefold().split())
 
 
@@ -103,7 +107,7 @@ def table(rows: Iterable[tuple[int, Iterable[Unit]]]) -> dict[str, Any]:
         "unit_row": [row for row, _ in found],
         "kind": [KINDS.index(unit.kind) for _, unit in found],
         "turn": [unit.turn for _, unit in found],
-        "text": [unit.text[:MOST] for _, unit in found],
+        "text": [PART.join(part[:MOST] for part in unit.text.split(PART)) for _, unit in found],
         "key": [key(unit.text) for _, unit in found],
         **{f"band{number}": bands[:, number] for number in range(BANDS)},
     }
@@ -120,11 +124,22 @@ def _grams(text: str) -> set[str]:
 
 
 def similarity(first: str, second: str) -> float:
-    """The Jaccard similarity of two normalized texts that are not equal: below 1; 0 if their numbers differ."""
-    if sorted(_NUMBER.findall(first[:MOST])) != sorted(_NUMBER.findall(second[:MOST])):
+    """The Jaccard similarity of two normalized texts that are not equal: below 1; 0 if their numbers differ.
+
+    Of rows, it is that of the parts that are least similar: a pair with the better and the worse response exchanged
+    repeats nothing, and neither does another answer about the same long passage.
+    """
+    if sorted(_NUMBER.findall(first)) != sorted(_NUMBER.findall(second)) or first.count(PART) != second.count(PART):
         return 0.0
+    return min(ALMOST, *map(_alike, first.split(PART), second.split(PART)))
+
+
+def _alike(first: str, second: str) -> float:
+    """The similarity of two parts. Short ones have too few grams to differ in a mark at an end."""
+    if first == second or (max(len(first), len(second)) < LEAST and first.strip(ENDS) == second.strip(ENDS)):
+        return 1.0
     one, other = _grams(first), _grams(second)
-    return min(len(one & other) / len(one | other), ALMOST)
+    return len(one & other) / len(one | other)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,9 +34,10 @@ STOCK = re.compile(
     r"|\bi (?:do not|don['’]t) have (?:personal (?:opinions|beliefs|experiences|feelings)|feelings or emotions)\b",
     re.IGNORECASE,
 )
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})([^\n]*)")
+_FENCE = re.compile(r" {0,3}(?:(`{3,})(?!.*`)|(~{3,}))(.*)")  # ```code``` on one line opens nothing
 _TABLE = re.compile(r" {0,3}\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?\s*)?\s*")
 _CELLS = re.compile(r"(?<!\\)\|")
+SPOKEN = ("content", "value", "text", "prompt", "completion", "response", "responses", "chosen", "rejected", "output")
 LETTERS = 20  # of a text whose language is decided; shorter ones are anything
 
 
@@ -118,22 +120,40 @@ class Rules(alignkit.Options):
             found[int(units.rows[match.unit])] = fault
         return found
 
-    def marked(self) -> dict[tuple[str, int], str]:
-        """The reason for each row of the file of marks, by the name of its file, empty for any, and its number."""
-        marks = {} if self.marks is None else read_marks(self.marks)
+    def marked(self, files: Iterable[str]) -> dict[tuple[str, int], str]:
+        """The reason for each row of the file of marks, by its file and its number. files: that marks may mean."""
+        marks = {} if self.marks is None else read_marks(self.marks, files)
         return {key: reason_of(mark) for key, mark in marks.items()}
 
 
-def read_marks(path: Path) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """The rows of a file of marks, by the name of the file that each is about, empty for any, and its row there."""
-    found = {}
+def read_marks(path: Path, files: Iterable[str]) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """The rows of a file of marks, by the file that each is about and its row there.
+
+    A mark without a file is about all files. Another one is about those whose paths end with most of the same names, as
+    files are moved, and two folders may have a file of one name; if there is none, about its file.
+    """
+    found: dict[tuple[str, int], Mapping[str, Any]] = {}
+    files = [*files]
+    meant = {"": files}
     for number, mark in file_rows(path):
         row = mark.get("row") if isinstance(mark, Mapping) else None
         if type(row) is not int or row < 1:
             reason = mark if isinstance(mark, BadRow) else f"expected {{row: N, reason: ...}}, got {mark!r:.60}"
             raise DataError(f"{path}:{number}: {reason}")
-        found[Path(str(mark.get("file") or "")).name, row] = mark
+        name = str(mark.get("file") or "")
+        if name not in meant:
+            alike = {file: _alike_ends(name, file) for file in files}
+            most = max(1, *alike.values()) if alike else 1
+            meant[name] = [file for file in files if alike[file] == most] or [name]
+        several = len(meant[name]) > 1
+        found |= {(file, row): {**mark, "file": file} if several else mark for file in meant[name]}
     return found
+
+
+def _alike_ends(one: str, other: str) -> int:
+    """How many names at the ends of two paths are equal."""
+    ends = zip(reversed(Path(one).parts), reversed(Path(other).parts), strict=False)
+    return len([*takewhile(lambda names: names[0] == names[1], ends)])
 
 
 def reason_of(mark: Mapping[str, Any]) -> str:
@@ -141,13 +161,14 @@ def reason_of(mark: Mapping[str, Any]) -> str:
     return str(mark.get("reason") or "marked by hand")
 
 
-def redacted(value: Any) -> Any:
-    """Plain data whose texts are without personal details."""
+def redacted(value: Any, name: str = "") -> Any:
+    """Plain data whose texts are without personal details. name: of the column that has them."""
     if isinstance(value, str):
-        return value if value.isalnum() else redact(value)  # a word by itself may be a row's id, but is no text
+        # A word by itself may be a row's id, unless it is what somebody says.
+        return value if value.isalnum() and name not in SPOKEN else redact(value)
     if isinstance(value, Mapping):
-        return {key: redacted(inner) for key, inner in value.items()}
-    return [redacted(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: redacted(inner, key) for key, inner in value.items()}
+    return [redacted(inner, name) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def redacted_group(group: Group) -> Group:
@@ -170,8 +191,8 @@ def _redacted_response(response: Response) -> Response:
 
 
 def mark_of(marks: Mapping[tuple[str, int], str], file: str, row: int) -> Fault | None:
-    """The mark on a row of a file; one that names no file counts for all."""
-    reason = marks.get((Path(file).name, row)) or marks.get(("", row))
+    """The mark on a row of a file."""
+    reason = marks.get((file, row))
     return None if reason is None else Fault("marks", reason)
 
 
@@ -197,8 +218,8 @@ def broken_markdown(text: str) -> Iterator[str]:
     for number, line in enumerate(lines):
         mark = _FENCE.fullmatch(line.rstrip("\r"))
         if mark and not fence:
-            fence = mark[1]
-        elif mark and mark[1].startswith(fence) and not mark[2].strip():
+            fence = mark[1] or mark[2]
+        elif mark and (mark[1] or mark[2]).startswith(fence) and not mark[3].strip():
             fence = ""
         elif not fence and columns and "|" in line and _width(line) != columns:
             yield f"has a table with {columns} columns, and a row with {_width(line)}"
@@ -211,7 +232,7 @@ def broken_markdown(text: str) -> Iterator[str]:
 
 
 def _width(line: str) -> int:
-    return len(_CELLS.findall(line.strip().strip("|"))) + 1
+    return len(_CELLS.findall(line.strip().removeprefix("|").removesuffix("|"))) + 1  # a cell may be empty
 
 
 # Languages

@@ -64,31 +64,34 @@ class _Marked(_Row):
 
 
 class Marks:
-    """The rows that somebody marked as bad, in a file that the rule `marks` reads. It is written at each change."""
+    """The rows that somebody marked as bad, in a file that the rule `marks` reads. It is written at each change.
 
-    def __init__(self, path: Path):
+    files: that rows are from, as `Corpus.where` calls them.
+    """
+
+    def __init__(self, path: Path, files: Sequence[str]):
         self.path = path
         self._lock = Lock()
-        self._rows = read_marks(path) if path.is_file() else {}
+        self._rows = read_marks(path, files) if path.is_file() else {}
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def of(self, file: str, row: int) -> str | None:
         """Why a row is marked; None if it is not."""
-        found = self._rows.get((Path(file).name, row)) or self._rows.get(("", row))
+        found = self._rows.get((file, row))
         return None if found is None else reason_of(found)
 
     def rows(self, file: str) -> list[int]:
         """The rows of a file that are marked."""
-        return [row for name, row in self._rows if name in ("", Path(file).name)]
+        return [row for name, row in self._rows if name == file]
 
     def put(self, file: str, row: int, reason: str | None) -> None:
         """Mark a row; None: take the mark back. Raises OutOfResource, and changes nothing, if it cannot be written."""
         with self._lock:
-            rows = {key: mark for key, mark in self._rows.items() if key not in (("", row), (Path(file).name, row))}
+            rows = {key: mark for key, mark in self._rows.items() if key != (file, row)}
             if reason is not None:
-                rows[Path(file).name, row] = {"file": file, "row": row, "reason": reason}
+                rows[file, row] = {"file": file, "row": row, "reason": reason}
             try:
                 with written(self.path) as stream:
                     stream.writelines(as_json(rows[key]) for key in sorted(rows))
@@ -229,8 +232,8 @@ class BrowseApi:
     def _marked(self) -> Places:
         table, there = self.corpus.rows.data.table, self._at([])
         sources, numbers = table["source"].to_numpy(), table["row"].to_numpy()
-        for place, reader in enumerate(self.corpus.readers):
-            there |= (sources == place) & np.isin(numbers, self.marks.rows(reader.source.name))
+        for place, file in enumerate(self.corpus.files):
+            there |= (sources == place) & np.isin(numbers, self.marks.rows(file))
         return there
 
     def _searched(self, text: str, column: str, whole: bool) -> Places:

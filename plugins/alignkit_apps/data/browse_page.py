@@ -48,7 +48,7 @@ def serve(
     name = re.split(r"[.\[]", Path(corpus.spec.sources[0].name).name)[0]  # without a suffix or a split
     path = path or Path(f"{name}.marks.jsonl")
     check_target(path, corpus, "--marks")
-    marks = Marks(path)
+    marks = Marks(path, corpus.files)
     api = BrowseApi(corpus, marks, None if model is None else Encoder(*text_of(model)))
     sessions = Sessions(annotators_of(None))
     with (

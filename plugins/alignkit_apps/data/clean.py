@@ -36,8 +36,9 @@ def clean(corpus: Corpus, rules: Rules, out: Path) -> Table:
         for at, raw in enumerate(raw for batch in corpus.rows.iter(corpus.together) for raw in batch["raw"]):
             if at in found:
                 file, row = corpus.where(at)
-                data = json.loads(raw) if raw else None
-                removed.write(as_json({"file": file, "row": row, **found[at]._asdict(), "data": data}))
+                said = {"reason": found[at].reason, "data": json.loads(raw) if raw else None}
+                said = redacted(said) if rules.personal else said
+                removed.write(as_json({"file": file, "row": row, "rule": found[at].rule, **said}))
             else:
                 kept.write(_line(raw, at in personal))
     left = len(corpus.rows) - len(found)
@@ -82,7 +83,7 @@ def written(path: Path) -> Iterator[IO[bytes]]:
 
 def faults(corpus: Corpus, rules: Rules) -> tuple[dict[int, Fault], set[int]]:
     """Why rows are to be left out, by their places; and the rows to redact."""
-    marks = rules.marked()
+    marks = rules.marked(reader.source.name for reader in corpus.readers)
     options = [rules.model_dump(mode="json", include=set(Rules.model_fields)), sorted(marks.items())]
     table = corpus.mapped("applying rules", _judged, COLUMNS, options, rules=rules, marks=marks)
     columns = [table[name].to_pylist() for name in COLUMNS]
@@ -90,7 +91,7 @@ def faults(corpus: Corpus, rules: Rules) -> tuple[dict[int, Fault], set[int]]:
     personal = {at for at, fault in found.items() if fault.rule == "personal"}
     found = {at: fault for at, fault in found.items() if at not in personal}
     if rules.compares:
-        rows = Units.of(units(corpus, ["row"]), "row")
+        rows = Units.of(units(corpus, ["row"], personal), "row")  # as they will be: redaction makes rows equal
         found |= rules.repeated(rows, found, lambda at: ":".join(map(str, corpus.where(at))))
     return found, personal
 

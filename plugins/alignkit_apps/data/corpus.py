@@ -11,9 +11,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from alignkit.recipe.schema import Recipe
 from alignkit.runs.data import RunData
 from alignkit_apps import cleaning
 from alignkit_apps.cleaning import near
+from alignkit_apps.cleaning.rules import redacted_group
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,9 +62,14 @@ class Corpus:
     readers: Sequence[RowReader]
     key: str
 
+    @cached_property
+    def files(self) -> list[str]:
+        """The names of the sources, from the current folder if they are below it."""
+        return [short(source.name) for source in self.spec.sources]
+
     @property
     def name(self) -> str:
-        return ", ".join(short(source.name) for source in self.spec.sources)
+        return ", ".join(self.files)
 
     @property
     def together(self) -> int:
@@ -71,9 +77,9 @@ class Corpus:
         return max(1, min(TOGETHER, BATCH * len(self.rows) // max(1, self.rows.data.nbytes)))
 
     def where(self, at: int) -> tuple[str, int]:
-        """The file of a row, from the current folder if it is below it, and the row's number there."""
+        """The file of a row, as in `files`, and the row's number there."""
         row = self.rows[at]
-        return short(self.spec.sources[row["source"]].name), row["row"]
+        return self.files[row["source"]], row["row"]
 
     def mapped(
         self, name: str, function: Callable[..., Any], columns: Mapping[str, str], options: Any = None, **given: Any
@@ -292,15 +298,22 @@ def unread_text(count: int, where: tuple[str, int], reason: str) -> str:
     return f"rows that cannot be read: {count:,}, the first: {where[0]}:{where[1]}: {reason}"
 
 
-def units(corpus: Corpus, kinds: Sequence[near.Kind] = near.KINDS) -> Any:
-    """The texts of all rows, as `near.table` has them; of one that cannot be read the reason."""
-    return corpus.mapped("comparing texts", _units, near.COLUMNS, kinds, kinds=tuple(kinds))
+def units(corpus: Corpus, kinds: Sequence[near.Kind] = near.KINDS, personal: Collection[int] = ()) -> Any:
+    """The texts of all rows, as `near.table` has them; of one that cannot be read the reason. personal: to redact."""
+    options = [*kinds, *sorted(personal)]
+    return corpus.mapped("comparing texts", _units, near.COLUMNS, options, kinds=tuple(kinds), personal=personal)
 
 
 def _units(
-    batch: Mapping[str, Any], indices: Sequence[int], readers: Sequence[RowReader], kinds: Sequence[near.Kind]
+    batch: Mapping[str, Any],
+    indices: Sequence[int],
+    readers: Sequence[RowReader],
+    kinds: Sequence[near.Kind],
+    personal: Collection[int],
 ) -> dict[str, list[Any]]:
-    return near.table(
-        (at, [near.Unit("unread", 0, str(row))] if isinstance(row, BadRow) else near.units_of(row, kinds))
-        for at, row in parsed(batch, indices, readers)
-    )
+    def said(at: int, row: list[Group] | BadRow) -> Iterable[near.Unit]:
+        if isinstance(row, BadRow):
+            return [near.Unit("unread", 0, str(row))]
+        return near.units_of([redacted_group(group) for group in row] if at in personal else row, kinds)
+
+    return near.table((at, said(at, row)) for at, row in parsed(batch, indices, readers))

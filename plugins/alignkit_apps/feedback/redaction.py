@@ -7,8 +7,11 @@ import re
 from alignkit.io.credentials import redacted
 
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b")
-_DIGITS = r"(?:[ ./()-]{0,2}\d){7,13}"
-_PHONE = re.compile(rf"(?<![\w.,/+-])(?:(?:\+|\(?00?)[1-9]{_DIGITS}|\(?[2-9]\d\d\)?[ .-]\d{{3}}[ .-]\d{{4}})(?![\w-])")
+_GAP = " .\u00a0\u2009\u202f\u2010\u2011\u2012\u2013-"  # spaces and hyphens at which no line ends are among them
+_DIGITS = rf"(?:[/(){_GAP}]{{0,2}}\d){{7,13}}"
+_PHONE = re.compile(
+    rf"(?<![\w.,/+-])(?:(?:\+|\(?00?)[1-9]{_DIGITS}|\(?[2-9]\d\d\)?[{_GAP}]\d{{3}}[{_GAP}]\d{{4}})(?![\w-])"
+)
 
 
 def redact(text: str) -> str:

@@ -43,9 +43,10 @@ class Browsed:
     def __init__(self, path: Path, model: str | None = None, look: bool = True):
         load_plugins()
         self.options = entry(str(path))
-        self.marks = Marks(path.parent / "bad.jsonl")
+        corpus = corpus_of(self.options.data)
+        self.marks = Marks(path.parent / "bad.jsonl", corpus.files)
         encoder = None if model is None else Encoder(*text_of(model))
-        self.api = BrowseApi(corpus_of(self.options.data), self.marks, encoder)
+        self.api = BrowseApi(corpus, self.marks, encoder)
         if look:
             self.api.look(self.options)
         sessions = Sessions(["ada"])
@@ -137,6 +138,31 @@ def test_marks_are_a_file_that_clean_takes(browsed: Callable[..., Browsed], tmp_
     assert [(row["rule"], row["reason"]) for row in removed[:2]] == [("marks", "odd"), ("marks", "marked by hand")]
 
 
+def test_marks_of_files_with_the_same_name_are_about_one_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        rows = [{"prompt": f"{name} {word}", "completion": f"{word} {name}"} for word in ("one", "two", "ten")]
+        (tmp_path / name / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    bad = tmp_path / "bad.jsonl"
+    given: list[Any] = [{"file": "elsewhere/a/rows.jsonl", "row": 1, "reason": "moved"}, {"row": 3, "reason": "both"}]
+    bad.write_text("".join(json.dumps(mark) + "\n" for mark in given), encoding="utf-8")
+    marks = Marks(bad, ["a/rows.jsonl", "b/rows.jsonl"])
+    assert (marks.rows("a/rows.jsonl"), marks.rows("b/rows.jsonl")) == ([1, 3], [3])
+    marks.put("b/rows.jsonl", 2, "odd")
+    marks.put("b/rows.jsonl", 3, None)
+    out = tmp_path / "clean.jsonl"
+    assert main(["data", "clean", "[a/rows.jsonl, b/rows.jsonl]", "marks=bad.jsonl", "--out", str(out)]) == 0
+    removed = [json.loads(line) for line in (tmp_path / "clean.removed.jsonl").read_text().splitlines()]
+    assert [(row["file"], row["row"], row["reason"]) for row in removed] == [
+        ("a/rows.jsonl", 1, "moved"),
+        ("a/rows.jsonl", 3, "both"),
+        ("b/rows.jsonl", 2, "odd"),
+    ]
+
+
 def test_marks_that_somebody_wrote_stay_as_they_are(browsed: Callable[..., Browsed], tmp_path: Path) -> None:
     mine, other = {"row": 2, "reason": "mine", "who": "ada"}, {"file": "other.jsonl", "row": 1, "reason": "b"}
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(mark) + "\n" for mark in (mine, other)), encoding="utf-8")
@@ -147,7 +173,7 @@ def test_marks_that_somebody_wrote_stay_as_they_are(browsed: Callable[..., Brows
     assert mine in written and other in written and len(written) == 3
     (tmp_path / "bad.jsonl").write_text('{"row": "one"}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"bad.jsonl:1: expected \{row: N"):
-        Marks(tmp_path / "bad.jsonl")
+        Marks(tmp_path / "bad.jsonl", [])
 
 
 def test_a_full_disk_leaves_the_marks_as_they_were(browsed: Callable[..., Browsed], tmp_path: Path) -> None:

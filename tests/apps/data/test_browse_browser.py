@@ -34,7 +34,8 @@ def test_search_filter_mark_and_clean(browser: Any, tmp_path: Path) -> None:
     train.write_text("\n".join([json.dumps(evil), *rows]) + "\n", encoding="utf-8")
     load_plugins()
     options = entry(str(train))
-    api = BrowseApi(corpus_of(options.data), Marks(tmp_path / "bad.jsonl"))
+    corpus = corpus_of(options.data)
+    api = BrowseApi(corpus, Marks(tmp_path / "bad.jsonl", corpus.files))
     sessions = Sessions(["ada"])
     faults: list[str] = []
     with (
@@ -95,7 +96,8 @@ def test_the_page_names_its_parts(browser: Any, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "Hi", "completion": "Yes.", "topic": "x"}\n', encoding="utf-8")
     load_plugins()
     options = entry(str(tmp_path / "a.jsonl"))
-    api, sessions = BrowseApi(corpus_of(options.data), Marks(tmp_path / "bad.jsonl")), Sessions(["ada"])
+    corpus, sessions = corpus_of(options.data), Sessions(["ada"])
+    api = BrowseApi(corpus, Marks(tmp_path / "bad.jsonl", corpus.files))
     api.look(options)
     with served(make_page(api, sessions)) as port:
         for scheme in ("light", "dark"):

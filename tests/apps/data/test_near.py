@@ -31,10 +31,8 @@ def test_signatures_are_the_same_on_every_machine() -> None:
 
 
 def test_case_and_white_space_do_not_count() -> None:
-    assert near.repeated(units([LONG, LONG.upper() + " \n", LONG.replace(" ", "\t")]), 0) == [
-        (1, 0, 1.0),
-        (2, 0, 1.0),
-    ]
+    texts = [LONG, LONG.upper() + " \n", LONG.replace(" ", "\t"), "\ufeff" + LONG.replace("a", "\u00ada\u200b")]
+    assert near.repeated(units(texts), 0) == [(1, 0, 1.0), (2, 0, 1.0), (3, 0, 1.0)]
 
 
 @pytest.mark.parametrize("texts", [["ha " * 20, "ha " * 30], [LONG * 300, f"{LONG * 300} And why?"]])
@@ -47,6 +45,15 @@ def test_only_equal_texts_are_called_equal(texts: list[str]) -> None:
 def test_texts_with_other_numbers_are_no_duplicates() -> None:
     sums = [f"Ann has {n} pens and buys {n + 1} more of them in the shop. How many has she?" for n in range(20)]
     assert near.repeated(units(sums), 0.5) == []
+
+
+def test_rows_are_as_similar_as_their_least_similar_parts() -> None:
+    passage, sea, land = (Writer(n).text(size) for n, size in ((3, 300), (4, 12), (5, 12)))
+    rows = [(passage, "Yes"), (passage, "No"), (f"{passage} So?", "Yes."), (LONG, sea, land), (LONG, land, sea)]
+    rows += [(long := Writer(6).text(4000), "Yes"), (f"{long} So?", "No")]  # longer than what is compared
+    groups = [Group((turn("user", prompt),), tuple(Response(text=text) for text in texts)) for prompt, *texts in rows]
+    table = pyarrow.table(near.table((at, near.units_of([group], ["row"])) for at, group in enumerate(groups)))
+    assert [match[:2] for match in near.repeated(Units.of(table, "row"), 0.8)] == [(2, 0)]
 
 
 def test_each_pair_that_is_reported_is_as_similar_as_it_says() -> None:

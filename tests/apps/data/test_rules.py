@@ -24,6 +24,8 @@ PROMPT = (Message(role="user", content="Write to ann@example.org, please."),)
         ("````md\n```\n````", False),
         ("~~~\n```\n~~~", False),
         ("a ``` b", False),
+        ("```x = 1``` sets x", False),
+        ("|a|b|\n|-|-|\n|1||", False),
         ("| a | b |\n|---|---|\n| 1 | 2 |", False),
         ("| a | b |\n|---|---|\n| 1 | 2 | 3 |", True),
         ("| a | b |\n|---|---|\n| 1 \\| 2 | 3 |\n\nor | not", False),
@@ -60,6 +62,9 @@ def test_a_redacted_response_loses_the_tokens_that_it_was_sampled_as() -> None:
     untouched = Group(PROMPT[:0], (plain,), id="x")
     assert redacted_group(untouched) is untouched or redacted_group(untouched) == untouched
     assert redacted([{"a": "x ann@example.org"}, 3, None]) == [{"a": "x [e-mail]"}, 3, None]
+    call = {"completion": "01711234567", "id": "01711234567", "messages": [{"role": "user", "content": "a1" * 20}]}
+    said = {"completion": "[phone]", "id": "01711234567", "messages": [{"role": "user", "content": "***"}]}
+    assert redacted(call) == said
 
 
 def test_what_a_rule_sees_is_the_answer() -> None:
@@ -131,3 +136,27 @@ def test_a_file_that_is_cut_off_stops_the_command_as_it_stops_a_run(
     assert f"{path}:" in error and "set 'on_bad_row: skip'" in error and not (tmp_path / "b.jsonl").exists()
     assert main([*words, f"{{path: {path}, on_bad_row: skip}}"]) == 0
     assert 100 < len((tmp_path / "b.jsonl").read_text(encoding="utf-8").splitlines()) < 3000
+
+
+def test_what_was_left_out_is_redacted_too(tmp_path: Path) -> None:
+    row = {"prompt": "Hi", "completion": "As an AI language model I do not write to ann@example.org."}
+    rows = [row, {"prompt": "Hi", "completion": "Hello!"}, {"prompt": 7, "note": "bob@example.org"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for rules, redacted_there in (([], True), (["personal=false"], False)):
+        assert main(["data", "clean", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "b.jsonl"), *rules]) == 0
+        removed = (tmp_path / "b.removed.jsonl").read_text(encoding="utf-8")
+        assert [json.loads(line)["rule"] for line in removed.splitlines()] == ["stock_phrases", "unreadable"]
+        assert ("@example.org" not in removed) == redacted_there
+
+
+def test_rows_that_redaction_makes_equal_are_kept_once(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hi", "completion": f"Call 555-123-456{n}."} for n in range(3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert main(["data", "clean", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "b.jsonl")]) == 0
+    kept = [{"prompt": "Hi", "completion": "Call [phone]."}]
+    assert [json.loads(line) for line in (tmp_path / "b.jsonl").read_text(encoding="utf-8").splitlines()] == kept
+    stages = {"clean": {"step": "clean", "data": "a.jsonl"}}
+    (tmp_path / "s.yaml").write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
+    assert main(["run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "run")]) == 0
+    (made,) = (tmp_path / "run").rglob("data.jsonl")
+    assert len(made.read_text(encoding="utf-8").splitlines()) == 1

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("starlette")
 
 from alignkit.errors import RecipeError
-from alignkit_apps.feedback.qualification import qualification
+from alignkit_apps.feedback.qualification import Qualification, qualification
 from alignkit_apps.feedback.store import Plan, Store
 from alignkit_apps.label.start import Plans, Source, prepared
 from tests.apps.label.pages import Page, application, filled, opened, pairs
@@ -121,3 +121,8 @@ def test_options_that_nobody_could_meet(tmp_path: Path, plans: Any, fault: str) 
         pass
     with pytest.raises(RecipeError, match=fault):
         prepared(Source(str(tmp_path / "a.feedback")), None, Plans(**plans))
+
+
+def test_who_is_right_in_just_enough_items_qualifies() -> None:
+    assert [Qualification(25, 25, right, 0.56).passed for right in (13, 14)] == [False, True]
+    assert Qualification(0, 0, 0, 0.8).passed

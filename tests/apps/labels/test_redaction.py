@@ -18,6 +18,7 @@ from alignkit_apps.feedback.redaction import redact
         ("+1 (555) 123-4567", "[phone]"),
         ("555-123-4567, ok?", "[phone], ok?"),
         ("0044 20 7946 0958", "[phone]"),
+        ("+49\u00a030\u20111234567, 555\u2013123\u20134567", "[phone], [phone]"),
         ("my key is sk-abcdefgh1234567890ABCD", "my key is ***"),
         ("https://ann:secret@example.com/x", "https://***@example.com/x"),
         ("A" * 20 + "1" * 20, "***"),

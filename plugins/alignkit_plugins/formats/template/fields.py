@@ -149,6 +149,12 @@ class _Field:
         text = self.texts.get(_plain(value), self.texts.get("|"))
         if text is None:
             raise BadRow(f"'{self.path}' is {_short(value)}, which is none of {', '.join(self.texts)}")
+        if "{}" not in text:
+            return text
+        if value is None and self.optional:
+            return ""
+        if value is None or isinstance(value, Mapping | list):
+            raise BadRow(f"'{self.path}' is {kind_of(value)}, not a text to keep with {{}}")
         return text.replace("{}", _written(value))
 
 

@@ -30,19 +30,21 @@ class Clean(Step):
 
     def run(self, context: StepContext) -> Artifact:
         groups = context.load(self.options.data)
-        found = self._faults(groups)
+        clean = [redacted_group(group) for group in groups] if self.options.personal else groups
+        found = self._faults(groups, clean)
         counts = removed_counts(found, len(groups), "clean")
-        kept = [group for at, group in enumerate(groups) if at not in found]
-        clean = [redacted_group(group) for group in kept] if self.options.personal else kept
-        changed = sum(one != other for one, other in zip(clean, kept, strict=True))
+        kept = [at for at in range(len(groups)) if at not in found]
+        changed = sum(groups[at] != clean[at] for at in kept)
         lines = [{"row": str(groups[at].origin), **found[at]._asdict()} for at in sorted(found)]
         context.write_text(REMOVED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         summary = {"rows": len(groups), "kept": len(kept), "removed": counts, "redacted": changed}
-        return Artifact(groups=clean, summary=summary, report=Report([table("", counts, len(kept), changed)]))
+        report = Report([table("", counts, len(kept), changed)])
+        return Artifact(groups=[clean[at] for at in kept], summary=summary, report=report)
 
-    def _faults(self, groups: list[Group]) -> dict[int, Fault]:
-        """What is wrong with rows, by their places."""
-        marks, found = self.options.marked(), {}
+    def _faults(self, groups: list[Group], clean: list[Group]) -> dict[int, Fault]:
+        """What is wrong with rows, by their places. clean: the same redacted, which may make them equal."""
+        marks = self.options.marked({group.origin.file for group in groups if group.origin})
+        found = {}
         for at, group in enumerate(groups):
             mark = mark_of(marks, group.origin.file, group.origin.row) if group.origin else None
             if fault := mark or self.options.fault([group]):
@@ -52,7 +54,7 @@ class Clean(Step):
 
             from alignkit_apps.cleaning import near  # imports numpy
 
-            units = pyarrow.table(near.table((at, near.units_of([group], ["row"])) for at, group in enumerate(groups)))
+            units = pyarrow.table(near.table((at, near.units_of([group], ["row"])) for at, group in enumerate(clean)))
             found |= self.options.repeated(near.Units.of(units, "row"), found, lambda at: groups[at].origin)
         return found
 

@@ -53,6 +53,9 @@ Answer a question by a text, with nothing but a short answer. If the text does n
 Question: {{question}}"""
 # The start of a line such as "Question:", "2. **Answer 2:**" or "- Quote:".
 _FIELD = re.compile(r"^[\W\d]*(Question|Answer|Quot(?:ation|e))\W*\d*\W*?:[ \t*]*", re.MULTILINE | re.IGNORECASE)
+# Whole numbers and denials: `5.5` shares a word with `5`, and `Ann did not die` all words with `Ann did die`.
+_NUMBER = re.compile(r"(?<![\w.,])-?\d+(?:[.,]\d+)*")
+_DENIAL = re.compile(r"\b(?:no|not|never|none|nobody|nothing|neither|cannot|without)\b|n['’]t\b", re.IGNORECASE)
 _MARKS = "\"“”„'‘’«» \n\t"
 
 
@@ -141,7 +144,7 @@ class Questions(Asking):
         passing = [item for item in items if not item.dropped]
         asking = [asked(filled(CHECK, quotation=item.quotation, question=item.question)) for item in passing]
         for item, reply in zip(passing, desk.ask("answers", reader, asking, sampling["max_new_tokens"]), strict=True):
-            _check(item, reply)
+            check_answer(item, reply)
         rows = list[Group]()
         for item, origin in zip(items, origins, strict=True):
             columns = {**asdict(item), "writer": origin}
@@ -209,15 +212,21 @@ def _why_not(item: Item, seen: Texts) -> str:
     return ""
 
 
-def _check(item: Item, said: Written) -> None:
+def check_answer(item: Item, said: Written) -> None:
     """Drop an item whose second answer differs."""
     item.second_answer = said.text
     if not said.text:
         item.dropped = f"no second answer: {said.reason}"
     elif UNKNOWN in said.text.lower():
         item.dropped = "the quotation does not answer the question"
-    elif agreement(item.answer, said.text) < AGREEMENT:
+    elif agreement(item.answer, said.text) < AGREEMENT or _differ(item.answer, said.text):
         item.dropped = "the second answer differs"
+
+
+def _differ(one: str, other: str) -> bool:
+    """Whether only one of two answers denies something, or each has a number that the other one does not have."""
+    numbers, others = ({each.replace(",", "") for each in _NUMBER.findall(text)} for text in (one, other))
+    return bool(_DENIAL.search(one)) != bool(_DENIAL.search(other)) or bool(numbers - others and others - numbers)
 
 
 def _shown(item: Item) -> SideBySide:

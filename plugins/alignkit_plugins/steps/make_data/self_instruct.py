@@ -28,7 +28,7 @@ tasks, each after its number. This is list {number}: its topics are others than 
 
 {examples}"""
 _ITEM = re.compile(
-    r"^[ \t]*(?:(?:#+[ \t]*)?(?:\*\*)?(?:Task[ \t]*)?\d+[ \t]*[.):](?:\*\*)?(?!\d)[ \t]*)+",
+    r"^([ \t]*)(?:(?:#+[ \t]*)?(?:\*\*)?(?:Task[ \t]*)?\d+[ \t]*[.):](?:\*\*)?(?!\d)[ \t]*)+",
     re.MULTILINE | re.IGNORECASE,
 )
 
@@ -119,5 +119,8 @@ def tasks_of(groups: Sequence[Group]) -> list[str]:
 
 def listed(said: Written) -> list[tuple[str, bool]]:
     """The tasks in a numbered list, and whether each is whole: the last task of a reply that was cut off is not."""
-    parts = [part.strip() for part in _ITEM.split(said.text)[1:]]
+    items = [*_ITEM.finditer(said.text)]
+    items = [item for item in items if len(item[1]) <= len(items[0][1])]  # not those of a list within a task
+    ends = [*(item.start() for item in items[1:]), len(said.text)]
+    parts = [said.text[item.end() : end].strip() for item, end in zip(items, ends, strict=False)]  # no items: no part
     return [(part, not (said.truncated and place == len(parts))) for place, part in enumerate(parts, 1) if part]
