@@ -8,8 +8,8 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from alignkit.executor import Executor, ExecutorOptions
 from alignkit.external import ExternalTrainer
 from alignkit.filters import Filter
 from alignkit.formats import Format
+from alignkit.importing import importing
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.launcher import ACCELERATE, Launcher
 from alignkit.monitor import Monitor
@@ -86,6 +87,10 @@ class _Candidate:
     def origin(self) -> str:
         return f"{self.distribution} {self.version}".strip()
 
+    @property
+    def label(self) -> str:
+        return f"plugin '{self.name}' ({self.origin})"
+
     def is_called(self, name: str) -> bool:
         """Whether `name` or `package:name` means this plugin."""
         package, _, plain = name.rpartition(":")
@@ -140,7 +145,7 @@ class Plugins:
         """Load one plugin. If that fails, record why and leave no trace in the manager."""
         try:
             _check_requirements(candidate.requires())
-            with _unchanged_torch():
+            with nullcontext() if candidate.distribution == GROUP else importing(candidate.label):
                 plugin = candidate.load()
             self.manager.register(plugin, name=candidate.name)
             self._check_hooks()
@@ -152,7 +157,7 @@ class Plugins:
         except BaseException as error:  # includes sys.exit() at import
             if self.manager.has_plugin(candidate.name):
                 self.manager.unregister(name=candidate.name)
-            self.reject(candidate, reason_of(error), error)
+            self.reject(candidate, f"{reason_of(error)}{_line(error, candidate.source())}", error)
         else:
             for kind, registration in registrations:
                 self.registry.add(kind, registration)
@@ -196,26 +201,13 @@ class Plugins:
         return registrations
 
 
-@contextmanager
-def _unchanged_torch() -> Iterator[None]:
-    """Refuse a plugin whose import changes torch's gradient mode or default dtype: every run would be another one."""
-    before = _torch_modes() or ("torch.float32", True)  # torch's own, if the plugin is the first to import it
-    try:
-        yield
-    finally:
-        after = _torch_modes() or before
-        if after != before:
-            torch: Any = sys.modules["torch"]
-            torch.set_default_dtype(getattr(torch, before[0].removeprefix("torch.")))
-            torch.set_grad_enabled(before[1])
-    if after != before:
-        raise PluginError("its import changes torch's default dtype or gradient mode, which every run depends on")
-
-
-def _torch_modes() -> tuple[str, bool] | None:
-    """The default dtype, and whether gradients are computed; None as long as torch is not imported."""
-    torch: Any = sys.modules.get("torch")
-    return (str(torch.get_default_dtype()), torch.is_grad_enabled()) if hasattr(torch, "get_default_dtype") else None
+def _line(error: BaseException, source: Path | None) -> str:
+    """` (file.py:12)`: the innermost line of a plugin in the traceback; empty if its code did not run."""
+    for frame, line in reversed(list(walk_tb(error.__traceback__))):
+        path = Path(frame.f_code.co_filename)
+        if path == source or (source and source.name == "__init__.py" and source.parent in path.parents):
+            return f" ({path.name}:{line})"
+    return ""
 
 
 def _registrar(hook: str, origin: Registration, registrations: list[tuple[str, Registration]]) -> Callable[..., None]:

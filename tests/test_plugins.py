@@ -337,13 +337,6 @@ def test_a_file_that_registers_nothing_is_told(tmp_path: Path, text: str) -> Non
     assert "it registers nothing: no function is marked with @hookimpl" in str(broken)
 
 
-def test_a_plugin_whose_import_changes_torchs_dtype_is_refused(distribution: MakeDistribution) -> None:
-    change = "import torch\ntorch.set_default_dtype(torch.float64)\n"
-    distribution("x-wide", f"{change}{GOOD.format(name='wide')}")
-    assert "its import changes torch's default dtype" in reason(load_plugins(), "x-wide")
-    assert torch.get_default_dtype() is torch.float32
-
-
 def test_modes_of_the_caller_are_no_plugins_fault(distribution: MakeDistribution) -> None:
     """As in a notebook that computes no gradients, and after another plugin has failed with its dtype set."""
     distribution("x-bad", "import torch\ntorch.set_default_dtype(torch.float64)\nraise ImportError('no')\n")
