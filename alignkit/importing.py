@@ -15,7 +15,7 @@ from alignkit.io.printable import printable
 
 PATIENCE = 5.0  # seconds after which a slow import is named
 _LEAVE_AFTER = 1.0  # seconds that a process waits for a thread that an import has left behind
-# Functions of torch that change every run, and what they are called with unless somebody has called them.
+# Functions of torch that change every run, and what reads the value that they set.
 _MODES = {
     "set_default_dtype": lambda torch: torch.get_default_dtype(),
     "set_grad_enabled": lambda torch: torch.is_grad_enabled(),
@@ -93,7 +93,7 @@ def _changed_modes(before: dict[str, Any]) -> Iterator[str]:
     for name, value in before.items():
         if after[name] != value:
             getattr(sys.modules["torch"], name)(value)
-            yield f"calls torch.{name}, now {after[name]}, on which every run depends: set it in a call, and set it back"
+            yield f"calls torch.{name}, now {after[name]}, which changes every run: set it in a call, and set it back"
 
 
 def _changed_folder(before: str) -> Iterator[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -40,6 +42,7 @@ from alignkit.step import Step
 from alignkit.tracker import Tracker
 
 GROUP = "alignkit"
+COMMANDS = "alignkit.commands"
 # Registration hook -> kind, and the class that a registered class must derive from; None: any callable will do.
 # A combination can be used wherever a reward can.
 HOOKS: dict[str, tuple[str, type | None]] = {
@@ -257,9 +260,23 @@ def check_implementation(hook: str, name: str, implementation: Any) -> None:
         raise TypeError(f"{label}: its Options must be a subclass of alignkit.{wanted.__name__}, not {options!r}")
     if issubclass(implementation, Algorithm):
         _check_algorithm(label, implementation)
+    _check_methods(label, implementation, base)
     if issubclass(implementation, Environment):
         for why in filter(None, (why_no_tool(*tool) for tool in tool_functions(implementation).items())):
             raise TypeError(f"{label}: {why}")
+
+
+def _check_methods(label: str, implementation: type, base: type) -> None:
+    """Refuse a method that is nearly called like one that the class leaves as it is: nobody would ever call it."""
+    methods = dict(inspect.getmembers(implementation, inspect.isfunction))
+    called = {name for method in methods.values() for name in method.__code__.co_names}
+    left = [name for name, method in methods.items() if name[0] != "_" and getattr(base, name, None) is method]
+    for name, method in methods.items():
+        ours = name[0] == "_" or hasattr(base, name) or method.__module__.partition(".")[0] == GROUP
+        near = [] if ours or name in called else difflib.get_close_matches(name, left, 1, 0.8)
+        if near:
+            help = f"did you mean '{near[0]}'? A method of your own begins with '_'"
+            raise TypeError(f"{label}: nobody calls {implementation.__name__}.{name}; {help}")
 
 
 def _check_algorithm(label: str, implementation: type[Algorithm]) -> None:
@@ -300,17 +317,36 @@ def _entry_points() -> list[_Candidate]:
     """The installed plugins, from their metadata; nothing is imported. Sorted, as the file system has no order."""
     candidates = []
     known: dict[int, tuple[str, str]] = {}  # parsing metadata is slow, and a distribution may have many plugins
-    for point in importlib.metadata.entry_points(group=GROUP):
+    installed = importlib.metadata.entry_points()
+    groups = [GROUP, *filter(_nearly_our_group, installed.groups)]
+    for point in (point for group in groups for point in installed.select(group=group)):
         dist = point.dist
         if id(dist) not in known:
             known[id(dist)] = (dist.metadata["Name"], dist.version) if dist else ("", "")
         name, version = known[id(dist)]
         requires = partial(_requirements, dist) if name != GROUP else tuple
         locate = partial(_file_of, point.module)
-        candidates.append(_Candidate(point.name, name, version, point.load, requires, locate))
+        load = point.load if point.group == GROUP else partial(_refuse_group, point.group)
+        candidates.append(_Candidate(point.name, name, version, load, requires, locate))
     if not any(plugin.distribution == GROUP for plugin in candidates):
         raise PluginError(_without_ours())
     return sorted(candidates, key=lambda plugin: (plugin.name, plugin.distribution))
+
+
+def _nearly_our_group(group: str) -> bool:
+    """Whether a package names a group that does not exist, such as `alignkit.plugins` or `alignkit_rewards`."""
+    root, _, rest = group.lower().replace("_", ".").replace("-", ".").partition(".")
+    return (
+        root == GROUP
+        and group not in (GROUP, COMMANDS)
+        and (rest.removesuffix("s") in ("", "plugin", "command", *KINDS))
+    )
+
+
+def _refuse_group(group: str) -> None:
+    raise PluginError(
+        f"its entry point is in the group '{group}'; those of plugins are in '{GROUP}', of commands in '{COMMANDS}'"
+    )
 
 
 def _without_ours() -> str:

@@ -141,8 +141,8 @@ class Registry:
         ):
             chosen = list(filter(wins, matches))
             if len(matches) > 1 and len(chosen) == 1:
-                others = [one for one in matches if one is not chosen[0]]
-                self.warnings[f"{kind} {name}"] = _shadowing(kind, name, chosen[0], others)
+                shadowed = [one for one in matches if one is not chosen[0]]
+                self.warnings[f"{kind} {name}"] = _shadowing(kind, name, chosen[0], shadowed)
                 return chosen[0]
         if len(matches) == 1:
             return matches[0]

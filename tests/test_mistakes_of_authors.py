@@ -11,6 +11,7 @@ import torch
 from alignkit import importing
 from alignkit.cli import main
 from alignkit.plugins import load_plugins
+from alignkit.registry import Unresolved
 from tests.patience import PATIENCE
 from tests.test_plugins import MakeDistribution, distribution, fresh
 
@@ -45,6 +46,12 @@ AT_IMPORT = {
     "module": ("import no_such_module", "No module named 'no_such_module' (fake_x_pack.py:1)"),
     "line": ("\n\n1 / 0", "ZeroDivisionError: division by zero (fake_x_pack.py:3)"),
     "name": (GOOD.replace('"mine"', '"my reward!"'), "reward name 'my reward!' must consist of"),
+    "method": (
+        "from alignkit import Algorithm, hookimpl\nclass Mine(Algorithm):\n    def loss(self, batch, out): ...\n"
+        "    def keep_groups(self, group): ...\n"
+        "@hookimpl\ndef register_algorithms(register):\n    register('mine', Mine)",
+        "algorithm 'mine': nobody calls Mine.keep_groups; did you mean 'keep_group'?",
+    ),
     "argument": (GOOD.replace("(register)", "(add)"), "hook 'register_rewards'"),
 }
 
@@ -133,3 +140,29 @@ def test_a_thread_that_an_import_leaves_behind_does_not_keep_a_command(distribut
         timeout=PATIENCE,
     )
     assert ended.returncode == 0 and "starts the thread" in ended.stdout
+
+
+def test_a_method_that_another_one_calls_is_no_mistake(distribution: MakeDistribution) -> None:
+    source = GOOD.replace(
+        "    def score(", "    def prepared(self): ...\n    def check(self): self.prepared()\n    def score("
+    )
+    distribution("x-pack", source)
+    assert not load_plugins(lazy=True).broken
+
+
+@pytest.mark.parametrize("group", ["alignkit.plugins", "alignkit_plugins", "alignkit.reward", "Alignkit"])
+def test_an_entry_point_in_another_group_is_told(
+    distribution: MakeDistribution, capsys: pytest.CaptureFixture[str], group: str
+) -> None:
+    entries = next(distribution("x-pack", GOOD).glob("*.dist-info/entry_points.txt"))
+    entries.write_text(entries.read_text().replace("[alignkit]", f"[{group}]"), encoding="utf-8")
+    registry = load_plugins(lazy=True).registry
+    with pytest.raises(Unresolved, match=rf"plugin 'x-pack' .* its entry point is in the group '{group}'; those of pl"):
+        registry.get("reward", "mine")
+
+
+@pytest.mark.parametrize("group", ["alignkit_mine.parts", "alignkit.commands"])
+def test_another_packages_group_is_none_of_ours(distribution: MakeDistribution, group: str) -> None:
+    entries = next(distribution("x-pack", GOOD).glob("*.dist-info/entry_points.txt"))
+    entries.write_text(entries.read_text().replace("[alignkit]", f"[{group}]"), encoding="utf-8")
+    assert not load_plugins(lazy=True).broken
