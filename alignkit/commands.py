@@ -17,7 +17,7 @@ import typer
 
 from alignkit.errors import PluginError, message_of, reason_of
 from alignkit.hookspecs import hookspec
-from alignkit.importing import importing
+from alignkit.importing import importing, left_out
 from alignkit.io.printable import printable
 
 GROUP = "alignkit.commands"
@@ -42,8 +42,10 @@ def add_commands(app: typer.Typer) -> None:
     """Add the commands of all packages, alignkit's first. One that fails is a warning, and leaves out its own only."""
     found = importlib.metadata.entry_points(group=GROUP)
     for entry in sorted(found, key=lambda entry: (_package(entry) != "alignkit", _package(entry), entry.name)):
+        if {entry.name, _package(entry)} & {*left_out()}:
+            continue
         try:
-            with nullcontext() if _package(entry) == "alignkit" else importing(f"commands of {_package(entry)}"):
+            with nullcontext() if _package(entry) == "alignkit" else importing(f"the commands of {_package(entry)}"):
                 module = entry.load()
             _add(app, module, entry.name)
         except KeyboardInterrupt as error:

@@ -13,6 +13,7 @@ from alignkit.errors import PluginError
 from alignkit.io.leaving import end_within
 from alignkit.io.printable import printable
 
+LEFT_OUT = "ALIGNKIT_NO_PLUGIN"  # a variable: names, separated by commas
 PATIENCE = 5.0  # seconds after which a slow import is named
 _LEAVE_AFTER = 1.0  # seconds that a process waits for a thread that an import has left behind
 # Functions of torch that change every run, and what reads the value that they set.
@@ -26,6 +27,11 @@ _MODES = {
 }
 
 
+def left_out() -> list[str]:
+    """What the user does not want to be loaded, in any command."""
+    return [name.strip() for name in os.environ.get(LEFT_OUT, "").split(",") if name.strip()]
+
+
 @contextmanager
 def importing(what: str) -> Iterator[None]:
     """Around the import of `what`: `plugin 'x' (x-pack 1.2)`. Raises PluginError for what would change other plugins.
@@ -35,7 +41,7 @@ def importing(what: str) -> Iterator[None]:
     """
     folder, threads, modes = _folder(), set(threading.enumerate()), _modes()
     files = _files(folder)
-    timer = threading.Timer(PATIENCE, _say, [f"loading {what} ... (--no-plugin leaves a plugin out)"])
+    timer = threading.Timer(PATIENCE, _say, [f"loading {what} ... ({LEFT_OUT}=NAME leaves it out)"])
     timer.daemon = True
     timer.start()
     try:

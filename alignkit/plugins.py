@@ -30,7 +30,7 @@ from alignkit.executor import Executor, ExecutorOptions
 from alignkit.external import ExternalTrainer
 from alignkit.filters import Filter
 from alignkit.formats import Format
-from alignkit.importing import importing
+from alignkit.importing import LEFT_OUT, importing, left_out
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.launcher import ACCELERATE, Launcher
 from alignkit.monitor import Monitor
@@ -403,9 +403,7 @@ def _enabled(candidates: list[_Candidate], disabled: Sequence[str]) -> tuple[lis
             known = sorted({plugin.name for plugin in candidates})
             help = did_you_mean(name, known) or f"installed: {', '.join(known) or 'none'}"
             raise RecipeError([Problem(f"cannot disable plugin '{name}': no such plugin is installed", help=help)])
-    environment = os.environ.get("ALIGNKIT_DISABLE_PLUGINS", "").split(",")
-    ways = {name.strip(): "ALIGNKIT_DISABLE_PLUGINS" for name in environment if name.strip()}
-    ways |= {name: f"--no-plugin {name}" for name in disabled}
+    ways = dict.fromkeys(left_out(), LEFT_OUT) | {name: f"--no-plugin {name}" for name in disabled}
     enabled, refused = [], []
     for plugin in candidates:
         way = next((way for name, way in ways.items() if plugin.is_called(name)), None)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 from alignkit import importing
 from alignkit.cli import main
+from alignkit.commands import add_commands
 from alignkit.plugins import load_plugins
 from alignkit.registry import Unresolved
 from tests.patience import PATIENCE
@@ -166,3 +168,32 @@ def test_another_packages_group_is_none_of_ours(distribution: MakeDistribution, 
     entries = next(distribution("x-pack", GOOD).glob("*.dist-info/entry_points.txt"))
     entries.write_text(entries.read_text().replace("[alignkit]", f"[{group}]"), encoding="utf-8")
     assert not load_plugins(lazy=True).broken
+
+
+def test_commands_are_left_out_with_their_package(
+    monkeypatch: pytest.MonkeyPatch, distribution: MakeDistribution
+) -> None:
+    entries = next(distribution("x-pack", "raise SystemExit(7)").glob("*.dist-info/entry_points.txt"))
+    entries.write_text(entries.read_text().replace("[alignkit]", "[alignkit.commands]"), encoding="utf-8")
+    said: list[str] = []
+    monkeypatch.setattr("alignkit.commands.print", lambda text, file: said.append(text), raising=False)
+    add_commands(typer.Typer())
+    monkeypatch.setenv("ALIGNKIT_NO_PLUGIN", "x-pack")
+    add_commands(typer.Typer())
+    assert len(said) == 1 and "no commands of x-pack" in said[0] and "SystemExit: 7" in said[0]
+
+
+@pytest.mark.parametrize(
+    "command", [["init", "new"], ["label", "rows.notes", "--store", "s.feedback"], ["data", "stats", "rows.jsonl"]]
+)
+def test_no_plugin_is_heard_by_every_command(
+    distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    monkeypatch.setenv("ALIGNKIT_STRICT", "1")  # were it loaded, the command would end with 3
+    distribution("x-pack", "raise SystemExit(7)")
+    assert main(command) == 3
+    assert main([*command, "--no-plugin", "x-pack"]) != 3
+    monkeypatch.setenv("ALIGNKIT_NO_PLUGIN", "x-pack")
+    assert main(command) != 3
