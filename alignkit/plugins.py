@@ -160,7 +160,8 @@ class Plugins:
         except BaseException as error:  # includes sys.exit() at import
             if self.manager.has_plugin(candidate.name):
                 self.manager.unregister(name=candidate.name)
-            self.reject(candidate, f"{reason_of(error)}{_line(error, candidate.source())}", error)
+            reason = f"{reason_of(error)}{_line(error, candidate.source())}{_other_version(error, candidate)}"
+            self.reject(candidate, reason, error)
         else:
             for kind, registration in registrations:
                 self.registry.add(kind, registration)
@@ -307,6 +308,15 @@ def _check_requirements(requires: Iterable[str]) -> None:
             continue
         if not requirement.specifier.contains(__version__, prereleases=True):
             raise ImportError(f"needs alignkit{requirement.specifier}, but this is {__version__}")
+
+
+def _other_version(error: BaseException, candidate: _Candidate) -> str:
+    """What to add to the error of a package that imports a name which this alignkit does not have."""
+    if not isinstance(error, ImportError) or (error.name or "").partition(".")[0] != GROUP:
+        return ""
+    wanted = [text for text in candidate.requires() if re.match(rf"{GROUP}\b(?!-)", text)]
+    written = f"its package asks for {wanted[0]}" if wanted else f"its package does not say which {GROUP} it needs"
+    return f"; this alignkit is {__version__}, and {written}: it may have been written for another one"
 
 
 def _strict() -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import typer
 
-from alignkit import importing
+from alignkit import __version__, importing
 from alignkit.cli import main
 from alignkit.commands import add_commands
 from alignkit.plugins import load_plugins
@@ -197,3 +197,15 @@ def test_no_plugin_is_heard_by_every_command(
     assert main([*command, "--no-plugin", "x-pack"]) != 3
     monkeypatch.setenv("ALIGNKIT_NO_PLUGIN", "x-pack")
     assert main(command) != 3
+
+
+@pytest.mark.parametrize(
+    ("requires", "said"),
+    [("alignkit>=0.0.1", "asks for alignkit>=0.0.1"), ("", "does not say which alignkit it needs")],
+)
+def test_a_name_of_another_alignkit_is_told_with_both_versions(
+    distribution: MakeDistribution, requires: str, said: str
+) -> None:
+    distribution("x-pack", "from alignkit import NoSuchName\n", requires=requires)
+    (broken,) = load_plugins(lazy=True).broken
+    assert f"(fake_x_pack.py:1); this alignkit is {__version__}, and its package {said}" in str(broken)
