@@ -17,7 +17,7 @@ import typer
 
 from alignkit.errors import PluginError, message_of, reason_of
 from alignkit.hookspecs import hookspec
-from alignkit.importing import importing, left_out
+from alignkit.io.importing import importing, left_out
 from alignkit.io.printable import printable
 
 GROUP = "alignkit.commands"

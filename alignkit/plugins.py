@@ -30,7 +30,7 @@ from alignkit.executor import Executor, ExecutorOptions
 from alignkit.external import ExternalTrainer
 from alignkit.filters import Filter
 from alignkit.formats import Format
-from alignkit.importing import LEFT_OUT, importing, left_out
+from alignkit.io.importing import LEFT_OUT, importing, left_out
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.launcher import ACCELERATE, Launcher
 from alignkit.monitor import Monitor

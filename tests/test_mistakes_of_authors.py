@@ -9,9 +9,10 @@ import pytest
 import torch
 import typer
 
-from alignkit import __version__, importing
+from alignkit import __version__
 from alignkit.cli import main
 from alignkit.commands import add_commands
+from alignkit.io import importing
 from alignkit.plugins import load_plugins
 from alignkit.registry import Unresolved
 from tests.patience import PATIENCE

@@ -47,8 +47,7 @@ def init(
       alignkit init --demos faq.csv --columns prompt=question,completion=answer
       alignkit init --demos demos.jsonl --pairs pairs.jsonl --prompts p.jsonl
     """
-    given = {"demos": demos, "pairs": pairs, "prompts": prompts}
-    data = {name: path for name, path in given.items() if path is not None}
+    data = {name: path for name, path in (("demos", demos), ("pairs", pairs), ("prompts", prompts)) if path is not None}
     if listed:
         from alignkit.recipe.shipped import shipped
         from alignkit_apps.init.copying import summary

@@ -36,7 +36,7 @@ def left_out() -> list[str]:
 def importing(what: str) -> Iterator[None]:
     """Around the import of `what`: `plugin 'x' (x-pack 1.2)`. Raises PluginError for what would change other plugins.
 
-    Torch's modes and the working folder are then as before. What it prints goes to stderr, since stdout is for results.
+    Torch's modes and the working folder are then as before. Its output goes to stderr, since stdout is for results.
     A slow import is named after a while, and when it is interrupted.
     """
     folder, threads, modes = _folder(), set(threading.enumerate()), _modes()
