@@ -9,13 +9,15 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import pluggy
 import typer
 
-from alignkit.errors import PluginError, reason_of
+from alignkit.errors import PluginError, message_of, reason_of
 from alignkit.hookspecs import hookspec
+from alignkit.io.importing import importing, left_out
 from alignkit.io.printable import printable
 
 GROUP = "alignkit.commands"
@@ -40,10 +42,15 @@ def add_commands(app: typer.Typer) -> None:
     """Add the commands of all packages, alignkit's first. One that fails is a warning, and leaves out its own only."""
     found = importlib.metadata.entry_points(group=GROUP)
     for entry in sorted(found, key=lambda entry: (_package(entry) != "alignkit", _package(entry), entry.name)):
+        if {entry.name, _package(entry)} & {*left_out()}:
+            continue
         try:
-            _add(app, entry)
-        except KeyboardInterrupt:
-            raise
+            with nullcontext() if _package(entry) == "alignkit" else importing(f"the commands of {_package(entry)}"):
+                module = entry.load()
+            _add(app, module, entry.name)
+        except KeyboardInterrupt as error:
+            print(message_of(error), file=sys.stderr)
+            raise SystemExit(130) from None
         except BaseException as error:  # includes sys.exit() at import
             text = f"warning: no commands of {_package(entry)}, {entry.name} = {entry.value}: {reason_of(error)}"
             print(printable(text), file=sys.stderr)
@@ -53,10 +60,10 @@ def _package(entry: importlib.metadata.EntryPoint) -> str:
     return entry.dist.name if entry.dist is not None else ""
 
 
-def _add(app: typer.Typer, entry: importlib.metadata.EntryPoint) -> None:
+def _add(app: typer.Typer, module: Any, name: str) -> None:
     manager = pluggy.PluginManager("alignkit")
     manager.add_hookspecs(sys.modules[__name__])
-    manager.register(entry.load(), name=entry.name)
+    manager.register(module, name=name)
     manager.check_pending()
     functions = [known.name or getattr(known.callback, "__name__", "") for known in app.registered_commands]
     taken = {name.replace("_", "-") for name in functions} | {str(known.name) for known in app.registered_groups}

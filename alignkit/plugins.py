@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from alignkit.executor import Executor, ExecutorOptions
 from alignkit.external import ExternalTrainer
 from alignkit.filters import Filter
 from alignkit.formats import Format
+from alignkit.io.importing import LEFT_OUT, importing, left_out
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.launcher import ACCELERATE, Launcher
 from alignkit.monitor import Monitor
@@ -39,6 +42,7 @@ from alignkit.step import Step
 from alignkit.tracker import Tracker
 
 GROUP = "alignkit"
+COMMANDS = "alignkit.commands"
 # Registration hook -> kind, and the class that a registered class must derive from; None: any callable will do.
 # A combination can be used wherever a reward can.
 HOOKS: dict[str, tuple[str, type | None]] = {
@@ -85,6 +89,10 @@ class _Candidate:
     @property
     def origin(self) -> str:
         return f"{self.distribution} {self.version}".strip()
+
+    @property
+    def label(self) -> str:
+        return f"plugin '{self.name}' ({self.origin})"
 
     def is_called(self, name: str) -> bool:
         """Whether `name` or `package:name` means this plugin."""
@@ -140,7 +148,7 @@ class Plugins:
         """Load one plugin. If that fails, record why and leave no trace in the manager."""
         try:
             _check_requirements(candidate.requires())
-            with _unchanged_torch():
+            with nullcontext() if candidate.distribution == GROUP else importing(candidate.label):
                 plugin = candidate.load()
             self.manager.register(plugin, name=candidate.name)
             self._check_hooks()
@@ -152,7 +160,8 @@ class Plugins:
         except BaseException as error:  # includes sys.exit() at import
             if self.manager.has_plugin(candidate.name):
                 self.manager.unregister(name=candidate.name)
-            self.reject(candidate, reason_of(error), error)
+            reason = f"{reason_of(error)}{_line(error, candidate.source())}{_other_version(error, candidate)}"
+            self.reject(candidate, reason, error)
         else:
             for kind, registration in registrations:
                 self.registry.add(kind, registration)
@@ -196,26 +205,13 @@ class Plugins:
         return registrations
 
 
-@contextmanager
-def _unchanged_torch() -> Iterator[None]:
-    """Refuse a plugin whose import changes torch's gradient mode or default dtype: every run would be another one."""
-    before = _torch_modes() or ("torch.float32", True)  # torch's own, if the plugin is the first to import it
-    try:
-        yield
-    finally:
-        after = _torch_modes() or before
-        if after != before:
-            torch: Any = sys.modules["torch"]
-            torch.set_default_dtype(getattr(torch, before[0].removeprefix("torch.")))
-            torch.set_grad_enabled(before[1])
-    if after != before:
-        raise PluginError("its import changes torch's default dtype or gradient mode, which every run depends on")
-
-
-def _torch_modes() -> tuple[str, bool] | None:
-    """The default dtype, and whether gradients are computed; None as long as torch is not imported."""
-    torch: Any = sys.modules.get("torch")
-    return (str(torch.get_default_dtype()), torch.is_grad_enabled()) if hasattr(torch, "get_default_dtype") else None
+def _line(error: BaseException, source: Path | None) -> str:
+    """` (file.py:12)`: the innermost line of a plugin in the traceback; empty if its code did not run."""
+    for frame, line in reversed(list(walk_tb(error.__traceback__))):
+        path = Path(frame.f_code.co_filename)
+        if path == source or (source and source.name == "__init__.py" and source.parent in path.parents):
+            return f" ({path.name}:{line})"
+    return ""
 
 
 def _registrar(hook: str, origin: Registration, registrations: list[tuple[str, Registration]]) -> Callable[..., None]:
@@ -265,10 +261,24 @@ def check_implementation(hook: str, name: str, implementation: Any) -> None:
         raise TypeError(f"{label}: its Options must be a subclass of alignkit.{wanted.__name__}, not {options!r}")
     if issubclass(implementation, Algorithm):
         _check_algorithm(label, implementation)
+    _check_methods(label, implementation, base)
     if issubclass(implementation, Environment):
         tools = {name: tool.__get__(object()) for name, tool in tool_functions(implementation).items()}
         for why in filter(None, (why_no_tool(*tool) for tool in tools.items())):
             raise TypeError(f"{label}: {why}")
+
+
+def _check_methods(label: str, implementation: type, base: type) -> None:
+    """Refuse a method that is nearly called like one that the class leaves as it is: nobody would ever call it."""
+    methods = dict(inspect.getmembers(implementation, inspect.isfunction))
+    called = {name for method in methods.values() for name in method.__code__.co_names}
+    left = [name for name, method in methods.items() if name[0] != "_" and getattr(base, name, None) is method]
+    for name, method in methods.items():
+        ours = name[0] == "_" or hasattr(base, name) or method.__module__.partition(".")[0] == GROUP
+        near = [] if ours or name in called else difflib.get_close_matches(name, left, 1, 0.8)
+        if near:
+            help = f"did you mean '{near[0]}'? A method of your own begins with '_'"
+            raise TypeError(f"{label}: nobody calls {implementation.__name__}.{name}; {help}")
 
 
 def _check_algorithm(label: str, implementation: type[Algorithm]) -> None:
@@ -301,6 +311,15 @@ def _check_requirements(requires: Iterable[str]) -> None:
             raise ImportError(f"needs alignkit{requirement.specifier}, but this is {__version__}")
 
 
+def _other_version(error: BaseException, candidate: _Candidate) -> str:
+    """What to add to the error of a package that imports a name which this alignkit does not have."""
+    if not isinstance(error, ImportError) or (error.name or "").partition(".")[0] != GROUP:
+        return ""
+    wanted = [text for text in candidate.requires() if re.match(rf"{GROUP}\b(?!-)", text)]
+    written = f"its package asks for {wanted[0]}" if wanted else f"its package does not say which {GROUP} it needs"
+    return f"; this alignkit is {__version__}, and {written}: it may have been written for another one"
+
+
 def _strict() -> bool:
     return os.environ.get("ALIGNKIT_STRICT", "") not in ("", "0")
 
@@ -309,17 +328,36 @@ def _entry_points() -> list[_Candidate]:
     """The installed plugins, from their metadata; nothing is imported. Sorted, as the file system has no order."""
     candidates = []
     known: dict[int, tuple[str, str]] = {}  # parsing metadata is slow, and a distribution may have many plugins
-    for point in importlib.metadata.entry_points(group=GROUP):
+    installed = importlib.metadata.entry_points()
+    groups = [GROUP, *filter(_nearly_our_group, installed.groups)]
+    for point in (point for group in groups for point in installed.select(group=group)):
         dist = point.dist
         if id(dist) not in known:
             known[id(dist)] = (dist.metadata["Name"], dist.version) if dist else ("", "")
         name, version = known[id(dist)]
         requires = partial(_requirements, dist) if name != GROUP else tuple
         locate = partial(_file_of, point.module)
-        candidates.append(_Candidate(point.name, name, version, point.load, requires, locate))
+        load = point.load if point.group == GROUP else partial(_refuse_group, point.group)
+        candidates.append(_Candidate(point.name, name, version, load, requires, locate))
     if not any(plugin.distribution == GROUP for plugin in candidates):
         raise PluginError(_without_ours())
     return sorted(candidates, key=lambda plugin: (plugin.name, plugin.distribution))
+
+
+def _nearly_our_group(group: str) -> bool:
+    """Whether a package names a group that does not exist, such as `alignkit.plugins` or `alignkit_rewards`."""
+    root, _, rest = group.lower().replace("_", ".").replace("-", ".").partition(".")
+    return (
+        root == GROUP
+        and group not in (GROUP, COMMANDS)
+        and (rest.removesuffix("s") in ("", "plugin", "command", *KINDS))
+    )
+
+
+def _refuse_group(group: str) -> None:
+    raise PluginError(
+        f"its entry point is in the group '{group}'; those of plugins are in '{GROUP}', of commands in '{COMMANDS}'"
+    )
 
 
 def _without_ours() -> str:
@@ -376,9 +414,7 @@ def _enabled(candidates: list[_Candidate], disabled: Sequence[str]) -> tuple[lis
             known = sorted({plugin.name for plugin in candidates})
             help = did_you_mean(name, known) or f"installed: {', '.join(known) or 'none'}"
             raise RecipeError([Problem(f"cannot disable plugin '{name}': no such plugin is installed", help=help)])
-    environment = os.environ.get("ALIGNKIT_DISABLE_PLUGINS", "").split(",")
-    ways = {name.strip(): "ALIGNKIT_DISABLE_PLUGINS" for name in environment if name.strip()}
-    ways |= {name: f"--no-plugin {name}" for name in disabled}
+    ways = dict.fromkeys(left_out(), LEFT_OUT) | {name: f"--no-plugin {name}" for name in disabled}
     enabled, refused = [], []
     for plugin in candidates:
         way = next((way for name, way in ways.items() if plugin.is_called(name)), None)

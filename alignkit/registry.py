@@ -125,8 +125,10 @@ class Registry:
         """Whether a plugin provides the name, which may be written `package:name`."""
         return bool(self._matches(kind, name))
 
-    def get(self, kind: str, name: str) -> Registration:
+    def get(self, kind: str, name: str, others: Iterable[str] = ()) -> Registration:
         """The registration of `name` or `package:name`. Raises Unresolved, which says what to do.
+
+        others: names that mean something else there, and may have been meant.
 
         If several have a name, that of a file given by --plugin wins, then that of a package that the recipe requires,
         then alignkit's own, with a warning: a package that is installed must not break other people's recipes.
@@ -139,12 +141,12 @@ class Registry:
         ):
             chosen = list(filter(wins, matches))
             if len(matches) > 1 and len(chosen) == 1:
-                others = [one for one in matches if one is not chosen[0]]
-                self.warnings[f"{kind} {name}"] = _shadowing(kind, name, chosen[0], others)
+                shadowed = [one for one in matches if one is not chosen[0]]
+                self.warnings[f"{kind} {name}"] = _shadowing(kind, name, chosen[0], shadowed)
                 return chosen[0]
         if len(matches) == 1:
             return matches[0]
-        raise _ambiguous(kind, name, matches) if matches else self._unknown(kind, name)
+        raise _ambiguous(kind, name, matches) if matches else self._unknown(kind, name, others)
 
     def likely_providers(self, name: str) -> list[UnavailablePlugin]:
         """The plugins that likely provide `name`, but are broken or disabled."""
@@ -159,7 +161,7 @@ class Registry:
             if not package or package in (registration.distribution, registration.plugin)
         ]
 
-    def _unknown(self, kind: str, name: str) -> Unresolved:
+    def _unknown(self, kind: str, name: str, others: Iterable[str]) -> Unresolved:
         self.complete()
         plain = name.rpartition(":")[2]
         if providers := self.likely_providers(plain):
@@ -169,7 +171,7 @@ class Registry:
         if plain in WITHOUT_PLUGIN.get(kind, ()):
             return Unresolved(f"{kind} '{plain}' has no options", f"write '{kind}: {plain}'")
         names = sorted({*self.names(kind), *WITHOUT_PLUGIN.get(kind, ())})
-        guess = did_you_mean(plain, names)
+        guess = did_you_mean(plain, [*others, *names])
         listed = (
             f"installed: {', '.join(names) or 'none'}" if len(names) <= FEW else f"`alignkit plugins {kind}` lists all"
         )

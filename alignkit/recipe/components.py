@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from alignkit.errors import did_you_mean
 from alignkit.options import Options, Ref
 from alignkit.recipe.advice import advice, common_name
 from alignkit.recipe.document import Keys
@@ -89,9 +88,9 @@ def find(kind: str, name: str, keys: Keys, scope: Scope, *, at_key: bool = False
 def find_reward(named: Named, scope: Scope) -> Registration | None:
     """Return the reward plugin of this name. Suggestions include stages, because a reward can be a stage."""
     try:
-        return scope.registry.get("reward", named.name)
+        return scope.registry.get("reward", named.name, scope.declared)
     except Unresolved as error:
-        help = did_you_mean(named.name, [*scope.declared, *scope.registry.names("reward")]) or error.help
+        help = error.help
         if help.startswith("installed"):
             first, *rest = help.splitlines()
             help = "\n".join([f"{first}; or name a stage that trains a reward model", *rest])

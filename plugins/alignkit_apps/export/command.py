@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from alignkit.arguments import NoPlugins
+
 if TYPE_CHECKING:
     from alignkit_apps.export.request import Request
     from alignkit_apps.policies.source import Source
@@ -42,6 +44,7 @@ def export(
         str | None, typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hugging Face hub.")
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="With --push: let everybody read it.")] = False,
+    no_plugin: NoPlugins = None,
 ) -> None:
     """Write a trained model, with a model card, for other programs.
 
@@ -54,9 +57,11 @@ def export(
       alignkit export runs/quickstart/align my-model --gguf --dtype q8_0
       alignkit export runs/quickstart/helpful rm --merge --push me/my-rm
     """
+    from alignkit.plugins import load_plugins
     from alignkit_apps.export.request import Request, check
     from alignkit_apps.policies.source import find
 
+    load_plugins((), no_plugin or (), lazy=True)
     source = find(stage)
     place = out or Path("exports") / f"{source.run.resolve().name}-{source.reference.replace('@', '-')}"
     request = Request(place, merge, gguf, dtype, base, license, push, public)

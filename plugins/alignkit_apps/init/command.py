@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.arguments import refuse
+from alignkit.arguments import NoPlugins, refuse
 from alignkit.io.lookup import is_file
 from alignkit.io.printable import printable
 from alignkit_apps.catalog.printing import print_table
@@ -30,6 +30,7 @@ def init(
     columns: Annotated[
         str, typer.Option(metavar="NAME=COLUMN,...", help="Your columns, by the names that a format expects.")
     ] = "",
+    no_plugin: NoPlugins = None,
 ) -> None:
     """Write a recipe: for your data, a tiny example, or a copy.
 
@@ -46,8 +47,7 @@ def init(
       alignkit init --demos faq.csv --columns prompt=question,completion=answer
       alignkit init --demos demos.jsonl --pairs pairs.jsonl --prompts p.jsonl
     """
-    given = {"demos": demos, "pairs": pairs, "prompts": prompts}
-    data = {name: path for name, path in given.items() if path is not None}
+    data = {name: path for name, path in (("demos", demos), ("pairs", pairs), ("prompts", prompts)) if path is not None}
     if listed:
         from alignkit.recipe.shipped import shipped
         from alignkit_apps.init.copying import summary
@@ -56,6 +56,9 @@ def init(
         return
     if is_file(folder):
         folder = _add_file(folder, data)
+    from alignkit.plugins import load_plugins
+
+    load_plugins((), no_plugin or (), lazy=True)
     assumed: list[str] = []
     if recipe is not None:
         if data or base or columns:

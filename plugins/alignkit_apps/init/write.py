@@ -20,7 +20,7 @@ from alignkit.data.reading import DataSource, Formats, OtherColumns, RowReader, 
 from alignkit.data.sources import OR_SKIP, DataSpec, Loaded
 from alignkit.errors import AlignkitError, BadRow, DataError, OutOfResource, Problem, RecipeError, did_you_mean
 from alignkit.io.lookup import is_file
-from alignkit.plugins import load_plugins, plugins
+from alignkit.plugins import plugins
 from alignkit.recipe.document import parse_document
 from alignkit.recipe.load import build
 from alignkit.recipe.shipped import SCHEMA
@@ -71,7 +71,7 @@ def write(
                 Path(place, f"{kind}.jsonl").write_text(text, encoding="utf-8")
         _check(recipe_text(name, base, absolute, example=example), folder / RECIPE)
     recipe = recipe_text(name, base, sources, example=example)
-    files = {RECIPE: recipe, SCHEMA: schema_text(load_plugins().registry), **files}
+    files = {RECIPE: recipe, SCHEMA: schema_text(plugins().registry), **files}
     assumed = [line for source in sources.values() for line in source.assumed()]
     return _written({folder / file: text for file, text in files.items()}), assumed
 

@@ -106,6 +106,9 @@ def prepared(source: Source, path: Path | None, plans: Plans, gold: Path | None 
     if plans.task is not None and plans.task not in TASKS:
         hint = did_you_mean(plans.task, TASKS) or f"tasks: {', '.join(TASKS)}"
         raise RecipeError([Problem(f"--task: unknown task '{plans.task}'", help=hint)])
+    from alignkit.plugins import load_plugins
+
+    load_plugins(source.plugins, source.no_plugins, lazy=True)
     if path is None and (waiting := _waiting(source)) is not None:
         source = Source(str(waiting))
     wanted = Wanted(plans.task, tuple(plans.criteria or CRITERIA), plans.batch, plans.license)
@@ -148,13 +151,13 @@ def _waiting(source: Source) -> Path | None:
 
 def entry_groups(text: str) -> list[Group]:
     """The rows of a data entry as a recipe has it, such as `{path: FILE, columns: {prompt: question}}`."""
-    from alignkit.plugins import load_plugins
+    from alignkit.plugins import plugins
     from alignkit.recipe.document import plain_data
     from alignkit.recipe.load import made_recipe
 
     step = {"step": "people", "data": plain_data(text, f"'{text}'")}
     recipe = made_recipe(
-        {"model": {"base": "tiny"}, "stages": {"label": step}}, "alignkit label", (), load_plugins().registry
+        {"model": {"base": "tiny"}, "stages": {"label": step}}, "alignkit label", (), plugins().registry
     )
     (spec,) = specs([recipe.stages["label"].component.options], DataSpec)
     return RunData(lambda stage: Path(stage), 0).read(spec).groups
@@ -258,11 +261,11 @@ def _is_of_a_run(path: Path, batches: set[str]) -> bool:
 
 def file_groups(path: Path, limit: int | None = None) -> list[Group]:
     """The rows of a file, in any format. Raises `RecipeError` if it is not there, `DataError` for bad rows."""
-    from alignkit.plugins import load_plugins
+    from alignkit.plugins import plugins
 
     if not is_file(path):
         raise RecipeError([Problem(f"no such file: {path}", help="name a file with rows, a store or a recipe")])
-    load_plugins()
+    plugins()  # which have readers and formats
     spec = DataSpec((DataSource(None, path=path.resolve(), limit=limit),))
     try:
         return RunData(lambda stage: path, 0).read(spec).groups

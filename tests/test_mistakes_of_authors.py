@@ -1,0 +1,212 @@
+"""What an author gets wrong is told with the plugin, the line and what to write, wherever a user meets it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+from alignkit import __version__
+from alignkit.cli import main
+from alignkit.commands import add_commands
+from alignkit.io import importing
+from alignkit.plugins import load_plugins
+from alignkit.registry import Unresolved
+from tests.patience import PATIENCE
+from tests.test_plugins import MakeDistribution, distribution, fresh
+
+__all__ = ["distribution", "fresh"]  # fixtures
+
+GOOD = """
+from alignkit import Reward, hookimpl
+class Mine(Reward):
+    def score(self, groups): ...
+@hookimpl
+def register_rewards(register):
+    register("mine", Mine)
+"""
+# What a package does at import, and what a user then reads.
+AT_IMPORT = {
+    "dtype": ("import torch\ntorch.set_default_dtype(torch.float64)", "its import calls torch.set_default_dtype"),
+    "gradients": ("import torch\ntorch.set_grad_enabled(False)", "its import calls torch.set_grad_enabled, now False"),
+    "device": ("import torch\ntorch.set_default_device('meta')", "its import calls torch.set_default_device"),
+    "products": (
+        "import torch\ntorch.set_float32_matmul_precision('medium')",
+        "its import calls torch.set_float32_matmul_precision, now medium",
+    ),
+    "kernels": ("import torch\ntorch.use_deterministic_algorithms(True)", "calls torch.use_deterministic_algorithms"),
+    "threads": ("import torch\ntorch.set_num_threads(7)", "its import calls torch.set_num_threads, now 7"),
+    "folder": ("import os\nos.chdir('/')", "its import changes the working folder to /: write absolute paths"),
+    "exit": ("import sys\nsys.exit(3)", "SystemExit: 3 (fake_x_pack.py:2)"),
+    "_exit": ("import os\nos._exit(7)", "its import called os._exit(7) (fake_x_pack.py:2)"),
+    "thread": (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(0.3,), name='poll').start()",
+        "its import starts the thread 'poll', for which every command waits: write daemon=True",
+    ),
+    "module": ("import no_such_module", "No module named 'no_such_module' (fake_x_pack.py:1)"),
+    "line": ("\n\n1 / 0", "ZeroDivisionError: division by zero (fake_x_pack.py:3)"),
+    "name": (GOOD.replace('"mine"', '"my reward!"'), "reward name 'my reward!' must consist of"),
+    "method": (
+        "from alignkit import Algorithm, hookimpl\nclass Mine(Algorithm):\n    def loss(self, batch, out): ...\n"
+        "    def keep_groups(self, group): ...\n"
+        "@hookimpl\ndef register_algorithms(register):\n    register('mine', Mine)",
+        "algorithm 'mine': nobody calls Mine.keep_groups; did you mean 'keep_group'?",
+    ),
+    "argument": (GOOD.replace("(register)", "(add)"), "hook 'register_rewards'"),
+}
+
+
+@pytest.mark.parametrize("mistake", AT_IMPORT)
+def test_an_import_that_would_change_every_run_breaks_only_itself(
+    distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch, mistake: str
+) -> None:
+    source, message = AT_IMPORT[mistake]
+    monkeypatch.setattr(importing, "end_within", lambda seconds: None)
+    distribution("x-pack", f"{source}\n{GOOD if 'register' not in source else ''}")
+    before, folder = importing._modes(), os.getcwd()
+    (broken,) = load_plugins(lazy=True).broken
+    assert str(broken).startswith("plugin 'x-pack' (x-pack 1.2) failed to load: ") and message in str(broken)
+    assert (importing._modes(), os.getcwd()) == (before, folder)
+    assert torch.get_default_dtype() is torch.float32
+
+
+@pytest.mark.parametrize("mistake", ["dtype", "_exit", "name"])
+def test_a_broken_plugin_is_named_where_its_reward_is_asked_for(
+    distribution: MakeDistribution, capsys: pytest.CaptureFixture[str], tmp_path: Path, mistake: str
+) -> None:
+    source, message = AT_IMPORT[mistake]
+    distribution("x-pack", f"{source}\n{GOOD if 'register' not in source else ''}")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
+    (tmp_path / "r.yaml").write_text(
+        "model: {base: tiny}\nstages:\n  honest: {algorithm: grpo, data: p.jsonl, reward: mine}\n", encoding="utf-8"
+    )
+    assert main(["check", str(tmp_path / "r.yaml")]) in (2, 3)
+    text = capsys.readouterr().err
+    assert "x-pack" in text and message in text
+
+
+def test_a_reward_of_two_packages_names_both(
+    distribution: MakeDistribution, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    distribution("x-one", GOOD)
+    distribution("x-two", GOOD)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
+    (tmp_path / "r.yaml").write_text(
+        "model: {base: tiny}\nstages:\n  mind: {algorithm: grpo, data: p.jsonl, reward: mine}\n", encoding="utf-8"
+    )
+    main(["check", str(tmp_path / "r.yaml")])
+    assert "write 'x-one:mine' or 'x-two:mine'" in capsys.readouterr().err
+
+
+def test_what_an_import_prints_is_no_result(distribution: MakeDistribution, capsys: pytest.CaptureFixture[str]) -> None:
+    distribution("x-pack", "print('hello from x')\n" + GOOD)
+    assert main(["plugins", "--schema"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("{") and "hello from x" in err
+
+
+def test_a_file_that_an_import_writes_is_named(
+    distribution: MakeDistribution, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    distribution("x-pack", "open('cache.json', 'w').close()\n" + GOOD)
+    load_plugins(lazy=True)
+    assert "warning: plugin 'x-pack' (x-pack 1.2): its import wrote 'cache.json'" in capsys.readouterr().err
+
+
+def test_a_slow_import_is_named(
+    distribution: MakeDistribution, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "PATIENCE", 0.05)
+    distribution("x-pack", "import time\ntime.sleep(0.5)\n" + GOOD)
+    load_plugins(lazy=True)
+    assert "loading plugin 'x-pack' (x-pack 1.2) ..." in capsys.readouterr().err
+
+
+def test_an_interrupted_import_is_named(distribution: MakeDistribution, capsys: pytest.CaptureFixture[str]) -> None:
+    distribution("x-pack", "raise KeyboardInterrupt")
+    assert main(["plugins"]) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n  while loading plugin 'x-pack' (x-pack 1.2)\n")
+
+
+def test_a_thread_that_an_import_leaves_behind_does_not_keep_a_command(distribution: MakeDistribution) -> None:
+    distribution("x-pack", "import threading\nthreading.Thread(target=threading.Event().wait).start()\n" + GOOD)
+    path = os.pathsep.join(path for path in sys.path if path)
+    ended = subprocess.run(
+        [sys.executable, "-m", "alignkit", "plugins"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert ended.returncode == 0 and "starts the thread" in ended.stdout
+
+
+def test_a_method_that_another_one_calls_is_no_mistake(distribution: MakeDistribution) -> None:
+    source = GOOD.replace(
+        "    def score(", "    def prepared(self): ...\n    def check(self): self.prepared()\n    def score("
+    )
+    distribution("x-pack", source)
+    assert not load_plugins(lazy=True).broken
+
+
+@pytest.mark.parametrize("group", ["alignkit.plugins", "alignkit_plugins", "alignkit.reward", "Alignkit"])
+def test_an_entry_point_in_another_group_is_told(
+    distribution: MakeDistribution, capsys: pytest.CaptureFixture[str], group: str
+) -> None:
+    entries = next(distribution("x-pack", GOOD).glob("*.dist-info/entry_points.txt"))
+    entries.write_text(entries.read_text().replace("[alignkit]", f"[{group}]"), encoding="utf-8")
+    registry = load_plugins(lazy=True).registry
+    with pytest.raises(Unresolved, match=rf"plugin 'x-pack' .* its entry point is in the group '{group}'; those of pl"):
+        registry.get("reward", "mine")
+
+
+@pytest.mark.parametrize("group", ["alignkit_mine.parts", "alignkit.commands"])
+def test_another_packages_group_is_none_of_ours(distribution: MakeDistribution, group: str) -> None:
+    entries = next(distribution("x-pack", GOOD).glob("*.dist-info/entry_points.txt"))
+    entries.write_text(entries.read_text().replace("[alignkit]", f"[{group}]"), encoding="utf-8")
+    assert not load_plugins(lazy=True).broken
+
+
+def test_commands_are_left_out_with_their_package(
+    monkeypatch: pytest.MonkeyPatch, distribution: MakeDistribution
+) -> None:
+    entries = next(distribution("x-pack", "raise SystemExit(7)").glob("*.dist-info/entry_points.txt"))
+    entries.write_text(entries.read_text().replace("[alignkit]", "[alignkit.commands]"), encoding="utf-8")
+    said: list[str] = []
+    monkeypatch.setattr("alignkit.commands.print", lambda text, file: said.append(text), raising=False)
+    add_commands(typer.Typer())
+    monkeypatch.setenv("ALIGNKIT_NO_PLUGIN", "x-pack")
+    add_commands(typer.Typer())
+    assert len(said) == 1 and "no commands of x-pack" in said[0] and "SystemExit: 7" in said[0]
+
+
+@pytest.mark.parametrize(
+    "command", [["init", "new"], ["label", "rows.notes", "--store", "s.feedback"], ["data", "stats", "rows.jsonl"]]
+)
+def test_no_plugin_is_heard_by_every_command(
+    distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    monkeypatch.setenv("ALIGNKIT_STRICT", "1")  # were it loaded, the command would end with 3
+    distribution("x-pack", "raise SystemExit(7)")
+    assert main(command) == 3
+    assert main([*command, "--no-plugin", "x-pack"]) != 3
+    monkeypatch.setenv("ALIGNKIT_NO_PLUGIN", "x-pack")
+    assert main(command) != 3
+
+
+@pytest.mark.parametrize(
+    ("requires", "said"),
+    [("alignkit>=0.0.1", "asks for alignkit>=0.0.1"), ("", "does not say which alignkit it needs")],
+)
+def test_a_name_of_another_alignkit_is_told_with_both_versions(
+    distribution: MakeDistribution, requires: str, said: str
+) -> None:
+    distribution("x-pack", "from alignkit import NoSuchName\n", requires=requires)
+    (broken,) = load_plugins(lazy=True).broken
+    assert f"(fake_x_pack.py:1); this alignkit is {__version__}, and its package {said}" in str(broken)
