@@ -40,6 +40,8 @@ OWN: dict[str, list[str]] = {
         "stages.revised.critique_tokens=16",
         "stages.align.iterations=2",
     ],
+    # Its only difference on the tiny model is an answer that ends, which two short samples of four prompts may lack.
+    "honesty": ["stages.align.rollout.samples_per_prompt=8", "stages.align.prompts_per_iteration=16"],
     "instructgpt": [
         f"stages.sft.data={{path: {DATA}/demos.jsonl, limit: 16}}",
         f"stages.preferred.data={{path: {DATA}/rankings.jsonl, limit: 8}}",
