@@ -159,9 +159,13 @@ def read(folder: Path) -> Any:
 
 
 def test_a_folder_of_tasks_is_read(tasks: Path) -> None:
-    make(tasks / "a")
+    """A date of TOML, which JSON has not, becomes text: groups are written as JSON."""
+    make(tasks / "a", toml="[metadata]\nmade = 2026-01-02\nlevels = [1, 2]\n")
     found = read(tasks)
-    assert [row.meta for row in found.groups] == [{"difficulty": "easy", "task": name} for name in ("a", "cat")]
+    assert [row.meta for row in found.groups] == [
+        {"made": "2026-01-02", "levels": [1, 2], "task": "a"},
+        {"difficulty": "easy", "task": "cat"},
+    ]
     assert found.groups[0].prompt == ({"role": "user", "content": "Write the word cat to /app/answer.txt."},)
 
 
@@ -174,6 +178,8 @@ def test_a_folder_of_tasks_is_read(tasks: Path) -> None:
         (lambda task: (task / "task.toml").unlink(), "no task.toml"),
         (lambda task: (task / "task.toml").write_text("[verifier"), "task.toml is not TOML"),
         (lambda task: (task / "task.toml").write_text("[[steps]]\nname = 'a'"), r"it has \[\[steps\]\]"),
+        (lambda task: (task / "task.toml").write_text("[verifier]\ntimeout_sec = '9'"), "timeout_sec is '9', not a"),
+        (lambda task: (task / "task.toml").write_text("[verifier]\ntimeout_sec = 0"), "timeout_sec is 0, not a"),
         (lambda task: (task / "task.toml").write_text("verifier = 3"), "'verifier' must be a table"),
         (
             lambda task: (task / "task.toml").write_text("[verifier.env]\nK = '${KEY}'"),

@@ -75,12 +75,16 @@ def _row(task: Path) -> dict[str, Any]:
         raise BadRow("it has [[steps]], and only tasks of one step work without a container")
     if any("${" in str(value) for value in _section(config, "verifier", "env").values()):
         raise BadRow("[verifier.env] asks for variables of your machine, which verifiers do not get here")
+    limit = _section(config, "verifier").get("timeout_sec", 1)
+    if not isinstance(limit, int | float) or not limit > 0:
+        raise BadRow(f"[verifier] timeout_sec is {limit!r}, not a number of seconds")
     if found := _INSTALLS.search(texts["tests/test.sh"]):
         raise BadRow(
             f"tests/test.sh calls `{found[0]}`, which would change your machine for every answer; install what it "
             "needs yourself, and delete such lines"
         )
-    return {**_section(config, "metadata"), COLUMN: task.name, "instruction": texts["instruction.md"]}
+    metadata = json.loads(json.dumps(_section(config, "metadata"), default=str))  # JSON has no dates, as TOML has
+    return {**metadata, COLUMN: task.name, "instruction": texts["instruction.md"]}
 
 
 def _text(file: Path) -> str:
@@ -204,7 +208,7 @@ def verify(task: Path, answer: str, options: Harbor.Options) -> tuple[float | No
         file.write_text(answer, encoding="utf-8", errors="replace")
         moved = _moved(root, {"app", "tests", "logs", options.answer.split("/")[1]})
         _copy(task / "tests", root / "tests", moved)
-        limit = min(options.seconds, float(_section(config, "verifier").get("timeout_sec", options.seconds)))
+        limit = min(options.seconds, _section(config, "verifier").get("timeout_sec", options.seconds))
         variables = {key: moved(str(value)) for key, value in _section(config, "verifier", "env").items()}
         status = _run(root, variables, limit, options.memory_mb)
         printed = (logs / "test-stdout.txt").read_text(encoding="utf-8", errors="replace").strip()[-300:]
