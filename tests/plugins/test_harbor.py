@@ -71,6 +71,37 @@ def test_paths_of_the_container_are_those_of_a_temporary_folder(tasks: Path) -> 
     assert reward(tasks, answer="/workdir/out.txt", key="other").score(groups) == {"": [7.0]}
 
 
+def test_paths_in_variables_of_a_task_are_moved_too(tasks: Path) -> None:
+    """Terminal-Bench names /tests so; a path that begins with a variable is not the container's."""
+    toml = '[verifier]\nenv = { TEST_DIR = "/tests" }\n'
+    make(
+        tasks / "env",
+        'D=$(pwd)\nmkdir -p ${D}/app $(pwd)/logs && echo 1 > $D/app/x\ncat "$TEST_DIR/r" ${D}/app/x',
+        toml,
+    )
+    script = tasks / "env" / "tests" / "test.sh"
+    script.write_text("set -e\n" + script.read_text() + " | tr -d '\\n' > /logs/verifier/reward.txt\n")
+    (script.parent / "r").write_text("2")
+    assert reward(tasks).score([group("", task="env")]) == {"": [21.0]}
+
+
+@pytest.mark.parametrize("answer", ["/tests/test.sh", "/logs/verifier/reward.txt"])
+def test_an_answer_is_no_file_of_the_verifier(tasks: Path, answer: str) -> None:
+    with pytest.raises(ValueError, match="is the verifier's"):
+        reward(tasks, answer=answer)
+
+
+@pytest.mark.parametrize("task", ["..", ""])
+def test_a_task_is_below_the_folder_of_tasks(tasks: Path, task: str) -> None:
+    for folder in (tasks, tasks.parent):
+        (folder / "task.toml").write_text("")
+        (folder / "instruction.md").write_text("?")
+        (folder / "tests").mkdir()
+        (folder / "tests" / "test.sh").write_text("echo 1 > /logs/verifier/reward.txt")
+    with pytest.raises(DataError, match="there is no task"):
+        reward(tasks).check_prompts([group("", task=task)])
+
+
 def test_a_verifier_sees_no_keys_of_the_user(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", "secret")
     make(tasks / "spy", "#!/bin/sh\nenv | grep -c secret > /logs/verifier/reward.txt\n")
@@ -128,9 +159,13 @@ def read(folder: Path) -> Any:
 
 
 def test_a_folder_of_tasks_is_read(tasks: Path) -> None:
-    make(tasks / "a")
+    """A date of TOML, which JSON has not, becomes text: groups are written as JSON."""
+    make(tasks / "a", toml="[metadata]\nmade = 2026-01-02\nlevels = [1, 2]\n")
     found = read(tasks)
-    assert [row.meta for row in found.groups] == [{"difficulty": "easy", "task": name} for name in ("a", "cat")]
+    assert [row.meta for row in found.groups] == [
+        {"made": "2026-01-02", "levels": [1, 2], "task": "a"},
+        {"difficulty": "easy", "task": "cat"},
+    ]
     assert found.groups[0].prompt == ({"role": "user", "content": "Write the word cat to /app/answer.txt."},)
 
 
@@ -143,6 +178,8 @@ def test_a_folder_of_tasks_is_read(tasks: Path) -> None:
         (lambda task: (task / "task.toml").unlink(), "no task.toml"),
         (lambda task: (task / "task.toml").write_text("[verifier"), "task.toml is not TOML"),
         (lambda task: (task / "task.toml").write_text("[[steps]]\nname = 'a'"), r"it has \[\[steps\]\]"),
+        (lambda task: (task / "task.toml").write_text("[verifier]\ntimeout_sec = '9'"), "timeout_sec is '9', not a"),
+        (lambda task: (task / "task.toml").write_text("[verifier]\ntimeout_sec = 0"), "timeout_sec is 0, not a"),
         (lambda task: (task / "task.toml").write_text("verifier = 3"), "'verifier' must be a table"),
         (
             lambda task: (task / "task.toml").write_text("[verifier.env]\nK = '${KEY}'"),

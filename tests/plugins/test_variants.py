@@ -26,6 +26,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit_apps.policies.variant import Examples, Variant, best_places, draw
 from alignkit_plugins.steps.evaluate import Evaluate
+from alignkit_plugins.steps.evaluate.answering import Answering
 
 USER, ASSISTANT = "user", "assistant"
 DEMOS = [("one?", "1"), ("two?", "2"), ("three?", "3")]
@@ -334,6 +335,27 @@ def test_the_reward_reads_the_plain_prompt_when_it_chooses(tmp_path: Path) -> No
 )
 def test_the_first_of_equal_answers_wins_and_one_without_a_score_loses(scores: list[Any], places: list[int]) -> None:
     assert best_places(scores, 3) == places
+
+
+def test_the_cost_is_of_the_prompts_that_count() -> None:
+    """Drafts of 1 + 3 tokens; the other prompt, of 200, was left out because another policy had no room for it."""
+    prompt = ({"role": "user", "content": "?"},)
+    groups = [
+        Group(prompt, tuple(Response("a", tokens=tuple(range(n))) for n in lengths), id=name)
+        for name, lengths in (("kept", (1, 3)), ("left out", (100, 100)))
+    ]
+    scored = [replace(g, responses=tuple(replace(r, scores={"reward": 0.0}) for r in g.responses)) for g in groups]
+    context: Any = SimpleNamespace(
+        scorer=lambda reward: SimpleNamespace(score=lambda asked: scored),
+        say=print,
+        out=Path("evaluate"),
+        models=SimpleNamespace(prompt_lengths=lambda role, read: [5] * len(read)),
+    )
+    reward = RewardSpec("folder", "helpful")
+    best: Any = SimpleNamespace(policy="sft", few_shot=None, best_of=2, reward=reward)
+    answering = Answering({"best": best}, 1, context)
+    answered = answering.prompted["best"].choose(groups)
+    assert answering.tokens("best", answered[:1]) == {"read": 5.0, "written": 4.0}
 
 
 def test_the_expected_maximum_of_known_scores() -> None:

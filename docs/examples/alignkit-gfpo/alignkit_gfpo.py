@@ -30,7 +30,8 @@ class GFPO(ak.Algorithm):
     class Options(ak.Algorithm.Options):
         keep: int = ak.Field(8, ge=2, description="samples of a prompt to learn from: the paper's k")
         metric: Literal["length", "efficiency"] = ak.Field(
-            "length", description="keep the shortest samples, or those with the highest reward per token"
+            "length",
+            description="keep the shortest samples, or those with the highest reward per token (of rewards from 0)",
         )
         kl_coefficient: float = ak.Field(0.0, ge=0, description="weight of the KL to the reference: a term of the loss")
         clip_range: float = ak.Field(0.2, gt=0, description="clip range of the policy ratio")

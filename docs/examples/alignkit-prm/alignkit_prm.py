@@ -119,22 +119,29 @@ class RankBySteps(ak.Step):
             replace(group, responses=tuple(ak.Response(text=text) for texts in each for text in texts), pairs=())
             for group, each in zip(groups, parts, strict=True)
         ]
-        ranked, steps = [], 0
+        ranked, steps, unscored = [], 0, 0
         for group, each, scored in zip(groups, parts, scorer.score(flat), strict=True):
             logits = iter([response.scores["reward"] for response in scored.responses])
             totals = [aggregated([next(logits) for _ in texts], self.options.aggregate) for texts in each]
-            ranked.append(self._ranked(group, totals))
-            steps += sum(map(len, each))
-        text = f"{len(groups)} prompts ranked by {steps} steps"
-        return ak.Artifact(groups=ranked, summary={"prompts": len(groups), "steps": steps}, text=text)
+            known = {place: total for place, total in enumerate(totals) if total is not None}
+            ranked += [self._ranked(group, known)] if known else []
+            steps, unscored = steps + sum(map(len, each)), unscored + len(totals) - len(known)
+        text = f"{len(ranked)} prompts ranked by {steps} steps; {unscored} solutions without a score left out"
+        summary = {"prompts": len(ranked), "steps": steps, "unscored": unscored}
+        return ak.Artifact(groups=ranked, summary=summary, text=text)
 
-    def _ranked(self, group: ak.Group, totals: Sequence[float]) -> ak.Group:
+    def _ranked(self, group: ak.Group, totals: Mapping[int, float]) -> ak.Group:
+        """totals: the scores of those of its responses that have one, by their place."""
         if self.options.best:
-            best = totals.index(max(totals))
+            best = max(totals, key=totals.__getitem__)
             return replace(group, responses=(replace(group.responses[best], rank=None, label=None),), pairs=None)
         responses = [
-            replace(response, rank=float(1 + sum(other > total for other in totals)), scores={"reward": total})
-            for response, total in zip(group.responses, totals, strict=True)
+            replace(
+                group.responses[place],
+                rank=float(1 + sum(other > total for other in totals.values())),
+                scores={"reward": total},
+            )
+            for place, total in totals.items()
         ]
         return replace(group, responses=tuple(responses), pairs=None)
 
@@ -145,11 +152,11 @@ def _prefixes(text: str, separator: str) -> list[str]:
     return [separator.join(steps[: end + 1]) for end in range(len(steps))]
 
 
-def aggregated(logits: Sequence[float | None], how: str) -> float:
-    """A solution's score from its steps' logits; minus infinity if one could not be scored."""
-    if any(logit is None for logit in logits):
-        return -math.inf
+def aggregated(logits: Sequence[float | None], how: str) -> float | None:
+    """A solution's score from its steps' logits; None if one could not be scored, such as for its length."""
     right = [1 / (1 + math.exp(-logit)) for logit in logits if logit is not None]
+    if len(right) < len(logits):
+        return None
     return {"product": math.prod(right), "min": min(right), "last": right[-1]}[how]
 
 

@@ -2,8 +2,10 @@
 
 import json
 import math
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 
 import alignkit_prm
 import numpy as np
@@ -78,8 +80,29 @@ def test_a_solution_is_as_good_as_its_steps() -> None:
     assert alignkit_prm.aggregated(logits, "product") == pytest.approx(0.3375)
     assert alignkit_prm.aggregated(logits, "min") == pytest.approx(0.5)
     assert alignkit_prm.aggregated(logits, "last") == pytest.approx(0.9)
-    assert alignkit_prm.aggregated([1.0, None], "product") == -math.inf
+    assert alignkit_prm.aggregated([1.0, None], "product") is None
     assert alignkit_prm._prefixes("a\n\nb\n", "\n") == ["a", "a\nb"] and alignkit_prm._prefixes("", "\n") == [""]
+
+
+def test_solutions_without_a_score_are_neither_the_best_nor_the_worst() -> None:
+    responses = (Response("too long"), Response("good"), Response("bad"))
+    group = Group(({"role": "user", "content": "?"},), responses)
+
+    class Scorer:
+        def score(self, groups: list[Group]) -> list[Group]:
+            known = {"good": 1.0, "bad": -1.0}
+            return [
+                replace(g, responses=tuple(replace(r, scores={"reward": known.get(r.text)}) for r in g.responses))
+                for g in groups
+            ]
+
+    none = replace(group, responses=responses[:1])
+    context = SimpleNamespace(scorer=lambda reward: Scorer(), load=lambda data: [group, none])
+    for best, texts in ((False, ["good", "bad"]), (True, ["good"])):
+        step = alignkit_prm.RankBySteps(alignkit_prm.RankBySteps.Options(data="d", reward="prm", best=best))
+        artifact = step.run(context)
+        assert [[response.text for response in ranked.responses] for ranked in artifact.groups] == [texts]
+        assert artifact.summary == {"prompts": 1, "steps": 4, "unscored": 2}
 
 
 def test_data_without_wrong_steps_are_refused() -> None:

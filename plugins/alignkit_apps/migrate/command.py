@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from alignkit.arguments import refuse
+from alignkit.io.atomic import write_text
 from alignkit.io.lookup import is_file
 from alignkit.io.printable import printable
 
@@ -47,6 +48,6 @@ def migrate(
     if taken := [str(file) for file in files if file.exists()]:
         refuse(f"already exists: {', '.join(taken)}", f"name another: alignkit migrate {config} RECIPE")
     for file, text in files.items():
-        file.write_text(text, encoding="utf-8")
+        write_text(file, text)
     for line in [*said(read), *(f"wrote {file}" for file in files), f"next: alignkit check {path}"]:
         print(printable(line))

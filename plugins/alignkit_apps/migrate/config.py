@@ -13,9 +13,11 @@ from typing import Any
 import yaml
 
 from alignkit.arguments import refuse
+from alignkit.io.credentials import places_of_keys
 
 TRAINERS = ("sft", "dpo", "kto", "reward", "grpo", "rloo")
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # YAML 1.1 reads 1e-6 as text
+_KEY = re.compile(r"(?=.*\d)[\w.~+/=-]{6,}")  # a value of a field such as `my_token`
 _FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz")
 # Keys of a data set -> those of a source. `load_dataset` and the tools' own lists of data share most.
 _KEYS = {
@@ -64,6 +66,18 @@ def sections(trainer: str) -> list[dict[str, Any]]:
     """The tables of a trainer, the general ones first."""
     trl = tables()["trl"]
     return [trl["common"], *([trl["online"]] if trainer in ("grpo", "rloo") else []), trl[trainer]]
+
+
+def is_key(name: str, value: Any) -> bool:
+    """Whether a value is, or holds, a key that nobody should read, by its name or its looks."""
+    last = re.split("[^a-z]", name.lower())[-1]
+    named = last in ("token", "key", "secret") and isinstance(value, str) and _KEY.fullmatch(value)
+    return bool(named) or any(places_of_keys({name: value}, random=False))  # a revision is random, too
+
+
+def shown(name: str, value: Any) -> str:
+    """A field for a note, without a value that is a key."""
+    return name if is_key(name, value) else f"{name}: {value}"
 
 
 def headings(section: dict[str, Any]) -> dict[str, str]:
@@ -191,7 +205,7 @@ def put_data(config: Config, key: str, line: int, sets: list[Any]) -> None:
         columns = {name: column for name, column in (renamed or {}).items() if name != column}
         keys |= {"columns": columns} if columns else {}
         for name in one.keys() - _KEYS.keys() - _UNREAD:
-            text = f"{name}: {one[name]} of the data is not migrated; formats are recognized"
+            text = f"{shown(name, one[name])} of the data is not migrated; formats are recognized"
             config.notes.append((line, f"{text}; look at a row: alignkit check RECIPE STAGE"))
         if path in ("json", "csv", "parquet", "text"):
             files = files.get(split, []) if isinstance(files, dict) else files or []

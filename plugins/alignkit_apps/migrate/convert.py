@@ -14,7 +14,7 @@ import yaml
 from alignkit.arguments import refuse
 from alignkit.recipe.shipped import SCHEMA_LINE
 from alignkit.settings import Settings
-from alignkit_apps.migrate.config import Config, Given, headings, sections, tables
+from alignkit_apps.migrate.config import Config, Given, headings, sections, shown, tables
 
 _TOOLS = {"trl": "TRL", "llamafactory": "LLaMA-Factory", "axolotl": "axolotl"}
 _ONLINE = ("grpo", "rloo", "ppo")
@@ -23,7 +23,6 @@ _PROMPT = 1024  # tokens of a prompt, where a config has no limit
 _AGGREGATION = {"grpo": "sequence_mean", "dapo": "token_mean", "bnpo": "token_mean", "dr_grpo": "constant_length"}
 _DPO_LOSSES = ("sigmoid", "sigmoid_norm", "robust", "ipo_norm", "hinge")
 _REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")  # of trl.rewards
-_SECRET = re.compile("token|key|secret|^env$")  # fields whose values nobody should read
 _A_REWARD_MODEL = "a folder that alignkit trained, a stage, or {classifier: {folder: PATH, label: NAME}}"
 
 
@@ -201,7 +200,8 @@ class Conversion:
         """TRL's batches count samples, and ours prompts."""
         samples, repeats = self.get("num_generations") or 1, self.get("num_iterations") or 1
         size, turns = device * many, self.get("steps_per_generation") or many * (self.get("ppo_buffer_size") or 1)
-        sampled = self.get("generation_batch_size") or device * turns
+        # Fewer samples than a step needs are drawn several times in it, with the same weights: here at once.
+        sampled = max(size, self.get("generation_batch_size") or device * turns)
         fields = ("gradient_accumulation_steps", "per_device_train_batch_size")
         self.put("batch_size", max(1, size // samples), *fields)
         self.put("prompts_per_iteration", max(1, sampled // samples), "generation_batch_size", *fields)
@@ -210,7 +210,7 @@ class Conversion:
         longest = (self.get("max_length") or _PROMPT) + self.get("max_completion_length")
         self.put("max_length", longest, comment="a prompt and its response together")
         if steps > 0 and self.trainer != "ppo":
-            self.put("iterations", max(1, round(steps / (repeats * max(1, sampled // size)))), "max_steps")
+            self.put("iterations", max(1, round(steps / (repeats * (sampled // size)))), "max_steps")
         elif steps > 0:
             self.put("iterations", steps, "max_steps")
         else:
@@ -289,8 +289,7 @@ class Conversion:
             if off or known.get(name) in ("ignored", "computed"):
                 ignored += [given.name] * (name not in self.named)
             else:
-                shown = "" if _SECRET.search(given.name) else f": {given.value}"
-                text = f"{given.name}{shown} has no counterpart" + f": {reason}" * bool(reason)
+                text = f"{shown(given.name, given.value)} has no counterpart" + f": {reason}" * bool(reason)
                 self.config.notes.append((given.line, text))
         if ignored:
             self.config.notes.append((0, f"no effect on what is learned: {', '.join(ignored)}"))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import Any
 
 from alignkit.arguments import refuse
-from alignkit_apps.migrate.config import TRAINERS, Config, Given, put_data, tables
+from alignkit.io.credentials import HIDDEN
+from alignkit_apps.migrate.config import TRAINERS, Config, Given, is_key, put_data, tables
 
 _CLASSES = {f"{'Reward' if one == 'reward' else one.upper()}Trainer": one for one in TRAINERS}
-_DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 
 
 def read_script(path: Path, trainer: str | None) -> Config:
@@ -19,6 +20,7 @@ def read_script(path: Path, trainer: str | None) -> Config:
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     except (SyntaxError, ValueError) as error:
         refuse(f"{path}:{getattr(error, 'lineno', 1)} is not Python: {getattr(error, 'msg', error)}")
+    _hide_keys(tree)
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _called(node) in _CLASSES]
     calls = [call for call in calls if trainer in (None, _CLASSES[_called(call)])]
     if len(calls) != 1:
@@ -147,25 +149,77 @@ class _Script:
         return put_data(self.config, key, node.lineno, [named])
 
     def rewards(self, value: ast.expr) -> None:
-        """Functions of the script are copied into a file of their own, with its imports and constants."""
-        rewards: list[Any] = []
+        """Functions of the script are copied into a file of their own, with what they use of it."""
+        each = value.elts if isinstance(value, ast.List | ast.Tuple) else [value]
         defined = {node.name for node in self.tree.body if isinstance(node, ast.FunctionDef)}
-        for one in value.elts if isinstance(value, ast.List | ast.Tuple) else [value]:
-            if (name := ast.unparse(one)) in defined:
-                constant = [isinstance(getattr(node, "value", None), ast.Constant) for node in self.tree.body]
-                kept = [
-                    node
-                    for node, is_one in zip(self.tree.body, constant, strict=True)
-                    if is_one or isinstance(node, _DEFINITIONS)
-                ]
-                self.config.code = "\n\n".join(map(ast.unparse, kept)) + "\n"
-                rewards.append({"function": name, "conversational": "['content']" in self.config.code})
-            else:
-                rewards.append(one.value if isinstance(one, ast.Constant) else name)
+        if copied := defined & {ast.unparse(one) for one in each}:
+            self.config.code = "\n\n".join(map(ast.unparse, _used(self.tree, copied))) + "\n"
+        if HIDDEN in self.config.code:
+            self.note(value, f"a key in what the reward uses is {HIDDEN} in the copy; read it from the environment")
+        conversational = "['content']" in self.config.code
+        rewards = [
+            {"function": name, "conversational": conversational}
+            if (name := ast.unparse(one)) in defined
+            else one.value
+            if isinstance(one, ast.Constant)
+            else name
+            for one in each
+        ]
         self.config.given["reward_funcs"] = Given("reward_funcs", rewards, value.lineno)
 
     def note(self, node: ast.expr, text: str) -> None:
         self.config.notes.append((node.lineno, text))
+
+
+def _used(tree: ast.Module, names: set[str]) -> list[ast.stmt]:
+    """The imports, definitions, and assignments at the top of a script that these names need, in its order."""
+    kept: list[ast.stmt] = []
+    while new := [node for node in tree.body if node not in kept and _bound(node) & {*names, "*"}]:
+        kept += new
+        names = names.union(*map(_free, new))
+    return sorted(kept, key=lambda node: node.lineno)
+
+
+def _bound(node: ast.stmt) -> set[str]:
+    """The names that a statement at the top of a script binds; `*` if others may need it."""
+    if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+        return {"*"}
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
+
+
+def _free(node: ast.stmt) -> set[str]:
+    """The names that a statement reads and does not bind itself."""
+    names = [one for one in ast.walk(node) if isinstance(one, ast.Name)]
+    arguments = {one.arg for one in ast.walk(node) if isinstance(one, ast.arg)}
+    return (
+        {one.id for one in names if isinstance(one.ctx, ast.Load)}
+        - arguments
+        - {one.id for one in names if isinstance(one.ctx, ast.Store)}
+    )
+
+
+def _hide_keys(tree: ast.Module) -> None:
+    """Put `***` in place of keys, so that no note, recipe or copy of code can have one."""
+    for node in ast.walk(tree):
+        named: list[tuple[str, ast.expr | None]] = []
+        if isinstance(node, ast.keyword):
+            named = [(str(node.arg), node.value)]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            named = [(re.findall(r"\w+", ast.unparse(target))[-1], node.value) for target in targets]
+        elif isinstance(node, ast.Dict):
+            named = [(str(getattr(key, "value", "")), value) for key, value in zip(node.keys, node.values, strict=True)]
+        elif isinstance(node, ast.Constant):
+            named = [("", node)]
+        for name, value in named:
+            for part in ast.walk(value) if isinstance(value, ast.Constant | ast.BinOp | ast.JoinedStr) else ():
+                if isinstance(part, ast.Constant) and is_key(name, part.value):
+                    part.value = HIDDEN
 
 
 def _is_none(node: ast.expr) -> bool:

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -75,12 +75,16 @@ def _row(task: Path) -> dict[str, Any]:
         raise BadRow("it has [[steps]], and only tasks of one step work without a container")
     if any("${" in str(value) for value in _section(config, "verifier", "env").values()):
         raise BadRow("[verifier.env] asks for variables of your machine, which verifiers do not get here")
+    limit = _section(config, "verifier").get("timeout_sec", 1)
+    if not isinstance(limit, int | float) or not limit > 0:
+        raise BadRow(f"[verifier] timeout_sec is {limit!r}, not a number of seconds")
     if found := _INSTALLS.search(texts["tests/test.sh"]):
         raise BadRow(
             f"tests/test.sh calls `{found[0]}`, which would change your machine for every answer; install what it "
             "needs yourself, and delete such lines"
         )
-    return {**_section(config, "metadata"), COLUMN: task.name, "instruction": texts["instruction.md"]}
+    metadata = json.loads(json.dumps(_section(config, "metadata"), default=str))  # JSON has no dates, as TOML has
+    return {**metadata, COLUMN: task.name, "instruction": texts["instruction.md"]}
 
 
 def _text(file: Path) -> str:
@@ -127,8 +131,11 @@ class Harbor(Reward):
         @field_validator("answer")
         @classmethod
         def _absolute(cls, value: str) -> str:
+            folder = value.removeprefix("/").partition("/")[0]
             if not value.startswith("/") or value.count("/") < 2 or ".." in value or value.endswith("/"):
                 raise ValueError("must be an absolute path of a file in a folder, such as /app/answer.txt")
+            if folder in ("tests", "logs"):  # it would be the verifier's script, or its reward
+                raise ValueError(f"/{folder} is the verifier's; answers belong elsewhere, such as in /app/answer.txt")
             return value
 
     options: Options
@@ -165,7 +172,7 @@ class Harbor(Reward):
         """The name of a prompt's task. Raises DataError if it is not here, or cannot be used."""
         name = column_of("harbor", group, COLUMN, "read them with the format 'harbor', or add the column")
         folder = self._tasks / str(name)
-        if not isinstance(name, str) or Path(name).name != name or not folder.is_dir():
+        if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or not folder.is_dir():
             raise DataError(f"harbor: there is no task {name!r} in {self._tasks}")
         try:
             _row(folder)
@@ -199,9 +206,11 @@ def verify(task: Path, answer: str, options: Harbor.Options) -> tuple[float | No
         for folder in (logs, file.parent, root / "app"):
             folder.mkdir(parents=True, exist_ok=True)
         file.write_text(answer, encoding="utf-8", errors="replace")
-        _copy(task / "tests", root, {"app", "tests", "logs", options.answer.split("/")[1]})
-        limit = min(options.seconds, float(_section(config, "verifier").get("timeout_sec", options.seconds)))
-        status = _run(root, _section(config, "verifier", "env"), limit, options.memory_mb)
+        moved = _moved(root, {"app", "tests", "logs", options.answer.split("/")[1]})
+        _copy(task / "tests", root / "tests", moved)
+        limit = min(options.seconds, _section(config, "verifier").get("timeout_sec", options.seconds))
+        variables = {key: moved(str(value)) for key, value in _section(config, "verifier", "env").items()}
+        status = _run(root, variables, limit, options.memory_mb)
         printed = (logs / "test-stdout.txt").read_text(encoding="utf-8", errors="replace").strip()[-300:]
         said = f"; it printed: {printed}" if printed else ""
         if status is None:
@@ -210,20 +219,25 @@ def verify(task: Path, answer: str, options: Harbor.Options) -> tuple[float | No
         return reward, f"{why} (exit status {status}){said}" if why else ""
 
 
-def _copy(tests: Path, root: Path, folders: set[str]) -> None:
-    """Copy a task's tests; in their texts, the container's absolute paths become those below `root`."""
-    shutil.copytree(tests, root / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    absolute = re.compile(rf"(?<![\w./-])/(?=(?:{'|'.join(map(re.escape, folders))})(?![\w.-]))")
-    for file in (path for path in (root / "tests").rglob("*") if path.is_file()):
+def _moved(root: Path, folders: set[str]) -> Callable[[str], str]:
+    """What makes the container's absolute paths in a text those below `root`; not after $(...) or ${...}."""
+    absolute = re.compile(rf"(?<![\w./)}}-])/(?=(?:{'|'.join(map(re.escape, folders))})(?![\w.-]))")
+    return lambda text: absolute.sub(lambda _: f"{root}/", text)
+
+
+def _copy(tests: Path, to: Path, moved: Callable[[str], str]) -> None:
+    """Copy a task's tests, with the container's paths in their texts changed."""
+    shutil.copytree(tests, to, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (path for path in to.rglob("*") if path.is_file()):
         try:
             text = file.read_bytes().decode()
         except UnicodeDecodeError:
             continue
-        file.write_bytes(absolute.sub(f"{root}/".replace("\\", r"\\"), text).encode())
-    (root / "tests" / "test.sh").chmod(0o755)
+        file.write_bytes(moved(text).encode())
+    (to / "test.sh").chmod(0o755)
 
 
-def _run(root: Path, variables: Mapping[str, Any], seconds: float, memory_mb: int) -> int | None:
+def _run(root: Path, variables: Mapping[str, str], seconds: float, memory_mb: int) -> int | None:
     """The exit status of tests/test.sh; None if it did not end in time. Its whole process group ends with it.
 
     The shell sets the limits: code between fork and exec is unsafe in a process with threads.
@@ -235,7 +249,7 @@ def _run(root: Path, variables: Mapping[str, Any], seconds: float, memory_mb: in
         process = subprocess.Popen(
             ["/bin/sh", "-c", _LIMITED, str(root / "tests" / "test.sh"), *limits],
             cwd=root / "app",
-            env={**given, **{name: str(value) for name, value in variables.items()}},
+            env={**given, **variables},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

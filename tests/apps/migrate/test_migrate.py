@@ -409,6 +409,64 @@ def test_no_secret_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert "hf_abc" not in text + capsys.readouterr().out
 
 
+KEYS = """
+from __future__ import annotations
+import os, re
+from openai import OpenAI
+HF_TOKEN = "abcdef1"
+os.environ["WANDB_API_KEY"] = "abcdef2"
+CLIENT = OpenAI(api_key="abcdef3")
+PATTERN: re.Pattern = re.compile("yes")
+END_TOKEN = "<end>"
+unused = 5
+def login():
+    hub(token="abcdef4")
+def helper(text):
+    return PATTERN.search(text) and CLIENT.ask(text + END_TOKEN, key="answer")
+def right(completions, unused=0):
+    return [bool(helper(text)) for text in completions]
+GRPOTrainer(model="tiny", reward_funcs=right, args=GRPOConfig(hub_token="abc" + "def5", lr=dict(api_key="abcdef6")),
+    train_dataset=load_dataset("a/b", token="abcdef7", revision="0123456789abcdef0123456789abcdef01234567"),
+    eval_dataset=load_dataset("a/b", token="abcdef8" + suffix), callbacks=[Log(secret="abcdef9")])
+"""
+
+
+def test_keys_in_scripts_are_neither_said_nor_copied(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the rewards use is copied, whatever it is, and nothing else: no key, no other function, no import."""
+    _, text = migrated(KEYS, name="old.py")
+    copied = (folder / "old_rewards.py").read_text(encoding="utf-8")
+    assert "abcdef" not in (text + copied + capsys.readouterr().out).replace("789abcdef0", "")
+    assert "0123456789abcdef0123456789abcdef01234567" in text
+    assert re.findall(r"^(?:from|import|def|\w+:?).*", copied, re.MULTILINE) == [
+        "from __future__ import annotations", "import os, re", "from openai import OpenAI",
+        "CLIENT = OpenAI(api_key='***')", "PATTERN: re.Pattern = re.compile('yes')", "END_TOKEN = '<end>'",
+        "def helper(text):", "def right(completions, unused=0):",
+    ]  # fmt: skip
+    assert "a key in what the reward uses is *** in the copy" in text
+
+
+def test_a_key_in_a_list_of_data_is_not_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, text = migrated({"base_model": "tiny", "datasets": [{"path": "a/b", "token": "abcdef1", "shards": 3}]})
+    assert "token of the data is not migrated" in text and "shards: 3 of the data" in text
+    assert "abcdef1" not in text + capsys.readouterr().out
+
+
+def test_several_generations_for_one_step_are_one(folder: Path) -> None:
+    """Two of 16 samples make a step of 32: an iteration of 8 prompts, of which a step learns."""
+    recipe, _ = of_trl(
+        "grpo", num_generations=4, per_device_train_batch_size=8, gradient_accumulation_steps=4,
+        steps_per_generation=2, max_steps=60,
+    )  # fmt: skip
+    stage = recipe["stages"]["grpo"]
+    assert (stage["batch_size"], stage["prompts_per_iteration"], stage["iterations"]) == (8, 8, 60)
+
+
+def test_a_recipe_in_a_new_folder(folder: Path) -> None:
+    Path("old.py").write_text(SCRIPT, encoding="utf-8")
+    assert main(["migrate", "old.py", "new/recipe.yaml"]) == 0
+    assert Path("new/recipe.yaml").is_file() and Path("new/old_rewards.py").is_file()
+
+
 def test_no_file_is_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("a.yaml").write_text("completion_only_loss: true", encoding="utf-8")
     assert main(["migrate", "a.yaml"]) == 0 and main(["migrate", "a.yaml"]) == 2

@@ -27,7 +27,7 @@ class Answering:
         self._variants, self._samples, self._context = variants, samples, context
         self._scorers = {name: context.scorer(one.reward) for name, one in variants.items() if one.reward is not None}
         self._examples: dict[str, Examples] = {}
-        self._written: dict[str, list[int]] = {}  # tokens of all drafts of a best of N, by prompt
+        self._written: dict[str, dict[str, int]] = {}  # tokens of all drafts of a best of N, by the prompt's id
 
     def draw(self, prompts: Sequence[Group]) -> None:
         """Draw the examples of all policies and write them down. Raises DataError as `variant.draw` does."""
@@ -58,7 +58,7 @@ class Answering:
         """The groups with the best of each `best_of` drafts: those of the first answer come first."""
         best_of = self._variants[name].best_of
         self._context.say(f"{self._context.out.name}: {label(self._variants[name].reward)} chooses for {name}")
-        self._written[name] = [sum(map(length, group.responses)) for group in groups if group.responses]
+        self._written[name] = {group.id: sum(map(length, group.responses)) for group in groups}
         asked = [group for group in groups if group.responses]
         scored = iter(self._scorers[name].score(bare(asked)) if asked else ())
 
@@ -74,9 +74,9 @@ class Answering:
         """The mean cost of an answer in tokens: the prompt that the policy reads, and all that it writes for it."""
         asked = self.prompted.get(policy) or Prompted(policy)
         read = self._context.models.prompt_lengths(asked.role, [asked.read(group) for group in groups])
-        own = [sum(map(length, answers_of(group, policy))) for group in groups]
-        written = statistics.mean(self._written.get(policy, own)) / self._samples
-        return {"read": statistics.mean(read), "written": written}
+        drafts = self._written.get(policy)  # also of prompts that are left out, for another policy has no room
+        written = [drafts[g.id] if drafts else sum(map(length, answers_of(g, policy))) for g in groups]
+        return {"read": statistics.mean(read), "written": statistics.mean(written) / self._samples}
 
     def facts(self, name: str) -> dict[str, Any]:
         """For evaluation.json."""
