@@ -4,8 +4,7 @@
 
 Nobody was asked. Each aspect of a note has a weight, and the probabilities of the options follow from their sum by a
 softmax. Training rows have the counts of five people who are drawn from these probabilities. Held-out rows have the
-probabilities themselves of other notes. The order of
-the options is drawn for each row.
+probabilities themselves of other notes. The order of the options is drawn for each row.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +13,32 @@ import pytest
 import torch
 
 from alignkit import BadRow, Batch, Context, DataError, Group, Message, Outputs, Pair, Pairs, Response, SelectContext
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.run import Run
 from alignkit.testing import check_algorithm, check_reward, check_step
 from alignkit.training.averages import Averages
 from alignkit_plugins.algorithms.decision import LETTERS, Decision, DecisionFormat, about, asked
 from alignkit_plugins.judges.decision import Decide, DecisionReward, decide, measure
+from alignkit_plugins.judges.llm.local import LocalJudge
 
 NOTHING = torch.zeros(0, dtype=torch.int64)
 NO_PAIRS = Pairs(NOTHING, NOTHING, NOTHING.double(), NOTHING.double(), NOTHING)
 ROW = {"prompt": "Is it a fruit? Tomato", "options": ["yes", "no", "both"], "counts": [5, 3, 2]}
+RECIPE = """
+model: {base: tiny, dtype: float32, lora: {r: 4}}
+stages:
+  decide:
+    algorithm: {decision: {brier: 0.5}}
+    data: {decision: rows.jsonl}
+    validation: {decision: rows.jsonl}
+    learning_rate: 5e-3
+    batch_size: 4
+    epochs: 12
+  measured:
+    step: decide
+    policies: [base, decide]
+    data: {decision: rows.jsonl}
+"""
 USER = (Message(role="user", content="Hi"),)
 FRUIT = {**ROW, "options": ["yes", "no"], "counts": [7, 3]}
 
@@ -124,9 +143,9 @@ def test_pairs_become_the_questions_of_local_judge_in_both_orders() -> None:
     one, two = new(criterion="harmless").select([group], context())
     assert [r.scores["share"] for r in one.responses] == pytest.approx([0.8, 0.2])
     assert [r.scores["share"] for r in two.responses] == pytest.approx([0.2, 0.8])
-    text = one.prompt[0]["content"]
-    assert text.index("Go") < text.index("Hello")
-    assert "harmless" in text and "Answer with A or B" in text
+    judge = LocalJudge(LocalJudge.Options(criterion="harmless", answers=("A", "B"), prefill=""))
+    assert list(one.prompt) == judge.question((USER, "Go", "Hello"))
+    assert list(two.prompt) == judge.question((USER, "Hello", "Go"))
 
 
 def test_rows_without_shares_are_left_out_and_told() -> None:
@@ -222,3 +241,18 @@ def test_they_conform() -> None:
     check_algorithm(Decision, {"brier": 0.5}, groups=questions)
     check_reward(DecisionReward, {"role": "sft", "options": {"good": 1, "bad": 0}})
     check_step(Decide, {"policies": ["base", "sft"], "data": "rows.jsonl", "orders": 2}, groups=questions)
+
+
+def test_a_policy_learns_what_is_measured(tmp_path: Path) -> None:
+    """On the tiny model, shares of one question, whatever its words: what training reads is what `decide` asks."""
+    rows = [{**FRUIT, "prompt": f"Is it a fruit? {name}"} for name in "abcdefgh"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    Run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "out").run()
+    found = json.loads((tmp_path / "out" / "measured" / "decisions.json").read_text())["policies"]
+    assert found["decide"]["brier"]["mean"] < 0.01 < found["base"]["brier"]["mean"]
+    trained = json.loads((tmp_path / "out" / "decide" / "stage.json").read_text())["summary"]["validation"]
+    assert trained["brier_score"] == pytest.approx(found["decide"]["brier"]["mean"], abs=1e-4)
+    first = json.loads((tmp_path / "out" / "measured" / "data.jsonl").read_text().splitlines()[0])
+    assert first["meta"]["decision"] == "yes"
+    assert first["meta"]["probabilities"]["yes"] == pytest.approx(0.7, abs=0.07)

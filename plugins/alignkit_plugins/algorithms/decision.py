@@ -162,12 +162,7 @@ class DecisionFormat(Format):
 
     summary = "questions: prompt, options, and people's probabilities, counts or label; optionally a response"
     example = '{"prompt": "Is it a fruit? Tomato", "options": ["yes", "no"], "counts": [7, 3]}'
-    wants = "prompt, options [text], and one of probabilities [number], counts [number] and label"
-
-    @classmethod
-    def matches(cls, row: Any) -> bool:
-        told = any(cls.has(row, name) for name in ("probabilities", "counts"))
-        return told and cls.has(row, "prompt", "options")
+    wants = "prompt, options [text], and probabilities, counts or a label; never detected, so name the format"
 
     def read(self, row: Any) -> Group:
         meta = self.rest(row, "prompt", "options", "probabilities", "counts", "label", "response", "question", "system")

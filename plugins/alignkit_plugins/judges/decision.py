@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import FiniteFloat
 
 import alignkit
 from alignkit import (
@@ -32,7 +32,6 @@ from alignkit import (
 )
 from alignkit.data.spoken import last_turn
 from alignkit.evaluation import statistics as stats
-from alignkit.evaluation.comparison import check_unique
 from alignkit.evaluation.statistics import CONFIDENCE, shown
 from alignkit.report import Report, Table
 from alignkit_plugins.algorithms.decision import LETTERS, QUESTION, SHARE, about, asked, listed, shares_of
@@ -84,15 +83,8 @@ class DecisionReward(Reward):
     class Options(alignkit.Options):
         role: PolicyRef = Field(description="stage that trains a decision model")
         question: str = Field(QUESTION, min_length=1, description="what is asked about a response, as in training")
-        options: dict[str, float] = Field(min_length=2, max_length=26, description="options and their values")
+        options: dict[str, FiniteFloat] = Field(min_length=2, max_length=26, description="options and their values")
         orders: int = ORDERS
-
-        @field_validator("options")
-        @classmethod
-        def _finite(cls, options: dict[str, float]) -> dict[str, float]:
-            if not all(map(math.isfinite, options.values())):
-                raise ValueError("values of options must be finite numbers")
-            return options
 
     options: Options
 
@@ -116,12 +108,6 @@ class Decide(Step):
         orders: int = ORDERS
         limit: int | None = Field(None, ge=1, description="use only the first N rows")
 
-        @field_validator("policies")
-        @classmethod
-        def _different(cls, policies: list[str]) -> list[str]:
-            check_unique("policies", policies)
-            return policies
-
     options: Options
 
     def check_data(self, data: StepData) -> None:
@@ -132,8 +118,10 @@ class Decide(Step):
         groups = context.load(self.options.data)[: self.options.limit]
         questions = self._questions(groups)
         answers = {
-            role: context.map(role, questions, partial(decide, context.models, role, orders=self.options.orders))
-            for role in self.options.policies
+            role: context.map(
+                f"decide-{n}", questions, partial(decide, context.models, role, orders=self.options.orders)
+            )
+            for n, role in enumerate(self.options.policies)
         }
         known = [place for place, group in enumerate(groups) if shares_of(group) is not None]
         known = [place for place in known if all(found[place] is not None for found in answers.values())]
@@ -155,7 +143,7 @@ class Decide(Step):
             text = group.prompt[-1]["content"] if group.prompt else ""
             if len(options) < 2 or not text.endswith(listed(options)):
                 raise DataError(
-                    "decide needs questions with options; read them with `format: decision`", option=("data",)
+                    "decide needs questions with options; read them with `data: {decision: FILE}`", option=("data",)
                 )
             last: Message = {**group.prompt[-1], "content": text.removesuffix(listed(options))}
             found.append(([*group.prompt[:-1], last], options))
