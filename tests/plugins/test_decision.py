@@ -15,11 +15,10 @@ import torch
 from alignkit import BadRow, Batch, Context, DataError, Group, Message, Outputs, Pair, Pairs, Response, SelectContext
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
-from alignkit.testing import check_algorithm, check_reward, check_step
+from alignkit.testing import check_algorithm, check_judge, check_reward, check_step
 from alignkit.training.averages import Averages
-from alignkit_plugins.algorithms.decision import LETTERS, Decision, DecisionFormat, about, asked
-from alignkit_plugins.judges.decision import Decide, DecisionReward, decide, measure
-from alignkit_plugins.judges.llm.local import LocalJudge
+from alignkit_plugins.algorithms.decision.learning import LETTERS, Decision, DecisionFormat, about, asked
+from alignkit_plugins.algorithms.decision.use import Decide, DecisionReward, decide, measure
 
 NOTHING = torch.zeros(0, dtype=torch.int64)
 NO_PAIRS = Pairs(NOTHING, NOTHING, NOTHING.double(), NOTHING.double(), NOTHING)
@@ -138,14 +137,24 @@ def test_letters_of_one_token_are_told() -> None:
         new().loss(batch(GROUPS, [1, 1, 2, 1, 2]), outputs(torch.tensor(LOGITS)))
 
 
-def test_pairs_become_the_questions_of_local_judge_in_both_orders() -> None:
+def test_pairs_become_the_questions_of_the_judge_in_both_orders() -> None:
     group = Group(USER, (Response("Hello"), Response("Go")), (Pair(1, 0, p=0.8),))
-    one, two = new(criterion="harmless").select([group], context())
+    one, two = new().select([group], context())
     assert [r.scores["share"] for r in one.responses] == pytest.approx([0.8, 0.2])
     assert [r.scores["share"] for r in two.responses] == pytest.approx([0.2, 0.8])
-    judge = LocalJudge(LocalJudge.Options(criterion="harmless", answers=("A", "B"), prefill=""))
-    assert list(one.prompt) == judge.question((USER, "Go", "Hello"))
-    assert list(two.prompt) == judge.question((USER, "Hello", "Go"))
+    models = Biased()
+    judge = DecisionJudge(DecisionJudge.Options(role="x"))
+    judge.prepare(Context(models, Path(), Path(), 0, lambda option: []))  # type: ignore[arg-type]
+    verdict, swapped = judge.compare([(USER, "Go", "Hello"), (USER, "Hello", "Go")])
+    assert models.asked == [one.prompt, two.prompt, two.prompt, one.prompt]
+    p = _mean_of_orders(2, 5)
+    assert [verdict.p_first, swapped.p_first] == pytest.approx([p, 1 - p])
+
+
+def _mean_of_orders(one: int, two: int) -> float:
+    """What `Biased` says of texts of these lengths: shown first, and shown second."""
+    first, second = (softmax(np.array([0.5 * a, 0.5 * b - 1])) for a, b in ((one, two), (two, one)))
+    return float((first[0] + second[1]) / 2)
 
 
 def test_rows_without_shares_are_left_out_and_told() -> None:
@@ -190,8 +199,12 @@ def test_what_people_chose_becomes_shares() -> None:
 class Biased:
     """Models that like an option by its length and by its place."""
 
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
     def next_token_logprobs(self, role: str, prompts: Any, answers: Any, *, prefill: str = "") -> torch.Tensor:
         rows = []
+        self.asked += [tuple(prompt) for prompt in prompts]
         for prompt in prompts:
             lines = [line[3:] for line in prompt[-1]["content"].split("\n") if line[1:3] == ". "]
             row = [0.5 * len(text) - place for place, text in enumerate(lines)]
@@ -239,6 +252,8 @@ def test_measures_by_hand() -> None:
 def test_they_conform() -> None:
     questions = [read(), read(counts=None), read(**FRUIT), read(counts=None, label="no")]
     check_algorithm(Decision, {"brier": 0.5}, groups=questions)
+    check_algorithm(Decision)
+    check_judge(DecisionJudge, {"role": "sft"})
     check_reward(DecisionReward, {"role": "sft", "options": {"good": 1, "bad": 0}})
     check_step(Decide, {"policies": ["base", "sft"], "data": "rows.jsonl", "orders": 2}, groups=questions)
 
@@ -248,7 +263,7 @@ def test_a_policy_learns_what_is_measured(tmp_path: Path) -> None:
     rows = [{**FRUIT, "prompt": f"Is it a fruit? {name}"} for name in "abcdefgh"]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    Run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "out").run()
+    Run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "out").execute()
     found = json.loads((tmp_path / "out" / "measured" / "decisions.json").read_text())["policies"]
     assert found["decide"]["brier"]["mean"] < 0.01 < found["base"]["brier"]["mean"]
     trained = json.loads((tmp_path / "out" / "decide" / "stage.json").read_text())["summary"]["validation"]

@@ -1,7 +1,4 @@
-"""What a decision model is used for: the reward `decision`, and the step `decide`, which labels rows and measures.
-
-As a judge, it is the `role` of `local_judge`.
-"""
+"""What a decision model is used for: a judge, a reward, and the step `decide`, which labels rows and measures."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import FiniteFloat
 
@@ -20,23 +17,34 @@ from alignkit import (
     DataRef,
     Field,
     Group,
+    Judge,
     Message,
     Models,
     PolicyRef,
-    Register,
     Reward,
     Step,
     StepContext,
     StepData,
-    hookimpl,
+    Verdict,
 )
 from alignkit.data.spoken import last_turn
+from alignkit.evaluation import calibration
 from alignkit.evaluation import statistics as stats
 from alignkit.evaluation.statistics import CONFIDENCE, shown
+from alignkit.judges import Item
 from alignkit.report import Report, Table
-from alignkit_plugins.algorithms.decision import LETTERS, QUESTION, SHARE, about, asked, listed, shares_of
-from alignkit_plugins.steps.honesty import calibration
+from alignkit_plugins.algorithms.decision.learning import (
+    LETTERS,
+    QUESTION,
+    SHARE,
+    about,
+    asked,
+    listed,
+    shares_of,
+    which,
+)
 
+TOO_LONG = "the question is longer than the model's context"
 ORDERS = Field(1, ge=1, le=26, description="average over this many orders of the options, each turned by one place")
 MEASURES = {
     "accuracy": "people's favorite is chosen",
@@ -77,6 +85,22 @@ def decide(
     return found
 
 
+class DecisionJudge(Judge):
+    """Ask in both orders which of two responses is better: a judge that was trained on people's pairs."""
+
+    reads_rubric: ClassVar[bool] = False
+
+    class Options(alignkit.Options):
+        role: PolicyRef = Field(description="stage that trains a decision model")
+
+    options: Options
+
+    def compare(self, items: Sequence[Item]) -> list[Verdict]:
+        questions = [(which(prompt), [first, second]) for prompt, first, second in items]
+        found = decide(self.context.models, self.options.role, questions, orders=2)
+        return [Verdict(None, mass=0.0, reason=TOO_LONG) if p is None else Verdict(p[0]) for p in found]
+
+
 class DecisionReward(Reward):
     """The expected value of the options of a question about a response."""
 
@@ -101,9 +125,7 @@ class Decide(Step):
     """Write each option's probability into the rows; with people's shares, measure how right and calibrated it is."""
 
     class Options(alignkit.Options):
-        policies: list[PolicyRef] = Field(
-            min_length=1, description="models to measure; the last one's answers are kept"
-        )
+        policies: list[PolicyRef] = Field(min_length=1, description="models to measure; answers of the last are kept")
         data: DataRef = Field(description="questions in the format `decision`, with or without people's shares")
         orders: int = ORDERS
         limit: int | None = Field(None, ge=1, description="use only the first N rows")
@@ -199,13 +221,3 @@ def _report(summary: Mapping[str, Any]) -> Report:
     ]
     heads = ["model", "bin", "questions", "confidence", "people's share"]
     return Report([Table(title, ["", *policies], rows), Table("by confidence", heads, bins, keys=2)])
-
-
-@hookimpl
-def register_rewards(register: Register) -> None:
-    register("decision", DecisionReward, summary="expected value of options, by a decision model")
-
-
-@hookimpl
-def register_steps(register: Register) -> None:
-    register("decide", Decide, summary="write a decision model's probabilities of options, and measure calibration")

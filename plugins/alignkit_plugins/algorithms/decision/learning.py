@@ -2,8 +2,8 @@
 
 The options have letters, and the answer is one token. The loss is the cross-entropy between people's shares and the
 model's probabilities over the letters, with two optional terms: Brier 1950, and the probability of any letter at all.
-The format `decision` reads questions. Pairs, such as those of a store of feedback, become the questions that
-`local_judge` asks, in both orders.
+The format `decision` reads questions. Pairs, such as those of a store of feedback, become the questions that the judge
+`decision` asks, in both orders.
 """
 
 from __future__ import annotations
@@ -25,19 +25,15 @@ from alignkit import (
     Loss,
     Message,
     Outputs,
-    Register,
     Response,
     SelectContext,
     StageDefaults,
     Term,
-    hookimpl,
     per_group,
     resolved_pairs,
 )
 from alignkit.data.group import group_id
 from alignkit.data.spoken import last_turn
-from alignkit_plugins.judges.llm.fence import transcript
-from alignkit_plugins.judges.llm.question import Asking, question
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,10 +55,19 @@ def asked(prompt: Sequence[Message], options: Sequence[str]) -> tuple[Message, .
     return (*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + listed(options)})
 
 
+def _transcript(prompt: Sequence[Message]) -> str:
+    turns = (f"{turn['role']}: {turn['content']}" for turn in prompt)
+    return "Conversation:\n" + "\n\n".join(turns)
+
+
+def which(prompt: Sequence[Message]) -> tuple[Message, ...]:
+    """The question which of two responses to a prompt is better, still without the responses: its options."""
+    return (Message(role="user", content=f"{_transcript(prompt)}\n\nWhich response is better?"),)
+
+
 def about(prompt: Sequence[Message], response: str, asks: str) -> tuple[Message, ...]:
     """A question about a response to a prompt, still without its options."""
-    text = f"Conversation:\n{transcript(prompt)}\n\nResponse:\n{response}\n\n{asks}"
-    return (Message(role="user", content=text),)
+    return (Message(role="user", content=f"{_transcript(prompt)}\n\nResponse:\n{response}\n\n{asks}"),)
 
 
 def shares_of(group: Group) -> list[float] | None:
@@ -79,30 +84,16 @@ class Decision(Algorithm):
     class Options(Algorithm.Options):
         brier: float = Field(0.0, ge=0, description="weight of the Brier term: the squared distance to the shares")
         mass: float = Field(0.1, ge=0, description="weight of -log of the probability that any of the letters has")
-        criterion: str = Field("helpful", min_length=1, description="of pairs: what `local_judge` will ask for")
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
         """Questions with shares, and two questions for each pair. Raises DataError if there are none."""
-        kept = [question for group in groups for question in self._questions(group, context.seed)]
+        kept = [question for group in groups for question in _questions(group)]
         if not context.validation:
-            lacking = [group for group in groups if not self._questions(group, context.seed)]
+            lacking = [group for group in groups if not _questions(group)]
             context.left_out("without_shares", len(lacking), lacking)
             if not kept:
                 raise DataError("decision needs questions with probabilities, counts or a label, or pairs")
         return kept
-
-    def _questions(self, group: Group, seed: int) -> list[Group]:
-        if shares_of(group) is not None:
-            return [replace(group, pairs=())]
-        found = []
-        for pair in resolved_pairs(group):
-            texts = [last_turn(group.responses[place]) for place in (pair.better, pair.worse)]
-            for one, two, p in ((*texts, pair.p), (*texts[::-1], 1 - pair.p)):
-                asking = Asking(criterion=self.options.criterion, answers=("A", "B"))
-                found.append(
-                    _question(question(asking, (group.prompt, one, two), seed), [p, 1 - p], origin=group.origin)
-                )
-        return found
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         logprobs, mass = self._logprobs(batch, out)
@@ -139,6 +130,19 @@ class Decision(Algorithm):
         largest = found.new_full((count,), -math.inf).scatter_reduce(0, owner, found.detach(), "amax")
         mass = largest + _summed((found - largest[owner]).exp(), batch).log()
         return found - mass[owner], mass
+
+
+def _questions(group: Group) -> list[Group]:
+    """The question that a group is, or one in each order for each of its pairs; none without shares."""
+    if shares_of(group) is not None:
+        return [replace(group, pairs=())]
+    found = []
+    for pair in resolved_pairs(group):
+        texts = [last_turn(group.responses[place]) for place in (pair.better, pair.worse)]
+        for options, p in ((texts, pair.p), (texts[::-1], 1 - pair.p)):
+            prompt = asked(which(group.prompt), options)
+            found.append(_question(prompt, [p, 1 - p], meta={"options": options}, origin=group.origin))
+    return found
 
 
 def _summed(values: Tensor, batch: Batch) -> Tensor:
@@ -202,13 +206,3 @@ class DecisionFormat(Format):
         if not total:
             raise BadRow("nobody chose an option: all counts are 0")
         return [number / total for number in numbers]
-
-
-@hookimpl
-def register_algorithms(register: Register) -> None:
-    register("decision", Decision, summary="learn people's probabilities of options: cross-entropy with soft targets")
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("decision", DecisionFormat, summary=DecisionFormat.summary)
