@@ -18,11 +18,11 @@ from alignkit.runs.run import Run
 from alignkit.testing import check_algorithm, check_judge, check_reward, check_step
 from alignkit.training.averages import Averages
 from alignkit_plugins.algorithms.decision.learning import LETTERS, Decision, DecisionFormat, about, asked
-from alignkit_plugins.algorithms.decision.use import Decide, DecisionReward, decide, measure
+from alignkit_plugins.algorithms.decision.use import Decide, DecisionJudge, DecisionReward, decide, measure
 
 NOTHING = torch.zeros(0, dtype=torch.int64)
 NO_PAIRS = Pairs(NOTHING, NOTHING, NOTHING.double(), NOTHING.double(), NOTHING)
-ROW = {"prompt": "Is it a fruit? Tomato", "options": ["yes", "no", "both"], "counts": [5, 3, 2]}
+ROW: dict[str, Any] = {"prompt": "Is it a fruit? Tomato", "options": ["yes", "no", "both"], "counts": [5, 3, 2]}
 RECIPE = """
 model: {base: tiny, dtype: float32, lora: {r: 4}}
 stages:

@@ -118,7 +118,8 @@ class DecisionReward(Reward):
         questions = [(about(prompt, text, options.question), list(options.options)) for prompt, text in answers]
         found = decide(self.context.models, options.role, questions, options.orders)
         values = options.options.values()
-        return {"": [p and math.fsum(x * y for x, y in zip(p, values, strict=True)) for p in found]}
+        means = [None if p is None else math.fsum(x * y for x, y in zip(p, values, strict=True)) for p in found]
+        return {"": means}
 
 
 class Decide(Step):
