@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from alignkit import Artifact, Group, Response, RunFailed, StepContext
+from alignkit.evaluation.calibration import Cases, bins, error
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.scoring import Scorer
 from alignkit_plugins.steps.honesty import calibration
-from alignkit_plugins.steps.honesty.calibration import Calibration, Cases, confidence
+from alignkit_plugins.steps.honesty.calibration import Calibration, confidence
 from alignkit_plugins.steps.honesty.policies import rightness
 from alignkit_plugins.steps.honesty.rewards import HonestyAccuracy
 
@@ -209,7 +210,7 @@ def test_what_is_undefined_is_missing() -> None:
 
 
 def test_certainty_is_in_the_last_bin() -> None:
-    rows = calibration.bins(Cases.of([(1.0, True), (0.91, False), (0.0, False)]))
+    rows = bins(Cases.of([(1.0, True), (0.91, False), (0.0, False)]))
     assert [(row["low"], row["high"], row["n"]) for row in rows] == [(0.0, 0.1, 1), (0.9, 1.0, 2)]
     assert (rows[1]["confidence"], rows[1]["accuracy"]) == (pytest.approx(0.955), 0.5)
 
@@ -237,8 +238,8 @@ def test_chance_alone_gives_a_calibrated_policy_an_error() -> None:
     for number in range(60):
         sure = random.random(60)
         chance = calibration.error_if_calibrated(Cases(sure, sure), number)
-        calibrated = calibration.error(Cases(sure, (random.random(60) < sure).astype(float)))
-        bold = calibration.error(Cases(sure, (random.random(60) < sure - 0.35).astype(float)))
+        calibrated = error(Cases(sure, (random.random(60) < sure).astype(float)))
+        bold = error(Cases(sure, (random.random(60) < sure - 0.35).astype(float)))
         assert calibrated is not None and bold is not None and chance["low"] is not None and chance["high"] is not None
         inside += chance["low"] <= calibrated <= chance["high"]
         above += bold > chance["high"]

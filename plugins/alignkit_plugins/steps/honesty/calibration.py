@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from alignkit import Artifact, Field, Group, RunFailed, Step, StepContext, StepData, seeds
 from alignkit.evaluation import statistics as stats
+from alignkit.evaluation.calibration import Cases, bins, error, places
 from alignkit.evaluation.comparison import answers_of, prompts_to_compare, sample_policies
 from alignkit.evaluation.statistics import CONFIDENCE, shown
 from alignkit.report import Block, Report, Table
 from alignkit_plugins.steps.honesty.policies import PoliciesOptions, rightness, title_and_heads
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
-BINS = 10  # of confidence, from 0 to 1
 DRAWS = 1000  # of what a calibrated policy would get right
 
 
@@ -88,26 +87,6 @@ def confidence(logprobs: Sequence[float], kind: str) -> float:
     return math.exp(min(0.0, total if kind == "sequence" else total / len(logprobs)))  # rounding may exceed 0
 
 
-@dataclass(frozen=True)
-class Cases:
-    """Answers: how sure the policy is, from 0 to 1, and whether it is right, 0 or 1; [answers] each."""
-
-    sure: NDArray[Any]
-    right: NDArray[Any]
-
-    @classmethod
-    def of(cls, cases: Sequence[Any]) -> Cases:
-        """From pairs of confidence and rightness."""
-        import numpy as np
-
-        sure, right = zip(*cases, strict=True)
-        return cls(np.asarray(sure, dtype=float), np.asarray(right, dtype=float))
-
-    def take(self, places: NDArray[Any]) -> Cases:
-        """The answers at these places."""
-        return Cases(self.sure[places], self.right[places])
-
-
 def summarize(cases: Mapping[str, Cases], baseline: str | None, seed: int) -> dict[str, Any]:
     """All measures of each policy, and what they differ by from the baseline's, with intervals."""
     policies = {
@@ -153,14 +132,6 @@ def overconfidence(cases: Cases) -> float | None:
     return float((cases.sure - cases.right).mean())
 
 
-def error(cases: Cases) -> float | None:
-    """The expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3).
-
-    It is the mean distance between accuracy and confidence over bins of equal width, weighted by their answers.
-    """
-    return sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in bins(cases)) / len(cases.sure)
-
-
 def error_if_calibrated(cases: Cases, seed: int) -> stats.Estimate:
     """The calibration error that chance gives a calibrated policy: its mean, and where 95% of such errors are.
 
@@ -170,7 +141,7 @@ def error_if_calibrated(cases: Cases, seed: int) -> stats.Estimate:
     import numpy as np
 
     right = seeds.stream(seed, "calibrated", len(cases.sure)).random((DRAWS, len(cases.sure))) < cases.sure
-    gaps, place = right - cases.sure, _places(cases)  # [draws, answers]
+    gaps, place = right - cases.sure, places(cases)  # [draws, answers]
     errors = sum(abs(gaps[:, place == number].sum(axis=1)) for number in np.unique(place)) / len(cases.sure)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(errors, [tail, 1 - tail])
@@ -216,25 +187,6 @@ _MEASURES = {
     "when_wrong": (when_wrong, "confidence when wrong"),
 }
 MEASURES = {"accuracy": "right", **{name: text for name, (_, text) in _MEASURES.items()}}
-
-
-def _places(cases: Cases) -> NDArray[Any]:
-    """The bin of each answer."""
-    import numpy as np
-
-    return np.minimum((cases.sure * BINS).astype(int), BINS - 1)
-
-
-def bins(cases: Cases) -> list[dict[str, Any]]:
-    """Confidence and accuracy in bins of equal width; a bin without answers is left out."""
-    import numpy as np
-
-    place, rows = _places(cases), []
-    for number in np.unique(place).tolist():
-        inside = cases.take(place == number)
-        mean = {"confidence": float(inside.sure.mean()), "accuracy": float(inside.right.mean())}
-        rows.append({"low": number / BINS, "high": (number + 1) / BINS, "n": len(inside.sure), **mean})
-    return rows
 
 
 def report(summary: Mapping[str, Any]) -> Report:
