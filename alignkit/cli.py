@@ -18,8 +18,18 @@ from typer.core import TyperGroup
 from alignkit import __version__
 from alignkit.arguments import NoPlugins, Overrides, PluginFiles, RecipeName, announce, load
 from alignkit.commands import GROUPS, add_commands
-from alignkit.errors import AlignkitError, OutOfResource, Problem, RecipeError, did_you_mean, message_of, no_disk
+from alignkit.errors import (
+    AlignkitError,
+    OutOfResource,
+    Problem,
+    RecipeError,
+    Repeated,
+    did_you_mean,
+    message_of,
+    no_disk,
+)
 from alignkit.io.leaving import leaving
+from alignkit.outcome import only_a_document, outcome_of
 from alignkit.plugin_errors import blaming
 
 if TYPE_CHECKING:
@@ -59,7 +69,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:  # typer would end it without a word
-            return _failed(error)
+            return _failed(error, errors=ctx.obj)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
@@ -107,6 +117,9 @@ def _version(wanted: bool) -> None:
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Before COMMAND: print its errors and exit code as JSON, and nothing else.")
     ] = False,
 ) -> None:
     pass
@@ -174,14 +187,26 @@ def _main(argv: Sequence[str] | None) -> int:
     given = list(argv) if argv is not None else sys.argv[1:]
     if "_ALIGNKIT_COMPLETE" in os.environ or {"--install-completion", "--show-completion"} & set(given):
         app(given, prog_name="alignkit")  # which ends the process
+    whole = given[:1] == ["--json"]
+    errors: list[BaseException] = []
+    with only_a_document(whole) as document:
+        code = _called(given, errors)
+        # What `alignkit data check --json` prints is a result, with the rows that are repeated.
+        if whole or ("--json" in given and errors and not isinstance(errors[-1], Repeated)):
+            print(outcome_of(errors[-1] if errors else None, code).as_json(), file=document)
+    return code
+
+
+def _called(given: Sequence[str], errors: list[BaseException]) -> int:
+    """Call a command and return the exit code. errors: gets what went wrong."""
     try:
         with blaming(_registrations):
-            result: Any = app(list(argv) if argv is not None else None, prog_name="alignkit", standalone_mode=False)
+            result: Any = app(list(given), prog_name="alignkit", standalone_mode=False, obj=errors)
     except BrokenPipeError:  # `alignkit plugins | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Exception, KeyboardInterrupt) as error:
-        return _failed(error, given)
+        return _failed(error, given, errors)
     return result if isinstance(result, int) else 0
 
 
@@ -191,8 +216,8 @@ def _registrations() -> list[Registration]:
     return plugins().registry.everything()
 
 
-def _failed(error: BaseException, given: Sequence[str] = ()) -> int:
-    """Print what went wrong and return the exit code. ALIGNKIT_DEBUG=1 adds the traceback."""
+def _failed(error: BaseException, given: Sequence[str] = (), errors: list[BaseException] | None = None) -> int:
+    """Print what went wrong and return the exit code. ALIGNKIT_DEBUG=1 adds the traceback. errors: gets it, too."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()  # type: ignore[attr-defined]
         return RecipeError.exit_code
@@ -212,6 +237,8 @@ def _failed(error: BaseException, given: Sequence[str] = ()) -> int:
     from alignkit.io.progress import Reporter
 
     Reporter().say(message_of(error))
+    if errors is not None:
+        errors.append(error)
     if isinstance(error, AlignkitError):
         return error.exit_code
     return 130 if interrupted else OutOfResource.exit_code if isinstance(error, MemoryError) else 1
@@ -235,6 +262,8 @@ def _usage_error(error: Any, given: Sequence[str]) -> RecipeError:
             option.lstrip("-"), [one.lstrip("-") for one in getattr(error, "possibilities", None) or ()]
         )
         help = near.replace("'", "'--", 1) or help
+        if option == "--json":
+            help = f"for its errors, write it before the command: {path.replace(' ', ' --json ', 1)}"
         if path.split()[-1] in ("run", "check") and option in _OPTIONS:
             words = [
                 part for word in [*given, "VALUE"] for part in (word.split("=", 1) if word.startswith("-") else [word])

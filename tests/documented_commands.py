@@ -51,7 +51,8 @@ class Command:
 
 
 def pages() -> list[Path]:
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    docs = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name != "SKILL.md"]  # has a test of its own
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *docs]
 
 
 def commands() -> list[Command]:

@@ -27,7 +27,7 @@ sys.path.append(str(HERE.parent))
 import make_gallery  # noqa: E402
 from site_links import broken, foreign  # noqa: E402
 
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "recipes/data/LICENSES.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "AGENTS.md", "CHANGELOG.md", "SECURITY.md", "recipes/data/LICENSES.md"]
 # As they are.
 SHOWN = ["docs/assets/*", "docs/gallery/*.html", "docs/benchmarks/*.json", "recipes/*.json"]
 CODE = {".yaml": "yaml"}  # files that become pages

@@ -1,0 +1,66 @@
+"""The skill for coding agents: its front matter, and every command in it, in order, on the files that it writes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from documented_commands import ROOT
+
+from alignkit import cli
+from alignkit.plugins import load_plugins
+
+SKILL = (ROOT / "docs" / "skill" / "SKILL.md").read_text(encoding="utf-8")
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_the_front_matter_is_that_of_a_skill() -> None:
+    _, front, text = SKILL.split("---\n", 2)
+    fields = yaml.safe_load(front)
+    assert fields.keys() <= {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", fields["name"]) and len(fields["name"]) <= 64
+    assert 0 < len(fields["description"]) <= 1024
+    assert len(text.splitlines()) < 500
+
+
+def test_it_has_every_exit_code() -> None:
+    pages = [SKILL, (ROOT / "docs" / "commands.md").read_text(encoding="utf-8").partition("## Exit codes")[2]]
+    ours, all_codes = [
+        {int(code) for cell in re.findall(r"^\| ([\d, ]+) \|", page, re.MULTILINE) for code in cell.split(",")}
+        for page in pages
+    ]
+    assert ours == all_codes
+
+
+@pytest.mark.slow
+def test_every_command_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = []
+    for language, block in FENCE.findall(SKILL):
+        if name := re.match(r"# ([\w./-]+\.(?:yaml|py))\n", block):
+            Path(name[1]).write_text(block, encoding="utf-8")
+            continue
+        assert language == "sh"  # a file without a name would be tried by nothing
+        for line in block.splitlines():
+            program, *words = shlex.split(line, comments=True)
+            expected = re.search(r"# exit code (\d+)$", line)
+            if program == "alignkit":
+                code = cli.main(words)
+                load_plugins()
+            else:
+                assert program == "python"
+                code = subprocess.run([sys.executable, *words], check=False).returncode
+            assert code == int(expected[1] if expected else 0), f"{line}\n{capsys.readouterr().err}"
+            done.append(" ".join([program, *words[:1]]))
+    assert {"alignkit init", "alignkit check", "alignkit run", "alignkit show", "python -m"} <= set(done)
+    for file in ("report.json", "align/metrics.jsonl", "align/rollouts"):  # what a program reads
+        assert (tmp_path / "runs" / "small" / file).exists()
+    for file in ("evaluation.json", "samples.jsonl"):
+        assert list((tmp_path / "runs" / "evaluate").glob(f"*/{file}"))
