@@ -126,7 +126,7 @@ def test_a_mistake_stops_the_build(mistake: str, tmp_path: Path) -> None:
     root = tmp_path / "root"
     for name in ("docs", "recipes"):
         shutil.copytree(ROOT / name, root / name)
-    for name in make_site.PAGES[:4]:
+    for name in make_site.PAGES[:-1]:
         shutil.copyfile(ROOT / name, root / name)
     page = root / "docs" / "gpu.md"
     page.write_text(f"{page.read_text(encoding='utf-8')}\n{mistake}\n", encoding="utf-8")
@@ -140,7 +140,7 @@ def test_a_page_that_the_navigation_lacks_stops_the_build(tmp_path: Path) -> Non
     root = tmp_path / "root"
     for name in ("docs", "recipes"):
         shutil.copytree(ROOT / name, root / name)
-    for name in make_site.PAGES[:4]:
+    for name in make_site.PAGES[:-1]:
         shutil.copyfile(ROOT / name, root / name)
     (root / "docs" / "new.md").write_text("# New\n", encoding="utf-8")
     with pytest.raises(SystemExit, match=r"each page belongs into `nav` once: docs/new\.md"):
@@ -155,7 +155,7 @@ def test_tutorials_have_the_same_headings_and_are_short(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     recipe, run, own, rest = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert recipe in ("The recipe", "The recipes") and run == "Run it" and own.startswith("With your own ")
-    assert rest == "What does not carry over" and "not measured" in " ".join(text.split("## What does not")[1].split())
+    assert rest == "What does not carry over" and re.search("not measured|was tried", text.split("## What does not")[1])
     assert len(text.splitlines()) <= 120
 
 

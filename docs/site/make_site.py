@@ -47,7 +47,11 @@ def sources(root: Path) -> Iterator[Path]:
     """The files of the repository that become pages."""
     yield from (root / name for name in PAGES)
     yield from sorted((root / "recipes").rglob("*.yaml"))
-    yield from sorted(file for file in (root / "docs").rglob("*") if file.suffix in (".md", ".ipynb"))
+    yield from sorted(
+        file
+        for file in (root / "docs").rglob("*")
+        if file.suffix in (".md", ".ipynb") and file.name != "instruction.md"
+    )
 
 
 def page_of(file: Path) -> Path:

@@ -61,8 +61,8 @@ def evaluate(
     Examples:
       alignkit evaluate RUN/sft RUN/align --prompts p.jsonl --reward RUN/helpful
       alignkit evaluate RUN/base RUN/align --prompts p.jsonl --reward length
-      alignkit evaluate RUN/align '{policy: RUN/sft, best_of: 4, reward: RUN/helpful}' \\
-        '{policy: RUN/base, few_shot: demos.jsonl}' --prompts p.jsonl --reward length
+      alignkit evaluate '{policy: RUN/sft, best_of: 4, reward: RUN/helpful}' \\
+        '{policy: RUN/base, few_shot: d.jsonl}' --prompts p.jsonl --reward length
     """
     given = {
         "limit": limit, "samples_per_prompt": samples, "max_new_tokens": max_new_tokens, "temperature": temperature,
