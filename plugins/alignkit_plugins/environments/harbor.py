@@ -287,7 +287,7 @@ def _reward(logs: Path, key: str) -> tuple[float | None, str]:
 
 @hookimpl
 def register_formats(register: Register) -> None:
-    register("harbor", HarborTasks)
+    register("harbor", HarborTasks, summary=HarborTasks.summary)
 
 
 @hookimpl
