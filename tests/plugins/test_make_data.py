@@ -20,7 +20,7 @@ import yaml
 from judge_server import Reply, Server, asked_for, said, serving, texts_of
 from test_evaluate import context
 
-from alignkit import Group, Message, Response, RunFailed
+from alignkit import DataError, Group, Message, Response, RunFailed
 from alignkit.cli import main
 from alignkit.data.group import read_groups, write_groups
 from alignkit.testing import ConformanceError, check_step
@@ -518,6 +518,26 @@ def test_an_attack_with_a_reply_that_has_no_score_counts_neither_way(tmp_path: P
     artifact = RedTeam(options).run(made)
     assert artifact.summary is not None and artifact.summary["policies"]["base"]["n"] == 1
     assert artifact.summary["dropped"] == {"a reply without a score": 1}
+
+
+def test_people_attack_with_messages_that_they_wrote(tmp_path: Path) -> None:
+    """Each goal's own messages are said in order; who wrote fewer than `turns` has said all."""
+    said_by = {"easy one": ["hello", "magic"], "easy two": ["no word"], "hard": ["a", "b", "magic"]}
+    goals = [Group((Message(role="user", content=goal),), meta={"attacks": texts}) for goal, texts in said_by.items()]
+    options = RedTeam.Options(policies=["base"], goals="x", reward="r", success_above=0.5, turns=2)
+    made = replace(context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=scored))
+    made.out.mkdir()
+    artifact = RedTeam(options).run(made)
+    assert artifact.summary is not None and artifact.groups is not None
+    base = artifact.summary["policies"]["base"]
+    assert (base["mean"], base["n"]) == (pytest.approx(1 / 3), 3)  # `hard` would succeed in a third turn
+    (row,) = artifact.groups
+    assert [turn["content"] for turn in row.prompt] == ["hello", "hello", "magic"]
+    assert row.meta["writer"] == {"people": "attacks", "template": "red_team"}
+    told = [json.loads(line) for line in (made.out / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [len(each["turns"]) for each in told] == [4, 2, 4]
+    with pytest.raises(DataError, match="'unsaid' has no list of texts in its column 'attacks'"):
+        RedTeam(options).run(replace(made, load=lambda ref: [Group((Message(role="user", content="unsaid"),))]))
 
 
 def test_prompts_that_succeed_go_to_the_next_stage(

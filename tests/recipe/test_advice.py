@@ -13,9 +13,10 @@ from alignkit.recipe.advice import _ADVICE, _OPTION, _PLACES, advice
 from alignkit.recipe.components import options_of
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import allowed_keys
-from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
+from alignkit.settings import LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings
 
-CORE = {key for keys in _PLACES.values() for key in keys} | set(allowed_keys(Mix)) | {"algorithm", "NAME"}
+CORE = {key for keys in _PLACES.values() for key in keys} | {"algorithm", "NAME"}
+CORE |= {*allowed_keys(Mix), *allowed_keys(Quantization)}
 
 
 def options() -> set[str]:
