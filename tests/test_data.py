@@ -30,6 +30,7 @@ from alignkit.data.sources import load as load_spec
 from alignkit.errors import BadRow, DataError, PluginError
 from alignkit.formats import Format
 from alignkit.registry import Component, Registration
+from alignkit_plugins.algorithms.decision import DecisionFormat
 
 PLUGINS = (
     "steps.honesty",
@@ -947,6 +948,7 @@ COUNTS = {
     "small_sums.jsonl": 53, "small_sums_heldout.jsonl": 24, "small_sums_examples.jsonl": 24,
     "red_team.jsonl": 160, "xstest.jsonl": 184, "questions.jsonl": 448, "questions_heldout.jsonl": 200,
     "questions_demos.jsonl": 600, "questions_pressure.jsonl": 448, "instructions_heldout.jsonl": 64,
+    "decisions.jsonl": 600, "decisions_heldout.jsonl": 150,
     "quickstart/demos.jsonl": 742, "quickstart/safety.jsonl": 119, "quickstart/helpful.jsonl": 162,
     "quickstart/safety_heldout.jsonl": 20, "quickstart/helpful_heldout.jsonl": 25,
     "quickstart/harmful_prompts.jsonl": 211, "quickstart/ordinary_prompts.jsonl": 392,
@@ -955,7 +957,8 @@ COUNTS = {
 
 
 def shipped(name: str) -> list[Group]:
-    return load(source(SHIPPED / name)).groups
+    kind = {"format": component(DecisionFormat)} if name.startswith("decisions") else {}
+    return load(source(SHIPPED / name, **kind)).groups
 
 
 def openings(*names: str) -> set[str]:
@@ -1041,7 +1044,7 @@ def test_instructions_are_checked_by_code() -> None:
 
 
 def test_all_shipped_data_have_a_license_and_are_small() -> None:
-    files = [path for path in SHIPPED.rglob("*.*") if path.name not in ("LICENSES.md", "make_questions.py")]
+    files = [path for path in SHIPPED.rglob("*.*") if path.suffix not in (".md", ".py")]
     assert {path.relative_to(SHIPPED).as_posix() for path in files} == {*COUNTS, "text.txt"}
     assert sum(path.stat().st_size for path in files) < 4_000_000
     assert "| public domain |" in (SHIPPED / "LICENSES.md").read_text()
