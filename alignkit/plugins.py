@@ -273,9 +273,9 @@ def _check_methods(label: str, implementation: type, base: type) -> None:
     methods = dict(inspect.getmembers(implementation, inspect.isfunction))
     called = {name for method in methods.values() for name in method.__code__.co_names}
     left = [name for name, method in methods.items() if name[0] != "_" and getattr(base, name, None) is method]
-    own = (name for name in methods if name in vars(implementation))  # others may be for its siblings
-    for name, method in ((name, methods[name]) for name in own):
-        ours = name[0] == "_" or hasattr(base, name) or method.__module__.partition(".")[0] == GROUP
+    for name, method in methods.items():
+        inherited = name not in vars(implementation)  # for other classes of its author, perhaps
+        ours = name[0] == "_" or inherited or hasattr(base, name) or method.__module__.partition(".")[0] == GROUP
         near = [] if ours or name in called else difflib.get_close_matches(name, left, 1, 0.8)
         if near:
             help = f"did you mean '{near[0]}'? A method of your own begins with '_'"

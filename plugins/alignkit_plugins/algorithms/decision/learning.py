@@ -87,9 +87,10 @@ class Decision(Algorithm):
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
         """Questions with shares, and two questions for each pair. Raises DataError if there are none."""
-        kept = [question for group in groups for question in _questions(group)]
+        each = [_questions(group) for group in groups]
+        kept = [question for questions in each for question in questions]
         if not context.validation:
-            lacking = [group for group in groups if not _questions(group)]
+            lacking = [group for group, questions in zip(groups, each, strict=True) if not questions]
             context.left_out("without_shares", len(lacking), lacking)
             if not kept:
                 raise DataError("decision needs questions with probabilities, counts or a label, or pairs")
@@ -97,10 +98,10 @@ class Decision(Algorithm):
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         logprobs, mass = self._logprobs(batch, out)
-        shares, gap = _shares(batch, logprobs), logprobs.exp() - _shares(batch, logprobs)
+        shares = _shares(batch, logprobs)
         terms = {"cross_entropy": per_group(_summed(-shares * logprobs, batch))}
         if self.options.brier:
-            terms["brier"] = per_group(_summed(gap**2, batch), self.options.brier)
+            terms["brier"] = per_group(_brier(logprobs, shares, batch), self.options.brier)
         if self.options.mass:
             terms["mass"] = per_group(-mass, self.options.mass)
         return Loss(**terms)
@@ -111,7 +112,7 @@ class Decision(Algorithm):
         shares = _shares(batch, logprobs)
         above = shares * (shares.clamp(min=1e-12).log() - logprobs)
         return {
-            "brier_score": per_group(_summed((logprobs.exp() - shares) ** 2, batch)),
+            "brier_score": per_group(_brier(logprobs, shares, batch)),
             "divergence": per_group(_summed(above, batch)),
         }
 
@@ -150,14 +151,18 @@ def _summed(values: Tensor, batch: Batch) -> Tensor:
     return values.new_zeros(len(batch.groups)).index_add(0, batch.group_index, values)
 
 
+def _brier(logprobs: Tensor, shares: Tensor, batch: Batch) -> Tensor:
+    """The squared distance of each question's probabilities to people's shares: [R], [R] -> [G]."""
+    return _summed((logprobs.exp() - shares) ** 2, batch)
+
+
 def _shares(batch: Batch, like: Tensor) -> Tensor:
     return like.new_tensor([r.scores[SHARE] for group in batch.groups for r in group.responses])
 
 
 def _question(prompt: Sequence[Message], shares: Sequence[float] | None, **known: Any) -> Group:
-    scores: Sequence[dict[str, float | None]] = [{SHARE: share} for share in shares or ()]
-    count = len(shares) if shares else len(known["meta"]["options"])
-    letters = tuple(Response(LETTERS[place], scores=scores[place] if scores else {}) for place in range(count))
+    count = len(known["meta"]["options"])
+    letters = tuple(Response(LETTERS[n], scores={SHARE: shares[n]} if shares else {}) for n in range(count))
     return Group(tuple(prompt), letters, (), id=group_id(prompt, letters), **known)
 
 
