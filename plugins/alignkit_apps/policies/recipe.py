@@ -157,7 +157,7 @@ def with_best_of(word: str, count: int, reward: str) -> str:
 
 def plain_word(word: str) -> str:
     """The word of the model that answers: of `{policy: WORD, best_of: 4, reward: REWARD}`, or the word itself."""
-    return str(_braces(word)["policy"]) if _braces(word) else word
+    return str(_braces(word).get("policy", word))
 
 
 def _braces(word: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit import Group
+from alignkit import Group, Response
 from alignkit.data.group import length
 from alignkit.data.spoken import all_turns
 from alignkit.evaluation import statistics
@@ -59,8 +59,10 @@ def diversity(groups: Sequence[Group], policies: Sequence[str], baseline: str | 
     A measure that a policy does not have is left out: self-BLEU with one answer to a prompt, and entropy of answers
     whose log-probabilities are not known.
     """
-    texts = _of_equal_length(groups, policies)
-    found = {policy: _measured(groups, policy, texts[policy]) for policy in policies}
+    answers = {policy: [answers_of(group, policy) for group in groups] for policy in policies}
+    words = {name: [[words_of(all_turns(r)) for r in each] for each in own] for name, own in answers.items()}
+    cut = _of_equal_length(words)
+    found = {policy: _measured(answers[policy], words[policy], cut[policy]) for policy in policies}
     theirs = found.get(str(baseline), {})
     return {
         policy: {
@@ -74,34 +76,36 @@ def diversity(groups: Sequence[Group], policies: Sequence[str], baseline: str | 
     }
 
 
-def _of_equal_length(groups: Sequence[Group], policies: Sequence[str]) -> Mapping[str, Texts]:
-    """The words of each policy's answers: of answer k to a prompt, as many as the shortest answer k of a policy has.
+def _of_equal_length(words: Mapping[str, Texts]) -> Mapping[str, Texts]:
+    """Of each policy's answer k to a prompt, as many words as the shortest answer k of a policy has.
 
     distinct-n falls as there are more words, so that else a policy would lose diversity by longer answers alone.
     """
-    found: dict[str, list[list[list[str]]]] = {policy: [] for policy in policies}
-    for group in groups:
-        words = {policy: [words_of(all_turns(r)) for r in answers_of(group, policy)] for policy in policies}
-        least = [min(map(len, answers)) for answers in zip(*words.values(), strict=True)]
-        for policy in policies:
-            found[policy].append([text[:most] for text, most in zip(words[policy], least, strict=True)])
-    return found
+    prompts = zip(*words.values(), strict=True)
+    least = [[min(map(len, same)) for same in zip(*each, strict=True)] for each in prompts]
+    return {
+        policy: [
+            [text[:most] for text, most in zip(answers, limits, strict=True)]
+            for answers, limits in zip(own, least, strict=True)
+        ]
+        for policy, own in words.items()
+    }
 
 
-def _measured(groups: Sequence[Group], policy: str, texts: Texts) -> dict[str, _Measured]:
-    answers = [answers_of(group, policy) for group in groups]
-    alike = [self_bleu([words_of(all_turns(r)) for r in each]) for each in answers]
-    surprise = [-math.fsum(r.logprobs) / len(r.logprobs) if r.logprobs else None for each in answers for r in each]
-    count = len(answers[0])
-    entropy = [surprise[start : start + count] for start in range(0, len(surprise), count)]
+def _measured(answers: Sequence[Sequence[Response]], words: Texts, cut: Texts) -> dict[str, _Measured]:
+    """The measures of a policy. words: of its answers; cut: as many as those of the other policies have."""
     found = {
-        "distinct-1": _distinct(texts, 1),
-        "distinct-2": _distinct(texts, 2),
-        SELF_BLEU: _mean(alike),
-        "entropy, nats per token": _mean([_mean_of(each) for each in entropy]),
+        "distinct-1": _distinct(cut, 1),
+        "distinct-2": _distinct(cut, 2),
+        SELF_BLEU: _mean([self_bleu(each) for each in words]),
+        "entropy, nats per token": _mean([_mean_of([_surprise(r) for r in each]) for each in answers]),
         "length spread, tokens": _spread([[float(length(r)) for r in each] for each in answers]),
     }
     return {name: one for name, one in found.items() if one is not None}
+
+
+def _surprise(response: Response) -> float | None:
+    return -math.fsum(response.logprobs) / len(response.logprobs) if response.logprobs else None
 
 
 def _mean_of(values: Sequence[float | None]) -> float | None:
