@@ -168,6 +168,11 @@ def test_what_trl_means_is_kept(folder: Path) -> None:
     recipe, _ = of_trl("sft", max_steps=100, warmup_steps=20, load_in_4bit=True, use_peft=True, test_split_size=0.1)
     assert recipe["model"]["quantization"] == "nf4" and recipe["stages"]["sft"]["warmup_ratio"] == 0.2
     assert recipe["stages"]["sft"]["data"] == {"path": "sft.jsonl", "validation": 0.1}
+    qlora = {"load_in_4bit": True, "use_bnb_nested_quant": True, "use_peft": True, "optim": "paged_adamw_8bit"}
+    recipe, text = of_trl("sft", **qlora)
+    assert recipe["model"]["quantization"] == {"type": "nf4", "double_quant": True}
+    assert recipe["stages"]["sft"]["optimizer"] == "paged_adamw_8bit"
+    assert "optim has" not in text and "use_bnb_nested_quant: True has" not in text
 
 
 SCRIPT = """
