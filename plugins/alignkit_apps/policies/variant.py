@@ -83,12 +83,8 @@ def _leaves(rater: Any) -> list[Any]:
 
 def best_places(scores: Sequence[float | None], best_of: int) -> list[int]:
     """The place of the best of each `best_of` scores: the first of equal ones. None is the worst."""
-
-    def order(place: int) -> float:
-        score = scores[place]
-        return float("-inf") if score is None else score
-
-    return [max(range(start, start + best_of), key=order) for start in range(0, len(scores), best_of)]
+    known = [float("-inf") if score is None else score for score in scores]
+    return [max(range(start, start + best_of), key=known.__getitem__) for start in range(0, len(known), best_of)]
 
 
 # --- examples in front of a prompt

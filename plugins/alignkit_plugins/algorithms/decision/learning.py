@@ -110,10 +110,9 @@ class Decision(Algorithm):
         """Brier score against the shares, and the part of the cross-entropy that is above people's entropy."""
         logprobs, _ = self._logprobs(batch, out)
         shares = _shares(batch, logprobs)
-        above = shares * (shares.clamp(min=1e-12).log() - logprobs)
         return {
             "brier_score": per_group(_brier(logprobs, shares, batch)),
-            "divergence": per_group(_summed(above, batch)),
+            "divergence": per_group(_summed(shares * (shares.clamp(min=1e-12).log() - logprobs), batch)),
         }
 
     def _logprobs(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor]:

@@ -70,17 +70,13 @@ def decide(
     if not turned:
         return []
     letters = LETTERS[: max(len(options) for _, options in turned)]
-    rows = models.next_token_logprobs(role, [asked(*each) for each in turned], list(letters)).double().tolist()
+    answers = iter(models.next_token_logprobs(role, [asked(*each) for each in turned], list(letters)).double())
     found: list[list[float] | None] = []
-    answers = iter(rows)
     for _, options in questions:
-        count, mean = len(options), [0.0] * len(options)
-        for turn in range(times := min(orders, count)):
-            row = next(answers)[:count]
-            largest = max(row)
-            weights = [math.exp(logprob - largest) for logprob in row]
-            for place, weight in enumerate(weights):  # NaN stays NaN
-                mean[(place + turn) % count] += weight / math.fsum(weights) / times
+        turns = range(min(orders, len(options)))
+        # Place k of a turned question is option k + turn.
+        rolled = [next(answers)[: len(options)].softmax(0).roll(turn).tolist() for turn in turns]
+        mean = [math.fsum(each) / len(turns) for each in zip(*rolled, strict=True)]  # NaN stays NaN
         found.append(None if any(map(math.isnan, mean)) else mean)
     return found
 

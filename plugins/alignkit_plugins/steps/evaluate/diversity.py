@@ -98,19 +98,16 @@ def _measured(answers: Sequence[Sequence[Response]], words: Texts, cut: Texts) -
         "distinct-1": _distinct(cut, 1),
         "distinct-2": _distinct(cut, 2),
         SELF_BLEU: _mean([self_bleu(each) for each in words]),
-        "entropy, nats per token": _mean([_mean_of([_surprise(r) for r in each]) for each in answers]),
+        "entropy, nats per token": _mean([_entropy(each) for each in answers]),
         "length spread, tokens": _spread([[float(length(r)) for r in each] for each in answers]),
     }
     return {name: one for name, one in found.items() if one is not None}
 
 
-def _surprise(response: Response) -> float | None:
-    return -math.fsum(response.logprobs) / len(response.logprobs) if response.logprobs else None
-
-
-def _mean_of(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.mean(known) if len(known) == len(values) else None
+def _entropy(answers: Sequence[Response]) -> float | None:
+    """The mean -log p of a token in the answers to a prompt; None if one has no log-probabilities."""
+    told = [response.logprobs for response in answers if response.logprobs]
+    return statistics.mean([-math.fsum(p) / len(p) for p in told]) if len(told) == len(answers) else None
 
 
 def _mean(values: Sequence[float | None]) -> _Measured | None:
