@@ -15,11 +15,11 @@ from alignkit import BadRow, Field, Group, Response, StepContext, Verdict, seeds
 from alignkit.data.spoken import all_turns
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import answers_of, short_names
-from alignkit_apps.feedback.asking import LabelPlaces
-from alignkit_apps.feedback.effective_labels import Labeled
-from alignkit_apps.feedback.items import Item, item_of
-from alignkit_apps.feedback.labels import Label
-from alignkit_apps.feedback.waiting import STORE, labels_of
+from alignkit_plugins.people.asking import LabelPlaces
+from alignkit_plugins.people.effective_labels import Labeled
+from alignkit_plugins.people.items import Item, item_of
+from alignkit_plugins.people.labels import Label
+from alignkit_plugins.people.waiting import STORE, labels_of
 from alignkit_plugins.steps.evaluate.judged import Judged
 
 UNSURE = 0.75  # P(better) of an answer that somebody preferred without being sure
