@@ -110,9 +110,9 @@ def test_labels_of_several_people_are_averaged_and_their_agreement_is_shown(tmp_
     assert found["preference"] == pytest.approx(statistics.estimate(values))
     assert (found["wins"], found["losses"], found["ties"]) == (10, 4, 6)
     among = summary["judge_cards"]["people"]["annotators"]
-    assert among["agreement"]["mean"] == pytest.approx(14 / 20) and among["agreement"]["n"] == 20
+    assert among["same"]["mean"] == pytest.approx(14 / 20) and among["same"]["n"] == 20
     # Krippendorff: 12 of 40 ratings disagree; by chance 2 * 14 * 26 of 40 * 39 would.
-    assert among["alpha_nominal"]["mean"] == pytest.approx(1 - (12 / 40) / (2 * 14 * 26 / (40 * 39)))
+    assert among["alpha"]["mean"] == pytest.approx(1 - (12 / 40) / (2 * 14 * 26 / (40 * 39)))
     assert summary["people"]["annotators"] == 2 and summary["people"]["labels"] == 40
     assert "annotators agree" in said(artifact, WIDTH)
 
