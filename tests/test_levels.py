@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from test_optimum import make
+from tests.net.test_optimum import make
 
 from alignkit.data.group import Group, read_groups, write_groups
 from alignkit.recipe.load import load_recipe

@@ -12,7 +12,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 from test_online import averaged, batch, close, double, new, random_batch
-from test_optimum import Problem, check, make, rollout, total_variation, train, write_prompts, write_reward
+from tests.net.test_optimum import Problem, check, make, rollout, total_variation, train, write_prompts, write_reward
 from torch import Tensor
 
 from alignkit import Group, Message, Outputs, RecipeError, Skip

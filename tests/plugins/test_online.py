@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 from pydantic import ValidationError
-from test_optimum import Problem, make, rollout, write_prompts
+from tests.net.test_optimum import Problem, make, rollout, write_prompts
 from torch import Tensor
 
 from alignkit import (
