@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_tasks_of_the_user_need_consent_and_a_folder(tmp_path: Path, harness: An
 
 def test_tasks_are_validated_before_training(tmp_path: Path, harness: Any) -> None:
     harness("print('Tasks not found: evem', arguments); sys.exit(1)")
-    with pytest.raises(RunFailed, match="(?s)refuses the tasks:.*evem.*validate.*'--tasks', 'even,odd'"):
+    with pytest.raises(RunFailed, match=r"(?s)refuses the tasks:.*evem.*validate.*'--tasks', 'even,odd'"):
         LmEval(options(tasks=["even", "odd"])).check(tmp_path)
 
 
@@ -174,7 +175,7 @@ def test_the_command_line_of_the_harness(tmp_path: Path, harness: Any) -> None:
     asked, folder, quiet = json.loads((tmp_path / "out/results/sft/model/asked.json").read_text(encoding="utf-8"))
     assert folder == str(tmp_path) and quiet == "1"
     assert asked[:5] == ["run", "--model", "hf", "--model_args", f"pretrained={tmp_path / 'out' / 'model'}"]
-    pairs = set(zip(asked, asked[1:], strict=False))
+    pairs = set(pairwise(asked))
     assert {("--tasks", "even"), ("--num_fewshot", "2"), ("--limit", "4")} < pairs
     assert ("--include_path", str(tmp_path)) in pairs and "--confirm_run_unsafe_code" not in asked
     assert ("--device", "cuda" if torch.cuda.is_available() else "cpu") in pairs
@@ -196,9 +197,7 @@ def test_a_finished_policy_is_not_repeated(tmp_path: Path, harness: Any) -> None
     assert "base: base is rounded" in found["notes"] and "base: x of gsm is nan and left out" in found["notes"]
 
 
-def test_a_run_that_is_stopped_leaves_no_process(
-    tmp_path: Path, harness: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_is_stopped_leaves_no_process(tmp_path: Path, harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop() -> None:
         if (tmp_path / "child").exists() and (tmp_path / "child").read_text():
             raise KeyboardInterrupt

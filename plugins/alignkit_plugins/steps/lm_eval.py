@@ -157,7 +157,9 @@ def _run(command: Sequence[str], folder: Path, log: Path) -> None:
             process.wait()
     if process.returncode:
         text = log.read_text(encoding="utf-8", errors="replace")
-        raise RunFailed(f"lm_eval ended with exit code {process.returncode}:\n{_last_lines(text)}\nhelp: {log} has more")
+        raise RunFailed(
+            f"lm_eval ended with exit code {process.returncode}:\n{_last_lines(text)}\nhelp: {log} has more"
+        )
 
 
 def _last_lines(text: str) -> str:
