@@ -102,7 +102,7 @@ def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope
         return None
     upstream, folders, roles = tuple(scope.upstream), tuple(scope.folders), tuple(scope.roles)
     return Stage(
-        scope.stage, "algorithm", component, settings, upstream, needs, folders, roles, settings.engine, None, log_odds
+        scope.stage, "algorithm", component, settings, upstream, needs, folders, roles, settings.engine, log_odds
     )
 
 
