@@ -174,13 +174,13 @@ def data_read(run: Any, stage: str, loaded: Any) -> Sequence[Mapping[str, Any]] 
 
 @hookspec
 def map_elsewhere(
-    run: Any, stage: Any, folder: Path, name: str
+    run: Any, stage: str, folder: Path, name: str
 ) -> Callable[[Iterable[Sequence[Any]]], Iterator[Sequence[Any]]] | None:
     """A step maps rows (`StepContext.map`). Return what computes the results of chunks, in order; None: this process.
 
     Args:
         run: Has `folder`, `recipe` and `should_stop()`.
-        stage: Whose plugin is the step; see `Step.maps`.
+        stage: Its name; the step is `run.recipe.stages[stage].component`.
         folder: The stage's.
         name: Of the map.
     """

@@ -9,7 +9,6 @@ from typing import Any
 
 from alignkit.data.group import Group
 from alignkit.io.progress import Metrics
-from alignkit.plugins import plugins
 from alignkit.recipe.schema import Stage
 from alignkit.runs.durable_map import durable_map
 from alignkit.runs.learned_from import learned_from, log_odds
@@ -26,7 +25,7 @@ def step_context(run: Any, stage: Stage, folder: Path, metrics: Metrics) -> Step
 
     def map_rows(name: str, rows: Sequence[Any], function: Callable[..., Any]) -> list[Any]:
         with run.reporter.progress(name, len(rows)) as done:
-            elsewhere = plugins().notify("map_elsewhere", run=run, stage=stage, folder=folder, name=name)
+            elsewhere = run.notify(stage.name)("map_elsewhere", folder=folder, name=name)
             file = folder / "map" / f"{name}.jsonl"
             return durable_map(file, rows, function, run.should_stop, done, next(iter(elsewhere), None))
 

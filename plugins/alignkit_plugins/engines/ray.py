@@ -25,9 +25,9 @@ LOOK = 1.0  # seconds between looks at whether the run should stop
 
 @hookimpl
 def map_elsewhere(
-    run: Any, stage: Any, folder: Path, name: str
+    run: Any, stage: str, folder: Path, name: str
 ) -> Callable[[Iterable[Sequence[Any]]], Iterator[Any]] | None:
-    if ADDRESS not in os.environ or name not in stage.component.registration.implementation.maps:
+    if ADDRESS not in os.environ or name not in run.recipe.stages[stage].component.registration.implementation.maps:
         return None
     work = work_of(run, stage, folder, name)
     return lambda chunks: results(work, chunks, run.should_stop)
@@ -51,7 +51,7 @@ class Work:
     threads: int
 
 
-def work_of(run: Any, stage: Any, folder: Path, name: str) -> Work:
+def work_of(run: Any, stage: str, folder: Path, name: str) -> Work:
     """The work of a map of a stage. run: an `alignkit.runs.run.Run`. folder: the stage's."""
     import torch
 
@@ -61,7 +61,7 @@ def work_of(run: Any, stage: Any, folder: Path, name: str) -> Work:
     files = tuple(file.resolve() for file in loaded.files)
     recipe = run.recipe.path.resolve()
     threads = torch.get_num_threads()
-    return Work(run.folder.resolve(), recipe, files, loaded.without, stage.name, folder.resolve(), name, threads)
+    return Work(run.folder.resolve(), recipe, files, loaded.without, stage, folder.resolve(), name, threads)
 
 
 def results(work: Work, chunks: Iterable[Sequence[Any]], should_stop: Callable[[], None]) -> Iterator[Any]:
