@@ -59,7 +59,7 @@ def main(
     for name, count, stage in (
         ("reward `length`", rewards, scored),
         ("judge, 0.1 s per reply", judged, judge(url)),
-        ("sampling", sampled, {"step": "sample", "prompts": "rows.jsonl", "max_new_tokens": 32}),
+        ("sampling", sampled, {"step": "sample", "prompts": "rows.jsonl", "sampling": {"max_new_tokens": 32}}),
     ):
         if count:
             compare(name, count, stage)

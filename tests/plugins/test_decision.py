@@ -51,7 +51,7 @@ stages:
   answers:
     step: sample
     prompts: routed
-    max_new_tokens: 4
+    sampling: {max_new_tokens: 4}
     reward: {weighted: {rewards: {long: length}, by: decision, weights: {"yes": {long: 3}, "no": {long: -2}}}}
 """
 USER = (Message(role="user", content="Hi"),)

@@ -50,7 +50,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "rating": [{"judge": JUDGE}],
     "regex": [{"pattern": "e+"}],
     "repetition": [{}],
-    "rlaif": [{"judge": JUDGE}, {"judge": JUDGE, "opponent": "baseline", "baseline": "sft", "max_new_tokens": 8}],
+    "rlaif": [
+        {"judge": JUDGE},
+        {"judge": JUDGE, "opponent": "baseline", "baseline": "sft", "sampling": {"max_new_tokens": 8}},
+    ],
     "sycophancy": [{"column": "right"}],
     "rubric": [{"judge": JUDGE, "criteria": [{"text": "It is polite.", "weight": 2}, {"text": "It is short."}]}],
 }
