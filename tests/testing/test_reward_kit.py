@@ -32,7 +32,6 @@ JUDGE = {"local_judge": {"min_mass": 0}}
 FUNCTION = "def polite(prompts, completions, **columns):\n    return [float('e' in text) for text in completions]\n"
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "abstention": [{}],
-    "decision": [{"role": "sft", "options": {"good": 1, "bad": 0}}],
     "classifier": [],  # reads a folder, as tests/plugins/test_classifier.py does
     "environment": [{}],
     "exact_match": [{"column": "right"}],

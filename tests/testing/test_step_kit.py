@@ -34,7 +34,6 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "calibration": [{"policies": ["base", "sft"], "correct": "helpful", "confidence": "token", **SHORT}],
     "categorize": [{"data": "rows.jsonl", "categories": ["praise", "doubt"], "by": "base"}],
     "clean": [{"data": "rows.jsonl", "min_characters": 1}],
-    "decide": [],  # needs questions with options, as in tests/plugins/test_decision.py
     "evaluate": [{"policies": ["base", "sft"], "rewards": ["helpful", {"length": {}}], **SHORT}],
     "evaluate_reward": [{"rewards": ["helpful", {"length": {"unit": "characters"}}], "pairs": "rows.jsonl"}],
     "instruct": [{"data": "rows.jsonl", "instruction": "Be brief."}],
