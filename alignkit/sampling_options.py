@@ -9,9 +9,9 @@ defaults of `rollout` apply.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr
 
 from alignkit.options import Options
 from alignkit.settings import SamplingKeys
@@ -28,6 +28,7 @@ class SamplingOptions(Options):
         default_factory=SamplingKeys,
         description="how responses are sampled, such as {temperature: 0.7}; keys that are left out: as in training",
     )
+    greedy: ClassVar[bool] = False  # unless the recipe sets a temperature
     _followed: str = PrivateAttr("")  # whose values were taken
     _notes: list[str] = PrivateAttr(default_factory=list)  # what a reader of the results must know
 
@@ -41,7 +42,7 @@ class SamplingOptions(Options):
 
     def follow(self, values: Mapping[str, Any], source: str, notes: list[str]) -> None:
         """Fill the keys that are left out with these values. source: names whose they are. notes: see `notes`."""
-        sampling, written = self.sampling, self.sampling.model_fields_set
+        sampling, written = self.sampling, {*self.sampling.model_fields_set, *(["temperature"] if self.greedy else [])}
         taken = {key: values[key] for key in KEYS if key not in written and values.get(key) is not None}
         if any(key in _ALWAYS or value != getattr(_DEFAULTS, key) for key, value in taken.items()):
             self._followed = source
@@ -53,6 +54,8 @@ class SamplingOptions(Options):
     def sampled(self) -> dict[str, Any]:
         """The keys as `Models.sample` takes them, without those that change nothing."""
         values = {key: getattr(self.sampling, key) for key in KEYS}
+        if self.greedy and "temperature" not in self.sampling.model_fields_set:
+            values["temperature"] = 0.0
         return {key: value for key, value in values.items() if key in _ALWAYS or value != getattr(_DEFAULTS, key)}
 
     @property
@@ -74,9 +77,4 @@ class GreedyOptions(SamplingOptions):
         description="how responses are sampled; temperature: 0, which is greedy; other keys that are left out: as in "
         "training",
     )
-
-    @model_validator(mode="after")
-    def _greedy(self) -> Any:
-        if "temperature" not in self.sampling.model_fields_set:
-            self.sampling = self.sampling.model_copy(update={"temperature": 0.0})
-        return self
+    greedy = True

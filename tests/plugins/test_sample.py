@@ -130,7 +130,7 @@ def test_a_model_on_a_server_writes_demonstrations_with_a_bill(
         keys: dict[str, Any] = {
             "policy": policy,
             "samples_per_prompt": 1,
-            "sampling": {"temperature": 0.7},
+            "sampling": {"temperature": 0.7, "max_new_tokens": 6},
             "stages": {"sft": sft},
         }
         folder = run(tmp_path, **keys)
