@@ -94,11 +94,10 @@ class _Builder:
             "monitor": self._component("monitor"),
             "environment": self._component("environment"),
             "engine": _any_of([{"const": LOCAL}, self._component("engine")]),
-            "executor": _any_of([{"const": LOCAL}, self._component("executor")]),
             "constitution": _any_of([TEXT, {"type": "array", "items": self._refs[Principle]}]),
             "stage": _any_of([self._training_stage(), *self._steps()]),
             "stage_or_block": _any_of([_ref("stage"), self._refs[BlockKeys]]),
-            "elsewhere": {"properties": {"engine": _ref("engine"), "executor": _ref("executor")}},
+            "elsewhere": {"properties": {"engine": _ref("engine")}},
             # Those of libraries count, too, and have other names in other versions.
             **dict.fromkeys(("optimizer", "schedule"), _any_of([TEXT, {"type": "object", "maxProperties": 1}])),
             **dict.fromkeys(("stage_name", "policy", "from", "base"), TEXT),
