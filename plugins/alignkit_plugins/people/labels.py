@@ -109,8 +109,6 @@ _LABELS: dict[str, type[BaseModel]] = {
 _OTHERS: dict[str, type[BaseModel]] = {
     "skip": _Reason,
     "flag": _Note,
-    "contest": _Note,
-    "note": _Note,
     "undo": _Undo,
     "consent": _Consent,
 }
@@ -133,8 +131,8 @@ def checked(kind: str, payload: Any, task: str = "", count: int = 0, criteria: S
     for key in ("text", "reason") if kind != "undo" else ():
         if key in plain and not plain[key].strip():
             raise BadLabel(f"{what}: '{key}' is empty")
-    if kind in ("flag", "contest", "note") and not plain["note"].strip():
-        raise BadLabel(f"{what}: 'note' is empty; say what is wrong, or what should be known")
+    if kind == "flag" and not plain["note"].strip():
+        raise BadLabel(f"{what}: 'note' is empty; say what is wrong")
     if any("\0" in value for value in plain.values() if isinstance(value, str)):
         raise BadLabel(f"{what}: a text contains a NUL character")
     _check_numbers(plain, what, count, criteria)

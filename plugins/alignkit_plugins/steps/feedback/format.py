@@ -11,8 +11,6 @@ another item. An item that was adjudicated or has a gold label has one label.
 
 `annotators` and `min_gold` say whose labels are read. With `weights`, an answer's probability of being the better one
 is that of Dawid and Skene's model, so even one label counts as much as its author is reliable.
-
-Pairs that people compared in an evaluation are held out, and left out unless `held_out: true` asks for them.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
+from statistics import fmean
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -59,12 +58,6 @@ class FeedbackOptions(VoteOptions):
     """Which labels are read, and how those of several annotators become one."""
 
     tasks: list[Task] | None = Field(None, min_length=1, description="read only these tasks; default: all")
-    criteria: list[str] | None = Field(
-        None, min_length=1, description="criteria of scores whose mean decides; default: all"
-    )
-    held_out: bool = Field(
-        False, description="also read the pairs of evaluations, after which these prompts are not held out any more"
-    )
     annotators: list[str] | None = Field(
         None, min_length=1, description="read only labels of these people; default: of all"
     )
@@ -132,8 +125,7 @@ class Feedback(Format):
 
     def _reads(self, item: Mapping[str, Any]) -> bool:
         """Whether the recipe asks for this item."""
-        asked = self.options.tasks is None or item["task"] in self.options.tasks
-        return asked and (self.options.held_out or not item.get("held_out"))
+        return self.options.tasks is None or item["task"] in self.options.tasks
 
     def _group(self, row: Mapping[str, Any]) -> Group:
         """The item without labels."""
@@ -174,7 +166,7 @@ class Feedback(Format):
         return self._ranking(replace(group, meta={**group.meta, **columns}), labels, weights)
 
     def _scores(self, group: Group, labels: Labels, weights: Weights) -> list[Group]:
-        each = [[self._mean(rated) for rated in label["scores"]] for label in labels]
+        each = [[fmean(rated.values()) for rated in label["scores"]] for label in labels]
         means = [mean(scores, weights or [1] * len(scores)) for scores in zip(*each, strict=True)]
         tables = each if self.options.votes == "each" else [means]
         pairs = tuple(pair for scores in tables for pair in _apart(scores))
@@ -187,13 +179,6 @@ class Feedback(Format):
         if one is None:
             return []
         return [replace(group, responses=tuple(replace(answer, label=one["good"]) for answer in group.responses))]
-
-    def _mean(self, rated: Mapping[str, float]) -> float:
-        names = self.options.criteria or list(rated)
-        missing = [name for name in names if name not in rated]
-        if missing:
-            raise BadRow(f"no score for {', '.join(missing)}; the item has {', '.join(rated)}")
-        return sum(rated[name] for name in names) / len(names)
 
 
 def _preferred(label: Mapping[str, Any]) -> Pair:
