@@ -39,9 +39,8 @@ def test_two_of_them_agree_as_often_as_asked(noise: Noise, tmp_path: Path, capfd
     items = words.pairs(300, seed=1)
     crowd = crowd_for([words.gap(item) for item in items], noise)
     path = labeled_store(tmp_path / "labels.feedback", items, crowd, words.gap, overlap=2)
-    assert cli.main(["labels", "agree", str(path), "--json"]) == 0
-    (facts,) = json.loads(capfd.readouterr().out)["result"]
-    which = facts["questions"][0]["coefficients"]["agreement"]
+    assert cli.main(["labels", str(path), "--json"]) == 0
+    which = json.loads(capfd.readouterr().out)["result"]["agreement"][0]["same"]
     assert which["n"] == 300
     assert which["mean"] == pytest.approx(AGREEMENT, abs=3 * 0.026)
 

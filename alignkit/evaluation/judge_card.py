@@ -17,7 +17,6 @@ from alignkit.judges import Item, costs, verdict_from
 from alignkit.report import Table
 from alignkit.reward import Verdict
 
-
 Compare = Callable[[Sequence[Item]], list[Verdict]]
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-from uuid import UUID
 
 from alignkit.errors import BadRow
 from alignkit_plugins.people.effective_labels import consents
 from alignkit_plugins.people.items import Item, listed, tupled
-from alignkit_plugins.people.labels import canonical
 from alignkit_plugins.people.merging import Content, content_of
 from alignkit_plugins.people.records import Event, Stored
 from alignkit_plugins.people.redaction import redact
@@ -26,7 +23,7 @@ _PSEUDONYM = re.compile(r"person-[0-9a-f]{12}")
 class LeftOut:
     """What is not exported, and why. Items: without a license, without consent of their author, replaced by a newer
     version of their row, without a label to export, or empty of meaning once they are redacted. Events: without consent
-    of their annotator. redacted: texts in which something was replaced. unfit: items that other tools cannot show.
+    of their annotator. redacted: texts in which something was replaced.
     """
 
     unlicensed: int = 0
@@ -36,7 +33,6 @@ class LeftOut:
     meaningless: int = 0
     unconsented_events: int = 0
     redacted: int = 0
-    unfit: int = 0
 
     def lines(self) -> list[str]:
         """What was left out, one reason per line."""
@@ -47,16 +43,15 @@ class LeftOut:
             "items without a label that may be shared": self.unlabeled,
             "items that mean nothing once they are redacted": self.meaningless,
             "events of people who have not agreed to share them": self.unconsented_events,
-            "of the files of other tools: items with tools or answers of several turns": self.unfit,
         }
         return [f"left out: {text}: {count}" for text, count in texts.items() if count]
 
 
-def shareable(store: Store) -> tuple[Content, LeftOut]:
+def shareable(store: Store, license: str = "") -> tuple[Content, LeftOut]:
     """The part of a store that may be shared, with pseudonyms, and what was left out.
 
     Annotators need to have agreed, and not to have withdrawn, when the export is made. A pseudonym is the same in every
-    export of a store, and does not reveal the name.
+    export of a store, and does not reveal the name. license: of items that state none.
     """
     content, out = content_of(store), LeftOut()
     agreed = {name for name, granted in consents(store).items() if granted}
@@ -66,7 +61,8 @@ def shareable(store: Store) -> tuple[Content, LeftOut]:
     names: dict[str, str] = {}  # an item's id -> the id of its redacted form
     items: dict[str, Stored] = {}
     for stored in content.items:
-        redacted = _item(stored, labeled, agreed, store.salt, out)
+        item = replace(stored.item, license=stored.item.license or license)
+        redacted = _item(replace(stored, item=item), labeled, agreed, store.salt, out)
         if redacted is not None:
             names[stored.item.id] = redacted.item.id
             items.setdefault(redacted.item.id, redacted)
@@ -89,8 +85,7 @@ def without_copies(content: Content, target: Store) -> Content:
     """The content as it is merged into a store that may have it under other names: a label counts once.
 
     Exports have pseudonyms and redacted texts. What comes back from one gets the store's names, and what meets its own
-    export gets the pseudonyms. A label that went through another tool has a new uuid (version 5, made of what it says),
-    so that it is a copy of a label with the same words. What the store knows of its people's consent stays.
+    export gets the pseudonyms. What the store knows of its people's consent stays.
     """
     mine = content_of(target)
     ours, theirs = ({event.annotator for event in one.events} for one in (mine, content))
@@ -106,14 +101,13 @@ def without_copies(content: Content, target: Store) -> Content:
         for one in content.items
         if one.item.id not in stored and (shown := _shown(one.item)) in ids
     }
-    known, said = {event.uuid: event for event in mine.events}, {_says(event): event for event in mine.events}
+    known = {event.uuid: event for event in mine.events}
     events = []
     for event in content.events:
         who, item = names.get(event.annotator, event.annotator), copies.get(event.item or "", event.item)
         renamed = replace(event, annotator=who, item=item)
-        copied = said.get(_says(renamed))
-        if copied is not None and (event.uuid in known or 5 in (UUID(event.uuid).version, UUID(copied.uuid).version)):
-            events.append(copied)
+        if event.uuid in known and _says(renamed) == _says(known[event.uuid]):
+            events.append(known[event.uuid])
         elif event.kind != "consent" or who == event.annotator:
             events.append(renamed)
     items = [stored[copies[one.item.id]] if one.item.id in copies else one for one in content.items]
@@ -125,10 +119,9 @@ def _shown(item: Item) -> str:
     return _redacted(item, "", LeftOut()).id
 
 
-def _says(event: Event) -> str:
-    """The same for events in which a person says the same of an item."""
-    label = listed(canonical(event.payload, event.order), redact) if event.kind == "label" else event.uuid
-    return json.dumps([event.annotator, event.item, event.kind, label], sort_keys=True)
+def _says(event: Event) -> Event:
+    """The event as it is in exports, but with its name."""
+    return replace(event, payload=listed(event.payload, redact))
 
 
 def _item(stored: Stored, labeled: set[str | None], agreed: set[str], salt: str, out: LeftOut) -> Stored | None:
@@ -159,11 +152,7 @@ def _redacted(item: Item, salt: str, out: LeftOut) -> Item:
         item,
         **tupled(clean),
         author=pseudonym(item.author, salt) if item.author else "",
-        # Of a stage whose run is elsewhere on this machine, only the name: folders tell who somebody is.
-        batch=item.batch.rpartition("/")[2] if item.batch.startswith("../") else item.batch,
-        file="",
-        row=0,
-        overlap=None,
+        batch=item.batch.rpartition("/")[2],  # folders tell who somebody is
         priority=0.0,
     )
 

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 Gaps = dict[tuple[str, int, int], float]  # (item's id, response, response) -> how much better the first one is
 
 
-def prioritized(items: Sequence[Item], rewards: Sequence[Any], judges: Sequence[Any], context: StepContext) -> list[Item]:
+def prioritized(
+    items: Sequence[Item], rewards: Sequence[Any], judges: Sequence[Any], context: StepContext
+) -> list[Item]:
     """The items with their priorities. Those with fewer than two responses stay as they are.
 
     rewards, judges: values of RewardRef and JudgeRef options. A run that was killed asks nobody twice. Raises what

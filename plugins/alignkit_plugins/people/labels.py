@@ -26,6 +26,10 @@ FLAGS = {
 }
 DEGREES = {"unsure": 1, "slightly": 2, "better": 3, "significantly": 4}
 LONGEST_NOTE = 20_000  # characters
+TERMS = (  # of consent
+    "What I write, the answers that I get and my labels are kept in a file, and models may be trained on them. They "
+    "may be shared with others, under a pseudonym and the license of the data; without a license they are not."
+)
 
 Margin = Literal["significantly", "better", "slightly", "unsure"]
 Bin = Literal["preferred_safe", "both_safe", "both_unsafe"]

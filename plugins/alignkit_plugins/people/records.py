@@ -161,8 +161,8 @@ def refresh(connection: sqlite3.Connection, item: str) -> None:
     """Write down which events of an item stand now, and how many labels that are."""
     connection.execute("DELETE FROM current WHERE item = ?", (item,))
     connection.execute(
-        "INSERT INTO current SELECT annotator, item, kind, uuid, created FROM "
-        "(SELECT *, max(created || uuid) FROM effective WHERE item = ? AND kind IN ('label', 'skip') GROUP BY annotator)",
+        "INSERT INTO current SELECT annotator, item, kind, uuid, created FROM (SELECT *, max(created || uuid) "
+        "FROM effective WHERE item = ? AND kind IN ('label', 'skip') GROUP BY annotator)",
         (item,),
     )
     query = "SELECT count(*) FROM current WHERE item = ? AND kind = 'label'"

@@ -31,9 +31,7 @@ class Cards:
         """A card for each rater. rewards: which else rate the answers."""
         ratings = {name: self._judged(name) for name in self.judges}
         ratings |= {reward: self._scored(reward) for reward in rewards}
-        return {
-            name: card(self._judgments(name), agreement=self._with_others(name, ratings)) for name in self.judges
-        }
+        return {name: card(self._judgments(name), agreement=self._with_others(name, ratings)) for name in self.judges}
 
     def _compared(self) -> Iterator[tuple[int, str, int, str, str]]:
         """Every two different answers: prompt, policy, sample, the policy's words and the baseline's."""

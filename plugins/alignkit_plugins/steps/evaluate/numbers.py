@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from alignkit import Group, StepContext
-from alignkit.data.group import group_from_json, group_to_json, length
+from alignkit.data.group import length
 from alignkit.errors import OtherTokenizer
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import Prompted, answers_of, averages, scale_of, short_names

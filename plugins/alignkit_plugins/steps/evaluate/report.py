@@ -27,7 +27,6 @@ def report(summary: Mapping[str, Any], groups: Sequence[Group]) -> Report:
     blocks += [comparison_table(summary)] if against else []
     blocks += diversity_table(summary)
     blocks += judge_blocks(summary)
-    blocks += safety_blocks(summary)
     blocks += ranking_blocks(summary)
     blocks += [by_column(summary, column) for column in summary.get("by", {})]
     blocks += [side_by_side(group, list(summary["policies"]), summary["headline"]) for group in groups]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from pydantic import model_validator
@@ -137,13 +137,16 @@ class People(Step):
             raise RunFailed(f"stage '{context.stage}': {error}") from error
         if not groups:
             raise RunFailed(f"stage '{context.stage}': the labels leave nothing to learn: all are tied or of no use")
-        from alignkit_plugins.people.agreement_summary import agreement, agreement_tables  # only here: it is slow
+        from alignkit_plugins.people.agreement import agreement, agreement_tables  # only here: it is slow
 
         facts = facts_of(entries, asked.left_out) | {"notes": notes}
         agreed = agreement([*entries, *gold])
         context.write_json("agreement.json", {"questions": agreed})
         facts["wins"] = wins(entries)
-        shown = Report([*report(facts, entries).blocks, *wins_tables(facts["wins"]), *agreement_tables(agreed)])
+        blocks = report(facts, entries).blocks
+        if facts["wins"]:
+            blocks = [*blocks, wins_table(facts["wins"])]
+        shown = Report([*blocks, *agreement_tables(agreed)])
         return Artifact(groups=groups, summary=facts, report=shown)
 
     def _asked(self, context: StepContext) -> Asked:
@@ -200,47 +203,33 @@ def facts_of(entries: Sequence[Labeled], left_out: Sequence[str]) -> dict[str, A
 
 
 def wins(entries: Sequence[Labeled]) -> list[dict[str, Any]]:
-    """How often people prefer each source of pairs to each other one. A pair is one case, a tied one half a win.
+    """How often people prefer the answers of one source to those of another one, as plain JSON.
 
-    preferred: the share of pairs, over all that have a label that counts, with its interval. safe: of safety tasks, the
-    shares of answers that the labels call safe.
+    A pair is one case, in which its labels are averaged; pairs of one source, or without sources, are left out.
     """
-    cases: dict[tuple[str, str], list[float]] = defaultdict(list)
-    safe: dict[tuple[str, str], list[tuple[bool, bool]]] = defaultdict(list)
+    cases: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for entry in entries:
         item = entry.stored.item
-        if item.task not in ("pair", "safety") or not counts(entry) or None in item.origins or not item.origins:
+        names = tuple(sorted({origin for origin in item.origins if origin}))
+        if item.task not in ("pair", "safety") or len(names) < 2 or not counts(entry):
             continue
-        labels = [entry.final] if entry.adjudicated else [vote.label for vote in entry.votes]
-        first = fmean(0.0 if label["better"] else 1.0 for label in labels if label)
-        names = (str(item.origins[0]), str(item.origins[1]))
-        places = (0, 1) if names == tuple(sorted(names)) else (1, 0)
-        key = (names[places[0]], names[places[1]])
-        cases[key].append(first if places == (0, 1) else 1 - first)
-        for label in labels:
-            if label and "safety" in label:
-                sides = [label["safety"] != "both_unsafe", label["safety"] == "both_safe"]
-                better = places.index(label["better"])
-                safe[key].append((sides[better], sides[1 - better]))
+        labels = [entry.adjudicated.label] if entry.adjudicated else [vote.label for vote in entry.votes]
+        chosen = [item.origins[label["better"]] for label in labels]
+        cases[names].append(chosen.count(names[0]) / len(chosen))
     rows = []
     for (one, other), values in sorted(cases.items()):
-        if one == other:
-            continue
-        row = {"source": one, "against": other, "pairs": len(values), "preferred": statistics.rate(values, len(values))}
-        if safe[one, other]:
-            row["safe"] = [fmean(side) for side in zip(*safe[one, other], strict=True)]
-        rows.append(row)
+        preferred = statistics.rate(values, 1 if set(values) <= {0.0, 1.0} else len(values))
+        rows.append({"source": one, "against": other, "pairs": len(values), "preferred": preferred})
     return rows
 
 
-def wins_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
-    """A table of `wins`."""
-    heads = ["source", "against", "pairs", "preferred", *(["safe", "safe, against"] if any("safe" in r for r in rows) else [])]
-    lines = []
+def wins_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The table of what `wins` returned."""
+    cells = []
     for row in rows:
-        line = [row["source"], row["against"], str(row["pairs"]), statistics.shown(row["preferred"], percent=True)]
-        lines.append(line + [f"{share:.0%}" for share in row.get("safe", ())])
-    return [Table("what people prefer", heads, lines)] if lines else []
+        preferred = statistics.shown(row["preferred"], percent=True)
+        cells.append([row["source"], row["against"], str(row["pairs"]), preferred])
+    return Table("what people prefer", ["source", "against", "pairs", "preferred"], cells)
 
 
 def report(facts: dict[str, Any], entries: Sequence[Labeled]) -> Report:
