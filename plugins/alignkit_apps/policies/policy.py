@@ -21,8 +21,7 @@ from alignkit.reward import REWARD_KEY, Context, no_progress
 from alignkit.runs.bases import RunBases
 from alignkit.tokens.text_tokens import Ids
 from alignkit.training.scoring import Scorer
-from alignkit_apps.policies.named_models import NamedModel
-from alignkit_apps.policies.recipe import NamedModels, read_models
+from alignkit_apps.policies.recipe import NamedModels, names_of, read_models
 from alignkit_apps.policies.streaming import Answer, answer
 
 MAX_NEW_TOKENS = 512  # of an answer, by a policy that did not learn from its own samples
@@ -153,18 +152,18 @@ def _load(bases: RunBases, name: str, should_stop: Callable[[], None]) -> ModelS
 
 def sampling_of(rollout: Mapping[str, Any]) -> Sampling:
     """How a policy samples that sampled so in its training; empty: it did not."""
-    options = {"max_new_tokens": MAX_NEW_TOKENS} | {key: rollout[key] for key in _FOLLOWED if rollout.get(key)}
+    given = {key: rollout[key] for key in _FOLLOWED if rollout.get(key) is not None}
+    options = {"max_new_tokens": MAX_NEW_TOKENS, **given}
     options["stop"] = tuple(options.get("stop", ()))
     return Sampling(**options)
 
 
-def names_of(policies: Mapping[str, NamedModel]) -> dict[str, str]:
-    """The word of each policy by its name: RUN-STAGE, or the word itself if several have that name."""
-    labels = [model.label for model in policies.values()]
-    return {
-        model.label if model.label and labels.count(model.label) == 1 else word: word
-        for word, model in policies.items()
-    }
+def described(sampling: Sampling) -> str:
+    """`temperature 0.5, max_new_tokens 6`: how a policy samples, in words."""
+    plain = Sampling(max_new_tokens=sampling.max_new_tokens)
+    texts = [f"temperature {sampling.temperature}", f"max_new_tokens {sampling.max_new_tokens}"]
+    texts += [f"{key} {getattr(sampling, key)}" for key in _FOLLOWED if getattr(sampling, key) != getattr(plain, key)]
+    return ", ".join(dict.fromkeys(texts))
 
 
 def _no_data(spec: Any) -> list[Group]:

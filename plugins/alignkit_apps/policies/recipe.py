@@ -134,6 +134,15 @@ def models_of(words: Sequence[str], rewards: Sequence[str] = (), judges: Sequenc
     return named
 
 
+def names_of(policies: Mapping[str, NamedModel]) -> dict[str, str]:
+    """The word of each policy by its name: RUN-STAGE, or the word itself if several have that name."""
+    labels = [model.label for model in policies.values()]
+    return {
+        model.label if model.label and labels.count(model.label) == 1 else word: word
+        for word, model in policies.items()
+    }
+
+
 def _check_reward(word: str, policies: Iterable[str]) -> None:
     """Refuse a policy, and a name that no reward has if it is almost that of a stage of the policies' runs."""
     if is_model(word):

@@ -37,7 +37,7 @@ def answer(
     heard: Callable[[str], None] = lambda text: None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> Answer:
-    """Sample an answer, which `heard` is given in pieces: that of `alignkit.models.sampling.generate`, without its stop.
+    """Sample an answer, that of `alignkit.models.sampling.generate` without its stop; `heard` is given it in pieces.
 
     stream: its random numbers, as from `seeds.number`. wanted: asked after every token; once it is false, nothing more
     is written. With an engine all of the answer is heard at once.
