@@ -24,7 +24,7 @@ from alignkit.data.group import read_groups, write_groups
 from alignkit.errors import RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
-from alignkit_apps.policies.variant import Examples, Variant, best_places, draw
+from alignkit_plugins.steps.evaluate.variant import Examples, Variant, best_places, draw
 from alignkit_plugins.steps.evaluate import Evaluate
 from alignkit_plugins.steps.evaluate.answering import Answering
 

@@ -49,9 +49,7 @@ def _sentence(verdict: Verdict, result: Mapping[str, Any], summary: Mapping[str,
     alone = summary.get("headline") is None  # no reward has a verdict, which would say the lengths
     policy, baseline, judge, longer = verdict["policy"], verdict["baseline"], verdict["judge"], verdict["longer"]
     if verdict["outcome"] == "unknown":
-        return (
-            f"{judge} cannot compare {policy} and {baseline}: none of its {_count(result)} has a verdict."
-        )
+        return f"{judge} cannot compare {policy} and {baseline}: none of its {_count(result)} has a verdict."
     begin = {
         **dict.fromkeys(GAINS.values(), _prefers(judge, policy, baseline)),
         "lost": _prefers(judge, baseline, policy),

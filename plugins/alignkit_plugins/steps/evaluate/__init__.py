@@ -43,13 +43,13 @@ from alignkit.evaluation.comparison import (
 )
 from alignkit.evaluation.judge_card import check_names, judge_names, mapped
 from alignkit.evaluation.reward_columns import Column, label, scored_by
-from alignkit_apps.policies.variant import Variant, by_title, draw, role_of
 from alignkit_plugins.steps.evaluate import breakdown, judged, measures, numbers, report
 from alignkit_plugins.steps.evaluate.answering import Answering
 from alignkit_plugins.steps.evaluate.cards import Cards
 from alignkit_plugins.steps.evaluate.diversity import diversity
 from alignkit_plugins.steps.evaluate.measures import Measure, chosen_by_raters, raters_of, warn_of_own_raters
 from alignkit_plugins.steps.evaluate.numbers import kl_of
+from alignkit_plugins.steps.evaluate.variant import Variant, by_title, draw, role_of
 
 
 class Evaluate(Step):
