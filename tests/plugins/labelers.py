@@ -31,7 +31,7 @@ def label_all(path: Path, decide: Decide, who: str = "ann") -> list[Item]:
                 payload["side"] = "AB"[shown.index(payload.pop("by"))]
             else:
                 payload = {"reason": "cannot say"} if kind == "skip" else {"note": "is broken"}
-            seen = {"revision": given.stored.revision, "order": given.order, "occasion": given.occasion}
+            seen = {"revision": given.stored.revision, "order": given.order}
             store.submit(Event(str(uuid.uuid4()), who, kind, payload, item.id, seconds=3.0, **seen))
             done.append(item)
     return done
