@@ -467,7 +467,7 @@ def test_people_are_asked_first_where_a_judge_and_a_reward_disagree(
     label(tmp_path / "run" / "labels.feedback", most=1)
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "people against gold labels, rewards and judges" in said and "length_judge" in said
+    assert "how far annotators agree" in said
     facts = report(tmp_path)
     (people,) = facts["people"]
     assert people["stage"] == "labels" and people["agreement"][0]["against"]["length"]["ratings"]["mean"] == 1

@@ -96,7 +96,7 @@ def export(
     """Write a folder of what may be shared: redacted, with pseudonyms.
 
     An item needs a license, and everybody whose words are in a row must have agreed to share them. The rest is left out
-    and counted. `alignkit data convert DIR/labels.jsonl` makes other layouts of it.
+    and counted. `alignkit data convert` makes other layouts of it.
 
     \b
     Example:
