@@ -70,6 +70,8 @@ def labels_of(
     unique = list({item.id: item for item in items}.values())
     if needed is not None and needed > len(unique):
         raise DataError(f"stage '{stage}': labels of {needed} items are wanted, but there are only {len(unique)}")
+    for item in (*unique, *gold):
+        item.checked()
     batch = stage if folder is None else Path(os.path.relpath(folder.resolve(), path.parent.resolve())).as_posix()
     with Store.open(path, new=True) as store:
         for warning in store.warnings:

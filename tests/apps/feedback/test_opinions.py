@@ -109,7 +109,7 @@ def test_a_judge_is_asked_half_of_the_pairs_the_other_way_around() -> None:
             asked.extend(questions)
             return [SimpleNamespace(p_first=0.9) for _ in questions]
 
-    context: Any = SimpleNamespace(out=Path("ask"), say=lambda line: None)
+    context: Any = SimpleNamespace(out=Path("ask"), say=lambda line: None, map=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(active_learning, "CheckedJudge", FirstPlace)
         patch.setattr(active_learning, "mapped", lambda compare, name, mapper: compare)

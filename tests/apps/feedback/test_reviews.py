@@ -11,8 +11,8 @@ from stores import event, opened, review, reviewed
 from alignkit.data.group import Group, Response
 from alignkit.errors import BadRow
 from alignkit.report import Report
-from alignkit_apps.label.label_api import in_words
 from alignkit_apps.label.guidelines import Guidelines
+from alignkit_apps.label.label_api import in_words
 from alignkit_apps.labels.overview import blocks, overview
 from alignkit_plugins.people.agreement import agreement
 from alignkit_plugins.people.asking import items_of

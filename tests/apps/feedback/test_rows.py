@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import event, opened, pair, ranking, turn
+from stores import event, opened, pair, ranking
 
 from alignkit.cli import main
 from alignkit.data.group import Pair
 from alignkit.data.reading import DataSource, content_digest
 from alignkit.data.sources import DataSpec, load
-from alignkit.errors import DataError
 from alignkit.io.digest import file_digest
 from alignkit.plugins import plugins
-from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.rows import store_rows
 from alignkit_plugins.people.store import Store
 

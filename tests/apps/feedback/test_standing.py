@@ -149,7 +149,7 @@ def test_items_of_every_task_are_labeled(tmp_path: Path) -> None:
     write, thumb = Item("demonstration", (turn("Write"),)), Item("thumb", (turn("Good?"),), ("yes",))
     items: list[tuple[Item, Any]] = [
         (ranking(), {"ranks": [2, 1, 1, 4]}),
-        (scores(), {"scores": [{"helpful": 7, "truthful": 7, "harmless": 6}, {"helpful": 1, "truthful": 1, "harmless": 7}]}),
+        (scores(), {"scores": [{"helpful": helpful, "truthful": 4, "harmless": 7} for helpful in (7, 1)]}),
         (write, {"text": "An answer."}),
         (thumb, {"good": False}),
     ]
