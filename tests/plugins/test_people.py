@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.items import TASKS
 from alignkit_plugins.people.store import Event, Store
 from tests.killed import forked
+from tests.plugins.labelers import label
 
 PROMPTS = [f"bread {word}" for word in ("is", "good", "old", "new")]
 ANSWERS: dict[str, Any] = {
@@ -45,35 +45,6 @@ def run(folder: Path, stages: dict[str, Any], out: str = "run") -> int:
 def rows(folder: Path, *found: dict[str, Any], name: str = "rows.jsonl") -> str:
     (folder / name).write_text("\n".join(map(json.dumps, found)), encoding="utf-8")
     return name
-
-
-def prefers_longer(given: Assignment) -> dict[str, Any]:
-    """A simulated person, who sees the responses in the order shown."""
-    item = given.stored.item
-    shown = [len(str(item.responses[index])) for index in given.order] or [0]
-    return {
-        "pair": {"side": "AB"[shown[0] < shown[-1]], "margin": "significantly"},
-        "safety": {"side": "A", "margin": "better", "safety": "both_safe"},
-        "ranking": {"ranks": [sorted(shown, reverse=True).index(size) + 1 for size in shown]},
-        "scores": {"scores": [dict.fromkeys(item.criteria, min(7, 1 + size)) for size in shown]},
-        "review": {"ranks": [1] * len(shown), "scores": [{"overall": 4}] * len(shown), "flags": [[]] * len(shown)},
-        "demonstration": {"text": "An answer."},
-        "thumb": {"good": shown[0] % 2 == 0},
-    }[item.task]
-
-
-def label(
-    store: Path, who: str = "ann", most: int = 100, answer: Callable[[Assignment], dict[str, Any]] = prefers_longer
-) -> int:
-    """Let a person label what the page would show, until nothing is left. Returns the number of labels."""
-    done = 0
-    with Store.open(store) as opened:
-        while done < most and (given := next_item(opened, who)) is not None:
-            item = given.stored.item.id
-            event = Event(str(uuid.uuid4()), who, "label", answer(given), item, order=given.order, seconds=3.0)
-            opened.submit(event)
-            done += 1
-    return done
 
 
 def record(folder: Path, stage: str, out: str = "run") -> dict[str, Any]:
