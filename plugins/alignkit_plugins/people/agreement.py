@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -66,11 +67,11 @@ def _questions(item: Item) -> Iterator[tuple[str, Level, Callable[[Label], Any]]
         for number, (one, other) in enumerate(combinations(range(len(item.responses)), 2)):
             first, second = (one, other) if lot >> number & 1 else (other, one)
             name = f"{item.task}: which of two is better"
-            yield name, "nominal", lambda label, i=first, j=second: _better(label, i, j)
+            yield name, "nominal", partial(_better, one=first, other=second)
     if item.task == "scores":
         for place in range(len(item.responses)):
             for name in item.criteria:
-                yield f"scores: {name}", "ordinal", lambda label, i=place, n=name: label["scores"][i][n]
+                yield f"scores: {name}", "ordinal", partial(_score, place=place, criterion=name)
     if item.task == "thumb":
         yield "thumb", "nominal", lambda label: label["good"]
 
@@ -79,6 +80,10 @@ def _better(label: Label, one: int, other: int) -> bool | None:
     """Whether a ranking prefers a response to another one; None for a tie."""
     ranks = label["ranks"]
     return None if ranks[one] == ranks[other] else ranks[one] < ranks[other]
+
+
+def _score(label: Label, place: int, criterion: str) -> Any:
+    return label["scores"][place][criterion]
 
 
 def _measured(name: str, level: Level, units: Sequence[Unit]) -> dict[str, Any]:
