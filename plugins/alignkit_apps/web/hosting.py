@@ -61,8 +61,8 @@ def listening(port: int | None, address: Address | None = None) -> socket.socket
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             return socket.create_server((host, number), family=family)
         except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
-                help = "name an address of this machine, or https://NAME of a proxy"
+            if error.errno != errno.EADDRINUSE:
+                help = "name an address of this machine, or https://NAME of a proxy, and a port that you may use"
                 raise RecipeError([Problem(f"--host {host}: {error.strerror}", help=help)]) from None
     raise RecipeError([Problem(f"port {tried[0]} is in use", help="name another one with --port")])
 
