@@ -78,8 +78,8 @@ def test_judges_name_policies_and_reward_models(first_run: Path) -> None:
 
 def test_sampling_is_as_in_training(first_run: Path) -> None:
     step = made(first_run / "sft", first_run / "online")["stages"]["evaluate"]
-    assert (step["max_new_tokens"], step["temperature"]) == (6, 0.5)
-    assert "max_new_tokens" not in made(first_run / "sft")["stages"]["evaluate"]
+    assert (step["sampling"]["max_new_tokens"], step["sampling"]["temperature"]) == (6, 0.5)
+    assert "sampling" not in made(first_run / "sft")["stages"]["evaluate"]
 
 
 @pytest.mark.parametrize(
