@@ -14,11 +14,10 @@ from scipy.optimize import brentq
 from test_evaluate import HELPFUL, judge_component, prompts, said, step, triple
 
 from alignkit import Response
-from alignkit.evaluation import statistics
+from alignkit.evaluation import judging, statistics
 from alignkit.evaluation.agreement import two_raters
 from alignkit.evaluation.ranking import elo_gap
 from alignkit.stopping import StageWaits
-from alignkit_apps.charts import judging
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.store import Event, Store
 from alignkit_apps.feedback.waiting import STORE

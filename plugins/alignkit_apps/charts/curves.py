@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict, cast
 
-from alignkit_apps.charts.numbers import bounds, number
+from alignkit.evaluation.readable import bounds, number
 
 POINTS = 1500  # of a series
 ALL_POINTS = 60_000  # of all series of a report together

@@ -16,8 +16,8 @@ from alignkit_apps.feedback.items import Item, listed, tupled
 from alignkit_apps.feedback.labels import canonical
 from alignkit_apps.feedback.merging import Content, content_of
 from alignkit_apps.feedback.records import Event, Stored
-from alignkit_apps.feedback.redaction import redact
 from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.redaction import redact
 
 _PSEUDONYM = re.compile(r"person-[0-9a-f]{12}")
 

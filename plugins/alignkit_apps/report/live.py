@@ -20,12 +20,12 @@ from urllib.parse import parse_qs
 
 import psutil
 
+from alignkit.extras import check_extra
 from alignkit.runs.files import RECIPE, STARTS
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.files import each_object
 from alignkit_apps.report.history import in_use, log_lines
 from alignkit_apps.report.page import page
-from alignkit_apps.shared.extras import check_extra
 from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of
 
 if TYPE_CHECKING:

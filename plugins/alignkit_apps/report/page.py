@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit_apps.charts import curves, figures, numbers
+from alignkit.evaluation import readable as numbers
+from alignkit_apps.charts import curves, figures
 from alignkit_apps.charts.page import templates
 from alignkit_apps.report import overview
 from alignkit_apps.report.files import UNEXPECTED

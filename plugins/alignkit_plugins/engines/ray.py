@@ -22,7 +22,7 @@ from pydantic import field_validator
 import alignkit
 from alignkit import Executor, ExecutorContext, Field, Register, RunFailed, hookimpl
 from alignkit.executor import Work
-from alignkit_apps.shared.extras import check_extra
+from alignkit.extras import check_extra
 
 SECONDS = 5.0  # for an address to answer
 STORE_BYTES = 2**28  # of Ray's own memory for blocks on their way

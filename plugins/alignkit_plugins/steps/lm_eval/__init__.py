@@ -20,7 +20,7 @@ from pydantic import field_validator
 import alignkit
 from alignkit import Artifact, Field, PolicyRef, Register, RunFailed, Step, StepContext, hookimpl
 from alignkit.evaluation.comparison import file_names, short_names
-from alignkit_apps.shared.extras import check_extra
+from alignkit.extras import check_extra
 from alignkit_plugins.steps.lm_eval import harness, summary
 from alignkit_plugins.steps.lm_eval.harness import code_in
 
