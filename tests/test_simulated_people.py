@@ -12,9 +12,9 @@ from stores import turn
 from alignkit import cli
 from alignkit.errors import RunFailed
 from alignkit.evaluation.statistics import Estimate
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.rows import store_rows
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.rows import store_rows
+from alignkit_plugins.people.store import Store
 from benchmarks.people import guesser, words
 from benchmarks.people.ceiling import Setting, expected, noisy
 from benchmarks.people.crowd import AGREEMENT, Crowd, Noise, accuracy_of, crowd_for, labeled_store

@@ -17,12 +17,12 @@ import yaml
 
 from alignkit.cli import main
 from alignkit.data.group import Group, read_groups
-from alignkit_apps.feedback.assignment import Assignment, next_item
-from alignkit_apps.feedback.database import VERSION
-from alignkit_apps.feedback.effective_labels import labeled
-from alignkit_apps.feedback.items import TASKS
-from alignkit_apps.feedback.store import Event, Store
 from alignkit_apps.label.start import Plans, Source, prepared
+from alignkit_plugins.people.assignment import Assignment, next_item
+from alignkit_plugins.people.database import VERSION
+from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.items import TASKS
+from alignkit_plugins.people.store import Event, Store
 from tests.killed import forked
 
 PROMPTS = [f"bread {word}" for word in ("is", "good", "old", "new")]

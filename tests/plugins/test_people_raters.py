@@ -18,9 +18,9 @@ from alignkit.evaluation import judging, statistics
 from alignkit.evaluation.agreement import two_raters
 from alignkit.evaluation.ranking import elo_gap
 from alignkit.stopping import StageWaits
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Event, Store
-from alignkit_apps.feedback.waiting import STORE
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Event, Store
+from alignkit_plugins.people.waiting import STORE
 
 
 def test_the_numbers_of_people_by_hand(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 from stores import event, opened, pair, ranking
 
 from alignkit.cli import main
-from alignkit_apps.feedback.assignment import next_item
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.assignment import next_item
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Store
 
 JUDGE = """
 from alignkit import Judge, Options, Verdict, hookimpl

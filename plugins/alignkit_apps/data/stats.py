@@ -23,11 +23,11 @@ from alignkit_apps.charts.curves import Figure, Series, figure
 from alignkit_apps.charts.page import templates
 from alignkit_apps.charts.tally import card_of, histogram, tally
 from alignkit_apps.data.corpus import Corpus, parsed, text_of, units, unread_text
-from alignkit_apps.feedback.agreement_summary import agreement, agreement_tables
-from alignkit_apps.feedback.database import SUFFIX
 from alignkit_plugins.data import near
 from alignkit_plugins.data.near import Units
 from alignkit_plugins.data.rules import STOCK, language_of
+from alignkit_plugins.people.agreement_summary import agreement, agreement_tables
+from alignkit_plugins.people.database import SUFFIX
 
 CATEGORIES = ("category", "categories", "use_case", "topic", "task", "task_type", "subset", "source", "domain", "type")
 SHOWN = 12  # languages, categories
@@ -111,8 +111,8 @@ def _measured(
 
 def _agreement(corpus: Corpus) -> list[dict[str, Any]]:
     """How far the people of stores of feedback agree; empty for other files."""
-    from alignkit_apps.feedback.effective_labels import labeled
-    from alignkit_apps.feedback.store import Store
+    from alignkit_plugins.people.effective_labels import labeled
+    from alignkit_plugins.people.store import Store
 
     found: list[dict[str, Any]] = []
     for source in corpus.spec.sources:

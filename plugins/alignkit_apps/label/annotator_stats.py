@@ -10,15 +10,15 @@ from itertools import combinations
 from typing import Any
 
 from alignkit.evaluation.statistics import Share, clustered_share, share
-from alignkit_apps.feedback.agreement_summary import agreement
-from alignkit_apps.feedback.assignment import REPEAT_AFTER
-from alignkit_apps.feedback.effective_labels import Labeled, Vote, labeled
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.labels import FLAGS, SIDES, Label, agrees, displayed
-from alignkit_apps.feedback.measure import Facts, habit_facts
-from alignkit_apps.feedback.questions import Habit, habits_of
-from alignkit_apps.feedback.store import Store
 from alignkit_apps.web.messages import visible
+from alignkit_plugins.people.agreement_summary import agreement
+from alignkit_plugins.people.assignment import REPEAT_AFTER
+from alignkit_plugins.people.effective_labels import Labeled, Vote, labeled
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.labels import FLAGS, SIDES, Label, agrees, displayed
+from alignkit_plugins.people.measure import Facts, habit_facts
+from alignkit_plugins.people.questions import Habit, habits_of
+from alignkit_plugins.people.store import Store
 
 OWN = 200  # labels on an annotator's page
 LINE = 160  # characters of a prompt there

@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from alignkit_apps.feedback.assignment import REPEAT_AFTER
-from alignkit_apps.feedback.measure import TITLES
 from alignkit_apps.label.annotator_stats import Latest, stats_of
 from alignkit_apps.label.guidelines import rendered
 from alignkit_apps.label.label_api import TERMS, LabelApi
 from alignkit_apps.web.guard import Session, Sessions
 from alignkit_apps.web.pages import STALE, Site, error, guarded, templates
+from alignkit_plugins.people.assignment import REPEAT_AFTER
+from alignkit_plugins.people.measure import TITLES
 
 
 def make_app(api: LabelApi, sessions: Sessions, title: str) -> Starlette:

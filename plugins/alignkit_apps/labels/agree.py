@@ -10,8 +10,8 @@ import typer
 from alignkit.outcome import Result
 
 if TYPE_CHECKING:
-    from alignkit_apps.feedback.questions import Habit, Question
     from alignkit_apps.labels.annotations import Columns
+    from alignkit_plugins.people.questions import Habit, Question
 
 
 def agree(
@@ -48,8 +48,8 @@ def agree(
       alignkit labels agree pairs.csv --ratings annotator1,annotator2,annotator3
       alignkit labels agree votes.jsonl --ratings vote --levels A,tie,B --json
     """
-    from alignkit_apps.feedback.measure import habit_facts, measured
     from alignkit_apps.labels.annotations import Columns
+    from alignkit_plugins.people.measure import habit_facts, measured
 
     lists = {"ratings": ratings, "item": item, "sides": sides, "levels": levels}
     split = {name: tuple(part.strip() for part in text.split(",") if part.strip()) for name, text in lists.items()}
@@ -64,11 +64,11 @@ def agree(
 
 def _read(path: Path, columns: Columns) -> tuple[list[Question], dict[str, Habit]]:
     from alignkit.errors import DataError
-    from alignkit_apps.feedback.database import SUFFIX
-    from alignkit_apps.feedback.effective_labels import labeled
-    from alignkit_apps.feedback.questions import habits_of, questions_of
-    from alignkit_apps.feedback.store import Store
     from alignkit_apps.labels.annotations import read_table
+    from alignkit_plugins.people.database import SUFFIX
+    from alignkit_plugins.people.effective_labels import labeled
+    from alignkit_plugins.people.questions import habits_of, questions_of
+    from alignkit_plugins.people.store import Store
 
     if path.suffix != SUFFIX:
         return [read_table(path, columns)], {}
@@ -83,7 +83,7 @@ def _read(path: Path, columns: Columns) -> tuple[list[Question], dict[str, Habit
 def _result(facts: list[dict[str, Any]]) -> Result:
     from alignkit.report import Block, Report
     from alignkit_apps.catalog.printing import reported
-    from alignkit_apps.feedback.agreement_summary import agreement_tables, habit_table
+    from alignkit_plugins.people.agreement_summary import agreement_tables, habit_table
 
     parts: list[Block] = []
     for entry in facts:

@@ -10,7 +10,7 @@ from typing import Any
 
 from alignkit.data.files import SkippedRow, bad_rows_error, file_rows, raise_if_bad
 from alignkit.errors import BadRow, DataError, did_you_mean
-from alignkit_apps.feedback.questions import Question, Unit
+from alignkit_plugins.people.questions import Question, Unit
 
 _WIDE = re.compile(r"(annotator|annotation|rater|labeler|judge|label|rating|vote)[ _-]?\d+", re.IGNORECASE)
 _PEOPLE = ("annotator", "annotator_id", "evaluator", "rater", "labeler", "worker", "worker_id", "user")

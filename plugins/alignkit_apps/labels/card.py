@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from alignkit.io.printable import printable
-from alignkit_apps.feedback.effective_labels import Labeled
-from alignkit_apps.feedback.merging import Content
 from alignkit_apps.labels.layouts import FILES
+from alignkit_plugins.people.effective_labels import Labeled
+from alignkit_plugins.people.merging import Content
 
 _WHAT = {
     "items.jsonl": "what people were asked: prompt, responses, task, license",

@@ -13,8 +13,8 @@ from alignkit_apps.catalog.printing import Judges, Rewards, files_written, repor
 from alignkit_apps.labels.agree import agree
 
 if TYPE_CHECKING:
-    from alignkit_apps.feedback.merging import Content
-    from alignkit_apps.feedback.store import Store
+    from alignkit_plugins.people.merging import Content
+    from alignkit_plugins.people.store import Store
 
 labels_app = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="Show, measure, merge, rate and export labels of people."
@@ -35,8 +35,8 @@ def show(
       alignkit labels show labels.feedback
     """
     from alignkit.report import Report
-    from alignkit_apps.feedback.store import Store
     from alignkit_apps.labels.overview import blocks, overview
+    from alignkit_plugins.people.store import Store
 
     with Store.open(store, write=False) as opened:
         facts = overview(opened)
@@ -59,8 +59,8 @@ def merge(
       alignkit labels merge shared-labels --into all.feedback
     """
     from alignkit.errors import DataError
-    from alignkit_apps.feedback.merging import merge as merged
     from alignkit_apps.labels.consent import without_copies
+    from alignkit_plugins.people.merging import merge as merged
 
     contents = [(source, _content(source)) for source in sources]
     if any(into.exists() and source.exists() and source.samefile(into) for source in sources):
@@ -97,7 +97,7 @@ def rate(
     from alignkit.plugins import load_plugins
     from alignkit.recipe.load import made_recipe
     from alignkit.runs.startup import begin, result_of
-    from alignkit_apps.feedback.store import Store
+    from alignkit_plugins.people.store import Store
 
     Store.open(store).close()  # which says what is wrong with it
     registry = load_plugins().registry
@@ -131,9 +131,9 @@ def export(
       alignkit labels export labels.feedback --out shared-labels
     """
     from alignkit.errors import Problem, RecipeError, did_you_mean
-    from alignkit_apps.feedback.store import Store
     from alignkit_apps.labels.folder import LAYOUTS
     from alignkit_apps.labels.folder import export as exported
+    from alignkit_plugins.people.store import Store
 
     for name in layout or ():
         if name not in LAYOUTS:
@@ -164,9 +164,9 @@ def import_(
       alignkit labels import tasks.json --into labels.feedback
       alignkit labels import tasks.json --into labels.feedback --license CC0-1.0
     """
-    from alignkit_apps.feedback.merging import merge as merged
     from alignkit_apps.labels.consent import without_copies
     from alignkit_apps.labels.label_studio import content_of_file
+    from alignkit_plugins.people.merging import merge as merged
 
     content_of_file(file, None, license=license, terms=consent)  # so that a file with mistakes makes no store
     with _opened(into) as target:
@@ -186,8 +186,8 @@ def _rating(
     named.
     """
     from alignkit.errors import Problem, RecipeError
-    from alignkit_apps.feedback.rows import store_digest
     from alignkit_apps.policies.recipe import models_of
+    from alignkit_plugins.people.rows import store_digest
 
     if not rewards and not judges:
         raise RecipeError(
@@ -206,9 +206,9 @@ def _rating(
 
 def _content(source: Path) -> Content:
     """What a store or the folder of an export holds."""
-    from alignkit_apps.feedback.merging import content_of
-    from alignkit_apps.feedback.store import Store
     from alignkit_apps.labels.folder import content_of_folder
+    from alignkit_plugins.people.merging import content_of
+    from alignkit_plugins.people.store import Store
 
     if source.is_dir():
         return content_of_folder(source)
@@ -218,7 +218,7 @@ def _content(source: Path) -> Content:
 
 def _opened(path: Path) -> Store:
     """A store to add to, with its warnings on stderr; made if it does not exist."""
-    from alignkit_apps.feedback.store import Store
+    from alignkit_plugins.people.store import Store
 
     store = Store.open(path, new=True)
     for warning in store.warnings:

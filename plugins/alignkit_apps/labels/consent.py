@@ -11,13 +11,13 @@ from typing import Any
 from uuid import UUID
 
 from alignkit.errors import BadRow
-from alignkit_apps.feedback.effective_labels import consents
-from alignkit_apps.feedback.items import Item, listed, tupled
-from alignkit_apps.feedback.labels import canonical
-from alignkit_apps.feedback.merging import Content, content_of
-from alignkit_apps.feedback.records import Event, Stored
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.effective_labels import consents
+from alignkit_plugins.people.items import Item, listed, tupled
+from alignkit_plugins.people.labels import canonical
+from alignkit_plugins.people.merging import Content, content_of
+from alignkit_plugins.people.records import Event, Stored
 from alignkit_plugins.people.redaction import redact
+from alignkit_plugins.people.store import Store
 
 _PSEUDONYM = re.compile(r"person-[0-9a-f]{12}")
 

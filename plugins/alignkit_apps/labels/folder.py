@@ -14,18 +14,18 @@ from typing import Any
 from alignkit.data.files import SkippedRow, bad_rows_error, file_rows
 from alignkit.errors import BadRow, DataError
 from alignkit.io.atomic import replace_folder
-from alignkit_apps.feedback import records
-from alignkit_apps.feedback.effective_labels import Labeled, labeled
-from alignkit_apps.feedback.items import Item, tupled
-from alignkit_apps.feedback.merging import Content, merge
-from alignkit_apps.feedback.records import Event, Stored
-from alignkit_apps.feedback.rows import counts, row_of
-from alignkit_apps.feedback.store import Store
 from alignkit_apps.labels import label_studio
 from alignkit_apps.labels.card import card
 from alignkit_apps.labels.consent import LeftOut, shareable
 from alignkit_apps.labels.label_studio import read_rows
 from alignkit_apps.labels.layouts import FILES, layouts
+from alignkit_plugins.people import records
+from alignkit_plugins.people.effective_labels import Labeled, labeled
+from alignkit_plugins.people.items import Item, tupled
+from alignkit_plugins.people.merging import Content, merge
+from alignkit_plugins.people.records import Event, Stored
+from alignkit_plugins.people.rows import counts, row_of
+from alignkit_plugins.people.store import Store
 
 ITEMS, EVENTS, GUIDELINES, LABELS, CARD = (
     "items.jsonl", "events.jsonl", "guidelines.jsonl", "labels.jsonl", "README.md",

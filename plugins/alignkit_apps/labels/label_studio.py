@@ -27,13 +27,13 @@ from typing import Any
 
 from alignkit.data.files import SkippedRow, bad_rows_error, file_rows, raise_if_bad
 from alignkit.errors import BadRow, DataError
-from alignkit_apps.feedback import records
-from alignkit_apps.feedback.effective_labels import Labeled, Vote, places
-from alignkit_apps.feedback.items import CRITERIA, Item
-from alignkit_apps.feedback.labels import HIGHEST, LOWEST, BadLabel, Label, displayed
-from alignkit_apps.feedback.merging import Content
-from alignkit_apps.feedback.records import Event, Stored, check_time
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people import records
+from alignkit_plugins.people.effective_labels import Labeled, Vote, places
+from alignkit_plugins.people.items import CRITERIA, Item
+from alignkit_plugins.people.labels import HIGHEST, LOWEST, BadLabel, Label, displayed
+from alignkit_plugins.people.merging import Content
+from alignkit_plugins.people.records import Event, Stored, check_time
+from alignkit_plugins.people.store import Store
 
 FACTS = ("task", "license", "batch", "held_out")  # of an item, next to its columns
 PROMPT, RESPONSE, FLAGGED, _CRITERIA = "prompt", "response_", "flags_", "criteria"

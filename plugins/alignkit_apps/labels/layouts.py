@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from alignkit_apps.feedback.effective_labels import Labeled, places, review_columns, share_of_better
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.labels import Label
-from alignkit_apps.feedback.layouts import Row, demonstration, margin_of, preference, ranked
+from alignkit_plugins.people.effective_labels import Labeled, places, review_columns, share_of_better
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.labels import Label
+from alignkit_plugins.people.layouts import Row, demonstration, margin_of, preference, ranked
 
 FILES = {
     "preference": "preference.jsonl",

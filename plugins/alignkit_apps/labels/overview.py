@@ -9,10 +9,10 @@ from typing import Any
 
 from alignkit.evaluation.statistics import rate, shown
 from alignkit.report import Block, Table
-from alignkit_apps.feedback.effective_labels import Labeled, consents, labeled
-from alignkit_apps.feedback.labels import FLAGS
-from alignkit_apps.feedback.rows import counts
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.effective_labels import Labeled, consents, labeled
+from alignkit_plugins.people.labels import FLAGS
+from alignkit_plugins.people.rows import counts
+from alignkit_plugins.people.store import Store
 
 
 def overview(store: Store) -> dict[str, Any]:

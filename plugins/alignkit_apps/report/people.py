@@ -9,9 +9,9 @@ from typing import Any
 from alignkit.report import Table
 from alignkit.runs.files import AGREEMENT
 from alignkit_apps.charts.data_cards import brief_name
-from alignkit_apps.feedback.agreement_summary import agreement_tables
 from alignkit_apps.report.files import read_object
 from alignkit_apps.report.stages import sources_of
+from alignkit_plugins.people.agreement_summary import agreement_tables
 
 MOST = 12  # stores
 

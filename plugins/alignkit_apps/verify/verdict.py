@@ -14,10 +14,10 @@ from alignkit.io.progress import Reporter
 from alignkit.outcome import Result
 from alignkit.runs.machine import machine_of
 from alignkit.stopping import stoppable
-from alignkit_apps.feedback.waiting import NobodyAsked
 from alignkit_apps.verify.compare import METRICS, Compared, compare
 from alignkit_apps.verify.rerun import Rerun, temporary_folder
 from alignkit_apps.verify.source import Recorded, changed_inputs, of_code, refuse
+from alignkit_plugins.people.waiting import NobodyAsked
 
 MOST_SHOWN = 3  # differing files of a stage, and other differences of this machine
 

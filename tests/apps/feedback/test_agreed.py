@@ -11,11 +11,11 @@ from stores import event, opened, pair, ranking, scores
 from alignkit.errors import DataError
 from alignkit.evaluation.agreement import interval
 from alignkit.report import Table
-from alignkit_apps.feedback.agreement_summary import ALONE, agreement, agreement_tables
-from alignkit_apps.feedback.effective_labels import labeled
-from alignkit_apps.feedback.measure import measured
-from alignkit_apps.feedback.questions import questions_of
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.agreement_summary import ALONE, agreement, agreement_tables
+from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.measure import measured
+from alignkit_plugins.people.questions import questions_of
+from alignkit_plugins.people.store import Store
 
 
 def labeled_by_three(folder: Path) -> Store:

@@ -12,11 +12,11 @@ from stores import event, opened, pair, ranking, scores, turn
 from alignkit.cli import main
 from alignkit.evaluation.agreement import interval, krippendorff_alpha
 from alignkit.evaluation.concordance import mean_tau_b
-from alignkit_apps.feedback.effective_labels import labeled
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.measure import day, habit_facts, measured
-from alignkit_apps.feedback.questions import Question, Unit, habits_of, questions_of
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.measure import day, habit_facts, measured
+from alignkit_plugins.people.questions import Question, Unit, habits_of, questions_of
+from alignkit_plugins.people.store import Store
 
 
 def store_of(folder: Path, *rows: tuple[Item, dict[str, Any]], **more: Any) -> Store:

@@ -15,8 +15,8 @@ from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec, load
 from alignkit.registry import Component
 from alignkit_apps.charts.data_lines import source_lines
-from alignkit_apps.feedback.records import Plan
-from alignkit_apps.feedback.reliability import Whose, chosen_rows, dawid_skene
+from alignkit_plugins.people.records import Plan
+from alignkit_plugins.people.reliability import Whose, chosen_rows, dawid_skene
 from alignkit_plugins.steps.feedback import Feedback
 from tests.stores import event, opened, pair
 

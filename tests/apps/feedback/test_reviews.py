@@ -11,15 +11,15 @@ from stores import event, opened, review, reviewed
 from alignkit.data.group import Group, Response
 from alignkit.errors import BadRow
 from alignkit.report import Report
-from alignkit_apps.feedback.agreement_summary import agreement
-from alignkit_apps.feedback.asking import Wanted, items_of
-from alignkit_apps.feedback.effective_labels import disputes, labeled
-from alignkit_apps.feedback.labels import FLAGS, BadLabel, agrees, canonical, displayed
-from alignkit_apps.feedback.rows import store_rows
 from alignkit_apps.label.annotator_stats import in_words
 from alignkit_apps.label.guidelines import Guidelines
 from alignkit_apps.labels.layouts import layouts
 from alignkit_apps.labels.overview import blocks, overview
+from alignkit_plugins.people.agreement_summary import agreement
+from alignkit_plugins.people.asking import Wanted, items_of
+from alignkit_plugins.people.effective_labels import disputes, labeled
+from alignkit_plugins.people.labels import FLAGS, BadLabel, agrees, canonical, displayed
+from alignkit_plugins.people.rows import store_rows
 from alignkit_plugins.steps.feedback.format import Feedback, FeedbackOptions
 
 SHOWN = reviewed([2, 1, 2], [3, 7, 4], ["harmful", "invented"])

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Event, Store
 from alignkit_apps.label.annotator_stats import Latest, quality
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Event, Store
 from tests.stores import Clock, pair, ranking
 
 

@@ -11,9 +11,9 @@ import pytest
 from stores import event, opened, pair, ranking, review, reviewed, scores, turn
 
 from alignkit.cli import main
-from alignkit_apps.feedback.effective_labels import labeled
-from alignkit_apps.feedback.items import TASKS, Item
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.items import TASKS, Item
+from alignkit_plugins.people.store import Store
 
 FREE = {"license": "CC0-1.0"}
 ITEMS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alignkit_apps.feedback.items import listed
+from alignkit_plugins.people.items import listed
 from alignkit_plugins.people.redaction import redact
 
 

@@ -13,8 +13,8 @@ from alignkit.cli import main
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec, load
 from alignkit.plugins import plugins
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Store
 
 FORMATS = {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
 FREE = {"license": "CC0-1.0"}

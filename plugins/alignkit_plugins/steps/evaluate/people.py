@@ -16,11 +16,11 @@ from alignkit.data.spoken import all_turns
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import answers_of, short_names
 from alignkit.evaluation.judge_quality import by_unit
-from alignkit_apps.feedback.asking import LabelPlaces
-from alignkit_apps.feedback.effective_labels import Labeled
-from alignkit_apps.feedback.items import Item, item_of
-from alignkit_apps.feedback.labels import Label
-from alignkit_apps.feedback.waiting import STORE, labels_of
+from alignkit_plugins.people.asking import LabelPlaces
+from alignkit_plugins.people.effective_labels import Labeled
+from alignkit_plugins.people.items import Item, item_of
+from alignkit_plugins.people.labels import Label
+from alignkit_plugins.people.waiting import STORE, labels_of
 from alignkit_plugins.steps.evaluate.judged import Judged
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from alignkit import BadRow, Field, Format, Group, Options, Pair, Response
-from alignkit_apps.feedback.effective_labels import MOST_ALIKE, majority, mean, review_columns
-from alignkit_apps.feedback.reliability import Whose, chosen_rows
+from alignkit_plugins.people.effective_labels import MOST_ALIKE, majority, mean, review_columns
+from alignkit_plugins.people.reliability import Whose, chosen_rows
 
 Task = Literal["pair", "safety", "ranking", "scores", "review", "demonstration", "thumb"]
 Labels = Sequence[dict[str, Any]]

@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import BadRow, did_you_mean
-from alignkit_apps.feedback.labels import agrees
+from alignkit_plugins.people.labels import agrees
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,9 +7,9 @@ from typing import Any
 
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Table
-from alignkit_apps.feedback.effective_labels import Labeled
-from alignkit_apps.feedback.measure import TITLES, measured
-from alignkit_apps.feedback.questions import questions_of
+from alignkit_plugins.people.effective_labels import Labeled
+from alignkit_plugins.people.measure import TITLES, measured
+from alignkit_plugins.people.questions import questions_of
 
 Facts = Mapping[str, Any]
 ALONE = "no item has labels of two people: a larger overlap shows how far they agree"

@@ -8,9 +8,9 @@ from itertools import groupby
 from typing import Any, Literal
 
 from alignkit.errors import DataError, did_you_mean
-from alignkit_apps.feedback.effective_labels import Labeled, Vote
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.labels import DEGREES, HIGHEST, LOWEST, degree
+from alignkit_plugins.people.effective_labels import Labeled, Vote
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.labels import DEGREES, HIGHEST, LOWEST, degree
 
 Kind = Literal["nominal", "ordinal", "ranking"]
 MARGINS = sorted(sign * size for size in DEGREES.values() for sign in (-1, 1))

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignkit_apps.feedback.labels import FLAGS, Label, agrees, canonical, degree, level
-from alignkit_apps.feedback.records import Stored
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.labels import FLAGS, Label, agrees, canonical, degree, level
+from alignkit_plugins.people.records import Stored
+from alignkit_plugins.people.store import Store
 
 MOST_ALIKE = 1e-9  # means of degrees and scores that differ by less are equal
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from alignkit.evaluation import agreement, concordance, statistics
 from alignkit.evaluation.statistics import Estimate, Share
-from alignkit_apps.feedback.effective_labels import places
-from alignkit_apps.feedback.questions import Habit, Question, Unit
+from alignkit_plugins.people.effective_labels import places
+from alignkit_plugins.people.questions import Habit, Question, Unit
 
 Facts = dict[str, Any]
 TITLES = {
