@@ -30,7 +30,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DECLARED: dict[str, str] = PROJECT["project"]["entry-points"]["alignkit"]
 APPS = (
     "alignkit_apps.report.events",
-    "alignkit_apps.tracking.events",
     "alignkit_distributed.events",
     "alignkit_monitors.reward_hacking",
     "alignkit_vllm.engine",

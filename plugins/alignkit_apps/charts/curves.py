@@ -120,6 +120,12 @@ def main_first(figures: Sequence[Figure]) -> tuple[list[Figure], list[Figure]]:
     return order[:SHOWN], order[SHOWN:]
 
 
+def main_metrics(stage: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    """The metrics of a stage that its first curves show, with their ends."""
+    names = [name for title in MAIN + LOSSES for name in PANELS.get(title, ())]
+    return [(name, stage["metrics"][name]) for name in dict.fromkeys(names) if name in stage["metrics"]]
+
+
 def series_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
     """Steps and finite values of each metric, in the order in which metrics first occur."""
     found: dict[str, tuple[list[float], list[float]]] = {}
