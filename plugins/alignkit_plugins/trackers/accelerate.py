@@ -127,9 +127,9 @@ def metrics_opened(run: Any, metrics: Any) -> None:
 
 @hookimpl(tryfirst=True)
 def run_finished(run: Any) -> None:
-    following = _following.pop(run, None)
-    for name in list(following.trackers) if following else ():
-        following.call(name, "finish")
+    if following := _following.pop(run, None):
+        for name in list(following.trackers):
+            following.call(name, "finish")
 
 
 @hookimpl
