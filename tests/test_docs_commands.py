@@ -39,7 +39,6 @@ EXCEPTIONS = {
     "alignkit chat runs/quickstart/align --collect chats.feedback": "waits for a person",
     "alignkit serve runs/quickstart/base runs/quickstart/align": "ends when it is stopped",
     "alignkit run smoke --processes 2": "starts this process's own command again; tests/distributed run such",
-    "alignkit labels import tasks.json --into labels.feedback": "the file is one of Label Studio",
     "alignkit run truth 'stages.truth.policies=[base, runs/quickstart/sft/adapter, runs/quickstart/align/adapter]'": (
         "the run is not here"
     ),
@@ -64,7 +63,7 @@ QUICK = {
     "stages.align.prompts_per_iteration": 4,
     "stages.align.rollout.max_new_tokens": 8,
     "stages.report.limit": 4,
-    "stages.report.max_new_tokens": 8,
+    "stages.report.sampling.max_new_tokens": 8,
 }
 ROWS: dict[str, list[dict[str, Any]]] = {
     "demos.jsonl": [{"prompt": "Is it?", "completion": "Yes."}],
@@ -82,14 +81,17 @@ def label(command: Command) -> str:
     return f"{command.page.relative_to(ROOT)}: {command.text}"
 
 
+DEFAULTS = {"plugins": "list", "labels": "report"}  # of a group whose first word is no command
+
+
 def context_of(app: Any, words: tuple[str, ...]) -> Any:
     """The words as their program parses them. Raises its error for an unknown command, option or value."""
     command = typer.main.get_command(app)
     name, words = words[0], words[1:]
     while words and words[0] in getattr(command, "commands", {}):
         command, name, words = command.commands[words[0]], words[0], words[1:]
-    if name == "plugins" and words[:1] != ("--help",):
-        command = command.commands["list"]
+    if name in DEFAULTS and words[:1] != ("--help",):
+        command = command.commands[DEFAULTS[name]]
     if hasattr(command, "commands"):
         options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         assert not words or words[0] in options, f"no command or option {words[0]}"

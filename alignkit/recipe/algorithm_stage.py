@@ -87,6 +87,7 @@ def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope
 
     settings = read_options(Settings, filled, keys, scope, hint=hint, hidden=refused)
     if settings is not None:
+        settings._optimizer_defaults = dict(registration.implementation.defaults.optimizer)
         _check_optimizer(draft, settings)
     _check_roles(draft, needs)
     _check_unsupported(draft)
@@ -102,7 +103,7 @@ def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope
         return None
     upstream, folders, roles = tuple(scope.upstream), tuple(scope.folders), tuple(scope.roles)
     return Stage(
-        scope.stage, "algorithm", component, settings, upstream, needs, folders, roles, settings.engine, None, log_odds
+        scope.stage, "algorithm", component, settings, upstream, needs, folders, roles, settings.engine, log_odds
     )
 
 
@@ -113,7 +114,7 @@ def _with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[
     if isinstance(rollout, dict):
         rollout = {key: value for key, value in rollout.items() if value is not None}
     for key, value in vars(defaults).items():
-        if value is None or key == "learning_rate":  # it depends on the model, which is not loaded yet
+        if value is None or key in ("learning_rate", "optimizer"):  # what they mean depends on others
             continue
         if key not in Rollout.model_fields:
             filled.setdefault(key, value)
@@ -193,19 +194,14 @@ def _check_unsupported(draft: _Draft) -> None:
 
 
 def _check_optimizer(draft: _Draft, settings: Settings) -> None:
-    """Try the schedule and the optimizer, unless they are alignkit's own, and report keys that it does not use."""
-    named, name = (settings.optimizer, settings.lr_scheduler_type), getattr(settings.optimizer, "name", "")
+    """Try the schedule and the optimizer, unless they are alignkit's own."""
+    named = (settings.optimizer, settings.lr_scheduler_type)
     if None in named or all(isinstance(one, str) for one in named):  # None: already reported
         return
-    from alignkit.optimizers import unused_keys, why_unusable  # they import torch
+    from alignkit.optimizers import why_unusable  # it imports torch
 
-    if problems := list(why_unusable(settings)):
-        for key, why in problems:
-            draft.error((key,), why)
-        return
-    for key in unused_keys(settings, draft.written):
-        help = f"write its own options, as in 'optimizer: {{{name}: {{...}}}}'"
-        draft.error((key,), f"optimizer '{name}' does not use '{key}'", help, at_key=True)
+    for key, why in why_unusable(settings):
+        draft.error((key,), why)
 
 
 # --- roles
@@ -350,18 +346,16 @@ def _check_watched(draft: _Draft) -> None:
         for key in ("gold_prompts", "gold_every"):
             if key in draft.written:
                 draft.error((key,), f"'{key}' needs 'gold'", help, at_key=True)
-        for key in ("gold", "hacking"):
-            if rules.get(key):
-                draft.error(("stop", key), f"'stop.{key}' needs 'gold'", help, at_key=True)
+        if rules.get("gold"):
+            draft.error(("stop", "gold"), "'stop.gold' needs 'gold'", help, at_key=True)
     rollout = draft.filled["rollout"] if isinstance(draft.filled["rollout"], dict) else {}
     if rollout.get("ahead") and "gold_prompts" not in draft.written:
         # Its samples would say how good the policy was one update before the one that the stage goes back to.
         held_out = "name held-out prompts in 'gold_prompts', which the current policy answers, or "
         help = f"{'' if 'environment' in draft.written else held_out}leave 'ahead' out"
-        for key in ("gold", "hacking"):
-            if rules.get(key):
-                message = f"'stop.{key}' would judge a policy by what the one before it wrote, as with 'rollout.ahead'"
-                draft.error(("stop", key), message, help, at_key=True)
+        if rules.get("gold"):
+            message = "'stop.gold' would judge a policy by what the one before it wrote, as with 'rollout.ahead'"
+            draft.error(("stop", "gold"), message, help, at_key=True)
     if "environment" in draft.written and "gold_prompts" in draft.written:
         help = "leave it out: gold is then measured on the episodes of the stage"
         draft.error(("gold_prompts",), "'gold_prompts' cannot be played with an environment", help, at_key=True)

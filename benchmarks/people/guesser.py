@@ -28,8 +28,6 @@ READERS: Mapping[str, Mapping[str, Any]] = {
     "two": {"annotators": ["ann", "bob"]},
     "all": {},
     "min_gold": {"min_gold": 0.7},
-    "weights": {"weights": "dawid_skene"},
-    "both": {"min_gold": 0.7, "weights": "dawid_skene"},
 }
 
 

@@ -26,7 +26,7 @@ from alignkit_apps.cleaning.near import Units
 from alignkit_apps.cleaning.rules import STOCK, language_of
 from alignkit_apps.data.corpus import Corpus, parsed, text_of, units, unread_text
 from alignkit_apps.shared.extras import check_extra
-from alignkit_plugins.people.agreement_summary import agreement, agreement_tables
+from alignkit_plugins.people.agreement import agreement, agreement_tables
 from alignkit_plugins.people.database import SUFFIX
 
 CATEGORIES = ("category", "categories", "use_case", "topic", "task", "task_type", "subset", "source", "domain", "type")

@@ -25,7 +25,7 @@ from alignkit.recipe.sampling_keys import read_engine
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec
 from alignkit.recipe.scope import Scope
 from alignkit.registry import Component, Registry
-from alignkit.sampling_options import SamplingOptions
+from alignkit.sampling_options import KEYS
 from alignkit.settings import LoraSpec
 from alignkit_apps.policies.named_models import NamedModel, in_run, is_model, named_model
 from alignkit_apps.policies.source import near_run
@@ -157,14 +157,16 @@ def _check_reward(word: str, policies: Iterable[str]) -> None:
 def rollout_of(policies: Iterable[NamedModel]) -> dict[str, Any]:
     """Sampling as in training: that of the first policy that learned from its own samples."""
     rollout = next((policy.rollout for policy in policies if policy.rollout), {})
-    return {key: rollout[key] for key in SamplingOptions.model_fields if rollout.get(key) is not None}
+    return {key: rollout[key] for key in KEYS if rollout.get(key) is not None}
 
 
 def recipe_of(named: NamedModels, prompts: str, baseline: str | None = None, limit: int | None = None) -> Any:
     """The recipe of `alignkit evaluate` as plain data. baseline: one of the words."""
     step = {"step": "evaluate", "policies": list(named.references.values()), "rewards": named.rewards}
     step |= {"judges": named.judges} if named.judges else {}
-    step |= {"prompts": _value(prompts), **rollout_of(named.policies.values())}
+    step |= {"prompts": _value(prompts)}
+    sampling = rollout_of(named.policies.values())
+    step |= {"sampling": sampling} if sampling else {}
     step |= {"baseline": named.references[baseline]} if baseline is not None else {}
     step |= {"limit": limit} if limit is not None else {}
     return {"name": STAGE, **named.keys, "stages": {STAGE: step}}

@@ -20,10 +20,8 @@ from alignkit.io.progress import Reporter
 from alignkit.io.stage_results import EARLIER
 from alignkit.plugin_errors import blaming
 from alignkit.plugins import plugins
-from alignkit.recipe.schema import Stage
 from alignkit.runs.process import resource_error
 from alignkit.runs.run import Run
-from alignkit.runs.step_context import StepRows
 from alignkit.stopping import Stopped
 from alignkit_apps.verify.source import Recorded
 from alignkit_http.stored_replies import stored_replies_only
@@ -85,24 +83,22 @@ class Rerun(Run):
             self.reporter.stop()
         return True
 
-    def rows_of(self, stage: Stage, folder: Path) -> StepRows:
-        """Nothing is asked or paid for here, which workers elsewhere would not know."""
-        return StepRows(self, stage, folder)
-
     def should_stop(self) -> None:
         """Raise if a stop was requested, or if the rerun has made its steps."""
         super().should_stop()
         if self._steps is not None and self._last >= self._steps:
             raise _Enough
 
-    def notify(self, stage: str) -> Callable[..., None]:
+    def notify(self, stage: str) -> Callable[..., Any]:
         """The event hooks, which also count the steps."""
         call = super().notify(stage)
 
-        def counting(hook: str, **values: Any) -> None:
+        def counting(hook: str, **values: Any) -> Any:
+            if hook == "map_elsewhere":  # workers would not know that nothing is asked or paid for here
+                return []
             if hook == "metrics_logged":
                 self._last = int(values["step"])
-            call(hook, **values)
+            return call(hook, **values)
 
         return counting
 

@@ -1,5 +1,5 @@
 """The step `rate_feedback`: rewards and judges say what they think of the items of a store, so that people know what
-to label next, and how far they agree with rewards and judges."""
+to label next."""
 
 from __future__ import annotations
 

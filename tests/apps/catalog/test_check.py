@@ -127,13 +127,9 @@ def test_a_command_cannot_have_the_name_of_a_built_in_one(taken: str) -> None:
     assert asked(file, "command", str(file))["problems"] == [f"alignkit has a command '{taken}' already"]
 
 
-def test_a_kind_without_a_kit_and_a_reader() -> None:
-    source = (
-        "from alignkit import Executor, Reader, hookimpl\n@hookimpl\ndef register_{0}s(register):\n    register({1})\n"
-    )
-    file = written("mine.py", source.format("executor", '"mine", Executor'))
-    assert asked(file, "executor", "mine")["skipped"] == "there is no kit for plugins of the kind executor"
-    file = written("mine.py", source.format("reader", '".mine", Reader'))
+def test_a_reader_without_a_file() -> None:
+    source = "from alignkit import Reader, hookimpl\n@hookimpl\ndef register_readers(register):\n"
+    file = written("mine.py", source + '    register(".mine", Reader)\n')
     assert asked(file, "reader", ".mine")["skipped"] == "its kit reads a file: --rows FILE.mine"
 
 

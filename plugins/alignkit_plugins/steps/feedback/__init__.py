@@ -29,7 +29,7 @@ class StoreReader(Reader):
         return store_digest(path)
 
     def facts(self, path: Path) -> Mapping[str, Any]:
-        from alignkit_plugins.people.agreement_summary import agreement
+        from alignkit_plugins.people.agreement import agreement
         from alignkit_plugins.people.effective_labels import labeled
         from alignkit_plugins.people.store import Store
 

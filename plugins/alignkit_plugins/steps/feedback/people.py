@@ -154,7 +154,7 @@ class People(Step):
             raise RunFailed(f"stage '{context.stage}': {error}") from error
         if not groups:
             raise RunFailed(f"stage '{context.stage}': the labels leave nothing to learn: all are tied or of no use")
-        from alignkit_plugins.people.agreement_summary import agreement, agreement_tables  # only here: it is slow
+        from alignkit_plugins.people.agreement import agreement, agreement_tables  # only here: it is slow
 
         facts = facts_of(entries, asked.left_out) | {"notes": notes}
         agreed = agreement([*entries, *gold])
