@@ -24,9 +24,9 @@ from alignkit.data.group import read_groups, write_groups
 from alignkit.errors import RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
-from alignkit_plugins.steps.evaluate.variant import Examples, Variant, best_places, draw
 from alignkit_plugins.steps.evaluate import Evaluate
 from alignkit_plugins.steps.evaluate.answering import Answering
+from alignkit_plugins.steps.evaluate.variant import Examples, Variant, best_places, draw
 
 USER, ASSISTANT = "user", "assistant"
 DEMOS = [("one?", "1"), ("two?", "2"), ("three?", "3")]
