@@ -162,7 +162,7 @@ def rollout_of(policies: Iterable[NamedModel]) -> dict[str, Any]:
 
 def recipe_of(named: NamedModels, prompts: str, baseline: str | None = None, limit: int | None = None) -> Any:
     """The recipe of `alignkit evaluate` as plain data. baseline: one of the words."""
-    step = {"step": "evaluate", "policies": list(named.references.values()), "rewards": named.rewards}
+    step: dict[str, Any] = {"step": "evaluate", "policies": list(named.references.values()), "rewards": named.rewards}
     step |= {"judges": named.judges} if named.judges else {}
     step |= {"prompts": _value(prompts)}
     sampling = rollout_of(named.policies.values())
