@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignkit.arguments import refuse
-from alignkit_apps.shared.extras import check_extra
+from alignkit.extras import check_extra
 
 if TYPE_CHECKING:
     from alignkit_apps.web.address import Address
