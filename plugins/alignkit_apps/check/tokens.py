@@ -17,7 +17,7 @@ from alignkit.models.packing import indivisible
 from alignkit.plugin_errors import made
 from alignkit.recipe.schema import BASE, RewardSpec, Stage, specs
 from alignkit.runs.stage_check import selected
-from alignkit.sampling_options import ResponseOptions
+from alignkit.sampling_options import SamplingOptions
 from alignkit.tokens.encoding import Encoded, ResponseTokens
 from alignkit.training.auxiliary import auxiliary_loss
 from alignkit.training.checked import CheckedAlgorithm
@@ -249,12 +249,12 @@ def _of_step(run: PlannedRun, stage: Stage, done: dict[str, Workload]) -> Worklo
         lengths = [len(encoder.prompt(group.prompt, group.tools)) for group in groups[::every]]
         work.tokens += sum(lengths) * every
         work.longest = max([work.longest, *lengths])
-    if isinstance(options, ResponseOptions) and (policies := options.policies_to_sample()):
+    if isinstance(options, SamplingOptions) and (policies := options.policies_to_sample()):
         most = (getattr(options, "limit", None) or work.rows) * max(1, len(getattr(options, "measures", ())))
         rows = min(work.rows, most)
         samples = getattr(options, "samples_per_prompt", None) or 1
         work.rows, work.tokens = rows, round(work.tokens * rows / max(1, work.rows))
-        work.new_tokens = int(options.sampling()["max_new_tokens"])
+        work.new_tokens = int(options.sampled()["max_new_tokens"])
         # Of `evaluate`: a best of N writes N drafts, and the base model is shown next to the others.
         answering = getattr(options, "policies", policies)
         drafts = [getattr(policy, "best_of", 1) for policy in answering]

@@ -44,7 +44,7 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, s
 
 def test_a_plan_shows_rows_memory_and_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sft = {"algorithm": "sft", "data": "rows.jsonl", "max_length": 40, "epochs": 2, "batch_size": 8}
-    sample = {"step": {"sample": {"policy": "sft", "prompts": "rows.jsonl", "max_new_tokens": 8}}}
+    sample = {"step": {"sample": {"policy": "sft", "prompts": "rows.jsonl", "sampling": {"max_new_tokens": 8}}}}
     learn = {"algorithm": "sft", "from": "sft", "data": "sample"}
     path = recipe(tmp_path, "tiny", sft=sft, sample=sample, learn=learn)
     out = tmp_path / "none"
@@ -65,7 +65,13 @@ def test_a_best_of_n_writes_n_answers(
 ) -> None:
     """A policy, its best of 4, and the base model that is shown next to them."""
     policies = ["sft", {"policy": "sft", "best_of": 4, "reward": "length"}]
-    options = {"policies": policies, "prompts": "rows.jsonl", "rewards": ["length"], "max_new_tokens": 8, **more}
+    options = {
+        "policies": policies,
+        "prompts": "rows.jsonl",
+        "rewards": ["length"],
+        "sampling": {"max_new_tokens": 8},
+        **more,
+    }
     sft = {"algorithm": "sft", "data": "rows.jsonl", "max_length": 40}
     path = recipe(tmp_path, "tiny", sft=sft, compare={"step": {"evaluate": options}})
     code, text, _ = run(capfd, str(path), "--json", "--no-probe", "--out", str(tmp_path / "none"))

@@ -69,7 +69,7 @@ def test_samples_need_the_whole_base_next_to_the_part(
         "iterations": 1,
         "prompts_per_iteration": 24,
     }
-    write = {"step": {"sample": {"policy": "align", "prompts": "rows.jsonl", "max_new_tokens": 8}}}
+    write = {"step": {"sample": {"policy": "align", "prompts": "rows.jsonl", "sampling": {"max_new_tokens": 8}}}}
     path = recipe(tmp_path, str(large), align=align, write=write)
     online, step = stages_of(capfd, path, "--gpus", "2xH100", SHARD)
     memory = online["memory"]
