@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alignkit.io.changes import Change, changes
 from alignkit.io.digest import file_digest
 from alignkit.io.stage_results import read_record
-from alignkit_apps.shared.changes import Change, changes
 
 METRICS = "metrics.jsonl"
 # What each stage writes first, so that the first difference is the one that others follow from.

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import Problem, RecipeError, did_you_mean
+from alignkit.io.changes import Change, changes, shown
 from alignkit.recipe.schema import NAME_PATTERN, Recipe, Stage
 from alignkit.runs.files import RECIPE
 from alignkit.runs.stage_store import StageStore
-from alignkit_apps.shared.changes import Change, changes, shown
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ENVIRONMENT = ("versions", "kernels")  # of the parts of a hash: not inputs, but possible causes of a difference

@@ -9,11 +9,11 @@ from typing import Any
 
 from alignkit.errors import NotReproduced, RunFailed
 from alignkit.external import ExternalTrainer
+from alignkit.io.changes import Change, changes
 from alignkit.io.progress import Reporter
 from alignkit.outcome import Result
 from alignkit.runs.machine import machine_of
 from alignkit.stopping import stoppable
-from alignkit_apps.shared.changes import Change, changes
 from alignkit_apps.verify.compare import METRICS, Compared, compare
 from alignkit_apps.verify.rerun import Rerun, temporary_folder
 from alignkit_apps.verify.source import Recorded, changed_inputs, of_code, refuse
