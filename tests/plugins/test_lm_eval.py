@@ -234,8 +234,8 @@ def test_log_likelihoods_are_those_of_transformers(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert run_bench(tmp_path, args=["--log_samples", "--batch_size", "4"]) == 0
-    bench = tmp_path / "run" / "bench"
     assert main(["export", str(tmp_path / "run" / "sft"), str(tmp_path / "whole"), "--merge"]) == 0
+    bench = tmp_path / "run" / "bench"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
     (file,) = (bench / "results" / "sft").rglob("samples_even_*.jsonl")

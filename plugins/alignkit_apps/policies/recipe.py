@@ -164,8 +164,9 @@ def recipe_of(named: NamedModels, prompts: str, baseline: str | None = None, lim
     """The recipe of `alignkit evaluate` as plain data. baseline: one of the words."""
     step: dict[str, Any] = {"step": "evaluate", "policies": list(named.references.values()), "rewards": named.rewards}
     step |= {"judges": named.judges} if named.judges else {}
+    step |= {"prompts": _value(prompts)}
     sampling = rollout_of(named.policies.values())
-    step |= {"prompts": _value(prompts), **({"sampling": sampling} if sampling else {})}
+    step |= {"sampling": sampling} if sampling else {}
     step |= {"baseline": named.references[baseline]} if baseline is not None else {}
     step |= {"limit": limit} if limit is not None else {}
     return {"name": STAGE, **named.keys, "stages": {STAGE: step}}

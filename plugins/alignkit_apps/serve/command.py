@@ -44,9 +44,9 @@ def serve(
     ] = None,
     license: Annotated[str, typer.Option(metavar="NAME", help="Of what is kept, so that it can be shared.")] = "",
 ) -> None:
-    """Answer OpenAI clients on this machine with your policies, and a browser with a page to talk to them.
+    """Answer OpenAI clients on this machine with your policies.
 
-    It has /v1/models and /v1/chat/completions, and with --collect /v1/consent and /v1/feedback.
+    It has /v1/models and /v1/chat/completions, with --collect /v1/consent and /v1/feedback, and a page to talk.
 
     \b
     Examples:

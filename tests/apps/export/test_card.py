@@ -191,6 +191,7 @@ def test_the_printed_code_computes_what_the_run_computed(
 ) -> None:
     """On a quantized base up to the rounding of the quantized product."""
     run = lora_run if kind == "none" else train(tmp_path, {"quantization": kind, "lora": {"r": 4}})
+    capsys.readouterr()
     assert export(run / stage, tmp_path / "out", *form) == 0
     code = printed_code(capsys.readouterr().out)
     names: dict[str, Any] = {}
