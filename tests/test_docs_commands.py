@@ -92,9 +92,7 @@ def context_of(app: Any, words: tuple[str, ...]) -> Any:
     name, words = words[0], words[1:]
     while words and words[0] in getattr(command, "commands", {}):
         command, name, words = command.commands[words[0]], words[0], words[1:]
-    if name == "plugins" and words[:1] != ("--help",):
-        command = command.commands["list"]
-    if hasattr(command, "commands"):
+    if hasattr(command, "commands") and not command.invoke_without_command:
         options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         assert not words or words[0] in options, f"no command or option {words[0]}"
         return None
