@@ -3,7 +3,7 @@
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
 `recipe`, `launcher`, `model`, `lora`, `quantization`, `settings`, `rollout`, `importance`, `mix`, `stop`, `data`,
 `measures`, `variant`, `people`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`,
-`data sets`, `labeled pairs`, `cards`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`,
+`data sets`, `labeled pairs`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`,
 `commands`, `exit codes`, `interface changes`, `hooks`, `events`, `silent bugs`, a kind and a name
 (`algorithm ppo`), a kind and several names, which then have captions (`reward min product`), `example` and a kind for
 the module that `alignkit plugins new` writes, or names for the reference of public names (`api Group Response`; see
@@ -97,7 +97,6 @@ def part(what: str) -> str:
         "data sets": data_set_table,
         "labeled pairs": layout_table,
         "families": families,
-        "cards": card_table,
         "outcomes": outcomes,
         "benchmarks": benchmark_table,
         "commands": lambda: str(script("docs", "command_reference").commands()),
@@ -231,12 +230,6 @@ def layout_table() -> str:
         }
         lines.append((name, columns, *(", ".join(values) for values in sides.values())))
     return markdown(("data set", "columns", "first is better (margin)", "second is better (margin)", "tie"), lines)
-
-
-def card_table() -> str:
-    """Which model fits which card."""
-    table = script("docs", "card_table")
-    return markdown(table.HEADER, table.lines("sft"))
 
 
 def outcomes() -> str:

@@ -101,7 +101,7 @@ KINDS = {
     "init ": ["--list"],
     "check": ["r.yaml"],
     "check ": ["r.yaml", "sft"],
-    "check  ": ["r.yaml", "--plan", "--no-probe"],
+    "check  ": ["r.yaml", "--plan"],
     "plugins": [],
     "plugins ": ["ppo"],
     "plugins  ": ["--schema"],
