@@ -15,7 +15,7 @@ INPUTS := pyproject.toml constraints.txt
 # For test-lowest and test-newest: what may not vary, such as `PINS=torch==2.13.0` where other builds are too large.
 PINS ?=
 
-.PHONY: quickstart test test-gpu slow faults test-lowest test-newest bench site lint fix clean
+.PHONY: quickstart test test-gpu net net-slow slow faults test-lowest test-newest bench site lint fix clean
 
 quickstart: .venv/.installed
 	$(BIN)/alignkit run recipes/quickstart.yaml $(ARGS)
@@ -23,6 +23,13 @@ quickstart: .venv/.installed
 # Compiled modules are written even where the environment asks for none: workers and processes of tests read them.
 test: lint
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# What must not change while the code is rebuilt: see tests/net.
+net: .venv/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/net -n 2 --dist worksteal -q $(ARGS)
+
+net-slow: .venv/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/net -m slow -n 2 --dist worksteal -q $(ARGS)
 
 slow: .venv/.installed-test
 	$(BIN)/python -m pytest -m slow $(ARGS)

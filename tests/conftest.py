@@ -86,6 +86,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"only on a CPU: {mark.args[0]}"))
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """tests/net has a target of its own, `make net`: it is collected only where it is named."""
+    named = any("net" in Path(argument.split("::")[0]).parts for argument in config.args)
+    return True if collection_path == Path(__file__).parent / "net" and not named else None
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     default = Path(__file__).parent / "golden"
     parser.addoption("--golden", type=Path, default=default, metavar="DIR", help="known answers to test against")

@@ -14,12 +14,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from test_optimum import make
 
 from alignkit.data.group import Group, read_groups, write_groups
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from benchmarks.levels import on_policy, overrides
+from tests.net.test_optimum import make
 
 # One sample per prompt leaves no group to compare with.
 EVERY = [(name, None) for name in on_policy()] + [("ppo", 1), ("reinforce_pp", 1)]

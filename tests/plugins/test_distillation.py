@@ -12,7 +12,6 @@ import torch
 import yaml
 from pydantic import ValidationError
 from test_online import averaged, batch, close, double, new, random_batch
-from test_optimum import Problem, check, make, rollout, total_variation, train, write_prompts, write_reward
 from torch import Tensor
 
 from alignkit import Group, Message, Outputs, RecipeError, Skip
@@ -20,6 +19,7 @@ from alignkit import functional as F
 from alignkit.recipe.load import load_recipe
 from alignkit.testing import check_algorithm
 from alignkit_plugins.algorithms.distillation import Distillation
+from tests.net.test_optimum import Problem, check, make, rollout, total_variation, train, write_prompts, write_reward
 
 CONTEXT = [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "4"}]
 

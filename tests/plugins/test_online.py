@@ -18,7 +18,6 @@ import pytest
 import torch
 import yaml
 from pydantic import ValidationError
-from test_optimum import Problem, make, rollout, write_prompts
 from torch import Tensor
 
 from alignkit import (
@@ -54,6 +53,7 @@ from alignkit_plugins.algorithms.rejection_sampling import RejectionSampling
 from alignkit_plugins.algorithms.rest import ExpertIteration, ReST
 from alignkit_plugins.algorithms.reward_model import RewardModel
 from alignkit_plugins.algorithms.rloo import RLOO
+from tests.net.test_optimum import Problem, make, rollout, write_prompts
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NOTHING = torch.zeros(0, dtype=torch.int64)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from alignkit import functional as F
 from alignkit.evaluation import agreement, ranking
-from tests.test_golden import CHECKS, Case
+from tests.net.test_golden import CHECKS, Case
 
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -1,0 +1,86 @@
+"""Token ids and masks of every family's chat template, on conversations of every kind, are those of the pins."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.net.changes import differences, expected
+from tests.net.recipes import NET, ROOT
+
+sys.path.insert(0, str(ROOT / "tests" / "models"))
+
+import families
+import matrix
+
+from alignkit.errors import AlignkitError
+from alignkit.tokens.encoding import Encoder
+from alignkit_plugins.models import templates
+
+PINS = NET / "pins" / "tokens.json"
+CONVERSATIONS = (
+    "single", "three turns", "the question holds the answer", "system, two turns", "reasoning, two turns",
+    "inline reasoning", "white space, two turns", "control tokens of the user", "unicode", "tools",
+)  # fmt: skip
+SHOWN = ("single", "tools")  # in full; of the others there is a digest
+BUNDLED = {
+    name: families.Family(name, text, **families.CHATML)
+    for name, text in (("`chat_template: chatml`", templates.CHATML), ("`chat_template: hermes`", templates.HERMES),
+                       ("`chat_template: plain`", templates.PLAIN))
+}  # fmt: skip
+families.FAMILIES.update(BUNDLED)
+
+
+def rows(family: families.Family, kind: str, conversation: str) -> list[Any]:
+    """What training on all turns, training on the last one and scoring make of a conversation: tokens and lengths.
+
+    A row is the prompt's ids, the answer's ids, and the lengths of runs in the mask, which begins with what does not
+    count; or "refused".
+    """
+    judge = matrix.Judge(family, kind, conversation)
+    found: list[Any] = []
+    for turns, scoring in (("all", False), ("last", False), ("all", True)):
+        encoder = Encoder(family.tokenizer(kind), None, family.end_ids(kind))
+        try:
+            encoded = encoder.encode(matrix.group(judge), matrix.MAX_LENGTH, turns=turns, scoring=scoring)
+        except AlignkitError:
+            found.append("refused")
+            continue
+        assert encoded is not None
+        runs, counts = [0], False
+        for mark in encoded.rows[0].mask:
+            if mark != counts:
+                runs.append(0)
+                counts = mark
+            runs[-1] += 1
+        found.append([list(encoded.prompt), list(encoded.rows[0].tokens), runs, sorted(encoder.counts.items())])
+    return found
+
+
+def made() -> dict[str, Any]:
+    """FAMILY/TOKENIZER/CONVERSATION -> a digest, or the rows themselves."""
+    result: dict[str, Any] = {}
+    for name, family in families.FAMILIES.items():
+        for kind in family.kinds:
+            if kind == "unigram":  # its trainer gives other numbers each time
+                continue
+            for conversation in CONVERSATIONS:
+                found = rows(family, kind, conversation)
+                text = json.dumps(found)
+                short = found[0] == "refused" or (conversation in SHOWN and kind == family.kinds[0])
+                digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+                result[f"{name}/{kind}/{conversation}"] = text if short else digest
+    return result
+
+
+def test_every_template_gives_the_pinned_tokens_and_masks() -> None:
+    wrong = differences("tokens", expected("tokens", json.loads(PINS.read_text(encoding="utf-8"))), made())
+    assert not wrong, f"{len(wrong)} entries differ\n" + "\n".join(wrong[:20])
+
+
+if __name__ == "__main__":
+    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in made().items()]
+    Path(PINS).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
