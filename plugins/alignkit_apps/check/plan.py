@@ -35,6 +35,7 @@ from alignkit.runs.data import RunData
 from alignkit.runs.stage_check import selected
 from alignkit.runs.stage_store import StageStore
 from alignkit.sampling_options import ResponseOptions
+from alignkit.settings import Settings
 from alignkit.tokens.encoding import Encoder
 from alignkit_apps.check.row import encoder_of
 
@@ -201,12 +202,12 @@ class _Planner:
             return self._step(stage, encoder)
         algorithm, author = made(stage.component, stage.name)
         if not isinstance(algorithm, Algorithm):
-            rows = [len(self._groups(spec)[0]) for spec in specs(settings, DataSpec)]
-            return Work(sum(rows), note="another library trains: its memory and time are not planned")
+            count = sum(len(self._groups(spec)[0]) for spec in specs(settings, DataSpec))
+            return Work(count, note="another library trains: its memory and time are not planned")
         if algorithm.source is Source.ROLLOUTS:
-            return self._online(stage, algorithm, encoder)
-        groups, note = self._groups(settings.data)
-        groups = selected(self.recipe, stage, groups, algorithm, author)
+            return self._online(settings, algorithm, encoder)
+        found, note = self._groups(settings.data)
+        groups = selected(self.recipe, stage, found, algorithm, author)
         with calling(author, "trained_turns", algorithm):
             turns = algorithm.trained_turns()
         scoring = algorithm.trains is Trains.REWARD
@@ -222,8 +223,8 @@ class _Planner:
         batch = max(max(lengths), min(shapes.budget.tokens, round(mean * min(kept, settings.batch_size))))
         return Work(len(groups), round(mean * kept), round(mean * rows), round(measured), batch=batch, note=note)
 
-    def _online(self, stage: Stage, algorithm: Algorithm, encoder: Encoder) -> Work:
-        settings, rollout = stage.settings, stage.settings.rollout
+    def _online(self, settings: Settings, algorithm: Algorithm, encoder: Encoder) -> Work:
+        rollout = settings.rollout
         groups, note = self._groups(settings.prompts)
         lengths = self._prompt_lengths(groups, encoder)
         if not lengths:
