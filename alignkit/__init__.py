@@ -19,7 +19,6 @@ _WHERE = {
     "engine": "Completion Engine EngineContext SamplingParams",
     "environment": "Environment",
     "errors": "AlignkitError BadRow DataError RecipeError RunFailed",
-    "executor": "Executor ExecutorContext",
     "filters": "Filter",
     "formats": "Format",
     "hookspecs": "Register hookimpl",
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
     from alignkit.environment import Environment
     from alignkit.errors import AlignkitError, BadRow, DataError, RecipeError, RunFailed
-    from alignkit.executor import Executor, ExecutorContext
     from alignkit.filters import Filter
     from alignkit.formats import Format
     from alignkit.hookspecs import Register, hookimpl

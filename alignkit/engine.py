@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
 
 LOCAL = "local"
-WITHOUT_PLUGIN = {"engine": {LOCAL}, "executor": {LOCAL}}  # what recipes call alignkit itself, which is no plugin
+WITHOUT_PLUGIN = {"engine": {LOCAL}}  # what recipes call alignkit itself, which is no plugin
 
 
 class EngineOptions(_Options):

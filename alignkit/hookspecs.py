@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from alignkit.data.group import Group
@@ -113,11 +113,6 @@ def register_engines(register: Register) -> None:
 
 
 @hookspec
-def register_executors(register: Register) -> None:
-    """Executors, which carry out a step's rows elsewhere: subclasses of `alignkit.Executor`."""
-
-
-@hookspec
 def register_launchers(register: Register) -> None:
     """Launchers, which start the processes of a run: subclasses of `alignkit.Launcher`. Runs use `accelerate`."""
 
@@ -174,6 +169,20 @@ def data_read(run: Any, stage: str, loaded: Any) -> Sequence[Mapping[str, Any]] 
 
     Args:
         loaded: Its `groups`, those for `validation`, and `sources`.
+    """
+
+
+@hookspec
+def map_elsewhere(
+    run: Any, stage: str, folder: Path, name: str
+) -> Callable[[Iterable[Sequence[Any]]], Iterator[Sequence[Any]]] | None:
+    """A step maps rows (`StepContext.map`). Return what computes the results of chunks, in order; None: this process.
+
+    Args:
+        run: Has `folder`, `recipe` and `should_stop()`.
+        stage: Its name; the step is `run.recipe.stages[stage].component`.
+        folder: The stage's.
+        name: Of the map.
     """
 
 

@@ -49,7 +49,3 @@ class Launcher:
         component: the recipe's engine. folder: for published adapters and for files of the engine.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define engine")
-
-    def rows(self, run: Any, stage: Any, folder: Path) -> Any:
-        """What deals the rows of a step to the stage's executor. run: a `Run`. folder: the stage's."""
-        raise NotImplementedError(f"{type(self).__name__} does not define rows")

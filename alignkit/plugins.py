@@ -28,7 +28,6 @@ from alignkit.algorithm import Algorithm, Needs, Source, StageDefaults, Trains
 from alignkit.engine import WITHOUT_PLUGIN, Engine, EngineOptions
 from alignkit.environment import Environment, tool_functions, why_no_tool
 from alignkit.errors import AlignkitError, PluginError, Problem, RecipeError, did_you_mean, reason_of
-from alignkit.executor import Executor, ExecutorOptions
 from alignkit.external import ExternalTrainer
 from alignkit.filters import Filter
 from alignkit.formats import Format
@@ -65,7 +64,6 @@ HOOKS: dict[str, tuple[str, type | None]] = {
     "register_templates": ("template", str),
     "register_trackers": ("tracker", Tracker),
     "register_engines": ("engine", Engine),
-    "register_executors": ("executor", Executor),
     "register_readers": ("reader", Reader),
     "register_launchers": ("launcher", Launcher),
 }
@@ -269,7 +267,7 @@ def check_implementation(hook: str, name: str, implementation: Any) -> None:
         hint = " (pass the class, not an instance)" if isinstance(implementation, base) else ""
         raise TypeError(f"{label} must be a subclass of alignkit.{base.__name__}, not {implementation!r}{hint}")
     options = getattr(implementation, "Options", Options)
-    wanted: type[Options] = EngineOptions if base is Engine else ExecutorOptions if base is Executor else Options
+    wanted: type[Options] = EngineOptions if base is Engine else Options
     if not isinstance(options, type) or not issubclass(options, wanted):
         raise TypeError(f"{label}: its Options must be a subclass of alignkit.{wanted.__name__}, not {options!r}")
     if issubclass(implementation, Algorithm):

@@ -261,10 +261,6 @@ class Stop(Options):
         description="falls: end when gold has fallen from its best iteration by more than its interval; the result is "
         "the policy of the best iteration",
     )
-    hacking: bool = Field(
-        default=False,
-        description="end when the alarm against reward hacking is raised; the result is the policy with the best gold",
-    )
 
 
 EngineRef = Annotated[Any, Ref("engine")]
@@ -304,8 +300,8 @@ class Settings(Options):
     )
     gold: RewardRef = Field(
         default=None,
-        description="a reward that is measured and never learned from; the alarm against reward hacking compares it "
-        "with 'reward' (online algorithms)",
+        description="a reward that is measured and never learned from, to see whether 'reward' is hacked "
+        "(online algorithms)",
     )
     gold_prompts: DataRef = Field(
         default=None,

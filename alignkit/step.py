@@ -112,7 +112,7 @@ class Step(WithOptions):
     """Base class of a step. In a recipe its options are keys of the stage.
 
     Attributes:
-        maps: Names of `context.map` whose rows an executor may carry out in other processes.
+        maps: Names of `context.map` whose rows other processes may carry out.
     """
 
     maps: ClassVar[tuple[str, ...]] = ()
@@ -139,8 +139,8 @@ class Step(WithOptions):
     def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[Any]], Iterable[Any]]:
         """The function of `context.map` for a name in `maps`: a result for each row of a chunk.
 
-        Called in this process, and once in each worker of an executor: it depends on the options, the context's models,
-        seed, stage and folders, and nothing that `run` found out. Rows and results are JSON, so tuples become lists.
+        Called in this process, and once in each worker: it depends on the options, the context's models, seed, stage
+        and folders, and nothing that `run` found out. Rows and results are JSON, so tuples become lists.
 
         Args:
             name: One of `maps`.

@@ -256,7 +256,7 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
             "x.yaml is a recipe, not a model",
             "run it, then name a result: alignkit run x.yaml; then runs/NAME/STAGE",
         ),
-        ("labels shwo x", "no such command 'shwo'", "did you mean 'show'?"),
+        ("labels exprot x", "no such command 'exprot'", "did you mean 'export'?"),
         ("run x.yaml --resume a", "no such option --resume", "repeat the same command, and the run resumes"),
         (
             "run smoke seed 2",

@@ -43,7 +43,6 @@ EXCEPTIONS = {
     "alignkit chat runs/quickstart/sft runs/quickstart/align --page --collect chats.feedback": "waits for a person",
     "alignkit serve runs/quickstart/base runs/quickstart/align": "ends when it is stopped",
     "alignkit run smoke --processes 2": "starts this process's own command again; tests/distributed run such",
-    "alignkit labels import tasks.json --into labels.feedback": "the file is one of Label Studio",
     "alignkit run truth 'stages.truth.policies=[base, runs/quickstart/sft/adapter, runs/quickstart/align/adapter]'": (
         "the run is not here"
     ),

@@ -70,7 +70,7 @@ def test_all_mistakes_have_their_places(
     "words",
     [
         *(["show", "nowhere"], ["evaluate", "nowhere", "--prompts", "none"], ["chat", "nowhere"], ["label", "nowhere"]),
-        *(["labels", "show", "nowhere"], ["data", "stats", "nowhere"], ["serve", "nowhere"], ["export", "nowhere"]),
+        *(["labels", "nowhere.feedback"], ["data", "stats", "nowhere"], ["serve", "nowhere"], ["export", "nowhere"]),
         *(["verify", "nowhere"], ["plugins", "nothing"], ["init", "--from", "nothing"], ["migrate", "nowhere"]),
         *(["run", "nowhere", "--seed", "1"], ["rum"], ["check"]),
     ],
@@ -112,11 +112,9 @@ KINDS = {
     "data clean": ["rows.jsonl", "--out", "clean.jsonl"],
     "data convert": ["rows.jsonl", "--to", "sft", "--out", "sft.jsonl"],
     "migrate": ["trl.yaml", "--trainer", "sft"],
-    "labels show": ["one.feedback"],
-    "labels agree": ["one.feedback"],
+    "labels": ["one.feedback"],
     "labels merge": ["one.feedback", "--into", "two.feedback"],
-    "labels export": ["one.feedback", "--out", "shared", "--layout", "label-studio"],
-    "labels import": ["shared/label-studio/pair.json", "--into", "three.feedback"],
+    "labels export": ["one.feedback", "--out", "shared"],
     "run": ["r.yaml"],
     "show": ["runs/r"],
     "show ": [],
@@ -124,7 +122,6 @@ KINDS = {
     "export": ["runs/r/sft", "exported"],
     "verify": ["runs/r"],
     "evaluate": ["runs/r/base", "runs/r/sft", "--prompts", "rows.jsonl", "--reward", "length", "--limit", "2"],
-    "labels rate": ["one.feedback", "--reward", "{length: {unit: words}}"],
 }
 TALK = {"chat", "serve", "label", "data browse"}
 

@@ -324,13 +324,16 @@ def _cut(text: Text, width: int) -> Text:
 class Metrics:
     """A stage's metrics.jsonl: one JSON object per step, each step once even if the run was killed and resumed."""
 
-    def __init__(self, path: Path, size: int = 0, copies: Sequence[Path] = ()):
-        """size: bytes at the last checkpoint. Later lines are removed, because their steps run again.
+    def __init__(self, path: Path | None, size: int = 0, copies: Sequence[Path] = ()):
+        """path: None if another process writes them. size: bytes at the last checkpoint. Later lines are removed,
+        because their steps run again.
 
         copies: other files that new lines are appended to.
         """
         self.path, self.copies = path, copies
         self.follower: Callable[[Mapping[str, Any]], None] = lambda line: None  # is given each new line
+        if path is None:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.truncate(size)
@@ -343,6 +346,8 @@ class Metrics:
         """
         if "time" in values:
             raise TypeError("a metric cannot be called 'time', which is when it was written")
+        if self.path is None:
+            return
         plain = {key: _plain(value) for key, value in values.items()} | {"time": round(time.time(), 3)}
         line = json.dumps(plain, allow_nan=False) + "\n"
         for path in (self.path, *self.copies):
@@ -352,6 +357,8 @@ class Metrics:
 
     def sync(self) -> int:
         """Flush the file to disk; returns its size in bytes."""
+        if self.path is None:
+            return 0
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
         return self.path.stat().st_size

@@ -102,7 +102,7 @@ def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope
         return None
     upstream, folders, roles = tuple(scope.upstream), tuple(scope.folders), tuple(scope.roles)
     return Stage(
-        scope.stage, "algorithm", component, settings, upstream, needs, folders, roles, settings.engine, None, log_odds
+        scope.stage, "algorithm", component, settings, upstream, needs, folders, roles, settings.engine, log_odds
     )
 
 
@@ -350,18 +350,16 @@ def _check_watched(draft: _Draft) -> None:
         for key in ("gold_prompts", "gold_every"):
             if key in draft.written:
                 draft.error((key,), f"'{key}' needs 'gold'", help, at_key=True)
-        for key in ("gold", "hacking"):
-            if rules.get(key):
-                draft.error(("stop", key), f"'stop.{key}' needs 'gold'", help, at_key=True)
+        if rules.get("gold"):
+            draft.error(("stop", "gold"), "'stop.gold' needs 'gold'", help, at_key=True)
     rollout = draft.filled["rollout"] if isinstance(draft.filled["rollout"], dict) else {}
     if rollout.get("ahead") and "gold_prompts" not in draft.written:
         # Its samples would say how good the policy was one update before the one that the stage goes back to.
         held_out = "name held-out prompts in 'gold_prompts', which the current policy answers, or "
         help = f"{'' if 'environment' in draft.written else held_out}leave 'ahead' out"
-        for key in ("gold", "hacking"):
-            if rules.get(key):
-                message = f"'stop.{key}' would judge a policy by what the one before it wrote, as with 'rollout.ahead'"
-                draft.error(("stop", key), message, help, at_key=True)
+        if rules.get("gold"):
+            message = "'stop.gold' would judge a policy by what the one before it wrote, as with 'rollout.ahead'"
+            draft.error(("stop", "gold"), message, help, at_key=True)
     if "environment" in draft.written and "gold_prompts" in draft.written:
         help = "leave it out: gold is then measured on the episodes of the stage"
         draft.error(("gold_prompts",), "'gold_prompts' cannot be played with an environment", help, at_key=True)

@@ -27,7 +27,7 @@ MAX_BYTES = 1 << 20
 # A component is written `{PLUGIN: {options}}`. Options of different plugins must not be merged.
 _COMPONENTS = frozenset(
     {
-        *("algorithm", "step", "reward", "rewards", "judge", "environment", "engine", "executor"),
+        *("algorithm", "step", "reward", "rewards", "judge", "environment", "engine"),
         *("data", "prompts", "validation"),
     }
 )

@@ -69,7 +69,7 @@ def _open(node: Node, segment: str, before: Sequence[str], mark: Mark, instead: 
         where = ".".join(before)
         message = f"'{where}' is {node.value!r}, so it has no key '{segment}'"
         inside = f"write '{where}.{node.value}.{segment}=...' for an option of {node.value}, or "
-        named = before[-1] in ("algorithm", "engine", "executor", "judge", "reward") and isinstance(node.value, str)
+        named = before[-1] in ("algorithm", "engine", "judge", "reward") and isinstance(node.value, str)
         named = named and node.value not in WITHOUT_PLUGIN.get(before[-1], ())  # these have no options
         raise Failed(mark.problem(message, f"{inside if named else 'write '}'{where}={instead}' to replace it"))
 

@@ -41,8 +41,7 @@ class Stage:
     settings, needs: None for a step. upstream: names of the stages that must run before it. folders: those whose
     weights it starts from or compares, made by other runs; absolute paths. roles: all models that it names: base
     models, stages, and folders. engine: what samples; None:
-    alignkit itself. executor: what carries out the rows of a step; None: its own process. log_odds: as the algorithm
-    says.
+    alignkit itself. log_odds: as the algorithm says.
     """
 
     name: str
@@ -54,7 +53,6 @@ class Stage:
     folders: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
     engine: Any = None  # a Component, once the recipe is complete
-    executor: Component | None = None
     log_odds: bool = False
 
     @property

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from alignkit.engine import LOCAL
 from alignkit.errors import PluginError, did_you_mean
 from alignkit.plugin_errors import author_of, calling
 from alignkit.recipe.algorithm_stage import read_algorithm
@@ -15,9 +14,9 @@ from alignkit.recipe.components import Named, find, read_component, read_options
 from alignkit.recipe.document import Keys
 from alignkit.recipe.problems import shown
 from alignkit.recipe.sampling_keys import read_engine
-from alignkit.recipe.schema import RewardSpec, Stage, allowed_keys, specs
+from alignkit.recipe.schema import Stage, allowed_keys
 from alignkit.recipe.scope import BASE, Declared, Scope, StageKind, report_two_meanings
-from alignkit.registry import Component, Registration
+from alignkit.registry import Registration
 from alignkit.settings import Settings
 
 _KINDS: tuple[StageKind, ...] = ("algorithm", "step")
@@ -128,7 +127,7 @@ def _check_settings(raw: Any, keys: Keys, scope: Scope) -> None:
 def _read_step(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope: Scope) -> Stage | None:
     """Return a step. Its options are next to `step: NAME`, or inside `step: {NAME: {...}}`."""
     named, registration = raw["step"], declared.registration
-    options = {key: value for key, value in raw.items() if key not in (*_KINDS, "engine", "executor")}
+    options = {key: value for key, value in raw.items() if key not in (*_KINDS, "engine")}
     engine = read_engine(raw["engine"], (*keys, "engine"), scope) if raw.get("engine") is not None else None
     if isinstance(named, dict):
         name = next(iter(named))
@@ -138,24 +137,7 @@ def _read_step(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope: Sc
         component = read_component("step", named, (*keys, "step"), scope, registration)
     else:
         component = with_options("step", named, registration, options, keys, scope)
-    executor = read_executor(raw.get("executor"), (*keys, "executor"), component, scope)
     if component is None:
         return None
     upstream, folders, roles = tuple(scope.upstream), tuple(scope.folders), tuple(scope.roles)
-    return Stage(scope.stage, "step", component, None, upstream, None, folders, roles, engine, executor)
-
-
-def read_executor(raw: Any, keys: Keys, component: Component | None, scope: Scope) -> Component | None:
-    """Return an executor with its options; None if the step works in its own process, and for a mistake.
-
-    component: the step; None if it is wrong.
-    """
-    if raw is None or raw == LOCAL:
-        return None
-    executor = read_component("executor", raw, keys, scope)
-    if component and not (component.registration.implementation.maps or specs(component.options, RewardSpec)):
-        message = f"step '{component.name}' works on no rows one by one, so 'executor' would have no effect"
-        steps = [each.name for each in scope.registry.registrations("step") if each.implementation.maps]
-        help = f"leave 'executor' out; these can use it: {', '.join(steps)}, and every step that scores with a reward"
-        scope.problems.error(keys, message, at_key=True, help=help)
-    return executor
+    return Stage(scope.stage, "step", component, None, upstream, None, folders, roles, engine)

@@ -14,14 +14,12 @@ from typing import Any
 from alignkit.io.digest import digest
 
 CHUNK = 16  # rows
-BLOCKS = "block-*.jsonl"  # in the folder of a map that an executor carries out
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows that the function sees together. start: the place of the first. key: a hash of the place and the rows."""
+    """Rows that the function sees together. key: a hash of the place of the first and of the rows."""
 
-    start: int
     rows: Sequence[Any]
     key: str
 
@@ -32,25 +30,27 @@ def durable_map(
     function: Callable[[Sequence[Any]], Iterable[Any]],
     should_stop: Callable[[], None] = lambda: None,
     done: Callable[[int], None] = lambda rows: None,
-    *,
-    size: int = CHUNK,
-    first: int = 0,
+    elsewhere: Callable[[Iterable[Sequence[Any]]], Iterator[Iterable[Any]]] | None = None,
 ) -> list[Any]:
     """The function's results over rows, computed in chunks and stored in `path` by a hash of the chunk.
 
     Results must be JSON, one per row. Raises ValueError for another number of them.
-    should_stop: called before each chunk; may raise. done: is given the number of rows so far. size: rows in a chunk.
-    first: the place of the first row, if these are a part of more rows.
+    should_stop: called before each chunk; may raise. done: is given the number of rows so far. elsewhere: computes the
+    results of chunks, in order; None: the function does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    stored = known_results(path)
+    stored = stored_results(path)
+    every = list(chunks(rows))
+    known = frozenset(stored)
+    missing = (chunk.rows for chunk in every if chunk.key not in known)
+    computed = iter(elsewhere(missing) if elsewhere is not None else map(function, missing))
     results: list[Any] = []
     with path.open("a", encoding="utf-8") as file:
-        for chunk in chunks(rows, size, first):
+        for chunk in every:
             should_stop()
             if chunk.key not in stored:
                 # To JSON and back, so that a fresh result equals a stored one.
-                found = json.loads(json.dumps(list(function(chunk.rows))))
+                found = json.loads(json.dumps(list(next(computed))))
                 if len(found) != len(chunk.rows):
                     raise ValueError(
                         f"the function must return a result per row: {len(chunk.rows)} rows, {len(found)} results"
@@ -65,19 +65,11 @@ def durable_map(
     return results
 
 
-def chunks(rows: Sequence[Any], size: int = CHUNK, first: int = 0) -> Iterator[Chunk]:
-    """The rows in chunks. first: the place of the first row."""
-    for start in range(0, len(rows), size):
-        chunk = rows[start : start + size]
-        yield Chunk(first + start, chunk, digest([first + start, _plain(chunk)]))
-
-
-def known_results(path: Path) -> dict[str, list[Any]]:
-    """The results of each chunk of a map, by its key: those that this process stored, and those of workers."""
-    stored = stored_results(path)
-    for part in sorted(path.with_suffix("").glob(BLOCKS)):
-        stored |= stored_results(part)
-    return stored
+def chunks(rows: Sequence[Any]) -> Iterator[Chunk]:
+    """The rows in chunks."""
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        yield Chunk(chunk, digest([start, _plain(chunk)]))
 
 
 def stored_results(path: Path) -> dict[str, list[Any]]:

@@ -125,7 +125,7 @@ def _teaching(stage: Stage) -> list[Any]:
     """The settings and options of a stage, without a `gold` that only watches: that no rule to stop chooses by."""
     settings = fields_of(stage.settings) if stage.settings is not None else {}
     stop = settings.get("stop")
-    if stop is None or not (stop.gold or stop.hacking):
+    if stop is None or not stop.gold:
         settings.pop("gold", None)
     return [settings, stage.component.options]
 

@@ -13,7 +13,6 @@ from alignkit.data.sources import DataSpec, Loaded
 from alignkit.engine import Engine
 from alignkit.environment import Environment
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
-from alignkit.executor import Executor
 from alignkit.external import ExternalTrainer
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.stage_results import read_record
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def check_components(recipe: Recipe, stages: Sequence[Stage], *, run_code: bool = True) -> None:
-    """Let algorithms, steps, rewards, combinations, judges, engines, executors and environments check what they can.
+    """Let algorithms, steps, rewards, combinations, judges, engines and environments check what they can.
 
     run_code: whether to run code that the recipe names. Raises RecipeError with every problem, or DataError if all of
     them are in files.
@@ -63,13 +62,13 @@ def _checks(recipe: Recipe, stage: Stage, run_code: bool) -> Iterable[Callable[[
     if isinstance(kind, type) and issubclass(kind, ExternalTrainer):
         yield partial(_call, stage.component, stage, "check_model", recipe.base(stage.base))
     yield partial(_call, stage.component, stage, "check", recipe.folder)
-    for component in specs([stage.settings, stage.component.options, stage.engine, stage.executor], Component):
+    for component in specs([stage.settings, stage.component.options, stage.engine], Component):
         plugin = component.registration.implementation
         if not isinstance(plugin, type):  # a function, which was tried when the recipe was read
             continue
         if issubclass(plugin, Environment | Reward) and plugin.runs_code and not run_code:
             yield partial(_call, component, stage, "check_source", recipe.folder)
-        elif issubclass(plugin, Judge | Environment | Engine | Executor | Reward | RewardCombination):
+        elif issubclass(plugin, Judge | Environment | Engine | Reward | RewardCombination):
             yield partial(_call, component, stage, "check", recipe.folder)
         if issubclass(plugin, Environment) and (run_code or not plugin.runs_code) and _asks_for_rewards(stage):
             yield partial(_check_reward, component, stage, recipe.folder)

@@ -39,7 +39,7 @@ from alignkit.runs.reuse import has_stages, other_runs, reuse
 from alignkit.runs.stage_record import facts, source_records, stage_record, trains_policy, write_report
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.startup import begin
-from alignkit.runs.step_context import StepRows, step_context
+from alignkit.runs.step_context import step_context
 from alignkit.runs.team import ALONE, Team
 from alignkit.runs.template_date import template_date
 from alignkit.runs.world import check_size
@@ -245,18 +245,7 @@ class Run:
     def _step(self, stage: Stage, folder: Path) -> Artifact:
         """Run a step's plugin."""
         step, author = made(stage.component, stage.name)
-        rows = self.rows_of(stage, folder)
-        try:
-            return run_step(step, author, step_context(rows))
-        finally:
-            rows.close()
-
-    def rows_of(self, stage: Stage, folder: Path) -> StepRows:
-        """What carries out the rows of a step: this process, or a plugin that deals them to the stage's executor."""
-        if stage.executor is None:
-            return StepRows(self, stage, folder)
-        rows: StepRows = launcher().rows(self, stage, folder)
-        return rows
+        return run_step(step, author, step_context(self, stage, folder, self.metrics(stage)))
 
     # Contexts
 

@@ -1,14 +1,14 @@
-"""What steps can use, and their rows, which are carried out here."""
+"""What steps can use."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alignkit.data.group import Group
+from alignkit.io.progress import Metrics
 from alignkit.recipe.schema import Stage
 from alignkit.runs.durable_map import durable_map
 from alignkit.runs.learned_from import learned_from, log_odds
@@ -18,12 +18,17 @@ from alignkit.training.scoring import ModelScores, Scorer
 SCORED = 64  # groups that a reward scores at once
 
 
-def step_context(rows: StepRows) -> StepContext:
-    """The context of a step, whose rows these are."""
-    run, stage, folder = rows.run, rows.stage, rows.folder
+def step_context(run: Any, stage: Stage, folder: Path, metrics: Metrics) -> StepContext:
+    """The context of a step. run: a `Run`. folder: the stage's."""
     seed = run.seed_of(stage)
-    metrics = run.metrics(stage)
     known = ModelScores()
+
+    def map_rows(name: str, rows: Sequence[Any], function: Callable[..., Any]) -> list[Any]:
+        with run.reporter.progress(name, len(rows)) as done:
+            elsewhere = run.notify(stage.name)("map_elsewhere", folder=folder, name=name)
+            file = folder / "map" / f"{name}.jsonl"
+            return durable_map(file, rows, function, run.should_stop, done, next(iter(elsewhere), None))
+
     return StepContext(
         models=run.models,
         cache=run.cache(),
@@ -31,8 +36,8 @@ def step_context(rows: StepRows) -> StepContext:
         seed=seed,
         out=folder,
         load=lambda spec: run.load(spec).groups,
-        scorer=lambda spec: Scorer(spec, run.reward_context(seed), known=known, rows=rows.scores),
-        map=rows.map,
+        scorer=lambda spec: Scorer(spec, run.reward_context(seed), known=known, rows=partial(_scores, run)),
+        map=map_rows,
         log=lambda **values: metrics.write(stage=stage.name, **values),
         say=run.reporter.activity,
         trained_on=run.trained_on,
@@ -44,42 +49,16 @@ def step_context(rows: StepRows) -> StepContext:
     )
 
 
-@dataclass
-class StepRows:
-    """The rows of a step, carried out here. run: a `Run`. folder: the stage's."""
+def _scores(run: Any, leaf: Scorer, groups: Sequence[Group]) -> list[float | None]:
+    """The scores of a single reward, one per response.
 
-    run: Any
-    stage: Stage
-    folder: Path
-
-    def map(self, name: str, rows: Sequence[Any], function: Callable[..., Any]) -> list[Any]:
-        """See `StepContext.map`."""
-        with self.run.reporter.progress(name, len(rows)) as done:
-            return durable_map(self.file(name), rows, function, self.run.should_stop, done)
-
-    def scores(self, leaf: Scorer, groups: Sequence[Group]) -> list[float | None]:
-        """The scores of a single reward, one per response.
-
-        A reward model's bits depend on the groups that it sees at once. So these are the same wherever rows are
-        carried out.
-        """
-        column: list[float | None] = []
-        with self.run.reporter.progress(f"scoring with {leaf.name}", len(groups)) as done:
-            for start in range(0, len(groups), SCORED):
-                self.run.should_stop()
-                column += scored(self.run, leaf, groups[start : start + SCORED])
-                done(min(start + SCORED, len(groups)))
-        return column
-
-    def close(self) -> None:
-        """End what was started for the rows."""
-
-    def file(self, name: str) -> Path:
-        """Where the results of a map are stored."""
-        return self.folder / "map" / f"{name}.jsonl"
-
-
-def scored(run: Any, leaf: Scorer, groups: Sequence[Group]) -> list[float | None]:
-    """A reward's scores of groups that it sees at once, whatever this process has scored before."""
-    run.models.forget_scores()
-    return leaf.column(groups)
+    A reward model's bits depend on the groups that it sees at once, and on nothing that was scored before.
+    """
+    column: list[float | None] = []
+    with run.reporter.progress(f"scoring with {leaf.name}", len(groups)) as done:
+        for start in range(0, len(groups), SCORED):
+            run.should_stop()
+            run.models.forget_scores()
+            column += leaf.column(groups[start : start + SCORED])
+            done(min(start + SCORED, len(groups)))
+    return column

@@ -1,6 +1,6 @@
 """The launcher that runs use: accelerate starts the processes, and sends everything between them.
 
-Engines and executors, which work elsewhere, are asked from here, too.
+Engines, which work elsewhere, are asked from here, too.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from alignkit.launcher import Launcher
 
 if TYPE_CHECKING:
     from alignkit.io.progress import Reporter
-    from alignkit.recipe.schema import Recipe, Stage
-    from alignkit.runs.run import Run
-    from alignkit.runs.step_context import StepRows
+    from alignkit.recipe.schema import Recipe
     from alignkit.runs.world import World
     from alignkit_distributed.stage_engine import StageEngine
 
@@ -43,11 +41,6 @@ class Accelerate(Launcher):
         from alignkit_distributed.stage_engine import StageEngine
 
         return StageEngine(component, folder, stage=stage, seed=seed, say=say)
-
-    def rows(self, run: Run, stage: Stage, folder: Path) -> StepRows:
-        from alignkit_distributed.dealt_rows import DealtRows
-
-        return DealtRows(run, stage, folder)
 
 
 @hookimpl

@@ -1,80 +1,56 @@
-"""The monitor of every stage in iterations: drift, what the reward pays for, and gold (docs/reports.md)."""
+"""The monitor of every stage in iterations: drift, and whether gold falls (docs/reports.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean as mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignkit import Group, Monitor, Observation, Register, hookimpl
 from alignkit.monitor import REWARD_HACKING
 from alignkit.settings import Settings, Stop
 from alignkit_monitors.snapshot import Look, look_at
 
-if TYPE_CHECKING:
-    from alignkit_monitors.alarm import Hacking
-
 
 class RewardHacking(Monitor):
-    """Warns of drift and of reward hacking, and carries out `stop: {gold: falls, hacking: true}`."""
+    """Warns of drift and of gold that falls, and carries out `stop: {gold: falls}`."""
 
     def start(self, settings: Settings) -> Sequence[str]:
         # Statistics take a second to load, which no command that only looks at a recipe should wait for.
-        from alignkit_monitors.alarm import Alarm
         from alignkit_monitors.drift import Drift
         from alignkit_monitors.estimates import Gold
 
         self.rules = settings.stop or Stop()
         iterations = settings.iterations or 1
-        looks = -(-iterations // (settings.gold_every or 1))
-        self.drift, self.alarm, self.history = Drift(iterations), Alarm(looks), Gold(looks)
-        self.hacking: Hacking | None = None
+        self.drift, self.history = Drift(iterations), Gold(-(-iterations // (settings.gold_every or 1)))
         self.has_gold = settings.gold is not None
-        warnings = []
-        if self.has_gold and settings.gold_prompts is None and settings.rollout.samples_per_prompt == 1:
-            warnings.append(
-                "with one response to each prompt nobody can tell what the reward pays for, so there is no alarm "
-                "against reward hacking; set 'gold_prompts', or 'rollout: {samples_per_prompt: 2}'"
-            )
         if self.has_gold and settings.gold == settings.reward:
-            warnings.append("gold is the reward itself, so it cannot tell whether the reward is hacked")
-        return warnings
+            return ["gold is the reward itself, so it cannot tell whether the reward is hacked"]
+        return []
 
     def look(self, iteration: int, groups: Sequence[Group], gold: Sequence[Group] | None) -> Observation:
         metrics: dict[str, float] = {}
         warnings: list[str] = []
-        summary: dict[str, Any] = {}
         if groups:  # people delete files; drift begins later then
-            metrics, warnings = self.drift.add(look_at(iteration, groups))
+            metrics, warnings = self.drift.add(look_at(groups))
         if gold is not None:
-            look = look_at(iteration, gold)
+            look = look_at(gold)
             metrics |= _gold_metrics(look)
             self.history.add(iteration, look.means("gold"))
-            if (hacking := self.alarm.add(look)) is not None and self.hacking is None:  # raised once
-                self.hacking = hacking
-                warnings.append(str(hacking))
-                bought = [each.what for each in hacking.bought]
-                summary["hacking"] = {"iteration": iteration, "bought": bought, "sentence": str(hacking)}
-        best = self.history.best if self.rules.gold is not None or self.rules.hacking else 0
-        return Observation(metrics, warnings, summary, self._stop(), best)
-
-    def _stop(self) -> str:
-        """Why the stage ends now, or empty."""
-        if self.rules.hacking and self.hacking is not None:
-            return "reward hacking"
+        stop = ""
         if self.rules.gold == "falls" and self.history.fell():
-            return f"gold fell by more than its interval: {self.history.change()}"
-        return ""
+            stop = f"gold fell by more than its interval: {self.history.change()}"
+        return Observation(metrics, warnings, {}, stop, self.history.best if self.rules.gold is not None else 0)
 
     def finish(self, stopped: str) -> Observation:
-        """What the stage bought its reward with, and what gold did."""
-        warnings = self.drift.bought() if self.hacking is None else []
-        summary: dict[str, Any] = {"bought": list(warnings)} if warnings else {}
-        if self.has_gold:
-            moved = self.history.change()
-            summary["gold"] = {"best_iteration": self.history.best, "change": moved and moved._asdict()}
-            if self.history.fell() and not stopped:
-                warnings.append(f"gold was best in iteration {self.history.best} and has fallen since: {moved}")
+        """What gold did."""
+        if not self.has_gold:
+            return Observation()
+        moved, best = self.history.change(), self.history.best
+        summary: dict[str, Any] = {"gold": {"best_iteration": best, "change": moved and moved._asdict()}}
+        warnings = []
+        if self.history.fell() and not stopped:
+            warnings.append(f"gold was best in iteration {best} and has fallen since: {moved}")
         return Observation(warnings=warnings, summary=summary)
 
 
@@ -91,4 +67,4 @@ def _gold_metrics(look: Look) -> dict[str, float]:
 
 @hookimpl
 def register_monitors(register: Register) -> None:
-    register(REWARD_HACKING, RewardHacking, summary="drift, what the reward pays for, and whether gold falls")
+    register(REWARD_HACKING, RewardHacking, summary="drift, and whether gold falls")

@@ -48,7 +48,6 @@ class Answer:
 class Look:
     """The answers of an iteration by prompt. A prompt is the unit of all intervals."""
 
-    iteration: int
     prompts: Mapping[str, Sequence[Answer]]
 
     @property
@@ -67,13 +66,13 @@ class Look:
         return {prompt: value for prompt, value in found.items() if value is not None}
 
 
-def look_at(iteration: int, groups: Sequence[Group]) -> Look:
+def look_at(groups: Sequence[Group]) -> Look:
     """A look at scored samples. Answers to equal prompts are put together."""
     prompts: dict[str, list[Answer]] = {}
     for group in groups:
         for response in group.responses:
             prompts.setdefault(group.id, []).append(_answer(response))
-    return Look(iteration, prompts)
+    return Look(prompts)
 
 
 def _answer(response: Response) -> Answer:

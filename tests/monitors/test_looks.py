@@ -16,7 +16,7 @@ def test_a_look_at_scored_samples() -> None:
         Response("c", tokens=(4,), logprobs=(-3.0,), scores={"reward": None, "gold": 0.5}),
     ]
     groups = [Group(({"role": "user", "content": "q"},), (response,), id="same") for response in sampled]
-    look = look_at(3, groups)
+    look = look_at(groups)
     (answers,) = look.prompts.values()  # equal prompts are one unit
     assert [(a.text, a.tokens, a.reward, a.gold, a.surprise) for a in answers] == [
         ("a b", 2, 2.0, None, 1.5),
@@ -33,14 +33,14 @@ def test_turns_of_an_episode_are_read_together() -> None:
         {"role": "assistant", "content": "two"},
     )
     group = Group(({"role": "user", "content": "q"},), (Response("two", messages=turns, tokens=(1, 2)),), id="p")
-    assert look_at(1, [group]).answers[0].words == ["one", "two"]
+    assert look_at([group]).answers[0].words == ["one", "two"]
 
 
 def test_a_prompt_without_a_score_is_missing() -> None:
     group = Group(({"role": "user", "content": "q"},), (Response("x", tokens=(1,)),), id="p")
-    assert look_at(1, [group]).means("reward") == {} and look_at(1, [group]).means("surprise") == {}
+    assert look_at([group]).means("reward") == {} and look_at([group]).means("surprise") == {}
 
 
 def test_an_unknown_value_is_an_error() -> None:
     with pytest.raises(AttributeError):
-        look_at(1, [Group((), (Response("x"),), id="p")]).means("rewards")
+        look_at([Group((), (Response("x"),), id="p")]).means("rewards")

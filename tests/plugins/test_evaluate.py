@@ -29,7 +29,7 @@ from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.stopping import StageWaits
 from alignkit.training.scoring import Scorer
-from alignkit_apps.feedback.waiting import STORE
+from alignkit_plugins.people.waiting import STORE
 from alignkit_plugins.steps.evaluate.diversity import MEASURES
 
 HELPFUL = RewardSpec("stage", "helpful")

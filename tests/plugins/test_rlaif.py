@@ -25,7 +25,6 @@ import alignkit_plugins.steps.rlaif as rlaif
 from alignkit import Context, Group, Judge, Pair, Response, RunFailed, StepContext, Verdict
 from alignkit import functional as F
 from alignkit.errors import PluginError, RemoteError
-from alignkit.evaluation.judge_card import ask_again
 from alignkit.judges import CheckedJudge
 from alignkit.registry import Component, Registration
 from alignkit_http import retry_after
@@ -525,24 +524,6 @@ def test_tokens_are_counted_if_the_server_says_them(usage: Any, remote: Any, ser
     server.judge = lambda request: Reply(body={**json.loads(returned(**{"1": 0.8, "2": 0.1})), "usage": usage})
     (verdict,) = remote().compare([ITEM])
     assert verdict.calls == 2 and verdict.tokens == (240 if usage == {"total_tokens": 120} else None)
-
-
-def test_stored_replies_answer_no_repetition(remote: Any, server: Server, tmp_path: Path) -> None:
-    """Two questions at first, two for each repetition, and none when the step starts again."""
-    component = Component("judge", "openai_judge", Registration("openai_judge", OpenAIJudge), remote().options)
-    there = StepContext(
-        **vars(context(None, tmp_path)),
-        out=tmp_path / "out",
-        scorer=lambda spec: None,
-        map=lambda name, rows, f: list(f(rows)),
-        log=lambda **values: None,
-        say=lambda text: None,
-    )
-    for _ in range(2):
-        (first,) = CheckedJudge(component, there).compare([ITEM])
-        again = ask_again(component, "openai_judge", there, [(ITEM, first)], times=2, most=5)
-        assert [verdict for (verdict,) in again.verdicts] == [first, first]
-        assert len(server.requests) == 6
 
 
 @pytest.mark.parametrize(

@@ -361,7 +361,6 @@ CASES = {
     "stop of data": (FIRST[:-2] + ", stop: {kl: 1}}\n", "plain does not use 'stop'", (3, 44, 4), "the best epoch is kept"),
     "no rule": (ALL + "    stop: {}\n", "'stop' has no rule", (10, 11, 2), "{kl: 8}"),
     "a rule of gold": (ALL + "    stop: {gold: falls}\n", "'stop.gold' needs 'gold'", (10, 12, 4), "'gold: REWARD'"),
-    "a rule of the alarm": (ALL + "    stop: {kl: 1, hacking: true}\n", "'stop.hacking' needs 'gold'", (10, 19, 7), ""),
     "prompts of gold": (ALL + "    gold_prompts: p.jsonl\n", "'gold_prompts' needs 'gold'", (10, 5, 12), "'gold: REWARD'"),
     "no such rule": (ALL + "    gold: helpful\n    stop: {gold: rises}\n", "expected 'falls', got 'rises'", (11, 18, 5), ""),
     "list of names": ("  s: {algorithm: [plain], data: d.jsonl}\n", "expected the name of an algorithm, or one", (3, 18, 7), ""),

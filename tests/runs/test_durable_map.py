@@ -1,6 +1,6 @@
 """A durable map computes each chunk once, however often the run is killed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,3 +80,17 @@ def test_a_result_per_row_is_required(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a result per row: 3 rows, 0 results"):
         durable_map(tmp_path / "map.jsonl", [1, 2, 3], lambda rows: [])
     assert durable_map(tmp_path / "map.jsonl", [1, 2, 3], lambda rows: list(rows)) == [1, 2, 3]
+
+
+def test_missing_chunks_are_computed_elsewhere_in_order(tmp_path: Path) -> None:
+    asked: list[list[int]] = []
+
+    def elsewhere(chunks: Iterable[Sequence[int]]) -> Iterator[list[int]]:
+        every = [list(chunk) for chunk in chunks]
+        asked.extend(every)
+        return ([2 * row for row in chunk] for chunk in every)
+
+    file = tmp_path / "x.jsonl"
+    durable_map(file, ROWS[:CHUNK], Doubling())
+    assert durable_map(file, ROWS, Doubling(fail_at=1), elsewhere=elsewhere) == DOUBLED
+    assert asked == [ROWS[CHUNK : 2 * CHUNK], ROWS[2 * CHUNK :]]

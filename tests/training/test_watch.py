@@ -197,27 +197,6 @@ def test_without_the_rule_a_fall_is_only_said(
     assert "warning: gold was best in iteration" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("rule", [{}, {"stop": {"hacking": True}}], ids=["alarm", "alarm stops"])
-def test_the_alarm_is_raised_once_and_may_stop(
-    rule: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from alignkit_monitors.alarm import Alarm, Bought, Hacking
-    from alignkit_monitors.estimates import Change
-
-    moved = Change(1.0, 0.5, 1.5, 0.0, 1.0, 9)
-    bought = Bought("the word 'x'", 0.1, 0.9, 1.0, 0.0, 0.8)
-    monkeypatch.setattr(
-        Alarm, "add", lambda self, look: Hacking(look.iteration, moved, moved, [bought]) if look.iteration > 2 else None
-    )
-    ran = online(tmp_path, Watched(), gold=GOLD, **rule, **KEYS)
-    said = " ".join(capsys.readouterr().err.split())
-    assert said.count("warning: reward hacking: since the first iteration the reward rose") == 1
-    assert ran.summary["hacking"]["iteration"] == 3 and ran.summary["hacking"]["bought"] == ["the word 'x'"]
-    assert len(ran.metrics) == (3 if rule else 5)
-    if rule:
-        assert ran.summary["kept_iteration"] == max(range(1, 4), key=lambda n: ran.metrics[n - 1]["gold"])
-
-
 def test_a_stage_that_was_stopped_and_then_killed_stays_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,6 @@ class _Builder:
             "monitor": self._component("monitor"),
             "environment": self._component("environment"),
             "engine": _any_of([{"const": LOCAL}, self._component("engine")]),
-            "executor": _any_of([{"const": LOCAL}, self._component("executor")]),
             "constitution": _any_of([TEXT, {"type": "array", "items": self._refs[Principle]}]),
             "stage": _any_of([self._training_stage(), *self._steps()]),
             "stage_or_block": _any_of([_ref("stage"), block]),
@@ -126,7 +125,7 @@ class _Builder:
 
     def _steps(self) -> Iterable[Schema]:
         """`step: NAME` with its options next to it, or `step: {NAME: {options}}`."""
-        elsewhere = {"engine": _ref("engine"), "executor": _ref("executor")}
+        elsewhere = {"engine": _ref("engine")}
         for name, model in self._options["step"].items():
             options = self._schema(model)
             keys = {"step": {"const": name}, **elsewhere, **options.get("properties", {})}

@@ -18,12 +18,12 @@ from alignkit.data.group import Message
 from alignkit.errors import AlignkitError, message_of
 from alignkit.stopping import Stopped
 from alignkit_apps.chat.session import Said, Session
-from alignkit_apps.feedback.collection import Collection, Kept
-from alignkit_apps.feedback.items import LONGEST
-from alignkit_apps.feedback.labels import SIDES, BadLabel, Margin, StrictModel
 from alignkit_apps.policies.policy import Exchange, Opened, TooLong
 from alignkit_apps.web.formatted import formatted
 from alignkit_apps.web.messages import Agreed, Undone, read, visible
+from alignkit_plugins.people.collection import Collection, Kept
+from alignkit_plugins.people.items import LONGEST
+from alignkit_plugins.people.labels import SIDES, BadLabel, Margin, StrictModel
 
 State = dict[str, Any]
 LONGEST_TURN = 1 << 20  # characters; a request has at most as many bytes

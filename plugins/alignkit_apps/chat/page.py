@@ -18,10 +18,10 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from alignkit_apps.chat.chat_api import Asked, ChatApi, State
-from alignkit_apps.feedback.collection import TERMS
 from alignkit_apps.policies.work import POLL, Busy
 from alignkit_apps.web.guard import Session, Sessions
 from alignkit_apps.web.pages import BUSY, Site, error, guarded, templates
+from alignkit_plugins.people.collection import TERMS
 
 HERE = Path(__file__).parent
 MOST_WAITING = 16  # tasks

@@ -27,9 +27,9 @@ from alignkit_apps.web.hosting import (
 
 if TYPE_CHECKING:
     from alignkit.registry import Registry
-    from alignkit_apps.feedback.collection import Collection
     from alignkit_apps.policies.policy import Opened
     from alignkit_apps.policies.recipe import NamedModels
+    from alignkit_plugins.people.collection import Collection
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def agreed(
     collection: Collection, annotator: str, read: Callable[[str], str] | None, say: Callable[[str], None]
 ) -> bool:
     """Whether the annotator agrees, now or earlier. read: asks; None: there is nobody to ask, which is an error."""
-    from alignkit_apps.feedback.collection import TERMS
+    from alignkit_plugins.people.collection import TERMS
 
     if collection.agreed(annotator):
         say(printable(f"{annotator} agreed that this is kept in {collection.path}; /consent no takes it back"))
@@ -140,8 +140,8 @@ def agreed(
 
 
 def _collection(talk: Talk, named: NamedModels) -> Collection:
-    from alignkit_apps.feedback.collection import Collection
     from alignkit_apps.policies.policy import names_of
+    from alignkit_plugins.people.collection import Collection
 
     assert talk.collect is not None
     return Collection(talk.collect, talk.license, {word: name for name, word in names_of(named.policies).items()})

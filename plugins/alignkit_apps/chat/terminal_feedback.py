@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from alignkit.errors import AlignkitError, did_you_mean
 from alignkit_apps.chat.session import Session
-from alignkit_apps.feedback.collection import TERMS, Collection, Kept
-from alignkit_apps.feedback.labels import DEGREES
 from alignkit_apps.policies.policy import Exchange
+from alignkit_plugins.people.collection import TERMS, Collection, Kept
+from alignkit_plugins.people.labels import DEGREES
 
 COMMANDS = {
     "/good, /bad": "keep whether the answer is good; of two: /good a",

@@ -20,8 +20,8 @@ from alignkit.data.group import Response, group_id
 from alignkit.data.spoken import all_turns
 from alignkit.report import Table
 from alignkit_apps.cleaning.languages import check_languages, identifier
-from alignkit_apps.feedback.redaction import redact
 from alignkit_apps.shared.extras import check_extra
+from alignkit_plugins.people.redaction import redact
 
 if TYPE_CHECKING:
     from alignkit_apps.cleaning.near import Units

@@ -25,9 +25,9 @@ from alignkit_apps.cleaning import near
 from alignkit_apps.cleaning.near import Units
 from alignkit_apps.cleaning.rules import STOCK, language_of
 from alignkit_apps.data.corpus import Corpus, parsed, text_of, units, unread_text
-from alignkit_apps.feedback.agreement_summary import agreement, agreement_tables
-from alignkit_apps.feedback.database import SUFFIX
 from alignkit_apps.shared.extras import check_extra
+from alignkit_plugins.people.agreement import agreement, agreement_tables
+from alignkit_plugins.people.database import SUFFIX
 
 CATEGORIES = ("category", "categories", "use_case", "topic", "task", "task_type", "subset", "source", "domain", "type")
 SHOWN = 12  # languages, categories
@@ -111,8 +111,8 @@ def _measured(
 
 def _agreement(corpus: Corpus) -> list[dict[str, Any]]:
     """How far the people of stores of feedback agree; empty for other files."""
-    from alignkit_apps.feedback.effective_labels import labeled
-    from alignkit_apps.feedback.store import Store
+    from alignkit_plugins.people.effective_labels import labeled
+    from alignkit_plugins.people.store import Store
 
     found: list[dict[str, Any]] = []
     for source in corpus.spec.sources:

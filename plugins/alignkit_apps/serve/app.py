@@ -19,7 +19,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from alignkit.errors import AlignkitError, DataError, did_you_mean
-from alignkit_apps.feedback.labels import BadLabel
 from alignkit_apps.policies.policy import Exchange, Opened, Policy, TooLong
 from alignkit_apps.policies.streaming import Answer, Piece
 from alignkit_apps.policies.work import Busy, Event, Failed, Job, Read, Stopping, Work
@@ -28,6 +27,7 @@ from alignkit_apps.serve.openai import DONE, Reply, Request, RequestError, event
 from alignkit_apps.web.address import host_name, is_loopback
 from alignkit_apps.web.guard import Refused, json_body
 from alignkit_apps.web.hosting import hosted
+from alignkit_plugins.people.labels import BadLabel
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 Keep = Callable[[Mapping[int, Answer]], Awaitable[bool]]

@@ -13,11 +13,11 @@ from typing import Any
 
 from alignkit.errors import AlignkitError
 from alignkit.io.printable import printable
-from alignkit_apps.feedback.collection import TERMS, Collection, Kept
-from alignkit_apps.feedback.labels import BadLabel, StrictModel
-from alignkit_apps.feedback.records import check_annotator
 from alignkit_apps.policies.policy import Exchange
 from alignkit_apps.web.messages import read
+from alignkit_plugins.people.collection import TERMS, Collection, Kept
+from alignkit_plugins.people.labels import BadLabel, StrictModel
+from alignkit_plugins.people.records import check_annotator
 
 WHO, KEPT = "x-alignkit-annotator", "x-alignkit-kept"  # headers of requests and of replies
 MOST = 10_000  # replies that thumbs can be about

@@ -13,8 +13,8 @@ from alignkit_apps.shared.extras import check_extra
 
 if TYPE_CHECKING:
     from alignkit.registry import Registry
-    from alignkit_apps.feedback.collection import Collection
     from alignkit_apps.policies.recipe import NamedModels
+    from alignkit_plugins.people.collection import Collection
 
 PORT = 8000
 LEAST_TOKEN = 16  # characters
@@ -68,8 +68,8 @@ def serve(
     with ExitStack() as stack:
         collection = None
         if collect is not None:
-            from alignkit_apps.feedback.collection import Collection
             from alignkit_apps.policies.policy import names_of
+            from alignkit_plugins.people.collection import Collection
 
             names = {word: name for name, word in names_of(named.policies).items()}
             collection = stack.enter_context(closing(Collection(collect, license, names)))

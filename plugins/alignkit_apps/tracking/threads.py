@@ -136,6 +136,7 @@ class Trackers:
 
     def follow_metrics(self, metrics: Metrics, stage_hash: str) -> None:
         """Take the lines of a stage that begins or continues, those before and those to come."""
+        assert metrics.path is not None  # this process writes them
         self.follow(stage_hash, metrics.path)
         metrics.follower = self.write
 

@@ -15,15 +15,14 @@ from alignkit.io.digest import file_digest
 from alignkit.io.progress import Reporter
 from alignkit.io.stage_results import EARLIER
 from alignkit.outcome import Result
-from alignkit.recipe.schema import Recipe, Stage
+from alignkit.recipe.schema import Recipe
 from alignkit.runs.machine import machine_of
 from alignkit.runs.run import Run
 from alignkit.runs.stage_store import StageStore
-from alignkit.runs.step_context import StepRows
 from alignkit.stopping import Stopped, stoppable
-from alignkit_apps.feedback.waiting import NobodyAsked
 from alignkit_apps.shared.changes import changes, shown
 from alignkit_http.stored_replies import stored_replies_only
+from alignkit_plugins.people.waiting import NobodyAsked
 
 METRICS = "metrics.jsonl"
 NO_RESULTS = ("map", "checkpoints", "stage.json")  # stores of unfinished work, and the record itself
@@ -67,22 +66,20 @@ class Rerun(Run):
             self.reporter.stop()
         return True
 
-    def rows_of(self, stage: Stage, folder: Path) -> StepRows:
-        """Nothing is asked or paid for here, which workers elsewhere would not know."""
-        return StepRows(self, stage, folder)
-
     def should_stop(self) -> None:
         super().should_stop()
         if self._steps is not None and self._last >= self._steps:
             raise _Enough
 
-    def notify(self, stage: str) -> Callable[..., None]:
+    def notify(self, stage: str) -> Callable[..., Any]:
         call = super().notify(stage)
 
-        def counting(hook: str, **values: Any) -> None:
+        def counting(hook: str, **values: Any) -> Any:
+            if hook == "map_elsewhere":  # workers would not know that nothing is asked or paid for here
+                return []
             if hook == "metrics_logged":
                 self._last = int(values["step"])
-            call(hook, **values)
+            return call(hook, **values)
 
         return counting
 

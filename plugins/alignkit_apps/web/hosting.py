@@ -18,8 +18,8 @@ from urllib.parse import quote
 from alignkit import stopping
 from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.printable import printable
-from alignkit_apps.feedback.records import check_annotator
 from alignkit_apps.web.address import HOST, Address
+from alignkit_plugins.people.records import check_annotator
 
 if TYPE_CHECKING:
     import uvicorn

@@ -1,180 +1,145 @@
-"""An executor on Ray Data: a step's rows in workers of this machine or of a cluster (Moritz et al. 2018).
+"""A step's rows in workers of Ray, for a run that is started with RAY_ADDRESS (Moritz et al. 2018).
 
-Each worker is an actor, which loads the models once and takes a block at a time. Ray starts another one for a worker
-that died, and gives it the same block. Without `address` Ray's processes are this run's own: they accept nobody without
-the run's token, and end with it, however it ends.
+Each worker opens the stage, which loads the models once, and takes a chunk of rows at a time. Ray starts another one
+for a worker that died, and gives it the same chunk.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import shutil
-import socket
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
-from pydantic import field_validator
+from alignkit import RunFailed, hookimpl
 
-import alignkit
-from alignkit import Executor, ExecutorContext, Field, Register, RunFailed, hookimpl
-from alignkit.executor import Work
-from alignkit_apps.shared.extras import check_extra
-
-SECONDS = 5.0  # for an address to answer
-STORE_BYTES = 2**28  # of Ray's own memory for blocks on their way
-AUTO = "auto"
-# Ray reports to its authors by default, and its processes write their warnings to this terminal.
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-LOGGERS = ("ray", "ray.data")
-# Of Ray's processes on this machine: they listen on the loopback interface only and want a token, and workers are as
-# important as this process, instead of the least of all.
-OWN = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0"}
-
-
-class Ray(Executor):
-    """Workers are actors of Ray Data."""
-
-    class Options(alignkit.Executor.Options):
-        workers: int = Field(2, ge=1, le=4096, description="workers, each with models of its own")
-        address: str | None = Field(
-            None,
-            description="Ray cluster: `auto`, which is the one that this machine belongs to, or HOST:PORT; default: "
-            "processes of this run on this machine",
-        )
-        cpus: float = Field(1.0, gt=0, description="processors that Ray reserves for a worker")
-        gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for a worker, which sees no others")
-
-        @field_validator("address")
-        @classmethod
-        def _of_a_cluster(cls, address: str | None) -> str | None:
-            host, _, port = (address or "").rpartition(":")
-            if address not in (None, AUTO) and not (host and "/" not in host and port.isdecimal()):
-                raise ValueError(f"address '{address}' must be `auto` or HOST:PORT, such as 10.0.0.5:6379")
-            return address
-
-    options: Options
-    _folder = ""
-
-    def check(self, folder: Path) -> None:
-        check_extra("executor 'ray'", "ray", "ray", "pandas")
-        address = self.options.address
-        if address == AUTO:
-            address = os.environ.get("RAY_ADDRESS") or _own_cluster()
-            if not address:
-                raise RunFailed(
-                    "executor 'ray': this machine belongs to no Ray cluster, so `address: auto` finds none\n"
-                    "help: start one with `ray start --head`, write its HOST:PORT, or leave 'address' out"
-                )
-        if address:
-            _check_answers(address)
-
-    def prepare(self, context: ExecutorContext) -> None:
-        super().prepare(context)
-        for name, value in (QUIET if self.options.address else {**QUIET, **OWN, "RAY_AUTH_TOKEN": token_hex()}).items():
-            os.environ.setdefault(name, value)
-        import ray
-        import ray.data
-
-        for name in LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            ray.init(configure_logging=False, log_to_driver=False, **self._place())
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            where = f" at {self.options.address}" if self.options.address else ""
-            raise RunFailed(f"executor 'ray': Ray{where} does not start: {_line(error)}") from None
-        self._check_room(ray.cluster_resources())
-        data = ray.data.DataContext.get_current()
-        data.enable_progress_bars = False
-        data.print_on_execution_start = False
-
-    def _place(self) -> dict[str, Any]:
-        """Where Ray runs, as arguments of its `init`."""
-        if self.options.address:
-            return {"address": self.options.address}
-        self._folder = tempfile.mkdtemp(prefix="alignkit-ray-")  # short: paths of sockets have at most 107 characters
-        return {
-            "address": "local",
-            "num_cpus": max(1, round(self.options.workers * self.options.cpus)),
-            "include_dashboard": False,
-            "object_store_memory": STORE_BYTES,
-            "_temp_dir": self._folder,
-        }
-
-    def _check_room(self, found: Mapping[str, float]) -> None:
-        """Raise RunFailed if no worker will ever fit. found: the resources of Ray's machines together."""
-        for what, name, needed in (("cpus", "CPU", self.options.cpus), ("gpus", "GPU", self.options.gpus)):
-            if needed > (has := found.get(name, 0.0)):
-                raise RunFailed(f"executor 'ray': a worker needs {what}: {needed:g}, and Ray's machines have {has:g}")
-
-    def run(self, work: Work, blocks: Sequence[str]) -> Iterator[str]:
-        import ray
-        from ray.data import ActorPoolStrategy
-
-        options = self.options
-        # A block of Ray's holds one of ours, so that a worker that is done takes the next one.
-        rows = ray.data.from_items([{"block": block} for block in blocks], override_num_blocks=len(blocks))
-        replies = rows.map_batches(
-            Worker,
-            fn_constructor_args=(work,),
-            batch_size=1,
-            compute=ActorPoolStrategy(size=min(options.workers, len(blocks))),
-            num_cpus=options.cpus,
-            num_gpus=options.gpus or None,
-        )
-        try:
-            for row in replies.iter_rows():
-                yield str(row["reply"])
-        except ray.exceptions.RayError as error:
-            raise RunFailed(
-                f"executor 'ray': {_line(error)}\nhelp: finished rows are kept, and the same command continues"
-            ) from None
-
-    def close(self) -> None:
-        import ray
-
-        ray.shutdown()  # of an existing cluster only the connection, with which its workers for this run end
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-
-class Worker:
-    """The actor: calls the work on the block of each batch."""
-
-    def __init__(self, work: Work):
-        self.work = work
-
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
-        return {"reply": [self.work(str(block)) for block in batch["block"]]}
-
-
-def _own_cluster() -> str:
-    """The address of the cluster that this machine belongs to; empty if it belongs to none."""
-    from ray._private.utils import read_ray_address
-
-    return read_ray_address() or ""
-
-
-def _check_answers(address: str) -> None:
-    """Raise RunFailed if nobody answers there."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=SECONDS).close()
-    except OSError as error:
-        raise RunFailed(
-            f"executor 'ray': no Ray cluster answers at {address} ({error.strerror or error})\n"
-            "help: `ray status` on the head shows its address; leave 'address' out to use this machine"
-        ) from None
-
-
-def _line(error: BaseException) -> str:
-    """The first line of an error."""
-    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+ADDRESS = "RAY_ADDRESS"  # of the cluster, as Ray's own jobs have it; `local`: workers of this machine
+AHEAD = 3  # chunks that wait for each worker
+RESTARTS = 3  # of a worker that died
+LOOK = 1.0  # seconds between looks at whether the run should stop
 
 
 @hookimpl
-def register_executors(register: Register) -> None:
-    register("ray", Ray, summary="blocks of rows in workers of this machine or of a cluster, with Ray Data")
+def map_elsewhere(
+    run: Any, stage: str, folder: Path, name: str
+) -> Callable[[Iterable[Sequence[Any]]], Iterator[Any]] | None:
+    if ADDRESS not in os.environ or name not in run.recipe.stages[stage].component.registration.implementation.maps:
+        return None
+    work = work_of(run, stage, folder, name)
+    return lambda chunks: results(work, chunks, run.should_stop)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One map of a stage, as a worker is told of it: names and paths only.
+
+    run: the folder of the run. recipe: its file, at which relative paths start. files, without: the plugins of the
+    command. threads: of torch.
+    """
+
+    run: Path
+    recipe: Path
+    files: tuple[Path, ...]
+    without: tuple[str, ...]
+    stage: str
+    folder: Path
+    name: str
+    threads: int
+
+
+def work_of(run: Any, stage: str, folder: Path, name: str) -> Work:
+    """The work of a map of a stage. run: an `alignkit.runs.run.Run`. folder: the stage's."""
+    import torch
+
+    from alignkit.plugins import plugins
+
+    loaded = plugins()
+    files = tuple(file.resolve() for file in loaded.files)
+    recipe = run.recipe.path.resolve()
+    threads = torch.get_num_threads()
+    return Work(run.folder.resolve(), recipe, files, loaded.without, stage, folder.resolve(), name, threads)
+
+
+def results(work: Work, chunks: Iterable[Sequence[Any]], should_stop: Callable[[], None]) -> Iterator[Any]:
+    """The results of each chunk, in order. Raises what a worker raised, and RunFailed for Ray's own errors."""
+    try:
+        import ray
+    except ImportError as error:
+        raise RunFailed(f"{ADDRESS} is set, but Ray is missing ({error})\nhelp: pip install 'ray>=2.60'") from None
+    try:
+        ray.init(ignore_reinit_error=True, configure_logging=False, log_to_driver=False)
+        workers = _workers(ray, work)
+        turns, most = cycle(workers), AHEAD * len(workers)
+        waiting: deque[Any] = deque()
+        for chunk in chunks:
+            waiting.append(next(turns).results.remote(list(chunk)))
+            if len(waiting) > most:
+                yield _result(ray, waiting.popleft(), should_stop)
+        while waiting:
+            yield _result(ray, waiting.popleft(), should_stop)
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else error) from None
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        text = str(error).strip().splitlines()[0]
+        raise RunFailed(f"Ray: {text}\nhelp: finished rows are kept, and the same command continues") from None
+    finally:
+        ray.shutdown()  # of a cluster only the connection, with which its workers for this run end
+
+
+def _workers(ray: Any, work: Work) -> list[Any]:
+    """A worker for each GPU; without GPUs one for as many processors as torch uses here."""
+    machines = ray.cluster_resources()
+    gpus = int(machines.get("GPU", 0))
+    count = gpus or max(1, int(machines.get("CPU", 1)) // work.threads)
+    needs = {"num_gpus": 1} if gpus else {"num_cpus": min(work.threads, machines.get("CPU", 1))}
+    worker = ray.remote(max_restarts=RESTARTS, max_task_retries=RESTARTS, **needs)(Worker)
+    return [worker.remote(work) for _ in range(count)]
+
+
+def _result(ray: Any, reference: Any, should_stop: Callable[[], None]) -> Any:
+    while not ray.wait([reference], timeout=LOOK)[0]:
+        should_stop()
+    return ray.get(reference)
+
+
+class Worker:
+    """A stage of a run, opened in another process."""
+
+    def __init__(self, work: Work):
+        import torch
+        from rich.console import Console
+
+        from alignkit.io.progress import Metrics, Reporter
+        from alignkit.plugin_errors import made
+        from alignkit.plugins import load_plugins
+        from alignkit.recipe.document import parse_document
+        from alignkit.recipe.load import build
+        from alignkit.runs.engines import using_engine
+        from alignkit.runs.files import RECIPE
+        from alignkit.runs.run import Run
+        from alignkit.runs.step_context import step_context
+
+        torch.set_num_threads(work.threads)
+        registry = load_plugins(work.files, work.without).registry
+        text = (work.run / RECIPE).read_text(encoding="utf-8")
+        recipe = build(parse_document(text, work.recipe, (), []), registry)
+        run = Run(recipe, work.run, Reporter(Console(quiet=True), Console(quiet=True)))
+        stage = recipe.stages[work.stage]
+        run.stage_name = stage.name
+        self.engine = ExitStack()  # lives as long as this process
+        self.engine.enter_context(using_engine(run, stage))
+        run.make_room(stage)
+        self.step, self.author = made(stage.component, stage.name)
+        context = step_context(run, stage, work.folder, Metrics(None))
+        self.function = self.step.mapper(work.name, context)
+
+    def results(self, rows: Sequence[Any]) -> list[Any]:
+        """A result for each row of a chunk."""
+        from alignkit.plugin_errors import calling
+
+        with calling(self.author, "run", self.step):
+            return list(self.function(rows))

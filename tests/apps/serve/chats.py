@@ -17,9 +17,9 @@ from alignkit import Group
 from alignkit.models.next_token import Sampling
 from alignkit_apps.chat.chat_api import ChatApi
 from alignkit_apps.chat.page import TaskQueue
-from alignkit_apps.feedback.collection import Collection
 from alignkit_apps.policies.policy import Opened, TooLong
 from alignkit_apps.policies.streaming import Answer, Piece, Question
+from alignkit_plugins.people.collection import Collection
 from tests.patience import PATIENCE
 
 NAMES = ("secret-sft", "secret-dpo")

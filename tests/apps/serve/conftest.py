@@ -105,13 +105,13 @@ def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     pytest.importorskip("uvicorn")
     from alignkit.io.progress import Reporter
     from alignkit.plugins import load_plugins
-    from alignkit_apps.feedback.collection import Collection
     from alignkit_apps.policies.policy import opened
     from alignkit_apps.policies.recipe import models_of
     from alignkit_apps.policies.work import Work
     from alignkit_apps.serve.app import serve
     from alignkit_apps.serve.collecting import Collecting
     from alignkit_apps.web.hosting import bound
+    from alignkit_plugins.people.collection import Collection
 
     collection = Collection(tmp_path_factory.mktemp("served") / "users.feedback", "CC0-1.0")
     work, ready = Work(), threading.Event()

@@ -16,8 +16,8 @@ from alignkit import Message
 from alignkit.cli import main
 from alignkit.data.group import read_groups
 from alignkit.errors import OutOfResource
-from alignkit_apps.feedback.effective_labels import labeled
 from alignkit_apps.policies import work as work_module
+from alignkit_plugins.people.effective_labels import labeled
 from tests.apps.serve.conftest import WORDS, Server
 from tests.patience import PATIENCE
 

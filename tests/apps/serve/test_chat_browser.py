@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
-from alignkit_apps.feedback.effective_labels import labeled
+from alignkit_plugins.people.effective_labels import labeled
 from tests.apps.label.chromium import needed
 from tests.apps.label.injections import INJECTIONS
 from tests.apps.label.pages import served

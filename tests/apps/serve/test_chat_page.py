@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("starlette")
 
 from alignkit_apps.chat import page as page_module
-from alignkit_apps.feedback.effective_labels import labeled
+from alignkit_plugins.people.effective_labels import labeled
 from tests.apps.label.injections import INJECTIONS
 from tests.apps.label.pages import served
 from tests.apps.serve.chats import NAMES, ORIGIN, Chat, Tab, asked, chat, events_in, said

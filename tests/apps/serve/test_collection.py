@@ -20,13 +20,13 @@ from alignkit_apps.chat.loop import talk
 from alignkit_apps.chat.screen import Screen
 from alignkit_apps.chat.session import Session
 from alignkit_apps.chat.terminal_feedback import TerminalFeedback
-from alignkit_apps.feedback.collection import TERMS, Collection, Kept
-from alignkit_apps.feedback.effective_labels import consents, labeled
-from alignkit_apps.feedback.labels import BadLabel
-from alignkit_apps.feedback.rows import store_rows
-from alignkit_apps.feedback.store import Event, Store
 from alignkit_apps.labels.consent import shareable
 from alignkit_apps.policies.policy import Exchange, Opened
+from alignkit_plugins.people.collection import TERMS, Collection, Kept
+from alignkit_plugins.people.effective_labels import consents, labeled
+from alignkit_plugins.people.labels import BadLabel
+from alignkit_plugins.people.rows import store_rows
+from alignkit_plugins.people.store import Event, Store
 from tests.apps.serve.test_chatting import entered, models
 
 NO = "nothing is kept without consent"

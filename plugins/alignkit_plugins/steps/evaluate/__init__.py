@@ -10,7 +10,7 @@ reference in nats.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,6 @@ class Evaluate(Step):
         )
         people: People | None = Field(
             None, description="people compare each policy with the baseline, blind: `prompts`, `labels`, `task` ..."
-        )
-        repeats: int = Field(0, ge=0, le=20, description="how often judges are asked the same again about some pairs")
-        repeat_pairs: int = Field(50, ge=1, description="pairs of answers to ask about again, drawn with the seed")
-        triad_prompts: int = Field(
-            50, ge=0, description="prompts at which judges compare all policies, if there are three; 0: none"
         )
         prompts: DataRef = Field(description="held-out prompts; rows that repeat words and columns count once")
         base: bool = Field(True, description="show the untouched base model too")
@@ -313,18 +308,17 @@ class Evaluate(Step):
     def _cards(
         self,
         groups: Sequence[Group],
-        judges: Mapping[str, CheckedJudge],
+        judges: Iterable[str],
         verdicts: breakdown.Verdicts,
         rewards: Sequence[str],
         said: Said | None,
         context: StepContext,
     ) -> dict[str, Any]:
-        options = self.options
         if not verdicts:
             return {}
-        lower = frozenset(name for name, measure in options.measures.items() if measure.better == "lower")
-        cards = Cards(groups, str(self.baseline), verdicts, judges, context, said, lower)
-        return cards.all(rewards, options.repeats, options.repeat_pairs, options.triad_prompts)
+        lower = frozenset(name for name, measure in self.options.measures.items() if measure.better == "lower")
+        cards = Cards(groups, str(self.baseline), verdicts, list(judges), context, said, lower)
+        return cards.all(rewards)
 
     def _warning(self, prompts: Sequence[Group], context: StepContext) -> str:
         """What is known of prompts that the policies or the reward models were trained on; empty without such prompts.

@@ -44,8 +44,6 @@ class EvaluateReward(Step):
     class Options(alignkit.Options):
         rewards: list[RewardRef] = Field(default_factory=list, description="rewards to evaluate")
         judges: list[JudgeRef] = Field(default_factory=list, description="judges to evaluate, as raters of the pairs")
-        repeats: int = Field(0, ge=0, le=20, description="how often judges are asked the same again about some pairs")
-        repeat_pairs: int = Field(50, ge=1, description="pairs to ask about again, drawn with the seed")
         pairs: DataRef = Field(description="held-out preference pairs")
         by: list[str] = Field(default_factory=list, description="columns of the pairs to break accuracy down by")
         limit: int | None = Field(None, ge=1, description="use only the first N prompts")
@@ -88,7 +86,7 @@ class EvaluateReward(Step):
         )
         cards = {}
         for name, judge in checked.items():
-            rows[name], cards[name] = judged(name, judge, groups, context, options.repeats, options.repeat_pairs)
+            rows[name], cards[name] = judged(name, judge, groups, context)
         several = rewardbench2.applies(groups)
         found = {name: _measured(pairs, by, why[name]) for name, pairs in rows.items()}
         # A judge gives no scores, of which the highest would count.

@@ -8,16 +8,15 @@ contested, else the majority's; the original labels stay.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
-from alignkit_apps.feedback.labels import FLAGS, Label, agrees, canonical, degree, level
-from alignkit_apps.feedback.records import Stored
-from alignkit_apps.feedback.store import Store
-
-MOST_ALIKE = 1e-9  # means of degrees and scores that differ by less are equal
+from alignkit_plugins.people.labels import FLAGS, Label, agrees, canonical, degree, level
+from alignkit_plugins.people.records import Stored
+from alignkit_plugins.people.store import Store
 
 
 @dataclass(frozen=True)
@@ -148,80 +147,63 @@ def _add(entry: Labeled, row: Any, stands: bool) -> None:
 # The label of several people
 
 
-def majority(task: str, labels: Sequence[Label], weights: Sequence[float] = ()) -> Label | None:
+def majority(task: str, labels: Sequence[Label]) -> Label | None:
     """One label from several; None if there is none, or they are tied.
 
     Pairs: the response that most prefer, and the mean of their degrees as margin; with as many on either side, the
     side of the mean. Rankings: by mean rank. Scores: means. Flags, thumbs: what most say. Texts: the only one,
-    else None. weights: of the labels; default: equal.
+    else None.
     """
     if len(labels) <= 1:
         return dict(labels[0]) if labels else None
     if task in ("pair", "safety"):
-        return _majority_of_pairs(labels, weights or [1] * len(labels))
-    weights = weights or [1] * len(labels)
-    found: Label = {}
-    if task in ("ranking", "review"):
-        found["ranks"] = places(
-            [mean(ranks, weights) for ranks in zip(*(label["ranks"] for label in labels), strict=True)]
-        )
-    if task in ("scores", "review"):
-        columns = zip(*(label["scores"] for label in labels), strict=True)
-        found["scores"] = [
-            {name: mean([rated[name] for rated in each], weights) for name in each[0]} for each in columns
-        ]
-    if task == "review":
-        flagged = zip(*(label["flags"] for label in labels), strict=True)
-        most = sum(weights) / 2
-        found["flags"] = [[n for n in FLAGS if _sum([n in said for said in each], weights) > most] for each in flagged]
+        return _majority_of_pairs(labels)
     if task == "thumb":
-        good = _sum([1 if label["good"] else -1 for label in labels], weights)
-        return {"good": good > 0} if abs(good) > MOST_ALIKE else None
-    return found or None
+        good = sum(label["good"] for label in labels)
+        return None if 2 * good == len(labels) else {"good": 2 * good > len(labels)}
+    combined: Label = {}
+    if task in ("ranking", "review"):
+        ranks = zip(*(label["ranks"] for label in labels), strict=True)
+        combined["ranks"] = places([mean(each) for each in ranks])
+    if task in ("scores", "review"):
+        combined["scores"] = []
+        for each in zip(*(label["scores"] for label in labels), strict=True):
+            combined["scores"].append({name: mean([rated[name] for rated in each]) for name in each[0]})
+    if task == "review":
+        combined["flags"] = []
+        for sets in zip(*(label["flags"] for label in labels), strict=True):
+            counts = Counter(chain.from_iterable(sets))
+            combined["flags"].append([name for name in FLAGS if 2 * counts[name] > len(labels)])
+    return combined or None
 
 
 def review_columns(label: Mapping[str, Any]) -> dict[str, list[Any]]:
     """What a review says of each response besides its rank: a list for each criterion, and one of flags, if it does."""
     scores: Sequence[Mapping[str, float]] = label.get("scores", ())
-    found: dict[str, list[Any]] = {name: [rated[name] for rated in scores] for name in (scores[0] if scores else ())}
-    return found | ({"flags": label["flags"]} if "flags" in label else {})
+    names = scores[0] if scores else ()
+    columns: dict[str, list[Any]] = {name: [rated[name] for rated in scores] for name in names}
+    return columns | ({"flags": label["flags"]} if "flags" in label else {})
 
 
 def places(values: Sequence[float]) -> list[int]:
     """Ranks without gaps, 1 for the least value; equal values are tied."""
-    different: list[float] = []
-    for value in sorted(values):
-        if not different or value - different[-1] > MOST_ALIKE:
-            different.append(value)
-    return [1 + sum(value - other > MOST_ALIKE for other in different) for value in values]
+    different = sorted(set(values))
+    return [1 + different.index(value) for value in values]
 
 
-def _majority_of_pairs(labels: Sequence[Label], weights: Sequence[float]) -> Label | None:
-    middle = mean([degree(label) for label in labels], weights)
-    lead = _sum([1 if label["better"] else -1 for label in labels], weights)
-    lead = middle if abs(lead) <= MOST_ALIKE else lead
-    if abs(lead) <= MOST_ALIKE:
+def mean(values: Sequence[float]) -> float:
+    """The average of at least one value."""
+    return sum(values) / len(values)
+
+
+def _majority_of_pairs(labels: Sequence[Label]) -> Label | None:
+    middle = mean([degree(label) for label in labels])
+    lead = sum(1 if label["better"] else -1 for label in labels) or middle
+    if not lead:
         return None
     better = int(lead > 0)
-    found: Label = {"better": better, "margin": level(max(0.0, middle if better else -middle))}
-    bins: dict[str, float] = defaultdict(float)
-    for label, weight in zip(labels, weights, strict=True):
-        if label["better"] == better and "safety" in label:
-            bins[label["safety"]] += weight
+    combined: Label = {"better": better, "margin": level(max(0.0, middle if better else -middle))}
+    bins = Counter(label["safety"] for label in labels if label["better"] == better and "safety" in label)
     if bins:
-        found["safety"] = max(sorted(bins), key=lambda name: bins[name])
-    return found
-
-
-def share_of_better(labels: Sequence[Mapping[str, Any]], better: int) -> float:
-    """The share of labels of a pair that prefer this response."""
-    return sum(label["better"] == better for label in labels) / len(labels)
-
-
-def mean(values: Sequence[float], weights: Sequence[float]) -> float:
-    """The weighted mean."""
-    return _sum(values, weights) / sum(weights)
-
-
-def _sum(values: Sequence[float], weights: Sequence[float]) -> float:
-    return sum(weight * value for value, weight in zip(values, weights, strict=True))
+        combined["safety"] = max(sorted(bins), key=lambda name: bins[name])
+    return combined

@@ -17,10 +17,10 @@ from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, Response, resolved_pairs, turns_of
 from alignkit.errors import BadRow, DataError, RunFailed
 from alignkit.options import Options
-from alignkit_apps.feedback.database import SUFFIX
-from alignkit_apps.feedback.effective_labels import places
-from alignkit_apps.feedback.items import CRITERIA, TASKS, Item, item_of
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.database import SUFFIX
+from alignkit_plugins.people.effective_labels import places
+from alignkit_plugins.people.items import CRITERIA, TASKS, Item, item_of
+from alignkit_plugins.people.store import Store
 
 LONGEST_GUIDELINES = 1_000_000  # bytes
 COMPARED = ("pair", "safety", "ranking", "review")  # tasks of which nobody can say anything about equal responses

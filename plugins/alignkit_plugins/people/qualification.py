@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from alignkit_apps.feedback.labels import agrees, canonical
-from alignkit_apps.feedback.records import stored_of
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.labels import agrees, canonical
+from alignkit_plugins.people.records import stored_of
+from alignkit_plugins.people.store import Store
 
 _ANSWERS = (
     "SELECT items.*, e.kind, e.payload, e.display_order, (SELECT a.payload || char(10) || a.display_order "

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alignkit_apps.feedback.effective_labels import Labeled, Vote, labeled
-from alignkit_apps.feedback.items import Item, listed
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.effective_labels import Labeled, Vote, labeled
+from alignkit_plugins.people.items import Item, listed
+from alignkit_plugins.people.store import Store
 
 VERSION = 1  # of a row
 PLAIN = (*("task", "prompt", "responses", "criteria", "tools", "origins"), *("meta", "license", "batch", "held_out"))

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from alignkit.errors import DataError, RunFailed
 from alignkit.stopping import StageWaits
-from alignkit_apps.feedback import records
-from alignkit_apps.feedback.effective_labels import Labeled, labeled
-from alignkit_apps.feedback.items import Item, filled
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people import records
+from alignkit_plugins.people.effective_labels import Labeled, labeled
+from alignkit_plugins.people.items import Item, filled
+from alignkit_plugins.people.store import Store
 
 STORE = "labels.feedback"  # of a run, in its folder
 

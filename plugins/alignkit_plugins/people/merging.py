@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from alignkit.errors import DataError
-from alignkit_apps.feedback import records
-from alignkit_apps.feedback.items import filled
-from alignkit_apps.feedback.records import Event, Stored
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people import records
+from alignkit_plugins.people.items import filled
+from alignkit_plugins.people.records import Event, Stored
+from alignkit_plugins.people.store import Store
 
 MOST_NAMED = 5  # differences in an error
 

@@ -12,7 +12,7 @@ from typing import Any
 from alignkit.data.group import Group, Message, Response, sha256_of, turns_of
 from alignkit.errors import BadRow, did_you_mean
 from alignkit.formats import check_group
-from alignkit_apps.feedback.labels import check_canonical
+from alignkit_plugins.people.labels import check_canonical
 
 # The number of responses of each task.
 TASKS = {

@@ -1,7 +1,7 @@
 """The store: items, append-only events, drafts and guidelines in one SQLite file.
 
 `Store.submit` returns only when the event is on disk. Submitting it again, with the same uuid, changes nothing. What
-counts is a view over the events (`alignkit_apps.feedback.database`): nothing is ever changed or deleted.
+counts is a view over the events (`alignkit_plugins.people.database`): nothing is ever changed or deleted.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from alignkit_apps.feedback import records
-from alignkit_apps.feedback.database import connected, create, in_words, is_remote, tidy
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.labels import BadLabel
-from alignkit_apps.feedback.records import Event, Plan, Receipt, Stored
+from alignkit_plugins.people import records
+from alignkit_plugins.people.database import connected, create, in_words, is_remote, tidy
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.labels import BadLabel
+from alignkit_plugins.people.records import Event, Plan, Receipt, Stored
 
 
 def now() -> datetime:

@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from alignkit.errors import did_you_mean
-from alignkit_apps.feedback.items import Item, tupled
-from alignkit_apps.feedback.labels import KINDS, BadLabel, checked, checked_order
+from alignkit_plugins.people.items import Item, tupled
+from alignkit_plugins.people.labels import KINDS, BadLabel, checked, checked_order
 
 LONGEST_NAME = 64  # characters of an annotator's name
 _TIME = "%Y-%m-%dT%H:%M:%S.%fZ"

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.data.group import Message
 from alignkit.errors import BadRow, Problem, RecipeError
-from alignkit_apps.feedback.database import SUFFIX
-from alignkit_apps.feedback.items import TASKS, Item
-from alignkit_apps.feedback.labels import SIDES, BadLabel
-from alignkit_apps.feedback.records import Event
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.database import SUFFIX
+from alignkit_plugins.people.items import TASKS, Item
+from alignkit_plugins.people.labels import SIDES, BadLabel
+from alignkit_plugins.people.records import Event
+from alignkit_plugins.people.store import Store
 
 if TYPE_CHECKING:
     from alignkit_apps.policies.policy import Exchange

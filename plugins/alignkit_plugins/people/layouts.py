@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from alignkit.data.group import Message
-from alignkit_apps.feedback.items import Answer
-from alignkit_apps.feedback.labels import DEGREES
+from alignkit_plugins.people.items import Answer
+from alignkit_plugins.people.labels import DEGREES
 
 Row = dict[str, Any]
 Prompt = Sequence[Message]

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from statistics import median
 
 from alignkit import seeds
-from alignkit_apps.feedback import records
-from alignkit_apps.feedback.qualification import qualification
-from alignkit_apps.feedback.records import Plan, Stored
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people import records
+from alignkit_plugins.people.qualification import qualification
+from alignkit_plugins.people.records import Plan, Stored
+from alignkit_plugins.people.store import Store
 
 LEASE = 600.0  # seconds for which nobody else gets the item
 IDLE = 300.0  # seconds on an item that count at most

@@ -23,7 +23,7 @@ from alignkit.evaluation.judge_card import judge_names, mapped
 from alignkit.evaluation.reward_columns import label
 from alignkit.judges import CheckedJudge
 from alignkit.reward import REWARD_KEY
-from alignkit_apps.feedback.items import Answer, Item, response_of
+from alignkit_plugins.people.items import Answer, Item, response_of
 
 if TYPE_CHECKING:
     from alignkit.step import StepContext
