@@ -187,7 +187,6 @@ def test_policies_of_two_runs(
         assert [results["reward_judge"][key] for key in ("wins", "losses", "ties")] == [
             by_reward[key] for key in ("wins", "losses", "ties")
         ]
-    assert (tmp_path / "out" / "evaluate" / "leaderboard.csv").exists()
     assert (found["sampling"]["max_new_tokens"], found["sampling"]["temperature"]) == (6, 0.5)
     resolved = tmp_path / "out" / "recipe.resolved.yaml"
     assert yaml.safe_load(resolved.read_text(encoding="utf-8"))["seed"] == 3

@@ -286,8 +286,6 @@ class Evaluate(Step):
         summary["by"] = breakdown.by_columns(groups, self.options.by, summary, verdicts, self._compare)
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
-        for file, text in judged.leaderboards(groups, summary).items():
-            context.write_text(file, text)
         context.write_json("figure.json", numbers.figure(summary, measured.singles))
         shown = report.report(summary, groups[: self.options.show])
         return Artifact(summary=summary, report=shown, text=f"next: {self.options.next}" if self.options.next else "")

@@ -30,7 +30,7 @@ from alignkit import (
 )
 from alignkit.data.group import resolved_pairs, write_groups
 from alignkit.errors import did_you_mean
-from alignkit.evaluation.comparison import check_unique, file_names, training_data_note
+from alignkit.evaluation.comparison import check_unique, training_data_note
 from alignkit.evaluation.judge_card import check_names, judge_names
 from alignkit.evaluation.reward_columns import Column, label, scored_by
 from alignkit_plugins.steps.evaluate_reward import measures, report, rewardbench, rewardbench2
@@ -102,14 +102,6 @@ class EvaluateReward(Step):
         }
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("reward_evaluation.json", summary)
-        files = file_names(summary["rewards"])
-        for name, each in summary["rewards"].items() if rewardbench.COLUMN in by else ():
-            if each["best_of_n"] is not None:
-                contents = rewardbench2.files(name, groups, each["best_of_n"])
-            else:
-                contents = rewardbench.files(name, rows[name], each["by"][rewardbench.COLUMN])
-            for folder, content in contents.items():
-                context.write_json(f"{folder}/{files[name]}.json", content)
         return Artifact(summary=summary, report=report.report(summary))
 
     def _with_pairs(self, read: Sequence[Group]) -> list[Group]:
