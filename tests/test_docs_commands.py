@@ -67,7 +67,7 @@ QUICK = {
     "stages.align.prompts_per_iteration": 4,
     "stages.align.rollout.max_new_tokens": 8,
     "stages.report.limit": 4,
-    "stages.report.max_new_tokens": 8,
+    "stages.report.sampling.max_new_tokens": 8,
 }
 ROWS: dict[str, list[dict[str, Any]]] = {
     "demos.jsonl": [{"prompt": "Is it?", "completion": "Yes."}],

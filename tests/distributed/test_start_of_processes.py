@@ -180,7 +180,7 @@ def test_a_recipe_with_a_launcher_starts_accelerates(work: Path) -> None:
             "policy": "sft",
             "prompts": {"path": "prompts.jsonl"},
             "samples_per_prompt": 1,
-            "max_new_tokens": 4,
+            "sampling": {"max_new_tokens": 4},
         },
         "again": {**offline("sft", "demos"), "data": {"stage": "answers"}},
         "align": online("grpo", reward=reward("letters"), iterations=1),

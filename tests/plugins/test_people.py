@@ -27,7 +27,7 @@ from tests.killed import forked
 
 PROMPTS = [f"bread {word}" for word in ("is", "good", "old", "new")]
 ANSWERS: dict[str, Any] = {
-    "step": "sample", "prompts": "prompts.jsonl", "samples_per_prompt": 2, "max_new_tokens": 6,
+    "step": "sample", "prompts": "prompts.jsonl", "samples_per_prompt": 2, "sampling": {"max_new_tokens": 6},
 }  # fmt: skip
 REWARD = {"algorithm": {"reward_model": {"margin": "llama2-small"}}, "data": "labels", "max_steps": 1}
 
@@ -219,7 +219,11 @@ def test_samples_become_rankings_or_pairs(tmp_path: Path) -> None:
 def test_samples_of_two_policies_are_compared(tmp_path: Path) -> None:
     one = {**ANSWERS, "samples_per_prompt": 1}
     people = {"step": "people", "data": ["cold", "hot"], "join_prompts": True}
-    stages = {"cold": {**one, "temperature": 0.5}, "hot": {**one, "temperature": 2.0}, "labels": people}
+    stages = {
+        "cold": {**one, "sampling": {"max_new_tokens": 6, "temperature": 0.5}},
+        "hot": {**one, "sampling": {"temperature": 2.0}},
+        "labels": people,
+    }
     assert run(tmp_path, stages) == 75
     with Store.open(tmp_path / "run" / "labels.feedback") as store:
         items = [stored.item for stored in store.items()]
@@ -227,7 +231,7 @@ def test_samples_of_two_policies_are_compared(tmp_path: Path) -> None:
 
 
 def test_equal_samples_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    greedy = {**ANSWERS, "temperature": 0.001}
+    greedy = {**ANSWERS, "sampling": {"max_new_tokens": 6, "temperature": 0.001}}
     stages = {"answers": greedy, "labels": {"step": "people", "data": "answers"}}
     assert run(tmp_path, stages) == 1
     assert "there is no row to label\n  4 left out: its responses do not differ" in capsys.readouterr().err
@@ -271,7 +275,7 @@ def test_a_changed_stage_asks_anew_and_no_label_is_lost(tmp_path: Path) -> None:
     label(store)
     assert run(tmp_path, stages) == 0
     first = data(tmp_path)
-    changed = {**stages, "answers": {**ANSWERS, "temperature": 0.7}}
+    changed = {**stages, "answers": {**ANSWERS, "sampling": {"max_new_tokens": 6, "temperature": 0.7}}}
     assert run(tmp_path, changed) == 75
     with Store.open(store) as opened:
         assert [(s.retired, s.labels) for s in opened.items()] == [(True, 1)] * 4 + [(False, 0)] * 4

@@ -20,7 +20,7 @@ from alignkit_plugins.people.store import Store
 SFT = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 2, "learning_rate": 0.01}
 PEOPLE: dict[str, Any] = {
     "step": "evaluate", "policies": ["base", "align"], "prompts": "prompts.jsonl", "by": ["language"],
-    "max_new_tokens": 8, "show": 0, "people": {},
+    "sampling": {"max_new_tokens": 8}, "show": 0, "people": {},
 }  # fmt: skip
 PROMPTS = 20
 

@@ -14,11 +14,10 @@ from scipy.optimize import brentq
 from test_evaluate import HELPFUL, judge_component, prompts, said, step, triple
 
 from alignkit import Response
-from alignkit.evaluation import statistics
+from alignkit.evaluation import judging, statistics
 from alignkit.evaluation.judge_quality import raters_agree
 from alignkit.evaluation.ranking import elo_gap
 from alignkit.stopping import StageWaits
-from alignkit_apps.charts import judging
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import Event, Store
 from alignkit_plugins.people.waiting import STORE

@@ -27,6 +27,7 @@ from alignkit import functional as F
 from alignkit.errors import PluginError, RemoteError
 from alignkit.judges import CheckedJudge
 from alignkit.registry import Component, Registration
+from alignkit.settings import SamplingKeys
 from alignkit_http import retry_after
 from alignkit_plugins.judges.llm.completion import read_answer
 from alignkit_plugins.judges.llm.fence import transcript
@@ -984,10 +985,20 @@ def test_responses_are_sampled_and_a_second_run_asks_nothing(tmp_path: Path) -> 
 
 
 def test_responses_are_sampled_as_asked(tmp_path: Path) -> None:
-    models, asked = BiasedModels(), {"stop": ["\n"], "top_p": 0.9, "top_k": 2, "min_new_tokens": 1}
-    run_step(tmp_path, local_component(), None, models, prompts=[group(prompt="1")], policy="sft", **asked)
+    models = BiasedModels()
+    asked: dict[str, Any] = {"stop": ["\n"], "top_p": 0.9, "top_k": 2, "min_new_tokens": 1}
+    run_step(
+        tmp_path,
+        local_component(),
+        None,
+        models,
+        prompts=[group(prompt="1")],
+        policy="sft",
+        sampling=SamplingKeys(**asked),
+    )
     assert models.sampling == [{"samples_per_prompt": 2, "max_new_tokens": 128, "temperature": 1.0, **asked}]
-    made = reward(tmp_path, local_component(), models, opponent="baseline", stop=["\n"], max_new_tokens=7)
+    sampling = SamplingKeys(stop=["\n"], max_new_tokens=7)
+    made = reward(tmp_path, local_component(), models, opponent="baseline", sampling=sampling)
     made.score([group("a 1")])
     greedy = {"samples_per_prompt": 1, "max_new_tokens": 7, "stop": ["\n"], "temperature": 0.0}
     assert models.sampling[1:] == [greedy]

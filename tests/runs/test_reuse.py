@@ -136,7 +136,7 @@ def test_a_second_out_trains_nothing_again(
     train = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1}
     report = {"step": "evaluate", "policies": ["sft"], "rewards": ["length"], "prompts": "demos.jsonl"}
     recipe = tmp_path / "r.json"
-    stages = {"sft": train, "report": {**report, "max_new_tokens": 4}}
+    stages = {"sft": train, "report": {**report, "sampling": {"max_new_tokens": 4}}}
     recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
 
     def run(*words: str) -> str:

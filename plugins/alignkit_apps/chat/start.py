@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import Problem, RecipeError
+from alignkit.extras import check_extra
 from alignkit.io.printable import printable
 from alignkit.io.progress import Reporter
-from alignkit_apps.shared.extras import check_extra
 from alignkit_apps.web.address import address_of
 from alignkit_apps.web.hosting import (
     PACKAGES,

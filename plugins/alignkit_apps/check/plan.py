@@ -34,7 +34,7 @@ from alignkit.runs.bases import RunBases
 from alignkit.runs.data import RunData
 from alignkit.runs.stage_check import selected
 from alignkit.runs.stage_store import StageStore
-from alignkit.sampling_options import ResponseOptions
+from alignkit.sampling_options import SamplingOptions
 from alignkit.settings import Settings
 from alignkit.tokens.encoding import Encoder
 from alignkit_apps.check.row import encoder_of
@@ -157,7 +157,7 @@ class Shapes:
 def _timed(tokens: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> float:
     left, right = (torch.ones(size, dtype=dtype, device=device) for size in ((tokens, shape[0]), shape))
     times = []
-    for _ in range(3):
+    for _ in range(10):
         began = time.perf_counter()
         left @ right
         if device.type == "cuda":
@@ -259,10 +259,10 @@ class _Planner:
             tokens = round(sum(lengths) / len(lengths) * len(groups))
             work = replace(work, rows=work.rows + len(groups), tokens=work.tokens + tokens, prompt=max(lengths))
             work = replace(work, note=work.note or note)
-        if isinstance(options, ResponseOptions) and (policies := options.policies_to_sample()) and work.rows:
+        if isinstance(options, SamplingOptions) and (policies := options.policies_to_sample()) and work.rows:
             rows = min(work.rows, getattr(options, "limit", None) or work.rows)
             samples = getattr(options, "samples_per_prompt", None) or 1
-            new = int(options.sampling()["max_new_tokens"])
+            new = int(options.sampling.max_new_tokens or 1)
             together = rows * samples
             written = together * (len(policies) + getattr(options, "base", False)) * new
             work = replace(work, rows=rows, together=together, written=written, new=new)

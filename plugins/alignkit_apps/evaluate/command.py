@@ -63,10 +63,10 @@ def evaluate(
       alignkit evaluate '{policy: RUN/sft, best_of: 4, reward: RUN/helpful}' \\
         '{policy: RUN/base, few_shot: d.jsonl}' --prompts p.jsonl --reward length
     """
-    given = {
-        "limit": limit, "samples_per_prompt": samples, "max_new_tokens": max_new_tokens, "temperature": temperature,
-    }  # fmt: skip
-    options = {key: value for key, value in given.items() if value is not None}
+    given = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    sampling = {key: value for key, value in given.items() if value is not None}
+    more = {"limit": limit, "samples_per_prompt": samples, "sampling": sampling or None}
+    options = {key: value for key, value in more.items() if value is not None}
     if not reward and not judge:
         refuse(
             "nothing says which answers are better", "add --reward REWARD, such as --reward length, or --judge JUDGE"

@@ -20,7 +20,7 @@ from alignkit.report import Report, Table
 from alignkit.runs.files import RECIPE
 from alignkit_apps.policies.source import Source
 
-ALWAYS = ("learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "batch_size", "epochs", "max_length")
+ALWAYS = ("learning_rate", "lr_scheduler_type", "warmup_ratio", "batch_size", "epochs", "max_length")
 ONLINE = ("iterations", "prompts_per_iteration")
 ROLLOUT = ("samples_per_prompt", "max_new_tokens", "temperature")
 _CELL = re.compile(r"(?<!\\)\|")  # the end of a cell

@@ -13,6 +13,7 @@ from alignkit.data.group import Group
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import OR_SKIP, DataSpec
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
+from alignkit.extras import check_extra
 from alignkit.io.lookup import exists, is_file
 from alignkit.io.printable import printable
 from alignkit.recipe.schema import Recipe, specs
@@ -20,7 +21,6 @@ from alignkit.runs.data import RunData
 from alignkit.runs.files import RECIPE, STARTS
 from alignkit.runs.stage_store import StageStore
 from alignkit_apps.label.guidelines import Guidelines
-from alignkit_apps.shared.extras import check_extra
 from alignkit_apps.web.address import address_of
 from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of
 from alignkit_plugins.people.asking import Wanted, items_of

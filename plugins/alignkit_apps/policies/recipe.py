@@ -27,7 +27,7 @@ from alignkit.recipe.scope import Scope
 from alignkit.recipe.validation import validate
 from alignkit.recipe.yaml_nodes import Mark
 from alignkit.registry import Component, Registry
-from alignkit.sampling_options import SamplingOptions
+from alignkit.sampling_options import KEYS
 from alignkit.settings import LoraSpec
 from alignkit_apps.policies.named_models import ADAPTER, CONFIG, NamedModel, in_run, named_model
 from alignkit_apps.policies.source import near_run
@@ -64,7 +64,10 @@ def recipe_of(request: Request) -> tuple[dict[str, Any], list[str]]:
     named = _named(words, request.rewards, request.judges)
     _refuse_same(request.policies, named)
     names = named.references
-    options = {**_sampling(named.policies.values()), **request.options}
+    options = dict(request.options)
+    sampling = {**_sampling(named.policies.values()), **options.pop("sampling", {})}
+    if sampling:
+        options["sampling"] = sampling
     if request.baseline is not None:
         options["baseline"] = names[request.baseline]
     if request.reference is not None:
@@ -222,7 +225,7 @@ def _refuse_same(words: Sequence[str], named: NamedModels) -> None:
 def _sampling(policies: Iterable[NamedModel]) -> dict[str, Any]:
     """Sampling as in training: that of the first policy that learned from its own samples."""
     rollout = next((policy.rollout for policy in policies if policy.rollout), {})
-    return {key: rollout[key] for key in SamplingOptions.model_fields if rollout.get(key) is not None}
+    return {key: rollout[key] for key in KEYS if rollout.get(key) is not None}
 
 
 class _Bases:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignkit.arguments import refuse
-from alignkit_apps.shared.extras import check_extra
+from alignkit.extras import check_extra
 
 if TYPE_CHECKING:
     from alignkit.registry import Registry

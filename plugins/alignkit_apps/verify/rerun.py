@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import NotReproduced, OutOfResource, Problem, RecipeError
+from alignkit.io.changes import changes, shown
 from alignkit.io.digest import file_digest
 from alignkit.io.progress import Reporter
 from alignkit.io.stage_results import EARLIER
@@ -20,7 +21,6 @@ from alignkit.runs.machine import machine_of
 from alignkit.runs.run import Run
 from alignkit.runs.stage_store import StageStore
 from alignkit.stopping import Stopped, stoppable
-from alignkit_apps.shared.changes import changes, shown
 from alignkit_http.stored_replies import stored_replies_only
 from alignkit_plugins.people.waiting import NobodyAsked
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkit import cli
-from alignkit_apps.shared.changes import differences
+from alignkit.io.changes import differences
 
 
 @pytest.mark.parametrize(

@@ -86,10 +86,10 @@ def test_judges_name_policies_and_reward_models(first_run: Path) -> None:
 
 def test_sampling_is_as_in_training(first_run: Path) -> None:
     step = made(first_run / "sft", first_run / "online")[0]["stages"]["evaluate"]
-    assert (step["max_new_tokens"], step["temperature"]) == (6, 0.5)
-    step = made(first_run / "online", options={"max_new_tokens": 3})[0]["stages"]["evaluate"]
-    assert (step["max_new_tokens"], step["temperature"]) == (3, 0.5)
-    assert "max_new_tokens" not in made(first_run / "sft")[0]["stages"]["evaluate"]
+    assert (step["sampling"]["max_new_tokens"], step["sampling"]["temperature"]) == (6, 0.5)
+    step = made(first_run / "online", options={"sampling": {"max_new_tokens": 3}})[0]["stages"]["evaluate"]
+    assert (step["sampling"]["max_new_tokens"], step["sampling"]["temperature"]) == (3, 0.5)
+    assert "sampling" not in made(first_run / "sft")[0]["stages"]["evaluate"]
 
 
 @pytest.mark.parametrize(

@@ -81,9 +81,6 @@ class Evaluate(Step):
         kl: bool = Field(True, description="measure the KL to the reference")
         reference: PolicyRef | None = Field(None, description="policy to measure the KL to; default: the baseline")
         samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses of each policy to each prompt")
-        temperature: float | None = Field(
-            None, gt=0, description="sampling temperature, also for the KL; default: as in training"
-        )
         by: list[str] = Field(default_factory=list, description="columns of the prompts to break the results down by")
         limit: int | None = Field(None, ge=1, description="use only the first N prompts, of each measure")
         show: int = Field(3, ge=0, description="prompts whose responses are printed side by side")
@@ -102,6 +99,8 @@ class Evaluate(Step):
                 raise ValueError(f"'{taken[0]}' is the name of a measure, and of a reward or judge; rename the measure")
             if self.people is not None and PEOPLE in [*raters, *self.measures]:
                 raise ValueError(f"'{PEOPLE}' is what people are called in the tables; rename the measure or rater")
+            if self.kl and self.sampling.temperature == 0:
+                raise ValueError("the KL is measured at the sampling temperature: set one above 0, or `kl: false`")
             if not self.kl and self.reference is not None:
                 raise ValueError("reference is the policy to measure the KL to, and kl is false: leave one of them out")
             if len(self.policies) < 2 and (self.judges or self.people is not None):
@@ -341,7 +340,7 @@ class Evaluate(Step):
             prompts,
             prompted=answering.prompted,
             samples_per_prompt=options.samples_per_prompt,
-            **options.sampling(),
+            **options.sampled(),
         )
         if not groups:
             shown = any(variant.few_shot is not None for variant in self.variants.values())
@@ -361,7 +360,7 @@ class Evaluate(Step):
         combined = [column.name for column in columns if not column.single]
         rewards = [column.name for column in columns]
         names = [*options.measures, *rewards]
-        sampling = options.sampling()
+        sampling = options.sampled()
         kls = kl_of(groups, self.policies, self.reference, answering.prompted, sampling["temperature"], context)
         cut = ", ".join(f"{key} {sampling[key]}" for key in ("min_new_tokens", "top_p", "top_k") if key in sampling)
         biased = [f"KL is biased: {cut} leaves tokens out of the answers, and it is of all tokens"] if cut else []

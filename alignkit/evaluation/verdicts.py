@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
 
+from alignkit.evaluation.readable import bounds, number, short, shown
 from alignkit.evaluation.statistics import bought_with_length
 from alignkit.evaluation.who_judged import conclusion, titled
-from alignkit_apps.charts.numbers import bounds, number, short, shown
 
 LONGER = 0.2  # share by which lengths may differ without a warning
 HIGH_KL = 20.0  # nats per response

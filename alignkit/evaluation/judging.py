@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alignkit.evaluation.judge_card import PEOPLE
+from alignkit.evaluation.readable import bounds, mapping, number, short, shown
+from alignkit.evaluation.verdicts import Verdict, verdict_of
 from alignkit.evaluation.who_judged import GAINS, oriented, own_of, side
-from alignkit_apps.charts.numbers import bounds, mapping, number, short, shown
-from alignkit_apps.charts.verdicts import Verdict, verdict_of
 
 ORDER_DECIDES = 0.25  # share of comparisons
 FAVORS = 0.1  # by which a judge may prefer a position without a warning

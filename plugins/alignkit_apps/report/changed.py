@@ -12,12 +12,12 @@ from typing import Any
 
 from alignkit.algorithm import StageDefaults
 from alignkit.data.reading import DataSource
+from alignkit.io.changes import LONGEST, Change, changes
 from alignkit.recipe.rounds import stages_of_rounds
 from alignkit.recipe.schema import Recipe, Stage, specs
 from alignkit.registry import Component
 from alignkit.settings import LEARNING_RATE, Rollout, Settings
 from alignkit.training.learning_rate import scaled
-from alignkit_apps.shared.changes import LONGEST, Change, changes
 
 MOST = 3  # changes that a message names
 _CODE = ("source", "version", "recognized")  # of a plugin, by digests

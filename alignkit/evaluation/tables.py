@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
+from alignkit.evaluation.readable import mapping, percentage, short, shown
 from alignkit.evaluation.who_judged import lower_is_better, percent, reward_name
 from alignkit.report import Table
-from alignkit_apps.charts.numbers import mapping, percentage, short, shown
 
 MOST_VALUES = 30  # of a column, the most frequent ones
 

@@ -18,13 +18,13 @@ from alignkit.data.describe import shortened
 from alignkit.data.files import file_rows
 from alignkit.data.group import Response, group_id
 from alignkit.data.spoken import all_turns
+from alignkit.extras import check_extra
 from alignkit.report import Table
-from alignkit_apps.cleaning.languages import check_languages, identifier
-from alignkit_apps.shared.extras import check_extra
+from alignkit_plugins.data.languages import check_languages, identifier
 from alignkit_plugins.people.redaction import redact
 
 if TYPE_CHECKING:
-    from alignkit_apps.cleaning.near import Units
+    from alignkit_plugins.data.near import Units
 
 # What models say of themselves, and what reviewers of data remove first (Vicuna's, ShareGPT's and OpenOrca's filters).
 STOCK = re.compile(
@@ -109,7 +109,7 @@ class Rules(alignkit.Options):
 
     def repeated(self, units: Units, faults: Mapping[int, Fault], where: Callable[[int], Any]) -> dict[int, Fault]:
         """Rows that repeat an earlier one. units: of the kind `row`. faults: rows to ignore. where(row): its name."""
-        from alignkit_apps.cleaning.near import repeated  # imports numpy
+        from alignkit_plugins.data.near import repeated  # imports numpy
 
         units, found = units.without(faults), {}
         for match in repeated(units, self.near):
