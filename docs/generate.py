@@ -40,10 +40,10 @@ from alignkit_apps.catalog import new
 from alignkit_apps.catalog.json_schema import schema_text
 from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
 from alignkit_apps.init.copying import summary
-from alignkit_apps.policies.variant import Variant
 from alignkit_http.server import Server
 from alignkit_plugins.steps.evaluate.measures import Measure
 from alignkit_plugins.steps.evaluate.people import People
+from alignkit_plugins.steps.evaluate.variant import Variant
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.markdown import markdown_table
 

@@ -264,8 +264,8 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
             "write seed=2",
         ),
         (
-            "chat x --best-of y",
-            "invalid value for '--best-of': expected a whole number, at least 1, at most 128, got 'y'",
+            "chat x --max-new-tokens y",
+            "invalid value for '--max-new-tokens': expected a whole number, at least 1, got 'y'",
             "alignkit chat --help lists arguments and options",
         ),
         (

@@ -36,11 +36,7 @@ EXCEPTIONS = {
     "alignkit export runs/quickstart/align my-adapter --base HuggingFaceTB/SmolLM2-135M-Instruct": "asks the hub",
     "alignkit chat runs/quickstart/align": "waits for a person",
     "alignkit chat runs/quickstart/sft runs/quickstart/align --reward runs/quickstart/helpful": "waits for a person",
-    "alignkit chat runs/quickstart/sft --reward runs/quickstart/helpful --best-of 8": "waits for a person",
-    "alignkit chat runs/quickstart/sft runs/quickstart/align --page": "waits for a person",
-    "alignkit chat runs/quickstart/sft runs/quickstart/align --page --blind": "waits for a person",
     "alignkit chat runs/quickstart/align --collect chats.feedback": "waits for a person",
-    "alignkit chat runs/quickstart/sft runs/quickstart/align --page --collect chats.feedback": "waits for a person",
     "alignkit serve runs/quickstart/base runs/quickstart/align": "ends when it is stopped",
     "alignkit run smoke --processes 2": "starts this process's own command again; tests/distributed run such",
     "alignkit run truth 'stages.truth.policies=[base, runs/quickstart/sft/adapter, runs/quickstart/align/adapter]'": (
