@@ -81,18 +81,13 @@ def label(command: Command) -> str:
     return f"{command.page.relative_to(ROOT)}: {command.text}"
 
 
-DEFAULTS = {"plugins": "list", "labels": "report"}  # of a group whose first word is no command
-
-
 def context_of(app: Any, words: tuple[str, ...]) -> Any:
     """The words as their program parses them. Raises its error for an unknown command, option or value."""
     command = typer.main.get_command(app)
     name, words = words[0], words[1:]
     while words and words[0] in getattr(command, "commands", {}):
         command, name, words = command.commands[words[0]], words[0], words[1:]
-    if name in DEFAULTS and words[:1] != ("--help",):
-        command = command.commands[DEFAULTS[name]]
-    if hasattr(command, "commands"):
+    if hasattr(command, "commands") and not command.invoke_without_command:
         options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         assert not words or words[0] in options, f"no command or option {words[0]}"
         return None
