@@ -59,7 +59,7 @@ def test_a_labeled_pair_says_which_answer_won_and_why(tmp_path: Path) -> None:
         "  better  one  (label 0)",
         "  worse   two",
     ]
-    assert lines(tmp_path, tie)[2:] == ["  tie   one", "  tie   two"]
+    assert lines(tmp_path, tie)[2:] == ["  response 1  one", "  response 2  two"]
 
 
 def test_margins_and_probabilities_are_shown(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_long_conversation_takes_at_most_8_lines(tmp_path: Path) -> None:
         "  user                     q",
         "  assistant (not learned)  0",
         "  user                     0",
-        "                           ... 17 more turns",
+        "                           ... 17 more",
     ]
     shown = lines(tmp_path, {"messages": conversation, "label": False, "tools": [{"name": "add"}]})
     assert shown[1:] == [
@@ -88,7 +88,7 @@ def test_a_long_conversation_takes_at_most_8_lines(tmp_path: Path) -> None:
         "             ... 18 more turns",
         "  assistant  8",
         "  user       8",
-        "  assistant  end  (label: bad)",
+        "  assistant  end  (label bad)",
     ]
 
 
@@ -117,7 +117,7 @@ def test_responses_with_scores_are_no_tie(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "options": ["yes", "no"], "counts": counts} for counts in ([3, 1], [1, 3], [2, 2])]
     shown = lines(tmp_path, *rows, format=DECISION)
     assert shown[0] == "read d.jsonl: decision, 3 rows, 1 without a pair (ties)"
-    assert shown[2:] == ["  rated  A  (share 0.75)", "  rated  B  (share 0.25)"]
+    assert shown[2:] == ["  response 1  A  (share 0.75)", "  response 2  B  (share 0.25)"]
 
 
 def test_responses_with_labels_are_no_tie() -> None:
