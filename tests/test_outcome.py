@@ -108,7 +108,6 @@ KINDS = {
     "plugins search": ["gfpo"],
     "plugins new": ["calm", "--kind", "filter"],
     "plugins check": ["alignkit-calm"],
-    "data stats": ["rows.jsonl"],
     "data check": ["rows.jsonl"],
     "data clean": ["rows.jsonl", "--out", "clean.jsonl"],
     "data convert": ["rows.jsonl", "--to", "sft", "--out", "sft.jsonl"],
