@@ -85,7 +85,7 @@ COMMON_WORDS = {
     "panel",
     *("dialogues", "evaluate", "feedback", "groups", "length", "lm", "messages", "normalized"),
     *("classifier", "format", "http", "language", "regex", "repetition", "weighted"),
-    *("clean", "environment", "merge", "people", "preference", "python", "sample"),
+    *("clean", "environment", "people", "preference", "python", "sample"),
     *("drop", "questions", "template"),
     *("clip", "min", "product", "rankings", "rest", "revise", "reward_model", "text", "weighted_sum", "when"),
 }

@@ -21,7 +21,7 @@ File = Annotated[
 ]
 RuleWords = Annotated[
     list[str] | None,
-    typer.Argument(metavar="RULE=VALUE", help="Options of the step `clean`: `alignkit plugins step clean`."),
+    typer.Argument(metavar="RULE=VALUE", help="Options of the step `clean`: `alignkit plugins clean`."),
 ]
 
 

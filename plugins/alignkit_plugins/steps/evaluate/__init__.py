@@ -45,7 +45,6 @@ from alignkit.evaluation.comparison import (
 from alignkit.evaluation.judge_card import PEOPLE, check_names, judge_names, mapped
 from alignkit.evaluation.reward_columns import Column, label, scored_by
 from alignkit.stopping import StageWaits
-from alignkit_apps.policies.variant import Variant, by_title, draw, role_of
 from alignkit_plugins.steps.evaluate import breakdown, judged, measures, numbers, report
 from alignkit_plugins.steps.evaluate.answering import Answering
 from alignkit_plugins.steps.evaluate.cards import Cards
@@ -53,6 +52,7 @@ from alignkit_plugins.steps.evaluate.diversity import diversity
 from alignkit_plugins.steps.evaluate.measures import Measure, chosen_by_raters, raters_of, warn_of_own_raters
 from alignkit_plugins.steps.evaluate.numbers import kl_of
 from alignkit_plugins.steps.evaluate.people import People, Said, ask
+from alignkit_plugins.steps.evaluate.variant import Variant, by_title, draw, role_of
 
 
 class Evaluate(Step):
