@@ -41,7 +41,13 @@ class SamplingOptions(Options):
         return type(self).policies_to_sample is SamplingOptions.policies_to_sample or bool(self.policies_to_sample())
 
     def follow(self, values: Mapping[str, Any], source: str, notes: list[str]) -> None:
-        """Fill the keys that are left out with these values. source: names whose they are. notes: see `notes`."""
+        """Fill the keys that are left out.
+
+        Args:
+            values: what keys that are left out become.
+            source: whose values these are, for the note.
+            notes: where the step says which values it took over.
+        """
         sampling, written = self.sampling, {*self.sampling.model_fields_set, *(["temperature"] if self.greedy else [])}
         taken = {key: values[key] for key in KEYS if key not in written and values.get(key) is not None}
         if any(key in _ALWAYS or value != getattr(_DEFAULTS, key) for key, value in taken.items()):

@@ -66,7 +66,7 @@ USES_EVALUATION = {"evaluation"}  # the kernel needs no statistics
 # Kernels know processors, and nothing of alignkit but these.
 BELOW_KERNELS = {"errors", "functional", "io", "kernels"}
 # What several apps share. Else they do not import each other.
-SHARED_APPS = {"catalog", "charts", "policies", "report", "web"}
+SHARED_APPS = {"serve", "catalog", "charts", "policies", "report", "web"}
 # Folders of alignkit_plugins that several plugins and apps share; they may use the kernel's rooms as apps do.
 SHARED_PLUGINS = {"data", "named_code", "people"}
 

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DECLARED: dict[str, str] = PROJECT["project"]["entry-points"]["alignkit"]
 APPS = (
+    "alignkit_distributed.ray",
     "alignkit_apps.report.events",
     "alignkit_distributed.events",
     "alignkit_monitors.reward_hacking",
@@ -73,7 +74,7 @@ def test_statistics_and_dialogues_load_without_torch() -> None:
     code = (
         "import json, sys; from alignkit import dialogues; "
         "from alignkit.evaluation import agreement, ranking, statistics; "
-        "agreement.interval([[1, 2]], 'agreement'); dialogues.find_dialogues(''); statistics.share(1, 2); "
+        "agreement.LEVELS; dialogues.find_dialogues(''); statistics.share(1, 2); "
         "ranking.ranked([[(1, 2, 1.0)]], [1, 2], ridge=1.0, seed=0); print(json.dumps('torch' in sys.modules))"
     )
     assert json.loads(run(code)) is False

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 ROWS = [{"prompt": f"prompt {n}", "chosen": f"good {n}", "rejected": f"poor {n}"} for n in range(4)]
 STATIC = ("../app.py", "..%2fapp.py", "%2e%2e/app.py", "/etc/passwd", "label.js%00.py")
@@ -28,7 +29,7 @@ class Site:
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
         """One request. Underscores in names of headers are hyphens; an empty header is left out."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         sent = {name.replace("_", "-"): value for name, value in headers.items() if value}
         try:

@@ -134,7 +134,7 @@ class Shapes:
         return MemoryBudget(self.device, activation_bytes_per_token(self.text, self.dtype, frozen=frozen))
 
     def products(self, tokens: int) -> float:
-        """Seconds in which this machine multiplies so many tokens by all matrices."""
+        """Seconds in which this machine multiplies this many tokens by all matrices."""
         dtype = self.dtype if self.spec.mixed_precision == "none" else torch.bfloat16
         return sum(
             count * _timed(tokens, shape, dtype, self.device) for shape, count in [*self.layers.items(), (self.head, 1)]

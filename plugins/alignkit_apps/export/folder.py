@@ -25,7 +25,7 @@ from alignkit.tokens.chat_template import ChatOptions
 from alignkit.tokens.encoding import Encoder
 from alignkit.tokens.tokenizer_check import loaded_tokenizer
 from alignkit_apps.export.card import Use, card, recipe_text
-from alignkit_apps.export.command import Request
+from alignkit_apps.export.request import Request
 from alignkit_apps.policies.source import Source
 
 SAMPLED_WITH = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # of generation settings

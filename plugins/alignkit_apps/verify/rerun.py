@@ -34,7 +34,7 @@ class _Enough(Stopped):
 
 
 class Rerun(Run):
-    """A run of one stage. steps: end after so many iterations; None: at the stage's end."""
+    """A run of one stage. steps: end after this many iterations; None: at the stage's end."""
 
     def __init__(self, recipe: Recipe, run: Path, name: str, folder: Path, reporter: Reporter, steps: int | None):
         store = StageStore(run, recipe.stages)

@@ -35,7 +35,7 @@ def map_elsewhere(
 
 @dataclass(frozen=True)
 class Work:
-    """One map of a stage, as a worker is told of it: names and paths only.
+    """One map of a stage, as a worker receives it: names and paths only.
 
     run: the folder of the run. recipe: its file, at which relative paths start. files, without: the plugins of the
     command. threads: of torch.
