@@ -14,37 +14,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.net.recipes import ROOT
+from tests.net.recipes import NET
 
-DATA = ROOT / "recipes" / "data"
-RECIPE = f"""\
-model: {{base: tiny, dtype: float32, lora: {{r: 4, lora_alpha: 8}}}}
-stages:
-  sft:
-    algorithm: sft
-    data: {{path: {DATA}/demos.jsonl, limit: 24}}
-    validation: {{path: {DATA}/demos_validation.jsonl, limit: 4}}
-    epochs: 2
-    batch_size: 4
-    max_length: 512
-    checkpoint_every: 2
-  align:
-    algorithm: {{ppo: {{kl_target: 0.05, kl_horizon: 20}}}} # adapts: the state must be kept, too
-    from: sft
-    prompts: {{path: {DATA}/prompts.jsonl, limit: 12}}
-    reward: {{length: {{unit: characters, target: 5}}}}
-    rollout: {{samples_per_prompt: 2, max_new_tokens: 12}}
-    iterations: 4
-    prompts_per_iteration: 6
-    batch_size: 4
-    mix: {{data: {DATA}/text.txt, weight: 0.1, batch_size: 1}}
-  report:
-    step: evaluate
-    policies: [sft, align]
-    rewards: [{{length: {{unit: characters}}}}]
-    prompts: {{path: {DATA}/heldout.jsonl, limit: 4}}
-    max_new_tokens: 8
-"""
+RECIPE = NET / "now" / "stopped.yaml"
 # The command line in a process that counts the files that it puts in place, and dies when it would put the Nth.
 COUNTING = """
 import os, signal, sys
@@ -72,11 +44,10 @@ TIMES = ("seconds", "time", "tokens_per", "memory")
 
 
 class Runs:
-    """A recipe, and runs of it that share their model."""
+    """Runs of the recipe that share their model."""
 
     def __init__(self, folder: Path):
-        self.recipe, self.folder = folder / "small.yaml", folder
-        self.recipe.write_text(RECIPE, encoding="utf-8")
+        self.folder = folder
 
     def run(self, out: Path, *overrides: str, last: int = 0, code: int = 0, reuse: str = "0") -> int:
         """Run in a process that dies when it puts the file number `last` in place; gives how many it put.
@@ -85,7 +56,7 @@ class Runs:
         """
         count = out.parent / f"{out.name}.count"
         variables = {"OMP_NUM_THREADS": "1", "ALIGNKIT_CACHE": str(self.folder / "cache"), "ALIGNKIT_REUSE": reuse}
-        command = [sys.executable, "-c", COUNTING, str(last), str(count), "run", str(self.recipe), "--out", str(out)]
+        command = [sys.executable, "-c", COUNTING, str(last), str(count), "run", str(RECIPE), "--out", str(out)]
         done = subprocess.run(
             [*command, *overrides], capture_output=True, text=True, check=False, env={**os.environ, **variables}
         )
