@@ -121,7 +121,7 @@ class Writer:
         chosen, logprobs = choose(logits, draws, self.sampling, lengths, self.encoder.end_ids, processed)
         self._append(rows, chosen.tolist(), logprobs.tolist())
         if self.wrote is not None:
-            self.wrote(rows, logits)
+            self.wrote(rows)
         if sum(row.active for row in rows) < before:
             self.finished()
         return chosen

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from torch import Tensor
 
 from alignkit.tokens.text_tokens import Ids
 
@@ -29,8 +28,8 @@ class Partner:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-# (rows, logits [rows, vocabulary]) -> None: the active rows have just got a token, chosen by their logits.
-Wrote = Callable[[Sequence["ActiveSequence"], Tensor], None]
+# Given the rows: the active ones have just got a token.
+Wrote = Callable[[Sequence["ActiveSequence"]], None]
 
 
 @dataclass(eq=False)

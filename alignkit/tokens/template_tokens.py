@@ -134,10 +134,6 @@ class TemplateTokens:
         before, text = self._decoded(self._before_answer), self._decoded([*self._before_answer, *ids])
         return text[len(before) :] if text.startswith(before) else self._decoded(ids)
 
-    def token_text(self, token: int) -> str:
-        """A token's text by itself."""
-        return self._decoded([token])
-
     def may_be_lead(self, text: str) -> bool:
         """Whether a decoded text may be the beginning of what `decode` leaves out before an answer."""
         return self._decoded_lead.startswith(text)

@@ -394,7 +394,7 @@ def recipe(folder: Path, variant: dict[str, Any], **options: Any) -> Path:
     stages = {
         "sft": {"algorithm": "sft", "data": "demos.jsonl", **adapted},
         "compare": {"step": "evaluate", "policies": ["base", "sft", variant], "rewards": ["length"]}
-        | {"prompts": "prompts.jsonl", "max_new_tokens": 8, "temperature": 0.7, **options},
+        | {"prompts": "prompts.jsonl", "sampling": {"max_new_tokens": 8, "temperature": 0.7}, **options},
     }
     model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": model, "stages": stages}), encoding="utf-8")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import generate
 from alignkit.models.sequence import ActiveSequence
@@ -50,7 +48,7 @@ def answer(
             heard(text[len(sent) :])
             sent = text
 
-    def wrote(rows: Sequence[ActiveSequence], logits: Tensor) -> None:
+    def wrote(rows: Sequence[ActiveSequence]) -> None:
         for row in rows:
             if row.active and not wanted():
                 row.abandon()
