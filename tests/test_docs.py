@@ -83,7 +83,7 @@ def test_plugins_in_the_text_follow_the_rules(tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     loaded = load_plugins([tmp_path / name for name in files])
-    assert loaded.broken == [] and len(files) == 5
+    assert loaded.broken == [] and len(files) == 4
     found = [one for kind in ALL_KINDS for one in loaded.registry.registrations(kind) if one.distribution in files]
     assert {one.distribution for one in found} == files.keys()
     checked = [one.implementation for one in found if one.name in ("my_dpo", "distillation_example", "rated")]
