@@ -41,7 +41,7 @@ from alignkit_apps.check.row import encoder_of
 
 READ = 200  # rows of an entry that are tokenized; more are estimated from these
 PROBED = 512  # tokens of the product that is timed
-LEARNED, WRITTEN = 1.6, 2.2  # time of a pass, or of writing a token, over that of its products; assumed, the first agreed with one run
+LEARNED, WRITTEN = 1.6, 2.2  # time of a pass, and of writing a token, over that of its products; assumed
 LIBRARIES = 0.15e9  # bytes that a run's process takes beyond those of this one, on a CPU; set by three runs
 STARTUP = 1.0  # seconds of a stage around its work
 _SMALLER = {
