@@ -71,7 +71,7 @@ def test_all_mistakes_have_their_places(
     [
         *(["show", "nowhere"], ["evaluate", "nowhere", "--prompts", "none"], ["chat", "nowhere"], ["label", "nowhere"]),
         *(["labels", "nowhere.feedback"], ["data", "stats", "nowhere"], ["serve", "nowhere"], ["export", "nowhere"]),
-        *(["verify", "nowhere"], ["plugins", "nothing"], ["init", "--from", "nothing"], ["migrate", "nowhere"]),
+        *(["verify", "nowhere"], ["plugins", "nothing"], ["init", "--from", "nothing"]),
         *(["run", "nowhere", "--seed", "1"], ["rum"], ["check"]),
     ],
     ids=" ".join,
@@ -110,7 +110,6 @@ KINDS = {
     "data check": ["rows.jsonl"],
     "data clean": ["rows.jsonl", "--out", "clean.jsonl"],
     "data convert": ["rows.jsonl", "--to", "sft", "--out", "sft.jsonl"],
-    "migrate": ["trl.yaml", "--trainer", "sft"],
     "labels": ["one.feedback"],
     "labels merge": ["one.feedback", "--into", "two.feedback"],
     "labels export": ["one.feedback", "--out", "shared"],
@@ -133,7 +132,6 @@ def test_every_command_has_a_result(
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     sft = {"algorithm": "sft", "data": "rows.jsonl", "epochs": 1, "max_length": 32}
     Path("r.yaml").write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"sft": sft}}), encoding="utf-8")
-    Path("trl.yaml").write_text("model_name_or_path: tiny\ndataset_name: rows.jsonl\n", encoding="utf-8")
     item = pair("asked", license="CC0-1.0")
     with opened(tmp_path, item, name="one.feedback") as store:
         store.submit(event(None, {"granted": True}, kind="consent", who="ann"))

@@ -13,7 +13,6 @@ from alignkit_apps.export.command import export
 from alignkit_apps.init.command import init
 from alignkit_apps.label.command import label
 from alignkit_apps.labels.command import labels_app
-from alignkit_apps.migrate.command import migrate
 from alignkit_apps.report.command import show
 from alignkit_apps.serve.command import serve
 from alignkit_apps.verify.command import verify
@@ -22,7 +21,6 @@ from alignkit_apps.verify.command import verify
 @hookimpl
 def register_commands(register: RegisterCommand) -> None:
     register(init, group="Make")
-    register(migrate, group="Make")
     register(check, group="Make")
     register(data_app, name="data", group="Make")
     register(verify, group="Run")

@@ -2,7 +2,7 @@
 
 Nothing is loaded. Rows are counted as the stage will encode them, at most READ of them; the base model's shapes come
 from its configuration; the speed of this machine comes from one short probe of products of these shapes. What is not
-counted (attention, norms, the optimizer's step) is in two factors, which were measured.
+counted (attention, norms, the optimizer's step) is in two assumed factors.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from alignkit_apps.check.row import encoder_of
 
 READ = 200  # rows of an entry that are tokenized; more are estimated from these
 PROBED = 512  # tokens of the product that is timed
-LEARNED, WRITTEN = 1.6, 2.2  # time of a pass, or of writing a token, over that of its products; measured on a CPU
-LIBRARIES = 0.15e9  # bytes that a run's process takes beyond those of this one, on a CPU
+LEARNED, WRITTEN = 1.6, 2.2  # time of a pass, and of writing a token, over that of its products; assumed
+LIBRARIES = 0.15e9  # bytes that a run's process takes beyond those of this one, on a CPU; set by three runs
 STARTUP = 1.0  # seconds of a stage around its work
 _SMALLER = {
     "weights": "set model.quantization=nf4, or take a smaller base model",

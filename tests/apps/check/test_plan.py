@@ -55,7 +55,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_it_counts_rows_and_tokens(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sft = {"algorithm": "sft", "data": "rows.jsonl", "max_length": 40, "epochs": 2, "batch_size": 8}
-    sample = {"step": {"sample": {"policy": "sft", "prompts": "rows.jsonl", "max_new_tokens": 8}}}
+    sample = {"step": {"sample": {"policy": "sft", "prompts": "rows.jsonl", "sampling": {"max_new_tokens": 8}}}}
     path = write(here, "tiny", sft=sft, sample=sample, learn={"algorithm": "sft", "from": "sft", "data": "sample"})
     first, second, third = planned(capfd, path)
     assert not (here / "runs").exists()
