@@ -160,7 +160,7 @@ def test_everything_imported_is_declared() -> None:
         if not declared & {canonicalize_name(package) for package in packages.get(name, [name])}
     }
     assert undeclared == {}
-    assert {"matplotlib", "pyarrow", "click"} <= imported().keys()
+    assert {"matplotlib", "pyarrow"} <= imported().keys()
 
 
 def test_the_metadata_say_where_the_project_is() -> None:

@@ -26,9 +26,9 @@ def report(
     context: typer.Context,
     store: StoreFile,
 ) -> Result | None:
-    """Report on a store: items, labels, people, and how far they agree, with each other and with gold labels.
+    """Report on a store: its labels, people, and how far they agree.
 
-    Agreement is in percent and as Krippendorff's alpha, with 95% intervals.
+    Agreement with each other and with gold labels is in percent and as Krippendorff's alpha, with 95% intervals.
 
     \b
     Example:

@@ -70,7 +70,7 @@ def test_facts_of_an_algorithm() -> None:
         source = Source.ROLLOUTS
         defaults = StageDefaults(learning_rate=1e-5, epochs=2)
 
-    assert stage_defaults(Online) == {"learning_rate": "1e-5", "epochs": "2"}
+    assert stage_defaults(Online) == {"learning_rate": "1e-5", "epochs": "2", "optimizer": "empty"}
     assert stage_keys_required(Online) == ("prompts", "reward")
     assert stage_keys_required(Algorithm) == ("data",)
 

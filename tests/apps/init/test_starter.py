@@ -34,7 +34,7 @@ def test_the_example_runs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"next: alignkit run {folder / 'recipe.yaml'}" and len(lines) == 6
     assert (folder / "recipe.yaml").read_text(encoding="utf-8").startswith(SCHEMA_LINE + "\n#")
-    assert "properties" in json.loads((folder / SCHEMA).read_text(encoding="utf-8"))
+    assert "$defs" in json.loads((folder / SCHEMA).read_text(encoding="utf-8"))
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 0
     done = [name for name in ("sft", "dpo", "reward", "ppo") if (tmp_path / "run" / name / "adapter").is_dir()]
     assert len(done) == 4 and (tmp_path / "run" / "report" / "evaluation.json").is_file()

@@ -292,5 +292,7 @@ def test_merging_keeps_what_the_other_store_says_of_an_item(tmp_path: Path, caps
     with Store.open(stores[0]) as ours:
         assert ours.items()[0].item == known
         assert [one.labels for one in ours.items()] == [0, 1, 0]
-        ours.revise(known.id, gold={"better": 0})
+    other = pair("one", license="MIT", gold={"better": 0}, meta={"language": "de"})
+    opened(tmp_path, other, name="other.feedback").close()
+    into[2] = str(tmp_path / "other.feedback")
     assert main(into) == 0 and "1 gold labels differ" in capsys.readouterr().out
