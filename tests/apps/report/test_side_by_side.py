@@ -28,7 +28,10 @@ def write_recipe(folder: Path, policies: Sequence[str] = ("base", "align")) -> P
     small = {"samples_per_prompt": 2, "max_new_tokens": 6}
     align = {"algorithm": "ppo", "prompts": "prompts.jsonl", "reward": "length", "iterations": 1, "rollout": small}
     report = {"step": "evaluate", "policies": list(policies), "rewards": ["length"], "prompts": "prompts.jsonl"}
-    stages = {"align": {**align, "learning_rate": 0.05}, "report": report | small}
+    stages = {
+        "align": {**align, "learning_rate": 0.05},
+        "report": {**report, "samples_per_prompt": 2, "sampling": {"max_new_tokens": 6}},
+    }
     recipe = folder / "recipe.json"
     recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
     return recipe

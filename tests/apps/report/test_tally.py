@@ -124,7 +124,7 @@ def test_a_run_on_a_store_shows_how_far_people_agree(
     assert "how far annotators agree (pairs.feedback, rm)" in said and "annotators (pairs.feedback, rm)" in said
     record = json.loads((run / "rm" / "stage.json").read_text())
     which = record["data"][0]["agreement"][0]
-    assert which["coefficients"]["agreement"]["mean"] == pytest.approx(4 / 6)
+    assert which["same"]["mean"] == pytest.approx(4 / 6)
     assert '"agreement"' not in json.dumps(record["depends_on"])
     for name in ("report.md", "report.html"):
         assert "how far annotators agree (pairs.feedback, rm)" in (run / name).read_text()
