@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit.evaluation.readable import mapping, percentage, short, shown
@@ -11,19 +10,6 @@ from alignkit.evaluation.who_judged import lower_is_better, percent, reward_name
 from alignkit.report import Table
 
 MOST_VALUES = 30  # of a column, the most frequent ones
-
-
-def tolerant(table: Callable[..., Table | None]) -> Callable[..., Table | None]:
-    """Makes None of what a damaged or odd file holds."""
-
-    @wraps(table)
-    def made(*arguments: Any) -> Table | None:
-        try:
-            return table(*arguments)
-        except (KeyError, TypeError, AttributeError, ValueError):
-            return None
-
-    return made
 
 
 def columns_of(
@@ -40,8 +26,7 @@ def columns_of(
     return found
 
 
-@tolerant
-def policy_means(summary: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]] = ()) -> Table | None:
+def policy_means(summary: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]] = ()) -> Table:
     """Means and intervals of an evaluation.json, a column per result."""
     columns = columns_of(summary, pairs)
     results = [measured for _, _, measured in columns]
@@ -70,8 +55,7 @@ def _missing(estimates: Sequence[Any], what: str) -> list[list[str]]:
     return [[f"  {what}", *map(short, counts)]] if any(counts) else []
 
 
-@tolerant
-def by_column(summary: Mapping[str, Any], column: str) -> Table | None:
+def by_column(summary: Mapping[str, Any], column: str) -> Table:
     """For each value of a column, each policy against the baseline, or else its means."""
     values = summary["by"][column]
     kept = sorted(sorted(values, key=lambda value: -values[value]["prompts"])[:MOST_VALUES])

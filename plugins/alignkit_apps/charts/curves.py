@@ -7,9 +7,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from alignkit.evaluation.readable import bounds, number
 
-POINTS = 1500  # of a series
-ALL_POINTS = 60_000  # of all series of a report together
-LEAST_POINTS = 60  # of a series
+POINTS = 300  # of a series
 OTHERS = 8  # panels of a stage for metrics that have no place of their own
 NOT_METRICS = ("stage", "step", "time")
 
@@ -65,9 +63,9 @@ TIMES = "seconds"  # begins metrics that a table sums up
 
 
 class Series(TypedDict):
-    """Points to draw. style: line, points, fit (a dashed curve), path (arrows from point to point) or bars.
+    """Points to draw. style: line, points, or path (arrows from point to point).
 
-    low, high: bounds of y. x_low, x_high: bounds of x. labels: one per point, or below each bar. All are as long as x,
+    low, high: bounds of y. x_low, x_high: bounds of x. labels: one per point. All are as long as x,
     or absent.
     """
 
@@ -194,17 +192,15 @@ def _marks(rows: Sequence[Mapping[str, Any]], restarts: Sequence[float]) -> list
     return sorted(set(marks))
 
 
-def thinned(figures: Sequence[Figure], points: int = POINTS) -> list[Figure]:
-    """The figures with at most `points` per series, and fewer if there are many series."""
-    count = sum(len(figure["series"]) for figure in figures)
-    limit = max(LEAST_POINTS, min(points, ALL_POINTS // max(1, count)))
-    return [{**figure, "series": [_thinned(series, limit) for series in figure["series"]]} for figure in figures]
+def thinned(figures: Sequence[Figure]) -> list[Figure]:
+    """The figures with at most POINTS per line."""
+    return [{**figure, "series": [_thinned(series) for series in figure["series"]]} for figure in figures]
 
 
-def _thinned(series: Series, limit: int) -> Series:
-    if series["style"] != "line" or len(series["x"]) <= limit:
+def _thinned(series: Series) -> Series:
+    if series["style"] != "line" or len(series["x"]) <= POINTS:
         return series
-    kept = spikes(series["y"], limit)
+    kept = spikes(series["y"], POINTS)
     return {**series, "x": [series["x"][i] for i in kept], "y": [series["y"][i] for i in kept]}
 
 

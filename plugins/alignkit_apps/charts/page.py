@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.io.printable import printable
 from alignkit_apps.charts.curves import Figure
+from alignkit_apps.charts.figures import drawn
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -21,8 +22,8 @@ JOINT = re.compile(r"(\S{11,}?[_/@]+)(?=\w)")  # after which one may end
 CODE = re.compile("`([^`]+)`")
 
 
-def templates(folder: Path, figures: Sequence[Figure], drawn: Sequence[tuple[Figure, str]]) -> Environment:
-    """The templates in a folder, with those of tables and figures. drawn: what to show of each figure, and its SVG."""
+def templates(folder: Path, figures: Sequence[Figure]) -> Environment:
+    """The templates in a folder, with those of tables and figures."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -37,7 +38,7 @@ def templates(folder: Path, figures: Sequence[Figure], drawn: Sequence[tuple[Fig
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pictures = {id(figure): (one["note"], Markup(svg)) for figure, (one, svg) in zip(figures, drawn, strict=True)}
+    pictures = dict(zip(map(id, figures), drawn(figures), strict=True))
     environment.filters |= {"breakable": breakable, "picture": lambda figure: pictures[id(figure)]}
     return environment
 

@@ -76,11 +76,11 @@ def _printed(record: Mapping[str, Any], width: int) -> str:
 
 def _swapped(folder: Path, stages: Iterable[str], width: int) -> str:
     """What a run prints of results that replaced earlier ones; empty without any, or if files are damaged."""
+    from alignkit.errors import DataError
     from alignkit.report import Report
-    from alignkit_apps.report.files import UNEXPECTED
     from alignkit_apps.report.side_by_side import blocks, pairs_of
 
     try:
         return Report(blocks([pair for stage in stages for pair in pairs_of(folder, stage)], folder)).text(width)
-    except UNEXPECTED:
+    except (DataError, KeyError, TypeError, ValueError):
         return ""

@@ -1,95 +1,60 @@
-"""Read a run's files whatever state they are in: what is damaged is left out and counted, never an error."""
+"""Read the files of a run. What is not there yet is empty; what is damaged is an error that names it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from alignkit.io.digest import digest
+from alignkit.errors import DataError
 from alignkit.runs.files import RECIPE
-
-# What files that hold something else than expected lead to.
-UNEXPECTED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError, OSError)
-
-
-@dataclass
-class Lines:
-    """The objects of a .jsonl file. damaged: lines that are no object."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    damaged: int = 0
 
 
 def read_text(path: Path) -> str:
-    """A file's text with a sign for every byte that is not UTF-8; empty if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    """A file's text with a sign for every byte that is not UTF-8; empty if there is none."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is none."""
-    try:
-        value = json.loads(read_text(path))
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    """The object in a JSON file; empty if there is none. Raises DataError for a damaged one."""
+    return _object(read_text(path), path) if path.is_file() else {}
 
 
-def each_object(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The object of each line of a file, one at a time; None for a line that is none."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.strip():
-                    yield _object(line)
-    except OSError:
+def each_object(path: Path) -> Iterator[dict[str, Any]]:
+    """The object of each line of a file, one at a time. The last line may be unfinished, as its process was killed."""
+    if not path.is_file():
         return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith("\n"):
+                yield _object(line, f"{path}:{number}")
 
 
-def read_lines(path: Path) -> Lines:
-    """All objects of a .jsonl file."""
-    lines = Lines()
-    for row in each_object(path):
-        if row is None:
-            lines.damaged += 1
-        else:
-            lines.rows.append(row)
-    return lines
+def _object(text: str, where: Any) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        help = "`alignkit run` with the same recipe and folder makes it again"
+        raise DataError(f"{where} is damaged: it is no JSON object\nhelp: {help}")
+    return value
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
-    """The resolved recipe of a run; empty if it is damaged."""
-    return load_yaml(read_text(folder / RECIPE))
+    """The resolved recipe of a run. Raises DataError if it is damaged."""
+    return load_yaml(read_text(folder / RECIPE), folder / RECIPE)
 
 
-def load_yaml(text: str) -> dict[str, Any]:
-    """The mapping that a YAML text holds; empty if it is damaged."""
+def load_yaml(text: str, where: Any = "the recipe") -> dict[str, Any]:
+    """The mapping that a YAML text holds. Raises DataError for another one."""
     try:
         value = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def read_stage(folder: Path) -> tuple[dict[str, Any], bool]:
-    """What a stage folder's stage.json says, and whether it is what the run wrote. A damaged one says what it can."""
-    if not (folder / "stage.json").is_file():
-        return {}, True
-    record = read_object(folder / "stage.json")
-    check = record.pop("check", None)
-    return record, check == digest(record)
-
-
-def _object(line: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+        value = None
+    if not isinstance(value, dict):
+        raise DataError(f"{where} is damaged: it is no YAML mapping")
+    return value

@@ -11,9 +11,8 @@ from typing import Any, TypedDict
 
 from filelock import FileLock, Timeout
 
-from alignkit.evaluation.readable import number
 from alignkit.runs.files import STARTS
-from alignkit_apps.report.files import read_lines, read_text
+from alignkit_apps.report.files import each_object, read_text
 
 MOST = 200  # incidents
 _STAMPED = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) ?(.*)")
@@ -43,14 +42,12 @@ def starts_of(folder: Path) -> list[dict[str, Any]]:
     killed if the process ended without a word.
     """
     found: list[dict[str, Any]] = []
-    for line in read_lines(folder / STARTS).rows:
+    for line in each_object(folder / STARTS):
         facts = {name: value for name, value in line.items() if name not in ("event", "time")}
         if line.get("event") == "start":
-            time, started = number(line.get("time")), stamp(line.get("time"))
-            found.append({"time": time, "started": started, "ended": None, "outcome": "killed", **facts})
+            began = {"time": line.get("time"), "started": stamp(line.get("time"))}
+            found.append({**began, "ended": None, "outcome": "killed", **facts})
         elif found and line.get("event") == "end":
-            reused = facts.get("reused")
-            facts["reused"] = [str(name) for name in reused] if isinstance(reused, list) else []
             found[-1] |= {"ended": stamp(line.get("time")), **facts}
     if found and found[-1]["ended"] is None and in_use(folder):
         found[-1]["outcome"] = "running"
@@ -112,9 +109,5 @@ def incidents(folder: Path, starts: Sequence[Mapping[str, Any]]) -> list[Inciden
 
 
 def stamp(seconds: Any) -> str:
-    """`2026-11-23T03:56:08Z`; empty for what is no time."""
-    value = number(seconds)
-    try:
-        return "" if value is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(value))
-    except (ValueError, OverflowError, OSError):
-        return ""
+    """`2026-11-23T03:56:08Z`; empty for None."""
+    return "" if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

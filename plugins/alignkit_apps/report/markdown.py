@@ -7,13 +7,12 @@ from typing import Any
 
 from alignkit.evaluation.readable import duration, short
 from alignkit.report import Block, Report, SideBySide
-from alignkit_apps.report.parts import Figures, Part, Sample, cut, one_line_each, parts
+from alignkit_apps.report.parts import Figures, Part, Sample, one_line_each, parts
 from alignkit_apps.report.tables import stage_titles
 
 MOST = 60_000  # characters; an issue on GitHub has at most 65,536
 TEXT = 600  # characters of a text
 SAMPLES = 2  # of each kind
-ROWS = 60  # of a list or table
 
 
 def markdown(facts: Mapping[str, Any]) -> str:
@@ -34,13 +33,12 @@ def _blocks(facts: Mapping[str, Any]) -> Iterator[Block]:
         yield SideBySide("", ["it ended with"], [run["message"]])
     yield "## Verdict"
     said = [f"{one['sentence']} Judged {one['judged']}.".removesuffix(" Judged .") for one in facts["verdicts"]]
-    yield one_line_each(said[:ROWS]) or "none"
-    shown = cut(facts, 0, TEXT, SAMPLES, ROWS)
+    yield one_line_each(said) or "none"
     if facts["warnings"]:
         yield "## Warnings"
-        warned = [f"{titles.get(one['stage'], one['stage'])}: {one['text']}" for one in shown["warnings"]]
+        warned = [f"{titles.get(one['stage'], one['stage'])}: {one['text']}" for one in facts["warnings"]]
         yield one_line_each(text.removeprefix(": ") for text in warned)
-    for part in parts(shown):
+    for part in parts(facts, SAMPLES):
         yield from _part(part, "##")
 
 
@@ -60,4 +58,4 @@ def _part(part: Part, mark: str) -> Iterator[Block]:
 def _sample(sample: Mapping[str, Any]) -> SideBySide:
     prompt = sample["prompt"][-1]["content"] if sample["prompt"] else ""
     heads = [f"{one['policy']} ({sample['reward']} {short(one['score'])})" for one in sample["answers"]]
-    return SideBySide(f"prompt: {prompt}", heads, [one["text"] for one in sample["answers"]])
+    return SideBySide(f"prompt: {prompt[:TEXT]}", heads, [one["text"][:TEXT] for one in sample["answers"]])

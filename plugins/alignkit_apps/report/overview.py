@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from alignkit.evaluation.readable import bounds, short, shown
@@ -115,22 +115,6 @@ def chosen(facts: Mapping[str, Any], verdict: Mapping[str, Any]) -> Mapping[str,
     own = [one for one in facts["samples"] if one["stage"] == verdict["stage"]]
     wanted = kinds.get(verdict["outcome"], "random")
     return next((one for one in own if one["kind"] == wanted), own[0] if own else None)
-
-
-def changes(sample: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """What changed from the baseline's answer to the last one: `safe: no, now yes; 24 tokens, now 9`."""
-    *earlier, after = sample["answers"]
-    before = next((one for one in earlier if one["policy"] == summary.get("baseline")), None)
-    return "; ".join(_changes(before, after, sample["reward"], summary)) if before else ""
-
-
-def _changes(before: Any, after: Any, reward: str, summary: Mapping[str, Any]) -> Iterator[str]:
-    if None not in (before["score"], after["score"]) and before["score"] != after["score"]:
-        yield f"{scored(before['score'], reward, summary)}, now {_words(after['score'], reward, summary)}"
-    if before["tokens"] != after["tokens"] and before["tokens"] and after["tokens"]:
-        yield f"{before['tokens']} tokens, now {after['tokens']}"
-    if before["truncated"] != after["truncated"]:
-        yield "now cut off" if after["truncated"] else "no longer cut off"
 
 
 def scored(score: float, reward: str, summary: Mapping[str, Any]) -> str:

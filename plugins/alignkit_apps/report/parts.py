@@ -12,6 +12,7 @@ from alignkit.report import Block, Report, SideBySide, Table
 from alignkit_apps.charts import curves, data_cards
 from alignkit_apps.charts.curves import Figure, worded
 from alignkit_apps.report.people import people_tables
+from alignkit_apps.report.samples import EACH
 from alignkit_apps.report.side_by_side import blocks
 from alignkit_apps.report.tables import (
     data_table,
@@ -23,14 +24,11 @@ from alignkit_apps.report.tables import (
 )
 
 KINDS = {"gain": "Largest gains", "loss": "Largest losses", "random": "At random", "highest": "Highest rewards"}
-FITTED = (
-    "With d = √KL, the curve R = start + d (α − β log d) of Gao et al. (2022, equation 2) is fitted to the rewards. "
-    "Where it falls, more KL costs reward. A reward that was trained on rises longer than one that was held out."
-)
 SAMPLED = (
     "The largest gains and losses, some prompts at random, and the highest rewards among the rest. Look for answers "
     "that please the reward and nobody else."
 )
+FILES = 300  # in a table
 CALM = "Nothing: no step was skipped, and nothing was resumed, repeated or damaged."
 
 
@@ -61,12 +59,12 @@ class Part:
 Blocks = Iterator[Block | Figures | Sample | Part]
 
 
-def parts(facts: Mapping[str, Any]) -> list[Part]:
-    """All parts that the facts have something for, without the verdict."""
+def parts(facts: Mapping[str, Any], samples: int = EACH) -> list[Part]:
+    """All parts that the facts have something for, without the verdict. samples: of each kind."""
     titles = stage_titles(facts["stages"])
     every = [
         Part("Evaluation", list(_evaluation(facts, titles)), "evaluation"),
-        Part("Samples", list(_samples(facts, titles)), "samples"),
+        Part("Samples", list(_samples(facts, titles, samples)), "samples"),
         Part("Training", list(_training(facts, titles)), "training"),
         *(Part(one["title"], Report.restored(one["blocks"]).blocks, one["anchor"]) for one in facts["parts"]),
         Part("Data", list(_data(facts)), "data"),
@@ -109,7 +107,7 @@ def _figures(facts: Mapping[str, Any], stage: str) -> list[Figure]:
     return [one for one in facts["figures"] if one["stage"] == stage]
 
 
-def _samples(facts: Mapping[str, Any], titles: Mapping[str, str]) -> Blocks:
+def _samples(facts: Mapping[str, Any], titles: Mapping[str, str], most: int) -> Blocks:
     stages = list(dict.fromkeys(one["stage"] for one in facts["samples"]))
     if stages:
         yield SAMPLED
@@ -118,7 +116,7 @@ def _samples(facts: Mapping[str, Any], titles: Mapping[str, str]) -> Blocks:
             found = [Sample(one) for one in facts["samples"] if (one["stage"], one["kind"]) == (stage, kind)]
             where = f"{titles.get(stage, stage)}: {title.lower()}" if len(stages) > 1 else title
             if found:
-                yield Part(where, found, folded=kind == "highest")
+                yield Part(where, found[:most], folded=kind == "highest")
 
 
 def _training(facts: Mapping[str, Any], titles: Mapping[str, str]) -> Blocks:
@@ -134,10 +132,6 @@ def _training(facts: Mapping[str, Any], titles: Mapping[str, str]) -> Blocks:
             found.append(Part(f"{len(rest)} more curves and all numbers" if rest else "All numbers", more, folded=True))
         if found:
             yield Part(titles[stage["name"]], found)
-    if facts["fits"]:
-        numbers = "{points} points, α {alpha:.4g}, β {beta:.4g}"
-        fits = [f"{fit['stage']}: {fit['sentence']} ({numbers.format(**fit)})" for fit in facts["fits"]]
-        yield Part("Over-optimization", [FITTED, one_line_each(fits)])
 
 
 def _numbers(stage: Mapping[str, Any], rest: Sequence[Figure]) -> Blocks:
@@ -176,7 +170,8 @@ def _provenance(facts: Mapping[str, Any]) -> Blocks:
     ]
     rows += [[str(one["name"]), "", str(one["digest"])] for one in facts["data"] if one["digest"]]
     if rows:
-        table = Table("", ["file", "size", "SHA-256"], rows)
+        more = f"and {len(rows) - FILES} more, which report.json has" if len(rows) > FILES else ""
+        table = Table("", ["file", "size", "SHA-256"], rows[:FILES], note=more)
         yield Part(f"{len(rows)} files with their SHA-256", [table], folded=True)
 
 
@@ -201,48 +196,3 @@ def _made(facts: Mapping[str, Any]) -> Iterator[list[str]]:
 def when(stamp: str) -> str:
     """`2026-11-23 03:56:08 UTC`"""
     return stamp.replace("T", " ").replace("Z", " UTC")
-
-
-# Less of it
-
-
-def cut(facts: Mapping[str, Any], points: int, characters: int, samples: int, rows: int) -> dict[str, Any]:
-    """The facts with less in them: points of a series, characters of a text, samples of a kind, rows of a table.
-
-    `cut` says so in words.
-    """
-    notes = []
-    kept, counts = [], dict[tuple[str, str], int]()
-    for sample in facts["samples"]:
-        key = sample["stage"], sample["kind"]
-        counts[key] = counts.get(key, 0) + 1
-        if counts[key] <= samples:
-            kept.append(_shortened(sample, characters))
-    if len(kept) < len(facts["samples"]):
-        notes.append(f"{len(facts['samples']) - len(kept)} samples")
-    if kept and characters < 2000:
-        notes.append(f"texts of samples after {characters} characters")
-    tables = {}
-    for name in ("files", "incidents", "warnings", "data", "dropped", "starts", "stages"):
-        tables[name] = facts[name][:rows]
-        if len(facts[name]) > rows:
-            notes.append(f"{len(facts[name]) - rows} rows of {name}")
-    drawn = curves.thinned(facts["figures"], points) if points else []
-    if not points and facts["figures"]:
-        notes.append("all figures")
-    elif points < curves.POINTS and drawn != facts["figures"]:
-        notes.append("points of curves")
-    recipe = facts["recipe"]
-    if len(recipe) > 200 * characters:
-        recipe = recipe[: 200 * characters]
-        notes.append("the end of the recipe")
-    return {**facts, **tables, "samples": kept, "figures": drawn, "recipe": recipe, "cut": notes}
-
-
-def _shortened(sample: Mapping[str, Any], characters: int) -> dict[str, Any]:
-    def short(text: str) -> str:
-        return text if len(text) <= characters else f"{text[:characters]}..."
-
-    prompt = [{**turn, "content": short(turn["content"])} for turn in sample["prompt"]]
-    answers = [{**answer, "text": short(answer["text"])} for answer in sample["answers"]]
-    return {**sample, "prompt": prompt, "answers": answers}

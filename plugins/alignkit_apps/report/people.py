@@ -21,18 +21,18 @@ def people_of(name: str, record: Mapping[str, Any], folder: Path | None = None) 
 
     record: its stage.json. folder: the stage's; None leaves out what it asked people, which its own report shows.
     """
-    read = [source for source in sources_of(record) if "agreement" in source]
-    found = [
-        {"stage": name, "source": source.get("name"), "agreement": source["agreement"], **_notes(source)}
-        for source in read
-    ]
+    found = []
+    for source in sources_of(record):
+        if "agreement" in source:
+            one = {"stage": name, "source": source.get("name"), "agreement": source["agreement"]}
+            found.append({**one, "notes": source["notes"]} if source.get("notes") else one)
     asked = read_object(folder / AGREEMENT).get("questions") if folder is not None else None
     return found + ([{"stage": name, "source": "", "agreement": asked}] if asked else [])
 
 
 def people_tables(people: Sequence[Mapping[str, Any]]) -> list[Table]:
     """The tables of all stores. Stages that read the same labels share them. At the end, whose labels count."""
-    found = [table for title, agreement in _different(people) for table in _made(agreement, title)]
+    found = [table for title, agreement in _different(people) for table in agreement_tables(agreement, title)]
     rows = [
         [str(one["stage"]), brief_name(one["source"]), why, person]
         for one in people
@@ -41,11 +41,6 @@ def people_tables(people: Sequence[Mapping[str, Any]]) -> list[Table]:
     ]
     whose = Table("whose labels count", ["stage", "source", "decision", "person"], rows, keys=3)
     return [*found, whose] if rows else found
-
-
-def _notes(source: Mapping[str, Any]) -> dict[str, list[str]]:
-    notes = source.get("notes")
-    return {"notes": [str(note) for note in notes]} if isinstance(notes, list) else {}
 
 
 def _different(people: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -57,11 +52,3 @@ def _different(people: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]
         same.append(str(one["stage"]))
     for agreement, names in known[:MOST]:
         yield ", ".join(dict.fromkeys(names)), agreement
-
-
-def _made(agreement: Any, title: str) -> list[Table]:
-    """No tables of what is not as `agreement` writes it."""
-    try:
-        return agreement_tables(agreement, title)
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return []

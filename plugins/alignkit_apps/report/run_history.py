@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
@@ -56,14 +56,9 @@ def _append(folder: Path, event: str, **values: Any) -> None:
     line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
     # On a full disk the run itself says so where it loses a result.
     with suppress(OSError), (folder / STARTS).open("ab+") as file:
-        if file.tell() and not _ends_with_a_line(file):  # the process was killed while it wrote
-            file.write(b"\n")
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)  # a process that was killed while it wrote leaves a part of a line
         file.write(line.encode() + b"\n")
-
-
-def _ends_with_a_line(file: IO[bytes]) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
 
 
 def machine() -> dict[str, Any]:

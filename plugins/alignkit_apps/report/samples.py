@@ -14,7 +14,7 @@ from alignkit_apps.report.files import each_object
 
 EACH = 5  # samples of each kind
 SEED = 0  # of those at random
-PROMPT, ANSWER = 3000, 4000  # characters that report.json keeps of a turn and of an answer
+PROMPT = ANSWER = 2000  # characters that a report keeps of a turn and of an answer
 
 
 class Answer(TypedDict):
@@ -40,17 +40,12 @@ class Sample(TypedDict):
 
 
 def samples(stage: str, folder: Path, summary: Mapping[str, Any]) -> list[Sample]:
-    """Samples of an evaluation, from its samples.jsonl. Each prompt is there once.
-
-    The file may be larger than the memory: it is read twice, one line at a time.
-    """
-    light: list[Sample] = [
-        {**sample, "prompt": [], "answers": [{**answer, "text": ""} for answer in sample["answers"]]}
-        for sample in _all(stage, folder, summary)
-    ]
-    kinds = {sample["row"]: sample["kind"] for sample in _chosen(light, -1 if lower(summary, _reward(summary)) else 1)}
-    found = {sample["row"]: sample for sample in _all(stage, folder, summary) if sample["row"] in kinds}
-    return [{**found[row], "kind": kind} for row, kind in kinds.items()]
+    """Samples of an evaluation, from its samples.jsonl. Each prompt is there once."""
+    policies, every = _policies(summary), []
+    for row, group in enumerate(each_object(folder / "samples.jsonl"), 1):
+        if (sample := _sample(stage, row, group, policies, summary)) is not None:
+            every.append(sample)
+    return list(_chosen(every, -1 if lower(summary, _reward(summary)) else 1))
 
 
 def _policies(summary: Mapping[str, Any]) -> list[str]:
@@ -64,13 +59,6 @@ def _policies(summary: Mapping[str, Any]) -> list[str]:
 
 def _reward(summary: Mapping[str, Any]) -> str:
     return str(summary.get("headline"))
-
-
-def _all(stage: str, folder: Path, summary: Mapping[str, Any]) -> Iterator[Sample]:
-    policies = _policies(summary)
-    for row, group in enumerate(each_object(folder / "samples.jsonl"), 1):
-        if group is not None and (sample := _sample(stage, row, group, policies, summary)) is not None:
-            yield sample
 
 
 def _chosen(every: Sequence[Sample], sign: int) -> Iterator[Sample]:
@@ -103,22 +91,18 @@ def _sample(
     stage: str, row: int, group: Mapping[str, Any], policies: Sequence[str], summary: Mapping[str, Any]
 ) -> Sample | None:
     """A group as a sample, compact; None if a policy has no answer in it."""
-    reward = _reward(summary)
-    try:
-        answers = [_answer(group["responses"], policy, reward) for policy in policies]
-        if not answers or None in answers:
+    reward, answers = _reward(summary), []
+    for policy in policies:
+        if (answer := _answer(group["responses"], policy, reward)) is None:
             return None
-        kept = [answer for answer in answers if answer is not None]
-        before = next((answer["score"] for answer in kept if answer["policy"] == summary.get("baseline")), None)
-        after = kept[-1]["score"]
-        prompt = [
-            {"role": str(turn.get("role", "")), "content": _cut(turn.get("content"), PROMPT)}
-            for turn in group["prompt"]
-        ]
-    except (KeyError, TypeError, AttributeError):
+        answers.append(answer)
+    if not answers:
         return None
+    before = next((answer["score"] for answer in answers if answer["policy"] == summary.get("baseline")), None)
+    after = answers[-1]["score"]
     difference = None if before is None or after is None else after - before
-    return Sample(stage=stage, kind="", row=row, reward=reward, difference=difference, prompt=prompt, answers=kept)
+    prompt = [{"role": turn["role"], "content": _cut(turn["content"], PROMPT)} for turn in group["prompt"]]
+    return Sample(stage=stage, kind="", row=row, reward=reward, difference=difference, prompt=prompt, answers=answers)
 
 
 def _answer(responses: Sequence[Mapping[str, Any]], policy: str, reward: str) -> Answer | None:
@@ -145,6 +129,6 @@ def _words(response: Mapping[str, Any]) -> str:
     return str(response.get("text") or "")
 
 
-def _cut(text: Any, limit: int) -> str:
-    words = text if isinstance(text, str) else "" if text is None else str(text)
+def _cut(text: str | None, limit: int) -> str:
+    words = text or ""
     return words if len(words) <= limit else f"{words[:limit]}... ({len(words) - limit:,} more characters)"

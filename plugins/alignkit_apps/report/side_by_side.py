@@ -17,7 +17,7 @@ from alignkit.evaluation.readable import shown
 from alignkit.evaluation.who_judged import conclusion, lower_is_better, percent
 from alignkit.io.stage_results import EARLIER, NamedResult, read_record, results_of_stage
 from alignkit.report import Block, Table
-from alignkit_apps.report.files import read_lines, read_object
+from alignkit_apps.report.files import each_object, read_object
 
 MOST = 3  # earlier results of a policy, the newest ones
 LENGTH = "tokens"
@@ -141,7 +141,7 @@ def _joined(folder: Path, before: Path, policy: str, rewards: Sequence[str]) -> 
 
 
 def _groups(folder: Path) -> list[Group]:
-    return [group_from_json(row) for row in read_lines(folder / "samples.jsonl").rows]
+    return [group_from_json(row) for row in each_object(folder / "samples.jsonl")]
 
 
 def _key(group: Group) -> str:

@@ -12,7 +12,6 @@ from alignkit.io.digest import file_digest
 from alignkit.runs.files import RECIPE
 from alignkit.training.unfit import UNFIT
 from alignkit_apps.charts import curves
-from alignkit_apps.report.files import Lines, read_stage
 
 PHASES = "seconds/"  # metrics that say what an iteration took, part by part
 KINDS = ("algorithm", "step")
@@ -26,40 +25,40 @@ RUN_FILES = (RECIPE, "metrics.jsonl", "date.json")  # run.log still grows
 
 
 def stage_facts(
-    name: str, folder: Path, written: Mapping[str, Any], lines: Lines, reused: Sequence[str]
+    folder: Path,
+    written: Mapping[str, Any],
+    record: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    reused: Sequence[str],
 ) -> dict[str, Any]:
-    """What is known of a stage. written: its part of the recipe. lines: its metrics."""
-    record, intact = read_stage(folder)
+    """What is known of a stage. written: its part of the recipe. record: its stage.json. rows: its metrics."""
     kind = next((kind for kind in KINDS if kind in written), "")
     plugin = written.get(kind)
     plugin = next(iter(plugin), "") if isinstance(plugin, Mapping) else plugin
-    rates = [rate for row in lines.rows if (rate := number(row.get("tokens_per_second"))) is not None]
+    rates = [rate for row in rows if (rate := number(row.get("tokens_per_second"))) is not None]
     return {
-        "name": name,
+        "name": folder.name,
         "kind": kind,
         "plugin": str(record.get("plugin") or plugin or ""),
-        "state": _state(record, intact, lines, name in reused),
+        "state": _state(record, rows, folder.name in reused),
         "seconds": number(record.get("seconds")),
         "hash": str(record.get("hash") or ""),
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0,
-        "lines": len(lines.rows),
-        "damaged_lines": lines.damaged,
+        "lines": len(rows),
         "tokens_per_second": statistics.median(rates) if rates else None,
-        "phases": _phases(lines.rows),
-        "metrics": curves.ends(lines.rows),
+        "phases": _phases(rows),
+        "metrics": curves.ends(rows),
         "summary": without_evaluation(record),
     }
 
 
-def _state(record: Mapping[str, Any], intact: bool, lines: Lines, reused: bool) -> str:
-    if not intact:
-        return "damaged"
+def _state(record: Mapping[str, Any], rows: Sequence[Any], reused: bool) -> str:
     if record.get("complete"):
         return "reused" if reused else "done"
     waits = record.get("waits_for")
-    if isinstance(waits, Mapping) and (labels := number(waits.get("labels"))) is not None:
-        return f"waiting for {labels:.0f} label{'s' * (labels != 1)}"
-    return "begun" if record or lines.rows else "not begun"
+    if waits:
+        return f"waiting for {waits['labels']} label{'s' * (waits['labels'] != 1)}"
+    return "begun" if record or rows else "not begun"
 
 
 def without_evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def data_facts(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def sources_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The sources that a stage read, as its stage.json says."""
-    return [source for source in record.get("data") or () if isinstance(source, Mapping)]
+    return list(record.get("data") or ())
 
 
 def _sources(value: Any) -> Iterator[Mapping[str, Any]]:
@@ -98,7 +97,7 @@ def _sources(value: Any) -> Iterator[Mapping[str, Any]]:
     if isinstance(value, Mapping):
         for key, below in value.items():
             if key == "sources" and isinstance(below, list):
-                yield from (source for source in below if isinstance(source, Mapping))
+                yield from below
             else:
                 yield from _sources(below)
     elif isinstance(value, list):
@@ -116,7 +115,7 @@ def dropped(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         found.append((f"{noun}s {happened}", count, totals.get(noun)))
     found += [(reason, summary.get(key), totals["row"]) for key, reason in _left_out(record).items()]
     bad = summary.get("bad_rows")
-    if isinstance(bad, list) and bad:
+    if bad:
         found.append((f"bad rows, the first: {bad[0]}", len(bad), None))
     found += [(str(reason), count, None) for reason, count in mapping(summary.get("dropped")).items()]
     return [

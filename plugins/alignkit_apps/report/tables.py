@@ -26,7 +26,7 @@ def evaluation_tables(facts: Mapping[str, Any], stage: str) -> list[Table]:
     found = [policy_means(summary, [pair for pair in facts["swaps"] if pair["stage"] == stage])]
     found += [_filled(_worded(table, summary)) for table in own if not table.title.startswith(("mean ", "by "))]
     found += [by_column(summary, column) for column in mapping(summary.get("by"))]
-    return [table for table in found if table is not None]
+    return found
 
 
 def _worded(table: Table, summary: Mapping[str, Any]) -> Table:

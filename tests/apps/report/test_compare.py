@@ -26,10 +26,10 @@ def test_what_differs_is_named(runs: list[Path]) -> None:
     text = compared(runs).text(100)
     assert re.search(r"stages\.sft\.epochs +2 +3\n", text) and "stages.sft.data" not in text
     assert re.search(r"^reward +3\.107 +6\.214$", text, flags=re.MULTILINE)
-    assert "only a/run has: labels\nonly b/run has: others" in text
+    assert re.search(r"stages\.labels\.step +judge_pairs +-\n", text)
     assert re.search(r"align +preferred by local_judge +0\.310 \[0\.220, 0\.400\] +0\.310 \[0\.220, 0\.400\]", text)
     assert re.search(r"align +helpful +1\.095 \[1\.067, 1\.123\] +1\.095 \[1\.067, 1\.123\]", text)
-    assert "the prompts are the same" in text and "versions and machines are equal" in text
+    assert "versions and machines are equal" in text
 
 
 def test_a_long_name_makes_no_table_wider_than_the_terminal(runs: list[Path]) -> None:
@@ -38,18 +38,12 @@ def test_a_long_name_makes_no_table_wider_than_the_terminal(runs: list[Path]) ->
     assert max(map(len, compared(runs).text(80).splitlines())) <= 80
 
 
-def test_other_prompts_are_said_to_differ(runs: list[Path]) -> None:
-    file = runs[1] / "report" / "samples.jsonl"
-    file.write_text(file.read_text().replace("question 7", "question 77"))
-    assert "the prompts differ" in compared(runs).text(100)
-
-
 def test_runs_without_anything_in_common(runs: list[Path], tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "recipe.resolved.yaml").write_text("name: other\nseed: 1\nstages: {dpo: {algorithm: dpo}}\n")
     text = compared([runs[0], other]).text(80)
-    assert "only other has: dpo" in text and "incomplete" in text
+    assert "stages.dpo.algorithm" in text and "incomplete" in text
     (other / "recipe.resolved.yaml").write_text((runs[0] / "recipe.resolved.yaml").read_text().replace("sft", "dpo"))
     assert "the recipes are equal" not in compared([runs[0], other]).text(80)
 

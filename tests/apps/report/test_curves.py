@@ -32,11 +32,3 @@ def test_a_metric_that_repeats_another_has_no_panel_of_its_own() -> None:
     assert [panel["title"] for panel in curves.panels("sft", rows)] == ["Loss", "Other"]
     rows = [{"step": at, "reward": float(at), "score/helpful": float(at)} for at in range(3)]
     assert [panel["title"] for panel in curves.panels("align", rows)] == ["Reward"]
-
-
-def test_many_series_share_the_points() -> None:
-    rows = [{"step": at, **{f"m{number}": at % 7 + number for number in range(8)}} for at in range(3000)]
-    figures = [panel for stage in range(40) for panel in curves.panels(str(stage), rows)]
-    thin = curves.thinned(figures)
-    points = [len(series["x"]) for figure in thin for series in figure["series"]]
-    assert len(points) == 320 and max(points) <= 187 and sum(points) <= curves.ALL_POINTS

@@ -1,4 +1,4 @@
-"""report.json: what it holds, that every key is documented, and that damaged folders give what they can."""
+"""report.json: what it holds, that every key is documented, and which damage is named."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from made import BEGAN, HOSTILE, REPORT, SOURCES, lines, make_run, write_stage
 
-from alignkit.errors import RecipeError
+from alignkit.errors import DataError, RecipeError
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.stages import flat
 
@@ -90,7 +90,6 @@ def test_warnings_come_from_everywhere(run: Path) -> None:
         "report",
         "helpful prefers align, but local_judge prefers sft: the reward or the judge may be fooled",
     ) in found
-    assert any(stage == "align" and "is highest at a KL of 4 nats" in text for stage, text in found)
 
 
 def keys(value: Any, path: str = "") -> set[str]:
@@ -161,57 +160,26 @@ def test_stages_of_rounds_have_the_names_of_their_folders(run: Path) -> None:
     assert states["sft_2"] == ("algorithm", "done") and states["dpo_2"] == ("algorithm", "not begun")
 
 
-@pytest.mark.parametrize("repeat", ["0", "x", "null", "100000000"])
-def test_a_damaged_block_is_a_stage_that_has_not_begun(repeat: str, run: Path) -> None:
-    block = f"{{repeat: {repeat}, stages: {{sft: {{algorithm: sft}}}}}}"
-    (run / "recipe.resolved.yaml").write_text(f"name: x\nstages: {{rounds: {block}, sft: {{algorithm: sft}}}}\n")
-    assert [stage["state"] for stage in facts_of(run)["stages"]] == ["not begun", "done"]
-
-
 def test_a_run_without_any_result_has_a_report(tmp_path: Path) -> None:
     (tmp_path / "recipe.resolved.yaml").write_text("name: x\nstages: {sft: {algorithm: sft}}\n")
     facts = facts_of(tmp_path)
     assert facts["run"]["outcome"] == "incomplete" and facts["stages"][0]["state"] == "not begun"
 
 
-DAMAGE: dict[str, bytes] = {
-    "sft/stage.json": b'{"hash": "x", "complete": true, "summary": 3, "data": 4, "files": []}',
-    "align/stage.json": b"\xff\xfe{",
-    "align/metrics.jsonl": b'{"step": 1, "reward": 1}\nnot json\n[1]\n\xff\n{"step": "x", "reward": [1], "kl": {}}\n',
-    "report/evaluation.json": b'{"policies": {"a": 1}, "rewards": 3, "against": {"a": []}, "headline": 1}',
-    "report/figure.json": b'{"rewards": ["a", "b"], "baseline": "x", "versions": [1]}',
-    "report/samples.jsonl": b"\xff\xff\n" + b"[" * 5000 + b"\n",
-    "recipe.resolved.yaml": b"stages: [\xff",
-    "starts.jsonl": b'{"event": "start", "time": "x", "reused": 3}\n{"event": "end", "reused": 5}\n',
-    "run.log": b"\xff\x00",
-}
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-@pytest.mark.parametrize("content", ["odd", "empty", "cut"])
-def test_a_damaged_file_does_not_hide_the_others(name: str, content: str, run: Path) -> None:
-    whole = (run / name).read_bytes()
-    (run / name).write_bytes({"odd": DAMAGE[name], "empty": b"", "cut": whole[: len(whole) // 2]}[content])
-    facts = json.loads(json.dumps(facts_of(run), allow_nan=False))
-    assert {stage["name"] for stage in facts["stages"]} == {"sft", "labels", "align", "report"}
-    assert len(facts["warnings"]) > 0 and len(facts["files"]) > 3
-
-
-def test_a_damaged_stage_is_said_to_be_damaged(run: Path) -> None:
-    text = (run / "sft" / "stage.json").read_text()
-    (run / "sft" / "stage.json").write_text(text.replace('"complete": true', '"complete": false'))
-    facts = facts_of(run)
-    assert facts["stages"][0]["state"] == "damaged"
-    assert {"stage": "sft", "text": "stage.json is damaged; a run would repeat the stage"} in facts["warnings"]
-
-
-def test_damaged_lines_are_counted(run: Path) -> None:
-    with (run / "align" / "metrics.jsonl").open("ab") as file:
-        file.write(b'{"step": 13, "rew\n\xff\n')
-    (stage,) = [stage for stage in facts_of(run)["stages"] if stage["name"] == "align"]
-    assert stage["damaged_lines"] == 2 and stage["lines"] == 12
-
-
 def test_plain_data_are_flattened() -> None:
     assert flat({"a": {"b": [1, {"c": 2}], "d": {}}, "e": None}) == {"a.b.0": 1, "a.b.1.c": 2, "a.d": {}, "e": None}
     assert HOSTILE not in flat({})
+
+
+@pytest.mark.parametrize("name", ["sft/stage.json", "align/metrics.jsonl", "report/evaluation.json", "starts.jsonl"])
+def test_a_damaged_file_is_named(name: str, run: Path) -> None:
+    (run / name).write_bytes(b"\xff\xfe{\n{}\n")
+    with pytest.raises(DataError, match=f"{name}.* is damaged(.|\n)*alignkit run"):
+        facts_of(run)
+
+
+def test_the_last_line_of_a_killed_process_may_be_unfinished(run: Path) -> None:
+    with (run / "align" / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 13, "rew')
+    (stage,) = [stage for stage in facts_of(run)["stages"] if stage["name"] == "align"]
+    assert stage["lines"] == 12

@@ -43,11 +43,3 @@ def test_an_incident_names_its_stage_once(tmp_path: Path) -> None:
     assert [(item["stage"], item["text"]) for item in history.incidents(tmp_path, [])] == [
         ("sft", "a step was skipped, because")
     ]
-
-
-def test_damaged_lines_and_times_are_no_errors(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run")
-    (folder / "starts.jsonl").write_bytes(b'\xff{"event": "start"}\n{"event": "start", "time": 1e300}\n{"event": "end"')
-    (folder / "run.log").write_bytes(b"\xff\xfe no time\n")
-    assert [start["started"] for start in history.starts_of(folder)] == [""]
-    assert history.incidents(folder, []) == [] and [start["time"] for start in history.starts_of(folder)] == [1e300]

@@ -131,15 +131,6 @@ def test_many_values_of_a_column_are_the_most_frequent_ones(summary: dict[str, A
     assert means.columns[3:] == ["helpful, mean", "safety, mean"] and len(means.rows) == 4
 
 
-def test_an_odd_column_costs_no_other_table(tmp_path: Path, summary: dict[str, Any]) -> None:
-    folder = make_run(tmp_path / "other")
-    damaged = {**summary, "by": {"topic": {"x": 1}, "kind": summary["by"]["topic"]}}
-    (folder / "report" / "evaluation.json").write_text(json.dumps(damaged))
-    titles = [table.title for table in tables.evaluation_tables(facts_of(folder), "report")]
-    assert titles[0].startswith("mean and 95% interval") and titles[1] == "against sft, prompt by prompt"
-    assert titles[-1] == "by kind, against sft" and not any("topic" in title for title in titles)
-
-
 NONE = "this is no judge: it names the first answer that it reads in 97% of questions"
 
 
@@ -190,17 +181,6 @@ def test_reports_of_stages_are_shown(tmp_path: Path) -> None:
         assert "Evaluate reward: labels" in text and "accuracy by subset" in text and "checked 5 pairs" in text
         assert "the judges themselves" in text and "how far to trust the judges" in text and "33% [20, 50]" in text
         assert "of the stage" not in text
-
-
-@pytest.mark.parametrize("odd", [3, [3], [{"table": 3}], [{"table": {"title": "x", "columns": ["a"], "rows": [[]]}}]])
-def test_an_odd_report_or_card_is_left_out_and_named(odd: Any, summary: dict[str, Any], tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "other")
-    write_stage(folder / "labels", "evaluate_reward", report=odd)
-    (folder / "report" / "evaluation.json").write_text(json.dumps({**summary, "judge_cards": {"j": 3}}))
-    facts = facts_of(folder)
-    warned = " ".join(warning["text"] for warning in facts["warnings"])
-    assert "the cards of judges cannot be read" in warned and "a part of its results cannot be read" in warned
-    assert "local_judge" in markdown(facts) and [one["stage"] for one in facts["reports"]] == ["report"]
 
 
 def test_a_note_goes_with_its_column() -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from made import HOSTILE, make_run
 
-from alignkit.evaluation.tables import policy_means
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.markdown import MOST, markdown
 
@@ -18,7 +17,7 @@ def test_it_says_what_the_page_says(tmp_path: Path) -> None:
         "The judges themselves, how far to trust the judges, agreement with other raters, by topic",
         *("Samples", "Largest gains", "At random", "Highest rewards"),
         *("Training", "SFT", "All numbers", "Judge pairs: labels", "All numbers", "PPO: align", "All numbers"),
-        *("Over-optimization", "Data", "Lengths, pairs and labels", "People"),
+        *("Data", "Lengths, pairs and labels", "People"),
         *("Provenance", "What happened", "The recipe with all overrides applied", "7 files with their SHA-256"),
     ]
     assert "align gained over sft by independent judges: helpful (reward) +1.095 [1.067, 1.123]" in text
@@ -45,8 +44,3 @@ def test_it_fits_into_an_issue(tmp_path: Path) -> None:
     assert len(text) <= MOST and "align gained over sft" in text
     facts["warnings"] = [{"stage": "a", "text": "w" * 3000}] * 50
     assert len(markdown(facts)) <= MOST + 50 and markdown(facts).endswith("The rest is in report.json.\n")
-
-
-def test_tables_of_odd_evaluations_are_left_out() -> None:
-    for odd in ({}, {"policies": 3, "rewards": []}, {"policies": {"a": 1}, "rewards": ["x"], "against": {"a": 2}}):
-        assert policy_means(odd) is None

@@ -1,47 +1,16 @@
-"""Gao et al.'s curve is found again in points that follow it, and not in noise."""
+"""Rewards against KL, as points."""
 
-import math
-import random
-
-import pytest
 from made import align_rows
 
 from alignkit_apps.report import overoptimization
 
 
-def test_the_point_of_over_optimization_is_found() -> None:
-    """The rewards follow d (2 - b log d) + 1 with the peak at d = 2, so KL = 4; see `align_rows`."""
-    drawn = overoptimization.training("align", align_rows())
-    assert drawn is not None and drawn[1] is not None
-    figure, fit = drawn
-    assert fit["start"] == pytest.approx(1, abs=1e-6)
-    assert fit["alpha"] == pytest.approx(2, abs=1e-6)
-    assert fit["beta"] == pytest.approx(2 / (1 + math.log(2)), abs=1e-6)
-    assert fit["peak_kl"] == pytest.approx(4, rel=1e-5) and fit["passed"]
-    assert fit["peak_reward"] == pytest.approx(1 + 2 * (2 - fit["beta"] * math.log(2)), rel=1e-5)
-    assert "is highest at a KL of 4 nats" in fit["sentence"] and figure["note"] == fit["sentence"]
-    assert [series["style"] for series in figure["series"]] == ["points", "fit"]
-
-
-def test_a_reward_that_only_rises_has_no_such_point() -> None:
-    d = [0.2 * at for at in range(1, 15)]
-    fit = overoptimization.fitted("align", "gold", [x * x for x in d], [0.5 * x for x in d])
-    assert fit is not None and not fit["passed"] and "no sign of over-optimization" in fit["sentence"]
-
-
-def test_noise_is_not_taken_for_a_peak() -> None:
-    """In 200 runs without any effect, few claim a peak that was passed."""
-    stream, claims = random.Random(1), 0
-    for _ in range(200):
-        kl = [0.1 * at for at in range(1, 21)]
-        fit = overoptimization.fitted("align", "gold", kl, [stream.gauss(0, 1) for _ in kl])
-        claims += bool(fit and fit["passed"])
-    assert claims <= 12  # 2.5% at each end would be 5
-
-
-@pytest.mark.parametrize("kl", [[0.0] * 20, [1.0] * 20, [0.1, 0.2, 0.3], [], [-1.0] * 20])
-def test_too_few_different_points_have_no_fit(kl: list[float]) -> None:
-    assert overoptimization.fitted("align", "gold", kl, [1.0] * len(kl)) is None
+def test_the_training_reward_is_drawn_against_the_root_of_kl() -> None:
+    figure = overoptimization.training("align", align_rows())
+    assert figure is not None
+    (dots,) = figure["series"]
+    assert dots["x"] == [0.25 * at for at in range(1, 13)] and dots["y"][0] == align_rows()[0]["reward"]
+    assert overoptimization.training("align", align_rows()[:2]) is None
 
 
 def test_evaluated_policies_are_points_with_intervals() -> None:
@@ -52,10 +21,10 @@ def test_evaluated_policies_are_points_with_intervals() -> None:
         "rewards": ["gold"],
         "policies": {"b": policy(4.0, 2.0), "a": policy(1.0, 1.0), "base": policy(-0.1, 0.0)},
     }
-    ((figure, fit),) = overoptimization.evaluated("report", summary)
+    (figure,) = overoptimization.evaluated("report", summary)
     (series,) = figure["series"]
     assert series["x"] == [0.0, 1.0, 2.0] and series["y"] == [0.0, 1.0, 2.0] and series["labels"] == ["base", "a", "b"]
-    assert series["low"] == [-1.0, 0.0, 1.0] and fit is None
+    assert series["low"] == [-1.0, 0.0, 1.0]
 
 
 def gold_rows(golds: list[float]) -> list[dict[str, float]]:

@@ -1,18 +1,17 @@
-"""report.html: everything is there, nothing acts, and it stays small."""
+"""report.html: everything is there, and nothing acts."""
 
 import itertools
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
-from made import HOSTILE, align_rows, lines, make_run
+from made import make_run
 
 from alignkit.io.printable import BIDI
 from alignkit_apps.charts.page import breakable
 from alignkit_apps.report.facts import facts_of
-from alignkit_apps.report.page import MOST_BYTES, page
+from alignkit_apps.report.page import page
 from alignkit_apps.report.tables import data_table
 
 VOID = {"meta", "br", "wbr", "link", "img", "input", "hr"}
@@ -64,17 +63,19 @@ def test_the_verdict_the_plot_and_one_prompt_come_first_and_provenance_last(text
     assert places == sorted(places) and not re.search("[0-9a-f]{12}", text[: places[-3]])
     order = ["by topic, against sft", "the judges themselves"]
     order += ["lengths in characters", "18 responses truncated at max_length (30% of 60)"]
-    order += ["is highest at a KL of 4 nats", "mean and 95% interval", "demos.jsonl"]
+    order += ["mean and 95% interval", "demos.jsonl"]
     assert all(words in text for words in order)
 
 
 def test_nothing_in_it_acts(text: str) -> None:
     read = Reader(text)
     names = {name for name, _ in read.tags}
-    assert names & {"script", "link", "img", "iframe", "object", "form", "base", "image", "foreignobject"} == set()
+    assert names & {"script", "link", "iframe", "object", "form", "base", "image", "foreignobject"} == set()
     attributes = [(key, value or "") for _, attrs in read.tags for key, value in attrs.items()]
     assert [key for key, _ in attributes if key.startswith("on")] == []
-    assert [value for key, value in attributes if key in ("href", "src") and not value.startswith("#")] == []
+    assert all(
+        value.startswith(("#", "data:image/svg+xml;base64,")) for key, value in attributes if key in ("href", "src")
+    )
     policy = next(attrs["content"] for name, attrs in read.tags if attrs.get("http-equiv") == "Content-Security-Policy")
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
@@ -127,39 +128,6 @@ def test_colors_can_be_read(theme: int, text: str) -> None:
     assert contrast(colors["ink"], colors["warn"]) >= 4.5
     for name in [name for name in colors if name.startswith("series")]:
         assert contrast(colors[name], colors["paper"]) >= 3, name
-
-
-def large(folder: Path) -> dict[str, Any]:
-    """A run with 100,000 metric lines, many metrics, long texts and many files."""
-    rows = [
-        {"stage": "align", "step": at, **{f"m{number}": (at * 7919 + number) % 1009 for number in range(20)}}
-        for at in range(5000)
-    ]
-    make_run(folder, {"align": [*align_rows(), *rows], "sft": [{"step": at, "loss": at % 17} for at in range(95_000)]})
-    turns = [{"role": "user", "content": "<" * 3000}] * 30
-    answers = [{"source": name, "text": "&" * 9000, "scores": {"helpful": 1.0}} for name in ("sft", "align")]
-    lines(folder / "report" / "samples.jsonl", [{"prompt": turns, "responses": answers}] * 40)
-    facts = facts_of(folder)
-    facts["files"] += [{"name": f"align/rollouts/{at}", "bytes": 1, "sha256": "0" * 64} for at in range(20_000)]
-    return facts
-
-
-def test_a_huge_run_has_a_small_page_that_says_what_it_leaves_out(tmp_path: Path) -> None:
-    facts = large(tmp_path / "run")
-    text = page(facts)
-    assert len(text.encode()) <= MOST_BYTES
-    Reader(text)
-    assert "it leaves out: " in text and "rows of files" in text and "align gained over sft" in text
-    assert max(len(series["x"]) for figure in facts["figures"] for series in figure["series"]) <= 1500
-
-
-def test_even_the_largest_recipe_fits(tmp_path: Path) -> None:
-    facts = facts_of(make_run(tmp_path / "run"))
-    facts["verdicts"] = [{**facts["verdicts"][0], "sentence": "x" * 500}] * 3
-    facts["evaluations"] = [{**facts["evaluations"][0], "stage": f"report_{at}"} for at in range(1600)]
-    text = page(facts)
-    assert len(text.encode()) <= MOST_BYTES and "report.json has everything" in text
-    assert HOSTILE not in text
 
 
 def test_long_names_and_paths_can_break_and_short_ones_do_not() -> None:

@@ -71,11 +71,6 @@ def test_runs_without_people_have_no_such_part(tmp_path: Path) -> None:
     assert facts["people"] == [] and "## People" not in markdown(facts) and 'id="people"' not in page(facts)
 
 
-@pytest.mark.parametrize("odd", [3, [3], [{}], {"question": 1}, [{"question": "q"}]])
-def test_odd_facts_make_no_table(odd: Any) -> None:
-    assert people_tables([{"stage": "rm", "source": "labels.feedback", "agreement": odd}]) == []
-
-
 def test_the_report_says_whose_labels_count() -> None:
     notes = ["left out, gold below 80%: bob 6 of 9; cleo 3 of 9", "kept, under 5 gold items: eve 0 of 1"]
     source = {"name": "/x/labels.feedback", "agreement": [], "notes": notes}

@@ -15,7 +15,7 @@ from alignkit_apps.report.results import prune, results_table
 def store(tmp_path: Path) -> StageStore:
     """Three results of `sft`, one of them damaged, and an interrupted `align`."""
     store = StageStore(tmp_path, ["sft", "align"])
-    (tmp_path / "recipe.resolved.yaml").touch()
+    (tmp_path / "recipe.resolved.yaml").write_text("stages: {sft: {algorithm: sft}, align: {algorithm: ppo}}\n")
     for stage_hash in ("one" * 8, "two" * 8, "three" * 8):
         folder = store.begin("sft", stage_hash)
         (folder / "adapter").mkdir()

@@ -33,20 +33,6 @@ def test_answers_are_before_and_after(tmp_path: Path) -> None:
     ]
 
 
-def test_damaged_and_foreign_rows_are_skipped(tmp_path: Path) -> None:
-    folder, summary = read(make_run(tmp_path / "run"))
-    good = (folder / "samples.jsonl").read_text().splitlines()[:2]
-    odd = [
-        "{",
-        "[]",
-        '{"prompt": 3}',
-        '{"prompt": [], "responses": [{"source": "sft"}]}',
-        '{"prompt": [1], "responses": 2}',
-    ]
-    (folder / "samples.jsonl").write_text("\n".join([*odd, *good]) + "\n")
-    assert {sample["row"] for sample in samples("report", folder, summary)} == {6, 7}
-
-
 def test_a_policy_without_a_baseline_and_turns_are_shown(tmp_path: Path) -> None:
     folder, summary = read(make_run(tmp_path / "run"))
     turns = [{"role": "assistant", "content": "calls"}, {"role": "tool", "content": None}]
@@ -55,4 +41,4 @@ def test_a_policy_without_a_baseline_and_turns_are_shown(tmp_path: Path) -> None
     (found,) = samples("report", folder, {**summary, "baseline": None, "policies": {"align": {}}})
     assert found["kind"] == "highest" and found["difference"] is None
     assert found["answers"][0]["text"] == "[assistant] calls\n\n[tool] "
-    assert found["prompt"][0]["content"].endswith("x... (6,000 more characters)")
+    assert found["prompt"][0]["content"].endswith("x... (7,000 more characters)")
