@@ -112,10 +112,7 @@ def test_a_report_says_that_a_run_waits_and_who_labeled(tmp_path: Path, capsys: 
     assert (summary["items"], summary["labels"], summary["annotators"], summary["skipped"]) == (4, 8, 3, 1)
     assert summary["median_seconds"] == 3.0
     text = (tmp_path / "run" / "labels" / "report.txt").read_text(encoding="utf-8")
-    table = {
-        words[0]: words[1:] for line in text.splitlines() if len(words := line.split()) == 5 and words[-1].isdigit()
-    }
-    assert table == {"ann": ["4", "0", "0", "3"], "bob": ["3", "1", "0", "3"], "eve": ["1", "0", "0", "3"]}
+    assert "8 labels of 3 people, in 3 seconds each (median); items skipped: 1, flagged: 0" in text
     assert report(tmp_path)["run"]["outcome"] == "done"
 
 

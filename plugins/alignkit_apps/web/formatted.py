@@ -1,19 +1,16 @@
 """Markdown in answers, as nested lists that a page turns into elements; no HTML is made anywhere.
 
 Nothing loads, and nothing is dropped but cells that a table's head does not have: links, images, references, entities
-and HTML stay as they were written, and so do formulas, whose signs Markdown would take for its own.
+and HTML stay as they were written.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from markdown_it import MarkdownIt
-from markdown_it.rules_block import StateBlock
-from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
 from alignkit_apps.web.messages import visible
@@ -22,17 +19,16 @@ Part = str | list[Any]
 
 LONGEST = 20_000  # characters; longer texts are shown as written, because Markdown can take seconds for a hostile one
 _AS_WRITTEN = ("link", "image", "autolink", "reference", "entity", "html_block", "html_inline")
-_FORMULA = re.compile(r"\$\$[^$]+\$\$|\$(?!\s)[^$]+(?<!\s)\$(?!\d)")
-_BLOCK = re.compile(r"\$\$|\\\[|\\begin\{(\w+\*?)\}")
+_FORMULA = re.compile(r"\$\$|\\[(\[]|\\begin\{|\$(?!\s)[^$\n]+(?<!\s)\$(?!\d)")
 
 
 def formatted(text: str) -> list[Part] | None:
-    """The Markdown of a text; None if it has none, or is too long.
+    """The Markdown of a text; None if it has none, is too long, or has formulas, whose signs Markdown would take.
 
     A part is a text, or a list of a tag, an object of its attributes if it has any (`start` of `ol`, `info` of `pre`),
-    and its parts. The tags are HTML's, and `math` for a formula as it was written.
+    and its parts. The tags are HTML's.
     """
-    if len(text) > LONGEST:
+    if len(text) > LONGEST or _FORMULA.search(text):
         return None
     tokens = _MARKDOWN.parse(visible(text))
     if all(_is_plain(token) for token in tokens):
@@ -101,54 +97,7 @@ def _leaf(token: Token) -> Part:
         return "\n"
     if token.type == "code_inline":
         return ["code", text]
-    if token.type == "formula":
-        return ["math", text]
     return ["hr"] if token.type == "hr" else text
 
 
-# Formulas
-
-
-def _inline_formula(state: StateInline, silent: bool) -> bool:
-    start, end = state.pos, -1
-    opened = state.src[start : start + 2]
-    if opened in (r"\(", r"\["):
-        closed = state.src.find({r"\(": r"\)", r"\[": r"\]"}[opened], start + 2, state.posMax)
-        end = closed + 2 if closed > 0 else -1
-    elif opened[:1] == "$" and (found := _FORMULA.match(state.src, start, state.posMax)):
-        end = found.end()
-    if end < 0:
-        return False
-    if not silent:
-        state.push("formula", "", 0).content = state.src[start:end]
-    state.pos = end
-    return True
-
-
-def _block_formula(state: StateBlock, first: int, last: int, silent: bool) -> bool:
-    """A formula of several lines, whose `+` and `-` would be lists. Nothing may follow it on its last line."""
-    start = state.bMarks[first] + state.tShift[first]
-    opened = _BLOCK.match(state.src, start)
-    if opened is None:
-        return False
-    closer = {"$$": "$$", r"\[": r"\]"}.get(opened[0], rf"\end{{{opened[1]}}}")
-    found = state.src.find(closer, opened.end())
-    line = bisect_left(state.eMarks, found + len(closer))
-    if found < 0 or line >= last or state.src[found + len(closer) : state.eMarks[line]].strip():
-        return False
-    if not silent:
-        state.push("formula", "", 0).content = state.getLines(first, line + 1, state.blkIndent, False).strip()
-        state.line = line + 1
-    return True
-
-
-def _parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable(list(_AS_WRITTEN))
-    parser.inline.ruler.before("escape", "formula", _inline_formula)
-    parser.block.ruler.before(
-        "fence", "formula_block", _block_formula, {"alt": ["paragraph", "blockquote", "list", "table"]}
-    )
-    return parser
-
-
-_MARKDOWN = _parser()
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable(list(_AS_WRITTEN))

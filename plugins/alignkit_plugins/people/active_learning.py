@@ -11,9 +11,10 @@ Items that come first are no sample of all items: raters agree less with people 
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from statistics import fmean
@@ -42,34 +43,20 @@ def prioritized(
     rewards and judges raise.
     """
     several = [item for item in items if len(item.responses) > 1]
-    raters = [_of_reward(several, spec, context) for spec in rewards]
     named = zip(judge_names(judges), judges, strict=True)
+    raters = [_of_reward(several, spec, context) for spec in rewards]
     raters += [_of_judge(several, name, part, context) for name, part in named]
     preferences: dict[tuple[str, int, int], list[float]] = defaultdict(list)
     for gaps in raters:
-        for place, preference in _preferences(gaps).items():
-            preferences[place].append(preference)
+        sizes = sorted(map(abs, gaps.values()))
+        for place, gap in gaps.items():
+            smaller = (bisect_left(sizes, abs(gap)) + bisect_right(sizes, abs(gap))) / (2 * len(sizes))
+            preferences[place].append(smaller * ((gap > 0) - (gap < 0)))
     urgency: dict[str, list[float]] = defaultdict(list)
-    for (item_id, *_), each in preferences.items():
-        urgency[item_id].append(_urgency(each))
+    for (item_id, *_), (first, *others) in preferences.items():
+        pairs = combinations([first, *others], 2) if others else [(first, math.copysign(1, first))]
+        urgency[item_id].append(fmean(-one * other for one, other in pairs))
     return [replace(item, priority=round(fmean(urgency[item.id]), 6)) if item.id in urgency else item for item in items]
-
-
-def _preferences(gaps: Gaps) -> Mapping[tuple[str, int, int], float]:
-    """For each gap, the share of gaps that are smaller, with its sign; equal ones count half."""
-    sizes = sorted(map(abs, gaps.values()))
-    result = {}
-    for place, gap in gaps.items():
-        share = (bisect_left(sizes, abs(gap)) + bisect_right(sizes, abs(gap))) / (2 * len(sizes))
-        result[place] = share * ((gap > 0) - (gap < 0))
-    return result
-
-
-def _urgency(preferences: Sequence[float]) -> float:
-    """How much a label of two responses is needed, from what each rater prefers."""
-    if len(preferences) == 1:
-        return -abs(preferences[0])
-    return fmean(-one * other for one, other in combinations(preferences, 2))
 
 
 def _of_reward(items: Sequence[Item], spec: Any, context: StepContext) -> Gaps:
@@ -90,22 +77,15 @@ def _of_reward(items: Sequence[Item], spec: Any, context: StepContext) -> Gaps:
 
 
 def _of_judge(items: Sequence[Item], name: str, part: Any, context: StepContext) -> Gaps:
-    """Half of the pairs are asked about the other way around, so that a judge that prefers a place prefers no side."""
     places, questions = [], []
     for item in items:
-        texts = [all_turns(response_of(answer)) for answer in item.responses]
-        for i, j in combinations(range(len(texts)), 2):
-            first, second = (j, i) if int(item.id[-1], 16) % 2 else (i, j)
-            places.append((item.id, first, second))
-            questions.append((list(item.prompt), texts[first], texts[second]))
+        for (i, one), (j, other) in combinations(enumerate(_group(item).responses), 2):
+            places.append((item.id, i, j))
+            questions.append((list(item.prompt), all_turns(one), all_turns(other)))
     context.say(f"{context.out.name}: {name} compares {len(questions)} pairs of responses")
     verdicts = mapped(CheckedJudge(part, context).compare, f"opinions-{name}", context.map)(questions)
-    gaps: Gaps = {}
-    for (item_id, first, second), verdict in zip(places, verdicts, strict=True):
-        if verdict.p_first is not None:
-            gap = verdict.p_first - 0.5
-            gaps[item_id, min(first, second), max(first, second)] = gap if first < second else -gap
-    return gaps
+    known = zip(places, verdicts, strict=True)
+    return {place: verdict.p_first - 0.5 for place, verdict in known if verdict.p_first is not None}
 
 
 def _group(item: Item) -> Group:

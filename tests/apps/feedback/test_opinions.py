@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from stores import pair, ranking, turn
 
 from alignkit.data.group import Group
@@ -92,28 +91,3 @@ def test_labels_where_raters_disagree_find_the_mistakes_of_a_reward() -> None:
     first = sorted(range(400), key=lambda place: -found[place])[:140]
     assert sum(wrong[place] for place in first) / sum(wrong) > 0.75
     assert sum(wrong[:140]) / sum(wrong) < 0.45
-
-
-def test_a_judge_is_asked_half_of_the_pairs_the_other_way_around() -> None:
-    """One that always prefers the first place has no say in which of them is better."""
-    from alignkit_plugins.people import active_learning
-
-    items = [pair(f"{n}", f"first {n}", f"second {n}") for n in range(200)]
-    asked: list[Any] = []
-
-    class FirstPlace:
-        def __init__(self, *_: Any) -> None:
-            pass
-
-        def compare(self, questions: Sequence[Any]) -> list[Any]:
-            asked.extend(questions)
-            return [SimpleNamespace(p_first=0.9) for _ in questions]
-
-    context: Any = SimpleNamespace(out=Path("ask"), say=lambda line: None, map=None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(active_learning, "CheckedJudge", FirstPlace)
-        patch.setattr(active_learning, "mapped", lambda compare, name, mapper: compare)
-        gaps = active_learning._of_judge(items, "judge", None, context)
-    first = [text.startswith("first") for _, text, _ in asked]
-    assert 70 < sum(first) < 130
-    assert [gaps[item.id, 0, 1] > 0 for item in items] == first

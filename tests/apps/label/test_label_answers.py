@@ -14,7 +14,7 @@ from tests.stores import ranking, turn
 
 pytestmark = needed
 
-MARKDOWN = "**bold** and `code`\n\n```py\nprint(1)\n```\n\n$a_1 * b_1$ [link](http://evil.example) ![i](http://evil.example/i.png)"
+MARKDOWN = "**bold** and `code`\n\n```py\nprint(1)\n```\n\n[link](http://evil.example) ![i](http://evil.example/i.png)"
 
 
 def test_markdown_and_the_text_as_it_was_written(browser: Any, tmp_path: Path) -> None:
@@ -25,7 +25,6 @@ def test_markdown_and_the_text_as_it_was_written(browser: Any, tmp_path: Path) -
         answer = ada.page.locator(".answer .text").first
         assert answer.locator("strong").inner_text() == "bold"
         assert answer.locator("pre").inner_text() == "py\nprint(1)"
-        assert answer.locator(".math").inner_text() == "$a_1 * b_1$"
         assert "[link](http://evil.example) ![i](http://evil.example/i.png)" in answer.inner_text()
         assert ada.page.locator("#prompt a, #prompt img, #answers a, #answers img").count() == 0
         ada.press("m")

@@ -9,7 +9,6 @@ const CHOICE = "alignkit-as-written";
 
 function element([tag, ...parts]) {
   const [attributes, children] = parts[0]?.constructor === Object ? [parts[0], parts.slice(1)] : [{}, parts];
-  if (tag === "math") return make("code", { class: "math" }, ...children);
   if (tag === "pre") return make("pre", {}, attributes.info ? make("span", { class: "info" }, attributes.info) : null, ...children);
   if (tag === "ol") return make("ol", { start: Number(attributes.start ?? 1) }, ...elements(children));
   if (TITLES.has(tag)) return make("p", { class: tag }, ...elements(children));

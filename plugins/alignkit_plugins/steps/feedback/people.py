@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,15 +35,6 @@ from alignkit_plugins.people.rows import counts, row_of
 from alignkit_plugins.people.store import Store
 from alignkit_plugins.people.waiting import STORE, labels_of
 from alignkit_plugins.steps.feedback.format import Feedback, FeedbackOptions, Task, VoteOptions
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The items of a stage. left_out: a reason for each question that nobody could answer."""
-
-    items: list[Item]
-    gold: list[Item]
-    left_out: list[str]
 
 
 class People(Step):
@@ -113,12 +103,16 @@ class People(Step):
     def run(self, context: StepContext) -> Artifact:
         options = self.options
         store = options.store or context.out.parent / STORE
-        asked = self._asked(context)
-        if lack := shortage(asked.items, options.labels):
-            reasons = "".join(f"\n  {count} left out: {why}" for why, count in Counter(asked.left_out).items())
+        left_out: list[str] = []
+        questions = self._questions(context.load(options.data), left_out)
+        items = self._items(questions, left_out=left_out)
+        items = list({item.id: item for item in items}.values())
+        known = self._items(context.load(options.gold), gold=True) if options.gold else []
+        if lack := shortage(items, options.labels):
+            reasons = "".join(f"\n  {count} left out: {why}" for why, count in Counter(left_out).items())
             raise RunFailed(f"stage '{context.stage}': {lack}{reasons}")
-        raters = options.rewards or options.judges
-        items = prioritized(asked.items, options.rewards, options.judges, context) if raters else asked.items
+        if options.rewards or options.judges:
+            items = prioritized(items, options.rewards, options.judges, context)
         entries = labels_of(
             store,
             items,
@@ -126,11 +120,13 @@ class People(Step):
             annotators=options.annotators,
             stage=context.stage,
             folder=context.out,
-            gold=asked.gold,
+            gold=known,
             prepare=options.add_guidelines,
             say=context.say,
         )
-        gold = self._gold(store, asked)
+        # Gold items are not learned from, but say who knows the task.
+        with Store.open(store, write=False) as opened:
+            gold = labeled(opened, {item.id for item in known} - {item.id for item in items})
         try:
             groups, notes = self._groups(entries, gold)
         except BadRow as error:
@@ -139,29 +135,13 @@ class People(Step):
             raise RunFailed(f"stage '{context.stage}': the labels leave nothing to learn: all are tied or of no use")
         from alignkit_plugins.people.agreement import agreement, agreement_tables  # only here: it is slow
 
-        facts = facts_of(entries, asked.left_out) | {"notes": notes}
+        facts = facts_of(entries, left_out) | {"notes": notes}
         agreed = agreement([*entries, *gold])
         context.write_json("agreement.json", {"questions": agreed})
         facts["wins"] = wins(entries)
-        blocks = report(facts, entries).blocks
-        if facts["wins"]:
-            blocks = [*blocks, wins_table(facts["wins"])]
-        shown = Report([*blocks, *agreement_tables(agreed)])
+        preferred = [wins_table(facts["wins"])] if facts["wins"] else []
+        shown = Report([lines_of(facts), *preferred, *agreement_tables(agreed)])
         return Artifact(groups=groups, summary=facts, report=shown)
-
-    def _asked(self, context: StepContext) -> Asked:
-        """What people are asked."""
-        left_out: list[str] = []
-        questions = self._questions(context.load(self.options.data), left_out)
-        items = self._items(questions, left_out=left_out)
-        gold = self._items(context.load(self.options.gold), gold=True) if self.options.gold else []
-        return Asked(list({item.id: item for item in items}.values()), gold, left_out)
-
-    def _gold(self, store: Path, asked: Asked) -> list[Labeled]:
-        """What people said about gold items, which are not learned from but say who knows the task."""
-        ids = {item.id for item in asked.gold} - {item.id for item in asked.items}
-        with Store.open(store, write=False) as opened:
-            return labeled(opened, ids)
 
     def _questions(self, rows: Sequence[Group], left_out: list[str] | None = None) -> list[Group]:
         result = []
@@ -202,6 +182,18 @@ def facts_of(entries: Sequence[Labeled], left_out: Sequence[str]) -> dict[str, A
     }
 
 
+def lines_of(facts: Mapping[str, Any]) -> str:
+    """What the report says first."""
+    tasks = " and ".join(f"{count} of the task {task}" for task, count in facts["tasks"].items())
+    lines = [f"people: {facts['labeled']} of {facts['items']} items have labels that count ({tasks})"]
+    lines.append(f"{facts['labels']} labels of {facts['annotators']} people")
+    if facts["median_seconds"] is not None:
+        lines[-1] += f", in {facts['median_seconds']:.3g} seconds each (median)"
+    lines[-1] += f"; items skipped: {facts['skipped']}, flagged: {facts['flagged']}"
+    lines += [f"{count} rows left out: {why}" for why, count in facts["left_out"].items()]
+    return "\n".join([*lines, *facts["notes"]])
+
+
 def wins(entries: Sequence[Labeled]) -> list[dict[str, Any]]:
     """How often people prefer the answers of one source to those of another one, as plain JSON.
 
@@ -230,28 +222,3 @@ def wins_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         preferred = statistics.shown(row["preferred"], percent=True)
         cells.append([row["source"], row["against"], str(row["pairs"]), preferred])
     return Table("what people prefer", ["source", "against", "pairs", "preferred"], cells)
-
-
-def report(facts: dict[str, Any], entries: Sequence[Labeled]) -> Report:
-    """Who labeled how much, and how fast."""
-    rows: dict[str, list[Any]] = {}
-    for entry in entries:
-        for vote in entry.votes:
-            rows.setdefault(vote.annotator, [[], 0, 0])[0].append(vote.seconds)
-        for place, names in enumerate((entry.skips, entry.flags), 1):
-            for annotator, _ in names:
-                rows.setdefault(annotator, [[], 0, 0])[place] += 1
-    table = [
-        [name, str(len(spent)), str(skipped), str(flagged), _median(spent)]
-        for name, (spent, skipped, flagged) in sorted(rows.items())
-    ]
-    tasks = " and ".join(f"{count} of the task {task}" for task, count in facts["tasks"].items())
-    lines = [f"people: {facts['labeled']} of {facts['items']} items have labels that count ({tasks})"]
-    lines += [f"{count} rows or pairs left out: {why}" for why, count in facts["left_out"].items()]
-    lines += facts["notes"]
-    return Report(["\n".join(lines), Table("", ["annotator", "labels", "skipped", "flagged", "median seconds"], table)])
-
-
-def _median(seconds: Sequence[float | None]) -> str:
-    known = [value for value in seconds if value is not None]
-    return f"{median(known):.3g}" if known else ""
