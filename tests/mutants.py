@@ -52,10 +52,7 @@ TESTS = {
     "grpo": [*GOLDEN, "test_online.py", "test_grpo_variants.py", "test_importance.py"],
     "distillation": [*GOLDEN, "test_distillation.py"],
     "llama2": [*GOLDEN, "test_llama2.py"],
-    **{
-        name: [*GOLDEN, "test_combinations.py"]
-        for name in ("combinations", "gdpo", "running_normalization", "lagrangian")
-    },
+    "combinations": [*GOLDEN, "test_combinations.py"],
     # Plugins that are no algorithms.
     **{name: [f"test_{name}.py"] for name in ("sample", "merge", "calculator")},
     "scores": ["test_filters.py"],
