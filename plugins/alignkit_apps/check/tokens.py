@@ -198,7 +198,7 @@ def _online(
     settings, rollout = context.settings, context.settings.rollout
     new, samples = rollout.max_new_tokens or 1, rollout.samples_per_prompt or 1
     loaded, estimated = _read(run, settings.prompts, done)
-    prompts = encoder.prompts(prompts_of(loaded.groups), new)
+    prompts = encoder.prompts(prompts_of(loaded.groups))
     read = context.models.encoder
     lengths = [len(read.prompt(group.prompt, group.tools)) for group in prompts]
     fitting = [length for length in lengths if length + new <= encoder.max_length]
