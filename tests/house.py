@@ -66,9 +66,9 @@ USES_EVALUATION = {"evaluation"}  # the kernel needs no statistics
 # Kernels know processors, and nothing of alignkit but these.
 BELOW_KERNELS = {"errors", "functional", "io", "kernels"}
 # What several apps share. Else they do not import each other.
-SHARED_APPS = {"catalog", "charts", "cleaning", "policies", "shared", "web"}
+SHARED_APPS = {"catalog", "charts", "policies", "report", "web"}
 # Folders of alignkit_plugins that several plugins and apps share; they may use the kernel's rooms as apps do.
-SHARED_PLUGINS = {"people"}
+SHARED_PLUGINS = {"data", "named_code", "people"}
 
 # Words of first-party plugins that mean something else in the core: module -> words, with the reason.
 OTHER_MEANINGS = {
@@ -85,7 +85,7 @@ COMMON_WORDS = {
     "panel",
     *("dialogues", "evaluate", "feedback", "groups", "length", "lm", "messages", "normalized"),
     *("classifier", "format", "http", "language", "regex", "repetition", "weighted"),
-    *("clean", "environment", "merge", "people", "preference", "python", "sample"),
+    *("clean", "environment", "people", "preference", "python", "sample"),
     *("drop", "questions", "template"),
     *("clip", "min", "product", "rankings", "rest", "revise", "reward_model", "text", "weighted_sum", "when"),
 }

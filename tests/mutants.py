@@ -53,7 +53,7 @@ TESTS = {
     "llama2": [*GOLDEN, "test_llama2.py"],
     "combinations": [*GOLDEN, "test_combinations.py"],
     # Plugins that are no algorithms.
-    **{name: [f"test_{name}.py"] for name in ("sample", "merge", "calculator")},
+    **{name: [f"test_{name}.py"] for name in ("sample", "calculator")},
     "scores": ["test_filters.py"],
     "episode_reward": ["test_calculator.py", "test_episodes.py"],
     "accelerate": ["test_tracking.py"],

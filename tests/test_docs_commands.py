@@ -36,11 +36,7 @@ EXCEPTIONS = {
     "alignkit export runs/quickstart/align my-adapter --base HuggingFaceTB/SmolLM2-135M-Instruct": "asks the hub",
     "alignkit chat runs/quickstart/align": "waits for a person",
     "alignkit chat runs/quickstart/sft runs/quickstart/align --reward runs/quickstart/helpful": "waits for a person",
-    "alignkit chat runs/quickstart/sft --reward runs/quickstart/helpful --best-of 8": "waits for a person",
-    "alignkit chat runs/quickstart/sft runs/quickstart/align --page": "waits for a person",
-    "alignkit chat runs/quickstart/sft runs/quickstart/align --page --blind": "waits for a person",
     "alignkit chat runs/quickstart/align --collect chats.feedback": "waits for a person",
-    "alignkit chat runs/quickstart/sft runs/quickstart/align --page --collect chats.feedback": "waits for a person",
     "alignkit serve runs/quickstart/base runs/quickstart/align": "ends when it is stopped",
     "alignkit run smoke --processes 2": "starts this process's own command again; tests/distributed run such",
     "alignkit run runs/evaluate/recipe.resolved.yaml": "the recipe is written by the page's `alignkit evaluate`",
@@ -77,18 +73,13 @@ def label(command: Command) -> str:
     return f"{command.page.relative_to(ROOT)}: {command.text}"
 
 
-DEFAULTS = {"plugins": "list", "labels": "report"}  # of a group whose first word is no command
-
-
 def context_of(app: Any, words: tuple[str, ...]) -> Any:
     """The words as their program parses them. Raises its error for an unknown command, option or value."""
     command = typer.main.get_command(app)
     name, words = words[0], words[1:]
     while words and words[0] in getattr(command, "commands", {}):
         command, name, words = command.commands[words[0]], words[0], words[1:]
-    if name in DEFAULTS and words[:1] != ("--help",):
-        command = command.commands[DEFAULTS[name]]
-    if hasattr(command, "commands"):
+    if hasattr(command, "commands") and not command.invoke_without_command:
         options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         assert not words or words[0] in options, f"no command or option {words[0]}"
         return None

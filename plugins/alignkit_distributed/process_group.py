@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import RunFailed, message_of
+from alignkit.io.changes import differences
 from alignkit.runs.team import Team
 from alignkit.runs.world import World
 from alignkit.stopping import Stopped
-from alignkit_apps.shared.changes import differences
 
 if TYPE_CHECKING:
     from alignkit.models.passes import Passes

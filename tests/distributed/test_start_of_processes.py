@@ -104,7 +104,7 @@ def test_a_notebook_cannot_start_several_processes(work: Path, monkeypatch: pyte
 
 
 def test_validate_knows_what_several_processes_refuse(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checked = ["check", str(write_recipe(SFT)), "--no-data", "launcher.processes=2", "launcher.shard=true"]
+    checked = ["check", str(write_recipe(SFT)), "launcher.processes=2", "launcher.shard=true"]
     assert cli.main(checked) == 0
     assert cli.main([*checked, "model.quantization=nf4"]) == 2
     assert "a quantized base model cannot be cut into parts" in capsys.readouterr().err
@@ -115,8 +115,8 @@ def test_only_several_processes_need_the_plugin(
 ) -> None:
     monkeypatch.setattr("alignkit.plugins._current", None)
     without = [str(write_recipe(SFT)), "--no-plugin", "alignkit_distributed"]
-    assert cli.main(["check", *without, "--no-data"]) == 0
-    for command in (["check", *without, "--no-data"], ["run", *without, "--out", "out"]):
+    assert cli.main(["check", *without]) == 0
+    for command in (["check", *without], ["run", *without, "--out", "out"]):
         assert cli.main([*command, "launcher.processes=2"]) == PluginError.exit_code
         assert "launcher 'accelerate' cannot be used: plugin 'alignkit_distributed'" in capsys.readouterr().err
     assert not Path("out").exists()

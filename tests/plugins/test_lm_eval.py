@@ -74,7 +74,6 @@ def run_bench(folder: Path, task: dict[str, Any] | None = None, more: str = "", 
     stages = {
         "sft": {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 3, "batch_size": 1, "learning_rate": 0.02},
         "bench": {"step": "lm_eval", **bench, **step},
-        "whole": {"step": "merge", "model": "sft"},
     }
     model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
     text = yaml.safe_dump({"model": model, "stages": stages}, sort_keys=False)
@@ -235,9 +234,10 @@ def test_log_likelihoods_are_those_of_transformers(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert run_bench(tmp_path, args=["--log_samples", "--batch_size", "4"]) == 0
+    assert main(["export", str(tmp_path / "run" / "sft"), str(tmp_path / "whole"), "--merge"]) == 0
     bench = tmp_path / "run" / "bench"
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "whole" / "model")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "whole" / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
     (file,) = (bench / "results" / "sft").rglob("samples_even_*.jsonl")
     samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     right = []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
+from alignkit.arguments import DefaultGroup, refuse
+from alignkit.errors import did_you_mean
 from alignkit.outcome import Result
 from alignkit_apps.catalog.printing import files_written, reported
 
@@ -15,38 +16,28 @@ if TYPE_CHECKING:
     from alignkit_plugins.people.merging import Content
 
 
-class _ReportByDefault(TyperGroup):
-    """`alignkit labels STORE` is `alignkit labels report STORE`."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        path = Path(args[0])
-        if args[0] not in self.commands and (path.suffix or path.exists()):
-            args = ["report", *args]
-        return super().resolve_command(ctx, args)
-
-
-labels_app = typer.Typer(
-    cls=_ReportByDefault,
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    help="Report on labels of people, export them, merge stores. `alignkit labels STORE` is the report.",
-)
+labels_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None, no_args_is_help=True)
 
 StoreFile = Annotated[Path, typer.Argument(metavar="STORE", help="A store of feedback, such as labels.feedback.")]
 
 
-@labels_app.command()
+@labels_app.callback(invoke_without_command=True)
 def report(
+    context: typer.Context,
     store: StoreFile,
-) -> Result:
+) -> Result | None:
     """Report on a store: items, labels, people, and how far they agree, with each other and with gold labels.
 
-    `alignkit labels STORE` is short for it. Agreement is in percent and as Krippendorff's alpha, with 95% intervals.
+    Agreement is in percent and as Krippendorff's alpha, with 95% intervals.
 
     \b
     Example:
       alignkit labels labels.feedback
     """
+    if context.invoked_subcommand is not None:
+        return None
+    if not store.suffix and not store.exists():
+        refuse(f"no command and no store is called {store}", did_you_mean(str(store), ("export", "merge")))
     from alignkit.report import Report
     from alignkit_apps.labels.overview import blocks, overview
     from alignkit_plugins.people.store import Store
@@ -91,6 +82,7 @@ def merge(
 def export(
     store: StoreFile,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the export.")],
+    license: Annotated[str, typer.Option(metavar="NAME", help="License of items that state none.")] = "",
 ) -> Result:
     """Write a folder of what may be shared: redacted, with pseudonyms.
 
@@ -105,7 +97,7 @@ def export(
     from alignkit_plugins.people.store import Store
 
     with Store.open(store, write=False) as opened:
-        done = exported(opened, out)
+        done = exported(opened, out, license)
     notes = [
         f"people: {done.people}; texts in which something was redacted: {done.left_out.redacted}",
         *done.left_out.lines(),

@@ -32,13 +32,12 @@ ENDING = 3  # seconds for open connections to end
 PACKAGES = ("starlette", "uvicorn")  # of the extra `label`
 
 
-def annotators_of(named: Sequence[str] | None, reviewers: Sequence[str] = ()) -> list[str]:
+def annotators_of(named: Sequence[str] | None) -> list[str]:
     """Who uses a page: those that were named, else the user of this machine.
 
     Raises BadLabel for an impossible name, RecipeError for one that is there twice.
     """
     names = list(named or ())
-    names += [name for name in dict.fromkeys(reviewers) if name not in names]
     if twice := [name for place, name in enumerate(names) if name in names[:place]]:
         help = "each person needs a name of their own, which says whose a label is"
         raise RecipeError([Problem(f"--annotator {twice[0]} is there twice", help=help)])
@@ -48,23 +47,6 @@ def annotators_of(named: Sequence[str] | None, reviewers: Sequence[str] = ()) ->
     for name in names:
         check_annotator(name)
     return names or ["annotator"]
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """A socket at an address, which does not listen yet. Raises RecipeError if it cannot be used."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise RecipeError([Problem(f"no address {host}: {error.strerror}", help=f"--host {HOST}")]) from None
-    found = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-    except OSError as error:
-        found.close()
-        help = "choose another --port; 0 takes a free one"
-        raise RecipeError([Problem(f"cannot listen at {host}:{port}: {error.strerror}", help=help)]) from None
-    return found
 
 
 def listening(port: int | None, address: Address | None = None) -> socket.socket:
@@ -79,8 +61,8 @@ def listening(port: int | None, address: Address | None = None) -> socket.socket
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             return socket.create_server((host, number), family=family)
         except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
-                help = "name an address of this machine, or https://NAME of a proxy"
+            if error.errno != errno.EADDRINUSE:
+                help = "name an address of this machine, or https://NAME of a proxy, and a port that you may use"
                 raise RecipeError([Problem(f"--host {host}: {error.strerror}", help=help)]) from None
     raise RecipeError([Problem(f"port {tried[0]} is in use", help="name another one with --port")])
 
@@ -91,7 +73,7 @@ def addresses_of(sessions: Sessions, listener: socket.socket) -> dict[str, str]:
     return {name: f"{start}/?token={quote(token)}" for name, token in sessions.links.items()}
 
 
-def announce(addresses: Mapping[str, str], what: str, open_page: bool) -> None:
+def announce(addresses: Mapping[str, str], what: str, open_page: bool = False) -> None:
     """Print the address of each annotator, and what to do with it. open_page: the first one in a browser, too."""
     for name, address in addresses.items():
         print(printable(address if len(addresses) == 1 else f"{name}: {address}"), flush=True)

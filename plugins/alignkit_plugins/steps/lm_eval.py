@@ -23,9 +23,9 @@ import alignkit
 from alignkit import Artifact, Field, PolicyRef, Register, RunFailed, Step, StepContext, hookimpl
 from alignkit.evaluation.comparison import file_names, short_names
 from alignkit.evaluation.statistics import shown
+from alignkit.extras import check_extra
 from alignkit.report import Report, Table
 from alignkit.stopping import should_stop
-from alignkit_apps.shared.extras import check_extra
 
 COMMAND = (sys.executable, "-P", "-m", "lm_eval")
 LOG = "lm_eval.log"

@@ -13,6 +13,7 @@ from alignkit.cli import main
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec, load
 from alignkit.plugins import plugins
+from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import Store
 
@@ -32,7 +33,7 @@ LABELS: dict[str, Any] = {
     "pair": {"side": "B", "margin": "slightly"},
     "safety": {"side": "A", "margin": "significantly", "safety": "preferred_safe"},
     "ranking": {"ranks": [2, 1, 1]},
-    "scores": {"scores": [{"helpful": 6, "harmless": 7}, {"helpful": 3, "harmless": 7}]},
+    "scores": {"scores": [{"helpful": h, "truthful": 4, "harmless": 7} for h in (6, 3)]},
     "demonstration": {"text": "Call me: +49 30 1234567"},
     "thumb": {"good": False},
 }
@@ -83,7 +84,14 @@ def test_folders_of_this_machine_are_not_shared(tmp_path: Path) -> None:
         for stored in store.items():
             store.submit(event(stored.item))
     out = exported(tmp_path, store.path)
-    assert [row["batch"] for row in rows(out, "items.jsonl")] == ["labels", "week 1/2"]
+    assert [row["batch"] for row in rows(out, "items.jsonl")] == ["labels", "2"]
+
+
+def test_a_license_for_items_that_state_none(tmp_path: Path) -> None:
+    path, out = made(tmp_path), tmp_path / "out"
+    assert main(["labels", "export", str(path), "--out", str(out), "--license", "CC-BY-4.0"]) == 0
+    licenses = [row["license"] for row in rows(out, "items.jsonl")]
+    assert licenses == ["CC0-1.0"] * 6 + ["CC-BY-4.0"]
 
 
 def test_who_shares_and_labels_nothing_is_not_there(tmp_path: Path) -> None:
@@ -95,22 +103,15 @@ def test_who_shares_and_labels_nothing_is_not_there(tmp_path: Path) -> None:
 
 
 def test_other_layouts_are_made_by_convert(tmp_path: Path) -> None:
-    with Store.open(made(tmp_path)) as store:
-        tested = pair("tested", held_out=True, **FREE)
-        store.add([tested])
-        store.submit(event(tested))
-        path = store.path
-    labels = exported(tmp_path, path) / "labels.jsonl"
-    assert [row["item"].get("held_out", False) for row in rows(labels.parent, "labels.jsonl")] == [False] * 6 + [True]
+    labels = exported(tmp_path, made(tmp_path)) / "labels.jsonl"
     converted = {}
     for layout in ("preference", "ranked", "kto", "sft"):
         out = tmp_path / f"{layout}.jsonl"
         assert main(["data", "convert", str(labels), "--to", layout, "--out", str(out)]) == 0
         converted[layout] = rows(tmp_path, out.name)
-        assert "tested" not in out.read_text(encoding="utf-8")  # trainers do not learn held-out pairs
     one, safe, *ranked, rated = converted["preference"]
     assert one["chosen"] == [{"role": "assistant", "content": "Hello!"}]  # side B of the swapped responses
-    assert (one["margin"], safe["margin"], rated["margin"]) == (0.333333, 1.0, 1.5)
+    assert (one["margin"], safe["margin"], rated["margin"]) == (0.333333, 1.0, 1.0)
     assert [row["chosen"][0]["content"] for row in ranked] == ["answer 1", "answer 2"]
     assert converted["ranked"][0]["ranks"] == [2, 1, 1]
     assert {row["label"] for row in converted["kto"]} == {True, False}
@@ -150,7 +151,7 @@ def test_consent_can_be_withdrawn(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert main(["labels", "export", str(path), "--out", str(tmp_path / "out")]) == 4
     said = capfd.readouterr().err
     assert "nothing may be exported: left out: items without a license" in said
-    assert f"alignkit label {path} --license NAME" in said
+    assert "--license NAME" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -218,3 +219,78 @@ def test_an_empty_store_is_shown(tmp_path: Path, capfd: pytest.CaptureFixture[st
     with opened(tmp_path) as store:
         assert main(["labels", str(store.path)]) == 0
     assert "no items" in capfd.readouterr().out
+
+
+# Exports that come back
+
+
+def labels(store: Path) -> dict[str, list[dict[str, Any]]]:
+    with Store.open(store) as opened_store:
+        entries = labeled(opened_store)
+    return {e.stored.item.id: sorted((vote.label for vote in e.votes), key=str) for e in entries}
+
+
+def private(folder: Path) -> tuple[Path, Item]:
+    """A store of three people, with texts and a note that an export redacts."""
+    item = pair("Mail ann@mail.example", "Call +49 170 1234567", "Never", **FREE)
+    with opened(folder, item, ITEMS["ranking"], name="own.feedback") as store:
+        for who in ("ann", "bob", "cat"):
+            store.submit(event(None, {"granted": True}, kind="consent", who=who))
+            store.submit(event(item, {"side": "B", "margin": "better", "note": f"ask {who}@mail.example"}, who=who))
+            store.submit(event(ITEMS["ranking"], LABELS["ranking"], who=who, order=(2, 0, 1)))
+        return store.path, item
+
+
+@pytest.mark.silent_bug(
+    "people: labels",
+    "An exported label returns under a pseudonym and counts twice.",
+    "A label is counted once, wherever it has been.",
+)
+def test_a_label_counts_once_wherever_it_has_been(tmp_path: Path) -> None:
+    store, _ = private(tmp_path)
+    known, out, other = labels(store), exported(tmp_path, store), tmp_path / "other.feedback"
+    assert main(["labels", "merge", str(out), "--into", str(store)]) == 0  # home
+    assert labels(store) == known
+    assert main(["labels", "merge", str(out), "--into", str(other)]) == 0  # away, where the store itself comes later
+    shared = labels(other)
+    assert main(["labels", "merge", str(store), "--into", str(other)]) == 0
+    assert labels(other) == shared and [len(votes) for votes in shared.values()] == [3, 3]
+    assert main(["labels", "merge", str(out), "--into", str(other)]) == 0
+    assert main(["labels", "merge", str(other), "--into", str(store)]) == 0  # and back
+    assert labels(store) == known
+
+
+def test_labels_of_an_exported_item_come_home(tmp_path: Path) -> None:
+    """Somebody who got the export labels its redacted item; and no export gives back a consent that was withdrawn."""
+    store, item = private(tmp_path)
+    out, away = exported(tmp_path, store), tmp_path / "away.feedback"
+    with Store.open(store) as own:
+        own.submit(event(None, {"granted": False}, kind="consent", who="cat"))
+    assert main(["labels", "merge", str(out), "--into", str(away)]) == 0
+    with Store.open(away) as copy:
+        redacted = next(stored.item for stored in copy.items() if stored.item.task == "pair")
+        copy.submit(event(redacted, {"side": "A", "margin": "unsure"}, who="dan"))
+    assert redacted.id != item.id
+    assert main(["labels", "merge", str(away), "--into", str(store)]) == 0
+    with Store.open(store) as own:
+        (entry,) = (entry for entry in labeled(own) if entry.stored.item.task == "pair")
+    assert entry.stored.item.id == item.id
+    assert {vote.annotator: vote.label["better"] for vote in entry.votes} == {"ann": 1, "bob": 1, "dan": 0}
+
+
+def test_merging_keeps_what_the_other_store_says_of_an_item(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its gold label, license and columns, and which of two items a label is about."""
+    alike = [pair(f"Mail {who}@mail.example") for who in ("ann", "bob")]  # exports have one text for both
+    known = pair("one", license="MIT", gold={"better": 1}, meta={"language": "de"})
+    stores = [tmp_path / "ours.feedback", tmp_path / "theirs.feedback"]
+    for path, item in zip(stores, (pair("one"), known), strict=True):
+        opened(tmp_path, item, *alike, name=path.name).close()
+    with Store.open(stores[1]) as theirs:
+        theirs.submit(event(alike[0], {"side": "A", "margin": "better"}, who="cat"))
+    into = ["labels", "merge", str(stores[1]), "--into", str(stores[0])]
+    assert main(into) == 0
+    with Store.open(stores[0]) as ours:
+        assert ours.items()[0].item == known
+        assert [one.labels for one in ours.items()] == [0, 1, 0]
+        ours.revise(known.id, gold={"better": 0})
+    assert main(into) == 0 and "1 gold labels differ" in capsys.readouterr().out

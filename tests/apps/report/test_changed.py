@@ -13,7 +13,7 @@ from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.fingerprint import stage_parts
-from alignkit_apps.shared.changed import carried_over, change_since
+from alignkit_apps.report.changed import carried_over, change_since
 
 ALIGN = {"algorithm": "ppo", "prompts": "p.jsonl", "reward": "length", "iterations": 3, "epochs": 1}
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from made import CARD, JUDGED, at_value, make_run, write_stage
 
+from alignkit.evaluation import judging, verdicts
+from alignkit.evaluation.tables import by_column
 from alignkit.report import Report, Table
-from alignkit_apps.charts import judging, verdicts
-from alignkit_apps.charts.evaluation import by_column
 from alignkit_apps.report import tables
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.markdown import markdown
@@ -201,13 +201,6 @@ def test_an_odd_report_or_card_is_left_out_and_named(odd: Any, summary: dict[str
     warned = " ".join(warning["text"] for warning in facts["warnings"])
     assert "the cards of judges cannot be read" in warned and "a part of its results cannot be read" in warned
     assert "local_judge" in markdown(facts) and [one["stage"] for one in facts["reports"]] == ["report"]
-
-
-def test_people_are_not_described_like_a_judge(summary: dict[str, Any]) -> None:
-    once = {"wins": 1, "losses": 1, "ties": 0, "comparisons": 1, "unjudged": {}, "inconsistent": None}
-    once |= {"preference": {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 1}, "first_position": None}
-    (verdict,) = judging.verdicts("report", {**summary, "judged": {"align": {"people": {**JUDGED, **once}}}})
-    assert "over 1 prompt (1 win, 1 loss, 0 ties)" in verdict["sentence"]
 
 
 def test_a_note_goes_with_its_column() -> None:
