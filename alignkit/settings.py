@@ -225,11 +225,6 @@ class Rollout(SamplingKeys):
     max_turns: int | None = Field(
         default=None, ge=1, description="turns that the policy may write in an episode; default: 8 (with environment)"
     )
-    turn_seconds: float | None = Field(
-        default=None,
-        gt=0,
-        description="seconds that the environment may take for one answer; default: 60 (with environment)",
-    )
 
     @field_validator("ahead")
     @classmethod
@@ -400,12 +395,6 @@ class Settings(Options):
     max_length: int = Field(
         default=1024, ge=2, description="maximum length of a prompt and its response together, in tokens"
     )
-    keep_recent_turns: bool = Field(
-        default=False,
-        description="drop the oldest turns of a prompt until it and its responses fit in max_length; "
-        "the turns of a demonstration after its first question are its response",
-    )
-    seed: int | None = Field(default=None, ge=0, description="seed of this stage; default: the recipe's seed")
     checkpoint_every: int | None = Field(
         default=None,
         ge=1,

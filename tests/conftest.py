@@ -59,6 +59,17 @@ def _own_stages() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def combinations() -> Iterator[None]:
+    """The package of rare combinations of rewards is loaded."""
+    from alignkit.plugins import load_plugins
+
+    examples = Path(__file__).parents[1] / "docs" / "examples"
+    load_plugins([examples / "alignkit-combinations" / "alignkit_combinations.py"])
+    yield
+    load_plugins()
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """A second thread makes tiny models slower, much slower on a busy machine."""

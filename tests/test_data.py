@@ -11,7 +11,6 @@ import importlib
 import json
 import math
 import re
-import runpy
 import sys
 from collections import Counter
 from pathlib import Path
@@ -932,7 +931,6 @@ HELD = [
     "heldout.jsonl",
     "rankings_heldout.jsonl",
     "questions_heldout.jsonl",
-    "instructions_heldout.jsonl",
     "xstest.jsonl",
 ]
 COUNTS = {
@@ -941,7 +939,7 @@ COUNTS = {
     "rankings_heldout.jsonl": 21, "graded.jsonl": 93, "sums.jsonl": 300, "sums_heldout.jsonl": 100,
     "small_sums.jsonl": 53, "small_sums_heldout.jsonl": 24, "small_sums_examples.jsonl": 24,
     "red_team.jsonl": 160, "xstest.jsonl": 184, "questions.jsonl": 534, "questions_heldout.jsonl": 200,
-    "questions_demos.jsonl": 600, "questions_pressure.jsonl": 448, "instructions_heldout.jsonl": 64,
+    "questions_demos.jsonl": 600, "questions_pressure.jsonl": 448,
     "quickstart/demos.jsonl": 742, "quickstart/safety.jsonl": 119, "quickstart/helpful.jsonl": 162,
     "quickstart/safety_heldout.jsonl": 20, "quickstart/helpful_heldout.jsonl": 25,
     "quickstart/harmful_prompts.jsonl": 211, "quickstart/ordinary_prompts.jsonl": 392,
@@ -1011,28 +1009,6 @@ def test_shipped_sums_are_right_and_no_held_out_sum_is_learned() -> None:
         for group in shipped(name):
             one, other = re.findall(r"\d+", group.prompt[0]["content"])
             assert group.meta["answer"] == int(one) + int(other)
-
-
-def test_instructions_are_checked_by_code() -> None:
-    """Each kind with an answer that follows, and one that does not, and only what the checker reads is asked."""
-    known = runpy.run_path(str(SHIPPED.parent / "rewards" / "instructions.py"))
-    said = {
-        "lowercase": ("", "it rises.", "It rises."),
-        "uppercase": ("", "IT RISES.", "IT rises."),
-        "no commas": ("", "Flour and yeast.", "Flour, yeast."),
-        "words at most": ("2", "It rises.", "Then it rises."),
-        "bullets": ("2", "Look:\n- one\n * two", "- one"),
-        "begins with": ("First", "First, knead.", "Knead first."),
-        "ends with": ("Good luck!", "Knead. Good luck!", "Good luck! Knead."),
-        "contains": ("because", "Because it rises.", "The becauses."),
-    }
-    assert known["CHECKS"].keys() == said.keys()
-    asked = shipped("instructions_heldout.jsonl")
-    assert Counter(group.meta["instruction"] for group in asked) == dict.fromkeys(said, 8)
-    for name, (value, right, wrong) in said.items():
-        assert known["followed"]([right, wrong, " "], [name] * 3, [value] * 3) == [1, 0, 0], name
-    for group in asked:
-        assert group.meta["value"] in group.prompt[0]["content"] or group.meta["instruction"] == "bullets"
 
 
 def test_all_shipped_data_have_a_license_and_are_small() -> None:

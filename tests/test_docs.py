@@ -13,10 +13,8 @@ from types import ModuleType
 import pytest
 
 from alignkit import Algorithm, hookspecs
-from alignkit.cli import main
 from alignkit.plugins import KINDS as ALL_KINDS
 from alignkit.plugins import load_plugins
-from alignkit.recipe.load import load_recipe
 from alignkit.testing import check_algorithm, check_reward
 from alignkit_apps.catalog.new import example, kinds
 
@@ -94,25 +92,6 @@ def test_plugins_in_the_text_follow_the_rules(tmp_path: Path) -> None:
         else:
             check_reward(cls, {"judge": "brief"})
     load_plugins()
-
-
-def test_the_recipe_of_combinations_runs(tmp_path: Path) -> None:
-    """Each stage for one iteration; every combination on the page is in it."""
-    page = TEXTS[DOCS / "algorithms" / "combinations.md"]
-    (text,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
-    path = tmp_path / "recipe.yaml"
-    path.write_text(text.replace("data/", f"{ROOT}/recipes/data/"), encoding="utf-8")
-    recipe = load_recipe(path)
-    online = [stage for stage in recipe.stages.values() if stage.settings and stage.settings.reward]
-    named = [stage.settings.reward.name for stage in online if stage.settings and stage.settings.reward]
-    (generated,) = re.findall(r"generated: reward (.+) -->", page)
-    assert sorted(named) == sorted(generated.split())
-    short = [f"stages.{stage.name}.iterations=1" for stage in online]
-    short += [f"stages.{stage.name}.prompts_per_iteration=2" for stage in online]
-    # After one step of training, `safe` may find all that is sampled above 0 or below.
-    short += ["stages.conditional.reward.when.at_least=-100"]
-    short += [f"stages.{name}.max_steps=1" for name in recipe.stages if name not in {stage.name for stage in online}]
-    assert main(["run", str(path), "--out", str(tmp_path / "out"), *short]) == 0
 
 
 def tutorial() -> str:

@@ -43,14 +43,6 @@ EXCEPTIONS = {
     "alignkit chat runs/quickstart/align --collect chats.feedback": "waits for a person",
     "alignkit serve runs/quickstart/base runs/quickstart/align": "ends when it is stopped",
     "alignkit run smoke --processes 2": "starts this process's own command again; tests/distributed run such",
-    "alignkit run truth 'stages.truth.policies=[base, runs/quickstart/sft/adapter, runs/quickstart/align/adapter]'": (
-        "the run is not here"
-    ),
-    "alignkit run truth 'stages.truth.measures.toxic={better: lower, reward: {classifier: {folder: models/toxicity, "
-    "label: toxic}}}'": "the classifier is not here",
-    "alignkit run truth 'stages.bench={step: lm_eval, policies: [base], tasks: [truthfulqa_mc1, truthfulqa_mc2]}'": (
-        "needs a package that tests run without"
-    ),
     "alignkit run runs/evaluate/recipe.resolved.yaml": "the recipe is written by the page's `alignkit evaluate`",
 }
 # Plugins of commands that a reader enters after `pip install`.

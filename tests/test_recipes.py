@@ -54,9 +54,8 @@ OWN: dict[str, list[str]] = {
         "stages.rlhf.stages.align.iterations=2",
         "stages.report.limit=4",
     ],
-    "truth": ["stages.truth.limit=669"],  # the kinds of prompts follow one another
     # The tiny model gets no sum right, and from equal rewards nothing is learned.
-    **{name: ["stages.align.reward={length: {unit: characters}}"] for name in RECIPES if name.startswith("sums")},
+    "sums": ["stages.align.reward={length: {unit: characters}}"],
     "rlaif": ["stages.labels.prompts.limit=12"],
 }
 SMALL = {
@@ -423,7 +422,7 @@ def test_quantized_base(tmp_path: Path, quantization: str) -> None:
 
 
 # One of each kind of pipeline, beside `smoke`, which is one like `llama2`; `make slow` has the others.
-OFTEN = ("constitutional", "dpo", "sums_ppo")
+OFTEN = ("constitutional", "dpo", "sums")
 WHOLE = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name != "smoke"]
 
 
@@ -450,13 +449,6 @@ def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
         assert sorted(path.name for path in (tmp_path / "sft" / "kept").iterdir()) == ["1", "2"]
         assert done.json("chosen/stage.json")["policy"] in ("sft@1", "sft@2")
         assert all("mix/nll" in row for row in done.lines("align/metrics.jsonl"))
-    if name == "truth":
-        table = done.json("truth/evaluation.json")["policies"]["base"]["rewards"]
-        scored = {name: facts["n"] for name, facts in table.items()}
-        asked = {"right by the text": 100, "nothing invented": 100, "harmful requests refused": 100, "facts right": 129}
-        asked |= {"ordinary requests refused": 96, "refused though it only sounds unsafe": 80}
-        assert scored == {**asked, "instructions followed": 64}
-        assert "next: for toxicity, TruthfulQA, judges and people" in done.out + done.err
     if name == "rlaif":
         assert "same position preferred in both orders" in done.out
         assert all(0.5 <= group["pairs"][0]["p"] <= 1 for group in done.lines("labels/data.jsonl"))
@@ -495,7 +487,6 @@ def check_rounds_with_people(done: Done) -> None:
 @pytest.mark.parametrize("algorithm", ON_POLICY)
 @pytest.mark.parametrize("name", [name for name in RECIPES if on_policy_stages(name)])
 def test_any_on_policy_algorithm_swaps_for_any_other(name: str, algorithm: str, tmp_path: Path) -> None:
-    """`sums*.yaml` are written for one algorithm each, so these are all pairs, beside the pipelines."""
     last = on_policy_stages(name)[-1]
     place = written_at(name, last)
     overrides = [*small(name), f"{place}.algorithm={algorithm}"]

@@ -24,8 +24,6 @@ from alignkit_plugins.algorithms.rejection_sampling import RejectionSampling, be
 from alignkit_plugins.algorithms.rest import ExpertIteration, ReST
 from alignkit_plugins.filters.scores import Spread
 from alignkit_plugins.rewards.equal_length import EqualLength
-from alignkit_plugins.rewards.gdpo import GDPO
-from alignkit_plugins.rewards.running_normalization import RunningNormalization
 from alignkit_plugins.steps.evaluate_reward.rewardbench2 import result
 from alignkit_plugins.steps.sample import best
 from alignkit_plugins.steps.select_best import summarize
@@ -84,9 +82,7 @@ NOTHING: dict[str, Callable[[list[float]], Any]] = {
     "normalizer": lambda x: F.reward_normalizer(table(x))[1] != 1.0,
     "most_different": lambda x: F.most_different(table(x), 2).tolist() != F.most_different(torch.zeros(4), 2).tolist(),
     "pairs": lambda x: [winner for winner in F.preferred([(x[0], each) for each in x]) if winner is not None],
-    "gdpo": lambda x: combined(GDPO, x, rewards={"a": "x", "b": "y"}).any(),
     "equal_length": lambda x: combined(EqualLength, x, reward="x", unit_variance=True).diff().abs().max() > 1e-3,
-    "running": lambda x: combined(RunningNormalization, x, reward="x").abs().max() > 1e-3,
     "dynamic sampling": lambda x: GRPO(GRPO.Options(dynamic_sampling=True)).keep_group(group(x)),
     "filter": lambda x: any(Spread(Spread.Options()).keep([group(x)])),
     "online_dpo": lambda x: select(OnlineDPO, x),

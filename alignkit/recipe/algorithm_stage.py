@@ -324,9 +324,8 @@ def _check_environment(draft: _Draft, settings: Settings | None) -> None:
         return
     rollout = draft.filled["rollout"] if isinstance(draft.filled["rollout"], dict) else {}
     help = "add 'environment: NAME', or leave it out"
-    for key in ("max_turns", "turn_seconds"):
-        if key in rollout:
-            draft.error(("rollout", key), f"'{key}' needs an environment", help, at_key=True)
+    if "max_turns" in rollout:
+        draft.error(("rollout", "max_turns"), "'max_turns' needs an environment", help, at_key=True)
     for key in ("reward", "gold"):
         for component in specs(getattr(settings, key, None), Component):
             if getattr(component.registration.implementation, "of_episodes", False):

@@ -297,8 +297,8 @@ class Run:
         return cache
 
     def seed_of(self, stage: Stage) -> int:
-        """The stage's seed, or else the recipe's."""
-        seed = stage.settings.seed if stage.settings is not None else getattr(stage.component.options, "seed", None)
+        """The step's seed, or else the recipe's."""
+        seed = getattr(stage.component.options, "seed", None) if stage.settings is None else None
         return int(seed if seed is not None else self.recipe.seed)
 
     def notify(self, stage: str) -> Callable[..., Any]:

@@ -22,12 +22,10 @@ from alignkit.registry import Component
 from alignkit.reward import Reward, RewardCombination
 from alignkit.runs.learned_from import learned_from
 from alignkit.step import StepData
-from alignkit.tokens.long_rows import with_last_question
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from alignkit.settings import Settings
     from alignkit.tokens.encoding import Encoder
 
 EncoderOf = Callable[[], "Encoder | None"]
@@ -62,10 +60,10 @@ def check_template(recipe: Recipe, stage: Stage, encoder: Callable[[], Encoder])
     settings = stage.settings
     if settings is None or settings.environment is None:
         return
-    from alignkit.training.checked_environment import CheckedEnvironment, Limits
+    from alignkit.training.checked_environment import MOST_TURNS, CheckedEnvironment
     from alignkit.training.episodes import Episodes  # imports torch
 
-    environment = CheckedEnvironment(settings.environment, stage.name, recipe.seed, Limits(), recipe.folder)
+    environment = CheckedEnvironment(settings.environment, stage.name, recipe.seed, MOST_TURNS, recipe.folder)
     Episodes(environment, encoder(), settings.max_length)
 
 
@@ -126,7 +124,6 @@ def _check_learning(recipe: Recipe, stage: Stage, groups: Sequence[Group], encod
     if (encode := encoder()) is not None and settings is not None:
         limit = settings.max_length
         with_prompt = [group for group in chosen if group.prompt]  # a document is learned in pieces
-        with_prompt = _shortened(with_prompt, settings)
         if with_prompt and len(with_prompt) == len(chosen):
             fits = (encode.encode(group, limit, turns=turns, scoring=scoring) is not None for group in with_prompt)
             _check_room(stage, encode, with_prompt, fits, 1)
@@ -140,9 +137,8 @@ def selected(
         return groups
     from alignkit import seeds  # imports numpy
 
-    seed = stage.settings.seed if stage.settings and stage.settings.seed is not None else recipe.seed
-    random = seeds.stream(seed, stage.name, "select")
-    context = SelectContext(0, seed, lambda: [], lambda **facts: None, random, False, lambda text: None)
+    random = seeds.stream(recipe.seed, stage.name, "select")
+    context = SelectContext(0, recipe.seed, lambda: [], lambda **facts: None, random, False, lambda text: None)
     with calling(author, "select", algorithm):
         chosen = algorithm.select(groups, context)
     return [group for item in chosen for group in ([item] if isinstance(item, Group) else item.groups)]
@@ -170,7 +166,7 @@ def _check_prompts(
             components = specs(getattr(settings, key), Component)
             check_scoring(components, prompts, recipe.folder, run_code=run_code, stage=stage.name)
     if (encode := encoder()) is not None and prompts:
-        prompts, room = _shortened(prompts, settings), settings.rollout.max_new_tokens or 1
+        room = settings.rollout.max_new_tokens or 1
         lengths = (len(encode.prompt(group.prompt, group.tools)) for group in prompts)
         _check_room(stage, encode, prompts, (length + room <= settings.max_length for length in lengths), room)
 
@@ -201,11 +197,6 @@ def check_scoring(
                 raise DataError(text, option=(component.name, *error.option)) from error
 
 
-def _shortened(groups: Sequence[Group], settings: Settings) -> list[Group]:
-    """The groups with as few turns as the stage may leave."""
-    return [with_last_question(group) for group in groups] if settings.keep_recent_turns else list(groups)
-
-
 def _check_room(stage: Stage, encoder: Encoder, groups: Sequence[Group], fits: Iterable[bool], room: int) -> None:
     """Raise DataError if no group fits. Usually the first one does, so little is tokenized."""
     if any(islice(fits, MOST_ROWS)) or len(groups) > MOST_ROWS:
@@ -213,9 +204,7 @@ def _check_room(stage: Stage, encoder: Encoder, groups: Sequence[Group], fits: I
     lengths = [len(encoder.prompt(group.prompt, group.tools)) for group in groups]
     assert stage.settings is not None
     needed = f"{room} new tokens" if room > 1 else "a response"
-    turns = any(len(group.prompt) > 1 for group in groups) and not stage.settings.keep_recent_turns
     raise DataError(
         f"stage '{stage.name}': no prompt leaves room for {needed} in max_length {stage.settings.max_length}; the "
         f"shortest prompt has {min(lengths)} tokens, the longest {max(lengths)}"
-        + ("; 'keep_recent_turns: true' drops the oldest turns" if turns else "")
     )

@@ -15,11 +15,10 @@ from alignkit.plugin_errors import calling
 from alignkit.registry import Component
 from alignkit.testing.surroundings import SEED, Surroundings, conform
 from alignkit.tokens.tool_calls import CLOSE, OPEN, read_turn
-from alignkit.training.checked_environment import CheckedEnvironment, Episode, Limits
+from alignkit.training.checked_environment import MOST_TURNS, CheckedEnvironment, Episode
 
 ROWS: Sequence[Mapping[str, Any]] = ({"prompt": "What is 2 + 3?"}, {"prompt": "Say something kind."})
 TURNS = (f'{OPEN}{{"name": "no_such_tool", "arguments": {{}}}}{CLOSE}', f"{OPEN}{{{CLOSE}", "The answer is 5.")
-SECONDS = 20.0  # for each answer
 AGAIN = "what is random must be drawn from self.random"
 ALONE = "episodes must not share anything: keep what an episode remembers on `self`, and set it in `reset`"
 
@@ -54,7 +53,7 @@ def _group(row: Mapping[str, Any]) -> Group:
 def _problems(
     around: Surroundings, component: Component, groups: Sequence[Group], turns: Sequence[str]
 ) -> Iterator[str]:
-    checked = CheckedEnvironment(component, "", SEED, Limits(seconds=SECONDS), around.folder)
+    checked = CheckedEnvironment(component, "", SEED, MOST_TURNS, around.folder)
     with calling(checked.author, "__init__", checked.kind):
         early = checked.kind(component.options)
     with calling(checked.author, "check", early):

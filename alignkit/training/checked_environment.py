@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -20,15 +18,7 @@ from alignkit.plugin_errors import AuthorError, author_of, calling
 from alignkit.registry import Component
 
 LONGEST = 1_000_000  # characters of an answer
-TURNS, SECONDS = 8, 60.0  # defaults of `max_turns` and `turn_seconds`
-
-
-@dataclass(frozen=True)
-class Limits:
-    """turns: that the policy may write. seconds: for each answer of an environment."""
-
-    turns: int = TURNS
-    seconds: float = SECONDS
+MOST_TURNS = 8  # default of `max_turns`: those that the policy may write
 
 
 @dataclass
@@ -61,9 +51,9 @@ class Episode:
 class CheckedEnvironment:
     """An environment that a recipe names. tools: their JSON schemas."""
 
-    def __init__(self, component: Component, stage: str, seed: int, limits: Limits, folder: Path):
+    def __init__(self, component: Component, stage: str, seed: int, turns: int, folder: Path):
         """folder: the recipe's. Raises PluginError for a tool that cannot be described."""
-        self.component, self.stage, self.seed, self.limits, self.folder = component, stage, seed, limits, folder
+        self.component, self.stage, self.seed, self.most_turns, self.folder = component, stage, seed, turns, folder
         self.kind: type[Environment] = component.registration.implementation
         self.author = author_of(component.registration, stage)
         environment = self._new()
@@ -86,7 +76,7 @@ class CheckedEnvironment:
         environment = self._new()
         environment.random = seeds.stream(self.seed, self.stage, "environment", *place)
         columns = MappingProxyType(copy.deepcopy({**group.meta, "prompt": list(group.prompt)}))
-        with self._calling("reset", environment):
+        with calling(self.author, "reset", environment):
             opening = environment.reset(columns)
         prompt = self._opened(group.prompt, opening)
         if first is not None and prompt != first.prompt:
@@ -108,13 +98,13 @@ class CheckedEnvironment:
 
     def respond(self, episode: Episode, turn: Message) -> list[Message] | None:
         """The messages that follow a turn of the policy, which the episode has already; None: the episode is over."""
-        with self._calling("respond", episode.environment):
+        with calling(self.author, "respond", episode.environment):
             answers = episode.environment.respond(copy.deepcopy(turn))
         return None if answers is None else self._messages("respond", answers)
 
     def scores(self, episode: Episode) -> dict[str, float | None]:
         """The episode's reward, and its parts if it has several; without a part there is no reward."""
-        with self._calling("get_reward", episode.environment):
+        with calling(self.author, "get_reward", episode.environment):
             reward = episode.environment.get_reward()
         if not isinstance(reward, Mapping):
             return {EPISODE_KEY: self._number(reward, "the reward")}
@@ -125,15 +115,6 @@ class CheckedEnvironment:
 
     def error(self, method: str, text: str) -> AuthorError:
         return self.author.error(f"{self.kind.__name__}.{method}", text)
-
-    @contextmanager
-    def _calling(self, method: str, environment: Environment) -> Iterator[None]:
-        began = time.monotonic()
-        with calling(self.author, method, environment):
-            yield
-        if (took := time.monotonic() - began) > self.limits.seconds:
-            limit = f"'rollout.turn_seconds' is {self.limits.seconds:g}"
-            raise self.error(method, f"it took {took:.1f} seconds, and {limit}")
 
     def _messages(self, method: str, messages: Any) -> list[Message]:
         """The messages, or an error that says what is wrong with them."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 from alignkit.algorithm import Needs, Trains
 from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, previews, resolved_pairs
 from alignkit.tokens.encoding import Encoded, RowRefused
-from alignkit.tokens.long_rows import WHOLE, chunks, is_document, with_recent_turns, with_room
+from alignkit.tokens.long_rows import WHOLE, chunks, is_document
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.context import StageContext
 from alignkit.training.unfit import UNFIT
@@ -67,12 +66,7 @@ class StageEncoder:
         """Encode the groups that fit; `count_unfit` counts the others."""
         scoring = self.algorithm.algorithm.trains is Trains.REWARD
         turns = turns or self.algorithm.trained_turns()
-        recent = self._shortened(
-            groups, partial(with_room, encoder=self.encoder, max_length=self.max_length, scoring=scoring)
-        )
-        # After shortening, which encodes groups that are not used, and counts them.
         self.encoder.forget_counts()
-        self._count_shortened(groups, recent)
 
         def encode(group: Group) -> Sequence[Encoded]:
             if is_document(group) and not scoring:
@@ -80,31 +74,16 @@ class StageEncoder:
             encoded = self.encoder.encode(group, self.max_length, turns=turns, scoring=scoring)
             return [] if encoded is None else [encoded]
 
-        encoded, _ = self._accepted(encode, self._read_ahead(recent, scoring))
+        encoded, _ = self._accepted(encode, self._read_ahead(groups, scoring))
         return [e for parts in encoded for e in parts]
 
-    def prompts(self, groups: Sequence[Group], new_tokens: int) -> list[Group]:
-        """The prompts that the chat template accepts, with room for new tokens if the stage shortens them."""
-        accepted, models = self.renderable(groups), self.context.models
+    def prompts(self, groups: Sequence[Group]) -> list[Group]:
+        """The prompts that the chat template accepts."""
+        accepted = self.renderable(groups)
         self.count_read(groups)
         self.encoder.forget_counts()
-        fits = partial(models.fits, max_length=self.max_length, new_tokens=new_tokens)
-        recent = self._shortened(accepted, partial(with_recent_turns, fits=fits))
-        self._count_shortened(accepted, recent)
         self._report(len(accepted), self.count_unfit())
-        return recent
-
-    def _shortened(self, groups: Sequence[Group], shorten: Callable[[Group], Group]) -> list[Group]:
-        """The groups, those of several turns as `shorten` leaves them, if the stage wants that."""
-        if not self.context.settings.keep_recent_turns:
-            return list(groups)
-        return [shorten(group) if len(group.prompt) > 1 else group for group in groups]
-
-    def _count_shortened(self, groups: Sequence[Group], recent: Sequence[Group]) -> None:
-        shortened = [group for group, now in zip(groups, recent, strict=True) if now is not group]
-        if shortened:
-            self.encoder.counts["shortened"] = len(shortened)
-            self.encoder.groups["shortened"] = shortened
+        return accepted
 
     def _read_ahead(self, groups: Sequence[Group], scoring: bool) -> Iterator[Group]:
         """The groups, tokenized in parts on all cores before they are asked for."""

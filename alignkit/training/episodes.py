@@ -12,7 +12,7 @@ from alignkit.plugin_errors import noting
 from alignkit.tokens.encoding import Encoder
 from alignkit.tokens.text_tokens import Ids
 from alignkit.tokens.turns import Turns
-from alignkit.training.checked_environment import SECONDS, TURNS, CheckedEnvironment, Episode, Limits
+from alignkit.training.checked_environment import MOST_TURNS, CheckedEnvironment, Episode
 from alignkit.training.collectives import Reducer
 from alignkit.training.context import StageContext
 
@@ -26,7 +26,7 @@ class Episodes:
         Raises RunFailed for an unfit chat template.
         """
         self.environment, self.encoder = environment, encoder
-        self.stage, self.limits = environment.stage, environment.limits
+        self.stage, self.most_turns = environment.stage, environment.most_turns
         self.turns = Turns(encoder, self.environment.tools)
         self.partner = Partner(self.reply, max_length)
         try:
@@ -88,7 +88,7 @@ class Episodes:
                 ids = self.turns.between(before, turn, answers, tokens[-1], room)
             except DataError as error:
                 raise self.environment.error("respond", f"what it returned cannot be rendered: {error}") from error
-        if ids is None or episode.written >= self.limits.turns:
+        if ids is None or episode.written >= self.most_turns:
             episode.cut = True
             return None
         episode.add(answers)
@@ -131,8 +131,8 @@ def episodes_of(context: StageContext) -> Episodes | None:
     settings, rollout = context.settings, context.settings.rollout
     if settings.environment is None:
         return None
-    limits = Limits(rollout.max_turns or TURNS, rollout.turn_seconds or SECONDS)
+    turns = rollout.max_turns or MOST_TURNS
     max_length = min(settings.max_length, context.model.context)
     folder = context.reward_context().folder
-    environment = CheckedEnvironment(settings.environment, context.name, context.seed, limits, folder)
+    environment = CheckedEnvironment(settings.environment, context.name, context.seed, turns, folder)
     return Episodes(environment, context.models.encoder, max_length)

@@ -127,8 +127,8 @@ class OnlineStage:
         """The stage's prompts."""
         encoder = self.work.encoder
 
-        def accepted(groups: Sequence[Group], new_tokens: int) -> list[Group]:
-            return encoder.prompts(self.episodes.with_tools(groups) if self.episodes else groups, new_tokens)
+        def accepted(groups: Sequence[Group]) -> list[Group]:
+            return encoder.prompts(self.episodes.with_tools(groups) if self.episodes else groups)
 
         source = PromptSource(self.context, encoder.max_length, self.sampling.max_new_tokens, accepted)
         if source.without_room:

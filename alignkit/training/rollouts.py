@@ -27,15 +27,15 @@ class PromptSource:
         context: StageContext,
         max_length: int,
         new_tokens: int,
-        accepted: Callable[[Sequence[Group], int], list[Group]],
+        accepted: Callable[[Sequence[Group]], list[Group]],
     ):
-        """accepted: returns the prompts that the stage can use, with room for new tokens if it shortens them."""
+        """accepted: returns the prompts that the stage can use."""
         self.context = context
         loaded = context.load(context.settings.prompts)
         groups = prompts_of(loaded.groups)
         if loaded.groups and not groups:
             raise DataError(f"stage '{context.name}': the rows of 'prompts' are raw text, without a prompt to answer")
-        groups = accepted(groups, new_tokens)
+        groups = accepted(groups)
         self.prompts = [group for group in groups if context.models.fits(group, max_length, new_tokens)]
         self.without_room = len(groups) - len(self.prompts)
         if repeated := len(groups) - len({group.id for group in groups}):

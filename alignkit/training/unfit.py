@@ -2,7 +2,6 @@
 
 # Name of a count -> what is counted, and what happened to it, in words that fit one and several.
 UNFIT = {
-    "shortened": ("row", "shortened at the start to fit in max_length"),
     "no_room": ("row", "left out: no room for a response in max_length"),
     "cut": ("response", "truncated at max_length"),
     "equal_pairs": ("pair", "left out: both responses have the same tokens"),

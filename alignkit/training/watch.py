@@ -49,7 +49,7 @@ class GoldMeasure:
 
     def _held_out(self, encoder: StageEncoder) -> list[Group]:
         context, settings, room = self.context, self.context.settings, self.sampling.max_new_tokens
-        groups = encoder.prompts(prompts_of(context.load(settings.gold_prompts).groups), room)
+        groups = encoder.prompts(prompts_of(context.load(settings.gold_prompts).groups))
         fitting = [group for group in groups if context.models.fits(group, encoder.max_length, room)]
         if not fitting:
             raise DataError(f"stage '{context.name}': no row of 'gold_prompts' is a prompt with room for a response")

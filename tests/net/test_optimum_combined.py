@@ -86,6 +86,7 @@ def constrained(problem: Problem, beta: float, limit: float, rescale: bool) -> t
     return policy(high), high
 
 
+@pytest.mark.usefixtures("combinations")
 @pytest.mark.parametrize(
     ("problem", "beta", "limit", "rescale"),
     [(ONE, 0.25, 0.4, True), (THREE, 0.5, 0.4, False)],

@@ -17,10 +17,8 @@ from pydantic import ValidationError
 from alignkit import DataError, Group, Response, RewardCombination
 from alignkit.cli import main
 from alignkit.data.group import Origin
-from alignkit_plugins.rewards.combinations import Clip, Minimum, Product, When
-from alignkit_plugins.rewards.gdpo import GDPO
-from alignkit_plugins.rewards.lagrangian import Lagrangian
-from alignkit_plugins.rewards.running_normalization import RunningNormalization
+from alignkit.plugins import plugins
+from alignkit_plugins.rewards.combinations import Minimum
 from alignkit_plugins.rewards.weighted import Weighted
 
 NAN = math.nan
@@ -42,83 +40,13 @@ def numbers(values: Any) -> Any:
     return pytest.approx(list(values), nan_ok=True, rel=1e-9, abs=1e-12)
 
 
-# --- without state
-
-
-def test_a_reward_counts_where_another_is_at_least_a_threshold() -> None:
-    thing = made(When, reward="short", condition="right", at_least=1.0, otherwise=-2.0)
-    found = combined(thing, groups(6), raw=[5, 6, 7, NAN, 8, 9], condition=[1.0, 0.999, 2.0, 1.0, NAN, 1.0])
-    assert found.raw.tolist() == numbers([5, -2, 7, NAN, NAN, 9])
-    assert torch.equal(found.raw.nan_to_num(), found.reward.nan_to_num())
-    assert found.metrics["met_share"] == pytest.approx(4 / 5)  # of the five that have the condition's score
-
-
-def test_a_missing_score_does_not_count_as_an_unmet_condition() -> None:
-    """Nor does a response have a reward because the part that is missing would not count."""
-    thing = made(When, reward="short", condition="right", at_least=1.0)
-    assert combined(thing, groups(2), raw=[NAN, 1.0], condition=[0.0, NAN]).raw.isnan().all()
-
-
-def test_the_smallest_and_the_product() -> None:
+def test_the_smallest() -> None:
     scores = {"a": [1.0, -3.0, 2.0, NAN], "b": [2.0, 4.0, NAN, 0.0], "c": [0.5, 5.0, 1.0, 1.0]}
-    options = {"rewards": dict.fromkeys(scores, "x")}
-    assert combined(made(Minimum, **options), groups(4), **scores).raw.tolist() == numbers([0.5, -3, 1, 0])
-    assert combined(made(Product, **options), groups(4), **scores).raw.tolist() == numbers([1, -60, 2, 0])
+    thing = made(Minimum, rewards=dict.fromkeys(scores, "x"))
+    assert combined(thing, groups(4), **scores).raw.tolist() == numbers([0.5, -3, 1, 0])
 
 
-def test_limits() -> None:
-    scores = [-5.0, 0.5, 9.0, NAN]
-    found = combined(made(Clip, reward="x", low=-1, high=2), groups(4), raw=scores)
-    assert found.raw.tolist() == numbers([-1, 0.5, 2, NAN])
-    assert found.metrics["clipped_share"] == pytest.approx(2 / 3)
-    assert combined(made(Clip, reward="x", high=2), groups(4), raw=scores).raw.tolist() == numbers([-5, 0.5, 2, NAN])
-    assert combined(made(Clip, reward="x", low=-1), groups(4), raw=scores).raw.tolist() == numbers([-1, 0.5, 9, NAN])
-
-
-@pytest.mark.parametrize(
-    ("cls", "options", "message"),
-    [
-        (Clip, {"reward": "x"}, "set low, high or both"),
-        (Clip, {"reward": "x", "low": 1, "high": 1}, "low 1.0 is not below high 1.0"),
-        (Minimum, {"rewards": {}}, "at least 1"),
-        (GDPO, {"rewards": {"a": "x"}, "weights": {"b": 1}}, "weights for b, which are not among the rewards"),
-        (Lagrangian, {"reward": "x", "cost": "y", "limit": 0, "multiplier": -1}, "greater than or equal to 0"),
-    ],
-)
-def test_options_that_contradict(cls: type[RewardCombination], options: Mapping[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        cls.Options(**options)
-
-
-# --- GDPO
-
-
-def test_gdpo_normalizes_each_reward_and_then_the_batch() -> None:
-    """Liu et al. 2026, section 3, by hand: two rewards of very different scale, two prompts, weights 1 and 0.5."""
-    right = np.array([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
-    short = np.array([[-100.0, -300.0, -200.0], [-50.0, -60.0, -70.0]])
-
-    def within(x: np.ndarray) -> np.ndarray:
-        return (x - x.mean(1, keepdims=True)) / (x.std(1, ddof=1, keepdims=True) + 1e-4)
-
-    total = within(right) + 0.5 * within(short)
-    wanted = (total - total.mean()) / np.sqrt(total.var(ddof=1) + 1e-8)
-    thing = made(GDPO, rewards={"right": "r", "short": "s"}, weights={"short": 0.5})
-    assert thing.whitens
-    found = combined(thing, groups(3, 3), right=right.ravel(), short=short.ravel())
-    assert found.reward.tolist() == numbers(wanted.ravel())
-    assert found.raw.tolist() == numbers((right + 0.5 * short).ravel())
-    # Every group's advantages have mean 0, so an algorithm that subtracts the group's mean changes nothing.
-    assert found.reward.view(2, 3).mean(1).abs().max() < 1e-9
-
-
-def test_gdpo_tells_mixtures_apart_that_the_sum_does_not() -> None:
-    """The paper's example: against (0, 0), both (0, 1) and (1, 1) win by the same if their sums are normalized."""
-    thing = made(GDPO, rewards={"a": "x", "b": "y"})
-    found = combined(thing, groups(2, 2), a=[0, 0, 0, 1], b=[0, 1, 0, 1]).reward
-    assert float(found[3] / found[1]) == pytest.approx(2.0)
-
-
+@pytest.mark.usefixtures("combinations")
 @pytest.mark.silent_bug(
     "rewards: does not apply",
     "GDPO normalizes each reward over scores that include NaN.",
@@ -127,7 +55,7 @@ def test_gdpo_tells_mixtures_apart_that_the_sum_does_not() -> None:
 )
 def test_gdpo_leaves_out_scores_that_do_not_apply() -> None:
     """They have no part in their group's statistics, and the response keeps its other scores."""
-    thing = made(GDPO, rewards={"a": "x", "b": "y"})
+    thing = made(plugins().registry.get("reward", "gdpo").implementation, rewards={"a": "x", "b": "y"})
     found = combined(thing, groups(3, 2), a=[1, NAN, 2, NAN, NAN], b=[4, 9, 3.5, NAN, 1])
     assert found.reward.isnan().tolist() == found.raw.isnan().tolist() == [False, False, False, True, False]
     assert found.raw[:3].tolist() == numbers([5, 9, 5.5])
@@ -136,59 +64,6 @@ def test_gdpo_leaves_out_scores_that_do_not_apply() -> None:
     total = np.array([*(within + np.array([a1, 0, a2])), 0.0])
     wanted = (total - total.mean()) / np.sqrt(total.var(ddof=1) + 1e-8)
     assert found.reward[[0, 1, 2, 4]].tolist() == numbers(wanted)
-
-
-# --- running statistics
-
-
-def test_running_statistics_are_those_of_all_scores_so_far() -> None:
-    draw = np.random.default_rng(0)
-    thing, seen = made(RunningNormalization, reward="x"), np.zeros(0)
-    assert thing.whitens
-    for size in (1, 3, 2, 7):
-        scores = draw.normal(100.0, 3.0, size)
-        seen = np.concatenate([seen, scores])
-        found = combined(thing, groups(size), raw=scores)
-        deviation = seen.std() if len(seen) > 1 else 1.0
-        assert found.reward.tolist() == numbers((scores - seen.mean()) / deviation)
-        assert found.raw.tolist() == scores.tolist()
-    assert thing.state == pytest.approx({"count": 13, "mean": seen.mean(), "variance": seen.var()})
-
-
-def test_running_statistics_without_shift_and_with_missing_scores() -> None:
-    thing = made(RunningNormalization, reward="x", shift=False)
-    found = combined(thing, groups(3), raw=[1.0, NAN, 5.0])
-    assert found.reward.tolist() == numbers([0.5, NAN, 2.5])  # the deviation of 1 and 5 is 2
-    before = dict(thing.state)
-    assert combined(thing, groups(1), raw=[NAN]).reward.isnan().all() and thing.state == before
-    assert combined(made(RunningNormalization, reward="x"), groups(2), raw=[4.0, 4.0]).reward.tolist() == [0.0, 0.0]
-
-
-# --- a constraint
-
-
-def test_lambda_rises_with_excess_cost_and_never_below_zero() -> None:
-    thing = made(Lagrangian, reward="r", cost="c", limit=0.5, multiplier=0.2, multiplier_rate=0.4)
-    first = combined(thing, groups(2), raw=[1.0, 2.0], cost=[1.0, 3.0])
-    assert first.raw.tolist() == numbers([1 - 0.2 * 1, 2 - 0.2 * 3])
-    assert thing.state["multiplier"] == pytest.approx(0.2 + 0.4 * (2.0 - 0.5))
-    assert first.metrics == pytest.approx({"raw_mean": 1.5, "cost_mean": 2.0, "multiplier": 0.2})
-    second = combined(thing, groups(1), raw=[1.0], cost=[-9.0])
-    assert second.raw.tolist() == numbers([1 + 0.8 * 9])
-    assert thing.state["multiplier"] == 0.0
-
-
-def test_lambda_moves_by_the_costs_that_apply() -> None:
-    thing = made(Lagrangian, reward="r", cost="c", limit=0.0, multiplier=1.0, multiplier_rate=1.0)
-    found = combined(thing, groups(3), raw=[1.0, NAN, 2.0], cost=[0.5, 100.0, NAN])
-    assert found.raw.tolist() == numbers([0.5, -100, 2]) and thing.state == {"multiplier": 51.25}
-    combined(thing, groups(1), raw=[3.0], cost=[NAN])
-    assert thing.state == {"multiplier": 51.25}
-
-
-def test_the_rescaled_reward_is_a_weighted_mean() -> None:
-    thing = made(Lagrangian, reward="r", cost="c", limit=0.0, multiplier=3.0, rescale=True)
-    assert combined(thing, groups(1), raw=[2.0], cost=[1.0]).reward.tolist() == numbers([(2 - 3 * 1) / 4])
 
 
 # --- in a run that is stopped and continued
@@ -202,6 +77,7 @@ def metrics_logged(run, stage, step, metrics):
     if os.environ.get("STOP_AFTER") == str(step):
         os.kill(os.getpid(), 9) if os.environ.get("KILL") else run.request_stop("a test")
 """
+PACKAGE = str(Path(__file__).parents[2] / "docs/examples/alignkit-combinations/alignkit_combinations.py")
 LENGTH: dict[str, Any] = {"length": {"unit": "characters"}}
 COMBINATIONS: dict[str, dict[str, Any]] = {
     "lagrangian": {"reward": LENGTH, "cost": {"length": {"unit": "tokens"}}, "limit": 2.0},
@@ -223,12 +99,24 @@ def test_what_it_remembers_survives_a_stop(name: str, tmp_path: Path, monkeypatc
         "prompts_per_iteration": 2,
     }
     report = {"step": "evaluate", "policies": ["base"], "rewards": [stage["reward"]], "prompts": "rows.jsonl"}
-    recipe = {"model": {"base": "tiny"}, "stages": {"align": stage, "report": {**report, "max_new_tokens": 4}}}
+    recipe = {
+        "model": {"base": "tiny"},
+        "stages": {"align": stage, "report": {**report, "sampling": {"max_new_tokens": 4}}},
+    }
     (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
 
     def run(out: str) -> int:
         return main(
-            ["run", str(tmp_path / "recipe.json"), "--plugin", str(tmp_path / "p.py"), "--out", f"{tmp_path}/{out}"]
+            [
+                "run",
+                str(tmp_path / "recipe.json"),
+                "--plugin",
+                str(tmp_path / "p.py"),
+                "--plugin",
+                PACKAGE,
+                "--out",
+                f"{tmp_path}/{out}",
+            ]
         )
 
     assert run("whole") == 0

@@ -212,24 +212,6 @@ def test_a_run_learns_from_what_is_left_and_counts_the_rest(tmp_path: Path, caps
     assert f"groups that filters left out: spread {total['spread']}, even {total['even']}" in said
 
 
-@pytest.mark.parametrize("filters", [["spread"], None])
-def test_gdpo_learns_from_groups_of_equal_sums(tmp_path: Path, filters: Any) -> None:
-    """The weighted sum of the two rewards is always 0; one by one they differ, and so do GDPO's sums of them."""
-    parts = {name: {"python": {"path": "reward.py", "function": name}} for name in ("twice", "less")}
-    reward = {"gdpo": {"rewards": parts, "weights": {"less": 2}}}
-    grpo = {"grpo": {"scale_by_std": False, "dynamic_sampling": filters is None}}
-    lines = run(tmp_path, filters, algorithm=grpo, reward=reward)
-    left_out = 0
-    for number, line in enumerate(lines, 1):
-        groups = read_groups(tmp_path / "run" / "align" / "rollouts" / f"{number:04d}.jsonl")
-        assert all(response.scores["reward"] == 0 for group in groups for response in group.responses)
-        assert all(response.scores.keys() == {"twice", "less", "reward"} for g in groups for response in g.responses)
-        equal = sum(len({response.scores["twice"] for response in group.responses}) == 1 for group in groups)
-        assert line["filtered/spread" if filters else "groups_without_signal"] == equal < len(groups)
-        left_out += equal
-    assert left_out > 0
-
-
 def test_what_was_filtered_is_not_replayed(tmp_path: Path) -> None:
     """The files have all samples; what a filter leaves out is not learned from later, either."""
     first, second = run(tmp_path, ["even"], algorithm="replays")

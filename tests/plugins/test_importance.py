@@ -18,10 +18,8 @@ from alignkit.recipe.load import load_recipe
 from alignkit.settings import Importance
 from alignkit.training.mismatch import weighted
 from alignkit_plugins.algorithms.distillation import Distillation
-from alignkit_plugins.algorithms.grpo import GRPO
+from alignkit_plugins.algorithms.grpo import GRPO, RLOO, ReinforcePP
 from alignkit_plugins.algorithms.ppo import PPO
-from alignkit_plugins.algorithms.reinforce_pp import ReinforcePP
-from alignkit_plugins.algorithms.rloo import RLOO
 
 CAP = 1.2
 CASES: list[tuple[type[Algorithm], dict[str, Any]]] = [

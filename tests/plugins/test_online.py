@@ -45,14 +45,12 @@ from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.collectives import ONE_PROCESS
 from alignkit.training.learner import Learner
 from alignkit_plugins.algorithms.dpo import DPO
-from alignkit_plugins.algorithms.grpo import GRPO
+from alignkit_plugins.algorithms.grpo import GRPO, RLOO, ReinforcePP
 from alignkit_plugins.algorithms.online_dpo import OnlineDPO
 from alignkit_plugins.algorithms.ppo import PPO
-from alignkit_plugins.algorithms.reinforce_pp import ReinforcePP
 from alignkit_plugins.algorithms.rejection_sampling import RejectionSampling
 from alignkit_plugins.algorithms.rest import ExpertIteration, ReST
 from alignkit_plugins.algorithms.reward_model import RewardModel
-from alignkit_plugins.algorithms.rloo import RLOO
 from tests.net.test_optimum import Problem, make, rollout, write_prompts
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -57,7 +57,7 @@ EXACT = {"rtol": 1e-9, "atol": 1e-10}
         # A bundle finds its responses by their places, so its groups must stay together.
         (HIR, {"thresholds": [0.25], "label_smoothing": 0.2}, False),
         (HIR, {"thresholds": [0, 1], "instructions": ["a", "b", "c"], "length_normalized": False}, False),
-        (HIROffline, {"role": "system"}, None),
+        (HIROffline, {}, None),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
 )
@@ -296,7 +296,7 @@ def test_hir_relabels_as_the_golden_samples() -> None:
     algorithm = HIR(HIR.Options(instructions=both, thresholds=[0.0], contrast_coefficient=0.0))
     found = []
     for sample in case["inputs"]["samples"]:
-        prompt = instructed(({"role": "user", "content": "q"},), sample["instruction"], "user")
+        prompt = instructed(({"role": "user", "content": "q"},), sample["instruction"])
         group = Group(prompt, (Response(text="o", scores={"reward": float(sample["feedback"])}),))
         (made,) = algorithm.select([group], context())
         instruction, _, query = made.prompt[-1]["content"].rpartition("\n")
@@ -836,18 +836,10 @@ def test_with_a_contrast_all_stand_behind_all_instructions_in_one_bundle() -> No
 
 
 def test_an_instruction_that_is_there_is_replaced_and_nothing_else() -> None:
-    system = ({"role": "system", "content": "You are a poet."}, *asked("p"))
-    assert instructed(asked("p"), "Be rude.", "user") == asked("Be rude.\np")
-    assert instructed(asked("Be plain.\np"), "Be rude.", "user", LEVELS) == asked("Be rude.\np")
-    assert instructed(asked("Be plain.\nBe rude.\np"), "Be rude.", "user", LEVELS) == asked("Be rude.\nBe rude.\np")
-    assert instructed(asked("Be plain. Sing."), "Be rude.", "user", LEVELS) == asked("Be rude.\nBe plain. Sing.")
-    rude = ({"role": "system", "content": "Be rude."}, *asked("p"))
-    assert instructed(asked("p"), "Be rude.", "system", LEVELS) == rude
-    assert instructed(rude, "Be rude.", "system", LEVELS) == rude
-    both = instructed(system, "Be plain.", "system", LEVELS)
-    assert both == ({"role": "system", "content": "Be plain.\n\nYou are a poet."}, *asked("p"))
-    again = instructed(both, "Be rude.", "system", LEVELS)
-    assert again == ({"role": "system", "content": "Be rude.\n\nYou are a poet."}, *asked("p"))
+    assert instructed(asked("p"), "Be rude.") == asked("Be rude.\np")
+    assert instructed(asked("Be plain.\np"), "Be rude.", LEVELS) == asked("Be rude.\np")
+    assert instructed(asked("Be plain.\nBe rude.\np"), "Be rude.", LEVELS) == asked("Be rude.\nBe rude.\np")
+    assert instructed(asked("Be plain. Sing."), "Be rude.", LEVELS) == asked("Be rude.\nBe plain. Sing.")
 
 
 def test_what_has_no_feedback_is_counted_and_labels_are_feedback() -> None:

@@ -114,12 +114,6 @@ def test_prompts_without_criteria_stop_the_run(tmp_path: Path, meta: dict[str, A
         reward.check_prompts([group("a", rubric=["fine"]), group("a", **meta)])
 
 
-def test_all_criteria_in_one_question(tmp_path: Path) -> None:
-    reward = made(Rubric, tmp_path, (1, 5), criteria=criteria(DOSE, DOCTOR), aggregate="implicit")
-    assert reward.score([group("3", "nothing", "unsure")]) == {"": [1.0, 0.0, None]}  # it looks for `3` of the weight
-    assert reward._judge.judge.asked == [(3, ("It names the dose (weight 3)", "It names a doctor (weight 1)"))]
-
-
 def test_other_judges_stop_the_run(tmp_path: Path) -> None:
     one = criteria(DOSE)
     with pytest.raises(RunFailed, match="only compares two responses"):

@@ -14,25 +14,16 @@ from alignkit.plugins import plugins
 from alignkit.testing import ConformanceError, check_combination
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "clip": [{"reward": "helpful", "low": -1.0, "high": 0.5}],
     "equal_length": [{"reward": "helpful"}, {"reward": {"length": {}}, "unit_variance": True}],
-    "gdpo": [{"rewards": {"a": "helpful", "b": {"length": {}}}, "weights": {"b": 0.5}}],
-    "lagrangian": [
-        {"reward": "helpful", "cost": "harmful", "limit": 0.1},
-        {"reward": "helpful", "cost": "harmful", "limit": 0.1, "rescale": True},
-    ],
     "llama2": [
         {"helpful": "helpful", "safety": "harmless"},
         {"helpful": "helpful", "safety": "harmless", "mode": "linear", "whiten": False},
     ],
     "min": [{"rewards": {"a": "helpful", "b": {"length": {}}}}],
-    "product": [{"rewards": {"a": "helpful", "b": {"length": {}}}}],
-    "running_normalization": [{"reward": "helpful"}, {"reward": "helpful", "shift": False}],
     "weighted": [
         {"rewards": {"a": "helpful", "b": {"length": {}}}, "by": "domain", "weights": {"default": {"a": 2, "b": 0.5}}}
     ],
     "weighted_sum": [{"rewards": {"a": "helpful", "b": {"length": {}}}, "weights": {"a": 1, "b": -0.5}, "bias": 2}],
-    "when": [{"reward": {"length": {}}, "condition": "helpful", "at_least": 0.0, "otherwise": -1.0}],
 }
 CASES = [(name, options) for name, each in OPTIONS.items() for options in each]
 

@@ -36,7 +36,6 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "environment": [{}],
     "exact_match": [{"column": "right"}],
     "format": [{"tags": ["think", "answer"]}],
-    "harbor": [],  # runs scripts, as in tests/plugins/test_harbor.py
     "honesty": [{"column": "right"}],
     "honesty_accuracy": [{"column": "right", "match": "f1"}],
     "http": [],  # asks a server, as tests/plugins/test_http_reward.py does

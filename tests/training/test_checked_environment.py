@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,12 +30,6 @@ class Raises(Calculator):
             expression: what.
         """
         return {}["nothing"]  # type: ignore[no-any-return]
-
-
-class Hangs(Calculator):
-    def respond(self, turn: Message) -> Sequence[Message] | None:
-        time.sleep(1.1)
-        return None
 
 
 class Bytes(Calculator):
@@ -118,7 +111,6 @@ class Constructor(Calculator):
 
 MISTAKES: list[tuple[type[Environment], str, str]] = [
     (Raises, "respond", r"KeyError: 'nothing' \(test_checked_environment.py:\d+\)"),
-    (Hangs, "respond", "seconds, and 'rollout.turn_seconds' is 1"),
     (Bytes, "respond", "tool 'calculate' must return text or JSON values, not bytes"),
     (BytesContent, "respond", "role 'tool' and content of type bytes"),
     (TenMegabytes, "respond", "it returned 10,000,000 characters; at most 1,000,000 are read"),
@@ -140,7 +132,7 @@ def test_a_mistake_names_plugin_stage_iteration_and_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cls: type[Environment], method: str, message: str
 ) -> None:
     follow(monkeypatch, TURNS)
-    rollout = {"samples_per_prompt": 2, "max_new_tokens": 90, "turn_seconds": 1}
+    rollout = {"samples_per_prompt": 2, "max_new_tokens": 90}
     with pytest.raises(
         PluginError, match=f"plugin 'alignkit_calculator'.*stage 'align', in `{cls.__name__}.{method}`: .*{message}"
     ) as caught:
@@ -239,4 +231,4 @@ def test_stages_without_an_environment_are_the_same_as_before(tmp_path: Path) ->
     run = run_of(tmp_path, environment=None, reward={"length": {}})
     stage = run.recipe.stages["align"]
     assert stage.settings is not None and stage.settings.environment is None
-    assert stage.settings.rollout.max_turns is stage.settings.rollout.turn_seconds is None
+    assert stage.settings.rollout.max_turns is None

@@ -32,6 +32,7 @@ def test_scores_within_a_group_are_not_carried_over(
         assert "".join(capfd.readouterr()).count(told) == within
 
 
+@pytest.mark.usefixtures("combinations")
 def test_scores_that_change_during_a_run_are_not_carried_over(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,7 +66,7 @@ def test_algorithms_learn_from_episodes_unchanged(
 ) -> None:
     follow(monkeypatch, TURNS)
     rollout = {"samples_per_prompt": 4, "max_new_tokens": 90}
-    keys = {"algorithm": algorithm, "rollout": rollout, "prompts_per_iteration": 1, "seed": 3, **ALGORITHMS[algorithm]}
+    keys = {"algorithm": algorithm, "rollout": rollout, "prompts_per_iteration": 1, **ALGORITHMS[algorithm]}
     run = run_of(tmp_path, **keys)
     run.execute()
     (found,) = metrics(run)

@@ -77,6 +77,7 @@ def test_the_bound_ends_it_with_a_message(tmp_path: Path, capsys: pytest.Capture
     assert f"{unfilled[0]} of 8 groups are left to learn from, not 4; later iterations are only counted" in said
 
 
+@pytest.mark.usefixtures("combinations")
 def test_combinations_see_an_iteration_once_and_whole(tmp_path: Path) -> None:
     """What a combination remembers takes in every sample once, and its rewards are those of all of them."""
     inner = {"python": {"path": "reward.py", "function": "reward"}}

@@ -206,44 +206,10 @@ TALK = [
 ]
 
 
-@pytest.mark.parametrize("eager", [0, 100])
-def test_the_end_of_a_long_dialogue_is_learned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], eager: int
-) -> None:
-    monkeypatch.setattr(offline, "EAGER_ROWS", eager)
-    row = {"prompt": TALK, "completion": [{"role": "assistant", "content": "yes"}]}
-    same = {"prompt": TALK[2:], "completion": row["completion"]}
-    summary = trained(tmp_path, [row, row], keep_recent_turns=True)
-    assert summary["encoding"] == {"shortened": 2} and summary["steps"] == 2
-    assert "2 rows shortened at the start to fit in max_length" in capsys.readouterr().err.replace("\n", " ")
-    trained(tmp_path, [same, same], "same")
-    assert weights(tmp_path / "out") == weights(tmp_path / "same")
-
-
-def test_a_prompt_to_answer_is_shortened_to_leave_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rollout = {"samples_per_prompt": 2, "max_new_tokens": 8}
-    online = {
-        "algorithm": "rloo",
-        "prompts": "rows.jsonl",
-        "reward": {"length": {"unit": "characters"}},
-        "rollout": rollout,
-        "data": None,
-    }
-    settings = online | {"iterations": 1, "prompts_per_iteration": 1, "epochs": 1}
-    with pytest.raises(DataError, match=r"no prompt leaves room for 8 new tokens .*'keep_recent_turns: true' drops"):
-        trained(tmp_path, [{"prompt": TALK}], **settings)
-    capsys.readouterr()
-    summary = trained(tmp_path, [{"prompt": TALK}], keep_recent_turns=True, **settings)
-    assert summary["encoding"]["shortened"] == 1 and "1 row shortened at the start" in capsys.readouterr().err
-    (line,) = (tmp_path / "out" / "only" / "rollouts" / "0001.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(line)["prompt"] == TALK[2:]
-
-
-def test_a_question_too_long_is_left_out_with_and_without_its_past(tmp_path: Path) -> None:
+def test_a_question_too_long_is_an_error(tmp_path: Path) -> None:
     rows = [{"prompt": [*TALK[:2], {"role": "user", "content": LONG}], "completion": "yes"}]
-    with pytest.raises(DataError, match="no prompt leaves room for a response in max_length 128") as caught:
-        trained(tmp_path, rows, keep_recent_turns=True)
-    assert "keep_recent_turns" not in str(caught.value)
+    with pytest.raises(DataError, match="no prompt leaves room for a response in max_length 128"):
+        trained(tmp_path, rows)
 
 
 def test_a_loss_that_explodes_is_told_once(

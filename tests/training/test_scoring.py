@@ -278,9 +278,7 @@ def code(completions, task, **kwargs):
 BY_TASK: dict[str, tuple[dict[str, Any], list[float]]] = {
     "weighted_sum": ({"weights": {"maths": 1, "code": 0.5, "length": 0}}, [1.0, 1.0, 0.0]),
     "weighted": ({"by": "task", "weights": {"code": {"maths": 0}, "default": {"length": 0}}}, [1.0, 2.0, 0.0]),
-    "gdpo": ({"weights": {"length": 0}}, [1.0, 2.0, 0.0]),
     "min": ({}, [1.0, 1.0, 1.0]),
-    "product": ({}, [1.0, 2.0, 1.0]),
 }
 
 

@@ -31,7 +31,7 @@ from alignkit.runs.stage_check import selected
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.template_date import template_date
 from alignkit.tokens.encoding import Encoded, Encoder
-from alignkit.tokens.long_rows import WHOLE, chunks, is_document, with_recent_turns, with_room
+from alignkit.tokens.long_rows import WHOLE, chunks, is_document
 from alignkit.training.encoder import unfit
 from alignkit_apps.policies.row_tokens import Tokens, heading, marked, pieces
 
@@ -134,13 +134,9 @@ def _learned(recipe: Recipe, stage: Stage, groups: Sequence[Group], row: int, en
     with calling(author, "trained_turns", algorithm):
         turns, scoring = algorithm.trained_turns(), algorithm.trains is Trains.REWARD
     assert stage.settings is not None
-    limit, kept = stage.settings.max_length, group
-    if stage.settings.keep_recent_turns:
-        kept = with_room(group, encoder, limit, scoring=scoring)
     encoder.forget_counts()
-    encoded = _encoded(encoder, kept, limit, turns, scoring)
-    notes = [f"{len(group.prompt) - len(kept.prompt)} of {len(group.prompt)} turns dropped"] if kept != group else []
-    notes += [unfit(name, count) for name, count in encoder.counts.items() if count]
+    encoded = _encoded(encoder, group, stage.settings.max_length, turns, scoring)
+    notes = [unfit(name, count) for name, count in encoder.counts.items() if count]
     notes += _columns(group)
     tokens = list(marked(encoder, encoded, scoring)) if encoded is not None else []
     return Inspection(_title(stage, group, row, len(chosen)), list(_turns(group)), notes, tokens)
@@ -162,19 +158,8 @@ def _encoded(encoder: Encoder, group: Group, limit: int, turns: str, scoring: bo
 
 def _prompt(stage: Stage, group: Group, row: int, count: int, encoder: Encoder) -> Inspection:
     """A prompt that policies will answer."""
-    notes, settings = [], stage.settings
-    if settings is not None and settings.keep_recent_turns:
-        room = settings.rollout.max_new_tokens or 1
-
-        def fits(shorter: Group) -> bool:
-            return len(encoder.prompt(shorter.prompt, shorter.tools)) + room <= settings.max_length
-
-        kept = with_recent_turns(group, fits)
-        dropped = len(group.prompt) - len(kept.prompt)
-        notes += [f"{dropped} of {len(group.prompt)} turns dropped"] if dropped else []
-    else:
-        kept = group
-    ids = encoder.prompt(kept.prompt, kept.tools)
+    notes: list[str] = []
+    ids = encoder.prompt(group.prompt, group.tools)
     tokens = [Tokens("prompt, after which the policy writes", pieces(encoder, (), ids), (False,) * len(ids))]
     raters = _raters(stage.settings, stage.component.options)
     for verb, judges in {"scored": False, "judged": True}.items():

@@ -5,6 +5,16 @@ GSPO (Zheng et al. 2025, arXiv:2507.18071), CISPO (MiniMax-M1, 2025, arXiv:2506.
 2026, arXiv:2602.02710).
 DAPO samples until the batch is full: that is `rollout.max_num_gen_batches`. An iteration that has nothing to learn from
 is skipped and counted.
+
+Two relatives have other advantages and the same clipped update, so that rollouts can be learned from more than once; in
+the first step of an iteration the ratio is 1.
+
+RLOO (Ahmadian et al. 2024, arXiv:2402.14740, section 3.2): a whole response is one action. Its return is the score
+minus `kl_coefficient` times the KL of the response, and its baseline is the mean return of the prompt's others.
+
+REINFORCE++ (Hu 2025, arXiv:2501.03262): the return of a token is the score minus `kl_coefficient` times the KL from
+this token to the end, whitened over all tokens of the iteration. `group_baseline` makes it REINFORCE++-baseline; the KL
+then stays in the reward, whereas later versions of the paper add k2 to the loss.
 """
 
 from __future__ import annotations
@@ -38,13 +48,51 @@ from alignkit.reward import LEARNED_KEY, REWARD_KEY
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROUNDING = 1e-6  # nats; smaller differences between policy and reference are rounding errors
+ROUNDING = 1e-6  # nats or reward units; smaller differences are rounding errors
 
 
-class GRPO(Algorithm):
-    """Make responses likelier that score above the mean of their group, and the others less likely."""
+class _Clipped(Algorithm):
+    """A clipped update by advantages [R, T]."""
 
     source = Source.ROLLOUTS
+
+    class Options(Algorithm.Options):
+        kl_coefficient: float = Field(0.05, ge=0, description="weight of the KL to the reference: reward per nat")
+        clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio")
+        clip_range_high: float | None = Field(None, gt=0, description="upper clip range, if different")
+
+    options: Options
+    whole = False  # ratios of whole responses, not of tokens
+
+    def ratios(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """New and old log-probabilities, advantages and mask: [R, T] each, or [R] for whole responses."""
+        return out.logprobs, batch.old_logprobs, batch["advantages"], batch.mask
+
+    def policy_loss(self, batch: Batch, out: Outputs) -> Tensor:
+        logprobs, old, advantages, _ = self.ratios(batch, out)
+        return F.ppo_policy_loss(logprobs, old, advantages, self.options.clip_range, self.options.clip_range_high)
+
+    def clipped(self, batch: Batch, out: Outputs) -> Tensor:
+        """Which ratios have no gradient."""
+        return F.clipped(*self.ratios(batch, out)[:3], self.options.clip_range, self.options.clip_range_high)
+
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+        """The share that clipping leaves without a gradient (with less weight in CISPO), the ratio, and the KL to the
+        old policy: of tokens, or of whole responses.
+        """
+        per = per_response if self.whole else per_token
+        logprobs, old, _, mask = self.ratios(batch, out)
+        return {
+            "clip_fraction": per(self.clipped(batch, out)),
+            "ratio": per(F.ratio(logprobs, old, mask)),
+            # KL(old || new): k3 needs samples of its first argument, and the old policy wrote them.
+            "approx_kl": per_token(F.kl_k3(batch.old_logprobs, out.logprobs, batch.mask)),
+        }
+
+
+class GRPO(_Clipped):
+    """Make responses likelier that score above the mean of their group, and the others less likely."""
+
     defaults = StageDefaults(
         learning_rate=1e-3,
         epochs=2,
@@ -53,7 +101,7 @@ class GRPO(Algorithm):
         samples_per_prompt=8,
     )
 
-    class Options(Algorithm.Options):
+    class Options(_Clipped.Options):
         kl_coefficient: float = Field(
             0.04, ge=0, description="weight of the KL to the reference: a term of the loss (k3)"
         )
@@ -69,7 +117,6 @@ class GRPO(Algorithm):
             description="PPO's clipped objective, or a capped ratio as weight: all tokens keep a gradient (CISPO)",
         )
         entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus, a mean over tokens")
-        clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio")
         clip_range_high: float | None = Field(
             None, gt=0, description="upper clip range, if different (DAPO: 0.28; CISPO: 4)"
         )
@@ -161,16 +208,27 @@ class GRPO(Algorithm):
         advantages = F.grpo_advantages if self.options.scale_by_std else F.centered_advantages
         return advantages(rewards, group_index)
 
+    @property
+    def whole(self) -> bool:
+        return self.options.ratio == "sequence"
+
+    def policy_loss(self, batch: Batch, out: Outputs) -> Tensor:
+        if self.options.policy_loss != "cispo":
+            return super().policy_loss(batch, out)
+        logprobs, old, advantages, _ = self.ratios(batch, out)
+        return F.cispo_policy_loss(logprobs, old, advantages, self.options.clip_range_high)
+
+    def clipped(self, batch: Batch, out: Outputs) -> Tensor:
+        if self.options.policy_loss != "cispo":
+            return super().clipped(batch, out)
+        # There is no lower bound, and the cap does not depend on the sign of the advantage.
+        logprobs, old, _, mask = self.ratios(batch, out)
+        ratio = F.ratio(logprobs, old, mask)
+        return (ratio > 1 + self.options.clip_range_high).to(ratio.dtype)
+
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        o = self.options
-        logprobs, old, advantages, _ = self._ratios(batch, out)
-        if o.policy_loss == "cispo":
-            policy = F.cispo_policy_loss(logprobs, old, advantages, o.clip_range_high)
-        else:
-            policy = F.ppo_policy_loss(logprobs, old, advantages, o.clip_range, o.clip_range_high)
-        terms = Loss(
-            policy_loss=per_response(policy) if o.ratio == "sequence" else self._aggregated(policy, batch.mask)
-        )
+        o, policy = self.options, self.policy_loss(batch, out)
+        terms = Loss(policy_loss=per_response(policy) if self.whole else self._aggregated(policy, batch.mask))
         if o.kl_coefficient:
             # A loss, so the gradient flows through k3; it is not part of the rewards as in a penalty per token.
             k3 = F.kl_k3(out.logprobs, batch.reference_logprobs, batch.mask)  # Shao et al., eq. 4
@@ -187,30 +245,9 @@ class GRPO(Algorithm):
         ones = batch.mask.new_ones(len(batch.mask)).float()
         return {"policy_loss": ones, "kl_loss": ones}
 
-    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """The share of tokens (of responses with `ratio: sequence`) that clipping leaves without a gradient (with less
-        weight in CISPO), the ratio, and the KL to the old policy.
-        """
-        o = self.options
-        per = per_token if o.ratio == "token" else per_response
-        logprobs, old, advantages, mask = self._ratios(batch, out)
-        ratio = F.ratio(logprobs, old, mask)
-        if o.policy_loss == "cispo":
-            # There is no lower bound, and the cap does not depend on the sign of the advantage.
-            clipped = (ratio > 1 + o.clip_range_high).to(ratio.dtype)
-        else:
-            clipped = F.clipped(logprobs, old, advantages, o.clip_range, o.clip_range_high, mask)
-        return {
-            "clip_fraction": per(clipped),
-            "ratio": per(ratio),
-            # KL(old || new): k3 needs samples of its first argument, and the old policy wrote them.
-            "approx_kl": per_token(F.kl_k3(batch.old_logprobs, out.logprobs, batch.mask)),
-        }
-
-    def _ratios(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """New and old log-probabilities, advantages and mask: [R, T] each, or [R] for whole responses (GSPO)."""
+    def ratios(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         advantages = batch["advantages"]
-        if self.options.ratio == "token":
+        if not self.whole:
             # [R, T] once `rollout.importance` has weighted tokens.
             per_token = advantages if advantages.dim() == 2 else advantages[:, None].expand_as(out.logprobs)
             return out.logprobs, batch.old_logprobs, per_token, batch.mask
@@ -227,10 +264,95 @@ class GRPO(Algorithm):
         return per_response(F.sum_tokens(values, mask) / self.options.max_tokens, coefficient)
 
 
+class RLOO(_Clipped):
+    """Make responses likelier that return more than the prompt's others, and the rest less likely."""
+
+    needs = Needs(old_logprobs=True, reference_logprobs=True, advantages="sequence", min_samples=2)
+    defaults = StageDefaults(
+        learning_rate=1e-3,
+        epochs=1,
+        batch_size=16,
+        lr_scheduler_type="linear",
+        samples_per_prompt=4,
+    )
+
+    whole = True
+
+    def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
+        """Advantages, [R]."""
+        kl = F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, rollouts.mask)
+        returns = rollouts.rewards - self.options.kl_coefficient * F.sum_tokens(kl, rollouts.mask)
+        advantages = F.rloo_advantages(returns, rollouts.group_index)
+        self.metrics = {"return": float(returns.mean()), "advantage_size": float(advantages.abs().mean())}
+        if not advantages.abs().max() > ROUNDING:
+            return Skip("the returns within every group are equal")
+        return {"advantages": advantages}
+
+    def ratios(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mask = batch.mask
+        sums = F.sum_tokens(out.logprobs, mask), F.sum_tokens(batch.old_logprobs, mask)
+        return *sums, batch["advantages"], mask.any(dim=1)
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        return Loss(policy_loss=per_response(self.policy_loss(batch, out)))
+
+
+class ReinforcePP(_Clipped):
+    """Make tokens likelier that return more than the iteration's mean, and the others less likely."""
+
+    defaults = StageDefaults(
+        learning_rate=1e-3,
+        epochs=2,
+        batch_size=16,
+        lr_scheduler_type="linear",
+        samples_per_prompt=4,
+    )
+
+    class Options(_Clipped.Options):
+        group_baseline: bool = Field(False, description="subtract the mean score of a prompt's samples")
+        whiten_advantages: bool = Field(
+            True, description="scale advantages to mean 0 and variance 1 over the iteration's tokens"
+        )
+        aggregation: Literal["token_mean", "sequence_mean"] = Field(
+            "token_mean", description="how the policy loss is averaged: over tokens, or per response first"
+        )
+
+    @property
+    def needs(self) -> Needs:
+        """The mean of a group needs two samples."""
+        min_samples = 2 if self.options.group_baseline else 1
+        return Needs(old_logprobs=True, reference_logprobs=True, advantages="token", min_samples=min_samples)
+
+    def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
+        """Advantages, [R, T]."""
+        o, mask, scores = self.options, rollouts.mask, rollouts.rewards
+        if o.group_baseline:
+            scores = F.centered_advantages(scores, rollouts.group_index)
+        kl = F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, mask)
+        returns = F.reinforce_returns(scores, kl, mask, o.kl_coefficient)
+        counted = returns[mask]
+        self.metrics = {}
+        if len(counted):
+            self.metrics = {"return": float(counted.mean()), "return_std": float(counted.std(correction=0))}
+        if not (counted - counted[:1]).abs().gt(ROUNDING).any():
+            return Skip("all returns are equal")
+        return {"advantages": F.masked_whiten(returns, mask) if o.whiten_advantages else returns}
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        policy = self.policy_loss(batch, out)
+        if self.options.aggregation == "token_mean":
+            return Loss(policy_loss=per_token(policy))
+        return Loss(policy_loss=per_response(F.mean_tokens(policy, batch.mask)))
+
+
 @hookimpl
 def register_algorithms(register: Register) -> None:
     register(
         "grpo",
         GRPO,
         summary="policy gradient against the group's mean; Dr. GRPO, DAPO, GSPO, CISPO and MaxRL as options",
+    )
+    register("rloo", RLOO, summary="policy gradient on whole responses with a leave-one-out baseline")
+    register(
+        "reinforce_pp", ReinforcePP, summary="REINFORCE++: clipped updates with returns whitened over the iteration"
     )

@@ -13,7 +13,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import model_validator
 
@@ -49,9 +49,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from alignkit import StepContext, StepData
-
-InstructionRole = Literal["user", "system"]
-ROLE = "where the instruction goes: before the text of the last turn, or at the start of a system message"
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,6 @@ class HIR(Algorithm):
             description="increasing reward thresholds, one between neighboring instructions; default for two: the mean "
             "of the iteration's samples",
         )
-        role: InstructionRole = Field("user", description=ROLE)
         contrast_coefficient: float = Field(1.0, ge=0, description="weight of the contrast between instructions")
         entropy_coefficient: float = Field(0.001, ge=0, description="weight of the entropy bonus")
         label_smoothing: float = Field(
@@ -160,7 +156,7 @@ class HIR(Algorithm):
                 response for own, response in fulfilled if own is not None and (own == index or o.contrast_coefficient)
             )
             if responses:
-                prompt = instructed(group.prompt, instruction, o.role, o.instructions)
+                prompt = instructed(group.prompt, instruction, o.instructions)
                 meta = {**group.meta, "hir": index}
                 groups.append(replace(group, prompt=prompt, responses=responses, pairs=(), bundle=bundle, meta=meta))
         return groups
@@ -274,26 +270,15 @@ class HIROffline(HIR):
         return "last"
 
 
-def instructed(
-    prompt: Sequence[Message], instruction: str, role: InstructionRole, known: Sequence[str] = ()
-) -> tuple[Message, ...]:
-    """The prompt with the instruction, which replaces a `known` one."""
-    turns = list(prompt)
-    if role == "system" and not (turns and turns[0]["role"] == "system"):
-        return (Message(role="system", content=instruction), *turns)
-    index, separator = (0, "\n\n") if role == "system" else (-1, "\n")
-    text = _without(turns[index]["content"], known, separator)
-    content = separator.join([instruction, text] if text else [instruction])
-    turns[index] = Message(role=turns[index]["role"], content=content)
-    return tuple(turns)
-
-
-def _without(text: str, instructions: Sequence[str], separator: str) -> str:
-    """The text without the instruction that it starts with; of several, the longest."""
-    for instruction in sorted(instructions, key=len, reverse=True):
-        if text == instruction or text.startswith(instruction + separator):
-            return text[len(instruction + separator) :]
-    return text
+def instructed(prompt: Sequence[Message], instruction: str, known: Sequence[str] = ()) -> tuple[Message, ...]:
+    """The prompt whose last turn begins with the instruction, which replaces a `known` one; of several, the longest."""
+    text = prompt[-1]["content"]
+    for other in sorted(known, key=len, reverse=True):
+        if text == other or text.startswith(f"{other}\n"):
+            text = text[len(other) + 1 :]
+            break
+    content = f"{instruction}\n{text}" if text else instruction
+    return (*prompt[:-1], Message(role=prompt[-1]["role"], content=content))
 
 
 class Instruct(Step):
@@ -302,7 +287,6 @@ class Instruct(Step):
     class Options(alignkit.Options):
         data: DataRef = Field(description="groups to take the prompts from, one per row")
         instruction: str = Field(min_length=1, description="instruction to add to each prompt")
-        role: InstructionRole = Field("user", description=ROLE)
 
     options: Options
 
@@ -313,7 +297,7 @@ class Instruct(Step):
     def run(self, context: StepContext) -> Artifact:
         groups = []
         for group in _prompts(context.load(self.options.data)):
-            prompt = instructed(group.prompt, self.options.instruction, self.options.role)
+            prompt = instructed(group.prompt, self.options.instruction)
             groups.append(replace(group, prompt=prompt, id=group_id(prompt)))
         return Artifact(groups=groups, summary={"prompts": len(groups)}, text=f"{len(groups)} prompts")
 

@@ -7,8 +7,8 @@ arXiv:2307.09288, section 3.1). Differs from the papers: nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from alignkit import (
     Algorithm,
@@ -69,7 +69,6 @@ class SFT(Algorithm):
 class LM(Algorithm):
     """Make every token of raw text likelier."""
 
-    unsupported_keys: ClassVar[Mapping[str, str]] = {"keep_recent_turns": "raw text has no turns"}
     defaults = StageDefaults(learning_rate=1e-3, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:

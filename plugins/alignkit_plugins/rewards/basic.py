@@ -77,37 +77,26 @@ class Python(Reward):
 
     class Options(alignkit.Options):
         path: Path | None = Field(None, description="path of a .py file, relative to the recipe's folder")
-        module: str | None = Field(None, description="installed module, such as `trl.rewards`, instead of a file")
         function: str = Field(
-            description="name of the function in the file or module, or `package.module:name` for both"
+            description="name of the function in the file, or `package.module:name` of an installed one instead"
         )
         kwargs: dict[str, Any] = Field(default_factory=dict, description="additional keyword arguments of the function")
         conversational: bool = Field(
             False, description="pass prompts and completions as lists of messages, like TRL for chats, not as strings"
         )
 
-        @model_validator(mode="before")
-        @classmethod
-        def _both_in_one(cls, given: Any) -> Any:
-            """`package.module:name` is short for `module` and `function`."""
-            if not isinstance(given, Mapping) or not isinstance(name := given.get("function"), str) or ":" not in name:
-                return given
-            if given.get("path") is not None or given.get("module") is not None:
-                raise ValueError(f"'function: {name}' names a module already; leave out `path` and `module`")
-            module, _, function = name.rpartition(":")
-            return {**given, "module": module, "function": function}
-
         @model_validator(mode="after")
         def _one_place(self) -> Any:
-            if (self.path is None) == (self.module is None):
-                raise ValueError("set either `path` or `module`, or `function: package.module:name`")
+            if (self.path is None) == (":" not in self.function):
+                raise ValueError("set `path`, or write `function: package.module:name`")
             return self
 
         @property
         def packages(self) -> tuple[str, ...]:
             """The package whose version decides the scores."""
-            names = importlib.metadata.packages_distributions() if self.module else {}
-            return tuple(sorted(set(names.get((self.module or "").partition(".")[0], ()))))
+            module = self.function.rpartition(":")[0]
+            names = importlib.metadata.packages_distributions() if module else {}
+            return tuple(sorted(set(names.get(module.partition(".")[0], ()))))
 
     options: Options
     may_not_apply = True
@@ -140,9 +129,8 @@ class Python(Reward):
 
     @property
     def _code(self) -> NamedCode:
-        path = self.options.path
-        file = None if path is None else self._folder / path.expanduser()
-        return NamedCode("reward 'python'", self.options.function, file, self.options.module or "")
+        path, (module, _, name) = self.options.path, self.options.function.rpartition(":")
+        return NamedCode("reward 'python'", name, path and self._folder / path.expanduser(), module)
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         if self._call is None:
@@ -155,7 +143,8 @@ class Python(Reward):
 
     @property
     def _name(self) -> str:
-        return f"reward function '{self.options.function}' of {self.options.path or self.options.module}"
+        where = f" of {self.options.path}" if self.options.path else ""
+        return f"reward function '{self.options.function}'{where}"
 
     def _run(self, call: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pydantic
 from pydantic import model_validator
@@ -91,9 +91,6 @@ class Rubric(Reward):
         judge: JudgeRef = Field(description="judge that rates by each criterion; `scale: [0, 1]` makes it met or not")
         criteria: list[Criterion] = Field([], description="criteria for all prompts: {text, weight}; default weight: 1")
         column: str = Field("", description="column of the prompts with criteria of their own, which are added")
-        aggregate: Literal["explicit", "implicit"] = Field(
-            "explicit", description="ask for each criterion alone, or for all of them in one question"
-        )
 
         @model_validator(mode="after")
         def _some(self) -> Any:
@@ -119,12 +116,8 @@ class Rubric(Reward):
             raise RunFailed(f"reward 'rubric': judge '{self.options.judge.name}' has no scale; use another one")
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+        """Each criterion is asked alone. Rows with the same criterion are asked about in one batch."""
         rows = [(group, self._criteria(group), all_turns(response)) for group in groups for response in group.responses]
-        ask = self._explicit if self.options.aggregate == "explicit" else self._implicit
-        return {"": ask(rows)}
-
-    def _explicit(self, rows: Sequence[tuple[Group, list[Criterion], str]]) -> list[float | None]:
-        """Each criterion alone. Rows with the same criterion are asked about in one batch."""
         shares: list[list[float | None]] = [[None] * len(criteria) for _, criteria, _ in rows]
         asked: dict[str, list[tuple[int, int]]] = {}
         for row, (_, criteria, _) in enumerate(rows):
@@ -134,19 +127,7 @@ class Rubric(Reward):
             ratings = self._judge.rate([(rows[row][0].prompt, rows[row][2]) for row, _ in places], [text])
             for (row, place), rating in zip(places, ratings, strict=True):
                 shares[row][place] = self._share(rating)
-        return [weighted(criteria, own) for (_, criteria, _), own in zip(rows, shares, strict=True)]
-
-    def _implicit(self, rows: Sequence[tuple[Group, list[Criterion], str]]) -> list[float | None]:
-        """All criteria in one question. Rows with the same rubric are asked about in one batch."""
-        scores: list[float | None] = [None] * len(rows)
-        asked: dict[tuple[str, ...], list[int]] = {}
-        for row, (_, criteria, _) in enumerate(rows):
-            asked.setdefault(tuple(f"{each.text} (weight {each.weight:g})" for each in criteria), []).append(row)
-        for rubric, places in asked.items():
-            ratings = self._judge.rate([(rows[row][0].prompt, rows[row][2]) for row in places], rubric)
-            for row, rating in zip(places, ratings, strict=True):
-                scores[row] = self._share(rating)
-        return scores
+        return {"": [weighted(criteria, own) for (_, criteria, _), own in zip(rows, shares, strict=True)]}
 
     def _share(self, rating: Rating) -> float | None:
         """A rating as a share of the judge's scale."""

@@ -100,16 +100,6 @@ def test_what_does_not_fit_is_said(seen: Any) -> None:
     assert none.tokens == [] and "1 row left out: no room for a response in max_length" in none.notes
 
 
-def test_dropped_turns_are_said(seen: Any) -> None:
-    whole_row = seen("helpful", row=3)
-    size = sum(len(tokens.pieces) for tokens in whole_row.tokens[:2])
-    keep = "stages.helpful.keep_recent_turns=true"
-    assert seen("helpful", keep, f"stages.helpful.max_length={size}", row=3) == whole_row
-    found = seen("helpful", keep, f"stages.helpful.max_length={size - 1}", row=3)
-    assert found.notes == ["2 of 3 turns dropped"]
-    assert whole(found, 0) == f"<|im_start|>user\n{'user' * 9}<|im_end|>\n<|im_start|>assistant\n"
-
-
 def test_a_pair_is_scored_at_its_last_tokens(seen: Any) -> None:
     found = seen("helpful")
     assert [tokens.title for tokens in found.tokens] == ["prompt", "better, margin 2", "worse"]

@@ -9,21 +9,18 @@ that it names unless it takes `**kwargs`, and a `seed` among them, which makes a
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
-import re
+import runpy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, wraps
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
-
 import alignkit
 from alignkit import DataError, Environment, Field, Group, Register, RunFailed, hookimpl
-from alignkit_plugins.named_code import NamedCode, accepted, raised, required
 
 NO_TOOLS = ("reset", "get_reward")
-_SETS_REWARD = re.compile(r"\.reward\b|\bsetattr\b|\bvars\(|__dict__|__getattr")  # what may make the attribute
 
 
 class TRL(Environment):
@@ -36,61 +33,36 @@ class TRL(Environment):
         )
         kwargs: dict[str, Any] = Field({}, description="keyword arguments of the class")
 
-        @model_validator(mode="after")
-        def _one_place(self) -> Any:
-            if (self.path is None) == (":" not in self.factory):
-                raise ValueError("set `path`, or write `factory: package.module:Class`")
-            return self
-
     options: Options
     runs_code = True
-
-    @property
-    def _code(self) -> NamedCode:
-        path, (module, _, name) = self.options.path, self.options.factory.rpartition(":")
-        return NamedCode("environment 'trl'", name, path and self.folder / path.expanduser(), module, "class")
 
     @cached_property
     def _played(self) -> Any:
         """The user's instance."""
+        path = self.options.path
+        file = None if path is None else self.folder / path.expanduser()
         try:
-            code = self._code
-            changed = code.file.stat().st_mtime_ns if code.file is not None and code.file.is_file() else 0
-            return _class_of(code, changed)(**self.options.kwargs)
+            return _class_of(file, self.options.factory)(**self.options.kwargs)
         except Exception as error:
             raise self._error("creating it", error) from error
 
     def _error(self, doing: str, error: Exception) -> RunFailed:
-        if isinstance(error, RunFailed):
-            return error
-        return RunFailed(f"environment 'trl', {self.options.factory}: {doing} raised {raised(error, self._file)}")
-
-    @property
-    def _file(self) -> Path:
-        return Path(inspect.getfile(type(self._played))) if "_played" in vars(self) else self._code.file or Path()
+        return RunFailed(f"environment 'trl', {self.options.factory}: {doing} raised {type(error).__name__}: {error}")
 
     def check_source(self, folder: Path) -> None:
         self.folder = folder
-        self._code.check()
+        if self.options.path is not None and not (folder / self.options.path.expanduser()).is_file():
+            raise RunFailed(f"environment 'trl': no such file: {folder / self.options.path}")
 
     def check(self, folder: Path) -> None:
-        self.folder = folder
+        self.check_source(folder)
         if not callable(getattr(self._played, "reset", None)):
             raise RunFailed(f"environment 'trl': {self.options.factory} has no method `reset`, with which TRL begins")
 
-    def check_reward(self) -> None:
-        kind = type(self._played)
-        files = {Path(inspect.getfile(each)) for each in kind.__mro__ if each.__module__ != "builtins"}
-        sets = any(_SETS_REWARD.search(file.read_text(encoding="utf-8", errors="replace")) for file in files)
-        if not sets and not {"get_reward", "reward"} & set(dir(self._played)):
-            where = f"environment 'trl': class {kind.__name__} in {self._file}"
-            raise RunFailed(
-                f"{where} has no method `get_reward` and sets no attribute `reward`, so its episodes have no reward\n"
-                "help: add one, or use another 'reward' in the stage"
-            )
-
     def check_prompts(self, groups: Sequence[Group]) -> None:
-        needed = required(self._played.reset)
+        arguments = inspect.signature(self._played.reset).parameters.values()
+        plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        needed = [each.name for each in arguments if each.kind in plain and each.default is inspect.Parameter.empty]
         for group in groups:
             if missing := [name for name in needed if name not in {"prompt", "seed", *group.meta}]:
                 columns = ", ".join(group.meta) or "none"
@@ -106,34 +78,38 @@ class TRL(Environment):
 
     def reset(self, row: Mapping[str, Any]) -> str | None:
         given = {"seed": int(self.random.integers(2**31)), **row}
+        arguments = inspect.signature(self._played.reset).parameters
+        if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in arguments.values()):
+            given = {name: value for name, value in given.items() if name in arguments}
         try:
-            observation = _waited(self._played.reset(**accepted(self._played.reset, given)))
+            observation = _waited(self._played.reset(**given))
         except Exception as error:
             raise self._error("`reset`", error) from error
-        return None if observation is None else _text(observation)
+        return None if observation is None else str(observation)
 
     def get_reward(self) -> float | None:
         try:
             asked = getattr(self._played, "get_reward", None)
-            reward = getattr(self._played, "reward", None) if asked is None else _waited(asked())
+            reward = self._played.reward if asked is None else _waited(asked())
             return None if reward is None else float(reward)
         except Exception as error:
             raise self._error("its reward", error) from error
 
 
 @cache
-def _class_of(code: NamedCode, changed: int) -> Callable[..., Any]:
-    """Loaded once, not for each episode. changed: when the file was."""
-    return code.load()
+def _class_of(file: Path | None, factory: str) -> Callable[..., Any]:
+    """Loaded once, not for each episode."""
+    module, _, name = factory.rpartition(":")
+    found = runpy.run_path(str(file))[name] if file is not None else getattr(importlib.import_module(module), name)
+    assert callable(found)
+    return found
 
 
 def _tool(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def call(*arguments: Any, **named: Any) -> str:
         try:
-            return _text(_waited(method(*arguments, **named)))
-        except RunFailed:
-            raise
+            return str(_waited(method(*arguments, **named)))
         except Exception as error:
             raise ValueError(str(error) or type(error).__name__) from error  # which the policy reads
 
@@ -141,20 +117,10 @@ def _tool(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _waited(result: Any) -> Any:
-    return asyncio.run(_wait(result)) if inspect.isawaitable(result) else result
+    async def wait() -> Any:
+        return await result
 
-
-async def _wait(result: Any) -> Any:
-    return await result
-
-
-def _text(content: Any) -> str:
-    """What a tool or `reset` returned, as TRL writes it. Raises RunFailed for pictures."""
-    if not isinstance(content, list) or not all(isinstance(part, dict) and "type" in part for part in content):
-        return str(content)
-    if others := [part["type"] for part in content if part["type"] != "text"]:
-        raise RunFailed(f"environment 'trl': it returned content of the type '{others[0]}', but only text is read here")
-    return "".join(str(part["text"]) for part in content)
+    return asyncio.run(wait()) if inspect.isawaitable(result) else result
 
 
 @hookimpl
