@@ -56,7 +56,9 @@ _COMMANDS = {
 _OPTIONS = {
     **dict.fromkeys(("--model", "--base", "-m"), "write: model.base=VALUE"),
     **dict.fromkeys(("--set", "-s"), "write: VALUE"),
-    **dict.fromkeys(("--gpu", "--gpus", "--device"), "write: model.device=cuda for one GPU, --processes N for several"),
+    **dict.fromkeys(
+        ("--gpu", "--gpus", "--device"), "write: model.device=cuda; for several see docs/processes.md"
+    ),
     "--seed": "write: seed=VALUE",
     "--lr": "write: stages.STAGE.learning_rate=VALUE",
     "--epochs": "write: stages.STAGE.epochs=VALUE",
@@ -142,10 +144,6 @@ def run(
         list[str] | None,
         typer.Option("--tracker", metavar="NAME", help="Show metrics there too: tensorboard, wandb ..."),
     ] = None,
-    processes: Annotated[
-        int | None,
-        typer.Option("--processes", metavar="N", help="Let N processes run it together, each on a GPU of its own."),
-    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show every line, rows of data and samples.")
     ] = False,
@@ -157,18 +155,17 @@ def run(
       alignkit run smoke
       alignkit run quickstart stages.align.algorithm=rejection_sampling
       alignkit run recipe.yaml seed=1 --out runs/seed1
-      alignkit run recipe.yaml --processes 2
+      accelerate launch --num_processes 2 -m alignkit run recipe.yaml
     """
     announce(f"reads {recipe}")
     from alignkit.io.progress import VERBOSE
     from alignkit.runs.start import start
 
     if verbose:
-        os.environ[VERBOSE] = "1"  # also of processes that this one starts
+        os.environ[VERBOSE] = "1"
 
     def loaded(warn: Callable[[str], None]) -> Recipe:
-        chosen = [*(overrides or []), *([] if processes is None else [f"launcher.processes={processes}"])]
-        checked = load(recipe, chosen, warn)
+        checked = load(recipe, overrides or [], warn)
         from alignkit.plugins import plugins
         from alignkit.recipe.trackers import with_trackers
 

@@ -32,7 +32,7 @@ import alignkit_plugins.formats.labeled_pairs
 import alignkit_plugins.formats.template.fields
 from alignkit import hookspecs
 from alignkit.plugins import KINDS, load_plugins, plugins
-from alignkit.recipe.schema import DataKeys, LauncherKeys, TopKeys
+from alignkit.recipe.schema import DataKeys, TopKeys
 from alignkit.recipe.shipped import shipped
 from alignkit.registry import Registration
 from alignkit.settings import Importance, LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings, Stop
@@ -51,7 +51,6 @@ from benchmarks.markdown import markdown_table
 ROOT = Path(__file__).resolve().parent.parent
 MODELS: dict[str, type[BaseModel]] = {
     "recipe": TopKeys,
-    "launcher": LauncherKeys,
     "model": ModelSpec,
     "lora": LoraSpec,
     "quantization": Quantization,

@@ -104,7 +104,6 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
         stages=stages,
         trackers=trackers,
         bases=others,
-        launcher=top.launcher,
         document=problems.document,
         # Blocks are not expanded here, so that users can edit the copy in the run's folder.
         resolved={**({} if top.name else {"name": name}), **scope.paths.portable(document.data)},
