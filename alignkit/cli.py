@@ -56,9 +56,7 @@ _COMMANDS = {
 _OPTIONS = {
     **dict.fromkeys(("--model", "--base", "-m"), "write: model.base=VALUE"),
     **dict.fromkeys(("--set", "-s"), "write: VALUE"),
-    **dict.fromkeys(
-        ("--gpu", "--gpus", "--device"), "write: model.device=cuda; for several see docs/processes.md"
-    ),
+    **dict.fromkeys(("--gpu", "--gpus", "--device"), "write: model.device=cuda; for several see docs/processes.md"),
     "--seed": "write: seed=VALUE",
     "--lr": "write: stages.STAGE.learning_rate=VALUE",
     "--epochs": "write: stages.STAGE.epochs=VALUE",

@@ -86,14 +86,12 @@ class Run:
         recipe: Recipe,
         folder: Path,
         reporter: Reporter | None = None,
-        references: Path | None = None,
         team: Team = ALONE,
     ):
-        """references: a folder of log-probabilities of references, if not the one that all runs share."""
         self.recipe, self.folder, self.team = recipe, folder, team
         self.reporter = reporter or Reporter()
         self.store = StageStore(folder, recipe.stages)
-        self.bases = RunBases(recipe, folder, self.reporter, references)
+        self.bases = RunBases(recipe, folder, self.reporter)
         self.models = ModelRouter(self.bases.base_of, self._open)
         self.hashes: dict[str, str] = {}
         self._data = RunData(self.store.data, recipe.seed)

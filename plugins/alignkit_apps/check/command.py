@@ -33,7 +33,6 @@ Out = Annotated[
 Gpus = Annotated[
     str | None, typer.Option(metavar="NxCARD", help="Plan for cards, such as 8xH100. Default: this machine.")
 ]
-Processes = Annotated[int | None, typer.Option(metavar="N", help="Of N processes, as 'alignkit run' starts them.")]
 
 
 def check(
@@ -46,7 +45,6 @@ def check(
     out: Out = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show rows, tokens, memory and time.")] = False,
     gpus: Gpus = None,
-    processes: Processes = None,
     probe: Annotated[
         bool, typer.Option("--probe/--no-probe", help="In a plan, measure how fast this machine is.")
     ] = True,
@@ -73,7 +71,6 @@ def check(
     if stages and plan:
         refuse("a plan is for all stages", "leave STAGE out, or --plan")
     overrides = [word for word in words or () if word not in stages]
-    overrides += [] if processes is None else [f"launcher.processes={processes}"]
 
     def loaded(more: Sequence[str] = (), warn: Callable[[str], None] = _say) -> Recipe:
         return load(recipe, [*overrides, *more], warn, lazy=True)
@@ -91,11 +88,6 @@ def check(
 
 def _check(recipe: Recipe, out: Path | None, *, data: bool) -> Result:
     lines: list[str] = []
-    if recipe.processes > 1:
-        from alignkit.plugins import launcher
-        from alignkit.runs.world import World
-
-        launcher().check(recipe, World())
     if data:
         from alignkit_apps.check.data_lines import data_lines
 

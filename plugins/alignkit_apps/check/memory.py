@@ -110,7 +110,7 @@ class Memory:
 def stage_memory(run: PlannedRun, stage: Stage, work: Workload) -> Memory:
     """The memory of a stage in each process that works on it."""
     base = run.bases.needed(stage)[0]
-    found, machine, parts = _found(run, stage, work, base), run.machine_of(base), run.parts(stage)
+    found, machine, parts = _found(run, stage, work, base), run.machine_of(base), 1
     activations = max(found["learning"], found["measuring"])
     memory = Memory(
         weights=_in_passes(found, parts),

@@ -14,10 +14,8 @@ from typing import Any
 from alignkit.algorithm import Algorithm
 from alignkit.errors import AlignkitError, Problem, RecipeError
 from alignkit.plugin_errors import made
-from alignkit.plugins import launcher
 from alignkit.recipe.schema import BASE, Recipe, Stage
 from alignkit.runs.run import Run
-from alignkit.runs.world import World, counted_processes
 from alignkit.training.learning_rate import with_learning_rate
 from alignkit_apps.check.cards import Machine, larger_cards
 from alignkit_apps.check.memory import USABLE, Memory, stage_memory
@@ -76,7 +74,8 @@ def plan_recipe(
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*FakeTensor.*")  # of copies of models without numbers
         run = _planned(recipe, out, machine, stack)
-        check_processes(run)
+        if machine is None:
+            run.bases.check_devices(recipe.stages.values())
         reused = dict(line.split(": ", 1) for line in reuse(Run(recipe, run.folder)))
         paces: Callable[[str], Pace | None] = cache(lambda base: _probed(run, base, say) if probe else None)
         done: dict[str, Workload] = {}
@@ -126,7 +125,7 @@ def _stage(
         seconds=seconds_of(own, pace, ahead) if pace else None,
         learning_rate=learning_rate(run, stage),
         remarks=[*of_processes(run, stage), *([AHEAD] if ahead else [])],
-        start=run.processes if run.recipe.sized_launcher is None else 1,
+        start=run.processes,
     )
 
 
@@ -148,7 +147,6 @@ def planner(load: Load, out: Path, machine: Machine | None) -> Planner:
         recipe = load(overrides)
         with ExitStack() as stack:
             run = _planned(recipe, out, machine, stack)
-            check_processes(run)
             done: dict[str, Workload] = {}
             for stage in recipe.stages.values():
                 done[stage.name] = workload(run, stage, done)
@@ -185,46 +183,16 @@ def as_json(recipe: Recipe, plans: Sequence[StagePlan]) -> dict[str, Any]:
 # Processes
 
 
-def check_processes(run: PlannedRun) -> None:
-    """Raise RecipeError where the run would, or if a recipe starts another number of processes than there are cards."""
-    recipe, machine, sized = run.recipe, run.machine, run.recipe.sized_launcher
-    if machine is not None and sized is not None and (wanted := sized.processes) != machine.count:
-        text = f"the recipe starts {counted_processes(wanted)}, but --gpus names {machine.count} x {machine.name}"
-        fewer = f"{wanted}x" if wanted > 1 else ""
-        help = f"write --gpus {fewer}{machine.name}, or override the recipe with launcher.processes={machine.count}"
-        raise RecipeError([recipe.problem(("launcher", "processes"), text, help=help)])
-    if machine is None:
-        run.bases.check_devices(recipe.stages.values())
-        _check_cards(run)
-    if run.processes > 1:
-        launcher().check(recipe, World())
-
-
-def _check_cards(run: PlannedRun) -> None:
-    """Raise RecipeError if this machine has fewer GPUs than the run has processes."""
-    from torch import cuda
-
-    gpus = [
-        base for stage in run.recipe.stages.values() for base in run.bases.needed(stage) if run.machine_of(base).gpu
-    ]
-    if gpus and run.processes > cuda.device_count():
-        text = f"{run.processes} processes need {run.processes} GPUs, but this machine has {cuda.device_count()}"
-        help = f"plan for others, such as --gpus {run.processes}xH100, or override launcher.processes"
-        raise RecipeError([Problem(text, help=help)])
-
-
 def of_processes(run: PlannedRun, stage: Stage) -> list[str]:
     """What a user may not expect of several processes, or of an engine."""
-    recipe, count, settings = run.recipe, run.processes, stage.settings
+    count, settings = run.processes, stage.settings
     found = []
     if stage.engine is not None:
         found.append(f"the engine '{stage.engine.name}' samples: what it needs is not counted")
     if count == 1:
-        return [*found, "'shard' cuts nothing in one process"] if recipe.shard else found
+        return found
     if settings is None:
         return [*found, "only process 0 runs it"]
-    if recipe.shard and recipe.base(stage.base).lora is None:
-        found.append("weights that learn are counted whole, although 'shard' cuts them, too: this is an upper bound")
     for key, value in (("batch_size", settings.batch_size), ("prompts_per_iteration", settings.prompts_per_iteration)):
         if value < count and (key == "batch_size" or settings.prompts is not None):
             found.append(f"{key} {value} gives only {value} of {count} processes something to do")
@@ -236,17 +204,14 @@ def of_processes(run: PlannedRun, stage: Stage) -> list[str]:
 LEAST = 64  # tokens that a stage is cut down to at most
 
 
-def candidates(recipe: Recipe, stage: Stage, processes: int) -> Iterator[list[str]]:
-    """Overrides that make a stage smaller, those that change least first. processes: that work on it."""
+def candidates(recipe: Recipe, stage: Stage) -> Iterator[list[str]]:
+    """Overrides that make a stage smaller, those that change least first."""
     name, spec, settings = stage.name, recipe.base(stage.base), stage.settings
     key = "model" if stage.base == BASE else f"bases.{stage.base}"
     smaller = [] if spec.lora is not None else [f"{key}.lora={{r: 16}}"]
-    quantized = [*smaller, f"{key}.quantization=nf4", *(["launcher.shard=false"] if recipe.shard else [])]
+    quantized = [*smaller, f"{key}.quantization=nf4"]
     if smaller:
         yield smaller
-    if processes > 1 and not recipe.shard:
-        start = [f"launcher.processes={processes}"] if recipe.sized_launcher is None else []
-        yield [*smaller, *start, "launcher.shard=true"]
     if spec.quantization == "none":
         yield quantized
     shorter: list[list[str]] = []
@@ -265,9 +230,9 @@ def _halved(tokens: int) -> Iterator[int]:
         yield tokens
 
 
-def nearest(recipe: Recipe, stage: Stage, machine: Machine, processes: int, plan: Planner) -> list[str]:
+def nearest(recipe: Recipe, stage: Stage, machine: Machine, plan: Planner) -> list[str]:
     """The overrides that change least of those with which a stage fits; empty if none of them is enough."""
-    for overrides in candidates(recipe, stage, processes):
+    for overrides in candidates(recipe, stage):
         try:
             memory = plan(overrides, stage.name)
         except AlignkitError:  # such as prompts that no longer leave room for a response
@@ -287,7 +252,7 @@ def too_large(recipe: Recipe, stage: Stage, memory: Memory, machine: Machine, pr
         f"stage '{stage.name}' needs {memory.peak / 1e9:.1f} GB, most of it for {largest} "
         f"({parts[largest] / 1e9:.1f} GB), but {where} has {machine.room / 1e9:.1f} GB"
     )
-    ways = [" ".join(found)] if (found := nearest(recipe, stage, machine, processes, plan)) else []
+    ways = [" ".join(found)] if (found := nearest(recipe, stage, machine, plan)) else []
     cards = [card.name for card in larger_cards(memory.peak / USABLE)][:1]
     ways += [f"--gpus {f'{machine.count}x' if machine.count > 1 else ''}{cards[0]}"] if cards else []
     help = f"it fits with {' or with '.join(ways)}" if ways else "use a smaller base model"

@@ -262,15 +262,11 @@ class PlannedRun(Run):
     @property
     def processes(self) -> int:
         """Processes of the run."""
-        return self.machine.count if self.machine is not None else self.recipe.processes
+        return self.machine.count if self.machine is not None else 1
 
     def working(self, stage: Stage) -> int:
         """Processes that work on a stage: process 0 runs steps alone."""
         return self.processes if stage.kind == "algorithm" else 1
-
-    def parts(self, stage: Stage) -> int:
-        """Parts into which base models are cut while a stage runs; 1 if every process holds all of them."""
-        return self.working(stage) if self.recipe.shard else 1
 
     def depth(self, base: str) -> int:
         """Layers of a base model."""

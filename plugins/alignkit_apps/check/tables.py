@@ -97,7 +97,7 @@ def _of_processes(plan: StagePlan) -> Iterator[str]:
 def _sources(plans: Sequence[StagePlan]) -> Iterator[str]:
     machine, timed = plans[0].machine, [plan.seconds for plan in plans if plan.seconds]
     if plans[0].start > 1:
-        yield f"planned for {plans[0].start} processes: start the run with --processes {plans[0].start}"
+        yield f"planned for {plans[0].start} processes: start the run with accelerate launch"
     if timed and timed[0].source == "computed":
         yield (
             f"time: computed, not measured: {UTILIZATION:.0%} of {machine.name}'s peak in passes, "

@@ -52,7 +52,7 @@ class Rerun(Run):
         """folder: an empty one. steps: end after this many steps or iterations; None: at the stage's end."""
         _furnish(recorded, name, folder)
         recipe = replace(recorded.recipe, trackers=())
-        super().__init__(recipe, folder, reporter, references=folder / "cache" / "logprobs")
+        super().__init__(recipe, folder, reporter)
         self.original, self.name, self._steps, self._last = recorded, name, steps, 0
         for upstream, stage_hash in self._recorded["upstream"].items():
             self.hashes[upstream] = stage_hash
