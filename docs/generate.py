@@ -4,11 +4,11 @@ A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated --
 `recipe`, `launcher`, `model`, `lora`, `quantization`, `settings`, `rollout`, `importance`, `mix`, `stop`, `data`,
 `measures`, `variant`, `people`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`,
 `data sets`, `labeled pairs`, `cards`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`,
-`commands`, `exit codes`, `index of plugins`, `interface changes`, `hooks`, `events`, `silent bugs`, a kind and a name
+`commands`, `exit codes`, `index of plugins`, `hooks`, `events`, `silent bugs`, a kind and a name
 (`algorithm ppo`), a kind and several names, which then have captions (`reward min product`), `example` and a kind for
 the module that `alignkit plugins new` writes, or names for the reference of public names (`api Group Response`; see
 `api_names.py`), or a module for the rest of its docstring (`about functional`).
-It also writes `recipes/recipe.schema.json` and `alignkit/interface.json`.
+It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
 
@@ -103,7 +103,6 @@ def part(what: str) -> str:
         "commands": lambda: str(script("docs", "command_reference").commands()),
         "exit codes": lambda: str(script("docs", "command_reference").exit_codes()),
         "index of plugins": index_table,
-        "interface changes": lambda: str(script("docs", "interface_changes").page()),
         "hooks": lambda: hook_table("registers", registering=True),
         "events": lambda: hook_table("when", registering=False),
         "silent bugs": silent_bugs,
@@ -324,8 +323,7 @@ def main(arguments: Sequence[str]) -> int:
             stale.append(str(page.relative_to(ROOT)))
             if "--check" not in arguments:
                 page.write_text(new, encoding="utf-8")
-    interface = script("docs", "interface_changes")
-    files = {SCHEMA: schema_text(load_plugins().registry), interface.SHIPPED: interface.shipped_text()}
+    files = {SCHEMA: schema_text(load_plugins().registry)}
     for file, text in files.items():
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
             stale.append(str(file.relative_to(ROOT)))

@@ -116,9 +116,6 @@ class TopKeys(Options):
         "or the name of a shipped recipe",
     )
     seed: int = Field(default=0, ge=0, description="seed of all random draws")
-    requires: list[str] = Field(
-        default_factory=list, description="packages that must be installed, such as alignkit-reinforce>=0.1"
-    )
     trackers: list[Any] = Field(
         default_factory=list,
         description="where metrics are shown, in addition to metrics.jsonl: [tensorboard, {wandb: {project: x}}]",

@@ -10,7 +10,6 @@ from packaging.specifiers import SpecifierSet
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from alignkit import __version__
-from alignkit.interface import fits
 
 INDEX = Path(__file__).with_name("index.json")
 
@@ -41,7 +40,7 @@ class Entry(BaseModel):
     @property
     def fits(self) -> bool:
         """Whether it was written for this alignkit."""
-        return fits(SpecifierSet(self.alignkit))
+        return SpecifierSet(self.alignkit).contains(__version__, prereleases=True)
 
     @property
     def installed(self) -> str | None:
