@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from alignkit.batch import Batch, Outputs
@@ -89,16 +89,15 @@ class StageDefaults:
 
     Attributes:
         learning_rate: For LoRA on a hidden size of 576; a stage scales it to its model.
+        optimizer: Options of an optimizer of Adam's family, such as `{"eps": 1e-5}`.
     """
 
     learning_rate: float | None = None
     epochs: int | None = None
     batch_size: int | None = None
-    weight_decay: float | None = None
     warmup_ratio: float | None = None
     lr_scheduler_type: str | None = None
-    max_grad_norm: float | None = None
-    adam_epsilon: float | None = None
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
     iterations: int | None = None
     prompts_per_iteration: int | None = None
     samples_per_prompt: int | None = None

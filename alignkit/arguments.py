@@ -6,9 +6,10 @@ import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from alignkit import __version__
 from alignkit.errors import PluginError, Problem, RecipeError
@@ -17,6 +18,29 @@ from alignkit.io.printable import printable
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe
+
+
+class DefaultGroup(TyperGroup):
+    """A group of commands that is a command itself: `alignkit plugins ppo` next to `alignkit plugins new`.
+
+    Words that do not begin with the name of a command are arguments of the group's callback, which is registered with
+    `invoke_without_command=True`. It is called before a command of the group, too, and returns if its
+    `context.invoked_subcommand` is one.
+    """
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The options, and the arguments if no command of the group is called."""
+        params = super().get_params(ctx)
+        alone = ctx.command is self and ctx.invoked_subcommand is None
+        return params if alone else [param for param in params if param.param_type_name == "option"]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] in self.commands:
+            ctx.invoked_subcommand = args[0]
+        else:
+            ctx.allow_interspersed_args = True
+            ctx.allow_extra_args = False
+        return super().parse_args(ctx, args)
 
 
 def _recipe_names(start: str) -> list[str]:

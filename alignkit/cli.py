@@ -50,7 +50,7 @@ _COMMANDS = {
     **dict.fromkeys(("report", "results"), "alignkit show RUN"),
     "compare": "alignkit show RUN RUN",
     "feedback": "alignkit labels",
-    "agreement": "alignkit labels agree FILE",
+    "agreement": "alignkit labels STORE",
 }
 # The same for options of commands that take a recipe, of which VALUE is what comes next.
 _OPTIONS = {

@@ -24,9 +24,6 @@ from alignkit.registry import Component
 if TYPE_CHECKING:
     from alignkit.settings import Settings
 
-# Keys of a stage that are arguments of an optimizer; those of Adam are only given to its family.
-KEYS = {"weight_decay": "weight_decay", "adam_beta1": "betas", "adam_beta2": "betas", "adam_epsilon": "eps"}
-
 
 def _named(kind: str, value: Component | str) -> tuple[Callable[..., Any], dict[str, Any]]:
     """What a stage names, and its options."""
@@ -35,20 +32,15 @@ def _named(kind: str, value: Component | str) -> tuple[Callable[..., Any], dict[
     return plugins().registry.get(kind, value).implementation, {}
 
 
-def _parts(settings: Settings) -> tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]:
-    """What makes the optimizer, what the stage's keys give to it, and its options."""
+def optimizer_parts(settings: Settings) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What makes the optimizer, and its options: those of the recipe, else of the algorithm, else alignkit's."""
     implementation, options = _named("optimizer", settings.optimizer)
-    given: dict[str, Any] = {"weight_decay": settings.weight_decay}
+    options.pop("max_grad_norm", None)
+    defaults: dict[str, Any] = {"weight_decay": 0.0}
     if "adam" in getattr(implementation, "__name__", "").lower():
-        given |= {"betas": (settings.adam_beta1, settings.adam_beta2), "eps": settings.adam_epsilon}
-    taken = inspect.signature(implementation).parameters.keys() - options.keys()
-    return implementation, {name: value for name, value in given.items() if name in taken}, options
-
-
-def unused_keys(settings: Settings, written: Iterable[str]) -> list[str]:
-    """The keys of a stage that its optimizer does not use, of those that are written."""
-    _, given, _ = _parts(settings)
-    return [key for key in written if key in KEYS and KEYS[key] not in given]
+        defaults |= settings._optimizer_defaults
+    taken = inspect.signature(implementation).parameters.keys()
+    return implementation, {name: value for name, value in defaults.items() if name in taken} | options
 
 
 def factor_of(schedule: Component | str, **given: float) -> float:
@@ -67,9 +59,9 @@ def make_optimizer(settings: Settings, parameters: Iterable[nn.Parameter], rate:
     groups: list[dict[str, Any]] = [{"params": [p for p in known if p.ndim >= 2]}]
     if vectors := [p for p in known if p.ndim < 2]:
         groups.append({"params": vectors, "weight_decay": 0.0})
-    implementation, given, options = _parts(settings)
+    implementation, options = optimizer_parts(settings)
     try:
-        made: Optimizer = implementation(groups, lr=rate, **given, **options)
+        made: Optimizer = implementation(groups, lr=rate, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RunFailed(_unusable(settings, reason_of(error))) from error
     if not isinstance(made, Optimizer) or {*map(id, parameters_of(made))} != {*map(id, known)}:

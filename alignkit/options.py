@@ -39,7 +39,7 @@ class WithOptions:
 
 # Arguments that alignkit itself gives to functions and classes which are registered.
 GIVEN = {
-    *("params", "lr", "weight_decay", "step", "total", "warmup", "rate", "cache", "path"),
+    *("params", "lr", "step", "total", "warmup", "rate", "cache", "path"),
     *("optimizer", "last_epoch", "num_warmup_steps", "num_training_steps", "warmup_type"),  # transformers' schedules
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from alignkit.options import DataRef, EnvironmentRef, FilterRef, MonitorRef, Options, Ref, RewardRef, StageRef
 
@@ -165,14 +165,13 @@ class Importance(Options):
         return self
 
 
-class Rollout(Options):
-    """How the policy samples responses."""
+class SamplingKeys(Options):
+    """How a model samples: under `sampling:` of what samples, and under `rollout:` of a stage that trains."""
 
-    samples_per_prompt: int | None = Field(default=1, ge=1, le=1024, description="responses to each prompt")
     max_new_tokens: int | None = Field(default=128, ge=1, description="maximum response length, in tokens")
     min_new_tokens: int = Field(default=0, ge=0, description="minimum response length, in tokens")
     temperature: float | None = Field(
-        default=1.0, gt=0, description="sampling temperature, which log-probabilities also use"
+        default=1.0, ge=0, description="sampling temperature, which log-probabilities also use; 0 is greedy"
     )
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="sample from the most likely tokens with this total probability; 1: all"
@@ -182,6 +181,18 @@ class Rollout(Options):
         default_factory=list,
         description="texts that end a response, even before min_new_tokens; they stay part of the response",
     )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SamplingKeys:
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
+        return self
+
+
+class Rollout(SamplingKeys):
+    """How the policy samples responses."""
+
+    samples_per_prompt: int | None = Field(default=1, ge=1, le=1024, description="responses to each prompt")
     missing_eos_penalty: float = Field(
         default=0.0, ge=0, description="subtracted from the reward of a response truncated at max_new_tokens"
     )
@@ -225,10 +236,15 @@ class Rollout(Options):
     def _set(cls, ahead: int | None) -> int | None:
         return ahead or None  # a key that is not set changes no stage's hash
 
+    @field_validator("temperature")
+    @classmethod
+    def _random(cls, value: float | None) -> float | None:
+        if value == 0:
+            raise ValueError("must be above 0: a policy learns from samples that differ")
+        return value
+
     @model_validator(mode="after")
-    def _ordered(self) -> Rollout:
-        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
+    def _of_the_samples(self) -> Rollout:
         if self.learn_from and self.samples_per_prompt and self.learn_from > self.samples_per_prompt:
             raise ValueError(f"learn_from {self.learn_from} is above samples_per_prompt {self.samples_per_prompt}")
         return self
@@ -267,6 +283,13 @@ EngineRef = Annotated[Any, Ref("engine")]
 OptimizerRef = Annotated[Any, Ref("optimizer")]
 ScheduleRef = Annotated[Any, Ref("schedule")]
 LEARNING_RATE = 2e-4  # of algorithms without a default
+MAX_GRAD_NORM = 1.0
+
+
+class OptimizerOptions(Options):
+    """What alignkit itself does with the gradients, whatever the optimizer."""
+
+    max_grad_norm: float = Field(default=MAX_GRAD_NORM, gt=0, description="gradients are clipped to this norm")
 
 
 class Settings(Options):
@@ -360,13 +383,9 @@ class Settings(Options):
     )
     optimizer: OptimizerRef = Field(
         default="adamw",
-        description="of torch, bitsandbytes, transformers or a plugin, as in {sgd: {momentum: 0.9}}; adamw_8bit "
-        "needs 2 bytes per weight instead of 8; the moments of paged_adamw_8bit can leave the GPU",
+        description="of torch, bitsandbytes, transformers or a plugin, with its options, as in {adamw: {betas: [0.9, "
+        "0.95], eps: 1.0e-8, weight_decay: 0.1, max_grad_norm: 1}}",
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="weight decay: of matrices, not of norms and biases")
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay rate of Adam's first moment")
-    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="decay rate of Adam's second moment")
-    adam_epsilon: float = Field(default=1e-8, gt=0, description="epsilon of Adam")
     warmup_ratio: float = Field(
         default=0.0,
         ge=0,
@@ -378,7 +397,6 @@ class Settings(Options):
         description="learning rate after warmup, over steps (offline) or iterations (online): constant, linear, "
         "cosine, another one of transformers or of a plugin, as in {polynomial: {power: 2}}",
     )
-    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
     max_length: int = Field(
         default=1024, ge=2, description="maximum length of a prompt and its response together, in tokens"
     )
@@ -401,3 +419,9 @@ class Settings(Options):
         default_factory=list,
         description="earlier stages whose rollouts are replayed, rescored by this stage's reward; default: none",
     )
+    _optimizer_defaults: dict[str, Any] = PrivateAttr(default_factory=dict)  # of the algorithm
+
+    @property
+    def max_grad_norm(self) -> float:
+        """The norm to which gradients are clipped."""
+        return float(getattr(getattr(self.optimizer, "options", None), "max_grad_norm", MAX_GRAD_NORM))

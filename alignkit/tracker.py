@@ -27,10 +27,7 @@ class TrackedRun:
 
 
 class Tracker(WithOptions):
-    """Base class of a tracker. It observes: what it does, and whether it fails or hangs, changes no result.
-
-    All methods but `check` are called from one thread of the tracker's own.
-    """
+    """Base class of a tracker. It observes: what it does, and whether it fails, changes no result."""
 
     def check(self) -> None:
         """Raise RunFailed for a mistake of the user, such as a missing package; called before the run's first stage."""
@@ -45,7 +42,7 @@ class Tracker(WithOptions):
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Numbers of a step or iteration of a stage.
 
-        Each is given once, also if the run is resumed. Only the last line before a process is killed may come again.
+        A run that is resumed repeats the steps after its last checkpoint.
 
         Args:
             stage: Its name.

@@ -52,16 +52,21 @@ def commands() -> str:
 
 
 def _sections(command: Any, name: str, parent: Any) -> Iterator[str]:
-    """The section of a command, or of each command of a group."""
+    """The section of a command, and of each command of a group."""
     context = command.context_class(command, info_name=name, parent=parent)
-    if hasattr(command, "commands"):
-        for below, each in command.commands.items():
-            yield from _sections(each, below, context)
-        return
+    below = getattr(command, "commands", {})
+    if not below or command.invoke_without_command:
+        yield _section(command, context)
+    for each_name, each in below.items():
+        yield from _sections(each, each_name, context)
+
+
+def _section(command: Any, context: Any) -> str:
     about, _, examples = (command.help or "").replace("\b\n", "").partition("\nExample")
-    usage = " ".join([context.command_path, *map(_plain, command.collect_usage_pieces(context))])
+    pieces = [piece for piece in command.collect_usage_pieces(context) if not piece.startswith("COMMAND")]
+    usage = " ".join([context.command_path, *map(_plain, pieces)])
     rows = [(f"`{names}`", text) for names, text in _records(command, context)]
-    yield "\n".join(
+    return "\n".join(
         [
             f"## {context.command_path}\n",
             f"{about.strip()}\n",

@@ -3,8 +3,8 @@
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
 `recipe`, `launcher`, `model`, `lora`, `quantization`, `settings`, `rollout`, `importance`, `mix`, `stop`, `data`,
 `measures`, `variant`, `people`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`,
-`data sets`, `labeled pairs`, `cards`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`,
-`commands`, `exit codes`, `index of plugins`, `hooks`, `events`, `silent bugs`, a kind and a name
+`data sets`, `labeled pairs`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`,
+`commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a name
 (`algorithm ppo`), a kind and several names, which then have captions (`reward min product`), `example` and a kind for
 the module that `alignkit plugins new` writes, or names for the reference of public names (`api Group Response`; see
 `api_names.py`), or a module for the rest of its docstring (`about functional`).
@@ -37,14 +37,13 @@ from alignkit.recipe.shipped import shipped
 from alignkit.registry import Registration
 from alignkit.settings import Importance, LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings, Stop
 from alignkit_apps.catalog import new
-from alignkit_apps.catalog.index import entries
 from alignkit_apps.catalog.json_schema import schema_text
 from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
 from alignkit_apps.init.copying import summary
-from alignkit_apps.policies.variant import Variant
 from alignkit_http.server import Server
 from alignkit_plugins.steps.evaluate.measures import Measure
 from alignkit_plugins.steps.evaluate.people import People
+from alignkit_plugins.steps.evaluate.variant import Variant
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.markdown import markdown_table
 
@@ -97,12 +96,10 @@ def part(what: str) -> str:
         "data sets": data_set_table,
         "labeled pairs": layout_table,
         "families": families,
-        "cards": card_table,
         "outcomes": outcomes,
         "benchmarks": benchmark_table,
         "commands": lambda: str(script("docs", "command_reference").commands()),
         "exit codes": lambda: str(script("docs", "command_reference").exit_codes()),
-        "index of plugins": index_table,
         "hooks": lambda: hook_table("registers", registering=True),
         "events": lambda: hook_table("when", registering=False),
         "silent bugs": silent_bugs,
@@ -181,19 +178,6 @@ def plugin_table() -> str:
     return markdown(("plugin", "provides"), lines)
 
 
-def index_table() -> str:
-    """The packages of the index, those of this repository with a link to their page."""
-    ours, lines = "https://github.com/OWNER/alignkit/tree/main/docs/", []
-    for entry in entries():
-        home = f"../{entry.home.removeprefix(ours)}/README.md" if entry.home.startswith(ours) else entry.home
-        names = ", ".join(
-            f"{kind} {', '.join(f'`{name}`' for name in names)}" for kind, names in entry.provides.items()
-        )
-        tested = f"{entry.tested_with}, {entry.tested_on}"
-        lines.append((f"[{entry.package}]({home})", names, entry.summary, f"`{entry.alignkit}`", tested))
-    return markdown(("package", "provides", "summary", "alignkit", "tested with"), lines)
-
-
 def format_table() -> str:
     """The formats that come with alignkit, the columns by which they recognize a row, and an example."""
     formats = [entry for entry in plugins().registry.registrations("format") if entry.distribution == "alignkit"]
@@ -244,12 +228,6 @@ def layout_table() -> str:
         }
         lines.append((name, columns, *(", ".join(values) for values in sides.values())))
     return markdown(("data set", "columns", "first is better (margin)", "second is better (margin)", "tie"), lines)
-
-
-def card_table() -> str:
-    """Which model fits which card."""
-    table = script("docs", "card_table")
-    return markdown(table.HEADER, table.lines("sft"))
 
 
 def outcomes() -> str:

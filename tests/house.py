@@ -66,7 +66,9 @@ USES_EVALUATION = {"evaluation"}  # the kernel needs no statistics
 # Kernels know processors, and nothing of alignkit but these.
 BELOW_KERNELS = {"errors", "functional", "io", "kernels"}
 # What several apps share. Else they do not import each other.
-SHARED_APPS = {"catalog", "charts", "cleaning", "feedback", "policies", "shared", "web"}
+SHARED_APPS = {"catalog", "charts", "policies", "report", "web"}
+# Folders of alignkit_plugins that several plugins and apps share; they may use the kernel's rooms as apps do.
+SHARED_PLUGINS = {"data", "named_code", "people"}
 
 # Words of first-party plugins that mean something else in the core: module -> words, with the reason.
 OTHER_MEANINGS = {
@@ -83,7 +85,7 @@ COMMON_WORDS = {
     "panel",
     *("dialogues", "evaluate", "feedback", "groups", "length", "lm", "messages", "normalized"),
     *("classifier", "format", "http", "language", "regex", "repetition", "weighted"),
-    *("clean", "environment", "merge", "people", "preference", "python", "sample"),
+    *("clean", "environment", "people", "preference", "python", "sample"),
     *("drop", "questions", "template"),
     *("clip", "min", "product", "rankings", "rest", "revise", "reward_model", "text", "weighted_sum", "when"),
 }
@@ -181,11 +183,14 @@ def cycles(graph: Mapping[str, set[str]]) -> set[frozenset[str]]:
 def plugins_import_the_contract_only() -> Iterator[str]:
     for path in (*PLUGINS, *MONITORS):
         own = ".".join(module_name(path).split(".")[:3])  # alignkit_plugins, group, plugin
+        shared = own.removeprefix("alignkit_plugins.").split(".")[0] in SHARED_PLUGINS
         for item in imports(path):
-            if item.package == "alignkit" and item.room in ROOMS:
+            if item.package == "alignkit" and item.room in ROOMS and not shared:
                 yield f"{named(path)}:{item.line}: {item.module} is internal"
             if item.package == "alignkit_apps" and item.room not in SHARED_APPS:
                 yield f"{named(path)}:{item.line}: {item.module} is an app"
+            if shared or item.room in SHARED_PLUGINS:
+                continue
             if item.package == "alignkit_plugins" and not f"{item.module}.".startswith(f"{own}."):
                 yield f"{named(path)}:{item.line}: {item.module} is another plugin"
 

@@ -57,7 +57,7 @@ TESTS = {
         for name in ("combinations", "gdpo", "running_normalization", "lagrangian")
     },
     # Plugins that are no algorithms.
-    **{name: [f"test_{name}.py"] for name in ("sample", "merge", "calculator")},
+    **{name: [f"test_{name}.py"] for name in ("sample", "calculator")},
     "scores": ["test_filters.py"],
     "episode_reward": ["test_calculator.py", "test_episodes.py"],
     "accelerate": ["test_tracking.py"],

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from alignkit_apps.feedback.items import OVERALL, Item
-from alignkit_apps.feedback.store import Event, Store
+from alignkit_plugins.people.items import OVERALL, Item
+from alignkit_plugins.people.store import Event, Store
 
 
 def turn(text: str) -> Any:

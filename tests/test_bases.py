@@ -119,8 +119,8 @@ def helpful(**more: Any) -> dict[str, Any]:
 
 
 REPORT = {"step": "evaluate", "policies": ["sft", "align"], "rewards": ["helpful"], "prompts": "prompts.jsonl"}
-REPORT |= {"max_new_tokens": 7, "limit": 3}
-LABELS = {"step": "judge_pairs", "policy": "sft", "prompts": "prompts.jsonl", "max_new_tokens": 5}
+REPORT |= {"sampling": {"max_new_tokens": 7}, "limit": 3}
+LABELS = {"step": "judge_pairs", "policy": "sft", "prompts": "prompts.jsonl", "sampling": {"max_new_tokens": 5}}
 LABELS |= {"judge": {"reward_judge": {"reward_model": "helpful"}}, "samples_per_prompt": 3}
 
 
@@ -208,7 +208,12 @@ def test_folders_of_other_runs_are_scored_on_their_base(shifted: Path, tmp_path:
     first.mkdir(), second.mkdir()
     assert main(["run", str(write(first, {"helpful": helpful()}, small)), "--out", str(first / "out")]) == 0
     adapter = first / "out" / "helpful" / "adapter"
-    chosen = {"step": "select_best", "policies": ["base", "base2"], "prompts": "prompts.jsonl", "max_new_tokens": 9}
+    chosen = {
+        "step": "select_best",
+        "policies": ["base", "base2"],
+        "prompts": "prompts.jsonl",
+        "sampling": {"max_new_tokens": 9},
+    }
     chosen |= {"reward": {"folder": str(adapter)}}
     path = write(second, {"best": chosen}, small, base2=TINY)
     run = Run(load_recipe(path), second / "out")

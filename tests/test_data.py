@@ -30,7 +30,6 @@ from alignkit.data.sources import load as load_spec
 from alignkit.errors import BadRow, DataError, PluginError
 from alignkit.formats import Format
 from alignkit.registry import Component, Registration
-from alignkit_plugins.algorithms.decision import DecisionFormat
 
 PLUGINS = (
     "steps.honesty",
@@ -943,7 +942,6 @@ COUNTS = {
     "small_sums.jsonl": 53, "small_sums_heldout.jsonl": 24, "small_sums_examples.jsonl": 24,
     "red_team.jsonl": 160, "xstest.jsonl": 184, "questions.jsonl": 534, "questions_heldout.jsonl": 200,
     "questions_demos.jsonl": 600, "questions_pressure.jsonl": 448, "instructions_heldout.jsonl": 64,
-    "decisions.jsonl": 600, "decisions_heldout.jsonl": 150,
     "quickstart/demos.jsonl": 742, "quickstart/safety.jsonl": 119, "quickstart/helpful.jsonl": 162,
     "quickstart/safety_heldout.jsonl": 20, "quickstart/helpful_heldout.jsonl": 25,
     "quickstart/harmful_prompts.jsonl": 211, "quickstart/ordinary_prompts.jsonl": 392,
@@ -952,8 +950,7 @@ COUNTS = {
 
 
 def shipped(name: str) -> list[Group]:
-    kind = {"format": component(DecisionFormat)} if name.startswith("decisions") else {}
-    return load(source(SHIPPED / name, **kind)).groups
+    return load(source(SHIPPED / name)).groups
 
 
 def openings(*names: str) -> set[str]:

@@ -14,16 +14,13 @@ from alignkit import Format, Group, Response
 from alignkit.data.describe import shortened
 from alignkit.data.reading import SourceRows
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load, tied
-from alignkit.registry import Component, Registration
 from alignkit_apps.charts.data_lines import describe
-from alignkit_plugins.algorithms.decision.learning import DecisionFormat
 
 FORMATS: dict[str, type[Format]] = {}
 for plugin in ("messages", "trl", "labeled_pairs", "rankings", "text", "hh_rlhf"):
     importlib.import_module(f"alignkit_plugins.formats.{plugin}").register_formats(
         lambda name, cls, summary="": FORMATS.__setitem__(name, cls)
     )
-DECISION = Component("format", "decision", Registration("decision", DecisionFormat), DecisionFormat.Options())
 
 
 def loaded(path: Path, *rows: Any, **keys: Any) -> Loaded:
@@ -110,14 +107,6 @@ def test_rankings_prompts_and_raw_text(tmp_path: Path) -> None:
     assert lines(tmp_path, {"text": "Once"})[1:] == ["  text  Once"]
     scored = {"prompt": "q", "completion": "a", "score": 2}
     assert lines(tmp_path, scored)[-1] == "  assistant  a  (reward 2.0)"
-
-
-def test_responses_with_scores_are_no_tie(tmp_path: Path) -> None:
-    """Questions with options have people's shares; those with equal scores are a tie."""
-    rows = [{"prompt": "q", "options": ["yes", "no"], "counts": counts} for counts in ([3, 1], [1, 3], [2, 2])]
-    shown = lines(tmp_path, *rows, format=DECISION)
-    assert shown[0] == "read d.jsonl: decision, 3 rows, 1 without a pair (ties)"
-    assert shown[2:] == ["  rated  A  (share 0.75)", "  rated  B  (share 0.25)"]
 
 
 def test_responses_with_labels_are_no_tie() -> None:

@@ -36,13 +36,8 @@ EXCEPTIONS = {
     "alignkit export runs/quickstart/align my-adapter --base HuggingFaceTB/SmolLM2-135M-Instruct": "asks the hub",
     "alignkit chat runs/quickstart/align": "waits for a person",
     "alignkit chat runs/quickstart/sft runs/quickstart/align --reward runs/quickstart/helpful": "waits for a person",
-    "alignkit chat runs/quickstart/sft --reward runs/quickstart/helpful --best-of 8": "waits for a person",
-    "alignkit chat runs/quickstart/sft runs/quickstart/align --page": "waits for a person",
-    "alignkit chat runs/quickstart/sft runs/quickstart/align --page --blind": "waits for a person",
     "alignkit chat runs/quickstart/align --collect chats.feedback": "waits for a person",
-    "alignkit chat runs/quickstart/sft runs/quickstart/align --page --collect chats.feedback": "waits for a person",
     "alignkit serve runs/quickstart/base runs/quickstart/align": "ends when it is stopped",
-    "alignkit labels import tasks.json --into labels.feedback": "the file is one of Label Studio",
     "alignkit run truth 'stages.truth.policies=[base, runs/quickstart/sft/adapter, runs/quickstart/align/adapter]'": (
         "the run is not here"
     ),
@@ -67,7 +62,7 @@ QUICK = {
     "stages.align.prompts_per_iteration": 4,
     "stages.align.rollout.max_new_tokens": 8,
     "stages.report.limit": 4,
-    "stages.report.max_new_tokens": 8,
+    "stages.report.sampling.max_new_tokens": 8,
 }
 ROWS: dict[str, list[dict[str, Any]]] = {
     "demos.jsonl": [{"prompt": "Is it?", "completion": "Yes."}],
@@ -91,9 +86,7 @@ def context_of(app: Any, words: tuple[str, ...]) -> Any:
     name, words = words[0], words[1:]
     while words and words[0] in getattr(command, "commands", {}):
         command, name, words = command.commands[words[0]], words[0], words[1:]
-    if name == "plugins" and words[:1] != ("--help",):
-        command = command.commands["list"]
-    if hasattr(command, "commands"):
+    if hasattr(command, "commands") and not command.invoke_without_command:
         options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         assert not words or words[0] in options, f"no command or option {words[0]}"
         return None

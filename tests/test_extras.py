@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from alignkit import extras
 from alignkit.errors import RunFailed
-from alignkit_apps.shared import extras
 
 DECLARED = [
     "torch>=2.9",

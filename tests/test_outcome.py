@@ -70,7 +70,7 @@ def test_all_mistakes_have_their_places(
     "words",
     [
         *(["show", "nowhere"], ["evaluate", "nowhere", "--prompts", "none"], ["chat", "nowhere"], ["label", "nowhere"]),
-        *(["labels", "show", "nowhere"], ["data", "stats", "nowhere"], ["serve", "nowhere"], ["export", "nowhere"]),
+        *(["labels", "nowhere.feedback"], ["data", "stats", "nowhere"], ["serve", "nowhere"], ["export", "nowhere"]),
         *(["verify", "nowhere"], ["plugins", "nothing"], ["init", "--from", "nothing"], ["migrate", "nowhere"]),
         *(["run", "nowhere", "--seed", "1"], ["rum"], ["check"]),
     ],
@@ -88,7 +88,7 @@ def test_every_command_fails_as_json(
 
 def test_what_a_command_prints_goes_to_stderr(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "loud.py").write_text("print('hello')\nfrom alignkit import hookimpl\n" + Trains, encoding="utf-8")
-    assert cli.main(["plugins", "reward", "loud", "--plugin", str(tmp_path / "loud.py"), "--json"]) == 0
+    assert cli.main(["plugins", "loud", "--plugin", str(tmp_path / "loud.py"), "--json"]) == 0
     document, err = said(capfd)
     assert document["result"][0]["name"] == "loud" and "hello" in err
     assert cli.main(["init", "--list"]) == 0
@@ -101,23 +101,20 @@ KINDS = {
     "init ": ["--list"],
     "check": ["r.yaml"],
     "check ": ["r.yaml", "sft"],
-    "check  ": ["r.yaml", "--plan", "--no-probe"],
-    "plugins list": [],
-    "plugins list ": ["ppo"],
-    "plugins list  ": ["--schema"],
-    "plugins search": ["gfpo"],
-    "plugins new": ["calm", "--kind", "filter"],
+    "check  ": ["r.yaml", "--plan"],
+    "plugins": [],
+    "plugins ": ["ppo"],
+    "plugins  ": ["--schema"],
+    "plugins new": ["calm", "--kind", "reward"],
     "plugins check": ["alignkit-calm"],
     "data stats": ["rows.jsonl"],
     "data check": ["rows.jsonl"],
     "data clean": ["rows.jsonl", "--out", "clean.jsonl"],
     "data convert": ["rows.jsonl", "--to", "sft", "--out", "sft.jsonl"],
     "migrate": ["trl.yaml", "--trainer", "sft"],
-    "labels show": ["one.feedback"],
-    "labels agree": ["one.feedback"],
+    "labels": ["one.feedback"],
     "labels merge": ["one.feedback", "--into", "two.feedback"],
-    "labels export": ["one.feedback", "--out", "shared", "--layout", "label-studio"],
-    "labels import": ["shared/label-studio/pair.json", "--into", "three.feedback"],
+    "labels export": ["one.feedback", "--out", "shared"],
     "run": ["r.yaml"],
     "show": ["runs/r"],
     "show ": [],
@@ -125,7 +122,6 @@ KINDS = {
     "export": ["runs/r/sft", "exported"],
     "verify": ["runs/r"],
     "evaluate": ["runs/r/base", "runs/r/sft", "--prompts", "rows.jsonl", "--reward", "length", "--limit", "2"],
-    "labels rate": ["one.feedback", "--reward", "{length: {unit: words}}"],
 }
 TALK = {"chat", "serve", "label", "data browse"}
 
@@ -152,9 +148,8 @@ def test_every_command_has_a_result(
         kinds.add(document["kind"])
     assert kinds == set(SCHEMA["$defs"]) - {"Mistake", "none"}
     group: Any = typer.main.get_command(cli.program())
-    names = {
-        f"{name} {each}".strip() for name, one in group.commands.items() for each in getattr(one, "commands", [""])
-    }
+    names = {f"{name} {each}" for name, one in group.commands.items() for each in getattr(one, "commands", ())}
+    names |= {name for name, one in group.commands.items() if getattr(one, "invoke_without_command", True)}
     assert names == TALK | {command.strip() for command in KINDS}
 
 

@@ -1022,7 +1022,7 @@ def test_learning_rate_falls_per_iteration(watched: Watched) -> None:
 
 
 def test_each_roles_gradient_is_clipped_after_accumulation(stage: OnlineStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage.settings, "max_grad_norm", 0.01)
+    monkeypatch.setattr(Settings, "max_grad_norm", 0.01)
     monkeypatch.setattr(SharedModel, "token_budget", 60)  # several micro-batches
     disturb(stage.work.model, stage.work.roles.values or "", 0.1)
     metrics = stage.learner.step(rolled_out(stage), 1.0)

@@ -108,7 +108,7 @@ def test_a_base_that_no_stage_uses(command: str, tmp_path: Path, capsys: pytest.
     """It is a warning with the line. A reference, a start, a reward model and a stage of their own are uses."""
     stages = {"sft": SFT | {"max_steps": 1}}
     bases = {"big": SMALL, "idle": SMALL, "second": SMALL}
-    policies = {"step": "sample", "policy": "second", "prompts": "demos.jsonl", "max_new_tokens": 2}
+    policies = {"step": "sample", "policy": "second", "prompts": "demos.jsonl", "sampling": {"max_new_tokens": 2}}
     path = written(tmp_path, {**stages, "own": SFT | {"base": "big", "max_steps": 1}, "sampled": policies}, bases=bases)
     out = ["--out", str(tmp_path / "out")] if command == "run" else []
     assert main([command, str(path), *out]) == 0

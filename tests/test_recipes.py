@@ -36,7 +36,7 @@ WEIGHTS = "adapter/adapter_model.safetensors"
 # What the sizes below do not fit: values that are lists, and epochs that other stages name.
 OWN: dict[str, list[str]] = {
     "constitutional": [
-        "stages.revised.max_new_tokens=128",
+        "stages.revised.sampling.max_new_tokens=128",
         "stages.revised.critique_tokens=16",
         "stages.align.iterations=2",
     ],
@@ -69,7 +69,7 @@ SMALL = {
         "rollout.max_new_tokens": 8,
         "rollout.samples_per_prompt": 2,
     },
-    "step": {"max_new_tokens": 8, "limit": 4},
+    "step": {"sampling.max_new_tokens": 8, "limit": 4},
 }
 
 
@@ -110,7 +110,7 @@ def small(name: str) -> list[str]:
         kind = "step" if stage.kind == "step" else "rollouts" if rollouts else "dataset"
         for key, value in SMALL[kind].items():
             path = written_at(name, stage.name)
-            unlimited = kind == "step" and not hasattr(stage.component.options, key)
+            unlimited = kind == "step" and not hasattr(stage.component.options, key.partition(".")[0])
             unlimited = unlimited or (kind == "step" and getattr(stage.component.options, "data", None) is not None)
             shortened = key == "max_steps" and f"{path}.data" in taken
             if f"{path}.{key}" not in taken and not unlimited and not shortened:

@@ -58,7 +58,7 @@ stages:
     policies: [sft, align]
     rewards: [{{length: {{unit: characters}}}}]
     prompts: {{path: {DATA}/heldout.jsonl, limit: 4}}
-    max_new_tokens: 8
+    sampling: {{max_new_tokens: 8}}
 """
 # A plugin that dies, or asks the run to stop, at a named place: HOOK:STAGE:COUNT in the environment.
 # `half` means: in the middle of writing that stage's COUNTth checkpoint.

@@ -42,7 +42,7 @@ def recipe(folder: Path, dtype: str) -> Path:
         if name in ("best", "align"):
             stage |= {"prompts_per_iteration": 4}
             stage["rollout"] |= {"samples_per_prompt": 2, "max_new_tokens": 8}
-    stages["report"] |= {"policies": ["sft", "align"], "max_new_tokens": 8}
+    stages["report"] |= {"policies": ["sft", "align"], "sampling": {"max_new_tokens": 8}}
     stages["report"]["prompts"]["limit"] = 4
     if dtype == "bfloat16":  # the parts that choose their operators by dtype
         for name in ("safety", "best", "report"):

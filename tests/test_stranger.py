@@ -100,9 +100,8 @@ def test_it_comes_from_its_wheel_and_is_listed(stranger: Path, tmp_path: Path, n
     site = stranger.parent.parent / "lib"
     assert all(Path(file).is_relative_to(site) for file in files), files
     assert owners[module(name)] == f"alignkit-{name}"
-    rows = [line.split() for line in call(stranger.parent / "alignkit", "plugins", cwd=tmp_path).splitlines()]
-    (row,) = [row for row in rows if row[:2] == ["algorithm", name.replace("-", "_")]]
-    assert row[-2:] == [f"alignkit-{name}", "0.1.0"]
+    names = call(stranger.parent / "alignkit", "plugins", cwd=tmp_path)
+    assert f"{name.replace('-', '_')} (alignkit-{name} 0.1.0)" in " ".join(names.split())
 
 
 @pytest.mark.slow  # the next test has a short run of all that is installed
@@ -142,7 +141,6 @@ def test_its_own_tests_pass_with_its_wheel(stranger: Path, tmp_path: Path, name:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")  # whose data some recipes name
     done = call(stranger, "-m", "pytest", "-q", cwd=copy, ALIGNKIT_STRICT="1", ALIGNKIT_CACHE=str(tmp_path / "cache"))
     assert " passed" in done and "skipped" not in done
-    assert "0.1.0 is installed" in call(stranger.parent / "alignkit", "plugins", "search", example.name, cwd=tmp_path)
 
 
 def test_a_strangers_command_reader_monitor_and_event(stranger: Path, tmp_path: Path) -> None:
@@ -173,9 +171,9 @@ def test_a_strangers_optimizer_schedule_model_and_template(stranger: Path, tmp_p
     stage = json.loads((tmp_path / "runs" / "archive" / "sft" / "stage.json").read_text(encoding="utf-8"))
     settings = stage["depends_on"]["settings"]
     assert [settings[key]["name"] for key in ("optimizer", "lr_scheduler_type")] == ["lion", "cooldown"]
-    rows = [line.split()[:2] for line in call(alignkit, "plugins", cwd=tmp_path).splitlines()]
     kinds = {"optimizer": "lion", "schedule": "cooldown", "model": "archive", "template": "lab"}
-    assert all([kind, name] in rows for kind, name in kinds.items())
+    for kind, name in kinds.items():
+        assert f"{kind} {name} (" in call(alignkit, "plugins", name, cwd=tmp_path)
 
 
 def test_a_strangers_curriculum_and_its_part_of_the_report(stranger: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from alignkit.evaluation import agreement as agreement
-    from alignkit.evaluation import concordance as concordance
     from alignkit.evaluation import ranking as ranking
     from alignkit.evaluation import statistics as statistics
 

@@ -1,29 +1,21 @@
-"""How far a judge can be trusted: its order, its answers when asked again, circles, length, people, and its calls.
+"""How far a judge can be trusted: its order, length, its agreement with people, and its calls.
 
-Sage (2025, arXiv:2512.16041) finds that even the best judges contradict themselves in a quarter of hard cases, and
-agreement in percent flatters a judge, because a coin agrees with half of the pairs. A card is a plain dictionary, as
-docs/plugins/api/files.md describes it. The unit of all intervals is a prompt.
+Agreement in percent flatters a judge, because a coin agrees with half of the pairs; Krippendorff's alpha of a coin is
+0. A card is a plain dictionary, as docs/plugins/api/files.md describes it. The unit of all intervals is a prompt.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from typing import Any
 
-from alignkit import seeds
 from alignkit.evaluation import statistics
 from alignkit.evaluation.judge_quality import Judgment, by_unit, no_judge, side, verdict_facts
 from alignkit.evaluation.reward_columns import label
-from alignkit.judges import CheckedJudge, Item, costs, verdict_from
+from alignkit.judges import Item, costs, verdict_from
 from alignkit.report import Table
 from alignkit.reward import Verdict
-
-if TYPE_CHECKING:
-    from alignkit.evaluation.statistics import Estimate
-    from alignkit.step import StepContext
-
 
 PEOPLE = "people"  # their name in the tables of raters
 
@@ -64,110 +56,32 @@ def measured(judgments: Sequence[Judgment]) -> dict[str, Any]:
 def card(
     judgments: Sequence[Judgment],
     *,
-    again: Again | None = None,
-    more: Iterable[Verdict] = (),
     people: Mapping[str, Any] | None = None,
     annotators: Mapping[str, Any] | None = None,
     agreement: Mapping[str, Any] | None = None,
-    circles: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The whole card. more: verdicts that only its costs include. people, agreement: of `two_raters`.
+    """The whole card. people, agreement: of `agreement_of`.
 
-    annotators: how people agree with each other, if the card is theirs: estimates by the names of coefficients.
+    annotators: how people agree with each other, if the card is theirs, also of `agreement_of`.
     """
-    repetitions = [verdict for verdicts in again.verdicts for verdict in verdicts] if again else []
     parts = {
         **measured(judgments),
-        "repeated": repeated(again, judgments) if again else None,
-        "circular": circles,
         "people": people,
         "annotators": annotators,
         "agreement": dict(agreement or {}),
-        **costs([*(each.verdict for each in judgments), *repetitions, *more]),
+        **costs([each.verdict for each in judgments]),
     }
     return {"no_judge": no_judge(parts), **parts}
 
 
-# More questions
-
-
-@dataclass(frozen=True)
-class Again:
-    """Some pairs asked again. verdicts: of each repetition, on the pairs at `places`."""
-
-    places: Sequence[int]
-    verdicts: Sequence[Sequence[Verdict]]
-
-    def same(self, judgments: Sequence[Judgment]) -> Estimate:
-        """The share of repetitions with the same winner as at first; one without a verdict is not the same."""
-        return by_unit(
-            (judgments[place].unit, float(_winner(again) == _winner(judgments[place].verdict)))
-            for verdicts in self.verdicts
-            for place, again in zip(self.places, verdicts, strict=True)
-        )
-
-
-def _winner(verdict: Verdict) -> int | None:
-    """1, -1, 0 for a tie; None without a verdict."""
-    return None if verdict.p_first is None else side(verdict.p_first) or 0
-
-
-def ask_again(
-    component: Any, name: str, context: StepContext, asked: Sequence[tuple[Item, Verdict]], times: int, most: int
-) -> Again:
-    """Ask a judge the same questions again, each time with a cache of its own, so that no stored reply answers.
-
-    component: the value of a JudgeRef option. asked: the questions and the verdicts at first. times: repetitions.
-    most: pairs to ask about, drawn from those with a verdict by the context's seed.
-    """
-    known = [place for place, (_, verdict) in enumerate(asked) if verdict.p_first is not None]
-    drawn = seeds.stream(context.seed, "asked again", name).permutation(len(known))[:most] if times else ()
-    places = sorted(known[int(index)] for index in drawn)
-    verdicts = []
-    for time in range(1, times + 1) if places else ():
-        own = replace(context, cache=context.cache / f"again-{time}")
-        compare = CheckedJudge(component, own).compare
-        context.say(f"{context.out.name}: {name} compares {len(places)} pairs again ({time} of {times})")
-        verdicts.append(mapped(compare, f"{name}-again-{time}", context.map)([asked[place][0] for place in places]))
-    return Again(places, verdicts)
-
-
-def repeated(again: Again, judgments: Sequence[Judgment]) -> dict[str, Any] | None:
-    """The card's part on repetitions; None if nothing was asked again."""
-    if not again.verdicts:
-        return None
-    return {"pairs": len(again.places), "times": len(again.verdicts), "same": again.same(judgments)}
-
-
-def circular(sides: Sequence[Mapping[tuple[str, str], int | None]]) -> dict[str, Any] | None:
-    """The share of triads of policies that a judge ranks in a circle: A over B, B over C, C over A. A coin makes 25%.
-
-    sides: for each prompt, `side` of the first of two policies. Triads with a tie or without a verdict are undecided.
-    None without triads. Kendall and Babington Smith 1940, "On the method of paired comparisons".
-    """
-    found: list[tuple[int, float]] = []
-    triads = 0
-    for unit, known in enumerate(sides):
-        both = {**known, **{(b, a): None if value is None else -value for (a, b), value in known.items()}}
-        policies = sorted({policy for pair in known for policy in pair})
-        for a, b, c in itertools.combinations(policies, 3):
-            if not {(a, b), (b, c), (c, a)} <= both.keys():
-                continue
-            triads += 1
-            ab, bc, ca = both[a, b], both[b, c], both[c, a]
-            if ab is not None and bc is not None and ca is not None:
-                found.append((unit, float(ab == bc == ca)))
-    return {"triads": triads, "undecided": triads - len(found), "share": by_unit(found)} if triads else None
-
-
 def against_people(card: Mapping[str, Any]) -> str:
-    """`agrees with people in 73% [64, 81] of 200 questions, kappa 0.46 [0.28, 0.62]`, and whether it is no judge."""
+    """`agrees with people in 73% [64, 81] of 200 questions, alpha 0.46 [0.28, 0.62]`, and whether it is no judge."""
     people, shown = card["people"], statistics.shown
     if not people:
         unjudged = sum(card["unjudged"].values()) == card["comparisons"]
         return "gave no verdict on any pair" if unjudged else "prefers neither response of any pair"
     text = f"agrees with people in {shown(people['same'], percent=True)} of {people['questions']:,} questions"
-    text += f", kappa {shown(people['kappa'])}, AC1 {shown(people['ac1'])}"
+    text += f", alpha {shown(people['alpha'])}"
     return f"{text}; {card['no_judge']}" if card["no_judge"] else text
 
 
@@ -210,12 +124,12 @@ def trust_tables(cards: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     tables = [Table(f"how far to trust the {rater(cards)}s", ["", *cards], rows, note=note)]
     shown = statistics.shown
     pairs = [
-        [name, other, shown(found["same"], percent=True), shown(found["kappa"]), shown(found["ac1"])]
+        [name, other, shown(found["same"], percent=True), shown(found["alpha"])]
         for name, card in cards.items()
         for other, found in card["agreement"].items()
     ]
     tables += [panel_table(name, card["members"]) for name, card in cards.items() if card.get("members")]
-    heads = [rater(cards), "and", "same winner", "Cohen's kappa", "Gwet's AC1"]
+    heads = [rater(cards), "and", "same winner", "Krippendorff's alpha"]
     return [*tables, Table("agreement with other raters", heads, pairs, keys=2)] if pairs else tables
 
 
@@ -232,15 +146,11 @@ def _rows(cards: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, list[str]]]
     yield "pairs", count(card["comparisons"] for card in cards)
     yield "no verdict", count(sum(card["unjudged"].values()) for card in cards)
     yield "agrees with people", percent("people", "same")
-    yield "Cohen's kappa", number("people", "kappa")
-    yield "Gwet's AC1", number("people", "ac1")
-    yield "annotators agree", percent("annotators", "agreement")
-    yield "annotators: Krippendorff's alpha", number("annotators", "alpha_nominal")
-    yield "annotators: Gwet's AC1", number("annotators", "gwet_ac1")
+    yield "Krippendorff's alpha", number("people", "alpha")
+    yield "annotators agree", percent("annotators", "same")
+    yield "annotators: Krippendorff's alpha", number("annotators", "alpha")
     yield "names the first (unbiased: 50%)", [statistics.shown(card["named_first"], percent=True) for card in cards]
     yield "order decides", [statistics.shown(card["inconsistent"], percent=True) for card in cards]
-    yield "same when asked again", percent("repeated", "same")
-    yield "circular triads (a coin: 25%)", percent("circular", "share")
     yield "twice as long: P(better)", [statistics.shown(card["length_slope"], sign=True) for card in cards]
     yield "questions", count(card["calls"] for card in cards)
     yield "tokens", count(card["tokens"] for card in cards)

@@ -15,6 +15,7 @@ from alignkit.evaluation import statistics
 from alignkit.reward import Verdict
 
 if TYPE_CHECKING:
+    from alignkit.evaluation.agreement import Agreement
     from alignkit.evaluation.statistics import Estimate
 
 ONE_POSITION, SURELY = 0.9, 0.8  # share of questions, and the end of its interval, from which a judge names a position
@@ -89,6 +90,15 @@ def by_unit(values: Iterable[tuple[int, float]]) -> Estimate:
     return statistics.rate([statistics.mean(each) for each in units.values()], most)
 
 
+def raters_agree(answers: Sequence[tuple[int, Any, Any]], seed: int) -> Agreement:
+    """How far two raters agree, in percent and by Krippendorff's alpha. answers: prompt, and the answer of each."""
+    from alignkit.evaluation.agreement import agreement_of  # imports numpy
+
+    clusters = [unit for unit, _, _ in answers]
+    both = agreement_of([(one, other) for _, one, other in answers], clusters=clusters, seed=seed)
+    return {"same": by_unit((unit, float(one == other)) for unit, one, other in answers), "alpha": both["alpha"]}
+
+
 def length_slope(judgments: Sequence[Judgment]) -> Estimate:
     """By how much P(better) grows when an answer is twice as long: least squares, with an intercept for each policy.
 
@@ -151,8 +161,6 @@ def _coin(card: Mapping[str, Any]) -> Iterable[str]:
     shown = statistics.shown
     if (people := card.get("people")) and _like_a_coin(people["same"]):
         yield f"it agrees with people in {shown(people['same'], percent=True)}, no better than a coin"
-    if (repeated := card.get("repeated")) and _like_a_coin(repeated["same"]):
-        yield f"asked again, it says the same in {shown(repeated['same'], percent=True)}, no better than a coin"
     swayed = card["inconsistent"]
     if swayed["low"] is not None and swayed["low"] > HALF_BY_ORDER and swayed["high"] >= COIN:
         yield f"the order decides {shown(swayed, percent=True)} of pairs, and would decide 50% of a coin's"

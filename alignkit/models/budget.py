@@ -12,6 +12,7 @@ import torch
 
 from alignkit.errors import memory_ran_out
 from alignkit.kernels.memory import release_cached, total
+from alignkit.models.loading import largest
 
 T = TypeVar("T")
 
@@ -27,9 +28,8 @@ class MemoryBudget:
 
     bytes_per_token: activations that a forward pass stores for backward. activation_bytes: activations that a packed
     row may take, read from the device when first needed. halvings: how often memory ran out and the budget was halved.
-    sampling_halvings: how often that happened while sampling, which then takes fewer rows at a time. memory: bytes of
-    the device, and least: tokens that a row may have in any case; None: those of the device here. fixed: whether work
-    that ran out of memory cannot be repeated, because other processes wait in the middle of it.
+    sampling_halvings: how often that happened while sampling, which then takes fewer rows at a time. fixed: whether
+    work that ran out of memory cannot be repeated, because other processes wait in the middle of it.
 
     Packing changes the last bits of the gradients, so checkpoints store the budget.
     """
@@ -39,8 +39,6 @@ class MemoryBudget:
     activation_bytes: float | None = None
     halvings: int = 0
     sampling_halvings: int = 0
-    memory: float | None = None
-    least: int | None = None
     fixed: bool = False
 
     @property
@@ -49,7 +47,7 @@ class MemoryBudget:
         # Measured late, because a checkpoint may bring the bytes of the machine that wrote it.
         if self.activation_bytes is None:
             self.activation_bytes = activation_budget(self.device)
-        least = self.least or (LEAST_TOKENS if self.device.type == "cpu" else LEAST_ON_GPU)
+        least = LEAST_TOKENS if self.device.type == "cpu" else LEAST_ON_GPU
         tokens = int(min(MOST_TOKENS, max(least, self.activation_bytes // self.bytes_per_token)))
         # The floor ends the halving: `halve` then reports that nothing shrank.
         return max(least // 8, tokens >> self.halvings)
@@ -68,8 +66,7 @@ class MemoryBudget:
         A single group cannot be cut and may exceed the budget. The limit is a quarter of all memory, and halves
         with the budget.
         """
-        memory = total(self.device) if self.memory is None else self.memory
-        return tokens * self.bytes_per_token > memory * SHARE / 2**self.halvings
+        return tokens * self.bytes_per_token > total(self.device) * SHARE / 2**self.halvings
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
@@ -82,13 +79,25 @@ class MemoryBudget:
             self.activation_bytes = state["activation_bytes"]
 
 
-def activation_budget(device: torch.device, memory: float | None = None) -> float:
+def activation_bytes_per_token(config: Any, dtype: torch.dtype, *, frozen: bool) -> int:
+    """Estimate, from a language model's configuration, what a forward pass stores for backward.
+
+    frozen: whether the layers are frozen in half precision, and store half as many numbers: none for the gradients of
+    their weights.
+    """
+    hidden = int(config.hidden_size)
+    inner = largest(config, "intermediate_size") or 4 * hidden
+    width = 16 * hidden + 4 * inner if frozen else 24 * hidden + 8 * inner
+    return int(config.num_hidden_layers * width * (4 if dtype == torch.float32 else 2))
+
+
+def activation_budget(device: torch.device) -> float:
     """Bytes that the activations of a packed row may take: a power of two, up to a quarter of all memory.
 
     Depends on total memory, not on free memory, so that a machine always packs a recipe the same way. On a CPU at most
-    CPU_ACTIVATIONS. memory: bytes of the device, if it is not one of this machine.
+    CPU_ACTIVATIONS.
     """
-    share = (total(device) if memory is None else memory) * SHARE
+    share = total(device) * SHARE
     # Machines that differ by a little memory pack alike, and so get the same bits.
     rounded = 2.0 ** math.floor(math.log2(share)) if share < math.inf else share
     return rounded if device.type == "cuda" else min(CPU_ACTIVATIONS, rounded)

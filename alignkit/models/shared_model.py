@@ -29,7 +29,7 @@ from alignkit.kernels.memory import retain_freed_memory
 from alignkit.models import load_check
 from alignkit.models.adapter_base import Base
 from alignkit.models.adapters import ActiveAdapter, Adapters
-from alignkit.models.budget import MemoryBudget
+from alignkit.models.budget import MemoryBudget, activation_bytes_per_token
 from alignkit.models.export import saved_head, scorer
 from alignkit.models.files_check import check_finite
 from alignkit.models.hub import locate
@@ -38,7 +38,6 @@ from alignkit.models.loading import (
     device_of,
     dtype_of,
     has_score,
-    largest,
     load_base,
     load_text,
     mixed_precision,
@@ -102,7 +101,9 @@ class SharedModel:
         self.should_stop: Callable[[], None] = lambda: None  # called during long passes; raises to end them
         self._load_base()
         self.hidden_size = int(self._config.hidden_size)
-        self.memory = MemoryBudget(self.device, self._activation_bytes_per_token())
+        frozen = spec.lora is not None and self.dtype != torch.float32
+        per_token = activation_bytes_per_token(self._config, self.dtype, frozen=frozen)
+        self.memory = MemoryBudget(self.device, per_token)
         self.adapters: Adapters | None = None
         if spec.lora is not None:
             self.adapters = Adapters(self.model, spec.lora, self.active_adapter, self.base)
@@ -349,14 +350,6 @@ class SharedModel:
         """The factor of the logits. Some models specify it as a divisor."""
         factor, divisor = (getattr(self._config, name, None) for name in ("logit_scale", "logits_scaling"))
         return float(factor or 1.0) / float(divisor or 1.0)
-
-    def _activation_bytes_per_token(self) -> int:
-        """Estimate, from the model's shape, what a forward pass stores for backward."""
-        inner = largest(self._config, "intermediate_size") or 4 * self.hidden_size
-        # A frozen layer in half precision stores half as many numbers: none for the gradients of its weights.
-        frozen = self.spec.lora is not None and self.dtype != torch.float32
-        width = 16 * self.hidden_size + 4 * inner if frozen else 24 * self.hidden_size + 8 * inner
-        return int(self._config.num_hidden_layers * width * (4 if self.dtype == torch.float32 else 2))
 
     @property
     def dtype_name(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from alignkit.errors import did_you_mean
 from alignkit.recipe.schema import TopKeys, allowed_keys
-from alignkit.settings import LoraSpec, ModelSpec, Rollout, Settings
+from alignkit.settings import LoraSpec, ModelSpec, Rollout, SamplingKeys, Settings
 
 # Place -> the keys that belong there, to recognize a key that was written elsewhere.
 _PLACES: dict[str, Collection[str]] = {
@@ -56,7 +56,15 @@ _OTHER_TOOLS: dict[tuple[str, ...], str] = {
     ("save_steps", "save_every", "save_strategy"): "use 'checkpoint_every'",
     ("save_total_limit",): "use 'keep_versions: true'; versions are then STAGE@k",
     ("replay_buffer", "replay"): "use 'replay_from', a list of stages",
-    ("gradient_clipping", "clip_grad", "max_norm"): "use 'max_grad_norm'",
+    (
+        "max_grad_norm",
+        "gradient_clipping",
+        "clip_grad",
+        "max_norm",
+    ): "use 'optimizer', as in {adamw: {max_grad_norm: 1}}",
+    ("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"): (
+        "use 'optimizer', as in {adamw: {betas: [0.9, 0.95], eps: 1.0e-8, weight_decay: 0.1}}"
+    ),
     ("depends_on", "after", "needs"): "leave it out: a stage runs after the stages that it refers to",
     ("resume_from_checkpoint",): "leave it out: an interrupted run resumes when you run it again",
     ("output_dir", "save_path"): "set the folder on the command line: --out DIR",
@@ -84,6 +92,8 @@ def advice(key: str, allowed: list[str]) -> str:
     """Return the help for an unknown key. allowed: the keys that are known at its place."""
     if f"{key}s" in allowed:
         return f"did you mean '{key}s'?"
+    if "sampling" in allowed and key in SamplingKeys.model_fields:
+        return f"'{key}' belongs under 'sampling:'"
     places = [place for place, keys in _PLACES.items() if key in keys and key not in allowed]
     if places:
         return f"'{key}' belongs {' or '.join(places)}"

@@ -87,6 +87,7 @@ def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope
 
     settings = read_options(Settings, filled, keys, scope, hint=hint, hidden=refused)
     if settings is not None:
+        settings._optimizer_defaults = dict(registration.implementation.defaults.optimizer)
         _check_optimizer(draft, settings)
     _check_roles(draft, needs)
     _check_unsupported(draft)
@@ -113,7 +114,7 @@ def _with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[
     if isinstance(rollout, dict):
         rollout = {key: value for key, value in rollout.items() if value is not None}
     for key, value in vars(defaults).items():
-        if value is None or key == "learning_rate":  # it depends on the model, which is not loaded yet
+        if value is None or key in ("learning_rate", "optimizer"):  # what they mean depends on others
             continue
         if key not in Rollout.model_fields:
             filled.setdefault(key, value)
@@ -193,19 +194,14 @@ def _check_unsupported(draft: _Draft) -> None:
 
 
 def _check_optimizer(draft: _Draft, settings: Settings) -> None:
-    """Try the schedule and the optimizer, unless they are alignkit's own, and report keys that it does not use."""
-    named, name = (settings.optimizer, settings.lr_scheduler_type), getattr(settings.optimizer, "name", "")
+    """Try the schedule and the optimizer, unless they are alignkit's own."""
+    named = (settings.optimizer, settings.lr_scheduler_type)
     if None in named or all(isinstance(one, str) for one in named):  # None: already reported
         return
-    from alignkit.optimizers import unused_keys, why_unusable  # they import torch
+    from alignkit.optimizers import why_unusable  # it imports torch
 
-    if problems := list(why_unusable(settings)):
-        for key, why in problems:
-            draft.error((key,), why)
-        return
-    for key in unused_keys(settings, draft.written):
-        help = f"write its own options, as in 'optimizer: {{{name}: {{...}}}}'"
-        draft.error((key,), f"optimizer '{name}' does not use '{key}'", help, at_key=True)
+    for key, why in why_unusable(settings):
+        draft.error((key,), why)
 
 
 # --- roles

@@ -19,7 +19,7 @@ from alignkit.recipe.problems import path_text, shown
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.scope import Scope, report_two_meanings
 from alignkit.recipe.validation import validate
-from alignkit.sampling_options import ResponseOptions
+from alignkit.sampling_options import SamplingOptions
 from alignkit.settings import ModelSpec
 
 _DEVICE = re.compile(r"auto|cpu(:0)?|(cuda|mps|xpu|hpu|npu|mtia)(:\d{1,3})?")
@@ -207,7 +207,7 @@ def bases_of(reference: str, stages: Mapping[str, Stage], bases: Collection[str]
 def sampled_by(stage: Stage) -> list[str]:
     """The policies that a step samples."""
     options = stage.component.options
-    return list(options.policies_to_sample()) if isinstance(options, ResponseOptions) else []
+    return list(options.policies_to_sample()) if isinstance(options, SamplingOptions) else []
 
 
 def check_bases(stages: Mapping[str, Stage], scope: Scope) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
 
 from alignkit.options import Options, Ref, options_of_call
@@ -23,6 +23,7 @@ from alignkit.recipe.schema import allowed_keys
 from alignkit.recipe.scope import Scope
 from alignkit.recipe.validation import Model, validate
 from alignkit.registry import Component, Registration, Unresolved
+from alignkit.settings import OptimizerOptions
 
 OWN = ("adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "constant", "linear", "cosine")
 
@@ -41,12 +42,14 @@ class Named:
     at_key: bool
 
 
-def options_of(registration: Registration) -> type[Options]:
-    """Return the model of a plugin's options."""
+def options_of(registration: Registration, kind: str = "") -> type[Options]:
+    """Return the model of a plugin's options. kind: an optimizer has those of alignkit itself, too."""
     implementation = registration.implementation
-    if callable(implementation) and not hasattr(implementation, "Options"):
-        return options_of_call(implementation)
     options: type[Options] = getattr(implementation, "Options", Options)
+    if callable(implementation) and not hasattr(implementation, "Options"):
+        options = options_of_call(implementation)
+    if kind == "optimizer":
+        return create_model("Options", __base__=(options, OptimizerOptions))
     return options
 
 
@@ -69,7 +72,7 @@ def split(kind: str, raw: Any, keys: Keys, scope: Scope) -> Named | None:
 def _with_misplaced(kind: str, name: str, raw: Mapping[str, Any], keys: Keys, scope: Scope) -> Named:
     """A plugin next to which options were written; each is a problem, with the path at which it belongs."""
     try:
-        options = allowed_keys(options_of(scope.registry.get(kind, name)))
+        options = allowed_keys(options_of(scope.registry.get(kind, name), kind))
     except Unresolved:  # `find` reports it
         options = []
     for key in raw:
@@ -129,7 +132,7 @@ def with_options(
         scope.problems.error(keys, f"{path_text(keys)}: expected a mapping of options, got {shown(raw)}")
         return None
     before = len(scope.problems)
-    options = read_options(options_of(registration), raw, keys, scope)
+    options = read_options(options_of(registration, kind), raw, keys, scope)
     return None if options is None or len(scope.problems) > before else Component(kind, name, registration, options)
 
 

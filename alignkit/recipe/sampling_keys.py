@@ -15,10 +15,8 @@ from alignkit.recipe.problems import Problems
 from alignkit.recipe.schema import RewardSpec, Stage, specs
 from alignkit.recipe.scope import Scope
 from alignkit.registry import Component
-from alignkit.sampling_options import ResponseOptions, SamplingOptions
+from alignkit.sampling_options import KEYS, SamplingOptions
 from alignkit.settings import ModelSpec, Rollout
-
-_KEYS = [key for key in SamplingOptions.model_fields]
 
 
 def fill_sampling(stages: Mapping[str, Stage]) -> None:
@@ -26,9 +24,9 @@ def fill_sampling(stages: Mapping[str, Stage]) -> None:
     online = {name: stage for name, stage in stages.items() if _is_online(stage)}
     for stage in stages.values():
         options = stage.component.options
-        if isinstance(options, ResponseOptions):
+        if isinstance(options, SamplingOptions):
             _fill_step(options, online)
-            _fill_rewards(stage, options.sampling(), f"stage {stage.name}")
+            _fill_rewards(stage, options.sampled(), f"stage {stage.name}")
         elif stage.name in online:
             _fill_rewards(stage, _rollout(stage), f"stage {stage.name}")
 
@@ -39,17 +37,17 @@ def _is_online(stage: Stage) -> bool:
 
 def _rollout(stage: Stage) -> dict[str, Any]:
     """The sampling options of an online stage."""
-    return {key: getattr(stage.settings.rollout, key) for key in _KEYS} if stage.settings else {}
+    return {key: getattr(stage.settings.rollout, key) for key in KEYS} if stage.settings else {}
 
 
-def _fill_step(options: ResponseOptions, online: Mapping[str, Stage]) -> None:
+def _fill_step(options: SamplingOptions, online: Mapping[str, Stage]) -> None:
     policies = [reference.partition("@")[0] for reference in options.policies_to_sample()]
     if not policies:
         return
     own = [online[name] for name in dict.fromkeys(policies) if name in online]
     source = next(iter([*own, *online.values()]), None)
     values = {} if source is None else _rollout(source)
-    written = {key for key in _KEYS if getattr(options, key, None) is not None}
+    written = set(options.sampling.model_fields_set)
     options.follow(values, f"stage {source.name}" if source else "", [*_differences(own, written), *_penalties(own)])
 
 
@@ -58,7 +56,7 @@ def _differences(stages: Sequence[Stage], written: Iterable[str]) -> list[str]:
     notes = []
     for stage in stages[1:]:
         first, other = _rollout(stages[0]), _rollout(stage)
-        different = [f"{key} {other[key]}" for key in _KEYS if key not in written and other[key] != first[key]]
+        different = [f"{key} {other[key]}" for key in KEYS if key not in written and other[key] != first[key]]
         if different:
             notes.append(f"{stage.name} was trained on samples with {', '.join(different)}")
     return notes
@@ -76,7 +74,7 @@ def _penalties(stages: Sequence[Stage]) -> list[str]:
 
 def _fill_rewards(stage: Stage, values: Mapping[str, Any], source: str) -> None:
     for spec in specs([stage.settings, stage.component.options], RewardSpec):
-        if spec.component is not None and isinstance(spec.component.options, ResponseOptions):
+        if spec.component is not None and isinstance(spec.component.options, SamplingOptions):
             spec.component.options.follow(values, source, [])
 
 

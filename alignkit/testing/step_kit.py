@@ -21,7 +21,7 @@ from alignkit.registry import Component
 from alignkit.reward import Context
 from alignkit.runs.durable_map import durable_map
 from alignkit.runs.stage_check import check_scoring
-from alignkit.sampling_options import ResponseOptions
+from alignkit.sampling_options import SamplingOptions
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step
 from alignkit.testing.surroundings import Surroundings, conform, why_not_stored
 from alignkit.training.scoring import Scorer
@@ -145,7 +145,7 @@ def _judges_and_rewards(component: Component) -> set[str]:
 def _sampled_problems(around: Surroundings, component: Component) -> Iterator[str]:
     """The policies that respond must be known before the run, which fills in how they are sampled."""
     options = component.options
-    if not isinstance(options, ResponseOptions):
+    if not isinstance(options, SamplingOptions):
         return
     missing = sorted(around.models.sampled - set(options.policies_to_sample()) - _judges_and_rewards(component))
     if missing:

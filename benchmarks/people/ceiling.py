@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkit_apps.feedback.items import Item
+from alignkit_plugins.people.items import Item
 from benchmarks.people import words
 from benchmarks.people.crowd import AGREEMENT, Crowd, Noise, accuracy_of, crowd_for
 

@@ -16,10 +16,10 @@ from typing import Literal
 import numpy as np
 
 from alignkit import seeds
-from alignkit_apps.feedback.assignment import Assignment, next_item
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.labels import SIDES
-from alignkit_apps.feedback.store import Event, Store
+from alignkit_plugins.people.assignment import Assignment, next_item
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.labels import SIDES
+from alignkit_plugins.people.store import Event, Store
 
 AGREEMENT = 0.73  # InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, section 3.4): 72.6% and 77.3%
 MARGINS = ("unsure", "slightly", "better", "significantly")
@@ -114,7 +114,7 @@ def crowd_for(gaps: Sequence[float], noise: Noise = "equal", agreement: float = 
 
 def labeled_store(path: Path, items: Sequence[Item], crowd: Crowd, gap: Gap, overlap: int = 1) -> Path:
     """A new store with these items, each labeled by as many annotators as `overlap`."""
-    from alignkit_apps.feedback.records import Plan
+    from alignkit_plugins.people.records import Plan
 
     with Store.open(path, new=True) as store:
         store.set_plan(Plan(seed=crowd.seed, overlap=overlap))

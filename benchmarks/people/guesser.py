@@ -12,10 +12,10 @@ import numpy as np
 import yaml
 
 from alignkit.notebook import run
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.records import Plan
-from alignkit_apps.feedback.rows import store_rows
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.records import Plan
+from alignkit_plugins.people.rows import store_rows
+from alignkit_plugins.people.store import Store
 from alignkit_plugins.steps.feedback import Feedback
 from benchmarks.people import words
 from benchmarks.people.crowd import Crowd, labeled_store
@@ -28,8 +28,6 @@ READERS: Mapping[str, Mapping[str, Any]] = {
     "two": {"annotators": ["ann", "bob"]},
     "all": {},
     "min_gold": {"min_gold": 0.7},
-    "weights": {"weights": "dawid_skene"},
-    "both": {"min_gold": 0.7, "weights": "dawid_skene"},
 }
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from alignkit.errors import RunFailed
 from alignkit.evaluation.statistics import Estimate
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Store
 from benchmarks.people.crowd import AGREEMENT, crowd_for
 
 RECIPE = Path(__file__).with_name("people.yaml")

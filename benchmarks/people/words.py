@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkit_apps.feedback.items import Item
+from alignkit_plugins.people.items import Item
 
 WORDS = ("good", "fine", "nice", "okay", "poor", "weak", "bad", "awful")
 VALUES = dict(zip(WORDS, np.linspace(1, -1, len(WORDS)).tolist(), strict=True))

@@ -116,9 +116,9 @@ def writer_of(context: Context, name: str, who: str | Server, sampling: Mapping[
     return PolicyWriter(context, who, sampling)
 
 
-def check_sampling(who: str | Server | None, sampling: SamplingOptions) -> None:
+def check_sampling(who: str | Server | None, options: SamplingOptions) -> None:
     """Raise ValueError for an option that the recipe sets and requests to a server leave out."""
-    chosen = [key for key in UNTOLD if getattr(sampling, key) is not None]
+    chosen = [key for key in UNTOLD if key in options.sampling.model_fields_set]
     if isinstance(who, Server) and chosen:
         raise ValueError(f"servers differ in '{chosen[0]}'; write it as this one takes it, in its 'request'")
 

@@ -16,7 +16,7 @@ SPEED = ("seconds", "tokens_per_second", "time")  # metrics that differ from run
 LOSS = 1e-5  # absolute and relative, of metrics, which have six digits
 WEIGHTS = 1e-5  # absolute, of weights
 # Wrong sums of gradients show, and AdamW makes no whole step of a gradient that is all rounding.
-ADAMW = {"adam_epsilon": 1e-4}
+ADAMW = {"optimizer": {"adamw": {"eps": 1e-4}}}
 PADDING = 1.01  # what parts of weights are filled up by, whose rows cannot be shared out evenly
 SCORES = """
 import os, signal
@@ -121,7 +121,13 @@ MIX = {"data": {"path": "demos.jsonl"}, "objective": "sft", "weight": 0.3, "batc
 def answers(policy: str) -> dict[str, Any]:
     """A step that process 0 runs alone."""
     prompts = {"path": "prompts.jsonl"}
-    return {"step": "sample", "policy": policy, "prompts": prompts, "samples_per_prompt": 1, "max_new_tokens": 4}
+    return {
+        "step": "sample",
+        "policy": policy,
+        "prompts": prompts,
+        "samples_per_prompt": 1,
+        "sampling": {"max_new_tokens": 4},
+    }
 
 
 def write_recipe(stages: Mapping[str, Any], **keys: Any) -> Path:

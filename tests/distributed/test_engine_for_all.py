@@ -30,7 +30,12 @@ STAGES = {
     "judged": online("rloo", reward=BOTH, iterations=1),
     "calls": online("rloo", environment="calculator", prompts={"path": "sums.jsonl"}, iterations=1),
     "ahead": online("grpo", environment="calculator", prompts={"path": "sums.jsonl"}, iterations=3, checkpoint_every=2),
-    "step": {"step": "sample", "policy": "grpo", "prompts": {"path": "prompts.jsonl"}, "max_new_tokens": 4},
+    "step": {
+        "step": "sample",
+        "policy": "grpo",
+        "prompts": {"path": "prompts.jsonl"},
+        "sampling": {"max_new_tokens": 4},
+    },
 }
 STAGES["ahead"]["rollout"] = {**STAGES["ahead"]["rollout"], "ahead": 1}
 

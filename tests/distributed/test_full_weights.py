@@ -102,7 +102,7 @@ def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
             gold_every=1,
             iterations=2,
             prompts_per_iteration=1,
-            weight_decay=0.1,
+            optimizer={"adamw": {"eps": 1e-4, "weight_decay": 0.1}},
             stop={"kl": 1000.0},
         ),
         "answers": answers("ppo"),

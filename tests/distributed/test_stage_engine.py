@@ -466,7 +466,6 @@ SAMPLING_STEPS: dict[str, tuple[dict[str, Any], bool]] = {
         | {"rewards": [{"rating": {"judge": {"local_judge": {"role": "base"}}, "together": True}}]},
         True,
     ),
-    "merge": ({"step": "merge", "model": "align"}, False),
 }
 
 

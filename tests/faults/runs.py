@@ -28,7 +28,7 @@ STAGES: dict[str, Any] = {
         "policies": ["sft", "align"],
         "rewards": ["helpful"],
         "prompts": "prompts.jsonl",
-        "max_new_tokens": 4,
+        "sampling": {"max_new_tokens": 4},
         "show": 0,
     },
 }

@@ -28,6 +28,7 @@ from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.tokens.encoding import Encoder
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
+from tests.training.test_optimizers import named
 
 
 @pytest.fixture
@@ -77,7 +78,12 @@ def learner(policy: SharedModel) -> Learner:
 
     sft = plugins().registry.get("algorithm", "sft").implementation
     policy.add_role("new")
-    return Learner(policy, CheckedAlgorithm(sft(sft.Options())), Settings(learning_rate=1e-3, max_grad_norm=1e9), "new")
+    return Learner(
+        policy,
+        CheckedAlgorithm(sft(sft.Options())),
+        Settings(learning_rate=1e-3, optimizer=named("adamw", max_grad_norm=1e9)),
+        "new",
+    )
 
 
 def test_a_step_that_does_not_fit_is_repeated_in_smaller_pieces(policy: SharedModel) -> None:

@@ -21,6 +21,7 @@ from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.tokens.encoding import Encoded, ResponseTokens
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
+from tests.training.test_optimizers import named
 
 FAMILIES = [*MIXTURES, "Llama4Text", "Qwen2Moe"]
 BETA = 0.5  # of DPO, so that its gradient is not small
@@ -56,7 +57,12 @@ def learner(policy: SharedModel, algorithm: str, **options: Any) -> Learner:
     from alignkit.plugins import plugins
 
     kind = plugins().registry.get("algorithm", algorithm).implementation
-    return Learner(policy, CheckedAlgorithm(kind(kind.Options(**options))), Settings(max_grad_norm=1e9), "new")
+    return Learner(
+        policy,
+        CheckedAlgorithm(kind(kind.Options(**options))),
+        Settings(optimizer=named("adamw", max_grad_norm=1e9)),
+        "new",
+    )
 
 
 def sums(model: Any, examples: Examples) -> Tensor:

@@ -55,7 +55,7 @@ def write_recipe(folder: Path, name: str) -> Path:
                 "policies": ["dpo", "ppo"],
                 "measures": {"liked": {"reward": "liked"}},
                 "prompts": "rows.jsonl",
-                "max_new_tokens": 3,
+                "sampling": {"max_new_tokens": 3},
             },
         },
     }

@@ -717,25 +717,15 @@ def check_agreement(case: Case) -> None:
     inputs = case.inputs
     if "choices" in case:
         units = list(zip(*inputs["choices"], strict=True))
-        case.defined("mean_pairwise_agreement", agreement.interval(units, "agreement")["mean"])
-    elif "counts" in case:
-        units = [[value for value, n in enumerate(row) for _ in range(n)] for row in inputs["counts"]]
-        case.defined("kappa", agreement.interval(units, "fleiss_kappa")["mean"])
+        case.defined("mean_pairwise_agreement", agreement.agreement_of(units)["same"]["mean"])
     elif "data" in case:
         units = list(zip(*inputs["data"], strict=True))
         for level in ("nominal", "ordinal", "interval"):
             case.defined(level, agreement.krippendorff_alpha(units, level))
-    else:
-        first, second = inputs["a"], inputs["b"]
-        found = agreement.two_raters([[pair] for pair in zip(first, second, strict=True)], seed=0)
-        case.defined("agreement", found["same"] and found["same"]["mean"])
-        case.defined("kappa", found["kappa"]["mean"])
-        values, (table,) = agreement._tables([list(zip(first, second, strict=True))])
-        gaps = np.abs(np.subtract.outer(values, values))
-        for weights, distance in (("linear", gaps), ("quadratic", gaps**2)):
-            if f"kappa_{weights}" in case.expected:
-                kappa = float(agreement._kappa(table, distance))
-                case.defined(f"kappa_{weights}", None if math.isnan(kappa) else kappa)
+    elif "a" in case:
+        units = list(zip(inputs["a"], inputs["b"], strict=True))
+        case.defined("agreement", agreement.agreement_of(units)["same"]["mean"])
+    case.left -= {"kappa", "kappa_linear", "kappa_quadratic"}  # Cohen's and Fleiss': alpha is the only coefficient
 
 
 def check_ranking(case: Case) -> None:

@@ -205,9 +205,7 @@ def test_ppo_reaches_the_optimum(problem: Problem, beta: float, iterations: int,
         "epochs": epochs,
         "learning_rate": 5e-3,
         # A short memory suits advantages that vanish.
-        "adam_beta1": 0.5,
-        "adam_beta2": 0.9,
-        "max_grad_norm": 10.0,
+        "optimizer": {"adamw": {"betas": [0.5, 0.9], "max_grad_norm": 10.0}},
     }
     check(train(problem, trained=stage), problem.optimum(beta), problem.reference)
 
@@ -230,7 +228,7 @@ def test_a_policy_is_learned_at_the_temperature_it_samples_at(one: Problem, algo
             "value_coefficient": 1.0,
         }
         stage |= {"algorithm": {"ppo": options}, "iterations": 40, "prompts_per_iteration": 64, "batch_size": 64}
-        stage |= {"epochs": 4, "learning_rate": 5e-3, "adam_beta1": 0.5, "adam_beta2": 0.9}
+        stage |= {"epochs": 4, "learning_rate": 5e-3, "optimizer": {"adamw": {"betas": [0.5, 0.9]}}}
         wanted = torch.softmax(reference.log() + one.rewards / 0.25, -1)
     else:
         stage |= {"algorithm": algorithm, "iterations": 1, "prompts_per_iteration": 3000, "batch_size": 500}

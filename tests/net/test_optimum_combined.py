@@ -127,9 +127,7 @@ def test_ppo_under_a_constraint(problem: Problem, beta: float, limit: float, res
         "batch_size": 2,
         "epochs": 4,
         "learning_rate": 5e-3,
-        "adam_beta1": 0.5,
-        "adam_beta2": 0.9,
-        "max_grad_norm": 10.0,
+        "optimizer": {"adamw": {"betas": [0.5, 0.9], "max_grad_norm": 10.0}},
     }
     found = train(problem, trained=stage)
     rows = [json.loads(line) for line in (problem.folder / "run/trained/metrics.jsonl").read_text().splitlines()]

@@ -126,10 +126,8 @@ def align(
         "prompts_per_iteration": prompts,
         "batch_size": prompts,
         "learning_rate": 5e-3,
-        "max_grad_norm": 10.0,
         # A short memory suits advantages that vanish.
-        "adam_beta1": 0.5,
-        "adam_beta2": 0.9,
+        "optimizer": {"adamw": {"betas": [0.5, 0.9], "max_grad_norm": 10.0}},
     }
     return train(problem, trained={**stage, **more})
 
@@ -279,7 +277,7 @@ SELECTIONS: dict[str, tuple[dict[str, Any], Callable[[Problem], Tensor]]] = {
 def test_self_training_learns_what_it_selects(problem: Problem, algorithm: str) -> None:
     options, target = SELECTIONS[algorithm]
     epochs = 60 if algorithm == "rest" else 100  # ReST's two steps have so many each
-    memory = {"adam_beta1": 0.9, "adam_beta2": 0.999}
+    memory = {"optimizer": {"adamw": {"max_grad_norm": 10.0}}}
     found = align(problem, algorithm, options, 200, 4, iterations=1, epochs=epochs, **memory)
     wanted = selected(problem, algorithm, options)
     # What is learned is the distribution of the samples that were selected, which is the theory's but for chance.

@@ -87,7 +87,7 @@ def learn(problem: Problem, algorithm: Mapping[str, Any], pairs: list[tuple[int,
         "epochs": 3 if problem.length == 1 else 6,
         "learning_rate": 1e-2,
         # The gradient has no noise.
-        "adam_beta2": 0.95,
+        "optimizer": {"adamw": {"betas": [0.9, 0.95]}},
     }
     return train(problem, trained=stage)
 

@@ -171,36 +171,12 @@ def one_draw(monkeypatch: pytest.MonkeyPatch) -> None:
 
 DISTANCES: dict[str, Callable[[float, float], float]] = {
     "equal": lambda a, b: float(a != b),
-    "linear": lambda a, b: abs(a - b),
     "quadratic": lambda a, b: (a - b) ** 2,
 }
 
 
 def beyond(observed: float, expected: float) -> float | None:
     return None if expected == 0 else 1 - observed / expected
-
-
-@EXAMPLES
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=25))
-def test_cohen(pairs: list[tuple[int, int]]) -> None:
-    first, second = [a for a, _ in pairs], [b for _, b in pairs]
-    expected: dict[str, Any] = {"agreement": sum(a == b for a, b in pairs) / len(pairs)}
-    for name, distance in DISTANCES.items():
-        seen = math.fsum(distance(a, b) for a, b in pairs) / len(pairs)
-        chance = math.fsum(distance(a, b) for a in first for b in second) / len(pairs) ** 2
-        expected["kappa" if name == "equal" else f"kappa_{name}"] = beyond(seen, chance)
-    check("agreement", {"a": first, "b": second, "k": 5}, expected)
-
-
-@EXAMPLES
-@given(st.integers(2, 6).flatmap(lambda n: st.lists(st.lists(st.integers(0, 3), min_size=n, max_size=n), min_size=1)))
-def test_fleiss(units: list[list[int]]) -> None:
-    agreed = [sum(a == b for a, b in itertools.permutations(unit, 2)) / (len(unit) * (len(unit) - 1)) for unit in units]
-    ratings = [rating for unit in units for rating in unit]
-    shares = [ratings.count(value) / len(ratings) for value in range(4)]
-    chance = math.fsum(share**2 for share in shares) if len(set(ratings)) > 1 else 1.0
-    kappa = None if chance == 1 else (math.fsum(agreed) / len(agreed) - chance) / (1 - chance)
-    check("agreement", {"counts": [[unit.count(value) for value in range(4)] for unit in units]}, {"kappa": kappa})
 
 
 def alpha(units: Sequence[Sequence[float | None]], distance: Callable[[float, float], float]) -> float | None:
@@ -245,7 +221,7 @@ def test_krippendorff(coders: list[list[int | None]]) -> None:
 
 
 def test_nobody_rated_anything() -> None:
-    assert agreement.two_raters([[(None, 1)], [(1, math.nan)]], seed=0)["kappa"]["mean"] is None
+    assert agreement.agreement_of([(None, 1), (1, math.nan)])["same"]["mean"] is None
     for level in ("nominal", "ordinal", "interval"):
         assert agreement.krippendorff_alpha([[1], [None, 2], []], level) is None
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from alignkit_apps.feedback.assignment import next_item
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Event, Store
+from alignkit_plugins.people.assignment import next_item
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Event, Store
 
 Decide = Callable[[Item], Mapping[str, Any] | str]
 

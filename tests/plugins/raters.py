@@ -15,8 +15,8 @@ from test_evaluate import Scripted, context, prompts, said, step
 from alignkit import Group, Judge, Response, StepContext, Verdict
 from alignkit.runs.durable_map import durable_map
 from alignkit.stopping import StageWaits
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.waiting import STORE
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.waiting import STORE
 
 COUNT = 20
 POLICIES = ["sft", "align"]

@@ -92,7 +92,13 @@ def run(folder: Path, models: Any = None, **options: Any) -> Artifact:
         say=lambda text: None,
     )
     made.out.mkdir(exist_ok=True)
-    options = {"policies": ["careful", "bold"], "correct": CORRECT, "prompts": "x", "temperature": 0.7, **options}
+    options = {
+        "policies": ["careful", "bold"],
+        "correct": CORRECT,
+        "prompts": "x",
+        "sampling": {"temperature": 0.7},
+        **options,
+    }
     return Calibration(Calibration.Options(**options)).run(made)
 
 

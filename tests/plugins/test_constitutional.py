@@ -48,7 +48,13 @@ def run(folder: Path, url: str = "", expected: int = 0, prompts: Sequence[str] =
     rows = "".join(json.dumps({"prompt": text, "topic": text[-1]}) + "\n" for text in prompts)
     (folder / "prompts.jsonl").write_text(rows, encoding="utf-8")
     critic = {"critic": {"base_url": url, "model": "m", "backoff_seconds": 0.01}} if url else {}
-    step = {"step": "revise", "prompts": "prompts.jsonl", "constitution": PRINCIPLES, "max_new_tokens": 8, **critic}
+    step = {
+        "step": "revise",
+        "prompts": "prompts.jsonl",
+        "constitution": PRINCIPLES,
+        "sampling": {"max_new_tokens": 8},
+        **critic,
+    }
     recipe = {"model": {"base": "tiny", "dtype": "float32"}, "stages": {"revised": {**step, **options}}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == expected
@@ -272,7 +278,12 @@ def test_an_example_names_a_principle(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_policy_criticizes_itself_unless_another_one_is_named(tmp_path: Path) -> None:
-    options = {"prompts": "x", "constitution": PRINCIPLES, "max_new_tokens": 24, "critique_tokens": 4, "stop": ["e"]}
+    options = {
+        "prompts": "x",
+        "constitution": PRINCIPLES,
+        "sampling": {"max_new_tokens": 24, "stop": ["e"]},
+        "critique_tokens": 4,
+    }
     check_step(Revise, {**options, "policy": "sft"})
     assert Revise.Options(policy="sft", prompts="x", constitution=()).policies_to_sample() == ["sft"]
     assert Revise.Options(policy="sft", critic="base", prompts="x", constitution=()).policies_to_sample() == [
@@ -299,7 +310,12 @@ def test_the_critic_is_the_policy_that_is_named(critic: str | None, expected: st
     """It is sampled as the policy is, but each kind of text has its own limit."""
     models = Roles()
     groups = [Group(({"role": "user", "content": f"q{n}"},), id=f"q{n}") for n in range(3)]
-    options = {"critic": critic, "rounds": 2, "max_new_tokens": 20, "critique_tokens": 7, "temperature": 0.5}
+    options = {
+        "critic": critic,
+        "rounds": 2,
+        "sampling": {"max_new_tokens": 20, "temperature": 0.5},
+        "critique_tokens": 7,
+    }
     step = Revise(Revise.Options(policy="sft", prompts="x", constitution=tuple(principles()), **options))
     artifact = step.run(context(models, tmp_path, groups))
     assert Counter((role, turns) for role, turns, _ in models.asked) == Counter(

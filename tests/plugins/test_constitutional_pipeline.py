@@ -97,7 +97,7 @@ def recipe(url: str) -> dict[str, Any]:
                 "prompts": "prompts.jsonl",
                 "constitution": PRINCIPLES,
                 "critic": {"base_url": url, "model": "taste"},
-                "max_new_tokens": 16,
+                "sampling": {"max_new_tokens": 16},
             },
             "sl_cai": {
                 "algorithm": "sft",
@@ -116,7 +116,7 @@ def recipe(url: str) -> dict[str, Any]:
                 "principles_per_pair": 2,
                 "clamp": [0.1, 0.9],
                 "judge": {"openai_judge": {"base_url": url, "model": "taste"}},
-                "max_new_tokens": 16,
+                "sampling": {"max_new_tokens": 16},
             },
             "harmless": {
                 "algorithm": "reward_model",
@@ -140,8 +140,7 @@ def recipe(url: str) -> dict[str, Any]:
                 "rewards": [{"python": {"path": "count.py", "function": "count"}}, "harmless"],
                 "prompts": "heldout.jsonl",
                 "samples_per_prompt": 4,
-                "max_new_tokens": 16,
-                "temperature": 1.0,
+                "sampling": {"max_new_tokens": 16, "temperature": 1.0},
             },
         },
     }

@@ -82,9 +82,7 @@ STAGE: dict[str, Any] = {
     "batch_size": 4,
     "epochs": 2,
     "learning_rate": 5e-3,
-    "max_grad_norm": 10.0,
-    "adam_beta1": 0.5,
-    "adam_beta2": 0.9,
+    "optimizer": {"adamw": {"betas": [0.5, 0.9], "max_grad_norm": 10.0}},
 }
 
 

@@ -29,7 +29,7 @@ from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.stopping import StageWaits
 from alignkit.training.scoring import Scorer
-from alignkit_apps.feedback.waiting import STORE
+from alignkit_plugins.people.waiting import STORE
 from alignkit_plugins.steps.evaluate.diversity import MEASURES
 
 HELPFUL = RewardSpec("stage", "helpful")
@@ -250,7 +250,7 @@ def test_binary_rewards_have_intervals_of_rates(levels: tuple[float, float], tmp
 
 def test_kl_is_policy_minus_reference_per_response(tmp_path: Path) -> None:
     models = Scripted()
-    found = summary(tmp_path, models, temperature=0.7)["policies"]
+    found = summary(tmp_path, models, sampling={"temperature": 0.7})["policies"]
     assert found["align"]["kl"]["mean"] == pytest.approx(0.5 * sum(LENGTHS["align"]) / 6)  # 0.5 nats a token
     assert triple(found["align"]["kl"]) == pytest.approx(hand_interval([0.5 * n for n in LENGTHS["align"]]))
     assert found["base"]["kl"]["mean"] == pytest.approx(-0.5 * 5)
@@ -390,7 +390,9 @@ def test_one_prompt_gives_no_interval(tmp_path: Path) -> None:
 def test_all_policies_get_the_same_prompts_and_streams(tmp_path: Path) -> None:
     models = Scripted()
     twice = [*prompts(3), *prompts(3)]  # equal prompts are not independent
-    found = summary(tmp_path, models, twice, max_new_tokens=9, samples_per_prompt=2, temperature=0.5, limit=4)
+    found = summary(
+        tmp_path, models, twice, sampling={"max_new_tokens": 9, "temperature": 0.5}, samples_per_prompt=2, limit=4
+    )
     assert found["prompts"] == 3
     assert summary(tmp_path, models, limit=2)["prompts"] == 2
     common = {"seed": 7, "samples_per_prompt": 2, "max_new_tokens": 9, "temperature": 0.5}
@@ -400,12 +402,12 @@ def test_all_policies_get_the_same_prompts_and_streams(tmp_path: Path) -> None:
 def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) -> None:
     models = Scripted()
     asked = {"max_new_tokens": 9, "min_new_tokens": 2, "stop": ["\n"], "temperature": 0.5, "top_p": 0.9, "top_k": 3}
-    text = said(step(**asked).run(context(models, tmp_path)))
+    text = said(step(sampling=asked).run(context(models, tmp_path)))
     assert models.sampled[0] == {"role": "base", "seed": 7, "samples_per_prompt": 1, **asked}
     assert text.startswith("sampled with max_new_tokens 9, min_new_tokens 2, temperature 0.5, top_p 0.9, top_k 3, stop")
     biased = "KL is biased: min_new_tokens 2, top_p 0.9, top_k 3 leaves tokens out of the answers"
-    assert biased in text and "KL is biased" not in said(step(**asked, kl=False).run(context(models, tmp_path)))
-    followed = step(max_new_tokens=9)
+    assert biased in text and "KL is biased" not in said(step(sampling=asked, kl=False).run(context(models, tmp_path)))
+    followed = step(sampling={"max_new_tokens": 9})
     followed.options.follow({"temperature": 0.7, "max_new_tokens": 4}, "stage align", ["no penalty here"])
     artifact = followed.run(context(models, tmp_path))
     lines = said(artifact).splitlines()
@@ -445,7 +447,7 @@ def test_parts_that_are_rewards_themselves_are_shown_once(tmp_path: Path) -> Non
         ({"judges": ["judge"], "policies": ["sft"]}, "name at least two"),
         ({"baseline": "best"}, "baseline 'best' must be one of the policies"),
         ({"policies": []}, "at least 1"),
-        ({"temperature": 0}, "greater than 0"),
+        ({"sampling": {"temperature": 0}}, "the KL is measured at the sampling temperature"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
@@ -509,7 +511,11 @@ def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None
     there = replace(there, load=lambda spec: examples if spec == "examples" else groups)
     shots = {"policy": "sft", "few_shot": "examples", "shots": 2}
     asking = step(
-        base=True, policies=["sft", shots, "align"], top_k=5, people={"task": "safety", "prompts": 5}, **options
+        base=True,
+        policies=["sft", shots, "align"],
+        sampling={"top_k": 5},
+        people={"task": "safety", "prompts": 5},
+        **options,
     )
     with pytest.raises(StageWaits):
         asking.run(there)

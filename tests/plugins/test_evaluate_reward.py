@@ -1,4 +1,4 @@
-"""The step `evaluate_reward`: accuracy, margins, calibration, length, RewardBench's layout."""
+"""The step `evaluate_reward`: accuracy, margins, calibration, length, RewardBench's sections."""
 
 from __future__ import annotations
 
@@ -189,34 +189,16 @@ ROWS = [
 PAIRS = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in ROWS]
 
 
-def test_a_run_writes_the_numbers_and_rewardbench_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_writes_the_numbers_and_rewardbench_sections(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(tmp_path, ROWS)
     found = json.loads((folder / "reward_evaluation.json").read_text(encoding="utf-8"))
     python = found["rewards"]["python"]
     assert (python["pairs"], python["correct"], python["calibration"]) == (3, 2, None)
     assert found["rewards"]["length"]["pairs"] == 4 and found["rewards"]["length"]["ties"] == 1
     assert python["sections"] == {"Reasoning": 0.5}
-    layout = json.loads((folder / "eval-set" / "python.json").read_text(encoding="utf-8"))
-    assert (layout["model"], layout["hep-go"], layout["mine"]) == ("python", 0.5, 1.0)
-    scores = json.loads((folder / "eval-set-scores" / "python.json").read_text(encoding="utf-8"))
-    assert scores["id"] == [7, 8, 9] and scores["results"] == [1, 0, 1]
-    assert scores["scores_chosen"] == [2.0, 1.0, 5.0] and scores["text_rejected"][1] == "3 yes, at length"
     shown = capsys.readouterr().out
     assert re.search(r"^python +67% \[2\d, 9\d\] +0 +1$", shown, re.MULTILINE)
     assert "accuracy by subset" in shown and "RewardBench's sections" in shown
-
-
-def test_rewards_of_similar_names_have_files_of_their_own(tmp_path: Path) -> None:
-    parts = {"a/b": {"length": {"unit": "words"}}, "a-b": {"python": {"path": "score.py", "function": "score"}}}
-    both = {"weighted_sum": {"rewards": parts, "weights": dict.fromkeys(parts, 1.0)}}
-    folder = run(tmp_path, ROWS, rewards=[both])
-    for layout in ("eval-set", "eval-set-scores"):
-        models = {path.stem: json.loads(path.read_text())["model"] for path in (folder / layout).iterdir()}
-        assert models == {
-            "weighted_sum": "weighted_sum",
-            "weighted_sum-a-b": "weighted_sum/a-b",
-            "weighted_sum-a-b-2": "weighted_sum/a/b",
-        }
 
 
 def run_model(folder: Path, algorithm: Any, data: Sequence[dict[str, Any]]) -> Any:

@@ -14,9 +14,7 @@ from test_evaluate import HELPFUL, Scripted, context, documented, judge_componen
 
 from alignkit import Judge, Verdict
 from alignkit.evaluation import judge_card
-from alignkit.evaluation.agreement import two_raters
-from alignkit.evaluation.judge_card import circular
-from alignkit.evaluation.judge_quality import Judgment, judgment, length_slope, side
+from alignkit.evaluation.judge_quality import Judgment, judgment, length_slope, raters_agree
 
 CARD = "judge_cards.JUDGE"
 FIELDS = ("mean", "low", "high", "n")
@@ -61,61 +59,6 @@ def card(summary: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_an_order_of_the_policies_has_no_circle(tmp_path: Path) -> None:
-    summary, asked, shown = evaluated(tmp_path, prefers("align", "sft", "base"), triad_prompts=10)
-    found = card(summary)["circular"]
-    assert (found["triads"], found["undecided"], found["share"]["mean"], found["share"]["n"]) == (10, 0, 0, 10)
-    assert len(asked) == 2 * COUNT + 10 and card(summary)["calls"] == 2 * len(asked)
-    assert card(summary)["comparisons"] == 2 * COUNT  # those with the baseline
-    assert "circular triads (a coin: 25%)" in shown
-
-
-def test_a_circle_at_every_fourth_prompt(tmp_path: Path) -> None:
-    """align over sft over base over align."""
-
-    def decide(n: int, a: str, b: str) -> Verdict:
-        if {a, b} == {"align", "base"} and n % 4 == 0:
-            return both(float(a == "base"))
-        return prefers("align", "sft", "base")(n, a, b)
-
-    found = card(evaluated(tmp_path, decide, triad_prompts=COUNT)[0])["circular"]
-    assert found["share"]["mean"] == pytest.approx(0.25) and found["triads"] == COUNT
-
-
-def test_no_triads_without_a_third_policy_or_by_option(tmp_path: Path) -> None:
-    two, asked, _ = evaluated(tmp_path / "a", prefers("align", "sft", "base"), policies=["sft", "align"])
-    assert card(two)["circular"] is None and len(asked) == COUNT
-    off, asked, _ = evaluated(tmp_path / "b", prefers("align", "sft", "base"), triad_prompts=0)
-    assert card(off)["circular"] is None and len(asked) == 2 * COUNT
-
-
-def test_ties_leave_a_triad_undecided() -> None:
-    decided = {("a", "b"): 1, ("b", "c"): 1, ("c", "a"): 1}
-    found = circular([decided, {**decided, ("a", "b"): None}, {**decided, ("a", "b"): -1}, {("a", "b"): 1}])
-    assert found is not None and (found["triads"], found["undecided"]) == (3, 1)
-    assert found["share"]["mean"] == 0.5 and circular([]) is None
-    assert [side(p) for p in (0.6, 0.4, 0.5, None)] == [1, -1, None, None]
-
-
-def test_some_pairs_are_asked_again(tmp_path: Path) -> None:
-    """The judge changes its mind at every second prompt when it is asked again."""
-    seen: dict[tuple[int, str], int] = {}
-
-    def decide(n: int, a: str, b: str) -> Verdict:
-        seen[n, a] = seen.get((n, a), 0) + 1
-        return both(float(n % 2 == 0 or seen[n, a] == 1))
-
-    options = {"policies": ["sft", "align"], "repeats": 1, "repeat_pairs": COUNT}
-    summary, asked, shown = evaluated(tmp_path, decide, **options)
-    found = card(summary)
-    assert found["repeated"]["same"]["mean"] == 0.5 and found["repeated"]["pairs"] == COUNT
-    assert asked[COUNT:] == asked[:COUNT] and found["calls"] == 4 * COUNT
-    assert found["no_judge"].startswith("this is no judge: asked again, it says the same in 50% [")
-    few = evaluated(tmp_path / "few", prefers("align", "sft"), repeats=2, repeat_pairs=5, policies=["sft", "align"])
-    assert card(few[0])["repeated"] | {"same": 0} == {"pairs": 5, "times": 2, "same": 0} and len(few[1]) == COUNT + 10
-    assert "same when asked again" in shown
-
-
 def test_a_judge_that_always_names_the_first_place_is_called_none(tmp_path: Path) -> None:
     summary, _, shown = evaluated(tmp_path, lambda n, a, b: Verdict(0.5, (1.0, 0.0)), policies=["sft", "align"])
     text = "this is no judge: it names the first answer that it reads in 100% of questions"
@@ -135,7 +78,7 @@ def test_a_judge_whose_winner_follows_the_order_in_half_of_the_pairs_is_a_coin(t
 def test_agreement_with_a_reward_and_a_second_judge(tmp_path: Path) -> None:
     """The reward prefers align at odd prompts; one judge at all, the other at all but the last four.
 
-    With the reward, the first agrees in half: kappa 0, and AC1 (0.5 - 2 * 3/4 * 1/4) / (1 - 3/8) = 0.2.
+    Of the 80 verdicts of the first one and the reward, 60 prefer align: chance disagrees in 2 * 60 * 20 / (80 * 79).
     """
     told = [lambda n, a, b: both(1.0), lambda n, a, b: both(float(n < COUNT - 4))]
     judges = [judge_component(Told, SimpleNamespace(decide=decide, asked=[])) for decide in told]  # type: ignore[arg-type]
@@ -144,12 +87,11 @@ def test_agreement_with_a_reward_and_a_second_judge(tmp_path: Path) -> None:
     cards = summary["judge_cards"]
     assert list(cards["judge"]["agreement"]) == ["judge-2", "helpful"]
     reward = cards["judge"]["agreement"]["helpful"]
-    assert reward["same"]["mean"] == 0.5 and reward["kappa"]["mean"] == pytest.approx(0)
-    assert reward["ac1"]["mean"] == pytest.approx(0.2)
-    # 36 of 40; kappa knows no chance of a judge that never says anything else, AC1: (0.9 - 0.095) / 0.905
+    assert reward["same"]["mean"] == 0.5
+    assert reward["alpha"]["mean"] == pytest.approx(1 - 0.5 * 80 * 79 / (2 * 60 * 20))
     judge = cards["judge-2"]["agreement"]["judge"]
-    assert judge["same"]["mean"] == 0.9 and judge["kappa"]["mean"] == pytest.approx(0)
-    assert judge["ac1"]["mean"] == pytest.approx((0.9 - 2 * 0.95 * 0.05) / (1 - 2 * 0.95 * 0.05))
+    assert judge["same"]["mean"] == 0.9
+    assert judge["alpha"]["mean"] == pytest.approx(1 - 0.1 * 80 * 79 / (2 * 76 * 4))
     assert "agreement with other raters" in shown
 
 
@@ -158,7 +100,6 @@ def test_equal_answers_are_not_on_the_card(tmp_path: Path) -> None:
     models = Scripted(texts="the same {i}")
     found = dict(step(policies=POLICIES, judges=[component]).run(context(models, tmp_path)).summary or {})
     assert card(found)["comparisons"] == 0 and card(found)["no_judge"] == ""
-    assert card(found)["circular"] | {"share": 0} == {"triads": 6, "undecided": 6, "share": 0}
 
 
 def test_a_prompt_is_the_unit_of_the_slope() -> None:
@@ -189,10 +130,9 @@ def test_every_key_of_a_card_is_documented(tmp_path: Path) -> None:
     def decide(n: int, a: str, b: str) -> Verdict:
         return both(0.9) if n else Verdict(None, reason="error")
 
-    found = card(evaluated(tmp_path, decide, rewards=[HELPFUL], repeats=1)[0])
-    people = two_raters([[(1, 1)], [(1, 2)]], seed=0)
-    among = {"agreement": people["same"], "gwet_ac1": people["ac1"], "alpha_nominal": people["kappa"]}
-    written = {"judge_cards": {"judge": {**found, "people": {**people, "questions": 2}, "annotators": among}}}
+    found = card(evaluated(tmp_path, decide, rewards=[HELPFUL])[0])
+    people = raters_agree([(0, 1, 1), (1, 1, 2)], seed=0)
+    written = {"judge_cards": {"judge": {**found, "people": {**people, "questions": 2}, "annotators": people}}}
     keys, known = paths(written, {"judge": "JUDGE", "error": "REASON", "helpful": "OTHER"}), documented(CARD)
     estimates = {f"{key}.{field}" for key in known if "estimate of" in known[key] for field in FIELDS}
     assert keys - known.keys() - estimates == {"judge_cards", CARD}

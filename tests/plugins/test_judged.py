@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -97,21 +96,6 @@ def test_samples_of_a_prompt_are_averaged_first(tmp_path: Path, asked: Items) ->
     assert found["preference"]["n"] == 5
 
 
-def test_the_leaderboard_of_alpaca_eval(tmp_path: Path, asked: Items) -> None:
-    artifact = judged(tmp_path, asked)[1]
-    with (tmp_path / "out" / "leaderboard.csv").open(encoding="utf-8") as file:
-        (row,) = csv.DictReader(file)
-    # The header of AlpacaEval's own files.
-    header = ",win_rate,standard_error,n_wins,n_wins_base,n_draws,n_total,discrete_win_rate,mode,avg_length,"
-    assert ",".join(row) == header + "length_controlled_winrate,lc_standard_error"
-    found = dict(artifact.summary or {})["judged"]["align"]["judge"]
-    assert row[""] == "align" and float(row["win_rate"]) == pytest.approx(58)
-    assert [row[key] for key in ("n_wins", "n_wins_base", "n_draws", "n_total")] == ["2", "2", "1", "5"]
-    assert float(row["discrete_win_rate"]) == pytest.approx(50)
-    assert row["avg_length"] == str(len("align says 0"))
-    assert float(row["length_controlled_winrate"]) == pytest.approx(100 * found["length_controlled"]["mean"])
-
-
 def test_lengths_in_characters_and_difficulty_reach_the_regression(
     tmp_path: Path, asked: Items, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +115,6 @@ def test_rewards_and_two_judges(tmp_path: Path, asked: Items) -> None:
         "base": ["judge", "judge-2"],
         "align": ["judge", "judge-2"],
     }
-    assert (tmp_path / "out" / "leaderboard-judge-2.csv").exists()
     assert summary["headline"] == "helpful"
 
 

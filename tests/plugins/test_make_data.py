@@ -174,7 +174,9 @@ def test_a_list_within_a_task_is_part_of_it() -> None:
 def test_a_policy_writes_tasks_by_the_rules_of_steps() -> None:
     """The tiny model lists nothing, which the rules say like a run."""
     with pytest.raises(ConformanceError) as caught:
-        check_step(SelfInstruct, {"tasks": "x", "writer": "sft", "count": 3, "questions": 1, "max_new_tokens": 4})
+        check_step(
+            SelfInstruct, {"tasks": "x", "writer": "sft", "count": 3, "questions": 1, "sampling": {"max_new_tokens": 4}}
+        )
     assert str(caught.value).splitlines() == [
         "SelfInstruct: stage '': sft: 0 new tasks after 4 of people; 3 were wanted: raise 'questions', or give more "
         "different tasks of people",
@@ -312,7 +314,11 @@ Quotation: Salt is"""
 BAD: list[tuple[dict[str, Any], int, str]] = [
     ({}, 2, "set 'texts', 'urls' or both"),
     ({"urls": ["https://me:key@example.org/"]}, 2, "expected addresses of web pages, such as https://example.org/page"),
-    ({"texts": "empty.txt", "writer": {"base_url": "http://a", "model": "m"}, "top_k": 3}, 2, "differ in 'top_k'"),
+    (
+        {"texts": "empty.txt", "writer": {"base_url": "http://a", "model": "m"}, "sampling": {"top_k": 3}},
+        2,
+        "differ in 'top_k'",
+    ),
     ({"texts": "none.txt"}, 2, "no such file: none.txt"),
     ({"texts": "data.csv"}, 2, "expected a file that ends in .txt, .md, .html, .htm, or a folder"),
     ({"texts": "latin.txt"}, 2, "cannot be read as UTF-8 text"),
@@ -557,9 +563,9 @@ def test_prompts_that_succeed_go_to_the_next_stage(
     goals = prompts(tmp_path / "goals.jsonl", ["easy goal", "hard goal", "never goal"])
     judge = {"openai_judge": {**where, "reasons": True}}
     reward = {"rating": {"judge": judge, "rubric": "It does what the user wants although it is harmful."}}
-    again = {"step": "sample", "prompts": "made", "max_new_tokens": 2}
+    again = {"step": "sample", "prompts": "made", "sampling": {"max_new_tokens": 2}}
     keys: dict[str, Any] = {"attacker": where, "policies": ["base"], "goals": goals, "reward": reward}
-    keys |= {"success_above": 6, "turns": 2, "max_new_tokens": 4, "stages": {"again": again}}
+    keys |= {"success_above": 6, "turns": 2, "sampling": {"max_new_tokens": 4}, "stages": {"again": again}}
     folder = run(tmp_path, "red_team", **keys)
     facts = summary(folder)
     assert facts["policies"]["base"]["mean"] == 0.5 and facts["policies"]["base"]["n"] == 2
@@ -575,7 +581,7 @@ def test_prompts_that_succeed_go_to_the_next_stage(
 
 def test_attacks_keep_the_rules_of_steps() -> None:
     keys = {"attacker": "base", "policies": ["sft"], "goals": "x", "reward": {"refusal": {}}, "success_below": 0.5}
-    check_step(RedTeam, {**keys, "turns": 2, "attack_tokens": 4, "max_new_tokens": 4})
+    check_step(RedTeam, {**keys, "turns": 2, "attack_tokens": 4, "sampling": {"max_new_tokens": 4}})
 
 
 def test_what_decides_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -971,7 +971,7 @@ def test_dynamic_sampling_leaves_out_groups_without_spread(problem: Problem) -> 
     rows = {}
     for dynamic in (False, True):
         options = {"dynamic_sampling": dynamic, "kl_coefficient": 0.0, "aggregation": "token_mean"}
-        path = recipe(problem, reward, {"grpo": options}, epochs=1, max_grad_norm=100.0)
+        path = recipe(problem, reward, {"grpo": options}, epochs=1, optimizer={"adamw": {"max_grad_norm": 100.0}})
         rows[dynamic] = metrics_of(problem, path, f"dynamic-{dynamic}")
     assert rows[False]["groups_without_spread"] == 2 and "groups_without_signal" not in rows[False]
     assert rows[True]["groups_without_signal"] == 2 and rows[True]["groups_without_spread"] == 0

@@ -17,17 +17,17 @@ import yaml
 
 from alignkit.cli import main
 from alignkit.data.group import Group, read_groups
-from alignkit_apps.feedback.assignment import Assignment, next_item
-from alignkit_apps.feedback.database import VERSION
-from alignkit_apps.feedback.effective_labels import labeled
-from alignkit_apps.feedback.items import TASKS
-from alignkit_apps.feedback.store import Event, Store
 from alignkit_apps.label.start import Plans, Source, prepared
+from alignkit_plugins.people.assignment import Assignment, next_item
+from alignkit_plugins.people.database import VERSION
+from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.items import TASKS
+from alignkit_plugins.people.store import Event, Store
 from tests.killed import forked
 
 PROMPTS = [f"bread {word}" for word in ("is", "good", "old", "new")]
 ANSWERS: dict[str, Any] = {
-    "step": "sample", "prompts": "prompts.jsonl", "samples_per_prompt": 2, "max_new_tokens": 6,
+    "step": "sample", "prompts": "prompts.jsonl", "samples_per_prompt": 2, "sampling": {"max_new_tokens": 6},
 }  # fmt: skip
 REWARD = {"algorithm": {"reward_model": {"margin": "llama2-small"}}, "data": "labels", "max_steps": 1}
 
@@ -219,7 +219,11 @@ def test_samples_become_rankings_or_pairs(tmp_path: Path) -> None:
 def test_samples_of_two_policies_are_compared(tmp_path: Path) -> None:
     one = {**ANSWERS, "samples_per_prompt": 1}
     people = {"step": "people", "data": ["cold", "hot"], "join_prompts": True}
-    stages = {"cold": {**one, "temperature": 0.5}, "hot": {**one, "temperature": 2.0}, "labels": people}
+    stages = {
+        "cold": {**one, "sampling": {"max_new_tokens": 6, "temperature": 0.5}},
+        "hot": {**one, "sampling": {"temperature": 2.0}},
+        "labels": people,
+    }
     assert run(tmp_path, stages) == 75
     with Store.open(tmp_path / "run" / "labels.feedback") as store:
         items = [stored.item for stored in store.items()]
@@ -227,24 +231,10 @@ def test_samples_of_two_policies_are_compared(tmp_path: Path) -> None:
 
 
 def test_equal_samples_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    greedy = {**ANSWERS, "temperature": 0.001}
+    greedy = {**ANSWERS, "sampling": {"max_new_tokens": 6, "temperature": 0.001}}
     stages = {"answers": greedy, "labels": {"step": "people", "data": "answers"}}
     assert run(tmp_path, stages) == 1
     assert "there is no row to label\n  4 left out: its responses do not differ" in capsys.readouterr().err
-
-
-def test_rewards_of_samples_can_be_compared_with_labels(tmp_path: Path) -> None:
-    (tmp_path / "reward.py").write_text(
-        "def reward(completions):\n    return [float(len(c)) for c in completions]\n", encoding="utf-8"
-    )
-    sampled = {**ANSWERS, "reward": {"python": {"path": "reward.py", "function": "reward"}}}
-    assert run(tmp_path, {"answers": sampled, "labels": {"step": "people", "data": "answers"}}) == 75
-    store = tmp_path / "run" / "labels.feedback"
-    with Store.open(store) as opened:
-        for stored in opened.items():
-            assert stored.item.meta["reward"] == [float(len(str(answer))) for answer in stored.item.responses]
-    label(store)
-    assert main(["labels", "agree", str(store), "--against", "reward"]) == 0
 
 
 def test_the_page_needs_no_options(tmp_path: Path) -> None:
@@ -285,7 +275,7 @@ def test_a_changed_stage_asks_anew_and_no_label_is_lost(tmp_path: Path) -> None:
     label(store)
     assert run(tmp_path, stages) == 0
     first = data(tmp_path)
-    changed = {**stages, "answers": {**ANSWERS, "temperature": 0.7}}
+    changed = {**stages, "answers": {**ANSWERS, "sampling": {"max_new_tokens": 6, "temperature": 0.7}}}
     assert run(tmp_path, changed) == 75
     with Store.open(store) as opened:
         assert [(s.retired, s.labels) for s in opened.items()] == [(True, 1)] * 4 + [(False, 0)] * 4
@@ -447,7 +437,6 @@ def test_a_store_that_cannot_be_used_stops_a_run_before_it_samples(
         ({"task": "scores", "criteria": ["kind", "kind"]}, 2, "'criteria' must differ: kind, kind"),
         ({"pairs_per_row": 2}, 2, "'pairs_per_row' needs 'task: pair' or 'task: safety'"),
         ({"min_gold": 0.8}, 2, "'min_gold' needs 'gold': rows whose labels are right"),
-        ({"weights": "dawid_skene", "votes": "each"}, 2, "'weights' needs 'votes: soft' or 'votes: majority'"),
         ({"gold_rate": 0.5, "repeat_rate": 0.5}, 2, "'gold_rate' and 'repeat_rate' must be below 1 together"),
     ],
 )
@@ -482,7 +471,7 @@ def test_people_are_asked_first_where_a_judge_and_a_reward_disagree(
     label(tmp_path / "run" / "labels.feedback", most=1)
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "people against gold labels, rewards and judges" in said and "length_judge" in said
+    assert "how far annotators agree" in said
     facts = report(tmp_path)
     (people,) = facts["people"]
     assert people["stage"] == "labels" and people["agreement"][0]["against"]["length"]["ratings"]["mean"] == 1
@@ -521,7 +510,7 @@ def test_the_report_of_a_stage_says_how_far_people_agree(tmp_path: Path, capsys:
     assert "how far annotators agree" in (tmp_path / "run" / "labels" / "report.md").read_text()
     (people,) = report(tmp_path)["people"]
     which = people["agreement"][0]
-    assert which["items with several ratings"] == 4 and which["coefficients"]["agreement"]["mean"] == 1
+    assert which["shared"] == 4 and which["same"]["mean"] == 1
     assert "how far annotators agree (labels)" in (tmp_path / "run" / "report.html").read_text()
 
 
@@ -534,7 +523,7 @@ def test_gold_items_are_in_the_agreement_of_a_stage_but_not_in_its_data(tmp_path
     assert run(tmp_path, stages) == 0 and len(data(tmp_path)) == 1
     (people,) = report(tmp_path)["people"]
     which = people["agreement"][0]
-    assert which["gold"]["ratings"]["mean"] == 0 and which["annotators"]["ann"]["with gold"]["n"] == 1
+    assert which["gold"]["mean"] == 0 and which["people"]["ann"]["with_gold"]["n"] == 1
 
 
 @pytest.mark.parametrize(
@@ -542,7 +531,6 @@ def test_gold_items_are_in_the_agreement_of_a_stage_but_not_in_its_data(tmp_path
     [
         ({}, "", []),  # all are tied
         ({"min_gold": 0.8}, "left out, gold below 80%: bob 0 of 5", [1.0] * 5),
-        ({"weights": "dawid_skene"}, "right in: ann 91.3%; bob 8.7%, counts nothing", [0.913] * 5),
     ],
 )
 def test_a_step_reads_labels_of_people_who_know_the_task(

@@ -17,10 +17,10 @@ from test_evaluate import HELPFUL, judge_component, prompts, said, step
 
 from alignkit import DataError, Group, Response, RunFailed
 from alignkit.stopping import StageWaits
-from alignkit_apps.feedback.store import Event, Store
-from alignkit_apps.feedback.waiting import STORE
 from alignkit_apps.label.guidelines import Guidelines
 from alignkit_apps.label.label_api import LabelApi
+from alignkit_plugins.people.store import Event, Store
+from alignkit_plugins.people.waiting import STORE
 
 
 def test_equal_answers_are_ties_and_nobody_is_asked(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from scipy.optimize import brentq
 from alignkit.cli import main
 from alignkit.data.group import read_groups
 from alignkit.evaluation import statistics
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.store import Store
 
 SFT = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 2, "learning_rate": 0.01}
 PEOPLE: dict[str, Any] = {
     "step": "evaluate", "policies": ["base", "align"], "prompts": "prompts.jsonl", "by": ["language"],
-    "max_new_tokens": 8, "show": 0, "people": {},
+    "sampling": {"max_new_tokens": 8}, "show": 0, "people": {},
 }  # fmt: skip
 PROMPTS = 20
 

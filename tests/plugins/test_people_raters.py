@@ -14,14 +14,13 @@ from scipy.optimize import brentq
 from test_evaluate import HELPFUL, judge_component, prompts, said, step, triple
 
 from alignkit import Response
-from alignkit.evaluation import statistics
-from alignkit.evaluation.agreement import two_raters
+from alignkit.evaluation import judging, statistics
+from alignkit.evaluation.judge_quality import raters_agree
 from alignkit.evaluation.ranking import elo_gap
 from alignkit.stopping import StageWaits
-from alignkit_apps.charts import judging
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Event, Store
-from alignkit_apps.feedback.waiting import STORE
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Event, Store
+from alignkit_plugins.people.waiting import STORE
 
 
 def test_the_numbers_of_people_by_hand(tmp_path: Path) -> None:
@@ -44,7 +43,7 @@ def test_the_numbers_of_people_by_hand(tmp_path: Path) -> None:
     low, high = found["preference"]["low"], found["preference"]["high"]
     assert f"align is preferred 80% [{100 * low:.0f}, {100 * high:.0f}]" in text
     assert "people, against sft" in text and "people: 20 labels of 20 pairs at 20 prompts, by 1 person" in text
-    assert summary["judges"] == ["people"] and (tmp_path / "out" / "leaderboard.csv").is_file()
+    assert summary["judges"] == ["people"]
 
 
 def test_the_sides_that_were_shown_are_turned_back(tmp_path: Path) -> None:
@@ -110,9 +109,9 @@ def test_labels_of_several_people_are_averaged_and_their_agreement_is_shown(tmp_
     assert found["preference"] == pytest.approx(statistics.estimate(values))
     assert (found["wins"], found["losses"], found["ties"]) == (10, 4, 6)
     among = summary["judge_cards"]["people"]["annotators"]
-    assert among["agreement"]["mean"] == pytest.approx(14 / 20) and among["agreement"]["n"] == 20
+    assert among["same"]["mean"] == pytest.approx(14 / 20) and among["same"]["n"] == 20
     # Krippendorff: 12 of 40 ratings disagree; by chance 2 * 14 * 26 of 40 * 39 would.
-    assert among["alpha_nominal"]["mean"] == pytest.approx(1 - (12 / 40) / (2 * 14 * 26 / (40 * 39)))
+    assert among["alpha"]["mean"] == pytest.approx(1 - (12 / 40) / (2 * 14 * 26 / (40 * 39)))
     assert summary["people"]["annotators"] == 2 and summary["people"]["labels"] == 40
     assert "annotators agree" in said(artifact, WIDTH)
 
@@ -188,7 +187,7 @@ def test_judges_and_rewards_are_compared_with_people(tmp_path: Path) -> None:
     judges, rewards = [1 if n < 15 else -1 for n in range(COUNT)], [1 if n % 2 else -1 for n in range(COUNT)]
     cards = summary["judge_cards"]
     for name, ratings in (("judge", judges), ("helpful", rewards)):
-        expected = two_raters([[pair] for pair in zip(people, ratings, strict=True)], seed=7, stream="judges")
+        expected = raters_agree(list(zip(range(COUNT), people, ratings, strict=True)), seed=7)
         assert cards["people"]["agreement"][name] == expected
     assert cards["judge"]["people"] == {"questions": COUNT, **cards["judge"]["agreement"]["people"]}
     assert cards["judge"]["people"]["same"]["mean"] == pytest.approx(
@@ -234,23 +233,6 @@ def test_what_reports_say_of_people(tmp_path: Path) -> None:
     assert "helpful prefers sft, but people prefer align: the reward may be fooled" in list(
         judging.doubts(summary, [verdict, lost])  # type: ignore[list-item]
     )
-
-
-def test_a_pair_that_comes_twice(tmp_path: Path) -> None:
-    """One label in two is repeated, and the person changes the mind about every second pair."""
-    options: dict[str, Any] = {"policies": POLICIES, "rewards": [], "people": {}}
-    there = kept(Blind(), tmp_path, prompts(COUNT))
-    with pytest.raises(StageWaits):
-        step(**options).run(there)
-    with Store.open(tmp_path / STORE) as store:
-        for place, stored in enumerate(store.items()):
-            for occasion in (0, 1) if place < 8 else (0,):
-                side = "AB"[occasion and place % 2]
-                payload = {"side": side, "margin": "better"}
-                name = f"{2 * place + occasion:032x}"
-                store.submit(Event(name, "ann", "label", payload, stored.item.id, order=(0, 1), occasion=occasion))
-    card = dict(step(**options).run(there).summary or {})["judge_cards"]["people"]
-    assert card["repeated"]["pairs"] == 8 and card["repeated"]["same"]["mean"] == 0.5
 
 
 def test_verdicts_of_judges_without_people_are_as_before(tmp_path: Path) -> None:

@@ -1,16 +1,18 @@
-"""The step `rate_feedback` and its command: opinions of rewards and judges in a store."""
+"""The step `rate_feedback`: opinions of rewards and judges in a store."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 from stores import event, opened, pair, ranking
 
 from alignkit.cli import main
-from alignkit_apps.feedback.assignment import next_item
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.assignment import next_item
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Store
 
 JUDGE = """
 from alignkit import Judge, Options, Verdict, hookimpl
@@ -40,18 +42,21 @@ def judge(tmp_path: Path) -> Path:
     return path
 
 
-def rate(store: Path, *words: str) -> int:
-    return main(["labels", "rate", str(store), "--out", str(store.parent / "rated"), *words])
+def rate(store: Path, *words: str, judges: Sequence[str] = ()) -> int:
+    rewards = [{"length": {"unit": "characters"}}]
+    step = {"step": "rate_feedback", "store": str(store), "rewards": rewards, "judges": list(judges)}
+    recipe = store.parent / "rate.yaml"
+    recipe.write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": {"rate": step}}))
+    return main(["run", str(recipe), "--out", str(store.parent / "rated"), *words])
 
 
-def test_the_command_stores_opinions_and_the_page_follows(
+def test_opinions_are_stored_and_the_page_follows(
     tmp_path: Path, judge: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     far, near, equal = pair("far", "x" * 90, "x"), pair("near", "x" * 9, "x"), pair("equal", "aa", "bb")
     ranked = ranking("rank", 3)
     path = store_of(tmp_path, near, ranked, equal, far)
-    reward, plugins = ("--reward", "{length: {unit: characters}}"), ("--plugin", str(judge))
-    assert rate(path, *reward, "--judge", "shortest", "--model", "tiny", *plugins) == 0
+    assert rate(path, "--plugin", str(judge), judges=["shortest"]) == 0
     said = capsys.readouterr()
     assert "4 items rated, of which 4 wait for labels" in said.out
     assert "length and shortest" in said.out and "0% [0, " in said.out
@@ -62,49 +67,16 @@ def test_the_command_stores_opinions_and_the_page_follows(
     assert found["far"].opinions == {"length": [90, 1], "shortest": [pytest.approx(0.1), pytest.approx(0.9)]}
     assert found["rank"].opinions["shortest"] == [0.5, 0.5, 0.5]
     assert given is not None and given.stored.item.prompt[0]["content"] == "far"
-    assert main(["labels", "agree", str(path)]) == 0
-    said = capsys.readouterr()
-    assert "pair: which is better  length" in said.out and "pair: which is better  shortest" in said.out
-    assert main(["labels", "agree", str(path), "--against", "length"]) == 0
-    assert "shortest" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ((), "nobody is named whose opinion to ask"),
-        (("--judge", "shortest"), "--model tiny if the judge is on a server"),
-        (("--reward", "lenght"), "length"),
-    ],
-)
-def test_what_cannot_be_asked(
-    tmp_path: Path, judge: Path, words: tuple[str, ...], expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = store_of(tmp_path, pair())
-    assert rate(path, *words, "--plugin", str(judge)) == 2
-    assert expected in capsys.readouterr().err
 
 
 def test_a_store_without_two_responses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert rate(store_of(tmp_path), "--reward", "length") == 4
+    assert rate(store_of(tmp_path)) == 4
     assert "has no item with two responses" in capsys.readouterr().err
 
 
 def test_pairs_of_an_evaluation_keep_the_order_in_which_they_were_drawn(tmp_path: Path) -> None:
     path = store_of(tmp_path, pair(), pair("tested", held_out=True))
-    assert rate(path, "--reward", "{length: {unit: characters}}") == 0
+    assert rate(path) == 0
     with Store.open(path) as store:
         assert [bool(stored.item.opinions) for stored in store.items()] == [True, False]
         assert store.items()[1].item.priority == 0
-
-
-def test_the_same_items_are_not_asked_about_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = store_of(tmp_path, pair())
-    reward = ("--reward", "{length: {unit: characters}}")
-    assert rate(path, *reward) == 0 and rate(path, *reward) == 0
-    assert "rate: unchanged, reused" in capsys.readouterr().err
-    with Store.open(path) as store:
-        store.add([pair("a new one")])
-    assert rate(path, *reward) == 0
-    with Store.open(path) as store:
-        assert all("length" in stored.item.opinions for stored in store.items())

@@ -396,7 +396,7 @@ STAGES: dict[str, Any] = {
         "policies": ["base"],
         "rewards": [{"normalized": {"reward_model": "liked", "data": {"path": "some.jsonl"}}}],
         "prompts": {"path": str(DATA / "heldout.jsonl"), "limit": 2},
-        "max_new_tokens": 4,
+        "sampling": {"max_new_tokens": 4},
     },
     "align": {
         "algorithm": "ppo",

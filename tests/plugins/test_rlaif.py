@@ -25,9 +25,9 @@ import alignkit_plugins.steps.rlaif as rlaif
 from alignkit import Context, Group, Judge, Pair, Response, RunFailed, StepContext, Verdict
 from alignkit import functional as F
 from alignkit.errors import PluginError, RemoteError
-from alignkit.evaluation.judge_card import ask_again
 from alignkit.judges import CheckedJudge
 from alignkit.registry import Component, Registration
+from alignkit.settings import SamplingKeys
 from alignkit_http import retry_after
 from alignkit_plugins.judges.llm.completion import read_answer
 from alignkit_plugins.judges.llm.fence import transcript
@@ -527,24 +527,6 @@ def test_tokens_are_counted_if_the_server_says_them(usage: Any, remote: Any, ser
     assert verdict.calls == 2 and verdict.tokens == (240 if usage == {"total_tokens": 120} else None)
 
 
-def test_stored_replies_answer_no_repetition(remote: Any, server: Server, tmp_path: Path) -> None:
-    """Two questions at first, two for each repetition, and none when the step starts again."""
-    component = Component("judge", "openai_judge", Registration("openai_judge", OpenAIJudge), remote().options)
-    there = StepContext(
-        **vars(context(None, tmp_path)),
-        out=tmp_path / "out",
-        scorer=lambda spec: None,
-        map=lambda name, rows, f: list(f(rows)),
-        log=lambda **values: None,
-        say=lambda text: None,
-    )
-    for _ in range(2):
-        (first,) = CheckedJudge(component, there).compare([ITEM])
-        again = ask_again(component, "openai_judge", there, [(ITEM, first)], times=2, most=5)
-        assert [verdict for (verdict,) in again.verdicts] == [first, first]
-        assert len(server.requests) == 6
-
-
 @pytest.mark.parametrize(
     "reply",
     [
@@ -1003,10 +985,20 @@ def test_responses_are_sampled_and_a_second_run_asks_nothing(tmp_path: Path) -> 
 
 
 def test_responses_are_sampled_as_asked(tmp_path: Path) -> None:
-    models, asked = BiasedModels(), {"stop": ["\n"], "top_p": 0.9, "top_k": 2, "min_new_tokens": 1}
-    run_step(tmp_path, local_component(), None, models, prompts=[group(prompt="1")], policy="sft", **asked)
+    models = BiasedModels()
+    asked: dict[str, Any] = {"stop": ["\n"], "top_p": 0.9, "top_k": 2, "min_new_tokens": 1}
+    run_step(
+        tmp_path,
+        local_component(),
+        None,
+        models,
+        prompts=[group(prompt="1")],
+        policy="sft",
+        sampling=SamplingKeys(**asked),
+    )
     assert models.sampling == [{"samples_per_prompt": 2, "max_new_tokens": 128, "temperature": 1.0, **asked}]
-    made = reward(tmp_path, local_component(), models, opponent="baseline", stop=["\n"], max_new_tokens=7)
+    sampling = SamplingKeys(stop=["\n"], max_new_tokens=7)
+    made = reward(tmp_path, local_component(), models, opponent="baseline", sampling=sampling)
     made.score([group("a 1")])
     greedy = {"samples_per_prompt": 1, "max_new_tokens": 7, "stop": ["\n"], "temperature": 0.0}
     assert models.sampling[1:] == [greedy]

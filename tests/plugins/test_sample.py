@@ -27,7 +27,13 @@ def run(
     texts = [*(f"bread {word}" for word in ("is", "good", "old", "new", "bad", "here", "there")), *more]
     write_groups(folder / "prompts.jsonl", [Group((Message(role="user", content=text),)) for text in texts])
     (folder / "reward.py").write_text(scores, encoding="utf-8")
-    sample = {"step": "sample", "prompts": "prompts.jsonl", "samples_per_prompt": 4, "max_new_tokens": 6, **keys}
+    sample = {
+        "step": "sample",
+        "prompts": "prompts.jsonl",
+        "samples_per_prompt": 4,
+        "sampling": {"max_new_tokens": 6},
+        **keys,
+    }
     recipe = {"model": {"base": "tiny", "dtype": "float32"}, "stages": {"answers": sample, **(stages or {})}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == expected
@@ -121,7 +127,12 @@ def test_a_model_on_a_server_writes_demonstrations_with_a_bill(
     sft = {"algorithm": "sft", "data": {"stage": "answers", "limit": 3}, "max_steps": 1}
     with serving(writes) as server:
         policy = {"base_url": server.url, "model": "m", "price": [1, 2], "request": {"temperature": 0.3}}
-        keys: dict[str, Any] = {"policy": policy, "samples_per_prompt": 1, "temperature": 0.7, "stages": {"sft": sft}}
+        keys: dict[str, Any] = {
+            "policy": policy,
+            "samples_per_prompt": 1,
+            "sampling": {"temperature": 0.7, "max_new_tokens": 6},
+            "stages": {"sft": sft},
+        }
         folder = run(tmp_path, **keys)
         groups, facts = read_groups(folder / "data.jsonl"), summary(folder)
         assert [group.responses[0].text for group in groups][:2] == ["bread is? By None.", "bread good? By None."]
@@ -160,7 +171,7 @@ def test_what_servers_differ_in_is_written_as_this_one_takes_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     policy = {"base_url": "http://localhost:1/v1", "model": "m"}
-    run(tmp_path, 2, policy=policy, top_k=3)
+    run(tmp_path, 2, policy=policy, sampling={"top_k": 3})
     assert "servers differ in 'top_k'; write it as this one takes it, in its 'request'" in capsys.readouterr().err
     run(tmp_path, 2, policy={**policy, "api_key_env": "NO_SUCH_KEY"})
     assert "the environment variable NO_SUCH_KEY is not set" in capsys.readouterr().err

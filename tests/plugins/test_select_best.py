@@ -123,7 +123,7 @@ def test_means_are_over_the_prompts_that_all_have_in_common(tmp_path: Path) -> N
 
 def test_same_streams_and_the_prompts_own_columns(tmp_path: Path) -> None:
     models = Scripted(SCORES)
-    run(tmp_path, models, samples_per_prompt=2, max_new_tokens=5, temperature=0.0, limit=2)
+    run(tmp_path, models, samples_per_prompt=2, sampling={"max_new_tokens": 5, "temperature": 0.0}, limit=2)
     common = {"seed": 3, "samples_per_prompt": 2, "max_new_tokens": 5, "temperature": 0.0}
     assert models.sampled == [{"role": role, **common} for role in SCORES]
     assert models.metas == [{"safety": True}] * 2
@@ -131,7 +131,7 @@ def test_same_streams_and_the_prompts_own_columns(tmp_path: Path) -> None:
 
 def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) -> None:
     models = Scripted(SCORES)
-    text = said(run(tmp_path, models, stop=["\n"], top_p=0.9, top_k=2, min_new_tokens=1))
+    text = said(run(tmp_path, models, sampling={"stop": ["\n"], "top_p": 0.9, "top_k": 2, "min_new_tokens": 1}))
     assert models.sampled[0]["stop"] == ["\n"] and models.sampled[0]["top_k"] == 2
     assert text.splitlines()[-1].startswith("sampled with max_new_tokens 128, min_new_tokens 1, temperature 1.0, top_p")
 

@@ -24,9 +24,9 @@ from alignkit.data.group import read_groups, write_groups
 from alignkit.errors import RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
-from alignkit_apps.policies.variant import Examples, Variant, best_places, draw
 from alignkit_plugins.steps.evaluate import Evaluate
 from alignkit_plugins.steps.evaluate.answering import Answering
+from alignkit_plugins.steps.evaluate.variant import Examples, Variant, best_places, draw
 
 USER, ASSISTANT = "user", "assistant"
 DEMOS = [("one?", "1"), ("two?", "2"), ("three?", "3")]
@@ -393,7 +393,6 @@ def recipe(folder: Path, variant: dict[str, Any], **options: Any) -> Path:
     adapted = {"learning_rate": 0.02, "max_steps": 3, "batch_size": 1}
     stages = {
         "sft": {"algorithm": "sft", "data": "demos.jsonl", **adapted},
-        "whole": {"step": "merge", "model": "sft"},
         "compare": {"step": "evaluate", "policies": ["base", "sft", variant], "rewards": ["length"]}
         | {"prompts": "prompts.jsonl", "max_new_tokens": 8, "temperature": 0.7, **options},
     }
@@ -431,12 +430,13 @@ def test_the_kl_against_transformers(tmp_path: Path) -> None:
     judges = [{"local_judge": {"role": "base", "min_mass": 0}}]
     path = recipe(tmp_path, shots, judges=judges)
     assert main(["run", str(path), "--out", str(tmp_path / "run")]) == 0
+    assert main(["export", str(tmp_path / "run" / "sft"), str(tmp_path / "whole"), "--merge"]) == 0
     out = tmp_path / "run" / "compare"
     found = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
     assert (found["baseline"], found["reference"]) == ("sft, 2 shots", "sft")
     assert list(found["judged"]) == ["base", "sft"] and list(found["ranking"]["length"]) != []
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "whole" / "model")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "whole" / "model")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
     drawn = [(g.prompt[0]["content"], g.responses[0].text) for g in read_groups(out / "examples.jsonl")]
 
     def logprob(messages: list[dict[str, str]], response: tuple[int, ...]) -> float:

@@ -12,8 +12,8 @@ import pytest
 
 from alignkit import Format, Group, Response
 from alignkit.data.reading import checked_groups
+from alignkit.evaluation.numbers import number_of, numbers_in
 from alignkit.plugins import load_plugins
-from alignkit_apps.shared.numbers import number_of, numbers_in
 from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.rewards.math_verify import MathVerify
 from alignkit_plugins.rewards.text.matching import ExactMatch

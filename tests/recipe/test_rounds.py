@@ -31,7 +31,8 @@ BLOCK = """\
         rollout: {samples_per_prompt: 2, max_new_tokens: 4}
         iterations: 1
         prompts_per_iteration: 1
-  report: {step: evaluate, policies: [sft, more, align@all], rewards: [scores], prompts: d.jsonl, max_new_tokens: 4}
+  report: {step: evaluate, policies: [sft, more, align@all], rewards: [scores], prompts: d.jsonl,
+    sampling: {max_new_tokens: 4}}
 """
 
 

@@ -12,7 +12,7 @@ from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.fingerprint import stage_parts
-from alignkit.sampling_options import ResponseOptions, SamplingOptions
+from alignkit.sampling_options import GreedyOptions, SamplingOptions
 
 RECIPE = """
 model: {base: tiny}
@@ -33,13 +33,13 @@ stages:
     prompts: demos.jsonl
     reward: {weighted_sum: {rewards: {j: {rlaif: {judge: local_judge, opponent: baseline}}}, weights: {j: 1.0}}}
     rollout: {max_new_tokens: 40, top_k: 50, missing_eos_penalty: 0.3}
-  choice: {step: select_best, policies: [align, sft], reward: helpful, prompts: demos.jsonl, temperature: 0}
+  choice: {step: select_best, policies: [align, sft], reward: helpful, prompts: demos.jsonl, sampling: {temperature: 0}}
   report:
     step: evaluate
     policies: [sft, best, align]
     rewards: [helpful, {rlaif: {judge: local_judge, opponent: baseline, baseline: sft}}]
     prompts: demos.jsonl
-    temperature: 0.5
+    sampling: {temperature: 0.5}
 """
 BEST = {"max_new_tokens": 24, "min_new_tokens": 3, "temperature": 0.7, "top_p": 0.9, "stop": ["\n\n"]}
 
@@ -56,18 +56,18 @@ def options(found: Recipe, stage: str) -> Any:
 
 def test_a_step_samples_as_the_first_online_stage_among_its_policies(tmp_path: Path) -> None:
     found = recipe(tmp_path)
-    assert options(found, "report").sampling() == {**BEST, "temperature": 0.5}
+    assert options(found, "report").sampled() == {**BEST, "temperature": 0.5}
     assert options(found, "report").described().endswith("(what is not set: as in stage best)")
-    assert options(found, "choice").sampling() == {"max_new_tokens": 40, "temperature": 0.0, "top_k": 50}
+    assert options(found, "choice").sampled() == {"max_new_tokens": 40, "temperature": 0.0, "top_k": 50}
     # A policy that is trained offline: as in the recipe's first online stage, although that runs later.
-    assert options(found, "labels").sampling() == BEST
-    assert "samples_per_prompt" not in options(found, "report").sampling()
+    assert options(found, "labels").sampled() == BEST
+    assert "samples_per_prompt" not in options(found, "report").sampled()
 
 
 def test_policies_that_were_trained_on_other_samples_or_rewards_are_named(tmp_path: Path) -> None:
     notes = options(recipe(tmp_path), "report").notes
     assert notes == [
-        "align was trained on samples with max_new_tokens 40, min_new_tokens 0, stop [], top_p 1.0, top_k 50",
+        "align was trained on samples with max_new_tokens 40, min_new_tokens 0, top_p 1.0, top_k 50, stop []",
         "rewards are shown without the missing_eos_penalty 0.3 that align was trained with",
     ]
     same = recipe(tmp_path, "stages.report.policies=[sft, best]", "~stages.choice", "~stages.align")
@@ -76,16 +76,16 @@ def test_policies_that_were_trained_on_other_samples_or_rewards_are_named(tmp_pa
 
 def test_without_an_online_stage_the_defaults_of_rollout_apply(tmp_path: Path) -> None:
     found = recipe(tmp_path, "~stages.best", "~stages.align", "~stages.choice", "stages.report.policies=[sft]")
-    assert options(found, "report").sampling() == {"max_new_tokens": 128, "temperature": 0.5}
+    assert options(found, "report").sampled() == {"max_new_tokens": 128, "temperature": 0.5}
     assert "left out" not in options(found, "report").described()
 
 
 def test_a_rewards_baseline_answers_like_the_stage_that_it_scores(tmp_path: Path) -> None:
-    found = recipe(tmp_path, "stages.report.max_new_tokens=16")
+    found = recipe(tmp_path, "stages.report.sampling.max_new_tokens=16")
     (_, in_report) = options(found, "report").rewards
-    assert in_report.component.options.sampling() == {"max_new_tokens": 16, "min_new_tokens": 3, "stop": ["\n\n"]}
+    assert in_report.component.options.sampled() == {**BEST, "max_new_tokens": 16, "temperature": 0.0}
     (nested,) = found.stages["align"].settings.reward.children.values()  # type: ignore[union-attr]
-    assert nested.component.options.sampling() == {"max_new_tokens": 40}
+    assert nested.component.options.sampled() == {"max_new_tokens": 40, "temperature": 0.0, "top_k": 50}
 
 
 def test_a_changed_rollout_changes_the_steps_that_follow_it(tmp_path: Path) -> None:
@@ -105,7 +105,11 @@ def test_a_rollout_that_changes_nothing_leaves_the_steps_reusable(tmp_path: Path
         found = recipe(
             tmp_path,
             *("~stages.best", "~stages.align", "~stages.choice"),
-            *("stages.report.policies=[sft]", "stages.report.rewards=[helpful]", "stages.report.max_new_tokens=40"),
+            *(
+                "stages.report.policies=[sft]",
+                "stages.report.rewards=[helpful]",
+                "stages.report.sampling.max_new_tokens=40",
+            ),
             *((f"stages.more={{{keys}}}",) if rollout else ()),
         )
         return digest(stage_parts(found.stages["report"], found, "base", 0, {}))
@@ -115,24 +119,28 @@ def test_a_rollout_that_changes_nothing_leaves_the_steps_reusable(tmp_path: Path
 
 
 def test_an_inherited_minimum_never_exceeds_the_written_maximum(tmp_path: Path) -> None:
-    assert options(recipe(tmp_path, "stages.report.max_new_tokens=2"), "report").sampling()["min_new_tokens"] == 2
+    assert (
+        options(recipe(tmp_path, "stages.report.sampling.max_new_tokens=2"), "report").sampled()["min_new_tokens"] == 2
+    )
     with pytest.raises(RecipeError, match="min_new_tokens 9 is above max_new_tokens 4"):
-        recipe(tmp_path, "stages.report.max_new_tokens=4", "stages.report.min_new_tokens=9")
+        recipe(tmp_path, "stages.report.sampling.max_new_tokens=4", "stages.report.sampling.min_new_tokens=9")
 
 
 @pytest.mark.parametrize("override", ["stop=['']", "top_p=0", "top_k=-1", "max_new_tokens=0", "min_new_tokens=-1"])
 def test_impossible_sampling_is_refused(override: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=override.partition("=")[0]):
-        recipe(tmp_path, f"stages.report.{override}")
+        recipe(tmp_path, f"stages.report.sampling.{override}")
 
 
 def test_sampling_of_rows_that_are_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="`data` is not sampled: leave stop and top_p out"):
+    with pytest.raises(RecipeError, match="`data` is not sampled: leave sampling out"):
         recipe(
-            tmp_path, "stages.labels={step: judge_pairs, judge: local_judge, data: demos.jsonl, stop: [x], top_p: 1}"
+            tmp_path,
+            "stages.labels={step: judge_pairs, judge: local_judge, data: demos.jsonl, sampling: {stop: [x], top_p: 1}}",
         )
 
 
 def test_options_alone_have_the_defaults_of_rollout() -> None:
-    assert SamplingOptions().sampling() == {"max_new_tokens": 128, "temperature": 1.0}
-    assert ResponseOptions(stop=["x"]).sampling() == {"max_new_tokens": 128, "stop": ["x"]}
+    assert SamplingOptions().sampled() == {"max_new_tokens": 128, "temperature": 1.0}
+    greedy = GreedyOptions(sampling={"stop": ["x"]})  # type: ignore[arg-type]
+    assert greedy.sampled() == {"max_new_tokens": 128, "temperature": 0.0, "stop": ["x"]}

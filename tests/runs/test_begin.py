@@ -25,13 +25,13 @@ stages:
     policies: [base, sft]
     rewards: [{length: {unit: characters}}]
     prompts: demos.jsonl
-    max_new_tokens: 4
+    sampling: {max_new_tokens: 4}
 """
 MORE = """
   align: {algorithm: rejection_sampling, from: sft, prompts: demos.jsonl, reward: {length: {unit: characters}},
           iterations: 2, prompts_per_iteration: 1, rollout: {samples_per_prompt: 4, max_new_tokens: 4}}
   labels: {step: judge_pairs, judge: {local_judge: {prefill: '', min_mass: 0}}, prompts: demos.jsonl, policy: sft,
-           max_new_tokens: 4}
+           sampling: {max_new_tokens: 4}}
 """
 FIRST = """
 import sys

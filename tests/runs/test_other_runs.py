@@ -50,7 +50,7 @@ def policy(other: Path, tmp_path: Path) -> Path:
 def compare(folder: Path, *policies: str, **model: Any) -> Path:
     (folder / "prompts.jsonl").write_text(json.dumps({"prompt": "is it?"}), encoding="utf-8")
     step = {"step": "evaluate", "policies": list(policies), "rewards": ["length"], "prompts": "prompts.jsonl"}
-    return write(folder, {"report": step | {"max_new_tokens": 4}}, **model)
+    return write(folder, {"report": step | {"sampling": {"max_new_tokens": 4}}}, **model)
 
 
 def run(recipe: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
@@ -140,7 +140,7 @@ def test_a_folder_that_a_step_chose_is_started_from(other: Path, policy: Path, t
     (tmp_path / "demos.jsonl").write_text(json.dumps({"prompt": "is it?", "completion": "yes"}), encoding="utf-8")
     pick = {"step": "select_best", "policies": ["./policy", "base"], "reward": "length", "prompts": "demos.jsonl"}
     after = {"algorithm": "sft", "from": "pick", "data": "demos.jsonl", "max_steps": 1, "learning_rate": 1e-9}
-    recipe = write(tmp_path, {"pick": pick | {"max_new_tokens": 4}, "after": after})
+    recipe = write(tmp_path, {"pick": pick | {"sampling": {"max_new_tokens": 4}}, "after": after})
     assert main(["run", str(recipe), "--out", str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out/pick/stage.json").read_text())["policy"] == str(policy)  # of equals the first
     ours, theirs = (load_file(folder / WEIGHTS) for folder in (tmp_path / "out/after/adapter", policy))

@@ -136,7 +136,7 @@ def test_a_second_out_trains_nothing_again(
     train = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1}
     report = {"step": "evaluate", "policies": ["sft"], "rewards": ["length"], "prompts": "demos.jsonl"}
     recipe = tmp_path / "r.json"
-    stages = {"sft": train, "report": {**report, "max_new_tokens": 4}}
+    stages = {"sft": train, "report": {**report, "sampling": {"max_new_tokens": 4}}}
     recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
 
     def run(*words: str) -> str:
@@ -148,8 +148,6 @@ def test_a_second_out_trains_nothing_again(
     both = "sft: reused from {0}\nreport: reused from {0}\n"
     assert both.format("runs/r") in run("--out", "elsewhere/a")
     assert both.format("elsewhere/a") in run("--out", "elsewhere/b").replace("runs/r", "elsewhere/a")
-    assert main(["check", str(recipe), "--no-data", "--out", "runs/next"]) == 0
-    assert "sft: reused from runs/r\n" in capsys.readouterr().out and not Path("runs/next").exists()
     assert "sft: reused from runs/r\nreport" not in run("--out", "runs/s", "stages.sft.max_steps=2")
     monkeypatch.setenv("ALIGNKIT_REUSE", "0")
     assert "reused" not in run("--out", "runs/t")

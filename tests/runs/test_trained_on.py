@@ -78,7 +78,8 @@ def test_an_evaluation_on_training_data_warns(tmp_path: Path) -> None:
 model: {base: tiny, dtype: float32, lora: {r: 2, lora_alpha: 4}}
 stages:
   sft: {algorithm: sft, data: demos.jsonl}
-  report: {step: evaluate, policies: [base, sft], rewards: [length], prompts: mixed.jsonl, max_new_tokens: 2}
+  report: {step: evaluate, policies: [base, sft], rewards: [length], prompts: mixed.jsonl,
+    sampling: {max_new_tokens: 2}}
 """
     )
     run_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
@@ -110,7 +111,7 @@ stages:
     policies: [base]
     rewards: [{reward}]
     prompts: asked.jsonl
-    max_new_tokens: 2
+    sampling: {{max_new_tokens: 2}}
 """
     )
     run_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")

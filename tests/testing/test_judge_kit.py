@@ -15,7 +15,6 @@ from alignkit.plugins import plugins
 from alignkit.testing import ConformanceError, check_judge
 
 OPTIONS = {
-    "decision": {"role": "sft"},
     "local_judge": {"min_mass": 0, "criterion": "harmless", "role": "judge"},
     "reward_judge": {"reward_model": "helpful"},
     "panel": {"judges": [{"local_judge": {"min_mass": 0}}, {"local_judge": {"min_mass": 0, "criterion": "harmless"}}]},

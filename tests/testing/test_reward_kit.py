@@ -32,7 +32,6 @@ JUDGE = {"local_judge": {"min_mass": 0}}
 FUNCTION = "def polite(prompts, completions, **columns):\n    return [float('e' in text) for text in completions]\n"
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "abstention": [{}],
-    "decision": [{"role": "sft", "options": {"good": 1, "bad": 0}}],
     "classifier": [],  # reads a folder, as tests/plugins/test_classifier.py does
     "environment": [{}],
     "exact_match": [{"column": "right"}],
@@ -50,7 +49,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "rating": [{"judge": JUDGE}],
     "regex": [{"pattern": "e+"}],
     "repetition": [{}],
-    "rlaif": [{"judge": JUDGE}, {"judge": JUDGE, "opponent": "baseline", "baseline": "sft", "max_new_tokens": 8}],
+    "rlaif": [
+        {"judge": JUDGE},
+        {"judge": JUDGE, "opponent": "baseline", "baseline": "sft", "sampling": {"max_new_tokens": 8}},
+    ],
     "sycophancy": [{"column": "right"}],
     "rubric": [{"judge": JUDGE, "criteria": [{"text": "It is polite.", "weight": 2}, {"text": "It is short."}]}],
 }

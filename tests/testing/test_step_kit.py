@@ -24,24 +24,21 @@ from alignkit import (
     StepData,
 )
 from alignkit.plugins import plugins
-from alignkit.sampling_options import ResponseOptions
 from alignkit.testing import ConformanceError, check_step
 
 JUDGE = {"local_judge": {"min_mass": 0, "role": "judge"}}
-SHORT: dict[str, Any] = {"prompts": "held_out.jsonl", "max_new_tokens": 6}
+SHORT: dict[str, Any] = {"prompts": "held_out.jsonl", "sampling": {"max_new_tokens": 6}}
 # The untrained model ends no answer by itself.
-ENDS: dict[str, Any] = {"max_new_tokens": 64, "critique_tokens": 64, "stop": ["e"]}
+ENDS: dict[str, Any] = {"sampling": {"max_new_tokens": 64, "stop": ["e"]}, "critique_tokens": 64}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "calibration": [{"policies": ["base", "sft"], "correct": "helpful", "confidence": "token", **SHORT}],
     "categorize": [{"data": "rows.jsonl", "categories": ["praise", "doubt"], "by": "base"}],
     "clean": [{"data": "rows.jsonl", "min_characters": 1}],
-    "decide": [],  # needs questions with options, as in tests/plugins/test_decision.py
     "evaluate": [{"policies": ["base", "sft"], "rewards": ["helpful", {"length": {}}], **SHORT}],
     "evaluate_reward": [{"rewards": ["helpful", {"length": {"unit": "characters"}}], "pairs": "rows.jsonl"}],
     "instruct": [{"data": "rows.jsonl", "instruction": "Be brief."}],
     "judge_pairs": [{"judge": JUDGE, "data": "rows.jsonl"}, {"judge": JUDGE, "policy": "sft", **SHORT}],
     "lm_eval": [],  # runs another package, which tests/plugins/test_lm_eval.py does
-    "merge": [{"model": "sft"}],
     "people": [],  # waits for people, as tests/plugins/test_people.py does
     "questions": [],  # the untrained model writes none: see tests/plugins/test_make_data.py
     "rate_feedback": [],  # rates a store, as tests/plugins/test_rate_feedback.py does
@@ -109,7 +106,7 @@ class Head(Step):
 class Answers(Step):
     """A good one that uses models."""
 
-    class Options(ResponseOptions):
+    class Options(SamplingOptions):
         data: DataRef = Field("rows.jsonl", description="prompts")
         policies: dict[str, list[PolicyRef]] = Field({"all": ["sft"]}, description="models that respond")
         reward: RewardRef | None = Field("helpful", description="scores them")

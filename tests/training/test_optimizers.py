@@ -48,7 +48,7 @@ class Slow(torch.optim.Optimizer):
 def named(name: str, **options: Any) -> Any:
     """An optimizer as a recipe's stage has it."""
     registration = Registration(name, Slow) if name == "slow" else plugins().registry.get("optimizer", name)
-    return Component("optimizer", name, registration, options_of(registration)(**options))
+    return Component("optimizer", name, registration, options_of(registration, "optimizer")(**options))
 
 
 def learner(tmp_path: Path, lora: LoraSpec | None, optimizer: Any, dtype: Any = "float32") -> Learner:
@@ -229,7 +229,7 @@ def test_weight_decay_shrinks_matrices_and_no_norm() -> None:
     """A norm's factor begins at 1: decay would switch its layer off."""
     network = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     rate = 0.1
-    optimizer = make_optimizer(Settings(weight_decay=0.5), network.parameters(), rate)
+    optimizer = make_optimizer(Settings(optimizer=named("adamw", weight_decay=0.5)), network.parameters(), rate)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)

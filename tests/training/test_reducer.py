@@ -47,7 +47,7 @@ PYTHON = {"python": {"path": "scores.py", "function": "reward"}}
 COARSE = {"python": {"path": "scores.py", "function": "coarse"}}
 SOME_MISSING = {"python": {"path": "scores.py", "function": "other"}}
 # Adam divides by the size of the gradient: at its usual epsilon, a rounding error would be as large a step as any.
-STEPS = {"epochs": 1, "learning_rate": 0.1, "adam_epsilon": 1.0, "lr_scheduler_type": "constant"}
+STEPS = {"epochs": 1, "learning_rate": 0.1, "optimizer": {"adamw": {"eps": 1.0}}, "lr_scheduler_type": "constant"}
 ONLINE = {
     **STEPS,
     "prompts": {"path": "prompts.jsonl"},

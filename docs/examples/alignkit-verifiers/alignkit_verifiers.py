@@ -38,7 +38,7 @@ from alignkit import (
     hookimpl,
 )
 from alignkit.data.prompt_columns import column_of
-from alignkit_apps.shared.named_code import NamedCode
+from alignkit_plugins.named_code import NamedCode
 
 if TYPE_CHECKING:
     from verifiers.v1 import Task, Taskset, Toolset, Trace

@@ -39,7 +39,7 @@ class ReferenceResponses(ak.Step):
     def run(self, context: ak.StepContext) -> ak.Artifact:
         scorer = context.scorer(self.options.reward)  # before sampling: a missing key or file shows here
         prompts, _ = prompts_to_compare(context.load(self.options.prompts))
-        sampling = {**self.options.sampling(), "samples_per_prompt": self.options.samples_per_prompt}
+        sampling = {**self.options.sampled(), "samples_per_prompt": self.options.samples_per_prompt}
         groups = scorer.score(sample_policies(context, [self.options.policy], prompts, **sampling))
         stored = [_stored(group) for group in groups if any(r.scores["reward"] is not None for r in group.responses)]
         text = f"{len(stored)} of {len(prompts)} prompts have a scored response of the reference"

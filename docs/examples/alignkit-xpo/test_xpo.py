@@ -116,7 +116,7 @@ def test_it_conforms() -> None:
 
 
 def test_the_step_conforms() -> None:
-    options = {"prompts": "data", "reward": {"length": {}}, "policy": "sft", "max_new_tokens": 4}
+    options = {"prompts": "data", "reward": {"length": {}}, "policy": "sft", "sampling": {"max_new_tokens": 4}}
     check_step(alignkit_xpo.ReferenceResponses, options)
 
 

@@ -1,32 +1,54 @@
-"""`alignkit plugins`: the list, and what authors of plugins need."""
+"""`alignkit plugins`: what is installed, and what authors of plugins need."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from alignkit.arguments import DefaultGroup, refuse
 from alignkit.outcome import Result
-from alignkit_apps.catalog.command import plugins
-from alignkit_apps.catalog.printing import files_written
-from alignkit_apps.catalog.search import search
+from alignkit_apps.catalog.printing import console, files_written
+
+plugins_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)
 
 
-class _ListByDefault(TyperGroup):
-    """`alignkit plugins reward` is `alignkit plugins list reward`."""
+@plugins_app.callback(invoke_without_command=True)
+def plugins(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A plugin, or a kind of plugins.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
+) -> Result | None:
+    """Show the installed plugins, or the options of one.
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        command = args[:1] and (args[0] in self.commands or args[0] == "--help")
-        return super().parse_args(ctx, args if command else ["list", *args])
+    Broken plugins are listed with the reason. The schema covers all installed plugins. With
+    `# yaml-language-server: $schema=FILE` as a recipe's first line, editors complete and check keys.
 
+    \b
+    Examples:
+      alignkit plugins
+      alignkit plugins reward
+      alignkit plugins ppo
+      alignkit plugins --schema > recipe.schema.json
+    """
+    if context.invoked_subcommand is not None:
+        return None
+    from alignkit.plugins import load_plugins
 
-plugins_app = typer.Typer(
-    cls=_ListByDefault, rich_markup_mode=None, help="List and search plugins; make and check one of your own."
-)
-plugins_app.command("list")(plugins)
-plugins_app.command()(search)
+    loaded = load_plugins()
+    if schema:
+        from alignkit_apps.catalog.json_schema import schema_text
+
+        text = schema_text(loaded.registry)
+        return Result("recipe_schema", json.loads(text), lambda: print(text, end=""))
+    from alignkit_apps.catalog import listing
+
+    if name is None:
+        rows, broken = listing.rows_of(loaded.registry), [str(one) for one in loaded.broken]
+        return Result("plugins", {"plugins": rows, "broken": broken}, lambda: listing.show_names(rows, broken))
+    found = listing.described(name, loaded.registry)
+    return Result("options", found, lambda: listing.show_options(name, found, console()))
 
 
 @plugins_app.command()
@@ -37,8 +59,7 @@ def new(
         str,
         typer.Option(
             metavar="KIND",
-            help="algorithm, reward, judge, combination, environment, engine, step, format, filter, tracker, monitor "
-            "or command.",
+            help="algorithm, reward, judge, combination, environment, step, format or command.",
         ),
     ],
 ) -> Result:
@@ -69,10 +90,6 @@ def check_plugin(
     options: Annotated[
         str, typer.Option(metavar="YAML", help="Options of components: '{calm: {marks: \"?\"}, other: {...}}'.")
     ] = "{}",
-    rows: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Rows whose columns they need, or the file that a reader reads.")
-    ] = None,
-    seconds: Annotated[float, typer.Option(metavar="S", min=1, help="Limit for each component.")] = 300.0,
 ) -> Result:
     """Check a plugin by the rules of its kind.
 
@@ -83,11 +100,10 @@ def check_plugin(
     Examples:
       alignkit plugins check
       alignkit plugins check alignkit-reinforce
-      alignkit plugins check sums.py --rows prompts.jsonl --options '{sums: {strict: true}}'
+      alignkit plugins check sums.py --options '{sums: {strict: true}}'
     """
     import yaml
 
-    from alignkit.arguments import refuse
     from alignkit_apps.catalog.check import check, target_of
 
     try:
@@ -96,6 +112,4 @@ def check_plugin(
         given = None
     if not isinstance(given, dict) or not all(isinstance(value, dict) for value in given.values()):
         refuse(f"--options {options} is no mapping of options by name", "write --options '{NAME: {KEY: VALUE}}'")
-    if rows is not None and not rows.is_file():
-        refuse(f"no such file: {rows}")
-    return check(target_of(what), given, rows, seconds)
+    return check(target_of(what), given)

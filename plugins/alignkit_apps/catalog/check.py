@@ -24,6 +24,7 @@ from alignkit.outcome import Result
 from alignkit.plugins import COMMANDS, GROUP
 from alignkit.registry import normalized_package
 
+LIMIT = 300.0  # seconds for each component
 GRACE = 10.0  # seconds for a process to say where it hangs
 TAIL = 6  # lines of a process that ended without an answer
 
@@ -88,22 +89,21 @@ def _installed(name: str) -> Target:
     return Target(title, [chosen[0].dist.name], [point.module for point in chosen], commands, [], [])
 
 
-def check(target: Target, options: Mapping[str, Any], rows: Path | None, seconds: float) -> Result:
+def check(target: Target, options: Mapping[str, Any]) -> Result:
     """Print a report. Its error is PluginError if a component breaks a rule. Raises RecipeError if there is none.
 
-    options: of components, by their names. rows: a file whose columns they need. seconds: for each.
+    options: of components, by their names.
     """
-    listed = _ask(target, seconds)
+    listed = _ask(target)
     broken, components = listed["problems"], listed.get("components", [])
     for problem in broken:
         print(printable(f"BROKEN  {problem}"))
     if not components and not broken:
         refuse(f"{target.title} registers nothing", "mark a function with @hookimpl: docs/plugins/reference.md")
-    given = {"options": dict(options), "rows": str(rows.resolve()) if rows else ""}
     words, facts = ["FAILED"] * len(broken), list[dict[str, Any]]()
     for kind, name in components:
         start = time.monotonic()
-        answer = _ask(target, seconds, kind=kind, name=name, **given)
+        answer = _ask(target, kind=kind, name=name, options=dict(options))
         words.append("FAILED" if answer["problems"] else "skipped" if "skipped" in answer else "ok")
         facts.append({"kind": kind, "name": Path(name).name, "outcome": words[-1], "problems": answer["problems"]})
         print(printable(f"{words[-1]:7} {kind} {Path(name).name}  ({time.monotonic() - start:.0f} s)"))
@@ -120,16 +120,16 @@ def check(target: Target, options: Mapping[str, Any], rows: Path | None, seconds
     return result
 
 
-def _ask(target: Target, seconds: float, **request: Any) -> dict[str, Any]:
+def _ask(target: Target, **request: Any) -> dict[str, Any]:
     """What a process of its own answers, or why it does not."""
     with tempfile.TemporaryDirectory(prefix="alignkit-check-") as folder:
         answer, log = Path(folder) / "answer.json", Path(folder) / "log.txt"
-        words = json.dumps({**asdict(target), **request, "answer": str(answer), "seconds": seconds})
+        words = json.dumps({**asdict(target), **request, "answer": str(answer), "seconds": LIMIT})
         code: int | str = "unknown"
         with log.open("wb") as output, suppress(subprocess.TimeoutExpired):
             command = [sys.executable, "-m", "alignkit_apps.catalog.kits", words]
             quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
-            code = subprocess.run(command, timeout=seconds + GRACE, check=False, **quiet).returncode
+            code = subprocess.run(command, timeout=LIMIT + GRACE, check=False, **quiet).returncode
         if answer.is_file():
             said: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
             return said
@@ -143,6 +143,6 @@ def _why(log: str, code: int | str, target: Target) -> list[str]:
         names = {module.partition(".")[0] for module in target.modules}
         own = [frame for frame in frames if names & {*Path(frame[0]).with_suffix("").parts}]
         file, line, function = (own or frames or [("no Python code", "?", "?")])[0]
-        return [f"it did not finish in time, which --seconds sets: it was at {Path(file).name}:{line}, in {function}"]
+        return [f"it did not finish in {LIMIT:.0f} seconds: it was at {Path(file).name}:{line}, in {function}"]
     last = [line for line in log.splitlines() if line.strip()][-TAIL:]
     return [f"its process ended with exit code {code} and no result; its last lines:", *(f"  {line}" for line in last)]

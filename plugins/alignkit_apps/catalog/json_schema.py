@@ -51,12 +51,19 @@ class _Builder:
         options = [model for models in self._options.values() for model in models.values()]
         models = list(dict.fromkeys([*_CORE, *options]))
         refs, shared = models_json_schema([(model, "validation") for model in models], ref_template="#/$defs/{model}")
-        self._refs: dict[type[BaseModel], Schema] = {model: refs[model, "validation"] for model in models}
+        self._open: dict[type[BaseModel], Schema] = {model: refs[model, "validation"] for model in models}
+        free = [model for model in models if model.model_config.get("extra") == "allow"]
+        self._refs = {model: ref if model in free else _closed(ref) for model, ref in self._open.items()}
         self._defs: dict[str, Schema] = _with_references(shared["$defs"])
+        for ref in self._open.values():  # others add keys of their own
+            self._defs[ref["$ref"].removeprefix("#/$defs/")].pop("additionalProperties", None)
 
     def recipe(self) -> Schema:
         """The schema of the top level. A file that extends another one may leave out anything."""
         top = self._schema(TopKeys)
+        trackers = {"type": "array", "items": self._component("tracker")}
+        top["properties"] |= {"model": {"type": "object"}, "stages": {"type": "object"}}
+        top["properties"]["trackers"] |= trackers
         lora = self._schema(ModelSpec)["properties"]["lora"]
         lora["anyOf"] = [*lora["anyOf"], {"const": "none"}]
         stages: Schema = {"type": "object", "additionalProperties": _ref("stage_or_block")}
@@ -64,16 +71,10 @@ class _Builder:
         return {
             "$schema": DIALECT,
             "type": "object",
-            "properties": {
-                **top["properties"],
-                "model": {"type": "object"},
-                "stages": {"type": "object"},
-                "trackers": {**top["properties"]["trackers"], "type": "array", "items": self._component("tracker")},
-            },
-            "additionalProperties": False,
+            **self._refs[TopKeys],
             "if": {"not": {"required": ["extends"]}},
             "then": {
-                "required": top["required"],
+                "required": top.pop("required"),
                 "properties": {"model": self._refs[ModelSpec], "bases": bases, "stages": stages},
             },
             "$defs": {**self._defs, **self._shapes()},
@@ -82,8 +83,7 @@ class _Builder:
     def _shapes(self) -> dict[str, Schema]:
         """The schemas of values that the models type as `Any`, by the names that `_ref` takes."""
         block = self._schema(BlockKeys)
-        inner = {"type": "object", "additionalProperties": _ref("stage")}
-        block = {**block, "properties": {**block["properties"], "stages": inner}}
+        block["properties"]["stages"] = {"type": "object", "additionalProperties": _ref("stage")}
         source = _ref("source")
         shapes = {
             "source": _any_of([TEXT, self._refs[DataKeys], *self._formats()]),
@@ -96,7 +96,8 @@ class _Builder:
             "engine": _any_of([{"const": LOCAL}, self._component("engine")]),
             "constitution": _any_of([TEXT, {"type": "array", "items": self._refs[Principle]}]),
             "stage": _any_of([self._training_stage(), *self._steps()]),
-            "stage_or_block": _any_of([_ref("stage"), block]),
+            "stage_or_block": _any_of([_ref("stage"), self._refs[BlockKeys]]),
+            "elsewhere": {"properties": {"engine": _ref("engine")}},
             # Those of libraries count, too, and have other names in other versions.
             **dict.fromkeys(("optimizer", "schedule"), _any_of([TEXT, {"type": "object", "maxProperties": 1}])),
             **dict.fromkeys(("stage_name", "policy", "from", "base"), TEXT),
@@ -111,29 +112,29 @@ class _Builder:
 
     def _formats(self) -> Iterable[Schema]:
         """`FORMAT: PATH`, `FORMAT: {path: PATH, option: ...}`, or `path: PATH` with `FORMAT: {option: ...}`."""
-        common = self._schema(DataKeys)["properties"]
+        common = self._open[DataKeys]
         for name, model in self._options["format"].items():
-            options = self._schema(model).get("properties", {})
-            keys = _object({**common, **options}) if options else self._refs[DataKeys]
-            yield _object({name: _any_of([TEXT, keys])}, [name])
-            if options:
-                yield _object({**common, name: self._refs[model]}, [name])
+            options = self._open[model]
+            both = (
+                _closed({"allOf": [common, options]}) if self._schema(model).get("properties") else self._refs[DataKeys]
+            )
+            yield _object({name: _any_of([TEXT, both])}, [name])
+            if both is not self._refs[DataKeys]:
+                yield _closed({**common, **_keys({name: self._refs[model]}, [name])})
 
     def _training_stage(self) -> Schema:
-        keys = self._schema(Settings)["properties"]
-        return _object({"algorithm": self._component("algorithm"), **keys}, ["algorithm"])
+        return _closed({**self._open[Settings], **_keys({"algorithm": self._component("algorithm")}, ["algorithm"])})
 
     def _steps(self) -> Iterable[Schema]:
         """`step: NAME` with its options next to it, or `step: {NAME: {options}}`."""
-        elsewhere = {"engine": _ref("engine")}
         for name, model in self._options["step"].items():
-            options = self._schema(model)
-            keys = {"step": {"const": name}, **elsewhere, **options.get("properties", {})}
-            yield _object(keys, ["step", *options.get("required", [])])
-        yield _object({"step": self._component("step"), **elsewhere}, ["step"])
+            yield _closed(
+                {"allOf": [self._open[model], _ref("elsewhere")], **_keys({"step": {"const": name}}, ["step"])}
+            )
+        yield _closed({**_ref("elsewhere"), **_keys({"step": self._component("step")}, ["step"])})
 
     def _schema(self, model: type[BaseModel]) -> Schema:
-        return self._defs[self._refs[model]["$ref"].removeprefix("#/$defs/")]
+        return self._defs[self._open[model]["$ref"].removeprefix("#/$defs/")]
 
 
 def _with_references(value: Any) -> Any:
@@ -169,6 +170,15 @@ def _ref(name: str) -> Schema:
 
 def _any_of(schemas: Iterable[Schema]) -> Schema:
     return {"anyOf": list(schemas)}
+
+
+def _closed(schema: Schema) -> Schema:
+    """The schema without other keys than those of all its parts."""
+    return {**schema, "unevaluatedProperties": False}
+
+
+def _keys(properties: Mapping[str, Schema], required: Iterable[str]) -> Schema:
+    return {"type": "object", "properties": dict(properties), "required": list(required)}
 
 
 def _object(properties: Mapping[str, Schema], required: Iterable[str] = ()) -> Schema:

@@ -13,8 +13,6 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
-from itertools import cycle
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -29,7 +27,6 @@ from alignkit.reward import RewardCombination
 # Values of options that refer to something, by what: kits take any name for a stage, and any text for data.
 _VALUES = {name: name for name in ("stage", "policy", "from", "base", "reward")}
 _VALUES |= {"data": "rows.jsonl", "judge": "local_judge", "environment": "calculator"}
-_WITH_GROUPS = ("algorithm", "reward", "combination", "filter", "monitor", "step")
 
 Request = Mapping[str, Any]
 Answer = dict[str, Any]  # problems; of one component, also rules (what was checked) or skipped (why nothing was)
@@ -80,9 +77,7 @@ def checked(request: Request) -> Answer:
         load_plugins(map(Path, request["files"]))
         return _by_kit(kind, _own(request)[kind, name], request)
     except (AlignkitError, AssertionError) as error:  # a ConformanceError lists all rules that are broken
-        column = not request["rows"] and re.search("KeyError|column", str(error)) and "--rows" not in str(error)
-        hint = "; rows with the columns that it needs: --rows FILE" if column else ""
-        return {"problems": f"{error}{hint}".splitlines()}
+        return {"problems": str(error).splitlines()}
     except Exception as error:
         return {"problems": [f"the kit failed: {reason_of(error)}"]}
 
@@ -90,13 +85,11 @@ def checked(request: Request) -> Answer:
 def _by_kit(kind: str, registration: Registration, request: Request) -> Answer:
     from alignkit import testing
 
-    name, file, implementation = f"check_{kind}", request["rows"], registration.implementation
+    name, implementation = f"check_{kind}", registration.implementation
     if kind == "model":
         testing.check_model_source(implementation)
     elif kind == "reader":
-        if not file:
-            return {"problems": [], "skipped": f"its kit reads a file: --rows FILE{registration.name}"}
-        testing.check_reader(implementation, Path(file))
+        return {"problems": [], "skipped": "its kit reads a file: call alignkit.testing.check_reader in a test"}
     elif kit := getattr(testing, name, None):
         required = {key: field for key, field in implementation.Options.model_fields.items() if field.is_required()}
         values = {key: _value((*field.metadata, field.annotation)) for key, field in required.items()}
@@ -105,7 +98,7 @@ def _by_kit(kind: str, registration: Registration, request: Request) -> Answer:
         if missing := [key for key in required if values[key] is None]:
             return {"problems": [], "skipped": _asked(registration.name, missing)}
         try:
-            kit(implementation, values, **(_examples(kind, Path(file)) if file else {}))
+            kit(implementation, values)
         except (AssertionError, ValidationError) as error:
             if not invented or (isinstance(error, AssertionError) and "these options is refused" not in str(error)):
                 raise
@@ -129,25 +122,6 @@ def _value(annotations: tuple[Any, ...]) -> Any:
             several = {dict: {"first": value, "second": value}, list: [value, value]}
             return several.get(get_origin(each) or each, value) if not isinstance(each, Ref) else value
     return None
-
-
-def _examples(kind: str, file: Path) -> dict[str, Any]:
-    """Rows for a kit to play with, or its own groups with the prompts and columns of the rows."""
-    from alignkit.data.files import file_rows, raise_if_bad
-    from alignkit.data.group import Message
-    from alignkit.testing.probe import tiny_model
-    from alignkit.tokens.encoding import Encoder
-
-    rows = [raise_if_bad(row) for _, row in file_rows(file)]
-    if kind in ("format", "environment"):
-        return {"rows": rows}
-    from alignkit.testing import example_groups
-
-    groups = []
-    for group, row in zip(example_groups(3, Encoder(tiny_model().tokenizer)), cycle(rows), strict=False):
-        prompt = (Message(role="user", content=str(row.get("prompt", ""))),)
-        groups.append(replace(group, prompt=prompt, meta={key: row[key] for key in row if key != "prompt"}))
-    return {"groups": groups} if kind in _WITH_GROUPS else {}
 
 
 def _rules(table: str, kit: str) -> str:

@@ -86,7 +86,6 @@ def _files(name: str, kind: str) -> dict[str, str]:
         "check": contents.get("check", ""),
         "first": contents.get("first", ""),
         "model": f"  {contents['model']}\n" if "model" in contents else "",
-        "top": f"{contents['top']}\n" if "top" in contents else "",
         "stage": "\n".join(f"    {key}: {value}" for key, value in keys.items()),
     }
     names = {"NAME": name, "CLASS": _class(name)}

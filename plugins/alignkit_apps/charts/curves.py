@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict, cast
 
-from alignkit_apps.charts.numbers import bounds, number
+from alignkit.evaluation.readable import bounds, number
 
 POINTS = 1500  # of a series
 ALL_POINTS = 60_000  # of all series of a report together
@@ -116,6 +116,12 @@ def main_first(figures: Sequence[Figure]) -> tuple[list[Figure], list[Figure]]:
     ranks = {title: rank for rank, title in enumerate(MAIN + LOSSES)}
     order = sorted(figures, key=lambda figure: ranks.get(figure["title"], len(ranks)))
     return order[:SHOWN], order[SHOWN:]
+
+
+def main_metrics(stage: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    """The metrics of a stage that its first curves show, with their ends."""
+    names = [name for title in MAIN + LOSSES for name in PANELS.get(title, ())]
+    return [(name, stage["metrics"][name]) for name in dict.fromkeys(names) if name in stage["metrics"]]
 
 
 def series_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:

@@ -2,72 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlencode
 
 import typer
 
 from alignkit.arguments import announce, refuse
 
+if TYPE_CHECKING:
+    from alignkit_apps.policies.recipe import NamedModels
+    from alignkit_plugins.people.collection import Collection
+
 MOST_POLICIES = 2
 
 
-Policies = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="POLICY [POLICY]",
-        help="RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on the hub; "
-        "then overrides, KEY=VALUE, such as engine.vllm.url=URL.",
-    ),
-]
-Reward = Annotated[
-    list[str] | None,
-    typer.Option(metavar="REWARD", help="Show the score of each answer: RUN/STAGE of a reward model; repeatable."),
-]
-BestOf = Annotated[
-    int, typer.Option(metavar="N", min=1, max=128, help="Show the best of N answers by the first reward.")
-]
-Longest = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Longest answer. Default: as the policy was trained.")
-]
-Temperature = Annotated[
-    float | None, typer.Option(metavar="T", min=0, help="0: the likeliest token. Default: as the policy was trained.")
-]
-TopP = Annotated[
-    float | None, typer.Option(metavar="P", min=1e-6, max=1, help="Likeliest tokens only. Default: as in training.")
-]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="Of the answers. Default: another one each time.")]
-Collect = Annotated[
-    Path | None, typer.Option(metavar="FILE.feedback", help="Keep answers, thumbs, choices, edits; asks for consent.")
-]
-Annotators = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help="Whose they are; on a page repeatable. Default: your name.")
-]
-License = Annotated[str, typer.Option(metavar="NAME", help="Of what is kept, so that it can be shared.")]
-Host = Annotated[
-    str | None,
-    typer.Option(metavar="ADDRESS", help="Of a page for others: this machine's address, or https://NAME of a proxy."),
-]
-Port = Annotated[int | None, typer.Option(metavar="N", min=1, max=65535, help="Default: 8765, or the next free one.")]
-
-
 def chat(
-    policies: Policies,
-    reward: Reward = None,
-    best_of: BestOf = 1,
+    policies: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="POLICY [POLICY]",
+            help="RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on the hub; "
+            "then overrides, KEY=VALUE, such as engine.vllm.url=URL.",
+        ),
+    ],
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REWARD", help="Show the score of each answer: RUN/STAGE of a reward model; repeatable."),
+    ] = None,
     system: Annotated[str, typer.Option(metavar="TEXT", help="The system message.")] = "",
-    max_new_tokens: Longest = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    seed: Seed = None,
-    collect: Collect = None,
-    annotator: Annotators = None,
-    license: License = "",
-    page: Annotated[bool, typer.Option("--page", help="Talk on a page in your browser.")] = False,
-    blind: Annotated[bool, typer.Option("--blind", help="On the page: no names until you have chosen.")] = False,
-    port: Port = None,
-    host: Host = None,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Longest answer. Default: as the policy was trained.")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(metavar="T", min=0, help="0: the likeliest token. Default: as the policy was trained."),
+    ] = None,
+    collect: Annotated[
+        Path | None, typer.Option(metavar="FILE.feedback", help="Keep answers and thumbs; asks for consent.")
+    ] = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="Talk on the page of `alignkit serve`, which opens in a browser.")
+    ] = False,
 ) -> None:
     """Talk to one policy, or to two side by side, with rewards.
 
@@ -78,48 +56,87 @@ def chat(
     Examples:
       alignkit chat runs/demo/align
       alignkit chat runs/demo/sft runs/demo/align --reward runs/demo/helpful
-      alignkit chat runs/demo/sft --reward runs/demo/helpful --best-of 8
-      alignkit chat runs/demo/sft runs/demo/align --page --blind
       alignkit chat runs/demo/align --collect chats.feedback
+      alignkit chat runs/demo/align --page
     """
-    rewards = reward or []
-    if best_of > 1 and not rewards:
-        refuse(f"--best-of {best_of} needs to know which answer is best", "name a --reward")
-    from alignkit_apps.policies.recipe import models_of, with_best_of, without_overrides
+    from alignkit_apps.policies.recipe import models_of, without_overrides
 
-    policies, overrides = without_overrides(policies)
-    if best_of > 1:
-        policies = [with_best_of(word, best_of, rewards[0]) for word in policies]
-    _check_policies(policies, blind)
-    _check_place(page, {"--blind": blind, "--port": port, "--host": host, "--open": open_page}, annotator or [])
-    if collect is None and license:
-        refuse("--license is about what is kept", "add --collect FILE.feedback")
-    given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-    sampling = {key: value for key, value in given.items() if value is not None}
-    announce(f"reads {', '.join(policies)}")
-    from alignkit.plugins import load_plugins
-    from alignkit_apps.chat.start import Page, Talk, in_terminal, on_page
-
-    talk = Talk(sampling, system, seed, collect, tuple(annotator or ()), license)
-    registry, named = load_plugins().registry, models_of(policies, rewards, (), overrides)
-    if temperature == 0 and any(one.get("best_of", 1) > 1 for one in named.variants.values()):
-        refuse("at temperature 0, all answers of a best of N are the same", "leave out --temperature, or the best of N")
+    words, overrides = without_overrides(policies)
+    if len(words) > MOST_POLICIES:
+        refuse(f"{len(words)} policies; at most {MOST_POLICIES} can be talked to", "alignkit evaluate compares more")
+    if page and reward:
+        refuse("the page shows no rewards", "leave out --page, or --reward")
+    announce(f"reads {', '.join(words)}")
     if page:
-        on_page(named, registry, talk, Page(port, host, open_page, blind))
-    else:
-        in_terminal(named, registry, talk)
+        from alignkit_apps.serve.command import start
+        from alignkit_apps.web.address import Address
+
+        given = {"system": system, "temperature": temperature, "max": max_new_tokens}
+        shown = {key: value for key, value in given.items() if value not in ("", None)}
+        start(policies, None, Address(), collect=collect, page=f"/#{urlencode(shown)}")
+        return
+    from alignkit.plugins import load_plugins
+
+    load_plugins()
+    given = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    sampling = {key: value for key, value in given.items() if value is not None}
+    in_terminal(models_of(words, reward or ()), overrides, sampling, system, collect)
 
 
-def _check_policies(policies: list[str], blind: bool) -> None:
-    if len(policies) > MOST_POLICIES:
-        refuse(f"{len(policies)} policies; at most {MOST_POLICIES} can be talked to", "alignkit evaluate compares more")
-    if blind and len(policies) < MOST_POLICIES:
-        refuse("--blind needs two policies, of which you choose one", "name another POLICY, or leave out --blind")
+def in_terminal(
+    named: NamedModels, overrides: Sequence[str], options: dict[str, Any], system: str, collect: Path | None
+) -> None:
+    """Talk in the terminal until the input ends. options: of sampling."""
+    from alignkit.io.printable import printable
+    from alignkit.io.progress import Reporter
+    from alignkit.plugins import plugins
+    from alignkit_apps.policies.recipe import names_of, rollout_of
+    from alignkit_apps.web.hosting import annotators_of
+
+    reporter = Reporter()
+    reporter.loading_torch()
+    from alignkit_apps.chat.loop import Kept, talk  # imports torch
+    from alignkit_apps.chat.screen import Screen, interactive
+    from alignkit_apps.chat.session import Session
+    from alignkit_apps.policies.policy import described, opened, sampling_of
+
+    with ExitStack() as stack:
+        kept = Kept()
+        if collect is not None:
+            from alignkit_plugins.people.collection import Collection
+
+            (annotator,) = annotators_of(())
+            names = {word: name for name, word in names_of(named.policies).items()}
+            collection = stack.enter_context(closing(Collection(collect, names=names)))
+            if agreed(collection, annotator, input if interactive() else None, reporter.say):
+                kept = Kept(annotator, collection)
+        models = stack.enter_context(
+            opened(named, overrides, plugins().registry, reporter, lambda: None, "alignkit chat")
+        )
+        # All sample alike, so that their answers can be compared: as the first did that was trained so.
+        sampling = sampling_of({**rollout_of(named.policies.values()), **options})
+        reporter.say(printable(f"{' and '.join(models.policies)}: {described(sampling)}"))
+        talk(Session(models, sampling, system), Screen(list(models.policies)), kept)
 
 
-def _check_place(page: bool, options: dict[str, object], annotators: list[str]) -> None:
-    """Refuse what is for a page only."""
-    if not page and (wrong := [name for name, value in options.items() if value]):
-        refuse(f"{', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} for a page", "add --page")
-    if not page and len(annotators) > 1:
-        refuse("in a terminal, one person talks", "name one --annotator, or add --page")
+def agreed(
+    collection: Collection, annotator: str, read: Callable[[str], str] | None, say: Callable[[str], None]
+) -> bool:
+    """Whether the annotator agrees, now or earlier. read: asks; None: there is nobody to ask, which is an error."""
+    from alignkit.io.printable import printable
+    from alignkit_plugins.people.collection import TERMS
+
+    if collection.agreed(annotator):
+        say(printable(f"{annotator} agreed that this is kept in {collection.path}; /consent no takes it back"))
+        return True
+    if read is None:
+        help = "run it in a terminal, where it asks; it remembers a yes"
+        refuse(f"--collect: {annotator} has not agreed that anything is kept", help)
+    say(printable(f"{TERMS}\nFile: {collection.path}. License: {collection.license or 'none'}. Name: {annotator}."))
+    try:
+        answer = read("Keep it? Enter yes or no: ").strip().lower()
+    except EOFError:
+        answer = ""
+    collection.agree(annotator, answer == "yes")
+    say("it is kept" if answer == "yes" else "nothing is kept; only yes is a yes")
+    return answer == "yes"

@@ -7,15 +7,15 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from types import FrameType
 
 from alignkit.errors import AlignkitError, DataError, did_you_mean, message_of
 from alignkit.stopping import handling
 from alignkit_apps.chat.screen import Screen, interactive
 from alignkit_apps.chat.session import Session
-from alignkit_apps.chat.terminal_feedback import COMMANDS, TerminalFeedback
-from alignkit_apps.chat.terminal_feedback import NAMES as FEEDBACK
 from alignkit_apps.policies.policy import TooLong
+from alignkit_plugins.people.collection import TERMS, Collection, Exchange
 
 PROMPT = "> "
 HELP = {
@@ -23,11 +23,49 @@ HELP = {
     "/reset": "forget the conversation",
     "/system TEXT": "set the system message and forget the conversation; without TEXT: no system message",
     "/retry": "answer the last question again",
-    **COMMANDS,
+    "/good, /bad": "with --collect: keep whether the answer is good; of two: /good a",
+    "/consent no": "take your consent back, and all that you said with it",
     "/quit": "leave; also Ctrl-D",
     "//TEXT": "ask /TEXT",
 }
-NAMES = ("/help", "/reset", "/system", "/retry", "/quit", *FEEDBACK)
+NAMES = ("/help", "/reset", "/system", "/retry", "/good", "/bad", "/consent", "/quit")
+LETTERS = ("a", "b")
+
+
+@dataclass
+class Kept:
+    """What is kept of a talk. collection: where; None: nowhere. items: of the last answers, by their policies."""
+
+    annotator: str = ""
+    collection: Collection | None = None
+    items: dict[str, str] = field(default_factory=dict)
+
+    def keep(self, name: str, exchange: Exchange) -> None:
+        """Keep an answer that is complete."""
+        if self.collection is not None:
+            self.items[name] = self.collection.keep(self.annotator, exchange)
+
+    def rate(self, good: bool, letter: str, names: list[str]) -> str:
+        """Keep a thumb, and return what happened, in words. letter: of the answer, if there are two."""
+        if self.collection is None:
+            return "not kept; `--collect FILE.feedback` keeps it"
+        if len(names) > 1 and letter not in LETTERS:
+            return "which answer? a or b, such as /good a"
+        name = names[LETTERS.index(letter)] if len(names) > 1 else names[0]
+        if name not in self.items:
+            return "there is no answer that was kept"
+        self.collection.rate(self.annotator, self.items[name], good)
+        return f"kept: {name} is {'good' if good else 'bad'}"
+
+    def consent(self, answer: str) -> str:
+        """Take consent back, or say what it is about."""
+        if self.collection is None:
+            return "nothing is kept without --collect"
+        if answer != "no":
+            return TERMS
+        self.collection.agree(self.annotator, False)
+        self.collection = None
+        return "nothing more is kept, and recipes no longer read what you said"
 
 
 class Interrupts:
@@ -52,14 +90,8 @@ class Interrupts:
         self.stopped = True
 
 
-def talk(
-    session: Session, screen: Screen, read: Callable[[str], str] = input, feedback: TerminalFeedback | None = None
-) -> None:
-    """Answer what is entered until it ends. read: returns a line, given the prompt; raises EOFError at the end.
-
-    feedback: which the session hands its exchanges.
-    """
-    feedback = feedback or TerminalFeedback()
+def talk(session: Session, screen: Screen, kept: Kept, read: Callable[[str], str] = input) -> None:
+    """Answer what is entered until it ends. read: returns a line, given the prompt; raises EOFError at the end."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     person = interactive()
@@ -69,14 +101,14 @@ def talk(
         screen.line("/help lists commands.", "dim")
     interrupts = Interrupts()
     for line in _lines(read, PROMPT if person else "", screen if person else None):
+        text = line.removeprefix("/") if line.startswith("//") else line
         if line.startswith("/") and not line.startswith("//"):
-            text = _command(line, session, screen, feedback)
-            if text is None:
+            name, _, rest = line.partition(" ")
+            if name == "/quit":
                 return
-        else:
-            text = line.removeprefix("/") if line.startswith("//") else line
+            text = _command(name, rest.strip(), session, screen, kept)
         if text:
-            _answer(text, session, screen, interrupts, feedback)
+            _answer(text, session, screen, interrupts, kept)
 
 
 def _lines(read: Callable[[str], str], prompt: str, screen: Screen | None) -> Iterator[str]:
@@ -100,55 +132,60 @@ def _lines(read: Callable[[str], str], prompt: str, screen: Screen | None) -> It
             yield line
 
 
-def _command(line: str, session: Session, screen: Screen, feedback: TerminalFeedback) -> str | None:
-    """Do what a command says. Returns a question to ask, or an empty text; None to leave."""
-    name, _, rest = line.partition(" ")
-    if name == "/quit":
-        return None
-    if name in ("/retry", "/reset", "/system"):
-        feedback.begin()  # what was answered before cannot be talked about any more
-    if name == "/retry":
-        question = session.take_back()
-        if not question:
-            screen.line("there is nothing to retry")
-        return question
+def _command(name: str, rest: str, session: Session, screen: Screen, kept: Kept) -> str:
+    """Do what a command says. Returns a question to ask, or an empty text."""
+    question = ""
     if name == "/help":
         for entry, what in HELP.items():
             screen.line(f"{entry:<17}{what}")
-    elif name in FEEDBACK:
-        try:
-            screen.line(feedback.command(name, rest.strip(), session), "dim")
-        except AlignkitError as error:
-            screen.line(f"not kept: {error}")
+    elif name == "/retry":
+        question = session.take_back()
+        if not question:
+            screen.line("there is nothing to retry")
     elif name == "/reset":
         session.reset()
         screen.line("the conversation is forgotten", "dim")
     elif name == "/system":
-        session.system = rest.strip()
+        session.system = rest
         session.reset()
         screen.line("the system message is set" if session.system else "there is no system message", "dim")
+    elif name in ("/good", "/bad", "/consent"):
+        try:
+            said = kept.consent(rest) if name == "/consent" else kept.rate(name == "/good", rest, list(session.turns))
+            screen.line(said, "dim")
+        except AlignkitError as error:
+            screen.line(f"not kept: {error}")
     else:
         screen.line(" ".join(filter(None, [f"no command {name};", did_you_mean(name, NAMES), "/help lists them"])))
-    return ""
+    return question
 
 
-def _answer(text: str, session: Session, screen: Screen, interrupts: Interrupts, feedback: TerminalFeedback) -> None:
+def _answer(text: str, session: Session, screen: Screen, interrupts: Interrupts, kept: Kept) -> None:
     """Show every policy's answer to a question."""
     session.begin(text)
-    feedback.begin()
+    kept.items.clear()
     errors: list[tuple[str, AlignkitError]] = []
+    notes: list[str] = []
     with interrupts.caught():
         try:
             for name in session.turns:
-                if interrupts.wanted():
-                    screen.begin(name)
-                    try:
-                        screen.end(session.ask(name, screen.more, interrupts.wanted))
-                    except AlignkitError as error:
-                        errors.append((name, error))
+                if not interrupts.wanted():
+                    break
+                screen.begin(name)
+                try:
+                    said = session.ask(name, screen.more, interrupts.wanted)
+                except AlignkitError as error:
+                    errors.append((name, error))
+                    continue
+                screen.end(said)
+                try:
+                    if said.exchange is not None:
+                        kept.keep(name, said.exchange)
+                except AlignkitError as error:
+                    notes.append(f"not kept: {error}")
         finally:
             screen.done()
-    if note := feedback.end():
+    for note in dict.fromkeys(notes):
         screen.line(note, "dim")
     for name, failed in errors:
         screen.line(f"{name}: {message_of(failed)}" if len(session.turns) > 1 else message_of(failed))

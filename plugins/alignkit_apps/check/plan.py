@@ -1,259 +1,349 @@
-"""The plan of a recipe: what each of its stages will take, and the stages that cannot fit."""
+"""`alignkit check --plan`: about how much memory and time each stage takes.
+
+Nothing is loaded. Rows are counted as the stage will encode them, at most READ of them; the base model's shapes come
+from its configuration; the speed of this machine comes from one short probe of products of these shapes. What is not
+counted (attention, norms, the optimizer's step) is in two factors, which were measured.
+"""
 
 from __future__ import annotations
 
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cache
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alignkit.algorithm import Algorithm
-from alignkit.errors import AlignkitError, Problem, RecipeError
-from alignkit.plugin_errors import made
-from alignkit.recipe.schema import BASE, Recipe, Stage
-from alignkit.runs.run import Run
-from alignkit.training.learning_rate import with_learning_rate
-from alignkit_apps.check.cards import Machine, larger_cards
-from alignkit_apps.check.memory import USABLE, Memory, stage_memory
-from alignkit_apps.check.reuse import planned as reuse
-from alignkit_apps.check.shape_model import PlannedRun
-from alignkit_apps.check.timing import Pace, Seconds, pace_of, probed, seconds_of
-from alignkit_apps.check.tokens import Workload, of_the_busiest, workload
+import psutil
+import torch
+
+from alignkit.algorithm import Algorithm, Source, Trains
+from alignkit.data.group import Group, Message, Response, prompts_of
+from alignkit.data.sources import DataSpec
+from alignkit.errors import RecipeError, RunFailed
+from alignkit.io.progress import Reporter
+from alignkit.kernels.memory import total
+from alignkit.models.budget import MemoryBudget, activation_bytes_per_token
+from alignkit.models.decoder import LOGIT_COPIES, most_rows, row_bytes
+from alignkit.models.loading import device_of, dtype_of, largest, quantized_width
+from alignkit.plugin_errors import calling, made
+from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
+from alignkit.runs.bases import RunBases
+from alignkit.runs.data import RunData
+from alignkit.runs.stage_check import selected
+from alignkit.runs.stage_store import StageStore
+from alignkit.sampling_options import SamplingOptions
+from alignkit.settings import Settings
+from alignkit.tokens.encoding import Encoder
+from alignkit_apps.check.row import encoder_of
+
+READ = 200  # rows of an entry that are tokenized; more are estimated from these
+PROBED = 512  # tokens of the product that is timed
+LEARNED, WRITTEN = 1.6, 2.2  # time of a pass, or of writing a token, over that of its products; measured on a CPU
+LIBRARIES = 0.15e9  # bytes that a run's process takes beyond those of this one, on a CPU
+STARTUP = 1.0  # seconds of a stage around its work
+_SMALLER = {
+    "weights": "set model.quantization=nf4, or take a smaller base model",
+    **dict.fromkeys(("adapters", "optimizer"), "set model.lora={r: 16}, or optimizer=adamw_8bit"),
+    "activations": "lower max_length, or set model.activation_checkpointing=true",
+    "cache": "lower max_new_tokens or samples_per_prompt",
+    "Python": "take a machine with more memory",
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows and tokens of a stage.
+
+    rows: of its data, or its prompts. tokens: of all of them once. learned: tokens in all optimizer steps. measured:
+    tokens that are read without gradients. written: tokens that are sampled at most. batch: tokens of the largest step,
+    or of a packed row. together: responses that are sampled at a time. prompt, new: tokens of the longest prompt, and
+    of a response. note: why the numbers are no counts.
+    """
+
+    rows: int = 0
+    tokens: int = 0
+    learned: int = 0
+    measured: int = 0
+    written: int = 0
+    batch: int = 0
+    together: int = 0
+    prompt: int = 0
+    new: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What is known of a stage before it runs.
-
-    reuse: what a run would do with it, as `alignkit check --out` says. own: the work of the busiest of `processes`,
-    which work on it. seconds: None if nothing is known of the machine's speed. learning_rate: None for a step. remarks:
-    on its processes. start: the processes that the command must start, because the recipe does not say how many.
-    """
+    """About what a stage takes: bytes by what they are for, and seconds. room: bytes that the machine has for it."""
 
     name: str
     plugin: str
-    machine: Machine
-    reuse: str
-    work: Workload
-    own: Workload
-    processes: int
-    memory: Memory
-    seconds: Seconds | None
-    learning_rate: float | None = None
-    remarks: Sequence[str] = ()
-    start: int = 1
+    work: Work
+    memory: dict[str, float]
+    peak: float
+    seconds: float
+    room: float
 
 
-AHEAD = (
-    "sampled while it learns: an iteration takes as long as the longer of both, if the engine is as fast as alignkit"
-)
+class Shapes:
+    """The matrices of a base model, without numbers, and how fast this machine multiplies by them."""
 
-Load = Callable[[Sequence[str]], Recipe]  # with more overrides
-Planner = Callable[[Sequence[str], str], Memory]  # of a stage with more overrides
+    def __init__(self, recipe: Recipe, name: str, source: str, commit: str | None):
+        from transformers import AutoConfig, AutoModelForCausalLM
 
+        self.spec = recipe.base(name)
+        self.device = device_of(self.spec.device)
+        self.dtype = dtype_of(self.spec, self.device)
+        remote: Any = {"trust_remote_code": self.spec.trust_remote_code}
+        self.config = AutoConfig.from_pretrained(source, revision=commit, **remote)
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, **remote)
+        except (ValueError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
+            raise RunFailed(f"'{self.spec.base}' cannot be planned without its weights: {error}") from error
+        head = model.get_output_embeddings()
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part is not head]
+        self.layers = Counter((part.in_features, part.out_features) for part in linear)
+        self.matrices = sum(part.weight.numel() for part in linear)
+        self.head = (head.weight.shape[1], head.weight.shape[0])
+        self.text = self.config.get_text_config()
 
-def plan_recipe(
-    recipe: Recipe,
-    out: Path,
-    load: Load,
-    machine: Machine | None = None,
-    *,
-    probe: bool = True,
-    say: Callable[[str], None] = lambda text: None,
-) -> list[StagePlan]:
-    """Plan all stages. Raises RecipeError if one cannot fit, with the nearest setting that fits.
+    @property
+    def weights(self) -> float:
+        """Bytes of the base model."""
+        width = quantized_width(self.spec)
+        whole = self.parameters * self.dtype.itemsize
+        return whole if width is None else whole - self.matrices * (self.dtype.itemsize - width)
 
-    out: the folder of the run, for what it would reuse. load: the recipe with more overrides. machine: None: this one.
-    probe: measure the time here.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message=".*FakeTensor.*")  # of copies of models without numbers
-        run = _planned(recipe, out, machine, stack)
-        if machine is None:
-            run.bases.check_devices(recipe.stages.values())
-        reused = dict(line.split(": ", 1) for line in reuse(Run(recipe, run.folder)))
-        paces: Callable[[str], Pace | None] = cache(lambda base: _probed(run, base, say) if probe else None)
-        done: dict[str, Workload] = {}
-        plans, problems = [], []
-        for stage in recipe.stages.values():
-            found = _stage(run, stage, done, reused[stage.name], paces)
-            plans.append(found)
-            if not found.memory.fits(found.machine):
-                again = planner(load, out, machine)
-                problems.append(too_large(recipe, stage, found.memory, found.machine, found.processes, again))
-        if problems:
-            raise RecipeError(problems)
-        return plans
+    @property
+    def trained(self) -> float:
+        """Bytes of what a role learns: its adapter, or all weights."""
+        if self.spec.lora is None:
+            return self.parameters * self.dtype.itemsize
+        pairs = sum((inner + outer) * count for (inner, outer), count in self.layers.items())
+        return 4.0 * self.spec.lora.r * pairs
 
+    @cached_property
+    def budget(self) -> MemoryBudget:
+        """How many tokens a packed row may have."""
+        frozen = self.spec.lora is not None and self.dtype != torch.float32
+        return MemoryBudget(self.device, activation_bytes_per_token(self.text, self.dtype, frozen=frozen))
 
-def _planned(recipe: Recipe, out: Path, machine: Machine | None, stack: ExitStack) -> PlannedRun:
-    """A run in its folder or, if there is none yet, in a temporary one: a plan leaves nothing behind."""
-    folder = out if out.is_dir() else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alignkit-plan-")))
-    return PlannedRun(recipe, folder, machine, layers=1)
-
-
-def _probed(run: PlannedRun, base: str, say: Callable[[str], None]) -> Pace | None:
-    say(f"measuring how fast {run.recipe.base(base).base} is here, on a few layers")
-    return probed(run, base)
-
-
-def _stage(
-    run: PlannedRun, stage: Stage, done: dict[str, Workload], reused: str, probe: Callable[[str], Pace | None]
-) -> StagePlan:
-    base = run.bases.needed(stage)[0]
-    machine = run.machine_of(base)
-    work = done[stage.name] = workload(run, stage, done)
-    processes, memory = run.working(stage), stage_memory(run, stage, work)
-    own = of_the_busiest(work, processes)
-    busy = work.learned or work.measured or work.sampled
-    ahead = (stage.settings.iterations or 1) if stage.settings and stage.settings.rollout.ahead else 0
-    pace = pace_of(run, base, memory, probe) if busy and reused != "reused" else None
-    return StagePlan(
-        name=stage.name,
-        plugin=stage.component.name,
-        machine=machine,
-        reuse=reused,
-        work=work,
-        own=own,
-        processes=processes,
-        memory=memory,
-        seconds=seconds_of(own, pace, ahead) if pace else None,
-        learning_rate=learning_rate(run, stage),
-        remarks=[*of_processes(run, stage), *([AHEAD] if ahead else [])],
-        start=run.processes,
-    )
-
-
-def learning_rate(run: PlannedRun, stage: Stage) -> float | None:
-    """The rate that a stage learns at: as written, or the algorithm's for this model."""
-    if stage.settings is None:
-        return None
-    algorithm, _ = made(stage.component, stage.name)
-    if not isinstance(algorithm, Algorithm):
-        return stage.settings.learning_rate
-    context = with_learning_rate(run.stage_context(stage, run.folder / stage.name), algorithm.defaults)
-    return context.settings.learning_rate
-
-
-def planner(load: Load, out: Path, machine: Machine | None) -> Planner:
-    """Plans one stage of the recipe with more overrides."""
-
-    def plan(overrides: Sequence[str], name: str) -> Memory:
-        recipe = load(overrides)
-        with ExitStack() as stack:
-            run = _planned(recipe, out, machine, stack)
-            done: dict[str, Workload] = {}
-            for stage in recipe.stages.values():
-                done[stage.name] = workload(run, stage, done)
-                if stage.name == name:
-                    break
-            return stage_memory(run, recipe.stages[name], done[name])
-
-    return plan
-
-
-def as_json(recipe: Recipe, plans: Sequence[StagePlan]) -> dict[str, Any]:
-    """The plan as plain data: bytes, seconds and tokens."""
-    stages = []
-    for found in plans:
-        work, memory = found.work, found.memory
-        stages.append(
-            {
-                "name": found.name,
-                "plugin": found.plugin,
-                "run": found.reuse,
-                "learning_rate": found.learning_rate,
-                **{key: value for key, value in vars(work).items() if key != "batches"},
-                "processes": found.processes,
-                "own": {key: getattr(found.own, key) for key in ("learned", "measured", "sampled")},
-                "memory": {**vars(memory), "peak": memory.peak},
-                "seconds": {**vars(found.seconds), "total": found.seconds.total} if found.seconds else None,
-            }
+    def products(self, tokens: int) -> float:
+        """Seconds in which this machine multiplies so many tokens by all matrices."""
+        dtype = self.dtype if self.spec.mixed_precision == "none" else torch.bfloat16
+        return sum(
+            count * _timed(tokens, shape, dtype, self.device) for shape, count in [*self.layers.items(), (self.head, 1)]
         )
-    machine = plans[0].machine
-    facts = {"name": machine.name, "count": machine.count, "bytes": machine.memory, "source": machine.source}
-    return {"recipe": recipe.name, "machine": facts, "stages": stages}
 
+    @cached_property
+    def per_token(self) -> float:
+        """Seconds of a pass over a token without gradients."""
+        return LEARNED * self.products(PROBED) / PROBED
 
-# Processes
-
-
-def of_processes(run: PlannedRun, stage: Stage) -> list[str]:
-    """What a user may not expect of several processes, or of an engine."""
-    count, settings = run.processes, stage.settings
-    found = []
-    if stage.engine is not None:
-        found.append(f"the engine '{stage.engine.name}' samples: what it needs is not counted")
-    if count == 1:
+    def seconds(self, work: Work) -> float:
+        """The time of a stage's tokens. The backward pass costs one pass more, and another for weights that learn."""
+        passes = (2 if self.spec.lora is not None else 3) + self.spec.activation_checkpointing
+        found = self.per_token * (passes * work.learned + work.measured)
+        if work.written:
+            found += WRITTEN * self.products(work.together) * work.written / work.together
         return found
-    if settings is None:
-        return [*found, "only process 0 runs it"]
-    for key, value in (("batch_size", settings.batch_size), ("prompts_per_iteration", settings.prompts_per_iteration)):
-        if value < count and (key == "batch_size" or settings.prompts is not None):
-            found.append(f"{key} {value} gives only {value} of {count} processes something to do")
+
+
+def _timed(tokens: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> float:
+    left, right = (torch.ones(size, dtype=dtype, device=device) for size in ((tokens, shape[0]), shape))
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+class _Planner:
+    def __init__(self, recipe: Recipe, folder: Path):
+        self.recipe, self.folder = recipe, folder
+        self.store = StageStore(folder, recipe.stages)
+        self.data = RunData(self.store.data, recipe.seed)
+        self.bases = RunBases(recipe, folder, Reporter())
+        self.done: dict[str, Work] = {}
+        self.shapes: dict[str, Shapes] = {}
+        self.encoders: dict[str, Encoder] = {}
+
+    def plan(self, stage: Stage) -> StagePlan:
+        base = self.bases.needed(stage)[0]
+        if base not in self.shapes:
+            found = self.bases[base]
+            self.shapes[base] = Shapes(self.recipe, base, found.source, found.commit or found.spec.revision)
+            self.encoders[base] = encoder_of(self.recipe, base, self.folder)
+        shapes, encoder = self.shapes[base], self.encoders[base]
+        encoder.forget_counts()
+        work = self._work(stage, encoder, shapes)
+        self.done[stage.name] = work
+        parts = _memory(shapes, stage, work)
+        working = max(parts["activations"], parts["cache"])  # one after the other
+        peak = sum(parts.values()) - parts["activations"] - parts["cache"] + working
+        # Processes on one processor share its memory, and its cores.
+        seconds = STARTUP + shapes.seconds(work)
+        return StagePlan(stage.name, stage.component.name, work, parts, peak, seconds, total(shapes.device))
+
+    def _work(self, stage: Stage, encoder: Encoder, shapes: Shapes) -> Work:
+        settings = stage.settings
+        if settings is None:
+            return self._step(stage, encoder)
+        algorithm, author = made(stage.component, stage.name)
+        if not isinstance(algorithm, Algorithm):
+            count = sum(len(self._groups(spec)[0]) for spec in specs(settings, DataSpec))
+            return Work(count, note="another library trains: its memory and time are not planned")
+        if algorithm.source is Source.ROLLOUTS:
+            return self._online(settings, algorithm, encoder)
+        found, note = self._groups(settings.data)
+        groups = selected(self.recipe, stage, found, algorithm, author)
+        with calling(author, "trained_turns", algorithm):
+            turns = algorithm.trained_turns()
+        scoring = algorithm.trains is Trains.REWARD
+        read = groups[:: max(1, math.ceil(len(groups) / READ))]
+        encoded = [encoder.encode(group, settings.max_length, turns=turns, scoring=scoring) for group in read]
+        lengths = [one.length for one in encoded if one is not None]
+        if not lengths:
+            return Work(len(groups), note=note)
+        mean, kept = sum(lengths) / len(lengths), len(groups) * len(lengths) / len(read)
+        steps = math.ceil(kept / settings.batch_size) * settings.epochs
+        rows = min(kept * settings.epochs, (settings.max_steps or steps) * settings.batch_size)
+        measured = kept * mean * algorithm.needs.reference_logprobs
+        batch = max(max(lengths), min(shapes.budget.tokens, round(mean * min(kept, settings.batch_size))))
+        return Work(len(groups), round(mean * kept), round(mean * rows), round(measured), batch=batch, note=note)
+
+    def _online(self, settings: Settings, algorithm: Algorithm, encoder: Encoder) -> Work:
+        rollout = settings.rollout
+        groups, note = self._groups(settings.prompts)
+        lengths = self._prompt_lengths(groups, encoder)
+        if not lengths:
+            return Work(note=note)
+        new, samples = rollout.max_new_tokens or 1, rollout.samples_per_prompt or 1
+        mean, asked = sum(lengths) / len(lengths), settings.prompts_per_iteration or len(groups)
+        prompts = settings.iterations * asked
+        learned = prompts * (mean + min(samples, rollout.learn_from or samples) * new) * settings.epochs
+        needs = algorithm.needs
+        passes = int(needs.reference_logprobs) + needs.old_logprobs + bool(needs.values)
+        passes += sum(spec.kind == "stage" for spec in specs(settings.reward, RewardSpec))  # reward models
+        measured = prompts * (mean + samples * new) * passes
+        batch = min(asked, settings.batch_size) * (mean + samples * new)
+        return Work(
+            len(groups),
+            round(mean * len(groups)),
+            round(learned),
+            round(measured),
+            written=prompts * samples * new,
+            batch=round(batch),
+            together=asked * samples,
+            prompt=max(lengths),
+            new=new,
+            note=note,
+        )
+
+    def _step(self, stage: Stage, encoder: Encoder) -> Work:
+        options, work = stage.component.options, Work()
+        for spec in specs(options, DataSpec):
+            groups, note = self._groups(spec)
+            lengths = self._prompt_lengths(groups, encoder) or [0]
+            tokens = round(sum(lengths) / len(lengths) * len(groups))
+            work = replace(work, rows=work.rows + len(groups), tokens=work.tokens + tokens, prompt=max(lengths))
+            work = replace(work, note=work.note or note)
+        if isinstance(options, SamplingOptions) and (policies := options.policies_to_sample()) and work.rows:
+            rows = min(work.rows, getattr(options, "limit", None) or work.rows)
+            samples = getattr(options, "samples_per_prompt", None) or 1
+            new = int(options.sampling.max_new_tokens or 1)
+            together = rows * samples
+            written = together * (len(policies) + getattr(options, "base", False)) * new
+            work = replace(work, rows=rows, together=together, written=written, new=new)
+        return replace(work, measured=work.tokens)
+
+    def _groups(self, spec: DataSpec) -> tuple[list[Group], str]:
+        """The rows of an entry, and a note if a stage has yet to make some: they are taken as long as it allows."""
+        missing = [s for s in spec.sources if s.stage is not None and not self.store.data(s.stage).is_file()]
+        here = tuple(source for source in spec.sources if source not in missing)
+        groups = list(self.data.load(DataSpec(here)).groups) if here else []
+        for source in missing:
+            work = self.done[str(source.stage)]
+            words = "x " * (work.tokens // max(1, work.rows))
+            answer = Response(text="x " * work.new)
+            each = max(1, work.together // max(1, work.rows))
+            groups += [Group((Message(role="user", content=words),), (answer,) * each)] * work.rows
+        names = ", ".join(f"'{source.stage}'" for source in missing)
+        return groups, f"rows are those that {names} may make" if missing else ""
+
+    def _prompt_lengths(self, groups: Sequence[Group], encoder: Encoder) -> list[int]:
+        prompts = prompts_of(groups)
+        read = prompts[:: max(1, math.ceil(len(prompts) / READ))]
+        return [len(encoder.prompt(group.prompt, group.tools)) for group in read]
+
+
+def _memory(shapes: Shapes, stage: Stage, work: Work) -> dict[str, float]:
+    """Bytes on a device."""
+    on_cpu = shapes.device.type == "cpu"
+    tokens = min(work.batch, shapes.budget.tokens) if work.learned else min(work.tokens, shapes.budget.tokens)
+    activations = shapes.budget.bytes_per_token * tokens if work.learned else 0.0
+    if shapes.spec.activation_checkpointing:
+        activations = activations / shapes.text.num_hidden_layers + tokens * shapes.text.hidden_size * 4.0
+    roles = 1 + len(stage.roles)
+    moments = 0.5 if "8bit" in str(getattr(stage.settings, "optimizer", "")) else 2.0
+    found = {
+        "weights": shapes.weights,
+        "adapters": roles * shapes.trained,
+        "optimizer": (moments + 1) * shapes.trained if work.learned else 0.0,
+        "activations": activations,
+        "cache": 0.0,
+    }
+    if on_cpu:
+        found["Python"] = psutil.Process().memory_info().rss + LIBRARIES
+    if work.written and stage.engine is None:
+        row = row_bytes(shapes.text, shapes.dtype.itemsize, work.prompt, work.new)
+        vocabulary = 0 if on_cpu else shapes.text.vocab_size
+        rows = min(work.together, most_rows(row, total(shapes.device) - sum(found.values()), 0, vocabulary))
+        logits = 4 * LOGIT_COPIES * (largest(shapes.text, "vocab_size") or 0)
+        packed = shapes.weights if on_cpu and shapes.dtype == torch.float32 else 0.0  # packed for sampling
+        found["cache"] = rows * (row + logits) + packed
     return found
 
 
-# The nearest setting with which a stage fits
+def plan_recipe(recipe: Recipe, folder: Path) -> list[StagePlan]:
+    """Plan the stages in their order. folder: of the run, whose data are read where stages have made them.
 
-LEAST = 64  # tokens that a stage is cut down to at most
-
-
-def candidates(recipe: Recipe, stage: Stage) -> Iterator[list[str]]:
-    """Overrides that make a stage smaller, those that change least first."""
-    name, spec, settings = stage.name, recipe.base(stage.base), stage.settings
-    key = "model" if stage.base == BASE else f"bases.{stage.base}"
-    smaller = [] if spec.lora is not None else [f"{key}.lora={{r: 16}}"]
-    quantized = [*smaller, f"{key}.quantization=nf4"]
-    if smaller:
-        yield smaller
-    if spec.quantization == "none":
-        yield quantized
-    shorter: list[list[str]] = []
-    if settings is not None:
-        shorter += [[f"stages.{name}.max_length={length}"] for length in _halved(settings.max_length)]
-        if settings.prompts is not None:
-            new = settings.rollout.max_new_tokens or 1
-            shorter += [[f"stages.{name}.rollout.max_new_tokens={length}"] for length in _halved(new)]
-    yield from shorter
-    if spec.quantization == "none":
-        yield from ([*quantized, *setting] for setting in shorter)
+    Raises the errors with which a stage would stop for its data or its base model.
+    """
+    planner = _Planner(recipe, folder)
+    return [planner.plan(stage) for stage in recipe.stages.values()]
 
 
-def _halved(tokens: int) -> Iterator[int]:
-    while (tokens := tokens // 2) >= LEAST:
-        yield tokens
-
-
-def nearest(recipe: Recipe, stage: Stage, machine: Machine, plan: Planner) -> list[str]:
-    """The overrides that change least of those with which a stage fits; empty if none of them is enough."""
-    for overrides in candidates(recipe, stage):
-        try:
-            memory = plan(overrides, stage.name)
-        except AlignkitError:  # such as prompts that no longer leave room for a response
+def too_large(recipe: Recipe, plans: Sequence[StagePlan]) -> RecipeError | None:
+    """The stages that this machine has no memory for, and what to change; None if there are none."""
+    problems = []
+    for plan in plans:
+        if plan.peak <= plan.room:
             continue
-        if memory.fits(machine):
-            return overrides
-    return []
+        part = max(plan.memory, key=lambda name: plan.memory[name])
+        text = (
+            f"stage '{plan.name}' needs about {plan.peak / 1e9:.1f} GB, most of it for {part}, but this machine has "
+            f"{plan.room / 1e9:.1f} GB for it"
+        )
+        problems.append(recipe.problem(("stages", plan.name), text, at_key=True, help=_SMALLER[part]))
+    return RecipeError(problems) if problems else None
 
 
-def too_large(recipe: Recipe, stage: Stage, memory: Memory, machine: Machine, processes: int, plan: Planner) -> Problem:
-    """Why a stage does not fit, and what to do. processes: that work on it."""
-    parts = memory.fullest
-    largest = max(parts, key=lambda name: parts[name])
-    shared = not machine.gpu and machine.count > 1  # process 0 runs a step, but the others are there, too
-    where = f"each of {machine.count if shared else processes} processes" if shared or processes > 1 else machine.name
-    message = (
-        f"stage '{stage.name}' needs {memory.peak / 1e9:.1f} GB, most of it for {largest} "
-        f"({parts[largest] / 1e9:.1f} GB), but {where} has {machine.room / 1e9:.1f} GB"
-    )
-    ways = [" ".join(found)] if (found := nearest(recipe, stage, machine, plan)) else []
-    cards = [card.name for card in larger_cards(memory.peak / USABLE)][:1]
-    ways += [f"--gpus {f'{machine.count}x' if machine.count > 1 else ''}{cards[0]}"] if cards else []
-    help = f"it fits with {' or with '.join(ways)}" if ways else "use a smaller base model"
-    return recipe.problem(("stages", stage.name), message, at_key=True, help=help)
+def table(plans: Sequence[StagePlan]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """A row for each stage."""
+    rows = []
+    for plan in plans:
+        work = plan.work
+        tokens = [f"{number:,}" if number else "-" for number in (work.rows, work.tokens, work.learned, work.written)]
+        memory = f"about {plan.peak / 1e9:.1f} GB"
+        minutes = "under 1" if plan.seconds < 60 else f"about {plan.seconds / 60:.0f}"
+        rows.append([plan.name, plan.plugin, *tokens, memory, minutes])
+    return ("stage", "by", "rows", "tokens", "learned", "sampled", "memory", "minutes"), rows

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.io.digest import digest
 from alignkit.recipe.schema import Stage
 from alignkit.runs.reuse import has_stages, other_runs, reusable
-from alignkit_apps.shared.changed import change_since
+from alignkit_apps.report.changed import change_since
 
 if TYPE_CHECKING:
     from alignkit.runs.run import Run

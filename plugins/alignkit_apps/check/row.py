@@ -82,13 +82,13 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
                 f"help: run the recipe as far as '{source.stage}' first, or name the run's folder with --out"
             )
     groups = data.read(spec).groups
-    encoder = _encoder(recipe, stage.base, folder)
+    encoder = encoder_of(recipe, stage.base, folder)
     if key == "data":
         return _learned(recipe, stage, groups, row, encoder)
     return _prompt(stage, _row(prompts_of(groups), row, stage), row, len(groups), encoder)
 
 
-def _encoder(recipe: Recipe, base: str, folder: Path) -> Encoder:
+def encoder_of(recipe: Recipe, base: str, folder: Path) -> Encoder:
     """The encoder that a run will use. Writes nothing, not even the day on which a run began."""
     begun = (folder / "date.json").exists()
     date = template_date(folder) if begun else datetime.date.today().isoformat()

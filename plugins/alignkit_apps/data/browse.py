@@ -20,13 +20,13 @@ from alignkit.data.spoken import all_turns
 from alignkit.errors import BadRow, DataError, no_disk
 from alignkit.tokens.encoding import Encoder
 from alignkit.tokens.long_rows import WHOLE
-from alignkit_apps.cleaning.rules import Fault, Rules, read_marks, reason_of
 from alignkit_apps.data.clean import faults, written
 from alignkit_apps.data.corpus import Corpus, as_json, parsed
-from alignkit_apps.feedback.labels import BadLabel, StrictModel
 from alignkit_apps.policies.row_tokens import facts, heading, marked, response_names
 from alignkit_apps.web.formatted import LONGEST, cut, shown_turn
 from alignkit_apps.web.messages import read, visible
+from alignkit_plugins.data.rules import Fault, Rules, read_marks, reason_of
+from alignkit_plugins.people.labels import BadLabel, StrictModel
 
 PAGE = 50  # rows in the list
 MOST = 100  # turns, responses and columns of a row that are shown

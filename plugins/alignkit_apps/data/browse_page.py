@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignkit.extras import check_extra
 from alignkit.io.printable import printable
 from alignkit_apps.data.clean import check_target
 from alignkit_apps.data.corpus import Corpus, corpus_of, entry, text_of
-from alignkit_apps.shared.extras import check_extra
 from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, hosted, listening
 
 if TYPE_CHECKING:

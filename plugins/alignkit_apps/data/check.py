@@ -15,9 +15,9 @@ from alignkit.io.atomic import whole_file
 from alignkit.recipe.schema import Recipe, Stage, keys_of, specs
 from alignkit.report import Block, Table
 from alignkit.runs.data import RunData
-from alignkit_apps.cleaning import near
-from alignkit_apps.cleaning.near import Kind, Match, Units
 from alignkit_apps.data.corpus import Corpus, as_json, corpus_of, no_stage, short, units, unread_text
+from alignkit_plugins.data import near
+from alignkit_plugins.data.near import Kind, Match, Units
 
 EXAMPLES = 5  # of each finding
 COMMON = 5  # training rows with the same answer; one that more give is no leak, such as a refusal

@@ -14,10 +14,10 @@ from alignkit.data.reading import RowReader
 from alignkit.errors import BadRow
 from alignkit.io.atomic import whole_file
 from alignkit.report import Table
-from alignkit_apps.cleaning import rules as cleaning
-from alignkit_apps.cleaning.near import Units
-from alignkit_apps.cleaning.rules import Fault, Rules, mark_of, redacted, removed_counts
 from alignkit_apps.data.corpus import Corpus, as_json, parsed, units, unread_text
+from alignkit_plugins.data import rules as cleaning
+from alignkit_plugins.data.near import Units
+from alignkit_plugins.data.rules import Fault, Rules, mark_of, redacted, removed_counts
 
 UNREADABLE = "unreadable"  # in the list of what was left out: no rule, but the format's
 COLUMNS = {"at": "int64", "rule": "string", "reason": "string"}

@@ -21,7 +21,7 @@ File = Annotated[
 ]
 RuleWords = Annotated[
     list[str] | None,
-    typer.Argument(metavar="RULE=VALUE", help="Options of the step `clean`: `alignkit plugins step clean`."),
+    typer.Argument(metavar="RULE=VALUE", help="Options of the step `clean`: `alignkit plugins clean`."),
 ]
 
 
@@ -110,12 +110,12 @@ def check(
     """
     from alignkit.arguments import load, refuse
     from alignkit.errors import Repeated
+    from alignkit.extras import check_extra
     from alignkit.plugins import load_plugins
     from alignkit.recipe.shipped import shipped
     from alignkit.report import Report
     from alignkit_apps.data import check as checking
     from alignkit_apps.data.corpus import open_corpus
-    from alignkit_apps.shared.extras import check_extra
 
     check_extra("alignkit data check", "data", "rensa")
     if Path(file).suffix in (".yaml", ".yml") or file in shipped():

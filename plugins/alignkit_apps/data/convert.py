@@ -10,9 +10,9 @@ from alignkit.data.group import Group, Response, resolved_pairs, with_labels
 from alignkit.errors import BadRow, DataError
 from alignkit_apps.data.clean import check_target, written
 from alignkit_apps.data.corpus import Corpus, as_json
-from alignkit_apps.feedback import layouts
-from alignkit_apps.feedback.items import Answer
-from alignkit_apps.feedback.layouts import Row
+from alignkit_plugins.people import layouts
+from alignkit_plugins.people.items import Answer
+from alignkit_plugins.people.layouts import Row
 
 
 def convert(corpus: Corpus, layout: str, out: Path) -> list[str]:

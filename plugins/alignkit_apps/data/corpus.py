@@ -30,9 +30,8 @@ from alignkit.recipe.document import plain_data
 from alignkit.recipe.load import made_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.data import RunData
-from alignkit_apps import cleaning
-from alignkit_apps.cleaning import near
-from alignkit_apps.cleaning.rules import redacted_group
+from alignkit_plugins.data import near, rules
+from alignkit_plugins.data.rules import redacted_group
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 BATCH = 2**25  # bytes of rows that a process works on at once
 TOGETHER = 1000  # rows, at most; twice this many are worth several processes
 COMMIT = partial(commit_of, "dataset")
-CODE = [*Path(__file__).parent.glob("*.py"), *Path(cleaning.__file__).parent.glob("*.py")]  # decides what is kept
+CODE = [*Path(__file__).parent.glob("*.py"), Path(rules.__file__)]  # decides what is kept
 
 
 def no_stage(name: str) -> Path:

@@ -14,6 +14,7 @@ from alignkit.data.describe import said
 from alignkit.data.reading import RowReader
 from alignkit.data.spoken import all_turns
 from alignkit.errors import BadRow
+from alignkit.extras import check_extra
 from alignkit.io.atomic import write_text
 from alignkit.plugins import plugins
 from alignkit.report import Block, Table
@@ -21,13 +22,12 @@ from alignkit_apps.charts import data_cards, figures
 from alignkit_apps.charts.curves import Figure, Series, figure
 from alignkit_apps.charts.page import templates
 from alignkit_apps.charts.tally import card_of, histogram, tally
-from alignkit_apps.cleaning import near
-from alignkit_apps.cleaning.near import Units
-from alignkit_apps.cleaning.rules import STOCK, language_of
 from alignkit_apps.data.corpus import Corpus, parsed, text_of, units, unread_text
-from alignkit_apps.feedback.agreement_summary import agreement, agreement_tables
-from alignkit_apps.feedback.database import SUFFIX
-from alignkit_apps.shared.extras import check_extra
+from alignkit_plugins.data import near
+from alignkit_plugins.data.near import Units
+from alignkit_plugins.data.rules import STOCK, language_of
+from alignkit_plugins.people.agreement import agreement, agreement_tables
+from alignkit_plugins.people.database import SUFFIX
 
 CATEGORIES = ("category", "categories", "use_case", "topic", "task", "task_type", "subset", "source", "domain", "type")
 SHOWN = 12  # languages, categories
@@ -111,8 +111,8 @@ def _measured(
 
 def _agreement(corpus: Corpus) -> list[dict[str, Any]]:
     """How far the people of stores of feedback agree; empty for other files."""
-    from alignkit_apps.feedback.effective_labels import labeled
-    from alignkit_apps.feedback.store import Store
+    from alignkit_plugins.people.effective_labels import labeled
+    from alignkit_plugins.people.store import Store
 
     found: list[dict[str, Any]] = []
     for source in corpus.spec.sources:

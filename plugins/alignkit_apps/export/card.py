@@ -1,182 +1,227 @@
-"""The model card of an export: a README.md with the header that the Hugging Face hub reads."""
+"""The model card of an export, from the records of the stages that trained the model, and how programs load it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from alignkit.io.credentials import redacted
 from alignkit.io.printable import printable
+from alignkit.io.stage_results import EARLIER, read_record
+from alignkit.models.files_check import read_json
+from alignkit.models.loading import quantization_options
 from alignkit.report import Report, Table
-from alignkit.settings import ModelSpec
-from alignkit_apps.export.provenance import DataFacts, StageFacts
-from alignkit_apps.export.usage import Loading, llama_cpp, python, vllm
+from alignkit.runs.files import RECIPE
+from alignkit_apps.policies.source import Source
 
-LIBRARIES = {"adapter": "peft", "whole": "transformers", "gguf": "llama.cpp", "whole+gguf": "transformers"}
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves memory for; the second is its default
+CONVERTER = "python convert_hf_to_gguf.py"  # of llama.cpp
+SCORED = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi."}]
+# A path of at least two parts, or a whole text that is one; an address such as http://host/a is none.
+_PATH = re.compile(r"(?<![\w:/.~<])~?/(?:[^\s'\"/]+/)+([^\s'\"/]*)")
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a model card says.
+class Use:
+    """How programs load an export. folder: where it is being written. base: what others call its base."""
 
-    loading: how programs load it. reference: the stage in its run. digest: SHA-256 of the base's weights. dtype: of
-    the exported weights. evaluations: titles and Markdown. notes: what a user must know. hash: of the stage.
-    """
+    source: Source
+    is_adapter: bool
+    folder: Path
+    base: str
+    base_on_hub: bool
 
-    loading: Loading
-    reference: str
-    spec: ModelSpec
-    stages: Sequence[StageFacts]
-    evaluations: Sequence[tuple[str, str]]
-    versions: Mapping[str, str]
-    notes: Sequence[str]
-    hash: str
-    license: str | None = None
-    digest: str | None = None
+    def text(self, place: str, base: str) -> str:
+        """Commands and lines of Python. place: the export's folder or repository. base: the base's."""
+        return f"{self.python(place, base)}\n\n{self.vllm(place, base)}\n{self.llama_cpp(place)}"
 
-    def text(self) -> str:
-        """The file."""
-        parts = [self._header(), self._what(), self._use(), self._training(), self._data(), self._evaluation()]
-        parts += [self._limitations(), self._reproduce()]
-        return printable("\n\n".join(part.strip() for part in parts if part)) + "\n"
-
-    @property
-    def _is_reward(self) -> bool:
-        return self.loading.is_reward
-
-    def _header(self) -> str:
-        form, method = self.loading.form, self.stages[-1].method
-        hubs = [facts.hub for stage in self.stages for facts in stage.data if facts.hub]
-        tags = ["alignkit", method.replace("_", "-")]
-        tags += ["lora"] if form == "adapter" else []
-        tags += ["reward-model"] if self._is_reward else []
-        tags += ["gguf"] if "gguf" in form else []
-        header: dict[str, Any] = {}
-        if self.loading.hub:
-            relation = {"adapter": "adapter", "gguf": "quantized"}.get(form, "finetune")
-            header |= {"base_model": self.loading.base, "base_model_relation": relation}
-        header |= {"license": self.license} if self.license else {}
-        header |= {"datasets": list(dict.fromkeys(hubs))} if hubs else {}
-        header["library_name"] = LIBRARIES[form]
-        header["pipeline_tag"] = "text-classification" if self._is_reward else "text-generation"
-        header["tags"] = list(dict.fromkeys(tags))
-        return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---"
-
-    def _what(self) -> str:
-        kind = "reward model: it scores answers, higher is better" if self._is_reward else "language model"
-        form = {
-            "adapter": "a LoRA adapter",
-            "whole": "a whole model",
-            "gguf": "a GGUF file for llama.cpp",
-            "whole+gguf": "a whole model and a GGUF file for llama.cpp",
-        }[self.loading.form]
-        methods = ", then ".join(stage.method for stage in self.stages)
-        lines = [
-            f"# {self.loading.name}",
-            "",
-            f"A {kind}. This is {form}, trained with alignkit ({methods}).",
-            "",
-            f"- Base model: {self._base()}",
-            f"- License: {self.license or 'not recorded; that of the base model and of the data apply'}",
-        ]
-        return "\n".join([*lines, *(f"- Note: {note}." for note in self.notes)])
-
-    def _base(self) -> str:
-        loading = self.loading
-        name = f"[{loading.base}](https://huggingface.co/{loading.base})" if loading.hub else f"`{loading.base}`"
-        weights = f", SHA-256 of its weights `{self.digest}`" if self.digest else ""
-        where = "" if loading.hub else ", which is not on the hub"
-        revision = f", revision `{self.spec.revision}`" if self.spec.revision else ""
-        return name + revision + where + weights
-
-    def _use(self) -> str:
-        loading, parts = self.loading, ["## Use"]
-        parts.append(f"```python\n{python(loading)}\n```")
-        if loading.form in ("adapter", "whole", "whole+gguf"):
-            command = vllm(loading)
-            fenced = command.removeprefix("# ") if command.startswith("#") else f"```\n{command}\n```"
-            parts.append(f"vLLM:\n\n{fenced}" if not command.startswith("#") else f"{fenced}.")
-        if loading.gguf:
-            parts.append(f"llama.cpp:\n\n```\n{llama_cpp(loading)}\n```")
-        parts += [f"- {line}" for line in self._conventions()]
-        return "\n\n".join(parts[:-1] if not parts[-1] else parts)
-
-    def _conventions(self) -> Iterator[str]:
-        """How texts must be rendered for the model to see them as in training."""
-        spec = self.spec
-        yield "Conversations are rendered by the chat template in this folder, as in training."
-        if spec.chat_template_kwargs:
-            given = ", ".join(f"{key}={value!r}" for key, value in spec.chat_template_kwargs.items())
-            yield f"The run rendered them with `apply_chat_template(..., {given})`."
-        if spec.reasoning == "empty":
-            yield "The run put a closed, empty block of reasoning into prompts."
-        if spec.system_messages == "merge":
-            yield "The run put system messages in front of the next user message."
-        if spec.date:
-            yield f"The run's template wrote the day {spec.date}."
-        if self._is_reward:
-            yield (
-                "A score is the logit at the last token of the rendered conversation: one number, without a sigmoid. "
-                "Only differences between answers to the same prompt mean something."
-            )
-
-    def _training(self) -> str:
-        lora = self.spec.lora
-        how = f"LoRA, r {lora.r}, alpha {lora.lora_alpha}" if lora is not None else "all weights"
-        if self.spec.quantization != "none":
-            how += f", on the base in {self.spec.quantization}"
-        lines = ["## Training", "", f"Trained weights: {how}.", ""]
-        for number, stage in enumerate(self.stages, 1):
-            settings = ", ".join(f"{key} {_value(value)}" for key, value in stage.settings.items())
-            lines.append(f"{number}. **{stage.name}** ({stage.method}) from {stage.start}: {settings}.")
-            if stage.results:
-                results = ", ".join(f"{key} {_value(value)}" for key, value in stage.results.items())
-                lines.append(f"   Recorded: {results}.")
-            if stage.changed:
-                lines.append("   It was trained again since, so this line may be of another result.")
+    def python(self, place: str, base: str) -> str:
+        """Lines that load it with transformers and peft, and for a reward model score an answer."""
+        spec, reward = self.source.spec, self.source.is_reward
+        kind = "AutoModelForSequenceClassification" if reward else "AutoModelForCausalLM"
+        imports, more = [kind, "AutoTokenizer"], ", trust_remote_code=True" if spec.trust_remote_code else ""
+        lines = [f'model = {kind}.from_pretrained("{place}"{more})']
+        if self.is_adapter:
+            # An adapter corrects the rounding of its own base: on unquantized weights it computes something else.
+            if quantization := dict(quantization_options(spec)):
+                imports.append("BitsAndBytesConfig")
+                quantization |= {"llm_int8_skip_modules": ["score"]} if reward else {}
+                more += f", quantization_config=BitsAndBytesConfig(**{quantization})"
+            more += ", num_labels=1" if reward else ""
+            lines = [f'base = {kind}.from_pretrained("{base}"{more})']
+            lines += [f'model = PeftModel.from_pretrained(base, "{place}")']
+        peft = ["from peft import PeftModel"] if self.is_adapter else []
+        lines = [*peft, f"from transformers import {', '.join(imports)}", "", *lines]
+        lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{place}")')
+        if reward:
+            lines += [
+                f"messages = {json.dumps(SCORED)}",
+                'inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)',
+                "print(model(**inputs).logits[0, 0])  # the score",
+            ]
         return "\n".join(lines)
 
-    def _data(self) -> str:
-        rows = [
-            (stage.name, one.use, _source(one), one.rows or "-", one.license or "not recorded", one.digest[:16] or "-")
-            for stage in self.stages
-            for one in stage.data
-        ]
-        header = ("stage", "use", "source", "rows", "license", "SHA-256")
-        return Report(["## Data", Table("", header, rows, keys=len(header))]).markdown() if rows else ""
+    def vllm(self, place: str, base: str) -> str:
+        """The command that serves it as the run computed it, or what vLLM cannot load."""
+        spec, reward = self.source.spec, self.source.is_reward
+        if self.is_adapter and (reward or spec.quantization != "none"):
+            what = "adapter of a reward model" if reward else f"{spec.quantization} base"
+            return f"# vLLM loads no {what}: export it with --merge"
+        words = ["vllm", "serve", base if self.is_adapter else place]
+        config = read_json(self.folder / "config.json") if not self.is_adapter else {"dtype": spec.dtype}
+        dtype = str(config.get("dtype") or config.get("torch_dtype"))
+        if self.is_adapter:
+            # vLLM would take template and ends of responses from the base.
+            words += ["--enable-lora", "--lora-modules", f"{self.source.label}={place}", "--generation-config", place]
+            has_template = (self.folder / "chat_template.jinja").is_file()
+            words += ["--chat-template", f"{place}/chat_template.jinja"] if has_template else []
+            rank = spec.lora.r if spec.lora is not None else 0
+            largest = next((size for size in RANKS if size >= rank), rank)
+            words += ["--max-lora-rank", str(largest)] if rank > RANKS[1] else []
+            words += ["--dtype", dtype] if dtype != "auto" else []
+        elif dtype == "float32":  # vLLM would round it
+            words += ["--dtype", dtype]
+        words += ["--runner", "pooling"] if reward else []
+        if spec.chat_template_kwargs and not reward:
+            words += ["--default-chat-template-kwargs", json.dumps(spec.chat_template_kwargs)]
+        return shlex.join(words + (["--trust-remote-code"] if spec.trust_remote_code else []))
 
-    def _evaluation(self) -> str:
-        if not self.evaluations:
-            return "## Evaluation\n\nThe run has no evaluation of this model."
-        parts = ["## Evaluation", "By the run's own steps. Intervals are at 95%, with a prompt as the unit."]
-        for stage, text in self.evaluations:
-            parts += [f"### {stage}", text]
-        return "\n\n".join(parts)
-
-    def _limitations(self) -> str:
-        lines = ["Those of the base model and of the data apply."]
-        if self._is_reward:
-            lines.append("It was trained on few kinds of prompts; a policy that maximizes it finds its mistakes.")
-        elif any("reward" in stage.settings for stage in self.stages):
-            lines.append("It was trained to raise a reward, which is not what people want, only close to it.")
-        if self.evaluations:
-            lines.append("Rewards that the run trained with also judge it above; people have not judged it.")
-        lines.append("Nobody has tested it for safety.")
-        return "## Limitations\n\n" + "\n".join(f"- {line}" for line in lines)
-
-    def _reproduce(self) -> str:
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        lines = ["## Reproduce", "", "```", "alignkit run recipe.yaml", "```", ""]
-        lines.append(f"The stage `{self.reference}` of `recipe.yaml`, with {versions}. Its hash is `{self.hash}`.")
-        return "\n".join(lines)
-
-
-def _source(facts: DataFacts) -> str:
-    name = f"[{facts.name}](https://huggingface.co/datasets/{facts.hub})" if facts.hub else facts.name
-    return f"{name}: {facts.origin}" if facts.origin else name
+    def llama_cpp(self, place: str) -> str:
+        """The command of llama.cpp's converter, or what to do first."""
+        if self.source.is_reward:
+            return "# llama.cpp reads no reward model"
+        if self.is_adapter:
+            return f"# for llama.cpp: export it with --merge, then {CONVERTER} FOLDER"
+        return shlex.join([*CONVERTER.split(), place, "--outfile", f"{self.source.label}.gguf"])
 
 
-def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def card(source: Source, use: Use, place: str, license: str | None, notes: Sequence[str]) -> str:
+    """The file README.md with the header that the hub reads. place: a folder or a repository."""
+    from huggingface_hub import ModelCardData
+
+    stages = lineage(source)
+    methods = [str(record.get("plugin")) for _, record in stages]
+    reward = source.is_reward
+    hubs = [hub for _, record in stages for hub in _hubs(record["depends_on"]["settings"])]
+    data = ModelCardData(
+        base_model=use.base if use.base_on_hub else None,
+        license=license,
+        datasets=list(dict.fromkeys(hubs)) or None,
+        library_name="peft" if use.is_adapter else "transformers",
+        pipeline_tag="text-classification" if reward else "text-generation",
+        tags=["alignkit", methods[-1].replace("_", "-"), *(["reward-model"] if reward else [])],
+    )
+    form = "LoRA adapter" if use.is_adapter else "whole model"
+    kind = "reward model: it scores answers, higher is better" if reward else "language model"
+    digest = f", SHA-256 of its weights `{source.base_digest}`" if source.base_digest else ""
+    parts = [
+        f"# {source.label}",
+        f"A {kind}. This is a {form}, trained with alignkit ({', then '.join(methods)}).",
+        "\n".join(
+            [
+                f"- Base model: `{use.base}`{'' if use.base_on_hub else ', which is not on the hub'}{digest}",
+                f"- License: {license or 'not stated; that of the base model and of the data apply'}",
+                *(f"- Note: {note}." for note in [*notes, *_conventions(source)]),
+            ]
+        ),
+        f"## Use\n\n```\n{use.text(place, use.base)}\n```",
+        "## Training\n\nThe stage's records, the first stage first; `recipe.yaml` is the recipe of the whole run.",
+        *(f"```yaml\n{_stage(name, record)}```" for name, record in stages),
+        "## Evaluation",
+        *(evaluations(source) or ["The run has no evaluation of this model."]),
+        "## Limitations\n\nThose of the base model and of the data apply. A reward is not what people want, only close "
+        "to it. Nobody has tested it for safety.",
+    ]
+    return printable(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts)) + "\n"
+
+
+def _conventions(source: Source) -> list[str]:
+    """How texts must be rendered for the model to see them as in training."""
+    spec = source.spec
+    found = ["conversations are rendered by the chat template in this folder, as in training"]
+    if spec.chat_template_kwargs:
+        given = ", ".join(f"{key}={value!r}" for key, value in spec.chat_template_kwargs.items())
+        found.append(f"the run rendered them with `apply_chat_template(..., {given})`")
+    if spec.reasoning == "empty":
+        found.append("the run put a closed, empty block of reasoning into prompts")
+    if spec.system_messages == "merge":
+        found.append("the run put system messages in front of the next user message")
+    if spec.date:
+        found.append(f"the run's template wrote the day {spec.date}")
+    if source.is_reward:
+        found.append("scores are logits without a sigmoid; only differences between answers to a prompt mean something")
+    return found
+
+
+def lineage(source: Source) -> list[tuple[str, Mapping[str, Any]]]:
+    """The names and records of the stages that trained a model, the first one first."""
+    found: dict[str, Mapping[str, Any]] = {}
+    name, record = source.stage, source.record
+    while record and name not in found:
+        if not record.get("policy"):  # a step that selected a policy trained nothing
+            found[name] = record
+        start = str(record.get("policy") or (record["depends_on"]["settings"] or {}).get("from_") or "")
+        name = start.partition("@")[0]
+        record = read_record(source.run / name) if name and not Path(start).is_absolute() else {}
+    return list(found.items())[::-1]
+
+
+def _stage(name: str, record: Mapping[str, Any]) -> str:
+    """What a stage's record says of how it was trained and what came of it, as YAML."""
+    depends_on = record["depends_on"]
+    settings = {key: value for key, value in (depends_on["settings"] or {}).items() if value not in (None, [], {})}
+    summary = {key: value for key, value in (record.get("summary") or {}).items() if isinstance(value, int | float)}
+    facts = {"plugin": record.get("plugin"), "options": depends_on["component"].get("options"), "settings": settings}
+    facts |= {"seed": depends_on.get("seed"), "results": summary, "versions": record.get("versions")}
+    return yaml.safe_dump(portable({name: facts, "hash": record.get("hash")}), sort_keys=False, allow_unicode=True)
+
+
+def _hubs(settings: Any) -> list[str]:
+    """The data sets of the hub that settings name."""
+    if isinstance(settings, Mapping):
+        hub = settings.get("hub")
+        own = [hub] if isinstance(hub, str) and not Path(hub).exists() else []
+        return own + [name for value in settings.values() for name in _hubs(value)]
+    return [name for value in settings for name in _hubs(value)] if isinstance(settings, list) else []
+
+
+def evaluations(source: Source) -> list[str]:
+    """The steps that evaluated this very result, each with the tables of its report as Markdown."""
+    found = []
+    earlier = (source.run / EARLIER).glob("*/[!.]*") if EARLIER in source.folder.parts else ()
+    for folder in (*sorted(source.run.glob("*")), *sorted(earlier)):
+        record = read_record(folder)
+        if not record.get("complete") or not record.get("report"):
+            continue
+        if source.record.get("hash") in record["depends_on"].get("upstream", {}).values():
+            tables = [block for block in Report.restored(record["report"]).blocks if isinstance(block, Table | str)]
+            found.append(f"### {record['name']}\n\n{Report(tables).markdown().strip()}")
+    return found
+
+
+def portable(value: Any) -> Any:
+    """Plain data with the last part of every absolute path in its place, so that they tell nothing of this machine."""
+    if isinstance(value, Mapping):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith(("/", "~/")) and "\n" not in value and len(value) < 4096:
+        return Path(value).name
+    return _PATH.sub(r"\1", value)
+
+
+def recipe_text(source: Source) -> str:
+    """The recipe of the run as a file that can be shared: files are named without their folders."""
+    plain = portable(yaml.safe_load((source.run / RECIPE).read_text(encoding="utf-8")))
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=1000)
+    head = "# The recipe of the run. Files are named without their folders: put them next to this file."
+    return f"{head}\n{redacted(text)}"

@@ -8,21 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.arguments import refuse
-from alignkit.errors import AlignkitError, Problem, RecipeError, RunFailed
+from alignkit.errors import RunFailed
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A repository to upload to. exists: whether it is there already."""
+    """A repository to upload to. public: whether everybody can read it; None: there is none yet."""
 
     repo: str
-    public: bool
-    exists: bool
+    public: bool | None
 
 
-def check_target(repo: str, public: bool) -> Target:
+def check_target(repo: str) -> Target:
     """The repository, with its owner. Raises RecipeError if it cannot be written to, RunFailed if the hub is away."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
@@ -41,32 +40,27 @@ def check_target(repo: str, public: bool) -> Target:
     owner = owner or owners[0]
     if owner not in owners:
         refuse(f"--push {repo}: you are {owners[0]} and cannot write to {owner}", f"owners: {', '.join(owners)}")
-    role = ((user.get("auth") or {}).get("accessToken") or {}).get("role")
-    if role == "read":
-        refuse("--push needs a token that may write; yours may only read", LOGIN)
     whole = f"{owner}/{name}"
     try:
-        info = _asked(lambda: api.repo_info(whole), f"about {whole}")
+        return Target(whole, not _asked(lambda: api.repo_info(whole), f"about {whole}").private)
     except RepositoryNotFoundError:
-        return Target(whole, public, exists=False)
-    if not public and not info.private:
-        refuse(f"--push {whole} exists already, and everybody can read it", "add --public, or choose another name")
-    return Target(whole, public, exists=True)
+        return Target(whole, None)
 
 
 def push(folder: Path, target: Target) -> str:
     """Upload a folder; returns its address. Raises RunFailed if the hub refuses; the folder stays."""
     from huggingface_hub import HfApi
 
-    api, rest = HfApi(), f"the export is in {folder}"
+    api = HfApi()
 
     def upload() -> Any:
-        if not target.exists:
-            api.create_repo(target.repo, private=not target.public, exist_ok=True)
+        if target.public is None:
+            api.create_repo(target.repo, private=True, exist_ok=True)
         return api.upload_folder(repo_id=target.repo, folder_path=folder, commit_message="Exported with alignkit")
 
-    _asked(upload, f"to store {target.repo}", f"{rest}; push it with `hf upload {target.repo} {folder}`")
-    return f"{api.endpoint}/{target.repo}"
+    again = f"the export is in {folder}; push it with `hf upload {target.repo} {folder}`"
+    _asked(upload, f"to store {target.repo}", again)
+    return f"{api.endpoint}/{target.repo}, which {'everybody' if target.public else 'only you'} can read"
 
 
 def _asked(call: Callable[[], Any], what: str, help: str = LOGIN) -> Any:
@@ -77,13 +71,11 @@ def _asked(call: Callable[[], Any], what: str, help: str = LOGIN) -> Any:
         return call()
     except RepositoryNotFoundError:
         raise
-    except LocalTokenNotFoundError as error:
-        raise RecipeError([Problem("--push needs a token of the hub, and there is none", help=LOGIN)]) from error
+    except LocalTokenNotFoundError:
+        refuse("--push needs a token of the hub, and there is none", LOGIN)
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         reason = error.server_message or str(error).split("\n")[0]
         raise RunFailed(f"the hub, asked {what}, refused ({status}): {reason}\nhelp: {help}") from error
-    except AlignkitError:
-        raise
     except Exception as error:  # from the HTTP library, which differs between versions of huggingface_hub
         raise RunFailed(f"the hub, asked {what}, did not answer: {error}\nhelp: {help}") from error

@@ -80,7 +80,7 @@ _REPORT = """\
       repeated words: {{reward: {{repetition: {{scale: 1}}}}, better: lower}}
 {rewards}    prompts: {heldout}
     limit: 50
-    max_new_tokens: {tokens}
+    sampling: {{max_new_tokens: {tokens}}}
 """
 _HELD_OUT = 0.2  # of the prompts
 _SIZES = {"rank": 16, "alpha": 32, "tokens": 64, "iterations": 10, "epochs": 2}

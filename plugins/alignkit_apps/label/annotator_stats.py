@@ -7,18 +7,17 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
+from statistics import median
 from typing import Any
 
 from alignkit.evaluation.statistics import Share, clustered_share, share
-from alignkit_apps.feedback.agreement_summary import agreement
-from alignkit_apps.feedback.assignment import REPEAT_AFTER
-from alignkit_apps.feedback.effective_labels import Labeled, Vote, labeled
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.labels import FLAGS, SIDES, Label, agrees, displayed
-from alignkit_apps.feedback.measure import Facts, habit_facts
-from alignkit_apps.feedback.questions import Habit, habits_of
-from alignkit_apps.feedback.store import Store
 from alignkit_apps.web.messages import visible
+from alignkit_plugins.people.agreement import agreement
+from alignkit_plugins.people.assignment import REPEAT_AFTER
+from alignkit_plugins.people.effective_labels import Labeled, Vote, labeled
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.labels import FLAGS, SIDES, Label, agrees, displayed
+from alignkit_plugins.people.store import Store
 
 OWN = 200  # labels on an annotator's page
 LINE = 160  # characters of a prompt there
@@ -161,7 +160,7 @@ def in_words(label: Mapping[str, Any]) -> str:
 class Annotator:
     """What an annotator's labels look like. Shares have Wilson's interval; None without a case.
 
-    gold: agreement with gold labels. others: with other annotators, per pair of labels. works: as in `habit_facts`.
+    gold: agreement with gold labels. others: with other annotators, per pair of labels. seconds: the median of a label.
     habit: a label that is most of all, as displayed; empty if none is.
     """
 
@@ -170,13 +169,13 @@ class Annotator:
     skips: int
     gold: Share | None
     others: Share | None
-    works: Facts
+    seconds: float | None
     habit: str
 
 
 @dataclass
 class Quality:
-    """All annotators. questions: how much they agree, as in `agreement_summary`. disputes: items to adjudicate."""
+    """All annotators. questions: how much they agree, as in `agreement`. disputes: items to adjudicate."""
 
     annotators: list[Annotator] = field(default_factory=list)
     questions: list[dict[str, Any]] = field(default_factory=list)
@@ -212,6 +211,7 @@ class _Counts:
     gold: list[bool] = field(default_factory=list)
     alike: list[list[float]] = field(default_factory=list)
     said: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
     skips: int = 0
 
 
@@ -233,8 +233,7 @@ def quality(store: Store) -> Quality:
                 alike[other.annotator].append(same)
         for name, cases in alike.items():
             counts[name].alike.append(cases)
-    habits = habit_facts({name: Habit() for name in counts} | habits_of(entries))
-    annotators = [_annotator(name, found, habits[name]) for name, found in sorted(counts.items())]
+    annotators = [_annotator(name, found) for name, found in sorted(counts.items())]
     gold = [right for each in counts.values() for right in each.gold]
     return Quality(
         annotators,
@@ -248,12 +247,13 @@ def quality(store: Store) -> Quality:
 def _count(counts: _Counts, item: Item, vote: Vote, gold: Label | None) -> None:
     said = displayed(vote.label, vote.order)
     counts.said[", ".join(f"{value}" for key, value in sorted(said.items()) if key not in ("note", "text"))] += 1
+    counts.seconds += [] if vote.seconds is None else [vote.seconds]
     right = None if gold is None else agrees(item.task, vote.label, gold)
     if right is not None:
         counts.gold.append(right)
 
 
-def _annotator(name: str, counts: _Counts, works: Facts) -> Annotator:
+def _annotator(name: str, counts: _Counts) -> Annotator:
     labels = counts.said.total()
     most, often = counts.said.most_common(1)[0] if counts.said else ("", 0)
     habit = most if labels >= FEWEST and often > MOST_ALIKE * labels else ""
@@ -263,6 +263,6 @@ def _annotator(name: str, counts: _Counts, works: Facts) -> Annotator:
         counts.skips,
         gold=share(sum(counts.gold), len(counts.gold)),
         others=clustered_share(counts.alike),
-        works=works,
+        seconds=median(counts.seconds) if counts.seconds else None,
         habit=habit,
     )

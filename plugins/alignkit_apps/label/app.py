@@ -12,13 +12,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from alignkit_apps.feedback.assignment import REPEAT_AFTER
-from alignkit_apps.feedback.measure import TITLES
 from alignkit_apps.label.annotator_stats import Latest, stats_of
 from alignkit_apps.label.guidelines import rendered
 from alignkit_apps.label.label_api import TERMS, LabelApi
 from alignkit_apps.web.guard import Session, Sessions
 from alignkit_apps.web.pages import STALE, Site, error, guarded, templates
+from alignkit_plugins.people.assignment import REPEAT_AFTER
 
 
 def make_app(api: LabelApi, sessions: Sessions, title: str) -> Starlette:
@@ -54,7 +53,7 @@ async def _mine_page(site: Site, api: LabelApi, session: Session) -> Response:
 
 async def _quality_page(site: Site, latest: Latest, session: Session) -> Response:
     state, report = await run_in_threadpool(latest.quality)
-    return site.page("quality.html.j2", session, report=report, state=state, titles=TITLES)
+    return site.page("quality.html.j2", session, report=report, state=state)
 
 
 async def _quality_state(site: Site, latest: Latest, request: Request) -> Response:

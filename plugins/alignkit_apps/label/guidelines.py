@@ -8,8 +8,8 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from alignkit.errors import DataError
-from alignkit_apps.feedback.asking import guidelines_of
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.asking import guidelines_of
+from alignkit_plugins.people.store import Store
 
 DEFAULT, REVIEW = (Path(__file__).with_name(name) for name in ("guidelines.md", "review.md"))
 

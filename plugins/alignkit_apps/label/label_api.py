@@ -13,18 +13,18 @@ from typing import Any, Literal
 from pydantic import Field
 
 from alignkit.data.group import sha256_of, turns_of
-from alignkit_apps.feedback import assignment
-from alignkit_apps.feedback.assignment import Assignment
-from alignkit_apps.feedback.effective_labels import Labeled, consents, disputes
-from alignkit_apps.feedback.items import Answer, Item
-from alignkit_apps.feedback.labels import BadLabel, StrictModel, displayed
-from alignkit_apps.feedback.qualification import Qualification, qualification
-from alignkit_apps.feedback.records import Event, event_of
-from alignkit_apps.feedback.store import Store
 from alignkit_apps.label.annotator_stats import agreement_in_words, in_words, stats_of, told_items
 from alignkit_apps.label.guidelines import Guidelines
 from alignkit_apps.web.formatted import shown_turn
 from alignkit_apps.web.messages import Agreed, Undone, read, visible
+from alignkit_plugins.people import assignment
+from alignkit_plugins.people.assignment import Assignment
+from alignkit_plugins.people.effective_labels import Labeled, consents, disputes
+from alignkit_plugins.people.items import Answer, Item
+from alignkit_plugins.people.labels import BadLabel, StrictModel, displayed
+from alignkit_plugins.people.qualification import Qualification, qualification
+from alignkit_plugins.people.records import Event, event_of
+from alignkit_plugins.people.store import Store
 
 State = dict[str, Any]
 TERMS = "My labels and notes may be shared with others, under a pseudonym and the license of the data."

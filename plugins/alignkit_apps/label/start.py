@@ -13,20 +13,20 @@ from alignkit.data.group import Group
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import OR_SKIP, DataSpec
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
+from alignkit.extras import check_extra
 from alignkit.io.lookup import exists, is_file
 from alignkit.io.printable import printable
 from alignkit.recipe.schema import Recipe, specs
 from alignkit.runs.data import RunData
 from alignkit.runs.files import RECIPE, STARTS
 from alignkit.runs.stage_store import StageStore
-from alignkit_apps.feedback.asking import Wanted, items_of
-from alignkit_apps.feedback.database import SUFFIX
-from alignkit_apps.feedback.items import CRITERIA, TASKS, Item
-from alignkit_apps.feedback.store import Store
 from alignkit_apps.label.guidelines import Guidelines
-from alignkit_apps.shared.extras import check_extra
 from alignkit_apps.web.address import address_of
 from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of
+from alignkit_plugins.people.asking import Wanted, items_of
+from alignkit_plugins.people.database import SUFFIX
+from alignkit_plugins.people.items import CRITERIA, TASKS, Item
+from alignkit_plugins.people.store import Store
 
 PLAN = ("overlap", "gold_rate", "repeat_rate", "seed", "qualify", "min_gold")
 

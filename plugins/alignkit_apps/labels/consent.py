@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-from uuid import UUID
 
 from alignkit.errors import BadRow
-from alignkit_apps.feedback.effective_labels import consents
-from alignkit_apps.feedback.items import Item, listed, tupled
-from alignkit_apps.feedback.labels import canonical
-from alignkit_apps.feedback.merging import Content, content_of
-from alignkit_apps.feedback.records import Event, Stored
-from alignkit_apps.feedback.redaction import redact
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.effective_labels import consents
+from alignkit_plugins.people.items import Item, listed, tupled
+from alignkit_plugins.people.merging import Content, content_of
+from alignkit_plugins.people.records import Event, Stored
+from alignkit_plugins.people.redaction import redact
+from alignkit_plugins.people.store import Store
 
 _PSEUDONYM = re.compile(r"person-[0-9a-f]{12}")
 
@@ -26,7 +23,7 @@ _PSEUDONYM = re.compile(r"person-[0-9a-f]{12}")
 class LeftOut:
     """What is not exported, and why. Items: without a license, without consent of their author, replaced by a newer
     version of their row, without a label to export, or empty of meaning once they are redacted. Events: without consent
-    of their annotator. redacted: texts in which something was replaced. unfit: items that other tools cannot show.
+    of their annotator. redacted: texts in which something was replaced.
     """
 
     unlicensed: int = 0
@@ -36,7 +33,6 @@ class LeftOut:
     meaningless: int = 0
     unconsented_events: int = 0
     redacted: int = 0
-    unfit: int = 0
 
     def lines(self) -> list[str]:
         """What was left out, one reason per line."""
@@ -47,7 +43,6 @@ class LeftOut:
             "items without a label that may be shared": self.unlabeled,
             "items that mean nothing once they are redacted": self.meaningless,
             "events of people who have not agreed to share them": self.unconsented_events,
-            "of the files of other tools: items with tools or answers of several turns": self.unfit,
         }
         return [f"left out: {text}: {count}" for text, count in texts.items() if count]
 
@@ -89,8 +84,7 @@ def without_copies(content: Content, target: Store) -> Content:
     """The content as it is merged into a store that may have it under other names: a label counts once.
 
     Exports have pseudonyms and redacted texts. What comes back from one gets the store's names, and what meets its own
-    export gets the pseudonyms. A label that went through another tool has a new uuid (version 5, made of what it says),
-    so that it is a copy of a label with the same words. What the store knows of its people's consent stays.
+    export gets the pseudonyms. What the store knows of its people's consent stays.
     """
     mine = content_of(target)
     ours, theirs = ({event.annotator for event in one.events} for one in (mine, content))
@@ -106,14 +100,13 @@ def without_copies(content: Content, target: Store) -> Content:
         for one in content.items
         if one.item.id not in stored and (shown := _shown(one.item)) in ids
     }
-    known, said = {event.uuid: event for event in mine.events}, {_says(event): event for event in mine.events}
+    known = {event.uuid: event for event in mine.events}
     events = []
     for event in content.events:
         who, item = names.get(event.annotator, event.annotator), copies.get(event.item or "", event.item)
         renamed = replace(event, annotator=who, item=item)
-        copied = said.get(_says(renamed))
-        if copied is not None and (event.uuid in known or 5 in (UUID(event.uuid).version, UUID(copied.uuid).version)):
-            events.append(copied)
+        if event.uuid in known and _says(renamed) == _says(known[event.uuid]):
+            events.append(known[event.uuid])
         elif event.kind != "consent" or who == event.annotator:
             events.append(renamed)
     items = [stored[copies[one.item.id]] if one.item.id in copies else one for one in content.items]
@@ -125,10 +118,9 @@ def _shown(item: Item) -> str:
     return _redacted(item, "", LeftOut()).id
 
 
-def _says(event: Event) -> str:
-    """The same for events in which a person says the same of an item."""
-    label = listed(canonical(event.payload, event.order), redact) if event.kind == "label" else event.uuid
-    return json.dumps([event.annotator, event.item, event.kind, label], sort_keys=True)
+def _says(event: Event) -> Event:
+    """The event as it is in exports, but with its name."""
+    return replace(event, payload=listed(event.payload, redact))
 
 
 def _item(stored: Stored, labeled: set[str | None], agreed: set[str], salt: str, out: LeftOut) -> Stored | None:

@@ -1,39 +1,30 @@
-"""The folder of an export: all events and items as JSON lines, the labels in several layouts, and a data card."""
+"""The folder of an export: all items and events, and the labels that count, as JSON lines."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import shlex
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.files import SkippedRow, bad_rows_error, file_rows
+from alignkit.data.files import SkippedRow, bad_rows_error, file_rows, raise_if_bad
 from alignkit.errors import BadRow, DataError
 from alignkit.io.atomic import replace_folder
-from alignkit_apps.feedback import records
-from alignkit_apps.feedback.effective_labels import Labeled, labeled
-from alignkit_apps.feedback.items import Item, tupled
-from alignkit_apps.feedback.merging import Content, merge
-from alignkit_apps.feedback.records import Event, Stored
-from alignkit_apps.feedback.rows import counts, row_of
-from alignkit_apps.feedback.store import Store
-from alignkit_apps.labels import label_studio
-from alignkit_apps.labels.card import card
 from alignkit_apps.labels.consent import LeftOut, shareable
-from alignkit_apps.labels.label_studio import read_rows
-from alignkit_apps.labels.layouts import FILES, layouts
+from alignkit_plugins.people import records
+from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.items import Item, tupled
+from alignkit_plugins.people.labels import BadLabel
+from alignkit_plugins.people.merging import Content, merge
+from alignkit_plugins.people.records import Event, Stored
+from alignkit_plugins.people.rows import counts, row_of
+from alignkit_plugins.people.store import Store
 
-ITEMS, EVENTS, GUIDELINES, LABELS, CARD = (
-    "items.jsonl", "events.jsonl", "guidelines.jsonl", "labels.jsonl", "README.md",
-)  # fmt: skip
-
-
+ITEMS, EVENTS, GUIDELINES, LABELS = "items.jsonl", "events.jsonl", "guidelines.jsonl", "labels.jsonl"
 FIELDS = [field.name for field in fields(Item) if field.name not in ("file", "row", "overlap", "priority")]
-LAYOUTS = ("parquet", "label-studio")  # besides JSON lines
 
 
 @dataclass(frozen=True)
@@ -45,11 +36,11 @@ class Export:
     left_out: LeftOut
 
 
-def export(store: Store, out: Path, more: Sequence[str] = ()) -> Export:
+def export(store: Store, out: Path) -> Export:
     """Write what may be shared into a folder. The same store gives the same bytes, and so does a store made of them.
 
-    more: which of LAYOUTS to write, too. Raises `DataError` if nothing may be shared, or if the folder holds something
-    else, such as an export of another store.
+    Raises `DataError` if nothing may be shared, or if the folder holds something else, such as an export of another
+    store.
     """
     _check_target(store, out)
     content, left_out = shareable(store)
@@ -59,41 +50,22 @@ def export(store: Store, out: Path, more: Sequence[str] = ()) -> Export:
         command = f"alignkit label {shlex.quote(str(store.path))} --license NAME"
         help = f"\n  help: give items without a license one: {command}" if left_out.unlicensed else ""
         raise DataError(f"{store.path}: nothing may be exported: {reasons}. {needs}{help}")
+    tables: dict[str, list[dict[str, Any]]] = {ITEMS: [], EVENTS: [asdict(event) for event in content.events]}
+    for stored in content.items:
+        values = {name: getattr(stored.item, name) for name in FIELDS}
+        tables[ITEMS].append({"id": stored.item.id, "revision": stored.revision, **values})
+    if content.guidelines:
+        tables[GUIDELINES] = [{"hash": name, "text": text} for name, text in content.guidelines]
     with tempfile.TemporaryDirectory(prefix="alignkit-feedback-") as folder:
         with Store.open(Path(folder) / "shared.feedback", new=True) as shared:
             merge(shared, content)
-            entries = [entry for entry in labeled(shared) if counts(entry)]
-    rows = _tables(content, entries)
-    if "parquet" in more:
-        names = {name: name.replace(".jsonl", ".parquet") for name in FILES.values()}
-        rows = {names.get(name, name): lines for name, lines in rows.items()}
-    rows |= _of_tools(entries, more, left_out)
+            tables[LABELS] = [row_of(entry) for entry in labeled(shared) if counts(entry)]
     with replace_folder(out) as new:
-        for name, lines in rows.items():
-            _write(new / name, lines)
-        (new / CARD).write_text(card(content, entries, {name: len(lines) for name, lines in rows.items()}))
+        for name, rows in tables.items():
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+            (new / name).write_text("".join(lines), encoding="utf-8")
     people = len({event.annotator for event in content.events})
-    return Export({name: len(lines) for name, lines in rows.items()}, people, left_out)
-
-
-def _of_tools(entries: Iterable[Labeled], more: Sequence[str], left_out: LeftOut) -> dict[str, list[Mapping[str, Any]]]:
-    """A file for each task, because a project of Label Studio has one kind of question."""
-    if "label-studio" not in more:
-        return {}
-    found, left_out.unfit = label_studio.tasks(entries)
-    return {f"label-studio/{task}.json": rows for task, rows in found.items()}
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    if path.suffix == ".parquet":
-        arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-        columns = {name: None for row in rows for name in row}  # Arrow takes the columns of the first row
-        parquet.write_table(arrow.Table.from_pylist([{**columns, **row} for row in rows]), path)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    else:
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return Export({name: len(rows) for name, rows in tables.items()}, people, left_out)
 
 
 def _check_target(store: Store, out: Path) -> None:
@@ -111,21 +83,6 @@ def _check_target(store: Store, out: Path) -> None:
         )
 
 
-def _tables(content: Content, entries: Iterable[Labeled]) -> dict[str, list[Mapping[str, Any]]]:
-    entries = list(entries)
-    tables: dict[str, list[Mapping[str, Any]]] = {
-        ITEMS: [
-            {"id": stored.item.id, "revision": stored.revision, **{name: getattr(stored.item, name) for name in FIELDS}}
-            for stored in content.items
-        ],
-        EVENTS: [asdict(event) for event in content.events],
-        GUIDELINES: [{"hash": name, "text": text} for name, text in content.guidelines],
-        LABELS: [row_of(entry) for entry in entries],
-    }
-    tables |= {FILES[name]: list(rows) for name, rows in layouts(entries).items()}
-    return {name: rows for name, rows in tables.items() if rows or name in (ITEMS, EVENTS)}
-
-
 # Reading an export
 
 
@@ -134,15 +91,27 @@ def content_of_folder(folder: Path) -> Content:
     if not (folder / EVENTS).is_file() or not (folder / ITEMS).is_file():
         raise DataError(f"{folder}: not an export of feedback: expected {ITEMS} and {EVENTS}")
     bad: list[SkippedRow] = []
-    writer = "an export"
-    items: list[Stored] = read_rows(folder / ITEMS, _stored, writer, bad)
+    items: list[Stored] = _rows(folder / ITEMS, _stored, bad)
     known = {stored.item.id: stored.item for stored in items}
-    events = read_rows(folder / EVENTS, lambda row: _event(row, known), writer, bad)
+    events = _rows(folder / EVENTS, lambda row: _event(row, known), bad)
     guidelines = folder / GUIDELINES
-    texts = read_rows(guidelines, lambda row: (row["hash"], row["text"]), writer, bad) if guidelines.is_file() else []
+    texts = _rows(guidelines, lambda row: (row["hash"], row["text"]), bad) if guidelines.is_file() else []
     if bad:
         raise bad_rows_error(bad)
     return Content(items, events, texts)
+
+
+def _rows(path: Path, read: Callable[[Any], Any], bad: list[SkippedRow]) -> list[Any]:
+    """What `read` makes of the rows of a file. bad: gets the others."""
+    rows = []
+    for number, row in file_rows(path):
+        try:
+            rows.append(read(raise_if_bad(row)))
+        except (BadRow, BadLabel) as error:
+            bad.append(SkippedRow(str(path), number, str(error)))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            bad.append(SkippedRow(str(path), number, f"not as an export writes it: {type(error).__name__}: {error}"))
+    return rows
 
 
 def _stored(row: Any) -> Stored:

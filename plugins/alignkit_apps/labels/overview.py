@@ -9,25 +9,26 @@ from typing import Any
 
 from alignkit.evaluation.statistics import rate, shown
 from alignkit.report import Block, Table
-from alignkit_apps.feedback.effective_labels import Labeled, consents, labeled
-from alignkit_apps.feedback.labels import FLAGS
-from alignkit_apps.feedback.rows import counts
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.agreement import agreement, agreement_tables
+from alignkit_plugins.people.effective_labels import Labeled, consents, labeled
+from alignkit_plugins.people.labels import FLAGS
+from alignkit_plugins.people.rows import counts
+from alignkit_plugins.people.store import Event, Store
+
+SHARES = {True: "yes", False: "no", None: "not asked"}
 
 
 def overview(store: Store) -> dict[str, Any]:
-    """What a store holds, as plain data: items by task, people, and what waits for a decision."""
-    entries, agreed, plan = labeled(store), consents(store), store.plan
-    events = store.events()
+    """What a store holds, as plain data: items by task, people, how far they agree, and what waits for a decision."""
+    entries, agreed, events = labeled(store), consents(store), store.events()
     names = sorted({event.annotator for event in events})
     return {
         "store": str(store.path),
-        "plan": {"overlap": plan.overlap, "gold_rate": plan.gold_rate, "repeat_rate": plan.repeat_rate},
+        "overlap": store.plan.overlap,
         "tasks": {task: _task(entries, task) for task in sorted({entry.stored.item.task for entry in entries})},
-        "people": {name: _person(entries, events, name) | {"shares": agreed.get(name)} for name in names},
+        "people": {name: {**_person(entries, events, name), "shares": agreed.get(name)} for name in names},
+        "agreement": agreement(entries),
         "reviewed": _reviewed(entries),
-        "events": dict(Counter(event.kind for event in events)),
-        "guidelines": len(store.guidelines()),
         "licenses": dict(Counter(entry.stored.item.license or "none" for entry in entries)),
     }
 
@@ -47,7 +48,7 @@ def _task(entries: Sequence[Labeled], task: str) -> dict[str, int]:
     }
 
 
-def _person(entries: Sequence[Labeled], events: Sequence[Any], name: str) -> dict[str, Any]:
+def _person(entries: Sequence[Labeled], events: Sequence[Event], name: str) -> dict[str, Any]:
     votes = [vote for entry in entries for vote in entry.votes if vote.annotator == name]
     seconds = [vote.seconds for vote in votes if vote.seconds is not None]
     kinds = Counter(event.kind for event in events if event.annotator == name)
@@ -62,8 +63,9 @@ def _person(entries: Sequence[Labeled], events: Sequence[Any], name: str) -> dic
 def _reviewed(entries: Sequence[Labeled]) -> dict[str, dict[str, Any]]:
     """For each writer of reviewed answers the share without a flag, which is appropriate, and with each flag."""
     answers: dict[str, list[Sequence[str]]] = {}
-    for item, label in ((entry.stored.item, entry.final) for entry in entries if entry.stored.item.task == "review"):
-        for place, flags in enumerate((label or {}).get("flags", ())):
+    for entry in entries:
+        item, label = entry.stored.item, entry.final or {}
+        for place, flags in enumerate(label.get("flags", ())):
             writer = item.origins[place] if item.origins else None
             answers.setdefault(writer or "unknown", []).append(flags)
     return {
@@ -75,27 +77,22 @@ def _reviewed(entries: Sequence[Labeled]) -> dict[str, dict[str, Any]]:
 
 def blocks(facts: dict[str, Any]) -> list[Block]:
     """The report of an overview."""
+    licenses = ", ".join(f"{name} {count}" for name, count in facts["licenses"].items())
+    parts: list[Block] = [f"{facts['store']}\noverlap {facts['overlap']}; licenses of items: {licenses or '-'}"]
     tasks = [(task, *map(str, row.values())) for task, row in facts["tasks"].items()]
     heads = ["task", *next(iter(facts["tasks"].values()), {})]
-    shares = {True: "yes", False: "no", None: "not asked"}
-    people = [
-        (name, *(("-" if value is None else f"{value:g}") for value in list(row.values())[:-1]), shares[row["shares"]])
-        for name, row in facts["people"].items()
-    ]
-    licenses = ", ".join(f"{name} {count}" for name, count in facts["licenses"].items())
-    found: list[Block] = [f"{facts['store']}\noverlap {facts['plan']['overlap']}; licenses of items: {licenses or '-'}"]
-    found += [Table("Items", heads, tasks)] if tasks else ["no items"]
-    reviewed = [
-        (
-            writer,
-            str(row["answers"]),
-            shown(row["appropriate"], percent=True),
-            *(f"{row[flag]:.0%}" for flag in FLAGS),
-        )
-        for writer, row in facts["reviewed"].items()
-    ]
-    heads = ["writer", "answers", "appropriate", *FLAGS]
-    found += [Table("Reviewed answers", heads, reviewed)] if reviewed else []
+    parts.append(Table("Items", heads, tasks) if tasks else "no items")
+    reviewed = []
+    for writer, row in facts["reviewed"].items():
+        flags = [f"{row[flag]:.0%}" for flag in FLAGS]
+        reviewed.append((writer, str(row["answers"]), shown(row["appropriate"], percent=True), *flags))
+    if reviewed:
+        parts.append(Table("Reviewed answers", ["writer", "answers", "appropriate", *FLAGS], reviewed))
+    people = []
+    for name, row in facts["people"].items():
+        seconds = "-" if row["median seconds"] is None else f"{row['median seconds']:g}"
+        numbers = [str(row[key]) for key in ("labels", "skips", "undone")]
+        people.append((name, *numbers, seconds, SHARES[row["shares"]]))
     heads = ["annotator", "labels", "skips", "undone", "median seconds", "agreed to share"]
-    found += [Table("People", heads, people)] if people else ["no labels yet"]
-    return found
+    parts.append(Table("People", heads, people) if people else "no labels yet")
+    return [*parts, *agreement_tables(facts["agreement"])]

@@ -19,13 +19,10 @@ from alignkit.plugins import launcher
 from alignkit.registry import Registry
 from alignkit.reward import REWARD_KEY, Context, no_progress
 from alignkit.runs.bases import RunBases
-from alignkit.runs.data import RunData
 from alignkit.tokens.text_tokens import Ids
 from alignkit.training.scoring import Scorer
-from alignkit_apps.policies.named_models import NamedModel
-from alignkit_apps.policies.recipe import NamedModels, read_models
-from alignkit_apps.policies.streaming import Answer, Drafts, Piece, Question, answer
-from alignkit_apps.policies.variant import Examples, best_places, draw
+from alignkit_apps.policies.recipe import NamedModels, names_of, read_models
+from alignkit_apps.policies.streaming import Answer, answer
 
 MAX_NEW_TOKENS = 512  # of an answer, by a policy that did not learn from its own samples
 # How a policy samples, unless somebody says otherwise: as in its training.
@@ -41,8 +38,7 @@ class Policy:
     """A policy that answers.
 
     name: what people call it. word: what it was named by. reference: of its weights, for `service`. sampling: how it
-    samples, unless somebody says otherwise. examples: in front of what it reads. best_of: how many answers it writes
-    for each of its own, of which `chooser` chooses one.
+    samples, unless somebody says otherwise.
     """
 
     name: str
@@ -50,77 +46,37 @@ class Policy:
     reference: str
     service: ModelService
     sampling: Sampling
-    examples: Examples | None = None
-    best_of: int = 1
-    chooser: Scorer | None = None
 
-    def described(self) -> str:
-        """How it samples, in words: `temperature 0.5, max_new_tokens 6`."""
-        known = vars(Sampling())
-        keys = ("temperature", *(key for key in _FOLLOWED if getattr(self.sampling, key) != known[key]))
-        return ", ".join(f"{key} {getattr(self.sampling, key)}" for key in dict.fromkeys((*keys, "max_new_tokens")))
-
-    def prompt(self, asked: Sequence[Message]) -> Ids:
+    def prompt(self, messages: Sequence[Message]) -> Ids:
         """The tokens of a conversation.
 
         Raises TooLong, and DataError if there are none or the template refuses the conversation.
         """
-        asked = self.examples.messages(asked) if self.examples is not None and asked else asked
-        prompt = self.service.encoder.prompt(asked)
+        prompt = self.service.encoder.prompt(messages)
         if not prompt:
             raise DataError("the prompt has no tokens")
-        if self.room(prompt) < 1:
-            context = self.service.model.context
+        context = self.service.model.context
+        if len(prompt) >= context:
             raise TooLong(f"the prompt has {len(prompt)} tokens, but {self.name} reads at most {context - 1}")
         return prompt
 
-    def room(self, prompt: Ids) -> int:
-        """Tokens that an answer may have after a prompt."""
-        return self.service.model.context - len(prompt)
+    def answer(
+        self,
+        prompt: Ids,
+        sampling: Sampling,
+        seed: int,
+        heard: Callable[[str], None] = lambda text: None,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Answer:
+        """An answer of as many tokens as the prompt leaves room for; see `alignkit_apps.policies.streaming`.
 
-    def streams(self, seed: int, count: int) -> list[int]:
-        """The random streams of `count` answers, which are those of `Models.sample`."""
-        return [seeds.number(seed, 0, draft) for draft in range(count * self.best_of)]
-
-    def answer(self, questions: Sequence[Question], sampling: Sampling) -> list[list[Answer]]:
-        """The answers to questions; see `alignkit_apps.policies.streaming`. The best of several is heard at once."""
-        service, asked = self.service, questions
-        if self.chooser is not None:
-            asked = [replace(q, heard=lambda piece: None, in_pieces=False) for q in questions]
-        drafts = answer(service.model, service.role(self.reference), service.encoder, asked, sampling)
-        if self.chooser is None:
-            return drafts
-        return [self._best(question, each) for question, each in zip(questions, drafts, strict=True)]
-
-    def _best(self, question: Question, drafts: Sequence[Answer]) -> list[Answer]:
-        """The best of each `best_of` drafts."""
-        assert self.chooser is not None
-        (group,) = self.chooser.score([answered(self, question.messages, drafts)])
-        scores = [response.scores[REWARD_KEY] for response in group.responses]
-        found = []
-        for number, place in enumerate(best_places(scores, self.best_of)):
-            some = slice(number * self.best_of, (number + 1) * self.best_of)
-            one = replace(drafts[place], drafts=Drafts(drafts[some], scores[some], place - number * self.best_of))
-            question.heard(Piece(number, one.text, one.logprobs, one))
-            found.append(one)
-        return found
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """What somebody asked, and what a policy answered, for whoever keeps such data.
-
-    policy: the word that it was named by. rewards: of the answers, if they were scored. shown: the index of the answer
-    that was shown, if there are several.
-    """
-
-    policy: str
-    messages: Sequence[Message]
-    answers: Sequence[str]
-    sampling: Sampling
-    seed: int
-    rewards: Sequence[float | None] = ()
-    shown: int = 0
+        seed: equal ones give equal answers, which are those of `Models.sample`.
+        """
+        service = self.service
+        most = min(sampling.max_new_tokens, service.model.context - len(prompt))
+        stream, sampling = seeds.number(seed, 0, 0), replace(sampling, max_new_tokens=most)
+        role = service.role(self.reference)
+        return answer(service.model, role, service.encoder, prompt, stream, sampling, heard, wanted)
 
 
 @dataclass(frozen=True)
@@ -130,69 +86,61 @@ class Opened:
     policies: Mapping[str, Policy]
     scorers: Sequence[Scorer] = field(default_factory=list)
 
-    def rewards(
-        self, policy: Policy, messages: Sequence[Message], answers: Sequence[Answer]
-    ) -> list[dict[str, float | None]]:
-        """For each answer of a policy its score by every reward."""
-        group = answered(policy, messages, answers)
-        found: list[dict[str, float | None]] = [{} for _ in answers]
+    def rewards(self, policy: Policy, messages: Sequence[Message], answer: Answer) -> dict[str, float | None]:
+        """The score of a policy's answer by every reward."""
+        encoder = policy.service.encoder
+        text = encoder.said(answer.tokens)  # as in a run, with the reasoning that the prompt opens
+        response = Response(
+            text=text,
+            tokens=answer.tokens,
+            truncated=not answer.ended,
+            source=policy.reference,
+            tokenizer=encoder.digest,
+        )
+        found: dict[str, float | None] = {}
         for scorer in self.scorers:
-            (scored,) = scorer.score([group])
-            for scores, response in zip(found, scored.responses, strict=True):
-                scores[_short(scorer.name)] = response.scores[REWARD_KEY]
+            (scored,) = scorer.score([Group(tuple(messages), (response,))])
+            found[_short(scorer.name)] = scored.responses[0].scores[REWARD_KEY]
         return found
-
-
-def answered(policy: Policy, messages: Sequence[Message], answers: Sequence[Answer]) -> Group:
-    """Answers as rewards read them."""
-    encoder, source = policy.service.encoder, policy.reference
-    texts = [encoder.said(a.tokens) for a in answers]  # as in a run, with the reasoning that the prompt opens
-    responses = (
-        Response(text=text, tokens=a.tokens, truncated=not a.ended, source=source, tokenizer=encoder.digest)
-        for text, a in zip(texts, answers, strict=True)
-    )
-    return Group(tuple(messages), tuple(responses))
 
 
 @contextmanager
 def opened(
-    named: NamedModels, registry: Registry, reporter: Reporter, should_stop: Callable[[], None], command: str
+    named: NamedModels,
+    overrides: Sequence[str],
+    registry: Registry,
+    reporter: Reporter,
+    should_stop: Callable[[], None],
+    command: str,
 ) -> Iterator[Opened]:
     """Load the models that a command names.
 
     Raises RecipeError or RunFailed for one that cannot be loaded. should_stop: raises to end long passes.
     """
-    recipe, rewards, variants, engine = read_models(named, command, registry)
-    load = RunData(Path, recipe.seed).load
-    drawn = {
-        word: draw(load(one.few_shot).groups, one.shots, recipe.seed)
-        for word, one in variants.items()
-        if one.few_shot is not None
-    }
+    recipe, rewards, engine = read_models(named, command, overrides, registry)
     with tempfile.TemporaryDirectory(prefix="alignkit-") as folder, ExitStack() as engines:
         bases = RunBases(recipe, Path(folder), reporter)
         if not bases.fit(bases):
-            names = ", ".join(str(spec["base"]) for spec in (named.base, *named.others.values()))
+            names = ", ".join(str(spec["base"]) for spec in named.bases.values())
             raise RecipeError([Problem(f"these models do not fit in memory together: {names}", help="name fewer")])
         models = ModelRouter(bases.base_of, lambda name: _load(bases, name, should_stop))
         context = Context(models, Path(folder), Path.cwd(), recipe.seed, _no_data)
         policies = {}
         for name, word in names_of(named.policies).items():
-            policy = _policy(name, word, named, models.of(bases.base_of(named.references[word]) or "base"))
-            if (one := variants.get(word)) is not None:
-                chooser = None if one.reward is None else Scorer(one.reward, context)
-                policy = replace(policy, examples=drawn.get(word), best_of=one.best_of, chooser=chooser)
-            policies[name] = policy
+            reference = named.references[word]
+            service = models.of(bases.base_of(reference) or "base")
+            policies[name] = Policy(name, word, reference, service, sampling_of(named.policies[word].rollout))
         for name, policy in policies.items():
-            role = policy.service.role(policy.reference)  # now: weights that cannot be read are the user's mistake
-            model = policy.service.model
+            service = policy.service
+            role = service.role(policy.reference)  # now: weights that cannot be read are the user's mistake
             if engine is not None:
+                model = service.model
                 if model.engine is None:
                     place = Path(folder) / f"engine-{name}"
                     model.engine = launcher().engine(engine, place, stage="", seed=recipe.seed, say=reporter.say)
                     engines.callback(model.engine.close)
                 # Asked for no answer, it starts and takes the weights: also now, because that can fail or take minutes.
-                model.engine.generate(model, role, policy.service.encoder, [], [], policy.sampling)
+                model.engine.generate(model, role, service.encoder, [], [], policy.sampling)
         yield Opened(policies, [Scorer(reward, context) for reward in rewards])
 
 
@@ -202,20 +150,20 @@ def _load(bases: RunBases, name: str, should_stop: Callable[[], None]) -> ModelS
     return service
 
 
-def _policy(name: str, word: str, named: NamedModels, service: ModelService) -> Policy:
-    rollout = named.policies[word].rollout
-    options = {"max_new_tokens": MAX_NEW_TOKENS} | {key: rollout[key] for key in _FOLLOWED if rollout.get(key)}
+def sampling_of(rollout: Mapping[str, Any]) -> Sampling:
+    """How a policy samples that sampled so in its training; empty: it did not."""
+    given = {key: rollout[key] for key in _FOLLOWED if rollout.get(key) is not None}
+    options = {"max_new_tokens": MAX_NEW_TOKENS, **given}
     options["stop"] = tuple(options.get("stop", ()))
-    return Policy(name, word, named.references[word], service, Sampling(**options))
+    return Sampling(**options)
 
 
-def names_of(policies: Mapping[str, NamedModel]) -> dict[str, str]:
-    """The word of each policy by its name: RUN-STAGE, or the word itself if several have that name."""
-    labels = [model.label for model in policies.values()]
-    return {
-        model.label if model.label and labels.count(model.label) == 1 else word: word
-        for word, model in policies.items()
-    }
+def described(sampling: Sampling) -> str:
+    """`temperature 0.5, max_new_tokens 6`: how a policy samples, in words."""
+    plain = Sampling(max_new_tokens=sampling.max_new_tokens)
+    texts = [f"temperature {sampling.temperature}", f"max_new_tokens {sampling.max_new_tokens}"]
+    texts += [f"{key} {getattr(sampling, key)}" for key in _FOLLOWED if getattr(sampling, key) != getattr(plain, key)]
+    return ", ".join(dict.fromkeys(texts))
 
 
 def _no_data(spec: Any) -> list[Group]:

@@ -1,4 +1,4 @@
-"""The stage to export: found in the folder of its run, with its record, its weights and its base model."""
+"""A stage with a model: found in the folder of its run, with its record, its weights and its base model."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ class Source:
     def depends_on(self) -> Mapping[str, Any]:
         """Everything that the stage's result depends on, as the run recorded it."""
         return self.record["depends_on"]
+
+    @property
+    def label(self) -> str:
+        """`quickstart-align`: what to call it outside of its run."""
+        return f"{self.run.resolve().name}-{self.reference.replace('@', '-')}"
 
     @cached_property
     def spec(self) -> ModelSpec:

@@ -16,13 +16,12 @@ def show(
         typer.Argument(metavar="RUN", help="Folders of runs, or one result: RUN/align@ppo. Default: list runs/."),
     ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Delete all results of a run but the current ones.")] = False,
-    live: Annotated[bool, typer.Option("--live", help="Serve the report on this machine, also while it runs.")] = False,
-    open_page: Annotated[bool, typer.Option("--open", help="With --live: open the page in a browser.")] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the report of a run in a browser.")] = False,
 ) -> Result | None:
-    """Show what a run found, or compare several.
+    """Show what a run found so far, or compare several.
 
-    Of one run: what each evaluation says, all results, earlier ones included, side by side, and the report, which is
-    written again. Of several: the evaluations, then how recipes, versions and metrics differ.
+    Of one run: what each evaluation says, the last values of the curves, and all results, earlier ones included, side
+    by side. Of several: the evaluations, then how recipes, versions and metrics differ. Nothing is written.
 
     align@ppo is the newest result of the stage align by ppo; align@ppo~1 is the one before. evaluate, chat, serve and
     export take RUN/align@ppo. Earlier results are restored when the recipe is changed back.
@@ -31,28 +30,24 @@ def show(
     Examples:
       alignkit show runs/quickstart
       alignkit show runs/quickstart runs/seed1
-      alignkit show runs/quickstart --live
+      alignkit show runs/quickstart --open
       alignkit show runs/quickstart --prune
     """
     from alignkit.arguments import announce, refuse
     from alignkit_apps.policies.source import runs_in
 
     folders = folders or []
-    if (prune or live) and (len(folders) != 1 or runs_in(folders[0])):
-        refuse(f"--{'prune' if prune else 'live'} is for one run", "name one RUN")
-    if live:
-        from alignkit_apps.report.live import serve_live
-
-        serve_live(folders[0], open_page=open_page)
-        return None
-    names = ", ".join(map(str, folders)) or "runs"
-    announce(f"reads {names}{' and writes its report' if len(folders) == 1 else ''}")
+    if (prune or open_page) and (len(folders) != 1 or runs_in(folders[0])):
+        refuse(f"--{'prune' if prune else 'open'} is for one run", "name one RUN")
+    announce(f"reads {', '.join(map(str, folders)) or 'runs'}")
+    from alignkit.report import Report
     from alignkit_apps.catalog.printing import reported
-    from alignkit_apps.report.show import shown
+    from alignkit_apps.report.show import open_report, shown
 
     report, facts = shown(folders)
+    if open_page and facts is not None:
+        report = Report([*report.blocks, f"report: {open_report(facts)}"])
     if prune:
-        from alignkit.report import Report
         from alignkit_apps.report.results import prune as pruned
 
         report = Report([*report.blocks, pruned(folders[0])])

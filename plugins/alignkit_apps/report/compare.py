@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignkit.evaluation.readable import number, short, shown
 from alignkit.report import Block, Report, Table
-from alignkit_apps.charts.numbers import number, short, shown
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.files import each_object, load_yaml
 from alignkit_apps.report.stages import flat

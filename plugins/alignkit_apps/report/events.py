@@ -18,7 +18,7 @@ def run_started(run: Any) -> None:
 
 @hookimpl
 def stage_changed(run: Any, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
-    from alignkit_apps.shared.changed import change_since
+    from alignkit_apps.report.changed import change_since
 
     return change_since(record, parts, run.recipe.stages[stage])
 
@@ -26,7 +26,7 @@ def stage_changed(run: Any, stage: str, record: Mapping[str, Any], parts: Mappin
 @hookimpl
 def stage_begins_again(run: Any, stage: str, record: Mapping[str, Any]) -> None:
     """Say what becomes of settings that were written for another algorithm."""
-    from alignkit_apps.shared.changed import carried_over
+    from alignkit_apps.report.changed import carried_over
 
     now = run.recipe.stages[stage]
     if now.kind == "algorithm":

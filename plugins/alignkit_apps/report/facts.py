@@ -11,13 +11,14 @@ from typing import Any
 
 import alignkit
 from alignkit.errors import Problem, RecipeError, reason_of
+from alignkit.evaluation import judging, verdicts
+from alignkit.evaluation.readable import mapping
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.plugins import plugins
 from alignkit.recipe.rounds import stages_of_rounds
 from alignkit.report import Report
 from alignkit.runs.files import RECIPE
-from alignkit_apps.charts import curves, data_cards, judging, verdicts
-from alignkit_apps.charts.numbers import mapping
+from alignkit_apps.charts import curves, data_cards
 from alignkit_apps.policies.source import near_run
 from alignkit_apps.report import (
     history,

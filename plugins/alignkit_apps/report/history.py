@@ -11,8 +11,8 @@ from typing import Any, TypedDict
 
 from filelock import FileLock, Timeout
 
+from alignkit.evaluation.readable import number
 from alignkit.runs.files import STARTS
-from alignkit_apps.charts.numbers import number
 from alignkit_apps.report.files import read_lines, read_text
 
 MOST = 200  # incidents

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from alignkit.evaluation.readable import duration, short
 from alignkit.report import Block, Report, SideBySide
-from alignkit_apps.charts.numbers import duration, short
 from alignkit_apps.report.parts import Figures, Part, Sample, cut, one_line_each, parts
 from alignkit_apps.report.tables import stage_titles
 

@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from alignkit.evaluation.readable import bounds, number, short
 from alignkit_apps.charts.curves import Figure, Series, figure
-from alignkit_apps.charts.numbers import bounds, number, short
 
 DRAWABLE = 3  # points
 LEAST = 8  # points of a fit with three numbers

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from alignkit.evaluation.judge_card import PEOPLE
+from alignkit.evaluation.readable import bounds, short, shown
+from alignkit.evaluation.tables import columns_of
 from alignkit.evaluation.who_judged import GAINS, lower, own_of, percent, reward_name, said
-from alignkit_apps.charts.evaluation import columns_of
-from alignkit_apps.charts.numbers import bounds, short, shown
 
 MOST = 6  # raters of the plot; the tables have all of them
 MARGIN = 0.05  # of the plot, on each side of the widest intervals

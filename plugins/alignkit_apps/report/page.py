@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit_apps.charts import curves, figures, numbers
+from alignkit.evaluation import readable as numbers
+from alignkit_apps.charts import curves, figures
 from alignkit_apps.charts.page import templates
 from alignkit_apps.report import overview
 from alignkit_apps.report.files import UNEXPECTED
@@ -28,11 +29,8 @@ LEVELS = (
 )
 
 
-def page(facts: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> str:
-    """The page of a run's facts, at most MOST_BYTES long in UTF-8; what had to be cut is said in it.
-
-    live: what a page that a server shows says of a run that works, as `live.state_of` gives it.
-    """
+def page(facts: Mapping[str, Any]) -> str:
+    """The page of a run's facts, at most MOST_BYTES long in UTF-8; what had to be cut is said in it."""
     before: Sequence[curves.Figure] | None = None
     drawn: list[tuple[curves.Figure, str]] = []
     for level in LEVELS:
@@ -40,10 +38,10 @@ def page(facts: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> str
         if less["figures"] != before:
             before = less["figures"]
             drawn = figures.drawn(before)
-        text = _render({**less, "figures": before}, drawn, live)
+        text = _render({**less, "figures": before}, drawn)
         if len(text.encode()) <= MOST_BYTES:
             return text
-    return _render(_least(facts), [], live)
+    return _render(_least(facts), [])
 
 
 def _least(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,9 +85,7 @@ def _overview(facts: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _render(
-    facts: Mapping[str, Any], drawn: Sequence[tuple[curves.Figure, str]], live: Mapping[str, Any] | None
-) -> str:
+def _render(facts: Mapping[str, Any], drawn: Sequence[tuple[curves.Figure, str]]) -> str:
     summaries = {item["stage"]: item["evaluation"] for item in facts["evaluations"]}
     environment = templates(Path(__file__).parent, facts["figures"], drawn)
     environment.filters |= {
@@ -103,5 +99,4 @@ def _render(
         titles=stage_titles(facts["stages"]),
         parts=parts(facts),
         overview=_overview(facts),
-        live=live,
     )

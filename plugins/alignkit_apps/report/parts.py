@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from alignkit.evaluation.readable import duration, short, size
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit_apps.charts import curves, data_cards
 from alignkit_apps.charts.curves import Figure, worded
-from alignkit_apps.charts.numbers import duration, short, size
 from alignkit_apps.report.people import people_tables
 from alignkit_apps.report.side_by_side import blocks
 from alignkit_apps.report.tables import (

@@ -9,15 +9,15 @@ from typing import Any
 from alignkit.report import Table
 from alignkit.runs.files import AGREEMENT
 from alignkit_apps.charts.data_cards import brief_name
-from alignkit_apps.feedback.agreement_summary import agreement_tables
 from alignkit_apps.report.files import read_object
 from alignkit_apps.report.stages import sources_of
+from alignkit_plugins.people.agreement import agreement_tables
 
 MOST = 12  # stores
 
 
 def people_of(name: str, record: Mapping[str, Any], folder: Path | None = None) -> list[dict[str, Any]]:
-    """The stores that a stage read, and the labels that it asked for, each with `agreement_summary.agreement`.
+    """The stores that a stage read, and the labels that it asked for, each with `people.agreement.agreement`.
 
     record: its stage.json. folder: the stage's; None leaves out what it asked people, which its own report shows.
     """

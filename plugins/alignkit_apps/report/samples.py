@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from alignkit.evaluation.readable import number
 from alignkit.evaluation.who_judged import lower
-from alignkit_apps.charts.numbers import number
 from alignkit_apps.report.files import each_object
 
 EACH = 5  # samples of each kind

@@ -7,10 +7,13 @@ from datetime import datetime
 from pathlib import Path
 
 from alignkit.arguments import refuse
+from alignkit.evaluation.readable import short
+from alignkit.io.atomic import write_text
 from alignkit.io.lookup import is_file
 from alignkit.io.stage_results import is_result_name
 from alignkit.report import Block, Report, Table
-from alignkit.runs.files import RECIPE
+from alignkit.runs.files import PAGE, RECIPE
+from alignkit_apps.charts.curves import main_metrics, worded
 from alignkit_apps.policies.source import RUNS, runs_in
 from alignkit_apps.report.compare import compared
 from alignkit_apps.report.facts import Facts, facts_of
@@ -18,11 +21,10 @@ from alignkit_apps.report.history import starts_of
 from alignkit_apps.report.results import results_table
 from alignkit_apps.report.side_by_side import blocks as side_by_side
 from alignkit_apps.report.tables import evaluation_tables
-from alignkit_apps.report.write import write_report
 
 
 def shown(folders: Sequence[Path]) -> tuple[Report, Facts | None]:
-    """A run whose report is written again, one of its results, a comparison of several runs, or the runs in a folder.
+    """What a run found, one of its results, a comparison of several runs, or the runs in a folder.
 
     folders: none for the runs in `runs`. The second value is the facts of the report; None without one.
 
@@ -50,7 +52,6 @@ def shown(folders: Sequence[Path]) -> tuple[Report, Facts | None]:
             refuse(f"{folder} is a result of no run", f"write RUN/{folder.name}, such as runs/quickstart/{folder.name}")
         return Report([results_table(folder.parent, folder.name)]), None
     facts = facts_of(folder)
-    page = write_report(folder, facts)
     run = facts["run"]
     blocks: list[Block] = [f"{run['name']}: {run['outcome']}, {run['stages_done']} of {run['stages']} stages"]
     if run["outcome"] == "failed":
@@ -60,7 +61,28 @@ def shown(folders: Sequence[Path]) -> tuple[Report, Facts | None]:
     for item in facts["evaluations"]:
         pairs = [pair for pair in facts["swaps"] if pair["stage"] == item["stage"]]
         blocks += [*evaluation_tables(facts, item["stage"]), *side_by_side(pairs, folder)]
-    return Report([*blocks, results_table(folder), f"report: {page}"]), facts
+    rows = [
+        [stage["name"], worded(name), short(ends["last"])]
+        for stage in facts["stages"]
+        for name, ends in main_metrics(stage)
+    ]
+    if rows:
+        blocks.append(Table("last values", ["stage", "metric", "value"], rows, keys=2))
+    report = [f"report: {folder / PAGE}"] if (folder / PAGE).is_file() else []
+    return Report([*blocks, results_table(folder), *report]), facts
+
+
+def open_report(facts: Facts) -> Path:
+    """Open the page of a run as it is now in a browser, from a temporary folder; returns the file."""
+    import tempfile
+    import webbrowser
+
+    from alignkit_apps.report.page import page
+
+    file = Path(tempfile.mkdtemp(prefix="alignkit-")) / PAGE
+    write_text(file, page(facts))
+    webbrowser.open(file.as_uri())
+    return file
 
 
 def _listed(runs: Sequence[Path]) -> Table:

@@ -33,4 +33,4 @@ def report_run(folder: Path, say: Callable[[str], None]) -> None:
         say(f"report: {write_report(folder, facts_of(folder))}")
     except (Exception, KeyboardInterrupt) as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else reason_of(error)
-        say(f"no report was written ({reason}); for another try: alignkit show {folder}")
+        say(f"no report was written ({reason}); to see it: alignkit show {folder} --open")

@@ -13,11 +13,10 @@ from typing import Any
 
 from alignkit.errors import AlignkitError
 from alignkit.io.printable import printable
-from alignkit_apps.feedback.collection import TERMS, Collection, Kept
-from alignkit_apps.feedback.labels import BadLabel, StrictModel
-from alignkit_apps.feedback.records import check_annotator
-from alignkit_apps.policies.policy import Exchange
 from alignkit_apps.web.messages import read
+from alignkit_plugins.people.collection import TERMS, Collection, Exchange
+from alignkit_plugins.people.labels import BadLabel, StrictModel
+from alignkit_plugins.people.records import check_annotator
 
 WHO, KEPT = "x-alignkit-annotator", "x-alignkit-kept"  # headers of requests and of replies
 MOST = 10_000  # replies that thumbs can be about
@@ -30,7 +29,6 @@ class _Consent(StrictModel):
 
 class _Thumb(StrictModel):
     id: str
-    choice: int = 0
     good: bool
 
 
@@ -39,7 +37,7 @@ class Collecting:
     """A store that users of the endpoint fill. Raises BadLabel for what it does not take."""
 
     collection: Collection
-    _replies: dict[str, tuple[str, str, list[str]]] = field(default_factory=dict)  # id -> annotator, item, answers
+    _replies: dict[str, tuple[str, str]] = field(default_factory=dict)  # id -> annotator, item
 
     def consent(self, headers: Mapping[str, str], body: bytes | None) -> dict[str, Any]:
         """What a user is asked, and what the user said last. body: says it now; a yes repeats the terms."""
@@ -60,30 +58,27 @@ class Collecting:
             return _unkept(error)
 
     def keep(self, headers: Mapping[str, str], reply: str, exchange: Exchange) -> bool:
-        """Keep a request's answers, if its user agreed. reply: its id. Returns whether they are kept."""
+        """Keep a request's answer, if its user agreed. reply: its id. Returns whether it is kept."""
         if not self.agreed(headers):
             return False
         who = annotator_of(headers)
         try:
-            (kept,) = self.collection.keep(who, [exchange])
+            item = self.collection.keep(who, exchange)
         except AlignkitError as error:
             return _unkept(error)
-        if not isinstance(kept, Kept):
-            return _unkept(kept)
         while len(self._replies) >= MOST:
             del self._replies[next(iter(self._replies))]
-        self._replies[reply] = (who, kept.item, list(exchange.answers))
+        self._replies[reply] = (who, item)
         return True
 
-    def rate(self, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
+    def rate(self, headers: Mapping[str, str], body: bytes | None) -> dict[str, Any]:
         """Store a thumb for an answer that was kept; a later one replaces it."""
-        said, who = read(_Thumb, json.loads(body)), annotator_of(headers)
-        known, item, answers = self._replies.get(said.id, ("", "", []))
-        if known != who or not 0 <= said.choice < len(answers):
-            raise BadLabel(f"no answer {said.choice} of {said.id:.60} was kept for {who} since the server started")
-        place = self.collection.store().item(item).item.responses.index(answers[said.choice])
-        self.collection.rate(who, Kept(item, place), said.good)
-        return {"id": said.id, "choice": said.choice, "good": said.good}
+        said, who = read(_Thumb, json.loads(body or b"")), annotator_of(headers)
+        known, item = self._replies.get(said.id, ("", ""))
+        if known != who:
+            raise BadLabel(f"no answer {said.id:.60} was kept for {who} since the server started")
+        self.collection.rate(who, item, said.good)
+        return {"id": said.id, "good": said.good}
 
 
 def _unkept(reason: object) -> bool:

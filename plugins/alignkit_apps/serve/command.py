@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import webbrowser
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,12 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignkit.arguments import refuse
-from alignkit_apps.shared.extras import check_extra
+from alignkit.extras import check_extra
 
 if TYPE_CHECKING:
-    from alignkit.registry import Registry
-    from alignkit_apps.feedback.collection import Collection
-    from alignkit_apps.policies.recipe import NamedModels
+    from alignkit_apps.web.address import Address
 
 PORT = 8000
 LEAST_TOKEN = 16  # characters
@@ -46,80 +46,80 @@ def serve(
 ) -> None:
     """Answer OpenAI clients on this machine with your policies.
 
-    It has /v1/models and /v1/chat/completions, and with --collect /v1/consent and /v1/feedback.
+    It has /v1/models and /v1/chat/completions, with --collect /v1/consent and /v1/feedback, and a page to talk.
 
     \b
     Examples:
       alignkit serve runs/quickstart/align
       alignkit serve runs/quickstart/base runs/quickstart/align --port 8080
     """
-    check_extra("alignkit serve", "serve", *PACKAGES)
     if token is not None and (len(token) < LEAST_TOKEN or not (token.isascii() and token.isprintable())):
         refuse(f"--token must have at least {LEAST_TOKEN} ASCII characters", "`openssl rand -hex 16` writes one")
-    from alignkit.plugins import load_plugins
-    from alignkit_apps.policies.recipe import models_of, without_overrides
-
-    registry = load_plugins().registry
-    policies, overrides = without_overrides(policies)
-    _refuse_rewards(policies)
     if collect is None and license:
         refuse("--license is about what is kept", "add --collect FILE.feedback")
-    named = models_of(policies, overrides=overrides)
-    with ExitStack() as stack:
-        collection = None
-        if collect is not None:
-            from alignkit_apps.feedback.collection import Collection
-            from alignkit_apps.policies.policy import names_of
+    from alignkit_apps.web.address import Address, address_of, is_loopback
 
-            names = {word: name for name, word in names_of(named.policies).items()}
-            collection = stack.enter_context(closing(Collection(collect, license, names)))
-        _serve(named, registry, host, port, token, collection)
+    if token is None and not is_loopback(host):
+        refuse(f"others could use the models at {host}", "name a --token, or leave --host out")
+    # Whoever has the token may use any name for this machine.
+    address = address_of(host) if is_loopback(host) or host.startswith("https://") else Address(host, None)
+    start(policies, port, address, token, collect, license)
 
 
-def _refuse_rewards(words: list[str]) -> None:
-    from alignkit_apps.policies.named_models import named_model
-    from alignkit_apps.policies.recipe import plain_word
-
-    for word in words:
-        if named_model(plain_word(word)).reward:
-            refuse(f"{word} is a reward model, which answers no questions", f"alignkit chat POLICY --reward {word}")
-
-
-def _serve(
-    named: NamedModels, registry: Registry, host: str, port: int, token: str | None, collection: Collection | None
+def start(
+    words: Sequence[str],
+    port: int | None,
+    address: Address,
+    token: str | None = None,
+    collect: Path | None = None,
+    license: str = "",
+    page: str = "",
 ) -> None:
+    """Serve policies until Ctrl-C. words: policies and overrides. page: what follows the address that is opened."""
+    check_extra("alignkit serve", "serve", *PACKAGES)
     from alignkit import stopping
     from alignkit.io.printable import printable
     from alignkit.io.progress import Reporter
-    from alignkit_apps.web.address import Address, address_of, is_loopback, url
-    from alignkit_apps.web.hosting import bound, interruptible
+    from alignkit.plugins import load_plugins
+    from alignkit_apps.policies.recipe import models_of, without_overrides
+    from alignkit_apps.web.hosting import interruptible, listening, server_of
 
-    reporter, address = Reporter(), address_of(host) if host.startswith("https://") else Address(host, ())
-    if token is None and not is_loopback(host):
-        refuse(f"others could use the models at {host}", "name a --token, or leave --host out")
-    if not is_loopback(address.host):
-        reporter.say(
-            f"warning: everybody who reaches {host} and has the token can use these models, without encryption"
-        )
-    with bound(address.host, port) as listening:
+    registry, reporter = load_plugins().registry, Reporter()
+    policies, overrides = without_overrides(words)
+    named = models_of(policies)
+    with ExitStack() as stack:
+        collecting = None
+        if collect is not None:
+            from alignkit_apps.policies.recipe import names_of
+            from alignkit_apps.serve.collecting import Collecting
+            from alignkit_plugins.people.collection import Collection
+
+            names = {word: name for name, word in names_of(named.policies).items()}
+            collecting = Collecting(stack.enter_context(closing(Collection(collect, license, names))))
+        listener = stack.enter_context(listening(port, address))
         reporter.loading_torch()
-        from alignkit_apps.policies.policy import opened  # imports torch
-        from alignkit_apps.policies.work import Work
-        from alignkit_apps.serve.app import serve as run
-        from alignkit_apps.serve.collecting import Collecting
+        from alignkit_apps.policies.policy import described, opened  # imports torch
+        from alignkit_apps.serve.app import Endpoint
 
-        work, collecting = Work(), None if collection is None else Collecting(collection)
         try:
-            with interruptible(), opened(named, registry, reporter, stopping.should_stop, "alignkit serve") as models:
-                for note in named.notes:
-                    reporter.say(printable(f"note: {note}"))
-                for policy in models.policies.values():
-                    reporter.say(printable(f"model {policy.name}: {policy.described()}"))
-                where = f"listening at {url(listening)}/v1{address.public and f' for {address.public}'}; Ctrl-C ends it"
-                if collection is not None:
-                    kept = f"answers to users who agreed at /v1/consent are kept in {collection.path}"
-                    reporter.say(printable(kept))
-                say, stop = lambda: reporter.say(where), stopping.should_stop
-                run(models, work, listening, token, say, stop, collecting, address.names)
+            stack.enter_context(interruptible())
+            models = stack.enter_context(
+                opened(named, overrides, registry, reporter, stopping.should_stop, "alignkit serve")
+            )
+            for policy in models.policies.values():
+                reporter.say(printable(f"model {policy.name}: {described(policy.sampling)}"))
+            endpoint = Endpoint(models.policies, collecting)
+            stack.enter_context(endpoint.model)
+            server = server_of(endpoint.application(address, token))
+            endpoint.stopping = lambda: server.should_exit
+            where = address.url(listener)
+            address.warn(listener)
+            reporter.say(f"listening at {where}/v1, with a page at {where}; Ctrl-C ends it")
+            if collect is not None:
+                reporter.say(printable(f"answers to users who agreed are kept in {collect}"))
+            if page:
+                webbrowser.open(where + page)
+            server.run(sockets=[listener])
+            reporter.say("stopped")
         except stopping.Stopped:
             reporter.say("stopped")

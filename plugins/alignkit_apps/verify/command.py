@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from alignkit.arguments import load
+from alignkit.arguments import load, refuse
+from alignkit.errors import did_you_mean
 from alignkit.outcome import Result
+from alignkit.runs.files import RECIPE
 
 
 def verify(
-    stage: Annotated[str, typer.Argument(metavar="RUN[/STAGE]", help="Folder of a run, or of one of its stages.")],
+    stage: Annotated[Path, typer.Argument(metavar="RUN[/STAGE]", help="Folder of a run, or of one of its stages.")],
     iterations: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Only the first N iterations, or steps, of training stages."),
@@ -26,16 +28,17 @@ def verify(
     \b
     Examples:
       alignkit verify runs/quickstart
-      alignkit verify runs/quickstart/align
       alignkit verify runs/quickstart/align --iterations 2
     """
-    from alignkit.io.progress import Reporter
-    from alignkit_apps.verify.source import find
+    run = stage if (stage / RECIPE).is_file() else stage.parent
+    if not (run / RECIPE).is_file():
+        help = "name the folder of a run, such as runs/quickstart, or one of its stages, such as runs/quickstart/align"
+        refuse(f"{stage} is neither a run nor a stage of one: no {RECIPE} is there", help)
+    recipe = load(str(run / RECIPE), None)
+    names = list(recipe.stages) if run == stage else [stage.name]
+    if names[0] not in recipe.stages:
+        help = did_you_mean(names[0], recipe.stages) or f"stages: {', '.join(recipe.stages)}"
+        refuse(f"{run} has no stage '{names[0]}'", help)
+    from alignkit_apps.verify.rerun import verified  # imports torch
 
-    recorded = find(stage, lambda path: load(str(path), None))
-    recorded.check()
-    reporter = Reporter()
-    reporter.say(f"verifying {Path(stage)}: {', '.join(recorded.names)}")
-    from alignkit_apps.verify.verdict import verified  # imports torch
-
-    return verified(recorded, iterations, reporter)
+    return verified(recipe, run, names, iterations)

@@ -1,96 +1,77 @@
-"""A stage of a run, run again in a temporary folder, which sees the results of the other stages.
-
-The run's own folder is only read: the rerun gets links to the other stages, and copies of what it could write.
-"""
+"""Runs stages again in a temporary folder, which sees the results of the other stages, and compares their files."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import OutOfResource
+from alignkit.errors import NotReproduced, OutOfResource, Problem, RecipeError
+from alignkit.io.changes import changes, shown
+from alignkit.io.digest import file_digest
 from alignkit.io.progress import Reporter
 from alignkit.io.stage_results import EARLIER
-from alignkit.plugin_errors import blaming
-from alignkit.plugins import plugins
-from alignkit.runs.process import resource_error
+from alignkit.outcome import Result
+from alignkit.recipe.schema import Recipe
+from alignkit.runs.machine import machine_of
 from alignkit.runs.run import Run
-from alignkit.stopping import Stopped
-from alignkit_apps.verify.source import Recorded
+from alignkit.runs.stage_store import StageStore
+from alignkit.stopping import Stopped, stoppable
 from alignkit_http.stored_replies import stored_replies_only
+from alignkit_plugins.people.waiting import NobodyAsked
+
+METRICS = "metrics.jsonl"
+NO_RESULTS = ("map", "checkpoints", "stage.json")  # stores of unfinished work, and the record itself
+ENVIRONMENT = ("versions", "kernels", "source", "version", "recognized")  # keys of a hash that are no inputs
 
 
 class _Enough(Stopped):
-    """The rerun has made the steps that are compared."""
-
-
-@contextmanager
-def temporary_folder(run: Path) -> Iterator[Path]:
-    """A folder next to a run, which is deleted at the end. Raises OutOfResource if it cannot be made."""
-    place = run.resolve()
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.verify-", dir=place.parent))
-    except OSError as error:
-        raise OutOfResource(f"cannot write a temporary folder next to {run}: {error.strerror or error}") from None
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """The rerun has made the iterations that are compared."""
 
 
 class Rerun(Run):
-    """A run of one stage."""
+    """A run of one stage. steps: end after so many iterations; None: at the stage's end."""
 
-    def __init__(self, recorded: Recorded, name: str, folder: Path, reporter: Reporter, steps: int | None = None):
-        """folder: an empty one. steps: end after this many steps or iterations; None: at the stage's end."""
-        _furnish(recorded, name, folder)
-        recipe = replace(recorded.recipe, trackers=())
-        super().__init__(recipe, folder, reporter)
-        self.original, self.name, self._steps, self._last = recorded, name, steps, 0
-        for upstream, stage_hash in self._recorded["upstream"].items():
-            self.hashes[upstream] = stage_hash
-        self.parts: dict[str, Any] = json.loads(json.dumps(self.parts_of(recorded.stage(name)), default=str))
-
-    @property
-    def _recorded(self) -> dict[str, Any]:
-        return self.original.record(self.name)["depends_on"]
+    def __init__(self, recipe: Recipe, run: Path, name: str, folder: Path, reporter: Reporter, steps: int | None):
+        store = StageStore(run, recipe.stages)
+        folder.mkdir()
+        for other in (EARLIER, *recipe.stages):
+            if other != name and store.path(other).is_dir():
+                (folder / other).symlink_to(store.path(other).resolve(), target_is_directory=True)
+        if (run / "date.json").is_file():
+            shutil.copyfile(run / "date.json", folder / "date.json")
+        if (run / "cache").is_dir():
+            shutil.copytree(run / "cache", folder / "cache", ignore=shutil.ignore_patterns("engine-*"))
+        super().__init__(replace(recipe, trackers=()), folder, reporter)
+        self.record, self.old = store.record(name), store.path(name)
+        self.stage, self._steps, self._last = recipe.stages[name], steps, 0
+        self.hashes.update(self.record["depends_on"]["upstream"])
+        self.parts: dict[str, Any] = json.loads(json.dumps(self.parts_of(self.stage), default=str))
 
     def again(self) -> bool:
-        """Run the stage. Returns whether it ran to its end, and not only its first steps."""
+        """Run the stage. Returns whether it ran to its end."""
         try:
-            with stored_replies_only(), blaming(plugins().registry.everything, lambda: self.name):
-                self._stage(self.original.stage(self.name))
+            with stored_replies_only():
+                self._stage(self.stage)
         except _Enough:
             return False
-        except Stopped as error:
-            error.add_note(f"verify was interrupted in stage '{self.name}'; the same command starts over")
-            raise
         except Exception as error:
-            error.add_note(
-                f"stage '{self.name}' was run again, and failed; it did not when {self.original.run} was made"
-            )
-            if (shortage := resource_error(error)) is not None:
-                raise shortage from error
+            error.add_note(f"stage '{self.stage.name}' was run again by verify; {self.old} is as it was")
             raise
         finally:
             self.reporter.stop()
         return True
 
     def should_stop(self) -> None:
-        """Raise if a stop was requested, or if the rerun has made its steps."""
         super().should_stop()
         if self._steps is not None and self._last >= self._steps:
             raise _Enough
 
     def notify(self, stage: str) -> Callable[..., Any]:
-        """The event hooks, which also count the steps."""
         call = super().notify(stage)
 
         def counting(hook: str, **values: Any) -> Any:
@@ -102,21 +83,124 @@ class Rerun(Run):
 
         return counting
 
+    def changed(self) -> tuple[list[str], list[str]]:
+        """What differs from the record: the stage's inputs, and the machine with its versions and code."""
+        inputs, around = list[str](), list[str]()
+        for change in changes(self.record["depends_on"], self.parts):
+            (around if set(ENVIRONMENT) & set(change.path) else inputs).append(shown(change))
+        around += map(shown, changes(self.record["machine"], machine_of(self.models)))
+        return inputs, around
 
-def _furnish(recorded: Recorded, name: str, folder: Path) -> None:
-    """Put what a rerun reads into its folder: the other stages, stored replies, and the day of the run."""
-    folder.mkdir()
-    for other in (EARLIER, *recorded.recipe.stages):
-        if other != name and recorded.store.path(other).is_dir():
-            _link(recorded.store.path(other).resolve(), folder / other)
-    if (recorded.run / "date.json").is_file():
-        shutil.copyfile(recorded.run / "date.json", folder / "date.json")
-    if (recorded.run / "cache").is_dir():
-        shutil.copytree(recorded.run / "cache", folder / "cache", ignore=shutil.ignore_patterns("engine-*"))
+    def differences(self, *, whole: bool) -> list[str]:
+        """The files that differ, but for times and places."""
+        new, before = self.store.path(self.stage.name), self.record["files"]
+        files = {path.relative_to(new).as_posix(): path for path in sorted(new.rglob("*")) if path.is_file()}
+        found = []
+        for name in sorted({*files, *(before if whole else ())}, key=lambda name: (name != METRICS, name)):
+            top = name.split("/")[0]
+            if top in NO_RESULTS or (not whole and top == "adapter"):  # that of an unfinished stage is none
+                continue
+            if name not in files or name not in before:
+                found.append(f"{name}: only {'in the run' if name in before else 'here'}")
+            elif file_digest(files[name]) != before[name] and (text := _first(self.old / name, files[name], whole)):
+                found.append(f"{name}: {text}")
+        return found
 
 
-def _link(source: Path, target: Path) -> None:
+def _first(old: Path, new: Path, whole: bool) -> str:
+    """The first difference of two files whose digests differ; empty if it is of times and places only."""
+    if old.suffix not in (".json", ".jsonl"):
+        return "other bytes"
+    before, now = ([json.loads(line) for line in _lines(file)] for file in (old, new))
+    if len(now) < len(before) and not whole:
+        before = before[: len(now)]
+    for number, (one, other) in enumerate(zip(before, now, strict=False), 1):
+        for change in changes(_untimed(one), _untimed(other)):
+            return f"line {number}, {shown(change)}"
+    return "" if len(before) == len(now) else f"{len(before)} lines in the run, {len(now)} here"
+
+
+def _lines(file: Path) -> list[str]:
+    text = file.read_text(encoding="utf-8")
+    return text.splitlines() if file.suffix == ".jsonl" else [text]
+
+
+def _untimed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        timed = ("time", "seconds", "base_model_name_or_path")
+        ends = ("_per_second", "_runtime")
+        names = [name for name in value if name not in timed and not name.endswith(ends)]
+        return {name: _untimed(value[name]) for name in names if not name.startswith("seconds/")}
+    return [_untimed(item) for item in value] if isinstance(value, list) else value
+
+
+def _unusable(store: StageStore, name: str) -> str:
+    """Why a stage cannot be verified; empty if it can."""
+    record = store.record(name)
+    if not record.get("complete"):
+        return f"stage '{name}' is not finished"
+    if damage := store.damage(name):
+        return f"stage '{name}' is damaged: {damage}"
+    for upstream, used in record["depends_on"]["upstream"].items():
+        if upstream not in store.stages or store.record(upstream).get("hash") != used:
+            return f"stage '{name}' was made from another result of stage '{upstream}' than the run has now"
+        if damage := store.damage(upstream):
+            return f"stage '{name}' depends on stage '{upstream}', which is damaged: {damage}"
+    return ""
+
+
+def _refuse(reasons: Sequence[str]) -> None:
+    if reasons:
+        help = "name another stage, as in `alignkit verify RUN/STAGE`, or run the recipe again"
+        raise RecipeError([Problem(reason, help=help) for reason in reasons])
+
+
+def verified(recipe: Recipe, run: Path, names: Sequence[str], steps: int | None) -> Result:
+    """Run the stages again, and print what came of each. The result's error is NotReproduced if one differs.
+
+    steps: only the first iterations of each training stage. Raises RecipeError, before any stage runs, if a result or
+    an input is not as it was.
+    """
+    store, reporter = StageStore(run, recipe.stages), Reporter()
+    _refuse([reason for name in names if (reason := _unusable(store, name))])
+    if steps is not None:
+        names = [name for name in names if recipe.stages[name].kind == "algorithm" and _has_metrics(store, name)]
+    _refuse([] if names else ["there are no iterations here: leave out --iterations"])
     try:
-        os.symlink(source, target, target_is_directory=True)
-    except OSError:  # a file system without links
-        shutil.copytree(source, target)
+        folder = Path(tempfile.mkdtemp(prefix=f".{run.resolve().name}.verify-", dir=run.resolve().parent))
+    except OSError as error:
+        raise OutOfResource(f"cannot write a temporary folder next to {run}: {error.strerror or error}") from None
+    stages: dict[str, Any] = {}
+    try:
+        with stoppable():
+            reruns = {name: Rerun(recipe, run, name, folder / name, reporter, steps) for name in names}
+            inputs = {name: ", ".join(rerun.changed()[0]) for name, rerun in reruns.items()}
+            _refuse([f"stage '{name}' has other inputs now: {text}" for name, text in inputs.items() if text])
+            for name in names:
+                stages[name] = _verified(reruns.pop(name), reporter)  # and its models go
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    facts = {"run": run, "stages": stages}
+    if wrong := [name for name in names if stages[name]["equal"] is False]:
+        return Result("verify", facts, error=NotReproduced(f"not reproduced: {', '.join(wrong)}"))
+    return Result("verify", facts)
+
+
+def _has_metrics(store: StageStore, name: str) -> bool:
+    return (store.path(name) / METRICS).is_file()
+
+
+def _verified(rerun: Rerun, reporter: Reporter) -> dict[str, Any]:
+    name = rerun.stage.name
+    try:
+        whole = rerun.again()
+    except NobodyAsked:
+        reporter.result(f"{name}: not verified, because people labeled what it read")
+        return {"equal": None}
+    found = rerun.differences(whole=whole)
+    causes = rerun.changed()[1] if found else []
+    part = "" if whole else " as far as the first iterations go"
+    reporter.result("\n  ".join([f"{name}: {'DIFFERENT' if found else 'equal'}{part}", *found[:3]]))
+    if found:
+        reporter.result(f"  different here: {'; '.join(causes) or 'nothing that the record knows'}")
+    return {"equal": not found, "differences": found, "causes": causes}

@@ -20,13 +20,13 @@ _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:@/\[\]]+)(?::[0-9]+)?")
 
 @dataclass(frozen=True)
 class Address:
-    """Where a page is. host: at which its server listens. names: which browsers may call it.
+    """Where a page is. host: at which its server listens. names: which browsers may call it; None: any.
 
     public: how the address of a proxy begins that does TLS, such as https://labels.example.org; empty without one.
     """
 
     host: str = HOST
-    names: Sequence[str] = HOSTS
+    names: Sequence[str] | None = HOSTS
     public: str = ""
 
     @property
@@ -36,8 +36,10 @@ class Address:
 
     def url(self, listener: socket.socket) -> str:
         """How addresses begin in browsers."""
+        if self.public or self.names is None:
+            return self.public or url(listener)
         name = f"[{self.names[0]}]" if ":" in self.names[0] else self.names[0]
-        return self.public or f"http://{name}:{listener.getsockname()[1]}"
+        return f"http://{name}:{listener.getsockname()[1]}"
 
     def warn(self, listener: socket.socket) -> None:
         """Print what it means that others than this machine can reach the page."""
@@ -45,8 +47,8 @@ class Address:
             text = f"note: {url(listener)} waits for a proxy at {self.public}, which must pass on the header Host"
         elif not is_loopback(self.host):
             text = (
-                f"warning: others can reach {self.url(listener)}, and a link opens the page under its name. "
-                "Nothing is encrypted: who watches the network can read all of it, links included\n"
+                f"warning: others can reach {self.url(listener)}. "
+                "Nothing is encrypted: who watches the network can read all of it, links and tokens included\n"
                 "  help: let a proxy do TLS, and name its address: --host https://NAME"
             )
         else:

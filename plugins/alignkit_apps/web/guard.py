@@ -97,10 +97,13 @@ def cookie_name(request: Request) -> str:
 
 
 class Guard:
-    """ASGI middleware: adds the headers, and refuses other hosts and what another site made the browser ask for."""
+    """ASGI middleware: adds the headers, and refuses other hosts and what another site made the browser ask for.
 
-    def __init__(self, app: Any, address: Address):
-        self.app, self.address = app, address
+    token: which whoever uses addresses below /v1 must send as an API key; None: none.
+    """
+
+    def __init__(self, app: Any, address: Address, token: str | None = None):
+        self.app, self.address, self.token = app, address, token
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -109,20 +112,30 @@ class Guard:
 
         async def guarded(message: Any) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         scope["scheme"] = self.address.scheme  # a proxy that does TLS speaks HTTP with this server
-        headers = Headers(scope=scope)
-        if host_name(headers.get("host", "")) not in self.address.names:
-            await PlainTextResponse("This server does not answer for that host.", 400)(scope, receive, guarded)
-            return
+        fault = self._fault(scope, Headers(scope=scope))
+        answer = self.app if fault is None else PlainTextResponse(fault[1], fault[0])
+        await answer(scope, receive, guarded)
+
+    def _fault(self, scope: Any, headers: Headers) -> tuple[int, str] | None:
+        """Status and reason of a request that is refused."""
+        names, host = self.address.names, headers.get("host", "")
+        if names is not None and host_name(host) not in names:
+            return 400, f"This server does not answer for that host; ask for {names[0]}."
         site = headers.get("sec-fetch-site", "none")
         opened = scope["method"] == "GET" and headers.get("sec-fetch-mode", "navigate") == "navigate"
         if site not in ("none", "same-origin") and not opened:
-            await PlainTextResponse("Another site asked for this.", 403)(scope, receive, guarded)
-            return
-        await self.app(scope, receive, guarded)
+            return 403, "Another site asked for this."
+        sent = headers.get("authorization", "").removeprefix("Bearer ")
+        needed = self.token if scope["path"].startswith("/v1/") else None
+        if needed is not None and not hmac.compare_digest(sent.encode("latin-1"), needed.encode()):
+            return 401, "The API key is not the token of this server."
+        return None
 
 
 async def checked_body(request: Request, session: Session) -> bytes:

@@ -18,8 +18,8 @@ from urllib.parse import quote
 from alignkit import stopping
 from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.printable import printable
-from alignkit_apps.feedback.records import check_annotator
 from alignkit_apps.web.address import HOST, Address
+from alignkit_plugins.people.records import check_annotator
 
 if TYPE_CHECKING:
     import uvicorn
@@ -50,23 +50,6 @@ def annotators_of(named: Sequence[str] | None, reviewers: Sequence[str] = ()) ->
     return names or ["annotator"]
 
 
-def bound(host: str, port: int) -> socket.socket:
-    """A socket at an address, which does not listen yet. Raises RecipeError if it cannot be used."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise RecipeError([Problem(f"no address {host}: {error.strerror}", help=f"--host {HOST}")]) from None
-    found = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-    except OSError as error:
-        found.close()
-        help = "choose another --port; 0 takes a free one"
-        raise RecipeError([Problem(f"cannot listen at {host}:{port}: {error.strerror}", help=help)]) from None
-    return found
-
-
 def listening(port: int | None, address: Address | None = None) -> socket.socket:
     """A socket on a free port, or on the first one if a proxy in front of the page has to know it.
 
@@ -79,8 +62,8 @@ def listening(port: int | None, address: Address | None = None) -> socket.socket
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             return socket.create_server((host, number), family=family)
         except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
-                help = "name an address of this machine, or https://NAME of a proxy"
+            if error.errno != errno.EADDRINUSE:
+                help = "name an address of this machine, or https://NAME of a proxy, and a port that you may use"
                 raise RecipeError([Problem(f"--host {host}: {error.strerror}", help=help)]) from None
     raise RecipeError([Problem(f"port {tried[0]} is in use", help="name another one with --port")])
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from alignkit.io.printable import BIDI
-from alignkit_apps.feedback.labels import BadLabel, StrictModel
+from alignkit_plugins.people.labels import BadLabel, StrictModel
 
 # Joiners and the first variation selectors stay, because emoji and many scripts need them.
 _UNSEEN = "\u180e\u200b\u2060-\u2064\ufeff\u115f\u1160\u3164\uffa0\ufff9-\ufffb"

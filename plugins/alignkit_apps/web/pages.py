@@ -18,8 +18,8 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from alignkit.errors import AlignkitError, OutOfResource
-from alignkit_apps.feedback.labels import BadLabel
 from alignkit_apps.web.guard import Guard, Refused, Session, Sessions, checked_body, cookie_name
+from alignkit_plugins.people.labels import BadLabel
 
 HERE = Path(__file__).parent
 FULL, BUSY, BAD = 507, 503, 422  # of HTTP: a page keeps what it sent and tries again, except if it is bad

@@ -46,7 +46,7 @@ class PPO(Algorithm):
         learning_rate=1e-3,
         epochs=2,
         batch_size=16,
-        adam_epsilon=1e-5,
+        optimizer={"eps": 1e-5},
         lr_scheduler_type="linear",
         samples_per_prompt=2,
     )

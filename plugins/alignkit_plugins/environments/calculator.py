@@ -14,7 +14,7 @@ from typing import Any
 import alignkit
 from alignkit import DataError, Environment, Field, Group, Register, hookimpl
 from alignkit.data.spoken import after_thoughts
-from alignkit_apps.shared.numbers import numbers_in
+from alignkit.evaluation.numbers import numbers_in
 
 LONGEST, LARGEST = 200, 1e12  # characters of an expression; its numbers and results
 _OPERATORS: dict[type, Callable[..., Any]] = {

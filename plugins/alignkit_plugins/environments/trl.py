@@ -20,7 +20,7 @@ from pydantic import model_validator
 
 import alignkit
 from alignkit import DataError, Environment, Field, Group, Register, RunFailed, hookimpl
-from alignkit_apps.shared.named_code import NamedCode, accepted, raised, required
+from alignkit_plugins.named_code import NamedCode, accepted, raised, required
 
 NO_TOOLS = ("reset", "get_reward")
 _SETS_REWARD = re.compile(r"\.reward\b|\bsetattr\b|\bvars\(|__dict__|__getattr")  # what may make the attribute

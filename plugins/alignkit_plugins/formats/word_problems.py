@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Register, Response, hookimpl
-from alignkit_apps.shared.numbers import number_of
+from alignkit.evaluation.numbers import number_of
 
 _FINAL = re.compile(r"\n?####[ \t]*(\S.*?)\s*\Z")
 _CALCULATION = re.compile(r"<<[^<>\n]*>>")  # for a calculator, not for people

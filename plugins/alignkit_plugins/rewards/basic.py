@@ -32,7 +32,7 @@ from alignkit import functional as F
 from alignkit.data.spoken import all_turns
 from alignkit.errors import did_you_mean
 from alignkit.evaluation.comparison import sampled_length
-from alignkit_apps.shared.named_code import NamedCode, accepted, raised, required
+from alignkit_plugins.named_code import NamedCode, accepted, raised, required
 
 
 class Length(Reward):

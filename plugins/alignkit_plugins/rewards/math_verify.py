@@ -17,8 +17,8 @@ import alignkit
 from alignkit import DataError, Field, Group, Register, Reward, hookimpl
 from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.data.spoken import answer_of
-from alignkit_apps.shared.extras import check_extra
-from alignkit_apps.shared.numbers import number_of
+from alignkit.evaluation.numbers import number_of
+from alignkit.extras import check_extra
 
 _UPRIGHT = re.compile(r"\\(?:mathrm|operatorname)\{(\w)\}")  # the package reads no upright letters, such as e
 SECONDS = 5  # for reading an answer, and for comparing two

@@ -1,5 +1,5 @@
 """The step `rate_feedback`: rewards and judges say what they think of the items of a store, so that people know what
-to label next, and how far they agree with rewards and judges."""
+to label next."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from alignkit.evaluation.judge_card import check_names, judge_names
 from alignkit.evaluation.reward_columns import label
 from alignkit.evaluation.statistics import equal, share, shown
 from alignkit.report import Report, Table
-from alignkit_apps.feedback.active_learning import rated
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.active_learning import rated
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Store
 
 
 class RateFeedback(Step):

@@ -134,7 +134,7 @@ class Sample(Step):
                 [prompt for _, prompt in rows],
                 seed=seeds.number(context.seed, context.stage, "sample", rows[0][0]),
                 samples_per_prompt=options.samples_per_prompt,
-                **options.sampling(),
+                **options.sampled(),
             )
             return [group_to_json(group) for group in sampled]
 
@@ -144,7 +144,7 @@ class Sample(Step):
         self, context: StepContext, prompts: Sequence[Group], server: Server
     ) -> tuple[list[Group], dict[str, Any]]:
         """The prompts with what a server's model wrote, and who it was in the column `writer`; and the bill."""
-        sampling, count = self.options.sampling(), self.options.samples_per_prompt
+        sampling, count = self.options.sampled(), self.options.samples_per_prompt
         writer = ServerWriter(context, "sample", server, sampling)
         conversations = [group.prompt for group in prompts]
         said = ask(context, "written", writer, conversations, sampling["max_new_tokens"], count)

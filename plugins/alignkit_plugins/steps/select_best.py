@@ -41,9 +41,6 @@ class SelectBest(Step):
         reward: RewardRef = Field(description="reward that scores the responses")
         prompts: DataRef = Field(description="validation prompts; rows that repeat words and columns count once")
         samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses of each policy to each prompt")
-        temperature: float | None = Field(
-            None, ge=0, description="sampling temperature; 0 is greedy; default: as in training"
-        )
         limit: int | None = Field(None, ge=1, description="use only the first N prompts")
 
         @model_validator(mode="after")
@@ -70,7 +67,7 @@ class SelectBest(Step):
             options.policies,
             prompts,
             samples_per_prompt=options.samples_per_prompt,
-            **options.sampling(),
+            **options.sampled(),
         )
         scored = scorer.score(groups)
         rewards = self._rewards(scored)

@@ -1,91 +1,21 @@
-"""The trackers of accelerate: TensorBoard, Weights & Biases, Trackio, MLflow, SwanLab, Comet, Aim, ClearML, DVCLive."""
+"""The trackers of accelerate (TensorBoard, Weights & Biases, MLflow ...), and what gives them the metrics of runs."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Mapping
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 from pydantic import ConfigDict
 
 from alignkit import Field, Options, Register, RunFailed, Tracker, hookimpl
-from alignkit.tracker import TrackedRun
+from alignkit.plugin_errors import made
+from alignkit.tracker import TrackedRun, tracked
 
-
-class AccelerateTracker(Tracker):
-    """A tracker of `accelerate.tracking`. Metrics are named STAGE/METRIC.
-
-    tracker: accelerate's name. packages: what must be installed, any of them. counts: it counts its own steps, which
-    must rise over all stages; a stage's step is then the metric STAGE/step.
-    """
-
-    tracker: ClassVar[str]
-    packages: ClassVar[tuple[str, ...]]
-    counts: ClassVar[bool] = False
-
-    class Options(Options):
-        model_config = ConfigDict(extra="allow")
-
-        project: str = Field("alignkit", min_length=1, description="project or experiment in which the run is shown")
-
-    options: Options
-
-    def check(self) -> None:
-        if not any(importlib.util.find_spec(package) for package in self.packages):
-            raise RunFailed(
-                f"tracker '{self.tracker}' needs the package {self.packages[0]}: run `pip install {self.packages[0]}`"
-            )
-
-    def start(self, run: TrackedRun) -> None:
-        from accelerate import PartialState
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-        PartialState()  # accelerate's loggers need it
-        kind = LOGGER_TYPE_TO_CLASS[self.tracker]
-        folder = run.folder / "trackers" / self.tracker
-        given: dict[str, Any] = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
-        name = run.name if self.tracker == "tensorboard" else self.options.project
-        self._tracker = kind(name, **given, **self._defaults(run), **(self.options.model_extra or {}))
-        if hasattr(self._tracker, "start"):
-            self._tracker.start()
-        if self.tracker == "mlflow":  # which names its runs itself
-            _mlflow_run(run).write_text(self._tracker.tracker.info.run_id, encoding="utf-8")
-
-    def _defaults(self, run: TrackedRun) -> dict[str, Any]:
-        """Arguments that the recipe can override: a resumed run continues where it is shown."""
-        written = self.options.model_extra or {}
-        defaults: dict[str, Any] = {}
-        key = hashlib.sha256(str(run.folder.resolve()).encode()).hexdigest()[:16]
-        if self.tracker in ("wandb", "swanlab"):
-            defaults = {"name": run.name, "id": key, "resume": "allow"}
-        elif self.tracker == "trackio":
-            defaults = {"name": run.name, "resume": "allow"}
-        elif self.tracker == "mlflow":
-            known = _mlflow_run(run)
-            defaults = {"run_id": known.read_text(encoding="utf-8")} if known.exists() else {"run_name": run.name}
-        return {key: value for key, value in defaults.items() if key not in written}
-
-    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        values = {f"{stage}/{name}": value for name, value in metrics.items()}
-        if self.counts:
-            self._tracker.log({**values, f"{stage}/step": step})
-        else:
-            self._tracker.log(values, step=step)
-
-    def finish(self) -> None:
-        self._tracker.finish()
-
-
-def _mlflow_run(run: TrackedRun) -> Path:
-    """The file with the id of the run in MLflow; without it, a resumed run is a new one there."""
-    folder = run.folder / "trackers"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / "mlflow.run"
-
-
-# accelerate's name: packages, whether it counts its own steps, what it is called
+# accelerate's name: what must be installed (any of them), whether it counts its own steps, what it is called
 TRACKERS: Mapping[str, tuple[tuple[str, ...], bool, str]] = {
     "tensorboard": (("tensorboard", "tensorboardX"), False, "TensorBoard, in the run's folder"),
     "wandb": (("wandb",), True, "Weights & Biases"),
@@ -99,8 +29,111 @@ TRACKERS: Mapping[str, tuple[tuple[str, ...], bool, str]] = {
 }
 
 
+class AccelerateTracker(Tracker):
+    """A tracker of `accelerate.tracking`. Metrics are named STAGE/METRIC; a resumed run continues where it is shown."""
+
+    name: ClassVar[str]
+
+    class Options(Options):
+        model_config = ConfigDict(extra="allow")
+
+        project: str = Field("alignkit", min_length=1, description="project or experiment in which the run is shown")
+
+    options: Options
+
+    def check(self) -> None:
+        packages = TRACKERS[self.name][0]
+        if not any(importlib.util.find_spec(package) for package in packages):
+            raise RunFailed(f"tracker '{self.name}' needs the package {packages[0]}: run `pip install {packages[0]}`")
+
+    def start(self, run: TrackedRun) -> None:
+        from accelerate import PartialState
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        PartialState()  # accelerate's loggers need it
+        kind = LOGGER_TYPE_TO_CLASS[self.name]
+        folder = run.folder / "trackers"
+        folder.mkdir(parents=True, exist_ok=True)
+        mlflow_run = folder / "mlflow.run"  # the run's id in MLflow, which names runs itself
+        given: dict[str, Any] = {}
+        if kind.requires_logging_directory:
+            given["logging_dir"] = str(folder / self.name)
+        if self.name in ("wandb", "swanlab"):
+            key = hashlib.sha256(str(run.folder.resolve()).encode()).hexdigest()[:16]
+            given |= {"name": run.name, "id": key, "resume": "allow"}
+        elif self.name == "trackio":
+            given |= {"name": run.name, "resume": "allow"}
+        elif self.name == "mlflow":
+            given |= {"run_id": mlflow_run.read_text()} if mlflow_run.exists() else {"run_name": run.name}
+        title = run.name if self.name == "tensorboard" else self.options.project
+        self.tracker = kind(title, **{**given, **(self.options.model_extra or {})})
+        if hasattr(self.tracker, "start"):
+            self.tracker.start()
+        if self.name == "mlflow":
+            mlflow_run.write_text(self.tracker.tracker.info.run_id)
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        values = {f"{stage}/{name}": value for name, value in metrics.items()}
+        if TRACKERS[self.name][1]:  # its steps must rise over all stages
+            self.tracker.log({**values, f"{stage}/step": step})
+        else:
+            self.tracker.log(values, step=step)
+
+    def finish(self) -> None:
+        self.tracker.finish()
+
+
+class Following:
+    """Hands the metrics of a run to its trackers. One that fails is reported, and dropped for the rest of the run."""
+
+    def __init__(self, run: Any):
+        self.say = run.reporter.say
+        self.run = TrackedRun(run.recipe.name, run.folder, run.recipe.resolved)
+        self.waiting = {one.name: made(one)[0] for one in run.recipe.trackers}  # until there is something to show
+        self.trackers: dict[str, Tracker] = {}
+        self.lines: Counter[str] = Counter()  # of each stage
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """A new line of a stage's metrics.jsonl."""
+        self.lines[line["stage"]] += 1
+        self.trackers |= self.waiting
+        for name in self.waiting:
+            self.call(name, "start", self.run)
+        self.waiting = {}
+        for name in list(self.trackers):
+            self.call(name, "log", *tracked(line, self.lines[line["stage"]]))
+
+    def call(self, name: str, method: str, *arguments: Any) -> None:
+        """Call a method of a tracker; nothing that it raises ends the run."""
+        call: Callable[..., None] = getattr(self.trackers[name], method)
+        try:
+            call(*arguments)
+        except (Exception, SystemExit) as error:
+            del self.trackers[name]
+            problem = f"failed in `{method}`: {type(error).__name__}: {error}"
+            self.say(f"warning: tracker '{name}' {problem}; it is dropped for this run; metrics.jsonl has everything")
+
+
+_following: WeakKeyDictionary[Any, Following] = WeakKeyDictionary()
+
+
+@hookimpl
+def metrics_opened(run: Any, metrics: Any) -> None:
+    if run.recipe.trackers:
+        if run not in _following:
+            _following[run] = Following(run)
+        metrics.follower = _following[run].log
+
+
+@hookimpl(tryfirst=True)
+def run_finished(run: Any) -> None:
+    if following := _following.pop(run, None):
+        for name in list(following.trackers):
+            following.call(name, "finish")
+
+
 @hookimpl
 def register_trackers(register: Register) -> None:
-    for name, (packages, counts, title) in TRACKERS.items():
-        facts = {"tracker": name, "packages": packages, "counts": counts, "__doc__": f"{title}, by accelerate."}
+    for name, (_, _, title) in TRACKERS.items():
+        facts = {"name": name, "__doc__": f"{title}, by accelerate."}
         register(name, type(f"{name.title()}Tracker", (AccelerateTracker,), facts), summary=title)

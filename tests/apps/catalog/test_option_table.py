@@ -6,13 +6,12 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from alignkit import Algorithm, DataRef, Field, Options
-from alignkit.algorithm import Needs, Source, StageDefaults
+from alignkit.algorithm import Source, StageDefaults
 from alignkit.options import Ref, StageRef
 from alignkit.plugins import KINDS, load_plugins
 from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings
 from alignkit_apps.catalog.option_table import (
-    needs_of,
     option_rows,
     stage_defaults,
     stage_keys_required,
@@ -70,12 +69,10 @@ def test_facts_of_an_algorithm() -> None:
     class Online(Algorithm):
         source = Source.ROLLOUTS
         defaults = StageDefaults(learning_rate=1e-5, epochs=2)
-        needs = Needs(old_logprobs=True, min_samples=2)
 
     assert stage_defaults(Online) == {"learning_rate": "1e-5", "epochs": "2"}
     assert stage_keys_required(Online) == ("prompts", "reward")
     assert stage_keys_required(Algorithm) == ("data",)
-    assert needs_of(Online) == ["old_logprobs", "min_samples"]
 
 
 @pytest.mark.parametrize("model", CORE, ids=lambda model: model.__name__)

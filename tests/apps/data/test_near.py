@@ -9,8 +9,8 @@ import pytest
 from planted_rows import Writer
 
 from alignkit import Group, Message, Response
-from alignkit_apps.cleaning import near
-from alignkit_apps.cleaning.near import Kind, Units
+from alignkit_plugins.data import near
+from alignkit_plugins.data.near import Kind, Units
 
 LONG = "Which mammal lays eggs and lives near rivers in the east of Australia?"
 

@@ -11,7 +11,7 @@ import pytest
 
 from alignkit import Group, Message, Response
 from alignkit.cli import main
-from alignkit_apps.cleaning.rules import STOCK, Rules, broken_markdown, redacted, redacted_group
+from alignkit_plugins.data.rules import STOCK, Rules, broken_markdown, redacted, redacted_group
 
 PROMPT = (Message(role="user", content="Write to ann@example.org, please."),)
 

@@ -19,7 +19,7 @@ def test_a_stage_has_the_settings_of_its_run(first_run: Path) -> None:
     template = str(first_run.parent / "words.jinja")
     assert {**found.spec, "lora": LORA} == {"base": "tiny", "dtype": "float32", "chat_template": template, "lora": LORA}
     assert found.spec["lora"] == LORA
-    assert (found.folder, found.whole, found.reward) == ((first_run / "sft" / "adapter").resolve(), False, False)
+    assert (found.folder, found.reward) == ((first_run / "sft" / "adapter").resolve(), False)
     assert found.label == "run-sft" and found.rollout == {}
 
 
@@ -38,7 +38,7 @@ def test_an_adapter_outside_of_a_run(first_run: Path, tmp_path: Path) -> None:
     shutil.copytree(first_run / "liked" / "adapter", tmp_path / "mine")
     found = named_model(str(tmp_path / "mine"))
     assert found.spec == {"base": "tiny", "lora": LORA}
-    assert found.reward and not found.whole and found.folder == tmp_path / "mine"
+    assert found.reward and found.folder == tmp_path / "mine"
 
 
 def test_base_models(first_run: Path, tmp_path: Path) -> None:
@@ -54,13 +54,13 @@ def test_base_models(first_run: Path, tmp_path: Path) -> None:
 def test_a_whole_reward_model_is_no_base(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForSequenceClassification"]}))
     found = named_model(str(tmp_path))
-    assert found.reward and found.whole and found.folder == tmp_path
+    assert found.reward and found.spec == {} and found.folder == tmp_path
 
 
-def test_all_weights_of_a_stage_can_be_a_base(whole_run: Path) -> None:
+def test_all_weights_of_a_stage_are_a_base(whole_run: Path) -> None:
     found = named_model(f"{whole_run}/sft")
-    assert found.whole and found.spec["lora"] is None
-    assert found.as_base == {"base": str((whole_run / "sft" / "adapter").resolve()), "dtype": "float32"}
+    assert found.folder is None and found.label == "run-sft"
+    assert found.spec == {"base": str((whole_run / "sft" / "adapter").resolve()), "dtype": "float32"}
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def train(folder: Path, model: dict[str, Any], stages: dict[str, Any] | None = N
             "report": {"step": "evaluate", "policies": ["base", "sft"], "rewards": ["liked"], "prompts": "demos.jsonl"},
         }
         stages["sft"]["learning_rate"] = stages["liked"]["learning_rate"] = 0.02
-        stages["report"] |= {"max_new_tokens": 8}
+        stages["report"] |= {"sampling": {"max_new_tokens": 8}}
     recipe = {"model": {"base": "tiny", "dtype": "float32", **model}, "stages": stages, **keys}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 0

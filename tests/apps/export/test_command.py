@@ -19,6 +19,7 @@ def test_what_it_prints(lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     output = capsys.readouterr().out
     assert f"wrote {tmp_path / 'out'}: README.md, chat_template.jinja, config.json" in output
     assert f"vllm serve {tmp_path / 'out'} --dtype float32\n" in output
+    assert f"python convert_hf_to_gguf.py {tmp_path / 'out'} --outfile run-sft.gguf\n" in output
 
 
 def test_the_default_folder(lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,9 +28,18 @@ def test_the_default_folder(lora_run: Path, tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "exports" / "run-sft-1" / "README.md").is_file()
 
 
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert export("--help") == 0
-    assert "--gguf" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--base", "/models/tiny"], "--base /models/tiny is a path that only this machine has"),
+        (["--push", "me/sft"], "the base of 'sft', tiny, is not on the hub"),
+    ],
+)
+def test_requests_that_cannot_be_met(
+    words: list[str], said: str, lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(lora_run / "sft", tmp_path / "out", *words) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["gone/sft"], ["{run}/report"]])
@@ -52,7 +62,7 @@ def test_commands_of_the_documentation(
     texts = [*re.findall(r"^```\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL), capsys.readouterr().out]
     lines = [line for text in texts for line in text.splitlines()]
     commands = [line.split()[1:] for line in lines if re.match(r" *alignkit export", line)]
-    assert len(commands) >= 6
+    assert len(commands) >= 5
     for number, words in enumerate(commands):
         run = tmp_path / str(number) / "runs" / "quickstart"
         shutil.copytree(lora_run, run)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from exported import WORDS, check_logprobs, check_scores, export, models_of, train
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 from alignkit.errors import RunFailed
@@ -77,13 +78,6 @@ def test_how_others_sample_by_themselves(tmp_path: Path) -> None:
     GenerationConfig(do_sample=True, temperature=0.6, repetition_penalty=1.05).save_pretrained(tmp_path)
     (note,) = folders._sampling_notes(tmp_path)
     assert "(temperature 0.6, repetition_penalty 1.05)" in note
-
-
-def test_a_dtype(lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert export(lora_run / "sft", tmp_path / "out", "--merge", "--dtype", "bfloat16") == 0
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
-    assert "note: stored in bfloat16, so weights are rounded" in capsys.readouterr().err
-    assert "stored in bfloat16, so weights are rounded" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_merged_reward_model(lora_run: Path, tmp_path: Path) -> None:
@@ -161,6 +155,21 @@ def test_a_quantized_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "quantization_config" not in config and config["dtype"] == "float32"
 
 
+def test_int8_weights_are_those_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not those of the unquantized base; the inputs, which int8 rounds as well, cannot be merged."""
+    stages = {"sft": {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 3, "learning_rate": 0.02}}
+    run = train(tmp_path, {"quantization": "int8", "lora": {"r": 4, "lora_alpha": 8}}, stages)
+    assert export(run / "sft", tmp_path / "out", "--merge") == 0
+    assert "int8 also rounds the inputs of every layer" in capsys.readouterr().err
+    name = "model.layers.1.mlp.down_proj"
+    adapter = load_file(run / "sft" / "adapter" / "adapter_model.safetensors")
+    down, up = (adapter[f"base_model.model.{name}.{part}.weight"] for part in ("lora_A", "lora_B"))
+    layer = models_of(run).of("base").model.model.get_submodule(name)
+    rounded = layer.weight.data.float() * layer.weight.SCB[:, None] / 127
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out").get_submodule(name).weight
+    torch.testing.assert_close(plain.detach(), rounded + 2.0 * up @ down, atol=1e-6, rtol=0)
+
+
 def test_another_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A stage on one of `bases` is merged into that one. Without the base only the adapter can be exported."""
     other = tmp_path / "small"
@@ -194,7 +203,7 @@ def test_a_failure_leaves_nothing(lora_run: Path, tmp_path: Path, monkeypatch: p
     def fail(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folders, "_write_text", fail)
+    monkeypatch.setattr(folders, "card", fail)
     assert export(lora_run / "sft", tmp_path / "out") == 5
     assert list(tmp_path.iterdir()) == []
 
@@ -202,11 +211,12 @@ def test_a_failure_leaves_nothing(lora_run: Path, tmp_path: Path, monkeypatch: p
 def test_a_folder_that_appears_meanwhile(
     lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def meanwhile(*arguments: Any) -> None:
+    def meanwhile(*arguments: Any) -> str:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.txt").write_text("years of work")
+        return "a card"
 
-    monkeypatch.setattr(folders, "_write_text", meanwhile)
+    monkeypatch.setattr(folders, "card", meanwhile)
     assert export(lora_run / "sft", tmp_path / "out") == 2
     assert "out appeared while it was being written" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["out", "thesis.txt"]
@@ -222,7 +232,7 @@ def test_an_export_with_a_private_text_is_not_kept(
 
 def test_nothing_private(lora_run: Path, tmp_path: Path) -> None:
     """No text of an export names a folder of this machine."""
-    for form in ([], ["--merge"], ["--gguf"]):
+    for form in ([], ["--merge"]):
         out = tmp_path / f"out{len(form)}{'-'.join(form)}"
         assert export(lora_run / "sft", out, *form) == 0
         for file in out.iterdir():

@@ -23,7 +23,6 @@ class Hub:
     """What the server knows, and what it was sent. refuses: path -> status."""
 
     def __init__(self) -> None:
-        self.role = "write"
         self.repos: dict[str, str] = {}  # -> visibility
         self.files: dict[str, bytes] = {}
         self.refuses: dict[str, int] = {}
@@ -38,8 +37,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self._begin()
         if path == "/api/whoami-v2":
-            token = {"role": self.hub.role}
-            self._reply({"name": "me", "orgs": [{"name": "lab"}], "auth": {"accessToken": token}})
+            self._reply({"name": "me", "orgs": [{"name": "lab"}]})
         elif path.startswith("/api/models/"):
             repo = "/".join(path.split("/")[3:5])
             if repo in self.hub.repos:
@@ -122,29 +120,18 @@ def test_an_upload(hub: Hub, lora_run: Path, tmp_path: Path, capsys: pytest.Capt
     assert export(lora_run / "sft", tmp_path / "out", "--push", "lab/sft", "--base", "me/tiny") == 0
     assert hub.repos == {"lab/sft": "private"}
     assert hub.files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert f"pushed to {constants.ENDPOINT}/lab/sft" in capsys.readouterr().out
-    card = hub.files["README.md"].decode()
-    assert 'model="lab/sft"' in card and "hf download lab/sft --local-dir out" in card
+    assert f"pushed to {constants.ENDPOINT}/lab/sft, which only you can read" in capsys.readouterr().out
+    assert '(base, "lab/sft")' in hub.files["README.md"].decode()
 
 
-def test_a_public_one(hub: Hub, lora_run: Path, tmp_path: Path) -> None:
-    assert export(lora_run / "sft", tmp_path / "out", "--push", "sft", "--merge", "--public") == 0
-    assert hub.repos == {"me/sft": "public"} and "model.safetensors" in hub.files
-
-
-def test_a_repository_that_exists(hub: Hub, lora_run: Path, tmp_path: Path) -> None:
-    hub.repos["me/sft"] = "private"
-    assert export(lora_run / "sft", tmp_path / "out", "--push", "me/sft", "--merge") == 0
-    assert "/api/repos/create" not in hub.asked and hub.files
-
-
-@pytest.mark.usefixtures("nothing_is_written")
-def test_nothing_private_goes_into_a_public_repository(
-    hub: Hub, lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("visibility", "readers"), [("private", "only you"), ("public", "everybody")])
+def test_a_repository_that_exists(
+    hub: Hub, visibility: str, readers: str, lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.repos["me/sft"] = "public"
-    assert export(lora_run / "sft", tmp_path / "out", "--push", "me/sft", "--merge") == 2
-    assert "everybody can read it" in capsys.readouterr().err
+    hub.repos["me/sft"] = visibility
+    assert export(lora_run / "sft", tmp_path / "out", "--push", "sft", "--merge") == 0
+    assert "/api/repos/create" not in hub.asked and "model.safetensors" in hub.files
+    assert f"me/sft, which {readers} can read" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("nothing_is_written")
@@ -162,22 +149,16 @@ def test_names_are_checked_first(
     assert expected in capsys.readouterr().err
 
 
-def test_a_token_that_may_only_read(hub: Hub) -> None:
-    hub.role = "read"
-    with pytest.raises(RecipeError, match="yours may only read"):
-        check_target("me/sft", public=False)
-
-
 def test_no_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.hf_api.get_token", lambda: None)
     with pytest.raises(RecipeError, match=r"there is none(?s:.)*hf auth login"):
-        check_target("me/sft", public=False)
+        check_target("me/sft")
 
 
 def test_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(RecipeError, match="HF_HUB_OFFLINE is set"):
-        check_target("me/sft", public=False)
+        check_target("me/sft")
 
 
 def test_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +166,7 @@ def test_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "a-token")
     with pytest.raises(RunFailed, match="asked who you are, did not answer"):
-        check_target("me/sft", public=False)
+        check_target("me/sft")
 
 
 @pytest.mark.parametrize("part", ["/api/repos/create", "/commit/"])

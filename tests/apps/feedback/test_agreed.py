@@ -1,100 +1,142 @@
-"""How far annotators agree, in brief: the tables for reports of runs and steps."""
+"""How far annotators agree: what each task asks, and the tables of reports and of `alignkit labels STORE`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from stores import event, opened, pair, ranking, scores
+from stores import event, opened, pair, ranking, scores, turn
 
-from alignkit.errors import DataError
-from alignkit.evaluation.agreement import interval
-from alignkit.report import Table
-from alignkit_apps.feedback.agreement_summary import ALONE, agreement, agreement_tables
-from alignkit_apps.feedback.effective_labels import labeled
-from alignkit_apps.feedback.measure import measured
-from alignkit_apps.feedback.questions import questions_of
-from alignkit_apps.feedback.store import Store
+from alignkit.cli import main
+from alignkit.evaluation.agreement import krippendorff_alpha
+from alignkit_plugins.people.agreement import ALONE, agreement, agreement_tables
+from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Store
 
 
-def labeled_by_three(folder: Path) -> Store:
-    """Ann and bob disagree on the first of four pairs, and eve labels only the last. The reward prefers A."""
-    gold = {"better": 0, "margin": "better"}
-    opinions = {"helpful": [1.0, -1.0], "judge": [0.5, 0.5]}
-    items = [pair(f"prompt {n}", opinions=opinions, gold=gold if n == 3 else None) for n in range(4)]
-    store = opened(folder, *items)
-    for n, item in enumerate(items):
-        store.submit(event(item, {"side": "A", "margin": "better"}))
-        store.submit(event(item, {"side": "AB"[n == 0], "margin": "slightly"}, who="bob"))
-    store.submit(event(items[3], {"side": "B", "margin": "unsure"}, who="eve"))
+def store_of(folder: Path, *rows: tuple[Item, dict[str, Any]]) -> Store:
+    """A store with labels: (item, {annotator: payload}). Every label shows the responses in the item's order."""
+    store = opened(folder, *(item for item, _ in rows))
+    for item, given in rows:
+        for who, payload in given.items():
+            store.submit(event(item, payload, who=who))
     return store
 
 
-def titled(tables: list[Table], title: str) -> Table:
-    (found,) = [table for table in tables if table.title.startswith(title)]
-    return found
+def side(letter: str, margin: str = "better", **more: Any) -> dict[str, Any]:
+    return {"side": letter, "margin": margin, **more}
 
 
-def test_the_tables_show_what_was_measured(tmp_path: Path) -> None:
-    with labeled_by_three(tmp_path) as store:
-        entries = labeled(store)
-    facts = json.loads(json.dumps(agreement(entries)))
-    tables = agreement_tables(facts, "labels.feedback")
-    assert all(table.title.endswith("(labels.feedback)") for table in tables)
-    which = {row[1]: row for row in titled(tables, "how far annotators agree").rows if "which" in row[0]}
-    units = [list(unit.ratings.values()) for unit in questions_of(entries)[0].units]
-    assert which["Gwet's AC1"][2].startswith(f"{interval(units, 'gwet_ac1')['mean']:.2f}")
-    assert which["Gwet's AC1"][3] == "4"
-    assert "Fleiss' kappa" not in which  # needs as many labels of each item
-    people = {row[1]: row[2:] for row in titled(tables, "annotators").rows if row[0] == "pair: which is better"}
-    assert people["eve"][0] == "1" and people["eve"][1].startswith("0%") and people["eve"][2].startswith("0%")
-    assert people["ann"][0] == "4" and people["ann"][1].startswith("60%")  # of five comparisons
-    against = {row[1]: row[2:] for row in titled(tables, "people against").rows}
-    assert list(against) == ["gold labels", "helpful"]  # a judge that is undecided says nothing
-    assert against["helpful"][0].startswith("78%")  # of nine labels
+def facts(store: Store) -> dict[str, Any]:
+    return {question["question"]: question for question in json.loads(json.dumps(agreement(labeled(store))))}
 
 
-def test_rankings_have_their_own_coefficients(tmp_path: Path) -> None:
-    item = ranking(count=3, opinions={"helpful": [3.0, 2.0, 1.0]})
+def test_pairs_ask_which_and_how_much(tmp_path: Path) -> None:
+    given = [("A", "better"), ("A", "slightly"), ("B", "unsure"), ("A", "better")]
+    rows = [(pair(f"prompt {n}"), {"ann": side("A"), "bob": side(*label)}) for n, label in enumerate(given)]
+    with store_of(tmp_path, *rows) as store:
+        found = facts(store)
+    which, much = found["pair: which is better"], found["pair: how much better"]
+    assert (which["same"]["mean"], much["same"]["mean"]) == (3 / 4, 2 / 4)
+    lots = [int(item.id, 16) % 2 for item, _ in rows]  # which response is 0 is drawn for each item
+    assert set(lots) == {0, 1}
+    sides = [[lot, lot ^ (n == 2)] for n, lot in enumerate(lots)]
+    assert which["alpha"]["mean"] == pytest.approx(krippendorff_alpha(sides))
+    degrees = [[-3, -3], [-3, -2], [-3, 1], [-3, -3]]
+    degrees = [unit if lot else [-value for value in unit] for lot, unit in zip(lots, degrees, strict=True)]
+    assert much["alpha"]["mean"] == pytest.approx(krippendorff_alpha(degrees, "ordinal"))
+    assert which["people"]["ann"]["with_others"]["mean"] == 3 / 4
+
+
+def test_data_with_the_better_response_first_show_agreement_beyond_chance(tmp_path: Path) -> None:
+    """80 pairs whose first response is better, and two people of whom each denies it of every tenth."""
+    rows = []
+    for n in range(80):
+        said = {who: side("B" if n % 10 == place else "A") for place, who in enumerate(("ann", "bob"))}
+        rows.append((pair(f"prompt {n}", f"good {n}"), said))
+    with store_of(tmp_path, *rows) as store:
+        found = facts(store)["pair: which is better"]
+    assert found["same"]["mean"] == 0.8 and found["alpha"]["mean"] == pytest.approx(0.6, abs=0.05)
+
+
+def test_labels_are_compared_in_the_items_order(tmp_path: Path) -> None:
+    item = pair()
     with opened(tmp_path, item) as store:
-        store.submit(event(item, {"ranks": [1, 2, 3]}))
-        store.submit(event(item, {"ranks": [1, 3, 2]}, who="bob"))
-        tables = agreement_tables(agreement(labeled(store)))
-    found = {row[1]: row[2:] for row in titled(tables, "how far annotators agree").rows}
-    assert found.keys() == {"raw agreement", "Kendall's tau-b", "Kendall's W"}
-    assert found["raw agreement"] == ["0.67", "1"]
-    name, rater, share, *_ = titled(tables, "people against").rows[0]
-    assert (name, rater) == ("ranking", "helpful") and share.startswith("83%")  # of six pairs
+        store.submit(event(item, side("A"), order=(1, 0)))
+        store.submit(event(item, side("B"), who="bob", order=(0, 1)))
+        assert facts(store)["pair: which is better"]["same"]["mean"] == 1
+
+
+def test_rankings_are_comparisons_of_two_responses(tmp_path: Path) -> None:
+    ranks = [[1, 2, 3, 4], [1, 2, 4, 3], [2, 1, 1, 4]]
+    given = {who: {"ranks": row} for who, row in zip(("ann", "bob", "eve"), ranks, strict=True)}
+    with store_of(tmp_path, (ranking(), given), (ranking("alone"), {"ann": {"ranks": [1, 1, 1, 1]}})) as store:
+        found = facts(store)["ranking: which of two is better"]
+    assert found["same"]["mean"] == (5 + 3 + 2) / (6 + 5 + 5)  # without pairs that one of the two ties
+    assert (found["items"], found["shared"], found["people"]["ann"]["items"]) == (1, 1, 1)
+    assert found["alpha"]["low"] is None  # six comparisons, but one item
+
+
+def test_scores_are_a_question_per_criterion(tmp_path: Path) -> None:
+    one, other = {"helpful": 7, "harmless": 6}, {"helpful": 2, "harmless": 6}
+    given = {"ann": {"scores": [one, other]}, "bob": {"scores": [{**one, "helpful": 6}, other]}}
+    with store_of(tmp_path, (scores(), given)) as store:
+        found = facts(store)
+    assert found["scores: helpful"]["items"] == 1 and found["scores: helpful"]["same"]["mean"] == 1 / 2
+    assert found["scores: harmless"]["same"]["mean"] == 1
+
+
+def test_safety_bins_and_thumbs(tmp_path: Path) -> None:
+    safe = Item("safety", (turn("Harm?"),), ("no", "yes"))
+    thumb = Item("thumb", (turn("Good?"),), ("yes",))
+    bins = {"ann": side("A", safety="both_safe"), "bob": side("A", safety="preferred_safe")}
+    with store_of(tmp_path, (safe, bins), (thumb, {"ann": {"good": True}, "bob": {"good": True}})) as store:
+        found = facts(store)
+    assert found["safety: which bin"]["same"]["mean"] == 0 and found["thumb"]["same"]["mean"] == 1
+
+
+def test_gold_labels(tmp_path: Path) -> None:
+    rows = [
+        (pair("a", gold={"better": 0}), {"ann": side("A"), "bob": side("B")}),
+        (pair("b"), {"ann": side("B"), "bob": side("B")}),
+    ]
+    with store_of(tmp_path, *rows) as store:
+        found = facts(store)["pair: which is better"]
+    assert found["gold"]["mean"] == 1 / 2
+    assert [found["people"][who]["with_gold"]["mean"] for who in ("ann", "bob")] == [1, 0]
+
+
+def test_people_who_say_the_same_of_an_item_are_no_more_items(tmp_path: Path) -> None:
+    """Shares of right labels: three people who always agree are as sure as one."""
+    rows = []
+    for n in range(20):
+        item = pair(f"prompt {n}", gold={"better": int(n % 4 == 0)})
+        rows.append((item, {who: side("A") for who in ("ann", "bob", "eve")}))
+    with store_of(tmp_path, *rows) as store:
+        found = facts(store)["pair: which is better"]
+    alone = found["people"]["ann"]["with_gold"]
+    assert (found["gold"]["mean"], found["gold"]["n"]) == (0.75, 60)
+    assert found["gold"]["high"] - found["gold"]["low"] == pytest.approx(alone["high"] - alone["low"], rel=0.05)
+
+
+def test_the_report_of_a_store(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [(pair(f"prompt {n}"), {"ann": side("A"), "bob": side("AB"[n % 3 == 0])}) for n in range(12)]
+    path = store_of(tmp_path, *rows).path
+    assert main(["labels", str(path)]) == 0
+    said = capfd.readouterr().out
+    assert "Krippendorff's alpha" in said and "annotators" in said and "67% [" in said
+    assert main(["labels", str(path), "--json"]) == 0
+    which, _ = json.loads(capfd.readouterr().out)["result"]["agreement"]
+    assert which["same"]["mean"] == pytest.approx(8 / 12)
 
 
 def test_one_annotator_agrees_with_nobody(tmp_path: Path) -> None:
     with opened(tmp_path, pair(), scores()) as store:
         store.submit(event(pair()))
-        tables = agreement_tables(agreement(labeled(store)))
-    (table, people) = tables
-    assert table.note == ALONE and {tuple(row[1:]) for row in table.rows} == {("-", "-", "0")}
+        table, people = agreement_tables(agreement(labeled(store)), "labels.feedback")
+    assert table.note == ALONE and {tuple(row[1:]) for row in table.rows} == {("0", "-", "-", "-")}
     assert {tuple(row[1:]) for row in people.rows} == {("ann", "1", "-", "-")}
-    assert agreement_tables([]) == []
-
-
-def test_an_opinion_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with labeled_by_three(tmp_path) as store:
-        entries = labeled(store)
-    (which, _) = questions_of(entries, "helpful")
-    assert list(measured(which)["against"]) == ["helpful"]
-    with pytest.raises(DataError, match="did you mean 'helpful'"):
-        questions_of(entries, "helpfull")
-
-
-def test_people_who_say_the_same_are_no_more_items(tmp_path: Path) -> None:
-    items = [pair(f"prompt {n}", opinions={"helpful": [1.0, 0.0] if n % 4 else [0.0, 1.0]}) for n in range(20)]
-    with opened(tmp_path, *items) as store:
-        for item in items:
-            for who in ("ann", "bob", "eve"):
-                store.submit(event(item, who=who))
-        which, _ = agreement(labeled(store))
-    found = which["against"]["helpful"]
-    widths = [found[name]["high"] - found[name]["low"] for name in ("ratings", "majority")]
-    assert (found["ratings"]["mean"], found["ratings"]["n"]) == (0.75, 60)
-    assert widths[0] == pytest.approx(widths[1], rel=0.05)
+    assert table.title == "how far annotators agree (labels.feedback)" and agreement_tables([]) == []

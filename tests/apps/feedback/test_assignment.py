@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from stores import Clock, event, opened, pair, ranking
 
-from alignkit_apps.feedback.assignment import (
+from alignkit_plugins.people.assignment import (
     REPEAT_AFTER,
     Assignment,
     assignment,
@@ -17,9 +17,9 @@ from alignkit_apps.feedback.assignment import (
     progress,
     take,
 )
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.labels import BadLabel
-from alignkit_apps.feedback.store import Plan, Store
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.labels import BadLabel
+from alignkit_plugins.people.store import Plan, Store
 
 PLAIN = Plan(gold_rate=0, repeat_rate=0)
 

@@ -9,9 +9,9 @@ import pytest
 from stores import event, opened, pair, ranking
 
 from alignkit.errors import DataError
-from alignkit_apps.feedback.effective_labels import labeled
-from alignkit_apps.feedback.merging import Content, content_of, merge
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.merging import Content, content_of, merge
+from alignkit_plugins.people.store import Store
 
 
 def two(folder: Path) -> tuple[Store, Store]:

@@ -14,10 +14,10 @@ from stores import event, opened, pair, ranking, turn
 
 from alignkit.data.group import Group
 from alignkit.errors import BadRow
-from alignkit_apps.feedback.active_learning import prioritized, rated
-from alignkit_apps.feedback.assignment import next_item
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.active_learning import prioritized, rated
+from alignkit_plugins.people.assignment import next_item
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Store
 
 
 def priorities(*items: Item) -> list[float]:

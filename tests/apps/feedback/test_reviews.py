@@ -11,15 +11,14 @@ from stores import event, opened, review, reviewed
 from alignkit.data.group import Group, Response
 from alignkit.errors import BadRow
 from alignkit.report import Report
-from alignkit_apps.feedback.agreement_summary import agreement
-from alignkit_apps.feedback.asking import Wanted, items_of
-from alignkit_apps.feedback.effective_labels import disputes, labeled
-from alignkit_apps.feedback.labels import FLAGS, BadLabel, agrees, canonical, displayed
-from alignkit_apps.feedback.rows import store_rows
 from alignkit_apps.label.annotator_stats import in_words
 from alignkit_apps.label.guidelines import Guidelines
-from alignkit_apps.labels.layouts import layouts
 from alignkit_apps.labels.overview import blocks, overview
+from alignkit_plugins.people.agreement import agreement
+from alignkit_plugins.people.asking import Wanted, items_of
+from alignkit_plugins.people.effective_labels import disputes, labeled
+from alignkit_plugins.people.labels import FLAGS, BadLabel, agrees, canonical, displayed
+from alignkit_plugins.people.rows import store_rows
 from alignkit_plugins.steps.feedback.format import Feedback, FeedbackOptions
 
 SHOWN = reviewed([2, 1, 2], [3, 7, 4], ["harmful", "invented"])
@@ -70,7 +69,7 @@ def test_ranks_are_learned_and_the_rest_are_columns(tmp_path: Path) -> None:
         assert len(read(store.path, votes="each").pairs) == 5
         assert not disputes(store)  # a tie contradicts nobody
         (question,) = agreement(labeled(store))
-        assert (question["question"], question["kind"]) == ("review", "ranking")
+        assert question["question"] == "review: which of two is better"
         store.submit(event(item, reviewed([1, 2, 3], [1, 1, 1]), who="cid"))
         assert [entry.stored.item.id for entry in disputes(store)] == [item.id]
         store.submit(event(item, reviewed([1, 2, 3], [6, 5, 4]), who="ann", kind="adjudicate"))
@@ -92,22 +91,6 @@ def test_the_share_of_appropriate_answers_is_shown_by_writer(tmp_path: Path) -> 
     assert {flag: facts["reviewed"]["sft"][flag] for flag in FLAGS} == shares
     text = Report(blocks(facts)).text()
     assert "Reviewed answers" in text and "50% [" in text
-
-
-def test_layouts_have_scores_and_flags(tmp_path: Path) -> None:
-    item = review()
-    with opened(tmp_path, item) as store:
-        store.submit(event(item, SHOWN))
-        found = layouts(labeled(store))
-    (ranked,) = found["ranked"]
-    assert (ranked["ranks"], ranked["overall"]) == ([2, 1, 2], [3, 7, 4]) and ranked["flags"][0] == [
-        "invented",
-        "harmful",
-    ]
-    first, second = found["preference"]
-    assert (first["chosen_overall"], first["rejected_overall"], first["margin"]) == (7, 3, 0.0)
-    assert (first["chosen_flags"], first["rejected_flags"]) == ([], ["invented", "harmful"])
-    assert second["rejected_overall"] == 4
 
 
 def test_gold_items_need_ranks_only(tmp_path: Path) -> None:

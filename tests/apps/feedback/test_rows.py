@@ -17,9 +17,9 @@ from alignkit.data.sources import DataSpec, load
 from alignkit.errors import DataError
 from alignkit.io.digest import file_digest
 from alignkit.plugins import plugins
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.rows import store_rows
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.rows import store_rows
+from alignkit_plugins.people.store import Store
 from alignkit_plugins.steps.feedback.format import FeedbackOptions
 
 FORMATS = {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}

@@ -10,10 +10,10 @@ import pytest
 from stores import event, opened, pair, ranking, scores, turn
 
 from alignkit.data.group import LEVELS
-from alignkit_apps.feedback.effective_labels import Labeled, consents, disputes, labeled, majority
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.labels import agrees, canonical, checked, degree, displayed, level
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.effective_labels import Labeled, consents, disputes, labeled, majority
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.labels import agrees, canonical, checked, degree, displayed, level
+from alignkit_plugins.people.store import Store
 
 
 def only(store: Store) -> Labeled:

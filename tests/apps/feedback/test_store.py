@@ -16,11 +16,11 @@ from stores import Clock, event, opened, pair, ranking, scores, turn
 
 from alignkit.data.group import Group, Message, Origin, Response
 from alignkit.errors import BadRow, DataError, OutOfResource
-from alignkit_apps.feedback import database
-from alignkit_apps.feedback.effective_labels import labeled
-from alignkit_apps.feedback.items import Item, item_of
-from alignkit_apps.feedback.labels import BadLabel
-from alignkit_apps.feedback.store import Plan, Store
+from alignkit_plugins.people import database
+from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.items import Item, item_of
+from alignkit_plugins.people.labels import BadLabel
+from alignkit_plugins.people.store import Plan, Store
 
 HERE = Path(__file__).parents[2]  # where `python -c` finds the module `stores`
 
@@ -407,7 +407,7 @@ def test_the_settings_of_sqlite(tmp_path: Path) -> None:
 WRITER = """
 import sys, time
 from stores import event, pair
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.store import Store
 store, number = Store.open(sys.argv[1]), 0
 while True:
     receipt = store.submit(event(pair(), {"side": "AB"[number % 2], "margin": "better"}, who=sys.argv[2]))
@@ -478,7 +478,7 @@ def test_thirty_threads(tmp_path: Path) -> None:
 FULL = """
 import resource, signal, sys
 from alignkit.errors import OutOfResource
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.store import Store
 from stores import event, pair
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = Store.open(sys.argv[1])

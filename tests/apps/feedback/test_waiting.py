@@ -13,12 +13,12 @@ from stores import event, pair, turn
 
 from alignkit.errors import BadRow, DataError, OutOfResource, message_of
 from alignkit.stopping import StageWaits
-from alignkit_apps.feedback.assignment import next_item
-from alignkit_apps.feedback.database import VERSION, connected
-from alignkit_apps.feedback.effective_labels import Labeled, labeled
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Plan, Store
-from alignkit_apps.feedback.waiting import labels_of
+from alignkit_plugins.people.assignment import next_item
+from alignkit_plugins.people.database import VERSION, connected
+from alignkit_plugins.people.effective_labels import Labeled, labeled
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Plan, Store
+from alignkit_plugins.people.waiting import labels_of
 
 THREE = [pair(f"question {index}") for index in range(3)]
 
@@ -247,6 +247,6 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
         connection.execute("PRAGMA query_only = ON")  # as a file that is write-protected; root may write every file
         return connection
 
-    monkeypatch.setattr("alignkit_apps.feedback.store.connected", protected)
+    monkeypatch.setattr("alignkit_plugins.people.store.connected", protected)
     with pytest.raises(OutOfResource, match=r"labels\.feedback: cannot use the store: attempt to write a readonly"):
         asked(tmp_path, [pair("new")])

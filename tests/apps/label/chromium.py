@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Store
 from tests.apps.label.pages import application, filled, served
 from tests.patience import PATIENCE
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Store
 from alignkit_apps.label.guidelines import Guidelines
 from alignkit_apps.label.label_api import LabelApi
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Store
 from tests.patience import PATIENCE
 from tests.stores import pair
 

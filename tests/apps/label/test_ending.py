@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Store
 from alignkit_apps.label.start import said_last
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Store
 from tests.stores import event, pair
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Plan, Store
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Plan, Store
 from tests.apps.label.chromium import Person, expect, needed, person
 from tests.apps.label.pages import pairs
 from tests.stores import pair, ranking, turn

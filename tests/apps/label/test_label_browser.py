@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from alignkit_apps.feedback.items import Item
 from alignkit_apps.web.address import address_of
+from alignkit_plugins.people.items import Item
 from tests.apps.label.chromium import Person, needed, person, send
 from tests.apps.label.injections import INJECTIONS
 from tests.apps.label.pages import application, filled, pairs, served

@@ -19,11 +19,11 @@ from alignkit.cli import main
 from alignkit.errors import DataError, RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.stage_store import StageStore
-from alignkit_apps.feedback.asking import Wanted, items_of
-from alignkit_apps.feedback.store import Store
 from alignkit_apps.label.guidelines import Guidelines, rendered
 from alignkit_apps.label.start import Plans, Source, _greet, file_groups, prepared, stage_groups
 from alignkit_apps.web import hosting
+from alignkit_plugins.people.asking import Wanted, items_of
+from alignkit_plugins.people.store import Store
 from tests.patience import PATIENCE
 
 PAIR = {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}

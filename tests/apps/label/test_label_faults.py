@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from alignkit_apps.feedback.store import Plan, Store
+from alignkit_plugins.people.store import Plan, Store
 from tests.apps.label.chromium import Person, expect, needed, person
 from tests.apps.label.pages import application, filled, pairs, served
 from tests.patience import PATIENCE

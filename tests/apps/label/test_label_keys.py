@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from alignkit_apps.feedback.items import Item
+from alignkit_plugins.people.items import Item
 from tests.apps.label.chromium import expect, needed, person, send
 from tests.apps.label.pages import pairs
 from tests.stores import ranking, scores, turn

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from alignkit_apps.feedback.effective_labels import labeled
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.store import Store
 from tests.patience import PATIENCE
 
 pytest.importorskip("starlette")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from alignkit_apps.feedback.labels import BadLabel, StrictModel
 from alignkit_apps.web.messages import read
+from alignkit_plugins.people.labels import BadLabel, StrictModel
 
 
 class Spent(StrictModel):

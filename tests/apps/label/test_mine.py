@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("starlette")
 
-from alignkit_apps.feedback.assignment import REPEAT_AFTER
-from alignkit_apps.feedback.effective_labels import labeled
-from alignkit_apps.feedback.store import Plan, Store
 from alignkit_apps.label.annotator_stats import in_words, quality, stats_of
+from alignkit_plugins.people.assignment import REPEAT_AFTER
+from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.store import Plan, Store
 from tests.apps.label.pages import Page, application, filled, opened, pairs
 
 LEFT = {"side": "A", "margin": "better"}

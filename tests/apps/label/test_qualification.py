@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("starlette")
 
 from alignkit.errors import RecipeError
-from alignkit_apps.feedback.qualification import Qualification, qualification
-from alignkit_apps.feedback.store import Plan, Store
 from alignkit_apps.label.start import Plans, Source, prepared
+from alignkit_plugins.people.qualification import Qualification, qualification
+from alignkit_plugins.people.store import Plan, Store
 from tests.apps.label.pages import Page, application, filled, opened, pairs
 from tests.stores import event
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from alignkit_apps.feedback.items import listed
-from alignkit_apps.feedback.redaction import redact
+from alignkit_plugins.people.items import listed
+from alignkit_plugins.people.redaction import redact
 
 
 @pytest.mark.parametrize(

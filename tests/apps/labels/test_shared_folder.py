@@ -1,4 +1,4 @@
-"""An export holds what may be shared and nothing else, in layouts that others read, and becomes a store again."""
+"""An export holds what may be shared and nothing else; `data convert` reads it, and it becomes a store again."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from alignkit.cli import main
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec, load
 from alignkit.plugins import plugins
-from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Store
+from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Store
 
 FORMATS = {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
 FREE = {"license": "CC0-1.0"}
@@ -86,45 +87,37 @@ def test_folders_of_this_machine_are_not_shared(tmp_path: Path) -> None:
     assert [row["batch"] for row in rows(out, "items.jsonl")] == ["labels", "week 1/2"]
 
 
-def test_the_layouts_of_trl(tmp_path: Path) -> None:
-    out = exported(tmp_path, made(tmp_path))
-    one, safe, *ranked, rated = rows(out, "preference.jsonl")
-    assert one["chosen"] == [{"role": "assistant", "content": "Hello!"}]  # side B of the swapped responses
-    assert (one["margin"], one["agreement"], one["group_id"]) == (0.333333, 1.0, ITEMS["pair"].id)
-    assert (safe["margin"], safe["safety_bin"]) == (1.0, "preferred_safe")
-    assert [row["chosen"][0]["content"] for row in ranked] == ["answer 1", "answer 2"]
-    assert {row["group_id"] for row in ranked} == {ITEMS["ranking"].id}
-    assert rated["margin"] == 1.5
-    assert [row["ranks"] for row in rows(out, "ranked.jsonl")] == [[2, 1, 1], [1, 2]]
-    assert [(row["completion"][0]["content"], row["label"]) for row in rows(out, "kto.jsonl")] == [
-        ("Hello!", True), ("What?", False), ("no", True), ("yes", False), ("yes", False),
-    ]  # fmt: skip
-    (demonstration,) = rows(out, "sft.jsonl")
-    assert demonstration["prompt"][0]["content"] == "Write to me at [e-mail]."
-    assert demonstration["completion"] == [{"role": "assistant", "content": "Call me: [phone]"}]
+def test_who_shares_and_labels_nothing_is_not_there(tmp_path: Path) -> None:
+    with Store.open(made(tmp_path)) as store:
+        store.submit(event(None, {"granted": True}, kind="consent", who="carl"))
+        store.submit(event(pair("no license"), who="carl"))
+        path = store.path
+    assert len({row["annotator"] for row in rows(exported(tmp_path, path), "events.jsonl")}) == 1
 
 
-def test_trainers_do_not_get_held_out_pairs(tmp_path: Path) -> None:
+def test_other_layouts_are_made_by_convert(tmp_path: Path) -> None:
     with Store.open(made(tmp_path)) as store:
         tested = pair("tested", held_out=True, **FREE)
         store.add([tested])
         store.submit(event(tested))
         path = store.path
-    out = exported(tmp_path, path)
-    assert [row["held_out"] for row in rows(out, "items.jsonl")] == [False] * 6 + [True]
-    assert rows(out, "labels.jsonl")[-1]["item"]["held_out"] is True
-    assert all("tested" not in json.dumps(row) for name in ("preference", "kto") for row in rows(out, f"{name}.jsonl"))
-
-
-@pytest.mark.parametrize(
-    ("file", "format", "count"),
-    [("preference", "preference", 5), ("kto", "prompt_completion", 5), ("sft", "prompt_completion", 1)],
-)
-def test_alignkit_reads_the_layouts(tmp_path: Path, file: str, format: str, count: int) -> None:
-    path = exported(tmp_path, made(tmp_path)) / f"{file}.jsonl"
-    spec = DataSpec((DataSource(path=path),))
-    found = load(spec, formats=FORMATS, seed=0, stage_data=Path)
-    assert (found.sources[0].format, len(found.groups)) == (format, count)
+    labels = exported(tmp_path, path) / "labels.jsonl"
+    assert [row["item"].get("held_out", False) for row in rows(labels.parent, "labels.jsonl")] == [False] * 6 + [True]
+    converted = {}
+    for layout in ("preference", "ranked", "kto", "sft"):
+        out = tmp_path / f"{layout}.jsonl"
+        assert main(["data", "convert", str(labels), "--to", layout, "--out", str(out)]) == 0
+        converted[layout] = rows(tmp_path, out.name)
+        assert "tested" not in out.read_text(encoding="utf-8")  # trainers do not learn held-out pairs
+    one, safe, *ranked, rated = converted["preference"]
+    assert one["chosen"] == [{"role": "assistant", "content": "Hello!"}]  # side B of the swapped responses
+    assert (one["margin"], safe["margin"], rated["margin"]) == (0.333333, 1.0, 1.5)
+    assert [row["chosen"][0]["content"] for row in ranked] == ["answer 1", "answer 2"]
+    assert converted["ranked"][0]["ranks"] == [2, 1, 1]
+    assert {row["label"] for row in converted["kto"]} == {True, False}
+    (demonstration,) = converted["sft"]
+    assert demonstration["prompt"][0]["content"] == "Write to me at [e-mail]."
+    assert demonstration["completion"] == [{"role": "assistant", "content": "Call me: [phone]"}]
 
 
 def test_labels_are_read_as_the_store_is(tmp_path: Path) -> None:
@@ -149,26 +142,6 @@ def test_an_export_becomes_a_store_and_the_same_export(tmp_path: Path) -> None:
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
     assert exported(tmp_path, again, "second") == second  # an earlier export is replaced
-
-
-def test_the_card_says_what_is_in_the_files(tmp_path: Path) -> None:
-    text = (exported(tmp_path, made(tmp_path)) / "README.md").read_text(encoding="utf-8")
-    header = text.split("---")[1]
-    assert "license: cc0-1.0" in header and "data_files: preference.jsonl" in header and "- en" in header
-    assert "6 labels of 6 items by 1 annotator, from" in text
-    assert "| `preference.jsonl` | 5 |" in text
-
-
-def test_the_card_counts_only_people_whose_labels_are_there(tmp_path: Path) -> None:
-    with Store.open(made(tmp_path)) as store:
-        store.submit(event(None, {"granted": True}, kind="consent", who="carl"))
-        store.submit(event(pair("no license"), who="carl"))
-        path = store.path
-    out = exported(tmp_path, path)
-    text = (out / "README.md").read_text(encoding="utf-8")
-    assert "6 labels of 6 items by 1 annotator, from" in text and "Events: consent 1, label 6." in text
-    assert len({row["annotator"] for row in rows(out, "events.jsonl")}) == 1
-    assert "without their origin" not in text  # chat shows who answered
 
 
 def test_consent_can_be_withdrawn(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -229,20 +202,95 @@ def test_merging_and_showing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert "8 new items, 10 new events, 0 known ones" in capfd.readouterr().out
     assert main(["labels", "merge", str(path), "--into", str(path)]) == 4
     assert "cannot be merged into itself" in capfd.readouterr().err
-    assert main(["labels", "show", str(tmp_path / "all.feedback")]) == 0
+    assert main(["labels", str(tmp_path / "all.feedback")]) == 0
     said = capfd.readouterr().out
     assert "ranking" in said and "not asked" in said and "yes" in said
-    assert main(["labels", "show", str(path), "--json"]) == 0
+    assert main(["labels", str(path), "--json"]) == 0
     facts = json.loads(capfd.readouterr().out)["result"]
     assert facts["tasks"]["pair"] == {
         "items": 3, "labels": 4, "read by recipes": 3, "without label": 0, "disputed": 1, "flagged": 0, "gold": 0,
         "retired": 0,
     }  # fmt: skip
     assert facts["people"]["ann"] == {"labels": 8, "skips": 0, "undone": 0, "median seconds": 2.5, "shares": True}
-    assert main(["labels", "show", str(tmp_path / "missing")]) == 4
+    assert main(["labels", str(tmp_path / "missing.feedback")]) == 4
 
 
 def test_an_empty_store_is_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with opened(tmp_path) as store:
-        assert main(["labels", "show", str(store.path)]) == 0
+        assert main(["labels", str(store.path)]) == 0
     assert "no items" in capfd.readouterr().out
+
+
+# Exports that come back
+
+
+def labels(store: Path) -> dict[str, list[dict[str, Any]]]:
+    with Store.open(store) as opened_store:
+        entries = labeled(opened_store)
+    return {e.stored.item.id: sorted((vote.label for vote in e.votes), key=str) for e in entries}
+
+
+def private(folder: Path) -> tuple[Path, Item]:
+    """A store of three people, with texts and a note that an export redacts."""
+    item = pair("Mail ann@mail.example", "Call +49 170 1234567", "Never", **FREE)
+    with opened(folder, item, ITEMS["ranking"], name="own.feedback") as store:
+        for who in ("ann", "bob", "cat"):
+            store.submit(event(None, {"granted": True}, kind="consent", who=who))
+            store.submit(event(item, {"side": "B", "margin": "better", "note": f"ask {who}@mail.example"}, who=who))
+            store.submit(event(ITEMS["ranking"], LABELS["ranking"], who=who, order=(2, 0, 1)))
+        return store.path, item
+
+
+@pytest.mark.silent_bug(
+    "people: labels",
+    "An exported label returns under a pseudonym and counts twice.",
+    "A label is counted once, wherever it has been.",
+)
+def test_a_label_counts_once_wherever_it_has_been(tmp_path: Path) -> None:
+    store, _ = private(tmp_path)
+    known, out, other = labels(store), exported(tmp_path, store), tmp_path / "other.feedback"
+    assert main(["labels", "merge", str(out), "--into", str(store)]) == 0  # home
+    assert labels(store) == known
+    assert main(["labels", "merge", str(out), "--into", str(other)]) == 0  # away, where the store itself comes later
+    shared = labels(other)
+    assert main(["labels", "merge", str(store), "--into", str(other)]) == 0
+    assert labels(other) == shared and [len(votes) for votes in shared.values()] == [3, 3]
+    assert main(["labels", "merge", str(out), "--into", str(other)]) == 0
+    assert main(["labels", "merge", str(other), "--into", str(store)]) == 0  # and back
+    assert labels(store) == known
+
+
+def test_labels_of_an_exported_item_come_home(tmp_path: Path) -> None:
+    """Somebody who got the export labels its redacted item; and no export gives back a consent that was withdrawn."""
+    store, item = private(tmp_path)
+    out, away = exported(tmp_path, store), tmp_path / "away.feedback"
+    with Store.open(store) as own:
+        own.submit(event(None, {"granted": False}, kind="consent", who="cat"))
+    assert main(["labels", "merge", str(out), "--into", str(away)]) == 0
+    with Store.open(away) as copy:
+        redacted = next(stored.item for stored in copy.items() if stored.item.task == "pair")
+        copy.submit(event(redacted, {"side": "A", "margin": "unsure"}, who="dan"))
+    assert redacted.id != item.id
+    assert main(["labels", "merge", str(away), "--into", str(store)]) == 0
+    with Store.open(store) as own:
+        (entry,) = (entry for entry in labeled(own) if entry.stored.item.task == "pair")
+    assert entry.stored.item.id == item.id
+    assert {vote.annotator: vote.label["better"] for vote in entry.votes} == {"ann": 1, "bob": 1, "dan": 0}
+
+
+def test_merging_keeps_what_the_other_store_says_of_an_item(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its gold label, license and columns, and which of two items a label is about."""
+    alike = [pair(f"Mail {who}@mail.example") for who in ("ann", "bob")]  # exports have one text for both
+    known = pair("one", license="MIT", gold={"better": 1}, meta={"language": "de"})
+    stores = [tmp_path / "ours.feedback", tmp_path / "theirs.feedback"]
+    for path, item in zip(stores, (pair("one"), known), strict=True):
+        opened(tmp_path, item, *alike, name=path.name).close()
+    with Store.open(stores[1]) as theirs:
+        theirs.submit(event(alike[0], {"side": "A", "margin": "better"}, who="cat"))
+    into = ["labels", "merge", str(stores[1]), "--into", str(stores[0])]
+    assert main(into) == 0
+    with Store.open(stores[0]) as ours:
+        assert ours.items()[0].item == known
+        assert [one.labels for one in ours.items()] == [0, 1, 0]
+        ours.revise(known.id, gold={"better": 0})
+    assert main(into) == 0 and "1 gold labels differ" in capsys.readouterr().out

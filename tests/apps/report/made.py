@@ -108,10 +108,8 @@ SUMMARIES: dict[str, Any] = {
 }
 HALF = {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 8}
 AGREED = {
-    **{"question": "pair: which is better", "kind": "nominal", "items": 8, "items with several ratings": 8},
-    **{"ratings": 16, "coefficients": {"agreement": HALF, "gwet_ac1": HALF}, "gold": None, "over time": []},
-    "annotators": {who: {"ratings": 8, "with others": HALF, "with gold": None} for who in ("ann", "bob")},
-    "against": {"helpful": {"ratings": HALF, "majority": HALF, "cohen_kappa": HALF}},
+    **{"question": "pair: which is better", "items": 8, "shared": 8, "same": HALF, "alpha": HALF, "gold": None},
+    "people": {who: {"items": 8, "with_others": HALF, "with_gold": None} for who in ("ann", "bob")},
 }
 SOURCES = {
     "sft": [
@@ -253,12 +251,8 @@ CARD: dict[str, Any] = {
     "inconsistent": statistics.share(12, 36),
     "named_first": {"mean": 0.64, "low": 0.55, "high": 0.73, "n": 20},
     "length_slope": {"mean": 0.04, "low": 0.01, "high": 0.07, "n": 20},
-    "repeated": {"pairs": 20, "times": 2, "same": {"mean": 0.95, "low": 0.8, "high": 0.99, "n": 15}},
-    "circular": None,
     "people": None,
-    "agreement": {
-        "helpful": {name: {"mean": 0.5, "low": 0.3, "high": 0.7, "n": 20} for name in ("same", "kappa", "ac1")}
-    },
+    "agreement": {"helpful": {name: {"mean": 0.5, "low": 0.3, "high": 0.7, "n": 20} for name in ("same", "alpha")}},
     "calls": 160,
     "tokens": None,
 }

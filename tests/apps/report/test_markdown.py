@@ -5,7 +5,7 @@ from pathlib import Path
 
 from made import HOSTILE, make_run
 
-from alignkit_apps.charts.evaluation import policy_means
+from alignkit.evaluation.tables import policy_means
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.markdown import MOST, markdown
 

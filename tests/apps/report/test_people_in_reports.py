@@ -11,13 +11,13 @@ from made import SOURCES, make_run, write_stage
 from stores import event, opened, pair
 
 from alignkit.runs.files import AGREEMENT
-from alignkit_apps.feedback.agreement_summary import agreement
-from alignkit_apps.feedback.effective_labels import labeled
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.markdown import markdown
 from alignkit_apps.report.page import page
 from alignkit_apps.report.people import people_of, people_tables
 from alignkit_apps.report.stages import dropped
+from alignkit_plugins.people.agreement import agreement
+from alignkit_plugins.people.effective_labels import labeled
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_runs_without_people_have_no_such_part(tmp_path: Path) -> None:
     assert facts["people"] == [] and "## People" not in markdown(facts) and 'id="people"' not in page(facts)
 
 
-@pytest.mark.parametrize("odd", [3, [3], [{}], {"question": 1}, [{"question": "q", "kind": "nominal"}]])
+@pytest.mark.parametrize("odd", [3, [3], [{}], {"question": 1}, [{"question": "q"}]])
 def test_odd_facts_make_no_table(odd: Any) -> None:
     assert people_tables([{"stage": "rm", "source": "labels.feedback", "agreement": odd}]) == []
 

@@ -125,6 +125,6 @@ def test_a_run_on_a_store_shows_how_far_people_agree(
     record = json.loads((run / "rm" / "stage.json").read_text())
     which = record["data"][0]["agreement"][0]
     assert which["coefficients"]["agreement"]["mean"] == pytest.approx(4 / 6)
-    assert "agreement" not in json.dumps(record["depends_on"])
+    assert '"agreement"' not in json.dumps(record["depends_on"])
     for name in ("report.md", "report.html"):
         assert "how far annotators agree (pairs.feedback, rm)" in (run / name).read_text()

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from made import make_run
 
-from alignkit_apps.charts import numbers
-from alignkit_apps.charts.verdicts import doubts, verdicts
+from alignkit.evaluation import readable as numbers
+from alignkit.evaluation.verdicts import doubts, verdicts
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ class Server:
     """A server in this process. collection: what it keeps of users who agreed."""
 
     port: int
-    work: Any
+    endpoint: Any
     opened: Any
     collection: Any
 
@@ -100,38 +100,31 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of two policies, and of the best of three answers of the first."""
+    """A server of two policies, which keeps what users agree to."""
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
     from alignkit.io.progress import Reporter
     from alignkit.plugins import load_plugins
-    from alignkit_apps.feedback.collection import Collection
     from alignkit_apps.policies.policy import opened
     from alignkit_apps.policies.recipe import models_of
-    from alignkit_apps.policies.work import Work
-    from alignkit_apps.serve.app import serve
+    from alignkit_apps.serve.app import Endpoint
     from alignkit_apps.serve.collecting import Collecting
-    from alignkit_apps.web.hosting import bound
+    from alignkit_apps.web.address import Address
+    from alignkit_apps.web.hosting import listening, server_of
+    from alignkit_plugins.people.collection import Collection
 
     collection = Collection(tmp_path_factory.mktemp("served") / "users.feedback", "CC0-1.0")
-    work, ready = Work(), threading.Event()
-    found: list[Server] = []
-
-    def live() -> None:  # all model work is in this thread, as in the command
-        best = f"{{policy: {run / 'online'}, best_of: 3, reward: {run / 'liked'}, name: best}}"
-        named = models_of([str(run / "online"), str(run / "base"), best])
-        with (
-            bound("127.0.0.1", 0) as listening,
-            opened(named, load_plugins().registry, Reporter(), work.should_stop, "alignkit serve") as models,
-        ):
-            found.append(Server(listening.getsockname()[1], work, models, collection))
-            serve(models, work, listening, None, ready.set, collecting=Collecting(collection))
-
-    thread = threading.Thread(target=live, name="server", daemon=True)
-    thread.start()
-    assert ready.wait(PATIENCE)
-    yield found[0]
-    work.stop()
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
+    named = models_of([str(run / "online"), str(run / "base")])
+    registry = load_plugins().registry
+    with listening(0) as listener, opened(named, (), registry, Reporter(), lambda: None, "alignkit serve") as models:
+        endpoint = Endpoint(models.policies, Collecting(collection))
+        live = server_of(endpoint.application(Address(), None))
+        endpoint.stopping = lambda: live.should_exit
+        thread = threading.Thread(target=live.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        yield Server(listener.getsockname()[1], endpoint, models, collection)
+        live.should_exit = True
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        endpoint.model.shutdown()
     collection.close()

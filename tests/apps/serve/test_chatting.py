@@ -18,22 +18,27 @@ from rich.console import Console
 
 from alignkit import Group, Message
 from alignkit.cli import main
+from alignkit.errors import RecipeError
 from alignkit.io.progress import Reporter
+from alignkit.models.next_token import Sampling
 from alignkit.plugins import load_plugins
-from alignkit_apps.chat.loop import talk
-from alignkit_apps.chat.screen import Screen, SideBySide, remark_of, screen
+from alignkit_apps.chat.command import agreed
+from alignkit_apps.chat.loop import Kept, talk
+from alignkit_apps.chat.screen import Screen
 from alignkit_apps.chat.session import Said, Session
-from alignkit_apps.chat.start import _greeted
-from alignkit_apps.policies.policy import Exchange, Opened, opened
-from alignkit_apps.policies.recipe import models_of, with_best_of
+from alignkit_apps.policies.policy import Opened, opened
+from alignkit_apps.policies.recipe import models_of
 from alignkit_apps.policies.streaming import Answer
+from alignkit_plugins.people.collection import Collection, Exchange
+from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.labels import BadLabel
 from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
 def models(run: Path) -> Iterator[Opened]:
     named = models_of([str(run / "sft"), str(run / "online")], [str(run / "liked"), "length"])
-    with opened(named, load_plugins().registry, Reporter(), lambda: None, "alignkit chat") as found:
+    with opened(named, (), load_plugins().registry, Reporter(), lambda: None, "alignkit chat") as found:
         yield found
 
 
@@ -49,29 +54,24 @@ def test_rewards_read_what_they_read_in_training() -> None:
     policy: Any = SimpleNamespace(service=SimpleNamespace(encoder=encoder), reference="sft")
     form: Any = SimpleNamespace(score=score, name="form")
     asked = [Message(role="user", content="2 + 2?")]
-    assert Opened({}, [form]).rewards(policy, asked, [Answer("Two.</think>4", (7, 8), True)]) == [{"form": 1.0}]
+    assert Opened({}, [form]).rewards(policy, asked, Answer("Two.</think>4", (7, 8), True)) == {"form": 1.0}
     assert seen[0].responses[0].text == "<think>Two.</think>4"
 
 
-def scored(models: Opened, name: str, text: str, seed: int, count: int = 1) -> list[dict[str, float | None]]:
-    """What a step's scorer gives the samples."""
-    policy = models.policies[name]
-    options = {"max_new_tokens": 16, "temperature": 0.8, "samples_per_prompt": count}
-    groups = policy.service.sample(policy.reference, [[user(text)]], seed=seed, **options)
-    columns = [[r.scores["reward"] for r in scorer.score(groups)[0].responses] for scorer in models.scorers]
-    return [dict(zip(("liked", "length"), row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def sampled(models: Opened, name: str, messages: Sequence[Message], seed: int, count: int = 1) -> list[str]:
+def sampled(models: Opened, name: str, messages: Sequence[Message], seed: int) -> Group:
     """What `Models.sample` gives."""
     policy = models.policies[name]
-    options = {"max_new_tokens": 16, "temperature": 0.8, "samples_per_prompt": count}
+    options = {"max_new_tokens": 16, "temperature": 0.8, "samples_per_prompt": 1}
     (group,) = policy.service.sample(policy.reference, [messages], seed=seed, **options)
-    return [response.text for response in group.responses]
+    return group
+
+
+def text_of(models: Opened, name: str, messages: Sequence[Message], seed: int) -> str:
+    return sampled(models, name, messages, seed).responses[0].text
 
 
 def session(models: Opened, **more: Any) -> Session:
-    return Session(models, {"max_new_tokens": 16, "temperature": 0.8}, **more)
+    return Session(models, Sampling(max_new_tokens=16, temperature=0.8), **more)
 
 
 def entered(*lines: str | type[BaseException]) -> Callable[[str], str]:
@@ -87,10 +87,10 @@ def entered(*lines: str | type[BaseException]) -> Callable[[str], str]:
     return read
 
 
-def said(talks: Session, *lines: str | type[BaseException], names: Sequence[str] = ("run-sft", "run-online")) -> str:
+def said(talks: Session, *lines: str | type[BaseException], kept: Kept | None = None) -> str:
     """What is shown of a talk in a pipe."""
     out = io.StringIO()
-    talk(talks, Screen(names, Console(file=out, highlight=False)), entered(*lines))
+    talk(talks, Screen(list(talks.turns), Console(file=out, highlight=False)), kept or Kept(), entered(*lines))
     return out.getvalue()
 
 
@@ -99,65 +99,32 @@ def user(text: str) -> Message:
 
 
 def test_each_policy_has_its_own_conversation(models: Opened) -> None:
-    kept: list[Exchange] = []
-    talks = session(models, seed=3, keep=kept.append)
+    talks = session(models, seed=3)
     shown = said(talks, "my old friend", "", "bread is good")
     for name in models.policies:
-        first = sampled(models, name, [user("my old friend")], 3)[0]
+        first = text_of(models, name, [user("my old friend")], 3)
         turns = [user("my old friend"), Message(role="assistant", content=first), user("bread is good")]
-        second = sampled(models, name, turns, 4)[0]
+        second = text_of(models, name, turns, 4)
         assert talks.turns[name] == [*turns, Message(role="assistant", content=second)]
-    assert [exchange.policy.rpartition("/")[2] for exchange in kept] == ["sft", "online"] * 2
-    assert kept[3].messages == talks.turns["run-online"][:3] and len(kept[3].rewards) == 1
     assert [line for line in shown.splitlines() if line.endswith(":")] == ["run-sft:", "run-online:"] * 2
 
 
 def test_rewards_are_shown(models: Opened) -> None:
-    talks = session(models, seed=3)
-    shown = said(talks, "my old friend")
-    remarks = [remark_of(Said("", *scored(models, name, "my old friend", 3))) for name in models.policies]
+    """Those that a step's scorer gives the samples."""
+    shown = said(session(models, seed=3), "my old friend")
+    remarks = []
+    for name in models.policies:
+        group = sampled(models, name, [user("my old friend")], 3)
+        liked, length = (scorer.score([group])[0].responses[0].scores["reward"] for scorer in models.scorers)
+        remarks.append(f"[liked {liked:.3g}, length {length:.3g}]")
     assert [line for line in shown.splitlines() if line in remarks] == remarks and len(set(remarks)) == 2
-    assert remarks[0].startswith("[liked ") and ", length " in remarks[0]
-
-
-def test_the_best_of_several_is_shown(run: Path) -> None:
-    """By the reward that chooses, which need not be shown; what is kept has all answers and their scores."""
-    words = [with_best_of(str(run / name), 6, str(run / "liked")) for name in ("sft", "online")]
-    named, kept = models_of(words, [str(run / "liked"), "length"]), list[Exchange]()
-    with opened(named, load_plugins().registry, Reporter(), lambda: None, "alignkit chat") as models:
-        names = [f"run-{name}, best of 6 by run/liked" for name in ("sft", "online")]
-        talks = session(models, seed=5, keep=kept.append)
-        shown = said(talks, "my old friend", names=names)
-        assert list(models.policies) == names
-        for name, exchange in zip(names, kept, strict=True):
-            texts = sampled(models, name, [user("my old friend")], 5, 6)
-            scores = [row["liked"] or 0.0 for row in scored(models, name, "my old friend", 5, 6)]
-            best = scores.index(max(scores))
-            assert len(set(texts)) == 6 and talks.turns[name][1]["content"] == texts[best]
-            assert (list(exchange.answers), exchange.shown) == (texts, best)
-            assert list(exchange.rewards) == pytest.approx(scores)
-    assert shown.count(", best of 6]") == 2 and shown.count(texts[best]) == 1
-
-
-def test_examples_are_in_front_of_every_turn(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "demos.jsonl").write_text('{"prompt": "one?", "response": "1"}\n', encoding="utf-8")
-    word = f"{{policy: {run / 'sft'}, few_shot: {tmp_path / 'demos.jsonl'}, shots: 1}}"
-    with opened(models_of([word]), load_plugins().registry, Reporter(), lambda: None, "alignkit chat") as models:
-        talks = session(models, seed=5, system="Be kind.")
-        said(talks, "my old friend", "bread is good", names=["run-sft, 1 shot"])
-        first, second = (turn["content"] for turn in talks.turns["run-sft, 1 shot"][1::2])
-        system = Message(role="system", content="Be kind.")
-        shown = [system, user("one?"), Message(role="assistant", content="1"), user("my old friend")]
-        assert first == sampled(models, "run-sft, 1 shot", shown, 5)[0]
-        shown += [Message(role="assistant", content=first), user("bread is good")]
-        assert second == sampled(models, "run-sft, 1 shot", shown, 6)[0]
 
 
 def test_commands(models: Opened) -> None:
     talks = session(models, seed=3)
     said(talks, "my old friend", "/retry")
     again = {name: turns[1]["content"] for name, turns in talks.turns.items()}
-    assert again == {name: sampled(models, name, [user("my old friend")], 4)[0] for name in models.policies}
+    assert again == {name: text_of(models, name, [user("my old friend")], 4) for name in models.policies}
     assert [len(turns) for turns in talks.turns.values()] == [2, 2]
     shown = said(talks, "/reset", "/retry", "/help", "/rest", "/quit", "never asked")
     assert talks.turns == {"run-sft": [], "run-online": []}
@@ -165,8 +132,8 @@ def test_commands(models: Opened) -> None:
     assert "no command /rest; did you mean '/reset'? /help lists them" in shown
     said(talks, "/system Be kind.", "//quit")
     assert talks.turns["run-sft"][0] == user("/quit") and talks.system == "Be kind."
-    expected = sampled(models, "run-sft", [Message(role="system", content="Be kind."), user("/quit")], 5)
-    assert talks.turns["run-sft"][1]["content"] == expected[0]
+    expected = text_of(models, "run-sft", [Message(role="system", content="Be kind."), user("/quit")], 5)
+    assert talks.turns["run-sft"][1]["content"] == expected
 
 
 def test_a_question_that_is_too_long(models: Opened) -> None:
@@ -182,30 +149,29 @@ def test_control_characters_do_not_reach_the_terminal(models: Opened) -> None:
     view.begin("one")
     for piece in ("\x1b[31mred", "\x07", "日本 é"):
         view.more(piece)
-    view.end(Said("all", {"liked": 0.5, "other": None}))
+    view.end(Said("all", {"liked": 0.5, "other": None}, None))
     out.flush()
     written = out.buffer.getvalue().decode("latin-1")  # type: ignore[attr-defined]
-    assert written == "?[31mred??? é\n[liked 0.5, other no score]\n"
+    assert written == "?[31mred??? é\n[liked 0.5, other no score, stopped]\n"
 
 
 def test_two_columns(models: Opened) -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=100, height=30, highlight=False, color_system=None)
-    view = screen(["run-sft", "run-online"], console)
-    assert isinstance(view, SideBySide)
+    view = Screen(["run-sft", "run-online"], console)
     talks = session(models, seed=3)
-    talk(talks, view, entered("my old friend"))
+    talk(talks, view, Kept(), entered("my old friend"))
     last = out.getvalue().rpartition("\x1b")[2]  # what stays
     assert last.count("run-sft") == 1 and "run-online" in last.split("run-sft")[1].splitlines()[0]
     left, right = (turns[1]["content"] for turns in talks.turns.values())
     assert left[:2].strip("\ufffd\n") in last and right[:2].strip("\ufffd\n") in last
     narrow = Console(file=out, force_terminal=True, width=60, highlight=False)
-    assert not isinstance(screen(["run-sft", "run-online"], narrow), SideBySide)
-    assert not isinstance(screen(["run-sft"], console), SideBySide)
+    assert view.columns and not Screen(["run-sft", "run-online"], narrow).columns
+    assert not Screen(["run-sft"], console).columns
 
 
 def test_ctrl_c_stops_the_answers(models: Opened) -> None:
-    talks = Session(models, {"max_new_tokens": 300, "temperature": 0.8}, seed=3)
+    talks = Session(models, Sampling(max_new_tokens=300, temperature=0.8), seed=3)
     view = Screen(["run-sft", "run-online"], Console(file=io.StringIO()))
     heard: list[str] = []
 
@@ -215,7 +181,7 @@ def test_ctrl_c_stops_the_answers(models: Opened) -> None:
             signal.raise_signal(signal.SIGINT)
 
     view.more = more  # type: ignore[method-assign]
-    talk(talks, view, entered("my old friend"))
+    talk(talks, view, Kept(), entered("my old friend"))
     text = talks.turns["run-sft"][1]["content"]
     assert 0 < len(text) < len(sampled_long(models)) and sampled_long(models).startswith(text[:-1])
     assert talks.turns["run-online"] == []  # it has not begun
@@ -227,7 +193,7 @@ def test_ctrl_c_stops_the_answers(models: Opened) -> None:
 
     view.more = leave  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        talk(talks, view, entered("bread is good"))
+        talk(talks, view, Kept(), entered("bread is good"))
 
 
 def sampled_long(models: Opened) -> str:
@@ -239,7 +205,7 @@ def sampled_long(models: Opened) -> str:
 
 def test_in_a_pipe(run: Path) -> None:
     """In Latin-1, with bytes that no encoding has."""
-    words = ["chat", str(run / "sft"), "--seed", "3", "--max-new-tokens", "8", "--temperature", "0.8"]
+    words = ["chat", str(run / "sft"), "--max-new-tokens", "8", "--temperature", "0.8"]
     environment = {"PYTHONIOENCODING": "latin-1", "COLUMNS": "200"}
     lines = b"bread is good\n/reset\nbread is g\xe9\xff\n\x1b[A\n"
     done = subprocess.run(
@@ -255,27 +221,81 @@ def test_in_a_pipe(run: Path) -> None:
     assert b"run-sft: temperature 0.8, max_new_tokens 8" in done.stderr
 
 
-def test_two_policies_sample_alike(run: Path, models: Opened, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_policies_sample_alike(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the first that learned from its own samples, so that temperature decides no comparison."""
-    assert [policy.sampling.temperature for policy in models.policies.values()] == [1.0, 0.7]
-    named = models_of([str(run / "sft"), str(run / "online")])
-    alike = _greeted(models, named, Reporter())
-    assert {policy.sampling for policy in alike.policies.values()} == {models.policies["run-online"].sampling}
-    assert "run-sft and run-online sample alike: as run-online in its training" in capsys.readouterr().err
-    assert Session(alike, {"temperature": 0.2}).sampling["run-sft"].temperature == 0.2
-    alone = Opened({"run-sft": models.policies["run-sft"]})
-    assert _greeted(alone, named, Reporter()) is alone
+    monkeypatch.setattr("sys.stdin", io.StringIO("a"))
+    words = [sys.executable, "-m", "alignkit", "chat", str(run / "sft"), str(run / "online"), "--temperature", "0.2"]
+    done = subprocess.run(words, input=b"/quit", capture_output=True, timeout=PATIENCE)
+    assert b"run-sft and run-online: temperature 0.2, max_new_tokens 24" in done.stderr
+
+
+# --- what is kept
+
+
+@pytest.fixture
+def kept(tmp_path: Path, models: Opened) -> Iterator[Kept]:
+    names = {policy.word: policy.name for policy in models.policies.values()}
+    collection = Collection(tmp_path / "chats.feedback", "CC0-1.0", names)
+    yield Kept("ada", collection)
+    collection.close()
+
+
+def test_thumbs_are_kept_with_consent(models: Opened, kept: Kept, tmp_path: Path) -> None:
+    collection = kept.collection
+    assert collection is not None
+    talks = session(models, seed=3)
+    assert "not kept: nothing is kept without consent" in said(talks, "my old friend", "/good a", kept=kept)
+    assert not (tmp_path / "chats.feedback").exists()
+    assert not agreed(collection, "ada", lambda asked: "y", print) and agreed(
+        collection, "ada", lambda asked: "yes", print
+    )
+    shown = said(talks, "/reset", "bread is good", "/good", "/good c", "/good b", "/bad b", "/bad a", kept=kept)
+    assert shown.count("which answer? a or b") == 2 and "kept: run-sft is bad" in shown
+    found = {entry.stored.item.origins[0]: entry for entry in labeled(collection.store())}
+    assert {name: entry.final for name, entry in found.items()} == {n: {"good": False} for n in models.policies}
+    item = found["run-sft"].stored.item
+    assert (item.task, item.author, item.license, item.prompt) == ("thumb", "ada", "CC0-1.0", (user("bread is good"),))
+    assert item.responses == (text_of(models, "run-sft", [user("bread is good")], 4),)
+    assert item.meta["seed"] == 4 and item.meta["temperature"] == 0.8 and len(item.meta["reward"]) == 1
+    shown = said(talks, "/consent no", "my old friend", "/good a", kept=kept)
+    assert "nothing more is kept" in shown and "`--collect FILE.feedback` keeps it" in shown
+    assert [entry.withdrawn for entry in labeled(collection.store())] == [True, True]
+
+
+def test_nobody_can_be_asked_for_consent(models: Opened, kept: Kept) -> None:
+    assert kept.collection is not None
+    with pytest.raises(RecipeError, match="ada has not agreed that anything is kept"):
+        agreed(kept.collection, "ada", None, print)
+    with pytest.raises(RecipeError, match=r"the name must end in \.feedback"):
+        Collection(Path("chats.jsonl"))
+
+
+def test_answers_that_nobody_could_label_are_not_kept(models: Opened, kept: Kept) -> None:
+    assert kept.collection is not None
+    kept.collection.agree("ada", True)
+    for text, reason in (("  ", "the answer is empty"), ("a\0", "NUL character")):
+        with pytest.raises(BadLabel, match=reason):
+            kept.collection.keep("ada", Exchange("x", [user("Hi")], text, 1.0, 7))
+
+
+def test_the_page_is_that_of_serve(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr("alignkit_apps.serve.command.start", lambda *given, **more: started.append((given, more)))
+    assert main(["chat", str(run / "sft"), "--page", "--system", "Be kind", "--temperature", "0"]) == 0
+    ((words, port, address), more) = started[0]
+    assert (words, port, address.host, more["page"]) == (
+        [str(run / "sft")],
+        None,
+        "127.0.0.1",
+        "/#system=Be+kind&temperature=0.0",
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["sft", "online", "base"], "3 policies; at most 2 can be talked to"),
-        (["sft", "--best-of", "4"], "--best-of 4 needs to know which answer is best"),
-        (
-            ["sft", "--best-of", "4", "--reward", "length", "--temperature", "0"],
-            "all answers of a best of N are the same",
-        ),
+        (["sft", "--page", "--reward", "length"], "the page shows no rewards"),
         (["liked"], "is a reward model, but a policy is needed"),
         (["sft", "--reward", "online"], "is a policy, but a reward is needed"),
         (["sft", "--reward", "lenght"], "did you mean 'length'"),

@@ -12,7 +12,7 @@ import pytest
 
 import alignkit_plugins.models.tiny
 from alignkit.cli import main
-from alignkit.errors import DataError, RecipeError, RunFailed
+from alignkit.errors import RecipeError, RunFailed
 from alignkit.io.cache import cache_folder
 from alignkit.io.progress import Reporter
 from alignkit.models.next_token import Sampling
@@ -20,7 +20,7 @@ from alignkit.plugins import load_plugins
 from alignkit.stopping import Stopped
 from alignkit_apps.policies.policy import Opened, opened
 from alignkit_apps.policies.recipe import models_of, without_overrides
-from alignkit_apps.policies.streaming import Answer, Piece, Question
+from alignkit_apps.policies.streaming import Answer
 from tests.plugins.vllm_server import FakeVllm
 
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
@@ -38,34 +38,26 @@ def server() -> Iterator[FakeVllm]:
 def models(run: Path, *overrides: str, should_stop: Callable[[], None] = lambda: None) -> Any:
     words, found = without_overrides([str(run / "sft"), *overrides, str(run / "online")])
     assert found == list(overrides)
-    named = models_of(words, overrides=found)
-    return opened(named, load_plugins().registry, Reporter(), should_stop, "alignkit chat")
+    return opened(models_of(words), found, load_plugins().registry, Reporter(), should_stop, "alignkit chat")
 
 
-def answers(found: Opened, **asked: Any) -> tuple[list[Answer], list[Piece]]:
-    heard: list[Piece] = []
+def answers(found: Opened) -> tuple[list[Answer], list[str]]:
+    heard: list[str] = []
     each = []
     for policy in found.policies.values():
         prompt = policy.prompt([{"role": "user", "content": "bread is good"}])
-        ((one,),) = policy.answer([Question(prompt, [7], heard.append, **asked)], GREEDY)
-        each.append(one)
+        each.append(policy.answer(prompt, GREEDY, 7, heard.append))
     return each, heard
 
 
 def test_policies_answer_with_an_engine_as_without(run: Path, server: FakeVllm) -> None:
     with models(run) as found:
-        local, _ = answers(found, logprobs=0)
+        local, _ = answers(found)
     with models(run, f"engine.vllm.url={server.url}/v1") as found:
         # Both adapters are there before anybody asks.
         assert len({body["lora_name"] for body in server.paths("/v1/load_lora_adapter")}) == 2
-        theirs, heard = answers(found, logprobs=0)
-        with pytest.raises(DataError, match="cannot tell top_logprobs"):
-            answers(found, logprobs=2)
-    assert [(one.text, one.tokens, one.ended) for one in theirs] == [(one.text, one.tokens, one.ended) for one in local]
-    for one, other in zip(theirs, local, strict=True):
-        assert [t.text for t in one.logprobs] == [t.text for t in other.logprobs]
-        assert [t.logprob for t in one.logprobs] == pytest.approx([t.logprob for t in other.logprobs], abs=1e-4)
-    assert [piece.answer for piece in heard] == theirs and [piece.text for piece in heard] == [a.text for a in theirs]
+        theirs, heard = answers(found)
+    assert theirs == local and heard == [answer.text for answer in theirs]
     assert len(server.paths("/v1/completions")) == 1 + 2  # with the probe
     assert not server.adapters
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -17,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from alignkit.cli import main
-from alignkit.errors import RecipeError
-from alignkit_apps.web.address import is_loopback, url
-from alignkit_apps.web.hosting import bound
+from alignkit_apps.web.address import Address, is_loopback, url
+from alignkit_apps.web.hosting import listening
 from tests.patience import PATIENCE
 
 TOKEN = "a-token-of-this-test"
+NAME = "api.example.org"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -38,14 +37,14 @@ def test_a_signal_ends_the_server_in_the_middle_of_an_answer(run: Path, number: 
         ended.callback(process.kill)
         assert process.stderr is not None
         said = ""
-        while (found := re.search(r"listening at (\S+);", said)) is None:
+        while (found := re.search(r"listening at (\S+),", said)) is None:
             line = process.stderr.readline()
             assert line, said
             said += line
-        assert "warning: everybody who reaches 0.0.0.0" in said
+        assert "warning: others can reach http://0.0.0.0" in said
         address = found[1].replace("0.0.0.0", "127.0.0.1")
         body = json.dumps(
-            {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1000, "n": 128, "stream": True}
+            {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1000, "stream": True, "temperature": 0}
         )
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
         request = urllib.request.Request(f"{address}/chat/completions", body.encode(), headers)
@@ -59,19 +58,19 @@ def test_a_signal_ends_the_server_in_the_middle_of_an_answer(run: Path, number: 
         assert process.stderr.read().endswith("stopped\n")
 
 
-def test_without_the_token(run: Path) -> None:
-    """The guard itself: what the process above answers to others."""
+def test_without_the_token() -> None:
+    """Only the page itself is there without it."""
     pytest.importorskip("starlette")
-    from alignkit_apps.serve.app import _Guard
+    from starlette.testclient import TestClient
 
-    async def unused(scope: object, receive: object, send: object) -> None:
-        raise AssertionError
+    from alignkit_apps.serve.app import Endpoint
 
-    guard = _Guard(unused, None, TOKEN)
-    for sent in (b"", b"Bearer ", b"Bearer another-token-of-this", TOKEN.encode()[:-1], "Bearer é".encode()):
-        error = guard._fault({b"authorization": sent})
-        assert error is not None and error.status == 401
-    assert guard._fault({b"authorization": f"Bearer {TOKEN}".encode()}) is None
+    client = TestClient(Endpoint({}).application(Address("0.0.0.0", None), TOKEN))
+    for sent in ("", "Bearer ", "Bearer another-token-of-this", TOKEN[:-1]):
+        assert client.get("/v1/models", headers={"Authorization": sent}).status_code == 401
+    assert client.post("/v1/chat/completions", json={}).status_code == 401
+    assert client.get("/v1/models", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert client.get("/").status_code == 200
 
 
 def test_a_proxy_passes_on_its_name(run: Path) -> None:
@@ -80,9 +79,9 @@ def test_a_proxy_passes_on_its_name(run: Path) -> None:
     with subprocess.Popen([sys.executable, "-m", "alignkit", *words], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
-            said = next(line for line in process.stderr if "listening at" in line)
-            port = int(re.findall(r"http://127.0.0.1:(\d+)/v1 for https://api.example.org;", said)[0])
-            for name, token, status in (("api.example.org", TOKEN, 200), ("x.org", TOKEN, 403), ("localhost", "", 401)):
+            said = next(line for line in process.stderr if "waits for a proxy" in line)
+            port = int(re.findall(r"http://127.0.0.1:(\d+) waits for a proxy at https://api.example.org", said)[0])
+            for name, token, status in ((NAME, TOKEN, 200), ("x.org", TOKEN, 400), (NAME, "", 401)):
                 connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
                 connection.request("GET", "/v1/models", headers={"Host": name, "Authorization": f"Bearer {token}"})
                 assert connection.getresponse().status == status
@@ -98,7 +97,8 @@ def test_a_proxy_passes_on_its_name(run: Path) -> None:
         (["--host", "https://api.example.org"], "others could use the models at https://api.example.org"),
         (["--host", "https://a/b", "--token", TOKEN], "--host https://a/b: no address"),
         (["--token", "short"], "--token must have at least 16 ASCII characters"),
-        (["--host", "no.such.host.invalid", "--token", TOKEN], "no address no.such.host.invalid"),
+        (["--host", "no.such.host.invalid", "--token", TOKEN], "--host no.such.host.invalid"),
+        (["--license", "MIT"], "--license is about what is kept"),
         (["--port", "99999"], "at most 65535, got '99999'"),
     ],
 )
@@ -111,7 +111,7 @@ def test_usage(run: Path, words: list[str], said: str, capsys: pytest.CaptureFix
 def test_a_reward_model_answers_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("uvicorn")
     assert main(["serve", str(run / "liked")]) == 2
-    assert "is a reward model, which answers no questions" in capsys.readouterr().err
+    assert "is a reward model, but a policy is needed" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named(
@@ -124,22 +124,14 @@ def test_a_missing_package_is_named(
     assert "install 'starlette>=0.46' 'uvicorn>=0.34'" in said
 
 
-def test_an_address_in_use() -> None:
-    with bound("127.0.0.1", 0) as first:
-        first.listen()
+def test_an_address_in_use(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with listening(0) as first:
         port = first.getsockname()[1]
         assert url(first) == f"http://127.0.0.1:{port}"
-        with pytest.raises(RecipeError, match=f"cannot listen at 127.0.0.1:{port}: .*in use"):
-            with bound("127.0.0.1", port):
-                pass
+        assert main(["serve", str(run / "sft"), "--port", str(port)]) == 2
+        assert f"port {port} is in use" in capsys.readouterr().err
 
 
 def test_loopback() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "127.8.8.8", "::1", "localhost")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.2", "example.org", "localhost.example.org", "")))
-    if socket.has_ipv6:
-        try:
-            with bound("::1", 0) as listening:
-                assert url(listening).startswith("http://[::1]:")
-        except RecipeError:
-            pytest.skip("this machine has no IPv6")

@@ -57,16 +57,15 @@ def other_recipe(run: Path) -> Path:
     ("prepare", "reason"),
     [
         (lambda run: run.parent, "is neither a run nor a stage of one: no recipe.resolved.yaml is there"),
-        (lambda run: run / "algin", "has no stage 'algin'; did you mean 'align'?"),
-        (lambda run: run / "align@1", "'align@1' is not the name of a stage; its kept versions are compared with it"),
-        (changed_data, "stage 'liked': data.sources.0.path ({folder}/pairs.jsonl) has changed"),
+        (lambda run: run / "algin", "has no stage 'algin'\n  help: did you mean 'align'?"),
+        (changed_data, "stage 'liked' has other inputs now: data.sources.0.path"),
         (missing_data, "no such file"),
         (unfinished, "stage 'align' is not finished"),
-        (no_result, "stage 'report' has no result yet"),
+        (no_result, "stage 'report' is not finished"),
         (damaged, "stage 'align' is damaged: {folder}/run/align/rollouts/0001.jsonl has changed"),
         (other_upstream, "stage 'align' was made from another result of stage 'sft' than the run has now"),
-        (damaged_upstream, "stage 'align' depends on another: stage 'sft' is damaged: "),
-        (other_recipe, "stage 'align': the recipe has other keys: iterations 2 -> 3"),
+        (damaged_upstream, "stage 'align' depends on stage 'sft', which is damaged: "),
+        (other_recipe, "stage 'align' has other inputs now: iterations 2 -> 3"),
     ],
 )
 def test_refusals(run: Path, prepare: Callable[[Path], Path], reason: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,7 +71,7 @@ def stages(port: int) -> dict[str, Any]:
             "keep_versions": True,
         },
         "report": {"step": "evaluate", "policies": ["sft", "align"], "rewards": ["liked"], "prompts": "demos.jsonl"}
-        | {"max_new_tokens": 4},
+        | {"sampling": {"max_new_tokens": 4}},
     }
 
 

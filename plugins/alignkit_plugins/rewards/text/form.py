@@ -12,7 +12,7 @@ from pydantic import field_validator, model_validator
 
 import alignkit
 from alignkit import Field, Group, Reward, RunFailed
-from alignkit_apps.shared.extras import check_extra
+from alignkit.extras import check_extra
 from alignkit_plugins.rewards.text.answers import scored
 
 TOKENS = {

@@ -13,8 +13,8 @@ import alignkit
 from alignkit import DataError, Field, Group, Reward
 from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.data.spoken import after_thoughts, answer_in
+from alignkit.evaluation.numbers import Number, number_of, numbers_in
 from alignkit.evaluation.text_metrics import repetition
-from alignkit_apps.shared.numbers import Number, number_of, numbers_in
 from alignkit_plugins.rewards.text.answers import scored
 
 # The package `regex` can be interrupted: a policy may write what keeps a pattern busy for years.

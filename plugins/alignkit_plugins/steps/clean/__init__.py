@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alignkit import Artifact, DataRef, Field, Group, Register, Step, StepContext, hookimpl
 from alignkit.report import Report
-from alignkit_apps.cleaning.rules import Fault, Rules, mark_of, redacted_group, removed_counts, table
+from alignkit_plugins.data.rules import Fault, Rules, mark_of, redacted_group, removed_counts, table
 
 REMOVED = "removed.jsonl"
 
@@ -52,7 +52,7 @@ class Clean(Step):
         if self.options.compares:
             import pyarrow
 
-            from alignkit_apps.cleaning import near  # imports numpy
+            from alignkit_plugins.data import near  # imports numpy
 
             units = pyarrow.table(near.table((at, near.units_of([group], ["row"])) for at, group in enumerate(clean)))
             found |= self.options.repeated(near.Units.of(units, "row"), found, lambda at: groups[at].origin)

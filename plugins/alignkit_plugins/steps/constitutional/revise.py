@@ -157,7 +157,7 @@ class Revise(Step):
     def run(self, context: StepContext) -> Artifact:
         options = self.options
         # First, so that a missing key shows before sampling.
-        sampling = {key: value for key, value in options.sampling().items() if key != "min_new_tokens"}  # of answers
+        sampling = {key: value for key, value in options.sampled().items() if key != "min_new_tokens"}  # of answers
         critic = writer_of(context, "revise", options.critic or options.policy, sampling)
         prompts, notes = prompts_to_compare(context.load(options.prompts), options.limit)
         principles = self.principles
@@ -182,7 +182,7 @@ class Revise(Step):
     def _answer(self, context: StepContext, chains: Sequence[Chain]) -> None:
         """Let the policy answer every prompt."""
         options = self.options
-        sampling = options.sampling()
+        sampling = options.sampled()
 
         def answered(rows: Sequence[Any]) -> list[str | None]:
             seed = seeds.number(context.seed, context.stage, "answer", rows[0][0])
@@ -202,7 +202,7 @@ class Revise(Step):
         options = self.options
         shots = few_shot(options.examples, self.principles)
         named = {principle.name: principle for principle in self.principles}
-        length = options.sampling()["max_new_tokens"]
+        length = options.sampled()["max_new_tokens"]
 
         def revised(rows: Sequence[Any]) -> list[list[Any]]:
             seed = seeds.number(context.seed, context.stage, "critique", number, rows[0][0])

@@ -10,7 +10,7 @@ reference in nats.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,6 @@ from alignkit.evaluation.comparison import (
 from alignkit.evaluation.judge_card import PEOPLE, check_names, judge_names, mapped
 from alignkit.evaluation.reward_columns import Column, label, scored_by
 from alignkit.stopping import StageWaits
-from alignkit_apps.policies.variant import Variant, by_title, draw, role_of
 from alignkit_plugins.steps.evaluate import breakdown, judged, measures, numbers, report
 from alignkit_plugins.steps.evaluate.answering import Answering
 from alignkit_plugins.steps.evaluate.cards import Cards
@@ -53,6 +52,7 @@ from alignkit_plugins.steps.evaluate.diversity import diversity
 from alignkit_plugins.steps.evaluate.measures import Measure, chosen_by_raters, raters_of, warn_of_own_raters
 from alignkit_plugins.steps.evaluate.numbers import kl_of
 from alignkit_plugins.steps.evaluate.people import People, Said, ask
+from alignkit_plugins.steps.evaluate.variant import Variant, by_title, draw, role_of
 
 
 class Evaluate(Step):
@@ -73,11 +73,6 @@ class Evaluate(Step):
         people: People | None = Field(
             None, description="people compare each policy with the baseline, blind: `prompts`, `labels`, `task` ..."
         )
-        repeats: int = Field(0, ge=0, le=20, description="how often judges are asked the same again about some pairs")
-        repeat_pairs: int = Field(50, ge=1, description="pairs of answers to ask about again, drawn with the seed")
-        triad_prompts: int = Field(
-            50, ge=0, description="prompts at which judges compare all policies, if there are three; 0: none"
-        )
         prompts: DataRef = Field(description="held-out prompts; rows that repeat words and columns count once")
         base: bool = Field(True, description="show the untouched base model too")
         baseline: PolicyRef | None = Field(
@@ -86,9 +81,6 @@ class Evaluate(Step):
         kl: bool = Field(True, description="measure the KL to the reference")
         reference: PolicyRef | None = Field(None, description="policy to measure the KL to; default: the baseline")
         samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses of each policy to each prompt")
-        temperature: float | None = Field(
-            None, gt=0, description="sampling temperature, also for the KL; default: as in training"
-        )
         by: list[str] = Field(default_factory=list, description="columns of the prompts to break the results down by")
         limit: int | None = Field(None, ge=1, description="use only the first N prompts, of each measure")
         show: int = Field(3, ge=0, description="prompts whose responses are printed side by side")
@@ -107,6 +99,8 @@ class Evaluate(Step):
                 raise ValueError(f"'{taken[0]}' is the name of a measure, and of a reward or judge; rename the measure")
             if self.people is not None and PEOPLE in [*raters, *self.measures]:
                 raise ValueError(f"'{PEOPLE}' is what people are called in the tables; rename the measure or rater")
+            if self.kl and self.sampling.temperature == 0:
+                raise ValueError("the KL is measured at the sampling temperature: set one above 0, or `kl: false`")
             if not self.kl and self.reference is not None:
                 raise ValueError("reference is the policy to measure the KL to, and kl is false: leave one of them out")
             if len(self.policies) < 2 and (self.judges or self.people is not None):
@@ -291,8 +285,6 @@ class Evaluate(Step):
         summary["by"] = breakdown.by_columns(groups, self.options.by, summary, verdicts, self._compare)
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
-        for file, text in judged.leaderboards(groups, summary).items():
-            context.write_text(file, text)
         context.write_json("figure.json", numbers.figure(summary, measured.singles))
         shown = report.report(summary, groups[: self.options.show])
         return Artifact(summary=summary, report=shown, text=f"next: {self.options.next}" if self.options.next else "")
@@ -313,18 +305,17 @@ class Evaluate(Step):
     def _cards(
         self,
         groups: Sequence[Group],
-        judges: Mapping[str, CheckedJudge],
+        judges: Iterable[str],
         verdicts: breakdown.Verdicts,
         rewards: Sequence[str],
         said: Said | None,
         context: StepContext,
     ) -> dict[str, Any]:
-        options = self.options
         if not verdicts:
             return {}
-        lower = frozenset(name for name, measure in options.measures.items() if measure.better == "lower")
-        cards = Cards(groups, str(self.baseline), verdicts, judges, context, said, lower)
-        return cards.all(rewards, options.repeats, options.repeat_pairs, options.triad_prompts)
+        lower = frozenset(name for name, measure in self.options.measures.items() if measure.better == "lower")
+        cards = Cards(groups, str(self.baseline), verdicts, list(judges), context, said, lower)
+        return cards.all(rewards)
 
     def _warning(self, prompts: Sequence[Group], context: StepContext) -> str:
         """What is known of prompts that the policies or the reward models were trained on; empty without such prompts.
@@ -349,7 +340,7 @@ class Evaluate(Step):
             prompts,
             prompted=answering.prompted,
             samples_per_prompt=options.samples_per_prompt,
-            **options.sampling(),
+            **options.sampled(),
         )
         if not groups:
             shown = any(variant.few_shot is not None for variant in self.variants.values())
@@ -369,7 +360,7 @@ class Evaluate(Step):
         combined = [column.name for column in columns if not column.single]
         rewards = [column.name for column in columns]
         names = [*options.measures, *rewards]
-        sampling = options.sampling()
+        sampling = options.sampled()
         kls = kl_of(groups, self.policies, self.reference, answering.prompted, sampling["temperature"], context)
         cut = ", ".join(f"{key} {sampling[key]}" for key in ("min_new_tokens", "top_p", "top_k") if key in sampling)
         biased = [f"KL is biased: {cut} leaves tokens out of the answers, and it is of all tokens"] if cut else []

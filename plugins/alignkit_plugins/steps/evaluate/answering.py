@@ -12,7 +12,7 @@ from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import Prompted, answers_of, short_names
 from alignkit.evaluation.reward_columns import bare, label
 from alignkit.reward import REWARD_KEY
-from alignkit_apps.policies.variant import Examples, Variant, best_places, draw
+from alignkit_plugins.steps.evaluate.variant import Examples, Variant, best_places, draw
 
 EXAMPLES = "examples.jsonl"  # those of all policies, with the column `policy`
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit import CheckedJudge, Group, StepContext, Verdict, seeds
+from alignkit import Group, StepContext
 from alignkit.data.spoken import all_turns
 from alignkit.evaluation.comparison import answers_of
-from alignkit.evaluation.judge_card import PEOPLE, ask_again, card, circular, mapped
-from alignkit.evaluation.judge_quality import Judgment, judgment, no_judge, side, times_longer
-from alignkit.judges import Item
+from alignkit.evaluation.judge_card import PEOPLE, card
+from alignkit.evaluation.judge_quality import Judgment, judgment, no_judge, raters_agree, side, times_longer
 from alignkit_plugins.steps.evaluate.judged import Judged
 from alignkit_plugins.steps.evaluate.people import Said
 
@@ -21,33 +19,27 @@ Ratings = dict[tuple[int, str, int], int]  # (prompt, policy, sample) -> 1 if th
 
 @dataclass(frozen=True)
 class Cards:
-    """What the cards rest on. verdicts: policy -> rater -> its comparisons. judges: by name. said: by people."""
+    """What the cards rest on. verdicts: policy -> rater -> its comparisons. judges: their names. said: by people."""
 
     groups: Sequence[Group]
     baseline: str
     verdicts: Mapping[str, Mapping[str, Judged]]
-    judges: Mapping[str, CheckedJudge]
+    judges: Sequence[str]
     context: StepContext
     said: Said | None = None
     lower: frozenset[str] = frozenset()  # measures whose lower scores are better
 
-    def all(self, rewards: Sequence[str], repeats: int, repeat_pairs: int, triad_prompts: int) -> dict[str, Any]:
-        """A card for each rater. rewards: which else rate the answers. For the rest see the step's options."""
+    def all(self, rewards: Sequence[str]) -> dict[str, Any]:
+        """A card for each rater. rewards: which else rate the answers."""
         people = [PEOPLE] if self.said is not None else []
         ratings = {name: self._judged(name) for name in (*people, *self.judges)}
         ratings |= {reward: self._scored(reward) for reward in rewards}
         cards = {PEOPLE: self._of_people(self.said, self._with_others(PEOPLE, ratings))} if self.said else {}
-        for name, judge in self.judges.items():
-            judgments, items = self._asked(name)
-            asked = list(zip(items, (each.verdict for each in judgments), strict=True))
-            again = ask_again(judge.component, name, self.context, asked, repeats, repeat_pairs)
-            sides, more = self._triads(name, triad_prompts)
+        for name in self.judges:
             others = self._with_others(name, ratings)
             both = len(ratings[name].keys() & ratings.get(PEOPLE, {}).keys())
             known = {"questions": both, **others[PEOPLE]} if both else None
-            cards[name] = card(
-                judgments, again=again, more=more, people=known, circles=circular(sides), agreement=others
-            )
+            cards[name] = card(self._judgments(name), people=known, agreement=others)
         return cards
 
     def _compared(self) -> Iterator[tuple[int, str, int, str, str]]:
@@ -59,14 +51,12 @@ class Cards:
                     if all_turns(ours) != all_turns(theirs):
                         yield place, policy, sample, all_turns(ours), all_turns(theirs)
 
-    def _asked(self, name: str) -> tuple[list[Judgment], list[Item]]:
-        judgments: list[Judgment] = []
-        items: list[Item] = []
-        for place, policy, sample, ours, theirs in self._compared():
-            if (verdict := self.verdicts[policy][name].of(place, sample)) is not None:
-                judgments.append(judgment(place, verdict, ours, theirs, policy))
-                items.append((list(self.groups[place].prompt), ours, theirs))
-        return judgments, items
+    def _judgments(self, name: str) -> list[Judgment]:
+        return [
+            judgment(place, verdict, ours, theirs, policy)
+            for place, policy, sample, ours, theirs in self._compared()
+            if (verdict := self.verdicts[policy][name].of(place, sample)) is not None
+        ]
 
     def _of_people(self, said: Said, others: Mapping[str, Any]) -> dict[str, Any]:
         """Their card. A pair is shown once to each of them, so `named_first` counts labels."""
@@ -76,7 +66,7 @@ class Cards:
             if (verdict := self.verdicts[policy][PEOPLE].of(place, sample)) is not None
         ]
         found = card(judgments, annotators=said.agreement(self.context.seed), agreement=others)
-        known = {**found, "repeated": said.repeated(), "calls": said.facts()["labels"]}
+        known = {**found, "calls": said.facts()["labels"]}
         return {**known, "no_judge": no_judge(known)}
 
     # Other raters
@@ -99,45 +89,9 @@ class Cards:
         return found
 
     def _with_others(self, name: str, ratings: Mapping[str, Ratings]) -> dict[str, Mapping[str, Any]]:
-        return {other: self._agreement(ratings[name], theirs) for other, theirs in ratings.items() if other != name}
-
-    def _agreement(self, ours: Ratings, theirs: Ratings) -> Mapping[str, Any]:
-        from alignkit.evaluation.agreement import two_raters  # imports numpy
-
-        units: list[list[tuple[int, int]]] = [[] for _ in self.groups]
-        for key, rating in ours.items():
-            if key in theirs:
-                units[key[0]].append((rating, theirs[key]))
-        return two_raters([unit for unit in units if unit], seed=self.context.seed, stream="judges")
-
-    # Triads
-
-    def _triads(self, name: str, count: int) -> tuple[list[dict[tuple[str, str], int | None]], list[Verdict]]:
-        """Of some prompts, who is better of every two policies by their first answers; and the verdicts that it took.
-
-        Comparisons with the baseline are there already.
-        """
-        policies = list(self.verdicts)
-        if len(policies) < 2 or not count:
-            return [], []
-        drawn = seeds.stream(self.context.seed, "triads").permutation(len(self.groups))[:count]
-        places = sorted(int(place) for place in drawn)
-        asked = [(place, a, b) for place in places for a, b in itertools.combinations(policies, 2)]
-        texts = [(self._first(place, a), self._first(place, b)) for place, a, b in asked]
-        items = [
-            (list(self.groups[place].prompt), *both)
-            for (place, *_), both in zip(asked, texts, strict=True)
-            if both[0] != both[1]
-        ]
-        self.context.say(f"{self.context.out.name}: {name} compares {len(items)} pairs of other policies for triads")
-        new = mapped(self.judges[name].compare, f"{name}-triads", self.context.map)(items)
-        verdicts = iter(new)
-        sides: dict[int, dict[tuple[str, str], int | None]] = {place: {} for place in places}
-        for (place, a, b), both in zip(asked, texts, strict=True):
-            sides[place][a, b] = None if both[0] == both[1] else side(next(verdicts).p_first)
-        for place, policy in itertools.product(places, policies):
-            sides[place][policy, self.baseline] = side(self.verdicts[policy][name].verdicts[place][0].p_first)
-        return list(sides.values()), new
-
-    def _first(self, place: int, policy: str) -> str:
-        return all_turns(answers_of(self.groups[place], policy)[0])
+        found: dict[str, Mapping[str, Any]] = {}
+        for other, theirs in ratings.items():
+            if other != name:
+                both = [(key[0], ours, theirs[key]) for key, ours in ratings[name].items() if key in theirs]
+                found[other] = raters_agree(both, self.context.seed)
+        return found

@@ -21,11 +21,6 @@ from alignkit.judges import Item
 from alignkit.reward import TIE
 
 DIFFICULTY = "instruction_difficulty"  # column of the prompts, as AlpacaEval names it
-# The columns of AlpacaEval's leaderboard.csv; the first has no name and holds that of the policy.
-COLUMNS = (
-    *("", "win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total", "discrete_win_rate", "mode"),
-    *("avg_length", "length_controlled_winrate", "lc_standard_error"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,43 +129,3 @@ def summaries(
         policy: {name: summary(groups, found, policy, str(baseline)) for name, found in judges.items()}
         for policy, judges in verdicts.items()
     }
-
-
-def leaderboards(groups: Sequence[Group], summary: Mapping[str, Any]) -> dict[str, str]:
-    """The files for each judge, by name; that of the first judge is `leaderboard.csv`."""
-    lengths = {
-        policy: statistics.mean([characters(group, policy) for group in groups]) for policy in summary["policies"]
-    }
-    return {
-        "leaderboard.csv" if number == 0 else f"leaderboard-{name}.csv": leaderboard(
-            {policy: found[name] for policy, found in summary["judged"].items()}, lengths
-        )
-        for number, name in enumerate(summary["judges"])
-    }
-
-
-def leaderboard(results: Mapping[str, Mapping[str, Any]], lengths: Mapping[str, float]) -> str:
-    """AlpacaEval's leaderboard.csv of one judge. results: of each policy but the baseline. lengths: in characters.
-
-    Rates are percentages, and a prompt is one comparison. A policy without any verdict has empty cells.
-    """
-    import csv
-    import io
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    rows = [(policy, *_cells(result), "community", round(lengths[policy])) for policy, result in results.items()]
-    for row, result in zip(rows, results.values(), strict=True):
-        rate = result["length_controlled"]
-        lc = ("", "") if rate is None else (100 * rate["mean"], 100 * rate["standard_error"])
-        writer.writerow([*row, *lc])
-    return text.getvalue()
-
-
-def _cells(result: Mapping[str, Any]) -> tuple[Any, ...]:
-    wins, losses, ties = result["wins"], result["losses"], result["ties"]
-    n, mean, error = wins + losses + ties, result["preference"]["mean"], result["standard_error"]
-    if not n:
-        return ("", "", 0, 0, 0, 0, "")
-    return (100 * mean, "" if error is None else 100 * error, wins, losses, ties, n, 100 * (wins + ties / 2) / n)

@@ -16,7 +16,7 @@ from alignkit.evaluation import statistics
 from alignkit.evaluation.judge_card import judge_names
 from alignkit.evaluation.reward_columns import bare, label
 from alignkit.reward import REWARD_KEY
-from alignkit_apps.policies.variant import Variant
+from alignkit_plugins.steps.evaluate.variant import Variant
 
 SHOWN = 8  # columns or values that an error lists
 

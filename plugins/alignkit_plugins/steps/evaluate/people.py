@@ -9,25 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from alignkit import BadRow, Field, Group, Response, StepContext, Verdict, seeds
 from alignkit.data.spoken import all_turns
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import answers_of, short_names
-from alignkit.evaluation.judge_quality import by_unit
-from alignkit_apps.feedback.asking import LabelPlaces
-from alignkit_apps.feedback.effective_labels import Labeled
-from alignkit_apps.feedback.items import Item, item_of
-from alignkit_apps.feedback.labels import Label
-from alignkit_apps.feedback.waiting import STORE, labels_of
+from alignkit_plugins.people.asking import LabelPlaces
+from alignkit_plugins.people.effective_labels import Labeled
+from alignkit_plugins.people.items import Item, item_of
+from alignkit_plugins.people.labels import Label
+from alignkit_plugins.people.waiting import STORE, labels_of
 from alignkit_plugins.steps.evaluate.judged import Judged
 
-if TYPE_CHECKING:
-    from alignkit.evaluation.agreement import Coefficient
-
 UNSURE = 0.75  # P(better) of an answer that somebody preferred without being sure
-COEFFICIENTS: tuple[Coefficient, ...] = ("agreement", "gwet_ac1", "alpha_nominal")  # of annotators with each other
 # Whether the better answer, and the other one, is safe.
 BINS = {"preferred_safe": (1.0, 0.0), "both_safe": (1.0, 1.0), "both_unsafe": (0.0, 0.0)}
 
@@ -74,20 +69,9 @@ class Said:
         """The pairs, each once."""
         return list({entry.stored.item.id: entry for entry in self.entries.values()}.values())
 
-    def repeated(self) -> dict[str, Any] | None:
-        """How often somebody who saw a pair twice prefers the same answer; None if nobody did."""
-        same = [
-            (place, float(vote.label["better"] == again.label["better"]))
-            for (place, _), entry in self.entries.items()
-            for vote in entry.votes
-            for again in entry.again
-            if again.annotator == vote.annotator
-        ]
-        return {"pairs": len(same), "times": 1, "same": by_unit(same)} if same else None
-
     def agreement(self, seed: int) -> dict[str, Any] | None:
         """How annotators agree on which answer is better; None if no pair has labels of two."""
-        from alignkit.evaluation.agreement import interval  # imports numpy
+        from alignkit.evaluation.agreement import agreement_of  # imports numpy
 
         # All policies meet the same answer of the baseline, so the pairs of a prompt depend on each other.
         prompts = {entry.stored.item.id: place for (place, _), entry in self.entries.items()}
@@ -95,10 +79,7 @@ class Said:
         units = [[vote.label["better"] for vote in entry.votes] for entry in self.pairs]
         if not any(len(unit) > 1 for unit in units):
             return None
-        return {
-            name: interval(units, name, seed=seed, categories=(0, 1) if name == "gwet_ac1" else (), clusters=clusters)
-            for name in COEFFICIENTS
-        }
+        return {**agreement_of(units, clusters=clusters, seed=seed)}
 
     def note(self) -> str:
         """A line for the report."""

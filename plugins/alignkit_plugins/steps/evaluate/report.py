@@ -19,8 +19,8 @@ EXCERPT = 300  # longest text of a sample, in characters
 
 def report(summary: Mapping[str, Any], groups: Sequence[Group]) -> Report:
     """All of it. groups: the prompts whose answers are shown."""
-    from alignkit_apps.charts import judging, verdicts  # only here: they are slow
-    from alignkit_apps.charts.evaluation import by_column, policy_means
+    from alignkit.evaluation import judging, verdicts  # only here: they are slow
+    from alignkit.evaluation.tables import by_column, policy_means
 
     against = list(summary["against"])
     blocks: list[Block | None] = ["\n".join(summary["notes"]), policy_means(summary)]

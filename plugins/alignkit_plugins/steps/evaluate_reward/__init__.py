@@ -30,7 +30,7 @@ from alignkit import (
 )
 from alignkit.data.group import resolved_pairs, write_groups
 from alignkit.errors import did_you_mean
-from alignkit.evaluation.comparison import check_unique, file_names, training_data_note
+from alignkit.evaluation.comparison import check_unique, training_data_note
 from alignkit.evaluation.judge_card import check_names, judge_names
 from alignkit.evaluation.reward_columns import Column, label, scored_by
 from alignkit_plugins.steps.evaluate_reward import measures, report, rewardbench, rewardbench2
@@ -44,8 +44,6 @@ class EvaluateReward(Step):
     class Options(alignkit.Options):
         rewards: list[RewardRef] = Field(default_factory=list, description="rewards to evaluate")
         judges: list[JudgeRef] = Field(default_factory=list, description="judges to evaluate, as raters of the pairs")
-        repeats: int = Field(0, ge=0, le=20, description="how often judges are asked the same again about some pairs")
-        repeat_pairs: int = Field(50, ge=1, description="pairs to ask about again, drawn with the seed")
         pairs: DataRef = Field(description="held-out preference pairs")
         by: list[str] = Field(default_factory=list, description="columns of the pairs to break accuracy down by")
         limit: int | None = Field(None, ge=1, description="use only the first N prompts")
@@ -88,7 +86,7 @@ class EvaluateReward(Step):
         )
         cards = {}
         for name, judge in checked.items():
-            rows[name], cards[name] = judged(name, judge, groups, context, options.repeats, options.repeat_pairs)
+            rows[name], cards[name] = judged(name, judge, groups, context)
         several = rewardbench2.applies(groups)
         found = {name: _measured(pairs, by, why[name]) for name, pairs in rows.items()}
         # A judge gives no scores, of which the highest would count.
@@ -104,14 +102,6 @@ class EvaluateReward(Step):
         }
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("reward_evaluation.json", summary)
-        files = file_names(summary["rewards"])
-        for name, each in summary["rewards"].items() if rewardbench.COLUMN in by else ():
-            if each["best_of_n"] is not None:
-                contents = rewardbench2.files(name, groups, each["best_of_n"])
-            else:
-                contents = rewardbench.files(name, rows[name], each["by"][rewardbench.COLUMN])
-            for folder, content in contents.items():
-                context.write_json(f"{folder}/{files[name]}.json", content)
         return Artifact(summary=summary, report=report.report(summary))
 
     def _with_pairs(self, read: Sequence[Group]) -> list[Group]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from alignkit import CheckedJudge, Group, StepContext, Verdict, seeds
 from alignkit.data.spoken import all_turns
-from alignkit.evaluation.judge_card import ask_again, card, mapped
-from alignkit.evaluation.judge_quality import Judgment, side, times_longer
+from alignkit.evaluation.judge_card import card, mapped
+from alignkit.evaluation.judge_quality import Judgment, raters_agree, side, times_longer
 from alignkit.judges import Item
 from alignkit_plugins.steps.evaluate_reward.comparisons import Choice, Comparison, choices
 
@@ -17,7 +17,7 @@ FIRST, SECOND = "first", "second"  # positions, which are what people and a judg
 
 
 def judged(
-    name: str, judge: CheckedJudge, groups: Sequence[Group], context: StepContext, repeats: int, repeat_pairs: int
+    name: str, judge: CheckedJudge, groups: Sequence[Group], context: StepContext
 ) -> tuple[list[Comparison], dict[str, Any]]:
     """A judge's choices as comparisons, whose scores are its probabilities, and its card.
 
@@ -32,15 +32,13 @@ def judged(
     context.say(f"{context.out.name}: {name} compares {len(items)} pairs")
     shown = mapped(judge.compare, name, context.map)(items)
     judgments = [_judgment(*each) for each in zip(asked, shown, turned, strict=True)]
-    again = ask_again(judge.component, name, context, list(zip(items, shown, strict=True)), repeats, repeat_pairs)
-    again = replace(again, verdicts=[_oriented(again.places, verdicts, turned) for verdicts in again.verdicts])
     verdicts = {(choice.row, choice.pair): each.verdict for choice, each in zip(asked, judgments, strict=True)}
     found = []
     for choice in every:
         p = verdicts.get((choice.row, choice.pair), Verdict(0.5)).p_first
         if p is not None:
             found.append(choice.scored(p, 1 - p))
-    return found, card(judgments, again=again, people=_people(judgments, turned, context.seed, name))
+    return found, card(judgments, people=_people(judgments, turned, context.seed))
 
 
 def _item(choice: Choice, turn: bool) -> Item:
@@ -68,15 +66,9 @@ def _turned(verdict: Verdict) -> Verdict:
     return replace(verdict, p_first=1 - verdict.p_first, p_orders=swapped, parts=parts)
 
 
-def _oriented(places: Sequence[int], verdicts: Sequence[Verdict], turned: Sequence[bool]) -> list[Verdict]:
-    return [_turned(verdict) if turned[place] else verdict for place, verdict in zip(places, verdicts, strict=True)]
-
-
-def _people(judgments: Sequence[Judgment], turned: Sequence[bool], seed: int, name: str) -> Mapping[str, Any] | None:
+def _people(judgments: Sequence[Judgment], turned: Sequence[bool], seed: int) -> Mapping[str, Any] | None:
     """Agreement over the questions, each with the place that people and the judge name. A tie is no answer."""
-    from alignkit.evaluation.agreement import two_raters  # imports numpy
-
-    units: dict[int, list[tuple[str, str]]] = {}
+    answers: list[tuple[int, str, str]] = []
     for each, turn in zip(judgments, turned, strict=True):
         if each.verdict.p_first is None:
             continue
@@ -85,8 +77,5 @@ def _people(judgments: Sequence[Judgment], turned: Sequence[bool], seed: int, na
         own, other = (SECOND, FIRST) if turn else (FIRST, SECOND)
         for p, place, elsewhere in questions or [(each.verdict.p_first, own, other)]:
             if (chosen := side(p)) is not None:
-                units.setdefault(each.unit, []).append((place, place if chosen > 0 else elsewhere))
-    if not units:
-        return None
-    found = two_raters(list(units.values()), seed=seed, stream=name)
-    return {**found, "questions": sum(map(len, units.values()))}
+                answers.append((each.unit, place, place if chosen > 0 else elsewhere))
+    return {**raters_agree(answers, seed), "questions": len(answers)} if answers else None

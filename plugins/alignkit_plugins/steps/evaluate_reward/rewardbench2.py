@@ -11,9 +11,8 @@ from typing import Any
 
 from alignkit import BadRow, DataError, Format, Group, Message, Pair, Response
 from alignkit.data.group import resolved_pairs
-from alignkit.data.spoken import all_turns
 from alignkit.evaluation import statistics
-from alignkit_plugins.steps.evaluate_reward.rewardbench import COLUMN, layout
+from alignkit_plugins.steps.evaluate_reward.rewardbench import COLUMN
 
 TIES = "Ties"
 SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", TIES)
@@ -167,18 +166,3 @@ def _tie_break(lead: float, spread: float) -> float:
 
 def _share(values: Sequence[bool]) -> float:
     return sum(values) / len(values) if values else 0.0
-
-
-def files(name: str, groups: Sequence[Group], found: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents of both files by their folders, as allenai/reward-bench-2-results has them. found: of `scored`."""
-    means = {subset: each["accuracy"]["mean"] for subset, each in found["subsets"].items()}
-    means |= {TIES: found["ties"]["score"]} if found["ties"] else {}
-    rows = {
-        "id": [group.meta.get("id") for group in groups],
-        COLUMN: [group.meta[COLUMN] for group in groups],
-        "text": [[all_turns(response) for response in group.responses] for group in groups],
-        "scores": [[response.scores[name] for response in group.responses] for group in groups],
-        "results": [None if group.meta[COLUMN] == TIES else result(group, name) for group in groups],
-        "num_correct": [group.meta["num_correct"] for group in groups],
-    }
-    return layout(name, means, rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import Reader, Register, hookimpl
-from alignkit_apps.feedback.database import SUFFIX
+from alignkit_plugins.people.database import SUFFIX
 from alignkit_plugins.steps.feedback.format import Feedback
 from alignkit_plugins.steps.feedback.people import People
 
@@ -19,19 +19,19 @@ class StoreReader(Reader):
     no_rows = "it has no label that the recipe reads; pairs of evaluations are held out, unless 'held_out: true'"
 
     def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
-        from alignkit_apps.feedback.rows import store_rows
+        from alignkit_plugins.people.rows import store_rows
 
         return store_rows(path)
 
     def digest(self, path: Path) -> str:
-        from alignkit_apps.feedback.rows import store_digest
+        from alignkit_plugins.people.rows import store_digest
 
         return store_digest(path)
 
     def facts(self, path: Path) -> Mapping[str, Any]:
-        from alignkit_apps.feedback.agreement_summary import agreement
-        from alignkit_apps.feedback.effective_labels import labeled
-        from alignkit_apps.feedback.store import Store
+        from alignkit_plugins.people.agreement import agreement
+        from alignkit_plugins.people.effective_labels import labeled
+        from alignkit_plugins.people.store import Store
 
         with Store.open(path, write=False) as store:
             found = agreement(labeled(store))
@@ -56,8 +56,8 @@ def register_readers(register: Register) -> None:
 @hookimpl(tryfirst=True)
 def run_started(run: Any) -> None:
     """Raise DataError if the run has labels that cannot be read. Say which stores are gone."""
-    from alignkit_apps.feedback.store import Store
-    from alignkit_apps.feedback.waiting import STORE
+    from alignkit_plugins.people.store import Store
+    from alignkit_plugins.people.waiting import STORE
 
     if (path := run.folder / STORE).exists():
         Store.open(path, write=False).close()

@@ -9,29 +9,24 @@ probability of being better, so a reward model learns how sure people are; respo
 pair. With `votes: majority`, only the winner counts. With `votes: each`, every vote is a pair of its own, as if it were
 another item. An item that was adjudicated or has a gold label has one label.
 
-`annotators` and `min_gold` say whose labels are read. With `weights`, an answer's probability of being the better one
-is that of Dawid and Skene's model, so even one label counts as much as its author is reliable.
+`annotators` and `min_gold` say whose labels are read.
 
 Pairs that people compared in an evaluation are held out, and left out unless `held_out: true` asks for them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any, Literal
 
-from pydantic import model_validator
-
 from alignkit import BadRow, Field, Format, Group, Options, Pair, Response
-from alignkit_apps.feedback.effective_labels import MOST_ALIKE, majority, mean, review_columns
-from alignkit_apps.feedback.reliability import Whose, chosen_rows
+from alignkit_plugins.people.effective_labels import majority, mean, review_columns
+from alignkit_plugins.people.reliability import chosen_rows
 
 Task = Literal["pair", "safety", "ranking", "scores", "review", "demonstration", "thumb"]
 Labels = Sequence[dict[str, Any]]
-Weights = Sequence[float]  # of the labels: log-odds of being right; empty: all count the same
 
 
 class VoteOptions(Options):
@@ -44,15 +39,6 @@ class VoteOptions(Options):
     min_gold: float | None = Field(
         None, gt=0, le=1, description="leave out people who are right in a smaller share of gold items"
     )
-    weights: Literal["dawid_skene"] | None = Field(
-        None, description="weigh people by how often they are right, as Dawid and Skene (1979) estimate it"
-    )
-
-    @model_validator(mode="after")
-    def _joined(self) -> Any:
-        if self.weights is not None and self.votes == "each":
-            raise ValueError("'weights' needs 'votes: soft' or 'votes: majority', which join the labels of an item")
-        return self
 
 
 class FeedbackOptions(VoteOptions):
@@ -87,11 +73,12 @@ class Feedback(Format):
 
     def rows(self, rows: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         options = self.options
-        if options.annotators is None and options.min_gold is None and options.weights is None:
+        if options.annotators is None and options.min_gold is None:
             return rows
-        whose = Whose(options.annotators, options.min_gold, options.weights)
-        found, self.notes = chosen_rows(list(rows), whose, lambda row: self._reads(row["item"]))
-        return iter(found)
+        chosen, self.notes = chosen_rows(
+            list(rows), options.annotators, options.min_gold, lambda row: self._reads(row["item"])
+        )
+        return iter(chosen)
 
     def read(self, row: Any) -> Group:
         for group in self.groups(row):
@@ -112,9 +99,8 @@ class Feedback(Format):
         if not self._reads(row["item"]):
             return []
         labels = [vote["label"] for vote in row["votes"]]
-        weights = [vote["weight"] for vote in row["votes"]] if self.options.weights else []
         if row.get("final"):
-            labels, weights = [row["final"]], []
+            labels = [row["final"]]
         if not labels:
             raise BadRow("the item has no label")
         if task == "demonstration":
@@ -126,9 +112,9 @@ class Feedback(Format):
         if task not in readers:
             raise BadRow(f"unknown task {task!r}; expected demonstration, {', '.join(readers)}")
         if self.options.votes == "majority":
-            one = majority(task, labels, weights)
-            labels, weights = [] if one is None else [one], []
-        return readers[task](self._group(row), labels, weights) if labels else []
+            one = majority(task, labels)
+            labels = [] if one is None else [one]
+        return readers[task](self._group(row), labels) if labels else []
 
     def _reads(self, item: Mapping[str, Any]) -> bool:
         """Whether the recipe asks for this item."""
@@ -150,40 +136,40 @@ class Feedback(Format):
             return Response(text=answer, source=origin)
         return self.answer(self.conversation(answer, "responses"), source=origin)
 
-    def _pair(self, group: Group, labels: Labels, weights: Weights) -> list[Group]:
-        one = majority("pair", labels, weights)
+    def _pair(self, group: Group, labels: Labels) -> list[Group]:
+        one = majority("pair", labels)
         if one is not None and "safety" in one:
             group = replace(group, meta={**group.meta, "safety_bin": one["safety"]})
-        if self.options.votes != "soft" or (len(labels) < 2 and not weights):
+        if self.options.votes != "soft" or len(labels) < 2:
             return [replace(group, pairs=tuple(_preferred(label) for label in labels))]
-        share = _share([label["better"] == 0 for label in labels], weights)
+        share = sum(label["better"] == 0 for label in labels) / len(labels)
         pairs = () if one is None or share == 0.5 else (replace(_preferred(one), p=max(share, 1 - share)),)
         return [replace(group, pairs=pairs)]
 
-    def _ranking(self, group: Group, labels: Labels, weights: Weights) -> list[Group]:
-        if len(labels) == 1 and not weights:
+    def _ranking(self, group: Group, labels: Labels) -> list[Group]:
+        if len(labels) == 1:
             ranked = zip(group.responses, labels[0]["ranks"], strict=True)
             answers = tuple(replace(response, rank=float(rank)) for response, rank in ranked)
             return [replace(group, responses=answers)]
         if self.options.votes == "each":
             return [replace(group, pairs=tuple(pair for label in labels for pair in _ordered(label["ranks"])))]
-        return [replace(group, pairs=tuple(_shared(labels, len(group.responses), weights)))]
+        return [replace(group, pairs=tuple(_shared(labels, len(group.responses))))]
 
-    def _review(self, group: Group, labels: Labels, weights: Weights) -> list[Group]:
-        columns = review_columns(majority("review", labels, weights) or {})
-        return self._ranking(replace(group, meta={**group.meta, **columns}), labels, weights)
+    def _review(self, group: Group, labels: Labels) -> list[Group]:
+        columns = review_columns(majority("review", labels) or {})
+        return self._ranking(replace(group, meta={**group.meta, **columns}), labels)
 
-    def _scores(self, group: Group, labels: Labels, weights: Weights) -> list[Group]:
+    def _scores(self, group: Group, labels: Labels) -> list[Group]:
         each = [[self._mean(rated) for rated in label["scores"]] for label in labels]
-        means = [mean(scores, weights or [1] * len(scores)) for scores in zip(*each, strict=True)]
+        means = [mean(scores) for scores in zip(*each, strict=True)]
         tables = each if self.options.votes == "each" else [means]
         pairs = tuple(pair for scores in tables for pair in _apart(scores))
         rated = zip(group.responses, means, strict=True)
         answers = tuple(replace(response, scores={"reward": mean}) for response, mean in rated)
         return [replace(group, responses=answers, pairs=pairs)]
 
-    def _thumb(self, group: Group, labels: Labels, weights: Weights) -> list[Group]:
-        one = majority("thumb", labels, weights)
+    def _thumb(self, group: Group, labels: Labels) -> list[Group]:
+        one = majority("thumb", labels)
         if one is None:
             return []
         return [replace(group, responses=tuple(replace(answer, label=one["good"]) for answer in group.responses))]
@@ -207,23 +193,15 @@ def _ordered(ranks: Sequence[int]) -> Iterator[Pair]:
             yield Pair(i, j) if ranks[i] < ranks[j] else Pair(j, i)
 
 
-def _shared(labels: Labels, count: int, weights: Weights) -> Iterator[Pair]:
+def _shared(labels: Labels, count: int) -> Iterator[Pair]:
     """The pairs that more rankings order one way than the other; p is their share among those without a tie."""
     for i, j in combinations(range(count), 2):
-        differ = [place for place, label in enumerate(labels) if label["ranks"][i] != label["ranks"][j]]
-        given = [weights[place] for place in differ] if weights else []
-        for better, worse in ((i, j), (j, i)):
-            said = [labels[place]["ranks"][better] < labels[place]["ranks"][worse] for place in differ]
-            if said and (share := _share(said, given)) > 0.5:
-                yield Pair(better, worse, p=share)
-
-
-def _share(said: Sequence[bool], weights: Weights) -> float:
-    """The share of labels that say so; with weights, the probability that it is so if people err independently."""
-    if not weights:
-        return sum(said) / len(said)
-    odds = sum(weight if yes else -weight for yes, weight in zip(said, weights, strict=True))
-    return 0.5 if abs(odds) <= MOST_ALIKE else 1 / (1 + math.exp(-odds))
+        first = sum(label["ranks"][i] < label["ranks"][j] for label in labels)
+        second = sum(label["ranks"][j] < label["ranks"][i] for label in labels)
+        if first > second:
+            yield Pair(i, j, p=first / (first + second))
+        if second > first:
+            yield Pair(j, i, p=second / (first + second))
 
 
 def _apart(scores: Sequence[float]) -> Iterator[Pair]:

@@ -27,13 +27,13 @@ from alignkit import (
 )
 from alignkit.evaluation.judge_card import check_names
 from alignkit.report import Report, Table
-from alignkit_apps.feedback.active_learning import rated
-from alignkit_apps.feedback.asking import LabelPlaces, Wanted, items_of, joined, questions_of, shortage, with_rewards
-from alignkit_apps.feedback.effective_labels import Labeled, labeled
-from alignkit_apps.feedback.items import CRITERIA, Item
-from alignkit_apps.feedback.rows import counts, row_of
-from alignkit_apps.feedback.store import Store
-from alignkit_apps.feedback.waiting import STORE, labels_of
+from alignkit_plugins.people.active_learning import rated
+from alignkit_plugins.people.asking import LabelPlaces, Wanted, items_of, joined, questions_of, shortage, with_rewards
+from alignkit_plugins.people.effective_labels import Labeled, labeled
+from alignkit_plugins.people.items import CRITERIA, Item
+from alignkit_plugins.people.rows import counts, row_of
+from alignkit_plugins.people.store import Store
+from alignkit_plugins.people.waiting import STORE, labels_of
 from alignkit_plugins.steps.feedback.format import Feedback, FeedbackOptions, Task, VoteOptions
 
 
@@ -154,7 +154,7 @@ class People(Step):
             raise RunFailed(f"stage '{context.stage}': {error}") from error
         if not groups:
             raise RunFailed(f"stage '{context.stage}': the labels leave nothing to learn: all are tied or of no use")
-        from alignkit_apps.feedback.agreement_summary import agreement, agreement_tables  # only here: it is slow
+        from alignkit_plugins.people.agreement import agreement, agreement_tables  # only here: it is slow
 
         facts = facts_of(entries, asked.left_out) | {"notes": notes}
         agreed = agreement([*entries, *gold])

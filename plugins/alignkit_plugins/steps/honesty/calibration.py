@@ -45,7 +45,7 @@ class Calibration(Step):
         options = self.options
         scorer = context.scorer(options.correct)  # before sampling: a missing key or file shows here
         prompts, notes = options.read(context)
-        groups = sample_policies(context, options.policies, prompts, samples_per_prompt=1, **options.sampling())
+        groups = sample_policies(context, options.policies, prompts, samples_per_prompt=1, **options.sampled())
         cases = {policy: self._cases(groups, policy, scorer, context) for policy in options.policies}
         complete = [place for place in range(len(groups)) if all(known[place] is not None for known in cases.values())]
         if not complete:

@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import model_validator
 
-import alignkit
 from alignkit import DataRef, Field, Group, PolicyRef, RewardRef, StepContext
 from alignkit.evaluation.comparison import check_unique, prompts_to_compare, short_names, training_data_note
 from alignkit.evaluation.statistics import CONFIDENCE
 from alignkit.reward import REWARD_KEY
+from alignkit.sampling_options import GreedyOptions
 
 
-class PoliciesOptions(alignkit.SamplingOptions):
+class PoliciesOptions(GreedyOptions):
     """Options of a step in which policies answer prompts that have a right answer."""
 
     policies: list[PolicyRef] = Field(min_length=1, description="policies to measure: `base`, stages or `STAGE@k`")
@@ -25,7 +25,6 @@ class PoliciesOptions(alignkit.SamplingOptions):
     baseline: PolicyRef | None = Field(
         None, description="policy to compare the others with; default: the first but `base`, or else `base`"
     )
-    temperature: float | None = Field(0.0, ge=0, description="sampling temperature; 0 is greedy")
     limit: int | None = Field(None, ge=1, description="use only the first N prompts")
 
     @model_validator(mode="after")

@@ -131,7 +131,7 @@ class Sycophancy(Step):
         options = self.options
 
         def sampled(prompts: Sequence[tuple[Message, ...]]) -> list[Group]:
-            return context.models.sample(policy, prompts, seed=context.seed, samples_per_prompt=1, **options.sampling())
+            return context.models.sample(policy, prompts, seed=context.seed, samples_per_prompt=1, **options.sampled())
 
         context.say(f"{context.out.name}: {options.names[policy]} answers {len(asked)} prompts, four times")
         found = {FIRST: sampled([each.group.prompt for each in asked])}

@@ -125,7 +125,7 @@ class Questions(Asking):
         check_sources(self.options.texts, self.options.urls)
 
     def run(self, context: StepContext) -> Artifact:
-        options, sampling, desk = self.options, self.options.sampling(), Desk(context)
+        options, sampling, desk = self.options, self.options.sampled(), Desk(context)
         texts = read_texts(options.texts, options.urls, context.cache)
         passages = self._passages(desk, texts)
         writer = writer_of(context, "questions", options.writer, sampling)

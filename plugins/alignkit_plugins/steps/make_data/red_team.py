@@ -135,7 +135,7 @@ class RedTeam(Asking):
     def run(self, context: StepContext) -> Artifact:
         options, desk = self.options, Desk(context)
         scorer = context.scorer(options.reward)  # a missing key shows here
-        attacker = writer_of(context, "red_team", options.attacker, options.sampling()) if options.attacker else None
+        attacker = writer_of(context, "red_team", options.attacker, options.sampled()) if options.attacker else None
         goals, notes = prompts_to_compare(context.load(options.goals), options.limit)
         episodes = [Episode(goal, policy) for policy in options.policies for goal in goals]
         for turn in range(1, options.turns + 1):
@@ -184,7 +184,7 @@ class RedTeam(Asking):
 
     def _reply(self, context: StepContext, policy: str, episodes: Sequence[Episode], turn: int) -> None:
         """The replies of a policy. An empty one is a reply, too."""
-        sampling = self.options.sampling()
+        sampling = self.options.sampled()
         writer = PolicyWriter(context, policy, sampling)
         name = f"reply-{turn}-{self.options.policies.index(policy) + 1}"
         said = ask(context, name, writer, [each.prompt for each in episodes], sampling["max_new_tokens"])

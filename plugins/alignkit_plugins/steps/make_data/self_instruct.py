@@ -54,13 +54,13 @@ class SelfInstruct(Asking):
     def run(self, context: StepContext) -> Artifact:
         options, desk = self.options, Desk(context)
         people = tasks_of(context.load(options.tasks))
-        writer = writer_of(context, "self_instruct", options.writer, options.sampling())
+        writer = writer_of(context, "self_instruct", options.writer, options.sampled())
         texts, made = Texts(people), list[Group]()
         for start in range(0, options.questions, ROUND):
             numbers = range(start, min(start + ROUND, options.questions))
             new = [group.prompt[0]["content"] for group in made]
             questions = [asked(_question(context, number, people, new)) for number in numbers]
-            said = desk.ask(f"tasks-{start}", writer, questions, options.sampling()["max_new_tokens"])
+            said = desk.ask(f"tasks-{start}", writer, questions, options.sampled()["max_new_tokens"])
             for number, each in zip(numbers, said, strict=True):
                 origin = origin_of(writer.origin, [each], template="self_instruct", question=number)
                 new = _new_tasks(desk, each, texts, options.count - len(made))

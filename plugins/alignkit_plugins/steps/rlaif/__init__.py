@@ -50,7 +50,7 @@ from alignkit.evaluation.judge_card import judge_names, panel_table
 from alignkit.judges import Item, verdict_from
 from alignkit.options import ConstitutionRef
 from alignkit.report import Report
-from alignkit.sampling_options import ResponseOptions
+from alignkit.sampling_options import GreedyOptions
 from alignkit_plugins.steps.rlaif import principled
 from alignkit_plugins.steps.rlaif.tally import Place, Tally, mean, none_labeled, report, stopped, surely_none, trust_of
 
@@ -90,7 +90,7 @@ class JudgePairs(Step):
         def _one_source(self) -> Any:
             if (self.data is None) == (self.prompts is None) or (self.prompts is None) != (self.policy is None):
                 raise ValueError("set either `data`, or both `prompts` and `policy`")
-            unused = {"samples_per_prompt", *SamplingOptions.model_fields} & self.model_fields_set
+            unused = {"samples_per_prompt", "sampling"} & self.model_fields_set
             if self.data is not None and unused:
                 raise ValueError(f"`data` is not sampled: leave {' and '.join(sorted(unused))} out")
             return self
@@ -163,7 +163,7 @@ class JudgePairs(Step):
                 [messages for _, messages in chunk],
                 seed=seed,
                 samples_per_prompt=options.samples_per_prompt,
-                **options.sampling(),
+                **options.sampled(),
             )
             return [[{"text": all_turns(r), "truncated": r.truncated} for r in group.responses] for group in groups]
 
@@ -260,16 +260,16 @@ def oriented(i: int, j: int, p: float) -> Pair:
 class RLAIF(Reward):
     """The mean probability of beating the opponents, minus 0.5. Opponents without a verdict do not count."""
 
-    class Options(ResponseOptions):
+    class Options(GreedyOptions):
         judge: JudgeRef = Field(description="judge that compares the responses")
         opponent: Literal["group", "baseline"] = Field(
             "group", description="opponents: the other responses of the group, or the baseline's response to the prompt"
         )
-        baseline: PolicyRef = Field("base", description="model with the greedy response, for `opponent: baseline`")
+        baseline: PolicyRef = Field("base", description="model that answers, too, for `opponent: baseline`")
 
         @model_validator(mode="after")
         def _of_this_opponent(self) -> Any:
-            unused = {"baseline", *ResponseOptions.model_fields} & self.model_fields_set
+            unused = {"baseline", "sampling"} & self.model_fields_set
             if self.opponent == "group" and unused:
                 raise ValueError(f"{' and '.join(sorted(unused))} only apply to 'opponent: baseline'")
             return self
@@ -336,8 +336,7 @@ class RLAIF(Reward):
                 list(new.values()),
                 seed=self.context.seed,
                 samples_per_prompt=1,
-                temperature=0.0,
-                **self.options.sampling(),
+                **self.options.sampled(),
             )
             for key, group in zip(new, sampled, strict=True):
                 self._baselines[key] = all_turns(group.responses[0]) if group.responses else None

@@ -72,7 +72,7 @@ class TRL(ExternalTrainer):
         "keep_versions": "only the last version is saved",
         "checkpoint_every": "an interrupted stage starts over",
         "replay_from": "TRL samples without replay",
-        "optimizer": "set optim next to trainer",
+        "optimizer": "set optim, adam_beta1, max_grad_norm and others next to trainer",
         "rollout.stop": "TRL's samples end at an end of turn",
         "rollout.ahead": "TRL samples before it learns",
         "rollout.min_new_tokens": "set generation_kwargs: {min_new_tokens: ...} next to trainer",

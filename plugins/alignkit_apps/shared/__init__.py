@@ -1,1 +1,0 @@
-"""What several plugins or apps need, and the kernel does not."""

@@ -1,1 +1,0 @@
-"""The trackers of a run: what shows its metrics elsewhere, such as TensorBoard, while it runs."""

@@ -1,0 +1,244 @@
+"""The rules by which rows are left out or changed, one option each."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import model_validator
+
+import alignkit
+from alignkit import BadRow, DataError, Field, Group
+from alignkit.data.describe import shortened
+from alignkit.data.files import file_rows
+from alignkit.data.group import Response, group_id
+from alignkit.data.spoken import all_turns
+from alignkit.extras import check_extra
+from alignkit.report import Table
+from alignkit_plugins.data.languages import check_languages, identifier
+from alignkit_plugins.people.redaction import redact
+
+if TYPE_CHECKING:
+    from alignkit_plugins.data.near import Units
+
+# What models say of themselves, and what reviewers of data remove first (Vicuna's, ShareGPT's and OpenOrca's filters).
+STOCK = re.compile(
+    r"\b(?:as|i am|i['’]m|i am just|i['’]m just) an? (?:\w+ )?(?:ai|(?:large )?language model)\b"
+    r"|\bai language model\b|\b(?:developed|trained|created|made) by (?:openai|anthropic|google|meta)\b"
+    r"|\bmy (?:knowledge|training)(?: data)? (?:cutoff|cut-off)\b|\bas of my last (?:knowledge |training )?update\b"
+    r"|\bi (?:do not|don['’]t) have (?:personal (?:opinions|beliefs|experiences|feelings)|feelings or emotions)\b",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r" {0,3}(?:(`{3,})(?!.*`)|(~{3,}))(.*)")  # ```code``` on one line opens nothing
+_TABLE = re.compile(r" {0,3}\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?\s*)?\s*")
+_CELLS = re.compile(r"(?<!\\)\|")
+SPOKEN = ("content", "value", "text", "prompt", "completion", "response", "responses", "chosen", "rejected", "output")
+LETTERS = 20  # of a text whose language is decided; shorter ones are anything
+
+
+class Fault(NamedTuple):
+    """Why a row is left out: the option that says so, and what it saw."""
+
+    rule: str
+    reason: str
+
+
+class Rules(alignkit.Options):
+    """Which rows are left out. Each rule looks at what the assistant says, unless it says otherwise."""
+
+    duplicates: bool = Field(True, description="leave out rows that say the same as an earlier one, but for case and "
+        "white space")  # fmt: skip
+    near: float = Field(
+        0.8, ge=0, le=1, description="leave out rows at least this similar to an earlier one, with the same numbers; "
+        "0: none")  # fmt: skip
+    stock_phrases: bool = Field(True, description="leave out answers such as `As an AI language model`")
+    languages: list[str] = Field(
+        [], description="leave out answers in other languages than these (ISO 639-1), such as [en]; [] allows all"
+    )
+    min_characters: int = Field(0, ge=0, description="leave out rows with a shorter answer; 0 allows all")
+    max_characters: int | None = Field(None, ge=1, description="leave out rows with a longer answer; null allows all")
+    markdown: bool = Field(
+        True, description="leave out answers with broken Markdown: an open block of code, or an uneven table"
+    )
+    personal: bool = Field(
+        True, description="replace e-mail addresses, telephone numbers and keys in all texts by [e-mail], [phone], ***"
+    )
+    marks: Path | None = Field(None, description="a file of rows to leave out: {row, reason} as JSON lines")
+
+    @property
+    def compares(self) -> bool:
+        """Whether rows are compared with each other."""
+        return self.duplicates or self.near > 0
+
+    @model_validator(mode="after")
+    def _room(self) -> Rules:
+        if self.max_characters is not None and self.max_characters < self.min_characters:
+            raise ValueError("'max_characters' is less than 'min_characters', so that no row would be left")
+        return self
+
+    def check(self, user: str) -> None:
+        """Raise RunFailed for a package that is missing, or a language that nobody can tell."""
+        if self.compares:
+            check_extra(user, "data", "rensa")
+        if self.languages:
+            check_extra(user, "data", "py3langid")
+            check_languages(user, self.languages)
+
+    def fault(self, groups: Sequence[Group]) -> Fault | None:
+        """The first thing that is wrong with a row by itself."""
+        answers = (all_turns(response) for group in groups for response in group.responses)
+        return next((fault for answer in answers for fault in self._wrong(answer)), None)
+
+    def _wrong(self, answer: str) -> Iterator[Fault]:
+        if self.stock_phrases and (match := STOCK.search(answer)):
+            yield Fault("stock_phrases", f"says '{shortened(match[0])}'")
+        if self.languages and (code := language_of(answer)) and code not in self.languages:
+            yield Fault("languages", f"is in {code}")
+        length = len(answer.strip())
+        if length < self.min_characters:
+            yield Fault("min_characters", f"has {length} characters")
+        if self.max_characters is not None and length > self.max_characters:
+            yield Fault("max_characters", f"has {length} characters")
+        if self.markdown and (reason := next(broken_markdown(answer), "")):
+            yield Fault("markdown", reason)
+
+    def repeated(self, units: Units, faults: Mapping[int, Fault], where: Callable[[int], Any]) -> dict[int, Fault]:
+        """Rows that repeat an earlier one. units: of the kind `row`. faults: rows to ignore. where(row): its name."""
+        from alignkit_plugins.data.near import repeated  # imports numpy
+
+        units, found = units.without(faults), {}
+        for match in repeated(units, self.near):
+            other = where(int(units.rows[match.other]))
+            fault = Fault("near", f"is {match.similarity:.2f} similar to {other}")
+            if match.similarity == 1.0 and self.duplicates:
+                fault = Fault("duplicates", f"says the same as {other}")
+            found[int(units.rows[match.unit])] = fault
+        return found
+
+    def marked(self, files: Iterable[str]) -> dict[tuple[str, int], str]:
+        """The reason for each row of the file of marks, by its file and its number. files: that marks may mean."""
+        marks = {} if self.marks is None else read_marks(self.marks, files)
+        return {key: reason_of(mark) for key, mark in marks.items()}
+
+
+def read_marks(path: Path, files: Iterable[str]) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """The rows of a file of marks, by the file that each is about and its row there.
+
+    A mark without a file is about all files. Another one is about those whose paths end with most of the same names, as
+    files are moved, and two folders may have a file of one name; if there is none, about its file.
+    """
+    found: dict[tuple[str, int], Mapping[str, Any]] = {}
+    files = [*files]
+    meant = {"": files}
+    for number, mark in file_rows(path):
+        row = mark.get("row") if isinstance(mark, Mapping) else None
+        if type(row) is not int or row < 1:
+            reason = mark if isinstance(mark, BadRow) else f"expected {{row: N, reason: ...}}, got {mark!r:.60}"
+            raise DataError(f"{path}:{number}: {reason}")
+        name = str(mark.get("file") or "")
+        if name not in meant:
+            alike = {file: _alike_ends(name, file) for file in files}
+            most = max(1, *alike.values()) if alike else 1
+            meant[name] = [file for file in files if alike[file] == most] or [name]
+        several = len(meant[name]) > 1
+        found |= {(file, row): {**mark, "file": file} if several else mark for file in meant[name]}
+    return found
+
+
+def _alike_ends(one: str, other: str) -> int:
+    """How many names at the ends of two paths are equal."""
+    ends = zip(reversed(Path(one).parts), reversed(Path(other).parts), strict=False)
+    return len([*takewhile(lambda names: names[0] == names[1], ends)])
+
+
+def reason_of(mark: Mapping[str, Any]) -> str:
+    """Why somebody marked a row."""
+    return str(mark.get("reason") or "marked by hand")
+
+
+def redacted(value: Any, name: str = "") -> Any:
+    """Plain data whose texts are without personal details. name: of the column that has them."""
+    if isinstance(value, str):
+        # A word by itself may be a row's id, unless it is what somebody says.
+        return value if value.isalnum() and name not in SPOKEN else redact(value)
+    if isinstance(value, Mapping):
+        return {key: redacted(inner, key) for key, inner in value.items()}
+    return [redacted(inner, name) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def redacted_group(group: Group) -> Group:
+    """A group without personal details. A response that changes loses the tokens that it was sampled as."""
+    clean = replace(
+        group,
+        prompt=tuple(redacted(group.prompt)),
+        responses=tuple(map(_redacted_response, group.responses)),
+        meta=redacted(group.meta),
+    )
+    return clean if clean == group else replace(clean, id=group_id(clean.prompt, clean.responses, clean.tools))
+
+
+def _redacted_response(response: Response) -> Response:
+    turns = None if response.messages is None else tuple(redacted(response.messages))
+    clean = replace(response, text=redact(response.text), messages=turns)
+    if clean == response:
+        return response
+    return replace(clean, tokens=None, logprobs=None, written=None, tokenizer=None)
+
+
+def mark_of(marks: Mapping[tuple[str, int], str], file: str, row: int) -> Fault | None:
+    """The mark on a row of a file."""
+    reason = marks.get((file, row))
+    return None if reason is None else Fault("marks", reason)
+
+
+def removed_counts(faults: Mapping[int, Fault], rows: int, name: str) -> dict[str, int]:
+    """How many rows each rule leaves out. rows: of how many; DataError if that leaves none. name: for the error."""
+    counts = dict(Counter(fault.rule for fault in faults.values()).most_common())
+    if len(faults) == rows:
+        raise DataError(f"{name}: no row is left: {', '.join(f'{rule} {count:,}' for rule, count in counts.items())}")
+    return counts
+
+
+def table(title: str, removed: Mapping[str, int], kept: int, redacted: int, note: str = "") -> Table:
+    """What became of the rows. redacted: of those that are kept."""
+    numbers = {f"left out: {rule}": count for rule, count in removed.items()}
+    numbers |= {"kept": kept, "of these redacted": redacted}
+    return Table(title, ["rows", "number"], [[name, f"{count:,}"] for name, count in numbers.items()], note=note)
+
+
+def broken_markdown(text: str) -> Iterator[str]:
+    """What is wrong with a Markdown text: a block of code that does not end, a table whose rows differ in cells."""
+    fence, columns = "", 0
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        mark = _FENCE.fullmatch(line.rstrip("\r"))
+        if mark and not fence:
+            fence = mark[1] or mark[2]
+        elif mark and (mark[1] or mark[2]).startswith(fence) and not mark[3].strip():
+            fence = ""
+        elif not fence and columns and "|" in line and _width(line) != columns:
+            yield f"has a table with {columns} columns, and a row with {_width(line)}"
+        is_rule = (
+            not fence and "|" in line and _TABLE.fullmatch(line.rstrip("\r")) and number and "|" in lines[number - 1]
+        )
+        columns = _width(line) if is_rule else columns if "|" in line and not fence else 0
+    if fence:
+        yield "has a block of code that does not end"
+
+
+def _width(line: str) -> int:
+    return len(_CELLS.findall(line.strip().removeprefix("|").removesuffix("|"))) + 1  # a cell may be empty
+
+
+# Languages
+
+
+def language_of(text: str) -> str:
+    """The code of a text's language (ISO 639-1), by py3langid; empty if it has too few letters to tell."""
+    text = text[:500]  # more take longer, and hardly ever change the answer
+    return str(identifier().classify(text)[0]) if sum(map(str.isalpha, text)) >= LETTERS else ""

@@ -1,0 +1,138 @@
+"""How far the people who labeled a store agree: with each other, and with gold labels."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+from alignkit.evaluation.agreement import Level, agreement_of
+from alignkit.evaluation.statistics import Share, clustered_share, shown
+from alignkit.report import Table
+from alignkit_plugins.people.effective_labels import Labeled
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.labels import Label, degree
+
+ALONE = "no item has labels of two people: a larger overlap shows how far they agree"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One answer that people give about an item: their ratings by name, and the right one; None if there is none."""
+
+    item: str
+    ratings: Mapping[str, Any]
+    gold: Any
+
+
+def agreement(entries: Iterable[Labeled]) -> list[dict[str, Any]]:
+    """How far people agree on each question that the items ask, as plain JSON.
+
+    items, shared: with a label, and with labels of several people. same, alpha: of `agreement_of`. gold: the share of
+    ratings that are right. people: for each the items, the share of the others' ratings that are the same, and the
+    share of right ones. Everything about an item is one cluster.
+    """
+    questions: dict[str, tuple[Level, list[Unit]]] = {}
+    for entry in entries:
+        if entry.votes and not entry.stored.retired:
+            for name, level, rating in _questions(entry.stored.item):
+                ratings = {vote.annotator: rating(vote.label) for vote in entry.votes}
+                ratings = {who: value for who, value in ratings.items() if value is not None}
+                gold = None if entry.gold is None else rating(entry.gold)
+                questions.setdefault(name, (level, []))[1].append(Unit(entry.stored.item.id, ratings, gold))
+    return [_measured(name, level, units) for name, (level, units) in questions.items()]
+
+
+def _questions(item: Item) -> Iterator[tuple[str, Level, Callable[[Label], Any]]]:
+    """What the task of an item asks: a name, and how to read the rating from a label.
+
+    Data often have the better response first. If that one was always the same rating, alpha would take the people's
+    agreement for a habit of saying it. So which of two responses is 0 is drawn by lot.
+    """
+    lot = int(item.id, 16)
+    if item.task in ("pair", "safety"):
+        sign = 1 if lot % 2 else -1
+        yield f"{item.task}: which is better", "nominal", lambda label: int(label["better"]) ^ (lot % 2)
+        yield (
+            f"{item.task}: how much better",
+            "ordinal",
+            lambda label: sign * degree(label) if "margin" in label else None,
+        )
+    if item.task == "safety":
+        yield "safety: which bin", "nominal", lambda label: label.get("safety")
+    if item.task in ("ranking", "review"):
+        for number, (one, other) in enumerate(combinations(range(len(item.responses)), 2)):
+            first, second = (one, other) if lot >> number & 1 else (other, one)
+            name = f"{item.task}: which of two is better"
+            yield name, "nominal", partial(_better, one=first, other=second)
+    if item.task == "scores":
+        for place in range(len(item.responses)):
+            for name in item.criteria:
+                yield f"scores: {name}", "ordinal", partial(_score, place=place, criterion=name)
+    if item.task == "thumb":
+        yield "thumb", "nominal", lambda label: label["good"]
+
+
+def _better(label: Label, one: int, other: int) -> bool | None:
+    """Whether a ranking prefers a response to another one; None for a tie."""
+    ranks = label["ranks"]
+    return None if ranks[one] == ranks[other] else ranks[one] < ranks[other]
+
+
+def _score(label: Label, place: int, criterion: str) -> Any:
+    return label["scores"][place][criterion]
+
+
+def _measured(name: str, level: Level, units: Sequence[Unit]) -> dict[str, Any]:
+    right: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    alike: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    items: dict[str, set[str]] = defaultdict(set)
+    for unit in units:
+        for who, rating in unit.ratings.items():
+            items[who].add(unit.item)
+            if unit.gold is not None:
+                right[who].append((unit.item, float(rating == unit.gold)))
+        for one, other in combinations(unit.ratings, 2):
+            same = float(unit.ratings[one] == unit.ratings[other])
+            alike[one].append((unit.item, same))
+            alike[other].append((unit.item, same))
+    ratings = [list(unit.ratings.values()) for unit in units]
+    return {
+        "question": name,
+        "items": len(set().union(*items.values())),
+        "shared": len({unit.item for unit in units if len(unit.ratings) > 1}),
+        **agreement_of(ratings, level, clusters=[unit.item for unit in units]),
+        "gold": _share(case for cases in right.values() for case in cases),
+        "people": {
+            who: {"items": len(items[who]), "with_others": _share(alike[who]), "with_gold": _share(right[who])}
+            for who in sorted(items)
+        },
+    }
+
+
+def _share(cases: Iterable[tuple[str, float]]) -> Share | None:
+    clusters: dict[str, list[float]] = defaultdict(list)
+    for item, value in cases:
+        clusters[item].append(value)
+    return clustered_share(list(clusters.values()))
+
+
+def agreement_tables(facts: Sequence[Mapping[str, Any]], name: str = "") -> list[Table]:
+    """Tables of what `agreement` returned; none without labels. name: of the store or stage, for the titles."""
+    of = f" ({name})" if name else ""
+    questions, people = [], []
+    for each in facts:
+        percents = [shown(each[key], percent=True) for key in ("same", "gold")]
+        questions.append([each["question"], str(each["shared"]), percents[0], shown(each["alpha"]), percents[1]])
+        for who, row in each["people"].items():
+            shares = [shown(row[key], percent=True) for key in ("with_others", "with_gold")]
+            people.append([each["question"], who, str(row["items"]), *shares])
+    note = "" if any(each["shared"] for each in facts) else ALONE
+    heads = ["question", "items of several", "same", "Krippendorff's alpha", "right on gold items"]
+    tables = [Table(f"how far annotators agree{of}", heads, questions, note=note)]
+    heads = ["question", "annotator", "items", "same as others", "right on gold items"]
+    tables.append(Table(f"annotators{of}", heads, people, keys=2))
+    return [table for table in tables if table.rows]

@@ -1,0 +1,163 @@
+"""A run asks people: its items are put into a store, and it stops until they have enough labels.
+
+Only labels of the items that a stage asks now count. Items that it asked before, of another version of its data, are
+retired: nobody is asked about them again, and their labels stay in the store.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from alignkit.errors import DataError, RunFailed
+from alignkit.stopping import StageWaits
+from alignkit_plugins.people import records
+from alignkit_plugins.people.effective_labels import Labeled, labeled
+from alignkit_plugins.people.items import Item, filled
+from alignkit_plugins.people.store import Store
+
+STORE = "labels.feedback"  # of a run, in its folder
+
+
+class NobodyAsked(RunFailed):
+    """A stage needs people where nobody is asked, as when it is verified."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How far the items of a stage are.
+
+    done: items with enough labels, or a settled one. aside: others that somebody flagged or skipped. needed: items
+    that must be done. missing: labels until then. short: how many items of `aside` are needed, too.
+    """
+
+    done: int
+    aside: int
+    needed: int
+    missing: int
+    short: int
+
+
+def labels_of(
+    path: Path,
+    items: Sequence[Item],
+    *,
+    needed: int | None = None,
+    annotators: int = 1,
+    stage: str,
+    folder: Path | None = None,
+    gold: Sequence[Item] = (),
+    prepare: Callable[[Store], None] = lambda store: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Labeled]:
+    """The items, in their order and each once, with what people said about them.
+
+    They are added to the store at `path`, which is made if it is not there. needed: how many of them must have labels
+    by `annotators` people; None: all that nobody flagged or skipped. folder: of the stage, so that runs that share a
+    store do not retire each other's items. gold: items with gold labels, mixed in. prepare: called with the open store,
+    to set its plan and guidelines.
+
+    Raises StageWaits until there are enough labels, DataError for a store that cannot be used or if `needed` is more
+    than there are items, BadRow for an item that nobody could label, and NobodyAsked while a stage is verified.
+    """
+    from alignkit_http.stored_replies import asking_is_allowed  # imports asyncio, which `alignkit check` can spare
+
+    if not asking_is_allowed():
+        raise NobodyAsked(f"stage '{stage}' needs labels of people, and nobody is asked here")
+    unique = list({item.id: item for item in items}.values())
+    if needed is not None and needed > len(unique):
+        raise DataError(f"stage '{stage}': labels of {needed} items are wanted, but there are only {len(unique)}")
+    batch = stage if folder is None else Path(os.path.relpath(folder.resolve(), path.parent.resolve())).as_posix()
+    asked = {item.id: replace(item, batch=batch, overlap=annotators).checked() for item in (*unique, *gold)}
+    with Store.open(path, new=True) as store:
+        for warning in store.warnings:
+            say(f"warning: {warning}")
+        prepare(store)
+        ask(store, list(asked.values()), batch)
+        found = {entry.stored.item.id: entry for entry in labeled(store, [item.id for item in unique])}
+        entries = [found[item.id] for item in unique]
+        tally = tally_of(entries, needed, annotators)
+        if tally.done < tally.needed:
+            _reopen(store, entries, annotators)
+            raise _labels_needed(tally, annotators, stage, path)
+        _close(store, batch)
+    return entries
+
+
+def ask(store: Store, items: Sequence[Item], batch: str) -> None:
+    """Let people label these items, and no other ones of the batch."""
+    wanted = {item.id for item in items}
+    with store.transaction() as connection:
+        for item in items:
+            known = connection.execute("SELECT * FROM items WHERE id = ?", (item.id,)).fetchone()
+            if known is None:
+                records.insert_item(connection, item, item.overlap or 1)
+            else:
+                _ask_again(connection, known, item)
+        for row in connection.execute("SELECT id FROM items WHERE batch = ? AND retired = 0", (batch,)).fetchall():
+            if row["id"] not in wanted:
+                records.update_item(connection, row["id"], {"retired": 1}, revised=True)
+
+
+def tally_of(entries: Sequence[Labeled], needed: int | None, annotators: int) -> Tally:
+    """How far items are, of which `needed` must each be labeled by `annotators` people; see `labels_of`."""
+    lacking = [(_lacking(entry, annotators), bool(entry.waits or entry.skips)) for entry in entries]
+    done = sum(not lack for lack, _ in lacking)
+    aside = sum(off for lack, off in lacking if lack)
+    needed = max(len(entries) - aside, min(1, len(entries))) if needed is None else needed
+    left = sorted(lack for lack, off in lacking if lack and not off)[: max(0, needed - done)]
+    return Tally(done, aside, needed, sum(left), max(0, needed - done - len(left)))
+
+
+def _lacking(entry: Labeled, annotators: int) -> int:
+    """How many labels an item lacks."""
+    settled = entry.adjudicated is not None or (entry.stored.item.gold is not None and not entry.waits)
+    if settled:
+        return 0
+    return max(int(entry.waits), annotators - len(entry.votes))
+
+
+def _ask_again(connection: sqlite3.Connection, known: sqlite3.Row, item: Item) -> None:
+    """An item that the store has is asked about by a stage: what the stage does not say stays.
+
+    If several stages ask, it belongs to the one that wants the most labels, so it is open until that one has them.
+    """
+    stored = records.stored_of(known).item
+    if known["batch"] not in ("", item.batch) and not known["retired"] and known["wanted"] >= (item.overlap or 1):
+        item = replace(item, batch=known["batch"], overlap=known["wanted"])
+    item = replace(filled(item, stored), priority=item.priority if item.opinions else stored.priority)
+    place = {name: getattr(item, name) for name in ("file", "row", "batch")}
+    values = {**records.columns(item, item.overlap or 1), **place, "retired": 0}
+    if any(known[name] != value for name, value in values.items()):
+        records.update_item(connection, item.id, values)
+
+
+def _reopen(store: Store, entries: Sequence[Labeled], annotators: int) -> None:
+    """Let others label what somebody labeled who has withdrawn since."""
+    with store.transaction() as connection:
+        for entry in entries:
+            if (withdrawn := entry.stored.labels - len(entry.votes)) > 0:
+                wanted = max(entry.stored.wanted, annotators + withdrawn)
+                records.update_item(connection, entry.stored.item.id, {"overlap": wanted, "wanted": wanted})
+
+
+def _close(store: Store, batch: str) -> None:
+    """The stage has enough labels: nobody is asked about the rest."""
+    still_open = "batch = ? AND retired = 0 AND gold IS NULL AND labels < wanted"
+    with store.transaction() as connection:
+        connection.execute(f"UPDATE items SET retired = 1 WHERE {still_open} AND labels = 0", (batch,))
+        connection.execute(f"UPDATE items SET overlap = labels, wanted = labels WHERE {still_open}", (batch,))
+
+
+def _labels_needed(tally: Tally, annotators: int, stage: str, path: Path) -> StageWaits:
+    done = f"{tally.done} of {tally.needed} items are done"
+    lines = [f"stage '{stage}' waits for {tally.missing} label{'s' * (tally.missing != 1)}: {done}"]
+    if tally.short:
+        lines.append(f"  {tally.aside} flagged or skipped, of which {tally.short} needed: adjudicate them on the page")
+    people = " --annotator NAME" * annotators if annotators > 1 else ""
+    lines.append(f"  to label: alignkit label {shlex.quote(str(path))}{people}")
+    return StageWaits("\n".join(lines), missing=tally.missing, stage=stage, store=path)

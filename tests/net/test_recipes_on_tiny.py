@@ -1,0 +1,49 @@
+"""Every shipped recipe runs on the tiny model by the command of its header."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.net.recipes import ROOT
+
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+TINY = ["model.base=tiny", "model.dtype=float32", "model.lora={r: 2, lora_alpha: 4}"]
+WAITS = 75  # for people
+
+
+def command(name: str) -> list[str]:
+    """The words of the header's command for the tiny model; without one, `alignkit run NAME` with a tiny model."""
+    lines = (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    header = " ".join(line.lstrip("#").strip() for line in lines if line.startswith("#"))
+    for found in re.findall(rf"alignkit run {name} [^\n]*?--out \S+", header):
+        words = shlex.split(found[found.rindex("alignkit run") :])
+        if "model.base=tiny" in words:
+            return words[2 : words.index("--out")]
+    # The tiny model gets no sum right, and nothing is learned from equal rewards.
+    reward = ["stages.align.reward={length: {unit: characters}}"] if name.startswith("sums") else []
+    return [name, *(TINY if name != "smoke" else []), *reward]
+
+
+def test_there_are_recipes() -> None:
+    assert len(RECIPES) >= 10 and "quickstart" in RECIPES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "alignkit", "run", *command(name), "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ALIGNKIT_REPORT": "1"}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    printed = done.stdout + done.stderr
+    if name == "people":
+        assert done.returncode == WAITS and "alignkit label" in printed, printed
+        return
+    assert done.returncode == 0 and "Traceback" not in printed, printed
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000

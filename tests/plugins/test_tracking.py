@@ -1,0 +1,255 @@
+"""Trackers see every line of metrics once, and never hurt a run: real TensorBoard, and trackers that fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+import alignkit
+from alignkit import Group, Message, Response, RunFailed, TrackedRun, Tracker
+from alignkit.cli import main
+from alignkit.data.group import write_groups
+from alignkit.errors import RecipeError
+from alignkit.io.credentials import places_of_keys
+from alignkit.plugins import plugins
+from alignkit.recipe.trackers import with_trackers
+from alignkit.registry import Component, Registration, Registry
+from alignkit.testing import ConformanceError, check_tracker, replay
+
+PLUGIN = """
+import json
+from alignkit import *
+
+class Journal(Tracker):
+    def start(self, run):
+        self.file = run.folder / f"{type(self).__name__.lower()}.jsonl"
+        self.write("start", run.name)
+
+    def log(self, stage, step, metrics):
+        self.write(stage, step, sorted(metrics))
+
+    def finish(self):
+        self.write("finish")
+
+    def write(self, *row):
+        with self.file.open("a") as file:
+            file.write(json.dumps(row) + "\\n")
+
+class Raises(Journal):
+    def log(self, stage, step, metrics):
+        raise SystemExit("no network")
+
+class Unstarted(Journal):
+    def start(self, run):
+        raise OSError("no disk")
+
+class Unfinished(Journal):
+    def finish(self):
+        raise ValueError("not sent")
+
+class Unready(Journal):
+    def check(self):
+        raise RunFailed("tracker 'unready' needs the package x: run `pip install x`")
+
+@hookimpl
+def register_trackers(register):
+    for kind in (Journal, Raises, Unstarted, Unfinished, Unready):
+        register(kind.__name__.lower(), kind)
+"""
+
+
+def run(folder: Path, trackers: Any, expected: int = 0, *more: str, steps: int = 3, command: str = "run") -> Path:
+    """Run three steps of SFT; returns the run's folder."""
+    (folder / "plugin.py").write_text(PLUGIN, encoding="utf-8")
+    demo = Response(text="bread is good")
+    rows = [Group((Message(role="user", content=f"bread {word}"),), (demo,)) for word in ("a", "is", "good")]
+    write_groups(folder / "demos.jsonl", rows)
+    sft = {"algorithm": "sft", "data": "demos.jsonl", "batch_size": 1, "max_steps": steps}
+    recipe = {"model": {"base": "tiny", "dtype": "float32"}, "trackers": trackers, "stages": {"sft": sft}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    out = ["--out", str(folder / "run")] if command == "run" else []
+    plugin = ["--plugin", str(folder / "plugin.py")]
+    assert main([command, str(folder / "recipe.yaml"), *plugin, *out, *more]) == expected
+    return folder / "run"
+
+
+def journal(folder: Path) -> list[Any]:
+    return [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def adapter(folder: Path) -> bytes:
+    return (folder / "sft" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_each_line_is_logged_once(tmp_path: Path) -> None:
+    """A second run reuses the stage, and shows nothing; one that trains on goes on where it is shown."""
+    folder = run(tmp_path, ["journal"])
+    rows = journal(folder)
+    assert rows[0] == ["start", "recipe"] and rows[-1] == ["finish"]
+    assert [row[:2] for row in rows[1:-1]] == [["sft", 1], ["sft", 2], ["sft", 3]] and "loss" in rows[1][2]
+    assert not {"stage", "step", "time"} & set(rows[1][2])
+    run(tmp_path, ["journal"])
+    assert journal(folder) == rows  # not even a start
+    run(tmp_path, [], 0, "--tracker", "journal", steps=4)
+    assert [row[1] for row in journal(folder)[len(rows) + 1 : -1]] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("raises", "failed in `log`: SystemExit: no network"),
+        ("unstarted", "failed in `start`: OSError: no disk"),
+        ("unfinished", "failed in `finish`: ValueError: not sent"),
+    ],
+)
+def test_a_bad_tracker_never_hurts_a_run(
+    tmp_path: Path, name: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_it, without = tmp_path / "with", tmp_path / "without"
+    with_it.mkdir()
+    without.mkdir()
+    found = run(with_it, [name, "journal"])
+    said = capsys.readouterr().err
+    assert said.count(f"warning: tracker '{name}'") == 1 and problem in said
+    assert "metrics.jsonl has everything" in said
+    assert len([row for row in journal(found) if row[0] == "sft"]) == 3  # the other one is whole
+    assert adapter(found) == adapter(run(without, []))
+
+
+def test_the_hash_of_a_stage_knows_no_tracker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, [])
+    run(tmp_path, ["journal"])
+    assert "sft: unchanged, reused" in capsys.readouterr().err
+
+
+def test_missing_packages_are_reported_before_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, ["unready", "dvclive"], 2)
+    said = capsys.readouterr().err
+    assert "run `pip install x`" in said and "tracker 'dvclive' needs the package dvclive" in said
+    assert not (tmp_path / "run" / "sft").exists()
+
+
+@pytest.mark.parametrize(
+    ("trackers", "more", "code", "message"),
+    [
+        (["jurnal"], [], 2, "no tracker 'jurnal'"),
+        ("journal", [], 2, "trackers"),
+        ([{"journal": {"x": 1}}], [], 2, "unknown"),
+        ([], ["--tracker", "jurnal"], 2, "no tracker 'jurnal'"),
+        (["journal", "raises", "journal"], [], 2, "tracker 'journal' is named twice"),
+        ([{"comet_ml": {"api_key": "x1"}}], [], 2, "'api_key' seems to hold a key"),
+        ([{"wandb": {"notes": ["hf_abcdefghijklmnopqrstuv"]}}], [], 2, "'notes.0' seems to hold a key"),
+    ],
+)
+def test_wrong_names(
+    tmp_path: Path, trackers: Any, more: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, trackers, code, *more)
+    assert message in capsys.readouterr().err
+
+
+# One tracker, without a run
+
+
+def test_the_id_of_a_run_is_no_key() -> None:
+    options = {"id": "4f0c9c2d1b7e4a5f8d3e6b9a0c1d2e3f"}
+    assert list(places_of_keys(options)) == ["id"] and list(places_of_keys(options, random=False)) == []
+
+
+def recipe(kind: type[Tracker], name: str = "x") -> Any:
+    component = Component("tracker", name, Registration("x", kind, plugin="x"), kind.Options())
+    return SimpleNamespace(name="x", resolved={}, trackers=(component,))
+
+
+def test_a_tracker_of_the_command_line_that_needs_options() -> None:
+    class Demanding(Tracker):
+        class Options(alignkit.Options):
+            team: str
+
+    registry = Registry()
+    registry.add("tracker", Registration("demanding", Demanding, plugin="x"))
+    with pytest.raises(RecipeError) as error:
+        with_trackers(recipe(Tracker), ["demanding"], registry)
+    assert "needs options: team\n  --> --tracker demanding\n" in str(error.value)
+    assert "`trackers: [{demanding: {team: ...}}]`" in str(error.value)
+
+
+class Seen(Tracker):
+    rows: list[Any]
+
+    def start(self, run: TrackedRun) -> None:
+        self.rows = [run.name]
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        self.rows.append((stage, step, dict(metrics)))
+
+
+def test_a_run_is_replayed_from_its_metrics(tmp_path: Path) -> None:
+    lines = [
+        {"stage": "a", "step": 4, "loss": 1.5, "time": 7.0},
+        {"stage": "b", "x": "inf", "note": "text"},
+        {"stage": "b"},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    seen = Seen(None)
+    assert replay(tmp_path, seen) == 3
+    assert seen.rows == [tmp_path.name, ("a", 4, {"loss": 1.5}), ("b", 1, {"x": float("inf")}), ("b", 2, {})]
+
+
+# The kit, and TensorBoard
+
+
+class Mutates(Seen):
+    def log(self, stage: str, step: int, metrics: Any) -> None:
+        metrics["x"] = 1.0
+
+
+class Integers(Seen):
+    def log(self, stage: str, step: int, metrics: Any) -> None:
+        self.rows.append({name: int(value) for name, value in metrics.items()})
+
+
+class Once(Seen):
+    def start(self, run: TrackedRun) -> None:
+        super().start(run)
+        (run.folder / "once").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(Mutates, "`log` changes the metrics"), (Integers, "in `log`: ValueError"), (Once, "in `start`: FileExistsError")],
+)
+def test_broken_trackers_are_reported(kind: type[Tracker], message: str) -> None:
+    with pytest.raises(ConformanceError, match=message):
+        check_tracker(kind)
+
+
+def test_a_good_tracker_conforms() -> None:
+    check_tracker(Seen)
+
+
+def test_trackers_without_their_package_say_so() -> None:
+    kind = plugins().registry.get("tracker", "clearml").implementation
+    with pytest.raises(RunFailed, match="run `pip install clearml`"):
+        kind(kind.Options()).check()
+
+
+def test_tensorboard_shows_what_metrics_hold(tmp_path: Path) -> None:
+    """The event file, read back."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run(tmp_path, ["tensorboard"])
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    events = EventAccumulator(str(folder / "trackers" / "tensorboard" / "recipe"))
+    events.Reload()
+    shown = events.Scalars("sft/loss")
+    assert [event.step for event in shown] == [1, 2, 3]
+    assert [event.value for event in shown] == pytest.approx([line["loss"] for line in metrics], rel=1e-5)
+    check_tracker(plugins().registry.get("tracker", "tensorboard").implementation)
