@@ -104,7 +104,7 @@ def facts_of(recipe: Recipe, folder: Path, world: World) -> dict[str, Any]:
     """What must be alike in all processes before the first of them writes anything."""
     parts = [[stage.settings, stage.component.options] for stage in recipe.stages.values()]
     registrations = [stage.component.registration for stage in recipe.stages.values()]
-    facts = {"python": sys.version.split()[0], **versions(("accelerate",)), "recipe": recipe.resolved}
+    facts: dict[str, Any] = {"python": sys.version.split()[0], **versions(("accelerate",)), "recipe": recipe.resolved}
     facts |= {"folder": str(folder.resolve()), "--use_fsdp": world.shard}
     facts |= {name: digest for spec in specs(parts, DataSpec) for name, digest in file_facts(spec)}
     facts |= {f"plugin {entry.name}": plugin_digests(entry.source_path) for entry in registrations}
