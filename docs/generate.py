@@ -2,7 +2,7 @@
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
 `recipe`, `launcher`, `model`, `lora`, `quantization`, `settings`, `rollout`, `importance`, `mix`, `stop`, `data`,
-`measures`, `variant`, `people`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`,
+`measures`, `variant`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`,
 `data sets`, `labeled pairs`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`,
 `commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a name
 (`algorithm ppo`), a kind and several names, which then have captions (`reward min product`), `example` and a kind for
@@ -42,7 +42,6 @@ from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_def
 from alignkit_apps.init.copying import summary
 from alignkit_http.server import Server
 from alignkit_plugins.steps.evaluate.measures import Measure
-from alignkit_plugins.steps.evaluate.people import People
 from alignkit_plugins.steps.evaluate.variant import Variant
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.markdown import markdown_table
@@ -61,7 +60,6 @@ MODELS: dict[str, type[BaseModel]] = {
     "data": DataKeys,
     "measures": Measure,
     "variant": Variant,
-    "people": People,
     "server": Server,
 }
 PART = re.compile(r"^(<!-- generated: (.+?) -->\n)(.*?)^(<!-- /generated -->)$", re.MULTILINE | re.DOTALL)

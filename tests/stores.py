@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from alignkit_plugins.people.items import OVERALL, Item
+from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import Event, Store
 
 
@@ -24,11 +24,11 @@ def ranking(text: str = "Rank", count: int = 4, **more: Any) -> Item:
 
 
 def scores(text: str = "Score", **more: Any) -> Item:
-    return Item("scores", (turn(text),), ("one", "two"), ("helpful", "harmless"), **more)
+    return Item("scores", (turn(text),), ("one", "two"), **more)
 
 
 def review(text: str = "Review", count: int = 3, **more: Any) -> Item:
-    return Item("review", (turn(text),), tuple(f"answer {index}" for index in range(count)), OVERALL, **more)
+    return Item("review", (turn(text),), tuple(f"answer {index}" for index in range(count)), **more)
 
 
 def reviewed(ranks: list[int], scores: list[int], *flags: list[str]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Clock:
         self.time += timedelta(seconds=seconds)
 
 
-def opened(folder: Path, *items: Item, name: str = "labels.feedback", **more: Any) -> Store:
+def opened(folder: Path, *items: Item, name: str = "labels.feedback", wanted: int = 1, **more: Any) -> Store:
     store = Store.open(folder / name, new=True, clock=more.pop("clock", None) or Clock())
-    store.add(items)
+    store.add(items, wanted)
     return store

@@ -56,7 +56,7 @@ def test_a_labeled_pair_says_which_answer_won_and_why(tmp_path: Path) -> None:
         "  better  one  (label 0)",
         "  worse   two",
     ]
-    assert lines(tmp_path, tie)[2:] == ["  tie   one", "  tie   two"]
+    assert lines(tmp_path, tie)[2:] == ["  response 1  one", "  response 2  two"]
 
 
 def test_margins_and_probabilities_are_shown(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_long_conversation_takes_at_most_8_lines(tmp_path: Path) -> None:
         "  user                     q",
         "  assistant (not learned)  0",
         "  user                     0",
-        "                           ... 17 more turns",
+        "                           ... 17 more",
     ]
     shown = lines(tmp_path, {"messages": conversation, "label": False, "tools": [{"name": "add"}]})
     assert shown[1:] == [
@@ -85,7 +85,7 @@ def test_a_long_conversation_takes_at_most_8_lines(tmp_path: Path) -> None:
         "             ... 18 more turns",
         "  assistant  8",
         "  user       8",
-        "  assistant  end  (label: bad)",
+        "  assistant  end  (label bad)",
     ]
 
 

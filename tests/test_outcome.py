@@ -107,7 +107,6 @@ KINDS = {
     "plugins  ": ["--schema"],
     "plugins new": ["calm", "--kind", "reward"],
     "plugins check": ["alignkit-calm"],
-    "data stats": ["rows.jsonl"],
     "data check": ["rows.jsonl"],
     "data clean": ["rows.jsonl", "--out", "clean.jsonl"],
     "data convert": ["rows.jsonl", "--to", "sft", "--out", "sft.jsonl"],

@@ -27,7 +27,6 @@ from alignkit_plugins.rewards.equal_length import EqualLength
 from alignkit_plugins.rewards.gdpo import GDPO
 from alignkit_plugins.rewards.running_normalization import RunningNormalization
 from alignkit_plugins.steps.evaluate_reward.rewardbench2 import result
-from alignkit_plugins.steps.rate_feedback import _agreement
 from alignkit_plugins.steps.sample import best
 from alignkit_plugins.steps.select_best import summarize
 
@@ -72,11 +71,6 @@ def against(scores: list[float]) -> float:
     return float(found["wins"] + found["losses"] + abs(found["difference"]["mean"]))
 
 
-def item(scores: list[float]) -> Any:
-    """An item on which one rater gives these scores, and another clear ones."""
-    return SimpleNamespace(responses=scores, opinions={"a": scores, "b": [0.0, 1.0, 2.0, 3.0]})
-
-
 NOTHING: dict[str, Callable[[list[float]], Any]] = {
     "spread": lambda x: F.group_has_spread(table(x), INDEX).any(),
     "grpo": lambda x: F.grpo_advantages(table(x), INDEX).any(),
@@ -105,7 +99,6 @@ NOTHING: dict[str, Callable[[list[float]], Any]] = {
     "select_best": lambda x: summarize({str(n): [s] for n, s in enumerate(x)}, 1, Scale(None, 1))["policy"] != "0",
     "best of N": lambda x: best(group(x)).responses[0].text != "0",
     "RewardBench 2": lambda x: result(replace(group(x), pairs=(Pair(0, 1), Pair(0, 2), Pair(0, 3))), "reward") != 0.25,
-    "raters": lambda x: _agreement([item(x)], ["a", "b"])[0].rows[0][1] != "0",
     "rankings": lambda x: Format.pairs_by_score(group(x).responses),
     "explained_variance": lambda x: _explained_variance(torch.ones(4), table(x).float()) != 0.0,
 }

@@ -17,8 +17,6 @@ from alignkit.judges import Item, costs, verdict_from
 from alignkit.report import Table
 from alignkit.reward import Verdict
 
-PEOPLE = "people"  # their name in the tables of raters
-
 Compare = Callable[[Sequence[Item]], list[Verdict]]
 
 
@@ -57,17 +55,12 @@ def card(
     judgments: Sequence[Judgment],
     *,
     people: Mapping[str, Any] | None = None,
-    annotators: Mapping[str, Any] | None = None,
     agreement: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The whole card. people, agreement: of `agreement_of`.
-
-    annotators: how people agree with each other, if the card is theirs, also of `agreement_of`.
-    """
+    """The whole card. people, agreement: of `agreement_of`."""
     parts = {
         **measured(judgments),
         "people": people,
-        "annotators": annotators,
         "agreement": dict(agreement or {}),
         **costs([each.verdict for each in judgments]),
     }
@@ -88,31 +81,14 @@ def against_people(card: Mapping[str, Any]) -> str:
 # Tables
 
 
-def raters(names: Iterable[str]) -> str:
-    """A name for all raters: `judges`, `people`, or `people and judges`."""
-    known = list(names)
-    if PEOPLE not in known:
-        return "judges"
-    return PEOPLE if set(known) == {PEOPLE} else "people and judges"
+def preferred_title(baseline: object) -> str:
+    """The title of the table of what judges prefer."""
+    return f"judges, against {baseline}, in both orders"
 
 
-def rater(names: Iterable[str]) -> str:
-    """The heading of their column."""
-    return "rater" if PEOPLE in names else "judge"
-
-
-def preferred_title(names: Sequence[str], baseline: object) -> str:
-    """The title of the table of what they prefer."""
-    return f"{raters(names)}, against {baseline}{'' if PEOPLE in names else ', in both orders'}"
-
-
-def about_table(names: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Table:
-    """What is known of raters themselves, after a policy and a rater: the last two columns are of both orders.
-
-    People see a pair in one order only, so a table of people alone is without these.
-    """
-    end = -2 if set(names) == {PEOPLE} else None
-    return Table(f"the {raters(names)} themselves", columns[:end], [row[:end] for row in rows], keys=2, note=note)
+def about_table(columns: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Table:
+    """What is known of judges themselves, after a policy and a judge."""
+    return Table("the judges themselves", columns, rows, keys=2, note=note)
 
 
 def trust_tables(cards: Mapping[str, Mapping[str, Any]]) -> list[Table]:
@@ -121,7 +97,7 @@ def trust_tables(cards: Mapping[str, Mapping[str, Any]]) -> list[Table]:
         return []
     rows = [[what, *cells] for what, cells in _rows(list(cards.values())) if any(cell != "-" for cell in cells)]
     note = "; ".join(f"{name}: {card['no_judge']}" for name, card in cards.items() if card["no_judge"])
-    tables = [Table(f"how far to trust the {rater(cards)}s", ["", *cards], rows, note=note)]
+    tables = [Table("how far to trust the judges", ["", *cards], rows, note=note)]
     shown = statistics.shown
     pairs = [
         [name, other, shown(found["same"], percent=True), shown(found["alpha"])]
@@ -129,7 +105,7 @@ def trust_tables(cards: Mapping[str, Mapping[str, Any]]) -> list[Table]:
         for other, found in card["agreement"].items()
     ]
     tables += [panel_table(name, card["members"]) for name, card in cards.items() if card.get("members")]
-    heads = [rater(cards), "and", "same winner", "Krippendorff's alpha"]
+    heads = ["judge", "and", "same winner", "Krippendorff's alpha"]
     return [*tables, Table("agreement with other raters", heads, pairs, keys=2)] if pairs else tables
 
 
@@ -147,8 +123,6 @@ def _rows(cards: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, list[str]]]
     yield "no verdict", count(sum(card["unjudged"].values()) for card in cards)
     yield "agrees with people", percent("people", "same")
     yield "Krippendorff's alpha", number("people", "alpha")
-    yield "annotators agree", percent("annotators", "same")
-    yield "annotators: Krippendorff's alpha", number("annotators", "alpha")
     yield "names the first (unbiased: 50%)", [statistics.shown(card["named_first"], percent=True) for card in cards]
     yield "order decides", [statistics.shown(card["inconsistent"], percent=True) for card in cards]
     yield "twice as long: P(better)", [statistics.shown(card["length_slope"], sign=True) for card in cards]

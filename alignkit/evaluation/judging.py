@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from alignkit.evaluation.judge_card import PEOPLE
 from alignkit.evaluation.readable import bounds, mapping, number, short, shown
 from alignkit.evaluation.verdicts import Verdict, verdict_of
 from alignkit.evaluation.who_judged import GAINS, oriented, own_of, side
@@ -50,9 +49,7 @@ def _sentence(verdict: Verdict, result: Mapping[str, Any], summary: Mapping[str,
     alone = summary.get("headline") is None  # no reward has a verdict, which would say the lengths
     policy, baseline, judge, longer = verdict["policy"], verdict["baseline"], verdict["judge"], verdict["longer"]
     if verdict["outcome"] == "unknown":
-        return (
-            f"{judge} cannot compare {policy} and {baseline}: none of {_whose(judge)} {_count(result)} has a verdict."
-        )
+        return f"{judge} cannot compare {policy} and {baseline}: none of its {_count(result)} has a verdict."
     begin = {
         **dict.fromkeys(GAINS.values(), _prefers(judge, policy, baseline)),
         "lost": _prefers(judge, baseline, policy),
@@ -72,11 +69,11 @@ def _sentence(verdict: Verdict, result: Mapping[str, Any], summary: Mapping[str,
 
 
 def _prefers(judge: str, better: str, worse: str) -> str:
-    return f"{judge} prefer{'' if judge == PEOPLE else 's'} {better} to {worse}"
+    return f"{judge} prefers {better} to {worse}"
 
 
 def _undecided(judge: str, policy: str, baseline: str) -> str:
-    return f"{judge} {'have' if judge == PEOPLE else 'has'} no clear preference between {policy} and {baseline}"
+    return f"{judge} has no clear preference between {policy} and {baseline}"
 
 
 def _count(result: Mapping[str, Any]) -> str:
@@ -85,10 +82,6 @@ def _count(result: Mapping[str, Any]) -> str:
 
 def _counted(count: Any, one: str, several: str) -> str:
     return f"{short(count)} {one if count == 1 else several}"
-
-
-def _whose(judge: str) -> str:
-    return "their" if judge == PEOPLE else "its"
 
 
 def length_controlled(rate: Any) -> str:
@@ -122,14 +115,13 @@ def _of_verdict(summary: Mapping[str, Any], verdict: Verdict, found: Sequence[Ve
         if other["policy"] == policy and other["reward"] and _alone(summary, other) == opposite:
             ours, theirs = (baseline, policy) if opposite == "gained" else (policy, baseline)
             contrary = f"{other['reward']} prefers {theirs}, but {_prefers(judge, ours, '').removesuffix(' to ')}"
-            fooled = "the reward" if judge == PEOPLE else "the reward or the judge"
-            yield f"{contrary}: {fooled} may be fooled"
+            yield f"{contrary}: the reward or the judge may be fooled"
     mean, error = _rate(verdict["length_controlled"])
     if opposite and mean is not None and error is not None:
         winner, loser = (policy, baseline) if opposite == "lost" else (baseline, policy)
         lead, half = (mean - 0.5 if winner == policy else 0.5 - mean), STANDARD_ERRORS * error
         if lead < -half:
-            yield f"at equal length, {_prefers(judge, loser, winner)}: length decides {_whose(judge)} preference"
+            yield f"at equal length, {_prefers(judge, loser, winner)}: length decides its preference"
         elif lead <= half:
             yield f"at equal length, {_undecided(judge, policy, baseline)}"
 

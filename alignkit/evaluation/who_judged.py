@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.evaluation.judge_card import PEOPLE
 from alignkit.evaluation.statistics import shown
 
 ADVICE = "add `measures:` with a reward that nothing was trained on"
@@ -48,9 +47,8 @@ class Conclusion:
 
 
 def own_of(summary: Mapping[str, Any], policy: str, rater: str) -> bool | None:
-    """Whether a policy learned from a rater, of which people are none; None if that is not known."""
-    known = ((summary.get("trained_on") or {}).get(policy) or {}).get(rater)
-    return False if rater == PEOPLE else known
+    """Whether a policy learned from a rater; None if that is not known."""
+    return ((summary.get("trained_on") or {}).get(policy) or {}).get(rater)
 
 
 def percent(summary: Mapping[str, Any], name: str | None) -> bool:
@@ -93,7 +91,7 @@ def reward_name(summary: Mapping[str, Any], name: str) -> str:
 
 
 def said(summary: Mapping[str, Any], policy: str) -> list[Said]:
-    """What each rater says that the verdict goes by: measures, the reward, reward models, judges and people."""
+    """What each rater says that the verdict goes by: measures, the reward, reward models and judges."""
     own = (summary.get("trained_on") or {}).get(policy) or {}
     against = (summary.get("against") or {}).get(policy) or {}
     found = [_by_score(summary, name, against[name]["difference"], own.get(name)) for name in own if name in against]
@@ -193,8 +191,6 @@ def _outcome(every: Sequence[Said], gains: Mapping[Any, Any], losses: Mapping[An
 def _who(summary: Mapping[str, Any], every: Sequence[Said]) -> str:
     """By whom a policy gains that gains by independent raters."""
     names = {one.rater for one in every if one.better == 1 and one.own is False}
-    if names == {PEOPLE}:
-        return PEOPLE
     return f"independent {'measures' if names <= set(summary.get('measures') or {}) else 'judges'}"
 
 

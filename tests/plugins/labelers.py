@@ -1,42 +1,40 @@
-"""People who label everything that a store asks, for tests."""
+"""People who label what a store asks, for tests."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from alignkit_plugins.people.assignment import next_item
-from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.assignment import Assignment, next_item
 from alignkit_plugins.people.store import Event, Store
 
-Decide = Callable[[Item], Mapping[str, Any] | str]
+
+def prefers_longer(given: Assignment) -> dict[str, Any]:
+    """A simulated person, who sees the responses in the order shown."""
+    item = given.stored.item
+    shown = [len(str(item.responses[index])) for index in given.order] or [0]
+    return {
+        "pair": {"side": "AB"[shown[0] < shown[-1]], "margin": "significantly"},
+        "safety": {"side": "A", "margin": "better", "safety": "both_safe"},
+        "ranking": {"ranks": [sorted(shown, reverse=True).index(size) + 1 for size in shown]},
+        "scores": {"scores": [dict.fromkeys(item.criteria, min(7, 1 + size)) for size in shown]},
+        "review": {"ranks": [1] * len(shown), "scores": [{"overall": 4}] * len(shown), "flags": [[]] * len(shown)},
+        "demonstration": {"text": "An answer."},
+        "thumb": {"good": shown[0] % 2 == 0},
+    }[item.task]
 
 
-def label_all(path: Path, decide: Decide, who: str = "ann") -> list[Item]:
-    """Label what is left, and return the items.
-
-    decide: says of an item who wrote the better answer, or a payload with `by` in place of `side`, or `skip` or `flag`.
-    """
-    done = []
-    with Store.open(path) as store:
-        while (given := next_item(store, who)) is not None:
-            item = given.stored.item
-            said = decide(item)
-            payload: dict[str, Any] = {"margin": "better", **({"by": said} if isinstance(said, str) else said)}
-            shown = [item.origins[index] for index in given.order]
-            kind = payload["by"] if payload["by"] in ("skip", "flag") else "label"
-            if kind == "label":
-                payload["side"] = "AB"[shown.index(payload.pop("by"))]
-            else:
-                payload = {"reason": "cannot say"} if kind == "skip" else {"note": "is broken"}
-            seen = {"revision": given.stored.revision, "order": given.order, "occasion": given.occasion}
-            store.submit(Event(str(uuid.uuid4()), who, kind, payload, item.id, seconds=3.0, **seen))
-            done.append(item)
+def label(
+    store: Path, who: str = "ann", most: int = 100, answer: Callable[[Assignment], dict[str, Any]] = prefers_longer
+) -> int:
+    """Let a person label what the page would show, until nothing is left. Returns the number of labels."""
+    done = 0
+    with Store.open(store) as opened:
+        while done < most and (given := next_item(opened, who)) is not None:
+            item = given.stored.item.id
+            event = Event(str(uuid.uuid4()), who, "label", answer(given), item, order=given.order, seconds=3.0)
+            opened.submit(event)
+            done += 1
     return done
-
-
-def number(item: Item) -> int:
-    """The number of the prompt, which is its last word."""
-    return int(item.prompt[-1]["content"].split()[-1])

@@ -90,11 +90,7 @@ def test_scores_are_margins() -> None:
     group = read(row("scores", {"scores": rated}, {"scores": again}))
     assert [response.scores["reward"] for response in group.responses] == [6, 5.25]
     assert group.pairs == (Pair(0, 1, margin=0.75),)
-    assert read(row("scores", {"scores": rated}), criteria=["helpful"]).pairs == (Pair(0, 1, margin=3.0),)
-    assert read(row("scores", {"scores": rated}), criteria=["harmless"]).pairs == ()
     assert read(row("scores", {"scores": rated}, {"scores": again}), votes="each").pairs == (Pair(0, 1, margin=1.5),)
-    with pytest.raises(BadRow, match="no score for kind; the item has helpful, harmless"):
-        read(row("scores", {"scores": rated}), criteria=["kind"])
 
 
 def test_demonstrations_are_learned_each() -> None:

@@ -132,7 +132,7 @@ def test_every_key_of_a_card_is_documented(tmp_path: Path) -> None:
 
     found = card(evaluated(tmp_path, decide, rewards=[HELPFUL])[0])
     people = raters_agree([(0, 1, 1), (1, 1, 2)], seed=0)
-    written = {"judge_cards": {"judge": {**found, "people": {**people, "questions": 2}, "annotators": people}}}
+    written = {"judge_cards": {"judge": {**found, "people": {**people, "questions": 2}}}}
     keys, known = paths(written, {"judge": "JUDGE", "error": "REASON", "helpful": "OTHER"}), documented(CARD)
     estimates = {f"{key}.{field}" for key in known if "estimate of" in known[key] for field in FIELDS}
     assert keys - known.keys() - estimates == {"judge_cards", CARD}

@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import uuid
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,13 @@ import yaml
 
 from alignkit.cli import main
 from alignkit.data.group import Group, read_groups
-from alignkit_apps.label.start import Plans, Source, prepared
 from alignkit_plugins.people.assignment import Assignment, next_item
 from alignkit_plugins.people.database import VERSION
 from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.items import TASKS
 from alignkit_plugins.people.store import Event, Store
 from tests.killed import forked
+from tests.plugins.labelers import label
 
 PROMPTS = [f"bread {word}" for word in ("is", "good", "old", "new")]
 ANSWERS: dict[str, Any] = {
@@ -47,35 +45,6 @@ def run(folder: Path, stages: dict[str, Any], out: str = "run") -> int:
 def rows(folder: Path, *found: dict[str, Any], name: str = "rows.jsonl") -> str:
     (folder / name).write_text("\n".join(map(json.dumps, found)), encoding="utf-8")
     return name
-
-
-def prefers_longer(given: Assignment) -> dict[str, Any]:
-    """A simulated person, who sees the responses in the order shown."""
-    item = given.stored.item
-    shown = [len(str(item.responses[index])) for index in given.order] or [0]
-    return {
-        "pair": {"side": "AB"[shown[0] < shown[-1]], "margin": "significantly"},
-        "safety": {"side": "A", "margin": "better", "safety": "both_safe"},
-        "ranking": {"ranks": [sorted(shown, reverse=True).index(size) + 1 for size in shown]},
-        "scores": {"scores": [dict.fromkeys(item.criteria, min(7, 1 + size)) for size in shown]},
-        "review": {"ranks": [1] * len(shown), "scores": [{"overall": 4}] * len(shown), "flags": [[]] * len(shown)},
-        "demonstration": {"text": "An answer."},
-        "thumb": {"good": shown[0] % 2 == 0},
-    }[item.task]
-
-
-def label(
-    store: Path, who: str = "ann", most: int = 100, answer: Callable[[Assignment], dict[str, Any]] = prefers_longer
-) -> int:
-    """Let a person label what the page would show, until nothing is left. Returns the number of labels."""
-    done = 0
-    with Store.open(store) as opened:
-        while done < most and (given := next_item(opened, who)) is not None:
-            item = given.stored.item.id
-            event = Event(str(uuid.uuid4()), who, "label", answer(given), item, order=given.order, seconds=3.0)
-            opened.submit(replace(event, occasion=given.occasion))
-            done += 1
-    return done
 
 
 def record(folder: Path, stage: str, out: str = "run") -> dict[str, Any]:
@@ -198,24 +167,6 @@ def test_every_kind_of_label_is_learned(tmp_path: Path) -> None:
     assert run(tmp_path, stages) == 0
 
 
-def test_samples_become_rankings_or_pairs(tmp_path: Path) -> None:
-    sampled = {**ANSWERS, "samples_per_prompt": 4}
-    stages = {
-        "answers": sampled,
-        "ranked": {"step": "people", "data": "answers"},
-        "paired": {"step": "people", "data": "answers", "task": "pair", "pairs_per_row": 3},
-        "all_pairs": {"step": "people", "data": "answers", "task": "pair", "pairs_per_row": 99, "limit": 2},
-    }
-    assert run(tmp_path, stages) == 75
-    with Store.open(tmp_path / "run" / "labels.feedback") as store:
-        found = [(stored.item.batch, stored.item.task, stored.retired) for stored in store.items()]
-    assert found.count(("ranked", "ranking", False)) == 4
-    batches = [batch for batch, *_ in found]
-    assert batches.count("paired") == 12, "3 of each row"
-    assert batches.count("all_pairs") == 6, "6 of each row, of which `paired` asks the half"
-    assert not any(retired for *_, retired in found)
-
-
 def test_samples_of_two_policies_are_compared(tmp_path: Path) -> None:
     one = {**ANSWERS, "samples_per_prompt": 1}
     people = {"step": "people", "data": ["cold", "hot"], "join_prompts": True}
@@ -230,6 +181,49 @@ def test_samples_of_two_policies_are_compared(tmp_path: Path) -> None:
     assert [(item.task, len(item.responses)) for item in items] == [("pair", 2)] * 4
 
 
+def test_samples_of_two_policies_are_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two of four prompts go to `hot`, one to `base`, and on one of them two people disagree."""
+    responses = {"hot": "a hot answer", "base": "a plain one"}
+    found = [
+        {"prompt": f"{n}", "responses": [{"text": text, "source": who} for who, text in responses.items()]}
+        for n in range(4)
+    ]
+    (tmp_path / "made.py").write_text(SOURCES, encoding="utf-8")
+    data = {"sources": rows(tmp_path, *found)}
+    recipe = write(tmp_path, {"labels": {"step": "people", "data": data, "annotators": 2}})
+    words = ["run", str(recipe), "--out", str(tmp_path / "run"), "--plugin", str(tmp_path / "made.py")]
+    assert main(words) == 75
+    for who, losses in (("ann", ["0"]), ("bob", ["0", "1"])):
+
+        def answer(given: Assignment, losses: list[str] = losses) -> dict[str, Any]:
+            item = given.stored.item
+            chosen = "base" if item.prompt[0]["content"] in losses else "hot"
+            return {"side": "AB"[given.order.index(item.origins.index(chosen))], "margin": "better"}
+
+        label(tmp_path / "run" / "labels.feedback", who, answer=answer)
+    assert main(words) == 0
+    assert "what people prefer" in capsys.readouterr().out
+    (row,) = record(tmp_path, "labels")["summary"]["wins"]
+    assert (row["source"], row["against"], row["pairs"]) == ("base", "hot", 4)
+    assert row["preferred"]["mean"] == (1 + 0.5) / 4 and row["preferred"]["low"] < 0.375 < row["preferred"]["high"]
+
+
+SOURCES = """
+from alignkit import Format, Group, Response, hookimpl
+
+class Sources(Format):
+    summary = "rows whose responses name their sources"
+
+    def read(self, row):
+        answers = tuple(Response(text=each["text"], source=each["source"]) for each in row["responses"])
+        return Group(self.conversation(row["prompt"], "prompt"), answers, pairs=())
+
+@hookimpl
+def register_formats(register):
+    register("sources", Sources, summary=Sources.summary)
+"""
+
+
 def test_equal_samples_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     greedy = {**ANSWERS, "sampling": {"max_new_tokens": 6, "temperature": 0.001}}
     stages = {"answers": greedy, "labels": {"step": "people", "data": "answers"}}
@@ -241,31 +235,15 @@ def test_the_page_needs_no_options(tmp_path: Path) -> None:
     (tmp_path / "rules.md").write_text("# Be kind", encoding="utf-8")
     gold = rows(tmp_path, {**PAIR, "prompt": "known"}, name="gold.jsonl")
     people = {
-        "step": "people", "data": "answers", "guidelines": "rules.md", "gold": gold, "gold_rate": 0.5,
-        "repeat_rate": 0.1, "annotators": 2, "license": "CC0-1.0",
+        "step": "people", "data": "answers", "guidelines": "rules.md", "gold": gold,
+        "annotators": 2, "license": "CC0-1.0",
     }  # fmt: skip
     assert run(tmp_path, {"answers": ANSWERS, "labels": people}) == 75
     with Store.open(tmp_path / "run" / "labels.feedback") as store:
-        assert (store.plan.gold_rate, store.plan.repeat_rate) == (0.5, 0.1)
         assert [text for _, text in store.guidelines()] == ["# Be kind"]
         items = store.items()
     assert [(s.wanted, s.item.license) for s in items] == [(2, "CC0-1.0")] * 5
     assert [s.item.gold for s in items if s.item.gold] == [{"better": 0}]
-
-
-def test_a_stage_that_waits_is_labeled_in_its_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stages = {"answers": ANSWERS, "labels": {"step": "people", "data": "answers", "store": "all.feedback"}}
-    assert run(tmp_path, stages) == 75
-    recipe, out = str(tmp_path / "recipe.yaml"), tmp_path / "run"
-    capsys.readouterr()
-    assert main(["check", recipe, "--out", str(out)]) == 0
-    assert "labels: continues, if people have labeled enough" in capsys.readouterr().out
-    with prepared(Source(recipe, "labels", out=out), None, Plans()) as store:
-        assert store.path == tmp_path / "all.feedback" and len(store.items()) == 4
-    label(tmp_path / "all.feedback")
-    assert run(tmp_path, stages) == 0
-    with prepared(Source(recipe, "labels", out=out), tmp_path / "new.feedback", Plans()) as store:
-        assert len(store.items()) == 4, "what the stage wrote"
 
 
 def test_a_changed_stage_asks_anew_and_no_label_is_lost(tmp_path: Path) -> None:
@@ -373,7 +351,7 @@ def test_a_store_that_is_gone_is_missed(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_what_people_said_is_not_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stages = {"labels": {"step": "people", "data": rows(tmp_path, PAIR), "store": "all.feedback", "gold_rate": 0.3}}
+    stages = {"labels": {"step": "people", "data": rows(tmp_path, PAIR), "store": "all.feedback"}}
     run(tmp_path, stages)
     label(tmp_path / "all.feedback")
     assert run(tmp_path, stages) == 0
@@ -401,7 +379,7 @@ def broken(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        ("newer", "written by a newer alignkit"),
+        ("newer", "written by another alignkit"),
         ("half", "the store is damaged"),
         ("empty", "the file is empty"),
         ("text", "not a SQLite file"),
@@ -433,11 +411,7 @@ def test_a_store_that_cannot_be_used_stops_a_run_before_it_samples(
         ({"guidelines": "latin.md"}, 2, "latin.md: not UTF-8 at byte 0"),
         ({"gold": "prompts.jsonl"}, 4, "the row states no label, so it cannot be the gold label of a demonstration"),
         ({"task": "ranking", "data": "one.jsonl"}, 4, "one.jsonl:1: a ranking has 2 to 9 responses, not 1"),
-        ({"criteria": ["kind"]}, 2, "'criteria' needs 'task: scores'"),
-        ({"task": "scores", "criteria": ["kind", "kind"]}, 2, "'criteria' must differ: kind, kind"),
-        ({"pairs_per_row": 2}, 2, "'pairs_per_row' needs 'task: pair' or 'task: safety'"),
         ({"min_gold": 0.8}, 2, "'min_gold' needs 'gold': rows whose labels are right"),
-        ({"gold_rate": 0.5, "repeat_rate": 0.5}, 2, "'gold_rate' and 'repeat_rate' must be below 1 together"),
     ],
 )
 def test_mistakes_are_found_before_the_run(
@@ -452,9 +426,7 @@ def test_mistakes_are_found_before_the_run(
     assert not (tmp_path / "runs").exists() and not list(tmp_path.glob("*.feedback"))
 
 
-def test_people_are_asked_first_where_a_judge_and_a_reward_disagree(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_people_are_asked_first_where_a_judge_and_a_reward_disagree(tmp_path: Path) -> None:
     """The reward prefers what is long, the judge has planted verdicts: only on the third row is it the other one."""
     pairs = [{"prompt": f"row {n}", "chosen": "long " * (n + 2), "rejected": "short"} for n in range(4)]
     judge = {"length_judge": {"wrong": "row 2"}}
@@ -467,15 +439,8 @@ def test_people_are_asked_first_where_a_judge_and_a_reward_disagree(
     with Store.open(tmp_path / "run" / "labels.feedback") as store:
         given = next_item(store, "ann")
         assert given is not None and given.stored.item.prompt[0]["content"] == "row 2"
-        assert given.stored.item.opinions["length"] == [20, 5]
     label(tmp_path / "run" / "labels.feedback", most=1)
     assert main(words) == 0
-    said = capsys.readouterr().out
-    assert "how far annotators agree" in said
-    facts = report(tmp_path)
-    (people,) = facts["people"]
-    assert people["stage"] == "labels" and people["agreement"][0]["against"]["length"]["ratings"]["mean"] == 1
-    assert people["agreement"][0]["against"]["length_judge"]["ratings"]["mean"] == 0
 
 
 LENGTH_JUDGE = """
@@ -516,7 +481,7 @@ def test_the_report_of_a_stage_says_how_far_people_agree(tmp_path: Path, capsys:
 
 def test_gold_items_are_in_the_agreement_of_a_stage_but_not_in_its_data(tmp_path: Path) -> None:
     gold = rows(tmp_path, {**PAIR, "prompt": "known"}, name="gold.jsonl")
-    stages = {"labels": {"step": "people", "data": rows(tmp_path, PAIR), "gold": gold, "gold_rate": 0.5}}
+    stages = {"labels": {"step": "people", "data": rows(tmp_path, PAIR), "gold": gold}}
     assert run(tmp_path, stages) == 75
     store = tmp_path / "run" / "labels.feedback"
     label(store, answer=lambda given: {"side": "AB"[given.order.index(1)], "margin": "better"})  # gold prefers 0
@@ -538,7 +503,7 @@ def test_a_step_reads_labels_of_people_who_know_the_task(
 ) -> None:
     asked, known = ([{**PAIR, "prompt": f"{kind} {place}"} for place in range(5)] for kind in ("asked", "known"))
     step = {"step": "people", "data": rows(tmp_path, *asked), "gold": rows(tmp_path, *known, name="gold.jsonl")}
-    stages = {"labels": {**step, "gold_rate": 0.5, "annotators": 2, **options}}
+    stages = {"labels": {**step, "annotators": 2, **options}}
     assert run(tmp_path, stages) == 75
     with Store.open(tmp_path / "run" / "labels.feedback") as store:
         for stored in store.items():

@@ -41,7 +41,6 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "lm_eval": [],  # runs another package, which tests/plugins/test_lm_eval.py does
     "people": [],  # waits for people, as tests/plugins/test_people.py does
     "questions": [],  # the untrained model writes none: see tests/plugins/test_make_data.py
-    "rate_feedback": [],  # rates a store, as tests/plugins/test_rate_feedback.py does
     "red_team": [
         {"attacker": "base", "policies": ["sft"], "goals": "rows.jsonl", "reward": "helpful", "success_above": 0.0},
     ],

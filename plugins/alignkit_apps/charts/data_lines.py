@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from alignkit.data.describe import said, shortened
-from alignkit.data.group import Group, Message, Pair, Response, resolved_pairs
-from alignkit.data.sources import Loaded, SourceFacts, tied
+from alignkit.data.describe import shortened, shown
+from alignkit.data.group import Group, Pair, resolved_pairs
+from alignkit.data.sources import Loaded, SourceFacts
 
-SHOWN = 3  # turns of a prompt, and turns or responses after it
+SHOWN = 3  # turns of a prompt, and after it
 
 
 def describe(loaded: Loaded) -> list[str]:
@@ -45,80 +46,36 @@ def _counts(source: SourceFacts) -> str:
 
 
 def _sample(group: Group, reason: str) -> Iterator[tuple[str, str]]:
-    """Who says what in a group, in at most 7 lines."""
+    """Who says what in a group, in at most 8 lines. reason: why one of its responses is the better one."""
     if group.tools:
         names = [str(tool.get("function", tool).get("name", "?")) for tool in group.tools]
         yield "tools", shortened(", ".join(names))
-    yield from _turns(group.prompt, last=True)
     pairs = resolved_pairs(group)
-    if pairs:
-        yield from _pair(group.responses, _clearest(pairs), reason)
-        if len(group.responses) > 2:
-            yield "", f"and {len(group.responses) - 2} more of {len(group.responses)} responses, {len(pairs)} pairs"
-    elif len(group.responses) > 1:
-        who = "tie" if tied(group) else "rated"
-        yield from ((who, _words(response) + _scores(response)) for response in group.responses[:SHOWN])
-    elif not group.responses:
+    compared = group if len(group.responses) < 3 or not pairs else _clearest(group, pairs)
+    every = shown(compared)
+    prompt, responses = every[: len(group.prompt)], every[len(group.prompt) :]
+    if len(prompt) > SHOWN:
+        yield "", f"... {len(prompt) - SHOWN + 1} more turns"
+        prompt = prompt[1 - SHOWN :]
+    responses.sort(key=lambda one: one.who == "worse")
+    for one in prompt:
+        yield one.who, shortened(one.text)
+    first = responses if len(responses) <= SHOWN else responses[: SHOWN - 1]
+    for one in first:
+        facts = [reason, *one.facts] if reason and one.who == "better" else one.facts
+        yield one.who, shortened(one.text) + (f"  ({', '.join(facts)})" if facts else "")
+    if compared is not group:
+        yield "", f"and {len(group.responses) - 2} more of {len(group.responses)} responses, {len(pairs)} pairs"
+    elif len(responses) > SHOWN:
+        yield "", f"... {len(responses) - len(first)} more"
+    elif not responses:
         yield "", "a prompt without a response"
-    else:
-        yield from _only(group)
 
 
-def _clearest(pairs: Sequence[Pair]) -> Pair:
-    """The pair whose responses differ most in pairs won."""
+def _clearest(group: Group, pairs: Sequence[Pair]) -> Group:
+    """The two responses that differ most in pairs won."""
     won = Counter(pair.better for pair in pairs)
     won.subtract(pair.worse for pair in pairs)
-    return max(pairs, key=lambda pair: won[pair.better] - won[pair.worse])
-
-
-def _pair(responses: Sequence[Response], pair: Pair, reason: str) -> Iterator[tuple[str, str]]:
-    facts = [reason] if reason else []
-    facts += [f"margin {pair.margin}"] if pair.margin is not None else []
-    facts += [f"p {pair.p:g}"] if pair.p != 1 else []
-    why = f"  ({', '.join(facts)})" if facts else ""
-    yield "better", _words(responses[pair.better]) + why
-    yield "worse", _words(responses[pair.worse])
-
-
-def _scores(response: Response, rated: str = "") -> str:
-    facts = [rated] * bool(rated) + [f"{name} {score}" for name, score in response.scores.items()]
-    return f"  ({', '.join(facts)})" if facts else ""
-
-
-def _only(group: Group) -> Iterator[tuple[str, str]]:
-    response = group.responses[0]
-    facts = _scores(response, "" if response.label is None else f"label: {'good' if response.label else 'bad'}")
-    if response.messages is None:
-        yield "assistant" if group.prompt else "text", _words(response) + facts
-        return
-    yield from _turns(response.messages, last=False)
-    if facts:
-        yield "", facts.strip()
-
-
-def _turns(turns: Sequence[Message], last: bool) -> Iterator[tuple[str, str]]:
-    """The last turns, or the first ones, and how many others there are."""
-    hidden = len(turns) - SHOWN
-    if hidden <= 0:
-        yield from map(_turn, turns)
-        return
-    count = f"... {hidden + 1} more turns"
-    if last:
-        yield "", count
-        yield from map(_turn, turns[hidden + 1 :])
-    else:
-        yield from map(_turn, turns[: SHOWN - 1])
-        yield "", count
-
-
-def _turn(turn: Message) -> tuple[str, str]:
-    context = turn["role"] == "assistant" and not turn.get("train", True)
-    return turn["role"] + " (not learned)" * context, _said([turn])
-
-
-def _words(response: Response) -> str:
-    return shortened(response.text) if response.messages is None else _said(response.messages)
-
-
-def _said(turns: Iterable[Message]) -> str:
-    return shortened(said(turns))
+    pair = max(pairs, key=lambda pair: won[pair.better] - won[pair.worse])
+    both = tuple(replace(group.responses[place], rank=None) for place in (pair.better, pair.worse))
+    return replace(group, responses=both, pairs=(replace(pair, better=0, worse=1),))

@@ -124,7 +124,7 @@ def agreed(
 ) -> bool:
     """Whether the annotator agrees, now or earlier. read: asks; None: there is nobody to ask, which is an error."""
     from alignkit.io.printable import printable
-    from alignkit_plugins.people.collection import TERMS
+    from alignkit_plugins.people.labels import TERMS
 
     if collection.agreed(annotator):
         say(printable(f"{annotator} agreed that this is kept in {collection.path}; /consent no takes it back"))

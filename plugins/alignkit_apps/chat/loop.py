@@ -15,7 +15,8 @@ from alignkit.stopping import handling
 from alignkit_apps.chat.screen import Screen, interactive
 from alignkit_apps.chat.session import Session
 from alignkit_apps.policies.policy import TooLong
-from alignkit_plugins.people.collection import TERMS, Collection, Exchange
+from alignkit_plugins.people.collection import Collection, Exchange
+from alignkit_plugins.people.labels import TERMS
 
 PROMPT = "> "
 HELP = {

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import Algorithm, Trains
-from alignkit.data.describe import said
-from alignkit.data.group import Group, Message, prompts_of
+from alignkit.data.describe import shown
+from alignkit.data.group import Group, prompts_of
 from alignkit.data.sources import DataSpec
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
 from alignkit.external import ExternalTrainer
@@ -33,7 +33,7 @@ from alignkit.runs.template_date import template_date
 from alignkit.tokens.encoding import Encoded, Encoder
 from alignkit.tokens.long_rows import WHOLE, chunks, is_document, with_recent_turns, with_room
 from alignkit.training.encoder import unfit
-from alignkit_apps.policies.row_tokens import Tokens, facts, heading, marked, pieces, response_names
+from alignkit_apps.policies.row_tokens import Tokens, heading, marked, pieces
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -231,19 +231,8 @@ def _questions(stage: Stage, group: Group) -> Iterator[tuple[str, str]]:
 
 def _turns(group: Group) -> Iterator[tuple[str, str]]:
     """Who says what, in full."""
-    yield from map(_turn, group.prompt)
-    for name, response in zip(response_names(group), group.responses, strict=True):
-        known = ", ".join(facts(response))
-        title = f"{name} ({known})" if known else name
-        if response.messages is None:
-            yield title, response.text
-        else:
-            yield from (_turn(message) for message in response.messages)
-
-
-def _turn(message: Message) -> tuple[str, str]:
-    untrained = message["role"] == "assistant" and not message.get("train", True)
-    return message["role"] + " (not learned)" * untrained, said([message])
+    for who, text, facts in shown(group):
+        yield f"{who} ({', '.join(facts)})" if facts else who, text
 
 
 def _columns(group: Group) -> list[str]:

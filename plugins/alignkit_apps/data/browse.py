@@ -1,339 +1,169 @@
-"""What the page of `alignkit data browse` asks for: rows that filters choose, one in full, its tokens, and marks."""
+"""The page of `alignkit data browse`: the rows that a search finds, and one of them in full. It has no scripts."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from contextlib import suppress
 from pathlib import Path
-from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
-import numpy as np
-from pydantic import Field
-
-from alignkit.data.describe import said, shortened
-from alignkit.data.group import Group, Message, Response
-from alignkit.data.reading import RowReader
-from alignkit.data.spoken import all_turns
-from alignkit.errors import BadRow, DataError, no_disk
+from alignkit.data.describe import shortened, shown
+from alignkit.data.group import Group
+from alignkit.extras import check_extra
 from alignkit.tokens.encoding import Encoder
 from alignkit.tokens.long_rows import WHOLE
-from alignkit_apps.data.clean import faults, written
-from alignkit_apps.data.corpus import Corpus, as_json, parsed
-from alignkit_apps.policies.row_tokens import facts, heading, marked, response_names
-from alignkit_apps.web.formatted import LONGEST, cut, shown_turn
-from alignkit_apps.web.messages import read, visible
-from alignkit_plugins.data.rules import Fault, Rules, read_marks, reason_of
-from alignkit_plugins.people.labels import BadLabel, StrictModel
+from alignkit_apps.data.clean import faults
+from alignkit_apps.data.rows import Row, Rows, encoder_of, entry, read_rows
+from alignkit_apps.policies.row_tokens import heading, marked
+from alignkit_apps.web.formatted import cut
+from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of
+from alignkit_apps.web.messages import visible
+from alignkit_plugins.data.rules import Fault, Rules, redacted
 
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from alignkit_apps.web.guard import Session, Sessions
+
+HERE = Path(__file__).parent
 PAGE = 50  # rows in the list
-MOST = 100  # turns, responses and columns of a row that are shown
-CELL = 2_000  # characters of a column
+LONGEST = 20_000  # characters of a text
 TOKENIZED = 50_000  # characters of a row whose tokens are shown
-MARKED, ANY = "marked", "any"  # instead of a rule's name
-COLUMNS = {"at": "int64", "characters": "int64"}
-
-State = dict[str, Any]
-Places = Any  # a numpy array with a truth value for each row
+ANY = "any"  # instead of a rule's name
 
 
-class _Wanted(StrictModel):
-    """Which rows. text: in any of their values, or in a column's; whole: it is all that the value says.
+def serve(file: str, rules: Sequence[str], model: str | None, port: int | None) -> None:
+    """Read the rows, and serve the page until Ctrl-C.
 
-    least, most: characters that an answer has; of a row without answers, its prompt. flag: a rule, ANY or MARKED.
+    Raises RunFailed if a package is missing, RecipeError for wrong arguments, DataError for rows that cannot be read.
     """
+    check_extra("the page", "label", *PACKAGES)
+    from alignkit_apps.web.guard import Sessions
 
-    text: str = Field("", max_length=2000)
-    column: str = ""
-    whole: bool = False
-    least: int | None = None
-    most: int | None = None
-    flag: str = ""
-    first: int = Field(0, ge=0)
-
-
-class _Row(StrictModel):
-    at: int = Field(ge=0)
+    options = entry(file, rules)
+    options.check("alignkit data browse")
+    browsed = Browsed(read_rows(options.data), options, None if model is None else encoder_of(model))
+    sessions = Sessions(annotators_of(None))
+    with listening(port) as listener, suppress(KeyboardInterrupt):
+        announce(addresses_of(sessions, listener), "Open it in a browser of this machine.", False)
+        server_of(make_page(browsed, sessions)).run(sockets=[listener])
 
 
-class _Marked(_Row):
-    reason: str = Field(max_length=2000)
-    bad: bool
+class Browsed:
+    """The rows of a file, and what is wrong with them. encoder: of the model whose tokens are shown."""
 
+    def __init__(self, read: Rows, rules: Rules, encoder: Encoder | None = None):
+        self.read, self.rows, self.encoder = read, read.rows, encoder
+        self.faults = faults(self.rows, rules)
+        for at, row in enumerate(self.rows):
+            if rules.personal and at not in self.faults and redacted(row.raw) != row.raw:
+                self.faults[at] = Fault("personal", "has personal details")
+        self.counts = Counter(fault.rule for fault in self.faults.values())
 
-class Marks:
-    """The rows that somebody marked as bad, in a file that the rule `marks` reads. It is written at each change.
+    def view(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """What the page shows. query: `text` and `fault` of the rows that are wanted, `first` and `row`, by place."""
+        wanted = {"text": query.get("text", ""), "fault": query.get("fault", "")}
+        found = [at for at in range(len(self.rows)) if self._fits(at, **wanted)]
+        first = _number(query.get("first"), len(found))
+        listed = found[first : first + PAGE]
+        at = _number(query.get("row"), len(self.rows)) if "row" in query else next(iter(listed), None)
 
-    files: that rows are from, as `Corpus.where` calls them.
-    """
+        def link(**more: int) -> str:
+            return "?" + urlencode({**wanted, "first": first, **more})
 
-    def __init__(self, path: Path, files: Sequence[str]):
-        self.path = path
-        self._lock = Lock()
-        self._rows = read_marks(path, files) if path.is_file() else {}
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def of(self, file: str, row: int) -> str | None:
-        """Why a row is marked; None if it is not."""
-        found = self._rows.get((file, row))
-        return None if found is None else reason_of(found)
-
-    def rows(self, file: str) -> list[int]:
-        """The rows of a file that are marked."""
-        return [row for name, row in self._rows if name == file]
-
-    def put(self, file: str, row: int, reason: str | None) -> None:
-        """Mark a row; None: take the mark back. Raises OutOfResource, and changes nothing, if it cannot be written."""
-        with self._lock:
-            rows = {key: mark for key, mark in self._rows.items() if key != (file, row)}
-            if reason is not None:
-                rows[file, row] = {"file": file, "row": row, "reason": reason}
-            try:
-                with written(self.path) as stream:
-                    stream.writelines(as_json(rows[key]) for key in sorted(rows))
-            except OSError as error:
-                raise no_disk(error) or DataError(f"cannot write {self.path}: {error.strerror}") from error
-            self._rows = rows
-
-
-class BrowseApi:
-    """The rows of a corpus, as the page shows them. encoder: of the model whose tokens are shown.
-
-    faults, lengths: None until `look` has gone through the rows.
-    """
-
-    def __init__(self, corpus: Corpus, marks: Marks, encoder: Encoder | None = None):
-        self.corpus, self.marks, self.encoder = corpus, marks, encoder
-        self.faults: dict[int, Fault] | None = None
-        self.lengths: tuple[Places, Places] | None = None
-        self._encoding = Lock()
-        self._says = lru_cache(8)(self._searched)  # of the last searches, for their other pages
-        self._raw = corpus.rows.data.table["raw"]
-
-    def look(self, rules: Rules) -> None:
-        """Find what `alignkit data clean` would leave out or change, and how long answers are."""
-        table = self.corpus.mapped("measuring answers", _measured, COLUMNS)
-        self.lengths = table["at"].to_numpy(), table["characters"].to_numpy()
-        found, personal = faults(self.corpus, rules)
-        self.faults = {at: Fault("personal", "has personal details") for at in personal} | found
-
-    def columns(self) -> list[str]:
-        """The names of the columns of the first rows."""
-        first = (json.loads(raw) for raw in self._raw.slice(0, self.corpus.together).to_pylist() if raw)
-        return list(dict.fromkeys(name for row in first if isinstance(row, Mapping) for name in row))
-
-    # What the page asks
-
-    def rows(self, annotator: str, message: Any) -> State:
-        """A page of the rows that are wanted, and how many there are."""
-        wanted = read(_Wanted, message)
-        chosen = np.flatnonzero(self._chosen(wanted))
-        page = chosen[wanted.first : wanted.first + PAGE].tolist()
         return {
-            "rows": [self._line(at, row) for at, row in self._parsed(page)],
-            "total": len(chosen),
-            "flags": None if self.faults is None else Counter(fault.rule for fault in self.faults.values()),
-            "marked": len(self.marks),
+            **wanted,
+            "total": len(found),
+            "first": first,
+            "faults": {ANY: self.counts.total(), **dict(self.counts.most_common())} if self.counts else {},
+            "list": [{**self._line(one), "link": link(row=one), "current": one == at} for one in listed],
+            "earlier": link(first=max(0, first - PAGE)) if first else "",
+            "later": link(first=first + PAGE) if first + PAGE < len(found) else "",
+            "row": None if at is None else self._row(at),
         }
 
-    def row(self, annotator: str, message: Any) -> State:
-        """A row in full, but for what no page could show."""
-        at, groups, raw = self._asked(read(_Row, message))
-        file, number = self.corpus.where(at)
-        fault = (self.faults or {}).get(at)
-        data = json.loads(raw) if raw else None
+    def _fits(self, at: int, text: str, fault: str) -> bool:
+        if fault and (at not in self.faults or fault not in (ANY, self.faults[at].rule)):
+            return False
+        return text.lower() in " ".join(_texts(self.rows[at].raw)).lower()
+
+    def _line(self, at: int) -> dict[str, Any]:
+        row = self.rows[at]
+        text = row.bad or " ".join(one.text for one in _said(row)[:1])
+        return {"where": visible(str(row)), "preview": visible(shortened(text)), "fault": self._fault(at)}
+
+    def _fault(self, at: int) -> str:
+        fault = self.faults.get(at)
+        return visible(f"{fault.rule.replace('_', ' ')}: {fault.reason}") if fault else ""
+
+    def _row(self, at: int) -> dict[str, Any]:
+        row = self.rows[at]
+        columns = [pair for group in row.groups for pair in group.meta.items()]
         return {
-            "at": at,
-            "where": visible(f"{file}:{number}"),
-            "fault": None if fault is None else [fault.rule, visible(fault.reason)],
-            "mark": self.marks.of(file, number),
-            "unread": visible(str(groups)) if isinstance(groups, BadRow) else "",
-            "groups": [] if isinstance(groups, BadRow) else [_shown(group) for group in groups[:MOST]],
-            "raw": visible(cut(json.dumps(data, indent=1, ensure_ascii=False) if raw else "", LONGEST)),
+            **self._line(at),
+            "said": [[one.who, [visible(fact) for fact in one.facts], _shown(one.text)] for one in _said(row)],
+            "columns": [[visible(str(name)), _shown(_text(value))] for name, value in columns],
+            "raw": _shown(json.dumps(row.raw, indent=1, ensure_ascii=False, default=str)),
+            "tokens": [tokens for group in row.groups for tokens in self._tokens(group, row)],
         }
 
-    def tokens(self, annotator: str, message: Any) -> State:
-        """The tokens of a row as a stage learns it, each with whether it is in the loss."""
-        _, groups, raw = self._asked(read(_Row, message))
-        if self.encoder is None:
-            raise BadLabel("tokens are those of a model: name one with --model")
-        if isinstance(groups, BadRow) or len(raw) > TOKENIZED:
-            raise BadLabel(f"tokens are shown of rows that can be read and have at most {TOKENIZED:,} characters")
-        with self._encoding:
-            found = [self.encoder.encode(group, WHOLE) for group in groups]
-            shown = [tokens for one in found if one is not None for tokens in marked(self.encoder, one, False)]
-        return {
-            "tokens": [
-                {"title": heading(one), "pieces": [*map(visible, one.pieces)], "learned": one.counts} for one in shown
-            ]
-        }
-
-    def mark(self, annotator: str, message: Any) -> State:
-        """Mark a row as bad, or take its mark back."""
-        sent = read(_Marked, message)
-        at, *_ = self._asked(sent)
-        where = self.corpus.where(at)
-        self.marks.put(*where, (sent.reason.strip() or "marked by hand") if sent.bad else None)
-        return {"mark": self.marks.of(*where), "marked": len(self.marks)}
-
-    # Rows
-
-    def _parsed(self, places: Sequence[int]) -> Iterator[tuple[int, list[Group] | BadRow]]:
-        return parsed(self.corpus.rows[places], places, self.corpus.readers)
-
-    def _asked(self, sent: _Row) -> tuple[int, list[Group] | BadRow, str]:
-        if sent.at >= len(self.corpus.rows):
-            raise BadLabel("there is no such row; reload the page")
-        ((at, groups),) = self._parsed([sent.at])
-        return at, groups, self._raw[at].as_py()
-
-    def _line(self, at: int, row: list[Group] | BadRow) -> State:
-        file, number = self.corpus.where(at)
-        fault = (self.faults or {}).get(at)
-        return {
-            "at": at,
-            "number": number,
-            "file": visible(file) if len(self.corpus.readers) > 1 else "",
-            "preview": visible(str(row) if isinstance(row, BadRow) else _preview(row)),
-            "flag": "" if fault is None else fault.rule,
-            "marked": self.marks.of(file, number) is not None,
-        }
-
-    def _chosen(self, wanted: _Wanted) -> Places:
-        chosen = np.ones(len(self.corpus.rows), dtype=bool)
-        if wanted.text or (wanted.column and wanted.whole):
-            chosen &= self._says(wanted.text, wanted.column, wanted.whole)
-        if wanted.flag == MARKED:
-            chosen &= self._marked()
-        elif wanted.flag:
-            chosen &= self._at(
-                [at for at, fault in self._known(self.faults).items() if wanted.flag in (ANY, fault.rule)]
-            )
-        if wanted.least is not None or wanted.most is not None:
-            places, characters = self._known(self.lengths)
-            fits = (characters >= (wanted.least or 0)) & (characters <= (WHOLE if wanted.most is None else wanted.most))
-            chosen &= self._at(places[fits])
-        return chosen
-
-    def _known(self, found: Any) -> Any:
-        if found is None:
-            raise BadLabel("flags and lengths are not known yet; the page shows them when they are")
-        return found
-
-    def _at(self, places: Any) -> Places:
-        there = np.zeros(len(self.corpus.rows), dtype=bool)
-        there[places] = True
-        return there
-
-    def _marked(self) -> Places:
-        table, there = self.corpus.rows.data.table, self._at([])
-        sources, numbers = table["source"].to_numpy(), table["row"].to_numpy()
-        for place, file in enumerate(self.corpus.files):
-            there |= (sources == place) & np.isin(numbers, self.marks.rows(file))
-        return there
-
-    def _searched(self, text: str, column: str, whole: bool) -> Places:
-        """Which rows say a text. Arrow looks through their JSON, and only what it finds is parsed."""
-        import pyarrow.compute as compute
-
-        there, together, wanted = self._at([]), self.corpus.together, text.strip().lower() if whole else text.lower()
-        spelled = {json.dumps(text.strip() if whole else text, ensure_ascii=ascii)[1:-1] for ascii in (False, True)}
-        for start in range(0, len(there), together):
-            raw = self._raw.slice(start, together)
-            found = [compute.match_substring(raw, spelling, ignore_case=True).to_numpy() for spelling in spelled]
-            places = np.flatnonzero(np.logical_or.reduce(found))
-            says = [_says(row, wanted, column, whole) for row in raw.take(places).to_pylist()]
-            there[start + places[says]] = True
-        return there
+    def _tokens(self, group: Group, row: Row) -> Iterator[dict[str, Any]]:
+        """The tokens of a group as a stage learns it, each with whether it is in the loss."""
+        if self.encoder is None or len(_text(row.raw)) > TOKENIZED:
+            return
+        encoded = self.encoder.encode(group, WHOLE)
+        for one in marked(self.encoder, encoded, False) if encoded is not None else ():
+            pieces = [visible(piece).replace("\n", "⏎\n") for piece in one.pieces]
+            yield {"title": heading(one), "pieces": list(zip(pieces, one.counts, strict=True))}
 
 
-def _says(raw: str, wanted: str, column: str, whole: bool) -> bool:
-    """Whether a row has a text in lower case. A column that is not there says nothing."""
-    row = json.loads(raw) if raw else None
-    values = (row.get(column) if isinstance(row, Mapping) else None) if column else row
-    texts = (text.lower() for text in _texts(values))
-    return any(text.strip() == wanted if whole else wanted in text for text in texts)
+def _said(row: Row) -> list[Any]:
+    return [said for group in row.groups for said in shown(group)]
+
+
+def _number(text: str | None, most: int) -> int:
+    """A place that a page asks for, within bounds."""
+    return min(int(text), max(0, most - 1)) if text and text.isdecimal() else 0
+
+
+def _shown(text: str) -> str:
+    return visible(cut(text, LONGEST))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """What plain data say, however deep; null and what is empty say nothing."""
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Mapping | list) and value:
-            waiting += value.values() if isinstance(value, Mapping) else value
-        elif value is None or isinstance(value, Mapping | list):
-            yield ""
-        else:
-            yield value if isinstance(value, str) else json.dumps(value)
+    """What plain data say, however deep."""
+    if isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
+    elif value is not None:
+        yield _text(value)
 
 
-def _measured(batch: Mapping[str, Any], indices: Sequence[int], readers: Sequence[RowReader]) -> dict[str, list[int]]:
-    """The characters of each answer, and of prompts without one."""
-    lengths = []
-    for at, row in parsed(batch, indices, readers):
-        for group in () if isinstance(row, BadRow) else row:
-            texts = map(all_turns, group.responses) if group.responses else [said(group.prompt)]
-            lengths += [(at, len(text)) for text in texts]
-    return {name: [pair[place] for pair in lengths] for place, name in enumerate(COLUMNS)}
+def make_page(browsed: Browsed, sessions: Sessions) -> Starlette:
+    """The page's application."""
+    from starlette.routing import Mount, Route
+    from starlette.staticfiles import StaticFiles
 
+    from alignkit_apps.web.pages import Site, guarded, templates
 
-def _preview(groups: Sequence[Group]) -> str:
-    """The beginning of what is asked, else of what is said."""
-    turns = [turn for group in groups for turn in group.prompt]
-    asked = [turn for turn in turns if turn["role"] == "user"] or turns
-    texts = [all_turns(response) for group in groups[:1] for response in group.responses[:1]]
-    return shortened(said(asked[:1]) if asked else next(iter(texts), ""))
+    site = Site(sessions, browsed.read.name, templates("alignkit data browse", HERE))
 
+    async def endpoint(request: Request) -> Response:
+        async def show(session: Session) -> Response:
+            facts = {"format": browsed.read.format, "count": len(browsed.rows), **browsed.view(request.query_params)}
+            page: Response = site.page("browse.html.j2", session, **facts)
+            return page
 
-# One row
+        response: Response = await site.opened(show)(request)
+        return response
 
-
-def _shown(group: Group) -> State:
-    """A group as the page gets it: texts that cannot hide anything, cut if no page could show them."""
-    titles = response_names(group)
-    columns = [*group.meta.items()][:MOST]
-    return {
-        "prompt": _turns(group.prompt),
-        "responses": [
-            {"facts": [visible(fact) for fact in [*_said_of(title), *facts(response)]], "turns": _answer(response)}
-            for title, response in zip(titles[:MOST], group.responses, strict=False)
-        ],
-        "tools": [visible(str(tool.get("function", tool).get("name", "?"))) for tool in group.tools[:MOST]],
-        "columns": [[visible(str(name)), visible(cut(_cell(value), CELL))] for name, value in columns],
-        "left": [
-            f"{count - MOST:,} more {what}"
-            for what, count in (
-                ("turns", len(group.prompt)),
-                ("responses", len(group.responses)),
-                ("columns", len(group.meta)),
-            )
-            if count > MOST
-        ],
-    }
-
-
-def _said_of(title: str) -> list[str]:
-    """What a response's name says besides its place."""
-    return [part for part in title.split(", ") if not part.startswith("response")]
-
-
-def _answer(response: Response) -> list[State]:
-    return _turns(response.messages or [Message(role="assistant", content=response.text)])
-
-
-def _turns(turns: Sequence[Message]) -> list[State]:
-    found = []
-    for turn in turns[:MOST]:
-        shown = shown_turn(turn, LONGEST)
-        learned = turn["role"] != "assistant" or turn.get("train", True)
-        found.append(shown if learned else {**shown, "role": f"{shown['role']} (not learned)"})
-    return found
-
-
-def _cell(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return guarded([Route("/", endpoint), Mount("/browse", StaticFiles(directory=HERE / "static"))], sessions)

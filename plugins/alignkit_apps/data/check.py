@@ -1,49 +1,58 @@
-"""What a file repeats, and what of held-out data is in training data: equal or nearly equal, by prompt and response."""
+"""What a file holds and repeats, and what of held-out data is in training data, by prompt and response."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alignkit.data.describe import shortened
-from alignkit.data.group import Group
 from alignkit.data.sources import DataSpec
-from alignkit.errors import DataError
-from alignkit.io.atomic import whole_file
+from alignkit.evaluation.readable import percentage
 from alignkit.recipe.schema import Recipe, Stage, keys_of, specs
 from alignkit.report import Block, Table
 from alignkit.runs.data import RunData
-from alignkit_apps.data.corpus import Corpus, as_json, corpus_of, no_stage, short, units, unread_text
+from alignkit_apps.charts import data_cards
+from alignkit_apps.charts.tally import card
+from alignkit_apps.data.rows import Row, no_stage, read_rows, short
 from alignkit_plugins.data import near
 from alignkit_plugins.data.near import Kind, Match, Units
+from alignkit_plugins.data.rules import ACROSS, Rules, redacted
 
 EXAMPLES = 5  # of each finding
-COMMON = 5  # training rows with the same answer; one that more give is no leak, such as a refusal
-ACROSS: tuple[Kind, ...] = ("prompt", "response")
 TRAINING = "training"
+PERSONAL = "personal details"
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows with one role. file: their name. texts: the Arrow table of `near.table`. rows: their number.
-
-    role: training, validation, evaluation or gold. where(i): a row's file and number.
-    """
+    """Rows with one role: training, validation, evaluation or gold. file: their name. unread: about bad rows."""
 
     file: str
     role: str
-    texts: Any
-    rows: int
-    where: Callable[[int], tuple[str, int]]
+    rows: Sequence[Row]
+    unread: str = ""
 
     @property
     def name(self) -> str:
         return f"{self.file} ({self.role})"
 
     def units(self, kind: Kind) -> Units:
-        return Units.of(self.texts, kind)
+        return Units.of(((at, row.groups) for at, row in enumerate(self.rows) if row.groups), kind)
+
+    def facts(self) -> dict[str, Any]:
+        """What the rows hold: `card` of `tally`, and how many rows have what a rule of `clean` sees."""
+        rules = Rules.model_validate({})
+        faults: Counter[str] = Counter()
+        for row in self.rows:
+            if fault := rules.fault(row.groups):
+                faults[fault.rule.replace("_", " ")] += 1
+            if redacted(row.raw) != row.raw:
+                faults[PERSONAL] += 1
+        groups = [group for row in self.rows for group in row.groups]
+        return {"stage": self.role, "name": self.file, **card(groups), "unread": self.unread, "faults": dict(faults)}
 
 
 @dataclass(frozen=True)
@@ -65,72 +74,57 @@ class Finding:
 
 @dataclass
 class Checked:
-    """The result of a check. files: their rows. unread: of rows that no format reads, how many.
+    """The result of a check: what each part holds, and what is repeated."""
 
-    marks: training rows that leak, with why.
-    """
-
-    files: dict[str, int]
+    parts: list[dict[str, Any]]
     findings: list[Finding] = field(default_factory=list)
-    unread: dict[str, str] = field(default_factory=dict)
-    marks: dict[tuple[str, int], str] = field(default_factory=dict)
 
     @property
     def leaks(self) -> bool:
         return any(one.training for one in self.findings)
 
     def facts(self) -> dict[str, Any]:
-        return {"files": self.files, "unread": self.unread, "findings": [asdict(one) for one in self.findings]}
+        return {"files": self.parts, "findings": [asdict(one) for one in self.findings]}
 
     def blocks(self) -> list[Block]:
         """The report; what was looked at, also if nothing was found."""
-        files = (f"{name}: {rows:,} row{'s' * (rows != 1)}" for name, rows in self.files.items())
-        blocks: list[Block] = ["\n".join(files)]
-        blocks += [f"{name}: {text}" for name, text in self.unread.items()]
-        cells = [
-            [one.file, one.training or "itself", one.what, f"{one.equal:,}", f"{one.near:,}",
-             f"{(one.equal + one.near) / one.of:.1%}", f"{one.remove:,}" if one.training else ""]
-            for one in self.findings
-        ]  # fmt: skip
-        if not cells:
+        lines = []
+        for one in self.parts:
+            lines.append(f"{one['name']} ({one['stage']}): {one['rows']:,} row{'s' * (one['rows'] != 1)}")
+            lines += [f"  {one['unread']}"] if one["unread"] else []
+            lines += [f"  {rule}: {percentage(count, one['rows'])}" for rule, count in one["faults"].items()]
+        blocks: list[Block] = ["\n".join(lines), *data_cards.tables(self.parts)]
+        if not self.findings:
             return [*blocks, "nothing is repeated"]
+        rows = []
+        for found in self.findings:
+            counts = [f"{found.equal:,}", f"{found.near:,}", f"{(found.equal + found.near) / found.of:.1%}"]
+            remove = f"{found.remove:,}" if found.training else ""
+            rows.append([found.file, found.training or "itself", found.what, *counts, remove])
         head = ["rows of", "are in", "by", "equal", "near", "share", "training rows"]
-        return [*blocks, Table("repetition", head, cells, keys=3), *("\n".join(f.examples) for f in self.findings)]
+        return [*blocks, Table("repetition", head, rows, keys=3), *("\n".join(f.examples) for f in self.findings)]
 
 
 def check(parts: Sequence[Part], threshold: float) -> Checked:
-    """Compare every training part with every other one, and each part with itself. threshold: 0: only equal texts.
-
-    Raises DataError for a part of which no row can be read: nothing could be compared.
-    """
-    checked = Checked({part.name: part.rows for part in parts})
+    """Compare every training part with every other one, and each part with itself. threshold: 0: only equal texts."""
+    checked = Checked([part.facts() for part in parts])
     for mine in parts:
         for other in parts:
             for kind in ACROSS if mine.role == TRAINING != other.role else ():
-                _leaks(mine, other, kind, threshold, checked)
+                checked.findings += _leaks(mine, other, kind, threshold)
     for part in parts:
-        bad, rows = part.units("unread"), part.units("row")
-        if len(bad.rows):
-            checked.unread[part.name] = unread_text(len(bad.rows), part.where(int(bad.rows[0])), bad.text(0))
-        if not len(rows.rows):
-            raise DataError(f"{part.name}: no usable row; {checked.unread[part.name]}")
+        rows = part.units("row")
         if matches := near.repeated(rows, threshold):
             checked.findings.append(_finding("row", matches, part, rows, part, rows))
     return checked
 
 
-def _leaks(mine: Part, other: Part, kind: Kind, threshold: float, checked: Checked) -> None:
+def _leaks(mine: Part, other: Part, kind: Kind, threshold: float) -> Iterator[Finding]:
     training, held_out = mine.units(kind), other.units(kind)
-    training = training.rare(COMMON) if kind == "response" else training
-    if not (matches := near.shared(held_out, training, threshold)):
-        return
-    remove = set()
-    for match in near.shared(training, held_out, threshold):
-        row = int(training.rows[match.unit])
-        file, place = other.where(int(held_out.rows[match.other]))
-        checked.marks.setdefault(mine.where(row), f"{kind} of {file}:{place}, {match.similarity:.2f} similar")
-        remove.add(row)
-    checked.findings.append(_finding(kind, matches, other, held_out, mine, training, len(remove)))
+    training = training.rare(near.COMMON) if kind == "response" else training
+    if matches := near.shared(held_out, training, threshold):
+        remove = {int(training.rows[match.unit]) for match in near.shared(training, held_out, threshold)}
+        yield _finding(kind, matches, other, held_out, mine, training, len(remove))
 
 
 def _finding(
@@ -143,32 +137,23 @@ def _finding(
     for match in sorted(matches, key=lambda match: -match.similarity)[:EXAMPLES]:
         places = [_place(one, units, at) for one, units, at in ((part, mine, match.unit), (other, theirs, match.other))]
         like = "equals" if match.similarity == 1 else f"is {match.similarity:.2f} similar to"
-        examples.append(f"{what} of {places[0]} {like} {places[1]}: {shortened(mine.text(match.unit))}")
+        examples.append(f"{what} of {places[0]} {like} {places[1]}: {shortened(mine.texts[match.unit])}")
     training = other.name if other is not part else ""
-    return Finding(part.name, what, training, len(equal), len(rows - equal), part.rows, remove, examples)
+    return Finding(part.name, what, training, len(equal), len(rows - equal), len(part.rows), remove, examples)
 
 
 def _place(part: Part, units: Units, at: int) -> str:
-    file, row = part.where(int(units.rows[at]))
-    turn = int(units.turns[at])
-    return f"{Path(file).name}:{row}{f' (turn {turn})' if turn > 2 else ''}"
+    row, turn = part.rows[int(units.rows[at])], int(units.turns[at])
+    return f"{Path(row.file).name}:{row.number}{f' (turn {turn})' if turn > 2 else ''}"
 
 
 # Where parts are from
 
 
-def part_of(corpus: Corpus, role: str) -> Part:
-    """All rows of a corpus."""
-    return Part(corpus.name, role, units(corpus), len(corpus.rows), corpus.where)
-
-
-def _part_of_groups(name: str, role: str, groups: Sequence[Group]) -> Part:
-    """Rows in memory: one side of a file that a recipe splits."""
-    import pyarrow
-
-    texts = pyarrow.table(near.table((at, near.units_of([group])) for at, group in enumerate(groups)))
-    origins = [(short(group.origin.file), group.origin.row) if group.origin else (name, 0) for group in groups]
-    return Part(name, role, texts, len(groups), origins.__getitem__)
+def part_of(spec: DataSpec, role: str, name: str = "") -> Part:
+    """All rows of a data entry. name: instead of that of its files."""
+    read = read_rows(spec)
+    return Part(name or read.name, role, read.rows, read.unread)
 
 
 def parts_of_recipe(recipe: Recipe) -> list[Part]:
@@ -206,20 +191,14 @@ def _role(recipe: Recipe, stage: Stage, spec: DataSpec) -> str:
     return TRAINING if TRAINING in read else next(iter(read), "evaluation")
 
 
-def _parts(spec: DataSpec, role: str, recipe: Recipe) -> Iterable[Part]:
+def _parts(spec: DataSpec, role: str, recipe: Recipe) -> Iterator[Part]:
     """An entry, or both sides of one that is split, as the recipe names its files."""
     name = ", ".join(short(source.name, recipe.folder) for source in spec.sources)
     if not any(source.validation for source in spec.sources):
-        yield replace(part_of(corpus_of(spec), role), file=name)
+        yield part_of(spec, role, name)
         return
     loaded = RunData(no_stage, recipe.seed).read(spec)
     for side, groups in ((role, loaded.groups), ("validation", loaded.validation)):
-        if groups:
-            yield _part_of_groups(name, side, groups)
-
-
-def write_marks(checked: Checked, out: Path) -> None:
-    """The training rows that leak, as the rule `marks` reads them."""
-    with whole_file(out) as file:
-        rows = sorted(checked.marks.items())
-        file.writelines(as_json({"file": name, "row": row, "reason": why}) for (name, row), why in rows)
+        rows = [Row(short(group.origin.file), group.origin.row, None, (group,)) for group in groups if group.origin]
+        if rows:
+            yield Part(name, side, rows)

@@ -26,86 +26,50 @@ RuleWords = Annotated[
 
 
 @data_app.command()
-def stats(
-    file: File,
-    model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Also count tokens of this model. Default: only characters.")
-    ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with histograms.")] = None,
-) -> Result:
-    """Show what a file holds: rows, lengths, languages, categories, repetition, refusals, margins, agreement.
-
-    \b
-    Examples:
-      alignkit data stats pairs.jsonl
-      alignkit data stats demos.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --html stats.html
-    """
-    from alignkit.plugins import load_plugins
-    from alignkit.report import Report
-    from alignkit_apps.data import stats as measuring
-    from alignkit_apps.data.corpus import open_corpus
-
-    load_plugins()
-    facts = measuring.stats(open_corpus(file), model)
-    if html is not None:
-        measuring.write_page(facts, html)
-    return reported(Report(measuring.tables(facts)), "data_stats", facts)
-
-
-@data_app.command()
 def browse(
     file: File,
     rules: RuleWords = None,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Show the tokens of this model, and which are learned.")
     ] = None,
-    marks: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Rows that are marked as bad. Default: FILE's name with .marks.jsonl, here."),
-    ] = None,
     port: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=65535, help="Default: 8765, or the next free one.")
     ] = None,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Look through a file on a page in your browser: search, filter, and mark rows as bad. Ctrl-C stops.
+    """Look through a file on a page in your browser: search it, and see what `alignkit data clean` would leave out.
 
-    Rows are flagged that `alignkit data clean` would leave out or change. It leaves out what you mark, by `marks=FILE`.
+    Ctrl-C stops.
 
     \b
     Examples:
       alignkit data browse pairs.jsonl
-      alignkit data browse demos.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --open
-      alignkit data browse train.jsonl --marks leaks.jsonl 'languages=[en]'
+      alignkit data browse demos.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct 'languages=[en]'
     """
     from alignkit.plugins import load_plugins
-    from alignkit_apps.data.browse_page import serve
+    from alignkit_apps.data.browse import serve
 
     load_plugins()
-    serve(file, rules or (), model, marks, port, open_page)
+    serve(file, rules or (), model, port)
 
 
 @data_app.command()
 def check(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Training data as in `stats`, or a RECIPE.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Training data as in `browse`, or a RECIPE.")],
     against: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Data that must not be trained on; repeatable.")
     ] = None,
     near: Annotated[
         float, typer.Option(metavar="S", min=0, max=1, help="Jaccard similarity of near duplicates; 0: only equal.")
     ] = 0.8,
-    marks: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the training rows that leak, for `clean marks=FILE`.")
-    ] = None,
 ) -> Result:
-    """Find rows that repeat each other, and held-out data in training data, by prompt, by response, and across turns.
+    """Show what a file holds, rows that repeat each other, and held-out data in training data.
 
-    Of a recipe: all files that its stages name, each with its role. The exit code is 8 if anything is repeated.
+    Lengths, margins and labels; faults that `alignkit data clean` sees; repetition by prompt, by response, and across
+    turns. Of a recipe: all files that its stages name, each with its role. The exit code is 8 if anything is repeated.
 
     \b
     Examples:
       alignkit data check train.jsonl --against test.jsonl
-      alignkit data check train.jsonl --against test.jsonl --marks leaks.jsonl
       alignkit data check recipe.yaml
     """
     from alignkit.arguments import load, refuse
@@ -115,7 +79,7 @@ def check(
     from alignkit.recipe.shipped import shipped
     from alignkit.report import Report
     from alignkit_apps.data import check as checking
-    from alignkit_apps.data.corpus import open_corpus
+    from alignkit_apps.data.rows import entry
 
     check_extra("alignkit data check", "data", "rensa")
     if Path(file).suffix in (".yaml", ".yml") or file in shipped():
@@ -124,11 +88,9 @@ def check(
         parts = checking.parts_of_recipe(load(file, []))
     else:
         load_plugins()
-        parts = [checking.part_of(open_corpus(file), checking.TRAINING)]
-        parts += [checking.part_of(open_corpus(other), "held out") for other in against or ()]
+        parts = [checking.part_of(entry(file).data, checking.TRAINING)]
+        parts += [checking.part_of(entry(other).data, "held out") for other in against or ()]
     checked = checking.check(parts, near)
-    if marks is not None:
-        checking.write_marks(checked, marks)
     result = reported(Report(checked.blocks()), "data_check", checked.facts())
     what = "held-out data are in training data" if checked.leaks else "in a file"
     return replace(result, error=Repeated(f"rows are repeated: {what}") if checked.findings else None)
@@ -149,17 +111,17 @@ def clean(
     \b
     Examples:
       alignkit data clean train.jsonl --out clean.jsonl
-      alignkit data clean train.jsonl --out clean.jsonl 'languages=[en]' markdown=false near=0.9
+      alignkit data clean train.jsonl --out clean.jsonl 'languages=[en]' near=0.9 against=test.jsonl
     """
     from alignkit.plugins import load_plugins
     from alignkit.report import Report
     from alignkit_apps.data import clean as cleaning
-    from alignkit_apps.data.corpus import corpus_of, entry
+    from alignkit_apps.data.rows import entry
 
     load_plugins()
     options = entry(file, rules or ())
     options.check("alignkit data clean")
-    return reported(Report([cleaning.clean(corpus_of(options.data), options, out)]))
+    return reported(Report([cleaning.clean(options, out)]))
 
 
 @data_app.command()
@@ -179,11 +141,11 @@ def convert(
     from alignkit.errors import did_you_mean
     from alignkit.plugins import load_plugins
     from alignkit_apps.data import convert as converting
-    from alignkit_apps.data.corpus import open_corpus
+    from alignkit_apps.data.rows import entry
 
     if to not in converting.LAYOUTS:
         choices = ", ".join(converting.LAYOUTS)
         refuse(f"--to: unknown layout '{to}'", did_you_mean(to, converting.LAYOUTS) or f"layouts: {choices}")
     load_plugins()
-    lines = converting.convert(open_corpus(file), to, out)
+    lines = converting.convert(entry(file).data, to, out)
     return files_written([out], lines, text="\n".join(lines))

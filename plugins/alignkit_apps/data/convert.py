@@ -5,48 +5,53 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from alignkit.data.group import Group, Response, resolved_pairs, with_labels
-from alignkit.errors import BadRow, DataError
-from alignkit_apps.data.clean import check_target, written
-from alignkit_apps.data.corpus import Corpus, as_json
-from alignkit_plugins.people import layouts
-from alignkit_plugins.people.items import Answer
-from alignkit_plugins.people.layouts import Row
+from alignkit.data.sources import DataSpec
+from alignkit.errors import DataError
+from alignkit_apps.data.rows import as_json, check_target, read_rows, written
+from alignkit_plugins.people.labels import DEGREES
+
+Row = dict[str, Any]
 
 
-def convert(corpus: Corpus, layout: str, out: Path) -> list[str]:
+def convert(spec: DataSpec, layout: str, out: Path) -> list[str]:
     """Write the rows in a layout of LAYOUTS, with their tools. Columns that a format does not use are left out.
 
     Returns in lines how many were written, and how many not, by reason. Raises DataError if no row fits.
     """
-    check_target(out, corpus)
+    check_target(out, spec)
     rows_of, lack = LAYOUTS[layout]
+    read = read_rows(spec)
     without: Counter[str] = Counter()
     count = 0
     with written(out) as file:
-        for groups in corpus.groups():
-            bad = isinstance(groups, BadRow)
+        for source in read.rows:
             before = count
-            for group in () if isinstance(groups, BadRow) else groups:
+            for group in source.groups:
                 for row in rows_of(group):
                     file.write(as_json({**row, "tools": list(group.tools)} if group.tools else row))
                     count += 1
             if count == before:
-                without["they cannot be read" if bad else lack] += 1
+                without["they cannot be read" if source.bad else lack] += 1
         if not count:
-            raise DataError(f"{corpus.name}: no row can be written as {layout}: {', '.join(without)}")
+            raise DataError(f"{read.name}: no row can be written as {layout}: {', '.join(without)}")
     reasons = [f"rows not written: {rows:,} ({reason})" for reason, rows in without.items()]
-    return [f"{out}: {count:,} row{'s' * (count != 1)} from {len(corpus.rows):,}", *reasons]
+    return [f"{out}: {count:,} row{'s' * (count != 1)} from {len(read.rows):,}", *reasons]
 
 
-def _said(response: Response) -> Answer:
-    return response.text if response.messages is None else response.messages
+def _turns(response: Response) -> list[Any]:
+    return list(response.messages or [{"role": "assistant", "content": response.text}])
+
+
+def _demonstration(group: Group, response: Response) -> Row:
+    return {"prompt": list(group.prompt), "completion": _turns(response)}
 
 
 def _sft(group: Group) -> Iterable[Row]:
     if len(group.responses) == 1 and group.prompt and group.responses[0].label is not False:
-        yield layouts.demonstration(group.prompt, _said(group.responses[0]))
+        yield _demonstration(group, group.responses[0])
 
 
 def _messages(group: Group) -> Iterable[Row]:
@@ -58,19 +63,26 @@ def _preference(group: Group) -> Iterable[Row]:
     for pair in resolved_pairs(group):
         better, worse = (pair.better, pair.worse) if pair.p > 0.5 else (pair.worse, pair.better)
         if pair.p != 0.5:
-            chosen, rejected = (_said(group.responses[place]) for place in (better, worse))
-            yield layouts.preference(group.prompt, chosen, rejected, layouts.margin_of(pair.margin))
+            chosen, rejected = _turns(group.responses[better]), _turns(group.responses[worse])
+            margin = round(_margin(pair.margin), 6)
+            yield {"prompt": list(group.prompt), "chosen": chosen, "rejected": rejected, "margin": margin}
+
+
+def _margin(level: float | str | None) -> float:
+    """A margin as a number: 0, 1/3, 2/3 or 1 for Llama 2's four levels (Touvron et al. 2023, table 27, small)."""
+    return (DEGREES[level] - 1) / 3 if isinstance(level, str) else level or 0.0
 
 
 def _ranked(group: Group) -> Iterable[Row]:
     ranks = [response.rank for response in group.responses if response.rank is not None]
     if len(ranks) == len(group.responses) > 1:
-        yield layouts.ranked(group.prompt, [*map(_said, group.responses)], ranks)
+        completions = [_turns(response) for response in group.responses]
+        yield {"prompt": list(group.prompt), "completions": completions, "ranks": ranks}
 
 
 def _kto(group: Group) -> Iterable[Row]:
     for response in with_labels(group).responses:
-        yield layouts.demonstration(group.prompt, _said(response)) | {"label": response.label}
+        yield {**_demonstration(group, response), "label": response.label}
 
 
 def _prompts(group: Group) -> Iterable[Row]:

@@ -8,34 +8,34 @@ from typing import Any
 from markupsafe import Markup
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from alignkit_apps.label.annotator_stats import Latest, stats_of
+from alignkit.report import Table
 from alignkit_apps.label.guidelines import rendered
-from alignkit_apps.label.label_api import TERMS, LabelApi
+from alignkit_apps.label.label_api import LabelApi
 from alignkit_apps.web.guard import Session, Sessions
-from alignkit_apps.web.pages import STALE, Site, error, guarded, templates
-from alignkit_plugins.people.assignment import REPEAT_AFTER
+from alignkit_apps.web.pages import Site, guarded, templates
+from alignkit_plugins.people.agreement import agreement, agreement_tables
+from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.labels import TERMS
+from alignkit_plugins.people.store import Store
 
 
-def make_app(api: LabelApi, sessions: Sessions, title: str) -> Starlette:
+def make_app(api: LabelApi, sessions: Sessions, title: str = "Label") -> Starlette:
     """The page's application. title: shown to labelers, so it must not say who wrote the answers."""
-    site, latest = Site(sessions, title, templates("alignkit label")), Latest(api.store)
-    everyone = {name: getattr(api, name) for name in ("next", "submit", "undo", "draft", "consent", "contest")}
-    reviewer = {"next": api.next_dispute, "submit": api.adjudicate, "undo": api.undo}
+    site = Site(sessions, title, templates("alignkit label"))
     routes: list[Any] = [
         Route("/", site.opened(partial(_label_page, site, api, "label"))),
         Route("/adjudicate", site.opened(partial(_label_page, site, api, "adjudicate"), review=True)),
-        Route("/mine", site.opened(partial(_mine_page, site, api))),
-        Route("/quality", site.opened(partial(_quality_page, site, latest), review=True)),
-        Route("/quality/state", partial(_quality_state, site, latest)),
-        *(Route(f"/api/label/{name}", partial(site.action, act=act), methods=["POST"])
-          for name, act in everyone.items()),
-        *(Route(f"/api/adjudicate/{name}", partial(site.action, act=act, review=True), methods=["POST"])
-          for name, act in reviewer.items()),
-    ]  # fmt: skip
+        Route("/quality", site.opened(partial(_quality_page, site, api.store))),
+    ]
+    acts = {"next": api.next_dispute, "submit": api.adjudicate, "undo": api.undo}
+    for name, act in acts.items():
+        action = partial(site.action, act=act, review=True)
+        routes.append(Route(f"/api/adjudicate/{name}", action, methods=["POST"]))
+    for name in ("next", "submit", "undo", "consent"):
+        routes.append(Route(f"/api/label/{name}", partial(site.action, act=getattr(api, name)), methods=["POST"]))
     return guarded(routes, sessions)
 
 
@@ -46,18 +46,26 @@ async def _label_page(site: Site, api: LabelApi, mode: str, session: Session) ->
     )
 
 
-async def _mine_page(site: Site, api: LabelApi, session: Session) -> Response:
-    found = await run_in_threadpool(stats_of, api.store, session.annotator)
-    return site.page("mine.html.j2", session, mine=found, after=REPEAT_AFTER)
+async def _quality_page(site: Site, store: Store, session: Session) -> Response:
+    tables = await run_in_threadpool(quality, store, session.annotator, session.reviewer)
+    return site.page("quality.html.j2", session, tables=tables)
 
 
-async def _quality_page(site: Site, latest: Latest, session: Session) -> Response:
-    state, report = await run_in_threadpool(latest.quality)
-    return site.page("quality.html.j2", session, report=report, state=state)
-
-
-async def _quality_state(site: Site, latest: Latest, request: Request) -> Response:
-    session = site.session(request)
-    if session is None or not session.reviewer:
-        return error(401, STALE)
-    return JSONResponse({"state": await run_in_threadpool(latest.state)})
+def quality(store: Store, annotator: str, reviewer: bool) -> list[Table]:
+    """How much each annotator labeled and how far they agree; only their own lines for those who are no reviewers."""
+    entries = [entry for entry in labeled(store) if not entry.stored.retired]
+    counts: dict[str, list[int]] = {}
+    for entry in entries:
+        votes = [vote.annotator for vote in entry.votes]
+        skips, flags = ([who for who, _ in notes] for notes in (entry.skips, entry.flags))
+        for column, names in enumerate((votes, skips, flags)):
+            for name in names:
+                counts.setdefault(name, [0, 0, 0])[column] += 1
+    rows = [[who, *map(str, row)] for who, row in sorted(counts.items()) if reviewer or who == annotator]
+    tables = agreement_tables(agreement(entries))
+    if not reviewer:
+        tables = [
+            Table(each.title, each.columns, [row for row in each.rows if row[1] == annotator], keys=2)
+            for each in tables[1:]
+        ]
+    return [Table("labels", ["annotator", "labels", "skipped", "flagged"], rows), *tables]

@@ -1,33 +1,30 @@
-"""What the page asks for and sends: the next item, drafts, labels, undo and adjudication, as plain JSON values.
+"""What the page asks for and sends: the next item, labels, undo and adjudication, as plain JSON values.
 
-The page never learns who wrote an answer, what a gold label is, in which order the answers lie in the store, or whether
-an item comes again.
+The page never learns who wrote an answer, what a gold label is, or in which order the answers lie in the store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pydantic import Field
 
 from alignkit.data.group import sha256_of, turns_of
-from alignkit_apps.label.annotator_stats import agreement_in_words, in_words, stats_of, told_items
 from alignkit_apps.label.guidelines import Guidelines
 from alignkit_apps.web.formatted import shown_turn
 from alignkit_apps.web.messages import Agreed, Undone, read, visible
 from alignkit_plugins.people import assignment
-from alignkit_plugins.people.assignment import Assignment
+from alignkit_plugins.people.assignment import LEAST, Assignment, Qualification, qualification
 from alignkit_plugins.people.effective_labels import Labeled, consents, disputes
 from alignkit_plugins.people.items import Answer, Item
-from alignkit_plugins.people.labels import BadLabel, StrictModel, displayed
-from alignkit_plugins.people.qualification import Qualification, qualification
+from alignkit_plugins.people.labels import FLAGS, SIDES, TERMS, BadLabel, StrictModel, displayed
 from alignkit_plugins.people.records import Event, event_of
 from alignkit_plugins.people.store import Store
 
 State = dict[str, Any]
-TERMS = "My labels and notes may be shared with others, under a pseudonym and the license of the data."
+BINS = {"preferred_safe": "only the better one is safe", "both_safe": "both are safe", "both_unsafe": "both are unsafe"}
 
 
 class _Submitted(StrictModel):
@@ -41,30 +38,21 @@ class _Submitted(StrictModel):
     seconds: float | None = None
 
 
-class _Draft(StrictModel):
-    item: str
-    shown: list[str] = Field(max_length=9)
-    value: dict[str, Any]
-    seconds: float = 0.0
-
-
-class _Contested(StrictModel):
-    uuid: str
-    item: str
-    note: str
-
-
 class _Nothing(StrictModel):
     pass
 
 
 @dataclass
 class LabelApi:
-    """The store and the guidelines, as annotators see them. Raises `BadLabel` for messages that it does not take."""
+    """The store and the guidelines, as annotators see them. Raises `BadLabel` for messages that it does not take.
+
+    qualify: gold items that everybody answers first. what_next: said to whoever has labeled everything.
+    """
 
     store: Store
     guidelines: Guidelines
-    what_next: Callable[[Store], str] = lambda store: ""  # for whoever has labeled everything
+    qualify: int = 0
+    what_next: Callable[[Store], str] = lambda store: ""
 
     def next(self, annotator: str, message: Any) -> State:
         """The item to label now."""
@@ -76,7 +64,7 @@ class LabelApi:
         sent = read(_Submitted, message)
         if sent.kind == "adjudicate":
             raise BadLabel("adjudicate on the page for it")
-        exam = qualification(self.store, annotator)
+        exam = qualification(self.store, annotator, self.qualify)
         if not exam.passed and self.store.item(sent.item).item.gold is None:
             raise BadLabel(_closed(exam) if exam.failed else "some other items come first; reload the page")
         notice = self._store(annotator, sent)
@@ -85,43 +73,29 @@ class LabelApi:
     def undo(self, annotator: str, message: Any) -> State:
         """Undo the annotator's event and return its item, filled in as it was."""
         sent = read(Undone, message)
-        event = self._undo(annotator, sent)
-        if event.kind != "adjudicate" and event.item is not None:
-            return self._state(
-                annotator, assignment.take(self.store, annotator, event.item, event.occasion), "Undone. Change it."
-            )
-        return self._dispute(annotator, event.item)
-
-    def draft(self, annotator: str, message: Any) -> State:
-        """Keep what is not submitted yet, and the lease of its item. One that comes after the label is dropped."""
-        sent = read(_Draft, message)
-        self.store.item(sent.item)
-        leased = self._leased(annotator, sent.item)
-        labeled = "SELECT 1 FROM current WHERE annotator = ? AND item = ?"
-        if leased is None and self.store.rows(labeled, annotator, sent.item):
-            return {"saved": False}
-        self.store.save_draft(annotator, sent.item, sent.model_dump(include={"shown", "value", "seconds"}))
-        if leased is not None:
-            assignment.take(self.store, annotator, sent.item, leased)
-        return {"saved": True}
+        rows = self.store.rows("SELECT * FROM events WHERE uuid = ?", sent.of)
+        if not rows or rows[0]["item"] is None:
+            raise BadLabel("there is nothing to undo")
+        event = event_of(rows[0])
+        exam = qualification(self.store, annotator, self.qualify)
+        if event.kind in ("label", "skip") and exam.failed:
+            raise BadLabel("the first items cannot be answered again")
+        item, payload = str(event.item), {"of": event.uuid}
+        self.store.submit(Event(sent.uuid, annotator, "undo", payload, item, event.revision))
+        if event.kind == "adjudicate":
+            return self._dispute(annotator, item)
+        state = self._state(annotator, assignment.take(self.store, annotator, item), "Undone. Change it.")
+        if event.kind == "label":
+            names = _names(self.store.item(item).item)
+            shown = [names[index] for index in event.order]
+            state["draft"] = {"shown": shown, "value": dict(event.payload), "seconds": event.seconds or 0.0}
+        return state
 
     def consent(self, annotator: str, message: Any) -> State:
-        """Store whether the annotator's labels may be shared, as the page asks it (`TERMS`)."""
+        """Store whether the annotator's labels may be shared, as the page asks it."""
         sent = read(Agreed, message)
-        payload = {"granted": sent.granted, "terms": TERMS}
-        self.store.submit(Event(sent.uuid, annotator, "consent", payload))
+        self.store.submit(Event(sent.uuid, annotator, "consent", {"granted": sent.granted, "terms": TERMS}))
         return {"consent": sent.granted}
-
-    def contest(self, annotator: str, message: Any) -> State:
-        """Store that the annotator takes a known answer for wrong; it must be one that the annotator may see."""
-        sent = read(_Contested, message)
-        if sent.item not in {miss.item for miss in stats_of(self.store, annotator).misses}:
-            raise BadLabel("this item is not on the page of your labels")
-        item = self.store.item(sent.item)
-        self.store.submit(
-            Event(sent.uuid, annotator, "contest", {"note": sent.note}, sent.item, revision=item.revision)
-        )
-        return {"contested": True}
 
     # Adjudication
 
@@ -140,16 +114,15 @@ class LabelApi:
 
     def _dispute(self, annotator: str, wanted: str | None = None, notice: str = "") -> State:
         left = disputes(self.store)
-        found = next((entry for entry in left if entry.stored.item.id == wanted), left[0] if left else None)
-        shown = None if found is None else assignment.assignment(self.store, annotator, found.stored.item.id)
+        entry = next((entry for entry in left if entry.stored.item.id == wanted), left[0] if left else None)
+        shown = None if entry is None else assignment.assignment(self.store, annotator, entry.stored.item.id)
         state = self._state(annotator, shown, notice)
         query = "SELECT uuid FROM effective WHERE annotator = ? AND kind = 'adjudicate' ORDER BY created DESC"
         settled = self.store.rows(query, annotator)
         state["last"] = settled[0]["uuid"] if settled else None
         state["progress"] = {"mine": len(settled), "skipped": 0, "done": 0, "total": len(left), "pace": None}
-        if found is not None and shown is not None:
-            state["draft"] = None
-            state["votes"] = _votes(found, shown.order)
+        if entry is not None and shown is not None:
+            state["votes"] = _votes(entry, shown.order)
         return state
 
     # Events
@@ -167,68 +140,35 @@ class LabelApi:
             revision=sent.revision,
             guidelines=sent.guidelines,
             order=_order(item, sent.shown),
-            occasion=self._occasion(annotator, sent),
             seconds=sent.seconds,
         )
-        receipt = self.store.submit(event)
-        if receipt.stale:
+        if self.store.submit(event).stale:
             return "The data changed while you labeled. Your label is kept for the earlier version."
         return ""
-
-    def _undo(self, annotator: str, sent: Undone) -> Event:
-        found = self.store.rows("SELECT * FROM events WHERE uuid = ?", sent.of)
-        if not found:
-            raise BadLabel("there is nothing to undo")
-        event = event_of(found[0])
-        if event.kind == "label" and event.item in told_items(self.store, annotator):
-            raise BadLabel("its known answer was shown on the page of your labels; contest it there")
-        if event.kind in ("label", "skip") and qualification(self.store, annotator).failed:
-            raise BadLabel("the first items cannot be answered again")
-        payload = {"of": event.uuid}
-        receipt = self.store.submit(
-            Event(sent.uuid, annotator, "undo", payload, event.item, event.revision, occasion=event.occasion)
-        )
-        if receipt.new and event.item is not None and event.kind == "label":
-            shown = [_names(self.store.item(event.item).item)[index] for index in event.order]
-            draft = {"shown": shown, "value": dict(event.payload), "seconds": event.seconds or 0.0}
-            self.store.save_draft(annotator, event.item, draft)
-        return event
-
-    def _occasion(self, annotator: str, sent: _Submitted) -> int:
-        """Whether an item was shown again: as its lease says, or the label itself if it is sent twice."""
-        known = self.store.rows("SELECT occasion FROM events WHERE uuid = ?", sent.uuid.lower())
-        if known:
-            return int(known[0]["occasion"])
-        return self._leased(annotator, sent.item) or 0 if sent.kind != "adjudicate" else 0
-
-    def _leased(self, annotator: str, item: str) -> int | None:
-        found = self.store.rows("SELECT occasion FROM leases WHERE annotator = ? AND item = ?", annotator, item)
-        return int(found[0]["occasion"]) if found else None
 
     # What the page shows
 
     def _state(self, annotator: str, shown: Assignment | None, notice: str = "") -> State:
         last = self.store.last(annotator)
-        progress = assignment.progress(self.store, annotator)
         return {
             "item": None if shown is None else shown_item(shown),
-            "draft": None if shown is None else self.store.draft(annotator, shown.stored.item.id),
-            "progress": {name: getattr(progress, name) for name in ("mine", "skipped", "done", "total", "pace")},
+            "draft": None,
+            "progress": asdict(assignment.progress(self.store, annotator)),
             "last": None if last is None else last.uuid,
             "guidelines": self.guidelines.current()[0],
             "consent": consents(self.store).get(annotator),
             "notice": notice,
-            "end": None if shown else {"agreement": agreement_in_words(self.store), "next": self.what_next(self.store)},
+            "end": None if shown else {"next": self.what_next(self.store)},
         }
 
     def _next(self, annotator: str, notice: str = "") -> State:
         """The next item, or why there is none."""
-        state = self._state(annotator, assignment.next_item(self.store, annotator), notice)
-        exam = qualification(self.store, annotator)
+        state = self._state(annotator, assignment.next_item(self.store, annotator, self.qualify), notice)
+        exam = qualification(self.store, annotator, self.qualify)
         if state["end"] and not exam.passed:
-            state["end"] = {"heading": "Thank you", "said": _closed(exam), "agreement": "", "next": ""}
+            state["end"] = {"heading": "Thank you", "said": _closed(exam), "next": ""}
             state["last"] = None if exam.failed else state["last"]
-        elif exam.answered < min(1, exam.asked):
+        elif exam.asked and not exam.answered:
             known = f"The first {exam.asked} items have known answers. They show whether the task is clear."
             state["notice"] = notice or known
         return state
@@ -238,7 +178,7 @@ def _closed(exam: Qualification) -> str:
     """For whoever has not qualified."""
     return (
         f"Of the first {exam.asked} items, {exam.right} of your answers match the known ones, and this project asks "
-        f"for {exam.least:.0%}. So there is nothing more to label here. If you think that a known answer is wrong, ask "
+        f"for {LEAST:.0%}. So there is nothing more to label here. If you think that a known answer is wrong, ask "
         "whoever sent you the link."
     )
 
@@ -290,14 +230,32 @@ def _answer(answer: Answer) -> list[dict[str, Any]]:
 
 def _votes(entry: Labeled, order: Sequence[int]) -> list[dict[str, Any]]:
     """What everyone said, as it would look with the answers in this order."""
-    labels = {vote.annotator: displayed(vote.label, order) for vote in entry.votes}
-    found: list[dict[str, Any]] = [
-        {"annotator": who, "label": label, "said": in_words(label)} for who, label in labels.items()
-    ]
+    votes = [{"annotator": v.annotator, "said": in_words(displayed(v.label, order))} for v in entry.votes]
     if entry.stored.item.gold is not None:
-        found.append({"annotator": "known answer", "said": in_words(displayed(entry.stored.item.gold, order))})
-    texts = {"flag": entry.flags, "contest": entry.contests, "skip": entry.skips, "note": entry.notes}
-    found += [
-        {"annotator": who, "said": f"{kind}: {visible(text)}"} for kind, said in texts.items() for who, text in said
-    ]
-    return found
+        votes.append({"annotator": "known answer", "said": in_words(displayed(entry.stored.item.gold, order))})
+    for kind, notes in (("flag", entry.flags), ("skip", entry.skips)):
+        votes += [{"annotator": who, "said": f"{kind}: {visible(text)}"} for who, text in notes]
+    return votes
+
+
+def in_words(label: Mapping[str, Any]) -> str:
+    """A label as it was given on the page, as people say it, such as `A, better` or `B > A = C`."""
+    parts = []
+    if "side" in label:
+        parts.append(", ".join(filter(None, (label["side"], label.get("margin")))))
+    if "safety" in label:
+        parts.append(BINS[label["safety"]])
+    if "ranks" in label:
+        shared: dict[int, list[str]] = {}
+        for name, rank in zip(SIDES, label["ranks"], strict=False):
+            shared.setdefault(rank, []).append(name)
+        parts.append(" > ".join(" = ".join(shared[rank]) for rank in sorted(shared)))
+    for name, scores in zip(SIDES, label.get("scores", ()), strict=False):
+        parts.append(f"{name}: " + ", ".join(f"{criterion} {score:g}" for criterion, score in scores.items()))
+    for name, flags in zip(SIDES, label.get("flags", ()), strict=False):
+        if flags:
+            parts.append(f"{name}: {', '.join(FLAGS[flag] for flag in flags)}")
+    if "good" in label:
+        parts.append("good" if label["good"] else "bad")
+    parts += [visible(str(label[key])) for key in ("text", "note") if label.get(key)]
+    return "; ".join(parts)

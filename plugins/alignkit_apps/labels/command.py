@@ -82,6 +82,7 @@ def merge(
 def export(
     store: StoreFile,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the export.")],
+    license: Annotated[str, typer.Option(metavar="NAME", help="License of items that state none.")] = "",
 ) -> Result:
     """Write a folder of what may be shared: redacted, with pseudonyms.
 
@@ -96,7 +97,7 @@ def export(
     from alignkit_plugins.people.store import Store
 
     with Store.open(store, write=False) as opened:
-        done = exported(opened, out)
+        done = exported(opened, out, license)
     notes = [
         f"people: {done.people}; texts in which something was redacted: {done.left_out.redacted}",
         *done.left_out.lines(),

@@ -47,11 +47,11 @@ class LeftOut:
         return [f"left out: {text}: {count}" for text, count in texts.items() if count]
 
 
-def shareable(store: Store) -> tuple[Content, LeftOut]:
+def shareable(store: Store, license: str = "") -> tuple[Content, LeftOut]:
     """The part of a store that may be shared, with pseudonyms, and what was left out.
 
     Annotators need to have agreed, and not to have withdrawn, when the export is made. A pseudonym is the same in every
-    export of a store, and does not reveal the name.
+    export of a store, and does not reveal the name. license: of items that state none.
     """
     content, out = content_of(store), LeftOut()
     agreed = {name for name, granted in consents(store).items() if granted}
@@ -61,7 +61,8 @@ def shareable(store: Store) -> tuple[Content, LeftOut]:
     names: dict[str, str] = {}  # an item's id -> the id of its redacted form
     items: dict[str, Stored] = {}
     for stored in content.items:
-        redacted = _item(stored, labeled, agreed, store.salt, out)
+        item = replace(stored.item, license=stored.item.license or license)
+        redacted = _item(replace(stored, item=item), labeled, agreed, store.salt, out)
         if redacted is not None:
             names[stored.item.id] = redacted.item.id
             items.setdefault(redacted.item.id, redacted)
@@ -151,11 +152,7 @@ def _redacted(item: Item, salt: str, out: LeftOut) -> Item:
         item,
         **tupled(clean),
         author=pseudonym(item.author, salt) if item.author else "",
-        # Of a stage whose run is elsewhere on this machine, only the name: folders tell who somebody is.
-        batch=item.batch.rpartition("/")[2] if item.batch.startswith("../") else item.batch,
-        file="",
-        row=0,
-        overlap=None,
+        batch=item.batch.rpartition("/")[2],  # folders tell who somebody is
         priority=0.0,
     )
 

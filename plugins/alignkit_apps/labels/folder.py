@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -24,7 +23,7 @@ from alignkit_plugins.people.rows import counts, row_of
 from alignkit_plugins.people.store import Store
 
 ITEMS, EVENTS, GUIDELINES, LABELS = "items.jsonl", "events.jsonl", "guidelines.jsonl", "labels.jsonl"
-FIELDS = [field.name for field in fields(Item) if field.name not in ("file", "row", "overlap", "priority")]
+FIELDS = [field.name for field in fields(Item) if field.name != "priority"]
 
 
 @dataclass(frozen=True)
@@ -36,19 +35,18 @@ class Export:
     left_out: LeftOut
 
 
-def export(store: Store, out: Path) -> Export:
+def export(store: Store, out: Path, license: str = "") -> Export:
     """Write what may be shared into a folder. The same store gives the same bytes, and so does a store made of them.
 
-    Raises `DataError` if nothing may be shared, or if the folder holds something else, such as an export of another
-    store.
+    license: of items that state none. Raises `DataError` if nothing may be shared, or if the folder holds something
+    else, such as an export of another store.
     """
     _check_target(store, out)
-    content, left_out = shareable(store)
+    content, left_out = shareable(store, license)
     if not content.items:
         reasons = "; ".join(left_out.lines()) or "it has no labels"
         needs = "An item needs a license, and its annotators' consent"
-        command = f"alignkit label {shlex.quote(str(store.path))} --license NAME"
-        help = f"\n  help: give items without a license one: {command}" if left_out.unlicensed else ""
+        help = "\n  help: name the license of items that state none: --license NAME" if left_out.unlicensed else ""
         raise DataError(f"{store.path}: nothing may be exported: {reasons}. {needs}{help}")
     tables: dict[str, list[dict[str, Any]]] = {ITEMS: [], EVENTS: [asdict(event) for event in content.events]}
     for stored in content.items:

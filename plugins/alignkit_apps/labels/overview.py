@@ -24,7 +24,6 @@ def overview(store: Store) -> dict[str, Any]:
     names = sorted({event.annotator for event in events})
     return {
         "store": str(store.path),
-        "overlap": store.plan.overlap,
         "tasks": {task: _task(entries, task) for task in sorted({entry.stored.item.task for entry in entries})},
         "people": {name: {**_person(entries, events, name), "shares": agreed.get(name)} for name in names},
         "agreement": agreement(entries),
@@ -78,7 +77,7 @@ def _reviewed(entries: Sequence[Labeled]) -> dict[str, dict[str, Any]]:
 def blocks(facts: dict[str, Any]) -> list[Block]:
     """The report of an overview."""
     licenses = ", ".join(f"{name} {count}" for name, count in facts["licenses"].items())
-    parts: list[Block] = [f"{facts['store']}\noverlap {facts['overlap']}; licenses of items: {licenses or '-'}"]
+    parts: list[Block] = [f"{facts['store']}; licenses of items: {licenses or '-'}"]
     tasks = [(task, *map(str, row.values())) for task, row in facts["tasks"].items()]
     heads = ["task", *next(iter(facts["tasks"].values()), {})]
     parts.append(Table("Items", heads, tasks) if tasks else "no items")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from alignkit.data.group import Group, Response, resolved_pairs
+from alignkit.data.describe import response_names
 from alignkit.io.printable import REPLACEMENT, printable
 from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
 
@@ -32,7 +32,7 @@ def marked(encoder: Encoder, encoded: Encoded, scoring: bool) -> Iterator[Tokens
     if ids:
         yield Tokens("prompt", pieces(encoder, (), ids), (False,) * len(ids))
     for name, response in zip(response_names(encoded.group), encoded.rows, strict=True):
-        yield _response(encoder, name, encoded.prompt, response, scoring)
+        yield _response(encoder, ", ".join(name), encoded.prompt, response, scoring)
 
 
 def _response(encoder: Encoder, name: str, prompt: Sequence[int], response: ResponseTokens, scoring: bool) -> Tokens:
@@ -59,28 +59,6 @@ def pieces(encoder: Encoder, before: Sequence[int], ids: Sequence[int]) -> tuple
         same = next((i for i, (a, b) in enumerate(zip(head, text, strict=False)) if a != b), min(len(head), len(text)))
         found.append(text[same:])
     return tuple(found)
-
-
-def response_names(group: Group) -> list[str]:
-    """A name for each response: whether it is the better one of a pair, and by how much."""
-    pairs = resolved_pairs(group)
-    if len(group.responses) == 2 and len(pairs) == 1:
-        (pair,) = pairs
-        margin = f"{pair.margin:g}" if isinstance(pair.margin, float | int) else pair.margin
-        facts = [f"margin {margin}"] if margin is not None else []
-        facts += [f"p {pair.p:g}"] if pair.p != 1 else []
-        both = {pair.better: ", ".join(["better", *facts]), pair.worse: "worse"}
-        return [both[0], both[1]]
-    if len(group.responses) < 2:
-        return ["response"] * len(group.responses)
-    ranks = [response.rank for response in group.responses]
-    return [f"response {i + 1}" + (f", rank {rank:g}" if rank is not None else "") for i, rank in enumerate(ranks)]
-
-
-def facts(response: Response) -> list[str]:
-    """Its scores and its label."""
-    found = [f"{name} {score}" for name, score in response.scores.items()]
-    return found if response.label is None else [*found, "label good" if response.label else "label bad"]
 
 
 def heading(tokens: Tokens) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from alignkit.evaluation.judge_card import PEOPLE
 from alignkit.evaluation.readable import bounds, short, shown
 from alignkit.evaluation.tables import columns_of
 from alignkit.evaluation.who_judged import GAINS, lower, own_of, percent, reward_name, said
@@ -30,12 +29,10 @@ def judged_by(summary: Mapping[str, Any], verdict: Mapping[str, Any], stages: Co
     return f"by {', and by '.join(texts)}{doubt}" if texts else ""
 
 
-_UNTAUGHT = {"measures": " that nothing was trained on", PEOPLE: ""}
+_UNTAUGHT = {"measures": " that nothing was trained on"}
 
 
 def _kind(summary: Mapping[str, Any], policy: str, rater: str, stages: Collection[str]) -> str:
-    if rater == PEOPLE:
-        return PEOPLE
     if rater in (summary.get("measures") or {}):
         return "measures"
     if rater in ((summary.get("judged") or {}).get(policy) or {}):

@@ -14,8 +14,8 @@ from typing import Any
 from alignkit.errors import AlignkitError
 from alignkit.io.printable import printable
 from alignkit_apps.web.messages import read
-from alignkit_plugins.people.collection import TERMS, Collection, Exchange
-from alignkit_plugins.people.labels import BadLabel, StrictModel
+from alignkit_plugins.people.collection import Collection, Exchange
+from alignkit_plugins.people.labels import TERMS, BadLabel, StrictModel
 from alignkit_plugins.people.records import check_annotator
 
 WHO, KEPT = "x-alignkit-annotator", "x-alignkit-kept"  # headers of requests and of replies

@@ -57,11 +57,10 @@ class Session:
 class Sessions:
     """Links, one per annotator, and the sessions that were begun with them.
 
-    reviewers: some of the annotators; by default the first one. address: by which browsers reach the server.
+    The first annotator is the reviewer. address: by which browsers reach the server.
     """
 
     annotators: Sequence[str]
-    reviewers: Sequence[str] = ()
     address: Address = Address()
     links: dict[str, str] = field(default_factory=dict)  # annotator -> token
     _known: dict[str, Session] = field(default_factory=dict)  # cookie -> session
@@ -81,8 +80,7 @@ class Sessions:
                 while len(self._known) >= MOST_SESSIONS:
                     del self._known[next(iter(self._known))]
                 cookie = secrets.token_urlsafe(32)
-                reviewer = name in (self.reviewers or self.annotators[:1])
-                self._known[cookie] = Session(name, reviewer, secrets.token_urlsafe(32))
+                self._known[cookie] = Session(name, name == self.annotators[0], secrets.token_urlsafe(32))
                 return cookie
         return None
 

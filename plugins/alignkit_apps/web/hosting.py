@@ -32,13 +32,12 @@ ENDING = 3  # seconds for open connections to end
 PACKAGES = ("starlette", "uvicorn")  # of the extra `label`
 
 
-def annotators_of(named: Sequence[str] | None, reviewers: Sequence[str] = ()) -> list[str]:
+def annotators_of(named: Sequence[str] | None) -> list[str]:
     """Who uses a page: those that were named, else the user of this machine.
 
     Raises BadLabel for an impossible name, RecipeError for one that is there twice.
     """
     names = list(named or ())
-    names += [name for name in dict.fromkeys(reviewers) if name not in names]
     if twice := [name for place, name in enumerate(names) if name in names[:place]]:
         help = "each person needs a name of their own, which says whose a label is"
         raise RecipeError([Problem(f"--annotator {twice[0]} is there twice", help=help)])
@@ -74,7 +73,7 @@ def addresses_of(sessions: Sessions, listener: socket.socket) -> dict[str, str]:
     return {name: f"{start}/?token={quote(token)}" for name, token in sessions.links.items()}
 
 
-def announce(addresses: Mapping[str, str], what: str, open_page: bool) -> None:
+def announce(addresses: Mapping[str, str], what: str, open_page: bool = False) -> None:
     """Print the address of each annotator, and what to do with it. open_page: the first one in a browser, too."""
     for name, address in addresses.items():
         print(printable(address if len(addresses) == 1 else f"{name}: {address}"), flush=True)

@@ -1,4 +1,4 @@
-"""Equal and nearly equal texts among millions, by MinHash (Broder 1997) and locality-sensitive hashing.
+"""Equal and nearly equal texts, by MinHash (Broder 1997) and locality-sensitive hashing.
 
 Two texts are equal if they differ at most in case and white space. They are nearly equal if the Jaccard similarity of
 their sets of five characters in a row is at least a threshold, and if they have the same numbers: `2 + 3 = ?` does not
@@ -14,8 +14,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,50 +25,49 @@ from alignkit.data.group import Group, Message, Response
 # A pair becomes a candidate if all values of one band are equal: in 1 - (1 - s^6)^20 of cases at similarity s.
 BANDS, PER_BAND, SEED = 20, 6, 49
 GRAM = 5  # characters
-MOST = 20_000  # characters of a text, in a row of each part, that are compared
+MOST = 20_000  # characters of a text that are compared
 PART = "\x1f"  # between the prompt and the responses of a row; white space, so that no normalized text has it
 ALMOST = 0.9999  # similarity at most of texts that are not equal, but have the same grams
 UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # soft hyphens, places for a break, byte order marks
 ENDS = " .,:;!?'\""
+COMMON = 5  # rows with the same answer; one that more give is no leak, such as a refusal
 LEAST = 30  # characters of an answer, or of one turn of several, that can be a leak: "Yes, please." is none
 _NUMBER = re.compile(r"\d+")
 _MIXERS = np.random.default_rng(SEED).integers(1, 2**63, PER_BAND, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
-Kind = Literal["row", "prompt", "response", "unread"]
-KINDS: tuple[Kind, ...] = ("row", "prompt", "response", "unread")
+Kind = Literal["row", "prompt", "response"]
 Ints = NDArray[np.int64]
 
 
 class Unit(NamedTuple):
-    """A text of a row that is compared with those of the same kind. turn: its number in the conversation, from 1.
+    """A text of a row that is compared with those of the same kind. turn: its number in the conversation, from 1."""
 
-    unread: what is wrong with a row that no format reads.
-    """
-
-    kind: Kind
     turn: int
     text: str
 
 
-def units_of(groups: Sequence[Group], kinds: Iterable[Kind] = KINDS) -> Iterator[Unit]:
+def units_of(groups: Sequence[Group], kind: Kind) -> Iterator[Unit]:
     """The texts of a row. row: all that it says. prompt: all of it without system messages, and each user turn.
 
     response: each response, and each assistant turn before it. Raw text has no prompt, and is a response.
     """
-    wanted = set(kinds)
-    if "row" in wanted:
-        yield Unit("row", 0, PART.join(normalized(text) for group in groups for text in _texts(group)))
+    if kind == "row":
+        texts = [normalized(text) for group in groups for text in _texts(group)]
+        yield Unit(0, PART.join(texts))
+        return
     for group in groups:
         turns = [turn for turn in group.prompt if turn["role"] != "system"]
-        if "prompt" in wanted and turns:
-            yield Unit("prompt", 0, normalized(said(turns)))
-        answers = [_turns(response) for response in group.responses]
-        spoken = [*enumerate(turns, 1), *(pair for answer in answers for pair in enumerate(answer, len(turns) + 1))]
+        if kind == "prompt" and turns:
+            yield Unit(0, normalized(said(turns)))
+        spoken = list(enumerate(turns, 1))
+        for response in group.responses:
+            spoken += enumerate(_turns(response), len(turns) + 1)
         for number, turn in spoken:
-            kind: Kind = "prompt" if turn["role"] == "user" else "response"
-            text = normalized(said([turn])) if kind in wanted and turn["role"] in ("user", "assistant") else ""
-            if len(text) >= LEAST and not number <= len(turns) == 1:  # a prompt of one turn was there already
-                yield Unit(kind, number, text)
+            whole = number <= len(turns) == 1  # a prompt of one turn, which was there already
+            if turn["role"] == {"prompt": "user", "response": "assistant"}[kind] and not whole:
+                text = normalized(said([turn]))
+                if len(text) >= LEAST:
+                    yield Unit(number, text)
 
 
 def _texts(group: Group) -> Iterator[str]:
@@ -85,32 +83,6 @@ def normalized(text: str) -> str:
     """The text in lower case, with one blank for each white space, and without characters that nobody sees."""
     text = text if text.isascii() else unicodedata.normalize("NFKC", text.translate(UNSEEN))
     return " ".join(text.casefold().split())
-
-
-COLUMNS = {"unit_row": "int64", "kind": "int8", "turn": "int32", "text": "large_string", "key": "int64"}
-COLUMNS |= {f"band{number}": "int64" for number in range(BANDS)}
-
-
-def table(rows: Iterable[tuple[int, Iterable[Unit]]]) -> dict[str, Any]:
-    """COLUMNS of units: the row, kind and turn of each, its text, a hash of the text, and one of each band."""
-    from rensa import RMinHash
-
-    found: list[tuple[int, Unit]] = [(row, unit) for row, units in rows for unit in units]
-    digests = np.empty((len(found), BANDS * PER_BAND), dtype=np.uint64)
-    for at, (_, unit) in enumerate(found):
-        # Not its functions for batches: their threads would not survive a fork.
-        sketch = RMinHash(num_perm=BANDS * PER_BAND, seed=SEED)
-        sketch.update(list(_grams(unit.text)))  # in any order
-        digests[at] = sketch.digest()
-    bands = (digests.reshape(-1, BANDS, PER_BAND) * _MIXERS).sum(axis=2).view(np.int64)
-    return {
-        "unit_row": [row for row, _ in found],
-        "kind": [KINDS.index(unit.kind) for _, unit in found],
-        "turn": [unit.turn for _, unit in found],
-        "text": [PART.join(part[:MOST] for part in unit.text.split(PART)) for _, unit in found],
-        "key": [key(unit.text) for _, unit in found],
-        **{f"band{number}": bands[:, number] for number in range(BANDS)},
-    }
 
 
 def key(text: str) -> int:
@@ -144,45 +116,43 @@ def _alike(first: str, second: str) -> float:
 
 @dataclass(frozen=True)
 class Units:
-    """Some units of an Arrow table with COLUMNS, in the order of their rows. at: their places in it."""
+    """Texts of rows. rows, turns: where each is from. keys: hashes of them. bands: (texts, BANDS), of signatures."""
 
-    table: Any
-    at: Ints
+    rows: Ints
+    turns: Ints
+    texts: list[str]
+    keys: Ints
+    bands: Ints
 
     @classmethod
-    def of(cls, table: Any, kind: Kind) -> Units:
-        return cls(table, np.flatnonzero(table["kind"].to_numpy() == KINDS.index(kind)))
+    def of(cls, rows: Iterable[tuple[int, Sequence[Group]]], kind: Kind) -> Units:
+        """The texts of some rows, each with its number and its groups."""
+        return cls.made([(row, unit) for row, groups in rows for unit in units_of(groups, kind)])
 
-    def _column(self, name: str) -> Ints:
-        values: Ints = self.table[name].to_numpy()[self.at]
-        return values
+    @classmethod
+    def made(cls, found: Sequence[tuple[int, Unit]]) -> Units:
+        """Texts with their signatures."""
+        from rensa import RMinHash
 
-    @cached_property
-    def rows(self) -> Ints:
-        return self._column("unit_row")
-
-    @cached_property
-    def turns(self) -> Ints:
-        return self._column("turn")
-
-    @cached_property
-    def keys(self) -> Ints:
-        return self._column("key")
-
-    def band(self, number: int) -> Ints:
-        return self._column(f"band{number}")
-
-    def text(self, unit: int) -> str:
-        return str(self.table["text"][int(self.at[unit])].as_py())
-
-    def without(self, rows: Iterable[int]) -> Units:
-        """The units of all other rows."""
-        return Units(self.table, self.at[~np.isin(self.rows, np.fromiter(rows, dtype=np.int64))])
+        digests = np.empty((len(found), BANDS * PER_BAND), dtype=np.uint64)
+        for at, (_, unit) in enumerate(found):
+            sketch = RMinHash(num_perm=BANDS * PER_BAND, seed=SEED)
+            sketch.update(list(_grams(unit.text)))  # in any order
+            digests[at] = sketch.digest()
+        return cls(
+            rows=np.array([row for row, _ in found], dtype=np.int64),
+            turns=np.array([unit.turn for _, unit in found], dtype=np.int64),
+            texts=[unit.text for _, unit in found],
+            keys=np.array([key(unit.text) for _, unit in found], dtype=np.int64),
+            bands=(digests.reshape(-1, BANDS, PER_BAND) * _MIXERS).sum(axis=2).view(np.int64),
+        )
 
     def rare(self, most: int) -> Units:
         """The texts that occur at most this often."""
         _, which, counts = np.unique(self.keys, return_inverse=True, return_counts=True)
-        return Units(self.table, self.at[counts[which] <= most])
+        at = np.flatnonzero(counts[which] <= most)
+        texts = [self.texts[place] for place in at]
+        return Units(self.rows[at], self.turns[at], texts, self.keys[at], self.bands[at])
 
 
 class Match(NamedTuple):
@@ -202,11 +172,11 @@ def repeated(units: Units, threshold: float) -> list[Match]:
     }
     if threshold:
         alive = np.sort(first)  # the other copies need no comparison
-        pairs = [_neighbors(units.band(number)[alive]) for number in range(BANDS)]
+        pairs = [_neighbors(units.bands[alive, number]) for number in range(BANDS)]
         # By the later unit: whether the earlier one is a repetition itself is known when it is its turn.
         for one, two in alive[_distinct(pairs, len(alive))].T.tolist():
             kept = found[one].other if one in found else one
-            if two not in found and (like := similarity(units.text(kept), units.text(two))) >= threshold:
+            if two not in found and (like := similarity(units.texts[kept], units.texts[two])) >= threshold:
                 found[two] = Match(two, kept, like)
     for at, match in found.items():
         if match.other in found:  # it equals one that is almost an earlier one
@@ -240,12 +210,12 @@ def shared(units: Units, others: Units, threshold: float) -> list[Match]:
     if threshold and len(others.keys):
         last, pairs = len(others.keys) - 1, []
         for number in range(BANDS):  # with the first and with the last one of each band
-            band, theirs = units.band(number), others.band(number)
+            band, theirs = units.bands[:, number], others.bands[:, number]
             first, backwards = _lookup(theirs, band), _lookup(theirs[::-1], band)
             at = np.flatnonzero(first >= 0)
             pairs += [np.stack([first[at], at]), np.stack([last - backwards[at], at])]
         for other, at in _distinct(pairs, last + 1).T.tolist():
-            if at not in found and (like := similarity(units.text(at), others.text(other))) >= threshold:
+            if at not in found and (like := similarity(units.texts[at], others.texts[other])) >= threshold:
                 found[at] = Match(at, other, like)
     return [found[at] for at in sorted(found)]
 

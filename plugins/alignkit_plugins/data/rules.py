@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import takewhile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import model_validator
 
 import alignkit
-from alignkit import BadRow, DataError, Field, Group
+from alignkit import DataError, DataRef, Field, Group
 from alignkit.data.describe import shortened
-from alignkit.data.files import file_rows
 from alignkit.data.group import Response, group_id
 from alignkit.data.spoken import all_turns
 from alignkit.extras import check_extra
 from alignkit.report import Table
 from alignkit_plugins.data.languages import check_languages, identifier
 from alignkit_plugins.people.redaction import redact
-
-if TYPE_CHECKING:
-    from alignkit_plugins.data.near import Units
 
 # What models say of themselves, and what reviewers of data remove first (Vicuna's, ShareGPT's and OpenOrca's filters).
 STOCK = re.compile(
@@ -38,6 +32,7 @@ _FENCE = re.compile(r" {0,3}(?:(`{3,})(?!.*`)|(~{3,}))(.*)")  # ```code``` on on
 _TABLE = re.compile(r" {0,3}\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?\s*)?\s*")
 _CELLS = re.compile(r"(?<!\\)\|")
 SPOKEN = ("content", "value", "text", "prompt", "completion", "response", "responses", "chosen", "rejected", "output")
+ACROSS: tuple[Literal["prompt", "response"], ...] = ("prompt", "response")  # what held-out data may share
 LETTERS = 20  # of a text whose language is decided; shorter ones are anything
 
 
@@ -68,12 +63,15 @@ class Rules(alignkit.Options):
     personal: bool = Field(
         True, description="replace e-mail addresses, telephone numbers and keys in all texts by [e-mail], [phone], ***"
     )
-    marks: Path | None = Field(None, description="a file of rows to leave out: {row, reason} as JSON lines")
+    against: DataRef = Field(
+        None,
+        description="held-out data; leave out rows with its prompts or responses, or nearly equal ones",
+    )
 
     @property
     def compares(self) -> bool:
         """Whether rows are compared with each other."""
-        return self.duplicates or self.near > 0
+        return self.duplicates or self.near > 0 or self.against is not None
 
     @model_validator(mode="after")
     def _room(self) -> Rules:
@@ -107,58 +105,38 @@ class Rules(alignkit.Options):
         if self.markdown and (reason := next(broken_markdown(answer), "")):
             yield Fault("markdown", reason)
 
-    def repeated(self, units: Units, faults: Mapping[int, Fault], where: Callable[[int], Any]) -> dict[int, Fault]:
-        """Rows that repeat an earlier one. units: of the kind `row`. faults: rows to ignore. where(row): its name."""
-        from alignkit_plugins.data.near import repeated  # imports numpy
+    def faults(
+        self, rows: Sequence[Sequence[Group]], names: Sequence[Any], held_out: Sequence[Sequence[Group]] = ()
+    ) -> dict[int, Fault]:
+        """Why rows are left out, by their places.
 
-        units, found = units.without(faults), {}
-        for match in repeated(units, self.near):
-            other = where(int(units.rows[match.other]))
+        rows: the groups of each row; of one without groups nothing is said. names: of the rows, for the reasons.
+        held_out: the rows of `against`.
+        """
+        found: dict[int, Fault] = {}
+        for at, groups in enumerate(rows):
+            if fault := self.fault(groups):
+                found[at] = fault
+        if not self.compares:
+            return found
+        from alignkit_plugins.data import near  # imports numpy
+
+        left = [(at, groups) for at, groups in enumerate(rows) if groups and at not in found]
+        if self.personal:  # redaction makes rows equal
+            left = [(at, [redacted_group(group) for group in groups]) for at, groups in left]
+        for kind in ACROSS if held_out else ():
+            units, theirs = near.Units.of(left, kind), near.Units.of(enumerate(held_out), kind)
+            units = units.rare(near.COMMON) if kind == "response" else units
+            for match in near.shared(units, theirs, self.near):
+                found[int(units.rows[match.unit])] = Fault("against", f"has a held-out {kind}")
+        units = near.Units.of([(at, groups) for at, groups in left if at not in found], "row")
+        for match in near.repeated(units, self.near) if self.duplicates or self.near else ():
+            other = names[int(units.rows[match.other])]
             fault = Fault("near", f"is {match.similarity:.2f} similar to {other}")
             if match.similarity == 1.0 and self.duplicates:
                 fault = Fault("duplicates", f"says the same as {other}")
             found[int(units.rows[match.unit])] = fault
         return found
-
-    def marked(self, files: Iterable[str]) -> dict[tuple[str, int], str]:
-        """The reason for each row of the file of marks, by its file and its number. files: that marks may mean."""
-        marks = {} if self.marks is None else read_marks(self.marks, files)
-        return {key: reason_of(mark) for key, mark in marks.items()}
-
-
-def read_marks(path: Path, files: Iterable[str]) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """The rows of a file of marks, by the file that each is about and its row there.
-
-    A mark without a file is about all files. Another one is about those whose paths end with most of the same names, as
-    files are moved, and two folders may have a file of one name; if there is none, about its file.
-    """
-    found: dict[tuple[str, int], Mapping[str, Any]] = {}
-    files = [*files]
-    meant = {"": files}
-    for number, mark in file_rows(path):
-        row = mark.get("row") if isinstance(mark, Mapping) else None
-        if type(row) is not int or row < 1:
-            reason = mark if isinstance(mark, BadRow) else f"expected {{row: N, reason: ...}}, got {mark!r:.60}"
-            raise DataError(f"{path}:{number}: {reason}")
-        name = str(mark.get("file") or "")
-        if name not in meant:
-            alike = {file: _alike_ends(name, file) for file in files}
-            most = max(1, *alike.values()) if alike else 1
-            meant[name] = [file for file in files if alike[file] == most] or [name]
-        several = len(meant[name]) > 1
-        found |= {(file, row): {**mark, "file": file} if several else mark for file in meant[name]}
-    return found
-
-
-def _alike_ends(one: str, other: str) -> int:
-    """How many names at the ends of two paths are equal."""
-    ends = zip(reversed(Path(one).parts), reversed(Path(other).parts), strict=False)
-    return len([*takewhile(lambda names: names[0] == names[1], ends)])
-
-
-def reason_of(mark: Mapping[str, Any]) -> str:
-    """Why somebody marked a row."""
-    return str(mark.get("reason") or "marked by hand")
 
 
 def redacted(value: Any, name: str = "") -> Any:
@@ -188,12 +166,6 @@ def _redacted_response(response: Response) -> Response:
     if clean == response:
         return response
     return replace(clean, tokens=None, logprobs=None, written=None, tokenizer=None)
-
-
-def mark_of(marks: Mapping[tuple[str, int], str], file: str, row: int) -> Fault | None:
-    """The mark on a row of a file."""
-    reason = marks.get((file, row))
-    return None if reason is None else Fault("marks", reason)
 
 
 def removed_counts(faults: Mapping[int, Fault], rows: int, name: str) -> dict[str, int]:

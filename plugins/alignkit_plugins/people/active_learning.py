@@ -1,6 +1,6 @@
-"""What to label next: rewards and judges say what they think of the responses, and where they disagree, people decide.
+"""What to label next: where rewards and judges contradict each other, people decide first.
 
-A label teaches most where the raters contradict each other: one rater is wrong, and nobody knows which. (Query by
+A label teaches most where raters contradict each other: one of them is wrong, and nobody knows which. (Query by
 committee: Seung, Opper and Sompolinsky 1992.) A rater's preference between two responses is the share of all pairs of
 which it is less sure, so that differences in reward and probabilities of a judge can be compared. Two raters disagree
 as much as minus the product of their preferences, from -1, where both are sure of the same, to 1. With one rater, the
@@ -12,82 +12,57 @@ Items that come first are no sample of all items: raters agree less with people 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from alignkit.data.group import Group, group_from_json, group_to_json
+from alignkit.data.spoken import all_turns
 from alignkit.evaluation.judge_card import judge_names, mapped
 from alignkit.evaluation.reward_columns import label
 from alignkit.judges import CheckedJudge
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins.people.items import Answer, Item, response_of
+from alignkit_plugins.people.items import Item, response_of
 
 if TYPE_CHECKING:
     from alignkit.step import StepContext
 
-Opinion = list[float | None]  # a number for each response; higher is better
+Gaps = dict[tuple[str, int, int], float]  # (item's id, response, response) -> how much better the first one is
 
 
-def rated(items: Sequence[Item], rewards: Sequence[Any], judges: Sequence[Any], context: StepContext) -> list[Item]:
-    """The items with the opinions of rewards and judges, and the priority that follows from all opinions.
+def prioritized(
+    items: Sequence[Item], rewards: Sequence[Any], judges: Sequence[Any], context: StepContext
+) -> list[Item]:
+    """The items with their priorities. Those with fewer than two responses stay as they are.
 
-    rewards, judges: values of RewardRef and JudgeRef options. Items with fewer than two responses stay as they are. A
-    run that was killed asks nobody twice. Raises what rewards and judges raise.
+    rewards, judges: values of RewardRef and JudgeRef options. A run that was killed asks nobody twice. Raises what
+    rewards and judges raise.
     """
     several = [item for item in items if len(item.responses) > 1]
-    said: list[dict[str, Opinion]] = [{} for _ in several]
-    for spec in rewards:
-        for found, opinion in zip(said, _of_reward(several, spec, context), strict=True):
-            found[label(spec)] = opinion
-    for name, part in zip(judge_names(judges), judges, strict=True):
-        for found, opinion in zip(said, _of_judge(several, name, part, context), strict=True):
-            found[name] = opinion
-    new = {item.id: {**item.opinions, **found} for item, found in zip(several, said, strict=True)}
-    return prioritized([replace(item, opinions=new.get(item.id, item.opinions)) for item in items])
+    raters = [_of_reward(several, spec, context) for spec in rewards]
+    named = zip(judge_names(judges), judges, strict=True)
+    raters += [_of_judge(several, name, part, context) for name, part in named]
+    preferences: dict[tuple[str, int, int], list[float]] = defaultdict(list)
+    for gaps in raters:
+        for place, preference in _preferences(gaps).items():
+            preferences[place].append(preference)
+    urgency: dict[str, list[float]] = defaultdict(list)
+    for (item_id, *_), each in preferences.items():
+        urgency[item_id].append(_urgency(each))
+    return [replace(item, priority=round(fmean(urgency[item.id]), 6)) if item.id in urgency else item for item in items]
 
 
-def prioritized(items: Sequence[Item]) -> list[Item]:
-    """The items with the priority that follows from their opinions; those without one keep theirs."""
-    gaps: dict[str, list[float]] = {}
-    for item in items:
-        for name, opinion in item.opinions.items():
-            gaps.setdefault(name, []).extend(abs(gap) for _, gap in _gaps(opinion))
-    for known in gaps.values():
-        known.sort()
-    found = [_priority(item, gaps) for item in items]
-    return [
-        item if priority is None else replace(item, priority=round(priority, 6))
-        for item, priority in zip(items, found, strict=True)
-    ]
-
-
-def _gaps(opinion: Sequence[float | None]) -> Iterable[tuple[tuple[int, int], float]]:
-    """How much better the first of each two responses is."""
-    for i, j in combinations(range(len(opinion)), 2):
-        one, other = opinion[i], opinion[j]
-        if one is not None and other is not None:
-            yield (i, j), one - other
-
-
-def _priority(item: Item, known: Mapping[str, Sequence[float]]) -> float | None:
-    """known: the sizes of all differences by each rater, sorted. None without an opinion on two responses."""
-    preferences: dict[tuple[int, int], list[float]] = {}
-    for name, opinion in item.opinions.items():
-        for pair, gap in _gaps(opinion):
-            preferences.setdefault(pair, []).append(_sure(gap, known[name]))
-    return fmean(map(_urgency, preferences.values())) if preferences else None
-
-
-def _sure(gap: float, known: Sequence[float]) -> float:
-    """The share of differences that are smaller, with the sign of this one; equal ones count half."""
-    if gap == 0:
-        return 0.0
-    size = abs(gap)
-    share = (bisect_left(known, size) + bisect_right(known, size)) / (2 * len(known))
-    return share if gap > 0 else -share
+def _preferences(gaps: Gaps) -> Mapping[tuple[str, int, int], float]:
+    """For each gap, the share of gaps that are smaller, with its sign; equal ones count half."""
+    sizes = sorted(map(abs, gaps.values()))
+    result = {}
+    for place, gap in gaps.items():
+        share = (bisect_left(sizes, abs(gap)) + bisect_right(sizes, abs(gap))) / (2 * len(sizes))
+        result[place] = share * ((gap > 0) - (gap < 0))
+    return result
 
 
 def _urgency(preferences: Sequence[float]) -> float:
@@ -97,48 +72,41 @@ def _urgency(preferences: Sequence[float]) -> float:
     return fmean(-one * other for one, other in combinations(preferences, 2))
 
 
-# Asking
-
-
-def _of_reward(items: Sequence[Item], spec: Any, context: StepContext) -> list[Opinion]:
-    """A reward's scores of the responses."""
+def _of_reward(items: Sequence[Item], spec: Any, context: StepContext) -> Gaps:
     name, scorer = label(spec), context.scorer(spec)
     context.say(f"{context.out.name}: {name} scores the responses of {len(items)} items")
 
-    def score(rows: Sequence[str]) -> list[Opinion]:
+    def score(rows: Sequence[str]) -> list[list[float | None]]:
         groups = scorer.score([group_from_json(row) for row in rows])
         return [[response.scores[REWARD_KEY] for response in group.responses] for group in groups]
 
-    return context.map(f"opinions-{name}", [group_to_json(_group(item)) for item in items], score)
+    gaps: Gaps = {}
+    scores = context.map(f"opinions-{name}", [group_to_json(_group(item)) for item in items], score)
+    for item, row in zip(items, scores, strict=True):
+        for (i, one), (j, other) in combinations(enumerate(row), 2):
+            if one is not None and other is not None:
+                gaps[item.id, i, j] = one - other
+    return gaps
 
 
-def _of_judge(items: Sequence[Item], name: str, part: Any, context: StepContext) -> list[Opinion]:
-    """A judge's probability that a response is better than another one of its item, in the mean over these.
-
-    Half of the pairs are asked about the other way around, so that a judge that prefers a place prefers no side.
-    """
+def _of_judge(items: Sequence[Item], name: str, part: Any, context: StepContext) -> Gaps:
+    """Half of the pairs are asked about the other way around, so that a judge that prefers a place prefers no side."""
     places, questions = [], []
-    for number, item in enumerate(items):
-        for pair in combinations(range(len(item.responses)), 2):
-            first, second = pair[::-1] if int(item.id[-1], 16) % 2 else pair
-            places.append((number, first, second))
-            questions.append((list(item.prompt), _text(item.responses[first]), _text(item.responses[second])))
+    for item in items:
+        texts = [all_turns(response_of(answer)) for answer in item.responses]
+        for i, j in combinations(range(len(texts)), 2):
+            first, second = (j, i) if int(item.id[-1], 16) % 2 else (i, j)
+            places.append((item.id, first, second))
+            questions.append((list(item.prompt), texts[first], texts[second]))
     context.say(f"{context.out.name}: {name} compares {len(questions)} pairs of responses")
     verdicts = mapped(CheckedJudge(part, context).compare, f"opinions-{name}", context.map)(questions)
-    shares: list[list[list[float]]] = [[[] for _ in item.responses] for item in items]
-    for (number, first, second), verdict in zip(places, verdicts, strict=True):
+    gaps: Gaps = {}
+    for (item_id, first, second), verdict in zip(places, verdicts, strict=True):
         if verdict.p_first is not None:
-            shares[number][first].append(verdict.p_first)
-            shares[number][second].append(1 - verdict.p_first)
-    return [[fmean(won) if won else None for won in each] for each in shares]
+            gap = verdict.p_first - 0.5
+            gaps[item_id, min(first, second), max(first, second)] = gap if first < second else -gap
+    return gaps
 
 
 def _group(item: Item) -> Group:
     return Group(item.prompt, tuple(map(response_of, item.responses)), meta=dict(item.meta), tools=item.tools)
-
-
-def _text(answer: Answer) -> str:
-    """What a response says, without calls of tools."""
-    if isinstance(answer, str):
-        return answer
-    return "\n".join(str(turn.get("content") or "") for turn in answer if turn["role"] == "assistant")

@@ -2,79 +2,56 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
-from alignkit import seeds
 from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, Response, resolved_pairs, turns_of
 from alignkit.errors import BadRow, DataError, RunFailed
 from alignkit.options import Options
 from alignkit_plugins.people.database import SUFFIX
 from alignkit_plugins.people.effective_labels import places
-from alignkit_plugins.people.items import CRITERIA, TASKS, Item, item_of
+from alignkit_plugins.people.items import Item, item_of
 from alignkit_plugins.people.store import Store
 
 LONGEST_GUIDELINES = 1_000_000  # bytes
 COMPARED = ("pair", "safety", "ranking", "review")  # tasks of which nobody can say anything about equal responses
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is asked about each row. task: None: by the number of its responses. license: of rows that state none."""
-
-    task: str | None = None
-    criteria: tuple[str, ...] = CRITERIA
-    batch: str = ""
-    license: str = ""
-
-
 def items_of(
-    groups: Iterable[Group], wanted: Wanted, folder: Path, *, gold: bool = False, left_out: list[str] | None = None
+    groups: Iterable[Group],
+    task: str | None = None,
+    *,
+    license: str = "",
+    gold: bool = False,
+    left_out: list[str] | None = None,
 ) -> list[Item]:
-    """An item for each group. folder: of the store; files are named from there. gold: the rows' labels are right.
+    """An item for each group. task: None: by the number of its responses. license: of rows that state none.
 
     Raises `DataError` that lists the rows that nobody could label, or that have no label though they should be gold.
     left_out: gets the reasons instead, one for each such row.
     """
-    groups = list(groups)
-    items, bad, seen = [], [], Counter[tuple[str, int]]()
+    items, bad = [], []
     for group in groups:
-        origin = group.origin
         try:
-            item = item_of(group, wanted.task, wanted.criteria, batch=wanted.batch)
-            item = replace(item, license=item.license or wanted.license)
+            item = item_of(group, task)
+            item = replace(item, license=item.license or license)
             if gold:
                 item = replace(item, gold=gold_of(group, item)).checked()
         except BadRow as error:
+            origin = group.origin
             bad.append(SkippedRow(origin.file if origin else "", origin.row if origin else 0, str(error)))
             continue
-        if origin is not None:
-            place = (origin.file, origin.row)
-            seen[place] += 1  # a row may be several groups, none of which replaces another
-            name = os.path.relpath(origin.file, folder.resolve()) if os.path.isabs(origin.file) else origin.file
-            item = replace(item, file=name + f"#{seen[place]}" * (seen[place] > 1))
         items.append(item)
     if left_out is not None:
         left_out += [row.reason for row in bad]
     elif bad:
-        raise _refused(bad, groups)
+        raise bad_rows_error(bad)
     return items
-
-
-def _refused(bad: Sequence[SkippedRow], groups: Sequence[Group]) -> DataError:
-    error, most = bad_rows_error(bad), max(TASKS["ranking"])
-    if all(len(group.responses) <= most for group in groups):
-        return error
-    pairs = "`step: people` with `task: pair` and `pairs_per_row` asks about pairs of more"
-    return DataError(f"{error}\nhelp: keep at most {most} responses in a row; in a recipe, {pairs}")
 
 
 def gold_of(group: Group, item: Item) -> dict[str, Any]:
@@ -110,29 +87,21 @@ def joined(groups: Iterable[Group]) -> list[Group]:
     return list(found.values())
 
 
-def questions_of(group: Group, task: str | None, pairs: int, seed: int) -> list[Group]:
+def questions_of(group: Group, task: str | None) -> list[Group]:
     """The questions about a row, a group each; none if fewer than two of its responses differ.
 
-    Of a pair or a safety task: up to `pairs` different pairs of its responses, drawn by the seed. Of thumbs: one for
-    each response. Of others: one with all responses. Equal responses are one.
+    Of thumbs: one for each response. Of others: one with all responses. Equal responses are one.
     """
-    count, different = len(group.responses), dict[str, Response]()
+    different: dict[str, Response] = {}
     for response in group.responses:
         text = response.text if response.messages is None else turns_of(response.messages)
         different.setdefault(str(text), response)
-    answers = tuple(different.values())
-    group = replace(group, responses=answers)
+    count, answers = len(group.responses), tuple(different.values())
     if task == "thumb":
         return [replace(group, responses=(answer,), pairs=()) for answer in answers]
-    compared = task in COMPARED or (task is None and count > 1)
-    if compared and count > 1 and len(answers) < 2:
+    if count > 1 and len(answers) < 2 and task in (*COMPARED, None):
         return []
-    if task not in ("pair", "safety") or len(answers) <= 2:
-        return [group if len(answers) == count else replace(group, pairs=())]
-    both = list(combinations(range(len(answers)), 2))
-    order = seeds.stream(seed, "pairs", group.id or str(turns_of(group.prompt))).permutation(len(both))
-    chosen = sorted(both[index] for index in order[:pairs])
-    return [replace(group, responses=(answers[i], answers[j]), pairs=()) for i, j in chosen]
+    return [group if len(answers) == count else replace(group, responses=answers, pairs=())]
 
 
 def with_rewards(group: Group) -> Group:

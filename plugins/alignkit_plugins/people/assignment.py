@@ -1,43 +1,49 @@
-"""What an annotator labels next: leases, overlap, gold and repeated items, and the blind order of the responses.
+"""What an annotator labels next: leases, overlap, gold items, qualification, and the blind order of the responses.
 
-Everything is a function of the plan's seed and of what was labeled before, so no page has to remember anything.
+Everything is a function of what was labeled before, so no page has to remember anything.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from dataclasses import dataclass
 from statistics import median
 
 from alignkit import seeds
 from alignkit_plugins.people import records
-from alignkit_plugins.people.qualification import qualification
-from alignkit_plugins.people.records import Plan, Stored
+from alignkit_plugins.people.labels import agrees, canonical
+from alignkit_plugins.people.records import Stored
 from alignkit_plugins.people.store import Store
 
 LEASE = 600.0  # seconds for which nobody else gets the item
 IDLE = 300.0  # seconds on an item that count at most
-REPEAT_AFTER = 10  # items that an annotator labels before one comes again
 RECENT = 20  # labels that decide the pace
+SEED = 0  # of the order of responses, and of what comes next
+GOLD_RATE = 0.05  # share of gold items
+LEAST = 0.8  # of the gold items of a qualification, right
 
-_OPEN = "labels < wanted AND retired = 0 AND gold IS NULL"
-_UNSEEN = "NOT EXISTS (SELECT 1 FROM current AS c WHERE c.annotator = :me AND c.item = items.id AND c.occasion = 0)"
-_UNFLAGGED = (
-    "NOT EXISTS (SELECT 1 FROM effective AS f WHERE f.item = items.id AND f.annotator = :me AND f.kind = 'flag')"
+_UNSEEN = (
+    "retired = 0 AND NOT EXISTS (SELECT 1 FROM current AS c WHERE c.annotator = :me AND c.item = items.id) "
+    "AND NOT EXISTS (SELECT 1 FROM effective AS f WHERE f.item = items.id AND f.annotator = :me AND f.kind = 'flag')"
 )
 _FREE = "labels + (SELECT count(*) FROM leases WHERE leases.item = items.id AND leases.annotator <> :me) < wanted"
+_ANSWERS = (
+    "SELECT items.*, e.kind, e.payload, e.display_order FROM items "
+    "JOIN current AS c ON c.item = items.id AND c.annotator = ? JOIN events AS e ON e.uuid = c.uuid "
+    "WHERE gold IS NOT NULL AND retired = 0 ORDER BY c.created LIMIT ?"
+)
 
 
 @dataclass(frozen=True)
 class Assignment:
     """An item for an annotator. order: order[position] is the index of the response to show there.
 
-    occasion: of the event. A page must not show `stored.item.origins` or `.gold`, nor whether `occasion` is 1.
+    A page must not show `stored.item.origins` or `.gold`.
     """
 
     stored: Stored
     order: tuple[int, ...]
-    occasion: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,63 +61,86 @@ class Progress:
     pace: float | None
 
 
-def next_item(store: Store, annotator: str) -> Assignment | None:
+@dataclass(frozen=True)
+class Qualification:
+    """How an annotator answered the first gold items, before the first item whose label counts."""
+
+    asked: int
+    answered: int
+    right: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the annotator may label what counts."""
+        if self.asked == 0:
+            return True
+        return self.answered >= self.asked and self.right / self.answered >= LEAST
+
+    @property
+    def failed(self) -> bool:
+        """Whether the annotator labels nothing more."""
+        return self.answered >= self.asked and not self.passed
+
+
+def qualification(store: Store, annotator: str, asked: int) -> Qualification:
+    """How far the annotator is with the first `asked` gold items. A skipped item is not right."""
+    right = 0
+    rows = store.rows(_ANSWERS, annotator, asked)
+    for row in rows:
+        if row["kind"] == "label":
+            said = canonical(json.loads(row["payload"]), json.loads(row["display_order"]))
+            right += agrees(row["task"], said, json.loads(row["gold"])) is not False
+    return Qualification(asked, len(rows), right)
+
+
+def next_item(store: Store, annotator: str, qualify: int = 0) -> Assignment | None:
     """The item that the annotator should label now, leased for ten minutes; None if nothing is left.
 
     An annotator who has an item keeps it, so reloading a page shows the same one. Two annotators get the same item
     only as far as its overlap allows. Who has not qualified gets gold items. Raises `BadLabel` for a name that is none.
     """
     records.check_annotator(annotator)
-    plan, time = store.plan, store.clock().timestamp()
-    exam = qualification(store, annotator)
+    exam = qualification(store, annotator, qualify)
     if exam.failed:
         return None
+    time = store.clock().timestamp()
     with store.transaction() as connection:
         connection.execute("DELETE FROM leases WHERE until <= ?", (time,))
-        found = _held(connection, annotator)
-        if not exam.passed:
-            found = found if found and found["gold"] else _gold(connection, annotator, plan.seed)
-        else:
-            found = found or _chosen(connection, annotator, plan)
-        if found is None:
+        row = _held(connection, annotator)
+        if exam.passed:
+            row = row or _chosen(connection, annotator)
+        elif row is None or row["gold"] is None:
+            row = _gold(connection, annotator)
+        if row is None:
             return None
-        item, occasion = found["id"], found["occasion"]
-        connection.execute(
-            "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)", (item, annotator, occasion, time + LEASE)
-        )
-        stored = records.stored_of(found)
-    return Assignment(stored, order_of(plan.seed, item, annotator, len(stored.item.responses), occasion), occasion)
+        connection.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (row["id"], annotator, time + LEASE))
+    return _assigned(records.stored_of(row), annotator)
 
 
-def assignment(store: Store, annotator: str, item: str, occasion: int = 0) -> Assignment:
-    """An item as this annotator sees it, such as the previous one after undo. Raises `BadLabel` if it is unknown."""
-    stored = store.item(item)
-    order = order_of(store.plan.seed, item, annotator, len(stored.item.responses), occasion)
-    return Assignment(stored, order, occasion)
+def assignment(store: Store, annotator: str, item: str) -> Assignment:
+    """An item as this annotator sees it. Raises `BadLabel` if it is unknown."""
+    return _assigned(store.item(item), annotator)
 
 
-def take(store: Store, annotator: str, item: str, occasion: int = 0) -> Assignment:
+def take(store: Store, annotator: str, item: str) -> Assignment:
     """Lease a certain item, as undo does: `next_item` returns it until it is labeled."""
-    found = assignment(store, annotator, item, occasion)
+    taken = assignment(store, annotator, item)
     until = store.clock().timestamp() + LEASE
     with store.transaction() as connection:
         connection.execute("DELETE FROM leases WHERE annotator = ?", (annotator,))
-        connection.execute("INSERT INTO leases VALUES (?, ?, ?, ?)", (item, annotator, occasion, until))
-    return found
+        connection.execute("INSERT INTO leases VALUES (?, ?, ?)", (item, annotator, until))
+    return taken
 
 
-def order_of(seed: int, item: str, annotator: str, count: int, occasion: int = 0) -> tuple[int, ...]:
-    """The order in which the annotator sees the responses of an item; the reverse one if the item comes again."""
-    numbers = [seeds.number(seed, "order", item, annotator, index) for index in range(count)]
-    order = sorted(range(count), key=lambda index: numbers[index])
-    return tuple(reversed(order) if occasion else order)
+def order_of(item: str, annotator: str, count: int) -> tuple[int, ...]:
+    """The order in which the annotator sees the responses of an item."""
+    numbers = [seeds.number(SEED, "order", item, annotator, index) for index in range(count)]
+    return tuple(sorted(range(count), key=numbers.__getitem__))
 
 
 def progress(store: Store, annotator: str) -> Progress:
     """How far an annotator and the store are."""
-    mine = store.rows(
-        "SELECT kind, count(*) AS n FROM current WHERE annotator = ? AND occasion = 0 GROUP BY kind", annotator
-    )
+    mine = store.rows("SELECT kind, count(*) AS n FROM current WHERE annotator = ? GROUP BY kind", annotator)
     counts = {row["kind"]: row["n"] for row in mine}
     total = store.rows(
         "SELECT coalesce(sum(min(labels, wanted)), 0) AS done, coalesce(sum(wanted), 0) AS total "
@@ -123,55 +152,40 @@ def progress(store: Store, annotator: str) -> Progress:
         annotator,
         RECENT,
     )
-    spent = [min(row["seconds"], IDLE) for row in recent]
-    pace = median(spent) if spent else None
+    seconds = [min(row["seconds"], IDLE) for row in recent]
+    pace = median(seconds) if seconds else None
     return Progress(counts.get("label", 0), counts.get("skip", 0), total["done"], total["total"], pace)
+
+
+def _assigned(stored: Stored, annotator: str) -> Assignment:
+    return Assignment(stored, order_of(stored.item.id, annotator, len(stored.item.responses)))
 
 
 def _held(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
     query = (
-        "SELECT items.*, occasion FROM leases JOIN items ON items.id = leases.item "
+        "SELECT items.* FROM leases JOIN items ON items.id = leases.item "
         "WHERE annotator = ? AND retired = 0 ORDER BY until DESC LIMIT 1"
     )
     return connection.execute(query, (annotator,)).fetchone()
 
 
-def _chosen(connection: sqlite3.Connection, annotator: str, plan: Plan) -> sqlite3.Row | None:
-    """A gold item or one that comes again, as often as the plan says; else the first open one; then gold ones."""
+def _chosen(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
+    """Now and then a gold item; else the first open one; then gold ones."""
     seen = connection.execute("SELECT count(*) FROM current WHERE annotator = ?", (annotator,)).fetchone()[0]
-    draw = seeds.number(plan.seed, "next", annotator, seen) / 2**63
-    if draw < plan.gold_rate and (found := _gold(connection, annotator, plan.seed)):
-        return found
-    if draw >= 1 - plan.repeat_rate and (found := _again(connection, annotator)):
-        return found
-    return _open(connection, annotator) or _gold(connection, annotator, plan.seed)
+    draw = seeds.number(SEED, "next", annotator, seen) / 2**63
+    gold = _gold(connection, annotator) if draw < GOLD_RATE else None
+    return gold or _open(connection, annotator) or _gold(connection, annotator)
 
 
 def _open(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
     query = (
-        f"SELECT *, 0 AS occasion FROM items WHERE {_OPEN} AND {_UNSEEN} AND {_UNFLAGGED} AND {_FREE} "
+        f"SELECT * FROM items WHERE labels < wanted AND gold IS NULL AND {_UNSEEN} AND {_FREE} "
         "ORDER BY priority DESC, position LIMIT 1"
     )
     return connection.execute(query, {"me": annotator}).fetchone()
 
 
-def _gold(connection: sqlite3.Connection, annotator: str, seed: int) -> sqlite3.Row | None:
+def _gold(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
     """A gold item that the annotator has not seen; each annotator gets them in another order."""
-    query = f"SELECT *, 0 AS occasion FROM items WHERE gold IS NOT NULL AND retired = 0 AND {_UNSEEN} AND {_UNFLAGGED}"
-    found = connection.execute(query, {"me": annotator}).fetchall()
-    return min(found, key=lambda row: seeds.number(seed, "gold", annotator, row["id"]), default=None)
-
-
-def _again(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
-    """The oldest item that the annotator labeled once, at least REPEAT_AFTER items ago."""
-    query = (
-        "SELECT items.*, 1 AS occasion, s.created AS labeled FROM current AS s JOIN items ON items.id = s.item "
-        "WHERE s.annotator = :me AND s.kind = 'label' AND s.occasion = 0 AND retired = 0 AND gold IS NULL "
-        "AND task <> 'demonstration' AND NOT EXISTS (SELECT 1 FROM current AS t WHERE t.item = s.item "
-        "AND t.annotator = :me AND t.occasion = 1) ORDER BY s.created LIMIT 1"
-    )
-    row: sqlite3.Row | None = connection.execute(query, {"me": annotator}).fetchone()
-    later = "SELECT count(*) FROM current WHERE annotator = ? AND created > ?"
-    if row is None or connection.execute(later, (annotator, row["labeled"])).fetchone()[0] < REPEAT_AFTER:
-        return None
-    return row
+    rows = connection.execute(f"SELECT * FROM items WHERE gold IS NOT NULL AND {_UNSEEN}", {"me": annotator}).fetchall()
+    return min(rows, key=lambda row: seeds.number(SEED, "gold", annotator, row["id"]), default=None)

@@ -14,16 +14,12 @@ from alignkit.data.group import Message
 from alignkit.errors import BadRow, Problem, RecipeError
 from alignkit_plugins.people.database import SUFFIX
 from alignkit_plugins.people.items import Item
-from alignkit_plugins.people.labels import BadLabel
+from alignkit_plugins.people.labels import TERMS, BadLabel
 from alignkit_plugins.people.records import Event
 from alignkit_plugins.people.store import Store
 
 BATCH = "chat"
 REWARD = "reward"  # the column with the scores of an item's answers
-TERMS = (
-    "What I write, the answers and my labels are kept in a file on this machine, and models may be trained on them. "
-    "They may be shared with others, under a pseudonym and the license of the data; without a license they are not."
-)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from alignkit.errors import AlignkitError, DataError, OutOfResource
 
 SUFFIX = ".feedback"
-VERSION = 1  # PRAGMA user_version
+VERSION = 2  # PRAGMA user_version
 APPLICATION = 0x616C6B66  # PRAGMA application_id: "alkf"
 PATIENCE = 5000  # milliseconds to wait for another writer
 REMOTE = ("nfs", "cifs", "smb", "9p", "sshfs", "fuse.", "afs", "ceph", "lustre", "gluster", "beegfs")
@@ -28,20 +28,14 @@ CREATE TABLE items (
     content TEXT NOT NULL,
     license TEXT NOT NULL,
     author TEXT NOT NULL,
-    file TEXT NOT NULL,
-    row INTEGER NOT NULL,
     batch TEXT NOT NULL,
     gold TEXT,
-    overlap INTEGER,
     priority REAL NOT NULL,
     retired INTEGER NOT NULL DEFAULT 0,
-    wanted INTEGER NOT NULL,
+    wanted INTEGER NOT NULL DEFAULT 1,
     labels INTEGER NOT NULL DEFAULT 0
 ) STRICT;
-CREATE INDEX items_by_row ON items (file, row, task, batch);
 CREATE INDEX open_items ON items (priority DESC, position) WHERE labels < wanted AND retired = 0 AND gold IS NULL;
-CREATE INDEX counted_items ON items (labels, wanted) WHERE retired = 0 AND gold IS NULL;
-CREATE INDEX gold_items ON items (position) WHERE gold IS NOT NULL AND retired = 0;
 CREATE TABLE events (
     number INTEGER PRIMARY KEY,
     uuid TEXT NOT NULL UNIQUE,
@@ -53,50 +47,33 @@ CREATE TABLE events (
     undone TEXT,
     guidelines TEXT NOT NULL,
     display_order TEXT NOT NULL,
-    occasion INTEGER NOT NULL,
     seconds REAL,
     created TEXT NOT NULL
 ) STRICT;
-CREATE INDEX events_by_item ON events (item, annotator, occasion, created);
+CREATE INDEX events_by_item ON events (item, annotator, created);
 CREATE INDEX events_by_annotator ON events (annotator, kind, created);
 CREATE INDEX events_by_time ON events (created);
 CREATE INDEX undone_events ON events (undone) WHERE undone IS NOT NULL;
 CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE (ABORT, 'events are never changed'); END;
 CREATE TRIGGER events_are_kept BEFORE DELETE ON events BEGIN SELECT RAISE (ABORT, 'events are never deleted'); END;
-CREATE TABLE drafts (
-    annotator TEXT NOT NULL,
-    item TEXT NOT NULL REFERENCES items (id),
-    payload TEXT NOT NULL,
-    updated TEXT NOT NULL,
-    PRIMARY KEY (annotator, item)
-) STRICT;
 CREATE TABLE leases (
     item TEXT NOT NULL REFERENCES items (id),
     annotator TEXT NOT NULL,
-    occasion INTEGER NOT NULL,
     until REAL NOT NULL,
     PRIMARY KEY (item, annotator)
 ) STRICT;
 CREATE VIEW effective AS
     SELECT * FROM events AS e
     WHERE kind <> 'undo' AND NOT EXISTS (SELECT 1 FROM events AS u WHERE u.undone = e.uuid);
--- What each annotator last said about an item: a label, or that there will be none.
-CREATE VIEW standing AS
-    SELECT * FROM effective AS e
-    WHERE kind IN ('label', 'skip') AND NOT EXISTS (
-        SELECT 1 FROM effective AS later
-        WHERE later.item = e.item AND later.annotator = e.annotator AND later.occasion = e.occasion
-          AND later.kind IN ('label', 'skip') AND (later.created, later.uuid) > (e.created, e.uuid)
-    );
--- The rows of that view, kept so that the next item is found at once.
+-- What each annotator last said about an item: a label, or that there will be none. Kept, so that the next item is
+-- found at once.
 CREATE TABLE current (
     annotator TEXT NOT NULL,
     item TEXT NOT NULL,
-    occasion INTEGER NOT NULL,
     kind TEXT NOT NULL,
     uuid TEXT NOT NULL,
     created TEXT NOT NULL,
-    PRIMARY KEY (annotator, item, occasion)
+    PRIMARY KEY (annotator, item)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX current_by_item ON current (item);
 """
@@ -194,8 +171,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version != VERSION:
             raise DataError(
-                f"{path}: written by a newer alignkit (version {version} of the store; this one reads {VERSION}); "
-                "update alignkit"
+                f"{path}: written by another alignkit (version {version} of the store; this one reads {VERSION})"
             )
         faults = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
         if faults != ["ok"]:

@@ -1,8 +1,8 @@
 """What counts: the labels that stand, disagreements, and the final label of each item.
 
 The latest label of an annotator counts, unless it was undone, replaced by a skip, or its author withdrew consent. An
-item that anyone flagged waits for adjudication. The final label is the adjudicated one, else the gold one unless it is
-contested, else the majority's; the original labels stay.
+item that anyone flagged waits for adjudication. The final label is the adjudicated one, else the gold one, else the
+majority's; the original labels stay.
 """
 
 from __future__ import annotations
@@ -30,37 +30,32 @@ class Vote:
     order: tuple[int, ...]
     guidelines: str = ""
     seconds: float | None = None
-    occasion: int = 0
 
 
 @dataclass
 class Labeled:
     """An item with what people said about it.
 
-    votes: of occasion 0, one per annotator, in the order of their names. again: of occasion 1. adjudicated: the label
-    that settles it. flags, contests, notes: (annotator, text). skips: (annotator, reason). withdrawn: its author took
-    the consent back.
+    votes: one per annotator, in the order of their names. adjudicated: the label that settles it. flags: (annotator,
+    text). skips: (annotator, reason). withdrawn: its author took the consent back.
     """
 
     stored: Stored
     votes: list[Vote] = field(default_factory=list)
-    again: list[Vote] = field(default_factory=list)
     adjudicated: Vote | None = None
     flags: list[tuple[str, str]] = field(default_factory=list)
-    contests: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[tuple[str, str]] = field(default_factory=list)
     skips: list[tuple[str, str]] = field(default_factory=list)
     withdrawn: bool = False
 
     @property
     def waits(self) -> bool:
-        """Whether the item is flagged, or its gold label contested, and nobody has adjudicated it."""
-        return self.adjudicated is None and bool(self.flags or self.contests)
+        """Whether the item is flagged, and nobody has adjudicated it."""
+        return self.adjudicated is None and bool(self.flags)
 
     @property
     def gold(self) -> Label | None:
-        """The right label of a gold item: the adjudicated one, else its own; None while that is contested."""
-        if self.stored.item.gold is None or (self.contests and self.adjudicated is None):
+        """The right label of a gold item: the adjudicated one, else its own."""
+        if self.stored.item.gold is None:
             return None
         return dict(self.stored.item.gold) if self.adjudicated is None else self.adjudicated.label
 
@@ -100,7 +95,6 @@ def labeled(store: Store, items: Iterable[str] | None = None) -> list[Labeled]:
             _add(entry, row, row["uuid"] in standing)
     for entry in found.values():
         entry.votes.sort(key=lambda vote: vote.annotator)
-        entry.again.sort(key=lambda vote: vote.annotator)
     return list(found.values())
 
 
@@ -129,19 +123,18 @@ def _consents(store: Store) -> dict[str, list[bool]]:
 
 def _add(entry: Labeled, row: Any, stands: bool) -> None:
     payload = json.loads(row["payload"])
-    texts = {"flag": entry.flags, "contest": entry.contests, "note": entry.notes}
-    if row["kind"] in texts:
-        texts[row["kind"]].append((row["annotator"], payload["note"]))
+    if row["kind"] == "flag":
+        entry.flags.append((row["annotator"], payload["note"]))
     elif row["kind"] == "skip" and stands:
         entry.skips.append((row["annotator"], payload["reason"]))
     elif row["kind"] in ("label", "adjudicate"):
         order = tuple(json.loads(row["display_order"]))
-        facts = {name: row[name] for name in ("annotator", "uuid", "created", "guidelines", "seconds", "occasion")}
+        facts = {name: row[name] for name in ("annotator", "uuid", "created", "guidelines", "seconds")}
         vote = Vote(label=canonical(payload, order), order=order, **facts)
         if row["kind"] == "adjudicate":
             entry.adjudicated = vote
         elif stands:
-            (entry.again if vote.occasion else entry.votes).append(vote)
+            entry.votes.append(vote)
 
 
 # The label of several people

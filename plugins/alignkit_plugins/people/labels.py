@@ -26,6 +26,10 @@ FLAGS = {
 }
 DEGREES = {"unsure": 1, "slightly": 2, "better": 3, "significantly": 4}
 LONGEST_NOTE = 20_000  # characters
+TERMS = (  # of consent
+    "What I write, the answers that I get and my labels are kept in a file, and models may be trained on them. They "
+    "may be shared with others, under a pseudonym and the license of the data; without a license they are not."
+)
 
 Margin = Literal["significantly", "better", "slightly", "unsure"]
 Bin = Literal["preferred_safe", "both_safe", "both_unsafe"]
@@ -109,8 +113,6 @@ _LABELS: dict[str, type[BaseModel]] = {
 _OTHERS: dict[str, type[BaseModel]] = {
     "skip": _Reason,
     "flag": _Note,
-    "contest": _Note,
-    "note": _Note,
     "undo": _Undo,
     "consent": _Consent,
 }
@@ -133,8 +135,8 @@ def checked(kind: str, payload: Any, task: str = "", count: int = 0, criteria: S
     for key in ("text", "reason") if kind != "undo" else ():
         if key in plain and not plain[key].strip():
             raise BadLabel(f"{what}: '{key}' is empty")
-    if kind in ("flag", "contest", "note") and not plain["note"].strip():
-        raise BadLabel(f"{what}: 'note' is empty; say what is wrong, or what should be known")
+    if kind == "flag" and not plain["note"].strip():
+        raise BadLabel(f"{what}: 'note' is empty; say what is wrong")
     if any("\0" in value for value in plain.values() if isinstance(value, str)):
         raise BadLabel(f"{what}: a text contains a NUL character")
     _check_numbers(plain, what, count, criteria)

@@ -17,7 +17,7 @@ MOST_NAMED = 5  # differences in an error
 
 @dataclass(frozen=True)
 class Content:
-    """What a store holds, without drafts and leases. salt: of the pseudonyms in its exports; empty if it is unknown."""
+    """What a store holds, without leases. salt: of the pseudonyms in its exports; empty if it is unknown."""
 
     items: Sequence[Stored]
     events: Sequence[Event]
@@ -52,10 +52,9 @@ def merge(target: Store, content: Content, name: str = "the other store") -> Mer
     ours = {stored.item.id: stored for stored in target.items()}
     known = {event.uuid: event for event in target.events()}
     _check(target, ours, known, content, name)
-    overlap = target.plan.overlap
     with target.transaction() as connection:
         for stored in content.items:
-            _add_item(connection, ours.get(stored.item.id), stored, overlap, done)
+            _add_item(connection, ours.get(stored.item.id), stored, done)
         for text_hash, text in content.guidelines:
             values = (text_hash, text, records.stamp(target.clock()))
             connection.execute("INSERT OR IGNORE INTO guidelines VALUES (?, ?, ?)", values)
@@ -85,17 +84,16 @@ def _check(target: Store, ours: dict[str, Stored], known: dict[str, Event], cont
         )
 
 
-def _add_item(connection: sqlite3.Connection, mine: Stored | None, theirs: Stored, overlap: int, done: Merged) -> None:
+def _add_item(connection: sqlite3.Connection, mine: Stored | None, theirs: Stored, done: Merged) -> None:
     if mine is None:
-        records.insert_item(connection, theirs.item, overlap)
-        values = {"revision": theirs.revision, "retired": int(theirs.retired)}
-        records.update_item(connection, theirs.item.id, values)
+        known = {"revision": theirs.revision, "retired": int(theirs.retired), "wanted": theirs.wanted}
+        records.insert_item(connection, theirs.item, **known)
         done.items += 1
         return
     done.gold += None not in (mine.item.gold, theirs.item.gold) and mine.item.gold != theirs.item.gold
     item, retired = filled(mine.item, theirs.item), mine.retired or theirs.retired
     if item != mine.item or retired != mine.retired:
-        values = {**records.columns(item, overlap), "retired": int(retired)}
+        values = {**records.columns(item), "retired": int(retired)}
         records.update_item(connection, item.id, values, revised=True)
 
 

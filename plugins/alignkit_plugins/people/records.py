@@ -17,7 +17,7 @@ from alignkit_plugins.people.labels import KINDS, BadLabel, checked, checked_ord
 
 LONGEST_NAME = 64  # characters of an annotator's name
 _TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
-_UNDOABLE = ("label", "skip", "flag", "contest", "adjudicate", "note")
+_UNDOABLE = ("label", "skip", "flag", "adjudicate")
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Event:
 
     uuid: chosen by the client, so that submitting twice is one event. item: the item's id; None for consent to
     everything that the annotator gives. revision: of the item, as it was shown. guidelines: the hash that
-    `Store.add_guidelines` returned. order: order[position] is the index of the response shown there. occasion: 0, or 1
-    if the item is shown to the annotator again. seconds: spent on the item. created: the store's clock, in UTC.
+    `Store.add_guidelines` returned. order: order[position] is the index of the response shown there. seconds: spent on
+    the item. created: the store's clock, in UTC.
     """
 
     uuid: str
@@ -38,7 +38,6 @@ class Event:
     revision: int = 1
     guidelines: str = ""
     order: tuple[int, ...] = ()
-    occasion: int = 0
     seconds: float | None = None
     created: str = ""
 
@@ -64,39 +63,6 @@ class Stored:
     retired: bool
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a store is labeled. seed: of the order of responses and of what comes next.
-
-    overlap: annotators per item. gold_rate: share of gold items. repeat_rate: share of items that an annotator sees
-    again. criteria of scores are each item's own. qualify: gold items that everybody answers first; min_gold: the share
-    of them that must be right.
-    """
-
-    seed: int = 0
-    overlap: int = 1
-    gold_rate: float = 0.05
-    repeat_rate: float = 0.02
-    qualify: int = 0
-    min_gold: float = 0.8
-
-
-def check_plan(plan: Plan) -> None:
-    """Raise `ValueError` that names the number of the plan that is out of range."""
-    if plan.overlap < 1:
-        raise ValueError(f"overlap must be at least 1, not {plan.overlap}")
-    if plan.qualify < 0:
-        raise ValueError(f"qualify must be at least 0, not {plan.qualify}")
-    if not 0 < plan.min_gold <= 1:
-        raise ValueError(f"min_gold is a share, so it must be above 0 and at most 1, not {plan.min_gold:g}")
-    rates = {"gold_rate": plan.gold_rate, "repeat_rate": plan.repeat_rate}
-    for name, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise ValueError(f"{name} is a share, so it must be at least 0 and below 1, not {rate:g}")
-    if sum(rates.values()) >= 1:
-        raise ValueError(f"{' and '.join(rates)} must be below 1 together, not {sum(rates.values()):g}")
-
-
 def checked_event(event: Event, item: Item | None) -> Event:
     """The event in its stored form. item: the one that it names. Raises `BadLabel` that says what is wrong."""
     if event.kind not in KINDS:
@@ -107,17 +73,11 @@ def checked_event(event: Event, item: Item | None) -> Event:
     seconds = event.seconds
     if seconds is not None and not (isinstance(seconds, int | float) and math.isfinite(seconds) and seconds >= 0):
         raise BadLabel(f"seconds must be a number of at least 0, not {seconds!r}")
-    if event.occasion not in (0, 1):
-        raise BadLabel(f"occasion must be 0, or 1 for an item that is shown again, not {event.occasion!r}")
     if (item is None) != (event.kind == "consent"):
         raise BadLabel(f"a {event.kind} must name {'its' if item is None else 'no'} item")
     count, task, criteria = (0, "", ()) if item is None else (len(item.responses), item.task, item.criteria)
-    return replace(
-        event,
-        uuid=_uuid(event.uuid),
-        payload=checked(event.kind, event.payload, task, count, criteria),
-        order=checked_order(event.order, count),
-    )
+    payload = checked(event.kind, event.payload, task, count, criteria)
+    return replace(event, uuid=_uuid(event.uuid), payload=payload, order=checked_order(event.order, count))
 
 
 def check_annotator(name: str) -> None:
@@ -135,7 +95,7 @@ def _uuid(text: str) -> str:
 
 def check_same(earlier: Event, event: Event) -> None:
     """Raise `BadLabel` if two events with one uuid say different things."""
-    for name in ("item", "annotator", "kind", "payload", "occasion"):
+    for name in ("item", "annotator", "kind", "payload"):
         ours, theirs = getattr(earlier, name), getattr(event, name)
         if ours != theirs:
             raise BadLabel(
@@ -188,59 +148,48 @@ def event_of(row: sqlite3.Row) -> Event:
 
 def insert_event(connection: sqlite3.Connection, event: Event) -> None:
     """Append an event that was checked."""
-    values = {
-        "uuid": event.uuid,
-        "item": event.item,
-        "revision": event.revision,
-        "annotator": event.annotator,
-        "kind": event.kind,
+    values = vars(event) | {
         "payload": _json(event.payload),
-        "undone": event.payload["of"] if event.kind == "undo" else None,
-        "guidelines": event.guidelines,
         "display_order": _json(event.order),
-        "occasion": event.occasion,
-        "seconds": event.seconds,
-        "created": event.created,
+        "undone": event.payload["of"] if event.kind == "undo" else None,
     }
+    del values["order"]
     _insert(connection, "events", values)
 
 
 def refresh(connection: sqlite3.Connection, item: str) -> None:
     """Write down which events of an item stand now, and how many labels that are."""
-    names = "annotator, item, occasion, kind, uuid, created"
     connection.execute("DELETE FROM current WHERE item = ?", (item,))
-    connection.execute(f"INSERT INTO current ({names}) SELECT {names} FROM standing WHERE item = ?", (item,))
-    query = "SELECT count(*) FROM current WHERE item = ? AND kind = 'label' AND occasion = 0"
+    connection.execute(
+        "INSERT INTO current SELECT annotator, item, kind, uuid, created FROM (SELECT *, max(created || uuid) "
+        "FROM effective WHERE item = ? AND kind IN ('label', 'skip') GROUP BY annotator)",
+        (item,),
+    )
+    query = "SELECT count(*) FROM current WHERE item = ? AND kind = 'label'"
     connection.execute(f"UPDATE items SET labels = ({query}) WHERE id = ?", (item, item))
 
 
 def stored_of(row: sqlite3.Row) -> Stored:
     """The item in a row."""
-    known = {name: row[name] for name in ("task", "license", "author", "file", "row", "batch", "overlap", "priority")}
+    known = {name: row[name] for name in ("task", "license", "author", "batch", "priority")}
     gold = json.loads(row["gold"]) if row["gold"] else None
     item = Item(gold=gold, **known, **tupled(json.loads(row["content"])))
     return Stored(item, row["revision"], row["position"], row["wanted"], row["labels"], bool(row["retired"]))
 
 
-def columns(item: Item, overlap: int) -> dict[str, Any]:
-    """The columns of an item that the caller decides. overlap: the store's."""
-    more = ("tools", "criteria", "origins", "meta", "opinions", "held_out")
-    content = {name: getattr(item, name) for name in more if getattr(item, name)}
+def columns(item: Item) -> dict[str, Any]:
+    """The columns of an item, besides what its store knows of it."""
+    content = {name: getattr(item, name) for name in ("tools", "origins", "meta") if getattr(item, name)}
     return {
         "content": _json({"prompt": item.prompt, "responses": item.responses, **content}),
-        "license": item.license,
-        "author": item.author,
         "gold": None if item.gold is None else _json(item.gold),
-        "overlap": item.overlap,
-        "priority": item.priority,
-        "wanted": item.overlap or overlap,
+        **{name: getattr(item, name) for name in ("license", "author", "batch", "priority")},
     }
 
 
-def insert_item(connection: sqlite3.Connection, item: Item, overlap: int) -> None:
-    """Add an item that was checked."""
-    own = {name: getattr(item, name) for name in ("id", "task", "file", "row", "batch")}
-    _insert(connection, "items", {**own, **columns(item, overlap)})
+def insert_item(connection: sqlite3.Connection, item: Item, **known: Any) -> None:
+    """Add an item that was checked. known: more columns."""
+    _insert(connection, "items", {"id": item.id, "task": item.task, **columns(item), **known})
 
 
 def update_item(connection: sqlite3.Connection, item: str, values: Mapping[str, Any], *, revised: bool = False) -> None:

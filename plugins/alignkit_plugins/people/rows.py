@@ -17,15 +17,13 @@ from alignkit_plugins.people.items import Item, listed
 from alignkit_plugins.people.store import Store
 
 VERSION = 1  # of a row
-PLAIN = (*("task", "prompt", "responses", "criteria", "tools", "origins"), *("meta", "license", "batch", "held_out"))
-_HELD_OUT = "coalesce(json_extract(content, '$.held_out'), 0)"
-_DECISIVE = ("adjudicate", "flag", "contest", "consent")  # besides labels
+PLAIN = ("task", "prompt", "responses", "tools", "origins", "meta", "license", "batch")
 
 
 def store_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a store, numbered by the positions of their items. Reads it as it is now and leaves no trace.
 
-    Without items that wait for adjudication, that have no label, whose row of the source has changed, or whose author
+    Without items that wait for adjudication, that have no label, that nobody is asked about any more, or whose author
     took the consent back.
     """
     with Store.open(path, write=False) as store:
@@ -57,19 +55,16 @@ def plain_item(item: Item) -> dict[str, Any]:
 
 
 def store_digest(path: Path) -> str:
-    """SHA-256 of what a recipe reads from a store: of its items and of the events that count, without held-out items.
+    """SHA-256 of what a recipe reads from a store: of its items and of the events that count.
 
-    The bytes of the file say nothing: the newest labels may still be in the log next to it, and drafts are in it.
+    The bytes of the file say nothing: the newest labels may still be in the log next to it.
     """
     digest = hashlib.sha256()
     with Store.open(path, write=False) as store:
-        content = "json_remove(content, '$.opinions')"
-        items = f"SELECT id, {content}, gold, retired, batch, license FROM items"
-        rows = store.rows(f"{items} WHERE NOT {_HELD_OUT} ORDER BY position")
-        read = f"(item IS NULL OR item NOT IN (SELECT id FROM items WHERE {_HELD_OUT}))"
-        rows += store.rows(f"SELECT uuid FROM current WHERE kind = 'label' AND {read} ORDER BY uuid")
-        for kind in _DECISIVE:
-            rows += store.rows(f"SELECT uuid FROM effective WHERE kind = ? AND {read} ORDER BY uuid", kind)
+        rows = store.rows("SELECT id, content, gold, retired, batch, license FROM items ORDER BY position")
+        rows += store.rows("SELECT uuid FROM current WHERE kind = 'label' ORDER BY uuid")
+        decisive = "kind IN ('adjudicate', 'flag', 'consent')"
+        rows += store.rows(f"SELECT uuid FROM effective WHERE {decisive} ORDER BY kind, uuid")
     for row in rows:
         digest.update(repr(tuple(row)).encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The store: items, append-only events, drafts and guidelines in one SQLite file.
+"""The store: items, append-only events and guidelines in one SQLite file.
 
 `Store.submit` returns only when the event is on disk. Submitting it again, with the same uuid, changes nothing. What
 counts is a view over the events (`alignkit_plugins.people.database`): nothing is ever changed or deleted.
@@ -10,18 +10,18 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 from alignkit_plugins.people import records
 from alignkit_plugins.people.database import connected, create, in_words, is_remote, tidy
-from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.items import Item, filled
 from alignkit_plugins.people.labels import BadLabel
-from alignkit_plugins.people.records import Event, Plan, Receipt, Stored
+from alignkit_plugins.people.records import Event, Receipt, Stored
 
 
 def now() -> datetime:
@@ -98,28 +98,12 @@ class Store:
         with self._lock, in_words(self.path):
             return self.connection.execute(query, values).fetchall()
 
-    # The plan and the guidelines
-
-    @property
-    def plan(self) -> Plan:
-        known = self._settings()
-        return Plan(**{name: known[name] for name in asdict(Plan()) if name in known})
-
     @property
     def salt(self) -> str:
         """Random text of this store, so that pseudonyms do not reveal names."""
-        return str(self._settings()["salt"])
+        return str(json.loads(self.rows("SELECT value FROM settings WHERE name = 'salt'")[0]["value"]))
 
-    def _settings(self) -> dict[str, Any]:
-        return {row["name"]: json.loads(row["value"]) for row in self.rows("SELECT * FROM settings")}
-
-    def set_plan(self, plan: Plan) -> None:
-        """Change how the store is labeled from now on. Raises `ValueError` for numbers out of range."""
-        records.check_plan(plan)
-        with self.transaction() as connection:
-            for name, value in asdict(plan).items():
-                connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, json.dumps(value)))
-            connection.execute("UPDATE items SET wanted = coalesce(overlap, ?)", (plan.overlap,))
+    # Guidelines
 
     def add_guidelines(self, text: str) -> str:
         """Store the guidelines that hold from now on, and return their hash, which every label names."""
@@ -137,46 +121,33 @@ class Store:
 
     # Items
 
-    def add(self, items: Iterable[Item]) -> None:
-        """Add items; known ones keep their labels. A row of a file that has changed retires its older item.
+    def add(self, items: Iterable[Item], wanted: int = 1) -> None:
+        """Add items; known ones stay as they are. wanted: annotators for each.
 
         Raises `BadRow` for an item that nobody could label; nothing is added then.
         """
         ready = [item.checked() for item in items]
-        overlap = self.plan.overlap
         with self.transaction() as connection:
             for item in ready:
-                if connection.execute("SELECT 1 FROM items WHERE id = ?", (item.id,)).fetchone():
-                    continue
-                if item.file:
-                    place = (item.file, item.row, item.task, item.batch)
-                    older = "file = ? AND row = ? AND task = ? AND batch = ? AND retired = 0"
-                    connection.execute(f"UPDATE items SET retired = 1, revision = revision + 1 WHERE {older}", place)
-                records.insert_item(connection, item, overlap)
+                if not connection.execute("SELECT 1 FROM items WHERE id = ?", (item.id,)).fetchone():
+                    records.insert_item(connection, item, wanted=wanted)
 
-    def revise(self, item: str, **changes: Any) -> None:
-        """Change what an item's id does not depend on: `gold`, `meta`, `license`, `priority`, `overlap`, `origins`.
+    def ask(self, items: Iterable[Item], batch: str, wanted: int = 1) -> None:
+        """Let people label these items, and no other ones of the batch, which are retired with their labels.
 
-        Events name the revision that they saw, so that labels of earlier ones can be recognized.
+        Raises `BadRow` for an item that nobody could label; nothing changes then.
         """
-        known = self.item(item)
-        revised = replace(known.item, **changes).checked()
-        if revised.id != item:
-            raise ValueError("the content of an item cannot change; add another one")
+        ready = {item.id: replace(item, batch=batch).checked() for item in items}
         with self.transaction() as connection:
-            records.update_item(connection, item, records.columns(revised, self.plan.overlap), revised=True)
-
-    def rate(self, items: Iterable[Item]) -> None:
-        """Take over `opinions` and `priority` of items that the store has. Nobody sees them, so the revision stays."""
-        overlap, rated = self.plan.overlap, []
-        for item in items:
-            known = self.item(item.id).item
-            opinions = {**known.opinions, **item.opinions}
-            rated.append(replace(known, opinions=opinions, priority=item.priority).checked())
-        with self.transaction() as connection:
-            for item in rated:
-                values = records.columns(item, overlap)
-                records.update_item(connection, item.id, {name: values[name] for name in ("content", "priority")})
+            for item in ready.values():
+                known = connection.execute("SELECT * FROM items WHERE id = ?", (item.id,)).fetchone()
+                if known is None:
+                    records.insert_item(connection, item, wanted=wanted)
+                else:
+                    _ask_again(connection, known, item, wanted)
+            for row in connection.execute("SELECT id FROM items WHERE batch = ? AND retired = 0", (batch,)).fetchall():
+                if row["id"] not in ready:
+                    records.update_item(connection, row["id"], {"retired": 1}, revised=True)
 
     def item(self, item: str) -> Stored:
         """An item by its id. Raises `BadLabel` if the store does not have it."""
@@ -195,7 +166,7 @@ class Store:
         """Store what a person did, on disk when this returns. The same event again changes nothing.
 
         Raises `BadLabel` for one that is not valid. A label of an item that has changed since is stored, and the
-        receipt says so. A label, a skip or a flag ends the annotator's lease, and the first two the draft.
+        receipt says so. A label, a skip or a flag ends the annotator's lease.
         """
         item = None if event.item is None else self.item(event.item).item
         event = records.checked_event(event, item)
@@ -212,10 +183,8 @@ class Store:
             records.insert_event(connection, event)
             if event.item is None:
                 return Receipt(event, True, False)
-            owner = (event.annotator, event.item)
-            if event.kind in ("label", "skip"):
-                connection.execute("DELETE FROM drafts WHERE annotator = ? AND item = ?", owner)
             if event.kind in ("label", "skip", "flag"):
+                owner = (event.annotator, event.item)
                 connection.execute("DELETE FROM leases WHERE annotator = ? AND item = ?", owner)
             records.refresh(connection, event.item)
             row = connection.execute("SELECT revision, retired FROM items WHERE id = ?", (event.item,)).fetchone()
@@ -231,20 +200,15 @@ class Store:
         found = self.rows(f"{query} ORDER BY created DESC, uuid DESC LIMIT 1", annotator)
         return records.event_of(found[0]) if found else None
 
-    # Drafts
 
-    def save_draft(self, annotator: str, item: str, payload: Mapping[str, Any]) -> None:
-        """Keep what a person has not submitted yet. It is not checked: a draft may be incomplete."""
-        records.check_annotator(annotator)
-        self.item(item)
-        text = json.dumps(payload, ensure_ascii=False)
-        with self.transaction() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO drafts VALUES (?, ?, ?, ?)",
-                (annotator, item, text, records.stamp(self.clock())),
-            )
+def _ask_again(connection: sqlite3.Connection, known: sqlite3.Row, item: Item, wanted: int) -> None:
+    """Ask about an item that the store has: what is not said of it now stays.
 
-    def draft(self, annotator: str, item: str) -> dict[str, Any] | None:
-        """The annotator's draft for an item."""
-        found = self.rows("SELECT payload FROM drafts WHERE annotator = ? AND item = ?", annotator, item)
-        return json.loads(found[0]["payload"]) if found else None
+    If several stages ask, it belongs to the one that wants the most labels, so it is open until that one has them.
+    """
+    stored = records.stored_of(known)
+    if stored.item.batch not in ("", item.batch) and not stored.retired and stored.wanted >= wanted:
+        item, wanted = replace(item, batch=stored.item.batch), stored.wanted
+    values = {**records.columns(filled(item, stored.item)), "wanted": wanted, "retired": 0}
+    if any(known[name] != value for name, value in values.items()):
+        records.update_item(connection, item.id, values)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import os
 import shlex
-import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from alignkit.errors import DataError, RunFailed
 from alignkit.stopping import StageWaits
 from alignkit_plugins.people import records
 from alignkit_plugins.people.effective_labels import Labeled, labeled
-from alignkit_plugins.people.items import Item, filled
+from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import Store
 
 STORE = "labels.feedback"  # of a run, in its folder
@@ -59,7 +58,7 @@ def labels_of(
     They are added to the store at `path`, which is made if it is not there. needed: how many of them must have labels
     by `annotators` people; None: all that nobody flagged or skipped. folder: of the stage, so that runs that share a
     store do not retire each other's items. gold: items with gold labels, mixed in. prepare: called with the open store,
-    to set its plan and guidelines.
+    to set its guidelines.
 
     Raises StageWaits until there are enough labels, DataError for a store that cannot be used or if `needed` is more
     than there are items, BadRow for an item that nobody could label, and NobodyAsked while a stage is verified.
@@ -71,13 +70,14 @@ def labels_of(
     unique = list({item.id: item for item in items}.values())
     if needed is not None and needed > len(unique):
         raise DataError(f"stage '{stage}': labels of {needed} items are wanted, but there are only {len(unique)}")
+    for item in (*unique, *gold):
+        item.checked()
     batch = stage if folder is None else Path(os.path.relpath(folder.resolve(), path.parent.resolve())).as_posix()
-    asked = {item.id: replace(item, batch=batch, overlap=annotators).checked() for item in (*unique, *gold)}
     with Store.open(path, new=True) as store:
         for warning in store.warnings:
             say(f"warning: {warning}")
         prepare(store)
-        ask(store, list(asked.values()), batch)
+        store.ask([*unique, *gold], batch, annotators)
         found = {entry.stored.item.id: entry for entry in labeled(store, [item.id for item in unique])}
         entries = [found[item.id] for item in unique]
         tally = tally_of(entries, needed, annotators)
@@ -86,21 +86,6 @@ def labels_of(
             raise _labels_needed(tally, annotators, stage, path)
         _close(store, batch)
     return entries
-
-
-def ask(store: Store, items: Sequence[Item], batch: str) -> None:
-    """Let people label these items, and no other ones of the batch."""
-    wanted = {item.id for item in items}
-    with store.transaction() as connection:
-        for item in items:
-            known = connection.execute("SELECT * FROM items WHERE id = ?", (item.id,)).fetchone()
-            if known is None:
-                records.insert_item(connection, item, item.overlap or 1)
-            else:
-                _ask_again(connection, known, item)
-        for row in connection.execute("SELECT id FROM items WHERE batch = ? AND retired = 0", (batch,)).fetchall():
-            if row["id"] not in wanted:
-                records.update_item(connection, row["id"], {"retired": 1}, revised=True)
 
 
 def tally_of(entries: Sequence[Labeled], needed: int | None, annotators: int) -> Tally:
@@ -121,28 +106,13 @@ def _lacking(entry: Labeled, annotators: int) -> int:
     return max(int(entry.waits), annotators - len(entry.votes))
 
 
-def _ask_again(connection: sqlite3.Connection, known: sqlite3.Row, item: Item) -> None:
-    """An item that the store has is asked about by a stage: what the stage does not say stays.
-
-    If several stages ask, it belongs to the one that wants the most labels, so it is open until that one has them.
-    """
-    stored = records.stored_of(known).item
-    if known["batch"] not in ("", item.batch) and not known["retired"] and known["wanted"] >= (item.overlap or 1):
-        item = replace(item, batch=known["batch"], overlap=known["wanted"])
-    item = replace(filled(item, stored), priority=item.priority if item.opinions else stored.priority)
-    place = {name: getattr(item, name) for name in ("file", "row", "batch")}
-    values = {**records.columns(item, item.overlap or 1), **place, "retired": 0}
-    if any(known[name] != value for name, value in values.items()):
-        records.update_item(connection, item.id, values)
-
-
 def _reopen(store: Store, entries: Sequence[Labeled], annotators: int) -> None:
     """Let others label what somebody labeled who has withdrawn since."""
     with store.transaction() as connection:
         for entry in entries:
             if (withdrawn := entry.stored.labels - len(entry.votes)) > 0:
                 wanted = max(entry.stored.wanted, annotators + withdrawn)
-                records.update_item(connection, entry.stored.item.id, {"overlap": wanted, "wanted": wanted})
+                records.update_item(connection, entry.stored.item.id, {"wanted": wanted})
 
 
 def _close(store: Store, batch: str) -> None:
@@ -150,7 +120,7 @@ def _close(store: Store, batch: str) -> None:
     still_open = "batch = ? AND retired = 0 AND gold IS NULL AND labels < wanted"
     with store.transaction() as connection:
         connection.execute(f"UPDATE items SET retired = 1 WHERE {still_open} AND labels = 0", (batch,))
-        connection.execute(f"UPDATE items SET overlap = labels, wanted = labels WHERE {still_open}", (batch,))
+        connection.execute(f"UPDATE items SET wanted = labels WHERE {still_open}", (batch,))
 
 
 def _labels_needed(tally: Tally, annotators: int, stage: str, path: Path) -> StageWaits:

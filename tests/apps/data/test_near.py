@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-import pyarrow
 import pytest
 from planted_rows import Writer
 
@@ -15,9 +14,8 @@ from alignkit_plugins.data.near import Kind, Units
 LONG = "Which mammal lays eggs and lives near rivers in the east of Australia?"
 
 
-def units(texts: list[str], kind: Kind = "row") -> Units:
-    rows = [(at, [near.Unit(kind, 0, near.normalized(text))]) for at, text in enumerate(texts)]
-    return Units.of(pyarrow.table(near.table(rows)), kind)
+def units(texts: list[str]) -> Units:
+    return Units.made([(at, near.Unit(0, near.normalized(text))) for at, text in enumerate(texts)])
 
 
 def turn(role: str, content: str) -> Message:
@@ -25,9 +23,9 @@ def turn(role: str, content: str) -> Message:
 
 
 def test_signatures_are_the_same_on_every_machine() -> None:
-    columns = near.table([(0, [near.Unit("row", 0, near.normalized(LONG))])])
-    assert columns["key"] == [6558470281775041296]
-    assert [int(columns[f"band{n}"][0]) for n in (0, 19)] == [3636097120398767837, 5059104159723129596]
+    found = units([LONG])
+    assert found.keys.tolist() == [6558470281775041296]
+    assert found.bands[0, [0, 19]].tolist() == [3636097120398767837, 5059104159723129596]
 
 
 def test_case_and_white_space_do_not_count() -> None:
@@ -52,8 +50,8 @@ def test_rows_are_as_similar_as_their_least_similar_parts() -> None:
     rows = [(passage, "Yes"), (passage, "No"), (f"{passage} So?", "Yes."), (LONG, sea, land), (LONG, land, sea)]
     rows += [(long := Writer(6).text(4000), "Yes"), (f"{long} So?", "No")]  # longer than what is compared
     groups = [Group((turn("user", prompt),), tuple(Response(text=text) for text in texts)) for prompt, *texts in rows]
-    table = pyarrow.table(near.table((at, near.units_of([group], ["row"])) for at, group in enumerate(groups)))
-    assert [match[:2] for match in near.repeated(Units.of(table, "row"), 0.8)] == [(2, 0)]
+    found = Units.of(((at, [group]) for at, group in enumerate(groups)), "row")
+    assert [match[:2] for match in near.repeated(found, 0.8)] == [(2, 0)]
 
 
 def test_each_pair_that_is_reported_is_as_similar_as_it_says() -> None:
@@ -105,6 +103,6 @@ def test_turns_are_texts_by_themselves_unless_they_are_short(kind: Kind) -> None
     answer = "The platypus lays eggs, and so do four species of echidna."
     prompt = (turn("system", "Be brief."), turn("user", "Hi"), turn("assistant", answer), turn("user", LONG))
     later = (turn("assistant", "Yes, please."), turn("user", LONG[:40]), turn("assistant", answer * 2))
-    found = list(near.units_of([Group(prompt, (Response(messages=later),))], [kind]))
+    found = list(near.units_of([Group(prompt, (Response(messages=later),))], kind))
     assert [unit.turn for unit in found] == ([0, 3, 5] if kind == "prompt" else [2, 6])
     assert not any("be brief" in unit.text for unit in found)

@@ -42,13 +42,11 @@ def test_clean_leaves_out_what_was_planted_and_nothing_else(folder: Path) -> Non
     assert all(row["row"] > ROWS for row in removed)
 
 
-def test_the_same_bytes_every_time_without_what_was_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_bytes_every_time(folder: Path) -> None:
     for name in ("one", "two"):
-        monkeypatch.setenv("ALIGNKIT_CACHE", str(folder / name))
         run("clean", folder / "train.jsonl", "--out", folder / f"{name}.jsonl.gz")
     for end in (".jsonl.gz", ".removed.jsonl"):
-        one, two = ((folder / f"{name}{end}").read_bytes() for name in ("one", "two"))
-        assert one == two
+        assert (folder / f"one{end}").read_bytes() == (folder / f"two{end}").read_bytes()
 
 
 def test_each_rule_is_off_by_one_option(folder: Path) -> None:
@@ -60,8 +58,7 @@ def test_each_rule_is_off_by_one_option(folder: Path) -> None:
 
 def test_check_finds_the_leaks(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     both = f"[{folder / 'dialogues.jsonl'}, {folder / 'train.jsonl'}]"
-    marks = folder / "marks.jsonl"
-    words = ("check", both, "--against", folder / "heldout.jsonl", "--marks", marks, "--json")
+    words = ("check", both, "--against", folder / "heldout.jsonl", "--json")
     run(*words, code=Repeated.exit_code)
     found = {
         (one["what"], bool(one["training"])): one for one in json.loads(capfd.readouterr().out)["result"]["findings"]
@@ -73,7 +70,7 @@ def test_check_finds_the_leaks(folder: Path, capfd: pytest.CaptureFixture[str]) 
     assert (own["equal"], own["near"]) == (PLANTED["duplicates"], PLANTED["near"])
     run("check", folder / "dialogues.jsonl", "--against", folder / "heldout.jsonl", code=Repeated.exit_code)
     assert "equals dialogues.jsonl:1 (turn 3)" in " ".join(capfd.readouterr().out.split())
-    run("clean", folder / "train.jsonl", f"marks={marks}", "--out", folder / "without.jsonl")
+    run("clean", folder / "train.jsonl", f"against={folder / 'heldout.jsonl'}", "--out", folder / "without.jsonl")
     run("check", folder / "without.jsonl", "--against", folder / "heldout.jsonl")
 
 
@@ -87,7 +84,7 @@ def test_check_of_a_recipe_knows_the_role_of_each_file(folder: Path, capfd: pyte
     capfd.readouterr()
     run("check", folder / "r.yaml", "--json", code=Repeated.exit_code)
     facts = json.loads(capfd.readouterr().out)["result"]
-    roles = Counter(name.rpartition("(")[2].rstrip(")") for name in facts["files"])
+    roles = Counter(one["stage"] for one in facts["files"])
     assert roles == {"training": 1, "validation": 1, "evaluation": 1}
     leaks = {(one["what"], one["file"].rpartition("(")[2]) for one in facts["findings"]}
     assert leaks == {("prompt", "evaluation)"), ("response", "evaluation)")}
@@ -107,7 +104,8 @@ def test_check_of_a_recipe_follows_the_rows_that_steps_make(tmp_path: Path, capf
     }
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}, sort_keys=False))
     run("check", tmp_path / "r.yaml")
-    assert capfd.readouterr().out.splitlines()[:3] == [
+    said = capfd.readouterr().out.splitlines()
+    assert [line for line in said if line.endswith("): 1 row")] == [
         "train.jsonl (training): 1 row",
         "test.jsonl (evaluation): 1 row",
         "own.jsonl (training): 1 row",
@@ -119,7 +117,7 @@ def test_a_file_of_which_no_row_can_be_compared_is_no_pass(tmp_path: Path, capfd
         row = {"prompt": prompt, "completion": "Hello!"}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     run("check", tmp_path / "train.jsonl", "--against", tmp_path / "test.jsonl", code=4)
-    assert "test.jsonl (held out): no usable row; rows that cannot be read: 1, the first: " in capfd.readouterr().err
+    assert "test.jsonl: no usable row; no row can be read; for example " in capfd.readouterr().err
 
 
 def test_the_step_has_the_same_rules(folder: Path) -> None:
@@ -136,11 +134,15 @@ def test_the_step_has_the_same_rules(folder: Path) -> None:
     assert by_step == by_command and by_step
 
 
-def test_stats_count_what_was_planted(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run("stats", folder / "train.jsonl", "--json", "--html", folder / "stats.html")
-    facts = json.loads(capfd.readouterr().out)["result"]
-    total = facts["responses"]
-    assert (facts["unread"], facts["equal_rows"], facts["near_rows"]) == (2, PLANTED["duplicates"], PLANTED["near"])
-    assert facts["stock_phrases"] == pytest.approx(PLANTED["stock_phrases"] / total)
-    assert facts["languages"]["de"] == PLANTED["languages"]
-    assert "<svg" in (folder / "stats.html").read_text(encoding="utf-8")
+def test_check_says_what_a_file_holds(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run("check", folder / "train.jsonl", code=Repeated.exit_code)
+    out = capfd.readouterr().out
+    assert "train.jsonl (training): " in out and "rows that cannot be read: 2, the first: " in out
+    assert "lengths in characters" in out
+    run("check", folder / "train.jsonl", "--json", code=Repeated.exit_code)
+    (facts,) = json.loads(capfd.readouterr().out)["result"]["files"]
+    assert facts["faults"] == {
+        **{rule.replace("_", " "): PLANTED[rule] for rule in ("stock_phrases", "markdown")},
+        "personal details": PERSONAL,
+    }
+    assert facts["response_characters"]["count"] == facts["responses"]

@@ -81,7 +81,7 @@ def test_rankings_are_comparisons_of_two_responses(tmp_path: Path) -> None:
 
 
 def test_scores_are_a_question_per_criterion(tmp_path: Path) -> None:
-    one, other = {"helpful": 7, "harmless": 6}, {"helpful": 2, "harmless": 6}
+    one, other = ({"helpful": helpful, "truthful": 4, "harmless": 6} for helpful in (7, 2))
     given = {"ann": {"scores": [one, other]}, "bob": {"scores": [{**one, "helpful": 6}, other]}}
     with store_of(tmp_path, (scores(), given)) as store:
         found = facts(store)

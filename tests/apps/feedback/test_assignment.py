@@ -1,4 +1,4 @@
-"""Who labels what next: leases, overlap, gold and repeated items, and a blind, balanced order of the responses."""
+"""Who labels what next: leases, overlap, gold items, and a blind, balanced order of the responses."""
 
 from __future__ import annotations
 
@@ -8,30 +8,14 @@ import pytest
 from scipy import stats
 from stores import Clock, event, opened, pair, ranking
 
-from alignkit_plugins.people.assignment import (
-    REPEAT_AFTER,
-    Assignment,
-    assignment,
-    next_item,
-    order_of,
-    progress,
-    take,
-)
+from alignkit_plugins.people.assignment import GOLD_RATE, Assignment, assignment, next_item, order_of, progress, take
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.labels import BadLabel
-from alignkit_plugins.people.store import Plan, Store
-
-PLAIN = Plan(gold_rate=0, repeat_rate=0)
+from alignkit_plugins.people.store import Store
 
 
 def pairs(count: int) -> list[Item]:
     return [pair(f"prompt {index}") for index in range(count)]
-
-
-def planned(folder: Path, *items: Item, plan: Plan = PLAIN, clock: Clock | None = None) -> Store:
-    store = opened(folder, *items, clock=clock)
-    store.set_plan(plan)
-    return store
 
 
 def given(store: Store, who: str) -> Assignment:
@@ -43,31 +27,31 @@ def given(store: Store, who: str) -> Assignment:
 def answer(store: Store, who: str) -> Item:
     """Label what comes next, and return it."""
     found = given(store, who)
-    store.submit(event(found.stored.item, who=who, order=found.order, occasion=found.occasion, seconds=4))
+    store.submit(event(found.stored.item, who=who, order=found.order, seconds=4))
     return found.stored.item
 
 
 def test_items_come_in_order_and_end(tmp_path: Path) -> None:
     items = pairs(3)
-    with planned(tmp_path, *items) as store:
+    with opened(tmp_path, *items) as store:
         assert [answer(store, "ann").id for _ in items] == [item.id for item in items]
         assert next_item(store, "ann") is None
 
 
 def test_priority_comes_first(tmp_path: Path) -> None:
     items = [pair("a"), pair("b", priority=2.0), pair("c", priority=1.0)]
-    with planned(tmp_path, *items) as store:
+    with opened(tmp_path, *items) as store:
         assert [answer(store, "ann").prompt[0]["content"] for _ in items] == ["b", "c", "a"]
 
 
 def test_a_reloaded_page_shows_the_same_item(tmp_path: Path) -> None:
-    with planned(tmp_path, *pairs(3)) as store:
+    with opened(tmp_path, *pairs(3)) as store:
         assert given(store, "ann") == given(store, "ann")
 
 
 def test_a_leased_item_goes_to_nobody_else_until_it_expires(tmp_path: Path) -> None:
     clock = Clock()
-    with planned(tmp_path, *pairs(2), clock=clock) as store:
+    with opened(tmp_path, *pairs(2), clock=clock) as store:
         first, second = given(store, "ann").stored.item, given(store, "bob").stored.item
         assert first.id != second.id
         assert next_item(store, "eve") is None
@@ -76,8 +60,8 @@ def test_a_leased_item_goes_to_nobody_else_until_it_expires(tmp_path: Path) -> N
 
 
 def test_overlap_is_the_number_of_annotators(tmp_path: Path) -> None:
-    items = [pair("twice"), pair("thrice", overlap=3)]
-    with planned(tmp_path, *items, plan=Plan(overlap=2, gold_rate=0, repeat_rate=0)) as store:
+    with opened(tmp_path, pair("twice"), wanted=2) as store:
+        store.add([pair("thrice")], 3)
         seen = {who: 0 for who in ("ann", "bob", "eve", "joe")}
         for who in seen:
             while next_item(store, who) is not None:
@@ -88,7 +72,7 @@ def test_overlap_is_the_number_of_annotators(tmp_path: Path) -> None:
 
 
 def test_a_skipped_or_flagged_item_goes_to_others(tmp_path: Path) -> None:
-    with planned(tmp_path, *pairs(2)) as store:
+    with opened(tmp_path, *pairs(2)) as store:
         first = given(store, "ann").stored.item
         store.submit(event(first, {"reason": "unclear"}, kind="skip"))
         second = given(store, "ann").stored.item
@@ -99,7 +83,7 @@ def test_a_skipped_or_flagged_item_goes_to_others(tmp_path: Path) -> None:
 
 
 def test_undo_brings_the_item_back(tmp_path: Path) -> None:
-    with planned(tmp_path, *pairs(2)) as store:
+    with opened(tmp_path, *pairs(2)) as store:
         item = answer(store, "ann")
         given(store, "ann")
         last = store.last("ann")
@@ -112,48 +96,30 @@ def test_undo_brings_the_item_back(tmp_path: Path) -> None:
 
 def test_gold_items_come_at_their_rate_to_everyone(tmp_path: Path) -> None:
     gold = [pair(f"gold {index}", gold={"better": 0}) for index in range(60)]
-    with planned(tmp_path, *pairs(400), *gold, plan=Plan(gold_rate=0.1, repeat_rate=0)) as store:
+    with opened(tmp_path, *pairs(400), *gold) as store:
         for who in ("ann", "bob"):
             found = [answer(store, who) for _ in range(150)]
             count = sum(item.gold is not None for item in found)
-            assert stats.binomtest(count, 150, 0.1).pvalue > 1e-3
+            assert stats.binomtest(count, 150, GOLD_RATE).pvalue > 1e-3
         assert progress(store, "ann").total == 400
-
-
-def test_an_item_comes_again_with_the_sides_swapped(tmp_path: Path) -> None:
-    with planned(tmp_path, *pairs(40), plan=Plan(gold_rate=0, repeat_rate=0.3)) as store:
-        first: dict[str, Assignment] = {}
-        again: dict[str, Assignment] = {}
-        for _ in range(40):
-            found = given(store, "ann")
-            (again if found.occasion else first)[found.stored.item.id] = found
-            answer(store, "ann")
-        assert again and again.keys() <= first.keys()
-        for name, found in again.items():
-            assert found.order == tuple(reversed(first[name].order))
-        order = [e.occasion for e in store.events()]
-        assert 1 not in order[: REPEAT_AFTER + 1]
-        assert progress(store, "ann").mine == len(first)
-        assert [stored.labels for stored in store.items()] == [1] * len(first) + [0] * (40 - len(first))
 
 
 def test_sides_are_balanced_and_differ_between_annotators() -> None:
     names = [pair(f"prompt {index}").id for index in range(2000)]
-    ann, bob = ([order_of(0, name, who, 2)[0] for name in names] for who in ("ann", "bob"))
+    ann, bob = ([order_of(name, who, 2)[0] for name in names] for who in ("ann", "bob"))
     for sides in (ann, bob):
         assert stats.chisquare([sides.count(0), sides.count(1)]).pvalue > 0.01
     same = sum(a == b for a, b in zip(ann, bob, strict=True))
     assert stats.binomtest(same, 2000).pvalue > 0.01
-    assert ann != [order_of(1, name, "ann", 2)[0] for name in names]
 
 
 def test_every_place_of_a_ranking_is_equally_likely() -> None:
-    places = [order_of(0, ranking(f"prompt {index}").id, "ann", 4).index(0) for index in range(2000)]
+    places = [order_of(ranking(f"prompt {index}").id, "ann", 4).index(0) for index in range(2000)]
     assert stats.chisquare([places.count(place) for place in range(4)]).pvalue > 0.01
 
 
 def test_an_annotator_needs_a_name(tmp_path: Path) -> None:
-    with planned(tmp_path, *pairs(1)) as store:
+    with opened(tmp_path, *pairs(1)) as store:
         with pytest.raises(BadLabel, match="annotator's name"):
             next_item(store, "\x07")
         with pytest.raises(BadLabel, match="no item"):
@@ -161,7 +127,7 @@ def test_an_annotator_needs_a_name(tmp_path: Path) -> None:
 
 
 def test_progress_counts_what_stands(tmp_path: Path) -> None:
-    with planned(tmp_path, *pairs(5), plan=Plan(overlap=2, gold_rate=0, repeat_rate=0)) as store:
+    with opened(tmp_path, *pairs(5), wanted=2) as store:
         item = answer(store, "ann")
         answer(store, "ann")
         skipped = given(store, "ann").stored.item

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,28 +82,22 @@ def test_what_one_store_does_not_know_is_filled_in(tmp_path: Path) -> None:
         assert merge(x, content_of(y)).gold == 0
         (stored,) = x.items()
         assert (stored.item, stored.revision) == (rich, 2)
-        y.revise(rich.id, gold={"better": 0})
+        y.ask([replace(rich, gold={"better": 0})], "")
         assert merge(x, content_of(y)).gold == 1
         assert x.items()[0].item.gold == {"better": 1}
 
 
-def test_what_one_store_holds_out_stays_held_out(tmp_path: Path) -> None:
-    for ours, theirs in ((True, False), (False, True)):
-        with opened(tmp_path, pair(held_out=theirs), name=f"theirs-{ours}.feedback") as other:
-            content = content_of(other)
-        with opened(tmp_path, pair(held_out=ours), name=f"ours-{ours}.feedback") as store:
-            merge(store, content)
-            assert [stored.item.held_out for stored in store.items()] == [True]
-
-
 def test_contradictions_are_named_and_nothing_is_written(tmp_path: Path) -> None:
     ann, bob = two(tmp_path)
-    bob.revise(pair("two").id, license="MIT")
-    ann.revise(pair("two").id, license="CC0-1.0")
+    for store, license in ((bob, "MIT"), (ann, "CC0-1.0")):
+        store.add([pair("three", license=license)])
     with pytest.raises(DataError, match=r"bob.feedback does not fit .*CC0-1.0 and MIT.*Nothing was merged"):
         merge(ann, content_of(bob), "bob.feedback")
     assert len(ann.events()) == 2
-    ann.revise(pair("two").id, license="MIT")
+
+
+def test_an_event_that_says_two_things_is_named(tmp_path: Path) -> None:
+    ann, bob = two(tmp_path)
     first = bob.events()[0]
     ann.submit(event(pair("one"), who="eve", uuid=first.uuid))
     with pytest.raises(DataError, match=f"event {first.uuid} says two things"):
@@ -117,11 +112,11 @@ def test_an_event_without_its_item_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_retired_item_stays_retired(tmp_path: Path) -> None:
-    old, new = pair(file="a.jsonl", row=1), pair("new", file="a.jsonl", row=1)
+    old = pair(batch="a.jsonl")
     with opened(tmp_path, old, name="x.feedback") as x, opened(tmp_path, old, name="y.feedback") as y:
-        y.add([new])
+        y.ask([], "a.jsonl")
         merge(x, content_of(y))
-        assert [stored.retired for stored in x.items()] == [True, False]
+        assert [stored.retired for stored in x.items()] == [True]
 
 
 def test_a_store_that_may_only_be_read_is_merged(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec, load
 from alignkit.registry import Component
 from alignkit_apps.charts.data_lines import source_lines
-from alignkit_plugins.people.records import Plan
 from alignkit_plugins.people.reliability import chosen_rows
 from alignkit_plugins.steps.feedback import Feedback
 from tests.stores import event, opened, pair
@@ -89,7 +88,6 @@ def test_a_run_says_who_was_left_out(tmp_path: Path) -> None:
     gold = [pair(f"gold {n}", gold={"better": 0, "margin": "better"}) for n in range(5)]
     item = pair("Hi")
     with opened(tmp_path, item, *gold) as store:
-        store.set_plan(Plan(overlap=2))
         for who, side in (("ada", "A"), ("bob", "B")):
             for one in (item, *gold):
                 store.submit(event(one, {"side": side, "margin": "better"}, who=who, order=(0, 1)))

@@ -11,11 +11,11 @@ from stores import event, opened, review, reviewed
 from alignkit.data.group import Group, Response
 from alignkit.errors import BadRow
 from alignkit.report import Report
-from alignkit_apps.label.annotator_stats import in_words
 from alignkit_apps.label.guidelines import Guidelines
+from alignkit_apps.label.label_api import in_words
 from alignkit_apps.labels.overview import blocks, overview
 from alignkit_plugins.people.agreement import agreement
-from alignkit_plugins.people.asking import Wanted, items_of
+from alignkit_plugins.people.asking import items_of
 from alignkit_plugins.people.effective_labels import disputes, labeled
 from alignkit_plugins.people.labels import FLAGS, BadLabel, agrees, canonical, displayed
 from alignkit_plugins.people.rows import store_rows
@@ -96,7 +96,7 @@ def test_the_share_of_appropriate_answers_is_shown_by_writer(tmp_path: Path) -> 
 def test_gold_items_need_ranks_only(tmp_path: Path) -> None:
     answers = [Response(text=text, rank=rank) for rank, text in enumerate(("good", "fair", "poor"))]
     group = Group(review().prompt, tuple(answers))
-    (gold,) = items_of([group], Wanted("review"), tmp_path, gold=True)
+    (gold,) = items_of([group], "review", gold=True)
     assert gold.gold == {"ranks": [1, 2, 3]} and gold.criteria == ("overall",)
     assert agrees("review", reviewed([1, 1, 2], [1, 1, 1]), gold.gold)
     assert not agrees("review", reviewed([2, 1, 3], [7, 4, 1]), gold.gold)

@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import event, opened, pair, ranking, turn
+from stores import event, opened, pair, ranking
 
 from alignkit.cli import main
 from alignkit.data.group import Pair
 from alignkit.data.reading import DataSource, content_digest
 from alignkit.data.sources import DataSpec, load
-from alignkit.errors import DataError
 from alignkit.io.digest import file_digest
 from alignkit.plugins import plugins
-from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.rows import store_rows
 from alignkit_plugins.people.store import Store
-from alignkit_plugins.steps.feedback.format import FeedbackOptions
 
 FORMATS = {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
 
@@ -31,7 +28,7 @@ def read(path: Path) -> Any:
 
 def test_what_counts_is_read_and_nothing_else(tmp_path: Path) -> None:
     kinds = ["labeled", "skipped", "undone", "flagged", "nobody's", "retired", "gold"]
-    items = {kind: pair(kind, file="data.jsonl", row=number) for number, kind in enumerate(kinds)}
+    items = {kind: pair(kind, batch="old" if kind == "retired" else "") for kind in kinds}
     items["gold"] = pair("gold", gold={"better": 1, "margin": "better"})
     with opened(tmp_path, *items.values()) as store:
         for kind in [*kinds[:-3], "retired"]:
@@ -41,7 +38,7 @@ def test_what_counts_is_read_and_nothing_else(tmp_path: Path) -> None:
         last = next(event for event in store.events() if event.item == items["undone"].id)
         store.submit(event(items["undone"], {"of": last.uuid}, kind="undo"))
         store.submit(event(items["flagged"], {"note": "private"}, kind="flag", who="bob"))
-        store.add([pair("changed", file="data.jsonl", row=5)])
+        store.ask([], "old")
         loaded = read(store.path)  # while it is open elsewhere
     assert [group.prompt[0]["content"] for group in loaded.groups] == ["labeled", "gold"]
     assert loaded.groups[0].pairs == (Pair(1, 0, margin="slightly"),)
@@ -50,11 +47,11 @@ def test_what_counts_is_read_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_rows_do_not_show_what_only_the_store_needs(tmp_path: Path) -> None:
-    item = pair(file="secret/path.jsonl", row=1, license="MIT", batch="round 1", overlap=1, origins=("sft", None))
+    item = pair(license="MIT", batch="round 1", origins=("sft", None), priority=2.0)
     with opened(tmp_path, item) as store:
         store.submit(event(item, who="ann", seconds=3))
     ((number, row),) = store_rows(tmp_path / "labels.feedback")
-    assert number == 1 and "path" not in json.dumps(row)
+    assert number == 1 and "priority" not in json.dumps(row)
     assert row["item"]["origins"] == ["sft", None] and row["item"]["batch"] == "round 1"
     assert row["votes"][0]["label"] == {"better": 0, "margin": "better"} and "final" not in row
 
@@ -71,36 +68,18 @@ def test_the_digest_is_of_what_counts(tmp_path: Path) -> None:
 
         label = store.submit(event(item)).event
         assert changes()  # though it is only in the log next to the file
-        store.save_draft("ann", other.id, {"side": "A"})
-        store.submit(event(other, {"note": "funny"}, kind="note"))
         store.submit(event(other, {"reason": "unclear"}, kind="skip"))
-        store.rate([replace(item, opinions={"helpful": [0.0, 1.0]}, priority=0.5)])
         assert not changes()
         store.submit(event(item, {"of": label.uuid}, kind="undo"))
         assert changes() and known[-1] == known[0]
-        store.revise(item.id, gold={"better": 1})
+        store.ask([replace(item, gold={"better": 1})], "")
         assert changes()
-        store.submit(event(item, {"note": "wrong"}, kind="contest"))
+        store.submit(event(item, {"note": "wrong"}, kind="flag"))
         assert changes()
     assert not changes()
     text = tmp_path / "a.jsonl"
     text.write_text("{}")
     assert content_digest(text) == file_digest(text)
-
-
-def test_pairs_of_an_evaluation_are_held_out(tmp_path: Path) -> None:
-    """Neither what is read nor its digest, for which a stage would train again, depends on them."""
-    item, tested = pair(), pair("tested", held_out=True)
-    with opened(tmp_path, item) as store:
-        store.submit(event(item))
-        path = store.path
-        known = content_digest(path)
-        store.add([tested])
-        store.submit(event(tested))
-        assert content_digest(path) == known
-    assert [group.prompt[0]["content"] for group in read(path).groups] == ["Hi"]
-    asked = FORMATS["feedback"](FeedbackOptions(held_out=True))
-    assert [len(asked.groups(row)) for _, row in store_rows(path)] == [1, 1]
 
 
 def test_the_prompts_of_people_who_withdrew_are_not_read(tmp_path: Path) -> None:
@@ -113,24 +92,6 @@ def test_the_prompts_of_people_who_withdrew_are_not_read(tmp_path: Path) -> None
         store.submit(event(None, {"granted": False}, kind="consent", who="ann"))
         assert list(store_rows(store.path)) == []
         assert content_digest(store.path) != known
-
-
-def test_a_store_of_an_evaluation_alone_says_why_it_has_no_row(tmp_path: Path) -> None:
-    tested = pair(held_out=True)
-    with opened(tmp_path, tested) as store:
-        store.submit(event(tested))
-    with pytest.raises(DataError, match="held_out: true"):
-        read(tmp_path / "labels.feedback")
-
-
-def test_reading_leaves_the_store_as_it_is(tmp_path: Path) -> None:
-    item = pair()
-    with opened(tmp_path, item) as store:
-        store.submit(event(item))
-        path = store.path
-    before = path.read_bytes()
-    assert len(list(store_rows(path))) == 1
-    assert path.read_bytes() == before
 
 
 RECIPE = """
@@ -167,14 +128,6 @@ def test_a_reward_model_learns_from_a_store(tmp_path: Path, capsys: pytest.Captu
     capsys.readouterr()
     assert main(["check", str(recipe), "--out", str(out)]) == 0
     assert "labels.feedback: the file has changed" in capsys.readouterr().out
-
-
-def test_a_demonstration_is_learned_by_sft(tmp_path: Path) -> None:
-    items = [Item("demonstration", (turn(f"Write {number}"),)) for number in range(2)]
-    with opened(tmp_path, *items) as store:
-        for item in items:
-            store.submit(event(item, {"text": "An answer."}))
-    assert [group.responses[0].text for group in read(tmp_path / "labels.feedback").groups] == ["An answer."] * 2
 
 
 def test_a_store_without_labels_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,15 +134,6 @@ def test_an_adjudicated_label_leaves_the_votes(tmp_path: Path) -> None:
         assert [vote.annotator for vote in entry.votes] == ["ann", "bob"]
 
 
-def test_a_contested_gold_label_does_not_count(tmp_path: Path) -> None:
-    item = pair(gold={"better": 0, "margin": "better"})
-    with opened(tmp_path, item) as store:
-        store.submit(event(item, {"side": "B", "margin": "better"}))
-        assert only(store).final == choice(0, "better")
-        store.submit(event(item, {"note": "B is right, see the manual"}, kind="contest"))
-        assert only(store).final is None and only(store).disputed
-
-
 def test_labels_of_people_who_withdrew_consent_do_not_count(tmp_path: Path) -> None:
     item = pair()
     with opened(tmp_path, item) as store:
@@ -158,7 +149,7 @@ def test_items_of_every_task_are_labeled(tmp_path: Path) -> None:
     write, thumb = Item("demonstration", (turn("Write"),)), Item("thumb", (turn("Good?"),), ("yes",))
     items: list[tuple[Item, Any]] = [
         (ranking(), {"ranks": [2, 1, 1, 4]}),
-        (scores(), {"scores": [{"helpful": 7, "harmless": 6}, {"helpful": 1, "harmless": 7}]}),
+        (scores(), {"scores": [{"helpful": helpful, "truthful": 4, "harmless": 7} for helpful in (7, 1)]}),
         (write, {"text": "An answer."}),
         (thumb, {"good": False}),
     ]
@@ -172,7 +163,7 @@ def test_items_of_every_task_are_labeled(tmp_path: Path) -> None:
         assert labeled(store, [write.id])[0].stored.item == write
 
 
-def test_what_stands_now_is_what_the_view_says(tmp_path: Path) -> None:
+def test_what_stands_now_is_what_was_said_last(tmp_path: Path) -> None:
     items = [pair(f"prompt {number}") for number in range(4)]
     chance = random.Random(7)
     with opened(tmp_path, *items) as store:
@@ -185,10 +176,9 @@ def test_what_stands_now_is_what_the_view_says(tmp_path: Path) -> None:
                 if last is None:
                     continue
                 item, payload = next(known for known in items if known.id == last.item), {"of": last.uuid}
-            store.submit(event(item, payload, who=who, kind=kind, occasion=chance.choice([0, 0, 1])))
-        names = "annotator, item, occasion, kind, uuid, created"
-        current, standing = (
-            [tuple(row) for row in store.rows(f"SELECT {names} FROM {table} ORDER BY uuid")]
-            for table in ("current", "standing")
-        )
-        assert current == standing and len(current) > 5
+            store.submit(event(item, payload, who=who, kind=kind))
+        last_said = {}
+        for row in store.rows("SELECT * FROM effective WHERE kind IN ('label', 'skip') ORDER BY created"):
+            last_said[row["annotator"], row["item"]] = row["uuid"]
+        current = {(row["annotator"], row["item"]): row["uuid"] for row in store.rows("SELECT * FROM current")}
+        assert current == last_said and len(current) > 5

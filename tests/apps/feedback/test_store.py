@@ -20,7 +20,7 @@ from alignkit_plugins.people import database
 from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.items import Item, item_of
 from alignkit_plugins.people.labels import BadLabel
-from alignkit_plugins.people.store import Plan, Store
+from alignkit_plugins.people.store import Store
 
 HERE = Path(__file__).parents[2]  # where `python -c` finds the module `stores`
 
@@ -50,16 +50,10 @@ def test_a_group_becomes_an_item() -> None:
     answers = (Response(text="a", source="sft@1"), Response(text="b", source="base"))
     group = Group(prompt, answers, meta={"license": "MIT", "use": "chat"}, origin=Origin("data.jsonl", 7))
     item = item_of(group)
-    assert (item.task, item.origins, item.license, item.file, item.row) == (
-        "pair",
-        ("sft@1", "base"),
-        "MIT",
-        "data.jsonl",
-        7,
-    )
+    assert (item.task, item.origins, item.license) == ("pair", ("sft@1", "base"), "MIT")
     assert item_of(Group(prompt)).task == "demonstration"
     assert item_of(Group(prompt, tuple(Response(text=str(i)) for i in range(4)))).task == "ranking"
-    assert item_of(group, "scores", ["helpful"]).criteria == ("helpful",)
+    assert item_of(group, "scores").criteria == ("helpful", "truthful", "harmless")
 
 
 @pytest.mark.parametrize(
@@ -76,10 +70,7 @@ def test_a_group_becomes_an_item() -> None:
         (Item("pair", (), ("a", "b")), "there is no prompt"),
         (pair(gold={"better": 2}), "must be 0 or 1"),
         (ranking(gold={"ranks": [1, 2]}), "'ranks' must be 4 numbers"),
-        (pair(overlap=0), "overlap must be at least 1"),
         (pair(origins=("sft",)), "2 responses, but 1 origins"),
-        (pair(opinions={"helpful": [1.0]}), "opinion 'helpful' must hold 2 numbers"),
-        (pair(opinions={"judge": [0.5, float("nan")]}), "opinion 'judge' must hold 2 numbers"),
     ],
 )
 def test_an_item_that_nobody_could_label_is_refused(tmp_path: Path, item: Item, fault: str) -> None:
@@ -137,8 +128,8 @@ def test_a_label_that_is_none_is_refused(tmp_path: Path, payload: Any, fault: st
         (ranking(), {"ranks": [2, 2, 3, 3]}),
         (ranking(), {"ranks": [1, 2, 3, True]}),
         (scores(), {"scores": [{"helpful": 1}, {"helpful": 2}]}),
-        (scores(), {"scores": [{"helpful": 1, "harmless": 8}, {"helpful": 2, "harmless": 3}]}),
-        (scores(), {"scores": [{"helpful": 1, "harmless": 7}]}),
+        (scores(), {"scores": [{"helpful": 1, "truthful": 2, "harmless": 8}] * 2}),
+        (scores(), {"scores": [{"helpful": 1, "truthful": 2, "harmless": 7}]}),
         (Item("safety", (turn("Hi"),), ("a", "b")), {"side": "A", "margin": "better"}),
         (Item("demonstration", (turn("Hi"),)), {"text": "  "}),
         (Item("thumb", (turn("Hi"),), ("a",)), {"good": 1}),
@@ -162,7 +153,6 @@ def test_a_label_must_suit_its_task(tmp_path: Path, item: Item, payload: Any) ->
         ({"kind": "undo", "payload": {"of": "x"}}, "no event 'x' to undo"),
         ({"kind": "consent", "payload": {"granted": True}}, "must name no item"),
         ({"seconds": float("nan")}, "seconds"),
-        ({"occasion": 2}, "occasion"),
         ({"order": (0, 0)}, "order"),
         ({"order": (0,)}, "order"),
     ],
@@ -208,40 +198,26 @@ def test_undo_brings_the_earlier_label_back(tmp_path: Path) -> None:
         assert len(store.events()) == 4
 
 
-def test_a_label_of_a_changed_row_is_kept_and_reported(tmp_path: Path) -> None:
-    old, new = pair(file="data.jsonl", row=3), pair(second="Changed", file="data.jsonl", row=3)
-    with opened(tmp_path, old) as store:
-        store.add([new])
+def test_a_label_of_an_item_that_nobody_is_asked_about_any_more_is_kept_and_reported(tmp_path: Path) -> None:
+    old, new = pair(), pair(second="Changed")
+    with opened(tmp_path) as store:
+        store.ask([old], "data.jsonl")
+        store.ask([new], "data.jsonl")
         assert [stored.retired for stored in store.items()] == [True, False]
         receipt = store.submit(event(old))
         assert (receipt.new, receipt.stale) == (True, True)
         assert not store.submit(event(new)).stale
-        store.revise(new.id, gold={"better": 1, "margin": "better"})
-        assert store.submit(event(new)).stale
-        assert not store.submit(event(new, revision=2)).stale
-        assert len(store.events()) == 4
+        store.ask([old], "data.jsonl")
+        assert [stored.retired for stored in store.items()] == [False, True] and len(store.events()) == 2
 
 
 def test_adding_again_changes_nothing(tmp_path: Path) -> None:
-    item = pair(file="data.jsonl", row=1)
+    item = pair()
     with opened(tmp_path, item) as store:
         store.submit(event(item))
         store.add([item, pair("another")])
         assert [stored.retired for stored in store.items()] == [False, False]
         assert store.item(item.id).labels == 1
-
-
-def test_drafts_last_until_the_label(tmp_path: Path) -> None:
-    item = pair()
-    with opened(tmp_path, item) as store:
-        store.save_draft("ann", item.id, {"side": "A"})
-        store.save_draft("ann", item.id, {"note": "half a sen"})
-        assert store.draft("ann", item.id) == {"note": "half a sen"}
-        assert store.draft("bob", item.id) is None
-        store.submit(event(item, who="bob"))
-        assert store.draft("ann", item.id) is not None
-        store.submit(event(item))
-        assert store.draft("ann", item.id) is None
 
 
 def test_times_are_ordered_even_if_the_clock_is_set_back(tmp_path: Path) -> None:
@@ -261,15 +237,6 @@ def test_guidelines_have_versions_of_which_the_last_one_holds(tmp_path: Path) ->
         assert store.guidelines() == [(one, "Be kind."), (two, "Be kind and brief.")]
         assert store.add_guidelines("Be kind.") == one
         assert store.guidelines() == [(two, "Be kind and brief."), (one, "Be kind.")]
-
-
-def test_the_plan_is_kept(tmp_path: Path) -> None:
-    with opened(tmp_path, pair()) as store:
-        store.set_plan(Plan(seed=3, overlap=2))
-        assert store.plan == Plan(seed=3, overlap=2)
-        assert store.items()[0].wanted == 2
-        with pytest.raises(ValueError, match="overlap"):
-            store.set_plan(Plan(overlap=0))
 
 
 # Files that are no stores
@@ -293,7 +260,7 @@ def test_a_file_of_another_program(tmp_path: Path) -> None:
 def test_a_store_of_another_version(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         store.connection.execute("PRAGMA user_version = 99")
-    with pytest.raises(DataError, match="newer alignkit"):
+    with pytest.raises(DataError, match="another alignkit"):
         Store.open(tmp_path / "labels.feedback")
 
 
@@ -306,32 +273,6 @@ def test_of_two_processes_that_make_a_store_the_first_one_wins(tmp_path: Path, m
     with Store.open(path) as store:
         assert len(store.items()) == 1
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-
-
-def test_a_store_is_made_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*names: Path) -> None:
-        raise PermissionError
-
-    monkeypatch.setattr(database.os, "link", refused)
-    opened(tmp_path, pair()).close()
-    with Store.open(tmp_path / "labels.feedback") as store:
-        assert len(store.items()) == 1
-
-
-def test_an_index_that_lacks_a_row_is_damage(tmp_path: Path) -> None:
-    """Such a store could give one item to nobody, or to two people."""
-    with opened(tmp_path, pair(file="data.jsonl")) as store:
-        path = store.path
-    with sqlite3.connect(path, isolation_level=None) as connection:
-        connection.execute("PRAGMA writable_schema = ON")
-        connection.execute(
-            "UPDATE sqlite_schema SET sql = 'CREATE INDEX items_by_row ON items (batch, row, task, file)' "
-            "WHERE name = 'items_by_row'"
-        )
-        connection.execute("PRAGMA writable_schema = RESET")
-    connection.close()
-    with pytest.raises(DataError, match="damaged"):
-        Store.open(path)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
@@ -388,18 +329,6 @@ def test_a_network_file_system_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     with opened(tmp_path) as store:
         assert "network file system" in store.warnings[0]
         assert store.connection.execute("PRAGMA journal_mode").fetchone()[0] == "delete"
-
-
-def test_the_settings_of_sqlite(tmp_path: Path) -> None:
-    with opened(tmp_path) as store:
-        values = {
-            name: store.connection.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "trusted_schema", "fullfsync")
-        }
-    assert values == {
-        "journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 5000, "trusted_schema": 0,
-        "fullfsync": 1,
-    }  # fmt: skip
 
 
 # Crashes, full disks and several writers

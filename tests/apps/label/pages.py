@@ -24,15 +24,15 @@ SECRET = "secret-model-7b"
 
 def pairs(count: int, **more: Any) -> list[Item]:
     """Pairs whose first answer begins with `good`, so that tests know the order in the store."""
-    origins = {"origins": (SECRET, f"{SECRET}-worse"), "meta": {"model": SECRET}, "file": f"{SECRET}.jsonl"}
+    origins = {"origins": (SECRET, f"{SECRET}-worse"), "meta": {"model": SECRET}}
     texts = [(f"prompt {n}", f"good {n}", f"poor {n}, and longer") for n in range(count)]
-    return [pair(*each, **{**origins, "row": n, **more}) for n, each in enumerate(texts, 1)]
+    return [pair(*each, **{**origins, **more}) for each in texts]
 
 
-def filled(path: Path, items: Sequence[Item]) -> Store:
+def filled(path: Path, items: Sequence[Item], wanted: int = 1) -> Store:
     """A new store with these items."""
     store = Store.open(path, new=True)
-    store.add(items)
+    store.add(items, wanted)
     return store
 
 
@@ -60,14 +60,18 @@ class Page:
 
 
 def application(
-    store: Store, annotators: Sequence[str] = ("ada",), guidelines: Path | None = None, **more: Any
+    store: Store,
+    annotators: Sequence[str] = ("ada",),
+    guidelines: Path | None = None,
+    qualify: int = 0,
+    **more: Any,
 ) -> tuple[Any, Any]:
     """The application, and its sessions. more: of these."""
     from alignkit_apps.label.app import make_app
     from alignkit_apps.web.guard import Sessions
 
     sessions = Sessions(list(annotators), **more)
-    return make_app(LabelApi(store, Guidelines(store, guidelines)), sessions, "Label"), sessions
+    return make_app(LabelApi(store, Guidelines(store, guidelines), qualify), sessions), sessions
 
 
 def opened(app: Any, sessions: Any, annotator: str = "ada") -> Page:

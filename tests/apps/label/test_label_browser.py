@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from alignkit_apps.web.address import address_of
 from alignkit_plugins.people.items import Item
-from tests.apps.label.chromium import Person, needed, person, send
+from tests.apps.label.chromium import needed, person, send
 from tests.apps.label.injections import INJECTIONS
-from tests.apps.label.pages import application, filled, pairs, served
+from tests.apps.label.pages import pairs
 from tests.stores import ranking, review, reviewed, scores, turn
 
 pytestmark = needed
@@ -85,8 +83,8 @@ def test_keys_that_are_not_for_the_page(browser: Any, tmp_path: Path) -> None:
 
 def test_a_reload_keeps_the_draft(browser: Any, tmp_path: Path) -> None:
     with person(browser, tmp_path, pairs(2)) as ada:
-        with ada.page.expect_response("**/api/label/draft"):
-            ada.press("Digit7")
+        ada.press("Digit7")
+        ada.page.wait_for_timeout(600)  # the draft is saved
         prompt = ada.prompt()
         ada.page.reload()
         ada.settled()
@@ -107,38 +105,6 @@ def test_skip_and_flag(browser: Any, tmp_path: Path) -> None:
             assert event.kind == kind and text in event.payload.values()
         ada.press("s", "Escape", "Digit1", "Enter")
         ada.shows("1 of ", "#counts")
-
-
-def test_another_machine_without_tls(browser: Any, tmp_path: Path) -> None:
-    """Browsers do not trust such a page, and so they lack some functions there."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # nothing is sent; it tells which address would be used
-        except OSError:
-            pytest.skip("no address but this machine's own")
-        host = probe.getsockname()[0]
-    with filled(tmp_path / "a.feedback", pairs(2)) as store, browser.new_context() as context:
-        app, sessions = application(store, address=address_of(host))
-        with served(app, host=host) as port:
-            ada = Person(context.new_page(), store, f"http://{host}:{port}/?token={sessions.links['ada']}")
-            assert ada.page.evaluate("[isSecureContext, crypto.randomUUID]") == [False, None]
-            ada.press("Digit1", "Enter")
-            ada.shows("1 of ", "#counts")
-            ada.press("u")
-            ada.shows("0 of ", "#counts")
-            ada.press("Digit8", "Enter")
-            ada.shows("1 of ", "#counts")
-            assert [event.kind for event in store.events()] == ["label", "undo", "label"]
-            assert all("Cross-Origin-Opener-Policy" in fault for fault in ada.faults)  # which TLS needs
-
-
-def test_two_clicks_are_one_label(browser: Any, tmp_path: Path) -> None:
-    with person(browser, tmp_path, pairs(2)) as ada:
-        prompt = ada.prompt()
-        ada.press("Digit1")
-        ada.page.evaluate("for (let n = 0; n < 3; n++) document.querySelector('#submit').click()")
-        ada.prompt_changes(prompt)
-        assert len(ada.labels()) == 1
 
 
 def test_a_label_waits_until_the_server_is_back(browser: Any, tmp_path: Path) -> None:
@@ -182,7 +148,7 @@ def test_scores_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -
         Item("thumb", (turn("fourth"),), ("fine",)),
     ]
     with person(browser, tmp_path, items) as ada:
-        ada.press("Digit7", "Digit6", "Digit5", "ArrowUp", "Digit1", "Digit4", "Enter")
+        ada.press("Digit7", "Digit5", "Digit6", "Digit5", "ArrowUp", "Digit1", "Digit4", "Digit4", "Enter")
         ada.prompt_changes("first")
         assert ada.page.evaluate("document.body.classList.contains('covered')")
         ada.press("v", "Digit8", "Enter")
@@ -199,7 +165,10 @@ def test_scores_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -
         ada.press("Digit1", "Enter")
         ada.page.wait_for_selector("#done:not([hidden])")
         found = [event.payload for event in ada.labels()]
-        assert found[0]["scores"] == [{"helpful": 7, "harmless": 6}, {"helpful": 1, "harmless": 4}]
+        assert found[0]["scores"] == [
+            {"helpful": 7, "truthful": 5, "harmless": 6},
+            {"helpful": 1, "truthful": 4, "harmless": 4},
+        ]
         assert found[1] == {"side": "B", "margin": "significantly", "safety": "both_unsafe"}
         assert found[2] == {"text": "old\u202e text!"} and found[3] == {"good": True}
 
@@ -233,13 +202,13 @@ def test_a_review_by_keyboard(browser: Any, tmp_path: Path) -> None:
 
 
 def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
-    """120 injections as prompts, answers, criteria, guidelines, drafts and notes: none runs, and none loads a thing."""
+    """120 injections as prompts, answers, guidelines, drafts and notes: none runs, and none loads a thing."""
     guide = tmp_path / "guide.md"
     guide.write_text("\n\n".join(INJECTIONS), encoding="utf-8")
     prompt, whole = tuple(turn(text) for text in INJECTIONS), "\n".join(INJECTIONS)
     items = [
         Item("pair", prompt, (whole, f"{whole} 2")),
-        Item("scores", prompt, (whole,), INJECTIONS[:3]),
+        Item("scores", prompt, (whole,)),
         Item("demonstration", prompt, (whole,)),
         Item("ranking", prompt, tuple(f"{n}{whole}" for n in range(4))),
     ]
@@ -299,7 +268,7 @@ def test_consent(browser: Any, tmp_path: Path) -> None:
 def test_accessibility(browser: Any, tmp_path: Path, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     keys = {
-        "pair": ["Digit1"], "ranking": list("abcd"), "scores": ["Digit1"] * 4, "thumb": ["Digit2"],
+        "pair": ["Digit1"], "ranking": list("abcd"), "scores": ["Digit1"] * 6, "thumb": ["Digit2"],
         "demonstration": ["e", "x", "Escape"], "safety": ["Digit1", "x"],
     }  # fmt: skip
     more = [Item("thumb", (turn("t"),), ("yes",)), Item("demonstration", (turn("d"),))]
@@ -315,7 +284,7 @@ def test_accessibility(browser: Any, tmp_path: Path, scheme: str) -> None:
             if task != "safety":
                 ada.prompt_changes(before)
         ada.page.wait_for_selector("#done:not([hidden])")
-        for path in ("", "/quality", "/adjudicate", "/mine"):
+        for path in ("", "/quality", "/adjudicate"):
             ada.page.goto(ada.address.split("/?")[0] + path)
             ada.page.wait_for_load_state("networkidle")
             assert [

@@ -1,4 +1,4 @@
-"""The page when things fail: a server that is killed, errors, and the browser's buttons; and thirty people at once."""
+"""The page when things fail: a server that is killed, and errors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from alignkit_plugins.people.store import Plan, Store
+from alignkit_plugins.people.store import Store
 from tests.apps.label.chromium import Person, expect, needed, person
-from tests.apps.label.pages import application, filled, pairs, served
+from tests.apps.label.pages import filled, pairs
 from tests.patience import PATIENCE
 
 pytest.importorskip("starlette")
@@ -93,8 +93,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_kill_9_during_submits_loses_and_doubles_no_label(tmp_path: Path) -> None:
     """Four people submit and send again what was not acknowledged, while the server is killed five times."""
     people, path = ["ada", "bob", "cyd", "dan"], tmp_path / "a.feedback"
-    with filled(path, pairs(400)) as store:
-        store.set_plan(Plan(gold_rate=0, repeat_rate=0))
+    filled(path, pairs(400)).close()
     server = Server(path, people)
     acknowledged: dict[str, str] = {}
     faults: list[str] = []
@@ -187,61 +186,3 @@ class TestInChromium:
             expect(ada.page.locator("#offline")).to_be_hidden()
             assert len(ada.labels()) == 1
             ada.faults.clear()  # the browser reports the status
-
-    def test_back_and_forward_store_nothing_twice(self, browser: Any, tmp_path: Path) -> None:
-        with person(browser, tmp_path, pairs(3)) as ada:
-            first = ada.prompt()
-            ada.press("Digit1", "Enter")
-            ada.prompt_changes(first)
-            second = ada.prompt()
-            ada.page.goto(ada.address.split("/?")[0] + "/mine")
-            ada.page.go_back()
-            ada.settled()
-            assert ada.prompt() == second
-            ada.page.go_forward()
-            ada.page.go_back()
-            ada.settled()
-            assert ada.prompt() == second and len(ada.labels()) == 1
-
-    def test_a_tab_of_yesterday_changes_the_label_and_does_not_repeat_it(self, browser: Any, tmp_path: Path) -> None:
-        with person(browser, tmp_path, pairs(2)) as ada:
-            other = Person(ada.page.context.new_page(), ada.store, ada.address.split("/?")[0])
-            prompt = ada.prompt()
-            assert other.prompt() == prompt
-            ada.press("Digit1", "Enter")
-            ada.prompt_changes(prompt)
-            other.page.bring_to_front()
-            other.press("Digit8", "Enter")
-            other.prompt_changes(prompt)
-            assert len({event.item for event in ada.labels()}) == 1 and len(ada.labels()) == 2
-            assert [stored.labels for stored in ada.store.items()] == [1, 0]
-            assert other.faults == []
-
-    def test_thirty_people_at_once(self, browser: Any, tmp_path: Path) -> None:
-        """Thirty browsers with three items each: every label is stored once, and nobody gets another one's item."""
-        names = [f"person {n}" for n in range(30)]
-        with filled(tmp_path / "a.feedback", pairs(90)) as store:
-            store.set_plan(Plan(gold_rate=0, repeat_rate=0))
-            app, sessions = application(store, names)
-            with served(app) as port:
-                contexts = [browser.new_context() for _ in names]
-                people = [
-                    Person(context.new_page(), store, f"http://127.0.0.1:{port}/?token={sessions.links[name]}")
-                    for name, context in zip(names, contexts, strict=True)
-                ]
-                assert len({one.prompt() for one in people}) == 30
-                for count in (1, 2, 3):
-                    before = [one.page.locator("#prompt .text").inner_text() for one in people]
-                    for one in people:
-                        one.press("Digit1", "Enter")
-                    for one, prompt in zip(people, before, strict=True):
-                        if count < 3:
-                            one.prompt_changes(prompt)
-                        else:
-                            one.finished()
-                assert [one.faults for one in people if one.faults] == []
-                for context in contexts:
-                    context.close()
-            events = store.events()
-            assert len(events) == len({event.item for event in events}) == 90
-            assert {sum(event.annotator == name for event in events) for name in names} == {3}

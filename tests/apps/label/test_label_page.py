@@ -1,4 +1,4 @@
-"""What the page's requests do to the store: labels, drafts, undo, leases, adjudication, several servers."""
+"""What the page's requests do to the store: labels, undo, leases, adjudication, several servers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from alignkit_apps.label.guidelines import Guidelines
 from alignkit_apps.label.label_api import LabelApi
 from alignkit_plugins.people.effective_labels import consents, labeled
 from alignkit_plugins.people.items import Item
-from alignkit_plugins.people.store import Plan, Store
+from alignkit_plugins.people.store import Store
 from tests.apps.label.pages import Page, application, filled, opened, pairs
-from tests.stores import Clock, pair, ranking, turn
+from tests.stores import event, pair, ranking, turn
 
 LEFT = {"side": "A", "margin": "better"}
 
@@ -58,50 +58,7 @@ def test_a_second_tab_changes_the_label_and_does_not_repeat_it(ada: Page, store:
     item = ada.next()["item"]
     ada.post("submit", ada.event(item, LEFT))
     ada.post("submit", ada.event(item, {"side": "B", "margin": "better"}))
-    assert [event.occasion for event in store.events()] == [0, 0]
     assert labeled(store, [item["id"]])[0].votes[0].label["better"] == store.events()[0].order[1]
-
-
-def test_a_repeated_item_sent_twice_is_one_event(tmp_path: Path) -> None:
-    with filled(tmp_path / "a.feedback", pairs(40)) as store:
-        store.set_plan(Plan(repeat_rate=0.5, gold_rate=0))
-        ada = opened(*application(store))
-        again: list[bool] = []
-        state = ada.next()
-        while item := state["item"]:
-            event = ada.event(item, LEFT)
-            state = ada.post("submit", event).json()
-            assert ada.post("submit", event).status_code == 200
-            again.append(store.events()[-1].occasion == 1)
-        assert len(store.events()) == len(again) and 40 + sum(again) == len(again) and sum(again) > 5
-
-
-def test_drafts(ada: Page, store: Store) -> None:
-    item = ada.next()["item"]
-    draft = {"item": item["id"], "shown": item["shown"], "value": {"side": "B", "note": "half"}, "seconds": 3.5}
-    assert ada.post("draft", draft).json() == {"saved": True}
-    assert ada.next()["draft"] == {name: draft[name] for name in ("shown", "value", "seconds")}
-    after = ada.post("submit", ada.event(item, LEFT)).json()
-    assert after["draft"] is None
-    assert ada.post("draft", draft).json() == {"saved": False}  # it was sent before the label, and came after
-    assert ada.next()["item"]["id"] == after["item"]["id"]
-    assert ada.post("draft", {**draft, "item": "none"}).status_code == 422
-
-
-def test_a_draft_keeps_the_lease(tmp_path: Path) -> None:
-    clock = Clock()
-    with Store.open(tmp_path / "a.feedback", new=True, clock=clock) as store:
-        store.add(pairs(1))
-        app, sessions = application(store, ["ada", "bob"])
-        ada, bob = opened(app, sessions), opened(app, sessions, "bob")
-        item = ada.next()["item"]
-        draft = {"item": item["id"], "shown": item["shown"], "value": {}}
-        for _ in range(3):
-            clock.wait(500)
-            ada.post("draft", draft)
-        assert bob.next()["item"] is None
-        clock.wait(700)
-        assert bob.next()["item"] is not None
 
 
 def test_undo_once_however_often_it_is_sent(ada: Page, store: Store) -> None:
@@ -161,22 +118,9 @@ def test_labels_that_are_refused(ada: Page, store: Store, change: dict[str, Any]
 
 def test_a_label_of_a_row_that_changed_is_kept(ada: Page, store: Store) -> None:
     item = ada.next()["item"]
-    known = store.item(item["id"]).item
-    store.add([pair("prompt 1", "good 1, improved", "poor", file=known.file, row=known.row)])
+    store.ask([pair("prompt 1", "good 1, improved", "poor")], "")
     state = ada.post("submit", ada.event(item, LEFT)).json()
     assert "changed" in state["notice"] and len(store.events()) == 1
-
-
-def test_the_seed_may_change_while_an_item_is_shown(ada: Page, store: Store) -> None:
-    """The label is about the answers that were shown."""
-    for seed in range(8):
-        item = ada.next()["item"]
-        if item is None:
-            break
-        store.set_plan(Plan(seed=seed))
-        ada.post("submit", ada.event(item, LEFT))
-        vote = labeled(store, [item["id"]])[0].votes[0]
-        assert store.item(item["id"]).item.responses[vote.label["better"]] == item["responses"][0][0]["text"]
 
 
 def test_a_full_disk_is_said_and_the_label_can_be_sent_again(ada: Page, store: Store, monkeypatch: Any) -> None:
@@ -210,7 +154,6 @@ def test_thirty_people_at_two_servers(tmp_path: Path) -> None:
     path = tmp_path / "a.feedback"
     names = [f"person {n}" for n in range(30)]
     with filled(path, pairs(90)) as one, Store.open(path) as two:
-        one.set_plan(Plan(gold_rate=0, repeat_rate=0))
         apps = [application(store, names) for store in (one, two)]
 
         def work(number: int) -> int:
@@ -228,8 +171,8 @@ def test_thirty_people_at_two_servers(tmp_path: Path) -> None:
         assert len({event.item for event in one.events()}) == 90
 
 
-def test_adjudication(store: Store) -> None:
-    store.set_plan(Plan(overlap=2, gold_rate=0, repeat_rate=0))
+def test_adjudication(tmp_path: Path) -> None:
+    store = filled(tmp_path / "a.feedback", pairs(6), wanted=2)
     app, sessions = application(store, ["ada", "bob"])
     ada, bob = opened(app, sessions), opened(app, sessions, "bob")
     wanted = store.items()[0].item.id
@@ -241,7 +184,7 @@ def test_adjudication(store: Store) -> None:
     state = ada.next("adjudicate")
     assert state["progress"]["total"] == 1 and [vote["annotator"] for vote in state["votes"]] == ["ada", "bob"]
     item = state["item"]
-    sides = [vote["label"]["side"] for vote in state["votes"]]
+    sides = [vote["said"][0] for vote in state["votes"]]
     good = "AB"[[answer[0]["text"][:4] for answer in item["responses"]].index("good")]
     assert sides[0] == good and sides[1] != good
     event = ada.event(item, {"side": good, "margin": "better"}, "adjudicate")
@@ -287,6 +230,16 @@ def test_what_each_task_shows(tmp_path: Path) -> None:
         assert shown["responses"][0][0]["text"] == "add({})" and "text" not in shown
 
 
-def test_the_quality_page_says_what_chance_gives(ada: Page) -> None:
-    text = ada.client.get("/quality").text
-    assert "chance gives 1/m for m people" in text and "order alike" in text
+def test_quality_is_of_everybody_for_reviewers_and_of_oneself_for_others(tmp_path: Path) -> None:
+    items = [*pairs(3, gold={"better": 0}), pair("ordinary")]
+    with filled(tmp_path / "a.feedback", items, wanted=2) as store:
+        app, sessions = application(store, ["ada", "<b>bob"])
+        empty = opened(app, sessions).client.get("/quality").text
+        for item in items:
+            for who in ("ada", "<b>bob"):
+                store.submit(event(item, {"side": "A", "margin": "better"}, who=who, order=(0, 1)))
+        store.submit(event(items[0], {"reason": "hard"}, who="<b>bob", kind="skip"))
+        ada, bob = (opened(app, sessions, who).client.get("/quality").text for who in ("ada", "<b>bob"))
+    assert "no label yet" in empty
+    assert "&lt;b&gt;bob" in ada and "<b>bob" not in ada and "alpha" in ada and "100%" in ada
+    assert ">ada<" not in bob and "&lt;b&gt;bob</th><td>3</td><td>1</td>" in bob

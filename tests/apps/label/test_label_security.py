@@ -15,7 +15,6 @@ from alignkit.errors import RecipeError
 from alignkit_apps.web.address import address_of
 from alignkit_apps.web.messages import visible
 from alignkit_plugins.people.items import Item
-from alignkit_plugins.people.store import Plan
 from tests.apps.label.injections import INJECTIONS
 from tests.apps.label.pages import SECRET, Page, application, filled, opened, pairs
 from tests.stores import pair, turn
@@ -151,7 +150,7 @@ def test_bodies_that_are_none(site: Any, body: bytes) -> None:
 
 def test_a_large_body_is_refused(site: Any) -> None:
     ada = opened(*site[:2])
-    assert ada.post("draft", {"value": "x" * (1 << 20)}).status_code == 413
+    assert ada.post("submit", {"value": "x" * (1 << 20)}).status_code == 413
 
 
 PATHS = ["../app.py", "..%2fapp.py", "%2e%2e/app.py", "....//app.py", "/etc/passwd", "..\\app.py", "label.js%00.py"]
@@ -179,14 +178,11 @@ def test_every_answer_has_the_headers(site: Any) -> None:
 def test_only_reviewers_see_what_others_said(site: Any) -> None:
     app, sessions, _ = site
     bob = opened(app, sessions, "bob")
-    for path in ("/quality", "/adjudicate"):
-        assert bob.client.get(path).status_code == 403
-        assert opened(app, sessions).client.get(path).status_code == 200
-    assert bob.post("next", {}, "adjudicate").status_code == 401
-    assert "/quality" not in bob.html
-    app, sessions = application(site[2], ["ada", "bob"], reviewers=["bob"])
-    assert opened(app, sessions).client.get("/quality").status_code == 403
-    assert opened(app, sessions, "bob").post("next", {}, "adjudicate").status_code == 200
+    assert bob.client.get("/adjudicate").status_code == 403
+    assert opened(app, sessions).client.get("/adjudicate").status_code == 200  # the first annotator
+    for name in ("next", "submit", "undo"):
+        assert bob.post(name, {}, "adjudicate").status_code == 401
+    assert "/adjudicate" not in bob.html
 
 
 def test_nobody_labels_for_another(site: Any) -> None:
@@ -194,42 +190,39 @@ def test_nobody_labels_for_another(site: Any) -> None:
     bob = opened(app, sessions, "bob")
     event = bob.event(bob.next()["item"], {"side": "A", "margin": "better"})
     assert bob.post("submit", {**event, "annotator": "ada"}).status_code == 422
-    assert bob.post("submit", {**event, "occasion": 1}).status_code == 422
     assert bob.post("submit", event).status_code == 200
     assert [found.annotator for found in store.events()] == ["bob"]
 
 
 def test_the_page_does_not_learn_who_wrote_an_answer(tmp_path: Path) -> None:
-    """Nor which of them the data have first, nor that an item is gold or comes again."""
+    """Nor which of them the data have first, nor that an item is gold."""
     gold = pairs(3, gold={"better": 0})
     more = [
         pair(f"more {n}", f"good {n}", f"poor {n}", meta={"model": SECRET}, origins=(SECRET, SECRET)) for n in range(30)
     ]
     with filled(tmp_path / f"{SECRET}.feedback", [*gold, *more]) as store:
-        store.set_plan(Plan(gold_rate=0.4, repeat_rate=0.4))
         ada = opened(*application(store))
         assert SECRET not in ada.html
         shapes, lefts = set(), set()
         state = ada.next()
         while item := state["item"]:
             text = json.dumps(state)
-            assert SECRET not in text and "gold" not in text.replace("good", "") and "occasion" not in text
+            assert SECRET not in text and "gold" not in text.replace("good", "")
             shapes.add((tuple(sorted(item)), len(item["id"]), tuple(sorted(state))))
             lefts.add(item["responses"][0][0]["text"].split()[0])
             state = ada.post("submit", ada.event(item, {"side": "A", "margin": "better"})).json()
         assert len(shapes) == 1 and lefts == {"good", "poor"}
-        assert {event.occasion for event in store.events()} == {0, 1}
+        assert {store.item(str(event.item)).item.gold is None for event in store.events()} == {True, False}
 
 
 def test_texts_are_json_and_never_html(tmp_path: Path) -> None:
-    """120 injections, as prompts, answers, criteria, notes, guidelines and names."""
+    """120 injections, as prompts, answers, notes, guidelines and names."""
     assert len(set(INJECTIONS)) == 120
     guide = tmp_path / "guide.md"
     guide.write_text("\n\n".join(INJECTIONS), encoding="utf-8")
     items = [Item("pair", (turn(text),), (f"a{text}", f"b{text}")) for text in INJECTIONS]
     name = "<script>window.hit=1"
     with filled(tmp_path / "a.feedback", items) as store:
-        store.set_plan(Plan(repeat_rate=0))
         app, sessions = application(store, [name], guide)
         ada = opened(app, sessions, name)
         for text in INJECTIONS:

@@ -33,7 +33,7 @@ LABELS: dict[str, Any] = {
     "pair": {"side": "B", "margin": "slightly"},
     "safety": {"side": "A", "margin": "significantly", "safety": "preferred_safe"},
     "ranking": {"ranks": [2, 1, 1]},
-    "scores": {"scores": [{"helpful": 6, "harmless": 7}, {"helpful": 3, "harmless": 7}]},
+    "scores": {"scores": [{"helpful": h, "truthful": 4, "harmless": 7} for h in (6, 3)]},
     "demonstration": {"text": "Call me: +49 30 1234567"},
     "thumb": {"good": False},
 }
@@ -84,7 +84,14 @@ def test_folders_of_this_machine_are_not_shared(tmp_path: Path) -> None:
         for stored in store.items():
             store.submit(event(stored.item))
     out = exported(tmp_path, store.path)
-    assert [row["batch"] for row in rows(out, "items.jsonl")] == ["labels", "week 1/2"]
+    assert [row["batch"] for row in rows(out, "items.jsonl")] == ["labels", "2"]
+
+
+def test_a_license_for_items_that_state_none(tmp_path: Path) -> None:
+    path, out = made(tmp_path), tmp_path / "out"
+    assert main(["labels", "export", str(path), "--out", str(out), "--license", "CC-BY-4.0"]) == 0
+    licenses = [row["license"] for row in rows(out, "items.jsonl")]
+    assert licenses == ["CC0-1.0"] * 6 + ["CC-BY-4.0"]
 
 
 def test_who_shares_and_labels_nothing_is_not_there(tmp_path: Path) -> None:
@@ -96,22 +103,15 @@ def test_who_shares_and_labels_nothing_is_not_there(tmp_path: Path) -> None:
 
 
 def test_other_layouts_are_made_by_convert(tmp_path: Path) -> None:
-    with Store.open(made(tmp_path)) as store:
-        tested = pair("tested", held_out=True, **FREE)
-        store.add([tested])
-        store.submit(event(tested))
-        path = store.path
-    labels = exported(tmp_path, path) / "labels.jsonl"
-    assert [row["item"].get("held_out", False) for row in rows(labels.parent, "labels.jsonl")] == [False] * 6 + [True]
+    labels = exported(tmp_path, made(tmp_path)) / "labels.jsonl"
     converted = {}
     for layout in ("preference", "ranked", "kto", "sft"):
         out = tmp_path / f"{layout}.jsonl"
         assert main(["data", "convert", str(labels), "--to", layout, "--out", str(out)]) == 0
         converted[layout] = rows(tmp_path, out.name)
-        assert "tested" not in out.read_text(encoding="utf-8")  # trainers do not learn held-out pairs
     one, safe, *ranked, rated = converted["preference"]
     assert one["chosen"] == [{"role": "assistant", "content": "Hello!"}]  # side B of the swapped responses
-    assert (one["margin"], safe["margin"], rated["margin"]) == (0.333333, 1.0, 1.5)
+    assert (one["margin"], safe["margin"], rated["margin"]) == (0.333333, 1.0, 1.0)
     assert [row["chosen"][0]["content"] for row in ranked] == ["answer 1", "answer 2"]
     assert converted["ranked"][0]["ranks"] == [2, 1, 1]
     assert {row["label"] for row in converted["kto"]} == {True, False}
@@ -151,7 +151,7 @@ def test_consent_can_be_withdrawn(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert main(["labels", "export", str(path), "--out", str(tmp_path / "out")]) == 4
     said = capfd.readouterr().err
     assert "nothing may be exported: left out: items without a license" in said
-    assert f"alignkit label {path} --license NAME" in said
+    assert "--license NAME" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -203,13 +203,6 @@ def test_an_odd_report_or_card_is_left_out_and_named(odd: Any, summary: dict[str
     assert "local_judge" in markdown(facts) and [one["stage"] for one in facts["reports"]] == ["report"]
 
 
-def test_people_are_not_described_like_a_judge(summary: dict[str, Any]) -> None:
-    once = {"wins": 1, "losses": 1, "ties": 0, "comparisons": 1, "unjudged": {}, "inconsistent": None}
-    once |= {"preference": {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 1}, "first_position": None}
-    (verdict,) = judging.verdicts("report", {**summary, "judged": {"align": {"people": {**JUDGED, **once}}}})
-    assert "over 1 prompt (1 win, 1 loss, 0 ties)" in verdict["sentence"]
-
-
 def test_a_note_goes_with_its_column() -> None:
     columns, note = ["policy", "at equal length", "won"], "at equal length: '-' if unknown"
     without = tables._filled(Table("", columns, [["a", "-", "1"]], keys=1, note=note))

@@ -31,8 +31,6 @@ def test_who_judged_is_said_in_words(summary: dict[str, Any]) -> None:
     assert judged(summary, True) == "by the reward models that it was trained on: no proof"
     assert judged(summary, None) == "by reward models that it may have been trained on: not verified"
     assert judged(summary, False, measures={"helpful": {}}) == "by measures that nothing was trained on"
-    people = {"judged": {"align": {"people": summary["judged"]["align"]["local_judge"]}}}
-    assert judged(summary, True, **people) == "by people, and by the reward models that it was trained on"
 
 
 def test_only_independent_raters_make_a_verdict_green(tmp_path: Path, summary: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import { toggleMarkdown } from "./texts.js";
 const DRAFT_AFTER = 400; // milliseconds without a change
 const BREAK_AFTER = 50 * 60; // seconds of work
 const FASTEST = 60; // characters per second that nobody reads
+const DRAFT = `alignkit-draft:${meta("annotator")}`;
 const LOOK = 10000; // milliseconds between two looks at the clock
 
 const clock = new Clock();
@@ -49,7 +50,7 @@ function arrived(answer) {
 }
 
 function show() {
-  const { item, draft } = state;
+  const { item } = state;
   clearTimeout(draftTimer);
   eventId = newId();
   form = null;
@@ -69,6 +70,7 @@ function show() {
   showVotes();
   form = formOf(item, changed);
   byId("controls").replaceChildren(form.element);
+  const draft = state.draft ?? savedDraft(item);
   const known = draft && JSON.stringify(draft.shown) === JSON.stringify(item.shown) ? draft : { value: {}, seconds: 0 };
   byId("note").value = known.value.note ?? "";
   form.fill(known.value);
@@ -125,16 +127,17 @@ function changed() {
   if (!adjudicating) draftTimer = setTimeout(saveDraft, DRAFT_AFTER);
 }
 
-async function saveDraft() {
+// Stays in this browser until the item is done, so that nothing is lost when the page is closed.
+function saveDraft() {
   clearTimeout(draftTimer);
   if (!form || busy || adjudicating) return;
   const { id, shown } = state.item;
-  const message = { item: id, shown, value: label(), seconds: clock.tick() };
-  try {
-    await post("draft", message);
-  } catch (error) {
-    if (error.status !== 422) draftTimer = setTimeout(saveDraft, 5000);
-  }
+  localStorage.setItem(DRAFT, JSON.stringify({ item: id, shown, value: label(), seconds: clock.tick() }));
+}
+
+function savedDraft(item) {
+  const draft = JSON.parse(localStorage.getItem(DRAFT) ?? "null");
+  return draft?.item === item.id ? draft : null;
 }
 
 // The characters that a label needs; who writes an answer need not read it.

@@ -1,4 +1,4 @@
-"""The step `evaluate`: compare policies on held-out prompts by rewards, judges and people, with confidence intervals.
+"""The step `evaluate`: compare policies on held-out prompts by rewards and judges, with confidence intervals.
 
 All policies answer the same prompts with the same random streams, and every reward scores all answers. A prompt is the
 unit of all statistics: its samples are averaged first, policies are compared prompt by prompt, and intervals are at 95%
@@ -11,7 +11,6 @@ reference in nats.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
@@ -34,7 +33,7 @@ from alignkit import (
     StepData,
     hookimpl,
 )
-from alignkit.data.group import group_to_json, write_groups
+from alignkit.data.group import write_groups
 from alignkit.evaluation.comparison import (
     check_unique,
     prompts_to_compare,
@@ -42,16 +41,14 @@ from alignkit.evaluation.comparison import (
     short_names,
     training_data_note,
 )
-from alignkit.evaluation.judge_card import PEOPLE, check_names, judge_names, mapped
+from alignkit.evaluation.judge_card import check_names, judge_names, mapped
 from alignkit.evaluation.reward_columns import Column, label, scored_by
-from alignkit.stopping import StageWaits
 from alignkit_plugins.steps.evaluate import breakdown, judged, measures, numbers, report
 from alignkit_plugins.steps.evaluate.answering import Answering
 from alignkit_plugins.steps.evaluate.cards import Cards
 from alignkit_plugins.steps.evaluate.diversity import diversity
 from alignkit_plugins.steps.evaluate.measures import Measure, chosen_by_raters, raters_of, warn_of_own_raters
 from alignkit_plugins.steps.evaluate.numbers import kl_of
-from alignkit_plugins.steps.evaluate.people import People, Said, ask
 from alignkit_plugins.steps.evaluate.variant import Variant, by_title, draw, role_of
 
 
@@ -69,9 +66,6 @@ class Evaluate(Step):
         rewards: list[RewardRef] = Field(default_factory=list, description="rewards that score the responses")
         judges: list[JudgeRef] = Field(
             default_factory=list, description="judges that compare each policy with the baseline, in both orders"
-        )
-        people: People | None = Field(
-            None, description="people compare each policy with the baseline, blind: `prompts`, `labels`, `task` ..."
         )
         prompts: DataRef = Field(description="held-out prompts; rows that repeat words and columns count once")
         base: bool = Field(True, description="show the untouched base model too")
@@ -91,20 +85,18 @@ class Evaluate(Step):
         def _consistent(self) -> Any:
             check_unique("policies", self._titles())
             check_unique("rewards", [label(spec) for spec in self.rewards])
-            if not self.measures and not self.rewards and not self.judges and self.people is None:
-                raise ValueError("name at least one measure, reward or judge, or ask people (`people: {}`)")
+            if not self.measures and not self.rewards and not self.judges:
+                raise ValueError("name at least one measure, reward or judge")
             check_names(self.rewards, self.judges)
             raters = [*map(label, self.rewards), *judge_names(self.judges)]
             if taken := [name for name in self.measures if name in raters]:
                 raise ValueError(f"'{taken[0]}' is the name of a measure, and of a reward or judge; rename the measure")
-            if self.people is not None and PEOPLE in [*raters, *self.measures]:
-                raise ValueError(f"'{PEOPLE}' is what people are called in the tables; rename the measure or rater")
             if self.kl and self.sampling.temperature == 0:
                 raise ValueError("the KL is measured at the sampling temperature: set one above 0, or `kl: false`")
             if not self.kl and self.reference is not None:
                 raise ValueError("reference is the policy to measure the KL to, and kl is false: leave one of them out")
-            if len(self.policies) < 2 and (self.judges or self.people is not None):
-                raise ValueError(f"{'judges' if self.judges else PEOPLE} compare policies: name at least two")
+            if len(self.policies) < 2 and self.judges:
+                raise ValueError("judges compare policies: name at least two")
             if self.baseline is not None and self.baseline not in self.policies:
                 help = " (of one with options, set its own `baseline: true`)" if self.baseline in self._titles() else ""
                 plain = ", ".join(policy for policy in self.policies if isinstance(policy, str))
@@ -165,13 +157,9 @@ class Evaluate(Step):
         baseline = self.baseline
         return self.options.reference or (baseline and self._role(baseline))
 
-    def check(self, folder: Path) -> None:
-        if self.options.people is not None:
-            self.options.people.check_files()
-
     def check_data(self, data: StepData) -> None:
         options = self.options
-        if self._compared and options.people is None:
+        if self._compared:
             warn_of_own_raters(options, self._compared, self._learned(data.learned_from), data)
         for warning in chosen_by_raters(options, self.variants):
             data.say(warning)
@@ -215,19 +203,7 @@ class Evaluate(Step):
         answering.draw(prompts)
         measured = self._measured(prompts, notes, scorers, answering, context)
         verdicts = self._verdicts(measured.groups, checked, context)
-        if options.people is None:
-            return self._artifact(measured, verdicts, checked, None, context)
-        try:
-            said = ask(options.people, measured.groups, self._compared, str(self.baseline), context)
-        except StageWaits:
-            known = self._artifact(measured, verdicts, checked, None, context)
-            if known.report is not None and (options.measures or options.rewards or judges):
-                context.write_text("report.txt", f"{known.report.text()}\n")
-                context.say(f"{context.out.name}: what is known without people: {context.out / 'report.txt'}")
-            raise
-        compared = {policy: said.judged(policy, len(measured.groups)) for policy in self._compared}
-        verdicts = {policy: {PEOPLE: found, **verdicts.get(policy, {})} for policy, found in compared.items()}
-        return self._artifact(measured, verdicts, checked, said, context)
+        return self._artifact(measured, verdicts, checked, context)
 
     @property
     def _compared(self) -> list[str]:
@@ -242,44 +218,33 @@ class Evaluate(Step):
         answering: Answering,
         context: StepContext,
     ) -> numbers.Measured:
-        """The answers with their scores, and the numbers without judges and people.
-
-        If people are asked, they are kept: a run that continues with their labels computes nothing again.
-        """
+        """The answers with their scores, and the numbers without judges."""
 
         def say(name: str) -> None:
             context.say(f"{context.out.name}: scoring with {name}")
 
-        def measure(rows: Sequence[Any]) -> list[dict[str, Any]]:
-            warning = self._warning(prompts, context)
-            groups, own = self._sample(prompts, answering, context), len(scorers) - len(self.options.rewards)
-            groups, columns = scored_by(groups, self.options.rewards, scorers[own:], say)
-            groups = measures.scored(groups, self.options.measures, scorers[:own], say)
-            summary = self._summary(groups, columns, len(prompts) - len(groups), answering, context)
-            summary["notes"] += [*notes, *answering.notes(self.reference), *filter(None, [warning])]
-            summary["notes"] += [note for scorer in scorers for note in scorer.untrained]
-            singles = [*self.options.measures, *(column.name for column in columns if column.single)]
-            return [numbers.Measured(groups, summary, singles).plain()]
-
-        rows = [[group_to_json(group) for group in prompts]]
-        [plain] = measure(rows) if self.options.people is None else context.map("answers", rows, measure)
-        return numbers.Measured.restored(plain)
+        warning = self._warning(prompts, context)
+        groups, own = self._sample(prompts, answering, context), len(scorers) - len(self.options.rewards)
+        groups, columns = scored_by(groups, self.options.rewards, scorers[own:], say)
+        groups = measures.scored(groups, self.options.measures, scorers[:own], say)
+        summary = self._summary(groups, columns, len(prompts) - len(groups), answering, context)
+        summary["notes"] += [*notes, *answering.notes(self.reference), *filter(None, [warning])]
+        summary["notes"] += [note for scorer in scorers for note in scorer.untrained]
+        singles = [*self.options.measures, *(column.name for column in columns if column.single)]
+        return numbers.Measured(groups, summary, singles)
 
     def _artifact(
         self,
         measured: numbers.Measured,
         verdicts: breakdown.Verdicts,
         judges: Mapping[str, CheckedJudge],
-        said: Said | None,
         context: StepContext,
     ) -> Artifact:
-        """Everything that the step writes. judges: without people. said: by people; None without them."""
+        """Everything that the step writes."""
         groups, summary = measured.groups, {**measured.summary}
-        summary["judges"] = [*([PEOPLE] if said else []), *judges]
-        summary["notes"] = [*summary["notes"], *([said.note()] if said else [])]
-        summary["people"] = said.facts() if said else None
+        summary["judges"] = [*judges]
         summary["judged"] = judged.summaries(groups, verdicts, self.baseline)
-        summary["judge_cards"] = self._cards(groups, judges, verdicts, summary["rewards"], said, context)
+        summary["judge_cards"] = self._cards(groups, judges, verdicts, summary["rewards"], context)
         groups, summary, verdicts = numbers.with_short_names(groups, summary, verdicts)
         summary["ranking"] = breakdown.rankings(groups, summary, verdicts, context.seed)
         summary["by"] = breakdown.by_columns(groups, self.options.by, summary, verdicts, self._compare)
@@ -308,13 +273,12 @@ class Evaluate(Step):
         judges: Iterable[str],
         verdicts: breakdown.Verdicts,
         rewards: Sequence[str],
-        said: Said | None,
         context: StepContext,
     ) -> dict[str, Any]:
         if not verdicts:
             return {}
         lower = frozenset(name for name, measure in self.options.measures.items() if measure.better == "lower")
-        cards = Cards(groups, str(self.baseline), verdicts, list(judges), context, said, lower)
+        cards = Cards(groups, str(self.baseline), verdicts, list(judges), context, lower)
         return cards.all(rewards)
 
     def _warning(self, prompts: Sequence[Group], context: StepContext) -> str:

@@ -9,38 +9,29 @@ from typing import Any
 from alignkit import Group, StepContext
 from alignkit.data.spoken import all_turns
 from alignkit.evaluation.comparison import answers_of
-from alignkit.evaluation.judge_card import PEOPLE, card
-from alignkit.evaluation.judge_quality import Judgment, judgment, no_judge, raters_agree, side, times_longer
+from alignkit.evaluation.judge_card import card
+from alignkit.evaluation.judge_quality import Judgment, judgment, raters_agree, side
 from alignkit_plugins.steps.evaluate.judged import Judged
-from alignkit_plugins.steps.evaluate.people import Said
 
 Ratings = dict[tuple[int, str, int], int]  # (prompt, policy, sample) -> 1 if the policy's answer is better, -1
 
 
 @dataclass(frozen=True)
 class Cards:
-    """What the cards rest on. verdicts: policy -> rater -> its comparisons. judges: their names. said: by people."""
+    """What the cards rest on. verdicts: policy -> rater -> its comparisons. judges: their names."""
 
     groups: Sequence[Group]
     baseline: str
     verdicts: Mapping[str, Mapping[str, Judged]]
     judges: Sequence[str]
     context: StepContext
-    said: Said | None = None
     lower: frozenset[str] = frozenset()  # measures whose lower scores are better
 
     def all(self, rewards: Sequence[str]) -> dict[str, Any]:
         """A card for each rater. rewards: which else rate the answers."""
-        people = [PEOPLE] if self.said is not None else []
-        ratings = {name: self._judged(name) for name in (*people, *self.judges)}
+        ratings = {name: self._judged(name) for name in self.judges}
         ratings |= {reward: self._scored(reward) for reward in rewards}
-        cards = {PEOPLE: self._of_people(self.said, self._with_others(PEOPLE, ratings))} if self.said else {}
-        for name in self.judges:
-            others = self._with_others(name, ratings)
-            both = len(ratings[name].keys() & ratings.get(PEOPLE, {}).keys())
-            known = {"questions": both, **others[PEOPLE]} if both else None
-            cards[name] = card(self._judgments(name), people=known, agreement=others)
-        return cards
+        return {name: card(self._judgments(name), agreement=self._with_others(name, ratings)) for name in self.judges}
 
     def _compared(self) -> Iterator[tuple[int, str, int, str, str]]:
         """Every two different answers: prompt, policy, sample, the policy's words and the baseline's."""
@@ -57,17 +48,6 @@ class Cards:
             for place, policy, sample, ours, theirs in self._compared()
             if (verdict := self.verdicts[policy][name].of(place, sample)) is not None
         ]
-
-    def _of_people(self, said: Said, others: Mapping[str, Any]) -> dict[str, Any]:
-        """Their card. A pair is shown once to each of them, so `named_first` counts labels."""
-        judgments = [
-            Judgment(place, verdict, times_longer(ours, theirs), said.named_first(place, policy), policy)
-            for place, policy, sample, ours, theirs in self._compared()
-            if (verdict := self.verdicts[policy][PEOPLE].of(place, sample)) is not None
-        ]
-        found = card(judgments, annotators=said.agreement(self.context.seed), agreement=others)
-        known = {**found, "calls": said.facts()["labels"]}
-        return {**known, "no_judge": no_judge(known)}
 
     # Other raters
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from alignkit import Group, StepContext
-from alignkit.data.group import group_from_json, group_to_json, length
+from alignkit.data.group import length
 from alignkit.errors import OtherTokenizer
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import Prompted, answers_of, averages, scale_of, short_names
@@ -19,21 +19,11 @@ from alignkit_plugins.steps.evaluate.measures import Measure
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known without judges and people. summary: for evaluation.json. singles: rewards without combinations."""
+    """What is known without judges. summary: for evaluation.json. singles: rewards without combinations."""
 
     groups: Sequence[Group]
     summary: Mapping[str, Any]
     singles: Sequence[str]
-
-    def plain(self) -> dict[str, Any]:
-        """It as JSON, for `restored`."""
-        texts = [group_to_json(group) for group in self.groups]
-        return {"groups": texts, "summary": self.summary, "singles": list(self.singles)}
-
-    @classmethod
-    def restored(cls, plain: Mapping[str, Any]) -> Measured:
-        """What `plain` turned into JSON."""
-        return cls([group_from_json(text) for text in plain["groups"]], plain["summary"], plain["singles"])
 
 
 def measure(
@@ -109,7 +99,6 @@ def with_short_names(
             key: {names[policy]: value for policy, value in summary[key].items()}
             for key in ("policies", "against", "against_base", "judged", "trained_on")
         },
-        "people": summary["people"] and {**summary["people"], "safe": _named(summary["people"]["safe"], names)},
     }
     return renamed, short, {str(names[policy]): found for policy, found in verdicts.items()}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from alignkit import Group
 from alignkit.evaluation.comparison import answers_of
-from alignkit.evaluation.judge_card import about_table, preferred_title, rater, trust_tables
+from alignkit.evaluation.judge_card import about_table, preferred_title, trust_tables
 from alignkit.evaluation.statistics import shown
 from alignkit.evaluation.who_judged import conclusion, percent
 from alignkit.report import Block, Report, SideBySide, Table
@@ -27,7 +27,6 @@ def report(summary: Mapping[str, Any], groups: Sequence[Group]) -> Report:
     blocks += [comparison_table(summary)] if against else []
     blocks += diversity_table(summary)
     blocks += judge_blocks(summary)
-    blocks += safety_blocks(summary)
     blocks += ranking_blocks(summary)
     blocks += [by_column(summary, column) for column in summary.get("by", {})]
     blocks += [side_by_side(group, list(summary["policies"]), summary["headline"]) for group in groups]
@@ -64,7 +63,7 @@ def comparison_table(summary: Mapping[str, Any]) -> Table:
 
 
 def judge_blocks(summary: Mapping[str, Any]) -> list[Block]:
-    """What people and judges prefer, and what is to be known of them; empty without any."""
+    """What judges prefer, and what is to be known of them; empty without any."""
     results = [(policy, *item) for policy, judges in summary.get("judged", {}).items() for item in judges.items()]
     if not results:
         return []
@@ -94,31 +93,18 @@ def judge_blocks(summary: Mapping[str, Any]) -> list[Block]:
         missing.update(found["unjudged"])
     return [
         Table(
-            preferred_title(summary["judges"], summary["baseline"]),
-            ["policy", rater(summary["judges"]), "preferred", "length-controlled", "won/lost/tied"],
+            preferred_title(summary["baseline"]),
+            ["policy", "judge", "preferred", "length-controlled", "won/lost/tied"],
             preferred,
             keys=2,
         ),
         about_table(
-            summary["judges"],
-            ["policy", rater(summary["judges"]), "asked", "no verdict", "order decides", "first preferred"],
+            ["policy", "judge", "asked", "no verdict", "order decides", "first preferred"],
             about,
             "; ".join(f"no verdict, {why}: {count}" for why, count in missing.most_common()),
         ),
         *trust_tables(summary.get("judge_cards") or {}),
     ]
-
-
-def safety_blocks(summary: Mapping[str, Any]) -> list[Block]:
-    """How many answers people call safe; empty if they were not asked."""
-    safe = (summary.get("people") or {}).get("safe")
-    if not safe:
-        return []
-    rows = [
-        [policy, *(shown(found[side], percent=True) for side in ("policy", "baseline"))]
-        for policy, found in safe.items()
-    ]
-    return [Table("safe answers, by people", ["policy", "its own", f"of {summary['baseline']}"], rows)]
 
 
 def ranking_blocks(summary: Mapping[str, Any]) -> list[Block]:

@@ -10,8 +10,6 @@ pair. With `votes: majority`, only the winner counts. With `votes: each`, every 
 another item. An item that was adjudicated or has a gold label has one label.
 
 `annotators` and `min_gold` say whose labels are read.
-
-Pairs that people compared in an evaluation are held out, and left out unless `held_out: true` asks for them.
 """
 
 from __future__ import annotations
@@ -19,10 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
+from statistics import fmean
 from typing import Any, Literal
 
 from alignkit import BadRow, Field, Format, Group, Options, Pair, Response
-from alignkit_plugins.people.effective_labels import majority, mean, review_columns
+from alignkit_plugins.people.effective_labels import majority, review_columns
 from alignkit_plugins.people.reliability import chosen_rows
 
 Task = Literal["pair", "safety", "ranking", "scores", "review", "demonstration", "thumb"]
@@ -45,12 +44,6 @@ class FeedbackOptions(VoteOptions):
     """Which labels are read, and how those of several annotators become one."""
 
     tasks: list[Task] | None = Field(None, min_length=1, description="read only these tasks; default: all")
-    criteria: list[str] | None = Field(
-        None, min_length=1, description="criteria of scores whose mean decides; default: all"
-    )
-    held_out: bool = Field(
-        False, description="also read the pairs of evaluations, after which these prompts are not held out any more"
-    )
     annotators: list[str] | None = Field(
         None, min_length=1, description="read only labels of these people; default: of all"
     )
@@ -118,8 +111,7 @@ class Feedback(Format):
 
     def _reads(self, item: Mapping[str, Any]) -> bool:
         """Whether the recipe asks for this item."""
-        asked = self.options.tasks is None or item["task"] in self.options.tasks
-        return asked and (self.options.held_out or not item.get("held_out"))
+        return self.options.tasks is None or item["task"] in self.options.tasks
 
     def _group(self, row: Mapping[str, Any]) -> Group:
         """The item without labels."""
@@ -160,8 +152,8 @@ class Feedback(Format):
         return self._ranking(replace(group, meta={**group.meta, **columns}), labels)
 
     def _scores(self, group: Group, labels: Labels) -> list[Group]:
-        each = [[self._mean(rated) for rated in label["scores"]] for label in labels]
-        means = [mean(scores) for scores in zip(*each, strict=True)]
+        each = [[fmean(rated.values()) for rated in label["scores"]] for label in labels]
+        means = [fmean(scores) for scores in zip(*each, strict=True)]
         tables = each if self.options.votes == "each" else [means]
         pairs = tuple(pair for scores in tables for pair in _apart(scores))
         rated = zip(group.responses, means, strict=True)
@@ -173,13 +165,6 @@ class Feedback(Format):
         if one is None:
             return []
         return [replace(group, responses=tuple(replace(answer, label=one["good"]) for answer in group.responses))]
-
-    def _mean(self, rated: Mapping[str, float]) -> float:
-        names = self.options.criteria or list(rated)
-        missing = [name for name in names if name not in rated]
-        if missing:
-            raise BadRow(f"no score for {', '.join(missing)}; the item has {', '.join(rated)}")
-        return sum(rated[name] for name in names) / len(names)
 
 
 def _preferred(label: Mapping[str, Any]) -> Pair:

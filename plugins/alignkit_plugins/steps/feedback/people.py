@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,12 +25,13 @@ from alignkit import (
     StepContext,
     StepData,
 )
+from alignkit.evaluation import statistics
 from alignkit.evaluation.judge_card import check_names
 from alignkit.report import Report, Table
-from alignkit_plugins.people.active_learning import rated
-from alignkit_plugins.people.asking import LabelPlaces, Wanted, items_of, joined, questions_of, shortage, with_rewards
+from alignkit_plugins.people.active_learning import prioritized
+from alignkit_plugins.people.asking import LabelPlaces, items_of, joined, questions_of, shortage, with_rewards
 from alignkit_plugins.people.effective_labels import Labeled, labeled
-from alignkit_plugins.people.items import CRITERIA, Item
+from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.rows import counts, row_of
 from alignkit_plugins.people.store import Store
 from alignkit_plugins.people.waiting import STORE, labels_of
@@ -53,6 +54,8 @@ class People(Step):
     when enough labels are in. Stages that do not need them run meanwhile. What the step hands on is what the format
     `feedback` reads: pairs with margins, rankings, scores, reviews, demonstrations or thumbs.
 
+    Pairs of two policies' samples are also an evaluation: the report says how often people prefer which.
+
     Only labels of the rows that the stage has now count. If an earlier stage changes, people are asked about its new
     rows, and the labels of the old ones stay in the store.
     """
@@ -67,12 +70,6 @@ class People(Step):
             None,
             description="default: by a row's responses: 2 are a pair, 3 to 9 a ranking, 1 or none a demonstration",
         )
-        criteria: list[str] | None = Field(
-            None, min_length=1, description=f"what `scores` rate; default: {', '.join(CRITERIA)}"
-        )
-        pairs_per_row: int = Field(
-            1, ge=1, description="pair, safety: pairs of the responses of a row that has more than two, drawn at random"
-        )
         join_prompts: bool = Field(
             False, description="rows with the same prompt are one, such as the samples of several policies"
         )
@@ -83,12 +80,6 @@ class People(Step):
         annotators: int = Field(1, ge=1, le=100, description="people who label each item")
         gold: DataRef | None = Field(
             None, description="rows whose labels are right, mixed in unseen; nobody waits for them"
-        )
-        gold_rate: float | None = Field(
-            None, ge=0, lt=1, description="share of gold items; default: the store's, 0.05 at first"
-        )
-        repeat_rate: float | None = Field(
-            None, ge=0, lt=1, description="share of items that come twice; default: the store's, 0.02 at first"
         )
         rewards: list[RewardRef] = Field(
             default_factory=list, description="rewards that score the responses first; see `judges`"
@@ -101,16 +92,8 @@ class People(Step):
 
         @model_validator(mode="after")
         def _usable(self) -> Any:
-            if self.criteria is not None and self.task != "scores":
-                raise ValueError("'criteria' needs 'task: scores'")
-            if self.criteria is not None and len(set(self.criteria)) < len(self.criteria):
-                raise ValueError(f"'criteria' must differ: {', '.join(self.criteria)}")
-            if self.pairs_per_row > 1 and self.task not in ("pair", "safety"):
-                raise ValueError("'pairs_per_row' needs 'task: pair' or 'task: safety'")
             if self.min_gold is not None and self.gold is None:
                 raise ValueError("'min_gold' needs 'gold': rows whose labels are right")
-            if (self.gold_rate or 0) + (self.repeat_rate or 0) >= 1:
-                raise ValueError("'gold_rate' and 'repeat_rate' must be below 1 together")
             check_names(self.rewards, self.judges)
             return self
 
@@ -121,21 +104,21 @@ class People(Step):
 
     def check_data(self, data: StepData) -> None:
         gold = data.load(self.options.gold)
-        self._items(gold or (), Path(), gold=True)
+        self._items(gold or (), gold=True)
         if (rows := data.load(self.options.data)) is not None:
-            items = self._items(self._questions(rows, 0), Path())
+            items = self._items(self._questions(rows))
             if lack := shortage(list({item.id: item for item in items}.values()), self.options.labels):
                 raise DataError(lack, option=("data",) if not items else ("labels",))
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options
         store = options.store or context.out.parent / STORE
-        asked = self._asked(context, store.parent)
+        asked = self._asked(context)
         if lack := shortage(asked.items, options.labels):
             reasons = "".join(f"\n  {count} left out: {why}" for why, count in Counter(asked.left_out).items())
             raise RunFailed(f"stage '{context.stage}': {lack}{reasons}")
         raters = options.rewards or options.judges
-        items = rated(asked.items, options.rewards, options.judges, context) if raters else asked.items
+        items = prioritized(asked.items, options.rewards, options.judges, context) if raters else asked.items
         entries = labels_of(
             store,
             items,
@@ -144,7 +127,7 @@ class People(Step):
             stage=context.stage,
             folder=context.out,
             gold=asked.gold,
-            prepare=self._prepare,
+            prepare=options.add_guidelines,
             say=context.say,
         )
         gold = self._gold(store, asked)
@@ -159,16 +142,19 @@ class People(Step):
         facts = facts_of(entries, asked.left_out) | {"notes": notes}
         agreed = agreement([*entries, *gold])
         context.write_json("agreement.json", {"questions": agreed})
-        shown = Report([*report(facts, entries).blocks, *agreement_tables(agreed)])
+        facts["wins"] = wins(entries)
+        blocks = report(facts, entries).blocks
+        if facts["wins"]:
+            blocks = [*blocks, wins_table(facts["wins"])]
+        shown = Report([*blocks, *agreement_tables(agreed)])
         return Artifact(groups=groups, summary=facts, report=shown)
 
-    def _asked(self, context: StepContext, folder: Path) -> Asked:
-        """What people are asked. folder: of the store."""
+    def _asked(self, context: StepContext) -> Asked:
+        """What people are asked."""
         left_out: list[str] = []
-        rows = context.load(self.options.data)
-        questions = self._questions(rows, context.seed, left_out)
-        items = self._items(questions, folder, left_out=left_out)
-        gold = self._items(context.load(self.options.gold), folder, gold=True) if self.options.gold else []
+        questions = self._questions(context.load(self.options.data), left_out)
+        items = self._items(questions, left_out=left_out)
+        gold = self._items(context.load(self.options.gold), gold=True) if self.options.gold else []
         return Asked(list({item.id: item for item in items}.values()), gold, left_out)
 
     def _gold(self, store: Path, asked: Asked) -> list[Labeled]:
@@ -177,34 +163,22 @@ class People(Step):
         with Store.open(store, write=False) as opened:
             return labeled(opened, ids)
 
-    def _questions(self, rows: Sequence[Group], seed: int, left_out: list[str] | None = None) -> list[Group]:
-        options, found = self.options, []
-        for row in joined(rows)[: options.limit] if options.join_prompts else rows[: options.limit]:
-            questions = questions_of(with_rewards(row), options.task, options.pairs_per_row, seed)
-            found += questions
+    def _questions(self, rows: Sequence[Group], left_out: list[str] | None = None) -> list[Group]:
+        result = []
+        rows = joined(rows) if self.options.join_prompts else rows
+        for row in rows[: self.options.limit]:
+            questions = questions_of(with_rewards(row), self.options.task)
+            result += questions
             if not questions and left_out is not None:
                 left_out.append("its responses do not differ")
-        return found
+        return result
 
-    def _items(self, groups: Sequence[Group], folder: Path, **how: Any) -> list[Item]:
-        options = self.options
-        wanted = Wanted(options.task, tuple(options.criteria or CRITERIA), license=options.license)
-        return items_of(groups, wanted, folder, **how)
-
-    def _prepare(self, store: Store) -> None:
-        """Put guidelines and rates into the store, so that the page needs no options."""
-        options = self.options
-        plan = store.plan
-        gold_rate = plan.gold_rate if options.gold_rate is None else options.gold_rate
-        repeat_rate = plan.repeat_rate if options.repeat_rate is None else options.repeat_rate
-        if (gold_rate, repeat_rate) != (plan.gold_rate, plan.repeat_rate):
-            store.set_plan(replace(plan, gold_rate=gold_rate, repeat_rate=repeat_rate))
-        options.add_guidelines(store)
+    def _items(self, groups: Sequence[Group], **how: Any) -> list[Item]:
+        return items_of(groups, self.options.task, license=self.options.license, **how)
 
     def _groups(self, entries: Sequence[Labeled], gold: Sequence[Labeled]) -> tuple[list[Group], list[str]]:
         """What is learned of the items, and who was left out or weighed. gold: items that only say who is right."""
         chosen: dict[str, Any] = {name: getattr(self.options, name) for name in VoteOptions.model_fields}
-        chosen |= {"tasks": None, "criteria": None, "annotators": None, "held_out": True}
         feedback = Feedback(FeedbackOptions(**chosen))
         rows = feedback.rows(enumerate(row_of(entry) for entry in [*entries, *gold] if counts(entry)))
         own = sum(map(counts, entries))
@@ -226,6 +200,36 @@ def facts_of(entries: Sequence[Labeled], left_out: Sequence[str]) -> dict[str, A
         "median_seconds": median(seconds) if seconds else None,
         "left_out": dict(Counter(left_out)),
     }
+
+
+def wins(entries: Sequence[Labeled]) -> list[dict[str, Any]]:
+    """How often people prefer the answers of one source to those of another one, as plain JSON.
+
+    A pair is one case, in which its labels are averaged; pairs of one source, or without sources, are left out.
+    """
+    cases: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for entry in entries:
+        item = entry.stored.item
+        names = tuple(sorted({origin for origin in item.origins if origin}))
+        if item.task not in ("pair", "safety") or len(names) < 2 or not counts(entry):
+            continue
+        labels = [entry.adjudicated.label] if entry.adjudicated else [vote.label for vote in entry.votes]
+        chosen = [item.origins[label["better"]] for label in labels]
+        cases[names].append(chosen.count(names[0]) / len(chosen))
+    rows = []
+    for (one, other), values in sorted(cases.items()):
+        preferred = statistics.rate(values, 1 if set(values) <= {0.0, 1.0} else len(values))
+        rows.append({"source": one, "against": other, "pairs": len(values), "preferred": preferred})
+    return rows
+
+
+def wins_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The table of what `wins` returned."""
+    cells = []
+    for row in rows:
+        preferred = statistics.shown(row["preferred"], percent=True)
+        cells.append([row["source"], row["against"], str(row["pairs"]), preferred])
+    return Table("what people prefer", ["source", "against", "pairs", "preferred"], cells)
 
 
 def report(facts: dict[str, Any], entries: Sequence[Labeled]) -> Report:

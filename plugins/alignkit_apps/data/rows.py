@@ -1,0 +1,166 @@
+"""The rows of a data entry of the command line, in memory, with the groups that their format reads."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from alignkit.arguments import refuse
+from alignkit.data.files import raise_if_bad
+from alignkit.data.group import Group, Origin
+from alignkit.data.reading import RowReader
+from alignkit.data.sources import OR_SKIP, DataSpec
+from alignkit.errors import BadRow, Cut, DataError
+from alignkit.io.atomic import whole_file
+from alignkit.io.commits import commit_of
+from alignkit.plugins import plugins
+from alignkit.recipe.document import plain_data
+from alignkit.recipe.load import made_recipe
+from alignkit.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from alignkit.tokens.encoding import Encoder
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a file. number: from 1. raw: as parsed; None if it cannot be. bad: why it cannot be read, or empty."""
+
+    file: str
+    number: int
+    raw: Any
+    groups: Sequence[Group] = ()
+    bad: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.number}"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a data entry. name: of its files. format: that of the first one."""
+
+    name: str
+    format: str
+    rows: list[Row]
+
+    @property
+    def unread(self) -> str:
+        """That some rows cannot be read; empty if all can."""
+        bad = [row for row in self.rows if row.bad]
+        return f"rows that cannot be read: {len(bad):,}, the first: {bad[0]}: {bad[0].bad}" if bad else ""
+
+
+def no_stage(name: str) -> Path:
+    raise DataError(f"stage '{name}': only the rows of files can be looked at")
+
+
+def read_rows(spec: DataSpec) -> Rows:
+    """All rows, up to the limit of each source. Raises DataError if a source has none that can be read."""
+    formats = {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
+    rows: list[Row] = []
+    readers = [RowReader(source, formats) for source in spec.sources]
+    for place, (source, reader) in enumerate(zip(spec.sources, readers, strict=True)):
+        good, problem, file = 0, "the source is empty", short(source.name)
+        for number, raw in reader.rows(no_stage, partial(commit_of, "dataset")):
+            if isinstance(raw, Cut) and source.on_bad_row == "error":
+                raise DataError(f"{source.name}:{number}: {raw}\nhelp: repair the file{OR_SKIP}")
+            try:
+                groups = reader.groups(raise_if_bad(raw), Origin(source.name, number, source=place))
+            except BadRow as error:
+                rows.append(Row(file, number, None if isinstance(raw, BadRow) else raw, bad=str(error)))
+                problem = f"no row can be read; for example {source.name}:{number}: {error}"
+                continue
+            rows.append(Row(file, number, raw, groups))
+            good += 1
+            if good == source.limit:
+                break
+        if not good:
+            raise DataError(f"{source.name}: no usable row; {problem}")
+    return Rows(", ".join(short(source.name) for source in spec.sources), readers[0].format_name, rows)
+
+
+def short(name: str, folder: Path | None = None) -> str:
+    """A path from a folder, by default the current one, if it is below it; any other name unchanged."""
+    path, folder = Path(name), folder or Path.cwd()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else name
+
+
+def entry(word: str, rules: Sequence[str] = ()) -> Any:
+    """The options of a step `clean` of what `data:` may be: a file, a folder, a hub data set, or YAML as in a recipe.
+
+    rules: its other options, as KEY=VALUE.
+    """
+    value = plain_data(word, f"'{word}'")
+    if isinstance(value, str) and not Path(value).is_file() and (Path(value).is_dir() or _on_hub(value)):
+        value = {"hub": value}
+    return _recipe_of(value, rules=rules).stages["data"].component.options
+
+
+def _recipe_of(value: Any, base: str = "tiny", rules: Sequence[str] = ()) -> Recipe:
+    """A recipe whose only stage cleans a data entry. base: its model."""
+    data = {"model": {"base": base}, "stages": {"data": {"step": "clean", "data": value}}}
+    return made_recipe(data, "alignkit data", [f"stages.data.{rule}" for rule in rules], plugins().registry)
+
+
+def _on_hub(word: str) -> bool:
+    parts = word.split("/")
+    return len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~") and not Path(word).suffix
+
+
+def encoder_of(model: str) -> Encoder:
+    """The encoder of a model, named as in a recipe."""
+    from alignkit.io.progress import Reporter
+    from alignkit.models.loading import load_text
+    from alignkit.recipe.schema import BASE
+    from alignkit.runs.bases import RunBases, resolved_spec
+    from alignkit.tokens.encoding import Encoder
+
+    recipe = _recipe_of([{"text": __file__}], model)
+    base = RunBases(recipe, Path("runs"), Reporter())[BASE]
+    spec = resolved_spec(recipe, BASE, datetime.date.today().isoformat())
+    return Encoder(*load_text(spec, base.source, base.commit, with_weights=False))
+
+
+# Writing
+
+
+def as_json(row: Any) -> bytes:
+    """A row as a line of JSON."""
+    try:
+        return f"{json.dumps(row, ensure_ascii=False, default=str)}\n".encode()
+    except UnicodeEncodeError:  # half of a character
+        return f"{json.dumps(row, default=str)}\n".encode()
+
+
+def check_target(out: Path, spec: DataSpec) -> None:
+    """Raise RecipeError for a file that is not JSON lines, or that the rows come from."""
+    if not out.name.endswith((".jsonl", ".jsonl.gz")):
+        refuse(f"--out {out}: JSON lines are written", f"name it {out.with_suffix('.jsonl').name}")
+    sources = [source.path for source in spec.sources if source.path is not None]
+    targets = [file for file in (out, removed_file(out)) if file.exists()]
+    if any(file.samefile(path) for path in sources for file in targets):
+        refuse(f"--out {out}: is what the rows come from, which is never changed", "name another file")
+
+
+def removed_file(out: Path) -> Path:
+    """The file next to a cleaned one that says what was left out."""
+    return out.with_name(f"{out.name.removesuffix('.gz').removesuffix('.jsonl')}.removed.jsonl")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, compressed if it is called so; the same rows give the same bytes."""
+    with whole_file(path) as file:
+        if path.suffix != ".gz":
+            yield file
+            return
+        with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as stream:
+            yield stream  # type: ignore[misc]
