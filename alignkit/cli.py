@@ -5,6 +5,7 @@ Each command imports what it needs when it runs, so that `--help` is fast.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -30,7 +31,6 @@ from alignkit.errors import (
     no_disk,
 )
 from alignkit.io.importing import of_command
-from alignkit.io.leaving import leaving
 from alignkit.outcome import Ended, Result, only_a_document
 from alignkit.plugin_errors import blaming
 
@@ -184,7 +184,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # a character that Latin-1 does not have must not end a command
     code = _main(argv)
-    return leaving(code) if argv is None else code
+    if argv is None:
+        gc.freeze()  # Python would look for garbage among all of torch's objects, which takes seconds
+    return code
 
 
 def _main(argv: Sequence[str] | None) -> int:
