@@ -5,6 +5,7 @@ Each command imports what it needs when it runs, so that `--help` is fast.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -30,7 +31,6 @@ from alignkit.errors import (
     no_disk,
 )
 from alignkit.io.importing import of_command
-from alignkit.io.leaving import leaving
 from alignkit.outcome import Ended, Result, only_a_document
 from alignkit.plugin_errors import blaming
 
@@ -56,7 +56,7 @@ _COMMANDS = {
 _OPTIONS = {
     **dict.fromkeys(("--model", "--base", "-m"), "write: model.base=VALUE"),
     **dict.fromkeys(("--set", "-s"), "write: VALUE"),
-    **dict.fromkeys(("--gpu", "--gpus", "--device"), "write: model.device=cuda for one GPU, --processes N for several"),
+    **dict.fromkeys(("--gpu", "--gpus", "--device"), "write: model.device=cuda; for several see docs/processes.md"),
     "--seed": "write: seed=VALUE",
     "--lr": "write: stages.STAGE.learning_rate=VALUE",
     "--epochs": "write: stages.STAGE.epochs=VALUE",
@@ -142,10 +142,6 @@ def run(
         list[str] | None,
         typer.Option("--tracker", metavar="NAME", help="Show metrics there too: tensorboard, wandb ..."),
     ] = None,
-    processes: Annotated[
-        int | None,
-        typer.Option("--processes", metavar="N", help="Let N processes run it together, each on a GPU of its own."),
-    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show every line, rows of data and samples.")
     ] = False,
@@ -157,18 +153,17 @@ def run(
       alignkit run smoke
       alignkit run quickstart stages.align.algorithm=rejection_sampling
       alignkit run recipe.yaml seed=1 --out runs/seed1
-      alignkit run recipe.yaml --processes 2
+      accelerate launch --num_processes 2 -m alignkit run recipe.yaml
     """
     announce(f"reads {recipe}")
     from alignkit.io.progress import VERBOSE
     from alignkit.runs.start import start
 
     if verbose:
-        os.environ[VERBOSE] = "1"  # also of processes that this one starts
+        os.environ[VERBOSE] = "1"
 
     def loaded(warn: Callable[[str], None]) -> Recipe:
-        chosen = [*(overrides or []), *([] if processes is None else [f"launcher.processes={processes}"])]
-        checked = load(recipe, chosen, warn)
+        checked = load(recipe, overrides or [], warn)
         from alignkit.plugins import plugins
         from alignkit.recipe.trackers import with_trackers
 
@@ -189,7 +184,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # a character that Latin-1 does not have must not end a command
     code = _main(argv)
-    return leaving(code) if argv is None else code
+    if argv is None:
+        gc.freeze()  # Python would look for garbage among all of torch's objects, which takes seconds
+    return code
 
 
 def _main(argv: Sequence[str] | None) -> int:

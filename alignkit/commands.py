@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Protocol
 
 import pluggy
@@ -17,8 +16,7 @@ import typer
 
 from alignkit.errors import PluginError, message_of, reason_of
 from alignkit.hookspecs import hookspec
-from alignkit.interface import check_range, why_missing
-from alignkit.io.importing import importing, left_out, of_command
+from alignkit.io.importing import left_out, of_command
 from alignkit.io.printable import printable
 
 GROUP = "alignkit.commands"
@@ -46,18 +44,14 @@ def add_commands(app: typer.Typer) -> None:
     for entry in sorted(found, key=lambda entry: (_package(entry) != "alignkit", _package(entry), entry.name)):
         if {entry.name, _package(entry)} & without:
             continue
-        requires = (entry.dist.requires if entry.dist and _package(entry) != "alignkit" else None) or ()
         try:
-            check_range(requires, _package(entry))
-            with nullcontext() if _package(entry) == "alignkit" else importing(f"the commands of {_package(entry)}"):
-                module = entry.load()
-            add_from(app, module, entry.name)
+            add_from(app, entry.load(), entry.name)
         except KeyboardInterrupt as error:
             print(message_of(error), file=sys.stderr)
             raise SystemExit(130) from None
         except BaseException as error:  # includes sys.exit() at import
             text = f"warning: no commands of {_package(entry)}, {entry.name} = {entry.value}: {reason_of(error)}"
-            print(printable(text + why_missing(error, requires)), file=sys.stderr)
+            print(printable(text), file=sys.stderr)
 
 
 def _package(entry: importlib.metadata.EntryPoint) -> str:

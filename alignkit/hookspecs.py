@@ -114,7 +114,7 @@ def register_engines(register: Register) -> None:
 
 @hookspec
 def register_launchers(register: Register) -> None:
-    """Launchers, which start the processes of a run: subclasses of `alignkit.Launcher`. Runs use `accelerate`."""
+    """Launchers, which let several processes run a recipe: subclasses of `alignkit.Launcher`. Runs use `accelerate`."""
 
 
 @hookspec

@@ -1,11 +1,11 @@
-"""The interface of a launcher: whatever starts the processes that run one recipe together, and asks others for work.
+"""The interface of a launcher: whatever lets several processes run one recipe together, and asks engines.
 
 A run of one process with its own sampler needs none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +15,14 @@ ACCELERATE = "accelerate"  # the name of the one that runs use
 
 
 class Launcher:
-    """Base class of a launcher. `world` says which process of how many this is: an `alignkit.runs.world.World`.
+    """Base class of a launcher. `world` says which process of how many this is: an `alignkit.runs.world.World`."""
 
-    The same class is asked in the process of the command, which starts the others, and in each of those.
-    """
+    def run(self, recipe: Any, folder: Path, reporter: Reporter, world: Any) -> None:
+        """Run a recipe as one of several processes.
 
-    def check(self, recipe: Any, world: Any) -> None:
-        """Raise RecipeError if several processes cannot run a recipe (`alignkit.recipe.schema.Recipe`).
-
-        Called by commands that only look at a recipe, too, and before anything is written.
-        """
-
-    def start(self, processes: int, arguments: Sequence[str]) -> int:
-        """Run alignkit with these arguments in several processes on this machine, until all have ended.
-
-        Returns the exit code of the first that failed, or 0. Raises RunFailed if they cannot be started, or if one was
-        ended from outside. Signals that this process gets must reach all of them.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not define start")
-
-    def run(self, recipe: Any, folder: Path, reporter: Reporter, world: Any) -> int:
-        """Run a recipe as one of several processes; returns the exit code.
-
-        Process 0 leads: it runs every stage, writes into the folder of the run, and raises its error. The others train
-        what it tells them to, and write and print nothing but errors that it does not know. Raises RecipeError if
-        several processes cannot run the recipe, and RunFailed if they do not meet or differ in what they run.
+        Process 0 runs steps, asks servers, and writes into the folder of the run. The others train what it trains, and
+        write and print nothing. Raises RecipeError if several processes cannot run the recipe, and RunFailed if they do
+        not meet or differ in what they run.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define run")
 

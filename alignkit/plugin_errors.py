@@ -15,15 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import AlignkitError, DataError, PluginError, disk_is_full, memory_ran_out
-from alignkit.io.awaited import awaited
 
 if TYPE_CHECKING:
     from alignkit.data.group import Group
     from alignkit.registry import Registration
 
 OURS = "alignkit"  # the distribution whose errors are not a stranger's
-PATIENCE = 20.0  # seconds after which a stranger's call is named; those of LONG do a stage's whole work
-LONG = ("run", "train")
 
 
 @dataclass(frozen=True)
@@ -71,16 +68,14 @@ def calling(author: Author, method: str, owner: object, groups: Sequence[Group] 
     groups: what the method is given. It must not change their prompts and columns, which later iterations read again.
     """
     watch, before = watching_calls.get(), [_contents(group) for group in groups]
-    name = full_name(method, owner)
-    slow = awaited(f"waiting for {author}, in `{name}`", PATIENCE) if author.stranger and method not in LONG else None
-    with watch(author, name, owner) if watch else nullcontext(), slow or nullcontext(), _blamed(author, method, owner):
+    with watch(author, full_name(method, owner), owner) if watch else nullcontext(), _blamed(author, method, owner):
         yield
     for group, (prompt, columns) in zip(groups, before, strict=True):
         if (now := _contents(group)) != (prompt, columns):
             changed = [key for key in {**columns, **now[1]} if columns.get(key) != now[1].get(key)]
             what = f"column '{changed[0]}'" if changed else "messages"
             text = f"it changed the {what} of a prompt, which later iterations read again; change a copy instead"
-            raise author.error(name, text)
+            raise author.error(full_name(method, owner), text)
 
 
 def _contents(group: Group) -> tuple[list[tuple[Any, ...]], dict[str, Any]]:

@@ -11,7 +11,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.machinery import PathFinder
@@ -23,7 +23,7 @@ from typing import Any
 import pluggy
 from pydantic import ConfigDict, ValidationError
 
-from alignkit import hookspecs
+from alignkit import __version__, hookspecs
 from alignkit.algorithm import Algorithm, Needs, Source, StageDefaults, Trains
 from alignkit.engine import WITHOUT_PLUGIN, Engine, EngineOptions
 from alignkit.environment import Environment, tool_functions, why_no_tool
@@ -31,8 +31,7 @@ from alignkit.errors import AlignkitError, PluginError, Problem, RecipeError, di
 from alignkit.external import ExternalTrainer
 from alignkit.filters import Filter
 from alignkit.formats import Format
-from alignkit.interface import check_range, why_missing
-from alignkit.io.importing import LEFT_OUT, importing, left_out, of_command
+from alignkit.io.importing import LEFT_OUT, left_out, of_command
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.launcher import ACCELERATE, Launcher
 from alignkit.monitor import Monitor
@@ -88,7 +87,6 @@ class _Candidate:
     distribution: str
     version: str
     load: Callable[[], Any]
-    requires: Callable[[], Iterable[str]] = tuple
     locate: Callable[[], Path | None] = lambda: None
 
     @property
@@ -152,9 +150,7 @@ class Plugins:
     def load(self, candidate: _Candidate) -> None:
         """Load one plugin. If that fails, record why and leave no trace in the manager."""
         try:
-            check_range(candidate.requires(), candidate.distribution, candidate.source)
-            with nullcontext() if candidate.distribution == GROUP else importing(candidate.label):
-                plugin = candidate.load()
+            plugin = candidate.load()
             self.manager.register(plugin, name=candidate.name)
             self._check_hooks()
             if not self.manager.get_hookcallers(plugin):
@@ -165,7 +161,8 @@ class Plugins:
         except BaseException as error:  # includes sys.exit() at import
             if self.manager.has_plugin(candidate.name):
                 self.manager.unregister(name=candidate.name)
-            reason = f"{reason_of(error)}{_line(error, candidate.source())}{why_missing(error, candidate.requires())}"
+            version = f"; this is alignkit {__version__}" if isinstance(error, ImportError | AttributeError) else ""
+            reason = f"{reason_of(error)}{_line(error, candidate.source())}{version}"
             self.reject(candidate, reason, error)
         else:
             for kind, registration in registrations:
@@ -336,10 +333,9 @@ def _entry_points() -> list[_Candidate]:
         if id(dist) not in known:
             known[id(dist)] = (dist.metadata["Name"], dist.version) if dist else ("", "")
         name, version = known[id(dist)]
-        requires = partial(_requirements, dist) if name != GROUP else tuple
         locate = partial(_file_of, point.module)
         load = point.load if point.group == GROUP else partial(_refuse_group, point.group)
-        candidates.append(_Candidate(point.name, name, version, load, requires, locate))
+        candidates.append(_Candidate(point.name, name, version, load, locate))
     if not any(plugin.distribution == GROUP for plugin in candidates):
         raise PluginError(_without_ours())
     return sorted(candidates, key=lambda plugin: (plugin.name, plugin.distribution))
@@ -372,10 +368,6 @@ def _without_ours() -> str:
         f"alignkit's own plugins are missing: the package '{GROUP}' {found.version} in {found.locate_file('')} is not "
         f"the one in {here}; remove it, or install alignkit again"
     )
-
-
-def _requirements(dist: importlib.metadata.Distribution | None) -> Iterable[str]:
-    return (dist.requires if dist else None) or ()
 
 
 def _file_of(module: str) -> Path | None:

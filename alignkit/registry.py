@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -82,15 +81,8 @@ class Registry:
         self.broken: list[BrokenPlugin] = broken if broken is not None else []
         self.disabled: list[UnavailablePlugin] = []
         self.pending: list[tuple[set[str], Callable[[], None]]] = []
-        self.preferred: frozenset[str] = frozenset()
         self.warnings: dict[str, str] = {}  # by what was asked for
         self._registrations: defaultdict[str, dict[str, list[Registration]]] = defaultdict(dict)
-
-    def preferring(self, packages: Iterable[str]) -> Registry:
-        """The same registry for a recipe that requires these packages."""
-        other = copy.copy(self)  # which shares all tables
-        other.preferred = frozenset(map(normalized_package, packages))
-        return other
 
     def add(self, kind: str, registration: Registration) -> None:
         """Add a registration. A duplicate name becomes an error only when it is requested."""
@@ -130,13 +122,12 @@ class Registry:
 
         others: names that mean something else there, and may have been meant.
 
-        If several have a name, that of a file given by --plugin wins, then that of a package that the recipe requires,
-        then alignkit's own, with a warning: a package that is installed must not break other people's recipes.
+        If several have a name, that of a file given by --plugin wins, then alignkit's own, with a warning: a package
+        that is installed must not break other people's recipes.
         """
         matches = self._matches(kind, name)
         for wins in (
             lambda one: one.distribution.endswith(".py"),
-            lambda one: normalized_package(one.distribution) in self.preferred,
             lambda one: one.distribution == "alignkit",
         ):
             chosen = list(filter(wins, matches))

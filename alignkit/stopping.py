@@ -14,7 +14,6 @@ from alignkit.errors import AlignkitError
 # SIGHUP: the terminal was closed. SIGUSR1: a batch system's warning before its time limit.
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 _reasons: list[str] = []
-_asked = [0]  # how often
 
 
 class Stopped(AlignkitError):
@@ -43,14 +42,8 @@ def request_stop(reason: str) -> None:
 
 def should_stop() -> None:
     """Raise Stopped if a stop was requested."""
-    _asked[0] += 1
     if _reasons:
         raise Stopped(f"stopped: {_reasons[0]}")
-
-
-def asked() -> int:
-    """How often this process has asked whether it should stop; long work does so again and again."""
-    return _asked[0]
 
 
 @contextmanager
@@ -76,13 +69,6 @@ def handling(signals: Iterable[signal.Signals], handler: Callable[[int, FrameTyp
     finally:
         for number, earlier in previous.items():
             signal.signal(number, earlier)
-
-
-def keep_signals() -> None:
-    """Receive signals again after a library has taken them in C, where Python does not notice."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, *SIGNALS):
-            signal.signal(number, signal.getsignal(number))
 
 
 def _signalled(number: int, _frame: FrameType | None) -> None:

@@ -56,15 +56,6 @@ BENCHMARKS = {
             f"{TRL} DPOTrainer",
         ),
         Benchmark(
-            "dpo_remembered",
-            "DPO step, reference log-probabilities read from the cache",
-            "real tokens/s",
-            "dpo:ours",
-            "dpo:peer",
-            f"{TRL} DPOTrainer with precompute_ref_log_probs",
-            options={"cached_reference": True},
-        ),
-        Benchmark(
             "dpo_bf16",
             "DPO step in bf16",
             "real tokens/s",

@@ -32,14 +32,12 @@ def ours(job: Job, gate: Gate) -> None:
     learner = models.learner(policy, "dpo", job.adapter(models.POLICY))
     encoded = pairs(job, policy.tokenizer)
     work = Work(Shape.of(job.source), job.dtype)
-    cached = measure(policy, BASE, encoded, "logprobs") if job.options.get("cached_reference") else None
-    if cached is None:
-        work.read(lengths(encoded))
+    work.read(lengths(encoded))
     work.learn(lengths(encoded))
     while True:
         gate.begin()
         examples = Examples(encoded)
-        reference = cached or measure(policy, BASE, encoded, "logprobs")
+        reference = measure(policy, BASE, encoded, "logprobs")
         examples.token_columns["reference_logprobs"] = reference
         metrics = learner.step(examples, 0.0)
         losses = {"loss": metrics["loss"]}
@@ -67,9 +65,7 @@ def peer(job: Job, gate: Gate) -> None:
     steps = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": len(encoded) // micro}
     trainer = Prepared(
         model=trl.causal(job),
-        args=DPOConfig(
-            **trl.arguments(job), **steps, beta=0.1, precompute_ref_log_probs=bool(job.options.get("cached_reference"))
-        ),
+        args=DPOConfig(**trl.arguments(job), **steps, beta=0.1),
         train_dataset=Dataset.from_list(list(trl.preferences(encoded))),
         processing_class=tokenizer,
         peft_config=trl.lora(job),

@@ -79,7 +79,8 @@ def _recipe(folder: Path, model: str, steps: int) -> Path:
 
 
 def _run(recipe: Path, out: Path, processes: int, threads: int) -> None:
-    command = [sys.executable, "-m", "alignkit", "run", str(recipe), "--processes", str(processes), "--out", str(out)]
+    start = ["torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "-m"] if processes > 1 else []
+    command = [sys.executable, "-m", *start, "alignkit", "run", str(recipe), "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "ALIGNKIT_REPORT": "0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

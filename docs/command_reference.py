@@ -38,7 +38,6 @@ WHAT_TO_DO = {
 # Codes that no error of alignkit has.
 OTHERS = [
     ("0", "Success.", ""),
-    ("70", "One of several processes was gone, or waited for nothing.", "Repeat the command to continue."),
     ("130", "Interrupted (Ctrl-C).", "Repeat the command to continue."),
 ]
 

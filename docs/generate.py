@@ -4,11 +4,11 @@ A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated --
 `recipe`, `launcher`, `model`, `lora`, `quantization`, `settings`, `rollout`, `importance`, `mix`, `stop`, `data`,
 `measures`, `variant`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`,
 `data sets`, `labeled pairs`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`,
-`commands`, `exit codes`, `interface changes`, `hooks`, `events`, `silent bugs`, a kind and a name
+`commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a name
 (`algorithm ppo`), a kind and several names, which then have captions (`reward min product`), `example` and a kind for
 the module that `alignkit plugins new` writes, or names for the reference of public names (`api Group Response`; see
 `api_names.py`), or a module for the rest of its docstring (`about functional`).
-It also writes `recipes/recipe.schema.json` and `alignkit/interface.json`.
+It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
 
@@ -32,7 +32,7 @@ import alignkit_plugins.formats.labeled_pairs
 import alignkit_plugins.formats.template.fields
 from alignkit import hookspecs
 from alignkit.plugins import KINDS, load_plugins, plugins
-from alignkit.recipe.schema import DataKeys, LauncherKeys, TopKeys
+from alignkit.recipe.schema import DataKeys, TopKeys
 from alignkit.recipe.shipped import shipped
 from alignkit.registry import Registration
 from alignkit.settings import Importance, LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings, Stop
@@ -49,7 +49,6 @@ from benchmarks.markdown import markdown_table
 ROOT = Path(__file__).resolve().parent.parent
 MODELS: dict[str, type[BaseModel]] = {
     "recipe": TopKeys,
-    "launcher": LauncherKeys,
     "model": ModelSpec,
     "lora": LoraSpec,
     "quantization": Quantization,
@@ -99,7 +98,6 @@ def part(what: str) -> str:
         "benchmarks": benchmark_table,
         "commands": lambda: str(script("docs", "command_reference").commands()),
         "exit codes": lambda: str(script("docs", "command_reference").exit_codes()),
-        "interface changes": lambda: str(script("docs", "interface_changes").page()),
         "hooks": lambda: hook_table("registers", registering=True),
         "events": lambda: hook_table("when", registering=False),
         "silent bugs": silent_bugs,
@@ -301,8 +299,7 @@ def main(arguments: Sequence[str]) -> int:
             stale.append(str(page.relative_to(ROOT)))
             if "--check" not in arguments:
                 page.write_text(new, encoding="utf-8")
-    interface = script("docs", "interface_changes")
-    files = {SCHEMA: schema_text(load_plugins().registry), interface.SHIPPED: interface.shipped_text()}
+    files = {SCHEMA: schema_text(load_plugins().registry)}
     for file, text in files.items():
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
             stale.append(str(file.relative_to(ROOT)))

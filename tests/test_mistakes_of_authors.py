@@ -6,13 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import typer
 
 from alignkit import __version__
 from alignkit.cli import main
 from alignkit.commands import add_commands
-from alignkit.io import importing
 from alignkit.plugins import load_plugins
 from alignkit.registry import Unresolved
 from tests.patience import PATIENCE
@@ -30,22 +28,7 @@ def register_rewards(register):
 """
 # What a package does at import, and what a user then reads.
 AT_IMPORT = {
-    "dtype": ("import torch\ntorch.set_default_dtype(torch.float64)", "its import calls torch.set_default_dtype"),
-    "gradients": ("import torch\ntorch.set_grad_enabled(False)", "its import calls torch.set_grad_enabled, now False"),
-    "device": ("import torch\ntorch.set_default_device('meta')", "its import calls torch.set_default_device"),
-    "products": (
-        "import torch\ntorch.set_float32_matmul_precision('medium')",
-        "its import calls torch.set_float32_matmul_precision, now medium",
-    ),
-    "kernels": ("import torch\ntorch.use_deterministic_algorithms(True)", "calls torch.use_deterministic_algorithms"),
-    "threads": ("import torch\ntorch.set_num_threads(7)", "its import calls torch.set_num_threads, now 7"),
-    "folder": ("import os\nos.chdir('/')", "its import changes the working folder to /: write absolute paths"),
     "exit": ("import sys\nsys.exit(3)", "SystemExit: 3 (fake_x_pack.py:2)"),
-    "_exit": ("import os\nos._exit(7)", "its import called os._exit(7) (fake_x_pack.py:2)"),
-    "thread": (
-        "import threading, time\nthreading.Thread(target=time.sleep, args=(0.3,), name='poll').start()",
-        "its import starts the thread 'poll', for which every command waits: write daemon=True",
-    ),
     "module": ("import no_such_module", "No module named 'no_such_module' (fake_x_pack.py:1)"),
     "line": ("\n\n1 / 0", "ZeroDivisionError: division by zero (fake_x_pack.py:3)"),
     "name": (GOOD.replace('"mine"', '"my reward!"'), "reward name 'my reward!' must consist of"),
@@ -67,20 +50,14 @@ AT_IMPORT = {
 
 
 @pytest.mark.parametrize("mistake", AT_IMPORT)
-def test_an_import_that_would_change_every_run_breaks_only_itself(
-    distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch, mistake: str
-) -> None:
+def test_an_import_that_fails_breaks_only_itself(distribution: MakeDistribution, mistake: str) -> None:
     source, message = AT_IMPORT[mistake]
-    monkeypatch.setattr(importing, "end_within", lambda seconds: None)
     distribution("x-pack", f"{source}\n{GOOD if 'register' not in source else ''}")
-    before, folder = importing._modes(), os.getcwd()
     (broken,) = load_plugins(lazy=True).broken
     assert str(broken).startswith("plugin 'x-pack' (x-pack 1.2) failed to load: ") and message in str(broken)
-    assert (importing._modes(), os.getcwd()) == (before, folder)
-    assert torch.get_default_dtype() is torch.float32
 
 
-@pytest.mark.parametrize("mistake", ["dtype", "_exit", "name"])
+@pytest.mark.parametrize("mistake", ["exit", "name"])
 def test_a_broken_plugin_is_named_where_its_reward_is_asked_for(
     distribution: MakeDistribution, capsys: pytest.CaptureFixture[str], tmp_path: Path, mistake: str
 ) -> None:
@@ -106,31 +83,6 @@ def test_a_reward_of_two_packages_names_both(
     )
     main(["check", str(tmp_path / "r.yaml")])
     assert "write 'x-one:mine' or 'x-two:mine'" in capsys.readouterr().err
-
-
-def test_what_an_import_prints_is_no_result(distribution: MakeDistribution, capsys: pytest.CaptureFixture[str]) -> None:
-    distribution("x-pack", "print('hello from x')\n" + GOOD)
-    assert main(["plugins", "--schema"]) == 0
-    out, err = capsys.readouterr()
-    assert out.startswith("{") and "hello from x" in err
-
-
-def test_a_file_that_an_import_writes_is_named(
-    distribution: MakeDistribution, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    distribution("x-pack", "open('cache.json', 'w').close()\n" + GOOD)
-    load_plugins(lazy=True)
-    assert "warning: plugin 'x-pack' (x-pack 1.2): its import wrote 'cache.json'" in capsys.readouterr().err
-
-
-def test_a_slow_import_is_named(
-    distribution: MakeDistribution, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importing, "PATIENCE", 0.05)
-    distribution("x-pack", "import time\ntime.sleep(0.6)\n" + GOOD)
-    load_plugins(lazy=True)
-    assert "loading plugin 'x-pack' (x-pack 1.2) ..." in capsys.readouterr().err
 
 
 def test_an_interrupted_import_is_named(distribution: MakeDistribution, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,13 +159,7 @@ def test_no_plugin_is_heard_by_every_command(
     assert main(command) != 3
 
 
-@pytest.mark.parametrize(
-    ("requires", "said"),
-    [("alignkit>=0.0.1", "asks for alignkit>=0.0.1"), ("", "does not say which alignkit it needs")],
-)
-def test_a_name_of_another_alignkit_is_told_with_both_versions(
-    distribution: MakeDistribution, requires: str, said: str
-) -> None:
-    distribution("x-pack", "from alignkit import NoSuchName\n", requires=requires)
+def test_a_name_of_another_alignkit_is_told_with_the_version(distribution: MakeDistribution) -> None:
+    distribution("x-pack", "from alignkit import NoSuchName\n")
     (broken,) = load_plugins(lazy=True).broken
-    assert f"(fake_x_pack.py:1); this alignkit is {__version__}, and its package {said}" in str(broken)
+    assert f"(fake_x_pack.py:1); this is alignkit {__version__}" in str(broken)

@@ -185,7 +185,7 @@ def test_wheel_carries_everything_and_nothing_else(wheel: Path) -> None:
     files = [path for path in (ROOT / "plugins").rglob("*.*") if path.is_file() and path.suffix != ".pyc"]
     plugins = {path.relative_to(ROOT / "plugins").as_posix() for path in files}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "alignkit").rglob("*.py")}
-    data = {"alignkit/py.typed", "alignkit/interface.json"}
+    data = {"alignkit/py.typed"}
     assert plugins | modules | data <= names
     assert {f"alignkit_recipes/{path.as_posix()}" for path in RECIPES} <= names
     info = f"alignkit-{alignkit.__version__}.dist-info"

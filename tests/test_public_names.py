@@ -1,7 +1,7 @@
 """The names that recipes and plugins may use: a change to any of them shows up in a diff of one text file.
 
 After an intended change, write the snapshot again with `python tests/test_public_names.py`. Those of earlier minor
-versions stay, and `docs/plugins/changes.md` compares them.
+versions stay.
 """
 
 from __future__ import annotations

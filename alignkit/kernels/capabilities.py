@@ -16,7 +16,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,22 +25,6 @@ from alignkit.kernels import mode
 DETERMINISTIC = "ALIGNKIT_DETERMINISTIC"
 # CPU flags of instructions that multiply bf16.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
-
-
-def choices(device: torch.device) -> dict[str, Any]:
-    """Which kernels run on this machine, and the facts behind that: part of the key of anything stored bit for bit."""
-    compiled = {"compiled_attention": can_compile_attention(device)} if device.type == "cuda" else {}
-    return compiled | {
-        "mode": mode(),
-        "device": str(device),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "amd": is_amd(),
-        "bf16": multiplies_bf16(torch.device("cpu")),
-        "onednn": uses_onednn(),
-        "tiles": can_tile(),
-    }
 
 
 # The machine

@@ -25,7 +25,6 @@ from alignkit.models.forward import measure
 from alignkit.models.loading import has_score
 from alignkit.models.packing import micro_batches, pack
 from alignkit.models.padding import with_padding
-from alignkit.models.reference_cache import ReferenceCache
 from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
 from alignkit.reward import Progress, no_progress
@@ -45,7 +44,6 @@ class ModelService:
         model: SharedModel,
         artifact: Callable[[str], Path],
         max_length: int = 1024,
-        reference_cache: ReferenceCache | None = None,
         say: Callable[[str], None] = lambda text: None,
         progress: Progress = no_progress,
         name: str = BASE,
@@ -55,7 +53,7 @@ class ModelService:
         name: the reference that means the unmodified model.
         """
         self.name = name
-        self.model, self.artifact, self.reference_cache, self.say = model, artifact, reference_cache, say
+        self.model, self.artifact, self.say = model, artifact, say
         self.progress = progress
         self.max_length = min(max_length, model.context)
         self.encoder = model.encoder()
@@ -167,21 +165,11 @@ class ModelService:
                     "help: compare models with the same tokenizer and chat template, or compare texts with a reward"
                 )
 
-    def reference_logprobs(self, reference: str, encoded: Sequence[Encoded]) -> tuple[list[Tensor], bool]:
-        """Measure the log-probabilities of a role that is not trained, or read them from the reference cache.
-
-        Returns fp32 [tokens] per response, and whether they were in the cache.
-        """
+    def reference_logprobs(self, reference: str, encoded: Sequence[Encoded]) -> list[Tensor]:
+        """Measure the log-probabilities of a role that is not trained; fp32 [tokens] per response."""
         role = self.role(reference)
-
-        def compute() -> list[Tensor]:
-            with self.progress(f"log-probabilities of {reference}", len(encoded)) as done:
-                return measure(self.model, role, encoded, "logprobs", done=done)
-
-        if self.reference_cache is None:
-            return compute(), False
-        adapter = None if role == BASE else self.artifact(reference)
-        return self.reference_cache.logprobs(self.model, adapter, encoded, compute)
+        with self.progress(f"log-probabilities of {reference}", len(encoded)) as done:
+            return measure(self.model, role, encoded, "logprobs", done=done)
 
     @torch.no_grad()
     def next_token_logprobs(

@@ -6,7 +6,6 @@ Everything is checked before anything heavy is imported, and all problems are re
 from __future__ import annotations
 
 import difflib
-import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from alignkit.recipe.bases import base_names, check_bases, read_base, read_bases
 from alignkit.recipe.components import options_of, read_component, read_named
 from alignkit.recipe.constitutions import read_constitution
 from alignkit.recipe.data_sources import read_data
-from alignkit.recipe.document import Document, Keys, dump, load_document, parse_document
+from alignkit.recipe.document import Document, dump, load_document, parse_document
 from alignkit.recipe.paths import Paths
 from alignkit.recipe.problems import Problems
 from alignkit.recipe.rewards import read_reward
@@ -73,7 +72,6 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
     """Return the recipe of a document. Raises RecipeError with every problem found. wrong: those found before."""
     rounds, problems = expand(document)
     problems.items += wrong
-    registry = registry.preferring(_required_names(document.data.get("requires")))
     data = problems.document.data
     bases = base_names(data.get("bases"))
     scope = Scope(problems, Paths(problems), registry, rounds, RESOLVERS, bases=bases)
@@ -86,8 +84,6 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
     model = read_model(data["model"], scope) if "model" in data else None
     others = read_bases(data.get("bases"), scope)
     engine = read_engine(data["engine"], ("engine",), scope) if data.get("engine") is not None else None
-    if top is not None:
-        _check_requires(top.requires, scope)
     if top is None or model is None:
         raise problems.as_error(scope.sources)
     if not len(problems):
@@ -104,7 +100,6 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
         stages=stages,
         trackers=trackers,
         bases=others,
-        launcher=top.launcher,
         document=problems.document,
         # Blocks are not expanded here, so that users can edit the copy in the run's folder.
         resolved={**({} if top.name else {"name": name}), **scope.paths.portable(document.data)},
@@ -141,13 +136,6 @@ def _refuse_keys(document: Document, problems: Problems) -> None:
         keys = tuple(int(key) if key.isdecimal() else key for key in place.split("."))
         help = "leave it out, and let the program that needs it read an environment variable"
         problems.error(keys, message, help=help)
-
-
-def _required_names(requires: Any) -> list[str]:
-    """The packages that a recipe requires, without versions. `_check_requires` reports mistakes."""
-    texts = [text for text in requires if isinstance(text, str)] if isinstance(requires, list) else []
-    found = [re.match(r"[A-Za-z0-9._-]+", text) for text in texts]
-    return [name[0] for name in found if name]
 
 
 def _build_stages(raw: Any, scope: Scope) -> dict[str, Stage]:
@@ -218,28 +206,3 @@ def _ordered(upstream: Mapping[str, Sequence[str]], scope: Scope) -> list[str]:
         sorter.done(done[-1])
         ready = ready - {done[-1]} | set(sorter.get_ready())
     return done
-
-
-# --- required packages
-
-
-def _check_requires(requirements: Sequence[str], scope: Scope) -> None:
-    """Check that the packages that a recipe requires are installed."""
-    if not requirements:
-        return
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    for index, text in enumerate(requirements):
-        keys: Keys = ("requires", index)
-        try:
-            requirement = Requirement(text)
-            installed = importlib.metadata.version(requirement.name)
-        except InvalidRequirement:
-            scope.problems.error(keys, f"'{text}' is not a package requirement", help="write it like 'alignkit-x>=0.2'")
-        except importlib.metadata.PackageNotFoundError:
-            message = f"the recipe requires {text}, which is not installed"
-            scope.problems.error(keys, message, help=f"run `pip install '{text}'`")
-        else:
-            if not requirement.specifier.contains(installed, prereleases=True):
-                message = f"the recipe requires {text}, but {installed} is installed"
-                scope.problems.error(keys, message, help=f"run `pip install '{text}'`")

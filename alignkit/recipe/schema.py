@@ -61,30 +61,12 @@ class Stage:
         return (self.settings.base if self.settings is not None else None) or BASE
 
 
-Shard = Literal["fsdp"]
-
-
-class LauncherKeys(Options):
-    """How many processes run the recipe together."""
-
-    processes: int = Field(default=1, ge=1, le=4096, description="processes, which accelerate's launcher starts")
-    patience: float = Field(
-        default=45.0,
-        ge=1,
-        description="seconds without a sign of life after which a process counts as hung, and the run ends",
-    )
-    shard: bool | Shard = Field(
-        default=False,
-        description="whether each of several processes holds only a part of a base model while it trains; true is fsdp",
-    )
-
-
 @dataclass(frozen=True)
 class Recipe:
     """A validated recipe.
 
     stages: in the order in which they run. resolved: the recipe as plain data with absolute paths. bases: base models
-    besides `model`. launcher: None if the recipe does not name any. document: its text, for errors that are found after
+    besides `model`. document: its text, for errors that are found after
     it was read; None for a recipe without one.
     """
 
@@ -98,24 +80,7 @@ class Recipe:
     resolved: dict[str, Any]
     trackers: tuple[Component, ...] = ()
     bases: dict[str, ModelSpec] = field(default_factory=dict)
-    launcher: LauncherKeys | None = None
     document: Document | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def processes(self) -> int:
-        """Processes that the launcher starts; 1 without one."""
-        return self.launcher.processes if self.launcher is not None else 1
-
-    @property
-    def shard(self) -> bool | Shard:
-        """What the launcher lets base models be cut with; False without one."""
-        return self.launcher.shard if self.launcher is not None else False
-
-    @property
-    def sized_launcher(self) -> LauncherKeys | None:
-        """The launcher, if it says how many processes it starts; None if that is left to the command."""
-        launcher = self.launcher
-        return launcher if launcher is not None and "processes" in launcher.model_fields_set else None
 
     def problem(self, keys: Keys, message: str, *, at_key: bool = False, help: str = "") -> Problem:
         """A mistake at a key or its value, with the line of the recipe."""
@@ -151,9 +116,6 @@ class TopKeys(Options):
         "or the name of a shipped recipe",
     )
     seed: int = Field(default=0, ge=0, description="seed of all random draws")
-    requires: list[str] = Field(
-        default_factory=list, description="packages that must be installed, such as alignkit-reinforce>=0.1"
-    )
     trackers: list[Any] = Field(
         default_factory=list,
         description="where metrics are shown, in addition to metrics.jsonl: [tensorboard, {wandb: {project: x}}]",
@@ -166,9 +128,6 @@ class TopKeys(Options):
     engine: EngineRef = Field(
         default=None,
         description="what samples in every stage: local (alignkit itself) or an engine plugin; default: local",
-    )
-    launcher: LauncherKeys | None = Field(
-        default=None, description="several processes that run the recipe together, such as {processes: 2}"
     )
     stages: dict[str, Any] = Field(
         min_length=1, description="stages by name; each runs after the stages that it refers to"

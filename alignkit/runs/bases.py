@@ -20,7 +20,6 @@ from alignkit.kernels.capabilities import multiplies_bf16
 from alignkit.models.adapter_base import Base, check_computes, is_adapter
 from alignkit.models.hub import cached_snapshot, locate
 from alignkit.models.loading import device_of, load_text, weight_bytes
-from alignkit.models.reference_cache import ReferenceCache
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugin_errors import author_of, calling
@@ -141,9 +140,9 @@ def _description(spec: ModelSpec, model: SharedModel) -> str:
 class RunBase:
     """One base model: where it is, what identifies it, and its tokenizer, each found on first use."""
 
-    def __init__(self, name: str, recipe: Recipe, folder: Path, reporter: Reporter, references: Path):
-        """name: BASE, or one in `bases`. folder: the run's. references: of log-probabilities that runs share."""
-        self.name, self.spec, self._references = name, recipe.base(name), ReferenceCache(references)
+    def __init__(self, name: str, recipe: Recipe, folder: Path, reporter: Reporter):
+        """name: BASE, or one in `bases`. folder: the run's."""
+        self.name, self.spec = name, recipe.base(name)
         self._recipe, self._folder, self._reporter = recipe, folder, reporter
 
     def check_scale(self, folder: Path) -> None:
@@ -203,17 +202,15 @@ class RunBase:
         stages = self._recipe.stages.values()
         longest = max([LEAST_LENGTH, *(stage.settings.max_length for stage in stages if stage.settings is not None)])
         say, progress = reporter.say, reporter.progress
-        return ModelService(model, artifact, longest, self._references, say, progress, self.name)
+        return ModelService(model, artifact, longest, say, progress, self.name)
 
 
 class RunBases(dict[str, RunBase]):
     """All base models of a run, by the recipe's names for them."""
 
-    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter, references: Path | None = None):
-        """references: a folder of log-probabilities of references; None: the one that all runs share."""
+    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter):
         self._recipe, names = recipe, (BASE, *recipe.bases)
-        references = references or cache_folder() / "logprobs"
-        super().__init__({name: RunBase(name, recipe, folder, reporter, references) for name in names})
+        super().__init__({name: RunBase(name, recipe, folder, reporter) for name in names})
         self._of_folder: dict[str, str | None] = {}
 
     def base_of(self, reference: str) -> str | None:

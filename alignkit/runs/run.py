@@ -42,7 +42,6 @@ from alignkit.runs.startup import begin
 from alignkit.runs.step_context import step_context
 from alignkit.runs.team import ALONE, Team
 from alignkit.runs.template_date import template_date
-from alignkit.runs.world import check_size
 from alignkit.step import Artifact, run_step
 from alignkit.stopping import StageWaits, stoppable
 from alignkit.training.context import StageContext
@@ -54,7 +53,6 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
 
     reporter: of a run that has begun (`alignkit.runs.startup`). team: the processes that run it together.
     """
-    check_size(recipe.sized_launcher, team.world)
     folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)
     with locked(folder), kept_servers(folder / "cache"):
         reporter.log.open(folder / "run.log")
@@ -88,14 +86,12 @@ class Run:
         recipe: Recipe,
         folder: Path,
         reporter: Reporter | None = None,
-        references: Path | None = None,
         team: Team = ALONE,
     ):
-        """references: a folder of log-probabilities of references, if not the one that all runs share."""
         self.recipe, self.folder, self.team = recipe, folder, team
         self.reporter = reporter or Reporter()
         self.store = StageStore(folder, recipe.stages)
-        self.bases = RunBases(recipe, folder, self.reporter, references)
+        self.bases = RunBases(recipe, folder, self.reporter)
         self.models = ModelRouter(self.bases.base_of, self._open)
         self.hashes: dict[str, str] = {}
         self._data = RunData(self.store.data, recipe.seed)

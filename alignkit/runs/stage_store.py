@@ -6,7 +6,7 @@ NAME/kept/K                its version after epoch or iteration K, with `keep_ve
 NAME/data.jsonl            the groups that a step made
 NAME/metrics.jsonl         joined into the run's metrics.jsonl
 .earlier/NAME/HASH         a result for other settings; restored when the recipe is changed back
-.damaged/NAME/HASH         a result whose files no longer have their checksums
+.earlier/NAME/damaged      a result whose files no longer have their checksums, until there is a new one
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ from alignkit.io.digest import digest, file_digest
 from alignkit.io.progress import Metrics
 from alignkit.io.stage_results import EARLIER, find_result, is_result_name, read_record
 
-DAMAGED = ".damaged"  # a folder
-KEPT = 8  # earlier results per stage; of more, the oldest are deleted
+DAMAGED = "damaged"  # next to earlier results
 NEEDED = ("adapter", "kept", "data.jsonl")  # by later stages; anything else in the folder may be deleted by hand
 
 
@@ -55,7 +53,7 @@ class StageStore:
 
     def has_results(self, stage: str) -> bool:
         """Whether the stage has a folder, or a result for any settings that was set aside."""
-        return self.path(stage).exists() or bool(self._by_age(stage))
+        return self.path(stage).exists() or any((self.folder / EARLIER / stage).glob("[!.]*"))
 
     def begin(self, stage: str, stage_hash: str, parts: Mapping[str, Any] | None = None) -> Path:
         """Mark a stage as started, and return its folder. parts: what the hash is made of."""
@@ -79,6 +77,7 @@ class StageStore:
         folder = self.path(stage)
         _write_record(folder, {**record, "files": _checksums(folder)})
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(self._earlier(stage, DAMAGED), ignore_errors=True)
 
     def damage(self, stage: str) -> str | None:
         """What is wrong with a stage's record or files, in words; None if nothing is."""
@@ -94,12 +93,16 @@ class StageStore:
         return True
 
     def bring_back(self, stage: str, stage_hash: str, say: Callable[[str], None]) -> None:
-        """Let a stage's folder hold the result for its settings, if there is one that is not damaged."""
+        """Let a stage's folder hold the result for its settings, if there is one that is not damaged.
+
+        Raises RunFailed if the folder is no result of the run.
+        """
         if self.restore(stage, stage_hash):
             say(f"{stage}: restored an earlier result for these settings")
         if damage := self.damage(stage):
-            place = self.set_aside_damaged(stage)
-            say(f"{stage}: {damage}; the stage runs again, and what was there is now in {place}")
+            self._check_own(stage)
+            say(f"{stage}: {damage}; the stage runs again")
+            self._move(stage, DAMAGED)
 
     def waits(self, stage: str, stage_hash: str) -> bool:
         """Whether a result was set aside for this hash."""
@@ -110,25 +113,24 @@ class StageStore:
 
         One that is neither complete nor has a checkpoint is deleted.
         """
+        self._check_own(stage)
         folder, record = self.path(stage), self.record(stage)
-        if not record:
-            self.set_aside_damaged(stage)
-        elif record.get("complete") or any((folder / "checkpoints").glob("[0-9]*")):
-            if (earlier := self._earlier(stage, record["hash"])).exists():
-                discard_folder(earlier)
-            move_folder(folder, earlier)
-            for old in self._by_age(stage)[KEPT:]:
-                discard_folder(old)
+        if record.get("complete") or any((folder / "checkpoints").glob("[0-9]*")):
+            self._move(stage, record.get("hash", DAMAGED))
         else:
             discard_folder(folder)
 
-    def set_aside_damaged(self, stage: str) -> Path:
-        """Keep a damaged result out of the way, for a person to look at. Returns its new place."""
-        name = str(self.record(stage).get("hash", "unreadable"))[:16]
-        names = chain([name], map(f"{name}-{{}}".format, count(2)))
-        place = next(place for name in names if not (place := self.folder / DAMAGED / stage / name).exists())
+    def _check_own(self, stage: str) -> None:
+        """Raise RunFailed if the stage's folder is not one that a run has made."""
+        folder = self.path(stage)
+        if not (folder / "stage.json").is_file() and not is_empty(folder):
+            help = "move it out of the folder of the run, or rename the stage"
+            raise RunFailed(f"{damage_of(folder)}\nhelp: {help}")
+
+    def _move(self, stage: str, name: str) -> None:
+        if (place := self._earlier(stage, name)).exists():
+            discard_folder(place)
         move_folder(self.path(stage), place)
-        return place
 
     def artifact(self, reference: str) -> Path:
         """The folder of a saved role: `sft`, `sft@2`, `sft@sft~1`, or a step that selected one.
@@ -170,11 +172,6 @@ class StageStore:
     def _earlier(self, stage: str, stage_hash: str) -> Path:
         return self.folder / EARLIER / stage / stage_hash[:16]
 
-    def _by_age(self, stage: str) -> list[Path]:
-        """Results that were set aside, the newest first."""
-        folders = (self.folder / EARLIER / stage).glob("[!.]*")
-        return sorted(folders, key=_written_at, reverse=True)
-
 
 def damage_of(folder: Path) -> str | None:
     """What is wrong with the record or the files of a stage's folder, in words; None if nothing is.
@@ -199,12 +196,6 @@ def damage_of(folder: Path) -> str | None:
 def is_empty(path: Path) -> bool:
     """Whether this is a folder without files, as far as we may look into it."""
     return path.is_dir() and os.access(path, os.R_OK | os.X_OK) and not any(path.iterdir())
-
-
-def _written_at(folder: Path) -> float:
-    """When stage.json was written; 0 if a run died while it deleted the folder."""
-    file = folder / "stage.json"
-    return file.stat().st_mtime if file.exists() else 0.0
 
 
 def _write_record(folder: Path, record: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The processes of a run as one team, as stages see it. Here it is one process; launchers make larger ones."""
+"""The processes of a run as one team, as stages see it. Here it is one process; a launcher has several."""
 
 from __future__ import annotations
 
@@ -37,10 +37,7 @@ class Team:
         return service.model.passes
 
     def ends(self, error: BaseException | None) -> None:
-        """Tell the others how the run ends, before reports are written."""
-
-    def part(self) -> None:
-        """Leave, after everything is written."""
+        """Let the others end, before reports are written."""
 
 
 ALONE = Team()

@@ -17,9 +17,10 @@ from alignkit.reward import Reward
 from alignkit.testing.checks import ConformanceError
 from alignkit.testing.purity import changed, memory_of
 from alignkit.testing.surroundings import Surroundings, conform, turned_groups
-from alignkit.training.scoring import Scorer, same_score
+from alignkit.training.scoring import Scorer
 
 Scores = list[float | None]
+TOLERANCE = 1e-4  # relative, of two scores of a response; models in other batches differ by about 1e-5
 
 COLUMNS = "columns that it needs come with groups= (of `alignkit plugins check`: --rows FILE)"
 PURE = "a score is computed from the prompt, its columns and the responses of its group only, because it is cached"
@@ -85,6 +86,12 @@ def _scorer(around: Surroundings, component: Component) -> Scorer:
 def _scores(scorer: Scorer, groups: Sequence[Group]) -> Scores:
     """What a run makes of the plugin's scores, or refuses."""
     return [response.scores[scorer.name] for group in scorer.score(groups) for response in group.responses]
+
+
+def same_score(old: Any, new: Any) -> bool:
+    """Whether two scores of one response are the same, up to rounding."""
+    numbers = isinstance(old, int | float) and isinstance(new, int | float)
+    return bool(old == new or (numbers and abs(new - old) <= TOLERANCE * max(1.0, abs(old))))
 
 
 def _changes(cause: str, expected: Scores, actual: Scores, help: str) -> list[str]:

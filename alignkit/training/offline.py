@@ -153,11 +153,7 @@ class OfflineStage:
 
         def measured(own: Sequence[int]) -> list[Tensor]:
             reference, groups = self.work.roles.reference_name, [read[index] for index in own]
-            logprobs, cached = self.work.reference_models.reference_logprobs(reference, groups)
-            if cached:
-                read_groups = counted(len(groups), "group")
-                self.context.activity(f"reference log-probabilities of {read_groups} read from the cache")
-            return logprobs
+            return self.work.reference_models.reference_logprobs(reference, groups)
 
         return self.context.reducer.deal([len(group.rows) for group in read], measured)
 

@@ -299,7 +299,6 @@ class OnlineStage:
         self.context.reporter.note("scoring")
         for name, scores in self.scorer.parts(groups).items():
             iteration.parts[name] = torch.cat([iteration.parts.get(name, scores[:0]), scores])
-        self.watch.warn(self.scorer.doubts())
         for name, value in spent(self.scorer).items():
             iteration.metrics[name] = iteration.metrics.get(name, 0) + value
 

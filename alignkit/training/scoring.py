@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,15 +24,6 @@ from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
 from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Rating, Reward, RewardCombination, Verdict
 from alignkit.training.collectives import ONE_PROCESS, Reducer
-
-CHEAP = 0.1  # seconds; a stranger's reward that scores a batch sooner scores one group twice
-TOLERANCE = 1e-4  # relative, of two scores of a response; models in other batches differ by about 1e-5
-
-
-def same_score(old: Any, new: Any) -> bool:
-    """Whether two scores of one response are the same, up to rounding."""
-    numbers = isinstance(old, int | float) and isinstance(new, int | float)
-    return bool(old == new or (numbers and abs(new - old) <= TOLERANCE * max(1.0, abs(old))))
 
 
 def _is_score(value: Any) -> bool:
@@ -140,8 +130,6 @@ class Scorer:
         self.plugin: Any = None
         self.reasons: dict[str, str] = {}  # judge -> its first reason for giving no score
         self.spent: list[Verdict | Rating] = []  # what judges said in this process's last scoring
-        self._doubts: list[str] = []
-        self._repeated = False  # whether it is known if a second call gives the same scores
         self._changes = False  # what the combination remembers changes what it makes of scores
         if spec.component is not None:
             self.plugin, self.author = made(spec.component, context.stage)
@@ -162,10 +150,6 @@ class Scorer:
         for place, node in self.nodes():
             if not node.children:
                 yield place if node is self else place.removeprefix(f"{self.name}/"), node
-
-    def doubts(self) -> list[str]:
-        """Why scores cannot be relied on, each reason once."""
-        return [leaf._doubts.pop() for _, leaf in self.leaves() if leaf._doubts]
 
     def _combinations(self) -> Iterator[tuple[str, Scorer]]:
         return ((place, node) for place, node in self.nodes() if isinstance(node.plugin, RewardCombination))
@@ -273,33 +257,10 @@ class Scorer:
         """As many scores as responses, which may be anything else."""
         if self.spec.kind in ("stage", "folder"):
             return self._listed({"": self.context.models.scores(self.spec.name, groups)}, groups)
-        began = time.monotonic()
         with without_score() as self.reasons, spending() as self.spent:
-            column = self._listed(self._asked(groups), groups)
-            if groups and not self._repeated:
-                self._repeated = True
-                cheap = self.author.stranger and time.monotonic() - began < CHEAP and not self.spent
-                if cheap and all(map(_is_score, column)):
-                    self._repeat(groups[0], column)
-        return column
-
-    def _asked(self, groups: Sequence[Group]) -> Any:
-        with calling(self.author, "score", self.plugin, groups):
-            return self.plugin.score(groups)
-
-    def _repeat(self, group: Group, column: Sequence[Any]) -> None:
-        """Score a group once more, alone: with other scores, a run that is interrupted would end in other weights."""
-        try:
-            again = self._listed(self._asked([group]), [group])
-        except AlignkitError as error:
-            self._doubts = [f"{error}; it was asked again, for the first group alone"]
-            return
-        for index, (one, two) in enumerate(zip(column, again, strict=False)):
-            if not same_score(one, two):
-                text = f"a second call changes the score of response {index} from {one} to {two}; a score depends on "
-                text += "the prompt, its columns and the responses of its group only, because it is cached"
-                self._doubts = [str(self._wrong("score", text))]
-                return
+            with calling(self.author, "score", self.plugin, groups):
+                scores = self.plugin.score(groups)
+            return self._listed(scores, groups)
 
     def _listed(self, scores: Any, groups: Sequence[Group]) -> list[Any]:
         """One score per response, whatever it is."""

@@ -1,6 +1,4 @@
-"""Several processes that run one recipe together: started by accelerate, alike in what they run, and ended as one.
-
-`events` registers the launcher `accelerate`, which `alignkit run` asks for only if there are several processes.
+"""Several processes that run one recipe together, started by accelerate's launcher or torchrun; and engines.
 
 Design: docs/architecture.md. How to use it: docs/processes.md.
 """

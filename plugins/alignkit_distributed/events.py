@@ -1,11 +1,8 @@
-"""The launcher that runs use: accelerate starts the processes, and sends everything between them.
-
-Engines, which work elsewhere, are asked from here, too.
-"""
+"""The launcher that runs use: several processes exchange everything through accelerate, and engines are asked here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,22 +17,12 @@ if TYPE_CHECKING:
 
 
 class Accelerate(Launcher):
-    """Starts the processes and sends everything between them. Each method imports torch."""
+    """Each method imports torch."""
 
-    def check(self, recipe: Recipe, world: World) -> None:
-        from alignkit_distributed.together import check_together
-
-        check_together(recipe, world)
-
-    def start(self, processes: int, arguments: Sequence[str]) -> int:
-        from alignkit_distributed.launch import launch
-
-        return launch(processes, arguments)
-
-    def run(self, recipe: Recipe, folder: Path, reporter: Reporter, world: World) -> int:
+    def run(self, recipe: Recipe, folder: Path, reporter: Reporter, world: World) -> None:
         from alignkit_distributed.together import run_together
 
-        return run_together(recipe, folder, reporter, world)
+        run_together(recipe, folder, reporter, world)
 
     def engine(self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]) -> StageEngine:
         from alignkit_distributed.stage_engine import StageEngine
@@ -45,4 +32,4 @@ class Accelerate(Launcher):
 
 @hookimpl
 def register_launchers(register: Register) -> None:
-    register("accelerate", Accelerate, summary="several processes, with accelerate's launcher and collectives")
+    register("accelerate", Accelerate, summary="several processes, with accelerate's collectives")

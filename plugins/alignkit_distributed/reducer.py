@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from alignkit.errors import AlignkitError, message_of
 from alignkit.stopping import Stopped
 from alignkit.training.collectives import Reducer
-from alignkit_distributed.kv_store import Failure
 
 if TYPE_CHECKING:
     from alignkit.models.passes import Passes
@@ -25,24 +24,29 @@ BUCKET = 2**27  # numbers that are added at once: 512 MB in fp32
 
 
 class OtherFailed(AlignkitError):
-    """Another process of the run has failed, and this one ends with it. said: whether its error was printed there."""
+    """Another process of the run has failed, and this one ends with it."""
 
-    def __init__(self, failure: Failure, said: bool = True):
-        text = f"process {failure.process} failed: {failure.first_line}" if said else failure.message
+    def __init__(self, text: str, exit_code: int = 1):
         super().__init__(text)
-        self.exit_code = failure.exit_code
+        self.exit_code = exit_code
 
 
 class ProcessReducer(Reducer):
-    """One of several processes.
+    """One of several processes."""
 
-    waiting: a context in which this process waits for the others; it turns the error of a lost connection into the
-    other's.
-    """
-
-    def __init__(self, process: int, processes: int, device: torch.device, waiting: Callable[[], Iterator[None]]):
+    def __init__(self, process: int, processes: int, device: torch.device):
         self.process, self.processes, self.device = process, processes, device
-        self._waiting = contextmanager(waiting)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The block waits for the other processes. Raises OtherFailed if the connection to one is lost."""
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            text = (
+                f"another process of the run has ended, and its launcher says why ({str(error).splitlines()[0]:.200})"
+            )
+            raise OtherFailed(text) from None
 
     def passes_of(self, base: str, service: ModelService, sharing: Callable[[], bool]) -> Passes:
         """How passes through a base model begin and end. sharing: whether all processes take part in them."""
@@ -50,12 +54,20 @@ class ProcessReducer(Reducer):
 
     def gather(self, mine: T) -> list[T]:
         content = _packed(mine)
-        with self._waiting():
+        with self.waiting():
             found: list[bytes] = gather_object([content])
         return [mine if process == self.process else self._unpacked(post) for process, post in enumerate(found)]
 
     def led(self, work: Callable[[], T]) -> T:
-        return self.gather(work() if self.process == 0 else None)[0]  # type: ignore[return-value]
+        """As for all reducers. If the work fails, it ends so in every process."""
+        value, ends = None, []
+        if self.process == 0:
+            try:
+                value = work()
+            except Exception as error:
+                ends.append(error)
+        self.together(ends)
+        return self.gather(value)[0]  # type: ignore[return-value]
 
     def deal(self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]], led: bool = False) -> list[T]:
         """As for all reducers. If the work of a process fails or is stopped, it ends so in every process."""
@@ -77,16 +89,15 @@ class ProcessReducer(Reducer):
         """Raise in every process what has ended the work of one: its own error where it happened."""
         own = ends[0] if ends else None
         facts = (isinstance(own, Stopped), message_of(own), getattr(own, "exit_code", 1)) if own else None
-        found = self.gather(facts)
+        everyone = self.gather(facts)
         if own is not None and not isinstance(own, Stopped):
             raise own
-        for process, fact in enumerate(found):
-            if fact is not None and not fact[0]:
-                message = fact[1].removeprefix("error: ")
-                raise OtherFailed(Failure(process, f"in process {process}: {message}", fact[2]), said=False)
-        for fact in found:
-            if fact is not None:
-                raise Stopped(fact[1].removeprefix("error: "))
+        failed = [(process, fact) for process, fact in enumerate(everyone) if fact is not None]
+        for process, (stopped, message, code) in failed:
+            if not stopped:
+                raise OtherFailed(f"in process {process}: {message.removeprefix('error: ')}", code)
+        for _, (_, message, _) in failed:
+            raise Stopped(message.removeprefix("error: "))
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Let each parameter's gradient be the sum over processes, in fp32. One that no process has stays None."""
@@ -94,7 +105,7 @@ class ProcessReducer(Reducer):
         present = [any(has) for has in zip(*self.gather([p.grad is not None for p in parameters]), strict=True)]
         for bucket in _buckets([p for p, has in zip(parameters, present, strict=True) if has]):
             flat = torch.cat([_gradient(parameter).flatten().float() for parameter in bucket])
-            with self._waiting():
+            with self.waiting():
                 total = reduce(flat, reduction="sum")
             for parameter, part in zip(bucket, total.split([p.numel() for p in bucket]), strict=True):
                 parameter.grad = part.view_as(parameter).to(parameter.dtype)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -60,8 +60,8 @@ class Call:
 class LockstepReducer(ProcessReducer):
     """One of several processes that hold a part of each base model. passes: those of the models that are loaded."""
 
-    def __init__(self, process: int, processes: int, device: torch.device, waiting: Callable[[], Iterator[None]]):
-        super().__init__(process, processes, device, waiting)
+    def __init__(self, process: int, processes: int, device: torch.device):
+        super().__init__(process, processes, device)
         self.passes: weakref.WeakValueDictionary[str, LockstepPasses] = weakref.WeakValueDictionary()
         self._broken: Exception | None = None
 
@@ -127,7 +127,7 @@ class LockstepReducer(ProcessReducer):
             raise
 
     def _waiting_in(self, run: Callable[[], T]) -> T:
-        with self._waiting():
+        with self.waiting():
             try:
                 return run()
             except Exception as error:
@@ -287,8 +287,8 @@ def _check(model: SharedModel) -> None:
     elif model.adapters is not None and model.adapters.on_stacks:
         why = "its stacked experts have adapters, which are merged with them in every pass"
     if why:
-        text = f"'launcher.shard': the base model {model.spec.base} cannot be cut into parts, because {why}"
-        raise RunFailed(f"{text}\nhelp: leave 'shard' out")
+        text = f"--use_fsdp: the base model {model.spec.base} cannot be cut into parts, because {why}"
+        raise RunFailed(f"{text}\nhelp: start the run without --use_fsdp")
 
 
 class _Zero(torch.autograd.Function):

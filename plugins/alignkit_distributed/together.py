@@ -1,67 +1,63 @@
-"""A recipe run by several processes: process 0 runs it, and the others train the stages that it tells them to.
+"""A recipe run by several processes, each of which was started with the same command.
 
-Steps run in process 0 alone. In a training stage every process does the same, and what takes long is dealt to them.
+Process 0 finds out which stages are complete, runs steps, asks servers, and writes. In a training stage every process
+does the same, and what takes long is dealt to them. If one dies, whoever started them ends the others.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+from rich.console import Console
+
 from alignkit.data.sources import DataSpec
-from alignkit.errors import RecipeError, RunFailed, message_of
+from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.external import ExternalTrainer
-from alignkit.io.digest import versions
+from alignkit.io.digest import digest, versions
 from alignkit.io.progress import Metrics, Reporter
 from alignkit.io.source_code import plugin_digests
+from alignkit.models.passes import Passes
+from alignkit.models.service import ModelService
 from alignkit.plugin_errors import blaming
 from alignkit.plugins import plugins
 from alignkit.recipe.bases import base_keys
 from alignkit.recipe.problems import path_text
-from alignkit.recipe.schema import BASE, LauncherKeys, Recipe, Shard, Stage, specs
+from alignkit.recipe.schema import BASE, Recipe, Stage, specs
 from alignkit.runs.data import file_facts
 from alignkit.runs.engines import using_engine
-from alignkit.runs.process import resource_error
 from alignkit.runs.run import Run, run_recipe
-from alignkit.runs.world import World, check_size, shard_of
-from alignkit.stopping import stoppable
+from alignkit.runs.team import Team
+from alignkit.runs.world import NOT_BY_ACCELERATE, World
+from alignkit.stopping import Stopped, stoppable
 from alignkit.training.train import run_training
 from alignkit_distributed import sharded
-from alignkit_distributed.join import join
-from alignkit_distributed.kv_store import Failure
-from alignkit_distributed.process_group import Processes
+from alignkit_distributed.reducer import ProcessReducer
+from alignkit_distributed.sharded_forward import LockstepReducer
+
+LONGEST = timedelta(hours=6)  # that a process computes while the others wait for it
 
 
-def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World) -> int:
-    """Run a recipe as one of several processes; returns the exit code. Process 0 raises its error instead."""
-    check_size(recipe.sized_launcher, world)
-    launcher = recipe.launcher or LauncherKeys()
-    shard = check_together(recipe, world)
-    devices = {recipe.model.device, *(spec.device for spec in recipe.bases.values())}
-    say = reporter.say if world.leads else _saying(world)
-    team = join(world, devices, launcher.patience, say, shard)
-    code = 0
-    try:
-        if world.leads:
-            team.compare("the run", facts_of(recipe, folder))
-            run_recipe(recipe, folder, reporter, team)
-        else:
-            code = _follow(recipe, folder, team, say)
-    finally:
-        team.part()
-    return code
-
-
-def check_together(recipe: Recipe, world: World) -> Shard | None:
-    """What base models are cut with. Raises RecipeError if several processes cannot run a recipe."""
-    shard = shard_of(recipe.launcher, world)
+def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World) -> None:
+    """Run a recipe as one of several processes. Raises what ends the run, in every process."""
     check_stages(recipe)
-    if shard is not None:
+    if world.shard:
         check_bases(recipe)
-    return shard
+    team = Processes(world, {recipe.model.device, *(spec.device for spec in recipe.bases.values())})
+    team.compare("the run", facts_of(recipe, folder, world))
+    if world.leads:
+        run_recipe(recipe, folder, reporter, team)
+        return
+    run = FollowingRun(recipe, folder, Reporter(Console(quiet=True), Console(quiet=True)), team=team)
+    with stoppable(), blaming(plugins().registry.everything, lambda: run.stage_name):
+        run.execute()
 
 
 def check_stages(recipe: Recipe) -> None:
@@ -71,7 +67,8 @@ def check_stages(recipe: Recipe) -> None:
         name = stage.component.name
         if stage.kind == "algorithm" and issubclass(stage.component.registration.implementation, ExternalTrainer):
             text = f"stage '{stage.name}': {name} trains by itself, and in one process"
-            problems.append(recipe.problem(("stages", stage.name), text, help="start the run without 'processes'"))
+            help = "start the run with 'alignkit run RECIPE'"
+            problems.append(recipe.problem(("stages", stage.name), text, help=help))
     if problems:
         raise RecipeError(problems)
 
@@ -79,88 +76,137 @@ def check_stages(recipe: Recipe) -> None:
 def check_bases(recipe: Recipe) -> None:
     """Raise RecipeError if a base model cannot be cut into parts, or a stage cannot train the parts."""
     problems = []
+    help = "start the run without --use_fsdp"
     for stage in recipe.stages.values():
         settings = stage.settings
-        if settings and settings.optimizer != "adamw" and recipe.base(stage.base).lora is None:
-            optimizer = getattr(settings.optimizer, "name", settings.optimizer)
-            text = f"stage '{stage.name}': '{optimizer}' cannot train weights that are cut into parts"
-            help = "write 'optimizer: adamw', whose moments are cut with them, or leave 'shard' out"
+        if settings is None or recipe.base(stage.base).lora is not None:
+            continue
+        if settings.optimizer != "adamw":
+            name = getattr(settings.optimizer, "name", settings.optimizer)
+            text = f"stage '{stage.name}': '{name}' cannot train weights that are cut into parts; 'adamw' can"
             problems.append(recipe.problem(("stages", stage.name, "optimizer"), text, help=help))
-        if settings and stage.engine is not None and recipe.base(stage.base).lora is None:
+        if stage.engine is not None:
             text = f"stage '{stage.name}': the engine '{stage.engine.name}' needs all weights in process 0"
-            problems.append(recipe.problem(("stages", stage.name), text, help="leave 'shard' out"))
+            problems.append(recipe.problem(("stages", stage.name), text, help=help))
     for name in (BASE, *recipe.bases):
         spec, keys = recipe.base(name), base_keys(name)
         if spec.lora is None and not sharded.can_learn():
             text = f"{path_text(keys)}: this version of torch cannot cut weights that learn, as 'lora: none' asks for"
-            problems.append(recipe.problem((*keys, "lora"), text, help="upgrade torch, or leave 'shard' out"))
+            problems.append(recipe.problem((*keys, "lora"), text, help=help))
         if spec.quantization != "none":
             text = f"{path_text(keys)}: a quantized base model cannot be cut into parts"
-            problems.append(recipe.problem((*keys, "quantization"), text, help="leave 'quantization' or 'shard' out"))
+            problems.append(recipe.problem((*keys, "quantization"), text, help=help))
     if problems:
         raise RecipeError(problems)
 
 
-def facts_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
+def facts_of(recipe: Recipe, folder: Path, world: World) -> dict[str, Any]:
     """What must be alike in all processes before the first of them writes anything."""
     parts = [[stage.settings, stage.component.options] for stage in recipe.stages.values()]
     registrations = [stage.component.registration for stage in recipe.stages.values()]
-    return {
-        "versions": {"python": sys.version.split()[0], **versions(("accelerate",))},
-        "recipe": recipe.resolved,
-        "folder": str(folder.resolve()),
-        "data": {name: digest for spec in specs(parts, DataSpec) for name, digest in file_facts(spec)},
-        "plugins": {entry.name: plugin_digests(entry.source_path) for entry in registrations},
-    }
+    facts: dict[str, Any] = {"python": sys.version.split()[0], **versions(("accelerate",)), "recipe": recipe.resolved}
+    facts |= {"folder": str(folder.resolve()), "--use_fsdp": world.shard}
+    facts |= {name: digest for spec in specs(parts, DataSpec) for name, digest in file_facts(spec)}
+    facts |= {f"plugin {entry.name}": plugin_digests(entry.source_path) for entry in registrations}
+    return facts
 
 
-def _saying(world: World) -> Callable[[str], None]:
-    """Prints a line that says which process it is from."""
-    return lambda text: Reporter().say(f"process {world.process}: {text}")
+class Processes(Team):
+    """One of several processes."""
+
+    def __init__(self, world: World, devices: set[str]):
+        """Wait for all processes of the run. devices: of its base models, as the recipe names them.
+
+        Raises RecipeError if the devices do not suit several processes, and RunFailed if the processes do not meet.
+        """
+        from accelerate import PartialState
+
+        if world.shard:
+            os.environ |= NOT_BY_ACCELERATE
+        on_cpu = devices == {"cpu"} or not torch.cuda.is_available()
+        _check_devices(devices, on_cpu)
+        try:
+            state = PartialState(cpu=on_cpu, timeout=LONGEST)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise RunFailed(f"process {world.process} did not reach the others: {error}") from None
+        if state.num_processes != world.processes:  # it was made before, by something that knew of one process
+            text = f"accelerate knows {state.num_processes} processes, but the launcher started {world.processes}"
+            raise RunFailed(text)
+        self.world, self.sharing = world, False  # whether all processes compute together
+        self._first = ProcessReducer(world.process, world.processes, state.device)
+        kind = LockstepReducer if world.shard else ProcessReducer
+        self.reducer: ProcessReducer = kind(world.process, world.processes, state.device)
+
+    def compare(self, what: str, facts: Mapping[str, Any]) -> None:
+        """Raise RunFailed in every process if facts are not alike in all of them."""
+        own = {name: digest(json.loads(json.dumps(value, default=str))) for name, value in facts.items()}
+        first, *others = self._first.gather(own)
+        for process, theirs in enumerate(others, 1):
+            if differ := sorted(name for name in first.keys() | theirs.keys() if first.get(name) != theirs.get(name)):
+                raise RunFailed(
+                    f"{what} is not the same in process 0 and in process {process}: {', '.join(differ)}\n"
+                    "help: let every machine have the same files, the same packages and the same command"
+                )
+
+    def should_stop(self, check: Callable[[], None]) -> None:
+        ends: list[BaseException] = []
+        try:
+            check()
+        except Stopped as stopped:
+            ends.append(stopped)
+        self.reducer.together(ends)
+
+    @contextmanager
+    def training(self, stage: str, parts: Mapping[str, Any]) -> Iterator[None]:
+        if self.world.leads:
+            self._first.gather((stage, parts["upstream"]))
+        self.sharing = True
+        self.compare(f"stage '{stage}'", parts)
+        yield
+        self.sharing = False  # not if it fails, because the others may be anywhere then
+
+    def next_stage(self) -> tuple[str, dict[str, str]] | None:
+        """The next stage that process 0 trains, and the hashes of the stages before it; None at the end of the run."""
+        return self._first.gather(None)[0]
+
+    def ends(self, error: BaseException | None) -> None:
+        if self.world.leads and not self.sharing:
+            self._first.gather(None)
+
+    def passes(self, base: str, service: ModelService) -> Passes:
+        return self.reducer.passes_of(base, service, lambda: self.sharing)
 
 
-def _follow(recipe: Recipe, folder: Path, team: Processes, say: Callable[[str], None]) -> int:
-    """Train what process 0 says, until it says that the run ends. Returns the exit code."""
-    try:
-        team.compare("the run", facts_of(recipe, folder))
-        run = FollowingRun(recipe, folder, SilentReporter(), team=team)
-        with stoppable(), blaming(plugins().registry.everything, lambda: run.stage_name):
-            run.execute()
-    except BaseException as raised:
-        error = resource_error(raised) or raised
-        code = 130 if isinstance(error, KeyboardInterrupt) else int(getattr(error, "exit_code", 1))
-        if not team.fails(Failure(team.world.process, message_of(error), code)):
-            say(message_of(error))
-        return code
-    return 0
+def _check_devices(devices: set[str], on_cpu: bool) -> None:
+    if named := sorted(device for device in devices if ":" in device):
+        text = f"'device: {named[0]}' is one device, but each process needs its own"
+        raise RecipeError([Problem(text, help="leave 'device' out: each process takes a GPU of its own")])
+    local, count = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if not on_cpu and local > count:
+        text = f"{local} processes need {local} GPUs, but this machine has {count}"
+        raise RecipeError([Problem(text, help=f"start {count}, or compute on the processor with model.device=cpu")])
 
 
 class FollowingRun(Run):
-    """The run as the other processes see it: they train, and write and print nothing."""
+    """The run as the processes see it that do not lead: they train, and write and print nothing."""
 
     team: Processes
 
     def execute(self) -> None:
-        """Train the stages that process 0 names, in its order."""
-        while True:
-            name, upstream = self.team.heard()
-            if name is None:
-                return
+        """Train the stages that process 0 trains, in its order."""
+        while (following := self.team.next_stage()) is not None:
+            self.stage_name, upstream = following
             self.hashes |= upstream
-            self.stage_name = name
-            self._train(self.recipe.stages[name])
-
-    def _train(self, stage: Stage) -> None:
-        parts = self.parts_of(stage)
-        with self.team.training(stage.name, parts), using_engine(self, stage):
-            self.make_room(stage)
-            run_training(self.stage_context(stage, self.store.path(stage.name)))
-        self.models.forget(stage.name)
-        self._data.forget()
+            stage = self.recipe.stages[self.stage_name]
+            with self.team.training(stage.name, self.parts_of(stage)), using_engine(self, stage):
+                self.make_room(stage)
+                run_training(self.stage_context(stage, self.store.path(stage.name)))
+            self.models.forget(stage.name)
+            self._data.forget()
 
     def metrics(self, stage: Stage, size: int = 0) -> Metrics:
         """Written by process 0."""
-        return UnwrittenMetrics()
+        return Metrics(None)
 
     def engine_of(self, stage: Stage, folder: Path) -> EngineElsewhere:
         """Process 0 has the engine, which samples for all."""
@@ -181,43 +227,9 @@ class EngineElsewhere:
     def generate(self, *arguments: Any) -> Any:
         raise RunFailed(
             "process 0 has the engine, and this process cannot sample\n"
-            "help: start the run without 'processes', or write 'engine: local'"
+            "help: start the run in one process, or write 'engine: local'"
         )
 
     def forget(self, role: str) -> None: ...
 
     def close(self) -> None: ...
-
-
-# What the processes that do not lead print and write: nothing
-
-
-class SilentReporter(Reporter):
-    """Prints nothing: process 0 says everything once."""
-
-    def plan(self, stages: Mapping[str, str]) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def detail(self, text: str) -> None: ...
-
-    def result(self, text: str) -> None: ...
-
-    def start(self, stage: str, total: int, done: int = 0, unit: str = "step") -> None: ...
-
-    def advance(self, done: int, metrics: Mapping[str, float]) -> None: ...
-
-    @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        yield lambda done: None
-
-
-class UnwrittenMetrics(Metrics):
-    """Metrics that process 0 writes."""
-
-    def __init__(self) -> None: ...
-
-    def write(self, **values: Any) -> None: ...
-
-    def sync(self) -> int:
-        return 0

@@ -36,16 +36,21 @@ class Ended:
     seconds: float  # after the first process ended
 
 
+# It also asks transformers to load weights in process 0 only: the others would have none.
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+
+
 def together(
     folder: Path,
     arguments: Sequence[str | Path],
     processes: int = 2,
     variables: Sequence[Mapping[str, str]] = (),
     folders: Sequence[Path] = (),
+    sharded: bool = False,
 ) -> list[Ended]:
     """Run `alignkit ARGUMENTS` in so many processes. variables, folders: environment and current folder of each.
 
-    folder: for what they print.
+    folder: for what they print. sharded: as accelerate's launcher asks for with --use_fsdp.
     """
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     sys.stdout.flush()
@@ -53,7 +58,7 @@ def together(
     pids: list[int] = []
     for rank in range(processes):
         if (pid := os.fork()) == 0:
-            own = variables[rank] if variables else {}
+            own = {**(SHARDED if sharded else {}), **(variables[rank] if variables else {})}
             _work(folder, list(map(str, arguments)), rank, processes, server.port, own, folders)
         pids.append(pid)
     codes = _wait(pids)
@@ -134,8 +139,10 @@ def _signal(pids: Sequence[int], number: int) -> None:
         os.kill(pid, number)
 
 
-def run_together(work: Path, recipe: Path, out: str, *overrides: str, processes: int = 2) -> None:
+def run_together(
+    work: Path, recipe: Path, out: str, *overrides: str, processes: int = 2, sharded: bool = False
+) -> None:
     """Run a recipe to its end; only process 0 speaks."""
-    ended = together(work, ["run", recipe, *overrides, "--out", out], processes)
+    ended = together(work, ["run", recipe, *overrides, "--out", out], processes, sharded=sharded)
     assert [process.code for process in ended] == [0] * processes, ended
     assert all(process.out == process.err == "" for process in ended[1:]), "only process 0 speaks"

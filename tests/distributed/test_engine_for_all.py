@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, assert_alike, metrics_of, online, reward, write_recipe
+from conftest import assert_alike, metrics_of, online, reward, write_recipe
 from forked import together
 
 import alignkit_plugins.models.tiny
@@ -67,7 +67,7 @@ def test_several_processes_learn_what_one_does(work: Path, server: FakeVllm, sha
     (work / "sums.jsonl").write_text('{"prompt": "2 + 3?", "answer": 5}\n')
     assert cli.main(["run", str(recipe), "--out", "one"]) == 0
     samples, adapters = took(server)
-    ended = together(work, ["run", recipe, f"launcher.shard={shard}".lower(), "--out", "several"], 2)
+    ended = together(work, ["run", recipe, "--out", "several"], 2, sharded=shard)
     assert [process.code for process in ended] == [0, 0], ended
     assert_alike(Path("several"), Path("one"))
     again = took(server)
@@ -95,7 +95,7 @@ def test_a_server_that_dies_ends_all_processes_and_the_run_continues(work: Path,
 
 
 def test_a_process_that_dies_while_the_engine_samples_ends_the_run(work: Path, server: FakeVllm) -> None:
-    recipe = recipe_of(server, {"align": online("rloo")}, launcher={"processes": 2, "patience": PATIENCE})
+    recipe = recipe_of(server, {"align": online("rloo")})
     pids = work / "pids.py"
     pids.write_text(
         "import os\nfrom alignkit import hookimpl\n"
@@ -110,13 +110,11 @@ def test_a_process_that_dies_while_the_engine_samples_ends_the_run(work: Path, s
     server.fault = fault
     leader, other = together(work, ["run", recipe, "--plugin", pids, "--out", "out"], 2)
     assert other.code == -9 and leader.code == 1 and leader.seconds < 60
-    assert "error: process 1 failed: it has died without a word" in leader.err
+    assert "error: another process of the run has ended" in leader.err
 
 
-def test_whole_weights_in_parts_are_refused(work: Path, server: FakeVllm, capsys: pytest.CaptureFixture[str]) -> None:
+def test_whole_weights_in_parts_are_refused(work: Path, server: FakeVllm) -> None:
     """Process 0, which publishes them, has only its part."""
-    keys = {"model": {"base": "tiny", "lora": "none"}, "launcher": {"processes": 2, "shard": True}}
-    recipe = recipe_of(server, {"align": online("rloo")}, **keys)
-    assert cli.main(["check", str(recipe)]) == 2
-    words = " ".join(capsys.readouterr().err.split())
-    assert "the engine 'vllm' needs all weights in process 0" in words and "leave 'shard' out" in words
+    recipe = recipe_of(server, {"align": online("rloo")}, model={"base": "tiny", "lora": "none"})
+    leader, _ = together(work, ["run", recipe, "--out", "out"], sharded=True)
+    assert leader.code == 2 and "the engine 'vllm' needs all weights in process 0" in " ".join(leader.err.split())

@@ -1,4 +1,4 @@
-"""A process that fails, dies, hangs or is stopped ends the run in all, and any number of processes continues it."""
+"""A process that fails, dies or is stopped ends the run in all, and any number of processes continues it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, assert_alike, offline, online, write_recipe
+from conftest import assert_alike, offline, online, write_recipe
 from forked import Ended, together
 
 from alignkit import cli
@@ -19,7 +19,7 @@ STAGES = {"align": online("rloo", checkpoint_every=1)}
 
 
 def run(work: Path, fault: str, rank: int = 1, stages: dict[str, object] = STAGES) -> list[Ended]:
-    recipe = write_recipe(stages, launcher={"processes": 2, "patience": PATIENCE})
+    recipe = write_recipe(stages)
     variables = [{"FAULT": fault} if number == rank else {} for number in range(2)]
     ended = together(work, ["run", recipe, "--out", "out"], 2, variables)
     assert all(process.seconds < 60 for process in ended)
@@ -32,11 +32,11 @@ def continued(processes: int) -> None:
     found = load_checkpoint(Path("out/align/checkpoints"), pytest.fail)
     assert found is not None and found.state["iteration"] == 2
     if processes == 1:
-        assert cli.main(["run", "recipe.yaml", "launcher.processes=1", "--out", "out"]) == 0
+        assert cli.main(["run", "recipe.yaml", "--out", "out"]) == 0
     else:
-        ended = together(Path(), ["run", "recipe.yaml", f"launcher.processes={processes}", "--out", "out"], processes)
+        ended = together(Path(), ["run", "recipe.yaml", "--out", "out"], processes)
         assert [process.code for process in ended] == [0] * processes, ended
-    assert cli.main(["run", "recipe.yaml", "launcher.processes=1", "--out", "whole"]) == 0
+    assert cli.main(["run", "recipe.yaml", "--out", "whole"]) == 0
     assert_alike(Path("out"), Path("whole"))
 
 
@@ -53,24 +53,8 @@ def test_an_error_of_one_process_is_said_once_and_by_name(work: Path) -> None:
 def test_a_run_whose_process_died_is_continued_by_another_number(work: Path, processes: int) -> None:
     leader, other = run(work, "kill")
     assert other.code == -9 and leader.code == 1
-    assert "error: process 1 failed: it has died without a word" in leader.err
+    assert "error: another process of the run has ended" in leader.err
     continued(processes)
-
-
-def test_a_process_that_hangs_says_where_and_ends_the_others(work: Path) -> None:
-    leader, other = run(work, "hangs")
-    assert (
-        "process 1: error: nothing has moved for 8 seconds in line" in other.err and "of scores.py (fault)" in other.err
-    )
-    assert "process 1 failed: nothing has moved for 8 seconds" in leader.err
-    assert leader.code and other.code == 70
-
-
-@pytest.mark.slow
-def test_a_process_that_is_frozen_ends_the_others(work: Path) -> None:
-    leader, other = run(work, "freeze")
-    assert leader.code == 70 and "error: process 1 has given no sign of life for 8 seconds" in leader.err
-    assert other.code == -9, "the launcher's part"
 
 
 @pytest.mark.slow
@@ -82,7 +66,7 @@ def test_memory_that_runs_out_in_one_process_is_its_error(work: Path) -> None:
 @pytest.mark.slow
 def test_the_others_end_with_process_0(work: Path) -> None:
     leader, other = run(work, "kill", rank=0)
-    assert leader.code == -9 and other.code and "process 0 failed: it has died without a word" in other.err
+    assert leader.code == -9 and other.code
     continued(2)
 
 
@@ -101,7 +85,7 @@ def test_a_stopped_offline_stage_continues_where_it_was(work: Path) -> None:
     (Path() / "hooks.py").write_text(HOOKS, encoding="utf-8")
     arguments = ["run", recipe, "--plugin", "hooks.py", "--out"]
     ended = together(work, [*arguments, "out"], 2)
-    assert [process.code for process in ended] == [75, 75], ended
+    assert ended[0].code == 75 and ended[1].code in (75, -15), ended
     found = load_checkpoint(Path("out/align/checkpoints"), pytest.fail)
     assert found is not None and found.state["learner"]["steps"] == 5
     try:

@@ -28,16 +28,15 @@ pytestmark = [
     pytest.mark.skipif(not can_learn(), reason="this version of torch cannot cut weights that learn"),
 ]
 
-ONE = ("launcher.processes=1", "launcher.shard=false")
 FULL = {"base": "tiny", "dtype": "float32", "lora": "none"}
 RATE = 1e-3
 
 
-def write(stages: Mapping[str, Any], processes: int = 2, **keys: Any) -> Path:
+def write(stages: Mapping[str, Any], **keys: Any) -> Path:
     learning = {
         name: {"learning_rate": RATE, **stage} if "algorithm" in stage else stage for name, stage in stages.items()
     }
-    return write_recipe(learning, launcher={"processes": processes, "shard": True}, **{"model": FULL, **keys})
+    return write_recipe(learning, **{"model": FULL, **keys})
 
 
 def model_of(folder: Path, stage: str) -> Path:
@@ -67,9 +66,9 @@ def assert_alike(found: Path, expected: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_with_a_part_each_learn_what_one_does(work: Path, processes: int) -> None:
-    recipe = write(STAGES, processes)
-    assert cli.main(["run", str(recipe), *ONE, "--out", "one"]) == 0
-    run_together(work, recipe, "several", processes=processes)
+    recipe = write(STAGES)
+    assert cli.main(["run", str(recipe), "--out", "one"]) == 0
+    run_together(work, recipe, "several", processes=processes, sharded=True)
     assert_alike(Path("several"), Path("one"))
     sft, grpo = (AutoModelForCausalLM.from_pretrained(model_of(Path("several"), stage)) for stage in ("sft", "grpo"))
     moved = [(p - q).abs().max() for p, q in zip(sft.parameters(), grpo.parameters(), strict=True)]
@@ -110,20 +109,19 @@ def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
         "again": {**offline("sft", "demos", keep_versions=True), "from": "ppo", "data": {"stage": "answers"}},
     }
     recipe = write(stages, model={**FULL, "base": untied(), "activation_checkpointing": True})
-    assert cli.main(["run", str(recipe), *ONE, "--out", "one"]) == 0
-    run_together(work, recipe, "parts")
+    assert cli.main(["run", str(recipe), "--out", "one"]) == 0
+    run_together(work, recipe, "parts", sharded=True)
     assert_alike(Path("parts"), Path("one"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("before, after", [(1, 2), (2, 1), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_any_number_of_processes_continues(work: Path, before: int, after: int) -> None:
-    recipe = write({"align": online("ppo", checkpoint_every=1)}, processes=2)
+    recipe = write({"align": online("ppo", checkpoint_every=1)})
 
     def run(out: str, processes: int, **variables: str) -> list[int]:
-        overrides = ONE if processes == 1 else (f"launcher.processes={processes}",)
         own = [variables, *[{}] * (processes - 1)]
-        return [p.code for p in together(work, ["run", recipe, *overrides, "--out", out], processes, own)]
+        return [p.code for p in together(work, ["run", recipe, "--out", out], processes, own, sharded=processes > 1)]
 
     assert run("out", before, FAULT="SIGTERM")[0] == 75
     assert list(Path("out/align/checkpoints").iterdir())
@@ -157,7 +155,7 @@ def test_a_process_holds_its_part_of_weights_gradients_and_moments(work: Path, m
     monkeypatch.setattr(LockstepPasses, "settle", settled)
     monkeypatch.setattr(Learner, "step", stepped)
     stages = {"sft": offline("sft", "demos"), "dpo": {**offline("dpo", "pairs"), "from": "sft"}}
-    run_together(work, write(stages), "out")
+    run_together(work, write(stages), "out", sharded=True)
     for rank in range(2):
         found = json.loads(Path(f"notes-{rank}").read_text())
         shares = {kind: [mine / whole for what, mine, whole in found if what == kind] for kind, _, _ in found}

@@ -119,12 +119,3 @@ def test_softmax_backward_is_torchs_in_place() -> None:
     result = capabilities.softmax_backward_(gradient, scores.softmax(-1))
     assert result is gradient
     torch.testing.assert_close(result, wanted)
-
-
-@pytest.mark.parametrize("fact", ["is_amd", "multiplies_bf16", "uses_onednn", "can_tile"])
-def test_choices_contain_every_fact(fact: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = capabilities.choices(CPU)
-    arguments = (CPU,) if fact == "multiplies_bf16" else ()
-    opposite = not getattr(capabilities, fact)(*arguments)
-    monkeypatch.setattr(capabilities, fact, lambda *_: opposite)
-    assert capabilities.choices(CPU) != before

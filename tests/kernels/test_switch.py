@@ -181,17 +181,15 @@ def test_capped_scores_and_the_allocator_are_plain_too(
     assert memory.trim() and len(calls) == 3
 
 
-def test_stage_hashes_and_cache_keys_differ(tmp_path: Path, switch: Callable[[str], None]) -> None:
+def test_stage_hashes_differ(tmp_path: Path, switch: Callable[[str], None]) -> None:
     (tmp_path / "d.jsonl").write_text('{"prompt": "how are you", "completion": "well"}\n')
     (tmp_path / "r.yaml").write_text("model: {base: tiny}\nstages:\n  sft: {algorithm: sft, data: d.jsonl}\n")
     recipe = load_recipe(tmp_path / "r.yaml", ())
-    hashes, choices = [], []
+    hashes = []
     for mode in ("fast", "torch"):
         switch(mode)
         hashes.append(digest(stage_parts(recipe.stages["sft"], recipe, "base", 0, {})))
-        choices.append(capabilities.choices(CPU))
     assert hashes[0] != hashes[1]
-    assert choices[0] != choices[1]
 
 
 @pytest.mark.parametrize(("value", "mode"), [(None, "fast"), ("", "fast"), ("fast", "fast"), ("torch", "torch")])

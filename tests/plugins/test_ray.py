@@ -106,7 +106,7 @@ def test_ray_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    path, out = write_recipe(tmp_path, 200, {"answers": sample(max_new_tokens=60)}), tmp_path / "dealt"
+    path, out = write_recipe(tmp_path, 200, {"answers": sample(sampling={"max_new_tokens": 60})}), tmp_path / "dealt"
     command = [sys.executable, "-m", "alignkit", "run", str(path), "--out", str(out)]
     environment = {**os.environ, "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)

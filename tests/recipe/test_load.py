@@ -597,12 +597,6 @@ def test_a_misspelled_model_plugin(bench: Bench) -> None:
     assert "no such folder" in bench.problem(FIRST, "model.base=./x").message
 
 
-def test_requires(bench: Bench) -> None:
-    assert bench.stages(FIRST, "requires=[pydantic>=2]")
-    (wrong, missing, odd) = bench.problems(FIRST, "requires=['pydantic<1', 'no-such-thing-xyz', '>>']")
-    assert "but" in wrong.message and "not installed" in missing.message and "not a package requirement" in odd.message
-
-
 def test_a_recipe_needs_a_model_and_stages(bench: Bench) -> None:
     with pytest.raises(RecipeError) as caught:
         bench.load("seed: 1\n")

@@ -21,14 +21,18 @@ def test_memory_that_runs_out_says_what_saves_memory() -> None:
     assert resource_error(ValueError("no such layer")) is None
 
 
-def test_parts_of_one_process_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parts_of_one_process_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     row = {"prompt": "is it?", "completion": "yes"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     sft = {"algorithm": "sft", "data": "rows.jsonl", "max_steps": 1}
     recipe = tmp_path / "r.json"
     recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"sft": sft}}), encoding="utf-8")
     run = ["run", str(recipe), "--out", str(tmp_path / "out")]
-    assert cli.main([*run, "launcher.shard=true"]) == 0
-    assert "warning: base models are not cut in one process" in capsys.readouterr().err
     assert cli.main(run) == 0
-    assert "launcher.shard" not in capsys.readouterr().err
+    assert "are not cut" not in capsys.readouterr().err
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert cli.main(run) == 0
+    assert "warning: base models are not cut in one process" in capsys.readouterr().err

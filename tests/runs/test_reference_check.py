@@ -104,22 +104,19 @@ def test_a_teacher_on_another_base_reads_the_policys_tokens(
             assert float((found - old)[:count].abs().max()) > 1e-3
 
 
-def test_an_offline_reference_on_another_base_is_cached_by_that_base(
-    big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_offline_reference_on_another_base_is_read_by_that_base(
+    big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Batch] = []
     loss = DPO.loss
     monkeypatch.setattr(DPO, "loss", lambda self, batch, out: (seen.append(batch), loss(self, batch, out))[1])
-    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
     other = make_model(tmp_path / "other", 0)
     tensors = {name: 1.1 * tensor for name, tensor in load_file(other / "model.safetensors").items()}
     save_file(tensors, other / "model.safetensors", {"format": "pt"})  # the tokens and the name stay the same
-    said = []
-    for number, base in enumerate((big, other, other)):
+    for number, base in enumerate((big, other)):
         seen.clear()
         recipe = load_recipe(write(tmp_path, {"align": PAIRS}, base))
         Run(recipe, tmp_path / f"out{number}").execute()
-        said.append("read from the cache" in capsys.readouterr().err)
         wanted = direct(base, None, 1.0)
         for batch in seen:
             rows = [group for group in batch.groups for _ in group.responses]
@@ -128,7 +125,6 @@ def test_an_offline_reference_on_another_base_is_cached_by_that_base(
             ):
                 kept = tokens[: int(mask.sum())].tolist()
                 torch.testing.assert_close(found[: len(kept)], wanted(group, kept), atol=1e-5, rtol=0)
-    assert said == [False, False, True]
 
 
 @pytest.mark.parametrize("command", ["run", "check"])

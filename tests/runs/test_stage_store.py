@@ -1,13 +1,12 @@
 """Stage folders: what counts as complete, what a change sets aside, and where results are."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from alignkit.errors import RunFailed
-from alignkit.runs.stage_store import KEPT, StageStore
+from alignkit.runs.stage_store import StageStore
 
 
 @pytest.fixture
@@ -46,27 +45,6 @@ def test_every_result_comes_back_when_its_recipe_does(store: StageStore) -> None
         assert store.damage("sft") is None
     assert not store.restore("sft", "four") and made_with(store) == "one"
     assert not store.restore("sft", "one") and made_with(store) == "one"
-
-
-def test_the_oldest_of_too_many_results_are_deleted(store: StageStore) -> None:
-    for number in range(KEPT + 2):
-        finished(store, "sft", str(number))
-        os.utime(store.path("sft") / "stage.json", (number, number))
-        store.set_aside("sft")
-    assert [store.restore("sft", str(number)) for number in range(KEPT + 2)] == [False] * 2 + [True] * KEPT
-
-
-def test_a_result_that_was_half_deleted_goes_first(store: StageStore) -> None:
-    """A run died while it deleted the folder."""
-    for number in range(KEPT):
-        finished(store, "sft", str(number))
-        store.set_aside("sft")
-    (store.folder / ".earlier" / "sft" / "3" / "stage.json").unlink()
-    finished(store, "sft", "new")
-    assert store.has_results("sft")
-    store.set_aside("sft")
-    assert not (store.folder / ".earlier" / "sft" / "3").exists()
-    assert store.restore("sft", "0") and store.restore("sft", "new")
 
 
 def test_what_was_interrupted_is_kept_if_it_has_a_checkpoint(store: StageStore) -> None:
@@ -111,23 +89,21 @@ def test_every_flipped_bit_of_a_record_is_found(store: StageStore) -> None:
         assert record in ({}, read)
     file.write_bytes(whole[:-20])
     assert store.damage("sft") == f"{file} is damaged" and not store.is_complete("sft", "one")
-    place = store.set_aside_damaged("sft")
+    store.bring_back("sft", "one", lambda text: None)
+    place = store.folder / ".earlier" / "sft" / "damaged"
     assert (place / "adapter" / "weights").exists() and not store.path("sft").exists()
+    with_files(store)
+    assert not place.exists() and store.damage("sft") is None, "it is kept until the new result is complete"
 
 
-def test_files_without_a_record_are_kept(store: StageStore) -> None:
-    """They may be a user's, or a result whose record was deleted; each time, they go to a new place."""
-    for content in ("first", "second", "third"):
-        assert store.damage("sft") is None
-        store.path("sft").mkdir()
-        assert store.damage("sft") is None
-        (store.path("sft") / "notes").write_text(content, encoding="utf-8")
-        assert store.damage("sft") == f"{store.path('sft')} has files, but no stage.json"
-        assert (store.set_aside_damaged("sft") / "notes").read_text(encoding="utf-8") == content
-    kept = sorted(path.read_text(encoding="utf-8") for path in store.folder.rglob("notes"))
-    assert kept == ["first", "second", "third"]
-    store.path("sft").write_text("a file", encoding="utf-8")
-    assert store.damage("sft") == f"{store.path('sft')} is a file"
+@pytest.mark.parametrize("folder", [True, False])
+def test_what_is_no_result_is_named_and_left_alone(store: StageStore, folder: bool) -> None:
+    notes = store.path("sft") / "notes" if folder else store.path("sft")
+    notes.parent.mkdir(exist_ok=True)
+    notes.write_text("mine", encoding="utf-8")
+    with pytest.raises(RunFailed, match="has files, but no stage.json" if folder else "is a file"):
+        store.bring_back("sft", "one", print)
+    assert notes.read_text(encoding="utf-8") == "mine"
 
 
 def test_artifacts(store: StageStore) -> None:

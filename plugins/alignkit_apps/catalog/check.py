@@ -12,14 +12,13 @@ import time
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from alignkit import __version__
 from alignkit.arguments import refuse
 from alignkit.errors import PluginError, did_you_mean
-from alignkit.interface import check_range
 from alignkit.io.printable import printable
 from alignkit.outcome import Result
 from alignkit.plugins import COMMANDS, GROUP
@@ -35,7 +34,6 @@ class Target:
     """What is checked. owners: the distributions that its registrations name; a file is one of its own.
 
     modules: with the plugins, and commands: with commands. files: those that are not installed. path: their folders.
-    requires: the dependencies of a folder, whose range of alignkit nothing else checks.
     """
 
     title: str
@@ -44,7 +42,6 @@ class Target:
     commands: list[str]
     files: list[str]
     path: list[str]
-    requires: list[str] = field(default_factory=list)
 
 
 def target_of(text: str) -> Target:
@@ -62,7 +59,7 @@ def target_of(text: str) -> Target:
 def _of_folder(folder: Path) -> Target:
     try:
         project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        name, groups, requires = project["name"], project.get("entry-points", {}), project.get("dependencies", [])
+        name, groups = project["name"], project.get("entry-points", {})
     except (OSError, ValueError, KeyError):
         refuse(f"{folder}/pyproject.toml names no project", "name a module FILE.py, or an installed package")
     with suppress(importlib.metadata.PackageNotFoundError):
@@ -74,7 +71,7 @@ def _of_folder(folder: Path) -> Target:
     if not files:
         refuse(f"{folder}/pyproject.toml names no module in [project.entry-points.{GROUP}]", "`pip install` it first")
     owners = [file.name for file in files]
-    return Target(f"{name} (not installed)", owners, modules, [], [*map(str, files)], [*map(str, roots)], requires)
+    return Target(f"{name} (not installed)", owners, modules, [], [*map(str, files)], [*map(str, roots)])
 
 
 def _installed(name: str) -> Target:
@@ -99,10 +96,6 @@ def check(target: Target, options: Mapping[str, Any]) -> Result:
     """
     listed = _ask(target)
     broken, components = listed["problems"], listed.get("components", [])
-    try:
-        check_range(target.requires, target.title.partition(" ")[0])
-    except PluginError as error:
-        broken = [*broken, str(error)]
     for problem in broken:
         print(printable(f"BROKEN  {problem}"))
     if not components and not broken:

@@ -67,11 +67,6 @@ def check(
 
 
 def _check(recipe: Recipe, folder: Path) -> Result:
-    if recipe.processes > 1:
-        from alignkit.plugins import launcher
-        from alignkit.runs.world import World
-
-        launcher().check(recipe, World())
     lines = _data_lines(recipe)
     if folder.is_dir():
         from alignkit.runs.run import Run

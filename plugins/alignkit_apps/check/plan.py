@@ -186,15 +186,12 @@ class _Planner:
         encoder.forget_counts()
         work = self._work(stage, encoder, shapes)
         self.done[stage.name] = work
-        processes = self.recipe.processes if stage.kind == "algorithm" else 1
-        parts = _memory(shapes, stage, work, processes if self.recipe.shard else 1)
+        parts = _memory(shapes, stage, work)
         working = max(parts["activations"], parts["cache"])  # one after the other
         peak = sum(parts.values()) - parts["activations"] - parts["cache"] + working
         # Processes on one processor share its memory, and its cores.
-        shared = self.recipe.processes if shapes.device.type == "cpu" else 1
-        seconds = STARTUP + shapes.seconds(work) * (shared / processes if work.learned else 1)
-        room = total(shapes.device) / shared
-        return StagePlan(stage.name, stage.component.name, work, parts, peak, seconds, room)
+        seconds = STARTUP + shapes.seconds(work)
+        return StagePlan(stage.name, stage.component.name, work, parts, peak, seconds, total(shapes.device))
 
     def _work(self, stage: Stage, encoder: Encoder, shapes: Shapes) -> Work:
         settings = stage.settings
@@ -288,8 +285,8 @@ class _Planner:
         return [len(encoder.prompt(group.prompt, group.tools)) for group in read]
 
 
-def _memory(shapes: Shapes, stage: Stage, work: Work, parts: int) -> dict[str, float]:
-    """Bytes on a device. parts: into which the base model is cut."""
+def _memory(shapes: Shapes, stage: Stage, work: Work) -> dict[str, float]:
+    """Bytes on a device."""
     on_cpu = shapes.device.type == "cpu"
     tokens = min(work.batch, shapes.budget.tokens) if work.learned else min(work.tokens, shapes.budget.tokens)
     activations = shapes.budget.bytes_per_token * tokens if work.learned else 0.0
@@ -298,7 +295,7 @@ def _memory(shapes: Shapes, stage: Stage, work: Work, parts: int) -> dict[str, f
     roles = 1 + len(stage.roles)
     moments = 0.5 if "8bit" in str(getattr(stage.settings, "optimizer", "")) else 2.0
     found = {
-        "weights": shapes.weights / parts,
+        "weights": shapes.weights,
         "adapters": roles * shapes.trained,
         "optimizer": (moments + 1) * shapes.trained if work.learned else 0.0,
         "activations": activations,

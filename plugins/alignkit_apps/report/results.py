@@ -11,8 +11,6 @@ from alignkit.io.stage_results import EARLIER, find_result, read_record, results
 from alignkit.report import Table
 from alignkit.runs.stage_store import DAMAGED
 
-STATES = {EARLIER: "earlier", DAMAGED: "damaged"}
-
 
 def results_table(run: Path, reference: str = "") -> Table:
     """All results of a run, or the one that `align@ppo` names. Raises RecipeError if there is none."""
@@ -33,8 +31,7 @@ def prune(run: Path) -> str:
     with locked(run):
         size = sum(_size(folder) for folder, _ in _others(run))
         count = len(list(_others(run)))
-        for name in STATES:
-            shutil.rmtree(run / name, ignore_errors=True)
+        shutil.rmtree(run / EARLIER, ignore_errors=True)
     return f"deleted {count} results, {size / 1e6:.0f} MB"
 
 
@@ -43,8 +40,8 @@ def _stages(run: Path) -> set[str]:
 
 
 def _others(run: Path) -> Iterator[tuple[Path, str]]:
-    for name, state in STATES.items():
-        yield from ((path, state) for path in sorted((run / name).glob("*/[!.]*")))
+    for path in sorted((run / EARLIER).glob("*/[!.]*")):
+        yield path, "damaged" if path.name == DAMAGED else "earlier"
 
 
 def _row(run: Path, folder: Path, state: str, name: str | None) -> list[str]:

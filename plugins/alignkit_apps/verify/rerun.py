@@ -46,7 +46,7 @@ class Rerun(Run):
             shutil.copyfile(run / "date.json", folder / "date.json")
         if (run / "cache").is_dir():
             shutil.copytree(run / "cache", folder / "cache", ignore=shutil.ignore_patterns("engine-*"))
-        super().__init__(replace(recipe, trackers=()), folder, reporter, references=folder / "cache" / "logprobs")
+        super().__init__(replace(recipe, trackers=()), folder, reporter)
         self.record, self.old = store.record(name), store.path(name)
         self.stage, self._steps, self._last = recipe.stages[name], steps, 0
         self.hashes.update(self.record["depends_on"]["upstream"])

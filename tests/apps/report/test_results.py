@@ -1,5 +1,6 @@
 """`alignkit show` lists what a run's folder holds, and deletes what the recipe does not use."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,15 +17,14 @@ def store(tmp_path: Path) -> StageStore:
     """Three results of `sft`, one of them damaged, and an interrupted `align`."""
     store = StageStore(tmp_path, ["sft", "align"])
     (tmp_path / "recipe.resolved.yaml").write_text("stages: {sft: {algorithm: sft}, align: {algorithm: ppo}}\n")
-    for stage_hash in ("one" * 8, "two" * 8, "three" * 8):
+    for stage_hash in ("one" * 8, "three" * 8):
         folder = store.begin("sft", stage_hash)
         (folder / "adapter").mkdir()
         (folder / "adapter" / "weights").write_bytes(bytes(1000))
         store.finish("sft", {"hash": stage_hash, "complete": True, "plugin": "sft"})
         if stage_hash.startswith("one"):
             store.set_aside("sft")
-        elif stage_hash.startswith("two"):
-            store.set_aside_damaged("sft")
+    shutil.copytree(store.path("sft"), tmp_path / ".earlier" / "sft" / "damaged")
     store.begin("align", "four")
     return store
 
@@ -41,8 +41,8 @@ def test_all_results_are_listed(store: StageStore, capsys: pytest.CaptureFixture
     assert found == [
         ("align", "interrupted", "align"),
         ("sft", "current", "sft"),
+        ("sft", "damaged", ".earlier/sft/damaged"),
         ("sft", "earlier", f".earlier/sft/{('one' * 8)[:16]}"),
-        ("sft", "damaged", f".damaged/sft/{('two' * 8)[:16]}"),
     ]
     assert cli.main(["show", str(store.folder)]) == 0
     out = capsys.readouterr().out
