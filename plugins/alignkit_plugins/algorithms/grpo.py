@@ -61,8 +61,10 @@ class _Clipped(Algorithm):
         clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio")
         clip_range_high: float | None = Field(None, gt=0, description="upper clip range, if different")
 
-    options: Options
-    whole = False  # ratios of whole responses, not of tokens
+    @property
+    def whole(self) -> bool:
+        """Whether ratios are those of whole responses, not of tokens."""
+        return False
 
     def ratios(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """New and old log-probabilities, advantages and mask: [R, T] each, or [R] for whole responses."""
@@ -74,7 +76,8 @@ class _Clipped(Algorithm):
 
     def clipped(self, batch: Batch, out: Outputs) -> Tensor:
         """Which ratios have no gradient."""
-        return F.clipped(*self.ratios(batch, out)[:3], self.options.clip_range, self.options.clip_range_high)
+        logprobs, old, advantages, mask = self.ratios(batch, out)
+        return F.clipped(logprobs, old, advantages, self.options.clip_range, self.options.clip_range_high, mask)
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """The share that clipping leaves without a gradient (with less weight in CISPO), the ratio, and the KL to the
