@@ -25,14 +25,10 @@ OURS = "alignkit"  # the distribution whose errors are not a stranger's
 
 @dataclass(frozen=True)
 class Author:
-    """The plugin whose code runs, and the stage. Errors begin with them: `plugin 'x' (dist 0.1), stage 'align'`.
-
-    stranger: whether it does not come with alignkit.
-    """
+    """The plugin whose code runs, and the stage. Errors begin with them: `plugin 'x' (dist 0.1), stage 'align'`."""
 
     plugin: str
     stage: str = ""
-    stranger: bool = False
 
     def __str__(self) -> str:
         return f"{self.plugin}, stage '{self.stage}'" if self.stage else self.plugin
@@ -52,7 +48,7 @@ def author_of(registration: Registration, stage: str = "") -> Author:
     if not registration.plugin:
         return Author("", stage)
     origin = f" ({registration.origin})" if registration.distribution not in ("", registration.plugin) else ""
-    return Author(f"plugin '{registration.plugin}'{origin}", stage, registration.distribution != OURS)
+    return Author(f"plugin '{registration.plugin}'{origin}", stage)
 
 
 # What a conformance kit checks around each call of a plugin. A run checks nothing.

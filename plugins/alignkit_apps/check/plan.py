@@ -189,7 +189,6 @@ class _Planner:
         parts = _memory(shapes, stage, work)
         working = max(parts["activations"], parts["cache"])  # one after the other
         peak = sum(parts.values()) - parts["activations"] - parts["cache"] + working
-        # Processes on one processor share its memory, and its cores.
         seconds = STARTUP + shapes.seconds(work)
         return StagePlan(stage.name, stage.component.name, work, parts, peak, seconds, total(shapes.device))
 

@@ -7,16 +7,15 @@ import getpass
 import signal
 import socket
 import sys
-import threading
 import webbrowser
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from alignkit import stopping
-from alignkit.errors import Problem, RecipeError, RunFailed
+from alignkit.errors import Problem, RecipeError
 from alignkit.io.printable import printable
 from alignkit_apps.web.address import HOST, Address
 from alignkit_plugins.people.records import check_annotator
@@ -88,27 +87,6 @@ def server_of(app: ASGIApp) -> uvicorn.Server:
 
     options = {"log_level": "warning", "access_log": False, "lifespan": "off", "server_header": False}
     return uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=ENDING, proxy_headers=False, **options))
-
-
-@contextmanager
-def hosted(app: ASGIApp, listener: socket.socket) -> Iterator[Callable[[], None]]:
-    """Serve an application in another thread: the main one has the models, and receives signals.
-
-    Yields what raises RunFailed if the server has ended by itself.
-    """
-    server = server_of(app)
-    thread = threading.Thread(target=server.run, args=([listener],), name="http", daemon=True)
-    thread.start()
-
-    def look() -> None:
-        if not thread.is_alive():
-            raise RunFailed("the HTTP server has ended by itself; its message is above")
-
-    try:
-        yield look
-    finally:
-        server.should_exit = True
-        thread.join(2 * ENDING)
 
 
 @contextmanager
