@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from alignkit import plugins as module
 from alignkit.errors import DataError, PluginError, RecipeError
@@ -329,17 +328,6 @@ def test_a_file_that_registers_nothing_is_told(tmp_path: Path, text: str) -> Non
     (tmp_path / "quiet.py").write_text(text, encoding="utf-8")
     (broken,) = load_plugins([tmp_path / "quiet.py"]).broken
     assert "it registers nothing: no function is marked with @hookimpl" in str(broken)
-
-
-def test_modes_of_the_caller_are_no_plugins_fault(distribution: MakeDistribution) -> None:
-    """As in a notebook that computes no gradients, and after another plugin has failed with its dtype set."""
-    distribution("x-bad", "import torch\ntorch.set_default_dtype(torch.float64)\nraise ImportError('no')\n")
-    distribution("x-good", GOOD.format(name="mine"))
-    with torch.no_grad():
-        loaded = load_plugins()
-        assert not torch.is_grad_enabled()
-    assert [broken.plugin for broken in loaded.broken] == ["x-bad"]
-    assert torch.get_default_dtype() is torch.float32
 
 
 def test_a_wrapper_that_returns_nothing_stops_no_run(distribution: MakeDistribution) -> None:

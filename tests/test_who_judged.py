@@ -88,14 +88,14 @@ def test_the_outcome_follows_the_interval(score: Any, outcome: str) -> None:
     assert conclusion(summary({"refused in vain": False}, refused_in_vain=lower), "align").outcome == outcome
 
 
-def test_people_are_never_trained_on_and_a_judge_may_be() -> None:
-    own = summary({"llama2": True, "judge": True}, llama2=UP)
-    by_people = conclusion(judged(own, "people", (0.7, 0.6, 0.8)), "align")
-    assert by_people.outcome == "gained" and by_people.sentence.startswith(
-        "align gained over sft by people: people 70%"
-    )
+def test_a_judge_may_be_what_a_policy_was_trained_on() -> None:
+    own = summary({"llama2": True, "judge": True, "other": False}, llama2=UP)
     assert conclusion(judged(own, "judge", (0.7, 0.6, 0.8)), "align").outcome == "gained by its own reward"
-    assert conclusion(judged(own, "people", (0.3, 0.2, 0.4)), "align").outcome == "mixed"
+    by_other = conclusion(judged(own, "other", (0.7, 0.6, 0.8)), "align")
+    assert by_other.outcome == "gained" and by_other.sentence.startswith(
+        "align gained over sft by independent judges: other 70%"
+    )
+    assert conclusion(judged(own, "other", (0.3, 0.2, 0.4)), "align").outcome == "mixed"
 
 
 def test_rewards_that_say_nothing_about_quality_do_not_count() -> None:

@@ -54,10 +54,11 @@ def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World)
     team.compare("the run", facts_of(recipe, folder, world))
     if world.leads:
         run_recipe(recipe, folder, reporter, team)
-        return
-    run = FollowingRun(recipe, folder, Reporter(Console(quiet=True), Console(quiet=True)), team=team)
-    with stoppable(), blaming(plugins().registry.everything, lambda: run.stage_name):
-        run.execute()
+    else:
+        run = FollowingRun(recipe, folder, Reporter(Console(quiet=True), Console(quiet=True)), team=team)
+        with stoppable(), blaming(plugins().registry.everything, lambda: run.stage_name):
+            run.execute()
+    team.part()
 
 
 def check_stages(recipe: Recipe) -> None:
@@ -81,8 +82,8 @@ def check_bases(recipe: Recipe) -> None:
         settings = stage.settings
         if settings is None or recipe.base(stage.base).lora is not None:
             continue
-        if settings.optimizer != "adamw":
-            name = getattr(settings.optimizer, "name", settings.optimizer)
+        name = getattr(settings.optimizer, "name", settings.optimizer)
+        if name != "adamw":
             text = f"stage '{stage.name}': '{name}' cannot train weights that are cut into parts; 'adamw' can"
             problems.append(recipe.problem(("stages", stage.name, "optimizer"), text, help=help))
         if stage.engine is not None:
@@ -133,6 +134,7 @@ class Processes(Team):
             text = f"accelerate knows {state.num_processes} processes, but the launcher started {world.processes}"
             raise RunFailed(text)
         self.world, self.sharing = world, False  # whether all processes compute together
+        self._state = state
         self._first = ProcessReducer(world.process, world.processes, state.device)
         kind = LockstepReducer if world.shard else ProcessReducer
         self.reducer: ProcessReducer = kind(world.process, world.processes, state.device)
@@ -172,6 +174,10 @@ class Processes(Team):
     def ends(self, error: BaseException | None) -> None:
         if self.world.leads and not self.sharing:
             self._first.gather(None)
+
+    def part(self) -> None:
+        """Close the connections at the end of a run. Threads that still use them would abort the process."""
+        self._state.destroy_process_group()
 
     def passes(self, base: str, service: ModelService) -> Passes:
         return self.reducer.passes_of(base, service, lambda: self.sharing)

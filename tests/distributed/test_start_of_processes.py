@@ -69,9 +69,8 @@ def test_only_several_processes_need_the_plugin(work: Path) -> None:
 
 
 def test_an_external_trainer_is_refused(work: Path) -> None:
-    err, _ = ended_before_anything_was_written(
-        work, write_recipe({"sft": offline({"trl": {"trainer": "sft"}}, "demos")})
-    )
+    trl = {"algorithm": {"trl": {"trainer": "sft"}}, "data": "demos.jsonl"}
+    err, _ = ended_before_anything_was_written(work, write_recipe({"sft": trl}))
     assert "trl trains by itself, and in one process" in err and "recipe.yaml:" in err
 
 

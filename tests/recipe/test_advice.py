@@ -51,7 +51,7 @@ def test_no_key_of_another_tool_is_a_key_of_the_core() -> None:
         ("replay_buffer", "replay_from"),
         ("num_generations", "'samples_per_prompt' under 'rollout:'"),
         ("temperature", "'temperature' belongs under the stage's 'rollout:'"),
-        ("seed", "'seed' belongs at the top level of the recipe or in the stage"),
+        ("seed", "'seed' belongs at the top level of the recipe"),
         ("repeat", "a block of stages"),
         ("zzz", "known keys: epochs, learning_rate"),
         ("epoch", "did you mean 'epochs'?"),

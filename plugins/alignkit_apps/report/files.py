@@ -29,8 +29,13 @@ def each_object(path: Path) -> Iterator[dict[str, Any]]:
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
-            if line.endswith("\n"):
-                yield _object(line, f"{path}:{number}")
+            try:
+                value = _object(line, f"{path}:{number}")
+            except DataError:
+                if line.endswith("\n"):
+                    raise
+                return
+            yield value
 
 
 def _object(text: str, where: Any) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def record_of(recipe: Recipe, rate: float = 2e-4) -> dict[str, Any]:
         ({"algorithm": "grpo", "learning_rate": 1e-3}, "algorithm: ppo -> grpo"),
         ({"prompts": {"path": "p.jsonl", "limit": 5}}, "prompts.limit: not set -> 5"),
         ({"reward": "repetition"}, "reward.name: length -> repetition"),
-        ({"iterations": 4, "epochs": 2, "max_length": 999}, None),
+        ({"iterations": 4, "epochs": 2, "max_length": 999, "keep_versions": True}, None),
     ],
 )
 def test_changes_of_a_recipe(tmp_path: Path, changes: Mapping[str, Any], told: str | None) -> None:

@@ -14,9 +14,10 @@ def test_it_says_what_the_page_says(tmp_path: Path) -> None:
     headings = re.findall("^#+ (.*)$", text, flags=re.MULTILINE)
     assert headings == [
         *("small: done", "Verdict", "Warnings", "Evaluation"),
-        "The judges themselves, how far to trust the judges, agreement with other raters, by topic",
+        "The judges themselves, how far to trust the judges, agreement with other raters, by topic, figures",
         *("Samples", "Largest gains", "At random", "Highest rewards"),
-        *("Training", "SFT", "All numbers", "Judge pairs: labels", "All numbers", "PPO: align", "All numbers"),
+        *("Training", "SFT", "All numbers", "Judge pairs: labels", "All numbers"),
+        *("PPO: align", "1 more curves and all numbers"),
         *("Data", "Lengths, pairs and labels", "People"),
         *("Provenance", "What happened", "The recipe with all overrides applied", "7 files with their SHA-256"),
     ]

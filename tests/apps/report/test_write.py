@@ -125,7 +125,7 @@ def test_a_run_ends_with_its_report(smoke: tuple[Path, subprocess.CompletedProce
     assert facts["reproduce"]["command"].startswith("python -m alignkit run ")
     assert facts["reproduce"]["machine"]["cores"] > 0 and len(facts["verdicts"]) == 2
     page = (out / "report.html").read_text()
-    assert page.count("<svg") == len(facts["figures"]) > 20 and len(page.encode()) < 600_000
+    assert page.count("data:image/svg+xml") == len(facts["figures"]) > 20 and len(page.encode()) < 600_000
 
 
 def test_a_run_that_fails_has_a_report_and_its_exit_code(tmp_path: Path) -> None:
