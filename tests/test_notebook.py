@@ -25,7 +25,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_run_in_a_thread_returns_what_it_made(recipe: Path, tmp_path: Path) -> None:
     found: list[Any] = []
-    overrides = {"stages.sft.epochs": 2, "stages.sft.seed": 5}
+    overrides = {"stages.sft.epochs": 2, "stages.sft.learning_rate": 0.001}
     worker = threading.Thread(target=lambda: found.append(alignkit.run(recipe, overrides, tmp_path / "out")))
     worker.start()
     worker.join()

@@ -206,7 +206,7 @@ def test_what_the_models_learn_from_has_the_right_sign(sign: int, tmp_path: Path
     stages = {name: recipe(server.url)["stages"][name] for name in ("labels", "harmless")}
     answers = [row["completion"] for row in demonstrations(80)]
     rows = [{"prompt": "How was it?", "chosen": a, "rejected": b} for a, b in zip(answers, answers[40:], strict=False)]
-    del stages["labels"]["policy"], stages["labels"]["prompts"], stages["labels"]["max_new_tokens"]
+    del stages["labels"]["policy"], stages["labels"]["prompts"], stages["labels"]["sampling"]
     stages["labels"]["data"] = "pairs.jsonl"
     stages["harmless"] |= {"from": "base", "epochs": 8, "learning_rate": 3e-3}
     stages["check"] = {"step": "evaluate_reward", "rewards": ["harmless"], "pairs": "known.jsonl"}

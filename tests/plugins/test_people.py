@@ -15,6 +15,7 @@ import yaml
 
 from alignkit.cli import main
 from alignkit.data.group import Group, read_groups
+from alignkit_apps.report.facts import facts_of
 from alignkit_plugins.people.assignment import Assignment, next_item
 from alignkit_plugins.people.database import VERSION
 from alignkit_plugins.people.effective_labels import labeled
@@ -58,8 +59,7 @@ def data(folder: Path, stage: str = "labels") -> list[Group]:
 
 def report(folder: Path) -> dict[str, Any]:
     assert main(["show", str(folder / "run")]) == 0
-    found: dict[str, Any] = json.loads((folder / "run" / "report.json").read_text(encoding="utf-8"))
-    return found
+    return dict(facts_of(folder / "run"))
 
 
 def test_a_run_waits_for_labels_and_a_reward_model_learns_their_margins(
@@ -356,7 +356,6 @@ def test_what_people_said_is_not_verified(tmp_path: Path, capsys: pytest.Capture
     assert main(["verify", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr()
     assert "labels: not verified, because people labeled what it read" in shown.out
-    assert "verified: 0 stages" in shown.out
     assert (tmp_path / "all.feedback").read_bytes() == before
 
 

@@ -276,10 +276,10 @@ def test_python_without_a_file(tmp_path: Path) -> None:
 
 
 def test_a_function_of_an_installed_module() -> None:
-    options = Python.Options(module="json", function="dumps", kwargs={})
+    options = Python.Options(function="json:dumps", kwargs={})
     assert options.packages == ()  # of the standard library
-    assert Python.Options(module="trl.rewards", function="f").packages == ("trl",)
-    thing = Python(Python.Options(module="statistics", function="mean"))
+    assert Python.Options(function="trl.rewards:f").packages == ("trl",)
+    thing = Python(Python.Options(function="statistics:mean"))
     thing.check(Path())
     for module, function, words in (
         ("statistics", "maen", "did you mean"),

@@ -331,28 +331,3 @@ def test_malformed_and_refused_calls_are_answered_and_counted(tmp_path: Path, mo
     answers = [json.loads(turn["content"])["error"] for turn in turns if turn["role"] == "tool"]
     expected = ("does not end with </tool_call>", "did you mean 'calculate'?", "division by zero")
     assert all(part in answer for part, answer in zip(expected, answers, strict=True))
-
-
-def test_tools_may_depend_on_the_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A class for TRL, in the recipe's folder: the policy reads its tools, and learns from its reward."""
-    (tmp_path / "adder.py").write_text(
-        "class Adder:\n"
-        "    def reset(self, answer):\n        self.right = answer\n        return ' Use the tool.'\n\n"
-        "    def add(self, expression: str) -> str:\n"
-        '        """Add.\n\n        Args:\n            expression: such as 2 + 3.\n        """\n'
-        "        self.reward = float(str(eval(expression)) == self.right)\n        return 'noted'\n"
-    )
-    follow(monkeypatch, [[call("2 + 3", "add"), call("2 + 4", "add")], [f"Done.{END}"]])
-    rollout = {"samples_per_prompt": 8, "max_new_tokens": 90}
-    environment = {"trl": {"path": "adder.py", "factory": "Adder"}}
-    run = run_of(tmp_path, environment=environment, rollout=rollout, prompts_per_iteration=1, seed=3)
-    run.execute()
-    (group,) = rollouts(run)
-    assert group.prompt[-1]["content"].endswith("+ 3? Use the tool.")
-    assert [tool["function"]["name"] for tool in group.tools] == ["add"]
-    for response in group.responses:
-        assert response.messages is not None
-        said = response.messages[0]["tool_calls"][0]["function"]["arguments"]["expression"]
-        assert response.scores["episode"] == float(said.endswith("3") == (group.meta["answer"] == "5"))
-        assert response.messages[1]["content"] == "noted"
-    assert {response.scores["episode"] for response in group.responses} == {0.0, 1.0}

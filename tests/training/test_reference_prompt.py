@@ -10,11 +10,10 @@ import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM
-from watched import STILL, Watched, online, prompts
+from watched import STILL, Watched, online
 
-from alignkit import Group, Message, Needs, Response
+from alignkit import Group, Message, Needs
 from alignkit.cli import main
-from alignkit.data.group import write_groups
 from alignkit.errors import PluginError
 
 TEMPERATURE = 0.6
@@ -158,19 +157,3 @@ def offline(folder: Path, shot: str) -> float:
     assert main(["run", str(folder / "recipe.yaml"), "--plugin", str(folder / "plugin.py"), "--out", str(run)]) == 0
     (line,) = (run / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return float(json.loads(line)["reference"])
-
-
-def test_the_cache_of_a_data_set_knows_the_prompt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Numbers behind one prompt are never used for another."""
-    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
-    demos = [Group(group.prompt, (Response(text="bread is good"),)) for group in prompts(3)]
-    write_groups(tmp_path / "demos.jsonl", demos)
-    measured, cached = [], []
-    for shot in ("", "old friend", "the people", "old friend"):
-        capsys.readouterr()
-        measured.append(offline(tmp_path, shot))
-        cached.append("read from the cache" in capsys.readouterr().err)
-    assert cached == [False, False, False, True]
-    assert measured[1] == measured[3] and len({round(value, 4) for value in measured}) == 3

@@ -70,14 +70,15 @@ def test_prompts_are_drawn_by_the_weights_of_their_sources(tmp_path: Path) -> No
 
 
 def test_evaluate_reads_prompts_that_the_stage_held_out(tmp_path: Path) -> None:
-    """They have no prompt in common, even if the stage has a seed of its own, and both parts are used."""
+    """They have no prompt in common, and both parts are used."""
     write(tmp_path / "p.jsonl", [{"prompt": f"why {n}?", "answer": n} for n in range(20)])
     entry = {"path": "p.jsonl", "validation": 0.3}
     report = {"step": "evaluate", "policies": ["base"], "prompts": {**entry, "part": "validation"}}
-    report |= {"rewards": [{"python": {"path": "letters.py", "function": "letters"}}], "max_new_tokens": 2}
-    groups = asked(
-        tmp_path, {**entry, "part": "training"}, prompts_per_iteration=20, iterations=1, seed=7, report=report
-    )
+    report |= {
+        "rewards": [{"python": {"path": "letters.py", "function": "letters"}}],
+        "sampling": {"max_new_tokens": 2},
+    }
+    groups = asked(tmp_path, {**entry, "part": "training"}, prompts_per_iteration=20, iterations=1, report=report)
     trained = {group.prompt[0]["content"] for group in groups[0]}
     measured = {group.prompt[0]["content"] for group in read_groups(tmp_path / "out" / "report" / "samples.jsonl")}
     assert measured and trained and not measured & trained and len(measured | trained) == 20

@@ -175,13 +175,13 @@ PYTHON = ALIGN["reward"]
 STILL = 1e-12  # a learning rate at which the policy remains the same
 
 
-def reward_model(seed: int) -> dict[str, Any]:
+def reward_model(epochs: int) -> dict[str, Any]:
     return {
         "algorithm": "reward_model",
         "data": {"path": "pairs.jsonl"},
         "batch_size": 3,
         "learning_rate": 0.01,
-        "seed": seed,
+        "epochs": epochs,
     }
 
 

@@ -71,9 +71,8 @@ def test_mistakes_are_named(folder: Path) -> None:
 
 def test_it_conforms(folder: Path) -> None:
     call = '<tool_call>\n{"name": "guess", "arguments": {"number": 4}}\n</tool_call>'
-    prompt = Group(({"role": "user", "content": "?"},), meta={"answer": 4})
     options = {"path": "game.py", "factory": "Game"}
-    check_environment(TRL, options, groups=[prompt], turns=[call, call, "Done."], folder=folder)
+    check_environment(TRL, options, rows=[{"prompt": "?", "answer": 4}], turns=[call, call, "Done."], folder=folder)
 
 
 def test_the_recipe_checks() -> None:
