@@ -16,6 +16,7 @@ import yaml
 from alignkit.cli import main
 from alignkit.data.group import Group, read_groups
 from alignkit_apps.report.facts import facts_of
+from alignkit_apps.report.page import page as html_of
 from alignkit_plugins.people.assignment import Assignment, next_item
 from alignkit_plugins.people.database import VERSION
 from alignkit_plugins.people.effective_labels import labeled
@@ -95,7 +96,7 @@ def test_a_report_says_that_a_run_waits_and_who_labeled(tmp_path: Path, capsys: 
         "answers": "done",
         "labels": "waiting for 8 labels",
     }
-    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    page = html_of(found)
     assert 'class="state even"><strong>waiting</strong>' in page and '<pre class="error">' not in page
     capsys.readouterr()
     assert main(["show", str(tmp_path / "run")]) == 0
@@ -169,7 +170,7 @@ def test_samples_of_two_policies_are_compared(tmp_path: Path) -> None:
     people = {"step": "people", "data": ["cold", "hot"], "join_prompts": True}
     stages = {
         "cold": {**one, "sampling": {"max_new_tokens": 6, "temperature": 0.5}},
-        "hot": {**one, "sampling": {"temperature": 2.0}},
+        "hot": {**one, "sampling": {"max_new_tokens": 6, "temperature": 2.0}},
         "labels": people,
     }
     assert run(tmp_path, stages) == 75
@@ -469,10 +470,10 @@ def test_the_report_of_a_stage_says_how_far_people_agree(tmp_path: Path, capsys:
     assert run(tmp_path, stages) == 0
     assert "how far annotators agree" in capsys.readouterr().out
     assert "how far annotators agree" in (tmp_path / "run" / "labels" / "report.md").read_text()
-    (people,) = report(tmp_path)["people"]
-    which = people["agreement"][0]
+    found = report(tmp_path)
+    which = found["people"][0]["agreement"][0]
     assert which["shared"] == 4 and which["same"]["mean"] == 1
-    assert "how far annotators agree (labels)" in (tmp_path / "run" / "report.html").read_text()
+    assert "how far annotators agree (labels)" in html_of(found)
 
 
 def test_gold_items_are_in_the_agreement_of_a_stage_but_not_in_its_data(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from judge_server import Reply, serving
 from alignkit import Group, Message
 from alignkit.cli import main
 from alignkit.data.group import read_groups, write_groups
+from alignkit.runs.stage_store import StageStore
 
 REWARD = "def reward(completions):\n    return [None if len(c) % 5 == 0 else float(len(c)) for c in completions]\n"
 WHOLE = "def reward(completions):\n    return [float(sum(map(ord, c)) % 97) for c in completions]\n"
@@ -103,7 +104,8 @@ def test_stored_responses_are_not_sampled_again(tmp_path: Path) -> None:
     """What a killed run has stored is what the resumed one writes."""
     folder = run(tmp_path)
     before = (folder / "data.jsonl").read_bytes()
-    (folder / "stage.json").unlink()
+    record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+    StageStore(folder.parent, ["answers"]).begin("answers", record["hash"], record["depends_on"])
     place = folder / "map" / "responses.jsonl"
     kept = place.read_bytes()
     run(tmp_path)

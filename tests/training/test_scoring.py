@@ -320,7 +320,10 @@ def test_a_part_that_failed_is_no_part_that_does_not_apply() -> None:
 def test_a_nested_combination_that_does_not_apply_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(TASKS)
     both = {
-        "when": {"reward": WORDS, "condition": {"python": {"path": "tasks.py", "function": "maths"}}, "at_least": 1}
+        "weighted_sum": {
+            "rewards": {"maths": {"python": {"path": "tasks.py", "function": "maths"}}},
+            "weights": {"maths": 1},
+        }
     }
     scorer = combination(
         tmp_path, {"weighted_sum": {"rewards": {"both": both, "c": CHARACTERS}, "weights": {"both": 10, "c": 1}}}
