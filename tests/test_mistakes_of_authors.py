@@ -1,8 +1,5 @@
 """What an author gets wrong is told with the plugin, the line and what to write, wherever a user meets it."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,6 @@ from alignkit.cli import main
 from alignkit.commands import add_commands
 from alignkit.plugins import load_plugins
 from alignkit.registry import Unresolved
-from tests.patience import PATIENCE
 from tests.test_plugins import MakeDistribution, distribution, fresh
 
 __all__ = ["distribution", "fresh"]  # fixtures
@@ -83,19 +79,6 @@ def test_a_reward_of_two_packages_names_both(
     )
     main(["check", str(tmp_path / "r.yaml")])
     assert "write 'x-one:mine' or 'x-two:mine'" in capsys.readouterr().err
-
-
-def test_a_thread_that_an_import_leaves_behind_does_not_keep_a_command(distribution: MakeDistribution) -> None:
-    distribution("x-pack", "import threading\nthreading.Thread(target=threading.Event().wait).start()\n" + GOOD)
-    path = os.pathsep.join(path for path in sys.path if path)
-    ended = subprocess.run(
-        [sys.executable, "-m", "alignkit", "plugins"],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert ended.returncode == 0 and "starts the thread" in ended.stdout
 
 
 def test_a_method_that_another_one_calls_is_no_mistake(distribution: MakeDistribution) -> None:

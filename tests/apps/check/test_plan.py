@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,7 +54,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_it_counts_rows_and_tokens(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_it_counts_rows_and_tokens(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=400_000_000))  # not that of all tests before
+    monkeypatch.setattr("alignkit_apps.check.plan.psutil.Process", lambda: used)
     sft = {"algorithm": "sft", "data": "rows.jsonl", "max_length": 40, "epochs": 2, "batch_size": 8}
     sample = {"step": {"sample": {"policy": "sft", "prompts": "rows.jsonl", "sampling": {"max_new_tokens": 8}}}}
     path = write(here, "tiny", sft=sft, sample=sample, learn={"algorithm": "sft", "from": "sft", "data": "sample"})
