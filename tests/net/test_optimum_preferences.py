@@ -339,7 +339,6 @@ def test_hir_learns_what_fulfils_each_instruction(asked: Problem, alpha: float) 
     options = {
         "instructions": [BAD, GOOD],
         "thresholds": [0.0],
-        "role": "system",
         "contrast_coefficient": alpha,
         "entropy_coefficient": 0.0,
     }
