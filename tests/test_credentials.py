@@ -86,7 +86,7 @@ def test_a_pasted_key_is_refused_and_repeated_nowhere(
     monkeypatch.delenv("ALIGNKIT_DEBUG", raising=False)
     options = {"base_url": "http://localhost:9/v1", "model": "m"} | PLACES[place]
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
-    step = {"step": "judge_pairs", "judge": {"openai_judge": options}, "data": "pairs.jsonl"}
+    step = {"step": "judge_pairs", "judge": {"openai_judge": {"server": options}}, "data": "pairs.jsonl"}
     recipe = {"model": {"base": "tiny"}, "stages": {"labels": step}}
     file = tmp_path / "r.yaml"
     file.write_text(json.dumps(recipe).replace("KEY", KEYS[kind]), encoding="utf-8")
@@ -97,7 +97,7 @@ def test_a_pasted_key_is_refused_and_repeated_nowhere(
     assert not out.exists()
     file.write_text(json.dumps(recipe).replace("KEY", "x"), encoding="utf-8")
     (name, value) = next(iter(PLACES[place].items()))
-    override = f"stages.labels.judge.openai_judge.{name}={json.dumps(value).replace('KEY', KEYS[kind])}"
+    override = f"stages.labels.judge.openai_judge.server.{name}={json.dumps(value).replace('KEY', KEYS[kind])}"
     assert main(["run", str(file), override, "--out", str(out)]) == 2
     said = capsys.readouterr()
     assert KEYS[kind] not in said.out + said.err
@@ -106,11 +106,8 @@ def test_a_pasted_key_is_refused_and_repeated_nowhere(
 
 @pytest.mark.parametrize("name", ["api_key", "Authorization", "x-api-key"])
 def test_a_field_that_holds_a_key_is_refused_whatever_it_looks_like(name: str) -> None:
-    class Mine(RemoteOptions):
-        request: dict[str, Any]
-
     with pytest.raises(ValidationError, match=f"'request.{name}' seems to hold a key"):
-        Mine(base_url="http://localhost/v1", request={name: "short"})
+        RemoteOptions(base_url="http://localhost/v1", request={name: "short"})
 
 
 def test_a_password_in_an_address_is_hidden() -> None:

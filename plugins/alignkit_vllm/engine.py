@@ -40,6 +40,7 @@ TIED = (
     "samples on a CPU, where vLLM reads weights in place but not those of a head that shares them with the embeddings, "
     "as the base's does; write 'engine: local', or train an adapter"
 )
+MAX_GAP = 0.1  # nats: mean difference of a text's log-probabilities, server's against training's
 ROUNDING = 1e-3  # nats by which rounding may lift a log-probability above 0
 PROCESSED = 1e-6  # nats: after `top_k: 1` the chosen token has probability 1, if the server counts filters in
 
@@ -66,13 +67,8 @@ class Vllm(Engine):
             "turns; costs seconds per iteration",
         )
         concurrency: int = Field(256, ge=1, le=4096, description="samples that each server is asked for at once")
-        max_gap: float = Field(
-            0.1,
-            gt=0,
-            description="largest mean difference of a text's log-probabilities, server's against training's, in nats",
-        )
         changes_no_result: ClassVar[frozenset[str]] = EngineOptions.changes_no_result | {
-            *("url", "api_key_env", "command", "flags", "sleep", "concurrency", "max_gap")
+            *("url", "api_key_env", "command", "flags", "sleep", "concurrency")
         }
 
         @property
@@ -306,11 +302,10 @@ class Vllm(Engine):
         ]
         gaps = [abs(ours - theirs) for ours, theirs in zip(context.probe_logprobs, values, strict=True)]
         gap = sum(gaps) / len(gaps)
-        if not gap <= self.options.max_gap:
+        if not gap <= MAX_GAP:
             raise RunFailed(
                 f"{replica.url} has other weights than {context.base}: it serves {replica.base}, and log-probabilities "
-                f"of a text differ by {gap:.3g} nats per token, more than max_gap {self.options.max_gap:g}; "
-                f"{self._serves}"
+                f"of a text differ by {gap:.3g} nats per token, more than {MAX_GAP:g}; {self._serves}"
             )
         replica.processed = abs(choice["logprobs"]["token_logprobs"][0]) < PROCESSED
         self._say(f"{replica.url} serves {replica.base}, and differs from training by {gap:.2g} nats per token")

@@ -14,7 +14,6 @@ from contextlib import suppress
 from typing import Any
 
 from alignkit import RunFailed
-from alignkit_http.service import Loop
 
 REJOINING = 10.0  # seconds for a server that failed to join again
 LEAVING = 20.0  # seconds for servers to be left as they were
@@ -198,7 +197,7 @@ class Replicas:
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEPT)
         self._client = httpx2.AsyncClient(headers=headers, timeout=None, limits=limits, trust_env=False)
         self._all = [Replica(url, self._client, timeout) for url in urls]
-        self._runner = asyncio.Runner(loop_factory=Loop)
+        self._runner = asyncio.Runner()
         self._concurrency, self._say, self._explain = concurrency, say, explain
 
     @property

@@ -124,7 +124,6 @@ BOMB = gzip.compress(b" " * (50 << 20))
 FAULTS = (
     Fault("refused", after=lambda server: server.close()),
     Fault("name not found", look=_unknown),
-    Fault("lookup stalls", look=lambda: time.sleep(FOREVER), stalls=True),
     Fault("connection stalls", after=lambda server: server.hold(), stalls=True),
     Fault("accepts, then stalls", _stall, stalls=True),
     Fault("a byte at a time", _drip, stalls=True),
@@ -220,7 +219,7 @@ def stopped_after(fault: Fault, client: Client, folder: Path, wait: float = 0.3)
 
         threading.Thread(target=ask, daemon=True).start()
         try:
-            client.ask(url, folder, timeout_seconds=FOREVER, deadline_seconds=2 * FOREVER)
+            client.ask(url, folder, timeout_seconds=FOREVER)
         except AlignkitError as error:
             return error.exit_code
         return 0
@@ -243,7 +242,7 @@ def _ending(
 ) -> tuple[str, str]:
     """How the client's questions end, and in which words."""
     try:
-        found = client.ask(url, folder, timeout_seconds=timeout, deadline_seconds=DEADLINE)
+        found = client.ask(url, folder, timeout_seconds=timeout)
     except AlignkitError as error:
         return (STOPPED if error.exit_code == 6 else f"exit code {error.exit_code}"), str(error)
     known = [(a, b) for a, b in zip(found, right, strict=True) if a is not None]
