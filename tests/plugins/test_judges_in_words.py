@@ -274,7 +274,7 @@ def test_a_server_without_schemas_is_known_by_one_question(judge: Any, server: S
     assert len(server.requests) == 1
 
 
-# --- the first question ------------------------------------------------------------------------------------------------
+# --- the first question ----------------------------------------------------------------------------------------------
 
 NO_MAX_TOKENS = (
     "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
@@ -351,10 +351,9 @@ def test_tokens_and_cost(judge: Any, server: Server) -> None:
 
 
 def test_options() -> None:
-    address = {"base_url": "http://127.0.0.1/v1", "model": "m"}
     for wrong in ({"scale": [5, 5]}, {"price": [-1, 1]}, {"max_tokens": 1}):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
-            OpenAIJudge.Options(**address, **wrong)
+            options_of("http://127.0.0.1/v1", **wrong)
 
 
 # --- a model of the run -------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ class HTTP(Reward):
     class Options(alignkit.Options):
         model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password
 
-        server: RemoteOptions = Field(description="where the service is")
+        server: RemoteOptions = Field(description="the service, `{base_url: ...}`")
         path: str = Field("score", description="path that is appended to the server's address")
         columns: list[str] = Field([], description="columns of the prompts that the service receives")
         low: float | None = Field(None, description="lowest score that is possible; a lower one is a failure")

@@ -39,7 +39,7 @@ class OpenAIJudge(Judge):
     class Options(Speaking):
         model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password
 
-        server: Server = Field(description="the model and where it is")
+        server: Server = Field(description="the model, `{base_url: ..., model: ...}`")
         json_schema: bool = Field(
             False, description="answers in words are JSON that the server makes by a schema (`response_format`)"
         )
