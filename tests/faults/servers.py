@@ -31,7 +31,7 @@ from tests.faults.clients import CLIENTS, Client
 from tests.faults.scripted_server import NAME, Act, ScriptedServer, reply
 
 STOPPED, AT_ONCE, MISSING, RIGHT = "stopped", "stopped at once", "missing", "right"
-DEADLINE = 60.0  # seconds for a batch of requests
+DEADLINE = 60.0  # seconds for a request, and for all until the client ends
 FOREVER = 600.0  # seconds
 
 
@@ -185,7 +185,7 @@ def tried(fault: Fault, client: Client, folder: Path) -> Found:
     right = client.truth()
     with _server(fault, client) as (server, url):
         began = time.monotonic()
-        ending, text = _ending(client, url, folder, right, timeout=1.0 if fault.stalls else DEADLINE)
+        ending, text = _ending(client, url, folder, right, timeout=1.0 if fault.stalls or fault.https else DEADLINE)
         seconds, requests = time.monotonic() - began, server.requests
         if ending == STOPPED and requests <= server.healthy + 1 and not fault.look and not fault.after:
             ending = STOPPED if fault.https else AT_ONCE
