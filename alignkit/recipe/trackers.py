@@ -30,7 +30,7 @@ def read_trackers(raw: Any, scope: Scope) -> tuple[Component, ...]:
         if component.name in read:
             message = f"tracker '{component.name}' is named twice"
             scope.problems.error(("trackers", index), message, help="remove one of them")
-        if place := next(places_of_keys(component.options.model_dump(), random=False), ""):
+        if place := next(places_of_keys(component.options.model_dump()), ""):
             message = f"tracker '{component.name}': '{place}' seems to hold a key, which the run's folder would keep"
             help = "leave it out, and set the environment variable that the tracker's package reads"
             scope.problems.error(("trackers", index), message, help=help)

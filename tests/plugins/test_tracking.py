@@ -16,7 +16,6 @@ from alignkit import Group, Message, Response, RunFailed, TrackedRun, Tracker
 from alignkit.cli import main
 from alignkit.data.group import write_groups
 from alignkit.errors import RecipeError
-from alignkit.io.credentials import places_of_keys
 from alignkit.plugins import plugins
 from alignkit.recipe.trackers import with_trackers
 from alignkit.registry import Component, Registration, Registry
@@ -155,11 +154,6 @@ def test_wrong_names(
 
 
 # One tracker, without a run
-
-
-def test_the_id_of_a_run_is_no_key() -> None:
-    options = {"id": "4f0c9c2d1b7e4a5f8d3e6b9a0c1d2e3f"}
-    assert list(places_of_keys(options)) == ["id"] and list(places_of_keys(options, random=False)) == []
 
 
 def recipe(kind: type[Tracker], name: str = "x") -> Any:
