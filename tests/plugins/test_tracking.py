@@ -142,8 +142,8 @@ def test_missing_packages_are_reported_before_the_run(tmp_path: Path, capsys: py
         ([{"journal": {"x": 1}}], [], 2, "unknown"),
         ([], ["--tracker", "jurnal"], 2, "no tracker 'jurnal'"),
         (["journal", "raises", "journal"], [], 2, "tracker 'journal' is named twice"),
-        ([{"comet_ml": {"api_key": "x1"}}], [], 2, "'api_key' seems to hold a key"),
-        ([{"wandb": {"notes": ["hf_abcdefghijklmnopqrstuv"]}}], [], 2, "'notes.0' seems to hold a key"),
+        ([{"comet_ml": {"api_key": "x1"}}], [], 2, "'trackers.0.comet_ml.api_key' seems to hold a key"),
+        ([{"wandb": {"notes": ["hf_abcdefghijklmnopqr"]}}], [], 2, "'trackers.0.wandb.notes.0' seems to hold a key"),
     ],
 )
 def test_wrong_names(
