@@ -41,7 +41,6 @@ from alignkit.runs.stage_store import StageStore
 from alignkit.runs.startup import begin
 from alignkit.runs.step_context import step_context
 from alignkit.runs.team import ALONE, Team
-from alignkit.runs.template_date import template_date
 from alignkit.step import Artifact, run_step
 from alignkit.stopping import StageWaits, stoppable
 from alignkit.training.context import StageContext
@@ -91,7 +90,7 @@ class Run:
         self.recipe, self.folder, self.team = recipe, folder, team
         self.reporter = reporter or Reporter()
         self.store = StageStore(folder, recipe.stages)
-        self.bases = RunBases(recipe, folder, self.reporter)
+        self.bases = RunBases(recipe, self.reporter)
         self.models = ModelRouter(self.bases.base_of, self._open)
         self.hashes: dict[str, str] = {}
         self._data = RunData(self.store.data, recipe.seed)
@@ -123,7 +122,6 @@ class Run:
         write_text(self.folder / RECIPE, dump(self.recipe.resolved))
         if self.team.world.processes > 1:
             self.cache()  # before the others look for it
-        template_date(self.folder)  # recorded now, so that a run that goes past midnight keeps its day
         self._preflight()
         waiting = Waiting()
         for stage in self.recipe.stages.values():
@@ -247,7 +245,7 @@ class Run:
 
     def stage_context(self, stage: Stage, folder: Path) -> StageContext:
         """Return the context of a training stage."""
-        seed = self.seed_of(stage)
+        seed = self.recipe.seed
         return StageContext(
             stage=stage,
             models=self.models.of(stage.base),
@@ -292,11 +290,6 @@ class Run:
         make_folder(cache := self.folder / "cache")
         return cache
 
-    def seed_of(self, stage: Stage) -> int:
-        """The step's seed, or else the recipe's."""
-        seed = getattr(stage.component.options, "seed", None) if stage.settings is None else None
-        return int(seed if seed is not None else self.recipe.seed)
-
     def notify(self, stage: str) -> Callable[..., Any]:
         """The event hooks, with the run and the stage filled in; each returns what its observers do."""
         return partial(plugins().notify, run=self, stage=stage)
@@ -335,7 +328,7 @@ class Run:
 
     def engine_of(self, stage: Stage, folder: Path) -> Any:
         """What asks a stage's engine. folder: see `Launcher.engine`."""
-        seed, say = self.seed_of(stage), self.reporter.say
+        seed, say = self.recipe.seed, self.reporter.say
         return launcher().engine(stage.engine, folder, stage=stage.name, seed=seed, say=say)
 
     def _open(self, base: str) -> ModelService:
@@ -380,9 +373,8 @@ class Run:
         upstream = {name: self.hashes[name] for name in stage.upstream}
         upstream |= result_hashes(stage, self.recipe, self.folder)
         own, *more = self.bases.needed(stage)
-        others = {name: (self.bases[name].digest, self.bases[name].date) for name in more}
-        base, seed = self.bases[own], self.seed_of(stage)
-        return stage_parts(stage, self.recipe, base.digest, seed, upstream, self._data, base.date, own, others)
+        others = {name: self.bases[name].digest for name in more}
+        return stage_parts(stage, self.recipe, self.bases[own].digest, upstream, self._data, own, others)
 
 
 @dataclass

@@ -42,8 +42,6 @@ class Rerun(Run):
         for other in (EARLIER, *recipe.stages):
             if other != name and store.path(other).is_dir():
                 (folder / other).symlink_to(store.path(other).resolve(), target_is_directory=True)
-        if (run / "date.json").is_file():
-            shutil.copyfile(run / "date.json", folder / "date.json")
         if (run / "cache").is_dir():
             shutil.copytree(run / "cache", folder / "cache", ignore=shutil.ignore_patterns("engine-*"))
         super().__init__(replace(recipe, trackers=()), folder, reporter)
