@@ -32,7 +32,6 @@ from alignkit.runs.engines import meet_engines, using_engine
 from alignkit.runs.files import RECIPE
 from alignkit.runs.fingerprint import result_hashes, stage_parts
 from alignkit.runs.learned_from import trained_on as places_trained_on
-from alignkit.runs.machine import machine_of
 from alignkit.runs.process import locked, peak_memory, resource_error, with_help
 from alignkit.runs.reference_check import check_references
 from alignkit.runs.reuse import has_stages, other_runs, reuse
@@ -219,8 +218,7 @@ class Run:
         summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
         self.models.forget(name)
         seconds = time.monotonic() - began
-        facts_of_stage = stage_record(stage, seconds, summary, artifact, parts, self._sources)
-        record = {"hash": stage_hash, **facts_of_stage, "machine": machine_of(self.models)}
+        record = {"hash": stage_hash, **stage_record(stage, seconds, summary, artifact, parts, self._sources)}
         self.store.finish(name, record)
         self._records.append(record)
         self.reporter.stage_done(name, seconds, facts(summary))
