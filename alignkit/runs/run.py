@@ -69,7 +69,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
             raise
         finally:
             team.ends(error)
-            run.reporter.finish()
+            run.reporter.stop()
             try:
                 plugins().notify("run_finished", run=run, error=error)
             except PluginError as wrong:  # it must not hide how the run ended
@@ -117,7 +117,6 @@ class Run:
 
     def execute(self) -> None:
         """Run all stages that are not complete, then print their results."""
-        self.reporter.plan({name: stage.component.name for name, stage in self.recipe.stages.items()})
         plugins().notify("run_started", run=self)
         write_text(self.folder / RECIPE, dump(self.recipe.resolved))
         if self.team.world.processes > 1:
@@ -141,7 +140,7 @@ class Run:
             self.reused += [stage.name] if reused else []
             self._times.append(f"{stage.name} {'reused' if reused else duration(time.monotonic() - started)}")
         self.stage_name = ""
-        self.reporter.finish()
+        self.reporter.stop()
         waiting.end(self.reporter.say)
         self.store.join_metrics(stage.name)
         for texts in plugins().notify("results_shown", run=self, records=self._records, width=self.reporter.width):
