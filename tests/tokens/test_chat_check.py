@@ -71,7 +71,8 @@ def test_templates_that_cannot_be_followed(code: str, message: str) -> None:
 
 def test_a_template_that_takes_all_memory_is_refused() -> None:
     doubles = "{% set ns = namespace(x='0123456789') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
-    with pytest.raises(RunFailed, match="takes too much memory"):
+    # On a busy machine the time runs out before the memory does.
+    with pytest.raises(RunFailed, match=r"takes too much memory|did not finish within"):
         checked(doubles + CHATML)
 
 
