@@ -8,7 +8,8 @@ rounding only there, whatever precision, quantization or experts the model itsel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +22,6 @@ from alignkit.kernels.static_decoding import decoding_for
 from alignkit.models.loading import backbone, largest
 
 if TYPE_CHECKING:
-    from alignkit.models.shared_model import SharedModel
     from alignkit.settings import ModelSpec
 
 # Two groups: a prompt of 5 tokens with responses of 6 and 3, and a prompt of 4 with a response of 6.
@@ -31,6 +31,22 @@ TOLERANCE = 1e-4  # of states, relative: correct models differ by 1e-6
 VOCABULARY = 256
 NARROW = 16  # width of what is between attention
 BETWEEN = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "d_ff")  # parts of the names of its widths
+
+
+class CheckedModel(Protocol):
+    """The parts of `SharedModel` that the checks use, with a small copy as its model."""
+
+    model: Any
+    device: torch.device
+
+    @property
+    def context(self) -> int: ...
+
+    def hidden(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor: ...
+
+    def next_logits(self, name: str, hidden: Tensor) -> Tensor: ...
+
+    def using_role(self, name: str) -> AbstractContextManager[Any]: ...
 
 
 def small_copy(spec: ModelSpec, source: str, revision: str | None, attention_name: str | None) -> Any:
@@ -87,7 +103,7 @@ def _enough_layers(config: Any) -> int:
 
 
 @torch.no_grad()
-def why_not_packable(model: SharedModel, base: str) -> str:
+def why_not_packable(model: CheckedModel, base: str) -> str:
     """Return why a small copy (role `base`) cannot use packed rows; empty if it can."""
     ids = torch.arange(1, LENGTH + 1) * (VOCABULARY // (LENGTH + 1))
     try:
@@ -100,11 +116,11 @@ def why_not_packable(model: SharedModel, base: str) -> str:
         _use_own_attention(model)
 
 
-def _use_own_attention(model: SharedModel) -> None:
+def _use_own_attention(model: CheckedModel) -> None:
     model.model.set_attn_implementation("sdpa" if model.model._supports_sdpa else "eager")
 
 
-def _refusal(model: SharedModel, base: str, ids: Tensor) -> str:
+def _refusal(model: CheckedModel, base: str, ids: Tensor) -> str:
     """Return why the configuration rules out packed rows, which two dozen tokens may not show."""
     config = model.model.config.get_text_config()
     packed = TreeLayout(SPANS, store_kv=True)
@@ -119,7 +135,7 @@ def _refusal(model: SharedModel, base: str, ids: Tensor) -> str:
     return ""
 
 
-def _wrong_states(model: SharedModel, base: str, ids: Tensor) -> str:
+def _wrong_states(model: CheckedModel, base: str, ids: Tensor) -> str:
     """Compare with the model's own attention, which reads one row at a time."""
     network = model.model
     # The token rows of SPANS' three responses, each behind its prompt.
@@ -138,7 +154,7 @@ def _wrong_states(model: SharedModel, base: str, ids: Tensor) -> str:
     return ""
 
 
-def _decoded(model: SharedModel, base: str, rows: Sequence[Tensor]) -> Tensor:
+def _decoded(model: CheckedModel, base: str, rows: Sequence[Tensor]) -> Tensor:
     """The states of each row's last token, computed the way sampling does, [rows, hidden]."""
     prompts = [len(row) - 1 for row in rows]
     starts = [sum(prompts[:number]) for number in range(len(rows))]
@@ -162,7 +178,7 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
 
 
 @torch.no_grad()
-def check_head(model: SharedModel, base: str) -> None:
+def check_head(model: CheckedModel, base: str) -> None:
     """Raise RunFailed if the logits of a small copy are not those of `next_logits`, which replaces its head."""
     network = model.model
     row = torch.arange(1, 9, device=model.device)[None]
