@@ -32,7 +32,6 @@ from alignkit.runs.engines import meet_engines, using_engine
 from alignkit.runs.files import RECIPE
 from alignkit.runs.fingerprint import result_hashes, stage_parts
 from alignkit.runs.learned_from import trained_on as places_trained_on
-from alignkit.runs.machine import machine_of
 from alignkit.runs.process import locked, peak_memory, resource_error, with_help
 from alignkit.runs.reference_check import check_references
 from alignkit.runs.reuse import has_stages, other_runs, reuse
@@ -69,7 +68,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
             raise
         finally:
             team.ends(error)
-            run.reporter.finish()
+            run.reporter.stop()
             try:
                 plugins().notify("run_finished", run=run, error=error)
             except PluginError as wrong:  # it must not hide how the run ended
@@ -117,7 +116,6 @@ class Run:
 
     def execute(self) -> None:
         """Run all stages that are not complete, then print their results."""
-        self.reporter.plan({name: stage.component.name for name, stage in self.recipe.stages.items()})
         plugins().notify("run_started", run=self)
         write_text(self.folder / RECIPE, dump(self.recipe.resolved))
         if self.team.world.processes > 1:
@@ -140,7 +138,7 @@ class Run:
             self.reused += [stage.name] if reused else []
             self._times.append(f"{stage.name} {'reused' if reused else duration(time.monotonic() - started)}")
         self.stage_name = ""
-        self.reporter.finish()
+        self.reporter.stop()
         waiting.end(self.reporter.say)
         self.store.join_metrics(stage.name)
         for texts in plugins().notify("results_shown", run=self, records=self._records, width=self.reporter.width):
@@ -217,8 +215,7 @@ class Run:
         summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
         self.models.forget(name)
         seconds = time.monotonic() - began
-        facts_of_stage = stage_record(stage, seconds, summary, artifact, parts, self._sources)
-        record = {"hash": stage_hash, **facts_of_stage, "machine": machine_of(self.models)}
+        record = {"hash": stage_hash, **stage_record(stage, seconds, summary, artifact, parts, self._sources)}
         self.store.finish(name, record)
         self._records.append(record)
         self.reporter.stage_done(name, seconds, facts(summary))

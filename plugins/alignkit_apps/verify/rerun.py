@@ -17,7 +17,6 @@ from alignkit.io.progress import Reporter
 from alignkit.io.stage_results import EARLIER
 from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe
-from alignkit.runs.machine import machine_of
 from alignkit.runs.run import Run
 from alignkit.runs.stage_store import StageStore
 from alignkit.stopping import Stopped, stoppable
@@ -82,11 +81,10 @@ class Rerun(Run):
         return counting
 
     def changed(self) -> tuple[list[str], list[str]]:
-        """What differs from the record: the stage's inputs, and the machine with its versions and code."""
+        """What differs from the record: the stage's inputs, and the versions and the code."""
         inputs, around = list[str](), list[str]()
         for change in changes(self.record["depends_on"], self.parts):
             (around if set(ENVIRONMENT) & set(change.path) else inputs).append(shown(change))
-        around += map(shown, changes(self.record["machine"], machine_of(self.models)))
         return inputs, around
 
     def differences(self, *, whole: bool) -> list[str]:
