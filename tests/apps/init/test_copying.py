@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from alignkit.cli import main
-from alignkit.errors import RecipeError, RunFailed
+from alignkit.errors import RecipeError
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.shipped import shipped, shipped_folder
+from alignkit.recipe.shipped import SCHEMA, shipped, shipped_folder
 from alignkit_apps.init.copying import copy_recipe, summary
 
 
@@ -15,8 +15,9 @@ from alignkit_apps.init.copying import copy_recipe, summary
 def test_a_copy_needs_nothing_of_the_original(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copies = copy_recipe(name, tmp_path)
     assert copies[0] == tmp_path / f"{name}.yaml" and tmp_path / "data" / "LICENSES.md" in copies
-    assert tmp_path / "recipe.schema.json" in copies
-    assert copies[0].read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=recipe.schema.json\n")
+    line = copies[0].read_text(encoding="utf-8").partition("\n")[0]
+    assert line == f"# yaml-language-server: $schema={(shipped_folder() / SCHEMA).as_uri()}"
+    assert not list(tmp_path.rglob(SCHEMA))
     monkeypatch.setattr("alignkit.recipe.shipped.shipped", dict)  # none to fall back on
     loaded = load_recipe(copies[0])
     assert list(loaded.stages) == list(load_recipe(shipped_folder() / f"{name}.yaml").stages)
@@ -26,7 +27,7 @@ def test_a_copy_needs_nothing_of_the_original(name: str, tmp_path: Path, monkeyp
 def test_a_users_file_stays(tmp_path: Path) -> None:
     recipe = tmp_path / "smoke.yaml"
     recipe.write_text("mine", encoding="utf-8")
-    with pytest.raises(RunFailed, match=r"smoke\.yaml is in the way.*\n  help: .* init FOLDER --from smoke"):
+    with pytest.raises(RecipeError, match=r"exists, with other contents: .*smoke\.yaml\n  help: name another folder"):
         copy_recipe("smoke", tmp_path)
     assert recipe.read_text(encoding="utf-8") == "mine"
 
