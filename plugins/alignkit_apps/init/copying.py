@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ LICENSES = "data/LICENSES.md"
 
 def summary(path: Path) -> str:
     """What a recipe does: the comment `What:` of its file, up to the first sentence's end."""
-    what = path.read_text(encoding="utf-8").partition("# What:")[2].partition("\n# ")[0]
-    return " ".join(what.replace("\n#   ", " ").split()).partition(". ")[0].rstrip(".")
+    found = re.search(r"^# What:(.*(?:\n#   .*)*)", path.read_text(encoding="utf-8"), re.M)
+    words = found[1].replace("\n#", " ").split() if found else []
+    return " ".join(words).partition(". ")[0].rstrip(".")
 
 
 def copy_recipe(name: str, folder: Path) -> list[Path]:

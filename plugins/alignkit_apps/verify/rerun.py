@@ -79,10 +79,10 @@ class Rerun(Run):
         new, found = self.store.path(self.stage.name), []
         for change in changes(self.record["files"], self.store.record(self.stage.name)["files"]):
             name = str(change.path[0])
-            text = "other bytes" if change.old and change.new else "only in one of the two"
+            texts = ["other bytes" if change.old and change.new else "only in one of the two"]
             if change.old and change.new and Path(name).suffix in (".json", ".jsonl"):
-                text = next(iter(differences(_facts(self.old / name), _facts(new / name))), "")
-            found += [f"{name}: {text}"] if text else []
+                texts = differences(_facts(self.old / name), _facts(new / name))[:1]
+            found += [f"{name}: {text}" for text in texts]
         return [text for text in found if not text.startswith("map/")]  # a store of unfinished work
 
 
@@ -99,10 +99,7 @@ def _untimed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def verified(recipe: Recipe, run: Path, names: Sequence[str]) -> Result:
-    """Run the stages again, and print what came of each. The result's error is NotReproduced if one differs.
-
-    Raises RecipeError, before any stage runs, if a result or an input is not as it was.
-    """
+    """Run the stages again. Raises RecipeError, before any stage runs, if a result or an input is not as it was."""
     with tempfile.TemporaryDirectory(prefix=".verify-", dir=run.resolve().parent) as folder, stoppable():
         reruns = [Rerun(recipe, run, name, Path(folder, name), Reporter()) for name in names]
         stages = {name: reruns.pop(0).verified() for name in names}  # and its models go

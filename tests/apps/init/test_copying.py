@@ -6,6 +6,7 @@ import pytest
 
 from alignkit.cli import main
 from alignkit.errors import RecipeError
+from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.shipped import SCHEMA, shipped, shipped_folder
 from alignkit_apps.init.copying import copy_recipe, summary
@@ -13,6 +14,7 @@ from alignkit_apps.init.copying import copy_recipe, summary
 
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_a_copy_needs_nothing_of_the_original(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_plugins()  # without those of other tests
     copies = copy_recipe(name, tmp_path)
     assert copies[0] == tmp_path / f"{name}.yaml" and tmp_path / "data" / "LICENSES.md" in copies
     line = copies[0].read_text(encoding="utf-8").partition("\n")[0]
@@ -56,4 +58,5 @@ def test_an_unknown_name(tmp_path: Path) -> None:
 def test_every_recipe_says_in_one_line_what_it_is() -> None:
     texts = {name: summary(path) for name, path in shipped().items()}
     assert texts["rlaif"] == "AI feedback instead of human feedback"
+    assert texts["distillation"].endswith("four examples, without the examples and without a reward")
     assert all(20 < len(text) < 300 and "\n" not in text for text in texts.values())
