@@ -77,7 +77,7 @@ COMMANDS = [
 def on_the_page(name: str) -> bool:
     """Whether a row of the page, left of its bar, has the name or its words."""
     rows = [line.split("|")[1] for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    return any(name.strip("-").removesuffix("_pairs").replace("_", " ").lower() in row.lower() for row in rows)
+    return any(name.strip("-").removesuffix("_pairs").lower() in row.lower() for row in rows)
 
 
 def is_right(name: str, help: str | Path, shown: str) -> bool:
