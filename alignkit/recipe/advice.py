@@ -94,8 +94,11 @@ def advice(key: str, allowed: list[str]) -> str:
     """Return the help for an unknown key. allowed: the keys that are known at its place."""
     if f"{key}s" in allowed:
         return f"did you mean '{key}s'?"
-    if "sampling" in allowed and key in SamplingKeys.model_fields:
-        return f"'{key}' belongs under 'sampling:'"
+    if key in SamplingKeys.model_fields and key not in allowed:
+        if "sampling" in allowed:
+            return f"'{key}' belongs under 'sampling:'"
+        if "rollout" not in allowed:  # it may be an option of a plugin, whose stage is not known here
+            return f"'{key}' belongs under 'rollout:' of a stage that trains, or 'sampling:' of a step"
     places = [place for place, keys in _PLACES.items() if key in keys and key not in allowed]
     if places:
         return f"'{key}' belongs {' or '.join(places)}"

@@ -50,7 +50,7 @@ def test_no_key_of_another_tool_is_a_key_of_the_core() -> None:
         ("save_total_limit", "keep_versions"),
         ("replay_buffer", "replay_from"),
         ("num_generations", "'samples_per_prompt' under 'rollout:'"),
-        ("temperature", "'temperature' belongs under the stage's 'rollout:'"),
+        ("temperature", "'temperature' belongs under 'rollout:' of a stage that trains, or 'sampling:' of a step"),
         ("seed", "'seed' belongs at the top level of the recipe"),
         ("repeat", "a block of stages"),
         ("zzz", "known keys: epochs, learning_rate"),
