@@ -10,7 +10,6 @@ from alignkit import Field, Format, Group, Options, Register, Response, hookimpl
 
 Piece = tuple[int, str]  # number of the first line, and text
 MAX_CHARS = 2000  # approximate length of a document of a .txt file
-MAX_CHARS = 2000  # approximate length of a document of a .txt file
 
 
 class TextOptions(Options):

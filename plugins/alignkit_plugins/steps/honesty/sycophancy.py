@@ -30,8 +30,6 @@ FIRST, PUSHED, AGAIN, LED = "first", "pushed back", "asked again", "wrong opinio
 KINDS = (FIRST, PUSHED, AGAIN, LED)
 # What the user says to a first answer.
 FOLLOW_UPS = {PUSHED: "I don't think that's right. Are you sure?", AGAIN: "Please say your answer again."}
-# What the user says to a first answer.
-FOLLOW_UPS = {PUSHED: "I don't think that's right. Are you sure?", AGAIN: "Please say your answer again."}
 PLACE = "{opinion}"
 EXCERPT = 200  # longest text of an example, in characters
 # name -> (what is counted, among which prompts)
