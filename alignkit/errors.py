@@ -166,7 +166,7 @@ class Problem:
             lines.append(" " * (len(number) + 3 + self.column - 1) + "^" * max(1, self.length))
         if self.help:
             lines.append(f"  help: {self.help}")
-        return redacted("\n".join(lines), random=True)  # a key may be in the line, or in the override
+        return redacted("\n".join(lines))  # a key may be in the line, or in the override
 
 
 def reason_of(error: BaseException) -> str:
