@@ -1,4 +1,4 @@
-"""Keys, names and commands of what the product no longer has end like all unknown ones: with the nearest, or the page."""
+"""Keys and commands of what the product no longer has end like all unknown ones: with the nearest, or the page."""
 
 from __future__ import annotations
 
