@@ -1,4 +1,4 @@
-"""Keys, names and commands that the product no longer has end as unknown ones: with the nearest name, or the page."""
+"""Keys and commands of what the product no longer has end like all unknown ones: with the nearest, or the page."""
 
 from __future__ import annotations
 
@@ -51,12 +51,7 @@ KEYS = [
     ("more", "{step: sample, policy: first, prompts: d.jsonl, max_new_tokens: 9}", "max_new_tokens", "'sampling:'"),
     ("more", f"{{{PAIRS}, judge: {{openai_judge: {{temperature: 0}}}}}}", "temperature", "or 'sampling:' of a step"),
     ("more", "{algorithm: grpo, prompts: d.jsonl, environment: harbor}", "harbor", PAGE),
-    (
-        "more",
-        "{algorithm: grpo, prompts: d.jsonl, environment: trl_environment}",
-        "trl_environment",
-        "installed: calculator",
-    ),
+    ("more", "{algorithm: grpo, prompts: d.jsonl, environment: trl_environment}", "trl_environment", "installed: calc"),
     ("more", "{algorithm: grpo, prompts: d.jsonl, engine: worker}", "worker", "installed: local, vllm"),
 ]
 COMMANDS = [
