@@ -164,7 +164,10 @@ class JudgePairs(Step):
                 samples_per_prompt=options.samples_per_prompt,
                 **options.sampled(),
             )
-            return [[{"text": all_turns(r), "truncated": r.truncated} for r in group.responses] for group in groups]
+            return [
+                [{"text": all_turns(r, thoughts=True), "truncated": r.truncated} for r in group.responses]
+                for group in groups
+            ]
 
         return sampled
 
