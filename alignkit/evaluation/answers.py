@@ -143,7 +143,8 @@ def same(said: str, known: str) -> bool:
 def mentions(said: str, known: str) -> bool:
     """Whether an answer is or has the known one, in whole words.
 
-    An answer that names two choices, or denies one, has none. A number is there if it has the same value. In a script without spaces, a word may be a part of a longer one.
+    An answer that names two choices, or denies one, has none. A number is there if it has the same value. In a script
+    without spaces, a word may be a part of a longer one.
     """
     if same(said, known):
         return True

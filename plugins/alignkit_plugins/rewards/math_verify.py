@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import alignkit
 from alignkit import DataError, Field, Group, Register, Reward, hookimpl
@@ -29,6 +29,7 @@ class MathVerify(Reward):
     """1 if the answer equals the prompt's known one, else 0."""
 
     class Options(alignkit.Options):
+        verifies: ClassVar[bool] = True
         column: str = Field("answer", description="column of the prompts that holds the right answer")
 
         @property

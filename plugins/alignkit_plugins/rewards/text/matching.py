@@ -54,6 +54,11 @@ class ExactMatch(Reward):
             "answer that names two letters of choices, or denies one, names none",
         )
 
+        @property
+        def verifies(self) -> bool:
+            """Whether the scores prove what was learned: not if an answer may name everything."""
+            return not self.within
+
         @field_validator("extract")
         @classmethod
         def _readable(cls, pattern: str) -> str:

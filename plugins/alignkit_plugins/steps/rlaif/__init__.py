@@ -17,7 +17,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -61,6 +61,8 @@ class JudgePairs(Step):
     """Label every pair of responses of every group."""
 
     class Options(SamplingOptions):
+        changes_no_result: ClassVar[frozenset[str]] = frozenset({"no_judge"})
+
         judge: JudgeRef = Field(description="judge that compares the responses")
         data: DataRef | None = Field(None, description="groups of responses; alternatively, set `prompts` and `policy`")
         prompts: DataRef | None = Field(None, description="prompts that the policy responds to")
