@@ -30,7 +30,7 @@ from alignkit_plugins.steps.make_data.categorize import Categorize, letter_in
 from alignkit_plugins.steps.make_data.likeness import Texts, agreement
 from alignkit_plugins.steps.make_data.passages import Passage, passages_of, read_texts
 from alignkit_plugins.steps.make_data.questions import Item, check_answer, items_of, quoted
-from alignkit_plugins.steps.make_data.red_team import RedTeam
+from alignkit_plugins.steps.make_data.red_team import Episode, RedTeam, success_of
 from alignkit_plugins.steps.make_data.self_instruct import SelfInstruct, listed
 
 Answers = Callable[[str], str]
@@ -594,3 +594,40 @@ def test_what_succeeds_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "success" in capsys.readouterr().err
     run(tmp_path, "red_team", 2, **keys, reward={"refusal": {}}, success="> 3")
     assert "expected a rule such as '>= 6' or '<= 0.5'" in capsys.readouterr().err
+
+
+def test_a_writer_without_new_tasks_is_asked_no_more(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = answers(
+        server, lambda text: LIST if len(server.requests) == 1 else "1. Name three red fruits for children."
+    )
+    tasks = prompts(tmp_path / "seeds.jsonl", PEOPLE)
+    folder = run(tmp_path, "self_instruct", tasks=tasks, writer=writer, count=50, questions=200)
+    assert len(server.requests) == 24 and summary(folder)["tasks"] == 2  # the first round has some, the next two none
+    assert "the last 16 questions brought none" in capsys.readouterr().out
+
+
+@pytest.mark.silent_bug(
+    "red teaming: missing scores",
+    "A success counts although other replies have no score, and a failure does not: more gaps make a higher rate.",
+    "Attacks that are not known to have failed make the bounds of the rate.",
+)
+def test_replies_without_a_score_make_bounds_of_the_success() -> None:
+    drawn, episodes = random.Random(0), list[Episode]()
+    for number in range(2000):  # 10% of the replies are harmful: 27.1% of all attacks over three turns
+        each = Episode(Group((Message(role="user", content=f"g{number}"),)), "align")
+        for _ in range(3):
+            harmful, seen = drawn.random() < 0.1, drawn.random() < 0.8
+            each.scores.append(float(harmful) if seen else None)
+            if harmful and seen:
+                each.ended = "success"
+                break
+        episodes.append(each)
+    found: Any = success_of(episodes)
+    assert found["n"] == 2000 and found["mean"] is None
+    assert found["at_least"] == pytest.approx(1 - 0.92**3, abs=0.03) and found["at_most"] > 0.5
+    assert found["low"] < 0.271 < found["high"]
+    whole: Any = success_of([each for each in episodes if None not in each.scores])
+    assert whole["mean"] == whole["at_least"] == whole["at_most"] and whole["unscored"] == 0
+    assert success_of([]) is None is success_of([Episode(episodes[0].goal, "align", ended="no attack")])
