@@ -1,8 +1,8 @@
 """`alignkit check --plan`: about how much memory and time each stage takes.
 
 Nothing is loaded. Rows are counted as the stage will encode them, at most READ of them; the base model's shapes come
-from its configuration; the speed of this machine comes from one short probe of products of these shapes. What is not
-counted (attention, norms, the optimizer's step) is in assumed factors.
+from its configuration; the speed of this machine comes from one short probe of products of these shapes. Factors, set
+by runs on a CPU, stand for the rest: attention, norms, adapters, the optimizer's step.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from alignkit_apps.check.row import encoder_of
 
 READ = 200  # rows of an entry that are tokenized; more are estimated from these
 PROBED = 512  # tokens of the product that is timed
-LEARNED, WRITTEN = 1.6, 2.2  # time of a pass, and of writing a token, over that of its products; assumed
+LEARNED, READS, WRITTEN = 2.6, 1.8, 2.2  # time of a pass, of one without gradients, of writing, over its products
 LIBRARIES = 0.15e9  # bytes that a run's process takes beyond those of this one, on a CPU; set by three runs
-FREED = 0.1  # share of a step's activations that glibc keeps, until the process trims itself; set by three runs
-STARTUP = 1.0  # seconds of a stage around its work
+FREED = 0.08  # share of a step's activations that glibc keeps, until the process trims itself; set by three runs
+STARTUP = 3.5  # seconds of a stage around its work, such as opening its models
 _SMALLER = {
     "weights": "set model.quantization=nf4, or take a smaller base model",
     **dict.fromkeys(("adapters", "optimizer"), "set model.lora={r: 16}, or optimizer=adamw_8bit"),
@@ -130,9 +130,8 @@ class Shapes:
     def seconds(self, work: Work) -> float:
         """The time of a stage's tokens. The backward pass costs one pass more, and another for weights that learn."""
         passes = (2 if self.spec.lora is not None else 3) + self.spec.activation_checkpointing
-        writes = work.written / max(1, work.together)  # of a token to each response
-        writing = WRITTEN * self.products(work.together) * writes if writes else 0.0
-        return LEARNED * self.products(PROBED) / PROBED * (passes * work.learned + work.measured) + writing
+        writing = WRITTEN * self.products(max(1, work.together)) * work.written / max(1, work.together)
+        return self.products(PROBED) / PROBED * (LEARNED * passes * work.learned + READS * work.measured) + writing
 
 
 @cache
@@ -171,8 +170,7 @@ class _Planner:
             return self._step(stage, encoder)
         algorithm, author = made(stage.component, stage.name)
         if not isinstance(algorithm, Algorithm):
-            count = sum(len(self._groups(spec)[0]) for spec in specs(settings, DataSpec))
-            return Work(count, note="another library trains: its memory and time are not planned")
+            return Work(note="another library trains: its memory and time are not planned")
         if algorithm.source is Source.ROLLOUTS:
             return self._online(settings, algorithm, encoder)
         found, note = self._groups(settings.data)
@@ -186,7 +184,8 @@ class _Planner:
         mean, kept = sum(lengths) / len(lengths), len(groups) * len(lengths) / max(1, len(read))
         steps = math.ceil(kept / settings.batch_size) * settings.epochs
         rows = min(kept * settings.epochs, (settings.max_steps or steps) * settings.batch_size)
-        measured = kept * mean * algorithm.needs.reference_logprobs
+        held = len(self._groups(settings.validation)[0]) if settings.validation is not None else 0
+        measured = kept * mean * algorithm.needs.reference_logprobs + held * mean * settings.epochs
         batch = max(max(lengths), min(shapes.budget.tokens, round(mean * min(kept, settings.batch_size))))
         return Work(len(groups), round(mean * kept), round(mean * rows), round(measured), batch=batch, note=note)
 
@@ -199,7 +198,7 @@ class _Planner:
         prompts = settings.iterations * asked
         learned = prompts * (mean + min(samples, rollout.learn_from or samples) * new) * settings.epochs
         needs = algorithm.needs
-        passes = int(needs.reference_logprobs) + needs.old_logprobs + bool(needs.values)
+        passes = 2 + (needs.values and not needs.shared_values)  # the policy, the reference, the values
         passes += sum(spec.kind == "stage" for spec in specs(settings.reward, RewardSpec))  # reward models
         measured = prompts * (mean + samples * new) * passes
         batch = min(asked, settings.batch_size) * (mean + samples * new)
@@ -214,7 +213,8 @@ class _Planner:
             tokens = work.tokens + round(sum(lengths) / len(lengths) * len(groups))
             work = Work(work.rows + len(groups), tokens, measured=tokens, prompt=max(lengths), note=work.note or note)
         if isinstance(options, SamplingOptions) and (policies := options.policies_to_sample()) and work.rows:
-            rows = min(work.rows, getattr(options, "limit", None) or work.rows)
+            limit = (getattr(options, "limit", None) or work.rows) * max(1, len(getattr(options, "measures", ())))
+            rows = min(work.rows, limit)
             together = rows * (getattr(options, "samples_per_prompt", None) or 1)
             new = int(options.sampling.max_new_tokens or 1)
             count = len(policies) + getattr(options, "base", False)
