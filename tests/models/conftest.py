@@ -1,54 +1,11 @@
-"""Models of several architectures, loaded once per module."""
-
-from __future__ import annotations
-
-from functools import partialmethod
+"""Models of several architectures, on one thread."""
 
 import pytest
-from architectures import ARCHITECTURES, UNPACKED, WAYS, load, make
+from policies import as_on_a_gpu, llama, policy, unpacked, way
 
-from alignkit.kernels import capabilities, flex_attention, tiled_attention
-from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.layout import GroupSpan
-from alignkit.models.shared_model import SharedModel
-from tests.simulated_cuda.flex import dense
+__all__ = ["as_on_a_gpu", "llama", "policy", "unpacked", "way"]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread(one_thread: None) -> None:
     """All models here are small."""
-
-
-@pytest.fixture(scope="module", params=list(ARCHITECTURES))
-def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
-    found = load(make(tmp_path_factory.mktemp(request.param), request.param))
-    assert found.packs, found.unpacked_because
-    return found
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
-    return load(make(tmp_path_factory.mktemp("llama"), "Llama"))
-
-
-@pytest.fixture(scope="module", params=list(UNPACKED))
-def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
-    return load(make(tmp_path_factory.mktemp(request.param), request.param))
-
-
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every way to compute a group's attention, whichever its shape would select."""
-    split = request.param == "split responses"
-    if request.param == "tiles":
-        monkeypatch.setattr(
-            TreeLayout, "__init__", partialmethod(TreeLayout.__init__, costs=tiled_attention.ALWAYS_TILE)
-        )
-        monkeypatch.setattr(tiled_attention, "QUERIES", 2)
-    if request.param == "one call":
-        monkeypatch.setattr(flex_attention, "supported", lambda *_: True)
-        monkeypatch.setattr(capabilities, "compiled_attention", lambda: dense)
-    monkeypatch.setattr(
-        GroupSpan, "split_responses", property(lambda s: split and len(s.responses) > 0 < min(s.responses))
-    )
-    return str(request.param)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -74,15 +75,12 @@ def _words(kind: str) -> Tokenizer:
         _sentencepiece(tokenizer, {"spm_legacy": "always", "spm_first": "first", "spm_bare": "never"}[kind])
         return tokenizer
     if kind == "unigram":
-        tokenizer = Tokenizer(models.Unigram())
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="first", split=True)
-        trainer: Any = trainers.UnigramTrainer(
-            vocab_size=SIZE, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
-        )
-        tokenizer.train_from_iterator(_texts(), trainer)
-        pieces = [(piece, score) for piece, score in _unigram_pieces(tokenizer) if piece not in BYTES]
+        # The BPE's pieces, likelier the lower their rank: a trainer of Unigram gives other numbers each time.
+        ranks = Tokenizer.from_str(_sentencepiece_bpe()).get_vocab()
+        words = sorted(ranks.keys() - {"<unk>", *BYTES}, key=ranks.__getitem__)
+        pieces = [("<unk>", 0.0), *((piece, -math.log(rank)) for rank, piece in enumerate(words, 2))]
         pieces += [(byte, -20.0) for byte in BYTES]
-        tokenizer.model = models.Unigram(pieces, unk_id=0, byte_fallback=True)
+        tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
         _sentencepiece(tokenizer, "first")
         return tokenizer
     tokenizer = Tokenizer(models.BPE())
@@ -97,12 +95,6 @@ def _words(kind: str) -> Tokenizer:
     )
     tokenizer.train_from_iterator(_texts(), trainer)
     return tokenizer
-
-
-def _unigram_pieces(tokenizer: Tokenizer) -> list[tuple[str, float]]:
-    import json
-
-    return [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
 
 
 @cache

@@ -146,7 +146,7 @@ class _Planner:
         self.recipe, self.folder = recipe, folder
         self.store = StageStore(folder, recipe.stages)
         self.data = RunData(self.store.data, recipe.seed)
-        self.bases = RunBases(recipe, folder, Reporter())
+        self.bases = RunBases(recipe, Reporter())
         self.done: dict[str, Work] = {}
         self.shapes: dict[str, Shapes] = {}
 

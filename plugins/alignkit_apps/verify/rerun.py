@@ -17,7 +17,6 @@ from alignkit.io.progress import Reporter
 from alignkit.io.stage_results import EARLIER
 from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe
-from alignkit.runs.machine import machine_of
 from alignkit.runs.run import Run
 from alignkit.runs.stage_store import StageStore
 from alignkit.stopping import stoppable
@@ -37,8 +36,6 @@ class Rerun(Run):
         for other in (EARLIER, *recipe.stages):
             if other != name and old.path(other).is_dir():
                 (folder / other).symlink_to(old.path(other).resolve(), target_is_directory=True)
-        if (run / "date.json").is_file():
-            shutil.copyfile(run / "date.json", folder / "date.json")
         if (run / "cache").is_dir():
             shutil.copytree(run / "cache", folder / "cache", ignore=shutil.ignore_patterns("engine-*"))
         super().__init__(replace(recipe, trackers=()), folder, reporter)
@@ -69,8 +66,8 @@ class Rerun(Run):
         finally:
             self.reporter.stop()
         found = self.differences()
-        causes = [*self.around, *differences(self.record["machine"], machine_of(self.models))] if found else []
-        here = f"different here: {'; '.join(causes) or 'nothing that the record knows'}"
+        causes = self.around if found else []
+        here = f"different here: {'; '.join(causes) or 'nothing that the record knows, so perhaps the machine'}"
         self.reporter.result("\n  ".join([f"{name}: DIFFERENT", *found[:3], here]) if found else f"{name}: equal")
         return {"equal": not found, "differences": found, "causes": causes}
 

@@ -56,20 +56,17 @@ def test_times_are_no_difference(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (lambda r: r["machine"].update(threads=63), "threads 63 -> {threads}"),
         (lambda r: r["depends_on"]["versions"].update(torch="1.0"), "versions.torch 1.0 -> "),
         (lambda r: r["depends_on"].update(kernels="plain"), "kernels plain -> fast"),
         (lambda r: r["depends_on"]["component"].update(source={"sft.py": "0" * 64}), "component.source.sft.py"),
     ],
 )
 def test_the_likely_cause_is_named(run: Path, change: Any, cause: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import torch
-
     edit_metrics(run / "sft", 0, loss=9.0)
     rewrite(run / "sft", change)
     assert verify(run / "sft") == 7
     out = capsys.readouterr().out
-    assert cause.format(threads=torch.get_num_threads()) in out.rpartition("different here: ")[2]
+    assert cause in out.rpartition("different here: ")[2]
 
 
 def test_replies_that_are_not_stored_are_not_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,58 @@
+"""Fixtures: models of several architectures, loaded once per module."""
+
+from __future__ import annotations
+
+from functools import partialmethod
+
+import pytest
+from architectures import ARCHITECTURES, UNPACKED, WAYS, load, make
+
+from alignkit.kernels import capabilities, flex_attention, static_decoding, tiled_attention
+from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.layout import GroupSpan
+from alignkit.kernels.static_decoding import StaticDecoding
+from alignkit.models import batcher as row_batch
+from alignkit.models.shared_model import SharedModel
+from tests.simulated_cuda.flex import dense
+
+
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
+    found = load(make(tmp_path_factory.mktemp(request.param), request.param))
+    assert found.packs, found.unpacked_because
+    return found
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
+    return load(make(tmp_path_factory.mktemp("llama"), "Llama"))
+
+
+@pytest.fixture(scope="module", params=list(UNPACKED))
+def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
+    return load(make(tmp_path_factory.mktemp(request.param), request.param))
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every way to compute a group's attention, whichever its shape would select."""
+    split = request.param == "split responses"
+    if request.param == "tiles":
+        monkeypatch.setattr(
+            TreeLayout, "__init__", partialmethod(TreeLayout.__init__, costs=tiled_attention.ALWAYS_TILE)
+        )
+        monkeypatch.setattr(tiled_attention, "QUERIES", 2)
+    if request.param == "one call":
+        monkeypatch.setattr(flex_attention, "supported", lambda *_: True)
+        monkeypatch.setattr(capabilities, "compiled_attention", lambda: dense)
+    monkeypatch.setattr(
+        GroupSpan, "split_responses", property(lambda s: split and len(s.responses) > 0 < min(s.responses))
+    )
+    return str(request.param)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are decoded, and drawn ahead, as a GPU does it."""
+    monkeypatch.setattr(row_batch, "decoding_for", lambda device: StaticDecoding())
+    monkeypatch.setattr(static_decoding, "STEP", 4)
