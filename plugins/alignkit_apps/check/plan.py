@@ -24,6 +24,7 @@ from alignkit.data.group import Group, Message, Response, prompts_of
 from alignkit.data.sources import DataSpec
 from alignkit.errors import RecipeError, RunFailed
 from alignkit.io.progress import Reporter
+from alignkit.kernels.matmul import linear
 from alignkit.kernels.memory import GROWTH, total
 from alignkit.models.budget import MemoryBudget, activation_bytes_per_token
 from alignkit.models.decoder import LOGIT_COPIES, most_rows, row_bytes
@@ -105,8 +106,10 @@ class Shapes:
         self.matrices = sum(part.weight.numel() for part in linear)
         self.head = (head.weight.shape[1], head.weight.shape[0])
         self.text = config.get_text_config()
-        frozen = spec.lora is not None and self.dtype != torch.float32
-        self.budget = MemoryBudget(self.device, activation_bytes_per_token(self.text, self.dtype, frozen=frozen))
+        adapted, half = spec.lora is not None, self.dtype != torch.float32
+        self.stored = activation_bytes_per_token(self.text, self.dtype, frozen=adapted)  # measured: also in fp32
+        most = activation_bytes_per_token(self.text, self.dtype, frozen=adapted and half)
+        self.budget = MemoryBudget(self.device, most)
 
     @property
     def weights(self) -> float:
@@ -136,8 +139,8 @@ class Shapes:
 
 @cache
 def _timed(tokens: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> float:
-    left, right = (torch.ones(size, dtype=dtype, device=device) for size in ((tokens, shape[0]), shape))
-    timer = Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
+    x, w = (torch.ones(size, dtype=dtype, device=device) for size in ((tokens, shape[0]), shape[::-1]))
+    timer = Timer("f(x, w)", globals={"f": linear, "x": x, "w": w}, num_threads=torch.get_num_threads())
     return float(min(timer.timeit(1).mean for _ in range(10)))  # a busy machine makes some of them longer
 
 
@@ -197,8 +200,7 @@ class _Planner:
         mean, asked = sum(lengths) / len(lengths), settings.prompts_per_iteration or len(groups)
         prompts = settings.iterations * asked
         learned = prompts * (mean + min(samples, rollout.learn_from or samples) * new) * settings.epochs
-        needs = algorithm.needs
-        passes = 2 + (needs.values and not needs.shared_values)  # the policy, the reference, the values
+        passes = 2 + (algorithm.needs.values and not algorithm.needs.shared_values)  # policy, reference, values
         passes += sum(spec.kind == "stage" for spec in specs(settings.reward, RewardSpec))  # reward models
         measured = prompts * (mean + samples * new) * passes
         batch = min(asked, settings.batch_size) * (mean + samples * new)
@@ -215,9 +217,8 @@ class _Planner:
         if isinstance(options, SamplingOptions) and (policies := options.policies_to_sample()) and work.rows:
             limit = (getattr(options, "limit", None) or work.rows) * max(1, len(getattr(options, "measures", ())))
             rows = min(work.rows, limit)
-            together = rows * (getattr(options, "samples_per_prompt", None) or 1)
-            new = int(options.sampling.max_new_tokens or 1)
-            count = len(policies) + getattr(options, "base", False)
+            samples, new = getattr(options, "samples_per_prompt", None) or 1, int(options.sampling.max_new_tokens or 1)
+            together, count = rows * samples, len(policies) + getattr(options, "base", False)
             asked, written = count * work.tokens * rows // work.rows, count * together * new
             passes = 2 * getattr(options, "kl", False) + sum(one.kind == "stage" for one in specs(options, RewardSpec))
             measured = asked + passes * (asked + written)
@@ -247,14 +248,13 @@ def _memory(shapes: Shapes, stage: Stage, work: Work) -> dict[str, float]:
     """Bytes on a device."""
     on_cpu = shapes.device.type == "cpu"
     tokens = min(work.batch, shapes.budget.tokens) if work.learned else min(work.tokens, shapes.budget.tokens)
-    activations = shapes.budget.bytes_per_token * tokens if work.learned else 0.0
+    activations = shapes.stored * tokens if work.learned else 0.0
     if shapes.spec.activation_checkpointing:
         activations = activations / shapes.text.num_hidden_layers + tokens * shapes.text.hidden_size * 4.0
-    roles = 1 + len(stage.roles)
     moments = 0.5 if "8bit" in str(getattr(stage.settings, "optimizer", "")) else 2.0
     found = {
         "weights": shapes.weights,
-        "adapters": roles * shapes.trained,
+        "adapters": (1 + len(stage.roles)) * shapes.trained,
         "optimizer": (moments + 1) * shapes.trained if work.learned else 0.0,
         "activations": activations,
         "cache": 0.0,
@@ -267,8 +267,8 @@ def _memory(shapes: Shapes, stage: Stage, work: Work) -> dict[str, float]:
         vocabulary = 0 if on_cpu else shapes.text.vocab_size
         rows = min(work.together, most_rows(row, total(shapes.device) - sum(found.values()), 0, vocabulary))
         logits = 4 * LOGIT_COPIES * (largest(shapes.text, "vocab_size") or 0)
-        packed = shapes.weights if on_cpu and shapes.dtype == torch.float32 else 0.0  # packed for sampling
-        found["cache"] = rows * (row + logits) + packed
+        packed = on_cpu and shapes.dtype == torch.float32  # for sampling
+        found["cache"] = rows * (row + logits) + packed * shapes.weights
     return found
 
 
