@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from alignkit import __version__
-from alignkit.errors import PluginError, Problem, RecipeError
+from alignkit.errors import PluginError, Problem, RecipeError, did_you_mean
 from alignkit.io.lookup import is_file
 from alignkit.io.printable import printable
 
@@ -40,7 +40,15 @@ class DefaultGroup(TyperGroup):
         else:
             ctx.allow_interspersed_args = True
             ctx.allow_extra_args = False
+            self._refuse_several(ctx, [word for word in args if not word.startswith("-")])
         return super().parse_args(ctx, args)
+
+    def _refuse_several(self, ctx: Any, words: list[str]) -> None:
+        """Refuse more than one argument: the first is most likely meant as a command."""
+        if len(words) > 1:
+            got = " and ".join(repr(word) for word in words[:2])
+            help = did_you_mean(words[0], self.commands) or f"its commands: {', '.join(sorted(self.commands))}"
+            refuse(f"'{ctx.command_path}' takes one argument, or a command first; got {got}", help)
 
 
 def _recipe_names(start: str) -> list[str]:

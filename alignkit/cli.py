@@ -76,9 +76,16 @@ class _Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
         if name not in self.commands and not name.startswith("-"):
-            write = f"write: {_COMMANDS[name]}" if name in _COMMANDS else did_you_mean(name, self.commands)
-            raise RecipeError([Problem(f"no such command '{name}'", help=write or "alignkit --help lists them")])
+            raise RecipeError([Problem(f"no such command '{name}'", help=self._instead(name))])
         return super().resolve_command(ctx, args)
+
+    def _instead(self, name: str) -> str:
+        for group, command in self.commands.items():
+            if name in getattr(command, "commands", ()):
+                return f"write: alignkit {group} {name}"
+        if name in _COMMANDS:
+            return f"write: {_COMMANDS[name]}"
+        return did_you_mean(name, self.commands) or "alignkit --help lists them"
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         width = max(map(len, self.commands))

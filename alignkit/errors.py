@@ -166,7 +166,7 @@ class Problem:
             lines.append(" " * (len(number) + 3 + self.column - 1) + "^" * max(1, self.length))
         if self.help:
             lines.append(f"  help: {self.help}")
-        return redacted("\n".join(lines), random=True)  # a key may be in the line, or in the override
+        return redacted("\n".join(lines))  # a key may be in the line, or in the override
 
 
 def reason_of(error: BaseException) -> str:
@@ -199,8 +199,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     Names of files are not alike because their endings are.
     """
     names, text = {str(one).lower(): one for one in known}, str(name).lower()
+    stem = _ENDING.sub("", text)
     for close in difflib.get_close_matches(text, names, cutoff=0.6):
-        if difflib.get_close_matches(_ENDING.sub("", text), [_ENDING.sub("", close)], cutoff=0.6):
+        other = _ENDING.sub("", close)
+        # Long words with a few letters in common, such as merge and serve, are not meant for each other.
+        cutoff = 0.7 if len(stem) > 4 and not stem.startswith(other) else 0.6
+        if difflib.get_close_matches(stem, [other], cutoff=cutoff):
             return f"did you mean '{names[close]}'?"
     return ""
 

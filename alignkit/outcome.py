@@ -88,7 +88,7 @@ def _plain(value: Any) -> Any:
 
 
 def _mistake(problem: Problem, code: int) -> Mistake:
-    message, file, help = (redacted(text, random=True) for text in (problem.message, problem.file, problem.help))
+    message, file, help = (redacted(text) for text in (problem.message, problem.file, problem.help))
     return Mistake(code, message, file, problem.line, problem.column, help)
 
 

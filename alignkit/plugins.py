@@ -71,7 +71,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Words that recipes use for something else where they would name the implementation.
 _RESERVED = {
     "format": {
-        *("path", "hub", "name", "revision", "data_dir", "data_files", "split", "streaming", "stage", "limit"),
+        *("path", "hub", "name", "revision", "data_files", "split", "stage", "limit"),
         *("validation", "part", "weight", "on_bad_row", "columns", "meta"),
     },
     "reward": {"folder"},

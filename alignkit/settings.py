@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
@@ -21,14 +20,6 @@ class LoraSpec(Options):
         "experts of a mixture stay frozen unless they are named",
     )
     use_rslora: bool = Field(default=False, description="multiply by lora_alpha / sqrt(r) instead")
-    lora_dropout: float = Field(default=0.0, description="must be 0: alignkit trains without dropout")
-
-    @field_validator("lora_dropout")
-    @classmethod
-    def _no_dropout(cls, value: float) -> float:
-        if value != 0:
-            raise ValueError("must be 0: alignkit trains without dropout, so that old and new log-probabilities agree")
-        return value
 
 
 class Quantization(Options):
@@ -39,16 +30,10 @@ class Quantization(Options):
         default=False,
         description="also store the scales, one per 64 weights, in 8 bits: 0.37 bits less per weight",
     )
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="dtype in which the weights are multiplied; auto: that of model.dtype"
-    )
 
     def __str__(self) -> str:
-        """`nf4 with double quantization, multiplied in bfloat16`."""
-        scales = " with double quantization" if self.double_quant else ""
-        return f"{self.type}{scales}" + (
-            f", multiplied in {self.compute_dtype}" if self.compute_dtype != "auto" else ""
-        )
+        """`nf4 with double quantization`."""
+        return f"{self.type} with double quantization" if self.double_quant else self.type
 
 
 # Variables of every chat template, and arguments of transformers' function that renders it.
@@ -57,18 +42,6 @@ TEMPLATE_NAMES = {
     "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens",
     "tokenize", "tokenizer_kwargs", "tools", "truncation",
 }  # fmt: skip
-
-
-def _iso_date(value: Any) -> Any:
-    """YAML reads an unquoted date as a date. Raises ValueError for text that is no date."""
-    if isinstance(value, date):
-        return value.isoformat()[:10]
-    if isinstance(value, str):
-        try:
-            return date.fromisoformat(value).isoformat()
-        except ValueError:
-            raise ValueError("must be a day such as 2026-11-22") from None
-    return value
 
 
 class ModelSpec(Options):
@@ -115,11 +88,6 @@ class ModelSpec(Options):
         default="template",
         description="template: the chat template writes system messages, or refuses the row; "
         "merge: they are put in front of the next user turn",
-    )
-    date: Annotated[str | None, BeforeValidator(_iso_date)] = Field(
-        default=None,
-        description="the day, such as 2026-11-22, that a chat template writes if it writes today's date; "
-        "default: the day on which the run was started",
     )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with a Hub model")
     device: str = Field(default="auto", description="torch device, such as cpu or cuda:1; auto: a GPU if there is one")
@@ -325,9 +293,6 @@ class Settings(Options):
         default=None,
         description="held-out prompts on which 'gold' is measured, with two responses to each; default: the stage's "
         "own samples (online algorithms)",
-    )
-    gold_every: int | None = Field(
-        default=None, ge=1, description="iterations between two measurements of 'gold'; default: 1 (online algorithms)"
     )
     stop: Stop | None = Field(
         default=None,

@@ -199,7 +199,10 @@ def test_plugins_shows_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["dpoo"], "no plugin provides 'dpoo'\n  help: did you mean 'dpo'?"),
         (["ckeck"], "no plugin provides 'ckeck'\n  help: did you mean 'check'?"),
-        (["dpo", "ppo"], "unexpected extra argument"),
+        (
+            ["dpo", "ppo"],
+            "takes one argument, or a command first; got 'dpo' and 'ppo'\n  help: its commands: check, new",
+        ),
         (["dpo", "--shema"], "did you mean '--schema'?"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from alignkit.cli import main
-from alignkit.io.credentials import HIDDEN, could_be_variable, looks_like_key, places_of_keys, redacted
+from alignkit.io.credentials import HIDDEN, could_be_variable, places_of_keys, redacted
 from alignkit_http import RemoteOptions
 
 KEYS = {
@@ -18,7 +18,7 @@ KEYS = {
     "github": "ghp_Ab12Cd34Ef56Gh78Ij90Kl12",
     "hub": "hf_AbCdEfGhIjKlMnOpQrSt",
     "aws": "AKIAIOSFODNN7EXAMPLE",
-    "random": "f3a9c1e2b4d5f6071829a3b4c5d6e7f8",
+    "stripe": "sk_live_Ab12Cd34Ef56Gh78",
     "fireworks": "fw_3ZabcDEF12ghIJK34lmnop",
     "nvidia": "nvapi-Ab12-Cd34_Ef56-Gh78_Ij90",
 }
@@ -27,8 +27,8 @@ KEYS = {
 @pytest.mark.parametrize("kind", KEYS)
 def test_keys_are_recognized_and_hidden(kind: str) -> None:
     key = KEYS[kind]
-    assert looks_like_key(key) and looks_like_key(f"http://host/{key}/v1")
-    assert key not in redacted(f"a {key} b", random=True) and HIDDEN in redacted(f"a {key} b", random=True)
+    assert redacted(f"a {key} b") == f"a {HIDDEN} b"
+    assert key not in redacted(f"http://host/{key}/v1")
 
 
 @pytest.mark.parametrize(
@@ -42,10 +42,12 @@ def test_keys_are_recognized_and_hidden(kind: str) -> None:
         "task-force-one-hundred-and-one",
         "org/sk-slovak-preferences-2024",
         "max_completion_tokens",
+        "hf_hub_download_of_a_file",
+        "4f0c9c2d1b7e4a5f8d3e6b9a0c1d2e3f",  # the id of a run, or a digest
     ],
 )
 def test_names_are_not_keys(text: str) -> None:
-    assert not looks_like_key(text) and redacted(text, random=True) == text
+    assert redacted(text) == text and list(places_of_keys([text])) == []
 
 
 def test_keys_in_nested_data_are_found_by_name_and_look() -> None:
@@ -59,14 +61,15 @@ def test_keys_in_nested_data_are_found_by_name_and_look() -> None:
         "client_secret",
         "Proxy-Authorization",
     ]
-    assert list(places_of_keys(dict.fromkeys([*names, "token"], "short9"))) == [*names, "token"]
+    assert list(places_of_keys(dict.fromkeys(names, "short9"))) == names
     assert list(places_of_keys({"token": "<sep>", "eos_token": "<|im_end|>", "tokens": "secret"})) == []
     assert list(places_of_keys({"max_tokens": 5, "api_key": None, "stop": ["token"]})) == []
 
 
 def test_a_variable_is_not_named_like_a_key() -> None:
     assert all(map(could_be_variable, ["OPENAI_API_KEY", "openai_key_2", "MyKey2", "_x", "MY_VERY_LONG_NAME_2026"]))
-    assert not any(map(could_be_variable, [*KEYS.values(), "3ab", "a-b", "aB3dE6gH9jK2mN5pQ8"]))
+    random = ["aB3dE6gH9jK2mN5pQ8", "f3a9c1e2b4d5f6071829a3b4c5d6e7f8"]
+    assert not any(map(could_be_variable, [*KEYS.values(), *random, "3ab", "a-b"]))
 
 
 PLACES: dict[str, dict[str, Any]] = {
@@ -86,7 +89,7 @@ def test_a_pasted_key_is_refused_and_repeated_nowhere(
     monkeypatch.delenv("ALIGNKIT_DEBUG", raising=False)
     options = {"base_url": "http://localhost:9/v1", "model": "m"} | PLACES[place]
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
-    step = {"step": "judge_pairs", "judge": {"openai_judge": options}, "data": "pairs.jsonl"}
+    step = {"step": "judge_pairs", "judge": {"openai_judge": {"server": options}}, "data": "pairs.jsonl"}
     recipe = {"model": {"base": "tiny"}, "stages": {"labels": step}}
     file = tmp_path / "r.yaml"
     file.write_text(json.dumps(recipe).replace("KEY", KEYS[kind]), encoding="utf-8")
@@ -97,7 +100,7 @@ def test_a_pasted_key_is_refused_and_repeated_nowhere(
     assert not out.exists()
     file.write_text(json.dumps(recipe).replace("KEY", "x"), encoding="utf-8")
     (name, value) = next(iter(PLACES[place].items()))
-    override = f"stages.labels.judge.openai_judge.{name}={json.dumps(value).replace('KEY', KEYS[kind])}"
+    override = f"stages.labels.judge.openai_judge.server.{name}={json.dumps(value).replace('KEY', KEYS[kind])}"
     assert main(["run", str(file), override, "--out", str(out)]) == 2
     said = capsys.readouterr()
     assert KEYS[kind] not in said.out + said.err
@@ -106,11 +109,8 @@ def test_a_pasted_key_is_refused_and_repeated_nowhere(
 
 @pytest.mark.parametrize("name", ["api_key", "Authorization", "x-api-key"])
 def test_a_field_that_holds_a_key_is_refused_whatever_it_looks_like(name: str) -> None:
-    class Mine(RemoteOptions):
-        request: dict[str, Any]
-
     with pytest.raises(ValidationError, match=f"'request.{name}' seems to hold a key"):
-        Mine(base_url="http://localhost/v1", request={name: "short"})
+        RemoteOptions(base_url="http://localhost/v1", request={name: "short"})
 
 
 def test_a_password_in_an_address_is_hidden() -> None:
@@ -156,5 +156,5 @@ def test_no_part_of_a_recipe_may_hold_a_key(
 def test_a_long_text_is_searched_once(part: str) -> None:
     """With a search that begins again at every letter, this would take minutes."""
     text = part * (60_000 // len(part))
-    assert redacted(text, random=True) == text
-    assert redacted(f"{text} {KEYS['hub']} b", random=True) == f"{text} *** b"
+    assert redacted(text) == text
+    assert redacted(f"{text} {KEYS['hub']} b") == f"{text} *** b"

@@ -430,17 +430,18 @@ def test_text_files_become_raw_text_or_rows_of_the_named_format(tmp_path: Path) 
 
 def test_every_dialogue_of_a_plain_text_file_is_a_group(tmp_path: Path) -> None:
     path = tmp_path / "d.txt"
-    talk = [b"Q. why?", b"A. so.", b"Q. really?", b"A. yes."]
+    talk = [b"Q. why?", b"A. so.", b"Q. really?", b"A. yes.", b"Q. and?", b"A. no."]
     blank = [b"Q. ", *talk[1:]]
     path.write_bytes(b"\r\n\r\n".join([*talk, b"caf\xe9", b"The end", *blank, b"prose", *talk, b"Q. and?"]))
-    chosen = named("dialogues", min_paragraphs=4)
+    chosen = named("dialogues")
     found = load(source(path, format=chosen, on_bad_row="skip"))
     assert words(found.groups) == ["why?", "why?"]
     for group in found.groups:
-        assert [turn["content"] for turn in group.responses[0].messages or ()] == ["so.", "really?", "yes."]
+        said = [turn["content"] for turn in group.responses[0].messages or ()]
+        assert said == ["so.", "really?", "yes.", "and?", "no."]
     assert bad_rows(path, format=chosen) == [
-        (9, "not valid UTF-8 at byte 4 of the line; save the file as UTF-8"),
-        (13, "the last turn of the prompt is empty"),
+        (13, "not valid UTF-8 at byte 4 of the line; save the file as UTF-8"),
+        (17, "the last turn of the prompt is empty"),
     ]
     path.write_text("Once upon a time.")
     with pytest.raises(DataError, match="no usable row"):

@@ -69,7 +69,7 @@ ONLINE = {
     "rollout": {"samples_per_prompt": 2, "max_new_tokens": 4},
     "iterations": 1,
 }
-JUDGE = {"openai_judge": {"base_url": "http://localhost:9/v1", "model": "m", "api_key_env": "NOT_SET_KEY"}}
+JUDGE = {"openai_judge": {"server": {"base_url": "http://localhost:9/v1", "model": "m", "api_key_env": "NOT_SET_KEY"}}}
 PYTHON = {"python": {"path": "reward.py", "function": "f"}}
 REWARD = """
 def f(completions, answer, weight=1.0):

@@ -128,7 +128,9 @@ def test_an_adapter_of_another_run_may_use_any_base(tmp_path: Path, capsys: pyte
 
 
 def test_a_judge_without_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    judge = {"openai_judge": {"base_url": "http://localhost:9/v1", "model": "m", "api_key_env": "NOT_SET_KEY"}}
+    judge = {
+        "openai_judge": {"server": {"base_url": "http://localhost:9/v1", "model": "m", "api_key_env": "NOT_SET_KEY"}}
+    }
     stage = {"algorithm": "rloo", "prompts": "demos.jsonl", "reward": {"rlaif": {"judge": judge}}}
     path = written(tmp_path, {"first": SFT, "align": stage})
     err, place = pointed(path, capsys)

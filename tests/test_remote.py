@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -62,10 +63,6 @@ def test_a_stop_is_obeyed_while_a_server_stalls(
 # Replies that are under way
 
 
-class Mine(RemoteOptions):
-    """Options of a service that says a number."""
-
-
 def read(text: bytes) -> Any:
     try:
         return json.loads(text)["number"]
@@ -76,14 +73,15 @@ def read(text: bytes) -> Any:
 @pytest.fixture
 def server() -> Iterator[ScriptedServer]:
     running = ScriptedServer(lambda body: {"number": body["n"]}, healthy=0)
-    yield running
+    with mock.patch.object(asking, "FIRST_PAUSE", 0.01):
+        yield running
     running.close()
 
 
 def service(server: ScriptedServer, folder: Path, host: str = "127.0.0.1", **options: Any) -> Remote:
     url = f"http://{host}:{server.port}/v1"
-    settings = {"base_url": url, "max_retries": 0, "backoff_seconds": 0.01} | options
-    return Remote("mine", Mine(**settings), "score", folder, read)
+    settings = {"base_url": url, "max_retries": 0} | options
+    return Remote("mine", RemoteOptions(**settings), "score", folder, read)
 
 
 BODIES = [{"n": n} for n in range(4)]
@@ -142,7 +140,7 @@ def test_a_reply_that_does_not_fit_its_request_is_asked_for_again(server: Script
     answers = [7, 1]
     server.act = lambda server, connection, body: reply(connection, json.dumps({"number": answers.pop(0)}).encode())
     url = f"http://127.0.0.1:{server.port}/v1"
-    options = Mine(base_url=url, max_retries=1, backoff_seconds=0.01)
+    options = RemoteOptions(base_url=url, max_retries=1)
     fits = lambda body, value: "" if body["n"] == value else "another number"  # noqa: E731
     (found,) = Remote("mine", options, "score", tmp_path, read, fits=fits).ask([{"n": 1}])
     assert found.value == 1 and not answers
@@ -159,7 +157,6 @@ def test_replies_of_another_model_are_refused_also_in_a_later_run(server: Script
     with pytest.raises(RemoteError, match="replies as the model 'b', and earlier replies came from 'a'") as caught:
         service(server, tmp_path).ask(BODIES)
     assert caught.value.exit_code == 6 and str(tmp_path / "mine.sqlite") in str(caught.value)
-    assert service(server, tmp_path, model_may_change=True).ask(BODIES)[3].value == 3
 
 
 def test_each_model_that_is_asked_for_has_its_own_reply(server: ScriptedServer, tmp_path: Path) -> None:
@@ -171,21 +168,6 @@ def test_each_model_that_is_asked_for_has_its_own_reply(server: ScriptedServer, 
 @pytest.mark.parametrize("text", [b"", b"[]", b'{"model": 3}', b'{"model": null}', b"1", b"[" * 99999, b"\xff"])
 def test_a_reply_without_a_model_has_none(text: bytes) -> None:
     assert model_in(text) is None
-
-
-# Lookups
-
-
-def test_a_process_ends_although_a_lookup_stalls(tmp_path: Path) -> None:
-    code = f"""
-import pathlib, socket, threading
-from alignkit_http import Remote, RemoteOptions
-socket.getaddrinfo = lambda *a, **k: threading.Event().wait()
-options = RemoteOptions(base_url="http://service.test/v1", timeout_seconds=0.2, max_retries=0)
-Remote("mine", options, "score", pathlib.Path({str(tmp_path)!r}), lambda text: 1).ask([{{"n": 1}}])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert "no answer within 0.2 s" in done.stderr
 
 
 # The command
@@ -204,9 +186,7 @@ def test_sigterm_ends_a_run_that_waits_for_a_server(
     server.good, server.act = CLIENTS["reward"].good, acts[phase]
     rows = [{"prompt": f"Which {n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(3)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    reward = {
-        "http": {"base_url": f"http://127.0.0.1:{server.port}/v1", "backoff_seconds": 60, "timeout_seconds": 1200}
-    }
+    reward = {"http": {"server": {"base_url": f"http://127.0.0.1:{server.port}/v1", "timeout_seconds": 1200}}}
     stage = {"step": "evaluate_reward", "rewards": [reward], "pairs": "pairs.jsonl"}
     (tmp_path / "r.json").write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"look": stage}}))
     command = [sys.executable, "-m", "alignkit", "run", str(tmp_path / "r.json"), "--out", str(tmp_path / "run")]

@@ -19,10 +19,13 @@ from torch.utils import backend_registration
 
 from alignkit.cli import main
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
-    reason="this torch cannot simulate a device",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+        reason="this torch cannot simulate a device",
+    ),
+]
 ROOT = Path(__file__).parent.parent
 SIMULATED = ROOT / "tests" / "simulated_cuda"
 # Of the time a step took, or of how tokens were packed into it.

@@ -27,22 +27,20 @@ def hub_rows(
     name: str,
     config: str | None = None,
     revision: str | None = None,
-    data_dir: str | None = None,
     data_files: Any = None,
     split: str = "train",
-    streaming: bool = False,
     commit: CommitOf = as_written,
 ) -> Iterator[tuple[int, Any]]:
     """Numbered rows of a part of a hub data set, or of a local folder in the layout of one.
 
-    config: the configuration (subset); None means the only one, or the default. data_dir: a folder inside.
+    config: the configuration (subset); None means the only one, or the default.
     data_files: a file or pattern inside, a list of these, or one of these for each split.
-    streaming: read rows as they are needed, instead of downloading all files first. commit: reads exactly this commit.
+    commit: reads exactly this commit.
     Raises `DataError` if `datasets` cannot load them.
     """
     datasets = importlib.import_module("datasets")  # takes seconds, so only when needed
     logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a README without a card is no fault
-    where = {"name": config, "data_dir": data_dir, "data_files": data_files}
+    where = {"name": config, "data_files": data_files}
     if Path(name).is_dir():
         if revision is not None:
             raise DataError(f"{name}: a folder has no 'revision'; remove it")
@@ -51,8 +49,6 @@ def hub_rows(
     else:
         where["revision"] = commit(name, revision)
     where = {key: value for key, value in where.items() if value is not None}
-    if streaming:
-        where["streaming"] = True
     try:
         for number, row in enumerate(datasets.load_dataset(name, split=split, **where), 1):
             yield number, json_value(row)

@@ -42,7 +42,7 @@ class DataSource:
     """One source of groups: a file, a stage's data or a hub data set.
 
     path, stage, hub: exactly one is set. hub may be a local folder.
-    config, revision, data_dir, data_files, split, streaming: the part of a hub data set; see `hub.hub_rows`.
+    config, revision, data_files, split: the part of a hub data set; see `hub.hub_rows`.
     format: the format and its options; None detects it from the first row.
     limit: the number of good rows to read; None reads all.
     validation: the share of prompts held out for validation, in [0, 1).
@@ -59,9 +59,7 @@ class DataSource:
     hub: str | None = None
     config: str | None = None
     revision: str | None = None
-    data_dir: str | None = None
     data_files: Any = None
-    streaming: bool = False
     limit: int | None = None
     split: str | None = None
     validation: float = 0.0
@@ -223,10 +221,8 @@ class RowReader:
                 source.hub,
                 source.config,
                 source.revision,
-                source.data_dir,
                 source.data_files,
                 source.split or "train",
-                source.streaming,
                 commit,
             )
         path = stage_data(source.stage) if source.stage else Path(str(source.path))

@@ -1,4 +1,4 @@
-"""The cache that outlives runs: base models and reference log-probabilities."""
+"""The cache that outlives runs: base models."""
 
 from __future__ import annotations
 

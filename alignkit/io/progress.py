@@ -22,7 +22,6 @@ from rich.text import Text
 
 from alignkit.io.credentials import redacted
 from alignkit.io.printable import encodable, printable, wrapped
-from alignkit.io.stage_tree import StageTree
 
 # Name of a metric -> what a person calls it.
 SHOWN = {
@@ -53,7 +52,10 @@ VERDICTS = {
 
 @dataclass
 class Work:
-    """What the bar shows: a stage, or a part of a step. first: of its `total`, those done before it began here."""
+    """What the bar shows: a stage, or a part of a step.
+
+    total: 0 if it is not known. first: of its `total`, those done before it began here.
+    """
 
     name: str
     unit: str
@@ -71,6 +73,8 @@ class Work:
     @property
     def count(self) -> str:
         """`align iteration 3/10`"""
+        if not self.total:
+            return self.name
         return f"{self.name} {self.unit} {self.done}/{self.total}".replace("  ", " ")
 
     def times(self) -> str:
@@ -88,7 +92,7 @@ class Work:
         facts = Text.assemble(self.facts, "  " if self.facts and self.note else "", (self.note, "dim"), no_wrap=True)
         rest = options.max_width - count.cell_len - times.cell_len - 3
         fits = rest - facts.cell_len >= LEAST_BAR
-        bar = ProgressBar(self.total, self.done, width=max(1, rest - facts.cell_len if fits else rest + 1))
+        bar = ProgressBar(self.total or None, self.done, width=max(1, rest - facts.cell_len if fits else rest + 1))
         line = Table.grid(padding=(0, 1, 0, 0))
         line.add_row(count, bar, *([facts] if fits else []), times)
         yield line
@@ -114,9 +118,9 @@ def _shown(console: Console, text: Text) -> Console:
 
 
 class Reporter:
-    """Progress on stderr: stages as a tree in a terminal, plain lines in a pipe. Results go to stdout, all to the log.
+    """Progress on stderr: a live bar in a terminal, plain lines in a pipe. Results go to stdout, all to the log.
 
-    A terminal shows the lines of `detail` and `activity` only if ALIGNKIT_VERBOSE is set.
+    A terminal shows what happens in a stage next to the bar, and as lines only if ALIGNKIT_VERBOSE is set.
     """
 
     def __init__(self, err: Console | None = None, out: Console | None = None) -> None:
@@ -126,22 +130,10 @@ class Reporter:
         self.live = self.err.is_terminal and not self.err.is_dumb_terminal
         self.verbose = os.environ.get(VERBOSE, "0") not in ("", "0")
         self.began = time.monotonic()  # when the command began
-        self._tree: StageTree | None = None
         self._stage = ""
         self._work: Work | None = None
         self._bar: Live | None = None
         self._next = 0.0  # when the next plain line is due
-
-    def plan(self, stages: Mapping[str, str]) -> None:
-        """Show the stages of the run, if this is a terminal, until `finish`. stages: what does each, by its name."""
-        if self.live and not self.verbose:
-            self._tree = StageTree(stages, self.err.encoding)
-            self._show(self._tree)
-
-    def finish(self) -> None:
-        """The run is over: show no stage any more."""
-        self._tree = None
-        self.stop()
 
     def say(self, text: str) -> None:
         """Print one line on stderr, which the user must know."""
@@ -154,12 +146,12 @@ class Reporter:
             self.say("loading torch and transformers")
 
     def activity(self, text: str) -> None:
-        """Say what happens now: a line in a pipe, a note at the running stage in a terminal. A warning is a line."""
-        if self._tree is None or "warning: " in text:
+        """Say what happens now: a line in a pipe, a note at the bar in a terminal. A warning is a line."""
+        if self._bar is None or self.verbose or "warning: " in text:
             self.say(text)
         else:
             self.log.write(text)
-            self._tree.note = encodable(printable(text), self.err.encoding)
+            self.note(text)
 
     def detail(self, text: str) -> None:
         """A line that few people want to see, such as a row of the data: in the log, and with ALIGNKIT_VERBOSE=1."""
@@ -170,24 +162,21 @@ class Reporter:
     def stage(self, name: str, number: int, count: int, plugin: str) -> None:
         """Say that a stage of the run starts."""
         self._stage = name
-        if self._tree is not None:
-            self._tree.enter(name)
+        self._show_stage()
         self.activity(f"{name}: stage {number} of {count}, {plugin}")
 
     def stage_done(self, name: str, seconds: float, facts: str) -> None:
         """Say that a stage is complete. facts: such as `: groups 3, steps 2`."""
-        self._finished(name, f"{name}: done in {duration(seconds)}{facts}", duration(seconds))
+        self._leave(f"{name}: done in {duration(seconds)}{facts}")
 
     def stage_reused(self, name: str) -> None:
         """Say that an earlier result of a stage is used."""
-        self._finished(name, f"{name}: unchanged, reused", "reused")
+        self._leave(f"{name}: unchanged, reused")
 
-    def _finished(self, name: str, line: str, took: str) -> None:
-        if self._tree is None:
-            self.say(line)
-        else:
-            self.log.write(line)
-            self.err = _shown(self.err, self._tree.finished(name, took, self.err.width))
+    def _leave(self, line: str) -> None:
+        self._stage = ""
+        self.stop()
+        self.say(line)
 
     def _print(self, text: str) -> None:
         if self.err.is_terminal:  # which would break a line within words and numbers
@@ -203,8 +192,6 @@ class Reporter:
         """Report that step `done` of the stage is complete."""
         if self._work is not None:
             self._work.facts = " ".join(f"{SHOWN[name]} {_short(metrics[name])}" for name in SHOWN if name in metrics)
-            if self._tree is not None:
-                self._tree.add(metrics)
             self._count(done, last=True)
 
     def sample(self, prompt: str, response: str, facts: str = "") -> None:
@@ -226,7 +213,7 @@ class Reporter:
     def note(self, text: str) -> None:
         """Show the current activity next to the live bar; a pipe does not show it."""
         if self._work is not None:
-            self._work.note = text
+            self._work.note = encodable(printable(text), self.err.encoding)
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -234,7 +221,7 @@ class Reporter:
 
         While other work is shown, this is its note. In a pipe, work that is done soon has no line.
         """
-        if self._work is not None:
+        if self._work is not None and self._work.total:
             before = self._work.note
             self.note(what)
             yield lambda done: self.note(f"{what} {done}/{total}")
@@ -246,13 +233,12 @@ class Reporter:
             yield self._count
         finally:
             self.stop()
+            self._show_stage()
 
     def stop(self) -> None:
-        """Remove the live bar; the stages of a run stay until `finish`."""
+        """Remove the live bar."""
         self._work = None
-        if self._tree is not None:
-            self._tree.bar = None
-        elif self._bar is not None:
+        if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
@@ -270,14 +256,14 @@ class Reporter:
     def _begin(self, work: Work, wait: float = 0.0) -> None:
         self.stop()
         self._work, self._next = work, work.began + wait
-        if self._tree is not None:
-            self._tree.bar = work
-        elif self.live:
-            self._show(work)
+        if self.live:
+            self._bar = Live(work, console=self.err, transient=True)
+            self._bar.start()
 
-    def _show(self, shown: Work | StageTree) -> None:
-        self._bar = Live(shown, console=self.err, transient=True)
-        self._bar.start()
+    def _show_stage(self) -> None:
+        """Show in a terminal that the stage does something whose length is not known."""
+        if self.live and self._stage:
+            self._begin(Work(self._stage, "", 0))
 
     def _count(self, done: int, last: bool = False) -> None:
         """Show how many are done. last: there is a plain line when all of them are, too."""

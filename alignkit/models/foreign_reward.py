@@ -36,7 +36,7 @@ class ForeignRewardModel:
         tokenizer = loaded_tokenizer(
             lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=trust), str(folder)
         )
-        self.encoder = Encoder(tokenizer, ChatOptions(date=model.chat.date))
+        self.encoder = Encoder(tokenizer, ChatOptions())
 
     @torch.no_grad()
     def scores(self, groups: Sequence[Group]) -> list[float | None]:

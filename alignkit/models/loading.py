@@ -106,15 +106,13 @@ def quantization_options(spec: ModelSpec) -> dict[str, Any]:
         return {}
     if form == "int8":
         return {"load_in_8bit": True}
-    kind = form if isinstance(form, str) else form.type
-    options: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": kind}
     if isinstance(form, str):
-        return options
-    if form.double_quant:
-        options["bnb_4bit_use_double_quant"] = True
-    if form.compute_dtype != "auto":
-        options["bnb_4bit_compute_dtype"] = form.compute_dtype
-    return options
+        return {"load_in_4bit": True, "bnb_4bit_quant_type": form}
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": form.type,
+        "bnb_4bit_use_double_quant": form.double_quant,
+    }
 
 
 def quantized_width(spec: ModelSpec) -> float | None:
@@ -126,7 +124,7 @@ def quantized_width(spec: ModelSpec) -> float | None:
     options = quantization_options(spec)
     if "load_in_4bit" not in options:
         return 1.0 if options else None
-    return 0.5 + (1 + 4 / 256 if "bnb_4bit_use_double_quant" in options else 4) / 64
+    return 0.5 + (1 + 4 / 256 if options.get("bnb_4bit_use_double_quant") else 4) / 64
 
 
 def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:
@@ -139,7 +137,7 @@ def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:
             f"'quantization: {spec.quantization}' needs bitsandbytes, which is not installed\n"
             "help: pip install bitsandbytes, where it exists for this system, or set 'quantization: none'"
         )
-    return BitsAndBytesConfig(**{"bnb_4bit_compute_dtype": dtype, **quantization_options(spec)})
+    return BitsAndBytesConfig(bnb_4bit_compute_dtype=dtype, **quantization_options(spec))
 
 
 @contextmanager
@@ -182,7 +180,7 @@ def load_text(
     """
     if with_weights and Path(source).is_dir():
         check_folder(Path(source), spec.trust_remote_code)
-    chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages, spec.date)
+    chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages)
     return load_tokenizer(spec, source, revision), chat, end_ids(source, revision)
 
 

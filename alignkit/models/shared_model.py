@@ -107,7 +107,6 @@ class SharedModel:
         self.adapters: Adapters | None = None
         if spec.lora is not None:
             self.adapters = Adapters(self.model, spec.lora, self.active_adapter, self.base)
-        load_check.check_head(self, BASE)
         if spec.activation_checkpointing and not self.recomputes:
             raise RunFailed(
                 f"'activation_checkpointing': the layers of {type(self.model).__name__} cannot be computed again\n"
@@ -122,32 +121,37 @@ class SharedModel:
     def _load_base(self) -> None:
         """Load the base for packed rows or, if it computes something else in them, with its own attention."""
         self.packs = True
-        try:
-            self._set_base(attention.NAME)
-            self.unpacked_because = load_check.why_not_packable(self, BASE)
-        except KeyError as error:  # the model looks up its attention in a table of its own
-            if error.args != (attention.NAME,):
-                raise
-            self.unpacked_because = "it does not use transformers' attention interface"
+        self.unpacked_because = self._why_not_packable()
         self.packs = not self.unpacked_because
-        if self.packs:
-            self.recomputes = make_recomputable(self.model)
-            self.model.set_attn_implementation(attention.NAME)
-        else:
-            # Loaded again, because some models asked for our attention never build their own causal mask.
-            self._set_base(None)
-        if self.unused_weights:
-            warn_unused(self.base.source, self.model, self.unused_weights)
-
-    def _set_base(self, attention_name: str | None) -> None:
-        """Load the frozen base. attention_name: None for the model's own."""
-        self.model, self.unused_weights = load_base(
+        attention_name = attention.NAME if self.packs else None
+        self.model, unused = load_base(
             self.spec, self.source, self.base.revision, self.dtype, self.device, attention_name
         )
         check_finite(self.base.source, dict(self.model.named_parameters()))
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
+        self.model.requires_grad_(False)
         self.model.eval()  # always: with dropout old and new log-probabilities would differ
+        self.roles[BASE] = Role(BASE, self.model, None)
+        if self.packs:
+            self.recomputes = make_recomputable(self.model)
+        if unused:
+            warn_unused(self.base.source, self.model, unused)
+
+    def _why_not_packable(self) -> str:
+        """Check a small copy of the base, in its place; returns why it needs its own attention, if it does."""
+        try:
+            self._set_copy(attention.NAME)
+            why = load_check.why_not_packable(self, BASE)
+        except KeyError as error:  # the model looks up its attention in a table of its own
+            if error.args != (attention.NAME,):
+                raise
+            self._set_copy(None)
+            why = "it does not use transformers' attention interface"
+        load_check.check_head(self, BASE)
+        return why
+
+    def _set_copy(self, attention_name: str | None) -> None:
+        copied = load_check.small_copy(self.spec, self.source, self.base.revision, attention_name)
+        self.model = copied.to(self.device)
         self.roles[BASE] = Role(BASE, self.model, None)
 
     # Roles

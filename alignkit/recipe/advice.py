@@ -26,6 +26,7 @@ _OTHER_TOOLS: dict[tuple[str, ...], str] = {
     ("num_train_epochs", "num_epochs", "num_ppo_epochs", "ppo_epochs", "num_iterations"): "use 'epochs'",
     ("lr", "learn_rate", "actor_learning_rate"): "use 'learning_rate'",
     ("lora_rank", "lora_r", "rank"): "use 'r' under 'model: lora:'",
+    ("lora_dropout",): "remove it: alignkit trains without dropout, so that old and new log-probabilities agree",
     ("lora_target", "lora_target_modules"): "use 'target_modules' under 'model: lora:'",
     ("base_model", "model_name_or_path", "model_name", "pretrain"): "use 'base' under 'model:'",
     ("cutoff_len", "sequence_len", "max_seq_length", "max_seq_len", "max_len"): "use 'max_length'",
@@ -40,12 +41,13 @@ _OTHER_TOOLS: dict[tuple[str, ...], str] = {
     ("stop_token", "stop_strings", "stop_sequences"): "use 'stop' under 'rollout:'",
     ("load_in_4bit", "bnb_4bit_quant_type"): "use 'quantization: nf4' under 'model:'",
     ("bnb_4bit_use_double_quant", "use_double_quant", "bnb_4bit_compute_dtype"): (
-        "use 'quantization: {type: nf4, double_quant: true, compute_dtype: auto}' under 'model:'"
+        "use 'quantization: {type: nf4, double_quant: true}' under 'model:'"
     ),
     ("load_in_8bit",): "use 'quantization: int8' under 'model:'",
     ("adapter", "finetuning_type", "use_peft"): "LoRA is the default; 'model: {lora: none}' trains all weights",
     ("bf16", "fp16", "torch_dtype", "precision"): "use 'dtype' under 'model:'",
     ("datasets", "dataset", "dataset_name", "train_file"): "use 'data' in the stage",
+    ("data_dir", "streaming", "dataset_streaming"): "use 'data_files', patterns such as FOLDER/train*, and 'limit'",
     ("eval_dataset", "eval_file"): "use 'validation' in the stage",
     ("ref_model", "reference_model", "ref_policy"): "use 'reference', with the name of a stage or 'base'",
     ("reward_model", "reward_funcs", "reward_model_path"): "use 'reward', with the name of a stage or a reward plugin",
@@ -92,8 +94,11 @@ def advice(key: str, allowed: list[str]) -> str:
     """Return the help for an unknown key. allowed: the keys that are known at its place."""
     if f"{key}s" in allowed:
         return f"did you mean '{key}s'?"
-    if "sampling" in allowed and key in SamplingKeys.model_fields:
-        return f"'{key}' belongs under 'sampling:'"
+    if key in SamplingKeys.model_fields and key not in allowed:
+        if "sampling" in allowed:
+            return f"'{key}' belongs under 'sampling:'"
+        if "rollout" not in allowed:  # it may be an option of a plugin, whose stage is not known here
+            return f"'{key}' belongs under 'rollout:' of a stage that trains, or 'sampling:' of a step"
     places = [place for place, keys in _PLACES.items() if key in keys and key not in allowed]
     if places:
         return f"'{key}' belongs {' or '.join(places)}"

@@ -22,7 +22,7 @@ from alignkit.registry import Component, Registry
 from alignkit.settings import Rollout, Settings
 
 # Keys that only algorithms of the other kind use, with the help that explains it.
-_SAMPLED = ("prompts", "rollout", "gold_prompts", "gold_every", "monitors", "environment", "engine")
+_SAMPLED = ("prompts", "rollout", "gold_prompts", "monitors", "environment", "engine")
 _ONLY_ONLINE = {
     **dict.fromkeys((*_SAMPLED, "prompts_per_iteration"), "it learns from 'data' and samples nothing"),
     **dict.fromkeys(("reward", "gold"), "it learns from 'data', so there are no samples to score"),
@@ -42,7 +42,7 @@ _ONLY_OFFLINE = {
 }
 
 
-_WATCHED = ("gold", "gold_prompts", "gold_every", "stop", "monitors")
+_WATCHED = ("gold", "gold_prompts", "stop", "monitors")
 
 
 @dataclass(frozen=True)
@@ -342,9 +342,8 @@ def _check_watched(draft: _Draft) -> None:
         draft.error(("stop",), "'stop' has no rule", "write one, such as {kl: 8}, or leave it out")
     if "gold" not in draft.written:
         help = "name a reward that is not learned from, as in 'gold: REWARD'"
-        for key in ("gold_prompts", "gold_every"):
-            if key in draft.written:
-                draft.error((key,), f"'{key}' needs 'gold'", help, at_key=True)
+        if "gold_prompts" in draft.written:
+            draft.error(("gold_prompts",), "'gold_prompts' needs 'gold'", help, at_key=True)
         if rules.get("gold"):
             draft.error(("stop", "gold"), "'stop.gold' needs 'gold'", help, at_key=True)
     rollout = draft.filled["rollout"] if isinstance(draft.filled["rollout"], dict) else {}

@@ -24,7 +24,7 @@ from alignkit.registry import Registration
 _COMMON = allowed_keys(DataKeys)
 # Entries of a training stage whose rows are drawn again and again.
 _DRAWN = (("data",), ("prompts",), ("mix", "data"))
-_ONLY_HUB = ("name", "revision", "data_dir", "data_files", "streaming", "split")
+_ONLY_HUB = ("name", "revision", "data_files", "split")
 
 
 def read_data(raw: Any, keys: Keys, scope: Scope) -> DataSpec | None:
@@ -172,15 +172,13 @@ class _Source:
         return DataSource(format=component, path=path, stage=stage, hub=hub, config=values.name, **plain)
 
     def _check_hub_keys(self) -> None:
-        """Report keys that only a hub data set has, and streaming without a limit."""
-        if self.raw.get("hub") is None:
-            for key in _ONLY_HUB:
-                if self.raw.get(key):
-                    message = f"{path_text((*self.keys, key))}: only a hub data set has '{key}'"
-                    self.scope.problems.error((*self.keys, key), message, at_key=True, help="remove it, or set 'hub'")
-        elif self.raw.get("streaming") is True and self.raw.get("limit") is None:
-            message = f"{path_text(self.keys)}: 'streaming' needs 'limit', the number of rows to read"
-            self.scope.problems.error((*self.keys, "streaming"), message, at_key=True)
+        """Report keys that only a hub data set has."""
+        if self.raw.get("hub") is not None:
+            return
+        for key in _ONLY_HUB:
+            if self.raw.get(key):
+                message = f"{path_text((*self.keys, key))}: only a hub data set has '{key}'"
+                self.scope.problems.error((*self.keys, key), message, at_key=True, help="remove it, or set 'hub'")
 
     def _origin(self) -> tuple[Path | None, str | None]:
         """Return the file or stage that the data come from; neither for a Hub data set."""

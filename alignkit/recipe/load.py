@@ -131,8 +131,8 @@ def _option_hint(key: str, data: Mapping[str, Any], registry: Registry) -> str:
 
 def _refuse_keys(document: Document, problems: Problems) -> None:
     """The run's folder keeps the recipe, and shows its name."""
-    for place in places_of_keys(document.data, random=False):
-        message = f"'{redacted(place, random=True)}' seems to hold a key, which the run's folder would keep"
+    for place in places_of_keys(document.data):
+        message = f"'{redacted(place)}' seems to hold a key, which the run's folder would keep"
         keys = tuple(int(key) if key.isdecimal() else key for key in place.split("."))
         help = "leave it out, and let the program that needs it read an environment variable"
         problems.error(keys, message, help=help)

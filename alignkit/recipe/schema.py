@@ -156,12 +156,10 @@ class DataKeys(Options):
     revision: str | None = Field(
         default=None, description="commit, branch or tag of a Hub data set; default: its main branch"
     )
-    data_dir: str | None = Field(default=None, description="folder inside a Hub data set to read")
     data_files: str | list[str] | dict[str, str | list[str]] | None = Field(
-        default=None, description="files or patterns inside a Hub data set to read, or these for each split"
-    )
-    streaming: bool = Field(
-        default=False, description="read a Hub data set's rows as needed, without downloading all of it; needs limit"
+        default=None,
+        description="files or patterns inside a Hub data set to download and read, such as FOLDER/train*, or these for "
+        "each split",
     )
     stage: str | None = Field(default=None, description="step that produces the data")
     limit: int | None = Field(default=None, ge=1, description="use only the first N good rows; default: all")

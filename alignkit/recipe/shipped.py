@@ -7,7 +7,7 @@ from pathlib import Path
 from alignkit.errors import Problem, RecipeError, did_you_mean
 from alignkit.io.lookup import is_dir, is_file
 
-SCHEMA = "recipe.schema.json"  # next to every recipe that alignkit writes
+SCHEMA = "recipe.schema.json"  # next to the shipped recipes
 SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA}"  # lets editors complete and check keys
 
 

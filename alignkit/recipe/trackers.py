@@ -9,7 +9,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from alignkit.errors import Problem, RecipeError
-from alignkit.io.credentials import places_of_keys
 from alignkit.recipe.components import options_of, read_component
 from alignkit.recipe.problems import shown
 from alignkit.recipe.schema import Recipe
@@ -30,10 +29,6 @@ def read_trackers(raw: Any, scope: Scope) -> tuple[Component, ...]:
         if component.name in read:
             message = f"tracker '{component.name}' is named twice"
             scope.problems.error(("trackers", index), message, help="remove one of them")
-        if place := next(places_of_keys(component.options.model_dump(), random=False), ""):
-            message = f"tracker '{component.name}': '{place}' seems to hold a key, which the run's folder would keep"
-            help = "leave it out, and set the environment variable that the tracker's package reads"
-            scope.problems.error(("trackers", index), message, help=help)
         read[component.name] = component
     return tuple(read.values())
 

@@ -28,7 +28,6 @@ from alignkit.recipe.bases import base_keys, bases_of, sampled_by
 from alignkit.recipe.problems import path_text
 from alignkit.recipe.schema import BASE, Recipe, Stage
 from alignkit.registry import Registration
-from alignkit.runs.template_date import template_date, writes_date
 from alignkit.seeds import number
 from alignkit.settings import ModelSpec
 from alignkit.tokens.encoding import Encoder
@@ -69,14 +68,12 @@ def load_base_model(
     *,
     name: str = BASE,
     commit: str | None = None,
-    date: str | None = None,
 ) -> SharedModel:
     """Load a base model of the recipe. Raises RunFailed with the reason if it cannot be loaded.
 
-    name: the recipe's name for it. commit: of a hub model; None: what the recipe's revision means. date: the day that a
-    chat template writes, unless the recipe sets one.
+    name: the recipe's name for it. commit: of a hub model; None: what the recipe's revision means.
     """
-    spec = resolved_spec(recipe, name, date)
+    spec = resolved_spec(recipe, name)
     say(f"loading {spec.base}")
     with _loading(recipe, spec, name):
         model = SharedModel(spec, source, revision=commit or spec.revision, seed=number(recipe.seed, "init"))
@@ -88,22 +85,19 @@ def load_base_model(
     return model
 
 
-def resolved_spec(recipe: Recipe, name: str, date: str | None) -> ModelSpec:
-    """A base model's settings with the day that its template writes and the path of a template file."""
+def resolved_spec(recipe: Recipe, name: str) -> ModelSpec:
+    """A base model's settings with the path of a template file."""
     spec = recipe.base(name)
-    spec = spec.model_copy(update={"date": spec.date or date})
     template = recipe.folder / (spec.chat_template or "")
     return spec.model_copy(update={"chat_template": str(template)}) if is_file(template) else spec
 
 
-def base_encoder(
-    recipe: Recipe, source: str, *, name: str = BASE, commit: str | None = None, date: str | None = None
-) -> Encoder:
+def base_encoder(recipe: Recipe, source: str, *, name: str = BASE, commit: str | None = None) -> Encoder:
     """Return what turns text into tokens as a base model of the recipe will, without its weights.
 
     Arguments: as those of `load_base_model`.
     """
-    spec = resolved_spec(recipe, name, date)
+    spec = resolved_spec(recipe, name)
     revision = commit or spec.revision
     with _loading(recipe, spec, name):
         return Encoder(*load_text(spec, locate(source, revision), revision))
@@ -140,10 +134,10 @@ def _description(spec: ModelSpec, model: SharedModel) -> str:
 class RunBase:
     """One base model: where it is, what identifies it, and its tokenizer, each found on first use."""
 
-    def __init__(self, name: str, recipe: Recipe, folder: Path, reporter: Reporter):
-        """name: BASE, or one in `bases`. folder: the run's."""
+    def __init__(self, name: str, recipe: Recipe, reporter: Reporter):
+        """name: BASE, or one in `bases`."""
         self.name, self.spec = name, recipe.base(name)
-        self._recipe, self._folder, self._reporter = recipe, folder, reporter
+        self._recipe, self._reporter = recipe, reporter
 
     def check_scale(self, folder: Path) -> None:
         """Raise RunFailed for an adapter of another scale than those on this base model."""
@@ -166,18 +160,9 @@ class RunBase:
         return model_digest(self.source) if Path(self.source).is_dir() else [self.source, self.commit]
 
     @cached_property
-    def date(self) -> str | None:
-        """The day that the chat template writes; None if it writes none."""
-        spec, folder = self.spec, self._recipe.folder
-        if spec.date is None and not writes_date(self.source, self.commit, spec.chat_template, folder):
-            return None
-        return spec.date or template_date(self._folder)
-
-    @cached_property
     def encoder(self) -> Encoder:
         """Tokenizes as the model will, before it is loaded."""
-        date = template_date(self._folder)
-        return base_encoder(self._recipe, self.source, name=self.name, commit=self.commit, date=date)
+        return base_encoder(self._recipe, self.source, name=self.name, commit=self.commit)
 
     @cached_property
     def origin(self) -> Base:
@@ -194,10 +179,7 @@ class RunBase:
     def load(self, artifact: Callable[[str], Path], should_stop: Callable[[], None]) -> ModelService:
         """Load it. artifact: the folder of a saved role."""
         reporter = self._reporter
-        date = template_date(self._folder)
-        model = load_base_model(
-            self._recipe, self.source, reporter.activity, name=self.name, commit=self.commit, date=date
-        )
+        model = load_base_model(self._recipe, self.source, reporter.activity, name=self.name, commit=self.commit)
         model.should_stop = should_stop
         stages = self._recipe.stages.values()
         longest = max([LEAST_LENGTH, *(stage.settings.max_length for stage in stages if stage.settings is not None)])
@@ -208,9 +190,9 @@ class RunBase:
 class RunBases(dict[str, RunBase]):
     """All base models of a run, by the recipe's names for them."""
 
-    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter):
+    def __init__(self, recipe: Recipe, reporter: Reporter):
         self._recipe, names = recipe, (BASE, *recipe.bases)
-        super().__init__({name: RunBase(name, recipe, folder, reporter) for name in names})
+        super().__init__({name: RunBase(name, recipe, reporter) for name in names})
         self._of_folder: dict[str, str | None] = {}
 
     def base_of(self, reference: str) -> str | None:

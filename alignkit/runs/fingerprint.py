@@ -29,32 +29,30 @@ def stage_parts(
     stage: Stage,
     recipe: Recipe,
     base: Any,
-    seed: int,
     upstream: Mapping[str, str],
     data: RunData | None = None,
-    date: str | None = None,
     own: str | None = None,
-    others: Mapping[str, tuple[Any, str | None]] | None = None,
+    others: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that the stage's result depends on, as plain data.
 
     base: digest of its base model. upstream: hashes of the stages it refers to. data: knows what each source holds.
-    date: the day that the chat template writes; None if it writes none. own: the recipe's name for the base model, if
-    the stage is a step. others: digest and date of all other base models that it uses, by name.
+    own: the recipe's name for the base model, if the stage is a step. others: digests of all other base models that it
+    uses, by name.
     """
     fingerprint = _Fingerprint(recipe, data or RunData(lambda name: recipe.folder / name, recipe.seed))
     own = own or stage.base
-    more = {name: fingerprint.of_base(recipe.base(name), *facts) for name, facts in (others or {}).items()}
+    more = {name: fingerprint.of_base(recipe.base(name), digest) for name, digest in (others or {}).items()}
     return {
         "component": fingerprint.of(stage.component),
         # A stage's engine may also be the recipe's.
         "settings": fingerprint.of(stage.settings and stage.settings.model_copy(update={"engine": None})),
         **({} if stage.engine is None else {"engine": fingerprint.of_engine(stage.engine)}),
         "upstream": dict(upstream),
-        **fingerprint.of_base(recipe.base(own), base, date),
+        **fingerprint.of_base(recipe.base(own), base),
         **({"bases": more} if more else {}),
         "folders": {folder: model_digest(folder) for folder in stage.folders},
-        "seed": seed,
+        "seed": recipe.seed,
         "kernels": kernels.mode(),
         "versions": versions(_packages(stage, [recipe.base(name) for name in (own, *more)])),
     }
@@ -91,14 +89,14 @@ class _Fingerprint:
     def __init__(self, recipe: Recipe, data: RunData):
         self.folder, self.data = recipe.folder, data
 
-    def of_base(self, spec: ModelSpec, content: Any, date: str | None) -> dict[str, Any]:
-        """The plain data of a base model. content: its digest. date: see `stage_parts`."""
+    def of_base(self, spec: ModelSpec, content: Any) -> dict[str, Any]:
+        """The plain data of a base model. content: its digest."""
         model = spec.model_dump()
         template = self.folder / (spec.chat_template or "")
         if is_file(template):  # its name here and its content below; its folder does not matter
             model["chat_template"] = template.name
         named = {"code": code} if (code := named_template(spec.chat_template or "")) else {}
-        return {"model": model, "template": self.files_named(spec) | named, "date": date, "base": content}
+        return {"model": model, "template": self.files_named(spec) | named, "base": content}
 
     def of(self, value: Any) -> Any:
         """The plain data of a value."""

@@ -118,6 +118,8 @@ class _Lineage:
 def _which(component: Component) -> str:
     """The model, the file or the words behind a reward or judge. Other options make it no other one."""
     options = fields_of(component.options)
+    if "server" in options:
+        options |= fields_of(options["server"])
     return " ".join(f"{key}={options[key]}" for key in WHICH if options.get(key))
 
 

@@ -32,7 +32,6 @@ from alignkit.runs.engines import meet_engines, using_engine
 from alignkit.runs.files import RECIPE
 from alignkit.runs.fingerprint import result_hashes, stage_parts
 from alignkit.runs.learned_from import trained_on as places_trained_on
-from alignkit.runs.machine import machine_of
 from alignkit.runs.process import locked, peak_memory, resource_error, with_help
 from alignkit.runs.reference_check import check_references
 from alignkit.runs.reuse import has_stages, other_runs, reuse
@@ -41,7 +40,6 @@ from alignkit.runs.stage_store import StageStore
 from alignkit.runs.startup import begin
 from alignkit.runs.step_context import step_context
 from alignkit.runs.team import ALONE, Team
-from alignkit.runs.template_date import template_date
 from alignkit.step import Artifact, run_step
 from alignkit.stopping import StageWaits, stoppable
 from alignkit.training.context import StageContext
@@ -70,7 +68,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
             raise
         finally:
             team.ends(error)
-            run.reporter.finish()
+            run.reporter.stop()
             try:
                 plugins().notify("run_finished", run=run, error=error)
             except PluginError as wrong:  # it must not hide how the run ended
@@ -91,7 +89,7 @@ class Run:
         self.recipe, self.folder, self.team = recipe, folder, team
         self.reporter = reporter or Reporter()
         self.store = StageStore(folder, recipe.stages)
-        self.bases = RunBases(recipe, folder, self.reporter)
+        self.bases = RunBases(recipe, self.reporter)
         self.models = ModelRouter(self.bases.base_of, self._open)
         self.hashes: dict[str, str] = {}
         self._data = RunData(self.store.data, recipe.seed)
@@ -118,12 +116,10 @@ class Run:
 
     def execute(self) -> None:
         """Run all stages that are not complete, then print their results."""
-        self.reporter.plan({name: stage.component.name for name, stage in self.recipe.stages.items()})
         plugins().notify("run_started", run=self)
         write_text(self.folder / RECIPE, dump(self.recipe.resolved))
         if self.team.world.processes > 1:
             self.cache()  # before the others look for it
-        template_date(self.folder)  # recorded now, so that a run that goes past midnight keeps its day
         self._preflight()
         waiting = Waiting()
         for stage in self.recipe.stages.values():
@@ -142,7 +138,7 @@ class Run:
             self.reused += [stage.name] if reused else []
             self._times.append(f"{stage.name} {'reused' if reused else duration(time.monotonic() - started)}")
         self.stage_name = ""
-        self.reporter.finish()
+        self.reporter.stop()
         waiting.end(self.reporter.say)
         self.store.join_metrics(stage.name)
         for texts in plugins().notify("results_shown", run=self, records=self._records, width=self.reporter.width):
@@ -219,8 +215,7 @@ class Run:
         summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
         self.models.forget(name)
         seconds = time.monotonic() - began
-        facts_of_stage = stage_record(stage, seconds, summary, artifact, parts, self._sources)
-        record = {"hash": stage_hash, **facts_of_stage, "machine": machine_of(self.models)}
+        record = {"hash": stage_hash, **stage_record(stage, seconds, summary, artifact, parts, self._sources)}
         self.store.finish(name, record)
         self._records.append(record)
         self.reporter.stage_done(name, seconds, facts(summary))
@@ -247,7 +242,7 @@ class Run:
 
     def stage_context(self, stage: Stage, folder: Path) -> StageContext:
         """Return the context of a training stage."""
-        seed = self.seed_of(stage)
+        seed = self.recipe.seed
         return StageContext(
             stage=stage,
             models=self.models.of(stage.base),
@@ -292,11 +287,6 @@ class Run:
         make_folder(cache := self.folder / "cache")
         return cache
 
-    def seed_of(self, stage: Stage) -> int:
-        """The step's seed, or else the recipe's."""
-        seed = getattr(stage.component.options, "seed", None) if stage.settings is None else None
-        return int(seed if seed is not None else self.recipe.seed)
-
     def notify(self, stage: str) -> Callable[..., Any]:
         """The event hooks, with the run and the stage filled in; each returns what its observers do."""
         return partial(plugins().notify, run=self, stage=stage)
@@ -335,7 +325,7 @@ class Run:
 
     def engine_of(self, stage: Stage, folder: Path) -> Any:
         """What asks a stage's engine. folder: see `Launcher.engine`."""
-        seed, say = self.seed_of(stage), self.reporter.say
+        seed, say = self.recipe.seed, self.reporter.say
         return launcher().engine(stage.engine, folder, stage=stage.name, seed=seed, say=say)
 
     def _open(self, base: str) -> ModelService:
@@ -380,9 +370,8 @@ class Run:
         upstream = {name: self.hashes[name] for name in stage.upstream}
         upstream |= result_hashes(stage, self.recipe, self.folder)
         own, *more = self.bases.needed(stage)
-        others = {name: (self.bases[name].digest, self.bases[name].date) for name in more}
-        base, seed = self.bases[own], self.seed_of(stage)
-        return stage_parts(stage, self.recipe, base.digest, seed, upstream, self._data, base.date, own, others)
+        others = {name: self.bases[name].digest for name in more}
+        return stage_parts(stage, self.recipe, self.bases[own].digest, upstream, self._data, own, others)
 
 
 @dataclass

@@ -16,10 +16,9 @@ from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.files import FACTS, MARKDOWN, PAGE, RECIPE, STARTS
 from alignkit.runs.stage_store import is_empty
-from alignkit.runs.template_date import DATE
 
 OWN_FOLDERS = ("cache", "trackers")  # next to the stages' folders
-_OWN_FILES = ("metrics.jsonl", DATE, PAGE, MARKDOWN, FACTS)  # it only adds to run.log and starts.jsonl
+_OWN_FILES = ("metrics.jsonl", PAGE, MARKDOWN, FACTS)  # it only adds to run.log and starts.jsonl
 
 
 def begin(recipe: Recipe, out: Path | None = None) -> tuple[Path, Reporter]:

@@ -20,7 +20,7 @@ SCORED = 64  # groups that a reward scores at once
 
 def step_context(run: Any, stage: Stage, folder: Path, metrics: Metrics) -> StepContext:
     """The context of a step. run: a `Run`. folder: the stage's."""
-    seed = run.seed_of(stage)
+    seed = run.recipe.seed
     known = ModelScores()
 
     def map_rows(name: str, rows: Sequence[Any], function: Callable[..., Any]) -> list[Any]:

@@ -59,7 +59,7 @@ def _problems(around: Surroundings, component: Component) -> Iterator[str]:
 
 
 def _observations(component: Component, looks: Sequence[Look]) -> list[Observation]:
-    monitor = CheckedMonitor(component, Settings(iterations=LOOKS, gold=REWARD_KEY, gold_every=2))
+    monitor = CheckedMonitor(component, Settings(iterations=LOOKS, gold=REWARD_KEY))
     return [*(monitor.look(number, *look) for number, look in enumerate(looks, 1)), monitor.finish("")]
 
 

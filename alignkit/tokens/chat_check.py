@@ -13,6 +13,7 @@ from typing import Any
 
 from alignkit.errors import DataError, RunFailed
 from alignkit.tokens.chat import ANSWER, CLOSE, OPEN, QUESTION, common_length
+from alignkit.tokens.chat_template import TODAY
 from alignkit.tokens.encoding import Encoder
 
 SHOWN = 12  # tokens in an error
@@ -48,8 +49,8 @@ def _facts(encoder: Encoder) -> Iterator[str]:
     if not chat.shape.close:
         end = encoder.tokenizer.convert_ids_to_tokens(encoder.end_of_turn[-1])
         yield f"the chat template writes no end of turn, so responses end with {end}"
-    if chat.template.uses_date and chat.options.date:
-        yield f"the chat template writes a date: {chat.options.date}"
+    if chat.template.uses_date:
+        yield f"the chat template writes a date, which is always {TODAY}"
     if chat.options.reasoning != "refuse" and not chat.reasons:
         yield f"the chat template knows no reasoning; model.reasoning: {chat.options.reasoning} may change nothing"
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date
 from functools import cached_property
 from typing import Any, Literal
 
@@ -27,6 +27,8 @@ REASONING = ("<think>", "</think>")
 KEYS = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call_id")  # that templates may read
 MERGED = "\n\n"  # between a merged system message and the user's words
 
+# What a template writes as today: the same tokens on every day. Llama 3.2's writes it by itself if it gets no date.
+TODAY = date(2024, 7, 26)
 UNKNOWN_DATE = "it computes the format of its date, which alignkit cannot fix"
 _limited: list[bool] = []  # holds True inside a `time_limit`
 _DATE_CALL = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(['\"])(.*?)\1\s*\)")
@@ -37,13 +39,12 @@ class ChatOptions:
     """How the chat template is used; the keys of `model:` in a recipe.
 
     template_kwargs: arguments of the template. reasoning: see `alignkit.tokens.chat`. system_messages: "merge" puts
-    them in front of the next user turn. date: the day, as 2026-11-22, that the template writes; None: today.
+    them in front of the next user turn.
     """
 
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     reasoning: Literal["refuse", "keep", "empty"] = "refuse"
     system_messages: Literal["template", "merge"] = "template"
-    date: str | None = None
 
 
 class TemplateTimeout(DataError):
@@ -132,11 +133,10 @@ class ChatTemplate:
 
     def _dated(self, code: str) -> str:
         """The template with a fixed date. transformers passes no functions to templates, so a macro takes its place."""
-        if self.options.date is None or "strftime_now" not in code:
+        if "strftime_now" not in code:
             return code
-        day = datetime.fromisoformat(self.options.date)
         forms = dict.fromkeys(match[2] for match in _DATE_CALL.finditer(code))
-        cases = "".join(f"{{% elif format == {form!r} %}}{{{{ {day.strftime(form)!r} }}}}" for form in forms)
+        cases = "".join(f"{{% elif format == {form!r} %}}{{{{ {TODAY.strftime(form)!r} }}}}" for form in forms)
         cases = f"{{%- if not format %}}{cases}{{% else %}}{{{{ raise_exception({UNKNOWN_DATE!r}) }}}}{{% endif %}}"
         return f"{{% macro strftime_now(format) %}}{cases}{{% endmacro +%}}{code}"
 

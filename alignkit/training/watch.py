@@ -42,7 +42,6 @@ class GoldMeasure:
     def __init__(self, context: StageContext, scorer: Scorer | None, encoder: StageEncoder, sampling: Sampling):
         settings = context.settings
         self.context, self.scorer = context, scorer
-        self.every = settings.gold_every or 1
         self.gold = context.scorer(settings.gold)
         self.sampling = replace(sampling, samples_per_prompt=SAMPLES)
         self.prompts = self._held_out(encoder) if settings.gold_prompts is not None else None
@@ -57,9 +56,6 @@ class GoldMeasure:
             left_out = counted(len(groups) - len(fitting), "prompt")
             context.say(f"gold_prompts: left out {left_out} without room for {room} new tokens")
         return fitting
-
-    def due(self, iteration: int) -> bool:
-        return (iteration - 1) % self.every == 0
 
     def measure(self, iteration: int, rollouts: Sequence[Group], sample: Sample) -> list[Group]:
         """Sample if there are held-out prompts, score by gold and by the stage's own reward, and write the samples."""
@@ -183,7 +179,7 @@ class StageWatch:
         self._forget(lambda number: number <= iterations)  # later ones are sampled again
         for number in range(1, iterations + 1):
             groups = files.seen(number, needed=self.chooses)
-            gold = self.gold.read(number) if self.gold is not None and self.gold.due(number) else None
+            gold = self.gold.read(number) if self.gold is not None else None
             for monitor in self.monitors:
                 monitor.look(number, groups, gold)
         self._checkpointed = (self._remembered(), self._wanted)
@@ -196,9 +192,7 @@ class StageWatch:
 
     def look(self, number: int, groups: list[Group]) -> dict[str, Any]:
         """The metrics of an iteration's scored samples. Warnings are printed."""
-        gold = (
-            self.gold.measure(number, groups, self.sample) if self.gold is not None and self.gold.due(number) else None
-        )
+        gold = self.gold.measure(number, groups, self.sample) if self.gold is not None else None
         observations = [monitor.look(number, groups, gold) for monitor in self.monitors]
         self._report(observations)
         if any(each.best == number for each in observations):

@@ -1,6 +1,6 @@
 """JSON over HTTP for judges and rewards on a server: bounded, retried, with every reply stored on disk.
 
-    remote = Remote("my_reward", self.options, "score", context.cache, read)  # options: your subclass of RemoteOptions
+    remote = Remote("my_reward", self.options.server, "score", context.cache, read)  # server: RemoteOptions
     replies = remote.ask([{"text": ...}, ...])  # one Reply per request body, in order
 
 `read` turns the bytes of a reply into a JSON value, which is stored, or raises `Malformed`. Failures that may be

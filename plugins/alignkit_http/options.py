@@ -1,8 +1,9 @@
-"""The options of everything that sends requests to a server, and its key."""
+"""The mapping `server:` of everything that sends requests to one, and its key."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -35,7 +36,7 @@ def checked_address(url: str) -> str:
 
 
 class RemoteOptions(Options):
-    """The options of everything that sends requests to a server."""
+    """The mapping `server:` of everything that sends requests to one."""
 
     model_config = ConfigDict(
         hide_input_in_errors=True
@@ -47,22 +48,17 @@ class RemoteOptions(Options):
     timeout_seconds: float = Field(
         default=60.0, gt=0, description="time limit of one request, from connecting to the last byte"
     )
-    deadline_seconds: float = Field(
-        default=1800.0, gt=0, description="time limit of one batch of requests, including all retries"
-    )
     max_retries: int = Field(default=5, ge=0, description="retries after a failure that may be temporary")
-    backoff_seconds: float = Field(
-        default=1.0, gt=0, description="pause before the first retry; it doubles with each retry, with jitter"
-    )
-    model_may_change: bool = Field(
-        default=False, description="accept replies from another model than earlier ones; false: the run stops"
-    )
-    trust_env: bool = Field(default=False, description="use the proxies and certificates set in the environment")
+    request: dict[str, Any] = Field({}, description="additional fields of the request; null removes a field")
 
     @field_validator("base_url")
     @classmethod
     def _plain_address(cls, url: str) -> str:
         return checked_address(url)
+
+    def body(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The JSON of a request, with the recipe's own fields."""
+        return {name: value for name, value in {**body, **self.request}.items() if value is not None}
 
     @field_validator("api_key_env")
     @classmethod

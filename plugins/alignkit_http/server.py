@@ -14,12 +14,10 @@ from alignkit_http.options import RemoteOptions
 class Server(RemoteOptions):
     """A model behind an OpenAI-compatible server."""
 
-    base_url: str = Field(description="address of the API, such as http://localhost:8000/v1")
     model: str = Field(min_length=1, description="model name on the server")
     price: tuple[float, float] | None = Field(
         None, description="price of 1,000 tokens that the model reads, and of 1,000 that it writes, for the report"
     )
-    request: dict[str, Any] = Field({}, description="additional fields of the request; null removes a field")
 
     @field_validator("price")
     @classmethod
@@ -36,9 +34,7 @@ class Server(RemoteOptions):
         return ((tokens - written) * reading + written * writing) / 1000
 
     def body(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON of a request, with the recipe's own fields."""
-        chosen = {"model": self.model, **body, **self.request}
-        return {name: value for name, value in chosen.items() if value is not None}
+        return super().body({"model": self.model, **body})
 
 
 def is_refusal(choice: Mapping[str, Any]) -> bool:

@@ -1,13 +1,11 @@
-"""A service on a server: requests, a bounded number at a time, within a time limit, and what it replied before."""
+"""A service on a server: requests, a bounded number at a time, and what it replied before."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import random
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -30,7 +28,8 @@ if TYPE_CHECKING:
 
 
 MOST_BYTES = 1 << 20  # a longer body is malformed
-LONGEST_PAUSE = 60.0  # seconds between attempts; a server's Retry-After may ask for more
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts; a server's Retry-After may ask for more
+LONGEST_WAIT = 1800.0  # seconds in which the last attempt begins
 MOST_MALFORMED = 20  # requests in a row without a reply that can be used, each after its retries
 STOP_SECONDS = 0.2  # between looks at whether the run should stop
 LAST_SECONDS = 3.0  # for the last replies after a failure or a request to stop
@@ -113,8 +112,7 @@ def ask_all(
     remote: Remote, bodies: Mapping[str, Any], store: ReplyStore, done: Callable[[int], None]
 ) -> dict[str, Reply]:
     """Replies to all requests, a bounded number at a time, each stored on arrival. The first failure ends all."""
-    with asyncio.Runner(loop_factory=Loop) as runner:
-        return runner.run(_ask_all(remote, bodies, store, done))
+    return asyncio.run(_ask_all(remote, bodies, store, done))
 
 
 async def _ask_all(
@@ -130,22 +128,13 @@ async def _ask_all(
     if key:
         headers["Authorization"] = f"Bearer {key}"
     limits = httpx2.Limits(max_connections=options.concurrency)
-    try:
-        async with (
-            asyncio.timeout(options.deadline_seconds),
-            httpx2.AsyncClient(
-                headers=headers, limits=limits, timeout=None, follow_redirects=False, trust_env=options.trust_env
-            ) as client,
-        ):
-            malformed: list[str] = []
-            count = min(options.concurrency, len(bodies))
-            askers = [Asker(client, remote, key, store, malformed) for _ in range(count)]
-            await _all_done({asyncio.create_task(_worker(a, waiting, replies, done)): a for a in askers})
-    except TimeoutError:
-        raise RemoteError(
-            f"{remote.name}: {len(bodies) - len(replies)} of {len(bodies)} requests had no reply after "
-            f"deadline_seconds={options.deadline_seconds:g}; the replies received are stored"
-        ) from None
+    async with httpx2.AsyncClient(
+        headers=headers, limits=limits, timeout=None, follow_redirects=False, trust_env=False
+    ) as client:
+        malformed: list[str] = []
+        count = min(options.concurrency, len(bodies))
+        askers = [Asker(client, remote, key, store, malformed) for _ in range(count)]
+        await _all_done({asyncio.create_task(_worker(a, waiting, replies, done)): a for a in askers})
     return replies
 
 
@@ -209,7 +198,7 @@ class Asker:
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(TryAgain),
             stop=tenacity.stop_after_attempt(options.max_retries + 1)
-            | tenacity.stop_before_delay(options.deadline_seconds)
+            | tenacity.stop_before_delay(LONGEST_WAIT)
             | tenacity.stop_when_event_set(self.ending),
             wait=self._pause,
             reraise=True,
@@ -241,7 +230,7 @@ class Asker:
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, TryAgain) and error.pause is not None:
             return error.pause
-        doubled = self._options.backoff_seconds * 2.0 ** min(state.attempt_number - 1, 30)
+        doubled = FIRST_PAUSE * 2.0 ** min(state.attempt_number - 1, 30)
         return min(LONGEST_PAUSE, doubled) * self._jitter.uniform(0.5, 1.0)
 
     async def _attempt(self, body: Mapping[str, Any]) -> Reply:
@@ -273,16 +262,15 @@ class Asker:
 
     def _check_model(self, body: Mapping[str, Any], text: bytes) -> None:
         """Raise RemoteError if another model replied to earlier requests: their replies do not belong together."""
-        model, options = model_in(text), self._options
-        if model is None or options.model_may_change:
+        model = model_in(text)
+        if model is None:
             return
         earlier = self._store.model(self._remote.url, str(body.get("model")), model)
         if earlier != model:
             raise RemoteError(
-                f"{self._remote.name}: {options.base_url} replies as the model {self._safe(model)!r:.80}, and earlier "
-                f"replies came from {self._safe(earlier)!r:.80}; those of two models do not belong together\n"
-                f"help: ask for a version that stays; or delete {self._store.path} to ask everything again; or set "
-                "'model_may_change: true'"
+                f"{self._remote.name}: {self._options.base_url} replies as the model {self._safe(model)!r:.80}, and "
+                f"earlier replies came from {self._safe(earlier)!r:.80}; those of two models do not belong together\n"
+                f"help: ask for a version that stays; or delete {self._store.path} to ask everything again"
             )
 
     def _refused(self, response: httpx2.Response, text: bytes) -> Reply:
@@ -343,34 +331,3 @@ def retry_after(value: str | None) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-
-
-# Lookups of names: one that stalls holds nothing up
-
-
-class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose lookups run in threads that nobody waits for at its end. Clients connect to what it found."""
-
-    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
-        """What `socket.getaddrinfo` finds. Raises OSError."""
-        outcome: asyncio.Future[Any] = self.create_future()
-
-        def look() -> None:
-            try:
-                found, error = socket.getaddrinfo(host, port, **options), None
-            except Exception as raised:  # whoever waits for it raises it
-                found, error = [], raised
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                self.call_soon_threadsafe(_settle, outcome, found, error)
-
-        threading.Thread(target=look, name="lookup", daemon=True).start()
-        return await outcome
-
-
-def _settle(outcome: asyncio.Future[Any], found: Any, error: Exception | None) -> None:
-    if outcome.done():  # nobody waits any more
-        return
-    if error is None:
-        outcome.set_result(found)
-    else:
-        outcome.set_exception(error)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from alignkit import Context, Message, SamplingOptions, StepContext, seeds
 from alignkit.data.spoken import after_thoughts
-from alignkit_http.chat import Chat
+from alignkit_http.chat import Chat, other_name
 from alignkit_http.replies import Malformed, Reply
 from alignkit_http.server import Server, is_refusal, used_tokens
 from alignkit_http.service import Remote, model_in
@@ -80,7 +80,7 @@ class ServerWriter:
         told = {key: value for key, value in options.body(self._sampling).items() if key in ("temperature", "top_p")}
         self.origin = {"model": options.model, "address": options.base_url, "seed": context.seed, **told}
         remote = Remote(name, options, "chat/completions", context.cache, _stored)
-        self._chat = Chat(remote, options.model, list(options.request))
+        self._chat = Chat(remote)
 
     def write(self, conversations: Sequence[Conversation], most: int, seed: int, samples: int = 1) -> list[Written]:
         # Equal requests have one reply, so several samples differ in their seed. One sample needs none.
@@ -92,7 +92,9 @@ class ServerWriter:
         replies = self._chat.ask(
             bodies,
             lambda place, reply: reply.reason or str(reply.value[2]),  # an empty text is not the server's fault
-            lambda reason: "ask the server the same question by hand, and change 'model' or 'request'",
+            lambda reason: (
+                other_name(reason, most) or "ask the server the same question by hand, and change 'model' or 'request'"
+            ),
             self._context.progress,
         )
         return [self._written(reply) for reply in replies]

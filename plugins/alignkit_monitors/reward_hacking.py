@@ -22,7 +22,7 @@ class RewardHacking(Monitor):
 
         self.rules = settings.stop or Stop()
         iterations = settings.iterations or 1
-        self.drift, self.history = Drift(iterations), Gold(-(-iterations // (settings.gold_every or 1)))
+        self.drift, self.history = Drift(iterations), Gold(iterations)
         self.has_gold = settings.gold is not None
         if self.has_gold and settings.gold == settings.reward:
             return ["gold is the reward itself, so it cannot tell whether the reward is hacked"]

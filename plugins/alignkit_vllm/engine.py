@@ -40,6 +40,7 @@ TIED = (
     "samples on a CPU, where vLLM reads weights in place but not those of a head that shares them with the embeddings, "
     "as the base's does; write 'engine: local', or train an adapter"
 )
+MAX_GAP = 0.1  # nats: mean difference of a text's log-probabilities, server's against training's
 ROUNDING = 1e-3  # nats by which rounding may lift a log-probability above 0
 PROCESSED = 1e-6  # nats: after `top_k: 1` the chosen token has probability 1, if the server counts filters in
 
@@ -66,13 +67,8 @@ class Vllm(Engine):
             "turns; costs seconds per iteration",
         )
         concurrency: int = Field(256, ge=1, le=4096, description="samples that each server is asked for at once")
-        max_gap: float = Field(
-            0.1,
-            gt=0,
-            description="largest mean difference of a text's log-probabilities, server's against training's, in nats",
-        )
         changes_no_result: ClassVar[frozenset[str]] = EngineOptions.changes_no_result | {
-            *("url", "api_key_env", "command", "flags", "sleep", "concurrency", "max_gap")
+            *("url", "api_key_env", "command", "flags", "sleep", "concurrency")
         }
 
         @property
@@ -123,7 +119,7 @@ class Vllm(Engine):
                 )
             return
         key = key_of(NAME, self.options)
-        replicas = Replicas(list(self.options.url), key, min(30.0, self.options.timeout), 1, lambda line: None)
+        replicas = Replicas(list(self.options.url), key, min(30.0, self.options.timeout), 1)
         try:
             replicas.run(replicas.each(Replica.look))
         finally:
@@ -135,14 +131,13 @@ class Vllm(Engine):
         self._policies: dict[str, tuple[str, str, int]] = {}
         # Runs may share a server, and one that was killed finds its own adapters again.
         self._prefix = f"alignkit-{hashlib.blake2b(str(context.cache).encode(), digest_size=4).hexdigest()}-"
-        # Half of the time for a call, so that another server can answer in the other half.
-        half = o.timeout / 2
+        most = 0.9 * o.timeout  # so that the server is named before the call is given up
         if o.url is None:
             server = self._server = self._started()
-            server.wait(0.9 * o.timeout, context.say)
-            self._replicas = Replicas([server.url], server.key, half, o.concurrency, self._say, server.explain)
+            server.wait(most, context.say)
+            self._replicas = Replicas([server.url], server.key, most, o.concurrency, server.explain)
         else:
-            self._replicas = Replicas(list(o.url), key_of(NAME, o), half, o.concurrency, self._say)
+            self._replicas = Replicas(list(o.url), key_of(NAME, o), most, o.concurrency)
         self._replicas.run(self._replicas.each(self._join))
 
     def publish(self, policy: str, adapter: Path | None, version: int) -> None:
@@ -151,7 +146,6 @@ class Vllm(Engine):
         name = f"{self._prefix}{policy}-{version}" if folder and not self._whole else ""
         self._policies[policy] = name, folder, version
         if name:
-            replicas.run(replicas.rejoin(self._join))
             replicas.run(replicas.each(lambda replica: replica.exchange(before, name, folder)))
 
     def forget(self, policy: str) -> None:
@@ -172,10 +166,9 @@ class Vllm(Engine):
     ) -> list[list[Completion]]:
         replicas, (name, folder, version) = self._asked, self._policies[policy]
         if self._whole:
-            replicas.run(replicas.rejoin(self._join))
             replicas.run(replicas.each(lambda replica: replica.reload(folder)))
         longest = min(max(map(len, prompts), default=0) + params.max_new_tokens, self.context.max_length)
-        room = min(replica.room for replica in replicas.alive)
+        room = min(replica.room for replica in replicas.all)
         if longest > room:
             raise RunFailed(
                 f"a prompt with {params.max_new_tokens} new tokens has {longest} tokens, and the server takes {room}; "
@@ -275,9 +268,6 @@ class Vllm(Engine):
         """What helps if a server has another base."""
         return f"start it with {self.context.base}, or without 'url' the run starts a server for each base model"
 
-    def _say(self, line: str) -> None:
-        self.context.say(f"{NAME}: {line}")
-
     async def _join(self, replica: Replica) -> None:
         """Let a server sample if it has the base, the tokenizer and the log-probabilities that training has."""
         context = self.context
@@ -306,17 +296,15 @@ class Vllm(Engine):
         ]
         gaps = [abs(ours - theirs) for ours, theirs in zip(context.probe_logprobs, values, strict=True)]
         gap = sum(gaps) / len(gaps)
-        if not gap <= self.options.max_gap:
+        if not gap <= MAX_GAP:
             raise RunFailed(
                 f"{replica.url} has other weights than {context.base}: it serves {replica.base}, and log-probabilities "
-                f"of a text differ by {gap:.3g} nats per token, more than max_gap {self.options.max_gap:g}; "
-                f"{self._serves}"
+                f"of a text differ by {gap:.3g} nats per token, more than {MAX_GAP:g}; {self._serves}"
             )
         replica.processed = abs(choice["logprobs"]["token_logprobs"][0]) < PROCESSED
-        self._say(f"{replica.url} serves {replica.base}, and differs from training by {gap:.2g} nats per token")
+        apart = f"differs from training by {gap:.2g} nats per token"
+        context.say(f"{NAME}: {replica.url} serves {replica.base}, and {apart}")
         await self._unload(replica)
-        for name, folder, _ in self._policies.values():
-            await replica.exchange("", name, folder)
 
     async def _leave(self, replica: Replica) -> None:
         """Let a server be as it was before; one of the run's own waits for the next stage as it is."""

@@ -1,4 +1,4 @@
-"""Servers behind one engine: the least loaded is asked, one that fails is named, and asked again once it joins.
+"""Servers behind one engine: the least loaded is asked, and one that fails ends the call.
 
 All requests are sent from one event loop, in the thread of the engine's calls.
 """
@@ -14,9 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from alignkit import RunFailed
-from alignkit_http.service import Loop
 
-REJOINING = 10.0  # seconds for a server that failed to join again
 LEAVING = 20.0  # seconds for servers to be left as they were
 ENDING = 5.0  # seconds for a call to end before that
 POLL = 0.01  # seconds between two looks at whether it has ended
@@ -35,7 +33,7 @@ DEVELOPMENT = (
 
 
 class Fault(Exception):
-    """What is wrong with a server. Another may answer instead, unless this one refused the request."""
+    """What is wrong with a server, or with the request that it refused."""
 
     def __init__(self, text: str, status: int = 0):
         super().__init__(text)
@@ -49,17 +47,17 @@ class Fault(Exception):
 class Replica:
     """One server.
 
-    active: requests that it is answering. fault: why it is not asked; empty if it is. base: its name of the base.
-    room: most tokens of a sequence. processed: its log-probabilities are those after temperature and filters. adapters:
-    the names of those that it has. root: where it has the base from. weights: the folder of the whole model that it has
-    instead; empty for the base, None if it is not known.
+    active: requests that it is answering. base: its name of the base. room: most tokens of a sequence. processed: its
+    log-probabilities are those after temperature and filters. adapters: the names of those that it has. root: where it
+    has the base from. weights: the folder of the whole model that it has instead; empty for the base, None if it is not
+    known.
     """
 
     def __init__(self, url: str, client: Any, timeout: float):
         """timeout: seconds without any answer, as requests wait for each other."""
         self.url, self._client, self._timeout = url, client, timeout
         self._limits: set[asyncio.Timeout] = set()  # of the requests that it is answering
-        self.active, self.fault, self.base, self.room, self.processed = 0, "", "", 0, False
+        self.active, self.base, self.room, self.processed = 0, "", 0, False
         self.adapters: set[str] = set()
         self.root, self.weights = "", None  # type: str, str | None
 
@@ -187,34 +185,24 @@ class Replicas:
         key: str,
         timeout: float,
         concurrency: int,
-        say: Callable[[str], None],
         explain: Callable[[], str] = lambda: "; start one there, or change 'url'",
     ):
-        """timeout: seconds for an answer. concurrency: requests to each at once. explain: adds why servers ended."""
+        """timeout: seconds for an answer. concurrency: requests to each at once. explain: adds why a server ended."""
         import httpx2
 
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         # Proxies of the environment are for the internet, and servers here are this user's.
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEPT)
         self._client = httpx2.AsyncClient(headers=headers, timeout=None, limits=limits, trust_env=False)
-        self._all = [Replica(url, self._client, timeout) for url in urls]
-        self._runner = asyncio.Runner(loop_factory=Loop)
-        self._concurrency, self._say, self._explain = concurrency, say, explain
-
-    @property
-    def alive(self) -> list[Replica]:
-        """Those that are asked. Raises RunFailed if there is none."""
-        alive = [replica for replica in self._all if not replica.fault]
-        if not alive:
-            faults = "; ".join(f"{replica.url}: {replica.fault}" for replica in self._all)
-            raise RunFailed(f"no server can be used: {faults}{self._explain()}")
-        return alive
+        self.all = [Replica(url, self._client, timeout) for url in urls]
+        self._runner = asyncio.Runner()
+        self._concurrency, self._explain = concurrency, explain
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self._runner.run(work)
 
     async def each(self, work: Work) -> None:
-        """Do something with every server that is asked."""
+        """Do something with every server. Raises RunFailed if one cannot."""
 
         async def guarded(replica: Replica) -> None:
             try:
@@ -222,19 +210,9 @@ class Replicas:
             except Fault as fault:
                 if fault.refused or fault.status == 404:
                     raise RunFailed(f"{replica.url} is no server of vLLM that fits: {fault}; {ADDRESS}") from None
-                self._lose(replica, fault)
+                raise self._failed(replica, fault) from None
 
-        await _all_of(guarded(replica) for replica in self.alive)
-        _ = self.alive  # one must be left
-
-    async def rejoin(self, join: Work) -> None:
-        """Ask servers that failed again, if they can join now."""
-
-        async def joined(replica: Replica) -> None:
-            await join(replica)
-            replica.fault = ""
-
-        await _all_of(_tried(joined, replica, REJOINING) for replica in self._all if replica.fault)
+        await _all_of(guarded(replica) for replica in self.all)
 
     async def ask(
         self, adapter: str, bodies: Sequence[Mapping[str, Any]], read: Read, done: Callable[[int], None]
@@ -250,36 +228,32 @@ class Replicas:
                 found[index] = await self._answer(adapter, bodies[index], read)
                 done(count := count + 1)
 
-        workers = min(len(bodies), self._concurrency * len(self.alive))
+        workers = min(len(bodies), self._concurrency * len(self.all))
         await _all_of(worker() for _ in range(workers))
         return found
 
     async def _answer(self, adapter: str, body: Mapping[str, Any], read: Read) -> Any:
-        """The answer of the least loaded server; that of another if it fails."""
-        while True:
-            replica = min(self.alive, key=lambda one: one.active)
-            asked = {**body, "model": adapter or replica.base}
-            replica.active += 1
-            try:
-                return read(replica, asked, await replica.post("/v1/completions", asked))
-            except (KeyError, IndexError, TypeError) as error:
-                self._lose(replica, Fault(f"its answer cannot be read: {type(error).__name__}: {error}"))
-            except Fault as fault:
-                if fault.refused:  # every other one would refuse it, too
-                    raise RunFailed(f"{replica.url} refuses the request: {fault}") from None
-                self._lose(replica, fault)
-            finally:
-                replica.active -= 1
+        """The answer of the least loaded server."""
+        replica = min(self.all, key=lambda one: one.active)
+        asked = {**body, "model": adapter or replica.base}
+        replica.active += 1
+        try:
+            return read(replica, asked, await replica.post("/v1/completions", asked))
+        except (KeyError, IndexError, TypeError) as error:
+            fault = Fault(f"its answer cannot be read: {type(error).__name__}: {error}")
+            raise self._failed(replica, fault) from None
+        except Fault as fault:
+            if fault.refused:
+                raise RunFailed(f"{replica.url} refuses the request: {fault}") from None
+            raise self._failed(replica, fault) from None
+        finally:
+            replica.active -= 1
 
-    def _lose(self, replica: Replica, fault: Fault) -> None:
-        if replica.fault:  # by an earlier one of the requests that it was answering
-            return
-        replica.fault = str(fault)
-        if left := [one.url for one in self._all if not one.fault]:
-            self._say(f"{replica.url} failed: {fault}; its requests go to {', '.join(left)}")
+    def _failed(self, replica: Replica, fault: Fault) -> RunFailed:
+        return RunFailed(f"{replica.url} cannot be used: {fault}{self._explain()}")
 
     def close(self, leave: Work | None = None) -> None:
-        """Do something with every server at last, also with those that failed. A call in another thread is ended."""
+        """Do what can be done with every server at last. A call in another thread is ended."""
         loop, until = self._runner.get_loop(), time.monotonic() + ENDING
         if loop.is_running():
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
@@ -290,14 +264,14 @@ class Replicas:
             self._runner.close()
 
     async def _left(self, leave: Work | None) -> None:
-        await _all_of(_tried(leave, replica, LEAVING) for replica in self._all if leave)
+        await _all_of(_tried(leave, replica) for replica in self.all if leave)
         await self._client.aclose()
 
 
-async def _tried(work: Work, replica: Replica, seconds: float) -> None:
+async def _tried(work: Work, replica: Replica) -> None:
     """Do what may fail."""
     with suppress(Fault, RunFailed, TimeoutError):
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(LEAVING):
             await work(replica)
 
 

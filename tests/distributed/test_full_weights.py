@@ -99,7 +99,6 @@ def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
             mix=MIX,
             reward="rm",
             gold=reward("safe"),
-            gold_every=1,
             iterations=2,
             prompts_per_iteration=1,
             optimizer={"adamw": {"eps": 1e-4, "weight_decay": 0.1}},

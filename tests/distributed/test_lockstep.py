@@ -50,7 +50,6 @@ def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
             mix=MIX,
             reward={"llama2": {"helpful": "rm", "safety": "safe"}},
             gold=reward("safe"),
-            gold_every=1,
             iterations=2,
         ),
         "answers": answers("ppo"),

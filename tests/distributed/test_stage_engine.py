@@ -478,7 +478,7 @@ def test_an_engine_changes_the_hash_of_a_step_only_if_it_samples(name: str, tmp_
 
     def hashed(step: dict[str, Any], **top: Any) -> str:
         recipe = load_recipe(written(tmp_path, {"align": STAGE, "after": step}, **top))
-        return digest(stage_parts(recipe.stages["after"], recipe, "base", 0, {}))
+        return digest(stage_parts(recipe.stages["after"], recipe, "base", {}))
 
     ours = hashed(step)
     assert (hashed(step, engine="vllm") != ours) == samples
@@ -636,7 +636,7 @@ def test_an_engine_plays_an_environment(tmp_path: Path) -> None:
 def test_what_samples_is_in_the_hash_and_the_timeout_is_not(tmp_path: Path) -> None:
     def hashed(stage: dict[str, Any], **top: Any) -> str:
         recipe = load_recipe(written(tmp_path, {"align": {**STAGE, **stage}}, **top))
-        return digest(stage_parts(recipe.stages["align"], recipe, "base", 0, {}))
+        return digest(stage_parts(recipe.stages["align"], recipe, "base", {}))
 
     ours = hashed({})
     assert ours == hashed({}, engine="local") == hashed({"engine": "local"}, engine="vllm")

@@ -117,12 +117,10 @@ def _recipe(folder: Path, recipe: Path, port: int) -> Path:
         "model": "m",
         "api_key_env": "FAULTS_JUDGE_KEY",
         "max_retries": 1,
-        "backoff_seconds": 0.01,
         "timeout_seconds": 2,
-        "deadline_seconds": 10,
     }
     data = str(recipe.parent / "pairs.jsonl")
-    labels: dict[str, Any] = {"step": "judge_pairs", "judge": {"openai_judge": options}, "data": data}
+    labels: dict[str, Any] = {"step": "judge_pairs", "judge": {"openai_judge": {"server": options}}, "data": data}
     path = folder / "r.json"
     path.write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"labels": labels}}), encoding="utf-8")
     return path

@@ -245,58 +245,50 @@ def test_a_terminal_gives_results_its_width_and_a_pipe_a_fixed_one() -> None:
 # The stages of a run
 
 
-STAGES = {"sft": "sft", "align": "rejection_sampling", **{f"more{number}": "evaluate" for number in range(9)}}
+def plain_text(shown: io.StringIO) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
 
 
-def on_screen(reporter: Reporter, width: int) -> list[str]:
-    """What a terminal shows of the stages that are not done."""
-    console = Console(file=io.StringIO(), width=width, highlight=False)
-    with console.capture() as captured:
-        console.print(reporter._tree)
-    return [line.rstrip() for line in captured.get().splitlines()]
-
-
-@pytest.mark.parametrize("width", [60, 80, 120])
-def test_a_terminal_shows_stages_that_are_done_running_and_waiting(width: int, tmp_path: Path) -> None:
-    reporter, shown = terminal(width)
+def test_a_terminal_shows_the_running_stage_and_a_line_for_each_that_is_done(tmp_path: Path) -> None:
+    reporter, shown = terminal()
     reporter.log.open(tmp_path / "run.log")
-    reporter.plan(STAGES)
-    reporter.stage("sft", 1, 11, "sft")
+    reporter.stage("sft", 1, 3, "sft")
     reporter.activity("loading a base model")
-    running, doing, *waiting = on_screen(reporter, width)
-    assert running[2:].split()[0] == "sft" and doing == "  loading a base model"
-    assert waiting[0].split()[:2] == ["○", "align"] and len(waiting) == 7 and waiting[-1] == "  and 4 more"
+    assert reporter._work is not None and reporter._work.count == "sft"
+    assert reporter._work.note == "loading a base model"
     reporter.start("sft", 2)
-    for step, loss in ((1, 2.5), (2, 1.25)):
-        reporter.advance(step, {"loss": loss})
-    assert on_screen(reporter, width)[1].startswith("sft step 2/2 ")
+    reporter.advance(2, {"loss": 1.25})
     reporter.stop()
     reporter.stage_done("sft", 65.0, ": groups 4")
     reporter.stage_reused("align")
-    reporter.finish()
-    screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
-    done, reused = (line.strip() for line in screen.splitlines() if "✓" in line)
-    assert re.fullmatch(r"✓ sft +(sft +)?loss 2.5 to 1.25 +1m05s", done) and reused.endswith("reused")
-    assert len(done) == width and ("rejection_sampling" in reused) == (width > 60)
+    reporter.stage("report", 3, 3, "evaluate")
+    with reporter.progress("sampling", 2) as done:
+        assert reporter._work.count == "report: sampling 0/2"
+        done(1)
+    assert reporter._work.count == "report", "the stage goes on"
+    reporter.stop()
+    lines = plain_text(shown).splitlines()
+    assert "sft: done in 1m05s: groups 4" in lines and "align: unchanged, reused" in lines
+    assert any("sft step 2/2" in line and "loss 1.25" in line for line in lines)
+    assert "loading a base model" not in lines
     log = (tmp_path / "run.log").read_text(encoding="utf-8")
-    for line in ("sft: stage 1 of 11, sft", "loading a base model", "sft: done in 1m05s: groups 4"):
+    for line in ("sft: stage 1 of 3, sft", "loading a base model", "sft: done in 1m05s: groups 4"):
         assert f"Z {line}\n" in log
 
 
-def test_warnings_stay_above_the_stages_and_all_lines_with_verbose(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_stay_above_the_bar_and_all_lines_with_verbose(monkeypatch: pytest.MonkeyPatch) -> None:
     for verbose in ("0", "1"):
         monkeypatch.setenv("ALIGNKIT_VERBOSE", verbose)
         reporter, shown = terminal()
-        reporter.plan(STAGES)
+        reporter.stage("sft", 1, 1, "sft")
         reporter.say("sft: changed since the last run, starting over")
         reporter.activity("sft: warning: it is old")
         reporter.activity("reading")
         reporter.detail("a row")
-        reporter.finish()
-        lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue()).splitlines()
+        reporter.stop()
+        lines = plain_text(shown).splitlines()
         assert "sft: changed since the last run, starting over" in lines and "sft: warning: it is old" in lines
         assert ("reading" in lines) == ("a row" in lines) == (verbose == "1")
-        assert any("○" in line for line in lines) == (verbose == "0")
 
 
 def test_only_a_verdict_of_independent_judges_is_green() -> None:

@@ -188,7 +188,7 @@ def test_stage_hashes_differ(tmp_path: Path, switch: Callable[[str], None]) -> N
     hashes = []
     for mode in ("fast", "torch"):
         switch(mode)
-        hashes.append(digest(stage_parts(recipe.stages["sft"], recipe, "base", 0, {})))
+        hashes.append(digest(stage_parts(recipe.stages["sft"], recipe, "base", {})))
     assert hashes[0] != hashes[1]
 
 

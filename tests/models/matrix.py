@@ -10,19 +10,33 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, time, tzinfo
 from functools import cached_property
 from itertools import groupby
 from typing import Any
+from unittest.mock import patch
 
 import families
 from families import Family
 
 from alignkit.data.group import Group, Response
 from alignkit.errors import AlignkitError
+from alignkit.tokens import chat_template
 from alignkit.tokens.encoding import Encoded, Encoder
 
 MAX_LENGTH = 100_000
 Span = tuple[int, int]
+
+
+class _Today(datetime):
+    """A clock that shows the day that alignkit gives to templates."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return datetime.combine(chat_template.TODAY, time(), tz)
+
+
+on_the_same_day = patch("transformers.utils.chat_template_utils.datetime", _Today)
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,7 @@ class Judge:
             raise text
         return text
 
+    @on_the_same_day
     def _render(self, until: int | None, neutral: bool) -> str | Unrenderable:
         messages = self._renamed((self.neutral if neutral else self.messages)[:until])
         try:
@@ -110,6 +125,7 @@ class Judge:
         key = self.family.reasoning_key
         return [{(key if k == "reasoning_content" else k): v for k, v in message.items()} for message in messages]
 
+    @on_the_same_day
     def ids(self, until: int | None = None) -> list[int]:
         """The same in tokens, as transformers makes them."""
         if until not in self.tokens:
@@ -219,6 +235,7 @@ class Judge:
         return found
 
     @cached_property
+    @on_the_same_day
     def marks(self) -> list[Span] | None:
         """TRL's generation marks in characters; None if its training template does not write the same text."""
         if not self.family.training:

@@ -1,4 +1,4 @@
-"""Models that can and cannot use packed rows, in fp32 and bf16, and mistakes that the check at load must find."""
+"""Models that can and cannot use packed rows, and mistakes that the check of a small copy must find."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
+from alignkit.models import load_check
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 
@@ -22,14 +23,12 @@ REASONS = {
     "Qwen2Moe": "its window of 14 tokens is only in its own mask",
     "Llama4Text": "it scales queries by their position",
     "GptOss": "its attention takes s_aux",
-    "FalconH1": "changing a response changes tokens that do not see it",
+    "FalconH1": "packed attention differs from the model's own",
     "Bloom": "only 0 of its layers use transformers' attention interface",
     "GPTJ": "it does not use transformers' attention interface",
     "Qwen3Next": "only 1 of its layers use transformers' attention interface",
     "MiniMax": "only 1 of its layers use transformers' attention interface",
 }
-FLOAT32_ROUTERS = {"Ernie4_5_Moe"}  # transformers keeps them so
-DTYPES = ["float32", "bfloat16"]
 
 
 def loaded(folder: Path, name: str, dtype: Any = "float32", **options: Any) -> SharedModel:
@@ -44,21 +43,32 @@ def test_models_that_cannot_be_packed_use_their_own_attention(unpacked: SharedMo
     check_greedy(unpacked, count=8)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *MIXTURES, *UNPACKED])
-def test_every_dtype_has_the_same_answer(name: str, dtype: str, tmp_path: Path) -> None:
-    policy = loaded(tmp_path, name, dtype)
-    assert policy.packs == (name not in REASONS)
+def test_every_family_has_its_answer(name: str, tmp_path: Path) -> None:
+    policy = loaded(tmp_path, name)
+    assert policy.packs == (name not in REASONS), policy.unpacked_because
     assert REASONS.get(name, "") in policy.unpacked_because
-    kept = {torch.float32} if name in FLOAT32_ROUTERS else set()
-    assert {parameter.dtype for parameter in policy.model.parameters()} == {getattr(torch, dtype), *kept}, "put back"
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_quantized_models_are_packed(quantization: str, tmp_path: Path) -> None:
-    """Rounding to 8 bits looks at all tokens of a pass, so these are compared with their weights alone."""
-    policy = loaded(tmp_path, "Llama", "bfloat16", quantization=quantization)
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"quantization": "nf4"}, {"quantization": "int8"}])
+def test_the_precision_of_the_weights_has_no_say(options: dict[str, Any], tmp_path: Path) -> None:
+    policy = loaded(tmp_path, "Llama", **options)
     assert policy.packs, policy.unpacked_because
+
+
+def test_the_copy_is_small_and_has_layers_of_every_kind(tmp_path: Path) -> None:
+    """Its attention is that of the model; drawing its weights draws nothing from the model's."""
+    import transformers
+
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    options = {**ARCHITECTURES["Gemma2"], "num_hidden_layers": 12, "layer_types": kinds * 2}
+    transformers.Gemma2Config(vocab_size=1000, **options).save_pretrained(tmp_path)
+    state = torch.get_rng_state()
+    copy = load_check.small_copy(ModelSpec(base=str(tmp_path)), str(tmp_path), None, attention.NAME)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert copy.config.layer_types == kinds and len(copy.model.layers) == 6
+    assert copy.config.vocab_size == 256 and copy.model.layers[0].mlp.down_proj.in_features == 16
+    assert copy.config.hidden_size == 32 and {weight.dtype for weight in copy.parameters()} == {torch.float32}
 
 
 def leak(self: TreeLayout, layer: int, q: Tensor, k: Tensor, v: Tensor, args: Any) -> Tensor:
@@ -80,35 +90,25 @@ def shifted(self: TreeLayout, layer: int, q: Tensor, k: Tensor, v: Tensor, args:
 correct = TreeLayout.attend
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("mistake", "reason"),
-    [
-        (leak, "changing a response changes tokens that do not see it"),
-        (blind, "does not change tokens that see it"),
-        (shifted, "packed attention differs from the model's own"),
-    ],
-)
+@pytest.mark.parametrize("name", ["Llama", "Mixtral"])
+@pytest.mark.parametrize("mistake", [leak, blind, shifted])
 def test_wrong_attention_is_found(
-    mistake: Callable[..., Tensor], reason: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mistake: Callable[..., Tensor], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TreeLayout, "attend", mistake)
-    policy = loaded(tmp_path, "Llama", dtype)
-    assert not policy.packs and reason in policy.unpacked_because
+    policy = loaded(tmp_path, name)
+    assert not policy.packs and "packed attention differs from the model's own" in policy.unpacked_because
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_of_a_batch_that_see_each_other_are_found(
-    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_of_a_batch_that_see_each_other_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attend = Decoding.attend
 
     def mixed(self: Decoding, layer: int, q: Tensor, k: Tensor, v: Tensor, args: Any) -> Tensor:
         return attend(self, layer, q, k, v + 0.01 * v.flip(0), args)
 
     monkeypatch.setattr(Decoding, "attend", mixed)
-    policy = loaded(tmp_path, "Llama", dtype)
-    assert not policy.packs and policy.unpacked_because == "rows of a sampled batch see each other"
+    policy = loaded(tmp_path, "Llama")
+    assert not policy.packs and "decoding token by token differs" in policy.unpacked_because
 
 
 def test_arguments_that_no_layout_knows_are_refused() -> None:

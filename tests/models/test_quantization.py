@@ -62,14 +62,6 @@ def test_losses_and_gradients_are_those_of_the_rounded_weights(form: Any, tmp_pa
     assert abs(float(without - expected)) > 1e-3  # rounding to 4 bits changes the loss
 
 
-def test_the_dtype_of_products_is_separate_from_that_of_the_base() -> None:
-    plain, _ = learned(shared({"type": "nf4", "compute_dtype": "float32"}))
-    short, _ = learned(shared({"type": "nf4", "compute_dtype": "bfloat16"}))
-    assert float(plain) == float(learned(shared("nf4"))[0])
-    assert float(short) != float(plain)
-    torch.testing.assert_close(short, plain, rtol=0.01, atol=0)
-
-
 @pytest.mark.parametrize("form", ["nf4", "int8", {"type": "nf4", "double_quant": True}], ids=str)
 def test_bytes_of_a_quantized_weight(form: Any) -> None:
     from bitsandbytes.functional import quantize_4bit
@@ -86,11 +78,10 @@ def test_bytes_of_a_quantized_weight(form: Any) -> None:
 
 def test_options_without_an_effect_are_the_word() -> None:
     """So that a stage of `quantization: nf4` is reused."""
-    assert spec_of({"type": "nf4", "double_quant": False, "compute_dtype": "auto"}).quantization == "nf4"
+    assert spec_of({"type": "nf4", "double_quant": False}).quantization == "nf4"
     assert spec_of({"type": "nf4", "double_quant": True}).model_dump()["quantization"] == {
         "type": "nf4",
         "double_quant": True,
-        "compute_dtype": "auto",
     }
 
 

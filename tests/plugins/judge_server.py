@@ -11,6 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from unittest import mock
+
+from alignkit_http import server as remote
+from alignkit_plugins.judges.llm.server import OpenAIJudge
 
 
 @dataclasses.dataclass
@@ -81,13 +85,20 @@ class Server:
 
 @contextlib.contextmanager
 def serving(judge: Callable[[dict[str, Any]], Reply]) -> Iterator[Server]:
-    """A server that answers as `judge` says."""
+    """A server that answers as `judge` says, and is soon asked again."""
     running = Server(judge)
     try:
-        yield running
+        with mock.patch("alignkit_http.service.FIRST_PAUSE", 0.01):
+            yield running
     finally:
         running.http.shutdown()
         running.http.server_close()
+
+
+def options_of(url: str, **options: Any) -> OpenAIJudge.Options:
+    """Options of `openai_judge`: its own, and those of its server."""
+    where = {name: options.pop(name) for name in [*options] if name in remote.Server.model_fields}
+    return OpenAIJudge.Options(server={"base_url": url, "model": "m"} | where, **options)
 
 
 # A judge that thinks

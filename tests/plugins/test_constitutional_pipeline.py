@@ -115,7 +115,7 @@ def recipe(url: str) -> dict[str, Any]:
                 "constitution": PRINCIPLES,
                 "principles_per_pair": 2,
                 "clamp": [0.1, 0.9],
-                "judge": {"openai_judge": {"base_url": url, "model": "taste"}},
+                "judge": {"openai_judge": {"server": {"base_url": url, "model": "taste"}}},
                 "sampling": {"max_new_tokens": 16},
             },
             "harmless": {

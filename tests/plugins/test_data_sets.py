@@ -198,19 +198,6 @@ def test_a_tree_holds_a_ranking_for_every_prompt() -> None:
     assert [r.text for r in second.responses] == ["only"] and second.pairs == ()
 
 
-def test_a_tree_holds_demonstrations_that_learn_every_turn_once() -> None:
-    tree = {"prompt": node("prompter", "q", node("assistant", "a", *(
-        node("prompter", f"r{n}", node("assistant", f"b{n}")) for n in range(2)
-    )))}  # fmt: skip
-    one, two = groups("oasst", tree, take="demonstrations")
-    turns = said(("assistant", "a"), ("user", "r0"), ("assistant", "b0"))
-    assert one.prompt == Q and one.responses == (Response(messages=turns),)
-    assert two.responses[0].messages == (
-        {"role": "assistant", "content": "a", "train": False},
-        *said(("user", "r1"), ("assistant", "b1")),
-    )
-
-
 @pytest.mark.parametrize(
     ("tree", "reason"),
     [
@@ -221,9 +208,8 @@ def test_a_tree_holds_demonstrations_that_learn_every_turn_once() -> None:
         ({"role": "prompter", "text": "q", "replies": "a"}, "must be a list of messages"),
     ],
 )
-@pytest.mark.parametrize("take", ["rankings", "demonstrations"])
-def test_bad_trees(tree: dict[str, Any], reason: str, take: str) -> None:
-    assert reason in refused("oasst", {"prompt": tree}, take=take)
+def test_bad_trees(tree: dict[str, Any], reason: str) -> None:
+    assert reason in refused("oasst", {"prompt": tree})
 
 
 # Instances, scores

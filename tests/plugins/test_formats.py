@@ -11,6 +11,7 @@ import pytest
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.data.group import group_to_json, resolved_pairs
+from alignkit_plugins.formats import text
 
 FORMATS: dict[str, type[Format]] = {}
 PLUGINS = ("hh_rlhf", "trl", "messages", "alpaca", "rankings", "labeled_pairs", "oasst", "text", "dialogues")
@@ -552,15 +553,20 @@ def documents(**options: Any) -> list[tuple[int, Any]]:
 
 def test_text_files_are_cut_at_blank_lines() -> None:
     assert documents(paragraphs=True) == [(1, "one\nstill one"), (5, "two"), (7, "three is longer\nand has two lines")]
-    assert documents(max_chars=40) == [(1, "one\nstill one\n\ntwo"), (7, "three is longer\nand has two lines")]
     assert documents() == [(1, "one\nstill one\n\ntwo\n\nthree is longer\nand has two lines")]
-    assert [text for _, text in documents(max_chars=16)][-2:] == ["three is longer", "and has two lines"]
 
 
-def test_a_line_that_is_too_long_is_cut_between_words() -> None:
-    cls = FORMATS["text"]
+def test_documents_have_about_as_many_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "MAX_CHARS", 40)
+    assert documents() == [(1, "one\nstill one\n\ntwo"), (7, "three is longer\nand has two lines")]
+    monkeypatch.setattr(text, "MAX_CHARS", 16)
+    assert [document for _, document in documents()][-2:] == ["three is longer", "and has two lines"]
+
+
+def test_a_line_that_is_too_long_is_cut_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "MAX_CHARS", 40)
     lines = [(4, "word " * 30 + "end"), (5, ""), (6, "next")]
-    found = list(cls(cls.Options(max_chars=40)).rows_of_text(lines))
+    found = list(FORMATS["text"]().rows_of_text(lines))
     assert max(len(text) for _, text in found) <= 40 and found[0][0] == 4
     assert " ".join(text for _, text in found).split() == [*["word"] * 30, "end", "next"]
 
@@ -586,11 +592,6 @@ def test_dialogues_are_conversations_of_their_first_speaker_with_the_second() ->
 
 def test_dialogues_leave_out_a_last_turn_that_nobody_answers() -> None:
     assert read("dialogues", "\n\n".join([*TALK, "Ann: bye"])) == read("dialogues", "\n\n".join(TALK))
-
-
-def test_dialogues_of_at_least_so_many_paragraphs() -> None:
-    group = read("dialogues", "\n\n".join(TALK[:2]), min_paragraphs=2)
-    assert group.prompt == turns("u: q") and texts(group) == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,6 @@ def test_abstention_needs_no_known_answer() -> None:
         ({"right": 0.0}, "right must be above abstain"),
         ({"wrong": 0.0}, "abstain above wrong"),
         ({"unanswerable_answer": 1.0}, "unanswerable_abstain must be above"),
-        ({"only_phrases": True}, "only_phrases needs"),
         ({"phrases": [" "]}, "blank text"),
     ],
 )
@@ -287,10 +286,9 @@ def test_no_abstentions(text: str) -> None:
     assert not abstains(text)
 
 
-def test_phrases_are_added_or_replace_the_usual_ones() -> None:
+def test_phrases_are_added_to_the_usual_ones() -> None:
     asked = [group([], "Ich weiß es nicht.", "I don't know.")]
     assert scores(Honesty, asked, phrases=["weiß es nicht"]) == [1.0, 1.0]
-    assert scores(Honesty, asked, phrases=["weiß es nicht"], only_phrases=True) == [1.0, -1.0]
     assert scores(Honesty, asked) == [-1.0, 1.0]
 
 

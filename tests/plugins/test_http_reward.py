@@ -42,9 +42,9 @@ Made = Callable[..., HTTP]
 
 @pytest.fixture
 def made(server: ScriptedServer, tmp_path: Path) -> Made:
-    def make(**options: Any) -> HTTP:
-        settings = {"base_url": f"http://127.0.0.1:{server.port}/v1", "max_retries": 0, **options}
-        reward = HTTP(HTTP.Options(**settings))
+    def make(request: Any = None, **options: Any) -> HTTP:
+        where = {"base_url": f"http://127.0.0.1:{server.port}/v1", "max_retries": 0, "request": request or {}}
+        reward = HTTP(HTTP.Options(server=where, **options))
         reward.prepare(Context(models=None, cache=tmp_path, folder=tmp_path, seed=0, load=list))  # type: ignore[arg-type]
         return reward
 
@@ -164,14 +164,21 @@ def test_scores_must_be_those_of_the_items() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"low": 1, "high": 1}, {"batch_size": 0}, {"request": {"items": []}}, {"base_url": "ftp://a"}]
+    "options",
+    [
+        {"low": 1, "high": 1},
+        {"batch_size": 0},
+        {"server": {"base_url": "http://a", "request": {"items": []}}},
+        {"server": {"base_url": "ftp://a"}},
+        {"base_url": "http://a"},
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        HTTP.Options(**{"base_url": "http://a", **options})
+        HTTP.Options(**{"server": {"base_url": "http://a"}, **options})
 
 
 def test_the_key_is_looked_for_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(RunFailed, match="MY_KEY is not set"):
-        HTTP(HTTP.Options(base_url="http://a", api_key_env="MY_KEY")).check(tmp_path)
+        HTTP(HTTP.Options(server={"base_url": "http://a", "api_key_env": "MY_KEY"})).check(tmp_path)

@@ -12,7 +12,7 @@ from alignkit import Context, RunFailed
 from alignkit.errors import RemoteError
 from alignkit.judges import CheckedJudge
 from alignkit_plugins.judges.llm.server import OpenAIJudge
-from tests.plugins.judge_server import Reply, Server, said, serving, thinking
+from tests.plugins.judge_server import Reply, Server, options_of, said, serving, thinking
 from tests.plugins.test_rlaif import component
 
 ITEMS = [([{"role": "user", "content": "Which is it?"}], f"is {n}") for n in range(20)]
@@ -36,9 +36,8 @@ def server() -> Iterator[Server]:
 
 
 def judge(server: Server, folder: Path, **options: Any) -> CheckedJudge:
-    chosen = {"base_url": server.url, "model": "m", "backoff_seconds": 0.01, "reasons": True} | options
     around = Context(models=None, cache=folder / "cache", folder=folder, seed=0, load=list)
-    return CheckedJudge(component(OpenAIJudge, OpenAIJudge.Options(**chosen)), around)
+    return CheckedJudge(component(OpenAIJudge, options_of(server.url, **{"reasons": True} | options)), around)
 
 
 @pytest.mark.parametrize("words", LIMITS, ids=["vllm", "earlier", "openai"])
@@ -49,7 +48,7 @@ def test_a_limit_beyond_the_servers_costs_one_question(words: str, server: Serve
     assert "thinks" not in str(raised.value) and len(server.requests) == 1  # the name was not at fault
     server.judge = thinking
     assert judge(server, tmp_path, max_tokens=500).rate(ITEMS)[3].score == 3.0
-    assert server.requests[-1]["max_tokens"] == 500  # and no other name is remembered
+    assert server.requests[-1]["max_tokens"] == 500
 
 
 def test_questions_longer_than_the_context(server: Server, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from alignkit.cli import main
 from alignkit.data.group import read_groups, write_groups
 from alignkit.testing import ConformanceError, check_step
 from alignkit_http.writers import Written
+from alignkit_plugins.steps.make_data import questions
 from alignkit_plugins.steps.make_data.categorize import Categorize, letter_in
 from alignkit_plugins.steps.make_data.likeness import Texts, agreement
 from alignkit_plugins.steps.make_data.passages import Passage, passages_of, read_texts
@@ -44,7 +45,7 @@ def server() -> Iterator[Server]:
 def answers(server: Server, words: Answers) -> dict[str, Any]:
     """A model on the server that says these words to a question."""
     server.judge = lambda request: said(words(request["messages"][-1]["content"]))
-    return {"base_url": server.url, "model": "m", "backoff_seconds": 0.01, "price": [1, 1]}
+    return {"base_url": server.url, "model": "m", "price": [1, 1]}
 
 
 def prompts(path: Path, texts: Sequence[str], **columns: Sequence[Any]) -> str:
@@ -240,9 +241,12 @@ def oracle(text: str) -> str:
     return next(answer for words, answer in SECOND.items() if question.startswith(words))
 
 
-def test_questions_whose_answers_a_quotation_shows(tmp_path: Path, server: Server) -> None:
+def test_questions_whose_answers_a_quotation_shows(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(questions, "MOST", 60)
     (tmp_path / "sea.md").write_text(SEA, encoding="utf-8")
-    keys: dict[str, Any] = {"texts": "sea.md", "writer": answers(server, oracle), "passage_words": 60}
+    keys: dict[str, Any] = {"texts": "sea.md", "writer": answers(server, oracle)}
     sft = {"algorithm": "sft", "data": "made", "max_steps": 1}
     folder = run(tmp_path, "questions", stages={"sft": sft}, **keys)
     salt, tides = read_groups(folder / "data.jsonl")
@@ -484,7 +488,7 @@ def test_attack_success_of_each_policy_by_hand(tmp_path: Path, server: Server) -
         for text in ("easy one", "easy two", "hard")
     ]
     options = RedTeam.Options(
-        attacker=answers(server, attack), policies=["base", "sft"], goals="x", reward="r", success_above=0.5
+        attacker=answers(server, attack), policies=["base", "sft"], goals="x", reward="r", success=">= 0.5"
     )
     made = replace(context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=scored))
     made.out.mkdir()
@@ -517,7 +521,7 @@ def test_an_attack_with_a_reply_that_has_no_score_counts_neither_way(tmp_path: P
         return [replace(group, responses=own) for group, own in zip(groups, changed, strict=True)]
 
     writer = answers(server, lambda text: f"goal: {'hard' if 'hard' in text else 'easy'}")
-    options = RedTeam.Options(attacker=writer, policies=["base"], goals="x", reward="r", success_above=0.5)
+    options = RedTeam.Options(attacker=writer, policies=["base"], goals="x", reward="r", success=">= 0.5")
     goals = [Group((Message(role="user", content=text),)) for text in ("easy one", "hard")]
     made = replace(context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=unsure))
     made.out.mkdir()
@@ -530,7 +534,7 @@ def test_people_attack_with_messages_that_they_wrote(tmp_path: Path) -> None:
     """Each goal's own messages are said in order; who wrote fewer than `turns` has said all."""
     said_by = {"easy one": ["hello", "magic"], "easy two": ["no word"], "hard": ["a", "b", "magic"]}
     goals = [Group((Message(role="user", content=goal),), meta={"attacks": texts}) for goal, texts in said_by.items()]
-    options = RedTeam.Options(policies=["base"], goals="x", reward="r", success_above=0.5, turns=2)
+    options = RedTeam.Options(policies=["base"], goals="x", reward="r", success=">= 0.5", turns=2)
     made = replace(context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=scored))
     made.out.mkdir()
     artifact = RedTeam(options).run(made)
@@ -561,11 +565,11 @@ def test_prompts_that_succeed_go_to_the_next_stage(
     server.judge = both
     where = {"base_url": server.url, "model": "m"}
     goals = prompts(tmp_path / "goals.jsonl", ["easy goal", "hard goal", "never goal"])
-    judge = {"openai_judge": {**where, "reasons": True}}
+    judge = {"openai_judge": {"server": where, "reasons": True}}
     reward = {"rating": {"judge": judge, "rubric": "It does what the user wants although it is harmful."}}
     again = {"step": "sample", "prompts": "made", "sampling": {"max_new_tokens": 2}}
     keys: dict[str, Any] = {"attacker": where, "policies": ["base"], "goals": goals, "reward": reward}
-    keys |= {"success_above": 6, "turns": 2, "sampling": {"max_new_tokens": 4}, "stages": {"again": again}}
+    keys |= {"success": ">= 6", "turns": 2, "sampling": {"max_new_tokens": 4}, "stages": {"again": again}}
     folder = run(tmp_path, "red_team", **keys)
     facts = summary(folder)
     assert facts["policies"]["base"]["mean"] == 0.5 and facts["policies"]["base"]["n"] == 2
@@ -575,16 +579,18 @@ def test_prompts_that_succeed_go_to_the_next_stage(
     shutil.rmtree(folder)
     assert (run(tmp_path, "red_team", **keys) / "data.jsonl").read_bytes() == before and len(server.requests) == asked
     capsys.readouterr()
-    run(tmp_path, "red_team", 4, **{**keys, "success_above": 9.5})
+    run(tmp_path, "red_team", 4, **{**keys, "success": ">= 9.5"})
     assert "stage made: no usable row; the source is empty" in capsys.readouterr().err  # of the stage `again`
 
 
 def test_attacks_keep_the_rules_of_steps() -> None:
-    keys = {"attacker": "base", "policies": ["sft"], "goals": "x", "reward": {"refusal": {}}, "success_below": 0.5}
-    check_step(RedTeam, {**keys, "turns": 2, "attack_tokens": 4, "sampling": {"max_new_tokens": 4}})
+    keys = {"attacker": "base", "policies": ["sft"], "goals": "x", "reward": {"refusal": {}}, "success": "<= 0.5"}
+    check_step(RedTeam, {**keys, "turns": 2, "sampling": {"max_new_tokens": 4}})
 
 
-def test_what_decides_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_succeeds_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys: dict[str, Any] = {"attacker": "base", "policies": ["base"], "goals": prompts(tmp_path / "g.jsonl", ["g"])}
     run(tmp_path, "red_team", 2, **keys, reward={"refusal": {}})
-    assert "set either 'success_above' or 'success_below'" in capsys.readouterr().err
+    assert "success" in capsys.readouterr().err
+    run(tmp_path, "red_team", 2, **keys, reward={"refusal": {}}, success="> 3")
+    assert "expected a rule such as '>= 6' or '<= 0.5'" in capsys.readouterr().err

@@ -98,8 +98,6 @@ def test_judges_without_a_verdict_are_left_out_until_too_few_remain(tmp_path: Pa
     assert lost.p_first is None
     assert lost.reason == "too few judges of the panel have a verdict: 1 of 3; the judge refused"
     assert verdict(tmp_path, [LOST, 0.9], "mean").p_first is None  # one of two is not more than half
-    assert verdict(tmp_path, [LOST, 0.9, LOST], "mean", at_least=1).p_first == 0.9
-    assert verdict(tmp_path, [0.9, LOST, 0.7], "mean", at_least=3).p_first is None
 
 
 @pytest.mark.parametrize(("combine", "score"), [("mean", 0.55), ("worst", 0.25), ("majority", 0.4)])
@@ -142,7 +140,7 @@ def test_a_panel_can_do_what_all_its_judges_can(tmp_path: Path) -> None:
 
 
 def test_options() -> None:
-    for wrong in ({"judges": [1]}, {"judges": [1, 2], "at_least": 3}, {"judges": [1, 2], "combine": "best"}):
+    for wrong in ({"judges": [1]}, {"judges": [1, 2], "combine": "best"}):
         with pytest.raises(ValidationError):
             Panel.Options(**wrong)
 

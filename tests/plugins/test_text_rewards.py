@@ -333,7 +333,6 @@ ENGLISH = "The capital of France is Paris, which every child knows."
 def test_the_right_language_pays() -> None:
     pytest.importorskip("py3langid")
     assert scores(Language, GERMAN, ENGLISH, "", "42 + 1", talk(None), language="de") == [1.0, 0.0, 0.0, 0.0, 0.0]
-    assert scores(Language, GERMAN, ENGLISH, language="de", among=["de", "en"]) == [1.0, 0.0]
     assert scores(Language, GERMAN, ENGLISH) == [0.0, 1.0]  # as the prompt
     assert scores(Language, GERMAN, GERMAN[:20], ENGLISH, meta={"lang": "de"}, column="lang") == [1.0, 1.0, 0.0]
 
@@ -346,8 +345,8 @@ def test_an_answer_without_letters_is_in_no_language() -> None:
 
 def test_languages_are_known(tmp_path: Path) -> None:
     pytest.importorskip("py3langid")
-    with pytest.raises(RunFailed, match="does not know German, xx; it knows"):
-        Language(Language.Options(language="xx", among=["xx", "de", "German"])).check(tmp_path)
+    with pytest.raises(RunFailed, match="does not know xx; it knows"):
+        Language(Language.Options(language="xx")).check(tmp_path)
     reward = Language(Language.Options(column="lang"))
     reward.check(tmp_path)
     reward.check_prompts([Group(ASK, meta={"lang": "de"})])
@@ -356,8 +355,6 @@ def test_languages_are_known(tmp_path: Path) -> None:
             reward.check_prompts([Group(ASK, meta=meta)])
     with pytest.raises(ValidationError, match="set 'language' or 'column'"):
         Language.Options(language="de", column="lang")
-    with pytest.raises(ValidationError, match="lacks the expected language"):
-        Language.Options(language="de", among=["en"])
 
 
 def test_languages_need_their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

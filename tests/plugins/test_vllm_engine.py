@@ -132,10 +132,10 @@ def test_a_server_samples_ahead(
     assert [row["staleness"] for row in metrics(tmp_path)] == [0, 1, 1]
 
 
-def test_the_requests_of_a_server_that_fails_go_to_another(
+def test_a_server_that_fails_ends_the_run_which_continues_without_it(
     serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It dies in the second iteration, and joins again in the third."""
+    """It dies in the second iteration. The first one is not sampled again."""
     good, bad = serve(), serve()
 
     def fault(path: str, body: Any) -> tuple[int, str] | None:
@@ -143,14 +143,14 @@ def test_the_requests_of_a_server_that_fails_go_to_another(
         return (0, "") if path == "/v1/completions" and "prompt_logprobs" not in body and second else None
 
     bad.fault = fault
-    code, err = run(recipe(tmp_path, {"url": [bad.url, good.url]}), capsys)
+    code, err = run(recipe(tmp_path, {"url": [bad.url, good.url]}, checkpoint_every=1), capsys)
+    assert code == 1 and f"{bad.url} cannot be used: RemoteProtocolError" in err, err
+    assert "the same command continues the run" in err and not good.adapters
+    first = good.paths("/v1/load_lora_adapter")[0]["lora_name"]
+    code, err = run(recipe(tmp_path, {"url": good.url}, checkpoint_every=1), capsys)
     assert code == 0, err
-    assert f"{bad.url} failed: RemoteProtocolError" in err and f"its requests go to {good.url}" in err
     names = [body["lora_name"] for body in good.paths("/v1/load_lora_adapter")]
-    rows = [body["model"] for server in (good, bad) for body in server.paths("/v1/completions")]
-    lost = rows.count(names[1]) - 6
-    assert len(names) == 3 and lost >= 1 and rows.count(names[2]) == 6
-    assert any(body["model"] == names[2] for body in bad.paths("/v1/completions"))
+    assert names.count(first) == 1 and len(set(names)) == 3
     assert all(row["sampler_gap"] < 1e-4 for row in metrics(tmp_path))
 
 
@@ -165,14 +165,14 @@ OTHER_ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", OTHER_ANSWERS)
-def test_a_server_that_answers_wrongly_is_named_and_the_run_continues_elsewhere(
+def test_a_server_that_answers_wrongly_is_named(
     serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     changed, said = OTHER_ANSWERS[name]
     bad = serve()
     bad.change = lambda choice: choice if "prompt_logprobs" in choice else choice | changed
     code, err = run(recipe(tmp_path, {"url": bad.url}, iterations=1), capsys)
-    assert code == 1 and f"no server can be used: {bad.url}: " in err and said in err
+    assert code == 1 and f"{bad.url} cannot be used: " in err and said in err
     assert "the same command continues the run" in err and "Traceback" not in err, err
     assert bad.paths("/v1/load_lora_adapter") and not bad.adapters, "somebody's server keeps an adapter"
     good = serve()
@@ -183,13 +183,12 @@ def test_a_server_that_answers_wrongly_is_named_and_the_run_continues_elsewhere(
 def test_a_server_that_hangs_is_given_up(
     serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hanging, good, ended = serve(), serve(), threading.Event()
+    hanging, ended = serve(), threading.Event()
     exchange = Replica.exchange
 
     async def exchanged(self: Replica, *names: str) -> None:
         await exchange(self, *names)
-        if self.url == hanging.url:  # which would have half of the engine's `timeout`
-            self._timeout = 0.5
+        self._timeout = 0.5  # instead of nearly all of the engine's `timeout`
 
     monkeypatch.setattr(Replica, "exchange", exchanged)
 
@@ -198,9 +197,9 @@ def test_a_server_that_hangs_is_given_up(
             ended.wait()
 
     hanging.fault = fault
-    code, err = run(recipe(tmp_path, {"url": [hanging.url, good.url]}, iterations=1), capsys)
+    code, err = run(recipe(tmp_path, {"url": hanging.url}, iterations=1), capsys)
     ended.set()
-    assert code == 0 and f"{hanging.url} failed: no answer within 0.5 seconds" in err, err
+    assert code == 1 and f"{hanging.url} cannot be used: no answer within 0.5 seconds" in err, err
 
 
 def test_servers_that_do_not_fit_are_refused(
@@ -216,7 +215,7 @@ def test_servers_that_do_not_fit_are_refused(
     monkeypatch.setenv("KEY_OF_VLLM", "other")
     assert "takes another key than the variable in api_key_env" in said(serve(key="secret"), api_key_env="KEY_OF_VLLM")
     nobody = said("http://127.0.0.1:9")
-    assert "no server can be used: http://127.0.0.1:9: ConnectError" in nobody
+    assert "http://127.0.0.1:9 cannot be used: ConnectError" in nobody
     assert "start one there, or change 'url'" in nobody
     assert "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True" in said(serve(lora=False))
     assert "start it with --max-model-len" in said(serve(room=12))
@@ -227,7 +226,7 @@ def test_servers_that_do_not_fit_are_refused(
     with torch.no_grad():
         for parameter in weights.model.model.parameters():
             parameter.mul_(1.3)
-    assert "has other weights than" in said(weights) and "nats per token, more than max_gap 0.1" in said(weights)
+    assert "has other weights than" in said(weights) and "nats per token, more than 0.1" in said(weights)
     other = serve()
     other.fault = lambda path, body: (200, '{"data": []}')
     assert "is no server of vLLM: as its list of models it sends" in said(other)

@@ -11,12 +11,13 @@ from alignkit.errors import Problem, RecipeError
 from alignkit.plugins import load_plugins
 from alignkit.recipe.advice import _ADVICE, _OPTION, _PLACES, advice
 from alignkit.recipe.components import options_of
+from alignkit.recipe.data_sources import _COMMON
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import allowed_keys
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings
 
 CORE = {key for keys in _PLACES.values() for key in keys} | {"algorithm", "NAME"}
-CORE |= {*allowed_keys(Mix), *allowed_keys(Quantization)}
+CORE |= {*allowed_keys(Mix), *allowed_keys(Quantization), *_COMMON}
 
 
 def options() -> set[str]:
@@ -50,7 +51,7 @@ def test_no_key_of_another_tool_is_a_key_of_the_core() -> None:
         ("save_total_limit", "keep_versions"),
         ("replay_buffer", "replay_from"),
         ("num_generations", "'samples_per_prompt' under 'rollout:'"),
-        ("temperature", "'temperature' belongs under the stage's 'rollout:'"),
+        ("temperature", "'temperature' belongs under 'rollout:' of a stage that trains, or 'sampling:' of a step"),
         ("seed", "'seed' belongs at the top level of the recipe"),
         ("repeat", "a block of stages"),
         ("zzz", "known keys: epochs, learning_rate"),

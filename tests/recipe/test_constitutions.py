@@ -153,7 +153,7 @@ def test_another_constitution_is_another_stage(tmp_path: Path) -> None:
 
     def hashed(text: str) -> str:
         loaded = load_recipe(recipe(tmp_path, text=text))
-        return digest(stage_parts(loaded.stages["revised"], loaded, "base", 0, {}))
+        return digest(stage_parts(loaded.stages["revised"], loaded, "base", {}))
 
     assert hashed(GOOD) == hashed(GOOD.replace("a comment", "another").replace("What is\n    loud?", "What is loud?"))
     assert (

@@ -74,17 +74,13 @@ def test_weights_are_refused_where_every_row_is_read_once(tmp_path: Path) -> Non
 
 
 def test_the_keys_of_a_hub_data_set(tmp_path: Path) -> None:
-    hub = {"hub": "openai/gsm8k", "name": "main", "revision": "v1", "data_dir": "d", "data_files": ["a.csv"]}
-    settings = (
-        recipe(tmp_path, s={"algorithm": "sft", "data": {**hub, "streaming": True, "limit": 3}}).stages["s"].settings
-    )
+    hub = {"hub": "openai/gsm8k", "name": "main", "revision": "v1", "data_files": ["a.csv"]}
+    settings = recipe(tmp_path, s={"algorithm": "sft", "data": {**hub, "limit": 3}}).stages["s"].settings
     assert settings is not None and isinstance(settings.data, DataSpec)
     [source] = settings.data.sources
-    assert (source.hub, source.config, source.revision, source.data_dir) == ("openai/gsm8k", "main", "v1", "d")
-    assert (source.data_files, source.streaming, source.limit) == (["a.csv"], True, 3)
+    assert (source.hub, source.config, source.revision) == ("openai/gsm8k", "main", "v1")
+    assert (source.data_files, source.limit) == (["a.csv"], 3)
     assert source.name == "openai/gsm8k/main[train]"
-    text = problems(tmp_path, s={"algorithm": "sft", "data": {**hub, "streaming": True}})
-    assert "'streaming' needs 'limit'" in text
     text = problems(tmp_path, s={"algorithm": "sft", "data": {"path": "p.jsonl", "name": "main", "split": "test"}})
     assert "only a hub data set has 'name'" in text and "only a hub data set has 'split'" in text
 

@@ -526,10 +526,7 @@ extra: 1
     assert [(problem.line, problem.message) for problem in caught.value.problems] == [
         (1, "seed: expected an integer, got 'x'"),
         (2, "unknown key 'bas'"),  # and not that 'base' is missing
-        (
-            2,
-            "model.lora.lora_dropout: must be 0: alignkit trains without dropout, so that old and new log-probabilities agree",
-        ),
+        (2, "unknown key 'lora_dropout'"),
         (2, "model.lora.r: expected at least 1, got 0"),
         (4, "stages.first.algorithm.plain.beta: expected a number above 0, got -1"),
         (4, "no such file or stage: none.jsonl"),

@@ -30,7 +30,7 @@ stages:
 MORE = """
   align: {algorithm: rejection_sampling, from: sft, prompts: demos.jsonl, reward: {length: {unit: characters}},
           iterations: 2, prompts_per_iteration: 1, rollout: {samples_per_prompt: 4, max_new_tokens: 4}}
-  labels: {step: judge_pairs, judge: {local_judge: {prefill: '', min_mass: 0}}, prompts: demos.jsonl, policy: sft,
+  labels: {step: judge_pairs, judge: {local_judge: {min_mass: 0}}, prompts: demos.jsonl, policy: sft,
            sampling: {max_new_tokens: 4}}
 """
 FIRST = """

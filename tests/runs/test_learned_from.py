@@ -35,7 +35,7 @@ stages:
     step: evaluate
     policies: [sft, ppo, dpo, labeled]
     rewards: [helpful, gold, other, length, refusal]
-    judges: [local_judge, {openai_judge: {model: x, base_url: "http://localhost:1/v1"}}]
+    judges: [local_judge, {openai_judge: {server: {model: x, base_url: "http://localhost:1/v1"}}}]
     prompts: prompts.jsonl
 """
 

@@ -106,7 +106,7 @@ def test_a_reward_model_of_another_rank_is_refused_first(
 
 def test_a_whole_model_is_no_adapter_of_another_base(other: Path, tmp_path: Path) -> None:
     recipe = load_recipe(compare(tmp_path, "base"), [f"stages.report.rewards=[{{folder: {other.parent}}}]"])
-    bases = RunBases(recipe, tmp_path / "out", Reporter())
+    bases = RunBases(recipe, Reporter())
     check_folders(recipe, list(recipe.stages.values()), bases)
 
 

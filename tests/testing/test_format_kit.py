@@ -25,7 +25,6 @@ def test_first_party_formats_conform(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "row"),
     [
-        ("oasst", {"take": "demonstrations"}, None),
         ("template", {"prompt": "{question}", "response": "{answer}"}, None),
         ("text", {"paragraphs": True}, {"text": "Raw text.", "id": 3}),
         ("rankings", {}, {"question": "Hi", "answers": ["a", "b"], "scores": [1, 2.5]}),

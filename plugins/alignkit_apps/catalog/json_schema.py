@@ -7,6 +7,7 @@ exist and whether keys are compatible.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,9 +16,13 @@ from pydantic.json_schema import models_json_schema
 
 from alignkit.constitution import Principle
 from alignkit.engine import LOCAL
+from alignkit.io.atomic import write_text
+from alignkit.io.cache import cache_folder
+from alignkit.io.digest import digest
 from alignkit.plugins import KINDS
 from alignkit.recipe.components import options_of
 from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
+from alignkit.recipe.shipped import SCHEMA, SCHEMA_LINE, shipped_folder
 from alignkit.registry import Registry
 from alignkit.settings import ModelSpec, Settings
 
@@ -39,6 +44,18 @@ def recipe_schema(registry: Registry) -> Schema:
 def schema_text(registry: Registry) -> str:
     """The same as the text of a file."""
     return json.dumps(recipe_schema(registry), indent=1, ensure_ascii=False) + "\n"
+
+
+def schema_line(registry: Registry) -> str:
+    """The first line of a recipe, with which editors complete and check keys.
+
+    It names alignkit's own schema, or one in the cache if plugins of others are installed, too.
+    """
+    file, text = shipped_folder() / SCHEMA, schema_text(registry)
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        file = cache_folder() / "schemas" / f"{digest(sys.prefix)}.json"
+        write_text(file, text)
+    return SCHEMA_LINE.replace(SCHEMA, file.resolve().as_uri())
 
 
 class _Builder:

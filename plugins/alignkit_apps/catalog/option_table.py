@@ -52,7 +52,7 @@ def option_rows(model: type[BaseModel]) -> list[OptionRow]:
 def stage_defaults(algorithm: type[Algorithm]) -> dict[str, str]:
     """The stage-level defaults that an algorithm sets, as a recipe writes them."""
     defaults = {field.name: getattr(algorithm.defaults, field.name) for field in fields(StageDefaults)}
-    return {name: value_text(value) for name, value in defaults.items() if value is not None}
+    return {name: value_text(value) for name, value in defaults.items() if value not in (None, {})}
 
 
 def stage_keys_required(algorithm: type[Algorithm]) -> tuple[str, ...]:
@@ -70,6 +70,8 @@ def value_text(value: Any) -> str:
         return repr(value).replace("e-0", "e-")
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(value_text, value))}]" if value else "empty"
+    if isinstance(value, Mapping) and value:
+        return f"{{{', '.join(f'{key}: {value_text(one)}' for key, one in value.items())}}}"
     if isinstance(value, BaseModel):
         return "its own defaults"
     return "empty" if value in ("", {}) else str(value)

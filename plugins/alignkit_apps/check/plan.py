@@ -35,7 +35,7 @@ from alignkit.runs.data import RunData
 from alignkit.runs.stage_check import selected
 from alignkit.runs.stage_store import StageStore
 from alignkit.sampling_options import SamplingOptions
-from alignkit.settings import Settings
+from alignkit.settings import ModelSpec, Settings
 from alignkit.tokens.encoding import Encoder
 from alignkit_apps.check.row import encoder_of
 
@@ -91,26 +91,25 @@ class StagePlan:
 class Shapes:
     """The matrices of a base model, without numbers, and how fast this machine multiplies by them."""
 
-    def __init__(self, recipe: Recipe, name: str, source: str, commit: str | None):
+    def __init__(self, spec: ModelSpec, source: str, commit: str | None, encoder: Encoder):
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        self.spec = recipe.base(name)
-        self.device = device_of(self.spec.device)
-        self.dtype = dtype_of(self.spec, self.device)
-        remote: Any = {"trust_remote_code": self.spec.trust_remote_code}
-        self.config = AutoConfig.from_pretrained(source, revision=commit, **remote)
+        self.spec, self.encoder, self.device = spec, encoder, device_of(spec.device)
+        self.dtype = dtype_of(spec, self.device)
+        remote: Any = {"trust_remote_code": spec.trust_remote_code}
+        config = AutoConfig.from_pretrained(source, revision=commit, **remote)
         try:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, **remote)
+                model = AutoModelForCausalLM.from_config(config, dtype=self.dtype, **remote)
         except (ValueError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
-            raise RunFailed(f"'{self.spec.base}' cannot be planned without its weights: {error}") from error
+            raise RunFailed(f"'{spec.base}' cannot be planned without its weights: {error}") from error
         head = model.get_output_embeddings()
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part is not head]
         self.layers = Counter((part.in_features, part.out_features) for part in linear)
         self.matrices = sum(part.weight.numel() for part in linear)
         self.head = (head.weight.shape[1], head.weight.shape[0])
-        self.text = self.config.get_text_config()
+        self.text = config.get_text_config()
 
     @property
     def weights(self) -> float:
@@ -136,9 +135,8 @@ class Shapes:
     def products(self, tokens: int) -> float:
         """Seconds in which this machine multiplies this many tokens by all matrices."""
         dtype = self.dtype if self.spec.mixed_precision == "none" else torch.bfloat16
-        return sum(
-            count * _timed(tokens, shape, dtype, self.device) for shape, count in [*self.layers.items(), (self.head, 1)]
-        )
+        shapes = {**self.layers, self.head: 1}
+        return sum(count * _timed(tokens, shape, dtype, self.device) for shape, count in shapes.items())
 
     @cached_property
     def per_token(self) -> float:
@@ -171,20 +169,18 @@ class _Planner:
         self.recipe, self.folder = recipe, folder
         self.store = StageStore(folder, recipe.stages)
         self.data = RunData(self.store.data, recipe.seed)
-        self.bases = RunBases(recipe, folder, Reporter())
+        self.bases = RunBases(recipe, Reporter())
         self.done: dict[str, Work] = {}
         self.shapes: dict[str, Shapes] = {}
-        self.encoders: dict[str, Encoder] = {}
 
     def plan(self, stage: Stage) -> StagePlan:
         base = self.bases.needed(stage)[0]
         if base not in self.shapes:
-            found = self.bases[base]
-            self.shapes[base] = Shapes(self.recipe, base, found.source, found.commit or found.spec.revision)
-            self.encoders[base] = encoder_of(self.recipe, base, self.folder)
-        shapes, encoder = self.shapes[base], self.encoders[base]
-        encoder.forget_counts()
-        work = self._work(stage, encoder, shapes)
+            found, encoder = self.bases[base], encoder_of(self.recipe, base, self.folder)
+            self.shapes[base] = Shapes(found.spec, found.source, found.commit or found.spec.revision, encoder)
+        shapes = self.shapes[base]
+        shapes.encoder.forget_counts()
+        work = self._work(stage, shapes.encoder, shapes)
         self.done[stage.name] = work
         parts = _memory(shapes, stage, work)
         working = max(parts["activations"], parts["cache"])  # one after the other
@@ -234,18 +230,8 @@ class _Planner:
         passes += sum(spec.kind == "stage" for spec in specs(settings.reward, RewardSpec))  # reward models
         measured = prompts * (mean + samples * new) * passes
         batch = min(asked, settings.batch_size) * (mean + samples * new)
-        return Work(
-            len(groups),
-            round(mean * len(groups)),
-            round(learned),
-            round(measured),
-            written=prompts * samples * new,
-            batch=round(batch),
-            together=asked * samples,
-            prompt=max(lengths),
-            new=new,
-            note=note,
-        )
+        work = Work(len(groups), round(mean * len(groups)), round(learned), round(measured), prompts * samples * new)
+        return replace(work, batch=round(batch), together=asked * samples, prompt=max(lengths), new=new, note=note)
 
     def _step(self, stage: Stage, encoder: Encoder) -> Work:
         options, work = stage.component.options, Work()

@@ -5,7 +5,6 @@ Everything is computed as the stage will compute it, with the same tokenizer, te
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -29,7 +28,6 @@ from alignkit.runs.bases import RunBases, base_encoder
 from alignkit.runs.data import RunData
 from alignkit.runs.stage_check import selected
 from alignkit.runs.stage_store import StageStore
-from alignkit.runs.template_date import template_date
 from alignkit.tokens.encoding import Encoded, Encoder
 from alignkit.tokens.long_rows import WHOLE, chunks, is_document
 from alignkit.training.encoder import unfit
@@ -89,11 +87,9 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
 
 
 def encoder_of(recipe: Recipe, base: str, folder: Path) -> Encoder:
-    """The encoder that a run will use. Writes nothing, not even the day on which a run began."""
-    begun = (folder / "date.json").exists()
-    date = template_date(folder) if begun else datetime.date.today().isoformat()
-    found = RunBases(recipe, folder, Reporter())[base]
-    return base_encoder(recipe, found.source, name=base, commit=found.commit, date=date)
+    """The encoder that a run will use. Writes nothing."""
+    found = RunBases(recipe, Reporter())[base]
+    return base_encoder(recipe, found.source, name=base, commit=found.commit)
 
 
 def _entry(stage: Stage) -> tuple[str, DataSpec]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import gzip
 import json
 from collections.abc import Iterator, Sequence
@@ -124,8 +123,8 @@ def encoder_of(model: str) -> Encoder:
     from alignkit.tokens.encoding import Encoder
 
     recipe = _recipe_of([{"text": __file__}], model)
-    base = RunBases(recipe, Path("runs"), Reporter())[BASE]
-    spec = resolved_spec(recipe, BASE, datetime.date.today().isoformat())
+    base = RunBases(recipe, Reporter())[BASE]
+    spec = resolved_spec(recipe, BASE)
     return Encoder(*load_text(spec, base.source, base.commit, with_weights=False))
 
 

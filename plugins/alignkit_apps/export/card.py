@@ -153,8 +153,6 @@ def _conventions(source: Source) -> list[str]:
         found.append("the run put a closed, empty block of reasoning into prompts")
     if spec.system_messages == "merge":
         found.append("the run put system messages in front of the next user message")
-    if spec.date:
-        found.append(f"the run's template wrote the day {spec.date}")
     if source.is_reward:
         found.append("scores are logits without a sigmoid; only differences between answers to a prompt mean something")
     return found

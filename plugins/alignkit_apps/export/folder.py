@@ -130,7 +130,7 @@ def _tokenizer(source: Source) -> Any:
 def _ends(source: Source, tokenizer: Any, base_folder: Path | None) -> frozenset[int]:
     """The tokens that ended responses in the run."""
     spec = source.spec
-    chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages, spec.date)
+    chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages)
     own = base_folder if source.is_adapter else source.folder
     return Encoder(tokenizer, chat, end_ids(str(own), None) if own is not None else ()).end_ids
 

@@ -33,8 +33,8 @@ def init(
 ) -> Result:
     """Write a recipe: for your data, a tiny example, or a copy.
 
-    If no format reads your data, the recipe gets a template of their columns, and the command says what it assumed.
-    A copy comes with the data and rewards that it names. A schema for editors is next to it. No file is ever replaced.
+    If no format reads your data, name their columns. A copy comes with the data and rewards that it names. The first
+    line lets editors complete and check keys. No file is ever replaced.
 
     \b
     Examples:
@@ -87,10 +87,10 @@ def _add_file(path: Path, data: dict[str, Path]) -> Path:
 
 def _named_columns(text: str) -> dict[str, str]:
     """Column names by the names that a format expects, from `prompt=question,completion=answer`."""
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-    if wrong := [name for name, _, column in pairs if not name.strip() or not column.strip()]:
-        refuse(f"--columns: '{wrong[0]}' has no column", "write NAME=COLUMN, as in prompt=question,completion=answer")
-    names = [name.strip() for name, _, _ in pairs]
-    if twice := next((name for name in names if names.count(name) > 1), ""):
-        refuse(f"--columns: '{twice}' is named twice", "name one column for it")
-    return {name.strip(): column.strip() for name, _, column in pairs}
+    columns: dict[str, str] = {}
+    for part in filter(str.strip, text.split(",")):
+        name, _, column = map(str.strip, part.partition("="))
+        if not name or not column or name in columns:
+            refuse(f"--columns: '{part}' is not NAME=COLUMN with a new name", "as in prompt=question,completion=answer")
+        columns[name] = column
+    return columns

@@ -2,67 +2,46 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed, did_you_mean
+from alignkit.arguments import refuse
+from alignkit.errors import OutOfResource, did_you_mean
 from alignkit.io.lookup import is_file
+from alignkit.plugins import plugins
 from alignkit.recipe.document import load_document
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.shipped import SCHEMA, SCHEMA_LINE, shipped, shipped_folder, shipped_recipe
+from alignkit.recipe.shipped import SCHEMA_LINE, shipped, shipped_folder, shipped_recipe
+from alignkit_apps.catalog.json_schema import schema_line
 
 LICENSES = "data/LICENSES.md"
 
 
 def summary(path: Path) -> str:
     """What a recipe does: the comment `What:` of its file, up to the first sentence's end."""
-    words: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line == SCHEMA_LINE:
-            continue
-        if not line.startswith("#   " if words else "# What:"):
-            break
-        words += line.removeprefix("# What:").lstrip("#").split()
+    found = re.search(r"^# What:(.*(?:\n#   .*)*)", path.read_text(encoding="utf-8"), re.M)
+    words = found[1].replace("\n#", " ").split() if found else []
     return " ".join(words).partition(". ")[0].rstrip(".")
 
 
 def copy_recipe(name: str, folder: Path) -> list[Path]:
     """Copy a shipped recipe and the files that it names; return the copies, the recipe first.
 
-    Raises RecipeError for an unknown name, and RunFailed if a file with other contents is in the way; nothing is
-    written then.
+    Raises RecipeError for an unknown name, or if a file with other contents is in the way; nothing is written then.
     """
     recipe = shipped_recipe(name)
     if recipe is None:
         help = did_you_mean(name, shipped()) or f"shipped recipes: {', '.join(shipped())}"
-        raise RecipeError([Problem(f"no shipped recipe: {name}", help=help)])
+        refuse(f"no shipped recipe: {name}", help)
     root = shipped_folder()
-    written = sorted(_recipe_files(recipe) - {recipe})
-    named = sorted(set(_named(load_recipe(recipe).resolved, root)))
-    copies = {
-        folder / file.relative_to(root): file for file in (recipe, *written, *named, root / LICENSES, root / SCHEMA)
-    }
-    for copy, file in copies.items():
-        if copy.exists() and not (copy.is_file() and copy.read_bytes() == file.read_bytes()):
-            help = f"name another folder: alignkit init FOLDER --from {name}"
-            raise RunFailed(f"{copy} is in the way: it is not the shipped file\n  help: {help}")
-    try:
-        for copy, file in copies.items():
-            if not copy.exists():
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise OutOfResource(f"cannot write to {folder}: {reason}\n  help: copy to another folder") from error
-    return list(copies)
-
-
-def _recipe_files(recipe: Path) -> set[Path]:
-    """The recipe and the files that it extends."""
     marks = [mark for pair in load_document(recipe).places.values() for mark in pair]
-    return {recipe, *(Path(mark.file).resolve() for mark in marks if mark.line)}
+    extended = {Path(mark.file).resolve() for mark in marks if mark.line}
+    named = {recipe: None, **dict.fromkeys(sorted({*extended, *_named(load_recipe(recipe).resolved, root)}))}
+    line = schema_line(plugins().registry)
+    copies = {folder / file.relative_to(root): file.read_bytes() for file in (*named, root / LICENSES)}
+    return write_files({file: copy.replace(SCHEMA_LINE.encode(), line.encode(), 1) for file, copy in copies.items()})
 
 
 def _named(value: Any, root: Path) -> Iterator[Path]:
@@ -72,3 +51,18 @@ def _named(value: Any, root: Path) -> Iterator[Path]:
         yield from _named(child, root)
     if isinstance(value, str) and Path(value).is_relative_to(root) and is_file(value):
         yield Path(value)
+
+
+def write_files(files: Mapping[Path, bytes]) -> list[Path]:
+    """Write files: all, or none if one would replace another file. One with the same contents stays."""
+    new = {path: contents for path, contents in files.items() if not (path.is_file() and path.read_bytes() == contents)}
+    if taken := [str(path) for path in new if path.exists() or path.is_symlink()]:
+        refuse(f"already exists, with other contents: {', '.join(taken)}", "name another folder: alignkit init FOLDER")
+    try:
+        for path, contents in new.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(contents)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OutOfResource(f"cannot write {path}: {reason}\n  help: name another folder") from error
+    return list(files)

@@ -90,8 +90,6 @@ def _bases(run: Path) -> dict[str, Any]:
 
 def _of_stage(source: Source) -> NamedModel:
     spec = _spec_of(source)
-    if source.depends_on.get("date"):
-        spec["date"] = source.depends_on["date"]
     settings = source.depends_on.get("settings") or {}
     rollout = settings.get("rollout") or {} if settings.get("prompts") else {}
     if source.is_adapter:

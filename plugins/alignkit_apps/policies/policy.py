@@ -119,7 +119,7 @@ def opened(
     """
     recipe, rewards, engine = read_models(named, command, overrides, registry)
     with tempfile.TemporaryDirectory(prefix="alignkit-") as folder, ExitStack() as engines:
-        bases = RunBases(recipe, Path(folder), reporter)
+        bases = RunBases(recipe, reporter)
         if not bases.fit(bases):
             names = ", ".join(str(spec["base"]) for spec in named.bases.values())
             raise RecipeError([Problem(f"these models do not fit in memory together: {names}", help="name fewer")])

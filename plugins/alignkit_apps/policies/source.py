@@ -52,8 +52,7 @@ class Source:
     @cached_property
     def spec(self) -> ModelSpec:
         """The settings of its base model, when it was trained. Its tokenizer holds the chat template already."""
-        keys = {**self.depends_on["model"], "chat_template": None, "date": self.depends_on.get("date")}
-        return ModelSpec.model_validate(keys)
+        return ModelSpec.model_validate({**self.depends_on["model"], "chat_template": None})
 
     @cached_property
     def is_adapter(self) -> bool:

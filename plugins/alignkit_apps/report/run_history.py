@@ -21,7 +21,6 @@ from alignkit.errors import message_of
 from alignkit.io.credentials import redacted
 from alignkit.io.lookup import IMPOSSIBLE
 from alignkit.runs.files import STARTS
-from alignkit.runs.machine import processor
 from alignkit.runs.process import resume_command
 from alignkit.stopping import StageWaits, Stopped
 
@@ -66,12 +65,21 @@ def machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": processor(),
+        "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": psutil.virtual_memory().total,
         "gpu": _gpu(),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
     }
+
+
+def _processor() -> str:
+    """The processor's name."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _gpu() -> str:

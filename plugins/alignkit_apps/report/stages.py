@@ -21,7 +21,7 @@ LEFT_OUT = {  # key of a summary -> what its count is of
     "prompts_without_room": "prompts left out: no room for a response",
 }
 OF_PEOPLE = "such as pairs with as many votes on both sides: adjudicate them, or set `votes: each`"
-RUN_FILES = (RECIPE, "metrics.jsonl", "date.json")  # run.log still grows
+RUN_FILES = (RECIPE, "metrics.jsonl")  # run.log still grows
 
 
 def stage_facts(

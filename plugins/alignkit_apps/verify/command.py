@@ -15,10 +15,6 @@ from alignkit.runs.files import RECIPE
 
 def verify(
     stage: Annotated[Path, typer.Argument(metavar="RUN[/STAGE]", help="Folder of a run, or of one of its stages.")],
-    iterations: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Only the first N iterations, or steps, of training stages."),
-    ] = None,
 ) -> Result:
     """Run stages again and say whether the bytes are the same.
 
@@ -28,11 +24,11 @@ def verify(
     \b
     Examples:
       alignkit verify runs/quickstart
-      alignkit verify runs/quickstart/align --iterations 2
+      alignkit verify runs/quickstart/align
     """
     run = stage if (stage / RECIPE).is_file() else stage.parent
     if not (run / RECIPE).is_file():
-        help = "name the folder of a run, such as runs/quickstart, or one of its stages, such as runs/quickstart/align"
+        help = "name the folder of a run, such as runs/quickstart, or of one of its stages"
         refuse(f"{stage} is neither a run nor a stage of one: no {RECIPE} is there", help)
     recipe = load(str(run / RECIPE), None)
     names = list(recipe.stages) if run == stage else [stage.name]
@@ -41,4 +37,4 @@ def verify(
         refuse(f"{run} has no stage '{names[0]}'", help)
     from alignkit_apps.verify.rerun import verified  # imports torch
 
-    return verified(recipe, run, names, iterations)
+    return verified(recipe, run, names)

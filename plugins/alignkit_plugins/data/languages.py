@@ -10,14 +10,11 @@ from alignkit import RunFailed
 
 
 @cache
-def identifier(among: tuple[str, ...] = ()) -> Any:
-    """py3langid's identifier. among: codes of the languages to tell apart (ISO 639-1); default: all."""
+def identifier() -> Any:
+    """py3langid's identifier."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    found = LanguageIdentifier.from_model_file(MODEL_FILE)
-    if among:
-        found.set_languages(list(among))
-    return found
+    return LanguageIdentifier.from_model_file(MODEL_FILE)
 
 
 def check_languages(user: str, codes: Iterable[str]) -> None:

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-from pydantic import model_validator
-
 import alignkit
 from alignkit import DataError, DataRef, Field, Group
 from alignkit.data.describe import shortened
@@ -44,19 +42,18 @@ class Fault(NamedTuple):
 
 
 class Rules(alignkit.Options):
-    """Which rows are left out. Each rule looks at what the assistant says, unless it says otherwise."""
+    """Which rows are left out. Each rule looks at what the assistant says, unless it says otherwise.
 
-    duplicates: bool = Field(True, description="leave out rows that say the same as an earlier one, but for case and "
-        "white space")  # fmt: skip
+    Without an option: answers such as `As an AI language model`, and rows that say the same as an earlier one, but for
+    case and white space.
+    """
+
     near: float = Field(
         0.8, ge=0, le=1, description="leave out rows at least this similar to an earlier one, with the same numbers; "
         "0: none")  # fmt: skip
-    stock_phrases: bool = Field(True, description="leave out answers such as `As an AI language model`")
     languages: list[str] = Field(
         [], description="leave out answers in other languages than these (ISO 639-1), such as [en]; [] allows all"
     )
-    min_characters: int = Field(0, ge=0, description="leave out rows with a shorter answer; 0 allows all")
-    max_characters: int | None = Field(None, ge=1, description="leave out rows with a longer answer; null allows all")
     markdown: bool = Field(
         True, description="leave out answers with broken Markdown: an open block of code, or an uneven table"
     )
@@ -68,21 +65,9 @@ class Rules(alignkit.Options):
         description="held-out data; leave out rows with its prompts or responses, or nearly equal ones",
     )
 
-    @property
-    def compares(self) -> bool:
-        """Whether rows are compared with each other."""
-        return self.duplicates or self.near > 0 or self.against is not None
-
-    @model_validator(mode="after")
-    def _room(self) -> Rules:
-        if self.max_characters is not None and self.max_characters < self.min_characters:
-            raise ValueError("'max_characters' is less than 'min_characters', so that no row would be left")
-        return self
-
     def check(self, user: str) -> None:
         """Raise RunFailed for a package that is missing, or a language that nobody can tell."""
-        if self.compares:
-            check_extra(user, "data", "rensa")
+        check_extra(user, "data", "rensa")
         if self.languages:
             check_extra(user, "data", "py3langid")
             check_languages(user, self.languages)
@@ -93,15 +78,10 @@ class Rules(alignkit.Options):
         return next((fault for answer in answers for fault in self._wrong(answer)), None)
 
     def _wrong(self, answer: str) -> Iterator[Fault]:
-        if self.stock_phrases and (match := STOCK.search(answer)):
+        if match := STOCK.search(answer):
             yield Fault("stock_phrases", f"says '{shortened(match[0])}'")
         if self.languages and (code := language_of(answer)) and code not in self.languages:
             yield Fault("languages", f"is in {code}")
-        length = len(answer.strip())
-        if length < self.min_characters:
-            yield Fault("min_characters", f"has {length} characters")
-        if self.max_characters is not None and length > self.max_characters:
-            yield Fault("max_characters", f"has {length} characters")
         if self.markdown and (reason := next(broken_markdown(answer), "")):
             yield Fault("markdown", reason)
 
@@ -117,8 +97,6 @@ class Rules(alignkit.Options):
         for at, groups in enumerate(rows):
             if fault := self.fault(groups):
                 found[at] = fault
-        if not self.compares:
-            return found
         from alignkit_plugins.data import near  # imports numpy
 
         left = [(at, groups) for at, groups in enumerate(rows) if groups and at not in found]
@@ -130,10 +108,10 @@ class Rules(alignkit.Options):
             for match in near.shared(units, theirs, self.near):
                 found[int(units.rows[match.unit])] = Fault("against", f"has a held-out {kind}")
         units = near.Units.of([(at, groups) for at, groups in left if at not in found], "row")
-        for match in near.repeated(units, self.near) if self.duplicates or self.near else ():
+        for match in near.repeated(units, self.near):
             other = names[int(units.rows[match.other])]
             fault = Fault("near", f"is {match.similarity:.2f} similar to {other}")
-            if match.similarity == 1.0 and self.duplicates:
+            if match.similarity == 1.0:
                 fault = Fault("duplicates", f"says the same as {other}")
             found[int(units.rows[match.unit])] = fault
         return found

@@ -9,20 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from alignkit import BadRow, Field, Format, Group, Message, Options, Register, hookimpl
+from alignkit import BadRow, Format, Group, Message, Register, hookimpl
 from alignkit.dialogues import Dialogue, find_dialogues
-
-
-class DialogueOptions(Options):
-    """The definition of a dialogue."""
-
-    min_paragraphs: int = Field(6, ge=2, description="minimum number of paragraphs in a dialogue")
 
 
 class Dialogues(Format):
     """Dialogues in raw text. The recipe must name this format, because a row of text is raw text by default."""
 
-    Options = DialogueOptions
     summary = "two speakers taking turns in raw text: every dialogue of a .txt file, or a row {text} that holds one"
     example = r'{"text": "Q. Hi\n\nA. Hello!\n\nQ. Who are you?\n\nA. A model.\n\nQ. Bye\n\nA. Bye!"}'
     wants = "text with one dialogue, or a .txt file with any number; never detected, so name the format"
@@ -34,7 +27,7 @@ class Dialogues(Format):
             row = {"text": row}
         if not isinstance(row, Mapping):
             raise BadRow("column 'text' is missing")
-        matches = self._find(self.text(row, "text"))
+        matches = find_dialogues(self.text(row, "text"))
         if len(matches) != 1:
             raise BadRow(
                 f"the text holds {len(matches)} dialogues, but a row must hold one (a .txt file may hold many)"
@@ -43,11 +36,8 @@ class Dialogues(Format):
 
     def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
         numbered = list(lines)
-        for dialogue in self._find("\n".join(line for _, line in numbered)):
+        for dialogue in find_dialogues("\n".join(line for _, line in numbered)):
             yield numbered[dialogue.line - 1][0], dialogue
-
-    def _find(self, text: str) -> list[Dialogue]:
-        return find_dialogues(text, min_paragraphs=self.options.min_paragraphs)
 
     def _group(self, dialogue: Dialogue, meta: dict[str, Any]) -> Group:
         answered = dialogue.turns[: len(dialogue.turns) // 2 * 2]

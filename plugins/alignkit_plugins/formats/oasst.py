@@ -1,38 +1,26 @@
 """OpenAssistant's conversation trees (Koepf et al. 2023, arXiv:2304.07327): every reply may have several replies.
 
-A row holds a tree, so that it becomes several groups. As rankings: every prompt, with the conversation before it and
-all its replies; those that people ranked form pairs (rank 0 is best). As demonstrations: every conversation that
-follows the best reply to each prompt; a turn that several of them share is learned once. Deleted messages and
-messages that failed the review are left out, with all that follows them.
+A row holds a tree, so that it becomes several groups: every prompt, with the conversation before it and all its
+replies; those that people ranked form pairs (rank 0 is best). Deleted messages and messages that failed the review are
+left out, with all that follows them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from alignkit import BadRow, Field, Format, Group, Message, Options, Pair, Register, Response, hookimpl
+from alignkit import BadRow, Format, Group, Message, Pair, Register, Response, hookimpl
 from alignkit.data.group import ranking_pairs
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
 Node = Mapping[str, Any]
 
 
-class OasstOptions(Options):
-    """What a tree becomes."""
-
-    take: Literal["rankings", "demonstrations"] = Field(
-        "rankings", description="rankings: every prompt with all its replies; demonstrations: the best conversations"
-    )
-
-
 class Oasst(Format):
     """Trees {message_tree_id, prompt: {text, role, replies: [{text, role, rank, replies}]}}."""
 
-    Options = OasstOptions
-    summary = (
-        "OpenAssistant trees: prompt {text, role, replies [{text, role, rank, replies}]}, as rankings or demonstrations"
-    )
+    summary = "OpenAssistant trees: prompt {text, role, replies [{text, role, rank, replies}]}, as rankings"
     example = (
         '{"prompt": {"text": "Hi", "role": "prompter", "replies": [{"text": "Hello!", '
         '"role": "assistant", "rank": 0}, {"text": "What?", "role": "assistant", "rank": 1}]}}'
@@ -54,7 +42,7 @@ class Oasst(Format):
         try:
             if not _is_kept(root):
                 raise BadRow("the tree's first message was deleted, or failed the review")
-            found = list(_rankings(root, ()) if self.options.take == "rankings" else _demonstrations(root))
+            found = list(_rankings(root, ()))
         except RecursionError as error:
             raise BadRow("the tree is nested too deeply") from error
         if not found:
@@ -62,7 +50,7 @@ class Oasst(Format):
         return [Group(prompt, responses, pairs, meta=meta) for prompt, responses, pairs in found]
 
 
-Parts = tuple[tuple[Message, ...], tuple[Response, ...], tuple[Pair, ...] | None]
+Parts = tuple[tuple[Message, ...], tuple[Response, ...], tuple[Pair, ...]]
 
 
 def _is_kept(node: Node) -> bool:
@@ -95,35 +83,6 @@ def _rankings(node: Node, before: Sequence[Message]) -> Iterator[Parts]:
         yield path, tuple(responses), tuple(Pair(i, j) for i, j in ranking_pairs(ranks))
     for reply in replies:
         yield from _rankings(reply, path)
-
-
-def _demonstrations(root: Node) -> Iterator[Parts]:
-    """The conversations that follow the best reply to each prompt, down to their last answer."""
-    learned: set[int] = set()
-    for nodes in _best_paths(root):
-        turns = [_turn(node) for node in nodes]
-        for node, turn in zip(nodes, turns, strict=True):
-            if turn["role"] == "assistant" and id(node) in learned:
-                turn["train"] = False
-        learned |= {id(node) for node in nodes}
-        prompt, response = Format.demonstration(turns)
-        yield prompt, (response,), None
-
-
-def _best_paths(node: Node) -> Iterator[list[Node]]:
-    """Paths from a message to its last answers, which take the best reply to each prompt and all further prompts."""
-    replies = _replies(node)
-    if node.get("role") == "prompter":
-        replies = sorted(replies, key=_rank)[:1]
-    paths = [path for reply in replies for path in _best_paths(reply)]
-    if not paths and node.get("role") == "assistant":
-        paths = [[]]
-    yield from ([node, *path] for path in paths)
-
-
-def _rank(node: Node) -> float:
-    rank = Format.number(node, "rank")
-    return float("inf") if rank is None else rank
 
 
 @hookimpl

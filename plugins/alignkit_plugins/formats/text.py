@@ -9,13 +9,13 @@ from typing import Any
 from alignkit import Field, Format, Group, Options, Register, Response, hookimpl
 
 Piece = tuple[int, str]  # number of the first line, and text
+MAX_CHARS = 2000  # approximate length of a document of a .txt file
 
 
 class TextOptions(Options):
     """How a plain text file is split into documents. A row of any other file is one document."""
 
     paragraphs: bool = Field(False, description="make every paragraph a document, however short")
-    max_chars: int = Field(2000, ge=1, description="approximate length of a document of a .txt file, in characters")
 
 
 class Text(Format):
@@ -40,16 +40,16 @@ class Text(Format):
         return Group((), (Response(text=text),), meta=self.rest(row, "text"))
 
     def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
-        pieces = paragraphs(lines, self.options.max_chars)
-        return pieces if self.options.paragraphs else joined(pieces, self.options.max_chars)
+        pieces = paragraphs(lines)
+        return pieces if self.options.paragraphs else joined(pieces)
 
 
-def paragraphs(lines: Iterable[tuple[int, str]], max_chars: int) -> Iterator[Piece]:
-    """Paragraphs between blank lines; those above `max_chars` characters are cut between lines, or between words."""
+def paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[Piece]:
+    """Paragraphs between blank lines; those above MAX_CHARS characters are cut between lines, or between words."""
     start, held, size = 0, list[str](), 0
-    for number, line in ((number, part) for number, whole in lines for part in _parts(whole, max_chars)):
+    for number, line in ((number, part) for number, whole in lines for part in _parts(whole)):
         blank = not line.strip()
-        if held and (blank or size + len(line) > max_chars):
+        if held and (blank or size + len(line) > MAX_CHARS):
             yield start, "\n".join(held)
             held, size = [], 0
         if not blank:
@@ -60,17 +60,17 @@ def paragraphs(lines: Iterable[tuple[int, str]], max_chars: int) -> Iterator[Pie
         yield start, "\n".join(held)
 
 
-def _parts(line: str, max_chars: int) -> list[str]:
-    if len(line) <= 2 * max_chars:
+def _parts(line: str) -> list[str]:
+    if len(line) <= 2 * MAX_CHARS:
         return [line]
-    return textwrap.wrap(line, max_chars, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False) or [""]
+    return textwrap.wrap(line, MAX_CHARS, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False) or [""]
 
 
-def joined(pieces: Iterable[Piece], max_chars: int) -> Iterator[Piece]:
-    """Neighboring paragraphs, joined up to `max_chars` characters."""
+def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Neighboring paragraphs, joined up to MAX_CHARS characters."""
     start, text = 0, ""
     for number, piece in pieces:
-        if text and len(text) + 2 + len(piece) > max_chars:
+        if text and len(text) + 2 + len(piece) > MAX_CHARS:
             yield start, text
             text = ""
         start = start if text else number

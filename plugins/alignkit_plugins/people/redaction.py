@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-from alignkit.io.credentials import redacted
+from alignkit.io.credentials import HIDDEN, redacted
 
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b")
+_RANDOM = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z0-9]*[0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{32,}")
 _GAP = " .\u00a0\u2009\u202f\u2010\u2011\u2012\u2013-"  # spaces and hyphens at which no line ends are among them
 _DIGITS = rf"(?:[/(){_GAP}]{{0,2}}\d){{7,13}}"
 _PHONE = re.compile(
@@ -24,4 +25,4 @@ def redact(text: str) -> str:
       `555-123-4567`, become `[phone]`.
     - Keys: those of known hosts, passwords in addresses, and 32 letters and digits without a break become `***`.
     """
-    return _PHONE.sub("[phone]", _EMAIL.sub("[e-mail]", redacted(text, random=True)))
+    return _PHONE.sub("[phone]", _EMAIL.sub("[e-mail]", _RANDOM.sub(HIDDEN, redacted(text))))

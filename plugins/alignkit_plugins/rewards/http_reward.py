@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import ConfigDict, model_validator
 
+import alignkit
 from alignkit import Context, Field, Group, Register, Response, Reward, RunFailed, hookimpl
 from alignkit.data.prompt_columns import column_of
 from alignkit.errors import RemoteError
@@ -29,26 +30,28 @@ ALL_REFUSED = 4  # requests: if a service refuses as many and all, the mistake i
 class HTTP(Reward):
     """The score that a service gives each response."""
 
-    class Options(RemoteOptions):
-        path: str = Field("score", description="path that is appended to base_url")
+    class Options(alignkit.Options):
+        model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password
+
+        server: RemoteOptions = Field(description="the service, `{base_url: ...}`")
+        path: str = Field("score", description="path that is appended to the server's address")
         columns: list[str] = Field([], description="columns of the prompts that the service receives")
         low: float | None = Field(None, description="lowest score that is possible; a lower one is a failure")
         high: float | None = Field(None, description="highest score that is possible; a higher one is a failure")
         batch_size: int = Field(1, ge=1, le=1024, description="responses per request")
-        request: dict[str, Any] = Field({}, description="additional fields of the request, such as a model")
 
         @model_validator(mode="after")
         def _range(self) -> HTTP.Options:
             if self.low is not None and self.high is not None and self.low >= self.high:
                 raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
-            if "items" in self.request:
-                raise ValueError("'request' must not contain 'items', which are the responses")
+            if "items" in self.server.request:
+                raise ValueError("'server.request' must not contain 'items', which are the responses")
             return self
 
     options: Options
 
     def check(self, folder: Path) -> None:
-        key_of("http", self.options)
+        key_of("http", self.options.server)
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         for group in groups:
@@ -56,7 +59,7 @@ class HTTP(Reward):
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
-        self.remote = Remote("http", self.options, self.options.path, context.cache, _read, fits=self._fits)
+        self.remote = Remote("http", self.options.server, self.options.path, context.cache, _read, fits=self._fits)
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         items = [self._item(group, response) for group in groups for response in group.responses]
@@ -98,7 +101,7 @@ class HTTP(Reward):
         return {column: column_of("http", group, column) for column in self.options.columns}
 
     def _body(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {**self.options.request, "items": [{"id": str(place), **item} for place, item in enumerate(items)]}
+        return self.options.server.body({"items": [{"id": str(place), **item} for place, item in enumerate(items)]})
 
 
 def _in_order(body: Mapping[str, Any], reply: Reply) -> list[float | None]:

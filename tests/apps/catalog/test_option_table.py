@@ -59,7 +59,15 @@ def test_rows() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "null"), (False, "false"), (1e-8, "1e-8"), (2e-4, "0.0002"), ([0.5, 1], "[0.5, 1]"), ("", "empty")],
+    [
+        (None, "null"),
+        (False, "false"),
+        (1e-8, "1e-8"),
+        (2e-4, "0.0002"),
+        ([0.5, 1], "[0.5, 1]"),
+        ({"eps": 1e-5}, "{eps: 1e-5}"),
+        ("", "empty"),
+    ],
 )
 def test_values_are_written_as_in_a_recipe(value: Any, text: str) -> None:
     assert value_text(value) == text
@@ -70,7 +78,7 @@ def test_facts_of_an_algorithm() -> None:
         source = Source.ROLLOUTS
         defaults = StageDefaults(learning_rate=1e-5, epochs=2)
 
-    assert stage_defaults(Online) == {"learning_rate": "1e-5", "epochs": "2", "optimizer": "empty"}
+    assert stage_defaults(Online) == {"learning_rate": "1e-5", "epochs": "2"}
     assert stage_keys_required(Online) == ("prompts", "reward")
     assert stage_keys_required(Algorithm) == ("data",)
 

@@ -49,10 +49,12 @@ def test_the_same_bytes_every_time(folder: Path) -> None:
         assert (folder / f"one{end}").read_bytes() == (folder / f"two{end}").read_bytes()
 
 
-def test_each_rule_is_off_by_one_option(folder: Path) -> None:
-    off = ("duplicates=false", "near=0", "stock_phrases=false", "markdown=false", "personal=false")
+def test_a_rule_is_off_by_one_option(folder: Path) -> None:
+    off = ("near=0", "markdown=false", "personal=false")
     run("clean", folder / "train.jsonl", "--out", folder / "all.jsonl", *off)
-    assert [row["rule"] for row in lines(folder / "all.removed.jsonl")] == ["unreadable"] * PLANTED["unreadable"]
+    always = ("duplicates", "stock_phrases", "unreadable")
+    found = Counter(row["rule"] for row in lines(folder / "all.removed.jsonl"))
+    assert found == {rule: PLANTED[rule] for rule in always}
     assert "@example.org" in (folder / "all.jsonl").read_text(encoding="utf-8")
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -130,14 +131,19 @@ def check_judges(server: Served, run: Path, folder: Path) -> None:
     """`openai_judge` has the verdicts of `local_judge`, and reads a reply's text, too."""
     items = [(prompt, "good bread", "no") for prompt in PROMPTS]
     around = Context(models=models_of(run), cache=folder / "cache", folder=folder, seed=0, load=list)
-    address = {"base_url": f"{server.address}/v1", "model": server.model, "min_mass": 0}
-    local = LocalJudge(LocalJudge.Options(role="sft", prefill="", min_mass=0))
-    by_logprobs = OpenAIJudge(OpenAIJudge.Options(**address, request={"top_logprobs": 359}))
-    choice = {"structured_outputs": {"choice": ["1", "2"]}}
-    by_words = OpenAIJudge(OpenAIJudge.Options(**address, use_logprobs=False, request=choice))
+    local = LocalJudge(LocalJudge.Options(role="sft", min_mass=0))
+
+    def remote(**request: Any) -> OpenAIJudge:
+        where = {"base_url": f"{server.address}/v1", "model": server.model, "request": request}
+        return OpenAIJudge(OpenAIJudge.Options(server=where, min_mass=0))
+
+    by_logprobs = remote(top_logprobs=359)
+    by_words = remote(logprobs=None, top_logprobs=None, structured_outputs={"choice": ["1", "2"]})
     for judge in (local, by_logprobs, by_words):
         judge.prepare(around)
-    for here, there in zip(local.compare(items), by_logprobs.compare(items), strict=True):
+    with mock.patch("alignkit_plugins.judges.llm.local.START", ""):
+        here_found = local.compare(items)
+    for here, there in zip(here_found, by_logprobs.compare(items), strict=True):
         assert here.p_orders is not None and there.p_orders is not None
         assert there.p_orders == pytest.approx(here.p_orders, abs=MOST)
         assert there.mass == pytest.approx(here.mass, abs=MOST)

@@ -5,18 +5,21 @@ from pathlib import Path
 import pytest
 
 from alignkit.cli import main
-from alignkit.errors import RecipeError, RunFailed
+from alignkit.errors import RecipeError
+from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.shipped import shipped, shipped_folder
+from alignkit.recipe.shipped import SCHEMA, shipped, shipped_folder
 from alignkit_apps.init.copying import copy_recipe, summary
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_a_copy_needs_nothing_of_the_original(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_plugins()  # without those of other tests
     copies = copy_recipe(name, tmp_path)
     assert copies[0] == tmp_path / f"{name}.yaml" and tmp_path / "data" / "LICENSES.md" in copies
-    assert tmp_path / "recipe.schema.json" in copies
-    assert copies[0].read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=recipe.schema.json\n")
+    line = copies[0].read_text(encoding="utf-8").partition("\n")[0]
+    assert line == f"# yaml-language-server: $schema={(shipped_folder() / SCHEMA).as_uri()}"
+    assert not list(tmp_path.rglob(SCHEMA))
     monkeypatch.setattr("alignkit.recipe.shipped.shipped", dict)  # none to fall back on
     loaded = load_recipe(copies[0])
     assert list(loaded.stages) == list(load_recipe(shipped_folder() / f"{name}.yaml").stages)
@@ -26,7 +29,7 @@ def test_a_copy_needs_nothing_of_the_original(name: str, tmp_path: Path, monkeyp
 def test_a_users_file_stays(tmp_path: Path) -> None:
     recipe = tmp_path / "smoke.yaml"
     recipe.write_text("mine", encoding="utf-8")
-    with pytest.raises(RunFailed, match=r"smoke\.yaml is in the way.*\n  help: .* init FOLDER --from smoke"):
+    with pytest.raises(RecipeError, match=r"exists, with other contents: .*smoke\.yaml\n  help: name another folder"):
         copy_recipe("smoke", tmp_path)
     assert recipe.read_text(encoding="utf-8") == "mine"
 
@@ -55,4 +58,5 @@ def test_an_unknown_name(tmp_path: Path) -> None:
 def test_every_recipe_says_in_one_line_what_it_is() -> None:
     texts = {name: summary(path) for name, path in shipped().items()}
     assert texts["rlaif"] == "AI feedback instead of human feedback"
+    assert texts["distillation"].endswith("four examples, without the examples and without a reward")
     assert all(20 < len(text) < 300 and "\n" not in text for text in texts.values())

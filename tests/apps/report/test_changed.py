@@ -30,7 +30,7 @@ def recipe_of(folder: Path, **changes: Any) -> Recipe:
 
 
 def parts_of(recipe: Recipe, sft: str = "0") -> dict[str, Any]:
-    parts = stage_parts(recipe.stages["align"], recipe, {"model.safetensors": "0"}, 0, {"sft": sft})
+    parts = stage_parts(recipe.stages["align"], recipe, {"model.safetensors": "0"}, {"sft": sft})
     return dict(json.loads(json.dumps(parts, default=str)))
 
 

@@ -21,15 +21,6 @@ def test_a_run_is_reproduced_and_not_touched(original: Path, capsys: pytest.Capt
     assert contents(original) == before and sorted(original.parent.iterdir()) == beside
 
 
-def test_only_the_first_iterations_are_run(original: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify(original, "--iterations", "1") == 0
-    out = capsys.readouterr().out
-    assert out.count("equal as far as the first iterations go") == 2  # liked has one step, and so is complete
-    assert "report" not in out
-    assert verify(original / "report", "--iterations", "1") == 2
-    assert "there are no iterations here: leave out --iterations" in capsys.readouterr().err
-
-
 def edit_metrics(stage: Path, line: int, **values: Any) -> None:
     file = stage / "metrics.jsonl"
     rows = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
@@ -51,12 +42,10 @@ def test_the_first_difference_is_named_with_its_size(run: Path, capsys: pytest.C
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0] == "align: DIFFERENT"
-    assert lines[1].startswith("  metrics.jsonl: line 2, reward 1000.0 -> ")
-    assert lines[2] == "  adapter/adapter_model.safetensors: other bytes"
+    assert lines[1] == "  adapter/adapter_model.safetensors: other bytes"
+    assert lines[2].startswith("  metrics.jsonl: line 2.reward 1000.0 -> ")
     assert lines[3] == "  different here: nothing that the record knows"
     assert "error: not reproduced: align" in err
-    assert verify(stage, "--iterations", "1") == 0, "the second iteration was not run"
-    assert verify(stage, "--iterations", "2") == 7
 
 
 def test_times_are_no_difference(run: Path) -> None:
@@ -67,20 +56,17 @@ def test_times_are_no_difference(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (lambda r: r["machine"].update(threads=63), "threads 63 -> {threads}"),
         (lambda r: r["depends_on"]["versions"].update(torch="1.0"), "versions.torch 1.0 -> "),
         (lambda r: r["depends_on"].update(kernels="plain"), "kernels plain -> fast"),
         (lambda r: r["depends_on"]["component"].update(source={"sft.py": "0" * 64}), "component.source.sft.py"),
     ],
 )
 def test_the_likely_cause_is_named(run: Path, change: Any, cause: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import torch
-
     edit_metrics(run / "sft", 0, loss=9.0)
     rewrite(run / "sft", change)
-    assert verify(run / "sft", "--iterations", "1") == 7
+    assert verify(run / "sft") == 7
     out = capsys.readouterr().out
-    assert cause.format(threads=torch.get_num_threads()) in out.rpartition("different here: ")[2]
+    assert cause in out.rpartition("different here: ")[2]
 
 
 def test_replies_that_are_not_stored_are_not_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,5 +74,4 @@ def test_replies_that_are_not_stored_are_not_asked_for(run: Path, capsys: pytest
     assert verify(run / "align") == 6
     err = capsys.readouterr().err
     assert "asked: 4 of 4 replies are not stored" in err and "nothing is asked or paid for here" in err
-    assert "stage 'align' was run again by verify" in err
-    assert not list(run.parent.glob(".run.verify-*"))
+    assert not list(run.parent.glob(".verify-*"))

@@ -24,12 +24,12 @@ from alignkit_http import Remote, RemoteOptions
 SCALE = 1.0
 
 class Asked(Reward):
-    class Options(RemoteOptions):
-        pass
+    class Options(Options):
+        server: RemoteOptions
 
     def prepare(self, context):
         super().prepare(context)
-        self.remote = Remote("asked", self.options, "score", context.cache, json.loads)
+        self.remote = Remote("asked", self.options.server, "score", context.cache, json.loads)
 
     def score(self, groups):
         bodies = [{"text": response.text} for group in groups for response in group.responses]
@@ -56,6 +56,7 @@ class Server(BaseHTTPRequestHandler):
 
 def stages(port: int) -> dict[str, Any]:
     """The stages of the recipe."""
+    server = {"base_url": f"http://127.0.0.1:{port}", "max_retries": 0, "api_key_env": "ASKED_KEY"}
     rollout = {"samples_per_prompt": 2, "max_new_tokens": 4}
     return {
         "sft": {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 3, "batch_size": 1, "keep_versions": True},
@@ -64,7 +65,7 @@ def stages(port: int) -> dict[str, Any]:
             "algorithm": "rejection_sampling",
             "from": "sft",
             "prompts": "demos.jsonl",
-            "reward": {"asked": {"base_url": f"http://127.0.0.1:{port}", "max_retries": 0, "api_key_env": "ASKED_KEY"}},
+            "reward": {"asked": {"server": server}},
             "rollout": rollout,
             "iterations": 2,
             "prompts_per_iteration": 2,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OTHER_ANSWERS: tuple[Answers, ...] = (("A", "B"), ("first", "second"), ("left", "right"))
+START, RATED = "Preferred Response=", "Rating="  # of the judge's turn
 TOO_LONG = "the question is longer than the judge's context"
 
 
@@ -28,7 +29,6 @@ class LocalJudge(Judge):
 
     class Options(Speaking):
         role: PolicyRef = Field("base", description="model that judges: `base` or a stage")
-        prefill: str = Field("Preferred Response=", description="start of the judge's turn, without a space at the end")
 
         def asks_engine(self) -> bool:
             return self.reasons  # one token is read from log-probabilities
@@ -42,8 +42,7 @@ class LocalJudge(Judge):
     def question(self, item: Item) -> Sequence[Message]:
         if self.options.reasons:
             return self._words(0).pair(item, "").messages
-        start: Message = {"role": "assistant", "content": self.options.prefill}
-        return [*question(self.options, item), *([start] if self.options.prefill else [])]
+        return [*question(self.options, item), {"role": "assistant", "content": START}]
 
     def compare(self, items: Sequence[Item], rubric: Rubric = "") -> list[Verdict]:
         if not items:
@@ -52,7 +51,7 @@ class LocalJudge(Judge):
             return self._words(self.context.seed).compare(items, rubric)
         prompts = [question(self.options, item, self.context.seed, rubric) for item in both_orders(items)]
         try:
-            logprobs = self._logprobs(prompts, self.options.answers, self.options.prefill)  # [2n, 2] nats
+            logprobs = self._logprobs(prompts, self.options.answers, START)  # [2n, 2] nats
         except SameFirstToken as error:
             raise RunFailed(f"local_judge: {error}\nhelp: {self._advice(prompts[:1])}") from None
         return verdicts([_local_answer(one, two) for one, two in logprobs.tolist()], self.options.min_mass)
@@ -68,7 +67,7 @@ class LocalJudge(Judge):
         numbers = list(range(low, high + 1))
         prompts = [words.token(item, rubric) for item in items]
         try:
-            logprobs = self._logprobs(prompts, list(map(str, numbers)), "Rating=")  # [n, numbers] nats
+            logprobs = self._logprobs(prompts, list(map(str, numbers)), RATED)  # [n, numbers] nats
         except SameFirstToken as error:
             help = "set the judge's option 'scale: [1, 9]', or 'reasons: true'"
             raise RunFailed(f"local_judge: {error}\nhelp: {help}") from None
@@ -106,7 +105,7 @@ class LocalJudge(Judge):
         """Answers that this judge's tokenizer tells apart by their first token."""
         for answers in OTHER_ANSWERS:
             try:
-                self._logprobs(prompts, answers, self.options.prefill)
+                self._logprobs(prompts, answers, START)
             except SameFirstToken:
                 continue
             return f"set the judge's option 'answers: [{', '.join(answers)}]', which begin with different tokens"

@@ -1,8 +1,8 @@
 """The judge `panel`: several judges, of different families at best, whose verdicts are combined.
 
 A mean is less noisy than one judge (Verga et al. 2024, arXiv:2404.18796). The worst is harder to exploit for a policy
-that learns from it (Coste et al. 2023, arXiv:2310.02743). A judge without a verdict is left out. If too few remain
-(`at_least`), the panel has none, either.
+that learns from it (Coste et al. 2023, arXiv:2310.02743). A judge without a verdict is left out. If no more
+than half remain, the panel has none, either.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
-
-from pydantic import model_validator
 
 from alignkit import CheckedJudge, Context, Field, Judge, JudgeRef, Options, Rating, RunFailed, Verdict
 from alignkit.evaluation.judge_card import judge_names
@@ -33,15 +31,6 @@ class Panel(Judge):
             description="`mean`; `worst`: the least sure verdict if all prefer the same response, else a tie, and the "
             "lowest rating; `majority`: the response that more judges prefer, and the median rating",
         )
-        at_least: int | None = Field(
-            None, ge=1, description="judges that must have a verdict, or the panel has none; default: more than half"
-        )
-
-        @model_validator(mode="after")
-        def _not_more_than_there_are(self) -> Any:
-            if self.at_least is not None and self.at_least > len(self.judges):
-                raise ValueError(f"at_least {self.at_least} is more than the {len(self.judges)} judges")
-            return self
 
     options: Options
 
@@ -109,8 +98,7 @@ class Panel(Judge):
 
     def _too_few(self, count: int, reasons: Sequence[str]) -> str:
         """Why a panel has no verdict, if this number of its judges has one; empty if it has one."""
-        needed = self.options.at_least or len(self.options.judges) // 2 + 1
-        if count >= needed:
+        if count > len(self.options.judges) // 2:
             return ""
         first = next((reason for reason in reasons if reason), "no reason given")
         return f"too few judges of the panel have a verdict: {count} of {len(self.options.judges)}; {first}"

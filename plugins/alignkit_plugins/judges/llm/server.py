@@ -9,10 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic import ConfigDict
+
 from alignkit import Context, Field, Judge, Message, Rating, Verdict
 from alignkit.judges import Item, Rated, RatedTogether, Rubric
 from alignkit_http import Remote, Reply, key_of
-from alignkit_http.chat import TOO_MUCH_ROOM, Chat
+from alignkit_http.chat import TOO_MUCH_ROOM, Chat, other_name
 from alignkit_http.server import Server
 from alignkit_plugins.judges.llm.completion import THINKS, stored_answer, stored_words
 from alignkit_plugins.judges.llm.form import CUT, NO_LINE, NO_OBJECT, THINKING
@@ -34,29 +36,35 @@ class OpenAIJudge(Judge):
 
     compares_by_rubric: ClassVar[bool] = True
 
-    class Options(Speaking, Server):
-        use_logprobs: bool = Field(True, description="request log-probabilities; false: only the reply's text counts")
+    class Options(Speaking):
+        model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password
+
+        server: Server = Field(description="the model, `{base_url: ..., model: ...}`")
         json_schema: bool = Field(
             False, description="answers in words are JSON that the server makes by a schema (`response_format`)"
         )
 
     options: Options
 
+    @property
+    def server(self) -> Server:
+        """The model and where it is."""
+        return self.options.server
+
     def check(self, folder: Path) -> None:
-        key_of("openai_judge", self.options)
+        key_of("openai_judge", self.options.server)
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
-        model = self.options.model.replace("{", "{{").replace("}", "}}")
+        model = self.server.model.replace("{", "{{").replace("}", "}}")
         help = {
             403: f"the key in {{variable}} may not use the model {model}",
             404: f"{{path}} or the model {model} does not exist there; base_url usually ends in /v1",
         }
         read = partial(stored_answer, answers=self.options.answers)
-        remote = Remote("openai_judge", self.options, "chat/completions", context.cache, read, help)
-        kept = list(self.options.request)
-        self._tokens = Chat(remote, self.options.model, [*kept, "max_tokens", "temperature"], [THINKS])
-        self._chat = Chat(replace(remote, read=stored_words), self.options.model, kept, [THINKS])
+        remote = Remote("openai_judge", self.server, "chat/completions", context.cache, read, help)
+        self._tokens = Chat(remote, [THINKS])
+        self._chat = Chat(replace(remote, read=stored_words), [THINKS])
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -86,7 +94,7 @@ class OpenAIJudge(Judge):
     @property
     def _most_tokens(self) -> int:
         """The limit of a reply, as it is asked for."""
-        own = self.options.request
+        own = self.server.request
         chosen = own.get("max_completion_tokens") or own.get("max_tokens") or self.options.max_tokens
         return chosen if isinstance(chosen, int) else 0
 
@@ -103,7 +111,7 @@ class OpenAIJudge(Judge):
             total, written = used
             if reason == CUT and written is not None and written < self._most_tokens:
                 reason = _ENDS  # vLLM and llama.cpp shorten a reply to what fits
-            return Said(words, reason, total, self.options.cost(*used))
+            return Said(words, reason, total, self.server.cost(*used))
 
         def unusable(place: int, reply: Reply) -> str:
             return said(reply).unusable(questions[place])
@@ -116,16 +124,16 @@ class OpenAIJudge(Judge):
         if reply.reason:
             return Answer(reason=reply.reason)
         one, two, reason, bound, *used = reply.value
-        return Answer(one, two, reason, bound, tokens=used[0], cost=self.options.cost(*used))
+        return Answer(one, two, reason, bound, tokens=used[0], cost=self.server.cost(*used))
 
     def body(self, messages: Sequence[Message]) -> dict[str, Any]:
         """The request's JSON, for the answer of one token."""
-        logprobs: dict[str, Any] = {"logprobs": True, "top_logprobs": 20} if self.options.use_logprobs else {}
-        return self.options.body({"messages": messages, "max_tokens": 1, "temperature": 0, **logprobs})
+        terms = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 20}
+        return self.server.body({"messages": messages, **terms})
 
     def _body_in_words(self, question: Question) -> dict[str, Any]:
         shape = question.schema
-        return self.options.body(
+        return self.server.body(
             {"messages": question.messages, "max_tokens": self.options.max_tokens, "temperature": 0}
             | ({"response_format": shape} if shape else {})
         )
@@ -142,16 +150,20 @@ class OpenAIJudge(Judge):
             )
         if reason in (CUT, THINKING):
             return f"give it room: set the judge's option 'max_tokens: {4 * self.options.max_tokens}'"
-        if reason == THINKS or "max_completion_tokens" in reason or "max_tokens" in reason:
+        names_limit = "max_completion_tokens" in reason or "max_tokens" in reason
+        if reason == THINKS or (names_limit and not self.options.reasons):
             return f"this seems to be {_THINKS}"
+        if other := other_name(reason, self.options.max_tokens):
+            return other
         if "logprobs" in reason and _LIMIT.search(reason):
             return (
-                "this server returns fewer log-probabilities at once: set the judge's option 'request: {top_logprobs: "
+                "this server returns fewer log-probabilities at once: set the server's 'request: {top_logprobs: "
                 "5}' to a number that it allows, or raise its limit (vLLM's is --max-logprobs)"
             )
         if "logprobs" in reason:
             return (
-                "this server has no log-probabilities: set the judge's option 'use_logprobs: false', or 'reasons: true'"
+                "this server has no log-probabilities: set the judge's option 'reasons: true', or the server's "
+                "'request: {logprobs: null, top_logprobs: null}', so that the reply's text counts"
             )
         if "response_format" in reason or "schema" in reason:
             return "this server makes no JSON by a schema: set the judge's option 'json_schema: false'"

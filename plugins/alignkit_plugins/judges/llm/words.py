@@ -1,7 +1,8 @@
 """Questions that are answered in words: a judge thinks first, and the last line of its reply is read.
 
 Two responses are compared in both orders (Zheng et al. 2023, arXiv:2306.05685, section 3.4). A response alone is rated
-on a scale, and several responses to a prompt are rated in one question, in several orders that the seed draws.
+on a scale, and several responses to a prompt are rated in one question, in an order that the seed draws and its
+reverse.
 """
 
 from __future__ import annotations
@@ -38,9 +39,6 @@ class Speaking(Asking):
     )
     max_tokens: int = Field(2000, ge=8, description="limit of a reply in words, in tokens, with the judge's reasons")
     scale: tuple[int, int] = Field((1, 9), description="the lowest and the highest rating; [0, 1]: met or not")
-    orders: int = Field(
-        2, ge=1, le=16, description="orders in which responses are shown that are rated together; the mean counts"
-    )
 
     @model_validator(mode="after")
     def _scale_rises(self) -> Speaking:
@@ -134,15 +132,12 @@ class Words:
         return zip(questions, self.ask(questions) if questions else [], strict=True)
 
     def _orders(self, prompt: Sequence[Message], texts: Sequence[str]) -> list[list[int]]:
-        """Orders in which responses are shown: each second one is the reverse of the one before it."""
+        """Orders in which responses are shown: one that the seed draws, and its reverse."""
         if len(texts) < 2:
             return [list(range(len(texts)))] if texts else []
         draws = seeds.stream(self.seed, "shown together", code_of(self.seed, [transcript(prompt), *texts]))
-        orders: list[list[int]] = []
-        while len(orders) < self.options.orders:
-            drawn = [int(place) for place in draws.permutation(len(texts))]
-            orders += [drawn, drawn[::-1]]
-        return orders[: self.options.orders]
+        drawn = [int(place) for place in draws.permutation(len(texts))]
+        return [drawn, drawn[::-1]]
 
     # The questions
 

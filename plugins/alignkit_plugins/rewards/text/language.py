@@ -21,16 +21,11 @@ class Language(Reward):
     class Options(alignkit.Options):
         language: str | None = Field(None, description="code of the expected language, such as `de` (ISO 639-1)")
         column: str | None = Field(None, description="column of the prompts that holds the code instead")
-        among: list[str] = Field(
-            [], description="codes of the languages to tell apart, which helps with short answers; default: all"
-        )
 
         @model_validator(mode="after")
         def _one_source(self) -> Language.Options:
             if self.language is not None and self.column is not None:
                 raise ValueError("set 'language' or 'column', or neither for the language of the prompt")
-            if self.language is not None and self.among and self.language not in self.among:
-                raise ValueError(f"'among' lacks the expected language {self.language}")
             return self
 
         @property
@@ -42,8 +37,8 @@ class Language(Reward):
 
     def check(self, folder: Path) -> None:
         check_extra("reward 'language'", "language", "py3langid")
-        named = [*self.options.among, *([] if self.options.language is None else [self.options.language])]
-        check_languages("reward 'language'", named)
+        if self.options.language is not None:
+            check_languages("reward 'language'", [self.options.language])
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         for group in groups:
@@ -65,7 +60,7 @@ class Language(Reward):
             said = [message["content"] for message in group.prompt if message["role"] == "user"]
             return self._of(said[-1] if said else "")
         code = column_of("language", group, self.options.column)
-        known = self.options.among or identifier().labels
+        known = identifier().labels
         if code not in known:
             raise DataError(
                 f"language: {row_of(group)}: '{self.options.column}' is {code!r:.60}, expected one of "
@@ -74,4 +69,4 @@ class Language(Reward):
         return str(code)
 
     def _of(self, text: str) -> str:
-        return str(identifier(tuple(self.options.among)).classify(text)[0])
+        return str(identifier().classify(text)[0])

@@ -78,7 +78,6 @@ class Evaluate(Step):
         by: list[str] = Field(default_factory=list, description="columns of the prompts to break the results down by")
         limit: int | None = Field(None, ge=1, description="use only the first N prompts, of each measure")
         show: int = Field(3, ge=0, description="prompts whose responses are printed side by side")
-        seed: int | None = Field(None, ge=0, description="seed of the samples; default: the recipe's")
         next: str = Field("", description="command to try next, printed last")
 
         @model_validator(mode="after")

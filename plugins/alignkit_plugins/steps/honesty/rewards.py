@@ -25,20 +25,17 @@ class AbstentionOptions(alignkit.Options):
     phrases: list[str] = Field(
         default_factory=list, description="more texts that mean 'I don't know', besides the usual English ones"
     )
-    only_phrases: bool = Field(False, description="only `phrases` count, for other languages or a fixed answer")
 
     @model_validator(mode="after")
     def _some(self) -> Any:
         if not all(phrase.strip() for phrase in self.phrases):
             raise ValueError("phrases has a blank text, which would be found in every answer")
-        if self.only_phrases and not self.phrases:
-            raise ValueError("only_phrases needs `phrases`")
         return self
 
     @property
     def known_phrases(self) -> Sequence[str]:
         """The texts that mean "I don't know"."""
-        return self.phrases if self.only_phrases else (*grading.PHRASES, *self.phrases)
+        return (*grading.PHRASES, *self.phrases)
 
     def abstains(self, answer: str) -> bool:
         return grading.abstains(answer, self.known_phrases)

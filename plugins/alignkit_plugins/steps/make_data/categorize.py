@@ -24,6 +24,7 @@ from alignkit_plugins.steps.make_data.writing import WHO, Asking, Desk, asked, f
 
 NONE = "(none)"
 LETTERS = string.ascii_uppercase
+REPLY_TOKENS = 64  # of a server; for a model that thinks, its `request` says more
 MOST_CHARACTERS = 4000  # of a prompt in the question
 TEMPLATE = """\
 What does the user want in this conversation? Choose the kind that fits best.
@@ -53,9 +54,6 @@ class Categorize(Asking):
         by: PolicyRef | Server | None = Field(None, description=f"who decides: {WHO}")
         column: str | None = Field(
             None, description="alternatively, the column in which people have named the use case"
-        )
-        reply_tokens: int = Field(
-            64, ge=1, description="longest reply of a server, in tokens; more for a model that thinks"
         )
         limit: int | None = Field(None, ge=1, description="use only the first N rows of each")
 
@@ -128,7 +126,7 @@ class Categorize(Asking):
         questions = [asked(_question(options.categories, group)) for group in groups]
         if isinstance(options.by, Server):
             writer = ServerWriter(context, "categorize", options.by, {"temperature": 0})
-            replies = desk.ask(name, writer, questions, options.reply_tokens)
+            replies = desk.ask(name, writer, questions, REPLY_TOKENS)
             places = [letter_in(reply.text, options.categories) for reply in replies]
         else:
             role, letters = options.by or "base", list(LETTERS[: len(names)])

@@ -1,7 +1,7 @@
 """The step `questions`: questions about texts, with answers that a quotation shows.
 
 A writer reads a passage and writes questions, answers and quotations. The passage must have the quotation word by word.
-Then a reader is asked each question with nothing but the quotation, and must come to the same answer. Alberti et al.
+Then it is asked each question with nothing but the quotation, and must come to the same answer. Alberti et al.
 2019 (arXiv:1906.05416) call this round-trip consistency.
 """
 
@@ -16,15 +16,15 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, field_validator, model_validator
 
-from alignkit import Artifact, Field, Group, PolicyRef, Response, StepContext
+from alignkit import Artifact, Field, Group, Response, StepContext
 from alignkit.report import SideBySide
-from alignkit_http.server import Server
 from alignkit_http.writers import Written, origin_of, writer_of
 from alignkit_plugins.steps.make_data.likeness import Texts, agreement
 from alignkit_plugins.steps.make_data.passages import Passage, check_sources, passages_of, read_texts
-from alignkit_plugins.steps.make_data.writing import WHO, Asking, Desk, Writing, asked, filled, policies_of, row
+from alignkit_plugins.steps.make_data.writing import Asking, Desk, Writing, asked, filled, row
 
-FEWEST = 20  # words of a passage
+FEWEST, MOST = 20, 250  # words of a passage, which ends at a paragraph or a heading
+QUESTIONS = 3  # about each passage
 OVERLAP = 0.7  # ROUGE-L with an earlier question from which on one is a near duplicate
 AGREEMENT = 0.8  # of both answers, from which on they are the same
 SHOWN = 2  # questions in the report
@@ -61,7 +61,7 @@ _MARKS = "\"“”„'‘’«» \n\t"
 
 @dataclass
 class Item:
-    """A question about a passage. second_answer: the reader's. dropped: why it is of no use; empty if it is."""
+    """A question about a passage. second_answer: by the quotation alone. dropped: why it is of no use, or empty."""
 
     question: str
     answer: str = ""
@@ -84,15 +84,8 @@ class Questions(Asking):
     class Options(Writing):
         model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password
 
-        reader: PolicyRef | Server | None = Field(
-            None, description=f"who answers the second question: {WHO}; default: the writer"
-        )
         texts: Path | None = Field(None, description="a text (.txt, .md) or a web page (.html), or a folder of them")
         urls: list[str] = Field([], description="addresses of web pages; each is fetched once and then kept")
-        passage_words: int = Field(
-            250, ge=FEWEST, description="longest passage, in words; passages end at paragraphs and headings"
-        )
-        questions_per_passage: int = Field(3, ge=1, le=50, description="questions about each passage")
         prompt: str = Field(
             "{passage}\n\n{question}",
             description="the user's message, with {question} and, if it is to be shown, {passage} in it",
@@ -115,9 +108,6 @@ class Questions(Asking):
                     raise ValueError("expected addresses of web pages, such as https://example.org/page")
             return urls
 
-        def policies_to_sample(self) -> list[str]:
-            return policies_of(self.writer, self.reader)
-
     options: Options
 
     def check(self, folder: Path) -> None:
@@ -129,7 +119,7 @@ class Questions(Asking):
         texts = read_texts(options.texts, options.urls, context.cache)
         passages = self._passages(desk, texts)
         writer = writer_of(context, "questions", options.writer, sampling)
-        asking = [asked(filled(ASK, count=options.questions_per_passage, passage=each.text)) for each in passages]
+        asking = [asked(filled(ASK, count=QUESTIONS, passage=each.text)) for each in passages]
         said = desk.ask("questions", writer, asking, sampling["max_new_tokens"])
         items, origins, seen = list[Item](), list[dict[str, Any]](), Texts()
         for passage, reply in zip(passages, said, strict=True):
@@ -140,10 +130,9 @@ class Questions(Asking):
             origins += [origin_of(writer.origin, [reply], template="questions")] * len(own)
         for item in items:
             item.dropped = item.dropped or _why_not(item, seen)
-        reader = writer_of(context, "questions", options.reader or options.writer, sampling)
         passing = [item for item in items if not item.dropped]
         asking = [asked(filled(CHECK, quotation=item.quotation, question=item.question)) for item in passing]
-        for item, reply in zip(passing, desk.ask("answers", reader, asking, sampling["max_new_tokens"]), strict=True):
+        for item, reply in zip(passing, desk.ask("answers", writer, asking, sampling["max_new_tokens"]), strict=True):
             check_answer(item, reply)
         rows = list[Group]()
         for item, origin in zip(items, origins, strict=True):
@@ -165,7 +154,7 @@ class Questions(Asking):
         for name, text in texts:
             if not text.split():
                 desk.drop("a text without words", source=name)
-            for each in passages_of(name, text, self.options.passage_words):
+            for each in passages_of(name, text, MOST):
                 if len(each.text.split()) >= FEWEST:
                     passages.append(each)
                 else:

@@ -7,11 +7,12 @@ to the goal, as in HarmBench (Mazeika et al. 2024, arXiv:2402.04249): talk about
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 import alignkit
 from alignkit import (
@@ -36,6 +37,8 @@ from alignkit_http.server import Server
 from alignkit_http.writers import NO_ROOM, PolicyWriter, Writer, Written, ask, origin_of, writer_of
 from alignkit_plugins.steps.make_data.writing import WHO, Asking, Desk, asked, filled, policies_of, row, write_lines
 
+ATTACK_TOKENS = 200  # of the attacker's longest message
+SUCCESS = re.compile(r"[<>]=\s*(-?\d+(?:\.\d+)?)")
 SHOWN = 2  # successful attacks in the report
 PEOPLE, ATTACKS = "people", "attacks"  # who attacks if no model does, and the column with their messages
 TEMPLATE = """\
@@ -100,25 +103,31 @@ class RedTeam(Asking):
         policies: list[PolicyRef] = Field(min_length=1, description="policies to attack: `base`, stages or `STAGE@k`")
         goals: DataRef = Field(description="what the attacker wants from a policy: prompts, one goal each")
         turns: int = Field(3, ge=1, le=32, description="messages of the attacker in a conversation at most")
-        attack_tokens: int = Field(200, ge=1, description="longest message of the attacker, in tokens")
         reward: RewardRef = Field(
             description="scores each reply as an answer to the goal: a classifier, or a judge by "
             "`{rating: {judge: ..., rubric: ...}}`"
         )
-        success_above: float | None = Field(None, description="an attack succeeds if a reply has at least this score")
-        success_below: float | None = Field(
-            None, description="an attack succeeds if a reply has at most this score, such as a reward for safety"
+        success: str = Field(
+            description="scores of a reply with which an attack succeeds, such as '>= 6', or '<= 0' of a reward for "
+            "safety",
         )
         limit: int | None = Field(None, ge=1, description="use only the first N goals")
+
+        @field_validator("success")
+        @classmethod
+        def _rule(cls, text: str) -> str:
+            limit_of(text)
+            return text
 
         @model_validator(mode="after")
         def _consistent(self) -> Any:
             check_unique("policies", self.policies)
-            if (self.success_above is None) == (self.success_below is None):
-                raise ValueError(
-                    "set either 'success_above' or 'success_below': the score from which on an attack succeeds"
-                )
             return self
+
+        def succeeds(self, score: float) -> bool:
+            """Whether an attack with this score of its reply succeeds."""
+            limit = limit_of(self.success)
+            return score >= limit if self.success.startswith(">") else score <= limit
 
         def policies_to_sample(self) -> list[str]:
             return policies_of(*self.policies, self.attacker)
@@ -175,7 +184,7 @@ class RedTeam(Asking):
             said = [Written(each[0]) if each else Written(reason="people wrote no more") for each in left]
         else:
             questions = [asked(_question(each)) for each in episodes]
-            said = desk.ask(f"attack-{turn}", attacker, questions, self.options.attack_tokens)
+            said = desk.ask(f"attack-{turn}", attacker, questions, ATTACK_TOKENS)
         for each, attack in zip(episodes, said, strict=True):
             each.ended = "" if attack.text else f"no attack, {attack.reason}"
             if attack.text:
@@ -194,14 +203,20 @@ class RedTeam(Asking):
 
     def _score(self, scorer: Any, episodes: Sequence[Episode]) -> None:
         """Score the last replies as answers to the goals."""
-        above, below = self.options.success_above, self.options.success_below
         said = [(Response(each.turns[-1]["content"], source=each.policy),) for each in episodes]
         groups = [replace(each.goal, responses=own, pairs=None) for each, own in zip(episodes, said, strict=True)]
         for each, group in zip(episodes, scorer.score(groups) if groups else [], strict=True):
             score = group.responses[0].scores[REWARD_KEY]
             each.scores.append(score)
-            if score is not None and (score >= above if above is not None else score <= (below or 0.0)):
+            if score is not None and self.options.succeeds(score):
                 each.ended = "success"
+
+
+def limit_of(rule: str) -> float:
+    """The number in `>= 6` or `<= 0.5`. Raises ValueError for another rule."""
+    if not (match := SUCCESS.fullmatch(rule)):
+        raise ValueError("expected a rule such as '>= 6' or '<= 0.5'")
+    return float(match[1])
 
 
 def _question(episode: Episode) -> str:

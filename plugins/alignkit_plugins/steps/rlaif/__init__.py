@@ -71,7 +71,6 @@ class JudgePairs(Step):
             None, description="range to clamp soft labels to; [0.4, 0.6] suits a judge with a chain of thought"
         )
         min_confidence: float = Field(0.0, ge=0, le=0.5, description="drop pairs with |p - 0.5| below this")
-        drop_inconsistent: bool = Field(False, description="drop pairs whose winner depends on the order")
         no_judge: Literal["stop", "warn"] = Field(
             "stop",
             description="what to do if the verdicts show that this is no judge: `stop` before a stage learns from its "
@@ -198,14 +197,11 @@ class JudgePairs(Step):
     ) -> list[Group]:
         """Groups with the judge's pairs. A tie is no pair, and groups without a pair are left out."""
         pairs: dict[int, list[Pair]] = {}
-        rows = zip(places, verdicts, self._labels(verdicts), tally.inconsistent, strict=True)
-        for (g, i, j), verdict, label, swayed in rows:
+        for (g, i, j), verdict, label in zip(places, verdicts, self._labels(verdicts), strict=True):
             if verdict.p_first is None:
                 continue
-            if self.options.drop_inconsistent and swayed:
-                tally.dropped["inconsistent"] += 1
             # A tie, which a clamp at 0.5 also makes, or too little confidence.
-            elif 0.5 in (verdict.p_first, label) or abs(verdict.p_first - 0.5) < self.options.min_confidence:
+            if 0.5 in (verdict.p_first, label) or abs(verdict.p_first - 0.5) < self.options.min_confidence:
                 tally.dropped["unsure"] += 1
             else:
                 pairs.setdefault(g, []).append(oriented(i, j, label))

@@ -27,7 +27,7 @@ STAGE_KEYS = {
     "lr_scheduler_type": "set the stage's lr_scheduler_type",
     "max_steps": "set the stage's max_steps, or iterations",
     "max_length": "set the stage's max_length",
-    "seed": "set the stage's seed",
+    "seed": "set the recipe's seed",
     "num_generations": "set the stage's rollout: {samples_per_prompt: ...}",
     "max_completion_length": "set the stage's rollout: {max_new_tokens: ...}",
     "temperature": "set the stage's rollout: {temperature: ...}",
