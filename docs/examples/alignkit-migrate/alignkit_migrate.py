@@ -1,4 +1,4 @@
-"""`alignkit migrate CONFIG`: a config of TRL, LLaMA-Factory or axolotl as a recipe, by the keys of `alignkit_migrate.yaml`."""
+"""`alignkit migrate CONFIG`: a recipe from a config of TRL, LLaMA-Factory or axolotl, by `alignkit_migrate.yaml`."""
 
 from __future__ import annotations
 
