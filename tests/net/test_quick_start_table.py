@@ -53,5 +53,7 @@ def test_one_seed_is_within_the_intervals(tmp_path: Path) -> None:
     for name, (_, *intervals) in TABLE.items():
         for share, (low, high), column in zip(shares[name], intervals, COLUMNS, strict=True):
             mean, reach = (low + high) / 2, (high - low) / 2 * math.sqrt(SEEDS + 1)
-            assert abs(share - mean) <= reach, f"{name}: {column} {share}%, not within {reach:.0f} points of {mean:.0f}%"
+            assert abs(share - mean) <= reach, (
+                f"{name}: {column} {share}%, not within {reach:.0f} points of {mean:.0f}%"
+            )
     assert shares["align"][0] > shares["sft"][0], "PPO refuses no more harmful requests than SFT"
