@@ -162,7 +162,7 @@ def trained_on(folder: Path, taught: str, measured: str, prompts: str = "held_ou
 @pytest.mark.silent_bug(
     "evaluation: own reward",
     "A reward counts as an independent measure of a policy that was trained on it or chosen by it, with other options.",
-    "What a policy learned from is told by its rewards' lineage: their model, file or grader, not by their options.",
+    "The lineage of rewards says what a policy learned from: their model, file or grader, not their options.",
 )
 @pytest.mark.parametrize(
     ("taught", "measured", "own"),
