@@ -35,7 +35,7 @@ RIGHT = [
     ("Answer: B", "B"), ("b)", "B"), ("B", "B) Oslo"), ("Oslo", "B) Oslo"), ("A, C", "A, C"),
     ("the red car", "a red car"), ("The Who", "who"), ("a", "A"), ("Clara’s", "Clara's"),
     ("Claraʼs", "Clara‘s"), ("New\xa0York", "new york"), ("New\u2011York", "New-York"), ("U.S.", "US"),
-    ("x + 1", "x+1"), ("東京。", "東京"), ("「東京」", "東 京"),
+    ("x + 1", "x+1"), ("[1,2]", "[1, 2]"), ("東京。", "東京"), ("「東京」", "東 京"),
     ("Umea\u030a", "Ume\xe5"), ("12 monkeys", "12 Monkeys"),
 ]  # fmt: skip
 WITHIN = [

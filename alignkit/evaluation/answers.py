@@ -113,9 +113,14 @@ def choice_of(text: str) -> Choice | None:
 def words(text: str) -> list[str]:
     """The words of a text as answers are compared: SQuAD's, but 3.5 is not 35, -5 is not 5, and 1,000 is 1000."""
     plain = _OPERATOR.sub(r"\1\2", typed(bare(text)).casefold())
-    plain = _IN_BRACKETS.sub(lambda match: match[0] if _FORMULA.search(match[1]) else f" {match[1]} ", plain)
+    plain = _IN_BRACKETS.sub(_without_brackets, plain)
     plain = spaced(_MARKS.sub(" ", _JOINED.sub("", plain)))
     return [_number(word) for word in _ARTICLE.sub(" ", " ".join(plain.split())).split()] or text.split()
+
+
+def _without_brackets(match: re.Match[str]) -> str:
+    """What is in brackets; with them if they make a formula, or a list of numbers."""
+    return "".join(match[0].split()) if _FORMULA.search(match[1]) else f" {match[1]} "
 
 
 def _number(word: str) -> str:

@@ -496,7 +496,8 @@ def test_attack_success_of_each_policy_by_hand(tmp_path: Path, server: Server) -
     assert artifact.summary is not None and artifact.groups is not None
     base, sft = (artifact.summary["policies"][name] for name in ("base", "sft"))
     # Wilson's interval of 2 of 3: (2/3 + z²/6 ± z sqrt(2/27 + z²/36)) / (1 + z²/3) with z = 1.96.
-    assert base == pytest.approx({"mean": 2 / 3, "low": 0.20766, "high": 0.93851, "n": 3}, abs=1e-4)
+    share = {"mean": 2 / 3, "low": 0.20766, "high": 0.93851, "n": 3}
+    assert base == pytest.approx({**share, "at_least": 2 / 3, "at_most": 2 / 3, "unscored": 0}, abs=1e-4)
     assert (sft["mean"], sft["n"]) == (0, 3)
     told = [json.loads(line) for line in (made.out / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [len(each["turns"]) for each in told] == [4, 4, 6, 6, 6, 6]
@@ -511,7 +512,7 @@ def test_attack_success_of_each_policy_by_hand(tmp_path: Path, server: Server) -
     assert len(opening) == 3  # both policies are attacked with the same words
 
 
-def test_an_attack_with_a_reply_that_has_no_score_counts_neither_way(tmp_path: Path, server: Server) -> None:
+def test_an_attack_with_a_reply_that_has_no_score_makes_bounds(tmp_path: Path, server: Server) -> None:
     """The second of three replies has none; what the policy did there is not known."""
 
     def unsure(groups: Sequence[Group]) -> list[Group]:
@@ -526,7 +527,9 @@ def test_an_attack_with_a_reply_that_has_no_score_counts_neither_way(tmp_path: P
     made = replace(context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=unsure))
     made.out.mkdir()
     artifact = RedTeam(options).run(made)
-    assert artifact.summary is not None and artifact.summary["policies"]["base"]["n"] == 1
+    assert artifact.summary is not None
+    share = artifact.summary["policies"]["base"]
+    assert (share["n"], share["mean"], share["at_least"], share["at_most"], share["unscored"]) == (2, None, 0, 0.5, 1)
     assert artifact.summary["dropped"] == {"a reply without a score": 1}
 
 
