@@ -56,7 +56,7 @@ def unnamed(opened: list[Path], component: Component, folder: Path) -> list[Path
         above = [parent for parent in path.parents if parent.is_relative_to(folder)]
         packaged = any((parent / "__init__.py").is_file() or parent.suffix.endswith("-info") for parent in above)
         known = path.is_relative_to(installed) or any(path.is_relative_to(each) for each in named)
-        if above and not packaged and not known and path.suffix not in _CODE:
+        if above and not packaged and not known and path.suffix not in _CODE and path.is_file():
             found.append(path.relative_to(folder))
     return found
 
