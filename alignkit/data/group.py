@@ -311,6 +311,16 @@ def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
     return group
 
 
+def prompt_to_row(number: int, group: Group) -> list[Any]:
+    """A prompt as a row of `StepContext.map`: its number, its messages and, if it has any, its tools."""
+    return [number, list(group.prompt), *([list(group.tools)] if group.tools else [])]
+
+
+def prompts_from_rows(rows: Sequence[Sequence[Any]]) -> list[Group]:
+    """The prompts of rows that `prompt_to_row` made."""
+    return [Group(tuple(prompt), tools=tuple(tools[0]) if tools else ()) for _, prompt, *tools in rows]
+
+
 def _non_defaults(instance: Any, **encoders: Callable[[Any], Any]) -> dict[str, Any]:
     """The encoded fields of a dataclass that differ from their defaults."""
     row = {}

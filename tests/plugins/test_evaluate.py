@@ -56,6 +56,8 @@ class Scripted:
         self.cut = 0
 
     def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
+        self.tools = {tuple(group.prompt[-1].items()): group.tools for group in prompts}
+        prompts = [group.prompt for group in prompts]
         self.sampled.append({"role": role, **sampling})
         groups = []
         for prompt in prompts:
@@ -86,7 +88,7 @@ class Scripted:
 
     def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[torch.Tensor]:
         self.measured.append((role, temperature))
-        assert not any(group.tools for group in groups), "`sample` knows no tools"
+        assert all(group.tools == self.tools[tuple(group.prompt[-1].items())] for group in groups)
         tokens = [r.tokens or () for group in groups for r in group.responses]
         values = [torch.full((len(t),), self.per_token[role]) for t in tokens]
         return [v[: len(v) - self.cut] if n == 0 else v for n, v in enumerate(values)]
