@@ -182,6 +182,8 @@ def why_not_demonstration(group: Group) -> str:
     count = len(group.responses)
     if not group.prompt:
         return "is raw text without a prompt; use an algorithm that learns raw text"
+    if count == 0 and any(turn["role"] == "assistant" for turn in group.prompt):
+        return "ends with the user, so nothing of it would be learned; remove the turns after the last answer"
     if count == 0:
         texts = [name for name, value in group.meta.items() if isinstance(value, str)]
         column = f"completion: {texts[0] if len(texts) == 1 else 'COLUMN'}"

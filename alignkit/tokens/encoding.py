@@ -10,6 +10,7 @@ Nothing is dropped silently. `Encoder.counts` counts what is left out or changed
 | truncation makes the responses of a pair equal | the pair is dropped | `equal_pairs` |
 | no token of a pair's response counts | the pair is dropped, except for a reward model | `uncounted_pairs` |
 | the template renders a turn without its own generation prompt | the turn is context | `unprompted_turns` |
+| the template ends a turn with no token of its own, and others follow | only its words are learned | `endless_turns` |
 | the template does not write the tools that a turn calls | the turn is context | `dropped_calls` |
 | the template does not write a row's tools | the row is learned without them | `dropped_tools` |
 | the template does not write a message, such as the system's | the row is learned without it | `dropped_messages` |
@@ -293,7 +294,8 @@ class Encoder(TemplateTokens):
             mask = self.mask(prompt, text, ids, learned)
         if not self.chat.shape.close and not scoring and not response.truncated:
             # A template without an end of turn: EOS ends it, as in sampling.
-            ids, mask = (*ids, *self.end_of_turn), [*mask, last in learned]
+            end = self.end_of_call if _answers(response)[-1].get("tool_calls") else self.end_of_turn
+            ids, mask = (*ids, *end), [*mask, last in learned]
         return ResponseTokens(ids, tuple(mask), response.truncated and not scoring)
 
     def _learned(self, group: Group, response: Response, found: Conversation, turns: str) -> list[Turn]:
@@ -309,6 +311,8 @@ class Encoder(TemplateTokens):
         for turn in asked:
             if turn.problem:
                 self._count(turn.problem, group)
+        endless = [turn for turn in asked if not (turn.problem or turn.ended or turn is found.turns[-1])]
+        self._count("endless_turns", group, len(endless))
         return [turn for turn in asked if not turn.problem]
 
     # Pairs
