@@ -46,7 +46,7 @@ FOREIGN = {
     "videos": "films",
     "audio": "a sound",
     "audios": "sounds",
-    "functions": "tools, whose column is 'tools' today",
+    "functions": "tools, which `columns: {tools: functions}` reads",
     "choices": "the question's answers to choose from",
     "options": "the question's answers to choose from",
     "endings": "the question's answers to choose from",

@@ -38,7 +38,7 @@ SPEAKERS = {
     "tool_call": "assistant",
 } | {role: role for role in ROLES}
 CALLERS = ("function_call", "tool_call")  # speakers whose text is a call
-TOOL_COLUMNS = ("functions", "tool_defs", "tool_schemas", "available_tools")
+TOOL_COLUMNS = ("tool_defs", "tool_schemas", "available_tools")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 FLAGS = ("train", "training", "loss")
 WEIGHTS = ("weight", "loss_weight")

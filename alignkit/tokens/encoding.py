@@ -16,6 +16,7 @@ Nothing is dropped silently. `Encoder.counts` counts what is left out or changed
 | the template does not write a message, such as the system's | the row is learned without it | `dropped_messages` |
 | words hold control tokens, as of a text that was rendered before | they are read as letters | `typed_tokens` |
 | a turn without reasoning follows a prompt that opens it | its end is learned first | `closed_at_once` |
+| the template drops the indentation with which an answer begins | learned without it | `trimmed_turns` |
 | a turn of a demonstration is empty | the turn is context | `blank_turns` |
 | prompt and response would share a token | the response is tokenized after the prompt | `joined` |
 """
@@ -35,6 +36,7 @@ from alignkit.tokens.template_tokens import PromptTokens, TemplateTokens
 from alignkit.tokens.text_tokens import Ids
 
 Mask = tuple[bool, ...]
+INDENTED = 2  # spaces or tabs; many data sets begin each answer with one space, which means nothing
 
 
 class RowRefused(DataError):
@@ -301,6 +303,7 @@ class Encoder(TemplateTokens):
     def _learned(self, group: Group, response: Response, found: Conversation, turns: str) -> list[Turn]:
         """The turns that count."""
         if response.messages is None:
+            self._count("trimmed_turns", group, _is_trimmed(found, found.turns[-1], response.text))
             return [found.turns[-1]]  # an empty response is one, too
         own = [message for message in response.messages if message["role"] == "assistant"][: len(found.turns)]
         asked = [
@@ -311,6 +314,9 @@ class Encoder(TemplateTokens):
         for turn in asked:
             if turn.problem:
                 self._count(turn.problem, group)
+        said = zip(found.turns, own, strict=True)
+        trimmed = sum(turn in asked and _is_trimmed(found, turn, message["content"]) for turn, message in said)
+        self._count("trimmed_turns", group, trimmed)
         endless = [turn for turn in asked if not (turn.problem or turn.ended or turn is found.turns[-1])]
         self._count("endless_turns", group, len(endless))
         return [turn for turn in asked if not turn.problem]
@@ -326,6 +332,12 @@ class Encoder(TemplateTokens):
         self._count("equal_pairs", group, len(pairs) - len(unequal))
         self._count("uncounted_pairs", group, len(unequal) - len(usable))
         return tuple(usable)
+
+
+def _is_trimmed(found: Conversation, turn: Turn, said: str) -> bool:
+    """Whether an answer begins with an indentation, as code does, which the template leaves out."""
+    indentation = len(said) - len(said.lstrip(" \t"))
+    return indentation >= INDENTED and said[: indentation + 1] not in found.text[turn.start : turn.end]
 
 
 def _answers(response: Response) -> Sequence[Mapping[str, Any]]:

@@ -638,7 +638,11 @@ DEMO = {"prompt": "q", "completion": "a"}
         ("preference", PAIR | {"images": ["a.png"]}, "holds pictures"),
         ("messages", {"messages": openai("u: q", "a: a"), "image": "a.png"}, "column 'image' holds a picture"),
         ("prompt_completion", DEMO | {"history": [["u", "v"]]}, "holds earlier turns"),
-        ("prompt_completion", DEMO | {"functions": [{"name": "f"}]}, "holds tools, whose column is 'tools' today"),
+        (
+            "prompt_completion",
+            DEMO | {"functions": [{"name": "f"}]},
+            "`columns: {tools: functions}` reads",
+        ),
         ("prompt_completion", DEMO | {"mask": [0, 1]}, "holds which turns are learned"),
         ("prompt_completion", DEMO | {"chat_template_kwargs": {"a": False}}, "holds arguments of the chat template"),
         ("preference", PAIR | {"input": "more"}, "column 'input' would be lost next to 'prompt'"),
