@@ -73,9 +73,7 @@ def test_a_conversation_that_ends_with_the_user_is_named(tmp_path: Path, capsys:
     "dcdpr/jp#1174",
 )
 @pytest.mark.parametrize(("said", "count"), [("    return 1", 1), (" yes", 0), ("yes\n\n", 0)])
-def test_trimmed_indentation_is_told(
-    said: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_trimmed_indentation_is_told(said: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "trims.jinja").write_text(TRIMS)
     rows = [[TURN, {"role": "assistant", "content": said}]]
     assert main(["run", written(tmp_path, rows, chat_template="trims.jinja"), "--out", str(tmp_path / "run")]) == 0
