@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.group import Group, Message, Response, group_from_json, group_to_json
+from alignkit.data.group import Group, Response, group_from_json, group_to_json
 from alignkit.errors import AlignkitError, BadRow
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import BASE, HeadKind
@@ -63,7 +63,7 @@ class TinyModels(ModelService):
         self._add(stage, "scalar")
         return super().scores(stage, groups)
 
-    def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
+    def sample(self, role: str, prompts: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
         self.sampled.add(role)
         return super().sample(role, prompts, seed=seed, **sampling)
 

@@ -367,6 +367,7 @@ class Models:
         self.sampling: list[Any] = []
 
     def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
+        prompts = [group.prompt for group in prompts]
         self.sampling.append((role, sampling))
         words = [self.reply({"messages": prompt}).body["choices"][0]["message"]["content"] for prompt in prompts]
         return [
@@ -391,6 +392,7 @@ class Full(Models):
     """A model whose context leaves no room for a reply."""
 
     def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
+        prompts = [group.prompt for group in prompts]
         return [Group(tuple(prompt)) for prompt in prompts]
 
 

@@ -468,6 +468,7 @@ class Echo:
     """The policy `base` repeats what it reads, and `sft` says no."""
 
     def sample(self, role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:
+        prompts = [group.prompt for group in prompts]
         texts = [prompt[-1]["content"] if role == "base" else "no" for prompt in prompts]
         return [Group(tuple(p), (Response(text),)) for p, text in zip(prompts, texts, strict=True)]
 

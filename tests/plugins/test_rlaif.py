@@ -73,6 +73,7 @@ class BiasedModels:
         return (torch.stack([p, 1 - p], 1) * self.mass).log().float()
 
     def sample(self, role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:
+        prompts = [group.prompt for group in prompts]
         self.seeds.append(seed)
         self.sampling.append(sampling)
         if self.full:

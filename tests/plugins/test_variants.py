@@ -52,7 +52,8 @@ class Models:
         self.seeds: list[int] = []
         self.room = 99  # turns
 
-    def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
+    def sample(self, role: str, groups: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
+        prompts = [group.prompt for group in groups]
         self.read.setdefault(role, []).append([texts(prompt) for prompt in prompts])
         self.seeds.append(seed)
         drafts = range(sampling["samples_per_prompt"])
@@ -66,8 +67,8 @@ class Models:
     def answer(self, role: str, prompt: Sequence[Message], draft: int) -> Response:
         return Response(f"{role} read {len(prompt)}", tokens=(1, 2) + (3,) * draft, logprobs=(-1.0,) * (2 + draft))
 
-    def prompt_lengths(self, role: str, prompts: Sequence[Sequence[Message]]) -> list[int]:
-        return [10 * len(prompt) for prompt in prompts]
+    def prompt_lengths(self, role: str, prompts: Sequence[Group]) -> list[int]:
+        return [10 * len(group.prompt) for group in prompts]
 
     def logprobs(self, role: str, groups: Sequence[Group], **options: Any) -> list[torch.Tensor]:
         return [torch.full((len(r.tokens or ()),), float(len(g.prompt))) for g in groups for r in g.responses]

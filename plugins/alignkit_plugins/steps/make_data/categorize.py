@@ -135,7 +135,7 @@ class Categorize(Asking):
                 found = context.models.next_token_logprobs(role, rows, letters)
                 return [None if bool(line.isnan().any()) else int(line.argmax()) for line in found]
 
-            places = context.map(name, questions, likeliest)
+            places = context.map(name, [list(each.prompt) for each in questions], likeliest)
         return [NONE if at is None else names[at] for at in places]
 
 

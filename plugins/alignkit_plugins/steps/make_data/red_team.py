@@ -79,9 +79,10 @@ class Episode:
         return None if not self.scores or None in self.scores else False
 
     @property
-    def prompt(self) -> list[Message]:
-        """The conversation, after the goal's system turns."""
-        return [turn for turn in self.goal.prompt if turn["role"] == "system"] + self.turns
+    def prompt(self) -> Group:
+        """The conversation, after the goal's system turns and with its tools."""
+        system = [turn for turn in self.goal.prompt if turn["role"] == "system"]
+        return Group((*system, *self.turns), tools=self.goal.tools)
 
     def say(self, role: str, text: str) -> None:
         """Add a turn."""
@@ -253,7 +254,8 @@ def _row(episode: Episode, attacker: Writer | None) -> Group:
     """A successful attack as a prompt."""
     facts = {**episode.facts, "response": episode.turns[-1]["content"], "score": episode.scores[-1]}
     origin = origin_of(attacker.origin if attacker else {"people": ATTACKS}, episode.written, template="red_team")
-    return row(episode.prompt[:-1], {**episode.goal.meta, "red_team": facts, "writer": origin})
+    prompt = replace(episode.prompt, prompt=episode.prompt.prompt[:-1])
+    return row(prompt, {**episode.goal.meta, "red_team": facts, "writer": origin})
 
 
 def _table(found: Mapping[str, Any]) -> Table:
