@@ -189,9 +189,13 @@ def scale_of(groups: Sequence[Group], score: str) -> Scale:
     return Scale(statistics.levels_of(known), max(counts.values(), default=1))
 
 
-def compare(groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
+def compare(
+    groups: Sequence[Group], policy: str, baseline: str, name: str, *, measure: bool = False, lower: bool = False
+) -> dict[str, Any]:
     """A policy against the baseline by one reward, over the prompts at which both have a score.
 
+    measure: by a measure, of which nothing is said at equal length: it finds words or answers, and no length fools it.
+    lower: whether lower scores are better. Differences keep the sign of the scores; a win is the better score.
     unpaired: prompts that lack a score. at_equal_length: see `statistics`. win_rate: among the prompts
     without a tie, as in a sign test, because its interval needs independent wins and losses.
     """
@@ -200,10 +204,12 @@ def compare(groups: Sequence[Group], policy: str, baseline: str, name: str) -> d
     scores = [ours.score for ours, _ in pairs], [theirs.score for _, theirs in pairs]
     differences = statistics.differences(*scores)
     longer = [ours.length - theirs.length for ours, theirs in pairs]
-    wins, losses = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    above, below = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    wins, losses = (below, above) if lower else (above, below)
+    lengths = [theirs.length for _, theirs in pairs]
     return {
         "difference": scale_of(groups, name).difference(*scores),
-        "at_equal_length": statistics.at_equal_length(differences, longer, [theirs.length for _, theirs in pairs]),
+        "at_equal_length": None if measure else statistics.at_equal_length(differences, longer, lengths),
         "win_rate": statistics.share(wins, wins + losses),
         "wins": wins,
         "losses": losses,

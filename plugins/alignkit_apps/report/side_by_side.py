@@ -5,7 +5,7 @@ Nothing is sampled again: an evaluation that was set aside has the answers of an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,15 +148,15 @@ def _key(group: Group) -> str:
     return repr((group.prompt, sorted(group.meta.items())))
 
 
-def _compared(groups: Sequence[Group], rewards: Sequence[str], measures: Collection[str]) -> dict[str, Any]:
+def _compared(groups: Sequence[Group], rewards: Sequence[str], measures: Mapping[str, Any]) -> dict[str, Any]:
     """By reward, and by length: the mean of each result over these prompts, and their difference."""
     found: dict[str, Any] = {}
     for name in rewards:
         scale = scale_of(groups, name)
         scores = [[one.score for one in averages(groups, source, name) if one is not None] for source in _SOURCES]
-        found[name] = {**_means(*map(scale.mean, scores)), **compare(groups, *_SOURCES, name)}
-        if name in measures:
-            found[name]["at_equal_length"] = None  # no length fools it
+        lower = (measures.get(name) or {}).get("better") == "lower"
+        compared = compare(groups, *_SOURCES, name, measure=name in measures, lower=lower)
+        found[name] = {**_means(*map(scale.mean, scores)), **compared}
     lengths = [[statistics.mean([length(r) for r in answers_of(g, source)]) for g in groups] for source in _SOURCES]
     both = _means(*map(statistics.estimate, lengths))
     return {**found, LENGTH: {**both, "difference": statistics.paired_difference(*lengths)}}

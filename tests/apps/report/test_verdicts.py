@@ -21,7 +21,8 @@ def test_a_gain_says_how_much_how_long_and_how_far(summary: dict[str, Any]) -> N
     (verdict,) = verdicts("report", summary)
     assert verdict["outcome"] == "gained" and verdict["longer"] == 1.0 and verdict["kl"] == 30.0
     assert verdict["sentence"].startswith(
-        "align gained over sft by independent judges: helpful (reward) +1.095 [1.067, 1.123]. "
+        "align gained over sft by an independent reward: helpful (reward) +1.095 [1.067, 1.123]; the others, adjusted "
+        "together (Holm), worse: local_judge 31% [22, 40], by its own judgment. "
         "By helpful (reward), over 20 prompts, align won 100%"
     )
     assert "Answers are 100% longer; at equal length the difference is -0.5 [" in verdict["sentence"]

@@ -76,10 +76,11 @@ def summary(groups: Sequence[Group], judged: Judged, policy: str, baseline: str)
     }
 
 
-def preference(values: Sequence[float]) -> statistics.Estimate:
-    """The mean of prompts' preferences with its interval."""
+def preference(values: Sequence[float]) -> statistics.Difference:
+    """The mean of prompts' preferences with its interval, and the p value of a mean of 0.5."""
     binary = statistics.levels_of(values) == (0.0, 1.0)
-    return statistics.rate(values) if binary else probability(values)
+    found = statistics.rate(values) if binary else probability(values)
+    return {**found, "p": statistics.paired_difference(values, [0.5] * len(values))["p"]}
 
 
 def probability(values: Sequence[float]) -> statistics.Estimate:
