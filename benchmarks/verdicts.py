@@ -105,7 +105,7 @@ def evaluation(setting: Setting, gain: float, random: np.random.Generator) -> tu
     for policy in policies:
         for number in range(setting.judges):
             values = random.choice([0.0, 0.5, 1.0], setting.raters[0], p=(0.35, 0.3, 0.35)).tolist()
-            judged[policy][f"judge {number}"] = {"preference": preference(values)}
+            judged[policy][f"judge {number}"] = {"preference": preference(values, [None] * len(values))}
         for number in range(DIVERSITY):
             values = random.normal(size=setting.raters[0]).tolist()
             diverse[policy]["diversity"][str(number)] = {"difference": plain.difference(values, [0.0] * len(values))}

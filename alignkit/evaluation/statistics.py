@@ -28,6 +28,24 @@ class Estimate(TypedDict):
     n: int
 
 
+def clustered(values: Sequence[float], units: Sequence[Any]) -> list[float]:
+    """A value for each independent draw, with the mean of all and its variance (Liang and Zeger 1986, "Longitudinal
+    data analysis using generalized linear models"), for what has intervals of independent values.
+
+    units: of each value, what it has in common with others, such as a passage that several questions are about; None if
+    nothing.
+    """
+    if not values:
+        return []
+    middle, sums = mean(values), dict[Any, float]()
+    for place, (value, unit) in enumerate(zip(values, units, strict=True)):
+        key = ("alone", place) if unit is None else ("together", unit)
+        sums[key] = sums.get(key, 0.0) + value - middle
+    if len(sums) == len(values):
+        return list(values)
+    return [middle + len(sums) / len(values) * total for total in sums.values()]
+
+
 class Difference(Estimate):
     """The mean of differences. p: of the two-sided test that the mean is 0; 1 without values."""
 

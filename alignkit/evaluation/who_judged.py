@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.evaluation.readable import mapping
 from alignkit.evaluation.statistics import CONFIDENCE, holm, shown
 
 BASE, DIVERSITY = "base", "diversity"  # mark comparisons that are not with the baseline, or not by a rater
@@ -126,11 +125,11 @@ def adjusted(summary: Mapping[str, Any]) -> dict[tuple[str, ...], float]:
     found = {(policy, name): one for policy in policies for name, one in _rated(summary, policy).items()}
     base = (summary.get("against_base") or {}).items()
     found |= {(policy, name, BASE): one for policy, over in base for name, one in over.items()}
-    measured = {policy: mapping(mapping(summary.get("policies")).get(policy)) for policy in policies}
+    measured = {policy: (summary.get("policies") or {}).get(policy) or {} for policy in policies}
     found |= {
         (policy, name, DIVERSITY): one["difference"]
         for policy, measures in measured.items()
-        for name, one in mapping(measures.get("diversity")).items()
+        for name, one in (measures.get("diversity") or {}).items()
         if one["difference"]
     }
     tested = {key: one.get("p", 1.0) for key, one in found.items() if one["mean"] is not None}

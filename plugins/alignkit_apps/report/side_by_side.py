@@ -12,7 +12,7 @@ from typing import Any
 
 from alignkit.data.group import Group, group_from_json, length
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import answers_of, averages, compare, scale_of
+from alignkit.evaluation.comparison import answers_of, averages, compare, scale_of, scores_of
 from alignkit.evaluation.readable import shown
 from alignkit.evaluation.who_judged import conclusion, lower_is_better, percent
 from alignkit.io.stage_results import EARLIER, NamedResult, read_record, results_of_stage
@@ -153,10 +153,10 @@ def _compared(groups: Sequence[Group], rewards: Sequence[str], measures: Mapping
     found: dict[str, Any] = {}
     for name in rewards:
         scale = scale_of(groups, name)
-        scores = [[one.score for one in averages(groups, source, name) if one is not None] for source in _SOURCES]
+        scores = [scores_of(averages(groups, source, name)) for source in _SOURCES]
         lower = (measures.get(name) or {}).get("better") == "lower"
         compared = compare(groups, *_SOURCES, name, measure=name in measures, lower=lower)
-        found[name] = {**_means(*map(scale.mean, scores)), **compared}
+        found[name] = {**_means(*(scale.mean(*each) for each in scores)), **compared}
     lengths = [[statistics.mean([length(r) for r in answers_of(g, source)]) for g in groups] for source in _SOURCES]
     both = _means(*map(statistics.estimate, lengths))
     return {**found, LENGTH: {**both, "difference": statistics.paired_difference(*lengths)}}

@@ -39,6 +39,7 @@ from alignkit.evaluation.comparison import (
     prompts_to_compare,
     sample_policies,
     short_names,
+    together,
     training_data_note,
 )
 from alignkit.evaluation.judge_card import check_names, judge_names, mapped
@@ -183,10 +184,11 @@ class Evaluate(Step):
     def _prompts(self, rows: Sequence[Group]) -> tuple[list[Group], list[str]]:
         """The prompts of rows, and notes. Raises DataError if they lack what measures or breakdowns need."""
         different, notes = prompts_to_compare(rows)
+        different, shared = together(different, self.options.prompts)
         measures.check_where(self.options.measures, different)
         prompts = measures.limited(self.options.measures, different, self.options.limit)
         breakdown.check_columns(prompts, self.options.by)
-        return prompts, notes
+        return prompts, [*notes, *shared]
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options

@@ -11,7 +11,7 @@ from alignkit import Group, StepContext
 from alignkit.data.group import length
 from alignkit.errors import OtherTokenizer
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import Prompted, answers_of, averages, scale_of, short_names
+from alignkit.evaluation.comparison import Prompted, answers_of, averages, scale_of, scores_of, short_names, unit_of
 from alignkit.evaluation.comparison import compare as compare_scores
 from alignkit_plugins.steps.evaluate.judged import Judged
 from alignkit_plugins.steps.evaluate.measures import Measure
@@ -34,15 +34,22 @@ def measure(
     rewards = {}
     for name in names:
         counted = _counted(groups, name, measures)
-        scores = [average.score for average in averages(counted, policy, name) if average is not None]
         unscored = sum(r.scores[name] is None for group in counted for r in answers_of(group, policy))
-        rewards[name] = {**scale_of(groups, name).mean(scores), "unscored": unscored}
+        rewards[name] = {
+            **scale_of(groups, name).mean(*scores_of(averages(counted, policy, name))),
+            "unscored": unscored,
+        }
     lengths = [statistics.mean([length(r) for r in answers_of(group, policy)]) for group in groups]
     return {
         "rewards": rewards,
-        "length": statistics.estimate(lengths),
+        "length": _mean(lengths, groups),
         "truncated": sum(response.truncated for response in answers) / len(answers),
     }
+
+
+def _mean(values: Sequence[float], groups: Sequence[Group]) -> statistics.Estimate:
+    """The mean of a value per prompt."""
+    return {**statistics.estimate(statistics.clustered(values, [*map(unit_of, groups)])), "n": len(values)}
 
 
 def compare(
@@ -153,7 +160,7 @@ def kl(
         for role, rows in ((prompted.role, read), (reference, answered))
     ]
     added = math.log(prompted.drafts) - (prompted.drafts - 1) / prompted.drafts
-    means, unmeasured = [], 0
+    means, measured, unmeasured = list[float](), list[Group](), 0
     for group in answered:
         ratios = []
         for response in group.responses:
@@ -163,5 +170,7 @@ def kl(
                 ratios.append(float((change.expm1() - change).sum()))
             else:
                 unmeasured += 1
-        means += [statistics.mean(ratios) + added] if ratios else []
-    return {**statistics.estimate(means), "unmeasured": unmeasured}
+        if ratios:
+            means.append(statistics.mean(ratios) + added)
+            measured.append(group)
+    return {**_mean(means, measured), "unmeasured": unmeasured}
