@@ -57,7 +57,7 @@ def error(cases: Cases, seed: int) -> Estimate:
     seen = float(abs(gaps).sum())
     if n < 2:
         return {"mean": seen, "low": None, "high": None, "n": n}
-    drawn = seeds.stream(seed, "calibration", n).multinomial(n, np.full(n, 1 / n), size=DRAWS)
+    drawn = seeds.stream(seed, "bins", n).multinomial(n, np.full(n, 1 / n), size=DRAWS)
     noise = (drawn @ owed / n - gaps) * np.sqrt(n / (n - 1))
     tail = (1 - CONFIDENCE) / 2
     true = np.linspace(0, seen + 2 * np.quantile(abs(noise).sum(1), 1 - tail), GRID)

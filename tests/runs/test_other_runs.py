@@ -76,6 +76,20 @@ def test_the_policy_of_another_run_is_compared(
     assert "changed since the last run" in run(recipe, capsys)[1]
 
 
+@pytest.mark.silent_bug(
+    "evaluation: other runs",
+    "An evaluation on the file that another run trained its policy on says nothing.",
+    "The training data of other runs are read too, and a prompt among them is a warning.",
+)
+def test_prompts_that_another_run_trained_on_are_told(
+    other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = compare(tmp_path, "base", str(other / "sft" / "adapter"))
+    (tmp_path / "prompts.jsonl").write_text((other.parent / "demos.jsonl").read_text(encoding="utf-8"))
+    said = " ".join(run(recipe, capsys)[1].split())
+    assert "prompts are training data (" in said and f"by {other.name}/sft" in said and "not checked" not in said
+
+
 @pytest.mark.parametrize("kind", ["reward model", "another base", "a whole model"])
 def test_weights_that_do_not_fit_are_refused_first(
     kind: str, other: Path, policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -131,7 +145,7 @@ def test_check_tells_an_adapter_for_another_base(
 
 def test_the_folder_inside_a_stage_is_suggested(other: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"holds neither an adapter(.*\n)*.*did you mean '.*/sft/adapter'"):
-        load_recipe(compare(tmp_path, "base", str(other / "sft")))
+        load_recipe(compare(tmp_path, "base", str(other / "sft" / "adapter")))
     with pytest.raises(RecipeError, match="'no/such' is neither a stage nor a folder"):
         load_recipe(compare(tmp_path, "base", "no/such"))
 

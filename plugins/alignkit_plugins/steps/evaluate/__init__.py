@@ -283,13 +283,11 @@ class Evaluate(Step):
         return cards.all(rewards)
 
     def _warning(self, prompts: Sequence[Group], context: StepContext) -> str:
-        """What is known of prompts that the policies or the reward models were trained on; empty without such prompts.
-
-        The training data of other runs' models are not known here.
-        """
+        """What is known of prompts that policies or reward models were trained on; empty without such prompts."""
         policies, texts = self.options.policies_to_sample(), chosen_by_raters(self.options, self.variants)
         models = (*policies, *self.options.rewards, *(one.reward for one in self.options.measures.values()))
-        if unknown := [name for policy, name in short_names(policies).items() if name != policy]:
+        others = {policy: name for policy, name in short_names(policies).items() if name != policy}
+        if unknown := [name for policy, name in others.items() if not context.trained_on(policy, prompts)]:
             texts.append(f"warning: it was not checked whether {', '.join(unknown)} learned from these prompts")
         if note := training_data_note(context, models, prompts, "prompts"):
             texts.append(note)
