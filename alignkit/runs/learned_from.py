@@ -59,7 +59,7 @@ class _Lineage:
     def _of_base(self, name: str) -> Marks | None:
         """A base learned from nothing of ours, unless another run made it."""
         base = self.recipe.base(name).base
-        made = is_file(_stage_folder(Path(base)).parent / RECIPE)
+        made = is_file(stage_folder(Path(base)).parent / RECIPE)
         return _in_other_run(Path(base), lambda other, stage: other._of_stage(stage)) if made else frozenset()
 
     def _of_stage(self, name: str) -> Marks | None:
@@ -105,7 +105,7 @@ class _Lineage:
             if spec.kind == "stage":
                 found.add(f"model {self.run / spec.name.partition('@')[0]}")
             elif spec.kind == "folder":
-                found.add(f"model {_stage_folder(Path(spec.name))}")
+                found.add(f"model {stage_folder(Path(spec.name))}")
         rewards = [spec.component for spec in specs(value, RewardSpec) if spec.kind == "reward" and spec.component]
         judges = [component for component in specs(value, Component) if component.kind == "judge"]
         for component in (*rewards, *judges):
@@ -141,7 +141,7 @@ def _pairs_of(stage: Stage) -> Marks:
     return frozenset(f"pairs {name}" for name in named)
 
 
-def _stage_folder(folder: Path) -> Path:
+def stage_folder(folder: Path) -> Path:
     """RUN/STAGE of the weights of a run: RUN/STAGE/adapter or RUN/STAGE/kept/K; any other folder stays."""
     folder = folder.resolve()
     if folder.parent.name == "kept":
@@ -151,7 +151,7 @@ def _stage_folder(folder: Path) -> Path:
 
 def _in_other_run(folder: Path, read: Callable[[_Lineage, str], Marks | None]) -> Marks | None:
     """What `read` finds for the stage of another run that made a model; None if that is not known."""
-    stage = _stage_folder(folder)
+    stage = stage_folder(folder)
     if not is_file(stage.parent / RECIPE):
         return None
     try:
@@ -217,7 +217,7 @@ def _lineage(name: str, recipe: Recipe, chosen: Callable[[str], str | None]) -> 
 
 def _trained_stages(name: str, recipe: Recipe, chosen: Callable[[str], str | None]) -> Iterator[tuple[str, Stage]]:
     """The training stages that a model of this run or of another one went through, with their names."""
-    folder = _stage_folder(Path(name))
+    folder = stage_folder(Path(name))
     if name.partition("@")[0] in recipe.stages or not is_file(folder.parent / RECIPE):
         yield from ((stage.name, stage) for stage in _lineage(name, recipe, chosen))
         return

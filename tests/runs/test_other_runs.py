@@ -118,6 +118,20 @@ def test_a_reward_model_of_another_rank_is_refused_first(
     assert code == 2 and f"the reward model is in {other / 'scores' / 'adapter'}" in said and "loading" not in said
 
 
+@pytest.mark.silent_bug(
+    "rewards: other runs",
+    "A reward model of another run scores texts of this run's chat template, which it never read.",
+    "It is refused unless a base model of the recipe has its template.",
+)
+def test_a_reward_model_of_another_template_is_refused(
+    other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewards = f"stages.report.rewards=[{{folder: {other / 'scores' / 'adapter'}}}]"
+    code, said = run(compare(tmp_path, "base", chat_template="chatml"), capsys, rewards)
+    assert code == 2 and "was trained on texts of another chat template: that of its base model" in said
+    assert run(compare(tmp_path, "base"), capsys, rewards)[0] == 0
+
+
 def test_a_whole_model_is_no_adapter_of_another_base(other: Path, tmp_path: Path) -> None:
     recipe = load_recipe(compare(tmp_path, "base"), [f"stages.report.rewards=[{{folder: {other.parent}}}]"])
     bases = RunBases(recipe, Reporter())
@@ -145,7 +159,7 @@ def test_check_tells_an_adapter_for_another_base(
 
 def test_the_folder_inside_a_stage_is_suggested(other: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"holds neither an adapter(.*\n)*.*did you mean '.*/sft/adapter'"):
-        load_recipe(compare(tmp_path, "base", str(other / "sft" / "adapter")))
+        load_recipe(compare(tmp_path, "base", str(other / "sft")))
     with pytest.raises(RecipeError, match="'no/such' is neither a stage nor a folder"):
         load_recipe(compare(tmp_path, "base", "no/such"))
 
