@@ -47,6 +47,7 @@ class DataSource:
     limit: the number of good rows to read; None reads all.
     validation: the share of prompts held out for validation, in [0, 1).
     part: read only this side of the split; None reads both.
+    group: the column whose equal values stay on one side of the split.
     weight: the source's share of the rows drawn, relative to others of the same entry; None draws by row.
     on_bad_row: `error` stops with all bad rows, `skip` counts them.
     columns: the name that the format expects -> the name in the file.
@@ -64,6 +65,7 @@ class DataSource:
     split: str | None = None
     validation: float = 0.0
     part: Part | None = None
+    group: str | None = None
     weight: float | None = None
     on_bad_row: Literal["error", "skip"] = "error"
     columns: dict[str, str] = field(default_factory=dict)
