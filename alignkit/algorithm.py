@@ -263,9 +263,10 @@ class Algorithm(WithOptions):
         return {}
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Weights of the entries of a loss term, by its name and in its shape. By default all entries count equally.
+        """Weights of the entries of a loss term, by its name and in its shape. By default `batch.weights` of its unit.
 
-        The term's average is sum(values * weights) / sum(weights over the global batch).
+        The term's average is sum(values * weights) / sum(weights over the global batch). Weights of your own start from
+        `batch.weights(Per...)`, which knows what does not count, and the weights of rows and turns in the data.
         """
         return {}
 

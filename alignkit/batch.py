@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.data.group import Group
 from alignkit.errors import PluginError, did_you_mean
+from alignkit.loss import Per, Term
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from alignkit.loss import Term
 
 
 class _OnRequest:
@@ -143,6 +142,7 @@ class Batch:
         rewards: [R] for gradient methods, whitened if the combination whitens.
         raw_rewards: [R] before whitening.
         signals: What `signal` returned, for these responses; `batch["name"]` reads one.
+        turn_weights: [R, T] fp32, of tokens by their turns; None: all turns that count are equal.
     """
 
     groups: Sequence[Group]
@@ -157,6 +157,7 @@ class Batch:
     rewards: Tensor = _on_request(_ROLLOUTS)
     raw_rewards: Tensor = _on_request(_ROLLOUTS)
     signals: dict[str, Tensor] = field(default_factory=dict)
+    turn_weights: Tensor | None = None
 
     if not TYPE_CHECKING:  # every name would be known to a type checker
 
@@ -171,6 +172,24 @@ class Batch:
             changes: New values by field.
         """
         return Batch(**{**filled(self), **changes})
+
+    def weights(self, per: Per) -> Tensor:
+        """The weight of each entry of a term: 0 if it does not count, else the weight of its row, and of its turn.
+
+        Args:
+            per: The term's unit; the result has its shape, [R, T], [R], [P] or [G].
+        """
+        import torch
+
+        rows = torch.tensor([group.weight for group in self.groups], device=self.mask.device)
+        if per is Per.GROUP:
+            return rows
+        if per is Per.PAIR:
+            return rows[self.pairs.group_index]
+        if per is Per.RESPONSE:
+            return self.mask.any(dim=1) * rows[self.group_index]
+        tokens = self.mask * rows[self.group_index][:, None]
+        return tokens if self.turn_weights is None else tokens * self.turn_weights
 
     def __getitem__(self, name: str) -> Tensor:
         """A signal by name. Raises PluginError, listing the signals there are."""
