@@ -5,11 +5,11 @@ Shapes: R responses, T response tokens (padded), P pairs. Algorithms never see p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from alignkit.data.group import Group
+from alignkit.data.group import Group, Response
 from alignkit.errors import PluginError, did_you_mean
 from alignkit.loss import Per, Term
 
@@ -52,6 +52,24 @@ _ROLLOUTS = "only rollouts with a reward have it; declare `source = Source.ROLLO
 def filled(arrays: Batch | Outputs) -> dict[str, Any]:
     """The fields that were computed, by name."""
     return {f.name: arrays.__dict__[f.name] for f in fields(arrays) if arrays.__dict__.get(f.name) is not None}
+
+
+def likelier_now(responses: Iterable[Response], logprobs: Tensor) -> Tensor:
+    """How much likelier each token is than for the older weights that wrote it: [R, T]; 1 if the policy wrote it.
+
+    Without these weights, the KL of a policy that samples ahead is too small by as much as it has moved since, and may
+    be negative. `logprobs` [R, T] are the policy's.
+    """
+    import torch
+
+    from alignkit.functional import ratio
+
+    weights = torch.ones_like(logprobs)
+    for row, response in enumerate(responses):
+        written = response.logprobs if response.staleness else None
+        if written is not None and (count := len(written)) <= len(weights[row]):
+            weights[row, :count] = ratio(logprobs[row, :count], torch.tensor(written).to(logprobs))
+    return weights
 
 
 @dataclass(frozen=True)

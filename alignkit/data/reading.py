@@ -13,7 +13,7 @@ from alignkit.data import hub
 from alignkit.data.files import SkippedRow, file_rows, kind_of, raise_if_bad, suffix_of, text_lines, without_fills
 from alignkit.data.group import Group, Origin, Response, group_from_json, group_id, resolved_pairs
 from alignkit.errors import BadRow, DataError, LeftOut, PluginError
-from alignkit.formats import FOREIGN, Format
+from alignkit.formats import FOREIGN, LABEL_COLUMNS, Format
 from alignkit.io.digest import file_digest, folder_digest
 from alignkit.plugin_errors import failure
 from alignkit.readers import reader_of
@@ -280,7 +280,7 @@ class RowReader:
         paired = any(map(resolved_pairs, found))
         reason = self.format.reason(_with_renamed_columns(row, self.source.columns)) if paired else ""
         columns = row if isinstance(row, Mapping) else {}
-        used = {*reason.split(), *WEIGHTS} if any(group.responses for group in found) else set()
+        used = {*reason.split(), *WEIGHTS, *LABEL_COLUMNS} if any(group.responses for group in found) else set()
         meant = [(name, value) for name, value in columns.items() if name not in used and _is_meant(value)]
         return [
             Sample(

@@ -159,7 +159,7 @@ def test_a_column_that_is_not_read_is_named_once(tmp_path: Path) -> None:
     row = {
         "prompt": "Hi",
         "completion": "A",
-        "why": "Because of this.",
+        "why": "For this.",
         "id": "x1",
         "notes": [{"a": "b c"}],
         "votes": 7,
