@@ -48,6 +48,7 @@ class DataSource:
     limit: the number of good rows to read; None reads all.
     validation: the share of prompts held out for validation, in [0, 1).
     part: read only this side of the split; None reads both.
+    group: the column whose equal values stay on one side of the split.
     weight: the source's share of the rows drawn, relative to others of the same entry; None draws by row.
     on_bad_row: `error` stops with all bad rows, `skip` counts them.
     columns: the name that the format expects -> the name in the file.
@@ -65,6 +66,7 @@ class DataSource:
     split: str | None = None
     validation: float = 0.0
     part: Part | None = None
+    group: str | None = None
     weight: float | None = None
     on_bad_row: Literal["error", "skip"] = "error"
     columns: dict[str, str] = field(default_factory=dict)
@@ -265,7 +267,7 @@ class RowReader:
         assert self.format is not None
         try:
             groups = checked_groups(self.format, row, self.source.columns)
-            return [self._identified(group, origin) for group in groups]
+            return [self._identified(group, row, origin) for group in groups]
         except BadRow:
             raise
         except Exception as error:  # if a format fails, the user still learns at which row
@@ -291,9 +293,11 @@ class RowReader:
             for group in found
         ]
 
-    def _identified(self, group: Group, origin: Origin) -> Group:
+    def _identified(self, group: Group, row: Any, origin: Origin) -> Group:
         name = group.id or group_id(group.prompt, group.responses, group.tools)
         meta = {**group.meta, **self.source.meta}
+        if self.source.group is not None and isinstance(row, Mapping) and self.source.group in row:
+            meta.setdefault(self.source.group, row[self.source.group])
         return replace(group, id=name, meta=meta, origin=origin, weight=_weight(group, meta))
 
 

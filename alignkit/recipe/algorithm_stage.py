@@ -125,7 +125,7 @@ def _with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[
 
 
 def _said_by(component: Component | None, draft: _Draft) -> tuple[Needs | None, bool, bool]:
-    """Return an algorithm's `needs`, `log_odds` and `chooses`; no needs if its options, on which they depend, are wrong."""
+    """Return an algorithm's `needs`, `log_odds` and `chooses`; no needs if its options are wrong, which decide them."""
     if component is None:
         return None, False, True
     try:

@@ -328,7 +328,7 @@ class OnlineStage:
         if iteration.number == 1 and (cut := iteration.metrics["truncated"]) > MOSTLY_CUT:
             self.context.say(
                 f"warning: {cut:.0%} of the samples have no end after max_new_tokens {self.sampling.max_new_tokens}: "
-                "the policy does not stop, or needs more room. Raise rollout.max_new_tokens, or train it on demonstrations"
+                "the policy does not stop, or needs more room. Raise rollout.max_new_tokens, or start from SFT"
             )
         if "judge/cost" in iteration.metrics:
             cost = self.work.summary.get("judge_cost", 0.0) + iteration.metrics["judge/cost"]
