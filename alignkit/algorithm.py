@@ -271,7 +271,7 @@ class Algorithm(WithOptions):
         """Weights of the entries of a loss term, by its name and in its shape. By default `batch.weights` of its unit.
 
         The term's average is sum(values * weights) / sum(weights over the global batch). Weights of your own start from
-        `batch.weights(Per...)`, which knows what does not count, and the weights of rows and turns in the data.
+        `batch.weights("token")`, which knows what does not count, and the weights of rows and turns in the data.
         """
         return {}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from alignkit.data.group import Group, Response
 from alignkit.errors import PluginError, did_you_mean
@@ -191,7 +191,7 @@ class Batch:
         """
         return Batch(**{**filled(self), **changes})
 
-    def weights(self, per: Per) -> Tensor:
+    def weights(self, per: Per | Literal["token", "pair", "response", "group"]) -> Tensor:
         """The weight of each entry of a term: 0 if it does not count, else the weight of its row, and of its turn.
 
         Args:
@@ -199,6 +199,7 @@ class Batch:
         """
         import torch
 
+        per = Per(per)
         rows = torch.tensor([group.weight for group in self.groups], device=self.mask.device)
         if per is Per.GROUP:
             return rows

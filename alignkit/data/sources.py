@@ -174,7 +174,15 @@ def _unit(group: Group, column: str | None) -> str:
     return sha256_of(["group", group.meta[column]])
 
 
-def _sides(parts: Sequence[list[Group]], columns: Sequence[str | None]) -> list[list[str]]:
+def _loosely(group: Group) -> str:
+    """The same for prompts that differ in case and white space only: an answer to one tells that to the other."""
+    if not group.prompt:
+        return prompt_key(group)
+    turns = [[role, " ".join(content.casefold().split()), *others] for role, content, *others in turns_of(group.prompt)]
+    return sha256_of(["loosely", turns])
+
+
+def sides(parts: Sequence[list[Group]], columns: Sequence[str | None]) -> list[list[str]]:
     """The key of each group: groups with the same key are on one side.
 
     A key is that of the prompt, or of the source's column. Keys are joined if groups share a prompt, come from one row,
@@ -192,11 +200,11 @@ def _sides(parts: Sequence[list[Group]], columns: Sequence[str | None]) -> list[
     every = list(zip(chain(*keys), chain(*parts), strict=True))
     for key, group in every:
         row = "" if group.origin is None else f"{group.origin.source}:{group.origin.row}"
-        for shared in (prompt_key(group), *([row] if row else [])):
+        for shared in (_loosely(group), *([row] if row else [])):
             joined[find(key)] = find(first.setdefault(shared, key))
     for key, group in every:
         for end in range(1, len(group.prompt) - 1):
-            earlier = first.get(prompt_key(replace(group, prompt=group.prompt[:end])))
+            earlier = first.get(_loosely(replace(group, prompt=group.prompt[:end])))
             if earlier is not None:
                 joined[find(key)] = find(earlier)
     return [[find(key) for key in own] for own in keys]
@@ -208,10 +216,10 @@ def _split(
     """Each source's groups on either side. A prompt held out of one source is held out of all."""
     if not any(source.validation for source in sources):
         return list(parts), [[] for _ in parts]
-    sides = _sides(parts, [source.group for source in sources])
-    keyed = [list(zip(keys, groups, strict=True)) for keys, groups in zip(sides, parts, strict=True)]
+    keys_of = sides(parts, [source.group for source in sources])
+    keyed = [list(zip(keys, groups, strict=True)) for keys, groups in zip(keys_of, parts, strict=True)]
     held_out: set[str] = set()
-    for source, keys in zip(sources, sides, strict=True):
+    for source, keys in zip(sources, keys_of, strict=True):
         if source.validation and len(set(keys)) < 2:
             what = f"'{source.group}'" if source.group else "prompt, or belong to one conversation"
             raise DataError(

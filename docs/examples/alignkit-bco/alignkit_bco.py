@@ -32,7 +32,6 @@ from alignkit import (
 )
 from alignkit import functional as F
 from alignkit.data.group import with_labels
-from alignkit.loss import Per
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +85,7 @@ class BCO(Algorithm):
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
         """Each term is the mean over its own kind of response."""
         labels = batch.mask.new_tensor([r.label is True for group in batch.groups for r in group.responses])
-        weights = batch.weights(Per.RESPONSE)
+        weights = batch.weights("response")
         return {"desirable": weights * labels, "undesirable": weights * ~labels}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:

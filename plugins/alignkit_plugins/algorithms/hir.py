@@ -43,7 +43,6 @@ from alignkit import (
 )
 from alignkit import functional as F
 from alignkit.data.group import group_id, prompts_of
-from alignkit.loss import Per
 from alignkit.reward import REWARD_KEY
 
 if TYPE_CHECKING:
@@ -183,12 +182,12 @@ class HIR(Algorithm):
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
         """Only responses under the instruction they fulfill count, and their tokens."""
         own = self._is_own(batch)
-        tokens, responses = batch.weights(Per.TOKEN) * own[:, None], batch.weights(Per.RESPONSE) * own
+        tokens, responses = batch.weights("token") * own[:, None], batch.weights("response") * own
         weights = {"nll": tokens if self.options.length_normalized else responses, "entropy": tokens}
         if self.options.contrast_coefficient:
             own_row = self._contrasts(batch).own_row
             contrasted = responses.new_zeros(len(responses)).index_fill(0, own_row, 1.0)
-            weights["contrast"] = contrasted * batch.weights(Per.GROUP)[batch.group_index]
+            weights["contrast"] = contrasted * batch.weights("group")[batch.group_index]
         return weights
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:

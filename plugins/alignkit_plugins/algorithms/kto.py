@@ -35,7 +35,6 @@ from alignkit import (
 )
 from alignkit import functional as F
 from alignkit.data.group import group_id, with_labels
-from alignkit.loss import Per
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,7 +119,7 @@ class KTO(Algorithm):
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
         """The loss is averaged over the labeled responses."""
-        return {"kto": batch.weights(Per.RESPONSE) * ~_labels(batch).isnan()}
+        return {"kto": batch.weights("response") * ~_labels(batch).isnan()}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """Rewards of desirable and undesirable responses, under TRL's names."""

@@ -31,7 +31,6 @@ from alignkit import (
 )
 from alignkit import functional as F
 from alignkit.data.group import resolved_pairs
-from alignkit.loss import Per
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +70,7 @@ class RewardModel(Algorithm):
         return groups
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        weights = F.kwise_weights(batch.pairs.group_index) * batch.weights(Per.PAIR)
+        weights = F.kwise_weights(batch.pairs.group_index) * batch.weights("pair")
         return {"rank": weights, "center": weights}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
