@@ -326,4 +326,4 @@ def probe_hub(data: RunData, spec: DataSpec) -> None:
     """Read one row of every source on the hub. Raises DataError if `datasets` cannot load one."""
     for source in spec.sources:
         if source.hub is not None:
-            data.read(DataSpec((replace(source, limit=1, validation=0.0, part=None, weight=None),)))
+            data.read(DataSpec((replace(source, limit=1, validation=0.0, part=None, group=None, weight=None),)))
