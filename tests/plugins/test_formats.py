@@ -483,6 +483,17 @@ def test_what_alpaca_wrote_for_no_input_is_none(nothing: str) -> None:
 
 @pytest.mark.silent_bug(
     "data: columns",
+    "A file with a row for each turn is learned as texts without a prompt, questions included.",
+    "No format takes a turn for a document.",
+)
+def test_a_turn_is_no_document() -> None:
+    row = {"message_id": "1", "parent_id": None, "text": "Hi", "role": "prompter"}
+    assert [name for name, format in FORMATS.items() if format.matches(row)] == []
+    assert FORMATS["text"].matches({"text": "Hi", "url": "a"})
+
+
+@pytest.mark.silent_bug(
+    "data: columns",
     "Earlier turns in `history` are left out.",
     "They come before the instruction.",
     "hiyouga/LlamaFactory#4683",
