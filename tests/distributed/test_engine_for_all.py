@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import assert_alike, metrics_of, online, reward, write_recipe
 from forked import together
+from several import assert_alike, metrics_of, online, reward, write_recipe
 
 import alignkit_plugins.models.tiny
 from alignkit import cli
@@ -86,7 +86,7 @@ def test_a_server_that_dies_ends_all_processes_and_the_run_continues(work: Path,
     server.fault = fault
     ended = together(work, ["run", recipe, "--out", "out"], 2)
     assert ended[0].code == 1 and ended[1].code in (1, -15), ended
-    assert f"no server can be used: {server.url}: RemoteProtocolError" in ended[0].err
+    assert f"{server.url} cannot be used: RemoteProtocolError" in ended[0].err
     assert ended[1].err == "" and "Traceback" not in ended[0].err
     server.fault = lambda path, body: None
     assert [process.code for process in together(work, ["run", recipe, "--out", "out"], 2)] == [0, 0]

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import assert_alike, offline, online, write_recipe
 from forked import Ended, together
+from several import assert_alike, offline, online, write_recipe
 
 from alignkit import cli
 from alignkit.plugins import load_plugins

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LOSS, MIX, PADDING, STAGES, WEIGHTS, answers, metrics_of, offline, online, reward, write_recipe
 from forked import run_together, together
 from safetensors.torch import load_file
+from several import LOSS, MIX, PADDING, STAGES, WEIGHTS, answers, metrics_of, offline, online, reward, write_recipe
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MIX, PADDING, STAGES, answers, assert_alike, offline, online, reward, write_recipe
 from forked import Ended, run_together, together
+from several import MIX, PADDING, STAGES, answers, assert_alike, offline, online, reward, write_recipe
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import MOVED, STAGES, assert_alike, offline, online, reward, write_recipe
 from forked import together
+from several import MOVED, STAGES, assert_alike, offline, online, reward, write_recipe
 
 from alignkit import cli
 

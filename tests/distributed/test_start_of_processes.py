@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import answers, assert_alike, offline, online, reward, write_recipe
 from forked import together
+from several import answers, assert_alike, offline, online, reward, write_recipe
 
 from alignkit import cli
 from alignkit.errors import PluginError, RecipeError

@@ -1,8 +1,9 @@
-"""The quick start, whole and on the real model: its table for one seed is the README's, within its intervals."""
+"""The quick start, whole and on the real model: its table for one seed is the README's, as far as seeds differ."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -14,8 +15,8 @@ import pytest
 from tests.net.recipes import ROOT
 
 SEED = 3
-# README.md: means and 95% intervals over five seeds. One seed may be this many points outside of an interval.
-MORE = 6
+# README.md: 95% intervals of means over SEEDS seeds. Where the next seed lies is wider by the root of SEEDS + 1.
+SEEDS = 5
 COLUMNS = (
     "harmful requests refused",
     "ordinary requests refused",
@@ -51,5 +52,8 @@ def test_one_seed_is_within_the_intervals(tmp_path: Path) -> None:
     (ROOT / ".net" / "quickstart.json").write_text(json.dumps(shares), encoding="utf-8")
     for name, (_, *intervals) in TABLE.items():
         for share, (low, high), column in zip(shares[name], intervals, COLUMNS, strict=True):
-            assert low - MORE <= share <= high + MORE, f"{name}: {column} {share}%, not in [{low}, {high}]"
+            mean, reach = (low + high) / 2, (high - low) / 2 * math.sqrt(SEEDS + 1)
+            assert abs(share - mean) <= reach, (
+                f"{name}: {column} {share}%, not within {reach:.0f} points of {mean:.0f}%"
+            )
     assert shares["align"][0] > shares["sft"][0], "PPO refuses no more harmful requests than SFT"

@@ -1,4 +1,4 @@
-"""`alignkit migrate CONFIG`: a config of TRL, LLaMA-Factory or axolotl as a recipe, by the keys of `tables.yaml`."""
+"""`alignkit migrate CONFIG`: a recipe from a config of TRL, LLaMA-Factory or axolotl, by `alignkit_migrate.yaml`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def converted(values: Mapping[str, Any], trainer: str = "") -> tuple[dict[str, A
 
     from alignkit.arguments import refuse
 
-    tables = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
+    tables = yaml.safe_load(Path(__file__).with_name("alignkit_migrate.yaml").read_text(encoding="utf-8"))
     tool = "axolotl" if "base_model" in values else "llamafactory" if "finetuning_type" in values else "trl"
     given, notes = _in_words_of_trl(values, tables[tool])
     named = given.pop("trainer", None) or ("sft" if tool == "axolotl" else "")

@@ -1,30 +1,31 @@
 """`alignkit check --plan`: about how much memory and time each stage takes.
 
 Nothing is loaded. Rows are counted as the stage will encode them, at most READ of them; the base model's shapes come
-from its configuration; the speed of this machine comes from one short probe of products of these shapes. What is not
-counted (attention, norms, the optimizer's step) is in two assumed factors.
+from its configuration; the speed of this machine comes from one short probe of products of these shapes. Factors, set
+by runs on a CPU, stand for the rest: attention, norms, adapters, the optimizer's step.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from torch.utils.benchmark import Timer
 
 from alignkit.algorithm import Algorithm, Source, Trains
 from alignkit.data.group import Group, Message, Response, prompts_of
 from alignkit.data.sources import DataSpec
 from alignkit.errors import RecipeError, RunFailed
 from alignkit.io.progress import Reporter
-from alignkit.kernels.memory import total
+from alignkit.kernels.matmul import linear
+from alignkit.kernels.memory import GROWTH, total
 from alignkit.models.budget import MemoryBudget, activation_bytes_per_token
 from alignkit.models.decoder import LOGIT_COPIES, most_rows, row_bytes
 from alignkit.models.loading import device_of, dtype_of, largest, quantized_width
@@ -41,13 +42,14 @@ from alignkit_apps.check.row import encoder_of
 
 READ = 200  # rows of an entry that are tokenized; more are estimated from these
 PROBED = 512  # tokens of the product that is timed
-LEARNED, WRITTEN = 1.6, 2.2  # time of a pass, and of writing a token, over that of its products; assumed
+LEARNED, READS, WRITTEN = 2.6, 1.8, 2.2  # time of a pass, of one without gradients, of writing, over its products
 LIBRARIES = 0.15e9  # bytes that a run's process takes beyond those of this one, on a CPU; set by three runs
-STARTUP = 1.0  # seconds of a stage around its work
+FREED = 0.08  # share of a step's activations that glibc keeps, until the process trims itself; set by three runs
+STARTUP = 3.5  # seconds of a stage around its work, such as opening its models
 _SMALLER = {
     "weights": "set model.quantization=nf4, or take a smaller base model",
     **dict.fromkeys(("adapters", "optimizer"), "set model.lora={r: 16}, or optimizer=adamw_8bit"),
-    "activations": "lower max_length, or set model.activation_checkpointing=true",
+    **dict.fromkeys(("activations", "freed"), "lower max_length, or set model.activation_checkpointing=true"),
     "cache": "lower max_new_tokens or samples_per_prompt",
     "Python": "take a machine with more memory",
 }
@@ -55,29 +57,23 @@ _SMALLER = {
 
 @dataclass(frozen=True)
 class Work:
-    """Rows and tokens of a stage.
+    """Rows and tokens of a stage, and why they are no counts (note)."""
 
-    rows: of its data, or its prompts. tokens: of all of them once. learned: tokens in all optimizer steps. measured:
-    tokens that are read without gradients. written: tokens that are sampled at most. batch: tokens of the largest step,
-    or of a packed row. together: responses that are sampled at a time. prompt, new: tokens of the longest prompt, and
-    of a response. note: why the numbers are no counts.
-    """
-
-    rows: int = 0
-    tokens: int = 0
-    learned: int = 0
-    measured: int = 0
-    written: int = 0
-    batch: int = 0
-    together: int = 0
-    prompt: int = 0
-    new: int = 0
+    rows: int = 0  # of its data, or its prompts
+    tokens: int = 0  # of all rows once
+    learned: int = 0  # tokens in all optimizer steps
+    measured: int = 0  # tokens that are read without gradients
+    written: int = 0  # tokens that are sampled at most
+    batch: int = 0  # tokens of the largest step, or of a packed row
+    together: int = 0  # responses that are sampled at a time
+    prompt: int = 0  # tokens of the longest prompt
+    new: int = 0  # tokens of a response
     note: str = ""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """About what a stage takes: bytes by what they are for, and seconds. room: bytes that the machine has for it."""
+    """About what a stage takes: bytes by what they are for, and seconds. room: bytes of the machine."""
 
     name: str
     plugin: str
@@ -110,27 +106,23 @@ class Shapes:
         self.matrices = sum(part.weight.numel() for part in linear)
         self.head = (head.weight.shape[1], head.weight.shape[0])
         self.text = config.get_text_config()
+        adapted, half = spec.lora is not None, self.dtype != torch.float32
+        self.stored = activation_bytes_per_token(self.text, self.dtype, frozen=adapted)  # measured: also in fp32
+        most = activation_bytes_per_token(self.text, self.dtype, frozen=adapted and half)
+        self.budget = MemoryBudget(self.device, most)
 
     @property
     def weights(self) -> float:
         """Bytes of the base model."""
-        width = quantized_width(self.spec)
-        whole = self.parameters * self.dtype.itemsize
-        return whole if width is None else whole - self.matrices * (self.dtype.itemsize - width)
+        width = quantized_width(self.spec) or self.dtype.itemsize
+        return (self.parameters - self.matrices) * self.dtype.itemsize + self.matrices * width
 
     @property
     def trained(self) -> float:
         """Bytes of what a role learns: its adapter, or all weights."""
         if self.spec.lora is None:
             return self.parameters * self.dtype.itemsize
-        pairs = sum((inner + outer) * count for (inner, outer), count in self.layers.items())
-        return 4.0 * self.spec.lora.r * pairs
-
-    @cached_property
-    def budget(self) -> MemoryBudget:
-        """How many tokens a packed row may have."""
-        frozen = self.spec.lora is not None and self.dtype != torch.float32
-        return MemoryBudget(self.device, activation_bytes_per_token(self.text, self.dtype, frozen=frozen))
+        return 4.0 * self.spec.lora.r * sum((inner + outer) * count for (inner, outer), count in self.layers.items())
 
     def products(self, tokens: int) -> float:
         """Seconds in which this machine multiplies this many tokens by all matrices."""
@@ -138,30 +130,18 @@ class Shapes:
         shapes = {**self.layers, self.head: 1}
         return sum(count * _timed(tokens, shape, dtype, self.device) for shape, count in shapes.items())
 
-    @cached_property
-    def per_token(self) -> float:
-        """Seconds of a pass over a token without gradients."""
-        return LEARNED * self.products(PROBED) / PROBED
-
     def seconds(self, work: Work) -> float:
         """The time of a stage's tokens. The backward pass costs one pass more, and another for weights that learn."""
         passes = (2 if self.spec.lora is not None else 3) + self.spec.activation_checkpointing
-        found = self.per_token * (passes * work.learned + work.measured)
-        if work.written:
-            found += WRITTEN * self.products(work.together) * work.written / work.together
-        return found
+        writing = WRITTEN * self.products(max(1, work.together)) * work.written / max(1, work.together)
+        return self.products(PROBED) / PROBED * (LEARNED * passes * work.learned + READS * work.measured) + writing
 
 
+@cache
 def _timed(tokens: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> float:
-    left, right = (torch.ones(size, dtype=dtype, device=device) for size in ((tokens, shape[0]), shape))
-    times = []
-    for _ in range(10):
-        began = time.perf_counter()
-        left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return min(times)
+    x, w = (torch.ones(size, dtype=dtype, device=device) for size in ((tokens, shape[0]), shape[::-1]))
+    timer = Timer("f(x, w)", globals={"f": linear, "x": x, "w": w}, num_threads=torch.get_num_threads())
+    return float(min(timer.timeit(1).mean for _ in range(10)))  # a busy machine makes some of them longer
 
 
 class _Planner:
@@ -183,10 +163,9 @@ class _Planner:
         work = self._work(stage, shapes.encoder, shapes)
         self.done[stage.name] = work
         parts = _memory(shapes, stage, work)
-        working = max(parts["activations"], parts["cache"])  # one after the other
-        peak = sum(parts.values()) - parts["activations"] - parts["cache"] + working
-        seconds = STARTUP + shapes.seconds(work)
-        return StagePlan(stage.name, stage.component.name, work, parts, peak, seconds, total(shapes.device))
+        peak = sum(parts.values()) - min(parts["activations"], parts["cache"])  # one after the other
+        seconds, room = STARTUP + shapes.seconds(work), total(shapes.device)
+        return StagePlan(stage.name, stage.component.name, work, parts, peak, seconds, room)
 
     def _work(self, stage: Stage, encoder: Encoder, shapes: Shapes) -> Work:
         settings = stage.settings
@@ -194,8 +173,7 @@ class _Planner:
             return self._step(stage, encoder)
         algorithm, author = made(stage.component, stage.name)
         if not isinstance(algorithm, Algorithm):
-            count = sum(len(self._groups(spec)[0]) for spec in specs(settings, DataSpec))
-            return Work(count, note="another library trains: its memory and time are not planned")
+            return Work(note="another library trains: its memory and time are not planned")
         if algorithm.source is Source.ROLLOUTS:
             return self._online(settings, algorithm, encoder)
         found, note = self._groups(settings.data)
@@ -205,13 +183,12 @@ class _Planner:
         scoring = algorithm.trains is Trains.REWARD
         read = groups[:: max(1, math.ceil(len(groups) / READ))]
         encoded = [encoder.encode(group, settings.max_length, turns=turns, scoring=scoring) for group in read]
-        lengths = [one.length for one in encoded if one is not None]
-        if not lengths:
-            return Work(len(groups), note=note)
-        mean, kept = sum(lengths) / len(lengths), len(groups) * len(lengths) / len(read)
+        lengths = [one.length for one in encoded if one is not None] or [0]
+        mean, kept = sum(lengths) / len(lengths), len(groups) * len(lengths) / max(1, len(read))
         steps = math.ceil(kept / settings.batch_size) * settings.epochs
         rows = min(kept * settings.epochs, (settings.max_steps or steps) * settings.batch_size)
-        measured = kept * mean * algorithm.needs.reference_logprobs
+        held = len(self._groups(settings.validation)[0]) if settings.validation is not None else 0
+        measured = kept * mean * algorithm.needs.reference_logprobs + held * mean * settings.epochs
         batch = max(max(lengths), min(shapes.budget.tokens, round(mean * min(kept, settings.batch_size))))
         return Work(len(groups), round(mean * kept), round(mean * rows), round(measured), batch=batch, note=note)
 
@@ -219,14 +196,11 @@ class _Planner:
         rollout = settings.rollout
         groups, note = self._groups(settings.prompts)
         lengths = self._prompt_lengths(groups, encoder)
-        if not lengths:
-            return Work(note=note)
         new, samples = rollout.max_new_tokens or 1, rollout.samples_per_prompt or 1
         mean, asked = sum(lengths) / len(lengths), settings.prompts_per_iteration or len(groups)
         prompts = settings.iterations * asked
         learned = prompts * (mean + min(samples, rollout.learn_from or samples) * new) * settings.epochs
-        needs = algorithm.needs
-        passes = int(needs.reference_logprobs) + needs.old_logprobs + bool(needs.values)
+        passes = 2 + (algorithm.needs.values and not algorithm.needs.shared_values)  # policy, reference, values
         passes += sum(spec.kind == "stage" for spec in specs(settings.reward, RewardSpec))  # reward models
         measured = prompts * (mean + samples * new) * passes
         batch = min(asked, settings.batch_size) * (mean + samples * new)
@@ -237,18 +211,19 @@ class _Planner:
         options, work = stage.component.options, Work()
         for spec in specs(options, DataSpec):
             groups, note = self._groups(spec)
-            lengths = self._prompt_lengths(groups, encoder) or [0]
-            tokens = round(sum(lengths) / len(lengths) * len(groups))
-            work = replace(work, rows=work.rows + len(groups), tokens=work.tokens + tokens, prompt=max(lengths))
-            work = replace(work, note=work.note or note)
+            lengths = self._prompt_lengths(groups, encoder)
+            tokens = work.tokens + round(sum(lengths) / len(lengths) * len(groups))
+            work = Work(work.rows + len(groups), tokens, measured=tokens, prompt=max(lengths), note=work.note or note)
         if isinstance(options, SamplingOptions) and (policies := options.policies_to_sample()) and work.rows:
-            rows = min(work.rows, getattr(options, "limit", None) or work.rows)
-            samples = getattr(options, "samples_per_prompt", None) or 1
-            new = int(options.sampling.max_new_tokens or 1)
-            together = rows * samples
-            written = together * (len(policies) + getattr(options, "base", False)) * new
-            work = replace(work, rows=rows, together=together, written=written, new=new)
-        return replace(work, measured=work.tokens)
+            limit = (getattr(options, "limit", None) or work.rows) * max(1, len(getattr(options, "measures", ())))
+            rows = min(work.rows, limit)
+            samples, new = getattr(options, "samples_per_prompt", None) or 1, int(options.sampling.max_new_tokens or 1)
+            together, count = rows * samples, len(policies) + getattr(options, "base", False)
+            asked, written = count * work.tokens * rows // work.rows, count * together * new
+            passes = 2 * getattr(options, "kl", False) + sum(one.kind == "stage" for one in specs(options, RewardSpec))
+            measured = asked + passes * (asked + written)
+            work = replace(work, rows=rows, measured=measured, written=written, together=together, new=new)
+        return work
 
     def _groups(self, spec: DataSpec) -> tuple[list[Group], str]:
         """The rows of an entry, and a note if a stage has yet to make some: they are taken as long as it allows."""
@@ -257,52 +232,48 @@ class _Planner:
         groups = list(self.data.load(DataSpec(here)).groups) if here else []
         for source in missing:
             work = self.done[str(source.stage)]
-            words = "x " * (work.tokens // max(1, work.rows))
-            answer = Response(text="x " * work.new)
-            each = max(1, work.together // max(1, work.rows))
-            groups += [Group((Message(role="user", content=words),), (answer,) * each)] * work.rows
+            words, answer = "x " * (work.tokens // max(1, work.rows)), Response(text="x " * work.new)
+            answers = (answer,) * max(1, work.together // max(1, work.rows))
+            groups += [Group((Message(role="user", content=words),), answers)] * work.rows
         names = ", ".join(f"'{source.stage}'" for source in missing)
-        return groups, f"rows are those that {names} may make" if missing else ""
+        return groups, f"rows are those that {names} may make" if names else ""
 
     def _prompt_lengths(self, groups: Sequence[Group], encoder: Encoder) -> list[int]:
         prompts = prompts_of(groups)
         read = prompts[:: max(1, math.ceil(len(prompts) / READ))]
-        return [len(encoder.prompt(group.prompt, group.tools)) for group in read]
+        return [len(encoder.prompt(group.prompt, group.tools)) for group in read] or [0]
 
 
 def _memory(shapes: Shapes, stage: Stage, work: Work) -> dict[str, float]:
     """Bytes on a device."""
     on_cpu = shapes.device.type == "cpu"
     tokens = min(work.batch, shapes.budget.tokens) if work.learned else min(work.tokens, shapes.budget.tokens)
-    activations = shapes.budget.bytes_per_token * tokens if work.learned else 0.0
+    activations = shapes.stored * tokens if work.learned else 0.0
     if shapes.spec.activation_checkpointing:
         activations = activations / shapes.text.num_hidden_layers + tokens * shapes.text.hidden_size * 4.0
-    roles = 1 + len(stage.roles)
     moments = 0.5 if "8bit" in str(getattr(stage.settings, "optimizer", "")) else 2.0
     found = {
         "weights": shapes.weights,
-        "adapters": roles * shapes.trained,
+        "adapters": (1 + len(stage.roles)) * shapes.trained,
         "optimizer": (moments + 1) * shapes.trained if work.learned else 0.0,
         "activations": activations,
         "cache": 0.0,
     }
     if on_cpu:
         found["Python"] = psutil.Process().memory_info().rss + LIBRARIES
+        found["freed"] = min(GROWTH, FREED * activations * work.learned / max(1, work.batch))
     if work.written and stage.engine is None:
         row = row_bytes(shapes.text, shapes.dtype.itemsize, work.prompt, work.new)
         vocabulary = 0 if on_cpu else shapes.text.vocab_size
         rows = min(work.together, most_rows(row, total(shapes.device) - sum(found.values()), 0, vocabulary))
         logits = 4 * LOGIT_COPIES * (largest(shapes.text, "vocab_size") or 0)
-        packed = shapes.weights if on_cpu and shapes.dtype == torch.float32 else 0.0  # packed for sampling
-        found["cache"] = rows * (row + logits) + packed
+        packed = on_cpu and shapes.dtype == torch.float32  # for sampling
+        found["cache"] = rows * (row + logits) + packed * shapes.weights
     return found
 
 
 def plan_recipe(recipe: Recipe, folder: Path) -> list[StagePlan]:
-    """Plan the stages in their order. folder: of the run, whose data are read where stages have made them.
-
-    Raises the errors with which a stage would stop for its data or its base model.
-    """
+    """Plan the stages in their order, with the data of the run's folder. Raises the errors of their data and models."""
     planner = _Planner(recipe, folder)
     return [planner.plan(stage) for stage in recipe.stages.values()]
 
@@ -310,14 +281,10 @@ def plan_recipe(recipe: Recipe, folder: Path) -> list[StagePlan]:
 def too_large(recipe: Recipe, plans: Sequence[StagePlan]) -> RecipeError | None:
     """The stages that this machine has no memory for, and what to change; None if there are none."""
     problems = []
-    for plan in plans:
-        if plan.peak <= plan.room:
-            continue
+    for plan in (plan for plan in plans if plan.peak > plan.room):
         part = max(plan.memory, key=lambda name: plan.memory[name])
-        text = (
-            f"stage '{plan.name}' needs about {plan.peak / 1e9:.1f} GB, most of it for {part}, but this machine has "
-            f"{plan.room / 1e9:.1f} GB for it"
-        )
+        needs, has = (f"{size / 1e9:.1f} GB" for size in (plan.peak, plan.room))
+        text = f"stage '{plan.name}' needs about {needs}, most of it for {part}, but this machine has {has} for it"
         problems.append(recipe.problem(("stages", plan.name), text, at_key=True, help=_SMALLER[part]))
     return RecipeError(problems) if problems else None
 
@@ -326,9 +293,8 @@ def table(plans: Sequence[StagePlan]) -> tuple[tuple[str, ...], list[list[str]]]
     """A row for each stage."""
     rows = []
     for plan in plans:
-        work = plan.work
-        tokens = [f"{number:,}" if number else "-" for number in (work.rows, work.tokens, work.learned, work.written)]
-        memory = f"about {plan.peak / 1e9:.1f} GB"
+        counts = (plan.work.rows, plan.work.tokens, plan.work.learned, plan.work.written)
         minutes = "under 1" if plan.seconds < 60 else f"about {plan.seconds / 60:.0f}"
-        rows.append([plan.name, plan.plugin, *tokens, memory, minutes])
+        numbers = [f"{count:,}" if count else "-" for count in counts]
+        rows.append([plan.name, plan.plugin, *numbers, f"about {plan.peak / 1e9:.1f} GB", minutes])
     return ("stage", "by", "rows", "tokens", "learned", "sampled", "memory", "minutes"), rows

@@ -64,7 +64,9 @@ def test_policies_answer_with_an_engine_as_without(run: Path, server: FakeVllm) 
 
 def test_a_failure_is_of_no_run(run: Path, server: FakeVllm) -> None:
     server.change = lambda choice: choice if "prompt_logprobs" in choice else choice | {"token_ids": []}
-    with pytest.raises(RunFailed, match=r"engine 'vllm': no server .*\nhelp: the same command starts it again$"):
+    with pytest.raises(
+        RunFailed, match=r"engine 'vllm': http://\S+ cannot be used: .*\nhelp: the same command starts it again$"
+    ):
         with models(run, f"engine.vllm.url={server.url}") as found:
             answers(found)
 

@@ -44,7 +44,7 @@ def test_the_first_difference_is_named_with_its_size(run: Path, capsys: pytest.C
     assert lines[0] == "align: DIFFERENT"
     assert lines[1] == "  adapter/adapter_model.safetensors: other bytes"
     assert lines[2].startswith("  metrics.jsonl: line 2.reward 1000.0 -> ")
-    assert lines[3] == "  different here: nothing that the record knows"
+    assert lines[3] == "  different here: nothing that the record knows, so perhaps the machine"
     assert "error: not reproduced: align" in err
 
 
