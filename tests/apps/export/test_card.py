@@ -91,6 +91,11 @@ def test_licenses_of_rows_reach_the_card(tmp_path: Path) -> None:
     source = find(str(train(tmp_path, {}, stages) / "align"))
     text = card(source, Use(source, True, source.folder, "tiny", False), "out", None, [])
     assert "- License of rows: `rated.jsonl`: cc-by-nc-4.0 (2 rows), not stated (1 rows)\n" in text
+    depends_on = json.loads((source.run / "liked" / "stage.json").read_text())["depends_on"]
+    depends_on["settings"]["data"]["sources"] = [{"hub": "trl-lib/tldr"}]
+    changed(source.run, "liked", depends_on=depends_on)
+    text = card(source, Use(source, True, source.folder, "tiny", False), "out", None, [])
+    assert ModelCard(text).data.datasets == ["trl-lib/tldr"]
 
 
 def test_stages(run: Path) -> None:
