@@ -158,19 +158,18 @@ def _check_keys(draft: _Draft, refused: Mapping[str, str], needs: Needs | None) 
     for key, reason in refused.items():
         if key in draft.written:
             draft.error((key,), f"{draft.name} does not use '{key}'", reason, at_key=True)
-    for key in _required_keys(draft, needs):
+    for key in required_keys(draft.algorithm, needs):
         if key not in draft.written:
             help = Settings.model_fields[key].description or ""
             draft.scope.problems.missing((*draft.keys, key), f": {draft.name} requires it", help)
 
 
-def _required_keys(draft: _Draft, needs: Needs | None) -> tuple[str, ...]:
-    """needs: None if the options are wrong; then the class says whether it has a reward, if it can without options."""
-    if not draft.online:
+def required_keys(algorithm: Any, needs: Needs | None = None) -> tuple[str, ...]:
+    """The stage keys that an algorithm requires. needs: with its options; None: as far as they are known without."""
+    if algorithm.source is not Source.ROLLOUTS:
         return ("data",)
-    fixed = getattr(draft.algorithm, "needs", None)
-    known = needs or (fixed if isinstance(fixed, Needs) else Needs())
-    return ("prompts", "reward") if known.reward else ("prompts",)
+    rewarded = _reward(algorithm) if needs is None else needs.reward
+    return ("prompts", "reward") if rewarded else ("prompts",)
 
 
 def _hint(key: str, draft: _Draft, options: list[str], refused: Mapping[str, str]) -> str:

@@ -472,6 +472,29 @@ def test_alpaca_and_dolly_join_the_instruction_and_what_it_is_about() -> None:
 
 @pytest.mark.silent_bug(
     "data: columns",
+    "`<noinput>` and `N/A`, which Alpaca's generator wrote for an empty input, are learned as a part of the prompt.",
+    "They are no input.",
+)
+@pytest.mark.parametrize("nothing", ["<noinput>", "No input", "N/A", "no input."])
+def test_what_alpaca_wrote_for_no_input_is_none(nothing: str) -> None:
+    assert read("alpaca", {"instruction": "i", "input": nothing, "output": "n/a"}) == Group(
+        turns("u: i"), (Response(text="n/a"),)
+    )
+
+
+@pytest.mark.silent_bug(
+    "data: columns",
+    "A file with a row for each turn is learned as texts without a prompt, questions included.",
+    "No format takes a turn for a document.",
+)
+def test_a_turn_is_no_document() -> None:
+    row = {"message_id": "1", "parent_id": None, "text": "Hi", "role": "prompter"}
+    assert [name for name, format in FORMATS.items() if format.matches(row)] == []
+    assert FORMATS["text"].matches({"text": "Hi", "url": "a"})
+
+
+@pytest.mark.silent_bug(
+    "data: columns",
     "Earlier turns in `history` are left out.",
     "They come before the instruction.",
     "hiyouga/LlamaFactory#4683",
