@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from alignkit.data.sources import DataSpec
-from alignkit.errors import RecipeError
+from alignkit.errors import RecipeError, no_disk
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 
@@ -117,3 +118,8 @@ def test_a_path_of_another_tool_or_system_is_an_error_with_its_cure(
     with pytest.raises(RecipeError) as error:
         load_recipe(tmp_path / "recipe.yaml")
     assert message in str(error.value) and cure in str(error.value)
+
+
+def test_a_drive_that_fails_is_named() -> None:
+    found = no_disk(OSError(errno.EIO, "Input/output error", "rows.jsonl"))
+    assert str(found) == "the drive of rows.jsonl fails: Input/output error"
