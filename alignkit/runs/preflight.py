@@ -24,7 +24,7 @@ from alignkit.recipe.trackers import tracker_problem
 from alignkit.registry import Component
 from alignkit.reward import Judge, Reward, RewardCombination
 from alignkit.runs.data import RunData
-from alignkit.runs.stage_check import check_stage_data, check_step_data, check_template
+from alignkit.runs.stage_check import FIRST_ROWS, check_stage_data, check_step_data, check_template
 
 if TYPE_CHECKING:
     from alignkit.models.adapter_base import Base
@@ -227,12 +227,13 @@ def check_data(
     say: Callable[[str], None] = lambda text: None,
     *,
     run_code: bool = True,
+    rows: int | None = FIRST_ROWS,
 ) -> None:
     """Read every data file of these stages, and find out what their algorithms would say of it.
 
     encoder: tokenizes as a stage will; None if the base model is not here yet. probe: reads the start of sources on
-    the hub. say: prints a line. run_code: whether to run code that the recipe names. Raises DataError with the mistakes
-    of all stages.
+    the hub. say: prints a line. run_code: whether to run code that the recipe names. rows: of each
+    source that the chat template renders; None: all. Raises DataError with the mistakes of all stages.
     """
     problems: dict[str, None] = {}  # an ordered set: stages share files
     for stage in stages:
@@ -244,7 +245,9 @@ def check_data(
                 whole = _loaded(stage, spec, load)
                 if whole is not None:
                     read.append((spec, whole))
-                    check_stage_data(recipe, stage, spec, whole, partial(encoder, stage), run_code=run_code)
+                    check_stage_data(
+                        recipe, stage, spec, whole, partial(encoder, stage), say, run_code=run_code, rows=rows
+                    )
                 probe(spec)
         if stage.kind == "step":
             with _gathering(problems, recipe, stage):

@@ -10,11 +10,13 @@ Nothing is dropped silently. `Encoder.counts` counts what is left out or changed
 | truncation makes the responses of a pair equal | the pair is dropped | `equal_pairs` |
 | no token of a pair's response counts | the pair is dropped, except for a reward model | `uncounted_pairs` |
 | the template renders a turn without its own generation prompt | the turn is context | `unprompted_turns` |
+| the template ends a turn with no token of its own, and others follow | only its words are learned | `endless_turns` |
 | the template does not write the tools that a turn calls | the turn is context | `dropped_calls` |
 | the template does not write a row's tools | the row is learned without them | `dropped_tools` |
 | the template does not write a message, such as the system's | the row is learned without it | `dropped_messages` |
 | words hold control tokens, as of a text that was rendered before | they are read as letters | `typed_tokens` |
 | a turn without reasoning follows a prompt that opens it | its end is learned first | `closed_at_once` |
+| the template drops the indentation with which an answer begins | learned without it | `trimmed_turns` |
 | a turn of a demonstration is empty | the turn is context | `blank_turns` |
 | prompt and response would share a token | the response is tokenized after the prompt | `joined` |
 """
@@ -34,6 +36,7 @@ from alignkit.tokens.template_tokens import PromptTokens, TemplateTokens
 from alignkit.tokens.text_tokens import Ids
 
 Mask = tuple[bool, ...]
+INDENTED = 2  # spaces or tabs; many data sets begin each answer with one space, which means nothing
 
 
 class RowRefused(DataError):
@@ -293,12 +296,14 @@ class Encoder(TemplateTokens):
             mask = self.mask(prompt, text, ids, learned)
         if not self.chat.shape.close and not scoring and not response.truncated:
             # A template without an end of turn: EOS ends it, as in sampling.
-            ids, mask = (*ids, *self.end_of_turn), [*mask, last in learned]
+            end = self.end_of_call if _answers(response)[-1].get("tool_calls") else self.end_of_turn
+            ids, mask = (*ids, *end), [*mask, last in learned]
         return ResponseTokens(ids, tuple(mask), response.truncated and not scoring)
 
     def _learned(self, group: Group, response: Response, found: Conversation, turns: str) -> list[Turn]:
         """The turns that count."""
         if response.messages is None:
+            self._count("trimmed_turns", group, _is_trimmed(found, found.turns[-1], response.text))
             return [found.turns[-1]]  # an empty response is one, too
         own = [message for message in response.messages if message["role"] == "assistant"][: len(found.turns)]
         asked = [
@@ -309,6 +314,11 @@ class Encoder(TemplateTokens):
         for turn in asked:
             if turn.problem:
                 self._count(turn.problem, group)
+        said = zip(found.turns, own, strict=True)
+        trimmed = sum(turn in asked and _is_trimmed(found, turn, message["content"]) for turn, message in said)
+        self._count("trimmed_turns", group, trimmed)
+        endless = [turn for turn in asked if not (turn.problem or turn.ended or turn is found.turns[-1])]
+        self._count("endless_turns", group, len(endless))
         return [turn for turn in asked if not turn.problem]
 
     # Pairs
@@ -322,6 +332,12 @@ class Encoder(TemplateTokens):
         self._count("equal_pairs", group, len(pairs) - len(unequal))
         self._count("uncounted_pairs", group, len(unequal) - len(usable))
         return tuple(usable)
+
+
+def _is_trimmed(found: Conversation, turn: Turn, said: str) -> bool:
+    """Whether an answer begins with an indentation, as code does, which the template leaves out."""
+    indentation = len(said) - len(said.lstrip(" \t"))
+    return indentation >= INDENTED and said[: indentation + 1] not in found.text[turn.start : turn.end]
 
 
 def _answers(response: Response) -> Sequence[Mapping[str, Any]]:
