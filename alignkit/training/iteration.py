@@ -129,7 +129,7 @@ def mean_kl(logprobs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor],
 def below_zero(logprobs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], groups: Sequence[Group]) -> float:
     """The mean log ratio of policy and reference (k1), if it is below 0 by more than chance can explain; else 0.
 
-    It estimates the KL of samples of the policy, and cannot be negative for them. Chance alone is reported once in 1,000.
+    It estimates the KL of samples of the policy, and cannot be negative for them. Chance alone: 1 report in 1,000.
     """
     from scipy import special
 
