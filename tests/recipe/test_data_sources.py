@@ -49,6 +49,11 @@ def test_rows_are_held_out_only_where_something_reads_them(tmp_path: Path, stage
     recipe(tmp_path, s={"algorithm": "sft", "data": SPLIT})
 
 
+def test_an_unknown_algorithm_is_the_only_mistake(tmp_path: Path) -> None:
+    text = problems(tmp_path, s={"algorithm": "sftt", "data": SPLIT})
+    assert "no algorithm 'sftt'" in text and "validation" not in text
+
+
 def _with_part(value: Any) -> Any:
     """The same with a part for every source that has a split."""
     if isinstance(value, list):
