@@ -128,7 +128,7 @@ def mean_kl(logprobs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor],
 def below_zero(logprobs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], groups: Sequence[Group]) -> float:
     """The mean log ratio of policy and reference (k1), if it is below 0 by more than chance can explain; else 0.
 
-    It estimates the KL of samples of the policy, and cannot be negative for them. One in 1,000 is told by chance.
+    It estimates the KL of samples of the policy, and cannot be negative for them. One in 1,000 is reported by chance.
     """
     from scipy import special
 
