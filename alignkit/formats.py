@@ -30,7 +30,7 @@ from pathlib import Path
 from sys import float_info
 from typing import Any, ClassVar
 
-from alignkit.data.conversations import SPEAKERS, read_message, tools_of
+from alignkit.data.conversations import SPEAKERS, read_message, tools_column, tools_of
 from alignkit.data.files import kind_of
 from alignkit.data.group import LEVELS, ROLES, Group, Message, Pair, Response, check_indices, turns_of
 from alignkit.errors import BadRow, DataError
@@ -48,7 +48,7 @@ FOREIGN = {
     "videos": "films",
     "audio": "a sound",
     "audios": "sounds",
-    "functions": "tools, whose column is 'tools' today",
+    "functions": "tools, which `columns: {tools: functions}` reads",
     "choices": "the question's answers to choose from",
     "options": "the question's answers to choose from",
     "endings": "the question's answers to choose from",
@@ -251,8 +251,9 @@ class Format:
 
     @staticmethod
     def tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-        """The functions in the column `tools`: a list of JSON schemas, or JSON text of one."""
-        return tools_of(_columns(row).get("tools"))
+        """The functions in `tools`, or another usual column: a list of JSON schemas, or JSON text of one."""
+        columns = _columns(row)
+        return tools_of(columns.get(tools_column(columns)))
 
     @staticmethod
     def answer(turns: Sequence[Message], **known: Any) -> Response:

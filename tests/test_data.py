@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignkit.cli import main
 from alignkit.data import files
 from alignkit.data import group as groups_module
 from alignkit.data.files import MAX_LISTED, RECODE, SkippedRow, bad_rows_error
@@ -1080,3 +1081,35 @@ def test_a_line_of_a_small_file_that_unpacks_to_a_huge_one_is_named_and_not_read
     with gzip.open(path, "wt") as file:
         file.write(f"{good}\n{json.dumps({'prompt': 'a' * 2**21, 'completion': 'b'})}\n{good}\n")
     assert bad_rows(path) == [(2, "the line has more than 1 MiB, so nothing is read from it on")]
+
+
+@pytest.mark.parametrize(
+    ("row", "template"),
+    [
+        (
+            {"input": {"messages": [{"role": "user", "content": "Hi"}]},
+             "preferred_output": [{"role": "assistant", "content": "Yes."}],
+             "non_preferred_output": [{"role": "assistant", "content": "No."}]},
+            '{prompt: "{input.messages}", chosen: "{preferred_output}", rejected: "{non_preferred_output}"}',
+        ),
+        (
+            {"contents": [{"role": "user", "parts": [{"text": "Hi"}]}, {"role": "model", "parts": [{"text": "Yes."}]}]},
+            '{prompt: "{contents[0].parts[0].text}", response: "{contents[1].parts[0].text}"}',
+        ),
+    ],
+)  # fmt: skip
+def test_a_vendors_layout_is_refused_with_the_line_that_reads_it(
+    row: dict[str, Any], template: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, recipe = tmp_path / "rows.jsonl", tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(row) + "\n")
+    algorithm = "dpo" if "chosen" in template else "sft"
+    text = f"model: {{base: tiny}}\nstages:\n  s: {{algorithm: {algorithm}, data: DATA}}\n"
+    recipe.write_text(text.replace("DATA", "rows.jsonl"))
+    assert main(["check", str(recipe)]) == 4
+    said = capsys.readouterr().err
+    line = said.partition("reads: data: ")[2].strip()
+    assert line == f"{{path: FILE, template: {template}}}"
+    assert main(["init", str(file)]) == 4 and "--columns" not in capsys.readouterr().err
+    recipe.write_text(text.replace("DATA", line.replace("FILE", "rows.jsonl")))
+    assert main(["check", str(recipe)]) == 0 and "Yes." in capsys.readouterr().out

@@ -11,7 +11,7 @@
 | `reasoning_content`, `reasoning`, `thinking` | what the assistant thought before its text |
 | `train`, `training` or `loss` true or false | whether an assistant turn is learned |
 | `weight` or `loss_weight`, a number of 0 or more | how much its tokens count in the loss of a demonstration |
-| `content`, `value` or `text` | text, or a list of parts of text, reasoning and calls |
+| `content`, `value` or `text` | text, or a list of parts of text, reasoning and calls; a tool's may be any JSON |
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ SPEAKERS = {
     "tool_call": "assistant",
 } | {role: role for role in ROLES}
 CALLERS = ("function_call", "tool_call")  # speakers whose text is a call
+TOOL_COLUMNS = ("tool_defs", "tool_schemas", "available_tools")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 FLAGS = ("train", "training", "loss")
 WEIGHTS = ("weight", "loss_weight")
@@ -72,7 +73,10 @@ def read_message(turn: Any, where: str) -> Message:
     if lost := next((key for key in FOREIGN if turn.get(key) and turn[key] not in NOTHING), ""):
         raise BadRow(f"{where} has '{lost}', {FOREIGN[lost]}, which would be lost; remove it if it means nothing")
     calls = _calls_beside(turn, where)
-    content, reasoning, inner_calls = _content(_first(turn, "content", "value", "text"), where, empty=bool(calls))
+    said_there = _first(turn, "content", "value", "text")
+    if role == "tool" and name not in CALLERS and _is_result(said_there):
+        said_there = json.dumps(said_there, ensure_ascii=False)
+    content, reasoning, inner_calls = _content(said_there, where, empty=bool(calls))
     if name in CALLERS:
         content, inner_calls = "", [*inner_calls, *_calls(_json(content, where), where)]
     said = Message(role=role, content=content)
@@ -86,6 +90,25 @@ def read_message(turn: Any, where: str) -> Message:
     if role != "assistant" and ("tool_calls" in said or "reasoning_content" in said):
         raise BadRow(f"{where}: only assistant turns have reasoning and tool calls, but its role is {speaker!r}")
     return said
+
+
+def tools_column(row: Mapping[str, Any]) -> str:
+    """The column with a row's tools: `tools`, or another usual name whose value is a list of schemas."""
+    if row.get("tools"):
+        return "tools"
+    return next((name for name in TOOL_COLUMNS if _are_schemas(row.get(name))), "tools")
+
+
+def _are_schemas(value: Any) -> bool:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return False
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    functions = [each.get("function", each) if isinstance(each, Mapping) else None for each in value]
+    return all(isinstance(each, Mapping) and isinstance(each.get("name"), str) for each in functions)
 
 
 def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
@@ -152,6 +175,13 @@ def _reasoning_beside(turn: Mapping[str, Any], where: str) -> str:
 # Content
 
 
+def _is_result(value: Any) -> bool:
+    """Whether a tool's result is a value, and neither a text nor a list of parts of text."""
+    if isinstance(value, list | tuple):
+        return not value or not all(isinstance(p, str) or (isinstance(p, Mapping) and "type" in p) for p in value)
+    return isinstance(value, Mapping | bool | int | float)
+
+
 def _content(content: Any, where: str, empty: bool) -> tuple[str, str, list[dict[str, Any]]]:
     """Text, reasoning and calls of a turn's content. empty: it may be null."""
     if content is None and empty:
@@ -159,7 +189,8 @@ def _content(content: Any, where: str, empty: bool) -> tuple[str, str, list[dict
     if isinstance(content, str):
         return content, "", []
     if not isinstance(content, list | tuple):
-        raise BadRow(f"{where} must have text as its content, not {kind_of(content)}")
+        help = "; write '' if nothing was said" if content is None else ""
+        raise BadRow(f"{where} must have text as its content, not {kind_of(content)}{help}")
     text, reasoning, calls = list[str](), list[str](), list[dict[str, Any]]()
     for kind, value in _parts(content, where):
         if kind == "call":

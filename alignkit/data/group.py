@@ -185,6 +185,8 @@ def why_not_demonstration(group: Group) -> str:
     count = len(group.responses)
     if not group.prompt:
         return "is raw text without a prompt; use an algorithm that learns raw text"
+    if count == 0 and any(turn["role"] == "assistant" for turn in group.prompt):
+        return "ends with the user, so nothing of it would be learned; remove the turns after the last answer"
     if count == 0:
         texts = [name for name, value in group.meta.items() if isinstance(value, str)]
         column = f"completion: {texts[0] if len(texts) == 1 else 'COLUMN'}"
@@ -313,6 +315,16 @@ def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
     for pair in group.pairs or ():
         check_indices(pair, len(group.responses))
     return group
+
+
+def prompt_to_row(number: int, group: Group) -> list[Any]:
+    """A prompt as a row of `StepContext.map`: its number, its messages and, if it has any, its tools."""
+    return [number, list(group.prompt), *([list(group.tools)] if group.tools else [])]
+
+
+def prompts_from_rows(rows: Sequence[Sequence[Any]]) -> list[Group]:
+    """The prompts of rows that `prompt_to_row` made."""
+    return [Group(tuple(prompt), tools=tuple(tools[0]) if tools else ()) for _, prompt, *tools in rows]
 
 
 def _non_defaults(instance: Any, **encoders: Callable[[Any], Any]) -> dict[str, Any]:

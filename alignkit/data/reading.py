@@ -368,6 +368,25 @@ def _with_renamed_columns(row: Any, columns: Mapping[str, str]) -> Any:
     return others | {expected: row[actual] for expected, actual in columns.items()}
 
 
+_GEMINI = "Gemini's conversations (of one question and its answer; write longer ones as lists of `messages`)"
+# Columns of vendors' own layouts -> what they are, and the template that reads them.
+_LAYOUTS = {
+    frozenset({"input", "preferred_output", "non_preferred_output"}): (
+        "OpenAI's preferences",
+        '{prompt: "{input.messages}", chosen: "{preferred_output}", rejected: "{non_preferred_output}"}',
+    ),
+    frozenset({"systemInstruction", "contents"}): (
+        _GEMINI,
+        '{system: "{systemInstruction.parts[0].text}", prompt: "{contents[0].parts[0].text}", '
+        'response: "{contents[1].parts[0].text}"}',
+    ),
+    frozenset({"contents"}): (
+        _GEMINI,
+        '{prompt: "{contents[0].parts[0].text}", response: "{contents[1].parts[0].text}"}',
+    ),
+}
+
+
 def _detected_format(row: Any, formats: Formats, source: str) -> str:
     """The only format that matches a source's first row. Raises `DataError` if none or several do."""
     matching = {name: cls for name, cls in formats.items() if _matches(cls, row)}
@@ -387,6 +406,12 @@ def _detected_format(row: Any, formats: Formats, source: str) -> str:
             f"name it, as in `data: {{{next(iter(readable))}: FILE}}`:\n{_described(readable)}{renamed}",
             tuple(readable),
         )
+    for columns, (whose, template) in _LAYOUTS.items():
+        if isinstance(row, Mapping) and columns <= row.keys():
+            raise DataError(
+                f"{source}: no format matches the first row ({content})\n"
+                f"help: these are {whose}, which this line reads: data: {{path: FILE, template: {template}}}"
+            )
     raise OtherColumns(
         f"{source}: no format matches the first row ({content}). Name the format, rename columns with "
         f"`columns: {{expected: actual}}`, or say what they mean with a `template`. The nearest formats:\n"

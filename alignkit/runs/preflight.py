@@ -24,7 +24,9 @@ from alignkit.recipe.trackers import tracker_problem
 from alignkit.registry import Component
 from alignkit.reward import Judge, Reward, RewardCombination
 from alignkit.runs.data import RunData
-from alignkit.runs.stage_check import check_stage_data, check_step_data, check_template
+from alignkit.runs.fingerprint import template_of, template_parts
+from alignkit.runs.learned_from import stage_folder
+from alignkit.runs.stage_check import FIRST_ROWS, check_stage_data, check_step_data, check_template
 
 if TYPE_CHECKING:
     from alignkit.models.adapter_base import Base
@@ -125,9 +127,15 @@ def check_folders(recipe: Recipe, stages: Sequence[Stage], bases: RunBases) -> N
                 help = fits if other not in (None, name, BASE) else ""
                 problems[text] = _at_folder(recipe, stage, folder, text, help)
         for spec in specs([stage.settings, stage.component.options], RewardSpec):
-            if spec.kind == "folder" and (text := _unfit_reward(Path(spec.name), bases)):
+            if spec.kind != "folder":
+                continue
+            if text := _unfit_reward(Path(spec.name), bases):
                 inner = Path(spec.name) / "adapter"
                 help = f"the reward model is in {inner}" if inner.is_dir() else _ADD
+                problems[text] = _at_folder(recipe, stage, spec.name, text, help)
+            elif theirs := _other_template(Path(spec.name), recipe, bases):
+                text = f"the reward model {spec.name} was trained on texts of another chat template: {theirs}"
+                help = "score with its own: give a base model of this recipe, or of 'bases', the same 'chat_template'"
                 problems[text] = _at_folder(recipe, stage, spec.name, text, help)
     if problems:
         raise RecipeError(problems.values())
@@ -186,6 +194,16 @@ def _unfit_reward(folder: Path, bases: RunBases) -> str:
         return str(error)
 
 
+def _other_template(folder: Path, recipe: Recipe, bases: RunBases) -> str:
+    """The template that a reward model of another run knows; empty if a base model that it fits has the same."""
+    parts = read_record(stage_folder(folder)).get("depends_on") or {}
+    if not parts.get("model"):
+        return ""
+    ours = [template_parts(recipe, base.spec) for base in bases.values() if base.origin.fits(folder)]
+    theirs = template_of(parts)
+    return "" if not ours or theirs in ours else str(theirs["chat_template"] or "that of its base model")
+
+
 def _other_scale(folder: Path, bases: Sequence[RunBase]) -> str:
     """Why an adapter's scale is that of none of its base models; empty if it is that of one."""
     text = ""
@@ -227,12 +245,13 @@ def check_data(
     say: Callable[[str], None] = lambda text: None,
     *,
     run_code: bool = True,
+    rows: int | None = FIRST_ROWS,
 ) -> None:
     """Read every data file of these stages, and find out what their algorithms would say of it.
 
     encoder: tokenizes as a stage will; None if the base model is not here yet. probe: reads the start of sources on
-    the hub. say: prints a line. run_code: whether to run code that the recipe names. Raises DataError with the mistakes
-    of all stages.
+    the hub. say: prints a line. run_code: whether to run code that the recipe names. rows: of each
+    source that the chat template renders; None: all. Raises DataError with the mistakes of all stages.
     """
     problems: dict[str, None] = {}  # an ordered set: stages share files
     for stage in stages:
@@ -244,7 +263,9 @@ def check_data(
                 whole = _loaded(stage, spec, load)
                 if whole is not None:
                     read.append((spec, whole))
-                    check_stage_data(recipe, stage, spec, whole, partial(encoder, stage), run_code=run_code)
+                    check_stage_data(
+                        recipe, stage, spec, whole, partial(encoder, stage), say, run_code=run_code, rows=rows
+                    )
                 probe(spec)
         if stage.kind == "step":
             with _gathering(problems, recipe, stage):

@@ -10,11 +10,13 @@ Nothing is dropped silently. `Encoder.counts` counts what is left out or changed
 | truncation makes the responses of a pair equal | the pair is dropped | `equal_pairs` |
 | no token of a pair's response counts | the pair is dropped, except for a reward model | `uncounted_pairs` |
 | the template renders a turn without its own generation prompt | the turn is context | `unprompted_turns` |
+| the template ends a turn with no token of its own, and others follow | only its words are learned | `endless_turns` |
 | the template does not write the tools that a turn calls | the turn is context | `dropped_calls` |
 | the template does not write a row's tools | the row is learned without them | `dropped_tools` |
 | the template does not write a message, such as the system's | the row is learned without it | `dropped_messages` |
 | words hold control tokens, as of a text that was rendered before | they are read as letters | `typed_tokens` |
 | a turn without reasoning follows a prompt that opens it | its end is learned first | `closed_at_once` |
+| the template drops the indentation with which an answer begins | learned without it | `trimmed_turns` |
 | a turn of a demonstration is empty | the turn is context | `blank_turns` |
 | prompt and response would share a token | the response is tokenized after the prompt | `joined` |
 """
@@ -34,6 +36,7 @@ from alignkit.tokens.template_tokens import PromptTokens, TemplateTokens
 from alignkit.tokens.text_tokens import Ids
 
 Mask = tuple[float, ...]  # true, false, or the weight of a turn
+INDENTED = 2  # spaces or tabs; many data sets begin each answer with one space, which means nothing
 
 
 class RowRefused(DataError):
@@ -298,12 +301,14 @@ class Encoder(TemplateTokens):
             mask = [weight if own and counts else counts for own, counts in zip(inside, mask, strict=True)]
         if not self.chat.shape.close and not scoring and not response.truncated:
             # A template without an end of turn: EOS ends it, as in sampling.
-            ids, mask = (*ids, *self.end_of_turn), [*mask, weights.get(last, last in learned)]
+            end = self.end_of_call if _answers(response)[-1].get("tool_calls") else self.end_of_turn
+            ids, mask = (*ids, *end), [*mask, weights.get(last, last in learned)]
         return ResponseTokens(ids, tuple(mask), response.truncated and not scoring)
 
     def _learned(self, group: Group, response: Response, found: Conversation, turns: str) -> list[Turn]:
         """The turns that count."""
         if response.messages is None:
+            self.count("trimmed_turns", group, _is_trimmed(found, found.turns[-1], response.text))
             return [found.turns[-1]]  # an empty response is one, too
         own = [message for message in response.messages if message["role"] == "assistant"][: len(found.turns)]
         asked = [
@@ -314,6 +319,11 @@ class Encoder(TemplateTokens):
         for turn in asked:
             if turn.problem:
                 self.count(turn.problem, group)
+        said = zip(found.turns, own, strict=True)
+        trimmed = sum(turn in asked and _is_trimmed(found, turn, message["content"]) for turn, message in said)
+        self.count("trimmed_turns", group, trimmed)
+        endless = [turn for turn in asked if not (turn.problem or turn.ended or turn is found.turns[-1])]
+        self.count("endless_turns", group, len(endless))
         return [turn for turn in asked if not turn.problem]
 
     # Pairs
@@ -333,6 +343,12 @@ def _weights(response: Response, found: Conversation) -> dict[Turn, float]:
     """The weights of turns that count for less or more than others."""
     own = [message.get("train", True) for message in response.messages or () if message["role"] == "assistant"]
     return {turn: train for turn, train in zip(found.turns, own, strict=False) if not isinstance(train, bool)}
+
+
+def _is_trimmed(found: Conversation, turn: Turn, said: str) -> bool:
+    """Whether an answer begins with an indentation, as code does, which the template leaves out."""
+    indentation = len(said) - len(said.lstrip(" \t"))
+    return indentation >= INDENTED and said[: indentation + 1] not in found.text[turn.start : turn.end]
 
 
 def _answers(response: Response) -> Sequence[Mapping[str, Any]]:

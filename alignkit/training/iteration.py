@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,14 +121,35 @@ def rollout_metrics(rollouts: ScoredRollouts) -> dict[str, Any]:
 
 
 def mean_kl(logprobs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], groups: Sequence[Group]) -> float:
-    """Mean over responses of the summed log ratio of policy and reference, in nats. NaN if the policy diverged."""
-    responses = [response for group in groups for response in group.responses]
-    # k1, whose mean over the policy's own samples is unbiased. Tokens that do not count are 0 in both.
-    kl = [
-        float(((a - b) * likelier_now([r], a[None])[0]).sum())
-        for r, a, b in zip(responses, logprobs, reference, strict=True)
-    ]
+    """Mean KL of responses to the reference, in nats, by k3, which is never negative. NaN if the policy diverged."""
+    kl = _summed(F.kl_k3, logprobs, reference, groups)
     return sum(kl) / len(kl) if kl else math.nan
+
+
+def below_zero(logprobs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], groups: Sequence[Group]) -> float:
+    """The mean log ratio of policy and reference (k1), if it is below 0 by more than chance can explain; else 0.
+
+    It estimates the KL of samples of the policy, and cannot be negative for them. One in 1,000 is told by chance.
+    """
+    from scipy import special
+
+    kl = torch.tensor(_summed(F.kl_k1, logprobs, reference, groups))
+    if len(kl) < 2:
+        return 0.0
+    mean, error = float(kl.mean()), float(kl.std()) / math.sqrt(len(kl))
+    return mean if mean < -error * float(special.stdtrit(len(kl) - 1, 0.999)) else 0.0
+
+
+def _summed(
+    estimator: Callable[..., torch.Tensor],
+    logprobs: Sequence[torch.Tensor],
+    reference: Sequence[torch.Tensor],
+    groups: Sequence[Group],
+) -> list[float]:
+    """An estimate per response. Tokens that do not count are 0 in both."""
+    responses = [response for group in groups for response in group.responses]
+    found = zip(responses, logprobs, reference, strict=True)
+    return [float((estimator(a, b) * likelier_now([r], a[None])[0]).sum()) for r, a, b in found]
 
 
 def report_filtered(context: StageContext, summary: Mapping[str, Any]) -> None:

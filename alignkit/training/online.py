@@ -32,6 +32,7 @@ from alignkit.training.iteration import (
     FILTERED,
     FILTERED_HELP,
     Iteration,
+    below_zero,
     mean_kl,
     report_filtered,
     report_idle,
@@ -69,6 +70,7 @@ class OnlineStage:
         self.watch = StageWatch(self.work, self.scorer, self.sampling, self.sample)
         self.temperature = self.sampling.temperature  # of measurements
         self.warned = False  # that the sampler is not the policy
+        self.doubted = False  # the KL
         self.episodes = episodes_of(context)
         self.ahead = Ahead(context, self.work, self.sampling, self.episodes) if rollout.ahead else None
         if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
@@ -409,6 +411,12 @@ class OnlineStage:
         if not math.isfinite(kl):
             raise RunFailed(
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
+            )
+        if not self.doubted and (low := below_zero(old, reference, groups)) < -SAME_ADAPTER:
+            self.doubted = True
+            self.context.say(
+                f"warning: the mean log ratio of policy and reference is {low:.3g} nats, below 0 by more than its "
+                "error: the samples are not drawn from the policy as it is scored, so the KL is wrong"
             )
         iteration.metrics |= sampler_metrics(groups, old)
         self._check_sampler(iteration, groups, encoded)

@@ -56,9 +56,9 @@ def test_they_conform(reward: type[Reward], options: dict[str, Any]) -> None:
 
 
 def test_an_exact_match_pays_one() -> None:
-    right = ["Paris", "paris", " PARIS.", "Paris\n"]
+    right = ["Paris", "paris", " PARIS.", "Paris\n", "Paris!"]
     assert scores(ExactMatch, *right, meta={"answer": "Paris"}) == [1.0] * len(right)
-    wrong = ["", ".", "Paris, France", "Par", "Rome", "Paris!"]
+    wrong = ["", ".", "Paris, France", "Par", "Rome"]
     assert scores(ExactMatch, *wrong, meta={"answer": "Paris"}) == [0.0] * len(wrong)
     assert scores(ExactMatch, "Paris", "paris", "Paris.", meta={"answer": "Paris"}, strict=True) == [1.0, 0.0, 0.0]
 
