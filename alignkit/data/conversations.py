@@ -9,13 +9,15 @@
 | function_call, tool_call | an assistant turn whose calls are its text, as JSON |
 | `tool_calls` or `function_call` next to the text | calls; their arguments may be an object or JSON of one |
 | `reasoning_content`, `reasoning`, `thinking` | what the assistant thought before its text |
-| `train`, `training` or `loss` true or false; `weight` or `loss_weight` 1 or 0 | whether an assistant turn is learned |
+| `train`, `training` or `loss` true or false | whether an assistant turn is learned |
+| `weight` or `loss_weight`, a number of 0 or more | how much its tokens count in the loss of a demonstration |
 | `content`, `value` or `text` | text, or a list of parts of text, reasoning and calls; a tool's may be any JSON |
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -142,9 +144,9 @@ def _add_names(said: Message, turn: Mapping[str, Any]) -> None:
         said["tool_call_id"] = call
 
 
-def _trained(turn: Mapping[str, Any], where: str) -> bool | None:
-    """Whether the turn is learned; None if it does not say."""
-    train = None
+def _trained(turn: Mapping[str, Any], where: str) -> bool | float | None:
+    """Whether the turn is learned, or how much it counts; None if it does not say."""
+    train: bool | float | None = None
     for name in FLAGS:
         flag = turn.get(name)
         if flag is None:
@@ -156,9 +158,10 @@ def _trained(turn: Mapping[str, Any], where: str) -> bool | None:
         weight = turn.get(name)
         if weight is None:
             continue
-        if weight not in (0, 1):  # also 0.0, 1.0, false and true
-            raise BadRow(f"{where}: {name} must be 0 or 1, not {str(weight)[:60]!r}")
-        train = bool(weight) if train is None else train and bool(weight)
+        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise BadRow(f"{where}: {name} must be a number of 0 or more, not {str(weight)[:60]!r}")
+        weight = bool(weight) if weight in (0, 1) else float(weight)  # 0 and 1 are false and true
+        train = weight if train in (None, True) else train and weight and min(train, weight)
     return train
 
 

@@ -13,7 +13,7 @@ from alignkit.data import hub
 from alignkit.data.files import SkippedRow, file_rows, kind_of, raise_if_bad, suffix_of, text_lines, without_fills
 from alignkit.data.group import Group, Origin, Response, group_from_json, group_id, resolved_pairs
 from alignkit.errors import BadRow, DataError, LeftOut, PluginError
-from alignkit.formats import FOREIGN, Format
+from alignkit.formats import FOREIGN, LABEL_COLUMNS, Format
 from alignkit.io.digest import file_digest, folder_digest
 from alignkit.plugin_errors import failure
 from alignkit.readers import reader_of
@@ -31,6 +31,7 @@ BETTER, WORSE = (
     {"better", "good", "best", "preferred", "accepted"},
     {"worse", "bad", "worst", "dispreferred", "rejected"},
 )
+WEIGHTS = ("weight", "sample_weight", "loss_weight")  # columns that say how much a row counts in a loss
 _SAME = dict.fromkeys(("question", "query", "goal"), "prompt") | dict.fromkeys(("answer", "target"), "completion")
 Part = Literal["training", "validation"]
 Formats = Mapping[str, type[Format]]
@@ -47,6 +48,7 @@ class DataSource:
     limit: the number of good rows to read; None reads all.
     validation: the share of prompts held out for validation, in [0, 1).
     part: read only this side of the split; None reads both.
+    group: the column whose equal values stay on one side of the split.
     weight: the source's share of the rows drawn, relative to others of the same entry; None draws by row.
     on_bad_row: `error` stops with all bad rows, `skip` counts them.
     columns: the name that the format expects -> the name in the file.
@@ -64,6 +66,7 @@ class DataSource:
     split: str | None = None
     validation: float = 0.0
     part: Part | None = None
+    group: str | None = None
     weight: float | None = None
     on_bad_row: Literal["error", "skip"] = "error"
     columns: dict[str, str] = field(default_factory=dict)
@@ -106,7 +109,7 @@ class SourceRows:
 class Sample:
     """A group that shows how rows are understood. reason: what made one response the better one, such as `label 2`.
 
-    unused: columns with texts that the format has only kept, for rewards.
+    unused: columns that the format has only kept, for rewards, without those of single words.
     """
 
     group: Group
@@ -135,7 +138,9 @@ def read_source(
                 samples += reader.samples(row, found)
         if source.limit is not None and good >= source.limit:
             break
-    notes = tuple(reader.format.notes) if reader.format is not None else ()
+    notes = [*reader.format.notes] if reader.format is not None else []
+    if len(weights := {group.weight for group in groups if group.responses}) > 1:
+        notes.append(f"rows weigh {min(weights):g} to {max(weights):g} in the loss of methods that learn from data")
     return SourceRows(groups, bad, reader.format_name, source.format is None, samples, notes)
 
 
@@ -262,7 +267,7 @@ class RowReader:
         assert self.format is not None
         try:
             groups = checked_groups(self.format, row, self.source.columns)
-            return [self._identified(group, origin) for group in groups]
+            return [self._identified(group, row, origin) for group in groups]
         except BadRow:
             raise
         except Exception as error:  # if a format fails, the user still learns at which row
@@ -276,26 +281,50 @@ class RowReader:
         assert self.format is not None
         paired = any(map(resolved_pairs, found))
         reason = self.format.reason(_with_renamed_columns(row, self.source.columns)) if paired else ""
-        columns = row.items() if isinstance(row, Mapping) else ()
+        columns = row if isinstance(row, Mapping) else {}
+        used = {*reason.split(), *WEIGHTS, *LABEL_COLUMNS} if any(group.responses for group in found) else set()
+        meant = [(name, value) for name, value in columns.items() if name not in used and _is_meant(value)]
         return [
             Sample(
                 group,
                 reason if resolved_pairs(group) else "",
-                tuple(name for name, value in columns if _is_text(value) and group.meta.get(name) is value),
+                tuple(name for name, value in meant if group.meta.get(name) is value),
             )
             for group in found
         ]
 
-    def _identified(self, group: Group, origin: Origin) -> Group:
+    def _identified(self, group: Group, row: Any, origin: Origin) -> Group:
         name = group.id or group_id(group.prompt, group.responses, group.tools)
-        return replace(group, id=name, meta={**group.meta, **self.source.meta}, origin=origin)
+        meta = {**group.meta, **self.source.meta}
+        if self.source.group is not None and isinstance(row, Mapping) and self.source.group in row:
+            meta.setdefault(self.source.group, row[self.source.group])
+        return replace(group, id=name, meta=meta, origin=origin, weight=_weight(group, meta))
 
 
-def _is_text(value: Any) -> bool:
-    """Whether a value says something in words, also within lists and objects."""
-    if isinstance(value, Mapping | list):
-        return any(map(_is_text, value.values() if isinstance(value, Mapping) else value))
-    return isinstance(value, str) and len(value.split()) > 1
+def _is_meant(value: Any) -> bool:
+    """Whether a column seems to be there for a reader: all but single words, such as names and digests."""
+    if isinstance(value, str):
+        return len(value.split()) > 1 or value.replace(".", "").isdecimal()
+    return value not in (None, [], {})
+
+
+def _weight(group: Group, meta: Mapping[str, Any]) -> float:
+    """How much a row with a response counts in a loss, by one of the columns WEIGHTS."""
+    found = group.weight
+    for name in WEIGHTS if group.responses else ():
+        try:
+            weight = Format.number(meta, name)
+        except BadRow:
+            weight = -1.0
+        if weight is None:
+            continue
+        if weight < 0:
+            raise BadRow(
+                f"column '{name}' says how much a row counts in a loss, so it must be a number of 0 or more, not "
+                f"{str(meta[name])[:60]!r}; if it means something else: `columns: {{other_{name}: {name}}}`"
+            )
+        found = weight
+    return found
 
 
 def _fails_on_its_example(format: Format) -> bool:

@@ -7,6 +7,7 @@ policy that wrote an answer.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,10 +16,33 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.data.group import Group, Response, distinct_prompts, length
+from alignkit.data.sources import DataSpec
 from alignkit.errors import DataError
 from alignkit.evaluation import statistics
 from alignkit.io.stage_results import EARLIER, read_record
 from alignkit.step import StepContext
+
+UNIT = "drawn together"  # column of prompts: what they share with others, on which their scores then depend
+
+
+def together(prompts: Sequence[Group], data: Any) -> tuple[list[Group], list[str]]:
+    """Prompts that know what they share, and a note. data: where they are from, whose `group` names columns."""
+    sources = data.sources if isinstance(data, DataSpec) else ()
+    columns = list(dict.fromkeys(source.group for source in sources if source.group))
+    if not columns:
+        return list(prompts), []
+    shared = [[repr(group.meta[column]) for column in columns if column in group.meta] for group in prompts]
+    known = {" ".join(values) for values in shared if values}
+    note = f"intervals are over {len(known)} groups of prompts, which share {', '.join(columns)}"
+    return [
+        replace(group, meta={**group.meta, UNIT: " ".join(values)}) if values else group
+        for group, values in zip(prompts, shared, strict=True)
+    ], [note]
+
+
+def unit_of(group: Group) -> Any:
+    """What a prompt shares with others; None if nothing is known."""
+    return group.meta.get(UNIT)
 
 
 def prompts_to_compare(groups: Sequence[Group], limit: int | None = None) -> tuple[list[Group], list[str]]:
@@ -153,15 +177,22 @@ def sampled_length(response: Response, reward: str, help: str = "") -> int:
 
 @dataclass(frozen=True)
 class Average:
-    """A policy's averages over its scored answers to one prompt. length: in tokens."""
+    """A policy's averages over its scored answers to one prompt. length: in tokens. unit: see `unit_of`."""
 
     score: float
     length: float
+    unit: Any = None
 
 
 def averages(groups: Sequence[Group], policy: str, score: str) -> list[Average | None]:
     """A policy's averages at each prompt; None if no answer has this score."""
-    return [_average(answers_of(group, policy), score) for group in groups]
+    return [_average(answers_of(group, policy), score, unit_of(group)) for group in groups]
+
+
+def scores_of(averages: Sequence[Average | None]) -> tuple[list[float], list[Any]]:
+    """The scores of those that are known, and their units, for `Scale.mean`."""
+    known = [one for one in averages if one is not None]
+    return [one.score for one in known], [one.unit for one in known]
 
 
 @dataclass(frozen=True)
@@ -171,15 +202,27 @@ class Scale:
     levels: tuple[float, float] | None
     samples: int
 
-    def mean(self, values: Sequence[float]) -> statistics.Estimate:
-        """The mean of averages at prompts, with its interval."""
-        return statistics.rate(values, self.samples, self.levels) if self.levels else statistics.estimate(values)
+    def mean(self, values: Sequence[float], units: Sequence[Any] | None = None) -> statistics.Estimate:
+        """The mean of averages at prompts, with its interval. units: of each, see `unit_of`."""
+        draws = statistics.clustered(values, units or [None] * len(values))
+        levels, samples = self.levels, self._samples(len(values), draws)
+        found = statistics.rate(draws, samples, levels) if levels else statistics.estimate(draws)
+        return {**found, "n": len(values)}
 
-    def difference(self, ours: Sequence[float], theirs: Sequence[float]) -> statistics.Estimate:
+    def difference(
+        self, ours: Sequence[float], theirs: Sequence[float], units: Sequence[Any] | None = None
+    ) -> statistics.Difference:
         """The mean difference of averages at the same prompts, with its interval."""
+        found = statistics.differences(ours, theirs)
+        draws = statistics.clustered(found, units or [None] * len(found))
+        zeros, samples = [0.0] * len(draws), self._samples(len(found), draws)
         if self.levels:
-            return statistics.paired_rates(ours, theirs, self.samples, self.levels)
-        return statistics.paired_difference(ours, theirs)
+            return {**statistics.paired_rates(draws, zeros, samples, self.levels), "n": len(found)}
+        return {**statistics.paired_difference(draws, zeros), "n": len(found)}
+
+    def _samples(self, prompts: int, units: Sequence[float]) -> int:
+        """How many each independent draw has."""
+        return self.samples * math.ceil(prompts / max(1, len(units)))
 
 
 def scale_of(groups: Sequence[Group], score: str) -> Scale:
@@ -189,9 +232,13 @@ def scale_of(groups: Sequence[Group], score: str) -> Scale:
     return Scale(statistics.levels_of(known), max(counts.values(), default=1))
 
 
-def compare(groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
+def compare(
+    groups: Sequence[Group], policy: str, baseline: str, name: str, *, measure: bool = False, lower: bool = False
+) -> dict[str, Any]:
     """A policy against the baseline by one reward, over the prompts at which both have a score.
 
+    measure: by a measure, of which nothing is said at equal length: it finds words or answers, and no length fools it.
+    lower: whether lower scores are better. Differences keep the sign of the scores; a win is the better score.
     unpaired: prompts that lack a score. at_equal_length: see `statistics`. win_rate: among the prompts
     without a tie, as in a sign test, because its interval needs independent wins and losses.
     """
@@ -200,11 +247,17 @@ def compare(groups: Sequence[Group], policy: str, baseline: str, name: str) -> d
     scores = [ours.score for ours, _ in pairs], [theirs.score for _, theirs in pairs]
     differences = statistics.differences(*scores)
     longer = [ours.length - theirs.length for ours, theirs in pairs]
-    wins, losses = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    above, below = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    wins, losses = (below, above) if lower else (above, below)
+    lengths, units = [theirs.length for _, theirs in pairs], [ours.unit for ours, _ in pairs]
+    decided = dict[Any, list[float]]()
+    for place, (gap, unit) in enumerate(zip(differences, units, strict=True)):
+        if gap:
+            decided.setdefault(place if unit is None else unit, []).append(float((gap < 0) == lower))
     return {
-        "difference": scale_of(groups, name).difference(*scores),
-        "at_equal_length": statistics.at_equal_length(differences, longer, [theirs.length for _, theirs in pairs]),
-        "win_rate": statistics.share(wins, wins + losses),
+        "difference": scale_of(groups, name).difference(*scores, units),
+        "at_equal_length": None if measure else statistics.at_equal_length(differences, longer, lengths),
+        "win_rate": statistics.clustered_share(list(decided.values())),
         "wins": wins,
         "losses": losses,
         "ties": len(pairs) - wins - losses,
@@ -212,9 +265,9 @@ def compare(groups: Sequence[Group], policy: str, baseline: str, name: str) -> d
     }
 
 
-def _average(answers: Sequence[Response], score: str) -> Average | None:
+def _average(answers: Sequence[Response], score: str, unit: Any) -> Average | None:
     scored = [(value, length(response)) for response in answers if (value := response.scores[score]) is not None]
     if not scored:
         return None
     values, lengths = zip(*scored, strict=True)
-    return Average(statistics.mean(values), statistics.mean(lengths))
+    return Average(statistics.mean(values), statistics.mean(lengths), unit)

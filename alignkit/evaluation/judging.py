@@ -10,7 +10,7 @@ from typing import Any
 
 from alignkit.evaluation.readable import bounds, mapping, number, short, shown
 from alignkit.evaluation.verdicts import Verdict, verdict_of
-from alignkit.evaluation.who_judged import GAINS, oriented, own_of, side
+from alignkit.evaluation.who_judged import GAINS, own_of, said
 
 ORDER_DECIDES = 0.25  # share of comparisons
 FAVORS = 0.1  # by which a judge may prefer a position without a warning
@@ -34,13 +34,9 @@ def _results(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str
 
 
 def _verdict(stage: str, summary: Mapping[str, Any], policy: str, judge: str, result: Mapping[str, Any]) -> Verdict:
-    mean, low, high = bounds(result.get("preference"))
-    if mean is None:
-        outcome = "unknown"
-    elif low is None or high is None or low <= 0.5 <= high:
-        outcome = "nothing clear"
-    else:
-        outcome = GAINS[own_of(summary, policy, judge)] if low > 0.5 else "lost"
+    better = next(one.better for one in said(summary, policy) if one.rater == judge)
+    named = {None: "unknown", 0: "nothing clear", 1: GAINS[own_of(summary, policy, judge)], -1: "lost"}
+    outcome = named[better]
     verdict = verdict_of(stage, summary, policy, outcome, result, judge=judge)
     return {**verdict, "sentence": _sentence(verdict, result, summary)}
 
@@ -128,9 +124,8 @@ def _of_verdict(summary: Mapping[str, Any], verdict: Verdict, found: Sequence[Ve
 
 def _alone(summary: Mapping[str, Any], verdict: Verdict) -> str:
     """What the reward of a verdict says alone."""
-    mean, low, high = bounds(oriented(summary, verdict["reward"], verdict["difference"]))
-    found = side({"mean": mean, "low": low, "high": high}, 0.0)
-    return "gained" if found == 1 else "lost" if found == -1 else "nothing clear"
+    better = next((one.better for one in said(summary, verdict["policy"]) if one.rater == verdict["reward"]), 0)
+    return {1: "gained", -1: "lost"}.get(better or 0, "nothing clear")
 
 
 def _of_judge(policy: str, judge: str, result: Mapping[str, Any]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypedDict
 
 __all__ = ["Estimate", "estimate", "paired_difference"]  # what plugins of others may rely on
 CONFIDENCE = 0.95
+HEADLINE = 0.95  # of the error that a verdict may make, the share of its headline; the rest is for all others together
 # For `at_equal_length`, chosen by simulation (tests/test_statistics.py):
 NEAR_RATIO = 1.5  # how far prompts count, in standard deviations of the difference in log length
 NEAR_TOKENS = 0.5  # the same for the difference in length, if only that is known; smaller for more than 150 prompts
@@ -25,6 +26,30 @@ class Estimate(TypedDict):
     low: float | None
     high: float | None
     n: int
+
+
+def clustered(values: Sequence[float], units: Sequence[Any]) -> list[float]:
+    """A value for each independent draw, with the mean of all and its variance (Liang and Zeger 1986, "Longitudinal
+    data analysis using generalized linear models"), for what has intervals of independent values.
+
+    units: of each value, what it has in common with others, such as a passage that several questions are about; None if
+    nothing.
+    """
+    if not values:
+        return []
+    middle, sums = mean(values), dict[Any, float]()
+    for place, (value, unit) in enumerate(zip(values, units, strict=True)):
+        key = ("alone", place) if unit is None else ("together", unit)
+        sums[key] = sums.get(key, 0.0) + value - middle
+    if len(sums) == len(values):
+        return list(values)
+    return [middle + len(sums) / len(values) * total for total in sums.values()]
+
+
+class Difference(Estimate):
+    """The mean of differences. p: of the two-sided test that the mean is 0; 1 without values."""
+
+    p: float
 
 
 class Share(TypedDict):
@@ -59,7 +84,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     Args:
         values: One for each independent draw, such as a prompt.
     """
-    from scipy import stats
+    import numpy as np
+    from scipy import special
 
     n = len(values)
     if n == 0:
@@ -67,7 +93,10 @@ def estimate(values: Sequence[float]) -> Estimate:
     if min(values) == max(values):
         return {"mean": values[0], "low": None, "high": None, "n": n}
     middle = mean(values)
-    low, high = map(float, stats.t.interval(CONFIDENCE, n - 1, loc=middle, scale=stats.sem(values)))
+    error = float(np.std(values, ddof=1)) / math.sqrt(n)
+    low, high = (
+        middle + error * float(special.stdtrit(n - 1, end)) for end in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+    )
     return {"mean": middle, "low": low, "high": high, "n": n}
 
 
@@ -84,8 +113,24 @@ def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [0.0 if equal(a, b) else a - b for a, b in zip(ours, theirs, strict=True)]
 
 
-def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """The mean of `ours - theirs`, value by value, with the interval of the paired t test.
+def p_value(differences: Sequence[float]) -> float:
+    """Of the two-sided t test that the mean of independent differences is 0; 1 without a difference.
+
+    Equal policies give each difference either sign, so that no test can say more than a sign test on which all agree:
+    2 * 0.5**n. It decides alone if all differences are the same, and keeps a few that happen to be alike from looking
+    certain.
+    """
+    import numpy as np
+    from scipy import special
+
+    n, apart = len(differences), sum(map(bool, differences))
+    error = float(np.std(differences, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    p = 2 * float(special.stdtr(n - 1, -abs(mean(differences)) / error)) if error else 0.0
+    return min(1.0, max(p, 2.0 * 0.5**apart))
+
+
+def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+    """The mean of `ours - theirs`, value by value, with the interval and the p value of the paired t test.
 
     Measured on the same prompts, this interval is narrower than those of the two means: prompts differ more than
     policies do. For scores of 0 or 1, use `paired_rates`.
@@ -99,8 +144,26 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimat
     """
     found = differences(ours, theirs)
     if len(found) > 1 and not any(found):  # no chance: scores that are not binary tie if answers are equal
-        return {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(found)}
-    return estimate(found)
+        return {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(found), "p": 1.0}
+    return {**estimate(found), "p": p_value(found)}
+
+
+def holm(p_values: Mapping[Any, float], headline: Any) -> dict[Any, float]:
+    """Adjusted p values: where one is below 5%, a claim; any false claim at all is made in at most 5% of evaluations.
+
+    p_values: of all comparisons of an evaluation, by whatever names them. headline: the one that was named before the
+    run. It has most of the error, so that it hardly loses power to the others, which share the rest.
+
+    Holm 1979, "A simple sequentially rejective multiple test procedure", with the weights of its section 4: whatever is
+    rejected passes on its share, so that the others have all of it where the headline is clear.
+    """
+    others = max(1, len(p_values) - 1)
+    weights = {name: HEADLINE if name == headline else (1 - HEADLINE) / others for name in p_values}
+    left, least, found = math.fsum(weights.values()), 0.0, dict[Any, float]()
+    for name in sorted(p_values, key=lambda name: p_values[name] / weights[name]):
+        least = found[name] = max(least, min(1.0, p_values[name] * left / weights[name]))
+        left -= weights[name]
+    return found
 
 
 def levels_of(scores: Sequence[float]) -> tuple[float, float] | None:
@@ -148,7 +211,7 @@ def rate(values: Sequence[float], samples: int = 1, levels: tuple[float, float] 
 
 def paired_rates(
     ours: Sequence[float], theirs: Sequence[float], samples: int = 1, levels: tuple[float, float] = (0.0, 1.0)
-) -> Estimate:
+) -> Difference:
     """The mean of `ours - theirs` for binary scores, with Bonett and Price's interval; arguments as in `rate`.
 
     Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
@@ -159,12 +222,13 @@ def paired_rates(
     differences = [(a - b) / width for a, b in zip(ours, theirs, strict=True)]
     n = len(differences)
     if n == 0:
-        return {"mean": None, "low": None, "high": None, "n": 0}
+        return {"mean": None, "low": None, "high": None, "n": 0, "p": 1.0}
     middle = math.fsum(differences) / (n + 2)
     squares = math.fsum([d * d for d in differences]) + 2 / math.sqrt(samples)
     half = _quantile() * math.sqrt((squares / (n + 2) - middle**2) / (n + 2))
     low, high = max(-1.0, middle - half), min(1.0, middle + half)
-    return {"mean": mean(differences) * width, "low": low * width, "high": high * width, "n": n}
+    found: Estimate = {"mean": mean(differences) * width, "low": low * width, "high": high * width, "n": n}
+    return {**found, "p": p_value(differences)}
 
 
 def at_equal_length(
@@ -273,9 +337,9 @@ def bought_with_length(difference: Mapping[str, Any], equal: Mapping[str, Any] |
 
 def _quantile() -> float:
     """How many standard errors the interval of a normal variable reaches to each side."""
-    from scipy import stats
+    from scipy import special
 
-    return float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    return float(special.ndtri((1 + CONFIDENCE) / 2))
 
 
 def share(hits: float, n: int) -> Share | None:

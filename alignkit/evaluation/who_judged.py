@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.evaluation.statistics import shown
+from alignkit.evaluation.statistics import CONFIDENCE, holm, shown
 
+BASE, DIVERSITY = "base", "diversity"  # mark comparisons that are not with the baseline, or not by a rater
 ADVICE = "add `measures:` with a reward that nothing was trained on"
 
 
@@ -24,6 +25,7 @@ class Said:
     """What a rater says of a policy against its baseline.
 
     better: 1 if the policy is clearly better, -1 if it is clearly worse, 0 if nothing is clear; None without a score.
+    Clear is what stays so with all other comparisons of the evaluation (`statistics.holm`).
     own: whether the policy learned from the rater; None if that is not known. text: `facts right +20% [4, 36]`.
     """
 
@@ -37,9 +39,10 @@ class Said:
 class Conclusion:
     """What all raters together say of a policy.
 
-    outcome: `gained` by an independent rater, and lost by none; `mixed`; `lost`; `gained by its own reward`;
-    `gained, not verified`, if it is not known what it learned from; `nothing clear`; or `unknown` without scores.
-    sentence: without its period.
+    outcome: what the headline says, the first rater that the policy did not learn from: `gained`, `lost` or
+    `nothing clear`; `mixed`, if it gained and is clearly worse by another rater, or than the untouched base; `gained by
+    its own reward`, if it learned from all raters; `gained, not verified`, if it is not known what it learned from; or
+    `unknown` without scores. sentence: without its period.
     """
 
     outcome: str
@@ -92,115 +95,131 @@ def reward_name(summary: Mapping[str, Any], name: str) -> str:
 
 def said(summary: Mapping[str, Any], policy: str) -> list[Said]:
     """What each rater says that the verdict goes by: measures, the reward, reward models and judges."""
-    own = (summary.get("trained_on") or {}).get(policy) or {}
+    clear = adjusted(summary)
+    return [_said(summary, policy, rater, one, clear[policy, rater]) for rater, one in _rated(summary, policy).items()]
+
+
+def _rated(summary: Mapping[str, Any], policy: str) -> dict[str, Mapping[str, Any]]:
+    """The estimate by each rater that the verdict on a policy goes by."""
     against = (summary.get("against") or {}).get(policy) or {}
-    found = [_by_score(summary, name, against[name]["difference"], own.get(name)) for name in own if name in against]
-    if not found and summary.get("headline") in against:
-        name = str(summary["headline"])
-        found = [_by_score(summary, name, against[name]["difference"], None)]
-    for judge, result in ((summary.get("judged") or {}).get(policy) or {}).items():
-        preference = result["preference"]
-        text = f"{judge} {shown(preference, percent=True)}"
-        found.append(Said(judge, side(preference, 0.5), own_of(summary, policy, judge), text))
-    return found
+    names = [name for name in (summary.get("trained_on") or {}).get(policy) or {} if name in against]
+    if not names and summary.get("headline") in against:
+        names = [str(summary["headline"])]
+    judges = ((summary.get("judged") or {}).get(policy) or {}).items()
+    return {name: against[name]["difference"] for name in names} | {name: one["preference"] for name, one in judges}
 
 
-def _by_score(summary: Mapping[str, Any], name: str, difference: Mapping[str, Any], own: bool | None) -> Said:
-    text = f"{titled(summary, name)} {shown(difference, sign=True, percent=percent(summary, name))}"
-    return Said(name, side(oriented(summary, name, difference), 0.0), own, text)
+def _policies(summary: Mapping[str, Any]) -> list[str]:
+    """The policies that are compared with the baseline."""
+    return list(dict.fromkeys([*(summary.get("against") or {}), *(summary.get("judged") or {})]))
+
+
+def adjusted(summary: Mapping[str, Any]) -> dict[tuple[str, ...], float]:
+    """Adjusted p values of all comparisons that an evaluation makes claims of, by policy and rater; behind these stands
+    `BASE` for those with the untouched base model, and `DIVERSITY` for those of a measure of it.
+
+    The headline is the last policy's. What no prompt has scores for is no comparison.
+    """
+    policies = _policies(summary)
+    found: dict[tuple[str, ...], Any]
+    found = {(policy, name): one for policy in policies for name, one in _rated(summary, policy).items()}
+    base = (summary.get("against_base") or {}).items()
+    found |= {(policy, name, BASE): one for policy, over in base for name, one in over.items()}
+    measured = {policy: (summary.get("policies") or {}).get(policy) or {} for policy in policies}
+    found |= {
+        (policy, name, DIVERSITY): one["difference"]
+        for policy, measures in measured.items()
+        for name, one in (measures.get("diversity") or {}).items()
+        if one["difference"]
+    }
+    tested = {key: one.get("p", 1.0) for key, one in found.items() if one["mean"] is not None}
+    lead = [key for key in tested if policies and key[0] == policies[-1] and len(key) == 2]
+    headline = min(lead, key=lambda key: _trust(own_of(summary, *key[:2])), default=None)
+    return dict.fromkeys(found, 1.0) | holm(tested, headline)
+
+
+def _trust(own: bool | None) -> int:
+    """The order in which raters decide, by whether a policy learned from them."""
+    return (False, None, True).index(own)
+
+
+def _said(summary: Mapping[str, Any], policy: str, rater: str, found: Mapping[str, Any], p: float) -> Said:
+    """What one comparison says. p: adjusted."""
+    judge = rater in ((summary.get("judged") or {}).get(policy) or {})
+    if judge:
+        text, seen = f"{rater} {shown(found, percent=True)}", found
+    else:
+        text = f"{titled(summary, rater)} {shown(found, sign=True, percent=percent(summary, rater))}"
+        seen = oriented(summary, rater, found)
+    middle = 0.5 if judge else 0.0
+    better = side({**seen, "p": p}, middle)
+    if better is not None and bool(better) != _excludes(found, middle):
+        text += f" (adjusted p {p:.1g})"
+    return Said(rater, better, own_of(summary, policy, rater), text)
+
+
+def _excludes(found: Mapping[str, Any], middle: float) -> bool:
+    """Whether the interval, which nothing adjusts, lies on one side of the middle."""
+    return found["low"] is not None and not found["low"] <= middle <= found["high"]
 
 
 def side(estimate: Mapping[str, Any], middle: float) -> int | None:
-    """On which side of the middle the whole interval lies: 1, -1, or 0 if on none; None without a mean."""
-    mean, low, high = (estimate.get(key) for key in ("mean", "low", "high"))
+    """On which side of the middle a mean clearly is: 1, -1, or 0 if on none; None without a mean."""
+    mean, p = estimate.get("mean"), estimate.get("p")
     if mean is None:
         return None
-    if low is None or high is None or low <= middle <= high:
+    if p is None or p >= 1 - CONFIDENCE or mean == middle:
         return 0
-    return 1 if low > middle else -1
+    return 1 if mean > middle else -1
 
 
 def conclusion(summary: Mapping[str, Any], policy: str) -> Conclusion:
-    """The conclusion on a policy that the evaluation compares with its baseline.
-
-    A policy that gained over its baseline and is worse than the untouched base model has mixed results.
-    """
-    found, lost = _conclusion(summary, policy), _below_base(summary, policy)
-    if not lost:
-        return found
-    outcome = "mixed" if found.outcome == "gained" else found.outcome
-    return Conclusion(outcome, f"{found.sentence}; worse than the untouched base: {_and(lost)}")
+    """The conclusion on a policy that the evaluation compares with its baseline."""
+    every, baseline = [one for one in said(summary, policy) if one.better is not None], summary["baseline"]
+    below = _below_base(summary, policy)
+    than_base = f"; worse than the untouched base: {', '.join(below)}" if below else ""
+    if not every:
+        text = f"{policy} and {baseline} cannot be compared: no prompt has a score for both"
+        return Conclusion("unknown", f"{text}{than_base}")
+    head = min(every, key=lambda one: _trust(one.own))
+    others = [one for one in every if one is not head]
+    found = head.text if policy == _policies(summary)[-1] else f"{head.text}, adjusted (Holm)"
+    also = f"{_others(others)}{than_base}"
+    if head.better == 0:
+        return Conclusion("nothing clear", f"Nothing clear between {policy} and {baseline}: {found}{also}")
+    if head.better == -1:
+        return Conclusion("lost", f"{policy} lost against {baseline}: {found}{also}")
+    gained = f"{policy} gained over {baseline}"
+    if head.own is False:
+        by = f"by an independent {_kind(summary, head)}"
+        if below or any(one.better == -1 for one in others):
+            return Conclusion("mixed", f"{gained} {by}, with losses elsewhere: {found}{also}")
+        return Conclusion("gained", f"{gained} {by}: {found}{also}")
+    if head.own:
+        chosen = (summary.get("variants") or {}).get(policy, {}).get("best_of", 1) > 1
+        how, why = " by its own reward", "its answers were chosen by it" if chosen else "it was trained to please it"
+    else:
+        how, why = ", not verified", f"it is not known whether {policy} was trained on it"
+    return Conclusion(GAINS[head.own], f"{gained}{how}: {found}, but {why}{also}; {ADVICE}")
 
 
 def _below_base(summary: Mapping[str, Any], policy: str) -> list[str]:
-    over = (summary.get("against_base") or {}).get(policy) or {}
-    compared = [_by_score(summary, name, difference, False) for name, difference in over.items()]
+    over, clear = (summary.get("against_base") or {}).get(policy) or {}, adjusted(summary)
+    compared = [_said(summary, policy, name, one, clear[policy, name, BASE]) for name, one in over.items()]
     return [one.text for one in compared if one.better == -1]
 
 
-def _conclusion(summary: Mapping[str, Any], policy: str) -> Conclusion:
-    every, baseline = said(summary, policy), summary["baseline"]
-    gains = {own: _texts(every, 1, own) for own in (False, True, None)}
-    losses = {own: _texts(every, -1, own) for own in (False, True, None)}
-    outcome = _outcome(every, gains, losses)
-    if outcome == "unknown":
-        return Conclusion(outcome, f"{policy} and {baseline} cannot be compared: no prompt has a score for both")
-    if outcome == "nothing clear":
-        return Conclusion(outcome, f"Nothing clear between {policy} and {baseline}: {_all(every)}")
-    if outcome == "mixed":
-        who = f" by {_who(summary, every)}" if gains[False] else ""
-        text = f"{policy} gained over {baseline}{who}: {_and(_tagged(gains))}; but is worse by {_and(_tagged(losses))}"
-        return Conclusion(outcome, text)
-    if outcome == "lost":
-        return Conclusion(
-            outcome, f"{policy} lost against {baseline}: {_and([t for own in losses.values() for t in own])}"
-        )
-    if outcome == "gained":
-        own = f"; by what it was trained on: {_and(gains[True])}" if gains[True] else ""
-        text = f"{policy} gained over {baseline} by {_who(summary, every)}: {_and(gains[False])}{own}"
-        return Conclusion(outcome, text)
-    unclear = f"; independent, and unclear: {_and(_texts(every, 0, False))}" if _texts(every, 0, False) else ""
-    if outcome == "gained by its own reward":
-        chosen = (summary.get("variants") or {}).get(policy, {}).get("best_of", 1) > 1
-        how = "its answers were chosen by" if chosen else "it was trained to please"
-        why = f"{how} {'them' if len(gains[True]) > 1 else 'it'}"
-        text = f"{policy} gained over {baseline} by its own reward: {_and(gains[True])}, but {why}{unclear}"
-    else:
-        why = f"it is not known whether {policy} was trained on {'them' if len(gains[None]) > 1 else 'it'}"
-        text = f"{policy} gained over {baseline}, not verified: {_and(gains[None])}, but {why}{unclear}"
-    return Conclusion(outcome, text if any(one.own is False for one in every) else f"{text}; {ADVICE}")
+def _kind(summary: Mapping[str, Any], one: Said) -> str:
+    if one.rater in (summary.get("measures") or {}):
+        return "measure"
+    return "reward" if one.rater in (summary.get("rewards") or ()) else "judge"
 
 
-def _tagged(texts: Mapping[Any, Sequence[str]]) -> list[str]:
-    return [*texts[False], *(f"{text}, by its own judgment" for text in texts[True]), *texts[None]]
-
-
-def _outcome(every: Sequence[Said], gains: Mapping[Any, Any], losses: Mapping[Any, Any]) -> str:
-    if all(one.better is None for one in every):
-        return "unknown"
-    gained, lost = any(gains.values()), any(losses.values())
-    if lost:
-        return "mixed" if gained else "lost"
-    if gains[False]:
-        return "gained"
-    if gained:
-        return "gained by its own reward" if gains[True] else "gained, not verified"
-    return "nothing clear"
-
-
-def _who(summary: Mapping[str, Any], every: Sequence[Said]) -> str:
-    """By whom a policy gains that gains by independent raters."""
-    names = {one.rater for one in every if one.better == 1 and one.own is False}
-    return f"independent {'measures' if names <= set(summary.get('measures') or {}) else 'judges'}"
-
-
-def _texts(every: Sequence[Said], better: int, own: bool | None) -> list[str]:
-    return [one.text for one in every if one.better == better and one.own is own]
-
-
-def _all(every: Sequence[Said]) -> str:
-    return _and([one.text for one in every if one.better is not None])
-
-
-def _and(texts: Sequence[str]) -> str:
-    return ", ".join(texts)
+def _others(others: Sequence[Said]) -> str:
+    """What the other raters of a policy say."""
+    clear = {
+        word: [f"{one.text}{', by its own judgment' if one.own else ''}" for one in others if one.better == way]
+        for word, way in (("worse", -1), ("better", 1), ("unclear", 0))
+    }
+    told = "; ".join(f"{word}: {', '.join(texts)}" for word, texts in clear.items() if texts)
+    return told and f"; the others, adjusted together (Holm), {told}"

@@ -45,7 +45,7 @@ COLORS = {
 }
 # Of a verdict, which continues in indented lines. A gain by what the policy was trained on is no proof.
 VERDICTS = {
-    r"(?m)^\S+ gained over \S+ by independent \w+\b.*(\n  .*)*": "green",
+    r"(?m)^\S+ gained over \S+ by an independent \w+:.*(\n  .*)*": "green",
     r"(?m)^\S+ lost against .*(\n  .*)*": "red",
 }
 

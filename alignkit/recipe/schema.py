@@ -172,6 +172,11 @@ class DataKeys(Options):
         description="with validation: read only the rows to train on, or only those held out; default: both, where an "
         "algorithm measures the loss of the latter",
     )
+    group: str | None = Field(
+        default=None,
+        description="with validation: column of what rows share, such as a passage; equal values are on one "
+        "side of the split",
+    )
     weight: float | None = Field(
         default=None,
         gt=0,

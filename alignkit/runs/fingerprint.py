@@ -57,6 +57,19 @@ def stage_parts(
     }
 
 
+def template_parts(recipe: Recipe, spec: ModelSpec) -> dict[str, Any]:
+    """What a stage's record says of the chat template of a base model, as `template_of` reads it."""
+    data = RunData(lambda name: recipe.folder / name, recipe.seed)
+    return template_of(_Fingerprint(recipe, data).of_base(spec, None))
+
+
+def template_of(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a stage's parts decides how messages become text."""
+    model = parts["model"]
+    named = {key: model.get(key) or None for key in ("chat_template", "chat_template_kwargs")}
+    return {**named, "template": parts.get("template") or None}
+
+
 def result_hashes(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
     """The hashes of the results that a stage names like `align@ppo`. Raises RecipeError for one that is not there.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from alignkit.data.group import Group, prompts_of, sha256_of
 from alignkit.data.sources import DataSpec
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, DataError
 from alignkit.io.lookup import is_file
 from alignkit.io.stage_results import is_result_name, read_record
 from alignkit.recipe.load import load_recipe
@@ -59,7 +59,7 @@ class _Lineage:
     def _of_base(self, name: str) -> Marks | None:
         """A base learned from nothing of ours, unless another run made it."""
         base = self.recipe.base(name).base
-        made = is_file(_stage_folder(Path(base)).parent / RECIPE)
+        made = is_file(stage_folder(Path(base)).parent / RECIPE)
         return _in_other_run(Path(base), lambda other, stage: other._of_stage(stage)) if made else frozenset()
 
     def _of_stage(self, name: str) -> Marks | None:
@@ -105,7 +105,7 @@ class _Lineage:
             if spec.kind == "stage":
                 found.add(f"model {self.run / spec.name.partition('@')[0]}")
             elif spec.kind == "folder":
-                found.add(f"model {_stage_folder(Path(spec.name))}")
+                found.add(f"model {stage_folder(Path(spec.name))}")
         rewards = [spec.component for spec in specs(value, RewardSpec) if spec.kind == "reward" and spec.component]
         judges = [component for component in specs(value, Component) if component.kind == "judge"]
         for component in (*rewards, *judges):
@@ -142,7 +142,7 @@ def _pairs_of(stage: Stage) -> Marks:
     return frozenset(f"pairs {name}" for name in named)
 
 
-def _stage_folder(folder: Path) -> Path:
+def stage_folder(folder: Path) -> Path:
     """RUN/STAGE of the weights of a run: RUN/STAGE/adapter or RUN/STAGE/kept/K; any other folder stays."""
     folder = folder.resolve()
     if folder.parent.name == "kept":
@@ -152,7 +152,7 @@ def _stage_folder(folder: Path) -> Path:
 
 def _in_other_run(folder: Path, read: Callable[[_Lineage, str], Marks | None]) -> Marks | None:
     """What `read` finds for the stage of another run that made a model; None if that is not known."""
-    stage = _stage_folder(folder)
+    stage = stage_folder(folder)
     if not is_file(stage.parent / RECIPE):
         return None
     try:
@@ -172,22 +172,23 @@ def trained_on(
     """For each training stage of a model, the places of the prompts in its data; stages without any are left out.
 
     model: a policy, or a reward with any number of reward models. A model's stages are its own and those that its
-    starting weights come from. chosen: the policy that a step selected. read: the groups of a data entry that are not
-    held out. Prompts are equal if their words are.
+    starting weights come from, also in another run: `other/sft`, as far as its files are still there. chosen: the
+    policy that a step selected. read: the groups of a data entry that are not held out. Prompts are equal if their
+    words are.
     """
     places: dict[str, list[int]] = {}
     for place, group in enumerate(prompts):
         places.setdefault(_words(group), []).append(place)
     found: dict[str, set[int]] = {}
-    rewards = [spec.name for spec in specs(model, RewardSpec) if spec.kind == "stage"]
+    rewards = [spec.name for spec in specs(model, RewardSpec) if spec.kind in ("stage", "folder")]
     names = [model] if isinstance(model, str) else rewards
-    for stage in chain.from_iterable(_lineage(name, recipe, chosen) for name in names):
-        trained = [group for spec in _training_data(stage) for group in read(spec)]
+    for label, stage in chain.from_iterable(_trained_stages(name, recipe, chosen) for name in names):
+        trained = _read_by(stage, read, own=label == stage.name)
         # A dialogue is learned from its first answer on, and asked about at its last.
         words = {_words(group) for group in (*trained, *prompts_of(trained)) if group.prompt}
         seen = {place for key in words & places.keys() for place in places[key]}
         if seen:
-            found[stage.name] = seen
+            found[label] = seen
     return found
 
 
@@ -213,6 +214,32 @@ def _lineage(name: str, recipe: Recipe, chosen: Callable[[str], str | None]) -> 
         else:
             yield stage
             reference = stage.settings.from_
+
+
+def _trained_stages(name: str, recipe: Recipe, chosen: Callable[[str], str | None]) -> Iterator[tuple[str, Stage]]:
+    """The training stages that a model of this run or of another one went through, with their names."""
+    folder = stage_folder(Path(name))
+    if name.partition("@")[0] in recipe.stages or not is_file(folder.parent / RECIPE):
+        yield from ((stage.name, stage) for stage in _lineage(name, recipe, chosen))
+        return
+    try:
+        other = load_recipe(folder.parent / RECIPE)
+    except AlignkitError:
+        return
+    for stage in _lineage(folder.name, other, lambda name: read_record(folder.parent / name).get("policy")):
+        yield f"{folder.parent.name}/{stage.name}", stage
+
+
+def _read_by(stage: Stage, read: Callable[[DataSpec], Iterable[Group]], *, own: bool) -> list[Group]:
+    """What a stage trained on. own: of this run; of another one, what its stages made or what is gone is left out."""
+    groups: list[Group] = []
+    for spec in _training_data(stage):
+        try:
+            groups += read(spec) if own or not any(source.stage for source in spec.sources) else ()
+        except DataError:
+            if own:
+                raise
+    return groups
 
 
 def _training_data(stage: Stage) -> list[DataSpec]:

@@ -24,6 +24,8 @@ from alignkit.recipe.trackers import tracker_problem
 from alignkit.registry import Component
 from alignkit.reward import Judge, Reward, RewardCombination
 from alignkit.runs.data import RunData
+from alignkit.runs.fingerprint import template_of, template_parts
+from alignkit.runs.learned_from import stage_folder
 from alignkit.runs.stage_check import FIRST_ROWS, check_stage_data, check_step_data, check_template
 
 if TYPE_CHECKING:
@@ -125,9 +127,15 @@ def check_folders(recipe: Recipe, stages: Sequence[Stage], bases: RunBases) -> N
                 help = fits if other not in (None, name, BASE) else ""
                 problems[text] = _at_folder(recipe, stage, folder, text, help)
         for spec in specs([stage.settings, stage.component.options], RewardSpec):
-            if spec.kind == "folder" and (text := _unfit_reward(Path(spec.name), bases)):
+            if spec.kind != "folder":
+                continue
+            if text := _unfit_reward(Path(spec.name), bases):
                 inner = Path(spec.name) / "adapter"
                 help = f"the reward model is in {inner}" if inner.is_dir() else _ADD
+                problems[text] = _at_folder(recipe, stage, spec.name, text, help)
+            elif theirs := _other_template(Path(spec.name), recipe, bases):
+                text = f"the reward model {spec.name} was trained on texts of another chat template: {theirs}"
+                help = "score with its own: give a base model of this recipe, or of 'bases', the same 'chat_template'"
                 problems[text] = _at_folder(recipe, stage, spec.name, text, help)
     if problems:
         raise RecipeError(problems.values())
@@ -184,6 +192,16 @@ def _unfit_reward(folder: Path, bases: RunBases) -> str:
         return f"{folder} is an adapter for the base model '{base_name(folder)}', not for {known}"
     except RunFailed as error:
         return str(error)
+
+
+def _other_template(folder: Path, recipe: Recipe, bases: RunBases) -> str:
+    """The template that a reward model of another run knows; empty if a base model that it fits has the same."""
+    parts = read_record(stage_folder(folder)).get("depends_on") or {}
+    if not parts.get("model"):
+        return ""
+    ours = [template_parts(recipe, base.spec) for base in bases.values() if base.origin.fits(folder)]
+    theirs = template_of(parts)
+    return "" if not ours or theirs in ours else str(theirs["chat_template"] or "that of its base model")
 
 
 def _other_scale(folder: Path, bases: Sequence[RunBase]) -> str:
@@ -308,4 +326,4 @@ def probe_hub(data: RunData, spec: DataSpec) -> None:
     """Read one row of every source on the hub. Raises DataError if `datasets` cannot load one."""
     for source in spec.sources:
         if source.hub is not None:
-            data.read(DataSpec((replace(source, limit=1, validation=0.0, part=None, weight=None),)))
+            data.read(DataSpec((replace(source, limit=1, validation=0.0, part=None, group=None, weight=None),)))

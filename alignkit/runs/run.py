@@ -204,18 +204,24 @@ class Run:
             self.reporter.say(f"{name}: changed since the last run{why}, starting over")
             self.store.set_aside(name)
         before = record if record.get("hash") != stage_hash else {}
-        folder = self.store.begin(name, stage_hash, parts)
+        earlier = 0.0 if before else float(record.get("seconds") or 0.0)  # of starts that were interrupted
+        folder = self.store.begin(name, stage_hash, parts, earlier)
         self.reporter.stage(name, [*self.recipe.stages].index(name) + 1, len(self.recipe.stages), stage.component.name)
         began = time.monotonic()
-        with using_engine(self, stage):
-            self.make_room(stage)
-            if before:
-                self.notify(name)("stage_begins_again", record=before)
-            summary, artifact = self._work(stage, folder, parts)
+        try:
+            with using_engine(self, stage):
+                self.make_room(stage)
+                if before:
+                    self.notify(name)("stage_begins_again", record=before)
+                summary, artifact = self._work(stage, folder, parts)
+        except BaseException:
+            if "waits_for" not in self.store.record(name):
+                self.store.begin(name, stage_hash, parts, earlier + time.monotonic() - began)
+            raise
         summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
         self.models.forget(name)
         seconds = time.monotonic() - began
-        record = {"hash": stage_hash, **stage_record(stage, seconds, summary, artifact, parts, self._sources)}
+        record = {"hash": stage_hash, **stage_record(stage, earlier + seconds, summary, artifact, parts, self._sources)}
         self.store.finish(name, record)
         self._records.append(record)
         self.reporter.stage_done(name, seconds, facts(summary))

@@ -55,11 +55,13 @@ class StageStore:
         """Whether the stage has a folder, or a result for any settings that was set aside."""
         return self.path(stage).exists() or any((self.folder / EARLIER / stage).glob("[!.]*"))
 
-    def begin(self, stage: str, stage_hash: str, parts: Mapping[str, Any] | None = None) -> Path:
-        """Mark a stage as started, and return its folder. parts: what the hash is made of."""
+    def begin(self, stage: str, stage_hash: str, parts: Mapping[str, Any] | None = None, seconds: float = 0.0) -> Path:
+        """Mark a stage as started, and return its folder. parts: what the hash is made of. seconds: of earlier starts,
+        or of this one too where it ended without a result."""
         folder = self.path(stage)
         make_folder(folder)
-        _write_record(folder, {"hash": stage_hash, "complete": False, "depends_on": parts or {}})
+        record = {"hash": stage_hash, "complete": False, "depends_on": parts or {}, "seconds": round(seconds, 1)}
+        _write_record(folder, record)
         return folder
 
     def wait(self, stage: str, labels: int, place: Path) -> None:

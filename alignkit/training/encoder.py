@@ -71,6 +71,9 @@ class StageEncoder:
         self.encoder.forget_counts()
 
         def encode(group: Group) -> Sequence[Encoded]:
+            if not group.weight:
+                self.encoder.count("weightless", group)
+                return []
             if is_document(group) and not scoring:
                 return self._chunks(group)
             encoded = self.encoder.encode(group, self.max_length, turns=turns, scoring=scoring)
@@ -121,8 +124,7 @@ class StageEncoder:
         parts = chunks(document, self.max_length) if document is not None else []
         if len(parts) != 1:
             for name, count in {"split": 1, "chunks": len(parts)}.items() if parts else [("no_room", 1)]:
-                self.encoder.counts[name] += count
-                self.encoder.groups.setdefault(name, []).append(group)
+                self.encoder.count(name, group, count)
         return parts
 
     def renderable(self, groups: Sequence[Group]) -> list[Group]:
@@ -151,8 +153,7 @@ class StageEncoder:
                 if not origin.skip:
                     bad.append(row)
                     continue
-                self.encoder.counts["refused"] += 1
-                self.encoder.groups.setdefault("refused", []).append(group)
+                self.encoder.count("refused", group)
                 self.summary.setdefault("refused_rows", []).append(str(row))
         if bad:
             raise bad_rows_error(bad)

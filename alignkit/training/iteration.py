@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from alignkit import functional as F
+from alignkit.batch import likelier_now
 from alignkit.data.describe import said
-from alignkit.data.group import Group, Response, length
+from alignkit.data.group import Group, length
 from alignkit.errors import RunFailed
 from alignkit.models.examples import Examples
 from alignkit.reward import REWARD_KEY, CombinedReward
@@ -120,22 +121,35 @@ def rollout_metrics(rollouts: ScoredRollouts) -> dict[str, Any]:
 
 
 def mean_kl(logprobs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], groups: Sequence[Group]) -> float:
-    """Mean over responses of the summed log ratio of policy and reference, in nats. NaN if the policy diverged."""
-    responses = [response for group in groups for response in group.responses]
-    # k1, whose mean over the policy's own samples is unbiased. Tokens that do not count are 0 in both.
-    kl = [float(((a - b) * _now(r, a)).sum()) for r, a, b in zip(responses, logprobs, reference, strict=True)]
+    """Mean KL of responses to the reference, in nats, by k3, which is never negative. NaN if the policy diverged."""
+    kl = _summed(F.kl_k3, logprobs, reference, groups)
     return sum(kl) / len(kl) if kl else math.nan
 
 
-def _now(response: Response, logprobs: torch.Tensor) -> torch.Tensor:
-    """How much likelier each token is than for the older weights that wrote it: [tokens]; 1 if the policy wrote it.
+def below_zero(logprobs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], groups: Sequence[Group]) -> float:
+    """The mean log ratio of policy and reference (k1), if it is below 0 by more than chance can explain; else 0.
 
-    Without these weights, the KL is too small by as much as the policy has moved since, and may be negative.
+    It estimates the KL of samples of the policy, and cannot be negative for them. Chance alone: 1 report in 1,000.
     """
-    written = response.logprobs if response.staleness else None
-    if written is None or len(written) != len(logprobs):
-        return torch.ones_like(logprobs)
-    return F.ratio(logprobs, torch.tensor(written))
+    from scipy import special
+
+    kl = torch.tensor(_summed(F.kl_k1, logprobs, reference, groups))
+    if len(kl) < 2:
+        return 0.0
+    mean, error = float(kl.mean()), float(kl.std()) / math.sqrt(len(kl))
+    return mean if mean < -error * float(special.stdtrit(len(kl) - 1, 0.999)) else 0.0
+
+
+def _summed(
+    estimator: Callable[..., torch.Tensor],
+    logprobs: Sequence[torch.Tensor],
+    reference: Sequence[torch.Tensor],
+    groups: Sequence[Group],
+) -> list[float]:
+    """An estimate per response. Tokens that do not count are 0 in both."""
+    responses = [response for group in groups for response in group.responses]
+    found = zip(responses, logprobs, reference, strict=True)
+    return [float((estimator(a, b) * likelier_now([r], a[None])[0]).sum()) for r, a, b in found]
 
 
 def report_filtered(context: StageContext, summary: Mapping[str, Any]) -> None:

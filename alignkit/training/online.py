@@ -32,6 +32,7 @@ from alignkit.training.iteration import (
     FILTERED,
     FILTERED_HELP,
     Iteration,
+    below_zero,
     mean_kl,
     report_filtered,
     report_idle,
@@ -47,6 +48,7 @@ from alignkit.training.watch import StageWatch
 
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
 SAME_ADAPTER = 1e-2
+MOSTLY_CUT = 0.5  # share of truncated samples that is worth a warning
 Place = tuple[str | int, ...]  # of random streams
 
 
@@ -68,6 +70,7 @@ class OnlineStage:
         self.watch = StageWatch(self.work, self.scorer, self.sampling, self.sample)
         self.temperature = self.sampling.temperature  # of measurements
         self.warned = False  # that the sampler is not the policy
+        self.doubted = False  # the KL
         self.episodes = episodes_of(context)
         self.ahead = Ahead(context, self.work, self.sampling, self.episodes) if rollout.ahead else None
         if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
@@ -324,6 +327,11 @@ class OnlineStage:
             why = why_unscored(self.scorer) if self.scorer is not None else ""
             self.context.say(f"{f'left out {what}' if learns else what}; prompts: {previews(groups)}{why}")
         iteration.metrics |= rollout_metrics(rollouts)
+        if iteration.number == 1 and (cut := iteration.metrics["truncated"]) > MOSTLY_CUT:
+            self.context.say(
+                f"warning: {cut:.0%} of the samples have no end after max_new_tokens {self.sampling.max_new_tokens}: "
+                "the policy does not stop, or needs more room. Raise rollout.max_new_tokens, or start from SFT"
+            )
         if "judge/cost" in iteration.metrics:
             cost = self.work.summary.get("judge_cost", 0.0) + iteration.metrics["judge/cost"]
             self.work.summary["judge_cost"] = cost
@@ -403,6 +411,12 @@ class OnlineStage:
         if not math.isfinite(kl):
             raise RunFailed(
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
+            )
+        if not self.doubted and (low := below_zero(old, reference, groups)) < -SAME_ADAPTER:
+            self.doubted = True
+            self.context.say(
+                f"warning: the mean log ratio of policy and reference is {low:.3g} nats, below 0 by more than its "
+                "error: the samples are not drawn from the policy as it is scored, so the KL is wrong"
             )
         iteration.metrics |= sampler_metrics(groups, old)
         self._check_sampler(iteration, groups, encoded)

@@ -39,6 +39,7 @@ UNFIT = {
     ),
     "blank_turns": ("turn", "not learned: empty"),
     "joined": ("response", "tokenized after the prompt: in the whole text, one token covers the end of the prompt"),
+    "weightless": ("row", "of weight 0 left out"),
     "refused": ("row", "left out: refused by the chat template"),
     "split": ("document", "longer than max_length and learned in pieces"),
     "chunks": ("piece", "of these"),

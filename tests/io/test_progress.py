@@ -294,7 +294,8 @@ def test_warnings_stay_above_the_bar_and_all_lines_with_verbose(monkeypatch: pyt
 def test_only_a_verdict_of_independent_judges_is_green() -> None:
     green, red = "\x1b[32m", "\x1b[31m"
     for text, color in {
-        "align gained over sft by independent measures: refused +0.40\n  [0.30, 0.50]": green,
+        "align gained over sft by an independent measure: refused +0.40\n  [0.30, 0.50]": green,
+        "align gained over sft by an independent measure, with losses elsewhere: refused +0.40": "",
         "align gained over sft by its own reward: llama2 +0.2, but it was trained to please it": "",
         "align gained over sft, not verified: llama2 +0.2": "",
         "align lost against sft: facts right -20%": red,

@@ -63,10 +63,16 @@ def test_results_by_column(tmp_path: Path) -> None:
     english = found["en"]
     assert english["policies"]["sft"]["helpful"] == statistics.estimate([SCORES["sft"][i] for i in at])
     gains = [SCORES["align"][i] - SCORES["sft"][i] for i in at]
-    assert english["against"]["align"]["helpful"]["difference"] == statistics.estimate(gains)
+    assert english["against"]["align"]["helpful"]["difference"] == statistics.paired_difference(
+        gains, [0.0] * len(gains)
+    )
     assert english["against"]["align"]["helpful"]["wins"] == 2
     within = {"low": 0.0, "high": 1.0}  # an interval of preferences ends there
-    assert english["judged"]["align"]["judge"] == {**statistics.estimate([0.4, 0.2]), **within}  # one has no verdict
+    assert english["judged"]["align"]["judge"] == {
+        **statistics.estimate([0.4, 0.2]),
+        **within,
+        "p": 0.5,
+    }  # one has no verdict
     by = said(artifact).partition("by language, against sft\n")[2].partition("\n\n")[0].splitlines()
     shown = statistics.shown(english["against"]["align"]["helpful"]["difference"], sign=True)
     assert next(line for line in by if line.startswith("en ")).split()[1:4] == ["align", "3", shown.split()[0]]

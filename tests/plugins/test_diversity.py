@@ -61,7 +61,7 @@ def test_longer_answers_are_not_less_diverse() -> None:
     found = diversity(groups(sft=short, align=long), ["sft", "align"], "sft")
     assert whole[1] < 0.5 * whole[0]
     assert found["align"]["distinct-1"]["mean"] == found["sft"]["distinct-1"]["mean"] == pytest.approx(whole[0])
-    assert found["align"]["distinct-1"]["difference"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 20}
+    assert found["align"]["distinct-1"]["difference"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 20, "p": 1.0}
     assert "nothing clear" in diversity_verdict(summary(found), "align")
 
 
@@ -110,7 +110,8 @@ def test_intervals_cover_no_difference() -> None:
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
-    return {"baseline": "sft", "policies": {name: {"diversity": one} for name, one in found.items()}}
+    policies = {name: {"diversity": one} for name, one in found.items()}
+    return {"baseline": "sft", "policies": policies, "against": {name: {} for name in found}}
 
 
 def test_one_line_says_what_it_cost() -> None:

@@ -390,7 +390,7 @@ def test_messages_join_their_text_parts() -> None:
         ([*openai("u: q"), {"role": "assistant", "content": "a", "train": False}], "no assistant turn can be learned"),
         ([*openai("u: q"), {"role": "assistant", "content": "a", "train": "yes"}], "train must be true or false"),
         ([*openai("u: q"), {"role": "assistant", "content": "a", "weight": 0}], "no assistant turn can be learned"),
-        ([*openai("u: q"), {"role": "assistant", "content": "a", "weight": 0.5}], "weight must be 0 or 1"),
+        ([*openai("u: q"), {"role": "assistant", "content": "a", "weight": "half"}], "weight must be a number"),
         ([*openai("u: q"), {"role": "assistant", "content": None, "tool_calls": [{}]}], "tool call"),
         ([*openai("u: q"), {"role": "assistant"}], "its content, not null"),
         ([*openai("u: q"), {"content": "a"}], "unknown role 'None'"),

@@ -56,7 +56,8 @@ def test_numbers_of_a_judge(tmp_path: Path, asked: Items) -> None:
     found = judged(tmp_path, asked)[0]["judged"]["align"]["judge"]
     mean = sum(P) / 5
     error = math.sqrt(sum((p - mean) ** 2 for p in P) / 4 / 5)
-    assert found["preference"] == statistics.estimate(P) and found["preference"]["mean"] == pytest.approx(mean)
+    p = statistics.p_value([p - 0.5 for p in P])
+    assert found["preference"] == pytest.approx({**statistics.estimate(P), "mean": mean, "p": p})
     assert found["standard_error"] == pytest.approx(error)
     assert (found["wins"], found["losses"], found["ties"]) == (2, 2, 1)
     assert found["win_rate"] == statistics.share(2, 4)
@@ -140,6 +141,6 @@ def test_a_reference_with_a_similar_name_does_not_hide_what_judges_said(tmp_path
 
 
 def test_probabilities_have_no_interval_beyond_0_and_1() -> None:
-    assert triple(numbers.preference([0.25, 1.0])) == (0.625, 0.0, 1.0)
-    assert triple(numbers.preference([0.25, 0.25])) == (0.25, None, None)
+    assert triple(numbers.preference([0.25, 1.0], [None, None])) == (0.625, 0.0, 1.0)
+    assert triple(numbers.preference([0.25, 0.25], [None, None])) == (0.25, None, None)
     assert triple(numbers.probability([0.9, 0.6])) == (0.75, 0.0, 1.0)

@@ -230,7 +230,7 @@ def test_the_kl_is_of_what_each_reads(tmp_path: Path) -> None:
     found, _, _ = evaluate(tmp_path, [demo(*each) for each in DEMOS])
     assert found["reference"] == "base"
     assert {name: each["kl"]["mean"] for name, each in found["policies"].items()} == {
-        "base": 0.0, "base, 2 shots": 2 * (5.0 - 1.0), "sft": 0.0,
+        "base": 0.0, "base, 2 shots": pytest.approx(2 * (math.exp(-4.0) - 1 + 4.0)), "sft": 0.0,
     }  # fmt: skip
 
 
@@ -239,7 +239,7 @@ def test_it_can_be_the_baseline(tmp_path: Path) -> None:
     assert (found["baseline"], found["reference"]) == ("base, 2 shots", "base")
     assert list(found["against"]) == ["base", "sft"]
     assert found["against"]["sft"]["length"]["difference"]["mean"] == 1.0
-    assert found["policies"]["base, 2 shots"]["kl"]["mean"] == 8.0
+    assert found["policies"]["base, 2 shots"]["kl"]["mean"] == pytest.approx(2 * (math.exp(-4.0) - 1 + 4.0))
 
 
 def test_a_policy_may_only_answer_with_examples(tmp_path: Path) -> None:
@@ -422,7 +422,7 @@ def test_refusals_show_the_line(tmp_path: Path, variant: dict[str, Any], said: s
 
 
 def test_the_kl_against_transformers(tmp_path: Path) -> None:
-    """Sampled with examples; log p with the examples minus log p without, both by transformers on the merged model."""
+    """Sampled with examples; k3 of log p with the examples and without, both by transformers on the merged model."""
     shots = {"policy": "sft", "few_shot": "demos.jsonl", "shots": 2, "baseline": True}
     judges = [{"local_judge": {"role": "base", "min_mass": 0}}]
     path = recipe(tmp_path, shots, judges=judges)
@@ -436,12 +436,12 @@ def test_the_kl_against_transformers(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
     drawn = [(g.prompt[0]["content"], g.responses[0].text) for g in read_groups(out / "examples.jsonl")]
 
-    def logprob(messages: list[dict[str, str]], response: tuple[int, ...]) -> float:
+    def logprobs(messages: list[dict[str, str]], response: tuple[int, ...]) -> torch.Tensor:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         prompt = tokenizer(text, add_special_tokens=False).input_ids
         with torch.no_grad():
             logits = plain(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1].double()
-        return float((logits / 0.7).log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum())
+        return (logits / 0.7).log_softmax(-1).gather(1, torch.tensor(response)[:, None])
 
     ratios = []
     for group in read_groups(out / "samples.jsonl"):
@@ -449,7 +449,8 @@ def test_the_kl_against_transformers(tmp_path: Path) -> None:
         turns = [{"role": r, "content": t} for q, a in drawn for r, t in ((USER, q), (ASSISTANT, a))]
         (response,) = [r for r in group.responses if r.source == "sft, 2 shots"]
         assert response.tokens is not None and len(group.prompt) == 1
-        ratios.append(logprob([*turns, question], response.tokens) - logprob([question], response.tokens))
+        gap = logprobs([*turns, question], response.tokens) - logprobs([question], response.tokens)
+        ratios.append(float(((-gap).exp() - 1 + gap).sum()))
     assert len(ratios) == 2 and abs(ratios[0]) > 1e-3
     assert found["policies"]["sft, 2 shots"]["kl"]["mean"] == pytest.approx(sum(ratios) / 2, abs=1e-5)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from alignkit import RunFailed, cli
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
+from alignkit.runs.run import Run
 from alignkit.runs.startup import begin
 
 RECIPE = """
@@ -54,6 +57,24 @@ def recipe(tmp_path: Path) -> Path:
     (tmp_path / "demos.jsonl").write_text('{"prompt": "q", "completion": "a"}\n', encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     return tmp_path / "recipe.yaml"
+
+
+def test_the_seconds_of_a_stage_are_those_of_all_starts(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, stops = Run._work, [True]
+
+    def slow(run: Run, stage: Any, *rest: Any) -> Any:
+        if stage.name == "report":
+            time.sleep(0.5)
+            if stops.pop() if stops else False:
+                raise RunFailed("interrupted")
+        return work(run, stage, *rest)
+
+    monkeypatch.setattr(Run, "_work", slow)
+    out = recipe.parent / "run"
+    assert cli.main(["run", str(recipe), "--out", str(out)]) == 1
+    first = json.loads((out / "report" / "stage.json").read_text())["seconds"]
+    assert cli.main(["run", str(recipe), "--out", str(out)]) == 0
+    assert first >= 0.5 and json.loads((out / "report" / "stage.json").read_text())["seconds"] >= first + 0.4
 
 
 def test_the_first_line_names_version_recipe_stages_and_folder(

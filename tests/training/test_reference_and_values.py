@@ -57,7 +57,8 @@ def test_the_kl_of_those_who_do_not_need_it_is_of_fewer_samples(tmp_path: Path, 
     )
     groups = found.rollouts()[0][:: 4 // measured]
     policy, reference = (found.run.models.logprobs(role, groups, temperature=TEMPERATURE) for role in ("sft", "base"))
-    kl = [float((ours - theirs).sum()) for ours, theirs in zip(policy, reference, strict=True)]
+    gaps = [ours.double() - theirs.double() for ours, theirs in zip(policy, reference, strict=True)]
+    kl = [float(((-gap).exp() - 1 + gap).sum()) for gap in gaps]
     assert len(groups) == measured and len(kl) == 2 * measured
     assert found.metrics[0]["kl"] == pytest.approx(sum(kl) / len(kl), abs=1e-3) and found.metrics[0]["kl"] > 0.1
     assert found.metrics[0]["sampler_gap"] < 1e-4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,14 +57,18 @@ def starts_of(folder: Path) -> list[dict[str, Any]]:
 
 def in_use(folder: Path) -> bool:
     """Whether another process holds the run's lock."""
-    if not (folder / ".lock").is_file():
-        return False
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        if sys.platform == "win32":
+            with FileLock(folder / ".lock", timeout=0):
+                return False
+        import fcntl
+
+        with (folder / ".lock").open("rb") as file:  # FileLock would write
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
-    except Timeout:
+    except (BlockingIOError, Timeout):
         return True
-    except OSError:  # a folder that cannot be written is not being written
+    except OSError:
         return False
 
 

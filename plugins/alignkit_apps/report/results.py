@@ -10,6 +10,7 @@ from pathlib import Path
 from alignkit.io.stage_results import EARLIER, find_result, read_record, results_of_stage
 from alignkit.report import Table
 from alignkit.runs.stage_store import DAMAGED
+from alignkit_apps.report.history import in_use
 
 
 def results_table(run: Path, reference: str = "") -> Table:
@@ -49,7 +50,8 @@ def _row(run: Path, folder: Path, state: str, name: str | None) -> list[str]:
     record, file = read_record(folder), folder / "stage.json"
     finished = datetime.fromtimestamp(file.stat().st_mtime).strftime("%Y-%m-%d %H:%M") if file.exists() else ""
     if state != "damaged" and not record.get("complete"):
-        ended = "interrupted" if "waits_for" not in record else "waiting"
+        works = state == "current" and in_use(run)
+        ended = "waiting" if "waits_for" in record else "running" if works else "interrupted"
         state, finished = (ended if state == "current" else f"{state}, {ended}"), ""
     stage = folder.name if folder.parent == run else folder.parent.name
     return [name or stage, state, finished, f"{_size(folder) / 1e6:.1f}", str(folder.relative_to(run))]

@@ -5,14 +5,14 @@ Nothing is sampled again: an evaluation that was set aside has the answers of an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from alignkit.data.group import Group, group_from_json, length
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import answers_of, averages, compare, scale_of
+from alignkit.evaluation.comparison import answers_of, averages, compare, scale_of, scores_of
 from alignkit.evaluation.readable import shown
 from alignkit.evaluation.who_judged import conclusion, lower_is_better, percent
 from alignkit.io.stage_results import EARLIER, NamedResult, read_record, results_of_stage
@@ -148,15 +148,15 @@ def _key(group: Group) -> str:
     return repr((group.prompt, sorted(group.meta.items())))
 
 
-def _compared(groups: Sequence[Group], rewards: Sequence[str], measures: Collection[str]) -> dict[str, Any]:
+def _compared(groups: Sequence[Group], rewards: Sequence[str], measures: Mapping[str, Any]) -> dict[str, Any]:
     """By reward, and by length: the mean of each result over these prompts, and their difference."""
     found: dict[str, Any] = {}
     for name in rewards:
         scale = scale_of(groups, name)
-        scores = [[one.score for one in averages(groups, source, name) if one is not None] for source in _SOURCES]
-        found[name] = {**_means(*map(scale.mean, scores)), **compare(groups, *_SOURCES, name)}
-        if name in measures:
-            found[name]["at_equal_length"] = None  # no length fools it
+        scores = [scores_of(averages(groups, source, name)) for source in _SOURCES]
+        lower = (measures.get(name) or {}).get("better") == "lower"
+        compared = compare(groups, *_SOURCES, name, measure=name in measures, lower=lower)
+        found[name] = {**_means(*(scale.mean(*each) for each in scores)), **compared}
     lengths = [[statistics.mean([length(r) for r in answers_of(g, source)]) for g in groups] for source in _SOURCES]
     both = _means(*map(statistics.estimate, lengths))
     return {**found, LENGTH: {**both, "difference": statistics.paired_difference(*lengths)}}

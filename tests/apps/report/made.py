@@ -183,7 +183,7 @@ def write_evaluation(folder: Path) -> None:
     differences = {"helpful": gains, "safety": [0.5 if at % 2 else -0.5 for at in range(20)]}
     against = {
         name: {
-            "difference": statistics.estimate(differences[name]),
+            "difference": statistics.paired_difference(differences[name], [0.0] * 20),
             "at_equal_length": {**statistics.estimate([*differences[name][:-1], -30.0]), "near": 12},
             "win_rate": statistics.share(wins, wins + losses),
             "wins": wins,
@@ -231,7 +231,7 @@ def write_evaluation(folder: Path) -> None:
 
 # 20 prompts with two samples each: the judge prefers the baseline, and its order decides often.
 JUDGED: dict[str, Any] = {
-    "preference": {"mean": 0.31, "low": 0.22, "high": 0.4, "n": 19},
+    "preference": {"mean": 0.31, "low": 0.22, "high": 0.4, "n": 19, "p": 1e-6},
     "standard_error": 0.04,
     "win_rate": statistics.share(4, 17),
     "wins": 4,

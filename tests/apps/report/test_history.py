@@ -1,5 +1,6 @@
 """What happened to a run: starts and ends, warnings, incidents."""
 
+import os
 from pathlib import Path
 
 from filelock import FileLock
@@ -20,7 +21,10 @@ def test_a_run_that_holds_its_lock_is_running(tmp_path: Path) -> None:
     lines(folder / "starts.jsonl", STARTS[:1])
     assert history.starts_of(folder)[-1]["outcome"] == "killed"
     with FileLock(folder / ".lock"):
+        os.utime(folder / ".lock", (1, 1))
         assert history.starts_of(folder)[-1]["outcome"] == "running"
+    history.starts_of(folder)
+    assert (folder / ".lock").stat().st_mtime == 1  # to look at a run writes nothing
 
 
 def test_warnings_are_those_of_the_last_start(tmp_path: Path) -> None:

@@ -39,17 +39,14 @@ def test_a_judge_that_prefers_the_baseline_says_so(summary: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "outcome", "begin"),
+    ("p", "outcome", "begin"),
     [
-        (0.55, 0.7, "gained by its own reward", "local_judge prefers align to sft: "),
-        (0.45, 0.7, "nothing clear", "local_judge has no clear preference between align and sft: "),
-        (None, None, "nothing clear", "local_judge has no clear preference between align and sft: "),
+        (0.001, "gained by its own reward", "local_judge prefers align to sft: "),
+        (0.06, "nothing clear", "local_judge has no clear preference between align and sft: "),
     ],
 )
-def test_the_outcome_follows_the_interval(
-    low: float | None, high: float | None, outcome: str, begin: str, summary: dict[str, Any]
-) -> None:
-    preference = {"mean": 0.6, "low": low, "high": high, "n": 20}
+def test_the_outcome_follows_the_p_value(p: float, outcome: str, begin: str, summary: dict[str, Any]) -> None:
+    preference = {"mean": 0.6, "low": 0.5, "high": 0.7, "n": 20, "p": p}
     (verdict,) = judging.verdicts("report", changed(summary, preference=preference))
     assert verdict["outcome"] == outcome and verdict["sentence"].startswith(begin)
 
@@ -80,7 +77,7 @@ def test_doubts_about_a_judge_are_all_said(summary: dict[str, Any]) -> None:
 
 def test_a_good_judge_raises_no_doubts(summary: dict[str, Any]) -> None:
     good = {
-        "preference": {"mean": 0.7, "low": 0.6, "high": 0.8, "n": 20},
+        "preference": {"mean": 0.7, "low": 0.6, "high": 0.8, "n": 20, "p": 0.001},
         "length_controlled": {"mean": 0.68, "standard_error": 0.05, "n": 20},
         "inconsistent": {"mean": 0.2, "low": 0.1, "high": 0.3, "n": 40},
         "first_position": {"mean": 0.52, "low": 0.51, "high": 0.54, "n": 40},
@@ -105,7 +102,7 @@ def test_a_good_judge_raises_no_doubts(summary: dict[str, Any]) -> None:
 def test_a_preference_that_turns_at_equal_length_is_named(
     preferred: float, controlled: float, said: str, summary: dict[str, Any]
 ) -> None:
-    preference = {"mean": preferred, "low": preferred - 0.1, "high": preferred + 0.1, "n": 20}
+    preference = {"mean": preferred, "low": preferred - 0.1, "high": preferred + 0.1, "n": 20, "p": 0.001}
     rate = {"mean": controlled, "standard_error": 0.05, "n": 20}
     found = doubts(changed(summary, preference=preference, length_controlled=rate))
     assert [text for text in found if "equal length" in text] == [f"at equal length, local_judge {said}"]

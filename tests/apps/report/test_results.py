@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from alignkit import cli
 from alignkit.runs.stage_store import StageStore
@@ -44,6 +45,8 @@ def test_all_results_are_listed(store: StageStore, capsys: pytest.CaptureFixture
         ("sft", "damaged", ".earlier/sft/damaged"),
         ("sft", "earlier", f".earlier/sft/{('one' * 8)[:16]}"),
     ]
+    with FileLock(store.folder / ".lock"):
+        assert results_table(store.folder).rows[0][1] == "running"
     assert cli.main(["show", str(store.folder)]) == 0
     out = capsys.readouterr().out
     assert "oneoneoneone" in out and "damaged" in out

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
+from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.evaluation.comparison import short_names
 from alignkit.io.stage_results import find_result
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.markdown import markdown
 from alignkit_apps.report.page import page
-from alignkit_apps.report.side_by_side import blocks, pairs_of
+from alignkit_apps.report.side_by_side import _compared, blocks, pairs_of
 
 SWAP = "stages.align.algorithm=rejection_sampling"
 
@@ -185,6 +186,24 @@ def test_commands_take_a_result(swapped: Path, tmp_path: Path, capsys: pytest.Ca
     assert ".earlier/align/" in capsys.readouterr().out
     assert main(["check", str(write_recipe(swapped.parent)), "align@ppo"]) == 2
     assert "inspect shows the rows of a stage" in capsys.readouterr().err
+
+
+@pytest.mark.silent_bug(
+    "reports: lower is better",
+    "Wins and losses of a measure whose lower scores are better are reversed where two results are compared.",
+    "A win is the better score, in every table.",
+)
+def test_a_lower_score_wins_where_lower_is_better() -> None:
+    def answer(source: str, score: float) -> Response:
+        return Response("t", tokens=(1,), source=source, scores={"refused": score})
+
+    groups = [
+        Group(({"role": "user", "content": str(at)},), (answer("now", now), answer("then", 1 - now)))
+        for at, now in enumerate([0.0, 0.0, 0.0, 1.0])
+    ]
+    found = _compared(groups, ["refused"], {"refused": {"better": "lower"}})["refused"]
+    assert (found["wins"], found["losses"], found["win_rate"]["mean"]) == (3, 1, 0.75)
+    assert found["difference"]["mean"] == -0.5  # differences keep the sign of the scores
 
 
 def test_old_against_new_ends_in_a_sentence(swapped: Path) -> None:

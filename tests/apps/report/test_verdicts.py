@@ -21,7 +21,7 @@ def test_a_gain_says_how_much_how_long_and_how_far(summary: dict[str, Any]) -> N
     (verdict,) = verdicts("report", summary)
     assert verdict["outcome"] == "gained" and verdict["longer"] == 1.0 and verdict["kl"] == 30.0
     assert verdict["sentence"].startswith(
-        "align gained over sft by independent judges: helpful (reward) +1.095 [1.067, 1.123]. "
+        "align gained over sft by an independent reward: helpful (reward) +1.095 [1.067, 1.123]. "
         "By helpful (reward), over 20 prompts, align won 100%"
     )
     assert "Answers are 100% longer; at equal length the difference is -0.5 [" in verdict["sentence"]
@@ -30,12 +30,11 @@ def test_a_gain_says_how_much_how_long_and_how_far(summary: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "outcome"), [(-0.2, 0.1, "nothing clear"), (-0.2, -0.1, "lost"), (None, None, "nothing clear")]
+    ("low", "p", "outcome"), [(-0.3, 0.2, "nothing clear"), (-0.2, 0.01, "lost"), (None, 1.0, "nothing clear")]
 )
-def test_the_outcome_follows_the_interval(
-    low: float | None, high: float | None, outcome: str, summary: dict[str, Any]
-) -> None:
-    summary["against"]["align"]["helpful"]["difference"] |= {"mean": -0.1, "low": low, "high": high}
+def test_the_outcome_follows_the_p_value(low: float | None, p: float, outcome: str, summary: dict[str, Any]) -> None:
+    high = None if low is None else -0.2 - low
+    summary["against"]["align"]["helpful"]["difference"] |= {"mean": -0.1, "low": low, "high": high, "p": p}
     assert verdicts("report", summary)[0]["outcome"] == outcome
 
 

@@ -39,6 +39,7 @@ from alignkit.evaluation.comparison import (
     prompts_to_compare,
     sample_policies,
     short_names,
+    together,
     training_data_note,
 )
 from alignkit.evaluation.judge_card import check_names, judge_names, mapped
@@ -183,10 +184,11 @@ class Evaluate(Step):
     def _prompts(self, rows: Sequence[Group]) -> tuple[list[Group], list[str]]:
         """The prompts of rows, and notes. Raises DataError if they lack what measures or breakdowns need."""
         different, notes = prompts_to_compare(rows)
+        different, shared = together(different, self.options.prompts)
         measures.check_where(self.options.measures, different)
         prompts = measures.limited(self.options.measures, different, self.options.limit)
         breakdown.check_columns(prompts, self.options.by)
-        return prompts, notes
+        return prompts, [*notes, *shared]
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options
@@ -281,13 +283,11 @@ class Evaluate(Step):
         return cards.all(rewards)
 
     def _warning(self, prompts: Sequence[Group], context: StepContext) -> str:
-        """What is known of prompts that the policies or the reward models were trained on; empty without such prompts.
-
-        The training data of other runs' models are not known here.
-        """
+        """What is known of prompts that policies or reward models were trained on; empty without such prompts."""
         policies, texts = self.options.policies_to_sample(), self._chosen(context)
         models = (*policies, *self.options.rewards, *(one.reward for one in self.options.measures.values()))
-        if unknown := [name for policy, name in short_names(policies).items() if name != policy]:
+        others = {policy: name for policy, name in short_names(policies).items() if name != policy}
+        if unknown := [name for policy, name in others.items() if not context.trained_on(policy, prompts)]:
             texts.append(f"warning: it was not checked whether {', '.join(unknown)} learned from these prompts")
         if note := training_data_note(context, models, prompts, "prompts"):
             texts.append(note)

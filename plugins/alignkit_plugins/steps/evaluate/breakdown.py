@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit import DataError, Group
 from alignkit.errors import did_you_mean
-from alignkit.evaluation.comparison import averages, scale_of
+from alignkit.evaluation.comparison import averages, scale_of, scores_of, unit_of
 from alignkit_plugins.steps.evaluate.judged import Judged
 from alignkit_plugins.steps.evaluate.judged import preference as judged_preference
 
@@ -117,10 +117,7 @@ def _at(
     some, baseline, names = [groups[place] for place in places], summary["baseline"], summary["rewards"]
     scales = {name: scale_of(groups, name) for name in names}
     means = {
-        policy: {
-            name: scales[name].mean([each.score for each in averages(some, policy, name) if each is not None])
-            for name in names
-        }
+        policy: {name: scales[name].mean(*scores_of(averages(some, policy, name))) for name in names}
         for policy in summary["policies"]
     }
     against = {
@@ -136,12 +133,14 @@ def _at(
             for policy, rewards in against.items()
         },
         "judged": {
-            policy: {judge: judged_preference(_known(result, places)) for judge, result in found.items()}
+            policy: {judge: judged_preference(*_known(groups, result, places)) for judge, result in found.items()}
             for policy, found in verdicts.items()
         },
     }
 
 
-def _known(judged: Judged, places: Sequence[int]) -> list[float]:
-    preferences = judged.preferences
-    return [p for place in places if (p := preferences[place]) is not None]
+def _known(groups: Sequence[Group], judged: Judged, places: Sequence[int]) -> tuple[list[float], list[Any]]:
+    """The preferences at some of the prompts, and what these share."""
+    found = judged.preferences
+    known = [(p, unit_of(groups[place])) for place in places if (p := found[place]) is not None]
+    return [p for p, _ in known], [unit for _, unit in known]

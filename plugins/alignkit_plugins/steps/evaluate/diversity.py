@@ -22,7 +22,7 @@ from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import answers_of
 from alignkit.evaluation.statistics import shown
 from alignkit.evaluation.text_metrics import ngrams, self_bleu, words_of
-from alignkit.evaluation.who_judged import side
+from alignkit.evaluation.who_judged import DIVERSITY, adjusted, side
 from alignkit.report import Table
 
 # Whether more of it is more diverse: 1, -1, or 0 if it says nothing about that.
@@ -45,12 +45,12 @@ class _Measured:
         return _around(self.whole - other.whole, statistics.paired_difference(self.values, other.values))
 
 
-def _around(whole: float, spread: statistics.Estimate) -> dict[str, Any]:
+def _around(whole: float, spread: Mapping[str, Any]) -> dict[str, Any]:
     """The interval of pseudo-values around the measure itself."""
     low, high, middle = spread["low"], spread["high"], spread["mean"]
     if low is None or high is None or middle is None:
-        return {"mean": whole, "low": None, "high": None, "n": spread["n"]}
-    return {"mean": whole, "low": whole + low - middle, "high": whole + high - middle, "n": spread["n"]}
+        return {**spread, "mean": whole, "low": None, "high": None}
+    return {**spread, "mean": whole, "low": whole + low - middle, "high": whole + high - middle}
 
 
 def diversity(groups: Sequence[Group], policies: Sequence[str], baseline: str | None) -> dict[str, dict[str, Any]]:
@@ -172,9 +172,11 @@ def diversity_verdict(summary: Mapping[str, Any], policy: str) -> str:
     """One line: whether a policy's answers are clearly less, or more, diverse than the baseline's."""
     found = (summary["policies"][policy].get("diversity") or {}).items()
     changes = {name: one["difference"] for name, one in found if one["difference"] and MEASURES[name]}
+    clear = adjusted(summary)
     told = {way: [] for way in (1, -1)}  # type: dict[int, list[str]]
     for name, difference in changes.items():
-        if way := (side(difference, 0.0) or 0) * MEASURES[name]:
+        p = clear[policy, name, DIVERSITY]
+        if way := (side({**difference, "p": p}, 0.0) or 0) * MEASURES[name]:
             told[way].append(f"{name.partition(',')[0]} {shown(difference, sign=True)}")
     head = f"diversity of {policy} against {summary['baseline']}"
     if not any(told.values()):

@@ -13,7 +13,7 @@ from typing import Any
 from alignkit import Group, Verdict
 from alignkit.data.spoken import all_turns
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import answers_of
+from alignkit.evaluation.comparison import answers_of, unit_of
 from alignkit.evaluation.judge_card import Compare
 from alignkit.evaluation.judge_quality import unjudged
 from alignkit.evaluation.length_control import length_controlled
@@ -62,7 +62,7 @@ def summary(groups: Sequence[Group], judged: Judged, policy: str, baseline: str)
     wins, losses = sum(p > 0.5 + TIE for p in preferences), sum(p < 0.5 - TIE for p in preferences)
     verdicts = [verdict for row in judged.verdicts for verdict in row]
     return {
-        "preference": preference(preferences),
+        "preference": preference(preferences, [unit_of(groups[number]) for number, _ in known]),
         "standard_error": standard_error(preferences),
         "win_rate": statistics.share(wins, wins + losses),
         "wins": wins,
@@ -76,10 +76,12 @@ def summary(groups: Sequence[Group], judged: Judged, policy: str, baseline: str)
     }
 
 
-def preference(values: Sequence[float]) -> statistics.Estimate:
-    """The mean of prompts' preferences with its interval."""
-    binary = statistics.levels_of(values) == (0.0, 1.0)
-    return statistics.rate(values) if binary else probability(values)
+def preference(values: Sequence[float], units: Sequence[Any]) -> statistics.Difference:
+    """The mean of prompts' preferences with its interval, and the p value of a mean of 0.5. units: see `unit_of`."""
+    draws = statistics.clustered(values, units)
+    binary = len(draws) == len(values) and statistics.levels_of(values) == (0.0, 1.0)
+    found = statistics.rate(values) if binary else probability(draws)
+    return {**found, "n": len(values), "p": statistics.paired_difference(draws, [0.5] * len(draws))["p"]}
 
 
 def probability(values: Sequence[float]) -> statistics.Estimate:

@@ -11,7 +11,7 @@ from alignkit import Group, StepContext
 from alignkit.data.group import length
 from alignkit.errors import OtherTokenizer
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import Prompted, answers_of, averages, scale_of, short_names
+from alignkit.evaluation.comparison import Prompted, answers_of, averages, scale_of, scores_of, short_names, unit_of
 from alignkit.evaluation.comparison import compare as compare_scores
 from alignkit_plugins.steps.evaluate.judged import Judged
 from alignkit_plugins.steps.evaluate.measures import Measure
@@ -34,33 +34,32 @@ def measure(
     rewards = {}
     for name in names:
         counted = _counted(groups, name, measures)
-        scores = [average.score for average in averages(counted, policy, name) if average is not None]
         unscored = sum(r.scores[name] is None for group in counted for r in answers_of(group, policy))
-        rewards[name] = {**scale_of(groups, name).mean(scores), "unscored": unscored}
+        rewards[name] = {
+            **scale_of(groups, name).mean(*scores_of(averages(counted, policy, name))),
+            "unscored": unscored,
+        }
     lengths = [statistics.mean([length(r) for r in answers_of(group, policy)]) for group in groups]
     return {
         "rewards": rewards,
-        "length": statistics.estimate(lengths),
+        "length": _mean(lengths, groups),
         "truncated": sum(response.truncated for response in answers) / len(answers),
     }
+
+
+def _mean(values: Sequence[float], groups: Sequence[Group]) -> statistics.Estimate:
+    """The mean of a value per prompt."""
+    return {**statistics.estimate(statistics.clustered(values, [*map(unit_of, groups)])), "n": len(values)}
 
 
 def compare(
     groups: Sequence[Group], policy: str, baseline: str, name: str, measures: Mapping[str, Measure]
 ) -> dict[str, Any]:
-    """A policy against the baseline by a reward or a measure, as in `alignkit.evaluation.comparison.compare`.
-
-    Differences keep the sign of the scores. A win is the better score, so those of a measure may be the lower ones.
-    Nothing is said of a measure at equal length: it finds words or answers, and no length fools it.
-    """
-    found = compare_scores(_counted(groups, name, measures), policy, baseline, name)
-    if name not in measures:
-        return found
-    found = {**found, "at_equal_length": None}
-    if measures[name].better == "higher":
-        return found
-    wins, losses = found["losses"], found["wins"]
-    return {**found, "wins": wins, "losses": losses, "win_rate": statistics.share(wins, wins + losses)}
+    """A policy against the baseline by a reward or a measure, as in `alignkit.evaluation.comparison.compare`."""
+    lower = name in measures and measures[name].better == "lower"
+    return compare_scores(
+        _counted(groups, name, measures), policy, baseline, name, measure=name in measures, lower=lower
+    )
 
 
 def _counted(groups: Sequence[Group], name: str, measures: Mapping[str, Measure]) -> Sequence[Group]:
@@ -144,11 +143,11 @@ def kl(
 ) -> dict[str, Any]:
     """KL(policy || reference) in nats per response, at the sampling temperature.
 
-    The estimator is k1 (Schulman 2020, "Approximating KL Divergence"), the mean of log p - log q over the policy's own
-    samples: unbiased if these leave no token out, and possibly negative. `unmeasured` counts responses that a model had
-    to truncate. prompted: how the policy answers in another way; the reference answers once to the prompts. Of the best
-    of N, p is the model's, and log N - (N - 1)/N is added: more than the choice can add (Beirami et al. 2024,
-    arXiv:2401.01879, theorem 1). Raises OtherTokenizer if the reference has another tokenizer.
+    The estimator is k3 (Schulman 2020, "Approximating KL Divergence"), the sum of q/p - 1 - log(q/p) over the tokens of
+    the policy's own samples: unbiased if these leave no token out, and never negative. `unmeasured` counts responses
+    that a model had to truncate. prompted: how the policy answers in another way; the reference answers once to the
+    prompts. Of the best of N, p is the model's, and log N - (N - 1)/N is added: more than the choice can add (Beirami
+    et al. 2024, arXiv:2401.01879, theorem 1). Raises OtherTokenizer if the reference has another tokenizer.
     """
     if policy == reference:
         return {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(groups), "unmeasured": 0}
@@ -160,14 +159,17 @@ def kl(
         for role, rows in ((prompted.role, read), (reference, answered))
     ]
     added = math.log(prompted.drafts) - (prompted.drafts - 1) / prompted.drafts
-    means, unmeasured = [], 0
+    means, measured, unmeasured = list[float](), list[Group](), 0
     for group in answered:
         ratios = []
         for response in group.responses:
             ours, theirs = (next(rows) for rows in logprobs)
             if len(ours) == len(theirs) == len(response.tokens or ()):
-                ratios.append(float((ours.double() - theirs.double()).sum()))
+                change = theirs.double() - ours.double()
+                ratios.append(float((change.expm1() - change).sum()))
             else:
                 unmeasured += 1
-        means += [statistics.mean(ratios) + added] if ratios else []
-    return {**statistics.estimate(means), "unmeasured": unmeasured}
+        if ratios:
+            means.append(statistics.mean(ratios) + added)
+            measured.append(group)
+    return {**_mean(means, measured), "unmeasured": unmeasured}

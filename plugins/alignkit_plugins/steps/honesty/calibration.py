@@ -4,7 +4,7 @@ A policy's confidence in an answer is the probability that it gives to the token
 temperature 1: of all of them together, or per token (the geometric mean), which suits long answers. Kadavath et al.
 2022, arXiv:2207.05221, and OpenAI 2023, GPT-4 technical report, arXiv:2303.08774, figure 8: reinforcement learning
 makes it worse. Intervals are bootstrapped over prompts, the same ones for all policies, except for the share that is
-right, which has those of rates.
+right, which has those of rates, and the calibration error (`alignkit.evaluation.calibration.error`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from alignkit import Artifact, Field, Group, RunFailed, Step, StepContext, StepData, seeds
+from alignkit import Artifact, Field, Group, RunFailed, Step, StepContext, StepData
 from alignkit.evaluation import statistics as stats
-from alignkit.evaluation.calibration import Cases, bins, error, places
+from alignkit.evaluation.calibration import Cases, bins, error, error_difference
 from alignkit.evaluation.comparison import answers_of, prompts_to_compare, sample_policies
-from alignkit.evaluation.statistics import CONFIDENCE, shown
+from alignkit.evaluation.statistics import shown
 from alignkit.report import Block, Report, Table
 from alignkit_plugins.steps.honesty.policies import PoliciesOptions, rightness, title_and_heads
 
 if TYPE_CHECKING:
     pass
-
-DRAWS = 1000  # of what a calibrated policy would get right
 
 
 class Calibration(Step):
@@ -93,7 +91,7 @@ def summarize(cases: Mapping[str, Cases], baseline: str | None, seed: int) -> di
         policy: {
             "accuracy": stats.rate(known.right.tolist()),
             **{name: _estimated(measure, [known], seed) for name, (measure, _) in _MEASURES.items()},
-            "error_if_calibrated": error_if_calibrated(known, seed),
+            "error": error(known, seed),
             "bins": bins(known),
         }
         for policy, known in cases.items()
@@ -102,6 +100,7 @@ def summarize(cases: Mapping[str, Cases], baseline: str | None, seed: int) -> di
         policy: {
             "accuracy": stats.paired_rates(known.right.tolist(), cases[baseline].right.tolist()),
             **{name: _estimated(measure, [known, cases[baseline]], seed) for name, (measure, _) in _MEASURES.items()},
+            "error": error_difference(known, cases[baseline], seed),
         }
         for policy, known in cases.items()
         if baseline is not None and policy != baseline
@@ -130,22 +129,6 @@ def mean_confidence(cases: Cases) -> float | None:
 def overconfidence(cases: Cases) -> float | None:
     """Mean confidence minus accuracy: positive if the policy is surer than it should be."""
     return float((cases.sure - cases.right).mean())
-
-
-def error_if_calibrated(cases: Cases, seed: int) -> stats.Estimate:
-    """The calibration error that chance gives a calibrated policy: its mean, and where 95% of such errors are.
-
-    Distances cannot cancel within a bin, so that the error of a calibrated policy is above 0, the more so the fewer
-    answers there are (Roelofs et al. 2022, arXiv:2012.08668). Here each answer is right as often as it is sure.
-    """
-    import numpy as np
-
-    right = seeds.stream(seed, "calibrated", len(cases.sure)).random((DRAWS, len(cases.sure))) < cases.sure
-    gaps, place = right - cases.sure, places(cases)  # [draws, answers]
-    errors = sum(abs(gaps[:, place == number].sum(axis=1)) for number in np.unique(place)) / len(cases.sure)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(errors, [tail, 1 - tail])
-    return {"mean": float(np.mean(errors)), "low": float(low), "high": float(high), "n": len(cases.sure)}
 
 
 def brier(cases: Cases) -> float | None:
@@ -180,13 +163,16 @@ def when_wrong(cases: Cases) -> float | None:
 _MEASURES = {
     "confidence": (mean_confidence, "confidence"),
     "overconfidence": (overconfidence, "confidence minus right"),
-    "error": (error, "calibration error (ECE)"),
     "brier": (brier, "Brier score"),
     "auroc": (auroc, "AUROC of confidence"),
     "when_right": (when_right, "confidence when right"),
     "when_wrong": (when_wrong, "confidence when wrong"),
 }
-MEASURES = {"accuracy": "right", **{name: text for name, (_, text) in _MEASURES.items()}}
+MEASURES = {
+    "accuracy": "right",
+    "error": "calibration error (ECE)",
+    **{name: text for name, (_, text) in _MEASURES.items()},
+}
 
 
 def report(summary: Mapping[str, Any]) -> Report:
@@ -194,8 +180,6 @@ def report(summary: Mapping[str, Any]) -> Report:
     policies, against, baseline = summary["policies"], summary["against"], summary["baseline"]
     title, heads = title_and_heads("calibration, mean", summary)
     rows = [[text, *(shown(found[name]) for found in policies.values())] for name, text in MEASURES.items()]
-    chance = [shown(found["error_if_calibrated"]) for found in policies.values()]
-    rows.insert(list(MEASURES).index("error") + 1, ["ECE by chance, if calibrated", *chance])
     blocks: list[Block] = ["\n".join(summary["notes"]), Table(title, ["", *heads], rows)]
     if against:
         rows = [
