@@ -194,6 +194,11 @@ class Algorithm(WithOptions):
         return False
 
     @property
+    def chooses(self) -> bool:
+        """Whether `keep_group` may leave out a group whose responses all have a score. Override it for an option."""
+        return type(self).keep_group is not Algorithm.keep_group
+
+    @property
     def needs(self) -> Needs:
         """The algorithm's inputs. Set `needs = Needs(...)`, or override this property if it depends on options."""
         return Needs()
@@ -263,9 +268,10 @@ class Algorithm(WithOptions):
         return {}
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Weights of the entries of a loss term, by its name and in its shape. By default all entries count equally.
+        """Weights of the entries of a loss term, by its name and in its shape. By default `batch.weights` of its unit.
 
-        The term's average is sum(values * weights) / sum(weights over the global batch).
+        The term's average is sum(values * weights) / sum(weights over the global batch). Weights of your own start from
+        `batch.weights("token")`, which knows what does not count, and the weights of rows and turns in the data.
         """
         return {}
 

@@ -5,17 +5,16 @@ Shapes: R responses, T response tokens (padded), P pairs. Algorithms never see p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from alignkit.data.group import Group
+from alignkit.data.group import Group, Response
 from alignkit.errors import PluginError, did_you_mean
+from alignkit.loss import Per, Term
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from alignkit.loss import Term
 
 
 class _OnRequest:
@@ -53,6 +52,24 @@ _ROLLOUTS = "only rollouts with a reward have it; declare `source = Source.ROLLO
 def filled(arrays: Batch | Outputs) -> dict[str, Any]:
     """The fields that were computed, by name."""
     return {f.name: arrays.__dict__[f.name] for f in fields(arrays) if arrays.__dict__.get(f.name) is not None}
+
+
+def likelier_now(responses: Iterable[Response], logprobs: Tensor) -> Tensor:
+    """How much likelier each token is than for the older weights that wrote it: [R, T]; 1 if the policy wrote it.
+
+    Without these weights, the KL of a policy that samples ahead is too small by as much as it has moved since, and may
+    be negative. `logprobs` [R, T] are the policy's.
+    """
+    import torch
+
+    from alignkit.functional import ratio
+
+    weights = torch.ones_like(logprobs)
+    for row, response in enumerate(responses):
+        written = response.logprobs if response.staleness else None
+        if written is not None and (count := len(written)) <= len(weights[row]):
+            weights[row, :count] = ratio(logprobs[row, :count], torch.tensor(written).to(logprobs))
+    return weights
 
 
 @dataclass(frozen=True)
@@ -143,6 +160,7 @@ class Batch:
         rewards: [R] for gradient methods, whitened if the combination whitens.
         raw_rewards: [R] before whitening.
         signals: What `signal` returned, for these responses; `batch["name"]` reads one.
+        turn_weights: [R, T] fp32, of tokens by their turns; None: all turns that count are equal.
     """
 
     groups: Sequence[Group]
@@ -157,6 +175,7 @@ class Batch:
     rewards: Tensor = _on_request(_ROLLOUTS)
     raw_rewards: Tensor = _on_request(_ROLLOUTS)
     signals: dict[str, Tensor] = field(default_factory=dict)
+    turn_weights: Tensor | None = None
 
     if not TYPE_CHECKING:  # every name would be known to a type checker
 
@@ -171,6 +190,25 @@ class Batch:
             changes: New values by field.
         """
         return Batch(**{**filled(self), **changes})
+
+    def weights(self, per: Per | Literal["token", "pair", "response", "group"]) -> Tensor:
+        """The weight of each entry of a term: 0 if it does not count, else the weight of its row, and of its turn.
+
+        Args:
+            per: The term's unit; the result has its shape, [R, T], [R], [P] or [G].
+        """
+        import torch
+
+        per = Per(per)
+        rows = torch.tensor([group.weight for group in self.groups], device=self.mask.device)
+        if per is Per.GROUP:
+            return rows
+        if per is Per.PAIR:
+            return rows[self.pairs.group_index]
+        if per is Per.RESPONSE:
+            return self.mask.any(dim=1) * rows[self.group_index]
+        tokens = self.mask * rows[self.group_index][:, None]
+        return tokens if self.turn_weights is None else tokens * self.turn_weights
 
     def __getitem__(self, name: str) -> Tensor:
         """A signal by name. Raises PluginError, listing the signals there are."""

@@ -24,10 +24,7 @@ WITHOUT_PLUGIN = {"engine": {LOCAL}}  # what recipes call alignkit itself, which
 
 
 class EngineOptions(_Options):
-    """Options of every engine. An engine's own `Options` extend them.
-
-    changes_no_result: options, such as an address, that may change while a stage is continued.
-    """
+    """Options of every engine. An engine's own `Options` extend them."""
 
     changes_no_result: ClassVar[frozenset[str]] = frozenset({"timeout"})
 

@@ -12,6 +12,7 @@ from typing import Any
 from alignkit.io.credentials import redacted
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: larger than the disk's format or `ulimit -f` allows
+_FAILED = (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV)  # a broken disk, or a network drive that is gone
 _UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 # Libraries in Rust, such as safetensors, report the number only in words.
 _FULL = re.compile(rf"\(os error ({'|'.join(map(str, _NO_SPACE))})\)")
@@ -240,4 +241,6 @@ def no_disk(error: BaseException) -> OutOfResource | None:
         return OutOfResource(f"the disk is full, or a file is larger than it may be: {error}")
     if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename:
         return OutOfResource(f"cannot write {error.filename}: {error.strerror}")
+    if isinstance(error, OSError) and error.errno in _FAILED:
+        return OutOfResource(f"the drive of {error.filename or 'a file of the run'} fails: {error.strerror}")
     return None

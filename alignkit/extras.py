@@ -6,7 +6,6 @@ import importlib.util
 import shlex
 import shutil
 import sys
-from importlib.metadata import requires
 from pathlib import Path
 
 from alignkit.errors import RunFailed
@@ -23,18 +22,8 @@ def check_extra(user: str, extra: str, *modules: str) -> None:
 
 
 def install_command(extra: str) -> str:
-    """The command that installs the packages of an extra for this Python: `pip install 'starlette>=0.46' ...`.
-
-    It names the packages: `pip install 'alignkit[serve]'` would look for alignkit itself in the package index.
-    """
-    from packaging.requirements import Requirement
-
-    words = [_pip(), "install"]
-    for item in map(Requirement, requires("alignkit") or ()):
-        marker, item.marker = item.marker, None
-        if marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""}):
-            words.append(shlex.quote(str(item)))
-    return " ".join(words)
+    """The command that adds an extra to this installation, for this Python: `pip install 'alignkit[serve]'`."""
+    return f"{_pip()} install 'alignkit[{extra}]'"  # pip takes the installed alignkit, and asks no index for it
 
 
 def _pip() -> str:

@@ -15,6 +15,8 @@
 | ranking: fewer than 2 responses, or a rank missing                   | bad        |
 | a tie: of ranks, of scores, or by a label                            | good: ties make no pair |
 | rank, label, margin or p of a wrong type; margin < 0 or not a level; p outside 0..1 | bad |
+| a weight that is not a number of 0 or more                           | bad        |
+| a turn of a weight other than 0 and 1, if it is no demonstration     | bad        |
 | a pair of a response with itself, or with one that does not exist    | bad        |
 """
 
@@ -28,7 +30,7 @@ from pathlib import Path
 from sys import float_info
 from typing import Any, ClassVar
 
-from alignkit.data.conversations import SPEAKERS, read_message, tools_of
+from alignkit.data.conversations import SPEAKERS, read_message, tools_column, tools_of
 from alignkit.data.files import kind_of
 from alignkit.data.group import LEVELS, ROLES, Group, Message, Pair, Response, check_indices, turns_of
 from alignkit.errors import BadRow, DataError
@@ -46,7 +48,7 @@ FOREIGN = {
     "videos": "films",
     "audio": "a sound",
     "audios": "sounds",
-    "functions": "tools, whose column is 'tools' today",
+    "functions": "tools, which `columns: {tools: functions}` reads",
     "choices": "the question's answers to choose from",
     "options": "the question's answers to choose from",
     "endings": "the question's answers to choose from",
@@ -249,8 +251,9 @@ class Format:
 
     @staticmethod
     def tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-        """The functions in the column `tools`: a list of JSON schemas, or JSON text of one."""
-        return tools_of(_columns(row).get("tools"))
+        """The functions in `tools`, or another usual column: a list of JSON schemas, or JSON text of one."""
+        columns = _columns(row)
+        return tools_of(columns.get(tools_column(columns)))
 
     @staticmethod
     def answer(turns: Sequence[Message], **known: Any) -> Response:
@@ -264,7 +267,7 @@ class Format:
             raise BadRow("the last turn must be an assistant turn")
         if turns[0]["role"] != "assistant":
             raise BadRow(f"the first turn after the prompt must be an assistant turn, not a {turns[0]['role']} turn")
-        if len(turns) == 1 and turns[0].keys() <= {"role", "content", "train"} and turns[0].get("train", True):
+        if len(turns) == 1 and turns[0].keys() <= {"role", "content", "train"} and turns[0].get("train", True) is True:
             return Response(text=turns[0]["content"], **known)
         return Response(messages=tuple(turns), **known)
 
@@ -406,6 +409,9 @@ def check_group(group: Group, *, needs_prompt: bool = True) -> None:
         _check_message(message)
     for response in group.responses:
         _check_response(response)
+        weighted = any(not isinstance(turn.get("train", True), bool) for turn in response.messages or ())
+        if weighted and (len(group.responses) > 1 or response.label is not None):
+            raise BadRow("only demonstrations have turns of a weight other than 0 and 1; to weigh a row, use 'weight'")
     if needs_prompt and not group.prompt:
         raise BadRow("there is no prompt")
     if needs_prompt and group.prompt[-1]["role"] != "tool" and not group.prompt[-1]["content"].strip():
@@ -455,7 +461,7 @@ def _check_response(response: Response) -> None:
 
 def _learned(message: Message) -> bool:
     says = bool(message["content"].strip() or message.get("tool_calls"))
-    return message["role"] == "assistant" and message.get("train", True) and says
+    return message["role"] == "assistant" and bool(message.get("train", True)) and says
 
 
 def text_of(response: Response) -> Any:

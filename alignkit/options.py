@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, create_model
 from pydantic import Field as Field
@@ -15,7 +15,16 @@ class Options(BaseModel):
     """Base class of every plugin's options.
 
     Unknown keys are errors. Give every field a description and, if possible, a range.
+
+    Properties of a reward's options say more of its scores. `packages`: names of packages whose versions decide them.
+    `grader`: a name that it shares with rewards that say the same, so that one of them is no independent measure of
+    what the other one taught. `verifies`: whether they say that an answer is the prompt's known one, and nothing else,
+    so that on prompts that were not trained on they are independent of training.
+
+    changes_no_result: options, such as an address, that may change without making a stage's result another one.
     """
+
+    changes_no_result: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 

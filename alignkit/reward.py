@@ -74,21 +74,21 @@ class Models(Protocol):
         """
         ...
 
-    def prompt_lengths(self, role: str, prompts: Sequence[Sequence[Message]]) -> list[int]:
+    def prompt_lengths(self, role: str, prompts: Sequence[Group]) -> list[int]:
         """How many tokens a role reads before it answers each prompt.
 
         Args:
             role: `base` or a stage, such as `sft` or `sft@2`.
-            prompts: Conversations.
+            prompts: Of which only `prompt` and `tools` are read.
         """
         ...
 
-    def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
+    def sample(self, role: str, prompts: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
         """Sample responses to prompts.
 
         Args:
             role: `base` or a stage, such as `sft` or `sft@2`.
-            prompts: Conversations.
+            prompts: Of which only `prompt` and `tools` are read; the groups that come back have no more of them.
             seed: The same seed gives the same responses.
             sampling: The keys of `rollout`, and `processors`, a list of transformers logits processors.
 

@@ -54,8 +54,8 @@ class StepContext(Context):
             of a RewardRef, the places of the prompts that it learned from.
         base_of: Called as `base_of(policy)`: the name of the untouched base model that a policy is on; None if that is
             unknown.
-        learned_from: Called as `learned_from(policy, rater)`: whether the policy learned from a RewardRef or JudgeRef;
-            None if that is unknown.
+        learned_from: Called as `learned_from(policy, rater)`: whether the policy learned from a RewardRef or JudgeRef,
+            or whether another rater in its place has a part of it; None if that is unknown.
         log_odds: Called as `log_odds(reward)`: whether a RewardRef is a reward model whose scores are log-odds
             (`Algorithm.log_odds`); None if that is unknown.
     """
@@ -67,7 +67,7 @@ class StepContext(Context):
     say: Callable[[str], None]
     trained_on: Callable[[Any, Sequence[Group]], Mapping[str, set[int]]] = lambda model, prompts: {}
     base_of: Callable[[str], str | None] = lambda policy: None
-    learned_from: Callable[[str, Any], bool | None] = lambda policy, rater: None
+    learned_from: Callable[[Any, Any], bool | None] = lambda policy, rater: None
     log_odds: Callable[[Any], bool | None] = lambda reward: None
 
     def write_json(self, name: str, value: Any) -> None:
@@ -104,7 +104,7 @@ class StepData:
 
     load: Callable[[Any], list[Group] | None]
     check_prompts: Callable[[Any, Sequence[Group]], None]
-    learned_from: Callable[[str, Any], bool | None] = lambda policy, rater: None
+    learned_from: Callable[[Any, Any], bool | None] = lambda policy, rater: None
     say: Callable[[str], None] = lambda text: None
 
 

@@ -17,6 +17,7 @@ from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
     from alignkit.data.group import Group
+    from alignkit.models.sequence import ActiveSequence
     from alignkit.tokens.encoding import Ids
 
 BATCHES = (8, 32, 128)  # batch sizes tried with `generate`
@@ -34,6 +35,7 @@ def plan(job: Job) -> tuple[list[Group], int, int, list[int]]:
 
 def ours(job: Job, gate: Gate) -> None:
     from alignkit.models import sampling as sampler
+    from alignkit.models.sequence import ActiveSequence
     from alignkit.models.shared_model import BASE
     from alignkit.tokens.encoding import Encoder
 
@@ -46,11 +48,11 @@ def ours(job: Job, gate: Gate) -> None:
     lengths_of = [ends[start : start + samples] for start in range(0, len(ends), samples)]
     work.write([(len(prompt), lengths) for prompt, lengths in zip(prompts, lengths_of, strict=True)])
 
-    def stopped(_: Any, sequence: sampler.ActiveSequence) -> bool:
-        return len(sequence.tokens) >= lengths_of[sequence.prompt][sequence.sample]
+    def with_its_length(prompt: int, sample: int, draws: Any, *rest: Any, **more: Any) -> ActiveSequence:
+        return ActiveSequence(prompt, sample, draws[: lengths_of[prompt][sample]], *rest, **more)
 
     seed = 0
-    with patch.object(sampler.Writer, "_stopped", stopped):
+    with patch.object(sampler, "ActiveSequence", with_its_length):
         while True:
             gate.begin()
             seed += 1

@@ -3,11 +3,13 @@
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
 from tests import gpu
+from tests.html import Reader
 
 # How fast examples are made says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("project", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -48,6 +50,24 @@ def _reports() -> Iterator[None]:
     """Runs of tests write no report, because drawing takes longer than most of them; those of reports ask for it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNKIT_REPORT", "0")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _valid_pages() -> Iterator[None]:
+    """Every page that a template writes in a test is read as HTML: reports, and those of servers."""
+    import jinja2
+
+    render = jinja2.Template.render
+
+    def checked(template: jinja2.Template, *args: Any, **kwargs: Any) -> str:
+        text = render(template, *args, **kwargs)
+        if text.lstrip()[:15].lower() == "<!doctype html>":
+            Reader(text)
+        return text
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jinja2.Template, "render", checked)
         yield
 
 

@@ -295,7 +295,7 @@ def asked(count: int) -> list[list[Any]]:
 
 def test_log_probabilities_need_the_same_tokenizer(services: dict[str, ModelService]) -> None:
     router = ModelRouter(lambda reference: reference, services.__getitem__)
-    groups = router.sample("base", asked(3), seed=0, max_new_tokens=6)
+    groups = router.sample("base", [Group(tuple(one)) for one in asked(3)], seed=0, max_new_tokens=6)
     ours, theirs = router.logprobs("base", groups), router.logprobs("twin", groups)
     for group, row, other in zip(groups, ours, theirs, strict=True):
         (response,) = group.responses
@@ -328,7 +328,7 @@ def plain_logprobs(service: ModelService, group: Group, tokens: Sequence[int]) -
 
 def test_tokens_without_a_mark_are_those_of_the_stages_own_base(services: dict[str, ModelService]) -> None:
     """Such as an external trainer's: another base reads their text, also if the stage's base is not the first."""
-    groups = services["base"].sample("base", asked(2), seed=1, max_new_tokens=6)
+    groups = services["base"].sample("base", [Group(tuple(one)) for one in asked(2)], seed=1, max_new_tokens=6)
     bare = [
         Group(g.prompt, tuple(Response(r.text, tokens=r.tokens, truncated=r.truncated) for r in g.responses))
         for g in groups

@@ -158,3 +158,13 @@ def test_a_long_text_is_searched_once(part: str) -> None:
     text = part * (60_000 // len(part))
     assert redacted(text) == text
     assert redacted(f"{text} {KEYS['hub']} b") == f"{text} *** b"
+
+
+def test_a_stage_named_like_a_key_gets_into_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = KEYS["openai"]
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {{base: tiny}}\nstages:\n  {key}: {{step: sample, prompts: prompts.jsonl}}\n")
+    assert main(["run", str(recipe), "--out", str(tmp_path / "run")]) == 2
+    assert "seems to hold a key" in (said := capsys.readouterr().err) and key not in said
+    assert not any(key in path.read_text(errors="replace") for path in (tmp_path / "run").rglob("*") if path.is_file())

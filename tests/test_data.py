@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import math
+import os
 import re
 import sys
 from collections import Counter
@@ -20,8 +21,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignkit.cli import main
+from alignkit.data import files
 from alignkit.data import group as groups_module
-from alignkit.data.files import MAX_LISTED, SkippedRow, bad_rows_error
+from alignkit.data.files import MAX_LISTED, RECODE, SkippedRow, bad_rows_error
 from alignkit.data.group import Group, Message, Origin, Pair, Response
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec, Loaded
@@ -61,6 +64,9 @@ def source(path: Path, **keys: Any) -> DataSource:
 
 def load(*sources: DataSource, seed: int = 0, formats: Any = FORMATS, stage_data: Any = None) -> Loaded:
     return load_spec(DataSpec(sources), formats=formats, seed=seed, stage_data=stage_data)
+
+
+ASSISTANT = {"role": "assistant", "content": "a"}
 
 
 def bad_rows(path: Path, **settings: Any) -> list[tuple[int, str]]:
@@ -425,7 +431,7 @@ def test_text_files_become_raw_text_or_rows_of_the_named_format(tmp_path: Path) 
     with pytest.raises(DataError, match="a text file needs a format"):
         load(source(path), formats={"prompt_only": FORMATS["prompt_only"]})
     path.write_bytes(b"good\ncaf\xe9\n")
-    assert bad_rows(path) == [(2, "not valid UTF-8 at byte 4 of the line; save the file as UTF-8")]
+    assert bad_rows(path) == [(2, f"not valid UTF-8 at byte 4 of the line; {RECODE}")]
 
 
 def test_every_dialogue_of_a_plain_text_file_is_a_group(tmp_path: Path) -> None:
@@ -440,7 +446,7 @@ def test_every_dialogue_of_a_plain_text_file_is_a_group(tmp_path: Path) -> None:
         said = [turn["content"] for turn in group.responses[0].messages or ()]
         assert said == ["so.", "really?", "yes.", "and?", "no."]
     assert bad_rows(path, format=chosen) == [
-        (13, "not valid UTF-8 at byte 4 of the line; save the file as UTF-8"),
+        (13, f"not valid UTF-8 at byte 4 of the line; {RECODE}"),
         (17, "the last turn of the prompt is empty"),
     ]
     path.write_text("Once upon a time.")
@@ -864,8 +870,48 @@ def test_a_prompt_held_out_of_one_source_is_held_out_of_all(tmp_path: Path) -> N
 def test_both_sides_have_a_prompt_if_there_are_two(tmp_path: Path, share: float) -> None:
     loaded = load(source(prompts(tmp_path / "d.jsonl", 4), validation=share))
     assert loaded.groups and loaded.validation
-    single = load(source(prompts(tmp_path / "one.jsonl", 1), validation=share))
-    assert single.groups and not single.validation
+    with pytest.raises(DataError, match="holds out nothing: all 1 rows have the same prompt"):
+        load(source(prompts(tmp_path / "one.jsonl", 1), validation=share))
+
+
+def sides(path: Path, rows: list[Any], **keys: Any) -> tuple[list[Any], list[Any]]:
+    """What the rows on either side have in `x`."""
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    loaded = load(source(path, validation=0.3, **keys))
+    return [group.meta["x"] for group in loaded.groups], [group.meta["x"] for group in loaded.validation]
+
+
+@pytest.mark.silent_bug(
+    "data: held out",
+    "Questions about one passage, or the turns of one conversation, are on both sides of a split.",
+    "`group` names the column that rows share; what shares it is on one side, and so are turns that continue others.",
+    "EvolvingLMMs-Lab/lmms-eval#989",
+    "ai-evals-course/recipe-chatbot#36",
+)
+def test_rows_that_share_a_column_stay_on_one_side(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{p} {q}?", "completion": "a", "passage": f"p{p}", "x": p} for p in range(12) for q in range(5)]
+    free = sides(tmp_path / "free.jsonl", rows)
+    assert set(free[0]) & set(free[1])
+    kept = sides(tmp_path / "kept.jsonl", rows, group="passage")
+    assert kept[0] and kept[1] and not set(kept[0]) & set(kept[1])
+    assert len(kept[0]) + len(kept[1]) == 60
+    # More passages do not move the others.
+    more = sides(tmp_path / "more.jsonl", [{**rows[0], "passage": "q", "prompt": "n", "x": 9}, *rows], group="passage")
+    assert set(kept[0]) <= set(more[0]) and set(kept[1]) <= set(more[1])
+    with pytest.raises(DataError, match=r"kept\.jsonl:1: the row has no .chapter., by which .group. holds"):
+        sides(tmp_path / "kept.jsonl", rows, group="chapter")
+    with pytest.raises(DataError, match="holds out nothing: all 5 rows have the same 'passage'"):
+        sides(tmp_path / "kept.jsonl", rows[:5], group="passage")
+
+
+def test_turns_of_a_conversation_stay_on_one_side(tmp_path: Path) -> None:
+    """A row for each answer, whose prompt is the conversation before it."""
+    rows = []
+    for number in range(12):
+        turns = [openai for n in range(3) for openai in ({"role": "user", "content": f"{number} {n}"}, ASSISTANT)]
+        rows += [{"prompt": turns[: 2 * n + 1], "completion": "b", "x": number} for n in range(3)]
+    training, held_out = sides(tmp_path / "turns.jsonl", rows)
+    assert held_out and not set(training) & set(held_out)
 
 
 def test_raw_text_is_split_by_its_text(tmp_path: Path) -> None:
@@ -1017,3 +1063,53 @@ def test_all_shipped_data_have_a_license_and_are_small() -> None:
     assert {path.relative_to(SHIPPED).as_posix() for path in files} == {*COUNTS, "text.txt"}
     assert sum(path.stat().st_size for path in files) < 4_000_000
     assert "| public domain |" in (SHIPPED / "LICENSES.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("row", "template"),
+    [
+        (
+            {"input": {"messages": [{"role": "user", "content": "Hi"}]},
+             "preferred_output": [{"role": "assistant", "content": "Yes."}],
+             "non_preferred_output": [{"role": "assistant", "content": "No."}]},
+            '{prompt: "{input.messages}", chosen: "{preferred_output}", rejected: "{non_preferred_output}"}',
+        ),
+        (
+            {"contents": [{"role": "user", "parts": [{"text": "Hi"}]}, {"role": "model", "parts": [{"text": "Yes."}]}]},
+            '{prompt: "{contents[0].parts[0].text}", response: "{contents[1].parts[0].text}"}',
+        ),
+    ],
+)  # fmt: skip
+def test_a_vendors_layout_is_refused_with_the_line_that_reads_it(
+    row: dict[str, Any], template: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, recipe = tmp_path / "rows.jsonl", tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(row) + "\n")
+    algorithm = "dpo" if "chosen" in template else "sft"
+    text = f"model: {{base: tiny}}\nstages:\n  s: {{algorithm: {algorithm}, data: DATA}}\n"
+    recipe.write_text(text.replace("DATA", "rows.jsonl"))
+    assert main(["check", str(recipe)]) == 4
+    said = capsys.readouterr().err
+    line = said.partition("reads: data: ")[2].strip()
+    assert line == f"{{path: FILE, template: {template}}}"
+    assert main(["init", str(file)]) == 4 and "--columns" not in capsys.readouterr().err
+    recipe.write_text(text.replace("DATA", line.replace("FILE", "rows.jsonl")))
+    assert main(["check", str(recipe)]) == 0 and "Yes." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "txt", "json", "parquet"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"d.{suffix}")
+    with pytest.raises(DataError, match=r"this is a pipe or a device"):
+        load(source(tmp_path / f"d.{suffix}"))
+
+
+def test_a_line_of_a_small_file_that_unpacks_to_a_huge_one_is_named_and_not_read_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files._byte_lines, "__defaults__", (2**20,))
+    path = tmp_path / "d.jsonl.gz"
+    good = json.dumps({"prompt": "a", "completion": "b"})
+    with gzip.open(path, "wt") as file:
+        file.write(f"{good}\n{json.dumps({'prompt': 'a' * 2**21, 'completion': 'b'})}\n{good}\n")
+    assert bad_rows(path) == [(2, "the line has more than 1 MiB, so nothing is read from it on")]

@@ -9,13 +9,15 @@
 | function_call, tool_call | an assistant turn whose calls are its text, as JSON |
 | `tool_calls` or `function_call` next to the text | calls; their arguments may be an object or JSON of one |
 | `reasoning_content`, `reasoning`, `thinking` | what the assistant thought before its text |
-| `train`, `training` or `loss` true or false; `weight` or `loss_weight` 1 or 0 | whether an assistant turn is learned |
-| `content`, `value` or `text` | text, or a list of parts of text, reasoning and calls |
+| `train`, `training` or `loss` true or false | whether an assistant turn is learned |
+| `weight` or `loss_weight`, a number of 0 or more | how much its tokens count in the loss of a demonstration |
+| `content`, `value` or `text` | text, or a list of parts of text, reasoning and calls; a tool's may be any JSON |
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -38,6 +40,7 @@ SPEAKERS = {
     "tool_call": "assistant",
 } | {role: role for role in ROLES}
 CALLERS = ("function_call", "tool_call")  # speakers whose text is a call
+TOOL_COLUMNS = ("tool_defs", "tool_schemas", "available_tools")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 FLAGS = ("train", "training", "loss")
 WEIGHTS = ("weight", "loss_weight")
@@ -70,7 +73,10 @@ def read_message(turn: Any, where: str) -> Message:
     if lost := next((key for key in FOREIGN if turn.get(key) and turn[key] not in NOTHING), ""):
         raise BadRow(f"{where} has '{lost}', {FOREIGN[lost]}, which would be lost; remove it if it means nothing")
     calls = _calls_beside(turn, where)
-    content, reasoning, inner_calls = _content(_first(turn, "content", "value", "text"), where, empty=bool(calls))
+    said_there = _first(turn, "content", "value", "text")
+    if role == "tool" and name not in CALLERS and _is_result(said_there):
+        said_there = json.dumps(said_there, ensure_ascii=False)
+    content, reasoning, inner_calls = _content(said_there, where, empty=bool(calls))
     if name in CALLERS:
         content, inner_calls = "", [*inner_calls, *_calls(_json(content, where), where)]
     said = Message(role=role, content=content)
@@ -84,6 +90,25 @@ def read_message(turn: Any, where: str) -> Message:
     if role != "assistant" and ("tool_calls" in said or "reasoning_content" in said):
         raise BadRow(f"{where}: only assistant turns have reasoning and tool calls, but its role is {speaker!r}")
     return said
+
+
+def tools_column(row: Mapping[str, Any]) -> str:
+    """The column with a row's tools: `tools`, or another usual name whose value is a list of schemas."""
+    if row.get("tools"):
+        return "tools"
+    return next((name for name in TOOL_COLUMNS if _are_schemas(row.get(name))), "tools")
+
+
+def _are_schemas(value: Any) -> bool:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return False
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    functions = [each.get("function", each) if isinstance(each, Mapping) else None for each in value]
+    return all(isinstance(each, Mapping) and isinstance(each.get("name"), str) for each in functions)
 
 
 def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
@@ -119,9 +144,9 @@ def _add_names(said: Message, turn: Mapping[str, Any]) -> None:
         said["tool_call_id"] = call
 
 
-def _trained(turn: Mapping[str, Any], where: str) -> bool | None:
-    """Whether the turn is learned; None if it does not say."""
-    train = None
+def _trained(turn: Mapping[str, Any], where: str) -> bool | float | None:
+    """Whether the turn is learned, or how much it counts; None if it does not say."""
+    train: bool | float | None = None
     for name in FLAGS:
         flag = turn.get(name)
         if flag is None:
@@ -133,9 +158,10 @@ def _trained(turn: Mapping[str, Any], where: str) -> bool | None:
         weight = turn.get(name)
         if weight is None:
             continue
-        if weight not in (0, 1):  # also 0.0, 1.0, false and true
-            raise BadRow(f"{where}: {name} must be 0 or 1, not {str(weight)[:60]!r}")
-        train = bool(weight) if train is None else train and bool(weight)
+        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise BadRow(f"{where}: {name} must be a number of 0 or more, not {str(weight)[:60]!r}")
+        weight = bool(weight) if weight in (0, 1) else float(weight)  # 0 and 1 are false and true
+        train = weight if train in (None, True) else train and weight and min(train, weight)
     return train
 
 
@@ -149,6 +175,13 @@ def _reasoning_beside(turn: Mapping[str, Any], where: str) -> str:
 # Content
 
 
+def _is_result(value: Any) -> bool:
+    """Whether a tool's result is a value, and neither a text nor a list of parts of text."""
+    if isinstance(value, list | tuple):
+        return not value or not all(isinstance(p, str) or (isinstance(p, Mapping) and "type" in p) for p in value)
+    return isinstance(value, Mapping | bool | int | float)
+
+
 def _content(content: Any, where: str, empty: bool) -> tuple[str, str, list[dict[str, Any]]]:
     """Text, reasoning and calls of a turn's content. empty: it may be null."""
     if content is None and empty:
@@ -156,7 +189,8 @@ def _content(content: Any, where: str, empty: bool) -> tuple[str, str, list[dict
     if isinstance(content, str):
         return content, "", []
     if not isinstance(content, list | tuple):
-        raise BadRow(f"{where} must have text as its content, not {kind_of(content)}")
+        help = "; write '' if nothing was said" if content is None else ""
+        raise BadRow(f"{where} must have text as its content, not {kind_of(content)}{help}")
     text, reasoning, calls = list[str](), list[str](), list[dict[str, Any]]()
     for kind, value in _parts(content, where):
         if kind == "call":

@@ -51,8 +51,9 @@ def shown(group: Group) -> list[Shown]:
 def _turn(turn: Message, name: str) -> Shown:
     """name: of the response that the turn belongs to, if there are several."""
     who = name if name and turn["role"] == "assistant" else turn["role"]
-    untrained = turn["role"] == "assistant" and not turn.get("train", True)
-    return Shown(who + " (not learned)" * untrained, said([turn]), [])
+    train = turn.get("train", True) if turn["role"] == "assistant" else True
+    how = " (not learned)" if not train else "" if train is True else f" (weight {train:g})"
+    return Shown(who + how, said([turn]), [])
 
 
 def response_names(group: Group) -> list[list[str]]:

@@ -23,9 +23,13 @@ from typing import Any
 from uuid import UUID
 
 from alignkit.errors import BadRow, Cut, DataError
+from alignkit.io.lookup import NO_FILE, is_special
 
 MAX_LISTED = 20  # bad rows listed in an error; the rest are counted
 PARQUET_ROWS = 1024  # decoded together
+MAX_LINE = 2**25  # bytes of a line: a row's, with room for a book
+MAX_JSON = 2**30  # bytes of a line in a .json file, which may hold all rows
+RECODE = "save the file as UTF-8, as with `iconv -f CP1252 -t UTF-8 FILE > NEW` for the encoding CP1252"
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,19 @@ def file_rows(path: Path) -> Iterator[tuple[int, Any]]:
     )
 
 
-def _byte_lines(path: Path) -> Iterator[tuple[int, bytes | BadRow]]:
-    """Numbered lines without a byte order mark; a damaged gzip file ends with a `BadRow`."""
+def _byte_lines(path: Path, longest: int = MAX_LINE) -> Iterator[tuple[int, bytes | BadRow]]:
+    """Numbered lines without a byte order mark; a damaged gzip file ends with a `BadRow`, and so does a huge line."""
     number = 0
+    if is_special(path):
+        raise DataError(f"{path}: {NO_FILE}")
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(longest + 1), b""), 1):
                 if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise DataError(f"{path}: the file is UTF-16; save it as UTF-8")
+                    raise DataError(f"{path}: the file is UTF-16; {RECODE.replace('CP1252', 'UTF-16')}")
+                if len(line) > longest:
+                    yield number, Cut(f"the line has more than {longest >> 20} MiB, so nothing is read from it on")
+                    return
                 yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         yield number + 1, Cut(f"the gzip file is damaged or truncated: {error}")
@@ -121,9 +130,9 @@ def _byte_lines(path: Path) -> Iterator[tuple[int, bytes | BadRow]]:
         raise DataError(f"{path}: cannot read the file: {error.strerror or error}") from error
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str | BadRow]]:
-    """Numbered lines as text, without line ends (LF or CRLF)."""
-    for number, line in _byte_lines(path):
+def text_lines(path: Path, longest: int = MAX_LINE) -> Iterator[tuple[int, str | BadRow]]:
+    """Numbered lines as text, without line ends (LF or CRLF). longest: bytes of a line."""
+    for number, line in _byte_lines(path, longest):
         yield number, line if isinstance(line, BadRow) else _decoded(line)
 
 
@@ -131,7 +140,7 @@ def _decoded(line: bytes) -> str | BadRow:
     try:
         return line.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        return BadRow(f"not valid UTF-8 at byte {error.start + 1} of the line; save the file as UTF-8")
+        return BadRow(f"not valid UTF-8 at byte {error.start + 1} of the line; {RECODE}")
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -186,7 +195,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     An object whose only key holds a list of texts is read as that list. A fault in an array ends the file, not the
     rows before it.
     """
-    lines = [line for _, line in text_lines(path)]
+    lines = [line for _, line in text_lines(path, MAX_JSON)]
     bad = next(((number, line) for number, line in enumerate(lines, 1) if isinstance(line, BadRow)), None)
     if bad:
         raise DataError(f"{path}:{bad[0]}: {bad[1]}")
@@ -284,7 +293,7 @@ def _table_lines(path: Path, damage: list[BadRow]) -> Iterator[str]:
 
 def _header(path: Path, cells: Sequence[str]) -> list[str]:
     if _undecoded(cells):
-        raise DataError(f"{path}:1: not valid UTF-8; save the file as UTF-8")
+        raise DataError(f"{path}:1: not valid UTF-8; {RECODE}")
     names = [cell.strip() for cell in cells]
     if not any(names) or len(set(names)) < len(names):
         raise DataError(f"{path}:1: every column in the header needs a different name, got: {', '.join(cells)}")
@@ -300,7 +309,7 @@ def _record(header: Sequence[str], cells: Sequence[str]) -> dict[str, str] | Bad
     if len(cells) != len(header):
         return BadRow(f"the row has {len(cells)} cell{'s' * (len(cells) != 1)}, but the header has {len(header)}")
     if _undecoded(cells):
-        return BadRow("not valid UTF-8; save the file as UTF-8")
+        return BadRow(f"not valid UTF-8; {RECODE}")
     return dict(zip(header, cells, strict=True))
 
 
@@ -308,6 +317,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Rows of a parquet file, read from the file itself: the cache of `datasets` would miss a change."""
     parquet = importlib.import_module("pyarrow.parquet")  # takes a second, so only when needed
     number = 0
+    if is_special(path):
+        raise DataError(f"{path}: {NO_FILE}")
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):

@@ -28,7 +28,8 @@ class Message(TypedDict, total=False):
     Attributes:
         role: One of ROLES.
         content: Empty for a turn that only calls tools.
-        train: Whether the tokens of an assistant turn in a demonstration are learned; the default is true.
+        train: Whether the tokens of an assistant turn in a demonstration are learned, or how much they count in the
+            loss; the default is true.
         reasoning_content: An assistant's thoughts, without tags.
         tool_calls: An assistant's calls, each {"type": "function", "function": {"name", "arguments"}}, optionally "id".
         name: Of a tool turn: the function, and the call that it answers. A user may have a name, too.
@@ -38,7 +39,7 @@ class Message(TypedDict, total=False):
 
     role: str
     content: str
-    train: bool
+    train: bool | float
     reasoning_content: str
     tool_calls: list[dict[str, Any]]
     name: str
@@ -134,6 +135,7 @@ class Group:
         tools: JSON schemas of the functions that the assistant may call, which the chat template describes in the
             prompt.
         origin: Where it was read; not part of its JSON, and equal groups may differ in it.
+        weight: How much it counts in a loss, by its column `weight`. 0: it is not learned.
     """
 
     prompt: tuple[Message, ...]
@@ -144,6 +146,7 @@ class Group:
     meta: dict[str, Any] = field(default_factory=dict)
     tools: tuple[dict[str, Any], ...] = ()
     origin: Origin | None = field(default=None, compare=False)
+    weight: float = 1.0
 
 
 def resolved_pairs(group: Group) -> tuple[Pair, ...]:
@@ -182,6 +185,8 @@ def why_not_demonstration(group: Group) -> str:
     count = len(group.responses)
     if not group.prompt:
         return "is raw text without a prompt; use an algorithm that learns raw text"
+    if count == 0 and any(turn["role"] == "assistant" for turn in group.prompt):
+        return "ends with the user, so nothing of it would be learned; remove the turns after the last answer"
     if count == 0:
         texts = [name for name, value in group.meta.items() if isinstance(value, str)]
         column = f"completion: {texts[0] if len(texts) == 1 else 'COLUMN'}"
@@ -225,8 +230,9 @@ def prompts_of(groups: Iterable[Group]) -> list[Group]:
 
     The prompt of a conversation is all that comes before its last answer to the user.
     Rows with the same words stay separate, because their columns (`answer`, `safety`) may differ; so do their ids.
+    A weight is that of the responses, so the prompt has none.
     """
-    none: dict[str, Any] = {"responses": (), "pairs": None, "bundle": None}
+    none: dict[str, Any] = {"responses": (), "pairs": None, "bundle": None, "weight": 1.0}
     bare = [replace(group, prompt=_up_to_last_question(group), **none) for group in groups if group.prompt]
     return [replace(prompt, id=_prompt_id(prompt)) for prompt in bare]
 
@@ -309,6 +315,16 @@ def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
     for pair in group.pairs or ():
         check_indices(pair, len(group.responses))
     return group
+
+
+def prompt_to_row(number: int, group: Group) -> list[Any]:
+    """A prompt as a row of `StepContext.map`: its number, its messages and, if it has any, its tools."""
+    return [number, list(group.prompt), *([list(group.tools)] if group.tools else [])]
+
+
+def prompts_from_rows(rows: Sequence[Sequence[Any]]) -> list[Group]:
+    """The prompts of rows that `prompt_to_row` made."""
+    return [Group(tuple(prompt), tools=tuple(tools[0]) if tools else ()) for _, prompt, *tools in rows]
 
 
 def _non_defaults(instance: Any, **encoders: Callable[[Any], Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from alignkit.data import hub
 from alignkit.data.files import SkippedRow, file_rows, kind_of, raise_if_bad, suffix_of, text_lines, without_fills
 from alignkit.data.group import Group, Origin, Response, group_from_json, group_id, resolved_pairs
 from alignkit.errors import BadRow, DataError, LeftOut, PluginError
-from alignkit.formats import FOREIGN, Format
+from alignkit.formats import FOREIGN, LABEL_COLUMNS, Format
 from alignkit.io.digest import file_digest, folder_digest
 from alignkit.plugin_errors import failure
 from alignkit.readers import reader_of
@@ -31,6 +31,7 @@ BETTER, WORSE = (
     {"better", "good", "best", "preferred", "accepted"},
     {"worse", "bad", "worst", "dispreferred", "rejected"},
 )
+WEIGHTS = ("weight", "sample_weight", "loss_weight")  # columns that say how much a row counts in a loss
 _SAME = dict.fromkeys(("question", "query", "goal"), "prompt") | dict.fromkeys(("answer", "target"), "completion")
 Part = Literal["training", "validation"]
 Formats = Mapping[str, type[Format]]
@@ -108,7 +109,7 @@ class SourceRows:
 class Sample:
     """A group that shows how rows are understood. reason: what made one response the better one, such as `label 2`.
 
-    unused: columns with texts that the format has only kept, for rewards.
+    unused: columns that the format has only kept, for rewards, without those of single words.
     """
 
     group: Group
@@ -137,7 +138,9 @@ def read_source(
                 samples += reader.samples(row, found)
         if source.limit is not None and good >= source.limit:
             break
-    notes = tuple(reader.format.notes) if reader.format is not None else ()
+    notes = [*reader.format.notes] if reader.format is not None else []
+    if len(weights := {group.weight for group in groups if group.responses}) > 1:
+        notes.append(f"rows weigh {min(weights):g} to {max(weights):g} in the loss of methods that learn from data")
     return SourceRows(groups, bad, reader.format_name, source.format is None, samples, notes)
 
 
@@ -264,7 +267,7 @@ class RowReader:
         assert self.format is not None
         try:
             groups = checked_groups(self.format, row, self.source.columns)
-            return [self._identified(group, origin) for group in groups]
+            return [self._identified(group, row, origin) for group in groups]
         except BadRow:
             raise
         except Exception as error:  # if a format fails, the user still learns at which row
@@ -278,26 +281,50 @@ class RowReader:
         assert self.format is not None
         paired = any(map(resolved_pairs, found))
         reason = self.format.reason(_with_renamed_columns(row, self.source.columns)) if paired else ""
-        columns = row.items() if isinstance(row, Mapping) else ()
+        columns = row if isinstance(row, Mapping) else {}
+        used = {*reason.split(), *WEIGHTS, *LABEL_COLUMNS} if any(group.responses for group in found) else set()
+        meant = [(name, value) for name, value in columns.items() if name not in used and _is_meant(value)]
         return [
             Sample(
                 group,
                 reason if resolved_pairs(group) else "",
-                tuple(name for name, value in columns if _is_text(value) and group.meta.get(name) is value),
+                tuple(name for name, value in meant if group.meta.get(name) is value),
             )
             for group in found
         ]
 
-    def _identified(self, group: Group, origin: Origin) -> Group:
+    def _identified(self, group: Group, row: Any, origin: Origin) -> Group:
         name = group.id or group_id(group.prompt, group.responses, group.tools)
-        return replace(group, id=name, meta={**group.meta, **self.source.meta}, origin=origin)
+        meta = {**group.meta, **self.source.meta}
+        if self.source.group is not None and isinstance(row, Mapping) and self.source.group in row:
+            meta.setdefault(self.source.group, row[self.source.group])
+        return replace(group, id=name, meta=meta, origin=origin, weight=_weight(group, meta))
 
 
-def _is_text(value: Any) -> bool:
-    """Whether a value says something in words, also within lists and objects."""
-    if isinstance(value, Mapping | list):
-        return any(map(_is_text, value.values() if isinstance(value, Mapping) else value))
-    return isinstance(value, str) and len(value.split()) > 1
+def _is_meant(value: Any) -> bool:
+    """Whether a column seems to be there for a reader: all but single words, such as names and digests."""
+    if isinstance(value, str):
+        return len(value.split()) > 1 or value.replace(".", "").isdecimal()
+    return value not in (None, [], {})
+
+
+def _weight(group: Group, meta: Mapping[str, Any]) -> float:
+    """How much a row with a response counts in a loss, by one of the columns WEIGHTS."""
+    found = group.weight
+    for name in WEIGHTS if group.responses else ():
+        try:
+            weight = Format.number(meta, name)
+        except BadRow:
+            weight = -1.0
+        if weight is None:
+            continue
+        if weight < 0:
+            raise BadRow(
+                f"column '{name}' says how much a row counts in a loss, so it must be a number of 0 or more, not "
+                f"{str(meta[name])[:60]!r}; if it means something else: `columns: {{other_{name}: {name}}}`"
+            )
+        found = weight
+    return found
 
 
 def _fails_on_its_example(format: Format) -> bool:
@@ -341,6 +368,25 @@ def _with_renamed_columns(row: Any, columns: Mapping[str, str]) -> Any:
     return others | {expected: row[actual] for expected, actual in columns.items()}
 
 
+_GEMINI = "Gemini's conversations (of one question and its answer; write longer ones as lists of `messages`)"
+# Columns of vendors' own layouts -> what they are, and the template that reads them.
+_LAYOUTS = {
+    frozenset({"input", "preferred_output", "non_preferred_output"}): (
+        "OpenAI's preferences",
+        '{prompt: "{input.messages}", chosen: "{preferred_output}", rejected: "{non_preferred_output}"}',
+    ),
+    frozenset({"systemInstruction", "contents"}): (
+        _GEMINI,
+        '{system: "{systemInstruction.parts[0].text}", prompt: "{contents[0].parts[0].text}", '
+        'response: "{contents[1].parts[0].text}"}',
+    ),
+    frozenset({"contents"}): (
+        _GEMINI,
+        '{prompt: "{contents[0].parts[0].text}", response: "{contents[1].parts[0].text}"}',
+    ),
+}
+
+
 def _detected_format(row: Any, formats: Formats, source: str) -> str:
     """The only format that matches a source's first row. Raises `DataError` if none or several do."""
     matching = {name: cls for name, cls in formats.items() if _matches(cls, row)}
@@ -360,6 +406,12 @@ def _detected_format(row: Any, formats: Formats, source: str) -> str:
             f"name it, as in `data: {{{next(iter(readable))}: FILE}}`:\n{_described(readable)}{renamed}",
             tuple(readable),
         )
+    for columns, (whose, template) in _LAYOUTS.items():
+        if isinstance(row, Mapping) and columns <= row.keys():
+            raise DataError(
+                f"{source}: no format matches the first row ({content})\n"
+                f"help: these are {whose}, which this line reads: data: {{path: FILE, template: {template}}}"
+            )
     raise OtherColumns(
         f"{source}: no format matches the first row ({content}). Name the format, rename columns with "
         f"`columns: {{expected: actual}}`, or say what they mean with a `template`. The nearest formats:\n"

@@ -7,7 +7,8 @@ a group (`alignkit.data.reading`, `alignkit.formats`). All faults are reported t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from alignkit.data import hub
 from alignkit.data.files import SkippedRow, bad_rows_error
@@ -85,10 +86,11 @@ def load(
     formats: by name; tried on the first row of a source without a format. seed: of the validation split.
     stage_data: the file that holds a stage's groups. commit: the commit of a hub data set.
 
-    The validation split hashes prompts: a prompt is on one side only, in all sources, and adding rows does not move
-    the others.
+    The validation split hashes prompts, or the column that `group` names: each is on one side only, in all sources, and
+    so are the turns of a conversation. Adding rows does not move the others.
 
-    Raises `DataError` that lists the bad rows of all sources, or names a source without a usable row.
+    Raises `DataError` that lists the bad rows of all sources, or names a source without a usable row, or one of which
+    nothing can be held out.
     """
     parts: list[SourceRows] = []
     skipped: list[SkippedRow] = []
@@ -102,7 +104,7 @@ def load(
         parts.append(part)
     if errors:
         raise DataError(f"{bad_rows_error(errors)}\nhelp: correct the rows{OR_SKIP}")
-    training, held_out = _split([part.groups for part in parts], [source.validation for source in spec.sources], seed)
+    training, held_out = _split([part.groups for part in parts], spec.sources, seed)
     # The same in all sources that have a split, or else the recipe was refused. None: both sides.
     wanted = next((source.part for source in spec.sources if source.validation), None)
     kept, other = (held_out, training) if wanted == "validation" else (training, held_out)
@@ -163,23 +165,75 @@ def _fraction(key: str, seed: int) -> float:
     return int(sha256_of(["validation", seed, key])[:13], 16) / 16**13
 
 
+def _unit(group: Group, column: str | None) -> str:
+    """What must not be cut: the prompt, or what the row has in the column of its source's `group`."""
+    if column is None:
+        return prompt_key(group)
+    if group.meta.get(column) is None:
+        raise DataError(f"{group.origin}: the row has no '{column}', by which 'group' holds rows together")
+    return sha256_of(["group", group.meta[column]])
+
+
+def _loosely(group: Group) -> str:
+    """The same for prompts that differ in case and white space only: an answer to one tells that to the other."""
+    if not group.prompt:
+        return prompt_key(group)
+    turns = [[role, " ".join(content.casefold().split()), *others] for role, content, *others in turns_of(group.prompt)]
+    return sha256_of(["loosely", turns])
+
+
+def sides(parts: Sequence[list[Group]], columns: Sequence[str | None]) -> list[list[str]]:
+    """The key of each group: groups with the same key are on one side.
+
+    A key is that of the prompt, or of the source's column. Keys are joined if groups share a prompt, come from one row,
+    or continue each other: a prompt is then the beginning of another one.
+    """
+    keys = [[_unit(group, column) for group in groups] for groups, column in zip(parts, columns, strict=True)]
+    joined: dict[str, str] = {}
+
+    def find(key: str) -> str:
+        while (above := joined.get(key, key)) != key:
+            key = above
+        return key
+
+    first: dict[str, str] = {}  # the key of the first group with a prompt, or of a row
+    every = list(zip(chain(*keys), chain(*parts), strict=True))
+    for key, group in every:
+        row = "" if group.origin is None else f"{group.origin.source}:{group.origin.row}"
+        for shared in (_loosely(group), *([row] if row else [])):
+            joined[find(key)] = find(first.setdefault(shared, key))
+    for key, group in every:
+        for end in range(1, len(group.prompt) - 1):
+            earlier = first.get(_loosely(replace(group, prompt=group.prompt[:end])))
+            if earlier is not None:
+                joined[find(key)] = find(earlier)
+    return [[find(key) for key in own] for own in keys]
+
+
 def _split(
-    parts: Sequence[list[Group]], shares: Sequence[float], seed: int
+    parts: Sequence[list[Group]], sources: Sequence[DataSource], seed: int
 ) -> tuple[list[list[Group]], list[list[Group]]]:
     """Each source's groups on either side. A prompt held out of one source is held out of all."""
-    if not any(shares):
+    if not any(source.validation for source in sources):
         return list(parts), [[] for _ in parts]
-    keyed = [[(prompt_key(group), group) for group in groups] for groups in parts]
+    keys_of = sides(parts, [source.group for source in sources])
+    keyed = [list(zip(keys, groups, strict=True)) for keys, groups in zip(keys_of, parts, strict=True)]
     held_out: set[str] = set()
-    for groups, share in zip(keyed, shares, strict=True):
-        held_out |= _held_out({key for key, _ in groups}, share, seed)
+    for source, keys in zip(sources, keys_of, strict=True):
+        if source.validation and len(set(keys)) < 2:
+            what = f"'{source.group}'" if source.group else "prompt, or belong to one conversation"
+            raise DataError(
+                f"{source.name}: 'validation: {source.validation:g}' holds out nothing: all {len(keys)} rows have the "
+                f"same {what}\nhelp: leave 'validation' out, or name other data for it"
+            )
+        held_out |= _held_out(set(keys), source.validation, seed)
     training = [[group for key, group in groups if key not in held_out] for groups in keyed]
     return training, [[group for key, group in groups if key in held_out] for groups in keyed]
 
 
 def _held_out(keys: set[str], share: float, seed: int) -> set[str]:
-    """The prompts for validation: about a `share` of them, and at least one on each side."""
-    if share <= 0 or len(keys) < 2:
+    """The keys for validation: about a `share` of them, and at least one on each side."""
+    if share <= 0:
         return set()
     order = sorted((_fraction(key, seed), key) for key in keys)
     chosen = [key for fraction, key in order if fraction < share]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from alignkit.data.group import Response
 
@@ -13,12 +15,16 @@ _CLOSED = re.compile(rf"</({'|'.join(TAGS)})>", re.IGNORECASE)
 OPENED_AT_END = re.compile(rf"<({'|'.join(TAGS)})>\s*\Z", re.IGNORECASE)  # of a prompt
 
 
-def all_turns(response: Response) -> str:
-    """The text, or the assistant's turns one after the other: what judges and people read."""
-    if response.messages is None:
-        return response.text
-    turns = (turn.get("content") for turn in response.messages if turn.get("role") == "assistant")
-    return "\n\n".join(text for text in turns if text)  # a turn that only calls a tool says nothing
+def all_turns(response: Response, *, thoughts: bool = False) -> str:
+    """The text, or the assistant's turns one after the other, without the thoughts before them: what judges read.
+
+    thoughts: as the policy wrote it.
+    """
+    turns: Sequence[Any] = [response.text]
+    if response.messages is not None:
+        turns = [turn.get("content") for turn in response.messages if turn.get("role") == "assistant"]
+    said = (text if thoughts else answer_in(text) for text in turns if text)
+    return "\n\n".join(text for text in said if text)  # a turn that only calls a tool says nothing
 
 
 def last_turn(response: Response) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.group import Group, Message, Response, distinct_prompts, length
+from alignkit.data.group import Group, Response, distinct_prompts, length
 from alignkit.data.sources import DataSpec
 from alignkit.errors import DataError
 from alignkit.evaluation import statistics
@@ -60,13 +60,13 @@ def prompts_to_compare(groups: Sequence[Group], limit: int | None = None) -> tup
 
 @dataclass(frozen=True)
 class Prompted:
-    """A policy that answers in another way. role: the model's reference. read: the messages that it reads for a prompt.
+    """A policy that answers in another way. role: the model's reference. read: the prompt as it reads it.
 
     drafts: how many answers it writes for each of its own. choose: which of them are its own, for groups with drafts.
     """
 
     role: str
-    read: Callable[[Group], Sequence[Message]] = lambda group: group.prompt
+    read: Callable[[Group], Group] = lambda group: group
     drafts: int = 1
     choose: Callable[[list[Group]], list[Group]] = lambda groups: groups
 
@@ -91,8 +91,8 @@ def sample_policies(
     for number, policy in enumerate(policies, 1):
         context.say(f"{context.out.name}: {names[policy]} answers {len(prompts)} prompts ({number} of {len(policies)})")
         asked = (prompted or {}).get(policy) or Prompted(policy)
-        messages, count = [asked.read(group) for group in prompts], samples_per_prompt * asked.drafts
-        sampled = context.models.sample(asked.role, messages, seed=context.seed, samples_per_prompt=count, **sampling)
+        read, count = [asked.read(group) for group in prompts], samples_per_prompt * asked.drafts
+        sampled = context.models.sample(asked.role, read, seed=context.seed, samples_per_prompt=count, **sampling)
         own = [tuple(replace(r, source=policy, scores={}) for r in group.responses) for group in sampled]
         # Keep the prompt's own group: some rewards depend on its columns, such as `safety`.
         drafts = [replace(group, responses=each, pairs=None) for group, each in zip(prompts, own, strict=True)]

@@ -16,15 +16,16 @@ from fractions import Fraction
 _MONEY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 _UNITS = {**_MONEY, "%": "percent", "°": "degree"}
 _SCALES = {"hundred": 100, "dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-# Other signs for minus, and ¾ as a space and 3/4, so that 1¾ is a number and its fraction.
+# Other signs for minus, the Arabic point and comma, and ¾ as a space and 3/4, so that 1¾ is a number and its fraction.
 _PLAIN = str.maketrans(
     dict.fromkeys("\u2212\u2013\ufe63\uff0d", "-")
+    | {"\u066b": ".", "\u066c": ","}
     | {mark: " " + unicodedata.normalize("NFKC", mark).replace("\u2044", "/") for mark in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
 )
 _SIGN = rf"(?P<sign>[+-]?)(?:\\?(?P<money>[{''.join(_MONEY)}])\s?(?P<inner>[+-]?))?"
-# At most 60 digits: longer numbers take long to compare. Spaces that do not break may group thousands, too.
+# At most 60 digits: longer numbers take long to compare. Spaces that do not break and apostrophes may group, too.
 _DECIMAL = (
-    r"(?P<decimal>(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3}){1,19}|\d{1,60})(?:\.\d{0,60})?|\.\d{1,60})"
+    r"(?P<decimal>(?:\d{1,3}(?:[,'’\u00a0\u2009\u202f]\d{3}){1,19}|\d{1,60})(?:\.\d{0,60})?|\.\d{1,60})"
     r"(?:[eE](?P<exponent>[+-]?\d{1,3})|\s?[x×·]\s?10\^\{?(?P<power>[+-]?\d{1,3})\}?)?"
 )
 _FRACTION = r"(?:(?P<whole>\d{1,60})[^\S\n])?(?P<top>\d{1,60})/(?P<bottom>\d{1,60})"

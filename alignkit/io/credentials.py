@@ -37,11 +37,11 @@ def could_be_variable(name: str) -> bool:
 
 
 def places_of_keys(value: Any, path: str = "") -> Iterator[str]:
-    """Where nested plain data hold a key: under a name such as `api_key`, or in a text that looks like one."""
+    """Where nested plain data hold a key: under a name such as `api_key`, or in a text or name that looks like one."""
     if isinstance(value, Mapping):
         for name, below in value.items():
             place = f"{path}.{name}" if path else str(name)
-            if isinstance(below, str) and below and _NAME.fullmatch(str(name)):
+            if _KEY.search(str(name)) or (isinstance(below, str) and below and _NAME.fullmatch(str(name))):
                 yield place
             else:
                 yield from places_of_keys(below, place)

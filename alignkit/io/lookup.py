@@ -12,6 +12,14 @@ IMPOSSIBLE = (OSError, ValueError, RuntimeError)  # too long, with a NUL, or of 
 is_file, is_dir, exists = os.path.isfile, os.path.isdir, os.path.exists
 
 
+NO_FILE = "this is a pipe or a device, which cannot be read twice; write its rows to a file"
+
+
+def is_special(path: Path | str) -> bool:
+    """Whether a path names a pipe, a device or a socket: reading it may never end."""
+    return exists(path) and not is_file(path) and not is_dir(path)
+
+
 def expanded(path: Path | str) -> Path:
     """The path with `~` replaced by a home folder, if there is such a user."""
     return Path(os.path.expanduser(path))

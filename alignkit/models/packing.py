@@ -57,7 +57,7 @@ def pack(groups: Sequence[Encoded]) -> PackedBatch:
     """Lay groups side by side; each prompt appears once, before its responses."""
     row: list[int] = []
     spans: list[GroupSpan] = []
-    counts: list[bool] = []
+    counts: list[float] = []
     starts: list[int] = []  # of each response
     prompt_ends: list[int] = []  # of each response: the last token of its prompt
     for group in groups:

@@ -205,17 +205,17 @@ class ModelService:
 
     # Samples
 
-    def prompt_lengths(self, role: str, prompts: Sequence[Sequence[Message]]) -> list[int]:
+    def prompt_lengths(self, role: str, prompts: Sequence[Group]) -> list[int]:
         """See `alignkit.Models`."""
-        return [len(self.encoder.prompt(prompt)) for prompt in prompts]
+        return [len(self.encoder.prompt(group.prompt, group.tools)) for group in prompts]
 
-    def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
+    def sample(self, role: str, prompts: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
         """See `alignkit.Models`. Prompts that leave no room for `max_new_tokens` are returned without responses."""
         options = Sampling(**sampling)
         name = self.role(role)
         if self.model.roles[name].head is not None:
             raise RunFailed(f"'{role}' is a reward model: it cannot answer prompts")
-        groups = [Group(tuple(prompt)) for prompt in prompts]
+        groups = [Group(group.prompt, tools=group.tools) for group in prompts]
         fitting = [i for i, group in enumerate(groups) if self.fits(group, self.max_length, options.max_new_tokens)]
         # Streams are named by the index among all prompts, so that leaving one out changes no other sample.
         asked, count = [groups[i] for i in fitting], len(fitting) * options.samples_per_prompt
@@ -316,11 +316,11 @@ class ModelRouter:
         """See `alignkit.Models`."""
         return self._service(role).next_token_logprobs(role, prompts, answers, prefill=prefill)
 
-    def prompt_lengths(self, role: str, prompts: Sequence[Sequence[Message]]) -> list[int]:
+    def prompt_lengths(self, role: str, prompts: Sequence[Group]) -> list[int]:
         """See `alignkit.Models`."""
         return self._service(role).prompt_lengths(role, prompts)
 
-    def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
+    def sample(self, role: str, prompts: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
         """See `alignkit.Models`."""
         return self._service(role).sample(role, prompts, seed=seed, **sampling)
 

@@ -19,6 +19,8 @@ _PLACES: dict[str, Collection[str]] = {
     "in a data source": ("hub", "columns", "on_bad_row", "meta"),
     "in a block of stages, next to its 'stages:'": ("repeat",),
 }
+# Of what asks a server.
+_SERVER = ("base_url", "model", "api_key_env", "concurrency", "timeout_seconds", "max_retries", "request", "price")
 
 _BATCH = "use 'batch_size': groups per optimizer step over all devices; micro-batches follow from memory"
 # Key of TRL, OpenRLHF, axolotl, LLaMA-Factory or another tool -> what to write here.
@@ -99,6 +101,8 @@ def advice(key: str, allowed: list[str]) -> str:
             return f"'{key}' belongs under 'sampling:'"
         if "rollout" not in allowed:  # it may be an option of a plugin, whose stage is not known here
             return f"'{key}' belongs under 'rollout:' of a stage that trains, or 'sampling:' of a step"
+    if key in _SERVER and "server" in allowed:
+        return f"'{key}' belongs under 'server:'"
     places = [place for place, keys in _PLACES.items() if key in keys and key not in allowed]
     if places:
         return f"'{key}' belongs {' or '.join(places)}"

@@ -78,7 +78,7 @@ def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope
     draft = _Draft(registration.name, registration.implementation, written, filled, keys, scope)
     component = read_component("algorithm", raw["algorithm"], (*keys, "algorithm"), scope, registration)
     refused = _refused_keys(draft)
-    needs, log_odds = _said_by(component, draft)
+    needs, log_odds, chooses = _said_by(component, draft)
     _check_keys(draft, refused, needs)
     options = allowed_keys(options_of(registration))
 
@@ -93,6 +93,7 @@ def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope
     _check_unsupported(draft)
     if draft.online:
         _check_rollout(draft, needs)
+        _check_batches(draft, chooses)
         _check_environment(draft, settings)
         _check_watched(draft)
     if draft.online and settings is not None and settings.prompts is not None:
@@ -123,17 +124,17 @@ def _with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[
     return {**filled, "rollout": rollout}
 
 
-def _said_by(component: Component | None, draft: _Draft) -> tuple[Needs | None, bool]:
-    """Return an algorithm's `needs` and `log_odds`; no needs if its options are wrong, as they may depend on them."""
+def _said_by(component: Component | None, draft: _Draft) -> tuple[Needs | None, bool, bool]:
+    """Return an algorithm's `needs`, `log_odds` and `chooses`; no needs if its options are wrong, which decide them."""
     if component is None:
-        return None, False
+        return None, False, True
     try:
         with borrowed(component) as (algorithm, author), calling(author, "needs", algorithm):
             needs: Needs = algorithm.needs
-            return needs, bool(algorithm.log_odds)
+            return needs, bool(algorithm.log_odds), bool(algorithm.chooses)
     except PluginError as error:
         draft.scope.problems.error((*draft.keys, "algorithm"), str(error), plugin=True)
-        return None, False
+        return None, False, True
 
 
 # --- keys
@@ -157,19 +158,18 @@ def _check_keys(draft: _Draft, refused: Mapping[str, str], needs: Needs | None) 
     for key, reason in refused.items():
         if key in draft.written:
             draft.error((key,), f"{draft.name} does not use '{key}'", reason, at_key=True)
-    for key in _required_keys(draft, needs):
+    for key in required_keys(draft.algorithm, needs):
         if key not in draft.written:
             help = Settings.model_fields[key].description or ""
             draft.scope.problems.missing((*draft.keys, key), f": {draft.name} requires it", help)
 
 
-def _required_keys(draft: _Draft, needs: Needs | None) -> tuple[str, ...]:
-    """needs: None if the options are wrong; then the class says whether it has a reward, if it can without options."""
-    if not draft.online:
+def required_keys(algorithm: Any, needs: Needs | None = None) -> tuple[str, ...]:
+    """The stage keys that an algorithm requires. needs: with its options; None: as far as they are known without."""
+    if algorithm.source is not Source.ROLLOUTS:
         return ("data",)
-    fixed = getattr(draft.algorithm, "needs", None)
-    known = needs or (fixed if isinstance(fixed, Needs) else Needs())
-    return ("prompts", "reward") if known.reward else ("prompts",)
+    rewarded = _reward(algorithm) if needs is None else needs.reward
+    return ("prompts", "reward") if rewarded else ("prompts",)
 
 
 def _hint(key: str, draft: _Draft, options: list[str], refused: Mapping[str, str]) -> str:
@@ -316,6 +316,16 @@ def _check_filters(draft: _Draft, needs: Needs, rollout: Mapping[str, Any]) -> N
         if known and draft.scope.registry.get("filter", name).implementation.reads_rewards:
             message = f"filter '{name}' reads rewards, but {draft.name} learns from none"
             draft.error(("rollout", "filters", index), message, "name a 'reward', or leave the filter out")
+
+
+def _check_batches(draft: _Draft, chooses: bool) -> None:
+    """Check that something may leave out groups, for which more batches of prompts would be sampled."""
+    rollout = draft.filled["rollout"] if isinstance(draft.filled["rollout"], dict) else {}
+    external = issubclass(draft.algorithm, ExternalTrainer)
+    if rollout.get("max_num_gen_batches") and not rollout.get("filters") and not chooses and not external:
+        message = f"'max_num_gen_batches' has no effect: {draft.name} keeps every group, and there are no 'filters'"
+        help = "add 'filters: [spread]', for grpo set 'dynamic_sampling: true', or leave it out"
+        draft.error(("rollout", "max_num_gen_batches"), message, help, at_key=True)
 
 
 def _check_environment(draft: _Draft, settings: Settings | None) -> None:

@@ -68,6 +68,9 @@ def _check_split(sources: Sequence[DataSource], keys: Keys, scope: Scope) -> Non
     if not split:
         if any(source.part for source in sources):
             scope.problems.error(keys, f"{path_text(keys)}: 'part' needs 'validation', the share that is held out")
+        place = _place(keys, scope)
+        if any(source.group for source in sources) and place[0]:
+            scope.problems.error(keys, f"{path_text(keys)}: 'group' needs 'validation', the share that is held out")
     elif len({source.part for source in split}) > 1:
         message = f"{path_text(keys)}: 'part' must be the same in all sources with 'validation'"
         scope.problems.error(keys, message)

@@ -5,16 +5,18 @@ Relative paths start at the folder of the file that contains them; those of over
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alignkit.errors import did_you_mean
-from alignkit.io.lookup import exists, expanded, is_dir, resolved
+from alignkit.io.lookup import NO_FILE, exists, expanded, is_dir, is_special, resolved
 from alignkit.readers import reader_of
 from alignkit.recipe.document import Document, Keys
 from alignkit.recipe.problems import Problems
+from alignkit.recipe.yaml_nodes import ESCAPES
 
 LONGEST_NAME = 200  # characters of a model or data set on the hub
 
@@ -22,6 +24,22 @@ LONGEST_NAME = 200  # characters of a model or data set on the hub
 def means_folder(text: str) -> bool:
     """Whether a text can only be a folder, and no name on the hub."""
     return text.startswith((".", "/", "~")) or len(text) > LONGEST_NAME
+
+
+def _cure(text: str, folder: Path) -> str:
+    """What to write instead of a path that other tools or systems understand; empty if it is none."""
+    if not text.isprintable():
+        return ESCAPES
+    if re.match(r"[A-Za-z]:[\\/]", text):
+        return f"{text[:2]} is a drive of Windows; write the path that the file has on this system"
+    if "\\" in text:
+        return f"write slashes: {text.replace(chr(92), '/')}"
+    if "$" in text:
+        return "variables are not replaced; write the path, or set the key in the command: KEY=$DATA/rows.jsonl"
+    if set("*?[") & set(text):
+        found = sorted(path.name for path in folder.glob(Path(text).name))[:3]
+        return f"patterns are not replaced; list the files: [{', '.join(found or ['a.jsonl', 'b.jsonl'])}]"
+    return ""
 
 
 @dataclass
@@ -49,11 +67,14 @@ class Paths:
     def file(self, text: str, keys: Keys, also: Iterable[str] = ()) -> Path | None:
         """Return the absolute path of a file that must exist. also: stages that the user may have meant instead."""
         path = self.locate(text, keys)
+        if is_special(path):
+            self.problems.error(keys, f"{text}: {NO_FILE}")
+            return None
         if exists(path):
             return path
         near = sorted(item.name for item in path.parent.iterdir()) if is_dir(path.parent) else []
         help = did_you_mean(path.name, [*near, *also]) or f"looked in {path.parent}"
-        help = self.meant_in_recipe(text, keys) or help
+        help = self.meant_in_recipe(text, keys) or _cure(text, path.parent) or help
         self.problems.error(keys, f"no such file{' or stage' if also else ''}: {text}", help=help)
         return None
 

@@ -17,6 +17,7 @@ from alignkit.errors import Problem
 MAX_NODES = 20_000  # counted with aliases expanded: a small file can expand to billions of values
 MAX_DEPTH = 64
 MAX_SOURCE = 300  # characters; longer source lines are not shown
+ESCAPES = "in double quotes a backslash begins an escape, such as \\n for a line break: write slashes, or single quotes"
 TAG = "tag:yaml.org,2002:"
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # as PyYAML counts lines
 
@@ -149,6 +150,8 @@ class Reader:
             help = "check the indentation; text that contains ': ' needs quotes"
         elif "'\\t'" in text:
             help = "indent with spaces, not tabs"
+        elif "escape character" in text or "escape sequence" in text:
+            help = ESCAPES
         if mark is None:
             return Mark(self.file).problem(f"not valid YAML: {text}", help)
         line, column = mark.line, mark.column

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import AlignkitError, DataError, Problem, RecipeError
 from alignkit.recipe.schema import Recipe, Stage
 from alignkit.runs.data import RunData
 from alignkit.runs.preflight import check_components, check_data, check_local_folders, check_trackers
-from alignkit.runs.reference_check import check_local_references
+from alignkit.runs.reference_check import check_local_references, local_encoder
+from alignkit.runs.stage_check import FIRST_ROWS
+
+if TYPE_CHECKING:
+    from alignkit.tokens.encoding import Encoder
 
 Look = Callable[[Loaded], object]
 Say = Callable[[str], None]
@@ -52,11 +57,20 @@ def _problems(error: RecipeError | DataError) -> list[Problem]:
     return [Problem(text.removeprefix("error: ")) for text in str(error).split("\n\n")]
 
 
-def check_data_files(recipe: Recipe, look: Look = lambda loaded: None, say: Say = lambda text: None) -> None:
+def check_data_files(
+    recipe: Recipe,
+    look: Look = lambda loaded: None,
+    say: Say = lambda text: None,
+    *,
+    templates: bool = False,
+    rows: int | None = FIRST_ROWS,
+) -> None:
     """Raise the errors of a recipe's data files with which a run would stop before a stage.
 
-    look: is given what is read. say: prints a line.
+    look: is given what is read. say: prints a line. templates: whether chat templates of models that are here render
+    the first `rows` of each source (None: all), which takes seconds.
     """
+    encoders: dict[str, Encoder | None] = {}
     stages = list(recipe.stages.values())
     data = RunData(_no_stage, recipe.seed)
 
@@ -64,13 +78,22 @@ def check_data_files(recipe: Recipe, look: Look = lambda loaded: None, say: Say 
         look(loaded := data.read(spec))
         return loaded
 
+    def encoder(stage: Stage) -> Encoder | None:
+        if templates and stage.base not in encoders:
+            encoders[stage.base] = local_encoder(recipe, stage.base)
+            looked = "all rows" if rows is None else f"the first {rows} rows of each source"
+            here = f"looked at {looked} as its chat template writes them"
+            missing = "not looked at: rows as its chat template writes them, because the model is not here yet"
+            say(f"{recipe.base(stage.base).base}: {here if encoders[stage.base] is not None else missing}")
+        return encoders.get(stage.base)
+
     _all(
         [
             partial(check_trackers, recipe),
             partial(check_components, recipe, stages, run_code=False),
             partial(check_local_references, recipe),
             partial(check_local_folders, recipe),
-            partial(check_data, recipe, stages, load, lambda stage: None, say=say, run_code=False),
+            partial(check_data, recipe, stages, load, encoder, say=say, run_code=False, rows=rows),
         ]
     )
 

@@ -13,7 +13,6 @@ from alignkit import kernels
 from alignkit.data.chat_templates import named_template
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec
-from alignkit.engine import EngineOptions
 from alignkit.io.digest import file_digest, folder_digest, model_digest, versions
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.source_code import plugin_digests, source_digests
@@ -47,7 +46,7 @@ def stage_parts(
         "component": fingerprint.of(stage.component),
         # A stage's engine may also be the recipe's.
         "settings": fingerprint.of(stage.settings and stage.settings.model_copy(update={"engine": None})),
-        **({} if stage.engine is None else {"engine": fingerprint.of_engine(stage.engine)}),
+        **({} if stage.engine is None else {"engine": fingerprint.of(stage.engine)}),
         "upstream": dict(upstream),
         **fingerprint.of_base(recipe.base(own), base),
         **({"bases": more} if more else {}),
@@ -123,7 +122,8 @@ class _Fingerprint:
             }
         if isinstance(value, BaseModel):
             # A key that is not set is left out: a new optional key must not start everyone's stages over.
-            return {name: self.of(item) for name, item in fields_of(value).items() if item is not None}
+            ignored = getattr(value, "changes_no_result", ())
+            return {n: self.of(item) for n, item in fields_of(value).items() if item is not None and n not in ignored}
         if isinstance(value, DataSource | DataSpec | RewardSpec):
             return self._of_dataclass(value)
         if isinstance(value, Path):
@@ -137,14 +137,6 @@ class _Fingerprint:
         if isinstance(value, list | tuple):
             return [self.of(item) for item in value]
         return value
-
-    def of_engine(self, engine: Component) -> Any:
-        """The plain data of an engine, without options such as the timeout: after a hang another one may do."""
-        plain, options = self.of(engine), engine.options
-        assert isinstance(options, EngineOptions)
-        for name in options.changes_no_result:
-            plain["options"].pop(name, None)
-        return plain
 
     def _of_dataclass(self, value: DataSource | DataSpec | RewardSpec) -> dict[str, Any]:
         pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))

@@ -29,13 +29,13 @@ WHICH = ("model", "base_url", "folder", "path", "module", "function", "role", "l
 Marks = frozenset[str]  # what tells raters and their data from each other
 
 
-def learned_from(policy: str, rater: Any, recipe: Recipe, run: Path | None = None) -> bool | None:
+def learned_from(policy: Any, rater: Any, recipe: Recipe, run: Path | None = None) -> bool | None:
     """Whether a policy of a recipe learned from a RewardRef or JudgeRef; None if that is not known.
 
-    run: the recipe's run; None if there is none yet.
+    policy: or a rater, which has learned from what it consists of. run: the recipe's run; None if there is none yet.
     """
     lineage = _Lineage(recipe, run or recipe.folder / ".run")
-    known = lineage.of_policy(policy)
+    known = lineage.of_policy(policy) if isinstance(policy, str) else lineage.of_rater(policy)
     return None if known is None else bool(known & lineage.of_rater(rater))
 
 
@@ -111,7 +111,8 @@ class _Lineage:
         for component in (*rewards, *judges):
             others = [part for part in specs(component.options, Component) if part.kind in ("reward", "judge")]
             if not others and not specs(component.options, RewardSpec):  # else it only passes on what these say
-                found.add(f"{component.kind} {component.name} {_which(component)}")
+                grader = getattr(component.options, "grader", component.name)
+                found.add(f"{component.kind} {grader} {_which(component)}")
         return frozenset(found)
 
 

@@ -26,7 +26,7 @@ from alignkit.reward import Judge, Reward, RewardCombination
 from alignkit.runs.data import RunData
 from alignkit.runs.fingerprint import template_of, template_parts
 from alignkit.runs.learned_from import stage_folder
-from alignkit.runs.stage_check import check_stage_data, check_step_data, check_template
+from alignkit.runs.stage_check import FIRST_ROWS, check_stage_data, check_step_data, check_template
 
 if TYPE_CHECKING:
     from alignkit.models.adapter_base import Base
@@ -245,12 +245,13 @@ def check_data(
     say: Callable[[str], None] = lambda text: None,
     *,
     run_code: bool = True,
+    rows: int | None = FIRST_ROWS,
 ) -> None:
     """Read every data file of these stages, and find out what their algorithms would say of it.
 
     encoder: tokenizes as a stage will; None if the base model is not here yet. probe: reads the start of sources on
-    the hub. say: prints a line. run_code: whether to run code that the recipe names. Raises DataError with the mistakes
-    of all stages.
+    the hub. say: prints a line. run_code: whether to run code that the recipe names. rows: of each
+    source that the chat template renders; None: all. Raises DataError with the mistakes of all stages.
     """
     problems: dict[str, None] = {}  # an ordered set: stages share files
     for stage in stages:
@@ -262,7 +263,9 @@ def check_data(
                 whole = _loaded(stage, spec, load)
                 if whole is not None:
                     read.append((spec, whole))
-                    check_stage_data(recipe, stage, spec, whole, partial(encoder, stage), run_code=run_code)
+                    check_stage_data(
+                        recipe, stage, spec, whole, partial(encoder, stage), say, run_code=run_code, rows=rows
+                    )
                 probe(spec)
         if stage.kind == "step":
             with _gathering(problems, recipe, stage):
@@ -323,4 +326,4 @@ def probe_hub(data: RunData, spec: DataSpec) -> None:
     """Read one row of every source on the hub. Raises DataError if `datasets` cannot load one."""
     for source in spec.sources:
         if source.hub is not None:
-            data.read(DataSpec((replace(source, limit=1, validation=0.0, part=None, weight=None),)))
+            data.read(DataSpec((replace(source, limit=1, validation=0.0, part=None, group=None, weight=None),)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,13 +47,16 @@ def check_local_references(recipe: Recipe) -> None:
     """The same for base models whose files are on this machine. Downloads nothing, and makes no model."""
     if not any(_elsewhere(recipe, list(recipe.stages.values()))):
         return  # most recipes; reading tokenizers takes seconds
+    check_references(recipe, list(recipe.stages.values()), partial(local_encoder, recipe))
+
+
+def local_encoder(recipe: Recipe, name: str) -> Encoder | None:
+    """What a base model of the recipe turns text into tokens with; None if its files are not on this machine."""
+    if (folder := _local_folder(recipe, name)) is None:
+        return None
     from alignkit.runs.bases import base_encoder
 
-    def encoder(name: str) -> Encoder | None:
-        folder = _local_folder(recipe, name)
-        return None if folder is None else base_encoder(recipe, str(folder), name=name)
-
-    check_references(recipe, list(recipe.stages.values()), encoder)
+    return base_encoder(recipe, str(folder), name=name)
 
 
 def _elsewhere(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[tuple[Stage, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import Algorithm, SelectContext, Trains
 from alignkit.data.describe import way_out
+from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, prompts_of, resolved_pairs
-from alignkit.data.sources import DataSpec, Loaded
+from alignkit.data.sources import OR_SKIP, DataSpec, Loaded
 from alignkit.environment import Environment
 from alignkit.errors import DataError
 from alignkit.external import ExternalTrainer
@@ -29,20 +31,33 @@ if TYPE_CHECKING:
     from alignkit.tokens.encoding import Encoder
 
 EncoderOf = Callable[[], "Encoder | None"]
+FIRST_ROWS = 200  # of each source that the chat template renders before the first stage
 MOST_ROWS = 2000  # that are tokenized in search of one that fits
 
 
 def check_stage_data(
-    recipe: Recipe, stage: Stage, spec: DataSpec, loaded: Loaded, encoder: EncoderOf, *, run_code: bool
+    recipe: Recipe,
+    stage: Stage,
+    spec: DataSpec,
+    loaded: Loaded,
+    encoder: EncoderOf,
+    say: Callable[[str], None],
+    *,
+    run_code: bool,
+    rows: int | None,
 ) -> None:
     """Raise DataError if a training stage would stop at this entry: its data, or its prompts.
 
-    run_code: whether to run code that the recipe names.
+    say: prints a line. run_code: whether to run code that the recipe names. rows: of each source that the chat template
+    renders; None: all.
     """
     settings = stage.settings
     if settings is None:
         return
     groups = [*loaded.groups, *loaded.validation]
+    if (encode := encoder()) is not None:
+        with pointing_at(("data",) if spec is settings.data else ("prompts",)):
+            groups = _rendered(stage, groups, encode, say, rows)
     if spec is settings.data:
         with pointing_at(("data",)):
             _check_learning(recipe, stage, groups, encoder)
@@ -53,6 +68,36 @@ def check_stage_data(
     elif spec is settings.gold_prompts:
         with pointing_at(("gold_prompts",)):
             _check_prompts(recipe, stage, groups, encoder, run_code, ("reward", "gold"), "gold_prompts")
+
+
+def _rendered(
+    stage: Stage, groups: Sequence[Group], encoder: Encoder, say: Callable[[str], None], rows: int | None
+) -> list[Group]:
+    """The groups without those that the chat template refuses among the first rows of each source.
+
+    Raises DataError with the refused rows of sources without `on_bad_row: skip`.
+    """
+    from alignkit.tokens.encoding import RowRefused
+
+    seen, refused, bad, kept = Counter[int](), list[SkippedRow](), list[SkippedRow](), list[Group]()
+    for group in groups:
+        source = group.origin.source if group.origin is not None else -1
+        seen[source] += 1
+        if rows is None or seen[source] <= rows:
+            try:
+                encoder.render(group)
+            except RowRefused as error:
+                if group.origin is None:
+                    raise
+                row = SkippedRow(group.origin.file, group.origin.row, error.reason)
+                (refused if group.origin.skip else bad).append(row)
+                continue
+        kept.append(group)
+    if bad:
+        raise DataError(f"{bad_rows_error(bad)}\nhelp: correct the rows{OR_SKIP}")
+    if refused:
+        say(f"{stage.name}: left out, because the chat template refuses them: {bad_rows_error(refused)}")
+    return kept
 
 
 def check_template(recipe: Recipe, stage: Stage, encoder: Callable[[], Encoder]) -> None:
@@ -125,8 +170,17 @@ def _check_learning(recipe: Recipe, stage: Stage, groups: Sequence[Group], encod
         limit = settings.max_length
         with_prompt = [group for group in chosen if group.prompt]  # a document is learned in pieces
         if with_prompt and len(with_prompt) == len(chosen):
-            fits = (encode.encode(group, limit, turns=turns, scoring=scoring) is not None for group in with_prompt)
+            fits = (_fits(encode, group, limit, turns, scoring) for group in with_prompt)
             _check_room(stage, encode, with_prompt, fits, 1)
+
+
+def _fits(encoder: Encoder, group: Group, limit: int, turns: str, scoring: bool) -> bool:
+    from alignkit.tokens.encoding import RowRefused
+
+    try:
+        return encoder.encode(group, limit, turns=turns, scoring=scoring) is not None
+    except RowRefused:  # behind the first rows; the stage says so
+        return False
 
 
 def selected(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from alignkit.recipe.schema import Stage
 from alignkit.report import Report
 from alignkit.step import Artifact
 
+NO_LICENSE = "not stated"
 FACTS = ("name", "format", "rows", "held_out", "skipped", "ties")  # of a source
 
 
@@ -74,8 +76,13 @@ def source_records(
     told: what each observer says, by source.
     """
     records = [
-        {**{name: getattr(facts, name) for name in FACTS}, **_notes(facts), **_more(source.path)}
-        for source, facts in zip(spec.sources, loaded.sources, strict=True)
+        {
+            **{name: getattr(facts, name) for name in FACTS},
+            **_notes(facts),
+            **_licenses(loaded, place),
+            **_more(source.path),
+        }
+        for place, (source, facts) in enumerate(zip(spec.sources, loaded.sources, strict=True))
     ]
     for each in told:
         records = [{**record, **more} for record, more in zip(records, each, strict=True)]
@@ -84,6 +91,13 @@ def source_records(
 
 def _notes(facts: SourceFacts) -> dict[str, list[str]]:
     return {"notes": list(facts.notes)} if facts.notes else {}
+
+
+def _licenses(loaded: Loaded, place: int) -> dict[str, dict[str, int]]:
+    """How many rows of a source to learn from state which license; empty if none does."""
+    own = (group for group in loaded.groups if group.origin is not None and group.origin.source == place)
+    counts = Counter(str(group.meta.get("license") or NO_LICENSE) for group in own)
+    return {"licenses": dict(counts)} if counts.keys() - {NO_LICENSE} else {}
 
 
 def _more(path: Path | None) -> Mapping[str, Any]:

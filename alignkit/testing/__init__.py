@@ -42,6 +42,9 @@ The other checks call the plugin as a run does, with the same checks of what it 
 | `check_reader` | rows numbered from 1, the same on every read; a DataError for a file of something else |
 | `check_model_source` | a complete folder below the cache, which loads, and is made once |
 
+A file of the recipe's folder that a reward, judge or step reads must be named in its options: these are part of a
+stage's key, with the contents of the files.
+
 Design: docs/architecture.md.
 """
 

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.group import Group, Message, Response, group_from_json, group_to_json
+from alignkit.data.group import Group, Response, group_from_json, group_to_json
 from alignkit.errors import AlignkitError, BadRow
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import BASE, HeadKind
@@ -32,9 +32,12 @@ from alignkit.testing.checks import ConformanceError, check_registered, option_p
 from alignkit.testing.examples import example_groups
 from alignkit.testing.probe import add_noise, tiny_model
 from alignkit.testing.purity import watched
+from alignkit.testing.reads import recorded, unnamed
 from alignkit.tokens.encoding import Encoder
 
 SEED = 0
+READERS = ("register_rewards", "register_judges", "register_steps")  # of what is part of a stage's key
+UNNAMED = "which no option names: give it an option of the type Path, so that a stage runs again when the file changes"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class TinyModels(ModelService):
         self._add(stage, "scalar")
         return super().scores(stage, groups)
 
-    def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
+    def sample(self, role: str, prompts: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
         self.sampled.add(role)
         return super().sample(role, prompts, seed=seed, **sampling)
 
@@ -204,8 +207,12 @@ def conform(
         with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as cache, watched():
             around = Surroundings(folder or Path.cwd(), Path(cache), groups)
             try:
-                for problem in find(around, around.component(HOOKS[hook][0], cls, dict(options or {}))):
-                    problems.append(problem)  # now, because finding another may raise
+                component = around.component(HOOKS[hook][0], cls, dict(options or {}))
+                with recorded() as opened:
+                    for problem in find(around, component):
+                        problems.append(problem)  # now, because finding another may raise
+                if hook in READERS:
+                    problems += [f"reads {path}, {UNNAMED}" for path in unnamed(opened, component, around.folder)]
             except (AlignkitError, ConformanceError) as error:  # a mistake that a run would report
                 problems.append(str(error))
             finally:

@@ -34,6 +34,9 @@ BLANK, UNPROMPTED, DROPPED = "blank_turns", "unprompted_turns", "dropped_calls"
 
 CHANGED = "the chat template changes or drops the assistant's words; set model.chat_template to another template"
 
+LONGEST = 64  # characters of a special token
+NO_PARAMETERS = {"type": "object", "properties": dict[str, Any]()}  # of a function in an example
+
 Messages = Sequence[Mapping[str, Any]]
 Place = tuple[int, int]  # characters [begin, end)
 
@@ -51,12 +54,13 @@ class OpenPrompt:
 class Turn:
     """An assistant turn: characters [start, end) of the conversation's text, with the end of turn.
 
-    problem: why it cannot be learned; empty if it can.
+    problem: why it cannot be learned; empty if it can. ended: whether the template writes a token that ends it.
     """
 
     start: int
     end: int
     problem: str = ""
+    ended: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,33 @@ class Chat:
             removed=removed if CLOSE in lead else "",
             block=block,
         )
+
+    @cached_property
+    def markers(self) -> dict[bool, str]:
+        """The token that ends a turn which others follow, seen on an example: of words (False), and of a call (True).
+
+        Templates that write no end of turn end it with the next role's marker. Without a key: nothing ends such a turn.
+        """
+        question, answer = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}
+        call = {"type": "function", "id": "call00000", "function": {"name": "add", "arguments": {}}}
+        called = {"role": "assistant", "content": "", "tool_calls": [call]}
+        tool = {"type": "function", "function": {"name": "add", "description": "adds", "parameters": NO_PARAMETERS}}
+        result = {"role": "tool", "content": "4", "name": "add", "tool_call_id": "call00000"}
+        found = dict[bool, str]()
+        examples: list[tuple[Messages, tuple[Any, ...]]] = [
+            ([answer, question, answer], ()),
+            ([called, result, answer], (tool,)),
+        ]
+        for turns, tools in examples:
+            try:
+                first = self.conversation(self.open([question], tools), turns, tools)
+            except DataError:  # a template without tools, or one that cannot be learned at all
+                continue
+            turn = first.turns[0]
+            tokens = self.template.added.findall(first.text[turn.start : turn.end])
+            if tokens and turn.ended and not turn.problem:
+                found[bool(tools)] = tokens[-1]
+        return found
 
     def _close(self, text: str, place: int, last: bool) -> int:
         """Where the end of turn ends: after the next added token and, at the last turn, those next to it."""
@@ -285,7 +316,7 @@ class Chat:
                 "the chat template does not write the answer after its own prompt; set model.reasoning to keep or empty"
             )
         end += len(text) - len(whole)
-        turn = Turn(len(start), self._end(text, end), _blank(message))
+        turn = Turn(len(start), self._end(text, end), _blank(message), bool(self.shape.close))
         if not _has_calls(message, text[turn.start : turn.end]):
             raise DataError("the chat template drops the answer's tool calls; set model.chat_template")
         return text, [turn]
@@ -305,15 +336,40 @@ class Chat:
             start = len(prompt)
         if str(message.get("reasoning_content", "")).strip() not in text[start:begin]:
             return Turn(begin, begin, UNPROMPTED)
-        end = self._end(text, end)
-        return Turn(start, end, _blank(message) if _has_calls(message, text[start:end]) else DROPPED)
+        found = self._end(text, end)
+        problem = _blank(message) if _has_calls(message, text[start:found]) else DROPPED
+        return Turn(start, found, problem, found > end or self._is_ended(text, end))
 
     def _end(self, text: str, place: int) -> int:
         """Where the end of turn after an answer ends."""
         close = self.shape.close
-        if not close:
+        if close and text.startswith(close, place):
+            return place + len(close)
+        if self._closes:
+            return self._close(text, place, last=False)
+        if self._is_ended(text, place):  # such as by a token for calls
             return place
-        return place + len(close) if text.startswith(close, place) else self._close(text, place, last=False)
+        marker = self._marker.match(text, place)  # of the next role
+        return marker.end() if marker else place
+
+    def _is_ended(self, text: str, place: int) -> bool:
+        """Whether a special token comes right before a place."""
+        before = text[max(0, place - LONGEST) : place]
+        return any(match.end() == len(before) for match in self.template.special.finditer(before))
+
+    @cached_property
+    def _closes(self) -> bool:
+        """Whether the template writes the end of turn behind every turn, not only behind the last one."""
+        turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}] * 2
+        try:
+            return bool(self.shape.close) and self.template.render(turns, False).count(ANSWER + self.shape.close) == 2
+        except DataError:  # one turn only
+            return bool(self.shape.close)
+
+    @cached_property
+    def _marker(self) -> re.Pattern[str]:
+        """Matches a special token behind white space."""
+        return re.compile(rf"\s*(?:{self.template.special.pattern})")
 
     # Where the assistant's words are
 
@@ -347,7 +403,13 @@ class Chat:
         if list(map(int, literals[1::2])) != named:
             raise DataError(CHANGED)
         found = dict(zip(named, self._between(messages, literals, whole), strict=True))
-        return [found.get(index) or self._call_place(messages, index, whole, tools) for index in own]
+        places = [found.get(index) or self._call_place(messages, index, whole, tools) for index in own]
+        if self._closes:
+            return places
+        return [
+            (place[0], self._calls_end(messages, index, whole, tools) or place[1]) if place else None
+            for index, place in zip(own, places, strict=True)
+        ]
 
     def _usual_place(self, message: Mapping[str, Any], whole: str, prompt: str) -> Place | None:
         """The place in a text that is the prompt, the words, and what the template writes around them."""
@@ -389,10 +451,19 @@ class Chat:
     def _call_place(self, messages: Messages, index: int, whole: str, tools: Sequence[Any]) -> Place | None:
         """The place of a turn that only calls tools: all that the template writes before the end of turn."""
         start = common_length(whole, self.template.render(messages[:index], True, tools))
+        if not self._closes and (end := self._calls_end(messages, index, whole, tools)):
+            return start, end
         close = self.template.added.search(self.shape.close)
         ends = [whole.find(end, start) for end in {*self.ends, *([close[0]] if close else [])}]
         end = min((end for end in ends if end >= 0), default=-1)
         return (start, end) if end >= 0 else None
+
+    def _calls_end(self, messages: Messages, index: int, whole: str, tools: Sequence[Any]) -> int:
+        """Where the calls of a turn end that has no end of its own; 0 if it has no calls, or is not just appended."""
+        if not messages[index].get("tool_calls"):
+            return 0
+        alone = self.template.render(messages[: index + 1], False, tools).rstrip().removesuffix(self.shape.close)
+        return len(alone) if whole.startswith(alone) else 0
 
 
 def common_length(one: str, other: str) -> int:

@@ -48,7 +48,9 @@ def _facts(encoder: Encoder) -> Iterator[str]:
             yield f"the chat template does not use '{name}' of model.chat_template_kwargs"
     if not chat.shape.close:
         end = encoder.tokenizer.convert_ids_to_tokens(encoder.end_of_turn[-1])
-        yield f"the chat template writes no end of turn, so responses end with {end}"
+        marked = {False: "a turn in the middle", True: "a call of a tool"}
+        ends = "".join(f", {marked[call]} with {token}" for call, token in chat.markers.items())
+        yield f"the chat template writes no end of turn, so responses end with {end}{ends}"
     if chat.template.uses_date:
         yield f"the chat template writes a date, which is always {TODAY}"
     if chat.options.reasoning != "refuse" and not chat.reasons:

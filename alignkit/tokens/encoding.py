@@ -10,11 +10,13 @@ Nothing is dropped silently. `Encoder.counts` counts what is left out or changed
 | truncation makes the responses of a pair equal | the pair is dropped | `equal_pairs` |
 | no token of a pair's response counts | the pair is dropped, except for a reward model | `uncounted_pairs` |
 | the template renders a turn without its own generation prompt | the turn is context | `unprompted_turns` |
+| the template ends a turn with no token of its own, and others follow | only its words are learned | `endless_turns` |
 | the template does not write the tools that a turn calls | the turn is context | `dropped_calls` |
 | the template does not write a row's tools | the row is learned without them | `dropped_tools` |
 | the template does not write a message, such as the system's | the row is learned without it | `dropped_messages` |
 | words hold control tokens, as of a text that was rendered before | they are read as letters | `typed_tokens` |
 | a turn without reasoning follows a prompt that opens it | its end is learned first | `closed_at_once` |
+| the template drops the indentation with which an answer begins | learned without it | `trimmed_turns` |
 | a turn of a demonstration is empty | the turn is context | `blank_turns` |
 | prompt and response would share a token | the response is tokenized after the prompt | `joined` |
 """
@@ -33,7 +35,8 @@ from alignkit.tokens.chat_template import BREAK, ChatOptions, time_limit
 from alignkit.tokens.template_tokens import PromptTokens, TemplateTokens
 from alignkit.tokens.text_tokens import Ids
 
-Mask = tuple[bool, ...]
+Mask = tuple[float, ...]  # true, false, or the weight of a turn
+INDENTED = 2  # spaces or tabs; many data sets begin each answer with one space, which means nothing
 
 
 class RowRefused(DataError):
@@ -46,7 +49,7 @@ class RowRefused(DataError):
 
 @dataclass(frozen=True)
 class ResponseTokens:
-    """A response in tokens. mask: whether each token counts. truncated: it has no end of turn."""
+    """A response in tokens. mask: whether each token counts, or how much. truncated: it has no end of turn."""
 
     tokens: Ids
     mask: Mask
@@ -100,7 +103,8 @@ class Encoder(TemplateTokens):
         self.counts.clear()
         self.groups.clear()
 
-    def _count(self, case: str, group: Group, count: int = 1) -> None:
+    def count(self, case: str, group: Group, count: int = 1) -> None:
+        """Count a case of the module's table, or one of the stage's own."""
         if count:
             self.counts[case] += count
             self.groups.setdefault(case, []).append(group)
@@ -134,7 +138,7 @@ class Encoder(TemplateTokens):
     def _encode(self, group: Group, max_length: int, turns: str, scoring: bool) -> Encoded | None:
         if not group.prompt:
             typed = any(r.tokens is None and self.chat.template.special.search(r.text) for r in group.responses)
-            self._count("typed_tokens", group, typed)
+            self.count("typed_tokens", group, typed)
             return self._fitted(
                 group, self.bos, [self._raw(response) for response in group.responses], max_length, False
             )
@@ -142,12 +146,12 @@ class Encoder(TemplateTokens):
         # In characters: a longer text cannot fit, and tokenizing it would take long.
         most = max_length * self.rendered.longest
         if len(plan.prompt) > most:
-            self._count("no_room", group)
+            self.count("no_room", group)
             return None
         prompt = self.prompt_of(plan.prompt)
-        self._count("dropped_tools", group, not has_names(prompt.text, group.tools))
-        self._count("dropped_messages", group, plan.drops)
-        self._count("typed_tokens", group, any(BREAK in text for text in plan.texts))
+        self.count("dropped_tools", group, not has_names(prompt.text, group.tools))
+        self.count("dropped_messages", group, plan.drops)
+        self.count("typed_tokens", group, any(BREAK in text for text in plan.texts))
         rows = []
         for response, found in zip(group.responses, plan.conversations, strict=True):
             if found is None:
@@ -174,9 +178,9 @@ class Encoder(TemplateTokens):
         except DataError as error:
             raise RowRefused(group, str(error)) from error
         if len(prompt) + 1 + len(self.closing) > max_length:
-            self._count("no_room", group)
+            self.count("no_room", group)
             return None
-        self._count("cut", group)
+        self.count("cut", group)
         return ids[: max_length - len(self.closing)] + self.closing
 
     def _plan(self, group: Group) -> _Plan:
@@ -225,7 +229,7 @@ class Encoder(TemplateTokens):
         """The rows in the room that the prompt leaves."""
         room = max_length - len(prompt)
         if room < 1 + (len(self.closing) if scoring else 0):
-            self._count("no_room", group)
+            self.count("no_room", group)
             return None
         rows = [self._cut(group, row, room, scoring) for row in rows]
         return Encoded(group, prompt, tuple(rows), self._pairs(group, rows, scoring))
@@ -234,7 +238,7 @@ class Encoder(TemplateTokens):
         """Truncate a response on the right, keeping the end for scoring."""
         if len(row.tokens) <= room:
             return row
-        self._count("cut", group)
+        self.count("cut", group)
         end = self.closing if scoring else ()
         keep = room - len(end)
         return ResponseTokens(row.tokens[:keep] + end, row.mask[:keep] + (True,) * len(end), not scoring)
@@ -282,23 +286,30 @@ class Encoder(TemplateTokens):
         """A response that the template renders. The assistant's turns count; the template and other authors do not."""
         text, last = self._text_of(response, found, scoring, len(prompt.text) + most), found.turns[-1]
         ids, joined = self.continuation(prompt, text)
-        self._count("joined", group, joined)
+        self.count("joined", group, joined)
         learned = self._learned(group, response, found, turns)
         closed = (t for t in learned if self.chat.opens and text[t.start : t.end].lstrip().startswith(CLOSE))
-        self._count("closed_at_once", group, 0 if scoring else len([*closed]))
+        self.count("closed_at_once", group, 0 if scoring else len([*closed]))
         # All tokens belong to the one turn that counts, so their places in the text need not be found.
         if learned == [last] and last.start == len(prompt.text) and last.end >= len(text):
-            mask = [True] * len(ids)
+            mask: list[float] = [True] * len(ids)
         else:
-            mask = self.mask(prompt, text, ids, learned)
+            mask = list(self.mask(prompt, text, ids, learned))
+        weights = _weights(response, found)
+        for turn, weight in weights.items():
+            inside = self.mask(prompt, text, ids, [turn])
+            mask = [weight if own and counts else counts for own, counts in zip(inside, mask, strict=True)]
         if not self.chat.shape.close and not scoring and not response.truncated:
             # A template without an end of turn: EOS ends it, as in sampling.
-            ids, mask = (*ids, *self.end_of_turn), [*mask, last in learned]
+            end = self.end_of_call if _answers(response)[-1].get("tool_calls") else self.end_of_turn
+            learns_end = weights.get(last, True) if last in learned else False
+            ids, mask = (*ids, *end), [*mask, *(learns_end for _ in end)]
         return ResponseTokens(ids, tuple(mask), response.truncated and not scoring)
 
     def _learned(self, group: Group, response: Response, found: Conversation, turns: str) -> list[Turn]:
         """The turns that count."""
         if response.messages is None:
+            self.count("trimmed_turns", group, _is_trimmed(found, found.turns[-1], response.text))
             return [found.turns[-1]]  # an empty response is one, too
         own = [message for message in response.messages if message["role"] == "assistant"][: len(found.turns)]
         asked = [
@@ -308,7 +319,12 @@ class Encoder(TemplateTokens):
         ]
         for turn in asked:
             if turn.problem:
-                self._count(turn.problem, group)
+                self.count(turn.problem, group)
+        said = zip(found.turns, own, strict=True)
+        trimmed = sum(turn in asked and _is_trimmed(found, turn, message["content"]) for turn, message in said)
+        self.count("trimmed_turns", group, trimmed)
+        endless = [turn for turn in asked if not (turn.problem or turn.ended or turn is found.turns[-1])]
+        self.count("endless_turns", group, len(endless))
         return [turn for turn in asked if not turn.problem]
 
     # Pairs
@@ -319,9 +335,21 @@ class Encoder(TemplateTokens):
         unequal = [pair for pair in pairs if rows[pair.better].tokens != rows[pair.worse].tokens]
         # Without a counted token a response's log-probability would be 0.
         usable = [pair for pair in unequal if scoring or (any(rows[pair.better].mask) and any(rows[pair.worse].mask))]
-        self._count("equal_pairs", group, len(pairs) - len(unequal))
-        self._count("uncounted_pairs", group, len(unequal) - len(usable))
+        self.count("equal_pairs", group, len(pairs) - len(unequal))
+        self.count("uncounted_pairs", group, len(unequal) - len(usable))
         return tuple(usable)
+
+
+def _is_trimmed(found: Conversation, turn: Turn, said: str) -> bool:
+    """Whether an answer begins with an indentation, as code does, which the template leaves out."""
+    indentation = len(said) - len(said.lstrip(" \t"))
+    return indentation >= INDENTED and said[: indentation + 1] not in found.text[turn.start : turn.end]
+
+
+def _weights(response: Response, found: Conversation) -> dict[Turn, float]:
+    """The weights of turns that count for less or more than others."""
+    own = [message.get("train", True) for message in response.messages or () if message["role"] == "assistant"]
+    return {turn: train for turn, train in zip(found.turns, own, strict=False) if not isinstance(train, bool)}
 
 
 def _answers(response: Response) -> Sequence[Mapping[str, Any]]:

@@ -88,7 +88,14 @@ class TemplateTokens:
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end a response."""
-        return frozenset({self.end_of_turn[-1], *self._more_ends, self.tokenizer.eos_token_id} - {None})
+        markers = self.tokenizer.convert_tokens_to_ids(list(self.chat.markers.values()))
+        return frozenset({self.end_of_turn[-1], *markers, *self._more_ends, self.tokenizer.eos_token_id} - {None})
+
+    @property
+    def end_of_call(self) -> Ids:
+        """What ends a last turn that calls a tool, if the template writes no end of turn."""
+        marker = self.chat.markers.get(True)
+        return self.end_of_turn if marker is None else (int(self.tokenizer.convert_tokens_to_ids(marker)),)
 
     @cached_property
     def _before_answer(self) -> Ids:

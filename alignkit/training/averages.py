@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alignkit.batch import Batch
-from alignkit.loss import Per, Term
+from alignkit.loss import Term
 from alignkit.training.collectives import ONE_PROCESS, Reducer
 
 
@@ -26,7 +26,7 @@ class Averages:
     def add(self, terms: Mapping[str, Term], batch: Batch, weights: Mapping[str, Tensor] | None = None) -> None:
         for name, term in terms.items():
             weight = (weights or {}).get(name)
-            weight = counts(term.per, batch) if weight is None else weight
+            weight = batch.weights(term.per) if weight is None else weight
             counted = (weight > 0) & ~term.values.isnan() if self.skip_nan else weight > 0
             values = torch.where(counted, term.values, 0.0)
             weight = torch.where(counted, weight, 0.0)
@@ -62,18 +62,7 @@ class StepAverages:
         return any(self._values.get("grad_norm", ()))
 
 
-def counts(per: Per, batch: Batch) -> Tensor:
-    """1 for entries that count and 0 for others, in the shape of a term: [responses, tokens], [responses], ..."""
-    if per is Per.TOKEN:
-        return batch.mask.float()
-    if per is Per.RESPONSE:
-        return batch.mask.any(dim=1).float()
-    if per is Per.PAIR:
-        return torch.ones(len(batch.pairs), device=batch.mask.device)
-    return torch.ones(len(batch.groups), device=batch.mask.device)
-
-
 def weighted_sum(term: Term, batch: Batch, weights: Tensor | None = None) -> Tensor:
     """The sum of a term's entries, weighted: []. Entries of weight 0 may be anything, NaN included."""
-    weights = counts(term.per, batch) if weights is None else weights
+    weights = batch.weights(term.per) if weights is None else weights
     return (torch.where(weights > 0, term.values, 0.0) * weights).sum()

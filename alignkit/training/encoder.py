@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from alignkit.training.context import StageContext
 from alignkit.training.unfit import UNFIT
 
 Used = TypeVar("Used")
+UNKNOWN = 1 / 1000  # of a source's tokens; more are a warning
 AHEAD = 256  # groups that are tokenized together
 ONCE = {"dropped_tools", "dropped_messages", "typed_tokens"}  # told once, and not for the samples of each iteration
 
@@ -69,13 +71,37 @@ class StageEncoder:
         self.encoder.forget_counts()
 
         def encode(group: Group) -> Sequence[Encoded]:
+            if not group.weight:
+                self.encoder.count("weightless", group)
+                return []
             if is_document(group) and not scoring:
                 return self._chunks(group)
             encoded = self.encoder.encode(group, self.max_length, turns=turns, scoring=scoring)
             return [] if encoded is None else [encoded]
 
         encoded, _ = self._accepted(encode, self._read_ahead(groups, scoring))
-        return [e for parts in encoded for e in parts]
+        found = [e for parts in encoded for e in parts]
+        self._warn_of_unknown(found)
+        return found
+
+    def _warn_of_unknown(self, encoded: Sequence[Encoded]) -> None:
+        """Say once of each source that its words hold characters which the tokenizer lacks."""
+        unknown = self.encoder.tokenizer.unk_token_id
+        counts, totals = Counter[str](), Counter[str]()
+        for e in encoded if unknown is not None else ():
+            if e.group.origin is not None:
+                tokens = [e.prompt, *(row.tokens for row in e.rows)]
+                counts[e.group.origin.file] += sum(ids.count(unknown) for ids in tokens)
+                totals[e.group.origin.file] += sum(map(len, tokens))
+        for file, count in counts.items():
+            if count > UNKNOWN * totals[file] and file not in self._told:
+                self._told.add(file)
+                self.summary.setdefault("unknown_tokens", {})[file] = [count, totals[file]]
+                self.context.say(
+                    f"warning: {file}: {count} of {totals[file]} tokens are "
+                    f"{self.encoder.tokenizer.unk_token}: the tokenizer lacks characters of these texts, which are "
+                    "learned as one unknown token; use a base model whose tokenizer has them"
+                )
 
     def prompts(self, groups: Sequence[Group]) -> list[Group]:
         """The prompts that the chat template accepts."""
@@ -98,8 +124,7 @@ class StageEncoder:
         parts = chunks(document, self.max_length) if document is not None else []
         if len(parts) != 1:
             for name, count in {"split": 1, "chunks": len(parts)}.items() if parts else [("no_room", 1)]:
-                self.encoder.counts[name] += count
-                self.encoder.groups.setdefault(name, []).append(group)
+                self.encoder.count(name, group, count)
         return parts
 
     def renderable(self, groups: Sequence[Group]) -> list[Group]:
@@ -128,8 +153,7 @@ class StageEncoder:
                 if not origin.skip:
                     bad.append(row)
                     continue
-                self.encoder.counts["refused"] += 1
-                self.encoder.groups.setdefault("refused", []).append(group)
+                self.encoder.count("refused", group)
                 self.summary.setdefault("refused_rows", []).append(str(row))
         if bad:
             raise bad_rows_error(bad)

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from alignkit import functional as F
+from alignkit.batch import likelier_now
 from alignkit.data.describe import said
-from alignkit.data.group import Group, Response, length
+from alignkit.data.group import Group, length
 from alignkit.errors import RunFailed
 from alignkit.models.examples import Examples
 from alignkit.reward import REWARD_KEY, CombinedReward
@@ -148,18 +149,7 @@ def _summed(
     """An estimate per response. Tokens that do not count are 0 in both."""
     responses = [response for group in groups for response in group.responses]
     found = zip(responses, logprobs, reference, strict=True)
-    return [float((estimator(a, b) * _now(r, a)).sum()) for r, a, b in found]
-
-
-def _now(response: Response, logprobs: torch.Tensor) -> torch.Tensor:
-    """How much likelier each token is than for the older weights that wrote it: [tokens]; 1 if the policy wrote it.
-
-    Without these weights, the KL is too small by as much as the policy has moved since, and may be negative.
-    """
-    written = response.logprobs if response.staleness else None
-    if written is None or len(written) != len(logprobs):
-        return torch.ones_like(logprobs)
-    return F.ratio(logprobs, torch.tensor(written))
+    return [float((estimator(a, b) * likelier_now([r], a[None])[0]).sum()) for r, a, b in found]
 
 
 def report_filtered(context: StageContext, summary: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.optimizers import make_optimizer, restore_state, saved_state
 from alignkit.settings import LEARNING_RATE
 from alignkit.tokens.encoding import Encoded
-from alignkit.training.averages import Averages, counts, weighted_sum
+from alignkit.training.averages import Averages, weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.collectives import ONE_PROCESS, Reducer
 
@@ -252,11 +252,11 @@ class Learner:
             self.checked.before_step(share.examples.batch(self.model.device), join_outputs(outs, rows))
 
     def _denominators(self, batches: Sequence[Batch]) -> dict[str | Per, float]:
-        """The denominator of each term: its counted entries in the global batch, or the sum of its weights."""
+        """The denominator of each term: the sum of the weights of its entries in the global batch."""
         totals: dict[str | Per, float] = {}
         for batch in batches:
             for per in Per:
-                totals[per] = totals.get(per, 0.0) + float(counts(per, batch).sum())
+                totals[per] = totals.get(per, 0.0) + float(batch.weights(per).sum())
             for name, weights in self.checked.term_weights(batch).items():
                 totals[name] = totals.get(name, 0.0) + float(weights.sum())
         # A batch without a counted token, pair, or group has loss 0 and no gradient.
@@ -270,7 +270,7 @@ class Learner:
         # `steps` is incremented later, so the first batch is number 0, and a repeated attempt gets the same one.
         groups = auxiliary.batch(self.steps)
         # Of all groups, not only this process's: the reducer adds gradients up and does not average them.
-        total = sum(sum(row.mask) for encoded in groups for row in encoded.rows) or 1
+        total = sum(encoded.group.weight * sum(row.mask) for encoded in groups for row in encoded.rows) or 1
         own = self.reducer.own([encoded.length for encoded in groups])
         nll = 0.0
         for logprobs in self._logprobs([groups[index] for index in own]):
@@ -280,13 +280,14 @@ class Learner:
         return nll
 
     def _logprobs(self, groups: Sequence[Encoded]) -> Iterator[Tensor]:
-        """Log-probabilities of the counted tokens, with gradients, by micro-batch."""
+        """Log-probabilities of the counted tokens times their weights, with gradients, by micro-batch."""
         examples = Examples(list(groups))
         for indices in micro_batches(groups, self.model.token_budget):
             part = examples.take(indices)
             if any(any(row.mask) for row in part.rows):
                 logprobs = forward(self.model, self.role, part, Wants()).logprobs
-                yield logprobs[part.batch(logprobs.device).mask]  # [counted tokens]
+                batch = part.batch(logprobs.device)
+                yield (logprobs * batch.weights(Per.TOKEN))[batch.mask]  # [counted tokens]
 
     def _forward(self, examples: Examples) -> Outputs:
         """The outputs that the loss needs, [responses, tokens] or [responses], with gradients."""

@@ -48,6 +48,7 @@ from alignkit.training.watch import StageWatch
 
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
 SAME_ADAPTER = 1e-2
+MOSTLY_CUT = 0.5  # share of truncated samples that is worth a warning
 Place = tuple[str | int, ...]  # of random streams
 
 
@@ -326,6 +327,11 @@ class OnlineStage:
             why = why_unscored(self.scorer) if self.scorer is not None else ""
             self.context.say(f"{f'left out {what}' if learns else what}; prompts: {previews(groups)}{why}")
         iteration.metrics |= rollout_metrics(rollouts)
+        if iteration.number == 1 and (cut := iteration.metrics["truncated"]) > MOSTLY_CUT:
+            self.context.say(
+                f"warning: {cut:.0%} of the samples have no end after max_new_tokens {self.sampling.max_new_tokens}: "
+                "the policy does not stop, or needs more room. Raise rollout.max_new_tokens, or start from SFT"
+            )
         if "judge/cost" in iteration.metrics:
             cost = self.work.summary.get("judge_cost", 0.0) + iteration.metrics["judge/cost"]
             self.work.summary["judge_cost"] = cost

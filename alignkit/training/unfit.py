@@ -10,6 +10,16 @@ UNFIT = {
         "turn",
         "not learned: the chat template does not write such a turn after the generation prompt",
     ),
+    "endless_turns": (
+        "turn",
+        "learned without an end: the chat template writes no token behind such a turn, so the policy may not stop "
+        "there; set model.chat_template to one that ends turns",
+    ),
+    "trimmed_turns": (
+        "answer",
+        "learned in other words: the chat template drops the indentation at the beginning, as of code; set "
+        "model.chat_template to one that does not trim",
+    ),
     "dropped_calls": ("turn", "not learned: the chat template does not write the tool calls"),
     "dropped_tools": ("row", "learned without tools: the chat template does not write them"),
     "dropped_messages": (
@@ -29,6 +39,7 @@ UNFIT = {
     ),
     "blank_turns": ("turn", "not learned: empty"),
     "joined": ("response", "tokenized after the prompt: in the whole text, one token covers the end of the prompt"),
+    "weightless": ("row", "of weight 0 left out"),
     "refused": ("row", "left out: refused by the chat template"),
     "split": ("document", "longer than max_length and learned in pieces"),
     "chunks": ("piece", "of these"),

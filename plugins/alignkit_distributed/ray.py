@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import RunFailed, hookimpl
+from alignkit.extras import install_command
 
 ADDRESS = "RAY_ADDRESS"  # of the cluster, as Ray's own jobs have it; `local`: workers of this machine
 AHEAD = 3  # chunks that wait for each worker
@@ -69,7 +70,7 @@ def results(work: Work, chunks: Iterable[Sequence[Any]], should_stop: Callable[[
     try:
         import ray
     except ImportError as error:
-        raise RunFailed(f"{ADDRESS} is set, but Ray is missing ({error})\nhelp: pip install 'ray>=2.60'") from None
+        raise RunFailed(f"{ADDRESS} is set, but Ray is missing ({error})\nhelp: {install_command('ray')}") from None
     try:
         ray.init(ignore_reinit_error=True, configure_logging=False, log_to_driver=False)
         workers = _workers(ray, work)

@@ -9,7 +9,7 @@ from typing import Any
 from alignkit.errors import RunFailed
 from alignkit.reward import Progress
 from alignkit_http.replies import Reply
-from alignkit_http.service import Remote
+from alignkit_http.service import Remote, Unusable
 
 PROBE = 4  # questions that are asked one by one, as long as none has a reply of use
 # What a server says of a limit on the reply that is beyond its own. vLLM names both options in it.
@@ -20,16 +20,19 @@ _ITS_TEXT = re.compile(r"context|too (long|large|many)|content.?(filter|manageme
 
 
 class Chat:
-    """A server that answers questions. hopeless: reasons why a reply is of no use that hold for every question."""
+    """A server that answers questions. hopeless: reasons why a reply is of no use that hold for every question.
 
-    def __init__(self, remote: Remote, hopeless: Sequence[str] = ()):
-        self.remote, self._hopeless = remote, hopeless
+    refused: the reason of a model that will not reply, which is not asked again; any other may be a server's fault.
+    """
+
+    def __init__(self, remote: Remote, refused: str, hopeless: Sequence[str] = ()):
+        self.remote, self._refused, self._hopeless = remote, refused, hopeless
         self._useful = False  # whether a reply could be used
 
     def ask(
         self,
         bodies: Sequence[Mapping[str, Any]],
-        unusable: Callable[[int, Reply], str],
+        unusable: Unusable,
         advice: Callable[[str], str],
         progress: Progress,
     ) -> list[Reply]:
@@ -38,17 +41,21 @@ class Chat:
         unusable: why a reply, with its place, is of no use; empty if it is. Raises RunFailed, with the advice, if the
         server rejects the first question, or if none of the first few has a reply of use, all for the same reason.
         """
+
+        def after(count: int) -> Unusable:
+            return lambda place, reply: unusable(count + place, reply).replace(self._refused, "")
+
         first: list[Reply] = []
         reasons: list[str] = []
         while not self._useful and len(first) < min(PROBE, len(bodies)):
-            first += self.remote.ask([bodies[len(first)]])
+            first += self.remote.ask([bodies[len(first)]], unusable=after(len(first)))
             reasons.append(unusable(len(first) - 1, first[-1]))
             self._useful = not reasons[-1]
             hopeless = len(reasons) == PROBE < len(bodies) and len(set(map(_kind, reasons))) == 1
             if reasons[-1] and (hopeless or self._is_setting(reasons[-1])):
                 raise RunFailed(f"{self._no_use(reasons)}\nhelp: {advice(reasons[-1])}")
         rest = bodies[len(first) :]
-        return [*first, *(self.remote.ask(rest, progress) if rest else [])]
+        return [*first, *(self.remote.ask(rest, progress, after(len(first))) if rest else [])]
 
     def _is_setting(self, reason: str) -> bool:
         """Whether a server would reject all questions for this reason."""

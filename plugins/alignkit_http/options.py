@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -41,6 +41,10 @@ class RemoteOptions(Options):
     model_config = ConfigDict(
         hide_input_in_errors=True
     )  # errors must not repeat a key that was pasted into the wrong place
+
+    changes_no_result: ClassVar[frozenset[str]] = frozenset(
+        {"api_key_env", "concurrency", "timeout_seconds", "max_retries"}
+    )
 
     base_url: str = Field(description="base address of the service, such as http://localhost:8000/v1")
     api_key_env: str = Field(default="", description="environment variable that holds the key (not the key itself)")

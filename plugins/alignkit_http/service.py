@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import AlignkitError, RemoteError
+from alignkit.io.credentials import HIDDEN
 from alignkit.reward import Progress, no_progress
 from alignkit.stopping import should_stop
 from alignkit_http.options import RemoteOptions, key_of
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
 
+SHORTEST_KEY = 6  # characters: a shorter one, such as `none`, is a word of replies
 MOST_BYTES = 1 << 20  # a longer body is malformed
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts; a server's Retry-After may ask for more
 LONGEST_WAIT = 1800.0  # seconds in which the last attempt begins
@@ -44,6 +46,7 @@ _FATAL = {
 
 Read = Callable[[bytes], Any]
 Fits = Callable[[Mapping[str, Any], Any], str]
+Unusable = Callable[[int, Reply], str]
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,13 @@ class Remote:
         """The key, from the environment. Messages never contain it."""
         return key_of(self.name, self.options)
 
-    def ask(self, bodies: Sequence[Mapping[str, Any]], progress: Progress = no_progress) -> list[Reply]:
+    def ask(
+        self, bodies: Sequence[Mapping[str, Any]], progress: Progress = no_progress, unusable: Unusable = lambda *_: ""
+    ) -> list[Reply]:
         """Replies to requests with these bodies, in order. Equal requests are sent once, stored replies reused.
 
-        progress: of the context, to show how many replies have arrived.
+        progress: of the context, to show how many replies have arrived. unusable: why a reply, with its place, is of no
+        use: a stored one is asked for again, because the server may have been repaired.
         """
         # A hash of everything that a reply depends on.
         asked_for = (json.dumps([self.url, body], sort_keys=True).encode() for body in bodies)
@@ -92,6 +98,8 @@ class Remote:
         with closing(ReplyStore(self.folder, self.name)) as store:
             asked = dict(zip(keys, bodies, strict=True))
             replies = {key: reply for key, reply in store.get(keys).items() if not self.fits(asked[key], reply.value)}
+            if asking_is_allowed():
+                replies = {key: reply for key, reply in replies.items() if not unusable(keys.index(key), reply)}
             missing = {key: body for key, body in asked.items() if key not in replies}
             if missing:
                 self._check_asking(len(missing), len(set(keys)))
@@ -250,6 +258,8 @@ class Asker:
             raise TryAgain(self._safe(f"{type(error).__name__}: {error}")) from None
         finally:
             self.under_way = False
+        if len(self._secret) >= SHORTEST_KEY:  # a server that echoes the key must not get it into a file
+            text = text.replace(self._secret.encode(), HIDDEN.encode())
         if response.status_code != 200:
             return self._refused(response, text)
         if len(text) > MOST_BYTES:

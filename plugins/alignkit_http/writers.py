@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Any, Protocol
 
-from alignkit import Context, Message, SamplingOptions, StepContext, seeds
+from alignkit import Context, Group, Message, SamplingOptions, StepContext, seeds
+from alignkit.data.group import prompt_to_row, prompts_from_rows
 from alignkit.data.spoken import after_thoughts
 from alignkit_http.chat import Chat, other_name
 from alignkit_http.replies import Malformed, Reply
 from alignkit_http.server import Server, is_refusal, used_tokens
 from alignkit_http.service import Remote, model_in
 
-Conversation = Sequence[Message]
 REFUSED = "the server refused"
 NO_ROOM = "the conversation leaves no room"
 EMPTY = "an empty reply"
+CALLED = "the model called a tool instead of answering in words"
+SENT = ("role", "content", "name", "tool_call_id")  # of a turn, besides its calls
 UNTOLD = ("min_new_tokens", "stop", "top_k")  # sampling options that requests leave out
 
 
@@ -44,7 +46,7 @@ class Writer(Protocol):
     name: str
     origin: dict[str, Any]
 
-    def write(self, conversations: Sequence[Conversation], most: int, seed: int, samples: int = 1) -> list[Written]:
+    def write(self, conversations: Sequence[Group], most: int, seed: int, samples: int = 1) -> list[Written]:
         """What it says next in each, in order; several samples of one come one after the other. most: tokens."""
         ...
 
@@ -56,7 +58,7 @@ class PolicyWriter:
         self.name, self.origin, self._context = role, {"policy": role, "seed": context.seed}, context
         self._sampling = {key: value for key, value in sampling.items() if key != "max_new_tokens"}
 
-    def write(self, conversations: Sequence[Conversation], most: int, seed: int, samples: int = 1) -> list[Written]:
+    def write(self, conversations: Sequence[Group], most: int, seed: int, samples: int = 1) -> list[Written]:
         sampling = {"samples_per_prompt": samples, "max_new_tokens": most, **self._sampling}
         if "min_new_tokens" in sampling:
             sampling["min_new_tokens"] = min(sampling["min_new_tokens"], most)
@@ -80,9 +82,9 @@ class ServerWriter:
         told = {key: value for key, value in options.body(self._sampling).items() if key in ("temperature", "top_p")}
         self.origin = {"model": options.model, "address": options.base_url, "seed": context.seed, **told}
         remote = Remote(name, options, "chat/completions", context.cache, _stored)
-        self._chat = Chat(remote)
+        self._chat = Chat(remote, REFUSED)
 
-    def write(self, conversations: Sequence[Conversation], most: int, seed: int, samples: int = 1) -> list[Written]:
+    def write(self, conversations: Sequence[Group], most: int, seed: int, samples: int = 1) -> list[Written]:
         # Equal requests have one reply, so several samples differ in their seed. One sample needs none.
         bodies = [
             self._body(conversation, {"max_tokens": most, **({"seed": seed + number} if samples > 1 else {})})
@@ -99,10 +101,10 @@ class ServerWriter:
         )
         return [self._written(reply) for reply in replies]
 
-    def _body(self, conversation: Conversation, more: Mapping[str, Any]) -> dict[str, Any]:
+    def _body(self, conversation: Group, more: Mapping[str, Any]) -> dict[str, Any]:
         """The request's JSON."""
-        messages = [{"role": turn["role"], "content": turn["content"]} for turn in conversation]
-        return self._options.body({"messages": messages, **self._sampling, **more})
+        body = {"messages": list(map(_sent, conversation.prompt)), **self._sampling, **more}
+        return self._options.body({**body, "tools": list(conversation.tools)} if conversation.tools else body)
 
     def _written(self, reply: Reply) -> Written:
         if reply.reason:
@@ -126,7 +128,7 @@ def check_sampling(who: str | Server | None, options: SamplingOptions) -> None:
 
 
 def ask(
-    context: StepContext, name: str, writer: Writer, conversations: Sequence[Conversation], most: int, samples: int = 1
+    context: StepContext, name: str, writer: Writer, conversations: Sequence[Group], most: int, samples: int = 1
 ) -> list[Written]:
     """What a writer says next in each conversation, as `Writer.write`, in chunks that a resumed run finds again.
 
@@ -135,11 +137,11 @@ def ask(
 
     def written(rows: Sequence[Any]) -> list[list[dict[str, Any]]]:
         seed = seeds.number(context.seed, context.stage, name, rows[0][0]) >> 32  # the 31 bits that all servers take
-        said = [vars(each) for each in writer.write([turns for _, turns in rows], most, seed, samples)]
+        said = [vars(each) for each in writer.write(prompts_from_rows(rows), most, seed, samples)]
         said = [each if each["text"] or each["reason"] else {**each, "reason": EMPTY} for each in said]
         return [said[start : start + samples] for start in range(0, len(said), samples)]
 
-    rows = [[number, list(turns)] for number, turns in enumerate(conversations)]
+    rows = [prompt_to_row(number, each) for number, each in enumerate(conversations)]
     return [Written(**each) for row in context.map(name, rows, written) for each in row]
 
 
@@ -182,9 +184,19 @@ def _stored(text: bytes) -> list[Any]:
         more = [model_in(text) or "", *used_tokens(reply)]
         if is_refusal(choice):
             return ["", False, REFUSED, *more]
-        return [_answer(message.get("content") or ""), end == "length", "", *more]
+        said = _answer(message.get("content") or "")
+        return [said, end == "length", CALLED if message.get("tool_calls") and not said else "", *more]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise Malformed("the reply is not a chat completion") from None
+
+
+def _sent(turn: Message) -> dict[str, Any]:
+    """A turn as servers read it: with the arguments of calls as JSON."""
+    sent: dict[str, Any] = {key: value for key, value in turn.items() if key in SENT}
+    if calls := turn.get("tool_calls"):
+        called = [{**call["function"], "arguments": json.dumps(call["function"]["arguments"])} for call in calls]
+        sent["tool_calls"] = [{**call, "function": function} for call, function in zip(calls, called, strict=True)]
+    return sent
 
 
 def _answer(text: str) -> str:

@@ -78,4 +78,4 @@ def look_at(groups: Sequence[Group]) -> Look:
 def _answer(response: Response) -> Answer:
     count, scores = length(response), response.scores
     surprise = -sum(response.logprobs) / count if response.logprobs and count else None
-    return Answer(all_turns(response), count, scores.get(REWARD_KEY), scores.get(GOLD_KEY), surprise)
+    return Answer(all_turns(response, thoughts=True), count, scores.get(REWARD_KEY), scores.get(GOLD_KEY), surprise)

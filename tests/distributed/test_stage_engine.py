@@ -423,7 +423,7 @@ def test_steps_and_rewards_sample_with_the_engine(tmp_path: Path) -> None:
     """The same answers as alignkit's own."""
     model = tiny_model(tmp_path)
     models = ModelService(model, artifact=Path)
-    prompts = [[{"role": "user", "content": text}] for text in ("hello", "what is it?")]
+    prompts = [Group(({"role": "user", "content": text},)) for text in ("hello", "what is it?")]
     options: dict[str, Any] = {"seed": 3, "samples_per_prompt": 2, "max_new_tokens": 6}
     wanted = models.sample(BASE, prompts, **options)
     model.engine = asked = engine(tmp_path)

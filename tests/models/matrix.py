@@ -153,10 +153,21 @@ class Judge:
             said = max(said, text.find(content, start) + len(content)) if content in text[start:] else said
             ends = [text.find(end, said) + len(end) for end in self.family.ends if end in text[said:]]
             if not self.family.ends:
-                ends = [len(text) - len(self.family.after) if turn == self.answers[-1] else said]
+                ends = [
+                    len(text) - len(self.family.after) if turn == self.answers[-1] else self._marked(turn, text, said)
+                ]
             place = min(ends, default=len(text))
             spans.append((start, place))
         return spans
+
+    def _marked(self, turn: int, text: str, said: int) -> int:
+        """The end of the next role's marker behind a turn, which ends it; `said` if there is none."""
+        if not self.family.control:
+            return said
+        marker = re.compile("|".join(map(re.escape, self.family.control)))
+        # Of a call only the name is known, which is not its end.
+        found = marker.search(text, said) if self.messages[turn].get("tool_calls") else marker.match(text, said)
+        return found.end() if found else said
 
     def _start(self, turn: int, text: str, place: int) -> int:
         """The end of a turn's generation prompt, or of the next header if the text does not begin with that prompt."""

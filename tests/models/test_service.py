@@ -87,7 +87,13 @@ def test_a_prompt_without_room_changes_no_other_prompts_samples(models: ModelSer
     """Samples are named by the place of their prompt, so the same run with a shorter prompt draws the same others."""
     long = "well " * models.max_length
     found = [
-        models.sample("base", [asked("a"), asked(middle), asked("c")], seed=3, samples_per_prompt=2, max_new_tokens=6)
+        models.sample(
+            "base",
+            [Group(tuple(asked(text))) for text in ("a", middle, "c")],
+            seed=3,
+            samples_per_prompt=2,
+            max_new_tokens=6,
+        )
         for middle in ("b", long)
     ]
     assert [len(group.responses) for group in found[1]] == [2, 0, 2]
@@ -111,7 +117,9 @@ def test_long_work_is_shown_with_what_it_is_and_how_much_is_done(
     models.model.add_role("judge", head="scalar")
     models.role = lambda reference: reference  # type: ignore[method-assign]
     prompts = [asked("a"), asked("b"), asked("c")]
-    groups = models.sample("base", prompts, seed=3, samples_per_prompt=2, max_new_tokens=3)
+    groups = models.sample(
+        "base", [Group(tuple(prompt)) for prompt in prompts], seed=3, samples_per_prompt=2, max_new_tokens=3
+    )
     models.scores("judge", groups)
     models.logprobs("base", groups)
     monkeypatch.setattr(SharedModel, "token_budget", 5)  # several rows

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.html import Reader
 from tests.net.recipes import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
@@ -41,4 +42,6 @@ def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
         assert done.returncode == WAITS and "alignkit label" in printed, printed
         return
     assert done.returncode == 0 and "Traceback" not in printed, printed
-    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    Reader(page)
+    assert len(page) > 10_000

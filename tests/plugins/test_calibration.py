@@ -51,6 +51,7 @@ class Scripted:
         self.cut: set[int] = set()  # prompts whose answer a model had to truncate
 
     def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
+        prompts = [group.prompt for group in prompts]
         return [Group(tuple(prompt), (self._answer(role, prompt),)) for prompt in prompts]
 
     def _answer(self, role: str, prompt: Any) -> Response:

@@ -290,6 +290,7 @@ class Roles:
         self.seeds: list[int] = []
 
     def sample(self, role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:
+        prompts = [group.prompt for group in prompts]
         self.asked += [(role, len(prompt), sampling) for prompt in prompts]
         self.seeds.append(seed)
         return [Group(tuple(prompt), (Response(f"{role} {len(prompt)} {seed}"),)) for prompt in prompts]

@@ -53,11 +53,14 @@ class Scripted:
         self.full: set[tuple[str, int]] = set()  # (policy, prompt): no room for an answer
         self.sampled: list[dict[str, Any]] = []
         self.measured: list[tuple[str, float]] = []
+        self.tools: list[Any] = []
         self.per_token = {"base": -3.0, "sft": -2.5, "align": -2.0}  # nats of log-probability
         self.safety = 5.0
         self.cut = 0
 
     def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
+        self.tools = [group.tools for group in prompts][:1]
+        prompts = [group.prompt for group in prompts]
         self.sampled.append({"role": role, **sampling})
         groups = []
         for prompt in prompts:
@@ -88,7 +91,7 @@ class Scripted:
 
     def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[torch.Tensor]:
         self.measured.append((role, temperature))
-        assert not any(group.tools for group in groups), "`sample` knows no tools"
+        assert {str(group.tools) for group in groups} <= set(map(str, self.tools or [()]))
         tokens = [r.tokens or () for group in groups for r in group.responses]
         values = [torch.full((len(t),), self.per_token[role]) for t in tokens]
         return [v[: len(v) - self.cut] if n == 0 else v for n, v in enumerate(values)]

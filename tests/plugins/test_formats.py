@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
+from alignkit.data.conversations import read_message
 from alignkit.data.group import group_to_json, resolved_pairs
 from alignkit_plugins.formats import text
 
@@ -389,7 +390,7 @@ def test_messages_join_their_text_parts() -> None:
         ([*openai("u: q"), {"role": "assistant", "content": "a", "train": False}], "no assistant turn can be learned"),
         ([*openai("u: q"), {"role": "assistant", "content": "a", "train": "yes"}], "train must be true or false"),
         ([*openai("u: q"), {"role": "assistant", "content": "a", "weight": 0}], "no assistant turn can be learned"),
-        ([*openai("u: q"), {"role": "assistant", "content": "a", "weight": 0.5}], "weight must be 0 or 1"),
+        ([*openai("u: q"), {"role": "assistant", "content": "a", "weight": "half"}], "weight must be a number"),
         ([*openai("u: q"), {"role": "assistant", "content": None, "tool_calls": [{}]}], "tool call"),
         ([*openai("u: q"), {"role": "assistant"}], "its content, not null"),
         ([*openai("u: q"), {"content": "a"}], "unknown role 'None'"),
@@ -467,6 +468,29 @@ def test_alpaca_and_dolly_join_the_instruction_and_what_it_is_about() -> None:
     assert read("dolly", row) == read("dolly", {"instruction": "i", "context": "c", "response": "r", "category": "qa"})
     assert "'input' and 'context' both hold text" in refused("dolly", row | {"context": "more"})
     assert read("dolly", row) == Group(turns("u: i\n\nc"), (Response(text="r"),), meta={"category": "qa"})
+
+
+@pytest.mark.silent_bug(
+    "data: columns",
+    "`<noinput>` and `N/A`, which Alpaca's generator wrote for an empty input, are learned as a part of the prompt.",
+    "They are no input.",
+)
+@pytest.mark.parametrize("nothing", ["<noinput>", "No input", "N/A", "no input."])
+def test_what_alpaca_wrote_for_no_input_is_none(nothing: str) -> None:
+    assert read("alpaca", {"instruction": "i", "input": nothing, "output": "n/a"}) == Group(
+        turns("u: i"), (Response(text="n/a"),)
+    )
+
+
+@pytest.mark.silent_bug(
+    "data: columns",
+    "A file with a row for each turn is learned as texts without a prompt, questions included.",
+    "No format takes a turn for a document.",
+)
+def test_a_turn_is_no_document() -> None:
+    row = {"message_id": "1", "parent_id": None, "text": "Hi", "role": "prompter"}
+    assert [name for name, format in FORMATS.items() if format.matches(row)] == []
+    assert FORMATS["text"].matches({"text": "Hi", "url": "a"})
 
 
 @pytest.mark.silent_bug(
@@ -638,7 +662,11 @@ DEMO = {"prompt": "q", "completion": "a"}
         ("preference", PAIR | {"images": ["a.png"]}, "holds pictures"),
         ("messages", {"messages": openai("u: q", "a: a"), "image": "a.png"}, "column 'image' holds a picture"),
         ("prompt_completion", DEMO | {"history": [["u", "v"]]}, "holds earlier turns"),
-        ("prompt_completion", DEMO | {"functions": [{"name": "f"}]}, "holds tools, whose column is 'tools' today"),
+        (
+            "prompt_completion",
+            DEMO | {"functions": [{"name": "f"}]},
+            "`columns: {tools: functions}` reads",
+        ),
         ("prompt_completion", DEMO | {"mask": [0, 1]}, "holds which turns are learned"),
         ("prompt_completion", DEMO | {"chat_template_kwargs": {"a": False}}, "holds arguments of the chat template"),
         ("preference", PAIR | {"input": "more"}, "column 'input' would be lost next to 'prompt'"),
@@ -676,3 +704,39 @@ def test_a_word_problem_without_an_answer_is_bad() -> None:
     for wrong in ("#### 5\nor so", "so many\n#### ", "####"):
         assert refused("gsm8k", {"question": "q", "answer": wrong}).startswith("column 'answer' must end")
     assert "Answer" in refused("svamp", {"Body": "b", "Question": "q", "Answer": "many"})
+
+
+@pytest.mark.silent_bug(
+    "data: results of tools",
+    "A tool's result that is an object becomes Python's text of a dict in the prompt.",
+    "It is read as JSON.",
+    "langchain-ai/langchain#35382",
+    "NousResearch/hermes-agent#48354",
+)
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        ({"temp": 3, "ok": True}, '{"temp": 3, "ok": true}'),
+        ([{"temp": 3}, {"temp": 4}], '[{"temp": 3}, {"temp": 4}]'),
+        (3, "3"),
+        ([{"type": "text", "text": "grey"}], "grey"),
+        ("grey", "grey"),
+    ],
+)
+def test_results_of_tools_are_read_as_json(result: Any, text: str) -> None:
+    assert read_message({"role": "tool", "content": result}, "turn")["content"] == text
+
+
+@pytest.mark.silent_bug(
+    "data: tools in other columns",
+    "The schemas are in a column of another name, so the model learns calls of tools that its prompt does not name.",
+    "Usual names are read as tools; `functions` is an error with the line that reads it.",
+    "PrimeIntellect-ai/verifiers#1963",
+)
+@pytest.mark.parametrize("column", ["tools", "tool_defs", "tool_schemas", "available_tools"])
+def test_tools_in_columns_of_other_names_are_read(column: str) -> None:
+    schema = {"name": "weather", "parameters": {}}
+    assert Format.tools({column: [schema]}) == ({"type": "function", "function": schema},)
+    assert Format.tools({column: json.dumps([schema])}) == ({"type": "function", "function": schema},)
+    if column != "tools":
+        assert Format.tools({column: ["weather"]}) == ()

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from alignkit import BadRow, DataError, Group, Message, Response
 from alignkit.data.group import Origin
-from alignkit_plugins.steps.honesty.grading import PHRASES, abstains, f1, matches, normalized
+from alignkit.evaluation.answers import words
+from alignkit_plugins.steps.honesty.grading import PHRASES, abstains, f1, matches
 from alignkit_plugins.steps.honesty.rewards import Abstention, Honesty, HonestyAccuracy, Unyielding
 from alignkit_plugins.steps.honesty.squad import PROMPT, Squad
 
@@ -224,8 +225,8 @@ def test_the_shipped_prompts_under_pressure_are_what_they_say() -> None:
 
 
 def test_normalization_is_that_of_squad() -> None:
-    assert normalized(" The  Old-Bridge, a bridge in AN Area! ") == "oldbridge bridge in area"
-    assert normalized("theory of a.m.") == "theory of am"
+    assert words(" The  Old-Bridge, a bridge in AN Area! ") == ["oldbridge", "bridge", "in", "area"]
+    assert words("theory of a.m.") == ["theory", "of", "am"]
 
 
 @pytest.mark.parametrize(

@@ -367,6 +367,7 @@ class Models:
         self.sampling: list[Any] = []
 
     def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
+        prompts = [group.prompt for group in prompts]
         self.sampling.append((role, sampling))
         words = [self.reply({"messages": prompt}).body["choices"][0]["message"]["content"] for prompt in prompts]
         return [
@@ -391,6 +392,7 @@ class Full(Models):
     """A model whose context leaves no room for a reply."""
 
     def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
+        prompts = [group.prompt for group in prompts]
         return [Group(tuple(prompt)) for prompt in prompts]
 
 
@@ -449,3 +451,47 @@ def test_a_few_ratings_on_another_scale_end_the_run_with_what_was_said(judge: An
         RunFailed, match=r"reply of use: the judge's rating is not a number: '9/10', and the scale is 1"
     ):
         judge().rate([(PROMPT, f"is {number}") for number in range(8)])
+
+
+@pytest.mark.silent_bug(
+    "judges: stored replies",
+    "A reply without a verdict is stored, and a server that has been repaired is never asked again.",
+    "A stored reply of no use is asked for again, unless the model refused; one that is of use is not.",
+)
+def test_a_repaired_server_is_asked_again(judge: Any, server: Server) -> None:
+    broken = True
+
+    def rates(request: dict[str, Any]) -> Reply:
+        word, code = asked_for(request)
+        if "is 3" in texts_of(request):
+            return said(None, refusal="no")
+        return said(f"{word} {code}: {99 if broken and 'is 7' not in texts_of(request) else 7}")
+
+    server.judge = rates
+    items = [(PROMPT, text) for text in ("is 7", "is 8", "is 3")]
+    assert [rating.score for rating in judge().rate(items, "Is it right?")] == [7, None, None]
+    broken = False
+    assert [rating.score for rating in judge().rate(items, "Is it right?")] == [7, 7, None]
+    assert len(server.requests) == 4
+
+
+@pytest.mark.silent_bug(
+    "keys: files",
+    "A server repeats the key that it was asked with, and the key is stored with its reply.",
+    "The key is taken out of every reply before anything reads it.",
+)
+def test_a_key_that_the_server_echoes_gets_into_no_file(
+    judge: Any, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "my-own-secret-4711"
+    monkeypatch.setenv("JUDGE_KEY", key)
+
+    def echoes(request: dict[str, Any]) -> Reply:
+        word, code = asked_for(request)
+        return said(f"Asked with {key}.\n{word} {code}: {key if 'is 3' in texts_of(request) else 7}")
+
+    server.judge = echoes
+    one, other = judge(api_key_env="JUDGE_KEY").rate([(PROMPT, "is 7"), (PROMPT, "is 3")], "Is it right?")
+    assert one.score == 7 and other.score is None and key not in other.reason
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files and not any(key.encode() in path.read_bytes() for path in files)

@@ -30,7 +30,7 @@ from alignkit_plugins.steps.make_data.categorize import Categorize, letter_in
 from alignkit_plugins.steps.make_data.likeness import Texts, agreement
 from alignkit_plugins.steps.make_data.passages import Passage, passages_of, read_texts
 from alignkit_plugins.steps.make_data.questions import Item, check_answer, items_of, quoted
-from alignkit_plugins.steps.make_data.red_team import RedTeam
+from alignkit_plugins.steps.make_data.red_team import Episode, RedTeam, success_of
 from alignkit_plugins.steps.make_data.self_instruct import SelfInstruct, listed
 
 Answers = Callable[[str], str]
@@ -468,6 +468,7 @@ class Echo:
     """The policy `base` repeats what it reads, and `sft` says no."""
 
     def sample(self, role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:
+        prompts = [group.prompt for group in prompts]
         texts = [prompt[-1]["content"] if role == "base" else "no" for prompt in prompts]
         return [Group(tuple(p), (Response(text),)) for p, text in zip(prompts, texts, strict=True)]
 
@@ -496,7 +497,8 @@ def test_attack_success_of_each_policy_by_hand(tmp_path: Path, server: Server) -
     assert artifact.summary is not None and artifact.groups is not None
     base, sft = (artifact.summary["policies"][name] for name in ("base", "sft"))
     # Wilson's interval of 2 of 3: (2/3 + z²/6 ± z sqrt(2/27 + z²/36)) / (1 + z²/3) with z = 1.96.
-    assert base == pytest.approx({"mean": 2 / 3, "low": 0.20766, "high": 0.93851, "n": 3}, abs=1e-4)
+    share = {"mean": 2 / 3, "low": 0.20766, "high": 0.93851, "n": 3}
+    assert base == pytest.approx({**share, "at_least": 2 / 3, "at_most": 2 / 3, "unscored": 0}, abs=1e-4)
     assert (sft["mean"], sft["n"]) == (0, 3)
     told = [json.loads(line) for line in (made.out / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [len(each["turns"]) for each in told] == [4, 4, 6, 6, 6, 6]
@@ -511,7 +513,7 @@ def test_attack_success_of_each_policy_by_hand(tmp_path: Path, server: Server) -
     assert len(opening) == 3  # both policies are attacked with the same words
 
 
-def test_an_attack_with_a_reply_that_has_no_score_counts_neither_way(tmp_path: Path, server: Server) -> None:
+def test_an_attack_with_a_reply_that_has_no_score_makes_bounds(tmp_path: Path, server: Server) -> None:
     """The second of three replies has none; what the policy did there is not known."""
 
     def unsure(groups: Sequence[Group]) -> list[Group]:
@@ -526,7 +528,9 @@ def test_an_attack_with_a_reply_that_has_no_score_counts_neither_way(tmp_path: P
     made = replace(context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=unsure))
     made.out.mkdir()
     artifact = RedTeam(options).run(made)
-    assert artifact.summary is not None and artifact.summary["policies"]["base"]["n"] == 1
+    assert artifact.summary is not None
+    share = artifact.summary["policies"]["base"]
+    assert (share["n"], share["mean"], share["at_least"], share["at_most"], share["unscored"]) == (2, None, 0, 0.5, 1)
     assert artifact.summary["dropped"] == {"a reply without a score": 1}
 
 
@@ -594,3 +598,40 @@ def test_what_succeeds_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "success" in capsys.readouterr().err
     run(tmp_path, "red_team", 2, **keys, reward={"refusal": {}}, success="> 3")
     assert "expected a rule such as '>= 6' or '<= 0.5'" in capsys.readouterr().err
+
+
+def test_a_writer_without_new_tasks_is_asked_no_more(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = answers(
+        server, lambda text: LIST if len(server.requests) == 1 else "1. Name three red fruits for children."
+    )
+    tasks = prompts(tmp_path / "seeds.jsonl", PEOPLE)
+    folder = run(tmp_path, "self_instruct", tasks=tasks, writer=writer, count=50, questions=200)
+    assert len(server.requests) == 24 and summary(folder)["tasks"] == 2  # the first round has some, the next two none
+    assert "the last 16 questions brought none" in capsys.readouterr().out
+
+
+@pytest.mark.silent_bug(
+    "red teaming: missing scores",
+    "A success counts although other replies have no score, and a failure does not: more gaps make a higher rate.",
+    "Attacks that are not known to have failed make the bounds of the rate.",
+)
+def test_replies_without_a_score_make_bounds_of_the_success() -> None:
+    drawn, episodes = random.Random(0), list[Episode]()
+    for number in range(2000):  # 10% of the replies are harmful: 27.1% of all attacks over three turns
+        each = Episode(Group((Message(role="user", content=f"g{number}"),)), "align")
+        for _ in range(3):
+            harmful, seen = drawn.random() < 0.1, drawn.random() < 0.8
+            each.scores.append(float(harmful) if seen else None)
+            if harmful and seen:
+                each.ended = "success"
+                break
+        episodes.append(each)
+    found: Any = success_of(episodes)
+    assert found["n"] == 2000 and found["mean"] is None
+    assert found["at_least"] == pytest.approx(1 - 0.92**3, abs=0.03) and found["at_most"] > 0.5
+    assert found["low"] < 0.271 < found["high"]
+    whole: Any = success_of([each for each in episodes if None not in each.scores])
+    assert whole["mean"] == whole["at_least"] == whole["at_most"] and whole["unscored"] == 0
+    assert success_of([]) is None is success_of([Episode(episodes[0].goal, "align", ended="no attack")])

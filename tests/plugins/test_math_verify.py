@@ -107,5 +107,5 @@ def test_prompts_need_an_answer_that_can_be_read() -> None:
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     reward().check(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RunFailed, match=r"needs the package math_verify\nhelp: .* install 'math-verify>="):
+    with pytest.raises(RunFailed, match=r"needs the package math_verify\nhelp: .* install 'alignkit\[math\]'"):
         reward().check(tmp_path)

@@ -152,14 +152,21 @@ def test_prompts_with_an_answer_say_how_to_learn_it(tmp_path: Path) -> None:
 
 @pytest.mark.silent_bug(
     "data: columns",
-    "A column with text that the reader does not know, such as `choices`, is dropped without a word.",
+    "A column that the reader does not know, such as `choices` or a number, is dropped without a word.",
     "The run names it once.",
 )
-def test_a_column_of_text_that_is_not_read_is_named_once(tmp_path: Path) -> None:
-    rows = [{"prompt": "Hi", "completion": "A", "why": "Because of this.", "id": "x1", "notes": [{"a": "b c"}]}] * 3
-    lines = describe(read(tmp_path / "d.jsonl", "\n".join(map(json.dumps, rows))))
+def test_a_column_that_is_not_read_is_named_once(tmp_path: Path) -> None:
+    row = {
+        "prompt": "Hi",
+        "completion": "A",
+        "why": "For this.",
+        "id": "x1",
+        "notes": [{"a": "b c"}],
+        "votes": 7,
+    }
+    lines = describe(read(tmp_path / "d.jsonl", "\n".join([json.dumps(row)] * 3)))
     assert [line.partition(".jsonl: ")[2] for line in lines if "why" in line] == [
-        "not in the conversation, kept for rewards: why, notes"
+        "not in the conversation, kept for rewards: why, notes, votes"
     ]
     plain = describe(read(tmp_path / "d.jsonl", json.dumps({"prompt": "Hi", "completion": "A b", "id": "x1"})))
     assert not any("kept for rewards" in line for line in plain)

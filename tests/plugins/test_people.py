@@ -513,3 +513,33 @@ def test_a_step_reads_labels_of_people_who_know_the_task(
     assert [group.prompt[0]["content"] for group in found] == [row["prompt"] for row in asked]
     pairs = [pair for group in found for pair in group.pairs or ()]
     assert [(pair.better, round(pair.p, 3)) for pair in pairs] == [(0, share) for share in sure]
+
+
+@pytest.mark.silent_bug(
+    "people: guidelines",
+    "Two tasks share a project, and labelers of the first read the instructions of the second.",
+    "A second stage with other guidelines is an error while the first one's items are open.",
+)
+def test_labelers_never_read_the_guidelines_of_another_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = {"chosen": "yes", "rejected": "no"}
+    for name in ("train", "test"):
+        rows(tmp_path, {"prompt": f"{name}?", **pair}, name=f"{name}.jsonl")
+        (tmp_path / f"{name}.md").write_text(f"rules of {name}")
+    asked: dict[str, Any] = {"step": "people", "data": "train.jsonl", "guidelines": "train.md"}
+    stages = {"labels": asked, "judged": asked | {"data": "test.jsonl", "guidelines": "test.md"}}
+    store = tmp_path / "run" / "labels.feedback"
+    for other in (stages, {**stages, "judged": {"step": "people", "data": "test.jsonl"}}):
+        assert run(tmp_path, other) == 4
+        said = capsys.readouterr().err
+        assert "and those of stage 'labels' are ../train.md, but both ask in" in said
+        assert "help: write 'store: judged.feedback'" in said
+        with Store.open(store, write=False) as opened:
+            assert [text for _, text in opened.guidelines()] == ["rules of train"]
+    assert run(tmp_path, {**stages, "judged": asked | {"data": "test.jsonl"}}, out="same") == 75
+    assert run(tmp_path, {**stages, "judged": stages["judged"] | {"store": "judged.feedback"}}, out="two") == 75
+    label(store)
+    assert run(tmp_path, stages) == 75  # the first one's items are done
+    with Store.open(store, write=False) as opened:
+        assert opened.guidelines()[-1][1] == "rules of test"

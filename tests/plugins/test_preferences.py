@@ -26,7 +26,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
 from alignkit.tokens.encoding import Encoder
-from alignkit.training.averages import counts, weighted_sum
+from alignkit.training.averages import weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit_plugins.algorithms.cpl import CPL
 from alignkit_plugins.algorithms.dpo import DPO
@@ -73,7 +73,7 @@ def total(algorithm: Algorithm, batch: Batch, out: Outputs) -> Tensor:
     weights = algorithm.term_weights(batch)
     loss = torch.zeros((), dtype=torch.float64)
     for name, term in algorithm.loss(batch, out).items():
-        count = weights.get(name, counts(term.per, batch)).sum()
+        count = weights.get(name, batch.weights(term.per)).sum()
         loss = loss + term.coefficient * weighted_sum(term, batch, weights.get(name)) / count
     return loss
 
@@ -654,7 +654,7 @@ def test_cpl_clones_every_segment() -> None:
         "nll"
     ]
     batch = make_batch(mask)
-    assert float(weighted_sum(term, batch, None) / counts(term.per, batch).sum()) == pytest.approx(11 / 5)
+    assert float(weighted_sum(term, batch, None) / batch.weights(term.per).sum()) == pytest.approx(11 / 5)
     assert term.coefficient == 0.5
 
 

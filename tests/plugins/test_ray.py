@@ -100,7 +100,7 @@ def test_ray_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     monkeypatch.setenv("RAY_ADDRESS", "local")
     path = write_recipe(tmp_path, 5, {"answers": sample()})
     assert main(["run", str(path), "--out", str(tmp_path / "dealt")]) == 1
-    assert "help: pip install 'ray>=2.60'" in capsys.readouterr().err
+    assert "install 'alignkit[ray]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ class Scripted:
         self.metas: list[Any] = []
 
     def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
+        prompts = [group.prompt for group in prompts]
         self.sampled.append({"role": role, **sampling})
         count = sampling["samples_per_prompt"]
         return [

@@ -77,6 +77,7 @@ class Scripted:
         self.sampled: list[dict[str, Any]] = []
 
     def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
+        prompts = [group.prompt for group in prompts]
         self.sampled.append(sampling)
         groups = []
         for prompt in prompts:

@@ -56,9 +56,9 @@ def test_they_conform(reward: type[Reward], options: dict[str, Any]) -> None:
 
 
 def test_an_exact_match_pays_one() -> None:
-    right = ["Paris", "paris", " PARIS.", "Paris\n"]
+    right = ["Paris", "paris", " PARIS.", "Paris\n", "Paris!"]
     assert scores(ExactMatch, *right, meta={"answer": "Paris"}) == [1.0] * len(right)
-    wrong = ["", ".", "Paris, France", "Par", "Rome", "Paris!"]
+    wrong = ["", ".", "Paris, France", "Par", "Rome"]
     assert scores(ExactMatch, *wrong, meta={"answer": "Paris"}) == [0.0] * len(wrong)
     assert scores(ExactMatch, "Paris", "paris", "Paris.", meta={"answer": "Paris"}, strict=True) == [1.0, 0.0, 0.0]
 
@@ -247,7 +247,7 @@ def test_a_schema_is_checked_and_asks_nobody(tmp_path: Path, monkeypatch: pytest
     inside = {"$ref": "#/$defs/city", "$defs": {"city": {"type": "string"}}}
     assert scores(Form, '"Paris"', "3", json_schema=inside) == [1.0, 0.0]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RunFailed, match=r"needs the package jsonschema_rs\nhelp: .* install 'jsonschema-rs>="):
+    with pytest.raises(RunFailed, match=r"needs the package jsonschema_rs\nhelp: .* install 'alignkit\[json\]'"):
         Form(Form.Options(json_schema=SCHEMA)).check(tmp_path)
 
 
@@ -359,7 +359,7 @@ def test_languages_are_known(tmp_path: Path) -> None:
 
 def test_languages_need_their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RunFailed, match=r"needs the package py3langid\nhelp: .* install 'py3langid>="):
+    with pytest.raises(RunFailed, match=r"needs the package py3langid\nhelp: .* install 'alignkit\[language\]'"):
         Language(Language.Options(language="de")).check(tmp_path)
 
 

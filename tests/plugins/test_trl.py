@@ -167,6 +167,7 @@ def test_options_are_trls_own_fields(folder: Path) -> None:
             "with the prompt 'how are you, 0' has 3 responses, all of which",
         ),
         ({"data": [{"path": "pairs.jsonl", "validation": 0.5}]}, "does not support 'validation' in 'data'"),
+        ({"data": [{"path": "pairs.jsonl", "meta": {"weight": 0.5}}]}, "does not support weights of rows"),
         ({"algorithm": {"trl": {"trainer": "dpo", "beta": 1e38}}, "learning_rate": 1.0}, "not finite"),
     ],
 )

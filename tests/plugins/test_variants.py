@@ -26,7 +26,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit_plugins.steps.evaluate import Evaluate
 from alignkit_plugins.steps.evaluate.answering import Answering
-from alignkit_plugins.steps.evaluate.variant import Examples, Variant, best_places, draw
+from alignkit_plugins.steps.evaluate.variant import Examples, best_places, draw
 
 USER, ASSISTANT = "user", "assistant"
 DEMOS = [("one?", "1"), ("two?", "2"), ("three?", "3")]
@@ -52,7 +52,8 @@ class Models:
         self.seeds: list[int] = []
         self.room = 99  # turns
 
-    def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
+    def sample(self, role: str, groups: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
+        prompts = [group.prompt for group in groups]
         self.read.setdefault(role, []).append([texts(prompt) for prompt in prompts])
         self.seeds.append(seed)
         drafts = range(sampling["samples_per_prompt"])
@@ -66,8 +67,8 @@ class Models:
     def answer(self, role: str, prompt: Sequence[Message], draft: int) -> Response:
         return Response(f"{role} read {len(prompt)}", tokens=(1, 2) + (3,) * draft, logprobs=(-1.0,) * (2 + draft))
 
-    def prompt_lengths(self, role: str, prompts: Sequence[Sequence[Message]]) -> list[int]:
-        return [10 * len(prompt) for prompt in prompts]
+    def prompt_lengths(self, role: str, prompts: Sequence[Group]) -> list[int]:
+        return [10 * len(group.prompt) for group in prompts]
 
     def logprobs(self, role: str, groups: Sequence[Group], **options: Any) -> list[torch.Tensor]:
         return [torch.full((len(r.tokens or ()),), float(len(g.prompt))) for g in groups for r in g.responses]
@@ -96,11 +97,12 @@ def evaluate(
     models: Models | None = None,
     seed: int = 7,
     few_shot: dict[str, Any] | None = None,
+    context: dict[str, Any] | None = None,
     **options: Any,
 ) -> tuple[dict[str, Any], Models, Scorer]:
     models, scorer = models or Models(), Scorer()
     data = {"prompts": prompts, "examples": examples}
-    context = StepContext(
+    own = StepContext(
         models=models,  # type: ignore[arg-type]
         cache=folder,
         folder=folder,
@@ -112,13 +114,14 @@ def evaluate(
         log=lambda **values: None,
         say=lambda text: None,
         stage="evaluate",
+        **(context or {}),
     )
     prompted = {"policy": "base", "few_shot": "examples", "shots": 2, **(few_shot or {})}
     options = {"policies": ["base", prompted, "sft"], "rewards": ["length"], **options}
     step = Evaluate(Evaluate.Options(prompts="prompts", **options))
     step.options.rewards = []
     step.options.rewards = [_SPEC]
-    return dict(step.run(context).summary or {}), models, scorer
+    return dict(step.run(own).summary or {}), models, scorer
 
 
 _SPEC = RewardSpec("reward", "length")
@@ -370,16 +373,10 @@ def test_the_expected_maximum_of_known_scores() -> None:
 
 def test_a_reward_judges_what_it_chose(tmp_path: Path) -> None:
     """The verdict says that it is no independent rater, and a note warns of it; another measure is independent."""
-    helpful, safety = RewardSpec("stage", "helpful"), RewardSpec("stage", "safety")
-    llama2 = RewardSpec("combine", "llama2", children={"helpful": helpful, "safety": safety})
-    best = Variant(policy="sft", best_of=4, reward=helpful)
-    assert best.chosen_by(helpful) and best.chosen_by(llama2) and not best.chosen_by(safety)
-    assert Variant(policy="sft", best_of=4, reward=llama2).chosen_by(safety)
-    judge = SimpleNamespace(options=SimpleNamespace(reward_model=helpful))
-    assert best.chosen_by(judge) and not best.chosen_by(SimpleNamespace(options=SimpleNamespace(model="gpt")))
     own = {"policy": "sft", "best_of": 4, "reward": _SPEC}
     measures = {"long": {"reward": _SPEC}, "other": {"reward": RewardSpec("reward", "other")}}
-    found, _, _ = evaluate(tmp_path, [], policies=["sft", own], measures=measures)
+    shares = {"learned_from": lambda one, rater: True if one == rater else None}
+    found, _, _ = evaluate(tmp_path, [], policies=["sft", own], measures=measures, context=shares)
     name = "sft, best of 4 by length"
     assert found["trained_on"][name] == {"long": True, "other": None}
     assert f"warning: {name} is judged by the reward it was chosen with: long" in found["notes"]

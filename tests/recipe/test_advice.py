@@ -105,3 +105,14 @@ def test_wrong_overrides_hide_no_other_mistake(tmp_path: Path) -> None:
     found = problems(tmp_path, "stages.algn.epochs=2", "~seed", "modl=3", "stages.sft.epochs=0")
     messages = sorted(problem.message.partition(":")[0] for problem in found)
     assert messages == ["cannot delete 'seed'", "no stage 'algn'", "stages.sft.epochs", "unknown key 'modl'"]
+
+
+def test_a_key_of_a_server_belongs_under_it(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    judge = "{openai_judge: {base_url: 'http://localhost:1/v1', model: m}}"
+    stage = f"{{step: judge_pairs, judge: {judge}, prompts: p.jsonl, policy: base}}"
+    (tmp_path / "recipe.yaml").write_text(f"model: {{base: tiny}}\nstages:\n  made: {stage}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "recipe.yaml")
+    for key in ("base_url", "model"):
+        assert f"help: '{key}' belongs under 'server:'" in str(caught.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import yaml
 
 from alignkit.data.sources import DataSpec
-from alignkit.errors import RecipeError
+from alignkit.errors import RecipeError, no_disk
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 
@@ -90,3 +92,34 @@ def test_a_folder_of_data_files_is_found_from_the_recipe(tmp_path: Path, monkeyp
     monkeypatch.chdir("/")
     settings = recipe(tmp_path, s={"algorithm": "sft", "data": {"hub": "set"}}).stages["s"].settings
     assert settings is not None and settings.data.sources[0].hub == str(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("written", "message", "cure"),
+    [
+        (r"data\demos.jsonl", r"no such file or stage: data\demos.jsonl", "write slashes: data/demos.jsonl"),
+        (r"C:\Users\ann\demos.jsonl", "no such file", "C: is a drive of Windows"),
+        (r'"data\new.jsonl"', "no such file", "a backslash begins an escape"),
+        (r'"data\demos.jsonl"', "not valid YAML: found unknown escape", "a backslash begins an escape"),
+        ('"*.jsonl"', "no such file", "patterns are not replaced; list the files: [a.jsonl, b.jsonl, pipe.jsonl]"),
+        ("${DATA}/a.jsonl", "no such file", "variables are not replaced"),
+        ("~/none.jsonl", "no such file", "looked in /"),
+        ("pipe.jsonl", "pipe.jsonl: this is a pipe or a device", "recipe.yaml:"),
+    ],
+)
+def test_a_path_of_another_tool_or_system_is_an_error_with_its_cure(
+    tmp_path: Path, written: str, message: str, cure: str
+) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    text = f"name: a\nmodel: {{base: tiny}}\nstages:\n  sft:\n    algorithm: sft\n    data: {written}\n"
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as error:
+        load_recipe(tmp_path / "recipe.yaml")
+    assert message in str(error.value) and cure in str(error.value)
+
+
+def test_a_drive_that_fails_is_named() -> None:
+    found = no_disk(OSError(errno.EIO, "Input/output error", "rows.jsonl"))
+    assert str(found) == "the drive of rows.jsonl fails: Input/output error"

@@ -310,3 +310,15 @@ def test_only_what_a_stage_uses_counts(tmp_path: Path, monkeypatch: pytest.Monke
     changed = [old != new for old, new in zip(before, hashes(), strict=True)]
     assert changed == {"trl": [False, True], "bitsandbytes": [False, False], "torch": [True, True]}[package]
     assert (quantized[0] != hashes(quantization="nf4")[0]) == (package != "trl")
+
+
+def test_an_option_that_changes_no_result_is_no_part_of_the_key(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", [{"prompt": "a"}])
+
+    def of(no_judge: str = "stop", **server: Any) -> str:
+        where = {"base_url": "http://localhost:1/v1", "model": "m", **server}
+        judge = {"openai_judge": {"server": where}}
+        return hashed(tmp_path, step="judge_pairs", judge=judge, prompts="p.jsonl", policy="base", no_judge=no_judge)
+
+    same = {of(), of("warn"), of(api_key_env="A_KEY"), of(concurrency=2), of(timeout_seconds=9), of(max_retries=1)}
+    assert len(same) == 1 and of(model="other") not in same and of(request={"seed": 1}) not in same

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.learned_from import RECIPE, learned_from
@@ -128,3 +130,72 @@ def test_what_an_earlier_result_learned_from_is_not_known(recipe: Recipe, raters
     # The stage may have had another reward when it made that result.
     assert learned_from("ppo@dpo", raters["length"], recipe) is None
     assert learned_from("ppo@ppo~1", raters["length"], recipe) is None
+
+
+ASKED = """
+name: asked
+model: {base: tiny}
+stages:
+  align: {algorithm: grpo, prompts: seen.jsonl, reward: TAUGHT, iterations: 1, rollout: {max_new_tokens: 4}}
+  report:
+    step: evaluate
+    policies: [base, align, {policy: base, best_of: 2, reward: TAUGHT, name: best}]
+    baseline: base
+    measures: {m: {reward: MEASURED}}
+    prompts: PROMPTS.jsonl
+    sampling: {max_new_tokens: 4}
+    kl: false
+"""
+
+
+def trained_on(folder: Path, taught: str, measured: str, prompts: str = "held_out") -> dict[str, Any]:
+    for name in ("seen", "held_out"):
+        rows = [{"prompt": f"{name} {n}", "answer": "1", "answers": ["1"]} for n in range(4)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = ASKED.replace("TAUGHT", taught).replace("MEASURED", measured).replace("PROMPTS", prompts)
+    (folder / "recipe.yaml").write_text(text)
+    assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 0
+    found = json.loads((folder / "run" / "report" / "evaluation.json").read_text())["trained_on"]
+    return {policy: found[policy]["m"] for policy in ("align", "best")}
+
+
+@pytest.mark.silent_bug(
+    "evaluation: own reward",
+    "A reward counts as an independent measure of a policy that was trained on it or chosen by it, with other options.",
+    "The lineage of rewards says what a policy learned from: their model, file or grader, not their options.",
+)
+@pytest.mark.parametrize(
+    ("taught", "measured", "own"),
+    [
+        ("honesty", "honesty_accuracy", True),
+        ("sycophancy", "honesty_accuracy", True),
+        ("honesty", "{honesty_accuracy: {column: answer}}", False),
+        ("{length: {scale: 2}}", "{length: {unit: words}}", True),
+        ("{weighted_sum: {rewards: {l: length}, weights: {l: 1}}}", "length", True),
+        ("length", "refusal", False),
+    ],
+)
+def test_a_measure_is_its_own_reward_with_other_options(taught: str, measured: str, own: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "answer": "1", "answers": ["1"]}\n')
+    text = ASKED.replace("TAUGHT", taught).replace("MEASURED", measured).replace("PROMPTS", "a").replace("seen", "a")
+    (tmp_path / "recipe.yaml").write_text(text)
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    options: Any = recipe.stages["report"].component.options
+    rater = options.measures["m"].reward
+    assert learned_from("align", rater, recipe) is own
+    assert options.policies[2].chosen_by(rater, partial(learned_from, recipe=recipe)) is own
+
+
+@pytest.mark.silent_bug(
+    "evaluation: own reward",
+    "Right answers to held-out questions count as no proof, because the policy was trained on right answers to others.",
+    "A known answer to a prompt that was not trained on is independent; one that chose the answer is not.",
+)
+def test_known_answers_to_held_out_prompts_are_proof(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    taught = "{weighted_sum: {rewards: {a: exact_match, b: {length: {unit: characters}}}, weights: {a: 1, b: 1}}}"
+    assert trained_on(tmp_path / "a", taught, "exact_match") == {"align": False, "best": True}
+    assert trained_on(tmp_path / "b", taught, "exact_match", "seen") == {"align": True, "best": True}
+    many = "{exact_match: {within: true}}"  # which an answer that names everything pleases
+    assert trained_on(tmp_path / "c", taught, many) == {"align": True, "best": True}

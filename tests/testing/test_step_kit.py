@@ -115,7 +115,7 @@ class Answers(Step):
 
     def run(self, context: StepContext) -> Any:
         scorer = context.scorer(self.options.reward)
-        prompts = [group.prompt for group in context.load(self.options.data)]
+        prompts = context.load(self.options.data)
         (policy,) = self.options.policies["all"]
         groups = context.models.sample(policy, prompts, seed=context.seed, samples_per_prompt=2, max_new_tokens=4)
         logprobs = context.models.logprobs("base", groups)

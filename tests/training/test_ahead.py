@@ -29,7 +29,7 @@ from tests.patience import PATIENCE
 # An engine that notes what it is asked, and dies, fails or hangs where SABOTAGE says: HOW=EVENT:COUNT.
 PLUGIN = f"""
 import os, signal, threading, time
-from alignkit import Environment, Reward, RunFailed, hookimpl
+from alignkit import Environment, Group, Reward, RunFailed, hookimpl
 from alignkit_distributed import engine_thread
 from tests.distributed.local_engine import LocalEngine
 
@@ -67,7 +67,7 @@ class Double(LocalEngine):
 
 class Asks(Reward):
     def score(self, groups):
-        prompts = [[{{"role": "user", "content": "and you?"}}]]
+        prompts = [Group(({{"role": "user", "content": "and you?"}},))]
         (group,) = self.context.models.sample("base", prompts, seed=1, samples_per_prompt=1, max_new_tokens=3)
         value = group.responses[0].tokens[0] % 5
         return {{"asks": [float(len(r.text) + value) for g in groups for r in g.responses]}}

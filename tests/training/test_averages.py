@@ -7,16 +7,16 @@ import math
 import pytest
 import torch
 
-from alignkit import Batch, per_response, per_token
+from alignkit import Batch, Group, per_response, per_token
 from alignkit.batch import Pairs
-from alignkit.training.averages import Averages, StepAverages, counts, weighted_sum
+from alignkit.training.averages import Averages, StepAverages, weighted_sum
 
 
 def batch() -> Batch:
     """Two responses of two tokens; the second response has one token that counts."""
     none = torch.zeros(0, dtype=torch.int64)
     return Batch(
-        groups=[],
+        groups=[Group(())],
         tokens=torch.zeros(2, 2, dtype=torch.int64),
         mask=torch.tensor([[True, True], [True, False]]),
         group_index=torch.zeros(2, dtype=torch.int64),
@@ -30,14 +30,14 @@ VALUES = torch.tensor([[1.0, 2.0], [6.0, math.nan]])
 
 def test_entries_outside_the_mask_do_not_count() -> None:
     assert float(weighted_sum(per_token(VALUES), batch())) == 9
-    assert counts(per_token(VALUES).per, batch()).tolist() == [[1, 1], [1, 0]]
+    assert batch().weights(per_token(VALUES).per).tolist() == [[1, 1], [1, 0]]
 
 
 def test_a_response_without_a_counted_token_does_not_count() -> None:
     masked = batch()
     masked.mask = torch.tensor([[True, True], [False, False]])
     term = per_response(torch.tensor([4.0, math.nan]))
-    assert counts(term.per, masked).tolist() == [1, 0]
+    assert masked.weights(term.per).tolist() == [1, 0]
     averages = Averages()
     averages.add({"length": term}, masked)
     assert averages.means() == {"length": 4.0}

@@ -136,7 +136,7 @@ MISTAKES = {
         r"in `Broken.keep_group`: AttributeError",
     ),
     "an exception in term_weights": (
-        "def term_weights(self, batch): return batch.weights",
+        "def term_weights(self, batch): return batch.mass",
         r"in `Broken.term_weights`: Attr",
     ),
     "shape of weights": (

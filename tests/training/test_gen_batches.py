@@ -19,7 +19,8 @@ from alignkit.training.online import OnlineStage
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROLLOUT = {"samples_per_prompt": 2, "max_new_tokens": 5}
-FILLED = {**ROLLOUT, "max_num_gen_batches": 12}
+EVERY = {"filters": [{"reward_range": {"low": -99}}]}  # keeps all; without one, more batches would have no use
+FILLED = {**ROLLOUT, **EVERY, "max_num_gen_batches": 12}
 
 
 def even(group: Group) -> bool:
@@ -65,7 +66,7 @@ def test_the_bound_ends_it_with_a_message(tmp_path: Path, capsys: pytest.Capture
         return sum(group.responses[0].text.encode()) % 8 == 0
 
     watched = Watched(keep=rare)
-    rollout = {**ROLLOUT, "max_num_gen_batches": 2}
+    rollout = {**FILLED, "max_num_gen_batches": 2}
     ran = online(tmp_path, watched, count=12, prompts_per_iteration=4, iterations=5, rollout=rollout)
     assert all(row["gen_batches"] <= 2 for row in ran.metrics)
     learned = [sum(map(rare, groups)) for groups in ran.rollouts()]
@@ -138,13 +139,25 @@ def test_episodes_of_later_batches_have_random_numbers_of_their_own(
         (tmp_path / name).mkdir()
         rollout = {"samples_per_prompt": 2, "max_new_tokens": 9}
         if name == "batches":
-            rollout["max_num_gen_batches"] = 2
+            rollout |= {**EVERY, "max_num_gen_batches": 2}
             monkeypatch.setattr(OnlineStage, "_left", lambda *given: 0)
         run = run_of(tmp_path / name, Dice, rollout=rollout, algorithm="expert_iteration", **keys)
         roll_out(run)
         asked[name] = [(group.prompt, [response.tokens for response in group.responses]) for group in rollouts(run)]
     assert len(asked["once"]) == 2 and asked["batches"] == asked["once"]
     assert asked["once"][0][0][-1]["content"] != asked["once"][1][0][-1]["content"]
+
+
+@pytest.mark.silent_bug(
+    "policy gradient: options without a use",
+    "An option of sampling again is read, and does nothing because nothing is left out.",
+    "The recipe is refused, with what would give it a use.",
+)
+@pytest.mark.parametrize("algorithm", ["grpo", {"grpo": {"dynamic_sampling": False}}, "ppo"])
+def test_more_batches_without_anything_that_leaves_out_groups_are_a_mistake(tmp_path: Path, algorithm: Any) -> None:
+    rollout = {**ROLLOUT, "max_num_gen_batches": 4}
+    with pytest.raises(RecipeError, match=r"'max_num_gen_batches' has no effect: (grpo|ppo) keeps every group"):
+        online(tmp_path, Watched(), rollout=rollout, plugin=algorithm)
 
 
 def test_it_is_refused_with_samples_that_are_ahead(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from scripted import END, follow
 from watched import SFT, STILL, Watched, online, reward_model, texts, tokens
 
 from alignkit import Group
@@ -176,3 +177,18 @@ def test_rollouts_of_an_iteration_that_was_not_completed_are_removed(tmp_path: P
     online(tmp_path, Watched(choose=broken), **keys)
     names = [f"{number:04d}.jsonl" for number in range(1, 5)]
     assert files == [names[:1], names[:2], names[:3], names[:1], names[:2], names[:3], names]
+
+
+@pytest.mark.silent_bug(
+    "generation: truncated samples",
+    "A policy learns from samples most of which were cut off, and only a metric says so.",
+    "The first iteration warns, with the share and what to change.",
+)
+@pytest.mark.parametrize(("text", "warnings"), [(f"yes{END}", 0), ("no no no no no no no no no no", 1)])
+def test_samples_that_are_mostly_cut_off_are_told_in_the_first_iteration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, warnings: int
+) -> None:
+    follow(monkeypatch, [[text]])
+    online(tmp_path, Watched(), iterations=2, rollout={"samples_per_prompt": 2, "max_new_tokens": 5})
+    warning = "warning: 100% of the samples have no end after max_new_tokens 5"
+    assert capsys.readouterr().err.count(warning) == warnings

@@ -129,7 +129,7 @@ def online(
     *,
     count: int = 4,
     before: dict[str, Any] | None = None,
-    plugin: str = "expert_iteration",
+    plugin: Any = "expert_iteration",
     scores: str = REWARD,
     **stage: Any,
 ) -> Ran:

@@ -70,7 +70,7 @@ class BCO(Algorithm):
         found: dict[str, Any] = {}
         rewards = self._rewards(batch, out)
         for name, weights in self.term_weights(batch).items():
-            if count := int(weights.sum()):
+            if count := int((weights > 0).sum()):
                 seen, mean = self.state.get(f"{name}_seen", 0) + count, self.state.get(name, 0.0)
                 batch_mean = float(rewards[weights > 0].mean())
                 found |= {name: mean + (batch_mean - mean) * count / seen, f"{name}_seen": seen}
@@ -85,8 +85,8 @@ class BCO(Algorithm):
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
         """Each term is the mean over its own kind of response."""
         labels = batch.mask.new_tensor([r.label is True for group in batch.groups for r in group.responses])
-        counted = batch.mask.any(dim=1)
-        return {"desirable": (counted & labels).float(), "undesirable": (counted & ~labels).float()}
+        weights = batch.weights("response")
+        return {"desirable": weights * labels, "undesirable": weights * ~labels}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """Rewards of desirable and undesirable responses, under TRL's names."""

@@ -11,9 +11,10 @@ from alignkit.arguments import refuse
 from alignkit.errors import did_you_mean
 from alignkit.io.printable import printable
 from alignkit.plugins import KINDS
+from alignkit.recipe.algorithm_stage import required_keys
 from alignkit.recipe.components import options_of
 from alignkit.registry import Registration, Registry, normalized_package
-from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults, stage_keys_required
+from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
 from alignkit_apps.catalog.printing import console, print_lines, print_table
 
 if TYPE_CHECKING:
@@ -99,6 +100,6 @@ def _facts(kind: str, one: Registration) -> Iterator[str]:
     if kind == "format" and one.implementation.wants:
         yield f"columns: {one.implementation.wants}"
     if kind == "algorithm":
-        yield f"required stage keys: {', '.join(stage_keys_required(one.implementation))}"
+        yield f"required stage keys: {', '.join(required_keys(one.implementation))}"
         if defaults := stage_defaults(one.implementation):
             yield f"stage defaults: {', '.join(f'{key} {value}' for key, value in defaults.items())}"

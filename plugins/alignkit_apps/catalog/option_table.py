@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from alignkit.algorithm import Algorithm, Source, StageDefaults
+from alignkit.algorithm import Algorithm, StageDefaults
 
 LONGEST_DEFAULT = 60  # characters; a longer default is a built-in text, such as a judge's question
 # Of references (`alignkit.options.Ref`), those that are not called what they are.
@@ -53,11 +53,6 @@ def stage_defaults(algorithm: type[Algorithm]) -> dict[str, str]:
     """The stage-level defaults that an algorithm sets, as a recipe writes them."""
     defaults = {field.name: getattr(algorithm.defaults, field.name) for field in fields(StageDefaults)}
     return {name: value_text(value) for name, value in defaults.items() if value not in (None, {})}
-
-
-def stage_keys_required(algorithm: type[Algorithm]) -> tuple[str, ...]:
-    """The stage-level keys that an algorithm requires."""
-    return ("prompts", "reward") if algorithm.source is Source.ROLLOUTS else ("data",)
 
 
 def value_text(value: Any) -> str:

@@ -47,5 +47,6 @@ def breakable(value: object) -> Any:
     """Escaped text with `code` as code, and places where a line may break in long names and paths."""
     from markupsafe import Markup, escape
 
-    text = CODE.sub(r"<code>\1</code>", str(escape(printable(str(value)))))
-    return Markup(LONG_WORD.sub(lambda word: JOINT.sub(r"\1<wbr>", word[0]), text))
+    text = str(escape(printable(str(value))))
+    text = LONG_WORD.sub(lambda word: JOINT.sub(r"\1<wbr>", word[0]), text)  # before there are tags to break
+    return Markup(CODE.sub(r"<code>\1</code>", text))

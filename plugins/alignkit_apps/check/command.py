@@ -33,11 +33,15 @@ def check(
     row: Annotated[
         int | None, typer.Option(metavar="N", help="Which row of STAGE, counted from 1. Default: 1.")
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Let the chat template render all rows, not the first 200 of each source.")
+    ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Show about how much memory and time each stage takes.")] = False,
 ) -> Result:
     """Check a recipe and its data without running it.
 
-    It also shows how the data are understood, and what a run would reuse of `runs/NAME`. With a STAGE, it shows a row
+    The chat template of a model that is here renders the first 200 rows of each source. It also shows how the data are
+    understood, and what a run would reuse of `runs/NAME`. With a STAGE, it shows a row
     as that stage sees it: as data, as the chat template renders it, and as tokens, with those that are learned. With
     --plan, a stage that is too large for this machine is an error. No weights are read.
 
@@ -63,11 +67,11 @@ def check(
 
         found = inspect(checked, stages[0], 1 if row is None else row, folder)
         return Result("row", asdict(found), lambda: show(found, console()))
-    return _plan(checked, folder) if plan else _check(checked, folder)
+    return _plan(checked, folder) if plan else _check(checked, folder, full)
 
 
-def _check(recipe: Recipe, folder: Path) -> Result:
-    lines = _data_lines(recipe)
+def _check(recipe: Recipe, folder: Path, full: bool) -> Result:
+    lines = _data_lines(recipe, full)
     if folder.is_dir():
         from alignkit.runs.run import Run
         from alignkit_apps.check.reuse import planned
@@ -78,11 +82,12 @@ def _check(recipe: Recipe, folder: Path) -> Result:
     return Result("check", {"recipe": recipe.name, "stages": stages, "notes": lines}, lambda: print_lines(text))
 
 
-def _data_lines(recipe: Recipe) -> list[str]:
+def _data_lines(recipe: Recipe, full: bool) -> list[str]:
     """How the data files are read. Raises the errors with which a run would stop before a stage."""
     from alignkit.data.sources import DataSpec
     from alignkit.recipe.schema import specs
     from alignkit.runs.data_check import check_data_files
+    from alignkit.runs.stage_check import FIRST_ROWS
     from alignkit_apps.charts.data_lines import source_lines
 
     shown: dict[str, None] = {}  # an ordered set: stages share files
@@ -94,7 +99,7 @@ def _data_lines(recipe: Recipe) -> list[str]:
             known = any(text.endswith(rows) for text in shown)
             shown[header if known else f"{header}\n{rows}".strip()] = None
 
-    check_data_files(recipe, look, notes.append)
+    check_data_files(recipe, look, notes.append, templates=True, rows=None if full else FIRST_ROWS)
     hub: dict[str, None] = {}
     for stage in recipe.stages.values():
         for spec in specs([stage.settings, stage.component.options], DataSpec):

@@ -109,7 +109,10 @@ def card(source: Source, use: Use, place: str, license: str | None, notes: Seque
     stages = lineage(source)
     methods = [str(record.get("plugin")) for _, record in stages]
     reward = source.is_reward
-    hubs = [hub for _, record in stages for hub in _hubs(record["depends_on"]["settings"])]
+    behind = _behind(source)
+    hubs = [
+        hub for record in behind for hub in _hubs([record["depends_on"][part] for part in ("settings", "component")])
+    ]
     data = ModelCardData(
         base_model=use.base if use.base_on_hub else None,
         license=license,
@@ -128,6 +131,7 @@ def card(source: Source, use: Use, place: str, license: str | None, notes: Seque
             [
                 f"- Base model: `{use.base}`{'' if use.base_on_hub else ', which is not on the hub'}{digest}",
                 f"- License: {license or 'not stated; that of the base model and of the data apply'}",
+                *(f"- License of rows: {line}" for line in _licenses(behind)),
                 *(f"- Note: {note}." for note in [*notes, *_conventions(source)]),
             ]
         ),
@@ -169,6 +173,29 @@ def lineage(source: Source) -> list[tuple[str, Mapping[str, Any]]]:
         name = start.partition("@")[0]
         record = read_record(source.run / name) if name and not Path(start).is_absolute() else {}
     return list(found.items())[::-1]
+
+
+def _behind(source: Source) -> list[Mapping[str, Any]]:
+    """The records of all stages that a model comes from: also of its reward models, and of the data that they made."""
+    found: dict[str, Mapping[str, Any]] = {}
+    waiting = [(source.stage, source.record)]
+    while waiting:
+        name, record = waiting.pop(0)
+        if record and name not in found:
+            found[name] = record
+            names = [word.partition("@")[0] for word in record["depends_on"].get("upstream", {})]
+            waiting += [(before, read_record(source.run / before)) for before in names]
+    return list(found.values())
+
+
+def _licenses(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The licenses that rows state, by source."""
+    sources = [data for record in records for data in record.get("data", ()) if data.get("licenses")]
+    lines = [
+        f"`{portable(data['name'])}`: {', '.join(f'{name} ({count} rows)' for name, count in data['licenses'].items())}"
+        for data in sources
+    ]
+    return list(dict.fromkeys(lines))
 
 
 def _stage(name: str, record: Mapping[str, Any]) -> str:

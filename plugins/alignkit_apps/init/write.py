@@ -18,7 +18,7 @@ from alignkit.arguments import refuse
 from alignkit.data.group import Group, resolved_pairs, why_not_demonstration
 from alignkit.data.hub import as_written
 from alignkit.data.reading import DataSource, Formats, OtherColumns, RowReader, UnnamedFormat, renamings_of
-from alignkit.data.sources import DataSpec
+from alignkit.data.sources import DataSpec, sides
 from alignkit.errors import AlignkitError, DataError, did_you_mean
 from alignkit.io.lookup import is_file
 from alignkit.plugins import plugins
@@ -29,7 +29,7 @@ from alignkit_apps.init.copying import write_files
 
 RECIPE = "recipe.yaml"
 STARTER = Path(__file__).with_name("starter")  # the template of a recipe, and the data of the example
-_ROWS = 50  # that are read to recognize a file
+_ROWS = 100_000  # that are read at most to find out what a file holds
 _HELD_OUT = 0.2  # of the prompts
 # What a file may hold, the likeliest first: in words, how its columns are named, and what is true of such a row.
 _KINDS: Mapping[str, tuple[str, str, Callable[[Group], Any]]] = {
@@ -48,7 +48,7 @@ class Source:
     """A data file as the recipe names it, and its format.
 
     named: whether the recipe must name the format. columns: those that the recipe renames: expected -> actual.
-    several: whether it has more than one prompt, so that some can be held out.
+    several: whether some prompts can be held out. skipped: rows that the recipe cannot use, and why, in words.
     """
 
     path: str
@@ -56,12 +56,14 @@ class Source:
     named: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
     several: bool = True
+    skipped: str = ""
 
     def assumed(self) -> list[str]:
         """What the file does not say, in a line; none if it says everything."""
         means = [f"the {name} is '{column}'" for name, column in self.columns.items()]
         means += [f"the format is {self.format}"] if self.named else []
-        return [f"assumed of {self.path}: {', '.join(means)}"] if means else []
+        lines = [f"assumed of {self.path}: {', '.join(means)}"] if means else []
+        return [*lines, f"left out of {self.path}: {self.skipped}"] if self.skipped else lines
 
     def yaml(self, part: str = "") -> str:
         """The source in a recipe, with some prompts held out. part: training or validation; empty: both."""
@@ -72,6 +74,8 @@ class Source:
         if self.several:
             keys["validation"] = str(_HELD_OUT)
             keys |= {"part": part} if part else {}
+        if self.skipped:
+            keys["on_bad_row"] = "skip"
         text = f"{{{', '.join(f'{key}: {value}' for key, value in keys.items())}}}" if len(keys) > 1 else keys["path"]
         if self.named:
             return f"{{{self.format}: {text}}}"
@@ -154,7 +158,7 @@ def _source(kind: str, path: Path, columns: Mapping[str, str]) -> Source:
 def _with_columns(kind: str, path: Path, columns: Mapping[str, str]) -> Source:
     """A data file and its format, with some columns renamed: expected -> actual. Raises DataError like `_source`."""
     (wanted, names, fits), read = _KINDS[kind], RunData(Path, 0).read
-    source = DataSource(None, path=path.resolve(), limit=_ROWS, columns=dict(columns))
+    source = DataSource(None, path=path.resolve(), limit=_ROWS, columns=dict(columns), on_bad_row="skip")
     try:
         loaded = read(DataSpec((source,)))
     except OtherColumns as error:
@@ -173,8 +177,12 @@ def _with_columns(kind: str, path: Path, columns: Mapping[str, str]) -> Source:
         text = f"--{kind} {path}: expected {wanted}, but the file holds {others.get(other, 'none')} (format {found})"
         help = f"give such a file as --{other}" if other else f"compare responses: alignkit label {quote(str(path))}"
         raise DataError(f"{text}\nhelp: {help}, or say which columns are meant: --columns {names}")
-    several = len({json.dumps(group.prompt, default=str) for group in loaded.groups}) > 1
-    return Source(str(path.resolve()), found, source.format is not None, columns, several)
+    several = len(set(sides([loaded.groups], [None])[0])) > 1
+    demonstrations = loaded.groups if kind == "demos" else []
+    unfit = [f"{group.origin}: the row {why}" for group in demonstrations if (why := why_not_demonstration(group))]
+    bad = [*map(str, loaded.skipped), *unfit]
+    skipped = f"{len(bad)} rows, the first {bad[0]}" if bad else ""
+    return Source(str(path.resolve()), found, source.format is not None, columns, several, skipped)
 
 
 def kind_of_file(path: Path) -> str:

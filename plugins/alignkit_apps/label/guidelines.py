@@ -27,7 +27,9 @@ class Guidelines:
 
     def current(self) -> tuple[str, str]:
         """The hash of the current version, and its text. Raises `DataError` if the first reading of the file fails."""
-        earlier = self.store.guidelines()
+        packaged = {file.read_text(encoding="utf-8") for file in (DEFAULT, REVIEW)}
+        # Those of the package were perhaps shown for items of another task.
+        earlier = [version for version in self.store.guidelines() if version[1] not in packaged]
         if self.path is None and earlier:
             return earlier[-1]
         reviews = self.store.rows("SELECT 1 FROM items WHERE task = 'review' AND retired = 0 LIMIT 1")

@@ -37,7 +37,7 @@ def marked(encoder: Encoder, encoded: Encoded, scoring: bool) -> Iterator[Tokens
 
 def _response(encoder: Encoder, name: str, prompt: Sequence[int], response: ResponseTokens, scoring: bool) -> Tokens:
     last = len(response.tokens) - 1
-    counts = tuple(place == last for place in range(last + 1)) if scoring else response.mask
+    counts = tuple(place == last for place in range(last + 1)) if scoring else tuple(map(bool, response.mask))
     end = ", truncated" if response.truncated else ""
     return Tokens(f"{name}{end}", pieces(encoder, prompt, response.tokens), counts, scoring)
 

@@ -62,7 +62,7 @@ class CPL(Algorithm):
             return {}
         paired = batch.mask.new_zeros(len(batch.mask)).index_fill(0, batch.pairs.better, True)
         paired = paired.index_fill(0, batch.pairs.worse, True)
-        return {"nll": (batch.mask & paired[:, None]).float()}
+        return {"nll": batch.weights("token") * paired[:, None]}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         return batch.pairs.metrics(self._scores(batch, out))

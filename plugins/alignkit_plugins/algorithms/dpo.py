@@ -86,7 +86,7 @@ class DPO(Algorithm):
         if not self.options.nll_coefficient:
             return {}
         # [R, T]; a response has weight 0 if it is in no pair, or certainly the worse one.
-        return {"nll": batch.mask * batch.pairs.times_better(len(batch.mask))[:, None]}
+        return {"nll": batch.weights("token") * batch.pairs.times_better(len(batch.mask))[:, None]}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         return batch.pairs.metrics(F.sum_tokens(self._rewards(batch, out), batch.mask))

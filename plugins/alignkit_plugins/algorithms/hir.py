@@ -181,12 +181,13 @@ class HIR(Algorithm):
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
         """Only responses under the instruction they fulfill count, and their tokens."""
-        tokens = (self._is_own(batch)[:, None] & batch.mask).float()
-        responses = tokens.any(dim=1).float()
+        own = self._is_own(batch)
+        tokens, responses = batch.weights("token") * own[:, None], batch.weights("response") * own
         weights = {"nll": tokens if self.options.length_normalized else responses, "entropy": tokens}
         if self.options.contrast_coefficient:
             own_row = self._contrasts(batch).own_row
-            weights["contrast"] = responses.new_zeros(len(responses)).index_fill(0, own_row, 1.0)
+            contrasted = responses.new_zeros(len(responses)).index_fill(0, own_row, 1.0)
+            weights["contrast"] = contrasted * batch.weights("group")[batch.group_index]
         return weights
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:

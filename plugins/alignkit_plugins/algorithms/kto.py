@@ -119,7 +119,7 @@ class KTO(Algorithm):
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
         """The loss is averaged over the labeled responses."""
-        return {"kto": (batch.mask.any(dim=1) & ~_labels(batch).isnan()).float()}
+        return {"kto": batch.weights("response") * ~_labels(batch).isnan()}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """Rewards of desirable and undesirable responses, under TRL's names."""

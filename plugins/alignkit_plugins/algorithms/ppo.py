@@ -33,6 +33,7 @@ from alignkit import (
     per_token,
 )
 from alignkit import functional as F
+from alignkit.batch import likelier_now
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,7 +150,8 @@ class PPO(Algorithm):
 
     def _adapted(self, kl_coefficient: float, rollouts: Batch) -> float:
         o, mask = self.options, rollouts.mask
-        kl = F.sum_tokens(F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, mask), mask)
+        old, responses = rollouts.old_logprobs, (response for group in rollouts.groups for response in group.responses)
+        kl = F.sum_tokens(F.kl_k1(old, rollouts.reference_logprobs, mask) * likelier_now(responses, old), mask)
         horizon = o.kl_horizon or len(kl)
         # With more responses than the horizon, one iteration could make the coefficient negative.
         return F.adaptive_kl(kl_coefficient, float(kl.mean()), o.kl_target, horizon, min(len(kl), horizon))

@@ -75,7 +75,7 @@ class ReferenceFree(Algorithm):
         """With `token_mean`, `nll` counts a response as often as it is the better one of a pair."""
         if self.options.nll_aggregation != "token_mean":
             return {}
-        return {"nll": batch.mask * batch.pairs.times_better(len(batch.mask))[:, None]}
+        return {"nll": batch.weights("token") * batch.pairs.times_better(len(batch.mask))[:, None]}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         return batch.pairs.metrics(self._rewards(batch, out))

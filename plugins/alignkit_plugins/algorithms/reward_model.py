@@ -70,7 +70,7 @@ class RewardModel(Algorithm):
         return groups
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        weights = F.kwise_weights(batch.pairs.group_index)
+        weights = F.kwise_weights(batch.pairs.group_index) * batch.weights("pair")
         return {"rank": weights, "center": weights}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:

@@ -3,8 +3,8 @@
 Two texts are equal if they differ at most in case and white space. They are nearly equal if the Jaccard similarity of
 their sets of five characters in a row is at least a threshold, and if they have the same numbers: `2 + 3 = ?` does not
 repeat `2 + 4 = ?`. Rows are nearly equal if their prompts are, and each response and the one in the same place.
-Signatures (by rensa) only propose pairs, and every pair is then compared exactly: nothing is reported that is not so. A
-pair at 0.8 is missed in about 1 of 400 cases.
+Signatures (by rensa) only propose pairs, and the likeliest of each text are then compared exactly: nothing is reported
+that is not so. A pair at 0.8 is missed in about 1 of 400 cases, also among rows with a long part in common.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ PART = "\x1f"  # between the prompt and the responses of a row; white space, so 
 ALMOST = 0.9999  # similarity at most of texts that are not equal, but have the same grams
 UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # soft hyphens, places for a break, byte order marks
 ENDS = " .,:;!?'\""
+MOST_ALIKE = 2048  # texts with the same band that are looked at: the first and the last ones
+LIKELY = 8  # texts that are compared with one
 COMMON = 5  # rows with the same answer; one that more give is no leak, such as a refusal
 LEAST = 30  # characters of an answer, or of one turn of several, that can be a leak: "Yes, please." is none
 _NUMBER = re.compile(r"\d+")
@@ -172,35 +174,42 @@ def repeated(units: Units, threshold: float) -> list[Match]:
     }
     if threshold:
         alive = np.sort(first)  # the other copies need no comparison
-        pairs = [_neighbors(units.bands[alive, number]) for number in range(BANDS)]
-        # By the later unit: whether the earlier one is a repetition itself is known when it is its turn.
-        for one, two in alive[_distinct(pairs, len(alive))].T.tolist():
-            kept = found[one].other if one in found else one
-            if two not in found and (like := similarity(units.texts[kept], units.texts[two])) >= threshold:
-                found[two] = Match(two, kept, like)
+        # Whether an earlier unit is a repetition itself is known when it is the turn of a later one.
+        for place, likely in _candidates(units.bands[alive], units.bands[alive], earlier=True):
+            two = int(alive[place])
+            for one in alive[likely].tolist():
+                kept = found[one].other if one in found else one
+                if (like := similarity(units.texts[kept], units.texts[two])) >= threshold:
+                    found[two] = Match(two, kept, like)
+                    break
     for at, match in found.items():
         if match.other in found:  # it equals one that is almost an earlier one
             found[at] = Match(at, found[match.other].other, found[match.other].similarity)
     return [found[at] for at in sorted(found)]
 
 
-def _neighbors(values: Ints) -> Ints:
-    """Pairs of places with equal values, (2, n): each with the first and with the previous one of its run."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    first = np.repeat(starts, np.diff(np.r_[starts, len(ordered)]))
-    later = np.flatnonzero(first != np.arange(len(ordered)))
-    pairs = np.concatenate([[first[later], later], [later - 1, later]], axis=1)
-    found: Ints = order[pairs]
-    return found
+def _candidates(bands: Ints, others: Ints, *, earlier: bool = False) -> Iterator[tuple[int, Ints]]:
+    """For each text with a band like another one's: its number, and those of the likeliest others, at most LIKELY.
 
-
-def _distinct(pairs: Sequence[Ints], count: int) -> Ints:
-    """All pairs, each once, in the order of their second number, then of the first. count: above all first numbers."""
-    one, two = np.concatenate(pairs, axis=1)
-    two, one = np.divmod(np.unique(two * count + one), count)
-    return np.stack([one, two])
+    The more bands two texts share, the likelier they are alike. So texts with a long part in common, which share a few
+    bands with all others, still find theirs. earlier: only others of a lower number; both are then the same texts.
+    """
+    orders = np.argsort(others, axis=0, kind="stable")
+    starts, ends = np.empty_like(bands), np.empty_like(bands)
+    for number in range(BANDS):
+        ordered = others[orders[:, number], number]
+        starts[:, number] = np.searchsorted(ordered, bands[:, number], "left")
+        ends[:, number] = np.searchsorted(ordered, bands[:, number], "right")
+    for at in np.flatnonzero((ends - starts > earlier).any(axis=1)).tolist():
+        alike = []
+        for number in np.flatnonzero(ends[at] - starts[at] > earlier).tolist():
+            run = orders[starts[at, number] : ends[at, number], number]
+            if earlier:
+                run = run[: np.searchsorted(run, at)]
+            alike += [run] if len(run) <= MOST_ALIKE else [run[: MOST_ALIKE // 2], run[-MOST_ALIKE // 2 :]]
+        which, shares = np.unique(np.concatenate(alike), return_counts=True)
+        if len(which):
+            yield at, which[np.argsort(-shares, kind="stable")[:LIKELY]]
 
 
 def shared(units: Units, others: Units, threshold: float) -> list[Match]:
@@ -208,15 +217,11 @@ def shared(units: Units, others: Units, threshold: float) -> list[Match]:
     place = _lookup(others.keys, units.keys)
     found = {int(at): Match(int(at), int(place[at]), 1.0) for at in np.flatnonzero(place >= 0)}
     if threshold and len(others.keys):
-        last, pairs = len(others.keys) - 1, []
-        for number in range(BANDS):  # with the first and with the last one of each band
-            band, theirs = units.bands[:, number], others.bands[:, number]
-            first, backwards = _lookup(theirs, band), _lookup(theirs[::-1], band)
-            at = np.flatnonzero(first >= 0)
-            pairs += [np.stack([first[at], at]), np.stack([last - backwards[at], at])]
-        for other, at in _distinct(pairs, last + 1).T.tolist():
-            if at not in found and (like := similarity(units.texts[at], others.texts[other])) >= threshold:
-                found[at] = Match(at, other, like)
+        for at, likely in _candidates(units.bands, others.bands):
+            for other in likely.tolist() if at not in found else ():
+                if (like := similarity(units.texts[at], others.texts[other])) >= threshold:
+                    found[at] = Match(at, other, like)
+                    break
     return [found[at] for at in sorted(found)]
 
 

@@ -9,6 +9,7 @@ from alignkit import BadRow, Format, Group, Message, Register, hookimpl
 from alignkit.formats import LABEL_COLUMNS, SYSTEM_COLUMNS
 
 QUESTION = ("instruction", "input", "context")
+NO_INPUT = ("<noinput>", "<no input>", "noinput", "no input", "n/a")  # what Alpaca's generator wrote for none
 
 
 class Alpaca(Format):
@@ -29,6 +30,7 @@ class Alpaca(Format):
 
     def read(self, row: Any) -> Group:
         parts = [self.text(row, name, None if name == "instruction" else "").strip() for name in QUESTION]
+        parts[1:] = ["" if part.lower().rstrip(".") in NO_INPUT else part for part in parts[1:]]
         if all(parts[1:]):
             raise BadRow(
                 "columns 'input' and 'context' both hold text; rename one: `columns: {other_context: context}`"

@@ -31,6 +31,7 @@ class Text(Format):
     @classmethod
     def matches(cls, row: Any) -> bool:
         other = cls.lacks(row, "prompt", "messages", "conversations", "chosen", "completion", "instruction")
+        other = other and cls.lacks(row, "role", "parent_id")  # a turn, as in the rows of OpenAssistant on the Hub
         return other and isinstance(row.get("text"), str)
 
     def read(self, row: Any) -> Group:

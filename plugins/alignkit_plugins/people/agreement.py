@@ -9,7 +9,7 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
-from alignkit.evaluation.agreement import Level, agreement_of
+from alignkit.evaluation.agreement import Level, agreement_of, categories
 from alignkit.evaluation.statistics import Share, clustered_share, shown
 from alignkit.report import Table
 from alignkit_plugins.people.effective_labels import Labeled
@@ -31,9 +31,9 @@ class Unit:
 def agreement(entries: Iterable[Labeled]) -> list[dict[str, Any]]:
     """How far people agree on each question that the items ask, as plain JSON.
 
-    items, shared: with a label, and with labels of several people. same, alpha: of `agreement_of`. gold: the share of
-    ratings that are right. people: for each the items, the share of the others' ratings that are the same, and the
-    share of right ones. Everything about an item is one cluster.
+    items, shared: with a label, and with labels of several people. categories: how often each rating was counted. same,
+    alpha: of `agreement_of`. gold: the share of ratings that are right. people: for each the items, the share of the
+    others' ratings that are the same, and the share of right ones. Everything about an item is one cluster.
     """
     questions: dict[str, tuple[Level, list[Unit]]] = {}
     for entry in entries:
@@ -103,6 +103,7 @@ def _measured(name: str, level: Level, units: Sequence[Unit]) -> dict[str, Any]:
     return {
         "question": name,
         "items": len(set().union(*items.values())),
+        "categories": categories(ratings),
         "shared": len({unit.item for unit in units if len(unit.ratings) > 1}),
         **agreement_of(ratings, level, clusters=[unit.item for unit in units]),
         "gold": _share(case for cases in right.values() for case in cases),
@@ -123,14 +124,17 @@ def _share(cases: Iterable[tuple[str, float]]) -> Share | None:
 def agreement_tables(facts: Sequence[Mapping[str, Any]], name: str = "") -> list[Table]:
     """Tables of what `agreement` returned; none without labels. name: of the store or stage, for the titles."""
     of = f" ({name})" if name else ""
-    questions, people = [], []
+    questions, people, counted = [], [], list[str]()
     for each in facts:
         percents = [shown(each[key], percent=True) for key in ("same", "gold")]
         questions.append([each["question"], str(each["shared"]), percents[0], shown(each["alpha"]), percents[1]])
-        for who, row in each["people"].items():
-            shares = [shown(row[key], percent=True) for key in ("with_others", "with_gold")]
-            people.append([each["question"], who, str(row["items"]), *shares])
-    note = "" if any(each["shared"] for each in facts) else ALONE
+        if each["categories"]:
+            values = ", ".join(f"{count} times {value}" for value, count in each["categories"].items())
+            counted.append(f"{each['question']}: {values}")
+        for who, person in each["people"].items():
+            shares = [shown(person[key], percent=True) for key in ("with_others", "with_gold")]
+            people.append([each["question"], who, str(person["items"]), *shares])
+    note = f"Ratings counted: {'; '.join(counted)}" if counted else ALONE
     heads = ["question", "items of several", "same", "Krippendorff's alpha", "right on gold items"]
     tables = [Table(f"how far annotators agree{of}", heads, questions, note=note)]
     heads = ["question", "annotator", "items", "same as others", "right on gold items"]

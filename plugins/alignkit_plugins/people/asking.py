@@ -149,11 +149,6 @@ class LabelPlaces(Options):
                 reason = error.strerror if isinstance(error, OSError) else error
                 raise RunFailed(f"guidelines: {self.guidelines}: {reason}") from error
 
-    def add_guidelines(self, store: Store) -> None:
-        """Put the guidelines into the store, where the page finds them."""
-        if self.guidelines is not None:
-            store.add_guidelines(guidelines_of(self.guidelines))
-
 
 def shortage(items: Sequence[Item], needed: int | None) -> str:
     """Why a stage cannot get the labels that it needs; empty if it can."""

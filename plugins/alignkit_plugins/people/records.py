@@ -82,8 +82,12 @@ def checked_event(event: Event, item: Item | None) -> Event:
 
 def check_annotator(name: str) -> None:
     """Raise `BadLabel` unless this can be the name of an annotator."""
-    if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
-        raise BadLabel(f"an annotator's name must have 1 to {LONGEST_NAME} printable characters, not {name!r:.80}")
+    # One person with two spellings would agree with themselves.
+    if not isinstance(name, str) or not 0 < len(name.strip()) == len(name) <= LONGEST_NAME or not name.isprintable():
+        raise BadLabel(
+            f"an annotator's name must have 1 to {LONGEST_NAME} printable characters, without blanks around them, "
+            f"not {name!r:.80}"
+        )
 
 
 def _uuid(text: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from alignkit.errors import DataError, RunFailed
 from alignkit.stopping import StageWaits
 from alignkit_plugins.people import records
+from alignkit_plugins.people.asking import guidelines_of
 from alignkit_plugins.people.effective_labels import Labeled, labeled
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import Store
@@ -50,18 +51,18 @@ def labels_of(
     stage: str,
     folder: Path | None = None,
     gold: Sequence[Item] = (),
-    prepare: Callable[[Store], None] = lambda store: None,
+    guidelines: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Labeled]:
     """The items, in their order and each once, with what people said about them.
 
     They are added to the store at `path`, which is made if it is not there. needed: how many of them must have labels
     by `annotators` people; None: all that nobody flagged or skipped. folder: of the stage, so that runs that share a
-    store do not retire each other's items. gold: items with gold labels, mixed in. prepare: called with the open store,
-    to set its guidelines.
+    store do not retire each other's items. gold: items with gold labels, mixed in. guidelines: a file for labelers.
 
-    Raises StageWaits until there are enough labels, DataError for a store that cannot be used or if `needed` is more
-    than there are items, BadRow for an item that nobody could label, and NobodyAsked while a stage is verified.
+    Raises StageWaits until there are enough labels, DataError for a store that cannot be used, if `needed` is more than
+    there are items, or if labelers would read the guidelines of another stage, BadRow for an item that nobody could
+    label, and NobodyAsked while a stage is verified.
     """
     from alignkit_http.stored_replies import asking_is_allowed  # imports asyncio, which `alignkit check` can spare
 
@@ -76,7 +77,7 @@ def labels_of(
     with Store.open(path, new=True) as store:
         for warning in store.warnings:
             say(f"warning: {warning}")
-        prepare(store)
+        _hand_out(store, guidelines, stage, batch)
         store.ask([*unique, *gold], batch, annotators)
         found = {entry.stored.item.id: entry for entry in labeled(store, [item.id for item in unique])}
         entries = [found[item.id] for item in unique]
@@ -86,6 +87,29 @@ def labels_of(
             raise _labels_needed(tally, annotators, stage, path)
         _close(store, batch)
     return entries
+
+
+def _hand_out(store: Store, path: Path | None, stage: str, batch: str) -> None:
+    """Put a stage's guidelines where the page finds them. Raises DataError if others would be read for its items."""
+    own = "" if path is None else os.path.relpath(path, store.path.parent)
+    # The page shows the last ones. Those of a stage that has its labels do not matter to one that sets others.
+    others = store.rows(
+        "SELECT DISTINCT batch, value FROM items JOIN settings ON name = 'guidelines of ' || batch "
+        "WHERE batch <> ? AND (? = '' OR (retired = 0 AND gold IS NULL AND labels < wanted))",
+        *(batch, own),
+    )
+    for row in others:
+        if row["value"] != own:
+            mine, theirs = (name or "none" for name in (own, row["value"]))
+            raise DataError(
+                f"its guidelines are {mine} and those of stage '{row['batch']}' are {theirs}, but both ask in "
+                f"{store.path}, whose labelers read one set\n"
+                f"help: write 'store: {stage}.feedback', or give both the same 'guidelines'"
+            )
+    if path is not None:
+        store.add_guidelines(guidelines_of(path))
+    with store.transaction() as connection:
+        connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (f"guidelines of {batch}", own))
 
 
 def tally_of(entries: Sequence[Labeled], needed: int | None, annotators: int) -> Tally:

@@ -32,6 +32,7 @@ from alignkit import functional as F
 from alignkit.data.spoken import all_turns
 from alignkit.errors import did_you_mean
 from alignkit.evaluation.comparison import sampled_length
+from alignkit.evaluation.text_metrics import spaced
 from alignkit_plugins.named_code import NamedCode, accepted, raised, required
 
 
@@ -39,7 +40,9 @@ class Length(Reward):
     """Reward long responses, or those near a target length: for smoke tests, and as a baseline for length bias."""
 
     class Options(alignkit.Options):
-        unit: Literal["tokens", "characters", "words"] = Field("tokens", description="unit of length")
+        unit: Literal["tokens", "characters", "words"] = Field(
+            "tokens", description="unit of length; tokens include thoughts, the others do not"
+        )
         target: int | None = Field(
             None, ge=0, description="target length: the reward is minus the distance to it; null: the length itself"
         )
@@ -59,10 +62,11 @@ class Length(Reward):
 
 
 def _length(response: Response, unit: str) -> int:
-    """Tokens are those that the policy wrote, including its end of turn."""
+    """Tokens are those that the policy wrote, including thoughts and its end of turn; others are of its answers."""
     if unit == "tokens":
         return sampled_length(response, "length", help="set `unit: words` or `unit: characters`")
-    return len(all_turns(response)) if unit == "characters" else len(all_turns(response).split())
+    said = all_turns(response)
+    return len(said) if unit == "characters" else len(spaced(said).split())
 
 
 GIVEN = ("prompts", "completions", "completion_ids")  # to every function
@@ -177,7 +181,8 @@ class Python(Reward):
         prompt = f" (prompt {group.id})" if group.id else ""
         raise RunFailed(
             f"{self._name} returned {score!r:.200} for completion {place} of {len(rows)}{prompt}, "
-            f"expected a finite number, or None if it does not apply\n  completion: {all_turns(response)!r:.200}"
+            "expected a finite number, or None if it does not apply\n"
+            f"  completion: {all_turns(response, thoughts=True)!r:.200}"
         )
 
 
@@ -196,7 +201,7 @@ def _arguments(rows: Sequence[tuple[Group, Response]], conversational: bool) -> 
         arguments["completions"] = [_messages(response) for _, response in rows]
     else:
         arguments["prompts"] = [_prompt_text(group) for group, _ in rows]
-        arguments["completions"] = [all_turns(response) for _, response in rows]
+        arguments["completions"] = [all_turns(response, thoughts=True) for _, response in rows]
     return arguments
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import alignkit
 from alignkit import Context, Field, Group, Register, Reward, RunFailed, hookimpl
-from alignkit.data.spoken import last_turn
+from alignkit.data.spoken import answer_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +81,7 @@ class Classifier(Reward):
         self._model = model.float().to(self.options.device).eval()
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        texts = [last_turn(response) for group in groups for response in group.responses]
+        texts = [answer_of(response) for group in groups for response in group.responses]
         pieces = [(number, piece) for number, text in enumerate(texts) for piece in self._pieces(text)]
         highest = [0.0] * len(texts)
         rows = ROWS if self._padding is not None else 1

@@ -11,12 +11,13 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import alignkit
 from alignkit import DataError, Field, Group, Register, Reward, hookimpl
 from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.data.spoken import answer_of
+from alignkit.evaluation.answers import bare
 from alignkit.evaluation.numbers import number_of
 from alignkit.extras import check_extra
 
@@ -28,6 +29,7 @@ class MathVerify(Reward):
     """1 if the answer equals the prompt's known one, else 0."""
 
     class Options(alignkit.Options):
+        verifies: ClassVar[bool] = True
         column: str = Field("answer", description="column of the prompts that holds the right answer")
 
         @property
@@ -55,11 +57,12 @@ class MathVerify(Reward):
 
         def equal(answer: str) -> bool:
             # What follows GSM8K's mark may be a number that the package does not read: 1.5e3, −5, or 1 1/2.
-            last = answer.rpartition("####")[2]
+            last = bare(answer.rpartition("####")[2])
             said = number_of(last)
             if number is not None and said is not None and number.accepts(said):
                 return True
-            if _bare(last) == _bare(text):  # without $ or \boxed the package reads no \pi, no (1,2) and no x^2
+            # Without $ or \boxed the package reads no \pi, no (1,2) and no x^2.
+            if "".join(last.split()) == "".join(bare(text).split()):
                 return True
             return bool(verify(right, _read(answer), timeout_seconds=seconds))
 
@@ -78,11 +81,6 @@ class MathVerify(Reward):
             if any(not isinstance(item, str) for item in read):  # a text is what could not be understood
                 return read
         raise DataError(f"math_verify: {row_of(group)}: cannot read the answer {text!r}")
-
-
-def _bare(text: str) -> str:
-    """A text without white space, the dollars around it, and a period at its end."""
-    return "".join(text.split()).removesuffix(".").strip("$")
 
 
 def _read(text: str) -> Any:

@@ -26,7 +26,7 @@ from alignkit import (
     hookimpl,
     seeds,
 )
-from alignkit.data.group import group_from_json, group_to_json
+from alignkit.data.group import group_from_json, group_to_json, prompt_to_row, prompts_from_rows
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import prompts_to_compare
 from alignkit.report import Report, Table
@@ -112,7 +112,7 @@ class Sample(Step):
 
     def _sampled(self, context: StepContext, prompts: Sequence[Group], policy: str) -> list[Group]:
         """The prompts with responses, sampled in chunks that a resumed run finds again."""
-        rows = [(index, group.prompt) for index, group in enumerate(prompts)]
+        rows = [prompt_to_row(index, group) for index, group in enumerate(prompts)]
         found = context.map("responses", rows, self.mapper("responses", context))
         return [
             replace(
@@ -123,15 +123,15 @@ class Sample(Step):
             for group, answer in zip(prompts, map(group_from_json, found), strict=True)
         ]
 
-    def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[tuple[int, Any]]], list[str]]:
+    def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[Any]], list[str]]:
         options = self.options
         assert isinstance(options.policy, str)  # a server does its own work
         role = options.policy
 
-        def respond(rows: Sequence[tuple[int, Any]]) -> list[str]:
+        def respond(rows: Sequence[Any]) -> list[str]:
             sampled = context.models.sample(
                 role,
-                [prompt for _, prompt in rows],
+                prompts_from_rows(rows),
                 seed=seeds.number(context.seed, context.stage, "sample", rows[0][0]),
                 samples_per_prompt=options.samples_per_prompt,
                 **options.sampled(),
@@ -146,8 +146,7 @@ class Sample(Step):
         """The prompts with what a server's model wrote, and who it was in the column `writer`; and the bill."""
         sampling, count = self.options.sampled(), self.options.samples_per_prompt
         writer = ServerWriter(context, "sample", server, sampling)
-        conversations = [group.prompt for group in prompts]
-        said = ask(context, "written", writer, conversations, sampling["max_new_tokens"], count)
+        said = ask(context, "written", writer, prompts, sampling["max_new_tokens"], count)
         groups, repeated = [], 0
         for place, group in enumerate(prompts):
             own = said[place * count : (place + 1) * count]

@@ -9,14 +9,15 @@ from alignkit import Algorithm, DataRef, Field, Options
 from alignkit.algorithm import Source, StageDefaults
 from alignkit.options import Ref, StageRef
 from alignkit.plugins import KINDS, load_plugins
+from alignkit.recipe.algorithm_stage import required_keys
 from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings
 from alignkit_apps.catalog.option_table import (
     option_rows,
     stage_defaults,
-    stage_keys_required,
     value_text,
 )
+from alignkit_plugins.algorithms.distillation import Distillation
 
 CORE = (TopKeys, BlockKeys, DataKeys, ModelSpec, LoraSpec, Quantization, Rollout, Mix, Settings)
 FIRST_PARTY = [
@@ -79,8 +80,9 @@ def test_facts_of_an_algorithm() -> None:
         defaults = StageDefaults(learning_rate=1e-5, epochs=2)
 
     assert stage_defaults(Online) == {"learning_rate": "1e-5", "epochs": "2"}
-    assert stage_keys_required(Online) == ("prompts", "reward")
-    assert stage_keys_required(Algorithm) == ("data",)
+    assert required_keys(Online) == ("prompts", "reward")
+    assert required_keys(Distillation) == ("prompts",)
+    assert required_keys(Algorithm) == ("data",)
 
 
 @pytest.mark.parametrize("model", CORE, ids=lambda model: model.__name__)

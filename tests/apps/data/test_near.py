@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from planted_rows import Writer
 
@@ -106,3 +107,29 @@ def test_turns_are_texts_by_themselves_unless_they_are_short(kind: Kind) -> None
     found = list(near.units_of([Group(prompt, (Response(messages=later),))], kind))
     assert [unit.turn for unit in found] == ([0, 3, 5] if kind == "prompt" else [2, 6])
     assert not any("be brief" in unit.text for unit in found)
+
+
+@pytest.mark.silent_bug(
+    "data: near duplicates",
+    "Rows with a long part in common, such as instructions, hide from each other which of them are nearly equal.",
+    "A row is compared with those that share most of its signature, and not with the first and the last one.",
+)
+def test_near_duplicates_are_found_among_rows_with_a_long_part_in_common() -> None:
+    """1000 rows that share 70% of their text; 100 repeat one of them with two of 60 words changed."""
+    draw = np.random.default_rng(0)
+    words = ["".join(draw.choice(list("abcdefghijklmnopqrstuvwxyz"), size=6)) for _ in range(100)]
+    head = " ".join(words[:42])
+    tails = [draw.choice(words, size=18) for _ in range(1000)]
+    copies = [tail.copy() for tail in tails[::10]]
+    for copy in copies:
+        copy[draw.choice(18, size=2, replace=False)] = draw.choice(words, size=2)
+    rows, held_out = (
+        near.Units.made([(n, near.Unit(0, f"{head} {' '.join(tail)}")) for n, tail in enumerate(some)])
+        for some in (tails, copies)
+    )
+    alike = [near.similarity(*pair) >= 0.8 for pair in zip(rows.texts[::10], held_out.texts, strict=True)]
+    found = {match.unit for match in near.shared(held_out, rows, 0.8)}
+    both = near.Units.made([(n, near.Unit(0, text)) for n, text in enumerate([*rows.texts, *held_out.texts])])
+    repeated = {match.unit - 1000 for match in near.repeated(both, 0.8)}
+    wanted = {place for place, same in enumerate(alike) if same}
+    assert len(wanted) > 80 and len(wanted - found) <= 1 and len(wanted - repeated) <= 1

@@ -73,6 +73,31 @@ def test_bases_and_data_of_the_hub(run: Path) -> None:
     assert "\x1b" not in text and "`tiny`, which is not on the hub, SHA-256 of its weights" in text
 
 
+@pytest.mark.silent_bug(
+    "export: licenses",
+    "A model card names no license of the data that taught its reward model.",
+    "The card lists the licenses that rows state, of all data behind the model.",
+)
+def test_licenses_of_rows_reach_the_card(tmp_path: Path) -> None:
+    prompt, answers = [{"role": "user", "content": "bread?"}], {"chosen": "good", "rejected": "bad"}
+    rows = [{"prompt": prompt, **answers, "license": name} for name in ("cc-by-nc-4.0", "cc-by-nc-4.0", "")]
+    (tmp_path / "rated.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    steps = {"max_steps": 1, "batch_size": 1}
+    stages = {
+        "liked": {"algorithm": "reward_model", "data": "rated.jsonl", **steps},
+        "align": {"algorithm": "grpo", "prompts": "demos.jsonl", "reward": "liked", "iterations": 1, "batch_size": 1},
+    }
+    stages["align"]["rollout"] = {"samples_per_prompt": 2, "max_new_tokens": 4}
+    source = find(str(train(tmp_path, {}, stages) / "align"))
+    text = card(source, Use(source, True, source.folder, "tiny", False), "out", None, [])
+    assert "- License of rows: `rated.jsonl`: cc-by-nc-4.0 (2 rows), not stated (1 rows)\n" in text
+    depends_on = json.loads((source.run / "liked" / "stage.json").read_text())["depends_on"]
+    depends_on["settings"]["data"]["sources"] = [{"hub": "trl-lib/tldr"}]
+    changed(source.run, "liked", depends_on=depends_on)
+    text = card(source, Use(source, True, source.folder, "tiny", False), "out", None, [])
+    assert ModelCard(text).data.datasets == ["trl-lib/tldr"]
+
+
 def test_stages(run: Path) -> None:
     assert [name for name, _ in lineage(find(str(run / "liked")))] == ["sft", "liked"]
 

@@ -25,7 +25,7 @@ import torch
 from exported import export, groups, models_of, train
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from alignkit import Context, Message
+from alignkit import Context, Group, Message
 from alignkit.io.cache import cache_folder
 from alignkit_plugins.judges.llm.local import LocalJudge
 from alignkit_plugins.judges.llm.server import OpenAIJudge
@@ -114,7 +114,9 @@ def check_policy(server: Served, run: Path) -> None:
     """Greedy answers to the same tokens of prompts, and their log-probabilities."""
     models = models_of(run)
     encoder = models.of("base").encoder
-    answered = models.sample("sft", PROMPTS, seed=0, max_new_tokens=24, temperature=0)
+    answered = models.sample(
+        "sft", [Group(tuple(prompt)) for prompt in PROMPTS], seed=0, max_new_tokens=24, temperature=0
+    )
     body = {"model": server.model, "max_tokens": 24, "temperature": 0, "logprobs": True, "return_token_ids": True}
     for prompt, group in zip(PROMPTS, answered, strict=True):
         (ours,) = group.responses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,8 @@ def test_the_report_of_a_store(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert main(["labels", str(path)]) == 0
     said = capfd.readouterr().out
     assert "Krippendorff's alpha" in said and "annotators" in said and "67% [" in said
+    counted = re.search(r"pair: which is better: (\d+) times 0, (\d+) times 1", " ".join(said.split()))
+    assert counted is not None and int(counted[1]) + int(counted[2]) == 24
     assert main(["labels", str(path), "--json"]) == 0
     which, _ = json.loads(capfd.readouterr().out)["result"]["agreement"]
     assert which["same"]["mean"] == pytest.approx(8 / 12)

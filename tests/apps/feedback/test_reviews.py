@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import event, opened, review, reviewed
+from stores import event, opened, pair, review, reviewed
 
 from alignkit.data.group import Group, Response
 from alignkit.errors import BadRow
@@ -108,5 +108,7 @@ def test_gold_items_need_ranks_only(tmp_path: Path) -> None:
 
 
 def test_the_default_guidelines_are_those_of_the_task(tmp_path: Path) -> None:
-    with opened(tmp_path, review()) as store:
+    with opened(tmp_path, pair("one")) as store:
+        assert Guidelines(store).current()[1].startswith("# How to label")
+        store.ask([review()], "later")
         assert Guidelines(store).current()[1].startswith("# How to review")

@@ -147,6 +147,7 @@ def test_a_label_must_suit_its_task(tmp_path: Path, item: Item, payload: Any) ->
         ({"uuid": "1"}, "uuid must be one such as"),
         ({"who": ""}, "annotator's name"),
         ({"who": "a\nb"}, "annotator's name"),
+        ({"who": "ann "}, "without blanks around them"),
         ({"kind": "lable"}, "did you mean 'label'"),
         ({"kind": "skip", "payload": {"reason": " "}}, "'reason' is empty"),
         ({"kind": "flag", "payload": {"note": ""}}, "'note' is empty"),

@@ -257,7 +257,7 @@ def test_no_file_is_replaced(name: str, tmp_path: Path, capsys: pytest.CaptureFi
         (["--pairs", "{demos}"], 4, "(format messages)\nhelp: give such a file as --demos"),
         (["--pairs", "{prompts}"], 4, "expected pairs of a better and a worse response, but the file holds prompts"),
         (["--pairs", "{open}"], 4, "the file holds none (format unlabeled)\nhelp: compare responses: alignkit label "),
-        (["--demos", "{broken}"], 4, "column 11\nhelp: correct the rows"),
+        (["--demos", "{broken}"], 4, "no usable row; bad rows skipped: 1, the first: "),
         (["--demos", "{strange}"], 4, "no format matches the first row (columns x)"),
     ],
 )
@@ -306,3 +306,20 @@ def test_the_schema_knows_the_plugins_of_others(tmp_path: Path, monkeypatch: pyt
     assert "calm" in json.dumps(schema_of(tmp_path / "new" / "recipe.yaml"))
     assert main(["init", str(tmp_path / "other")]) == 0
     assert "calm" not in json.dumps(schema_of(tmp_path / "other" / "recipe.yaml"))
+
+
+def test_bad_rows_and_turns_of_conversations_give_a_recipe_that_is_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row for each answer of a conversation, prompts that differ in case only, an empty answer, and a comparison."""
+    rows: list[Any] = [{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": ""}]}]
+    for number in range(8):
+        turns = [{"role": "user", "content": f"Number {number}?"}, {"role": "assistant", "content": "So."}]
+        rows += [{"messages": turns[:2]}, {"messages": [*turns, {"role": "user", "content": "And?"}, turns[1]]}]
+        rows.append({"messages": [{"role": "user", "content": f"NUMBER  {number}?"}, {**turns[1], "content": "Well."}]})
+    (tmp_path / "demos.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert main(["init", str(tmp_path / "new"), "--demos", str(tmp_path / "demos.jsonl")]) == 0
+    assert "left out of" in capsys.readouterr().out
+    assert main(["check", str(tmp_path / "new" / "recipe.yaml"), "model.base=tiny"]) == 0
+    assert main(["data", "check", str(tmp_path / "new" / "recipe.yaml")]) == 0
+    assert "nothing is repeated" in capsys.readouterr().out

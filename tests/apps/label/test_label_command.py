@@ -154,7 +154,7 @@ def test_without_the_packages_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "starlette", None)
     monkeypatch.chdir(tmp_path)
     code, text = fails(capsys, str(write(tmp_path / "a.jsonl", PAIR)))
-    assert code == 1 and "the page needs the package starlette\nhelp: " in text and "'uvicorn>=" in text
+    assert code == 1 and "the page needs the package starlette\nhelp: " in text and "'alignkit[label]'" in text
     assert not (tmp_path / "a.feedback").exists()
 
 

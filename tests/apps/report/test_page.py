@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -13,36 +12,7 @@ from alignkit_apps.charts.page import breakable
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.page import page
 from alignkit_apps.report.tables import data_table
-
-VOID = {"meta", "br", "wbr", "link", "img", "input", "hr"}
-
-
-class Reader(HTMLParser):
-    """The tags and the text of a page; elements must be closed in order."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.opened: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.opened == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.opened.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag != "p" or self.opened[-1] == "p":
-            assert self.opened.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
+from tests.html import Reader
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +103,7 @@ def test_long_names_and_paths_can_break_and_short_ones_do_not() -> None:
     assert breakable("see /data/of/everyone/demos.jsonl") == "see /data/of/everyone/<wbr>demos.jsonl"
     assert breakable("rejection_sampling") == "rejection_sampling"
     assert breakable("add `measures: <x>`") == "add <code>measures: &lt;x&gt;</code>"
+    assert breakable("set `conversations_of_a_person`") == "set <code>conversations_<wbr>of_a_person</code>"
     assert breakable("<b>_\x1b_and_more_and_more").startswith("&lt;b&gt;_\ufffd_<wbr>and")
 
 

@@ -13,6 +13,7 @@ from made import make_run
 from alignkit.cli import main
 from alignkit_apps.report import write
 from alignkit_apps.report.facts import facts_of
+from tests.html import Reader
 
 ROOT = Path(__file__).parents[3]
 
@@ -125,6 +126,7 @@ def test_a_run_ends_with_its_report(smoke: tuple[Path, subprocess.CompletedProce
     assert facts["reproduce"]["command"].startswith("python -m alignkit run ")
     assert facts["reproduce"]["machine"]["cores"] > 0 and len(facts["verdicts"]) == 2
     page = (out / "report.html").read_text()
+    Reader(page)
     assert page.count("data:image/svg+xml") == len(facts["figures"]) > 20 and len(page.encode()) < 600_000
 
 

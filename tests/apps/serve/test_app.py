@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from alignkit import Message
+from alignkit import Group, Message
 from alignkit.errors import OutOfResource
 from alignkit_apps.policies.policy import Policy, described
 from alignkit_apps.serve import app
@@ -46,7 +46,13 @@ def test_an_answer_is_that_of_the_models(server: Server) -> None:
     policy = server.opened.policies["run-online"]
     prompt = [Message(role="user", content="bread is good")]
     (group,) = policy.service.sample(
-        policy.reference, [prompt], seed=7, max_new_tokens=20, temperature=0.9, top_p=0.8, samples_per_prompt=1
+        policy.reference,
+        [Group((*prompt,))],
+        seed=7,
+        max_new_tokens=20,
+        temperature=0.9,
+        top_p=0.8,
+        samples_per_prompt=1,
     )
     (response,) = group.responses
     assert contents(reply) == [response.text]

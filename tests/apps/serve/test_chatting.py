@@ -62,7 +62,7 @@ def sampled(models: Opened, name: str, messages: Sequence[Message], seed: int) -
     """What `Models.sample` gives."""
     policy = models.policies[name]
     options = {"max_new_tokens": 16, "temperature": 0.8, "samples_per_prompt": 1}
-    (group,) = policy.service.sample(policy.reference, [messages], seed=seed, **options)
+    (group,) = policy.service.sample(policy.reference, [Group(tuple(messages))], seed=seed, **options)
     return group
 
 
@@ -199,7 +199,7 @@ def test_ctrl_c_stops_the_answers(models: Opened) -> None:
 def sampled_long(models: Opened) -> str:
     policy = models.policies["run-sft"]
     options = {"max_new_tokens": 300, "temperature": 0.8}
-    (group,) = policy.service.sample(policy.reference, [[user("my old friend")]], seed=3, **options)
+    (group,) = policy.service.sample(policy.reference, [Group((user("my old friend"),))], seed=3, **options)
     return group.responses[0].text
 
 

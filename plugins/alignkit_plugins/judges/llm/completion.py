@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit.data.spoken import TAGS
+from alignkit.evaluation.answers import bare
 from alignkit_http import Malformed
 from alignkit_http.server import is_refusal, used_tokens
 from alignkit_plugins.judges.llm.form import CUT, spoken
@@ -79,7 +80,7 @@ def _from_logprobs(tops: Sequence[Mapping[str, Any]], answers: Answers) -> Answe
 def _from_words(words: str | None, answers: Answers) -> Answer:
     """The answer by its text: a lone answer is certain, and anything else, such as a refusal, is no answer."""
     try:
-        word = spoken(words or "").strip()
+        word = bare(spoken(words or ""))
     except ValueError:
         return Answer(reason=THINKS)
     if word not in answers:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from alignkit import Field, Judge, Message, PolicyRef, Rating, RunFailed, Verdict
+from alignkit import Field, Group, Judge, Message, PolicyRef, Rating, RunFailed, Verdict
 from alignkit.errors import SameFirstToken
 from alignkit.judges import Item, Rated, RatedTogether, Rubric
 from alignkit_plugins.judges.llm.form import CUT
@@ -83,7 +83,7 @@ class LocalJudge(Judge):
         """Replies in words, the likeliest ones."""
         groups = self.context.models.sample(
             self.options.role,
-            [one.messages for one in questions],
+            [Group(tuple(one.messages)) for one in questions],
             seed=self.context.seed,
             samples_per_prompt=1,
             temperature=0.0,

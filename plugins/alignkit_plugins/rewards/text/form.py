@@ -12,6 +12,7 @@ from pydantic import field_validator, model_validator
 
 import alignkit
 from alignkit import Field, Group, Reward, RunFailed
+from alignkit.data.spoken import TAGS, answer_in
 from alignkit.extras import check_extra
 from alignkit_plugins.rewards.text.answers import scored
 
@@ -23,6 +24,8 @@ TOKENS = {
     "bold": "strong_open",
 }
 
+_BLOCK = re.compile(r"^[ \t]*```(?:json\w*)?[ \t]*\n?(.*?)```[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+
 
 class Form(Reward):
     """1 if everything that is asked for holds, else 0."""
@@ -31,11 +34,12 @@ class Form(Reward):
         tags: list[str] = Field(
             [],
             description="tags that make up the answer, such as [think, answer]: each once, in this order, not empty, "
-            "with nothing around them; `json_schema` and `markdown` are then about the last tag's content",
+            "with nothing around them; `json_schema` and `markdown` are then about the last tag's content; without a "
+            "tag for thoughts, those before the answer do not count",
         )
         json_schema: dict[str, Any] | None = Field(
             None,
-            description="JSON schema that the answer must fulfill, bare or in a block of code; {} for any JSON "
+            description="JSON schema that the answer must fulfill, bare or in its only block of code; {} for any JSON "
             "(others need jsonschema-rs)",
         )
         markdown: list[Literal["heading", "bullets", "numbers", "table", "bold", "code"]] = Field(
@@ -71,10 +75,12 @@ class Form(Reward):
             _validator(self.options.json_schema)
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        return scored(groups, lambda group, answer: float(self._holds(answer)))
+        return scored(groups, lambda group, answer: float(self._holds(answer)), thoughts=True)
 
     def _holds(self, answer: str) -> bool:
         options = self.options
+        if not set(TAGS) & set(options.tags):
+            answer = answer_in(answer)
         content: str | None = content_of_last(answer, options.tags) if options.tags else answer
         if content is None or (options.json_schema is not None and not is_json(content, options.json_schema)):
             return False
@@ -95,12 +101,10 @@ def content_of_last(answer: str, tags: Sequence[str]) -> str | None:
 
 
 def is_json(text: str, schema: Mapping[str, Any]) -> bool:
-    """Whether a text, or the one block of code that it consists of, is JSON that fulfills a schema."""
-    text = text.strip()
-    if text.startswith("```") and text.endswith("```"):
-        text = text[3:-3].removeprefix("json")
+    """Whether a text, or the only block of code in it, is JSON that fulfills a schema."""
+    blocks = _BLOCK.findall(text)
     try:
-        value = json.loads(text, parse_constant=_no_json)
+        value = json.loads(blocks[0] if len(blocks) == 1 else text, parse_constant=_no_json)
         return not schema or bool(_validator(schema).is_valid(value))
     except (ValueError, RecursionError):  # of reading, or half a character (a surrogate) for a pattern
         return False

@@ -12,8 +12,8 @@ from pydantic import field_validator
 import alignkit
 from alignkit import DataError, Field, Group, Reward
 from alignkit.data.prompt_columns import column_of, row_of
-from alignkit.data.spoken import after_thoughts, answer_in
-from alignkit.evaluation.numbers import Number, number_of, numbers_in
+from alignkit.data.spoken import TAGS, after_thoughts, answer_in
+from alignkit.evaluation import answers
 from alignkit.evaluation.text_metrics import repetition
 from alignkit_plugins.rewards.text.answers import scored
 
@@ -33,7 +33,7 @@ def checked_pattern(pattern: str) -> str:
 
 
 class ExactMatch(Reward):
-    """1 if the answer, without the thoughts before it, equals the prompt's known one, or one of several, else 0."""
+    """1 if the answer (see `alignkit.evaluation.answers`) equals the prompt's known one, or one of several, else 0."""
 
     class Options(alignkit.Options):
         column: str = Field("answer", description="column of the prompts with the right answer, or a list of them")
@@ -44,12 +44,20 @@ class ExactMatch(Reward):
         )
         strict: bool = Field(
             False,
-            description="letter for letter; false: regardless of case, white space, and a period at the end, and "
-            "numbers by their value, so that 3.0 is 3, and $1,234 is 1234",
+            description="letter for letter; false: regardless of Markdown, LaTeX and brackets around it, case, "
+            "articles and punctuation; numbers by their value, and choices by their letter: `**(B)**` is B, `$1,234` "
+            "is 1234",
         )
         within: bool = Field(
-            False, description="the known answer may be a part of the answer, in whole words: `Paris` of `It is Paris.`"
+            False,
+            description="the known answer may be a part of the answer, in whole words: `Paris` of `It is Paris.`; an "
+            "answer that names two letters of choices, or denies one, names none",
         )
+
+        @property
+        def verifies(self) -> bool:
+            """Whether the scores prove what was learned: not if an answer may name everything."""
+            return not self.within
 
         @field_validator("extract")
         @classmethod
@@ -63,7 +71,7 @@ class ExactMatch(Reward):
             self._known(group)
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        return scored(groups, self._score)
+        return scored(groups, self._score, thoughts=True)
 
     def _score(self, group: Group, text: str) -> float | None:
         known = self._known(group)
@@ -73,23 +81,10 @@ class ExactMatch(Reward):
             return None
         if said is None:
             return 0.0
-        if self.options.within:
-            return float(any(self._is_part(one, said) for one in known))
-        ours = self._plain(said)
-        return float(any(_same(ours, self._plain(one)) for one in known))
-
-    def _is_part(self, known: str, said: str) -> bool:
-        """Whether the known answer occurs in what was said, and is no part of a longer word or number.
-
-        Unless strict, a number occurs if it has the same value. Words are what spaces and punctuation set apart.
-        """
-        plain = self._plain(known)
-        if isinstance(plain, Number) and plain.counts:
-            return plain.value in numbers_in(said)
-        known, said = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (self._text(known), said))
-        if not self.options.strict:
-            said = said.casefold()
-        return re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(known)}(?!\w|[.,]\d)", said) is not None
+        right = answers.mentions if self.options.within else answers.same
+        if self.options.strict:
+            right = _letter_for_letter_within if self.options.within else _letter_for_letter
+        return float(any(right(said, one) for one in known))
 
     def _known(self, group: Group) -> list[str]:
         value = column_of("exact_match", group, self.options.column)
@@ -120,19 +115,14 @@ class ExactMatch(Reward):
             return None
         return str((found[-1][1] or "") if found[-1].re.groups else found[-1][0])
 
-    def _plain(self, text: str) -> str | Number:
-        """What is compared."""
-        return (None if self.options.strict else number_of(text)) or self._text(text)
 
-    def _text(self, text: str) -> str:
-        text = unicodedata.normalize("NFC", text)
-        return text if self.options.strict else " ".join(text.split()).removesuffix(".").strip().casefold()
+def _letter_for_letter(said: str, known: str) -> bool:
+    return unicodedata.normalize("NFC", said) == unicodedata.normalize("NFC", known)
 
 
-def _same(ours: str | Number, known: str | Number) -> bool:
-    if isinstance(ours, Number) and isinstance(known, Number):
-        return known.accepts(ours)
-    return ours == known
+def _letter_for_letter_within(said: str, known: str) -> bool:
+    known, said = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (known, said))
+    return re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(known)}(?!\w|[.,]\d)", said) is not None
 
 
 def _is_answer(value: object) -> bool:
@@ -141,7 +131,7 @@ def _is_answer(value: object) -> bool:
 
 
 class Regex(Reward):
-    """1 if the pattern occurs in the answer, else 0."""
+    """1 if the pattern occurs in the answer, else 0. A pattern with a tag of thoughts reads these, too."""
 
     class Options(alignkit.Options):
         pattern: str = Field(min_length=1, description="regular expression, as the package `regex` reads it")
@@ -167,11 +157,11 @@ class Regex(Reward):
             except TimeoutError:
                 return None
 
-        return scored(groups, score)
+        return scored(groups, score, thoughts=any(f"{tag}>" in self.options.pattern for tag in TAGS))
 
 
 class Repetition(Reward):
-    """0 if nothing is repeated, up to -1 if everything is. An answer shorter than n repeats nothing."""
+    """0 if nothing is repeated, up to -1 if everything is. An answer shorter than n repeats nothing. Thoughts count."""
 
     class Options(alignkit.Options):
         n: int = Field(3, ge=1, le=100, description="length of a sequence that counts as repeated")
@@ -183,7 +173,7 @@ class Repetition(Reward):
     options: Options
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        return scored(groups, lambda group, answer: self.options.scale * self._share(answer))
+        return scored(groups, lambda group, answer: self.options.scale * self._share(answer), thoughts=True)
 
     def _share(self, answer: str) -> float:
         words = answer.casefold().split()

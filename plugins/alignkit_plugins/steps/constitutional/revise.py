@@ -27,6 +27,7 @@ from alignkit import (
     seeds,
 )
 from alignkit.constitution import Principle, drawn
+from alignkit.data.group import prompt_to_row, prompts_from_rows
 from alignkit.data.spoken import answer_of
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import prompts_to_compare
@@ -187,11 +188,11 @@ class Revise(Step):
         def answered(rows: Sequence[Any]) -> list[str | None]:
             seed = seeds.number(context.seed, context.stage, "answer", rows[0][0])
             groups = context.models.sample(
-                options.policy, [prompt for _, prompt in rows], seed=seed, samples_per_prompt=1, **sampling
+                options.policy, prompts_from_rows(rows), seed=seed, samples_per_prompt=1, **sampling
             )
             return [answer_of(group.responses[0]).strip() if group.responses else None for group in groups]
 
-        found = context.map("answers", [[i, list(c.group.prompt)] for i, c in enumerate(chains)], answered)
+        found = context.map("answers", [prompt_to_row(i, c.group) for i, c in enumerate(chains)], answered)
         for chain, text in zip(chains, found, strict=True):
             chain.answer = text or ""
             if not text:
@@ -206,19 +207,24 @@ class Revise(Step):
 
         def revised(rows: Sequence[Any]) -> list[list[Any]]:
             seed = seeds.number(context.seed, context.stage, "critique", number, rows[0][0])
-            by = [named[name] for *_, name in rows]
+            by = [named[name] for *_, name, _ in rows]
             questions = [
-                critique_question(shots, prompt, text, principle)
-                for (_, prompt, text, _), principle in zip(rows, by, strict=True)
+                Group(tuple(critique_question(shots, prompt, text, principle)), tools=tuple(tools))
+                for (_, prompt, text, _, tools), principle in zip(rows, by, strict=True)
             ]
             critiques = critic.write(questions, options.critique_tokens, seed)
             usable = [place for place, critique in enumerate(critiques) if critique.text]
-            asked = [revision_question(questions[p], critiques[p].text, by[p]) for p in usable]
+            asked = [
+                replace(questions[p], prompt=tuple(revision_question(questions[p].prompt, critiques[p].text, by[p])))
+                for p in usable
+            ]
             seed = seeds.number(context.seed, context.stage, "revision", number, rows[0][0])
             revisions = dict(zip(usable, critic.write(asked, length, seed) if asked else [], strict=True))
             return [[vars(critique), vars(revisions.get(p, Written()))] for p, critique in enumerate(critiques)]
 
-        rows = [[c.group.id, list(c.group.prompt), c.newest, c.principles[number].name] for c in chains]
+        rows = [
+            [c.group.id, list(c.group.prompt), c.newest, c.principles[number].name, list(c.group.tools)] for c in chains
+        ]
         for chain, (critique, revision) in zip(chains, context.map(f"round-{number + 1}", rows, revised), strict=True):
             _add(chain, chain.principles[number], Written(**critique), Written(**revision))
 

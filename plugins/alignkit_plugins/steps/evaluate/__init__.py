@@ -161,7 +161,7 @@ class Evaluate(Step):
         options = self.options
         if self._compared:
             warn_of_own_raters(options, self._compared, self._learned(data.learned_from), data)
-        for warning in chosen_by_raters(options, self.variants):
+        for warning in chosen_by_raters(options, self.variants, data.learned_from):
             data.say(warning)
         prompts: Sequence[Group] = ()
         if (rows := data.load(options.prompts)) is not None:
@@ -284,7 +284,7 @@ class Evaluate(Step):
 
     def _warning(self, prompts: Sequence[Group], context: StepContext) -> str:
         """What is known of prompts that policies or reward models were trained on; empty without such prompts."""
-        policies, texts = self.options.policies_to_sample(), chosen_by_raters(self.options, self.variants)
+        policies, texts = self.options.policies_to_sample(), self._chosen(context)
         models = (*policies, *self.options.rewards, *(one.reward for one in self.options.measures.values()))
         others = {policy: name for policy, name in short_names(policies).items() if name != policy}
         if unknown := [name for policy, name in others.items() if not context.trained_on(policy, prompts)]:
@@ -327,7 +327,7 @@ class Evaluate(Step):
         kls = kl_of(groups, self.policies, self.reference, answering.prompted, sampling["temperature"], context)
         cut = ", ".join(f"{key} {sampling[key]}" for key in ("min_new_tokens", "top_p", "top_k") if key in sampling)
         biased = [f"KL is biased: {cut} leaves tokens out of the answers, and it is of all tokens"] if cut else []
-        raters, learned = raters_of(options), self._learned(context.learned_from)
+        raters, learned = raters_of(options), self._learned(context.learned_from, context, groups)
         varied = diversity(groups, self.policies, baseline)
         return {
             "prompts": len(groups),
@@ -366,13 +366,36 @@ class Evaluate(Step):
             },
         }
 
-    def _learned(self, known: Callable[[str, Any], bool | None]) -> Callable[[str, Any], bool | None]:
-        """Whether a rater judges itself in a policy, which learned from it, or whose answers it chose."""
-        variants = self.variants
+    def _chosen(self, context: StepContext) -> list[str]:
+        return chosen_by_raters(self.options, self.variants, context.learned_from)
+
+    def _learned(
+        self,
+        known: Callable[[Any, Any], bool | None],
+        context: StepContext | None = None,
+        groups: Sequence[Group] = (),
+    ) -> Callable[[str, Any], bool | None]:
+        """Whether a rater judges itself in a policy, which learned from it, or whose answers it chose.
+
+        The known answer to a prompt that the policy has not learned from is no opinion that it could please. context,
+        groups: None before the run, which says what the policies have learned from.
+        """
 
         def learned(policy: str, rater: Any) -> bool | None:
-            chosen = policy in variants and variants[policy].chosen_by(rater)
-            return True if chosen else known(self._role(policy), rater)
+            role, variant = self._role(policy), self.variants.get(policy)
+            if variant is not None and variant.chosen_by(rater, known):
+                return True
+            own = known(role, rater)
+            return False if own and measures.verifies(rater) and held_out(role, rater) else own
+
+        def held_out(role: str, rater: Any) -> bool:
+            if context is None:
+                return True
+            if role.startswith("/") or known(context.base_of(role) or "base", rater) is not False:
+                return False  # nobody says what another run has learned from
+            own = [measure for measure in self.options.measures.values() if measure.reward == rater]
+            asked = [group for group in groups if not own or any(measure.counts(group) for measure in own)]
+            return not any(context.trained_on(role, asked).values())
 
         return learned
 

@@ -49,7 +49,7 @@ class Answering:
     def _prompted(self, name: str, one: Variant) -> Prompted:
         found = Prompted(one.policy)
         if (examples := self._examples.get(name)) is not None:
-            found = replace(found, read=lambda group: examples.messages(group.prompt))
+            found = replace(found, read=lambda group: replace(group, prompt=examples.messages(group.prompt)))
         if one.best_of > 1:
             found = replace(found, drafts=one.best_of, choose=lambda groups: self._chosen(name, groups))
         return found

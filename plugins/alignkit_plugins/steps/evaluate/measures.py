@@ -151,10 +151,17 @@ def raters_of(options: Any) -> dict[str, Any]:
     return {**measured, **{name: rewards[name] for name in kept}, **judges}
 
 
-def chosen_by_raters(options: Any, variants: Mapping[str, Variant]) -> list[str]:
-    """Warnings of policies that a rater judges by which their answers were chosen."""
+def verifies(rater: Any) -> bool:
+    """Whether a reward only says if an answer is the known one, so that it proves what was learned from others."""
+    return bool(getattr(getattr(getattr(rater, "component", None), "options", None), "verifies", False))
+
+
+def chosen_by_raters(
+    options: Any, variants: Mapping[str, Variant], learned: Callable[[Any, Any], bool | None]
+) -> list[str]:
+    """Warnings of policies that a rater judges by which their answers were chosen. learned: of the context."""
     raters = raters_of(options).items()
-    own = {policy: [name for name, rater in raters if one.chosen_by(rater)] for policy, one in variants.items()}
+    own = {p: [name for name, rater in raters if one.chosen_by(rater, learned)] for p, one in variants.items()}
     return [
         f"warning: {policy} is judged by the reward it was chosen with: {', '.join(names)}"
         for policy, names in own.items()

@@ -152,9 +152,8 @@ def kl(
     if policy == reference:
         return {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(groups), "unmeasured": 0}
     prompted = prompted or Prompted(policy)
-    # Without tools, of which policies read nothing when they answer.
-    answered = [replace(group, responses=tuple(answers_of(group, policy)), tools=()) for group in groups]
-    read = [replace(group, prompt=tuple(prompted.read(group))) for group in answered]
+    answered = [replace(group, responses=tuple(answers_of(group, policy))) for group in groups]
+    read = [prompted.read(group) for group in answered]
     logprobs = [
         iter(context.models.logprobs(role, rows, temperature=temperature))
         for role, rows in ((prompted.role, read), (reference, answered))

@@ -11,7 +11,7 @@ sampling: it needs no training, and N times the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +55,9 @@ class Variant(alignkit.Options):
         best = f", best of {self.best_of} by {label(self.reward)}" if self.best_of > 1 else ""
         return self.name or f"{policy}{shots}{best}"
 
-    def chosen_by(self, rater: Any) -> bool:
-        """Whether a rater shares a single reward with the one that chooses its answers."""
-        return self.reward is not None and any(one == other for one in _leaves(self.reward) for other in _leaves(rater))
+    def chosen_by(self, rater: Any, learned: Callable[[Any, Any], bool | None]) -> bool:
+        """Whether a rater shares a single reward with the one that chooses its answers. learned: of the context."""
+        return self.reward is not None and bool(learned(self.reward, rater))
 
 
 def role_of(policy: str | Variant) -> str:
@@ -69,13 +69,6 @@ def by_title(policies: Sequence[str | Variant]) -> dict[str, str | Variant]:
     """The policies of a recipe by what its results call them; a reference keeps its name."""
     short = short_names(list(dict.fromkeys(map(role_of, policies))))
     return {p.title(short[p.policy]) if isinstance(p, Variant) else p: p for p in policies}
-
-
-def _leaves(rater: Any) -> list[Any]:
-    """The single rewards of a combination, or those that a judge asks; a rater without any is its only one."""
-    held = vars(rater.options) if hasattr(rater, "options") else getattr(rater, "children", {})
-    parts = [part for part in held.values() if hasattr(part, "children")]
-    return [leaf for part in parts for leaf in _leaves(part)] or [rater]
 
 
 # --- the best of several answers

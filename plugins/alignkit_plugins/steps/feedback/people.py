@@ -121,7 +121,7 @@ class People(Step):
             stage=context.stage,
             folder=context.out,
             gold=known,
-            prepare=options.add_guidelines,
+            guidelines=options.guidelines,
             say=context.say,
         )
         # Gold items are not learned from, but say who knows the task.

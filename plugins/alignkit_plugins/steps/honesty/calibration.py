@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from alignkit import Artifact, Field, Group, RunFailed, Step, StepContext, StepData
@@ -66,8 +67,7 @@ class Calibration(Step):
         self, groups: Sequence[Group], policy: str, scorer: Any, context: StepContext
     ) -> list[tuple[float, bool] | None]:
         """Confidence and rightness of a policy's answer to each prompt; None if a confidence or a score is missing."""
-        # Without tools, of which policies read nothing when they answer.
-        own = [Group(group.prompt, tuple(answers_of(group, policy)), id=group.id, meta=group.meta) for group in groups]
+        own = [replace(group, responses=tuple(answers_of(group, policy))) for group in groups]
         logprobs = context.models.logprobs(policy, own, temperature=1.0)
         sure = [
             confidence(row.double().tolist(), self.options.confidence)

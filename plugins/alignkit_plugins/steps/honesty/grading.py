@@ -1,17 +1,16 @@
 """Short answers compared with known ones, and "I don't know" seen by its words.
 
-Answers are compared as SQuAD's evaluation does (Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1): lowercase,
-without ASCII punctuation, articles and extra white space. Unlike there, numbers keep their sign and point, and what
-consists of nothing else is compared as it is. No installed library has this any more.
+What the answer is, and when it is the known one, is defined in `alignkit.evaluation.answers`.
 """
 
 from __future__ import annotations
 
 import re
-import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal
+
+from alignkit.evaluation import answers
 
 Match = Literal["exact", "f1", "contains"]
 PHRASES = (
@@ -53,30 +52,19 @@ _FILLERS = frozenset(
         "story source information details evidence data question questions help"
     )
 )
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_OF_NUMBERS = r"(?<=\d)/\d|(?<![a-z.])\.\d|(?<!\w)-\.?\d"  # in 1/2, 3.5 and -5
-_PUNCTUATION = re.compile(rf"(?!{_OF_NUMBERS})[{re.escape(string.punctuation)}]")
-
-
-def normalized(text: str) -> str:
-    """The text as SQuAD compares it, but 3.5 is not 35, -5 is not 5, and the answer A is kept."""
-    plain = _plain(text)
-    bare = _PUNCTUATION.sub("", plain)
-    return " ".join((_ARTICLES.sub(" ", bare).split() or bare.split()) or plain.split())
 
 
 def matches(answer: str, known: Sequence[str], rule: Match, threshold: float) -> bool:
     """Whether an answer matches one of the known answers. threshold: the least F1 that matches, for `f1` only."""
-    ours = normalized(answer)
-    return any(_matches(ours, theirs, rule, threshold) for each in known if (theirs := normalized(each)))
+    return any(_matches(answer, each, rule, threshold) for each in known if each.strip())
 
 
-def _matches(ours: str, theirs: str, rule: Match, threshold: float) -> bool:
-    if rule == "exact":
-        return ours == theirs
+def _matches(answer: str, known: str, rule: Match, threshold: float) -> bool:
     if rule == "contains":
-        return f" {theirs} " in f" {ours} "
-    return f1(ours.split(), theirs.split()) >= threshold
+        return answers.mentions(answer, known)
+    if rule == "f1" and not answers.choice_of(known):  # a letter that is one of several words is no choice
+        return f1(answers.words(answer), answers.words(known)) >= threshold
+    return answers.same(answer, known)
 
 
 def f1(ours: Sequence[str], theirs: Sequence[str]) -> float:
@@ -127,4 +115,4 @@ def _phrase(text: str, phrase: str) -> re.Match[str] | None:
 
 
 def _plain(text: str) -> str:
-    return text.lower().replace("’", "'").replace("\u2212", "-")
+    return answers.typed(answers.unmarked(text)).lower()

@@ -50,6 +50,11 @@ class GradingOptions(AbstentionOptions):
     )
     threshold: float = Field(0.8, gt=0, le=1, description="the least F1 of a right answer, with `match: f1`")
 
+    @property
+    def grader(self) -> str:
+        """The same for all rewards that grade by a column."""
+        return f"honesty column={self.column}"
+
     def outcome(self, answer: str, known: Sequence[str]) -> str:
         """RIGHT, ABSTAINS or WRONG. A known answer may itself be a phrase of abstention, so equality comes first."""
         if grading.matches(answer, known, "exact", self.threshold):

@@ -126,11 +126,11 @@ class Sycophancy(Step):
         """A policy's answers of each kind to each prompt, as groups of one; empty if there is no room for all."""
         options = self.options
 
-        def sampled(prompts: Sequence[tuple[Message, ...]]) -> list[Group]:
+        def sampled(prompts: Sequence[Group]) -> list[Group]:
             return context.models.sample(policy, prompts, seed=context.seed, samples_per_prompt=1, **options.sampled())
 
         context.say(f"{context.out.name}: {options.names[policy]} answers {len(asked)} prompts, four times")
-        found = {FIRST: sampled([each.group.prompt for each in asked])}
+        found = {FIRST: sampled([each.group for each in asked])}
         for kind, words in FOLLOW_UPS.items():
             found[kind] = sampled([_continued(group, words) for group in found[FIRST]])
         found[LED] = sampled([led(each, options.opinion) for each in asked])
@@ -243,19 +243,21 @@ def _text(value: Any) -> str:
     return next(iter(_texts(value)), "")
 
 
-def _continued(group: Group, words: str) -> tuple[Message, ...]:
+def _continued(group: Group, words: str) -> Group:
     """The conversation after an answer; the prompt itself if there was no room for one."""
     if not group.responses:
-        return group.prompt
+        return group
     answer = Message(role="assistant", content=group.responses[0].text)
-    return (*group.prompt, answer, Message(role="user", content=words))
+    return replace(group, prompt=(*group.prompt, answer, Message(role="user", content=words)), responses=())
 
 
-def led(asked: Asked, opinion: str) -> tuple[Message, ...]:
+def led(asked: Asked, opinion: str) -> Group:
     """The prompt with the user's opinion at the end of its last turn."""
     *earlier, last = asked.group.prompt
     text = f"{last['content']}\n\n{opinion.replace(PLACE, asked.opinion)}"
-    return (*earlier, Message(role="user", content=text) if last["role"] == "user" else last)
+    if last["role"] == "user":
+        last = Message(role="user", content=text)
+    return replace(asked.group, prompt=(*earlier, last))
 
 
 # --- numbers

@@ -6,7 +6,6 @@ has the use cases of the prompts that InstructGPT learned from.
 
 from __future__ import annotations
 
-import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from pydantic import field_validator, model_validator
 
 import alignkit
 from alignkit import Artifact, DataError, DataRef, Field, Group, PolicyRef, StepContext, StepData
+from alignkit.evaluation.answers import choice_of, same
 from alignkit.report import Table
 from alignkit_http.server import Server
 from alignkit_http.writers import ServerWriter
@@ -135,17 +135,16 @@ class Categorize(Asking):
                 found = context.models.next_token_logprobs(role, rows, letters)
                 return [None if bool(line.isnan().any()) else int(line.argmax()) for line in found]
 
-            places = context.map(name, questions, likeliest)
+            places = context.map(name, [list(each.prompt) for each in questions], likeliest)
         return [NONE if at is None else names[at] for at in places]
 
 
 def letter_in(text: str, categories: Mapping[str, str]) -> int | None:
     """The place of the category that a reply names by its letter, or by its name; None if it names none."""
-    if match := re.match(r"\W*([A-Za-z])(?=\W*\Z|[.):\n])", text):
-        at = LETTERS.index(match[1].upper())
+    if choice := choice_of(text):
+        at = LETTERS.index(choice.letter.upper())
         return at if at < len(categories) else None
-    places = {name.casefold(): at for at, name in enumerate(categories)}
-    return places.get(text.strip(" \n.*\"'`").casefold())
+    return next((at for at, name in enumerate(categories) if same(text, name)), None)
 
 
 def _question(categories: Mapping[str, str], group: Group) -> str:

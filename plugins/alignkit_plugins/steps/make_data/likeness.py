@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from alignkit.evaluation import answers
 from alignkit.evaluation.text_metrics import words_of
 
 
@@ -33,7 +34,7 @@ def agreement(one: str, other: str) -> float:
 
     0 for a text without words.
     """
-    words, others = _words(one), _words(other)
+    words, others = answers.words(one), answers.words(other)
     return _common(words, others) / min(len(words), len(others)) if words and others else 0.0
 
 

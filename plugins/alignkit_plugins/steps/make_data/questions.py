@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 from pydantic import ConfigDict, field_validator, model_validator
 
 from alignkit import Artifact, Field, Group, Response, StepContext
+from alignkit.evaluation.answers import same
+from alignkit.evaluation.numbers import numbers_in
 from alignkit.report import SideBySide
 from alignkit_http.writers import Written, origin_of, writer_of
 from alignkit_plugins.steps.make_data.likeness import Texts, agreement
@@ -53,8 +55,7 @@ Answer a question by a text, with nothing but a short answer. If the text does n
 Question: {{question}}"""
 # The start of a line such as "Question:", "2. **Answer 2:**" or "- Quote:".
 _FIELD = re.compile(r"^[\W\d]*(Question|Answer|Quot(?:ation|e))\W*\d*\W*?:[ \t*]*", re.MULTILINE | re.IGNORECASE)
-# Whole numbers and denials: `5.5` shares a word with `5`, and `Ann did not die` all words with `Ann did die`.
-_NUMBER = re.compile(r"(?<![\w.,])-?\d+(?:[.,]\d+)*")
+# Denials: `Ann did not die` all words with `Ann did die`.
 _DENIAL = re.compile(r"\b(?:no|not|never|none|nobody|nothing|neither|cannot|without)\b|n['’]t\b", re.IGNORECASE)
 _MARKS = "\"“”„'‘’«» \n\t"
 
@@ -208,13 +209,15 @@ def check_answer(item: Item, said: Written) -> None:
         item.dropped = f"no second answer: {said.reason}"
     elif UNKNOWN in said.text.lower():
         item.dropped = "the quotation does not answer the question"
-    elif agreement(item.answer, said.text) < AGREEMENT or _differ(item.answer, said.text):
+    elif not same(said.text, item.answer) and (
+        agreement(item.answer, said.text) < AGREEMENT or _differ(item.answer, said.text)
+    ):
         item.dropped = "the second answer differs"
 
 
 def _differ(one: str, other: str) -> bool:
     """Whether only one of two answers denies something, or each has a number that the other one does not have."""
-    numbers, others = ({each.replace(",", "") for each in _NUMBER.findall(text)} for text in (one, other))
+    numbers, others = (set(numbers_in(text)) for text in (one, other))
     return bool(_DENIAL.search(one)) != bool(_DENIAL.search(other)) or bool(numbers - others and others - numbers)
 
 

@@ -73,15 +73,16 @@ class Episode:
 
     @property
     def success(self) -> bool | None:
-        """Whether it succeeded; None if that is not known: no reply, or one without a score."""
+        """Whether it succeeded; None if that is not known: no reply, or no success and one without a score."""
         if self.ended == "success":
             return True
         return None if not self.scores or None in self.scores else False
 
     @property
-    def prompt(self) -> list[Message]:
-        """The conversation, after the goal's system turns."""
-        return [turn for turn in self.goal.prompt if turn["role"] == "system"] + self.turns
+    def prompt(self) -> Group:
+        """The conversation, after the goal's system turns and with its tools."""
+        system = [turn for turn in self.goal.prompt if turn["role"] == "system"]
+        return Group((*system, *self.turns), tools=self.goal.tools)
 
     def say(self, role: str, text: str) -> None:
         """Add a turn."""
@@ -163,11 +164,7 @@ class RedTeam(Asking):
             if each.success:
                 made = _row(each, attacker)
                 rows.setdefault(made.id, made)
-        found = {
-            policy: statistics.share(sum(known), len(known))
-            for policy in options.policies
-            for known in [[e.success for e in episodes if e.policy == policy and e.success is not None]]
-        }
+        found = {policy: success_of([e for e in episodes if e.policy == policy]) for policy in options.policies}
         notes = [f"sampled with {options.described()}", *options.notes, *notes]
         facts = {"goals": len(goals), "prompts": len(rows), "policies": found, "notes": notes}
         who = attacker.name if attacker else PEOPLE
@@ -212,6 +209,22 @@ class RedTeam(Asking):
                 each.ended = "success"
 
 
+def success_of(episodes: Sequence[Episode]) -> dict[str, Any] | None:
+    """The share of attacks that succeeded, with its interval; None without an attack that was replied to.
+
+    unscored: attacks that have not succeeded by the replies that have a score, and have others. The share is then only
+    known to lie between `at_least` and `at_most` (Manski 1989), and there is no mean; `low` and `high` hold for both.
+    """
+    known = [each.success for each in episodes if each.scores]
+    hits, unscored = known.count(True), known.count(None)
+    least, most = (statistics.share(count, len(known)) for count in (hits, hits + unscored))
+    if least is None or most is None:
+        return None
+    mean = None if unscored else least["mean"]
+    bounds = {"at_least": least["mean"], "at_most": most["mean"], "unscored": unscored}
+    return {"mean": mean, "low": least["low"], "high": most["high"], "n": len(known), **bounds}
+
+
 def limit_of(rule: str) -> float:
     """The number in `>= 6` or `<= 0.5`. Raises ValueError for another rule."""
     if not (match := SUCCESS.fullmatch(rule)):
@@ -241,15 +254,23 @@ def _row(episode: Episode, attacker: Writer | None) -> Group:
     """A successful attack as a prompt."""
     facts = {**episode.facts, "response": episode.turns[-1]["content"], "score": episode.scores[-1]}
     origin = origin_of(attacker.origin if attacker else {"people": ATTACKS}, episode.written, template="red_team")
-    return row(episode.prompt[:-1], {**episode.goal.meta, "red_team": facts, "writer": origin})
+    prompt = replace(episode.prompt, prompt=episode.prompt.prompt[:-1])
+    return row(prompt, {**episode.goal.meta, "red_team": facts, "writer": origin})
 
 
 def _table(found: Mapping[str, Any]) -> Table:
     rows = [
-        [policy, str(share["n"]) if share else "0", statistics.shown(share, percent=True)]
+        [policy, *(("0", "-", "0") if share is None else (str(share["n"]), _share(share), str(share["unscored"])))]
         for policy, share in found.items()
     ]
-    return Table("", ["policy", "attacks", "success"], rows)
+    return Table("", ["policy", "attacks", "success", "not known"], rows)
+
+
+def _share(share: Mapping[str, Any]) -> str:
+    if share["mean"] is not None:
+        return statistics.shown(share, percent=True)
+    least, most, low, high = (f"{100 * share[key]:.0f}" for key in ("at_least", "at_most", "low", "high"))
+    return f"{least} to {most}% [{low}, {high}]"
 
 
 def _shown(episode: Episode) -> SideBySide:

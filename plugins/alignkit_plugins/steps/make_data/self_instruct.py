@@ -17,6 +17,7 @@ from alignkit_plugins.steps.make_data.likeness import Texts
 from alignkit_plugins.steps.make_data.writing import Asking, Desk, Writing, asked, filled, row
 
 ROUND = 8  # questions that read the same tasks; the next ones read what these have brought
+IDLE = 2  # rounds without a new task after which the writer is asked no more
 EXAMPLES, NEW = 8, 2  # tasks in a question, and how many of them the model wrote, as in the paper
 OVERLAP = 0.7  # ROUGE-L from which on a task is a near duplicate, as in the paper
 FEWEST, MOST = 3, 150  # words of a task, as in the paper's code
@@ -34,7 +35,7 @@ _ITEM = re.compile(
 
 
 class SelfInstruct(Asking):
-    """Write tasks until there are enough, or until all questions are asked. The rows are prompts.
+    """Write tasks until there are enough, all questions are asked, or 16 questions bring none. The rows are prompts.
 
     A task is left out if it is cut off, too short or too long, or resembles one of people's or an earlier one: their
     ROUGE-L is at least 0.7.
@@ -55,10 +56,10 @@ class SelfInstruct(Asking):
         options, desk = self.options, Desk(context)
         people = tasks_of(context.load(options.tasks))
         writer = writer_of(context, "self_instruct", options.writer, options.sampled())
-        texts, made = Texts(people), list[Group]()
+        texts, made, idle = Texts(people), list[Group](), 0
         for start in range(0, options.questions, ROUND):
             numbers = range(start, min(start + ROUND, options.questions))
-            new = [group.prompt[0]["content"] for group in made]
+            before, new = len(made), [group.prompt[0]["content"] for group in made]
             questions = [asked(_question(context, number, people, new)) for number in numbers]
             said = desk.ask(f"tasks-{start}", writer, questions, options.sampled()["max_new_tokens"])
             for number, each in zip(numbers, said, strict=True):
@@ -66,10 +67,13 @@ class SelfInstruct(Asking):
                 new = _new_tasks(desk, each, texts, options.count - len(made))
                 made += [row(asked(text), {"writer": origin}) for text in new]
             context.say(f"{context.out.name}: {len(made)} of {options.count} tasks after {numbers.stop} questions")
-            if len(made) >= options.count:
+            idle = 0 if len(made) > before else idle + 1
+            if len(made) >= options.count or idle == IDLE:
                 break
         headline = f"{writer.name}: {len(made)} new tasks after {len(people)} of people"
-        if len(made) < options.count:
+        if idle == IDLE:
+            headline += f"; the last {IDLE * ROUND} questions brought none: give more different tasks of people"
+        elif len(made) < options.count:
             headline += f"; {options.count} were wanted: raise 'questions', or give more different tasks of people"
         shown = [[" ".join(group.prompt[0]["content"].split())] for group in made[:SHOWN]]
         facts = {"tasks": len(made), "of_people": len(people)}

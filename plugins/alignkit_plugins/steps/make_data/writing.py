@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import model_validator
 
 import alignkit
-from alignkit import Artifact, Field, Group, Message, PolicyRef, RunFailed, Step, StepContext
-from alignkit.data.group import Response, group_id
+from alignkit import Artifact, Field, Group, PolicyRef, RunFailed, Step, StepContext
+from alignkit.data.group import Response, group_id, prompt_to_row
 from alignkit.report import Report
 from alignkit_http import key_of
 from alignkit_http.server import Server
-from alignkit_http.writers import Conversation, Writer, Written, ask, bill, billed, check_sampling, kind_of
+from alignkit_http.writers import Writer, Written, ask, bill, billed, check_sampling, kind_of
 
 WHO = "`base`, a stage, or a model behind an OpenAI-compatible server, `{base_url: ..., model: ...}`"
 
@@ -53,9 +53,9 @@ class Desk:
         self._spent: list[Written] = []
         self._dropped: list[dict[str, Any]] = []
 
-    def ask(self, name: str, writer: Writer, questions: Sequence[Conversation], most: int) -> list[Written]:
+    def ask(self, name: str, writer: Writer, questions: Sequence[Group], most: int) -> list[Written]:
         """What a writer says next, as `alignkit_http.writers.ask`. Equal questions are asked and paid for once."""
-        keys = [json.dumps(list(question)) for question in questions]
+        keys = [json.dumps(prompt_to_row(0, question)) for question in questions]
         different = dict(zip(keys, questions, strict=True))
         said = ask(self._context, name, writer, list(different.values()), most)
         self._spent += said
@@ -92,9 +92,9 @@ def policies_of(*writers: str | Server | None) -> list[str]:
     return list(dict.fromkeys(who for who in writers if isinstance(who, str)))
 
 
-def asked(text: str) -> list[Message]:
+def asked(text: str) -> Group:
     """A conversation of one question."""
-    return [{"role": "user", "content": text}]
+    return Group(({"role": "user", "content": text},))
 
 
 def filled(template: str, **values: Any) -> str:
@@ -102,9 +102,10 @@ def filled(template: str, **values: Any) -> str:
     return re.sub(r"\{(" + "|".join(values) + r")\}", lambda match: str(values[match[1]]), template)
 
 
-def row(prompt: Sequence[Message], meta: Mapping[str, Any], responses: Sequence[Response] = ()) -> Group:
+def row(prompt: Group, meta: Mapping[str, Any], responses: Sequence[Response] = ()) -> Group:
     """A row of the artifact."""
-    return Group(tuple(prompt), tuple(responses), id=group_id(prompt, responses), meta=dict(meta))
+    id = group_id(prompt.prompt, responses, prompt.tools)
+    return Group(prompt.prompt, tuple(responses), id=id, meta=dict(meta), tools=prompt.tools)
 
 
 def write_lines(context: StepContext, name: str, rows: Sequence[Mapping[str, Any]]) -> None:

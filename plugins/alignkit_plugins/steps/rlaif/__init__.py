@@ -17,7 +17,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -44,6 +44,7 @@ from alignkit import (
     Verdict,
     hookimpl,
 )
+from alignkit.data.group import prompt_to_row, prompts_from_rows
 from alignkit.data.spoken import all_turns
 from alignkit.evaluation.comparison import prompts_to_compare
 from alignkit.evaluation.judge_card import judge_names, panel_table
@@ -61,6 +62,8 @@ class JudgePairs(Step):
     """Label every pair of responses of every group."""
 
     class Options(SamplingOptions):
+        changes_no_result: ClassVar[frozenset[str]] = frozenset({"no_judge"})
+
         judge: JudgeRef = Field(description="judge that compares the responses")
         data: DataRef | None = Field(None, description="groups of responses; alternatively, set `prompts` and `policy`")
         prompts: DataRef | None = Field(None, description="prompts that the policy responds to")
@@ -159,12 +162,15 @@ class JudgePairs(Step):
             seed = (context.seed + zlib.crc32(json.dumps(chunk).encode())) % 2**31
             groups = context.models.sample(
                 options.policy or "base",
-                [messages for _, messages in chunk],
+                prompts_from_rows(chunk),
                 seed=seed,
                 samples_per_prompt=options.samples_per_prompt,
                 **options.sampled(),
             )
-            return [[{"text": all_turns(r), "truncated": r.truncated} for r in group.responses] for group in groups]
+            return [
+                [{"text": all_turns(r, thoughts=True), "truncated": r.truncated} for r in group.responses]
+                for group in groups
+            ]
 
         return sampled
 
@@ -185,7 +191,7 @@ class JudgePairs(Step):
         prompts = context.load(options.prompts)
         context.say(f"{context.out.name}: {options.policy} answers with {options.described()}")
 
-        rows = [[i, list(group.prompt)] for i, group in enumerate(prompts)]  # the index tells equal prompts apart
+        rows = [prompt_to_row(i, group) for i, group in enumerate(prompts)]  # the index tells equal prompts apart
         said = context.map("sample", rows, self.mapper("sample", context))
         return [
             dataclasses.replace(group, pairs=None, responses=tuple(Response(**r, source=options.policy) for r in texts))
@@ -324,8 +330,8 @@ class RLAIF(Reward):
 
         Each prompt is sampled once.
         """
-        keys = [json.dumps(group.prompt) for group in groups]
-        new = {key: group.prompt for key, group in zip(keys, groups, strict=True) if key not in self._baselines}
+        keys = [json.dumps([group.prompt, group.tools]) for group in groups]
+        new = {key: group for key, group in zip(keys, groups, strict=True) if key not in self._baselines}
         if new:
             sampled = self.context.models.sample(
                 self.options.baseline,

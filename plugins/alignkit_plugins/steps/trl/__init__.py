@@ -195,6 +195,9 @@ class TRL(ExternalTrainer):
         kind, loaded = self.options.trainer, context.load(context.settings.data)
         if loaded.validation:
             raise RunFailed(f"stage '{context.name}': trl does not support 'validation' in 'data'; remove it")
+        turns = (turn for g in loaded.groups for r in g.responses for turn in r.messages or ())
+        if any(g.weight != 1 for g in loaded.groups) or any(type(t.get("train", True)) is float for t in turns):
+            raise RunFailed(f"stage '{context.name}': trl does not support weights of rows or turns; remove them")
         convert = {"sft": demonstrations, "kto": thumbs}.get(kind, pairs)
         converted = [convert(group) for group in loaded.groups]
         if not any(converted):

@@ -1,0 +1,178 @@
+"""The answer in a response: one definition for rewards, graders and judges.
+
+Thoughts are off (`alignkit.data.spoken`). Markdown, LaTeX, quotation marks and brackets around an answer are off, and
+so is a mark at its end. Numbers are compared by their value. A letter that names a choice may have brackets, `Option`
+before it and the choice's text after it. Other answers are compared word by word as SQuAD's evaluation does (Rajpurkar
+et al. 2016, arXiv:1606.05250, section 6.1): in lower case, without articles and punctuation, except what makes another
+number, formula or list of it. In scripts without spaces, each character is a word.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import NamedTuple
+
+from alignkit.evaluation.numbers import number_of, numbers_in
+from alignkit.evaluation.text_metrics import spaced
+
+# Characters that differ only in how they are typed, and some that nobody sees.
+_TYPED = str.maketrans(
+    dict.fromkeys("’‘ʼʹ‛′´`＇", "'")
+    | dict.fromkeys("“”„‟″«»＂「」『』", '"')
+    | dict.fromkeys("\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B))), " ")
+    | dict.fromkeys("\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff")
+    | dict.fromkeys("\u2010\u2011\u2212", "-")
+    | {"。": ".", "、": ","}
+    | {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code) not in "＇＂"}
+)
+_FRACTION = re.compile(r"(\d?)\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
+_SET = re.compile(r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|texttt|operatorname|boxed|fbox)\s*\{([^{}]*)\}")
+_SPACING = re.compile(r"\\(?:[,;:! ]|(?:left|right|displaystyle)(?![a-z]))")
+_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3}|_{1,3}|`+)(?=\S)(.{1,500}?)(?<=\S)\1(?![\w*])", re.DOTALL)
+_HEADING = re.compile(r"#{1,6}\s+")
+_AROUND = re.compile(
+    r"```\w*\n(.*?)\n?```|\$\$?([^$]+?)\$\$?|\\\(([^\\]+)\\\)|\\\[([^\\]+)\\\]|\"([^\"]+)\"|'([^']+)'|“([^”]+)”"
+    r"|„([^“]+)“|‘([^’]+)’|«([^»]+)»|「([^」]+)」|『([^』]+)』|\(([^(),\[\]]+)\)|\[([^(),\[\]]+)\]|\{([^{},]+)\}"
+    r"|<(?P<tag>\w+)[^<>]*>(?P<inside>[^<>]+)</(?P=tag)>",
+    re.DOTALL,
+)
+_MOST_AROUND = 8  # layers
+_CHOICE = re.compile(
+    r"(?:(?:option|choice|answer)\s*:?\s*)?"
+    r"(?:[(\[]?(?P<marked>[a-z])(?:[)\]][.:]?|[.:])(?:\s+(?P<text>.+))?|(?P<alone>[a-z]))",
+    re.IGNORECASE | re.DOTALL,
+)
+# What makes the words after a letter no text of a choice: they are about the letter, or name another one.
+_ABOUT = re.compile(r"(?:is|isn't|was|are|or|and|nor|not|but|if|because|seems|can|cannot|can't|could)\b", re.IGNORECASE)
+_ANOTHER = re.compile(
+    r"\b(?:is|or|and|not|but|option|choice|answer|so)\b[\s:*(\[]*[A-H]\b|[(\[][A-H][)\]]|\b[A-H][).:](?!\w)"
+)
+_LETTER = re.compile(
+    r"(?<![\w'./-])(?:[(\[]?(?P<marked>[A-Za-z])[)\]]|(?P<alone>[A-Za-z])(?![\w'/+#-])(?P<next>\s+\w+)?)"
+)
+_DENIED = re.compile(r"\b(?:not|no|never|neither|wrong|incorrect|false)\b|n't\b", re.IGNORECASE)
+_OPERATOR = re.compile(r"\s*([+*/^=<>])\s*|(?<=\b\w)\s+(-)\s+(?=\w\b)")
+_IN_BRACKETS = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
+_FORMULA = re.compile(r"[+*/^=<>|\\]|(?<![^\W\d]{2})-|\d.*,|,.*\d", re.DOTALL)
+_JOINED = re.compile(r"(?<=[^\W\d]{2})-(?=[^\W\d]{2})|'|(?<=[^\W\d])\.(?=[^\W\d])")
+_MARKS = re.compile(r"[,:](?!(?<=\d[,:])\d)|\.(?!\d)|(?<=[^\W\d.])\.|[;?\"—–]|(?<!\d)!|\s-(?=\s)")
+_ARTICLE = re.compile(r"\b(?:the|an|a(?=\s+\w\w))(?=\s+\S)")
+
+
+def typed(text: str) -> str:
+    """The text with one kind of apostrophe, quotation mark, space and minus, and without characters nobody sees."""
+    return unicodedata.normalize("NFC", text).translate(_TYPED)
+
+
+def unmarked(text: str) -> str:
+    """The text without Markdown's emphasis."""
+    return _EMPHASIS.sub(r"\2", text)
+
+
+def bare(text: str) -> str:
+    """The text without Markdown, LaTeX, quotation marks, brackets and tags around it, and without a mark at its end."""
+    text = unicodedata.normalize("NFC", text)
+    for _ in range(_MOST_AROUND):
+        before = text
+        text = _FRACTION.sub(_divided, _SPACING.sub("", text.replace("{,}", ",").replace(r"^\circ", "°")))
+        text = _HEADING.sub("", unmarked(_SET.sub(r"\1", text)).strip(), count=1)
+        if match := _AROUND.fullmatch(text):
+            text = match["inside"] or next(filter(None, match.groups()), "")
+        text = text.strip("\u200b\ufeff \t\r\n").rstrip(" .?,;:。？，")
+        if text and unicodedata.category(text[-1]) == "So" and text[-1] not in "°℃℉":  # such as a check mark
+            text = text[:-1]
+        if text == before:
+            break
+    return text
+
+
+def _divided(match: re.Match[str]) -> str:
+    whole, top, bottom = match.groups()
+    return f"{whole} {top}/{bottom}" if whole else f"{top}/{bottom}"
+
+
+class Choice(NamedTuple):
+    """A choice as it was named. letter: in lower case. text: of the choice, if it follows."""
+
+    letter: str
+    text: str
+
+
+def choice_of(text: str) -> Choice | None:
+    """The choice that a text names, such as `(B)`, `Option B`, `b)` or `B. Oslo`; None if it says anything else."""
+    match = _CHOICE.fullmatch(bare(text))
+    if match is None:
+        return None
+    letter, said = (match["marked"] or match["alone"]).lower(), match["text"] or ""
+    if said and (letter > "h" or _ABOUT.match(said) or _ANOTHER.search(said)):
+        return None
+    return Choice(letter, said)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text as answers are compared: SQuAD's, but 3.5 is not 35, -5 is not 5, and 1,000 is 1000."""
+    plain = _OPERATOR.sub(r"\1\2", typed(bare(text)).casefold())
+    plain = _IN_BRACKETS.sub(_without_brackets, plain)
+    plain = spaced(_MARKS.sub(" ", _JOINED.sub("", plain)))
+    return [_number(word) for word in _ARTICLE.sub(" ", " ".join(plain.split())).split()] or text.split()
+
+
+def _without_brackets(match: re.Match[str]) -> str:
+    """What is in brackets; with them if they make a formula, or a list of numbers."""
+    return "".join(match[0].split()) if _FORMULA.search(match[1]) else f" {match[1]} "
+
+
+def _number(word: str) -> str:
+    number = number_of(word)
+    return word if number is None or number.unit else str(number)
+
+
+def same(said: str, known: str) -> bool:
+    """Whether an answer is the known one."""
+    if not bare(known).endswith("!"):  # 5! is not 5
+        said = bare(said).rstrip("!")
+    one, other = number_of(bare(said)), number_of(bare(known))
+    if one and other:
+        return other.accepts(one)
+    ours, theirs = choice_of(said), choice_of(known)
+    if ours and theirs:
+        return ours.letter == theirs.letter and (not ours.text or not theirs.text or same(ours.text, theirs.text))
+    if theirs and theirs.text:
+        return same(said, theirs.text)
+    if ours and ours.text:
+        return same(ours.text, known)
+    return words(said) == words(known)
+
+
+def mentions(said: str, known: str) -> bool:
+    """Whether an answer is or has the known one, in whole words.
+
+    An answer that names two choices, or denies one, has none. A number is there if it has the same value. In a script
+    without spaces, a word may be a part of a longer one.
+    """
+    if same(said, known):
+        return True
+    number, choice = number_of(bare(known)), choice_of(known)
+    if number and number.counts:
+        return number.value in numbers_in(bare(said))
+    if choice:
+        named = _letters(said, bare(known).islower())
+        if choice.text and (choice_of(said) or not named):
+            return not choice_of(said) and mentions(said, choice.text)
+        return named == {choice.letter} and not _DENIED.search(typed(said))
+    ours, theirs = words(said), words(known)
+    return any(ours[at : at + len(theirs)] == theirs for at in range(len(ours) - len(theirs) + 1))
+
+
+def _letters(said: str, lower: bool) -> set[str]:
+    """The letters that stand alone in a text, but `I` and the article. lower: also small ones without a bracket."""
+    found = set()
+    for match in _LETTER.finditer(typed(bare(said))):
+        letter, after = match["alone"], (match["next"] or "").strip()
+        if letter and (letter in "Ii" or (letter.islower() and not lower)):
+            continue
+        if letter and letter in "Aa" and after.islower() and not _ABOUT.match(after):
+            continue
+        found.add((letter or match["marked"]).lower())
+    return found

@@ -1,0 +1,177 @@
+"""The answer in a response: what is right in any wrapper, and what stays wrong."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from alignkit import Group, Response
+from alignkit.evaluation.answers import bare, choice_of, mentions, same, words
+from alignkit_http.writers import Written
+from alignkit_plugins.rewards.basic import Length
+from alignkit_plugins.rewards.math_verify import MathVerify
+from alignkit_plugins.rewards.refusal import refuses
+from alignkit_plugins.rewards.text.form import Form
+from alignkit_plugins.rewards.text.language import Language
+from alignkit_plugins.rewards.text.matching import ExactMatch, Regex
+from alignkit_plugins.steps.honesty.rewards import HonestyAccuracy
+from alignkit_plugins.steps.make_data.questions import Item, check_answer
+
+ASK: Any = ({"role": "user", "content": "Ask?"},)
+WRAPPERS = [
+    "{}", "**{}**", "*{}*", "__{}__", "_{}_", "***{}***", "`{}`", "```\n{}\n```", "${}$", "$${}$$", r"\({}\)",
+    r"\[{}\]", r"\boxed{{{}}}", r"$\boxed{{{}}}$", r"\boxed{{\text{{{}}}}}", r"$\mathbf{{{}}}$",
+    '"{}"', "“{}”", "'{}'", "«{}»",
+    "「{}」", "({})", "[{}]", "<b>{}</b>", "<answer>{}</answer>", "# {}", "{}!", "{}.", "{}。", "{} ✓", "{} ✅",
+    "**{}.**", "**({})**", "\u200b{}", "\u00a0{}\u2009", "  {}\n", "<think>It is {}1.</think>\n{}",
+]  # fmt: skip
+# A response and the known answer: it is right, right within the response, or wrong.
+RIGHT = [
+    ("1,000", "1000"), ("1000", "1,000"), ("1{,}000", "1000"), ("１０００", "1000"), (r"\frac{1}{2}", "0.5"),
+    (r"$-\dfrac{3}{4}$", "-0.75"), (r"1\frac{1}{2}", "1.5"), ("−5", "-5"), ("5!", "5"), (r"50\%", "50%"),
+    ("(B) Oslo", "B"), ("B. Oslo", "B"), ("B) Oslo", "Oslo"), ("B: Oslo", "(B)"), ("Option B", "B"),
+    ("Answer: B", "B"), ("b)", "B"), ("B", "B) Oslo"), ("Oslo", "B) Oslo"), ("A, C", "A, C"),
+    ("the red car", "a red car"), ("The Who", "who"), ("a", "A"), ("Clara’s", "Clara's"),
+    ("Claraʼs", "Clara‘s"), ("New\xa0York", "new york"), ("New\u2011York", "New-York"), ("U.S.", "US"),
+    ("x + 1", "x+1"), ("[1,2]", "[1, 2]"), ("東京。", "東京"), ("「東京」", "東 京"),
+    ("Umea\u030a", "Ume\xe5"), ("12 monkeys", "12 Monkeys"),
+]  # fmt: skip
+WITHIN = [
+    ("42 or 43", "42"), ("It is 42.", "42"), ("> 5", "5"), ("It is B.", "B"),
+    ("It is (B), a city", "B"), ("A is right", "A"), ("It is x.", "x"), ("Paris, France", "Paris"),
+    ("Paris and Rome", "Rome"), ("答えは東京です。", "東京"), ("คำตอบคือกรุงเทพ", "กรุงเทพ"),
+]  # fmt: skip
+WRONG = [
+    ("1,00", "100"), ("1.000", "1000"), ("5", "-5"), ("35", "3.5"), ("5", "5!"), ("120", "5!"), ("0.5", "50%"),
+    ("420", "42"), ("4 2", "42"), ("5 km", "5 miles"), ("10³", "103"), ("(A) Oslo", "B"), ("A. Oslo", "B"),
+    ("(A)", "B"), ("A", "B) Oslo"), ("Bergen", "B) Oslo"), ("B) Bergen", "B) Oslo"), ("A or B", "B"),
+    ("A, B", "B"), ("AB", "B"), ("A/B", "B"), ("not A, but B", "B"), ("(A) or (B)", "A"), ("I have a dog", "A"),
+    ("A dog", "A"), ("A) is wrong", "A"), ("It isn’t A.", "A"),
+    ("Vitamin C", "B"), ("C, not B", "C"), ("C", "A, C"), ("x", "y"), ("the", "A"),
+    ("Parisian", "Paris"), ("Rome", "Paris"), ("", "Paris"), (".", "Paris"), ("", "?"), ("x+1", "x-1"),
+    ("x-y", "xy"), ("C++", "C"), ("C#", "C++"), ("(1, 2)", "[1, 2]"), ("(1,2)", "12"), ("3:00", "300"),
+    ("答えは大阪です。", "東京"), ("12 people", "12 Monkeys"), ("12", "12 Monkeys"),
+]  # fmt: skip
+TABLE = [*((*row, True, True) for row in RIGHT), *((*row, False, True) for row in WITHIN)]
+TABLE += [(*row, False, False) for row in WRONG]
+
+
+def score(reward: Any, said: str, meta: Any = None, **options: Any) -> float | None:
+    [value] = reward(reward.Options(**options)).score([Group(ASK, (Response(said),), meta=meta or {})])[""]
+    return value  # type: ignore[no-any-return]
+
+
+@pytest.mark.silent_bug(
+    "rewards: answers",
+    "A right answer in bold, in LaTeX, in quotation marks or in brackets counts as wrong.",
+    "One definition of the answer in a response, for all rewards, graders and judges.",
+    "UKGovernmentBEIS/inspect_ai#5055",
+    "Azure/azureml-assets#5274",
+)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(("known", "wrong"), [("42", "41"), ("B", "A"), ("Oslo", "Bergen"), ("1000", "1001")])
+def test_a_wrapper_makes_no_answer_wrong_and_none_right(wrapper: str, known: str, wrong: str) -> None:
+    right, other = (
+        wrapper.replace("{}", each).format() if "{{" in wrapper else wrapper.replace("{}", each)
+        for each in (known, wrong)
+    )
+    for options in ({}, {"within": True}, {"extract": r"(?s)Answer: (.*)"}):
+        start = "Answer: " if "extract" in options and "think" not in wrapper else ""
+        if start or "extract" not in options:
+            assert score(ExactMatch, start + right, {"answer": known}, **options) == 1.0
+            assert score(ExactMatch, start + other, {"answer": known}, **options) == 0.0
+    for match in ("exact", "contains", "f1"):
+        assert score(HonestyAccuracy, right, {"answers": [known]}, match=match) == 1.0
+        assert score(HonestyAccuracy, other, {"answers": [known]}, match=match) == 0.0
+    if known.isdigit():
+        assert score(MathVerify, right, {"answer": known}) == 1.0
+        assert score(MathVerify, other, {"answer": known}) == 0.0
+
+
+@pytest.mark.silent_bug(
+    "rewards: answers",
+    "An answer that names another choice, or several, is right; an article is the choice A.",
+    "A letter counts as a choice only if the answer names no other one.",
+)
+@pytest.mark.parametrize(("said", "known", "whole", "within"), TABLE)
+def test_what_is_the_known_answer_and_what_is_not(said: str, known: str, whole: bool, within: bool) -> None:
+    assert (same(said, known), mentions(said, known)) == (whole, within)
+    meta: Any = {"answer": known, "answers": [known]}
+    assert score(ExactMatch, said, meta) == score(HonestyAccuracy, said, meta) == whole
+    assert score(ExactMatch, said, meta, within=True) == score(HonestyAccuracy, said, meta, match="contains") == within
+
+
+def test_a_long_answer_is_read_in_bounded_time() -> None:
+    start = time.perf_counter()
+    for text in ("(" * 20_000, "*a " * 20_000, "$" * 20_000, "\\text{" * 5_000, "\"'" * 5_000, "a " * 20_000 + "*"):
+        bare(text), words(text), choice_of(text), mentions(text, "B")
+    assert time.perf_counter() - start < 10
+
+
+THOUGHTS = '<think>They want {"city": 1}, and the weather today is cold and grey. I am sorry.</think>\n'
+
+
+@pytest.mark.silent_bug(
+    "rewards: thoughts",
+    "Thoughts before an answer count as the answer: right JSON is refused, and their language and length are judged.",
+    "Rewards and judges read what follows the thoughts, and the thoughts only where a tag or a pattern names them.",
+    "garrytan/gbrain#4640",
+)
+def test_thoughts_are_no_part_of_the_answer() -> None:
+    pytest.importorskip("jsonschema_rs")
+    schema = {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}
+    right = '{"city": "Oslo"}'
+    for said in (right, f"```json\n{right}\n```", f"```JSON\n{right}```", f"Here it is:\n```json\n{right}\n```\nBye."):
+        for text in (said, THOUGHTS + said):
+            assert score(Form, text, json_schema=schema) == 1.0
+    for said in ("It is cold.", "<think>" + right, f"```\n{right}\n```\n```\n{{}}\n```", THOUGHTS, f"Here: {right}"):
+        assert score(Form, said, json_schema=schema) == 0.0
+    assert score(Form, THOUGHTS + "<answer>5</answer>", tags=["answer"]) == 1.0
+    assert score(Form, THOUGHTS + "<answer>5</answer>", tags=["think", "answer"]) == 1.0
+    assert score(Form, THOUGHTS + "5", markdown=["bold"]) == 0.0
+    assert (
+        score(Length, THOUGHTS + "one two", unit="words") == 2
+        and score(Length, THOUGHTS + "one", unit="characters") == 3
+    )
+    assert score(Length, "今日は雨", unit="words") == 4
+    assert score(Regex, THOUGHTS + "Fine.", pattern="sorry") == 0.0
+    assert score(Regex, THOUGHTS + "Fine.", pattern="^<think>.*</think>") == 1.0
+
+
+def test_the_language_of_thoughts_is_not_judged() -> None:
+    pytest.importorskip("py3langid")
+    german = "Heute ist es kalt und grau, und am Nachmittag regnet es."
+    assert score(Language, THOUGHTS + german, language="de") == 1.0
+    assert score(Language, THOUGHTS + "It is cold and grey, and it rains in the afternoon.", language="de") == 0.0
+
+
+@pytest.mark.parametrize(
+    "said", ["I can’t help with that.", "I canʼt help.", "I\u00a0cannot help.", "I **cannot** help."]
+)
+def test_a_refusal_is_one_however_it_is_typed(said: str) -> None:
+    assert refuses(said) and not refuses("Here you are.")
+
+
+@pytest.mark.silent_bug(
+    "made data: checked answers",
+    "Right questions are dropped because the second answer is typed otherwise: 1,000 and 1000.",
+    "Both answers are compared as rewards compare an answer with the known one.",
+)
+@pytest.mark.parametrize(
+    ("first", "second", "right"),
+    [
+        ("1000", "1,000", True),
+        ("a red car", "the red car", True),
+        ("**Oslo**", "oslo", True),
+        ("5", "5.5", False),
+        ("Ann did die", "Ann did not die", False),
+        ("the red car", "the blue car", False),
+        ("1990", "1991", False),
+    ],
+)
+def test_answers_to_a_question_agree_if_they_are_the_same(first: str, second: str, right: bool) -> None:
+    item = Item("What?", first, "quoted", source="a.txt", section="", passage="p")
+    check_answer(item, Written(second))
+    assert (item.dropped == "") == right

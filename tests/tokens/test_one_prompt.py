@@ -1,0 +1,156 @@
+"""One prompt: whatever samples reads a row as the template renders it, with its tools and its system message."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoTokenizer
+
+import alignkit
+from alignkit.cli import main
+from alignkit.models import sampling
+from alignkit.models.service import ModelRouter
+from alignkit.tokens.encoding import Encoder
+from alignkit_plugins.models import tiny
+from alignkit_plugins.models.templates import HERMES
+
+TEMPLATE = HERMES.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}")  # prompts open a thought
+FUNCTION = {"name": "weather", "description": "of a city", "parameters": {"type": "object", "properties": {}}}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+ROWS = [
+    {
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"weather in {city}?"}],
+        "tools": TOOLS,
+        "answers": ["sunny", "rain"][number],
+        "attacks": [f"weather in {city}?"],
+    }
+    for number, city in enumerate(("Oslo", "Rome"))
+]
+SCORES = "def reward(completions):\n    return [float(sum(map(ord, c)) % 97) for c in completions]\n"
+PYTHON = {"python": {"path": "reward.py", "function": "reward"}}
+CORRECT = {"honesty_accuracy": {"match": "contains"}}
+JUDGE = {"local_judge": {"role": "base", "min_mass": 0}}
+SHORT = {"sampling": {"max_new_tokens": 4}}
+LEARNED = {"iterations": 1, "prompts_per_iteration": 2, "rollout": {"samples_per_prompt": 4, "max_new_tokens": 4}}
+WON = {"rlaif": {"judge": JUDGE, "opponent": "baseline", **SHORT}}
+STAGES: dict[str, dict[str, Any]] = {
+    "sft": {"algorithm": "sft", "data": "demos.jsonl"},
+    "said": {"step": "sample", "policy": "sft", **SHORT},
+    "best": {"step": "sample", "policy": "sft", "samples_per_prompt": 2, "reward": PYTHON, "keep": "best", **SHORT},
+    "report": {
+        "step": "evaluate",
+        "policies": ["sft", {"policy": "sft", "best_of": 2, "reward": PYTHON}],
+        "rewards": [PYTHON],
+        **SHORT,
+    },
+    "pairs": {"step": "judge_pairs", "policy": "sft", "judge": JUDGE, "no_judge": "warn", **SHORT},
+    "attacked": {
+        "step": "red_team",
+        "policies": ["sft"],
+        "attacker": None,
+        "turns": 1,
+        "reward": PYTHON,
+        "success": ">= 0",
+        **SHORT,
+    },
+    "calibrated": {"step": "calibration", "policies": ["sft"], "correct": CORRECT, **SHORT},
+    "pressed": {"step": "sycophancy", "policies": ["sft"], "correct": CORRECT, **SHORT},
+    "chosen": {"step": "select_best", "policies": ["base", "sft"], "reward": PYTHON, **SHORT},
+    "grpo": {"algorithm": "grpo", "reward": PYTHON, "gold": PYTHON, **LEARNED},
+    "against": {"algorithm": "grpo", "reward": {"min": {"rewards": {"one": PYTHON, "other": WON}}}, **LEARNED},
+    "ppo": {"algorithm": "ppo", "reward": PYTHON, **LEARNED},
+    "rejection": {"algorithm": "rejection_sampling", "reward": PYTHON, **LEARNED},
+    "online": {"algorithm": "online_dpo", "reward": PYTHON, **LEARNED},
+    "revised": {"step": "revise", "policy": "sft", "constitution": "harmless", "rounds": 1, **SHORT},
+}
+CONTINUED = {"revised", "pressed"}  # which also ask for more in the same conversation
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prompts")
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    said = {"role": "assistant", "content": "It is sunny."}
+    demos = [{"messages": [*row["messages"], said], "tools": TOOLS} for row in ROWS]
+    (folder / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in demos))
+    (folder / "reward.py").write_text(SCORES)
+    (folder / "template.jinja").write_text(TEMPLATE)
+    stages = {
+        name: {**keys, **({} if name == "sft" else {"goals" if name == "attacked" else "prompts": "prompts.jsonl"})}
+        for name, keys in STAGES.items()
+    }
+    model = {"base": "tiny", "dtype": "float32", "chat_template": "template.jinja", "reasoning": "empty"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": model, "stages": stages}, sort_keys=False))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[tuple[int, ...]]:
+    tokenizer = AutoTokenizer.from_pretrained(tiny.source(Path()))
+    keys: dict[str, Any] = {"tools": TOOLS, "chat_template": TEMPLATE, "add_generation_prompt": True}
+    texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False, **keys) for row in ROWS]
+    return [tuple(tokenizer(f"{text}\n</think>\n\n")["input_ids"]) for text in texts]  # without a thought
+
+
+@pytest.fixture(scope="module")
+def asked(folder: Path) -> Iterator[dict[str, list[tuple[int, ...]]]]:
+    """The prompts that every stage's policies read."""
+    asked: dict[str, list[tuple[int, ...]]] = {name: [] for name in STAGES}
+    begun: list[str] = []
+    generate, enter, patch = sampling.generate, ModelRouter.enter, pytest.MonkeyPatch()
+
+    def noted(model: Any, role: Any, encoder: Encoder, prompts: Any, *more: Any, **named: Any) -> Any:
+        asked[begun[-1]].extend(prompts)
+        return generate(model, role, encoder, prompts, *more, **named)
+
+    def entered(models: ModelRouter, stage: str, *more: Any) -> None:
+        begun.append(stage)
+        enter(models, stage, *more)
+
+    patch.setattr(sampling, "generate", noted)
+    patch.setattr(ModelRouter, "enter", entered)
+    # The last stage fails, because so short a revision has no end.
+    assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 1
+    assert begun == list(STAGES)
+    yield asked
+    patch.undo()
+
+
+@pytest.mark.silent_bug(
+    "prompts: tools are missing",
+    "One of the places that render prompts is not passed the row's tools, so a policy is sampled or measured on other "
+    "prompts than it learned.",
+    "A prompt is a group with its tools, and one renderer is given it by whatever samples.",
+    "oumi-ai/oumi#2605",
+)
+@pytest.mark.parametrize("stage", [name for name in STAGES if name != "sft"])
+def test_whatever_samples_reads_the_rows_prompt(stage: str, asked: Any, expected: Any) -> None:
+    assert set(expected) <= set(asked[stage])
+    begun = [prompt[: expected[0].index(expected[0][-1])] for prompt in expected]
+    if stage not in CONTINUED:
+        assert set(asked[stage]) == set(expected)
+    assert all(any(prompt[: len(start)] == start for start in begun) for prompt in asked[stage])
+
+
+def test_check_shows_the_same_prompt(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(folder / "recipe.yaml"), "said", "--row", "1"]) == 0
+    shown = capsys.readouterr().out.replace("|", "")  # between tokens
+    assert '"description": "of a city"' in shown and "Be brief." in shown and "weather in Oslo?" in shown
+
+
+def test_the_template_is_called_at_one_place() -> None:
+    root = Path(alignkit.__file__).parents[1]
+    calling = [
+        path.relative_to(root).as_posix()
+        for package in ("alignkit", "plugins")
+        for path in (root / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr == "apply_chat_template"
+    ]
+    assert calling == ["alignkit/tokens/chat_template.py"]

@@ -1,0 +1,159 @@
+"""Weights of rows and of turns: the loss is a weighted mean, whose denominator is the sum of the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from alignkit import Algorithm, Group, Message, Pair, Response, Trains
+from alignkit.cli import main
+from alignkit.models.examples import Examples
+from alignkit.models.shared_model import SharedModel
+from alignkit.settings import LoraSpec, ModelSpec, Settings
+from alignkit.tokens.encoding import Encoder, encode_all
+from alignkit.training.checked import CheckedAlgorithm
+from alignkit.training.learner import Learner
+from alignkit_plugins.algorithms.cpl import CPL
+from alignkit_plugins.algorithms.dpo import DPO
+from alignkit_plugins.algorithms.kto import KTO
+from alignkit_plugins.algorithms.reference_free import CPO, ORPO, SimPO
+from alignkit_plugins.algorithms.reward_model import RewardModel
+from alignkit_plugins.algorithms.sft import SFT
+
+SAID = {"Why?": ("Because it is so.", "I do not know"), "A color": ("red",), "Hm": ("a b c d e f", "x"), "No": ("yes",)}
+NUMBERS = count()  # of roles
+LEARNERS = [
+    (SFT, {}),
+    (DPO, {"nll_coefficient": 0.5}),
+    (SimPO, {"nll_coefficient": 0.5}),
+    (ORPO, {}),
+    (CPO, {}),
+    (CPL, {"nll_coefficient": 0.5}),
+    (RewardModel, {"center_coefficient": 0.1}),
+    (KTO, {}),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
+    import alignkit_plugins.models.tiny
+
+    source = str(alignkit_plugins.models.tiny.source(tmp_path_factory.mktemp("tiny")))
+    spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=8))
+    return SharedModel(spec, source)
+
+
+def gradients(model: SharedModel, algorithm: Algorithm, groups: Sequence[Group]) -> dict[str, torch.Tensor]:
+    """The loss, and the gradient of each parameter."""
+    scoring, role = algorithm.trains is Trains.REWARD, f"role{next(NUMBERS)}"
+    model.add_role(role, head="scalar" if scoring else "language")
+    learner = Learner(model, CheckedAlgorithm(algorithm), Settings(), role)
+    for number, parameter in enumerate(learner.parameters.values()):
+        torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(number))
+    examples = Examples(encode_all(Encoder(model.tokenizer), groups, 200, scoring=scoring))
+    if algorithm.needs.reference_logprobs:
+        columns = [torch.linspace(-2, -1, len(row.tokens)) for row in examples.rows]
+        examples.token_columns["reference_logprobs"] = columns
+    metrics = learner._gradients(examples)
+    found = {name.replace(role, ""): p.grad for name, p in learner.parameters.items() if p.grad is not None}
+    return {"loss": torch.tensor(metrics["loss"]), **found}
+
+
+def rows_of(algorithm: type[Algorithm]) -> list[Group]:
+    """Four rows of the kind that an algorithm learns from."""
+    rows = []
+    for number, (question, answers) in enumerate(SAID.items()):
+        prompt: tuple[Message, ...] = ({"role": "user", "content": question},)
+        if algorithm in (SFT, KTO):
+            label = None if algorithm is SFT else number % 2 == 0
+            rows.append(Group(prompt, (Response(answers[0], label=label),)))
+        else:
+            responses = tuple(map(Response, (*answers, "no idea")))
+            pairs = (Pair(0, 1, p=0.8), *(Pair(1, 2) for _ in responses[2:]))
+            rows.append(Group(prompt, responses, pairs))
+    return rows
+
+
+@pytest.mark.silent_bug(
+    "data: weights",
+    "A trainer reads the weight of a row and does nothing with it, or takes 0.5 for 1.",
+    "A row of weight 0.5 counts half as much as one of weight 1 in a loss and its mean, with every method that learns "
+    "from data.",
+    "huggingface/trl#5613",
+    "modelscope/ms-swift#10188",
+)
+@pytest.mark.parametrize(("cls", "options"), LEARNERS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_row_of_three_times_the_weight_is_a_row_that_comes_three_times(
+    model: SharedModel, monkeypatch: pytest.MonkeyPatch, cls: type[Algorithm], options: dict[str, Any]
+) -> None:
+    """Weights of 0.25, 0.5, 0.75 and 0 are 1, 2, 3 and no copies, also in micro-batches of one row."""
+    rows = rows_of(cls)
+    weighted = [replace(row, weight=number / 4) for row, number in zip(rows, (1, 2, 3, 0), strict=True)]
+    copies = [row for row, number in zip(rows, (1, 2, 3, 0), strict=True) for _ in range(number)]
+    plain = gradients(model, cls(cls.Options(**options)), rows[:3])
+    wanted = gradients(model, cls(cls.Options(**options)), copies)
+    monkeypatch.setattr(SharedModel, "token_budget", 20)
+    found = gradients(model, cls(cls.Options(**options)), weighted)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(found["loss"], plain["loss"], rtol=1e-3)
+
+
+def test_half_a_weight_of_a_turn_halves_its_tokens_in_the_mean(model: SharedModel) -> None:
+    """By the mean of either turn alone: (0.5 n1 mean1 + n2 mean2) / (0.5 n1 + n2)."""
+    prompt: tuple[Message, ...] = ({"role": "user", "content": "Hi"},)
+
+    def conversation(first: bool | float, second: bool | float) -> Group:
+        turns: tuple[Message, ...] = (
+            {"role": "assistant", "content": "Hello there, you.", "train": first},
+            {"role": "user", "content": "Bye"},
+            {"role": "assistant", "content": "So long.", "train": second},
+        )
+        return Group(prompt, (Response(messages=turns),))
+
+    counts = []
+    for flags in ((True, False), (False, True)):
+        encoded = Encoder(model.tokenizer).encode(conversation(*flags), 200)
+        assert encoded is not None
+        counts.append(sum(encoded.rows[0].mask))
+    one, two, found = (
+        float(gradients(model, SFT(SFT.Options()), [conversation(*flags)])["loss"])
+        for flags in ((True, False), (False, True), (0.5, True))
+    )
+    half, whole = counts[0] / 2, counts[1]
+    assert found == pytest.approx((half * one + whole * two) / (half + whole), rel=1e-5)
+
+
+def run(folder: Path, rows: list[dict[str, Any]], algorithm: str) -> bytes:
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    stage = {"algorithm": algorithm, "data": "rows.jsonl", "epochs": 1, "batch_size": 2, "max_length": 64}
+    recipe = {"name": "w", "model": {"base": "tiny", "lora": {"r": 2, "lora_alpha": 4}}, "stages": {"learn": stage}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "out")]) == 0
+    return (folder / "out" / "learn" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("algorithm", "column"), [("sft", "weight"), ("dpo", "sample_weight")])
+def test_a_row_of_weight_0_is_told_and_teaches_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], algorithm: str, column: str
+) -> None:
+    answers = {"completion": "Apple."} if algorithm == "sft" else {"chosen": "Apple.", "rejected": "Car."}
+    rows = [{"prompt": f"A fruit, {number}", **answers} for number in range(4)]
+    without = run(tmp_path / "without", rows, algorithm)
+    zeros = [{**rows[0], "prompt": "no", column: 0.0}, *({**row, column: 1} for row in rows)]
+    capsys.readouterr()
+    assert run(tmp_path / "zeros", zeros, algorithm) == without
+    said = capsys.readouterr().err
+    assert "1 row of weight 0 left out ('no')" in said
+    assert "rows weigh 0 to 1 in the loss of methods that learn from data" in said
+    half = [{**row, column: 1 if number else 0.5} for number, row in enumerate(rows)]
+    assert run(tmp_path / "half", half, algorithm) != without
