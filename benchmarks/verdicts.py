@@ -28,6 +28,7 @@ from alignkit_plugins.steps.evaluate.measures import raters_of
 RECIPES = Path(__file__).parents[1] / "recipes"
 GAIN = 0.2
 DIVERSITY = 4  # measures that every evaluation tests
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def rates(setting: Setting, draws: int, seed: int = 0) -> dict[str, float]:
     }
 
 
+@app.command()
 def main(draws: Annotated[int, typer.Option(min=1, help="Simulated evaluations of each kind.")] = 2000) -> None:
     """Print the table."""
     print(f"{draws} evaluations each; standard error of a rate of 5%: {np.sqrt(0.05 * 0.95 / draws):.1%}")
@@ -142,4 +144,4 @@ def main(draws: Annotated[int, typer.Option(min=1, help="Simulated evaluations o
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -80,14 +80,14 @@ PLANTED = {
     ),
     "one_end": Planted(
         "alignkit/tokens/template_tokens.py",
-        "frozenset({self.end_of_turn[-1], *self._more_ends, self.tokenizer.eos_token_id} - {None})",
+        "frozenset({self.end_of_turn[-1], *markers, *self._more_ends, self.tokenizer.eos_token_id} - {None})",
         "frozenset({self.tokenizer.eos_token_id})",
         _ENDS,
     ),
     "no_further_ends": Planted(
         "alignkit/tokens/template_tokens.py",
-        "frozenset({self.end_of_turn[-1], *self._more_ends, self.tokenizer.eos_token_id} - {None})",
-        "frozenset({self.end_of_turn[-1], self.tokenizer.eos_token_id} - {None})",
+        "frozenset({self.end_of_turn[-1], *markers, *self._more_ends, self.tokenizer.eos_token_id} - {None})",
+        "frozenset({self.end_of_turn[-1], *markers, self.tokenizer.eos_token_id} - {None})",
         _ENDS,
     ),
     # Scoring

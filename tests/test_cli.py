@@ -68,9 +68,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 def test_check_prints_the_stages(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", *recipe]) == 0
     folder = Path(recipe[0]).parent
-    ok = "ok: small: stages first -> second\n"
-    read = f"read {folder}/d.jsonl: prompt_completion (recognized), 1 row\n"
-    assert capsys.readouterr().out == f"{read}  user       q\n  assistant  a\n{ok}"
+    read = f"read {folder}/d.jsonl: prompt_completion (recognized), 1 row\n  user       q\n  assistant  a\n"
+    looked = "org/model: not looked at: rows as its chat template writes them, because the model is not here yet\n"
+    assert capsys.readouterr().out == f"{read}{looked}ok: small: stages first -> second\n"
 
 
 def test_characters_that_a_terminal_lacks_do_not_end_a_command(tmp_path: Path) -> None:
@@ -95,7 +95,9 @@ def test_check_shows_a_file_that_several_stages_read_once(
     recipe: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Path(recipe[0]).open("a") as file:
-        file.write("  third: {algorithm: fake_plain, data: {path: d.jsonl, validation: 0.5, limit: 1}}\n")
+        file.write("  third: {algorithm: fake_plain, data: {path: d.jsonl, validation: 0.5}}\n")
+    with (Path(recipe[0]).parent / "d.jsonl").open("a") as file:
+        file.write('{"prompt": "r", "completion": "b"}\n')
     assert cli.main(["check", *recipe]) == 0
     assert capsys.readouterr().out.count("  user       q\n") == 1
 

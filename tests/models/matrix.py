@@ -363,6 +363,17 @@ def _typed(judge: Judge, tokens: Sequence[int]) -> str:
     return f"typed text became {judge.tokenizer.convert_ids_to_tokens(list(more))}" if more else ""
 
 
+def _joined(judge: Judge, said: Mapping[int, str], numbers: Sequence[int]) -> list[str]:
+    """The texts of turns; one text where the marker that ends a turn begins the next."""
+    texts: list[str] = []
+    for place, number in enumerate(numbers):
+        if place and judge.spans[numbers[place - 1]][1] == judge.spans[number][0]:
+            texts[-1] += said[number]
+        else:
+            texts.append(said[number])
+    return texts
+
+
 def _mask(judge: Judge, tokens: Sequence[int], mask: Sequence[bool], turns: str) -> str:
     """The counted tokens are those of the turns that can be learned: as text, and where tokens are known, as tokens."""
     last = len(judge.answers) - 1
@@ -373,8 +384,8 @@ def _mask(judge: Judge, tokens: Sequence[int], mask: Sequence[bool], turns: str)
     if not judge.family.ends:
         said[last] += judge.tokenizer.eos_token
     choices = {number: judge.counts(number) for number in asked}
-    must = [said[number] for number in asked if choices[number]]
-    may = [said[number] for number in asked if choices[number] is not False]
+    must = _joined(judge, said, [number for number in asked if choices[number]])
+    may = _joined(judge, said, [number for number in asked if choices[number] is not False])
     if judge.merges:  # a token may hold white space of the template and of the answer
         runs, must, may = ([run.strip() for run in texts] for texts in (runs, must, may))
     if runs not in (must, may):

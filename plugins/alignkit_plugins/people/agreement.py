@@ -128,7 +128,7 @@ def agreement_tables(facts: Sequence[Mapping[str, Any]], name: str = "") -> list
     for each in facts:
         percents = [shown(each[key], percent=True) for key in ("same", "gold")]
         questions.append([each["question"], str(each["shared"]), percents[0], shown(each["alpha"]), percents[1]])
-        if each["categories"]:
+        if each.get("categories"):
             values = ", ".join(f"{count} times {value}" for value, count in each["categories"].items())
             counted.append(f"{each['question']}: {values}")
         for who, person in each["people"].items():
