@@ -321,7 +321,9 @@ class Format:
         Raises:
             BadRow: For one that means something in other tools, which would be lost.
         """
-        unused = {name: value for name, value in _columns(row).items() if name not in used}
+        columns = _columns(row)
+        read = {*used, tools_column(columns)} if "tools" in used else used
+        unused = {name: value for name, value in columns.items() if name not in read}
         for name, meaning in FOREIGN.items():
             if unused.get(name) not in (None, "", [], {}) and not (name in CHOICES and _says(row, used, unused[name])):
                 raise BadRow(

@@ -738,5 +738,6 @@ def test_tools_in_columns_of_other_names_are_read(column: str) -> None:
     schema = {"name": "weather", "parameters": {}}
     assert Format.tools({column: [schema]}) == ({"type": "function", "function": schema},)
     assert Format.tools({column: json.dumps([schema])}) == ({"type": "function", "function": schema},)
+    assert Format.rest({"prompt": "Hi", column: [schema]}, "prompt", "tools") == {}
     if column != "tools":
         assert Format.tools({column: ["weather"]}) == ()
