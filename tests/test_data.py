@@ -185,11 +185,32 @@ def test_defaults_are_not_written() -> None:
         ({"alignkit": 1, "prompt": [{"role": "user", "content": 3}]}, "must be text"),
         ({"alignkit": 1, "prompt": [], "responses": [3]}, "a response must be an object, not a number"),
         ({"alignkit": 1, "prompt": [], "pairs": [{"better": 0, "worse": 1}]}, "there are 0"),
+        *(({"alignkit": 1, "prompt": [], "weight": weight}, "'weight' must be a finite") for weight in UNUSABLE),
+        ({"alignkit": 1, "prompt": [], "weight": True}, "not 'True'"),
+        *(({"alignkit": 1, "prompt": [{**ASSISTANT, "train": flag}]}, "'train' must be true, ") for flag in UNUSABLE),
+        (
+            {"alignkit": 1, "prompt": [], "responses": [{"messages": [{**ASSISTANT, "train": -1}]}]},
+            "'train' must be true, false or a finite number of 0 or more, not '-1'",
+        ),
     ],
 )
 def test_a_row_that_is_not_a_group_is_bad(row: Any, reason: str) -> None:
     with pytest.raises(BadRow, match=re.escape(reason)):
         groups_module.group_from_json(json.dumps(row))
+
+
+def test_a_row_that_a_step_wrote_has_the_weight_of_its_group(tmp_path: Path) -> None:
+    """The column of the row that it was made from stays one, but says nothing about answers that a step wrote."""
+    path = write(tmp_path / "d.jsonl", {"prompt": "q", "completion": "a", "weight": 3})
+    (asked,) = groups_module.prompts_of(load(source(path)).groups)
+    answered = dataclasses.replace(asked, responses=(Response(text="b"),))
+    groups_module.write_groups(tmp_path / "made.jsonl", [answered, dataclasses.replace(answered, weight=0.5)])
+
+    def weights(**keys: Any) -> list[float]:
+        loaded = load(DataSource(stage="make", **keys), stage_data=lambda stage: tmp_path / "made.jsonl")
+        return [group.weight for group in loaded.groups]
+
+    assert weights() == [1.0, 0.5] and weights(meta={"weight": 2}) == [2.0, 2.0]
 
 
 def test_meta_that_json_cannot_hold_names_the_group() -> None:
@@ -900,8 +921,23 @@ def test_rows_that_share_a_column_stay_on_one_side(tmp_path: Path) -> None:
     assert set(kept[0]) <= set(more[0]) and set(kept[1]) <= set(more[1])
     with pytest.raises(DataError, match=r"kept\.jsonl:1: the row has no .chapter., by which .group. holds"):
         sides(tmp_path / "kept.jsonl", rows, group="chapter")
+    with pytest.raises(DataError, match="did you mean 'passage'"):
+        sides(tmp_path / "kept.jsonl", rows, group="pasage")
     with pytest.raises(DataError, match="holds out nothing: all 5 rows have the same 'passage'"):
         sides(tmp_path / "kept.jsonl", rows[:5], group="passage")
+
+
+def test_joined_rows_stay_on_their_side_whatever_comes_first(tmp_path: Path) -> None:
+    texts = [f"{word} {n}" for n in range(20) for word in ("what", "What", "WHAT")]
+    rows = [{"prompt": text, "completion": "a", "x": text.lower()} for text in texts]
+    assert sides_of(tmp_path, rows) == sides_of(tmp_path, rows[::-1])
+    new = {"prompt": "unlike", "completion": "a", "x": "unlike"}
+    assert sides_of(tmp_path, [new, *rows])[0] >= sides_of(tmp_path, rows)[0]
+
+
+def sides_of(folder: Path, rows: list[Any]) -> tuple[set[Any], set[Any]]:
+    training, held_out = sides(folder / "rows.jsonl", rows)
+    return set(training), set(held_out)
 
 
 def test_turns_of_a_conversation_stay_on_one_side(tmp_path: Path) -> None:

@@ -170,6 +170,16 @@ def test_values_of_a_cluster_count_as_far_as_they_differ() -> None:
     assert covered >= 184 and alone < 140  # of 200
 
 
+@pytest.mark.parametrize("tie", [[0.0], [0.0, 0.0], [0.5, -0.5]])
+def test_a_unit_that_ties_is_no_evidence(tie: list[float]) -> None:
+    """Five passages win and a sixth ties: a sign test has five signs, though the mean of all shifts the sixth draw."""
+    differences, units = [1.0] * 5 + tie, [*range(5), *(5 for _ in tie)]
+    assert statistics.clustered_p(differences, units) >= 0.0625
+    assert statistics.clustered_p([*differences, 1.0], [*units, 5]) < 0.0625
+    alone = [1.0, 1.0, 0.5, 0.0, 1.0, 0.7, 0.9]
+    assert statistics.clustered_p(alone, [None] * 7) == statistics.p_value(alone)
+
+
 # --- the difference at equal length
 
 EFFECTS: dict[str, Callable[[Array], Array]] = {

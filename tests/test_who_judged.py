@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alignkit.evaluation.statistics import paired_difference
-from alignkit.evaluation.who_judged import ADVICE, conclusion, lower_is_better, oriented
+from alignkit.evaluation.who_judged import ADVICE, conclusion, lower_is_better, oriented, said
 
 UP, DOWN, UNCLEAR = (0.3, 0.2, 0.4), (-0.3, -0.4, -0.2), (0.1, -0.1, 0.3)
 MEASURES = {
@@ -123,6 +123,14 @@ def test_an_effect_that_is_equal_at_all_prompts_has_a_verdict() -> None:
         return conclusion(found, "align").outcome
 
     assert (outcome(5), outcome(6)) == ("nothing clear", "gained")
+
+
+def test_an_evaluation_without_p_values_goes_by_its_intervals() -> None:
+    found = summary({"refused": False, "llama2": True}, refused=UP, llama2=DOWN)
+    for one in found["against"]["align"].values():
+        del one["difference"]["p"]
+    assert [one.better for one in said(found, "align")] == [1, -1]
+    assert conclusion(found, "align").outcome == "mixed" and "adjusted p" not in conclusion(found, "align").sentence
 
 
 def test_a_rater_of_unknown_origin_verifies_nothing() -> None:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
@@ -314,6 +315,7 @@ def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
         raise BadRow(f"not a group written by alignkit: {type(error).__name__}: {error}") from error
     for pair in group.pairs or ():
         check_indices(pair, len(group.responses))
+    check_weights(group)
     return group
 
 
@@ -402,6 +404,16 @@ def _stored_message(row: Any) -> Message:
     if not isinstance(row.get("reasoning_content", ""), str) or not isinstance(row.get("tool_calls", []), list):
         raise TypeError("the reasoning_content of a message must be text, and its tool_calls a list")
     return cast(Message, dict(row))
+
+
+def check_weights(group: Group) -> None:
+    """Raise `BadRow` unless the weights of the row and its turns are finite numbers >= 0; a turn's may be a bool."""
+    turns = [*group.prompt, *(turn for response in group.responses for turn in response.messages or ())]
+    trained = [train for turn in turns if not isinstance(train := turn.get("train", True), bool)]
+    for name, value in [("weight", group.weight), *(("train", train) for train in trained)]:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
+            also = "true, false or " if name == "train" else ""
+            raise BadRow(f"'{name}' must be {also}a finite number of 0 or more, not {str(value)[:60]!r}")
 
 
 def check_indices(pair: Pair, count: int) -> None:

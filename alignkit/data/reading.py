@@ -298,7 +298,10 @@ class RowReader:
         meta = {**group.meta, **self.source.meta}
         if self.source.group is not None and isinstance(row, Mapping) and self.source.group in row:
             meta.setdefault(self.source.group, row[self.source.group])
-        return replace(group, id=name, meta=meta, origin=origin, weight=_weight(group, meta))
+        ours = isinstance(row, Mapping) and "alignkit" in row  # a group that was written knows its own weight
+        return replace(
+            group, id=name, meta=meta, origin=origin, weight=_weight(group, self.source.meta if ours else meta)
+        )
 
 
 def _is_meant(value: Any) -> bool:

@@ -14,7 +14,7 @@ from alignkit.data import hub
 from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, resolved_pairs, sha256_of, turns_of
 from alignkit.data.reading import DataSource, Formats, Sample, SourceRows, StageData, read_source
-from alignkit.errors import DataError
+from alignkit.errors import DataError, did_you_mean
 from alignkit.formats import text_of
 from alignkit.readers import reader_of
 
@@ -169,9 +169,16 @@ def _unit(group: Group, column: str | None) -> str:
     """What must not be cut: the prompt, or what the row has in the column of its source's `group`."""
     if column is None:
         return prompt_key(group)
+    return sha256_of(["group", held_together(group, column)])
+
+
+def held_together(group: Group, column: str) -> Any:
+    """What a row has in the column of its source's `group`. Raises DataError if it has nothing there."""
     if group.meta.get(column) is None:
-        raise DataError(f"{group.origin}: the row has no '{column}', by which 'group' holds rows together")
-    return sha256_of(["group", group.meta[column]])
+        near = did_you_mean(column, [name for name in group.meta if name != column])
+        help = f"\nhelp: {near}" if near else ""
+        raise DataError(f"{group.origin}: the row has no '{column}', by which 'group' holds rows together{help}")
+    return group.meta[column]
 
 
 def _loosely(group: Group) -> str:
@@ -186,7 +193,8 @@ def sides(parts: Sequence[list[Group]], columns: Sequence[str | None]) -> list[l
     """The key of each group: groups with the same key are on one side.
 
     A key is that of the prompt, or of the source's column. Keys are joined if groups share a prompt, come from one row,
-    or continue each other: a prompt is then the beginning of another one.
+    or continue each other: a prompt is then the beginning of another one. The key of all is the smallest, whatever the
+    order of the rows.
     """
     keys = [[_unit(group, column) for group in groups] for groups, column in zip(parts, columns, strict=True)]
     joined: dict[str, str] = {}
@@ -196,17 +204,21 @@ def sides(parts: Sequence[list[Group]], columns: Sequence[str | None]) -> list[l
             key = above
         return key
 
+    def join(one: str, other: str) -> None:
+        smaller, larger = sorted((find(one), find(other)))
+        joined[larger] = smaller
+
     first: dict[str, str] = {}  # the key of the first group with a prompt, or of a row
     every = list(zip(chain(*keys), chain(*parts), strict=True))
     for key, group in every:
         row = "" if group.origin is None else f"{group.origin.source}:{group.origin.row}"
         for shared in (_loosely(group), *([row] if row else [])):
-            joined[find(key)] = find(first.setdefault(shared, key))
+            join(key, first.setdefault(shared, key))
     for key, group in every:
         for end in range(1, len(group.prompt) - 1):
             earlier = first.get(_loosely(replace(group, prompt=group.prompt[:end])))
             if earlier is not None:
-                joined[find(key)] = find(earlier)
+                join(key, earlier)
     return [[find(key) for key in own] for own in keys]
 
 

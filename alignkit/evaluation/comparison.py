@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.data.group import Group, Response, distinct_prompts, length
-from alignkit.data.sources import DataSpec
+from alignkit.data.sources import DataSpec, held_together
 from alignkit.errors import DataError
 from alignkit.evaluation import statistics
 from alignkit.io.stage_results import EARLIER, read_record
@@ -26,18 +26,24 @@ UNIT = "drawn together"  # column of prompts: what they share with others, on wh
 
 
 def together(prompts: Sequence[Group], data: Any) -> tuple[list[Group], list[str]]:
-    """Prompts that know what they share, and a note. data: where they are from, whose `group` names columns."""
+    """Prompts that know what they share, and a note. data: where they are from, whose `group` names columns.
+
+    Raises DataError for a prompt without its source's column.
+    """
     sources = data.sources if isinstance(data, DataSpec) else ()
-    columns = list(dict.fromkeys(source.group for source in sources if source.group))
-    if not columns:
+    if not any(source.group for source in sources):
         return list(prompts), []
-    shared = [[repr(group.meta[column]) for column in columns if column in group.meta] for group in prompts]
-    known = {" ".join(values) for values in shared if values}
-    note = f"intervals are over {len(known)} groups of prompts, which share {', '.join(columns)}"
+    columns = [sources[group.origin.source if group.origin else 0].group for group in prompts]
+    units = [
+        f"{column} {held_together(group, column)!r}" if column else ""
+        for group, column in zip(prompts, columns, strict=True)
+    ]
+    shared = ", ".join(dict.fromkeys(filter(None, columns)))
+    note = f"intervals are over {len({*units} - {''})} groups of prompts, which share {shared}"
     return [
-        replace(group, meta={**group.meta, UNIT: " ".join(values)}) if values else group
-        for group, values in zip(prompts, shared, strict=True)
-    ], [note]
+        replace(group, meta={**group.meta, UNIT: unit}) if unit else group
+        for group, unit in zip(prompts, units, strict=True)
+    ], [note] if shared else []
 
 
 def unit_of(group: Group) -> Any:
@@ -217,8 +223,10 @@ class Scale:
         draws = statistics.clustered(found, units or [None] * len(found))
         zeros, samples = [0.0] * len(draws), self._samples(len(found), draws)
         if self.levels:
-            return {**statistics.paired_rates(draws, zeros, samples, self.levels), "n": len(found)}
-        return {**statistics.paired_difference(draws, zeros), "n": len(found)}
+            known = statistics.paired_rates(draws, zeros, samples, self.levels)
+        else:
+            known = statistics.paired_difference(draws, zeros)
+        return {**known, "n": len(found), "p": statistics.clustered_p(found, units or [None] * len(found))}
 
     def _samples(self, prompts: int, units: Sequence[float]) -> int:
         """How many each independent draw has."""

@@ -37,13 +37,20 @@ def clustered(values: Sequence[float], units: Sequence[Any]) -> list[float]:
     """
     if not values:
         return []
-    middle, sums = mean(values), dict[Any, float]()
-    for place, (value, unit) in enumerate(zip(values, units, strict=True)):
-        key = ("alone", place) if unit is None else ("together", unit)
-        sums[key] = sums.get(key, 0.0) + value - middle
+    middle = mean(values)
+    sums = _sums([value - middle for value in values], units)
     if len(sums) == len(values):
         return list(values)
-    return [middle + len(sums) / len(values) * total for total in sums.values()]
+    return [middle + len(sums) / len(values) * total for total in sums]
+
+
+def _sums(values: Sequence[float], units: Sequence[Any]) -> list[float]:
+    """The sum of the values of each independent draw; see `clustered`."""
+    sums = dict[Any, float]()
+    for place, (value, unit) in enumerate(zip(values, units, strict=True)):
+        key = ("alone", place) if unit is None else ("together", unit)
+        sums[key] = sums.get(key, 0.0) + value
+    return list(sums.values())
 
 
 class Difference(Estimate):
@@ -113,17 +120,27 @@ def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [0.0 if equal(a, b) else a - b for a, b in zip(ours, theirs, strict=True)]
 
 
-def p_value(differences: Sequence[float]) -> float:
+def clustered_p(differences: Sequence[float], units: Sequence[Any]) -> float:
+    """`p_value` for differences of which those of a unit depend on each other; see `clustered`.
+
+    A unit has a difference if its own differences do not cancel; among the draws, the mean of all shifts those without.
+    """
+    apart = sum(not equal(total, 0.0) for total in _sums(differences, units))
+    return p_value(clustered(differences, units), apart)
+
+
+def p_value(differences: Sequence[float], apart: int | None = None) -> float:
     """Of the two-sided t test that the mean of independent differences is 0; 1 without a difference.
 
     Equal policies give each difference either sign, so that no test can say more than a sign test on which all agree:
     2 * 0.5**n. It decides alone if all differences are the same, and keeps a few that happen to be alike from looking
-    certain.
+    certain. apart: how many of them there are, if not all that are other than 0.
     """
     import numpy as np
     from scipy import special
 
-    n, apart = len(differences), sum(map(bool, differences))
+    n = len(differences)
+    apart = sum(map(bool, differences)) if apart is None else apart
     error = float(np.std(differences, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
     p = 2 * float(special.stdtr(n - 1, -abs(mean(differences)) / error)) if error else 0.0
     return min(1.0, max(p, 2.0 * 0.5**apart))

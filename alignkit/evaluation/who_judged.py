@@ -114,11 +114,12 @@ def _policies(summary: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([*(summary.get("against") or {}), *(summary.get("judged") or {})]))
 
 
-def adjusted(summary: Mapping[str, Any]) -> dict[tuple[str, ...], float]:
+def adjusted(summary: Mapping[str, Any]) -> dict[tuple[str, ...], float | None]:
     """Adjusted p values of all comparisons that an evaluation makes claims of, by policy and rater; behind these stands
     `BASE` for those with the untouched base model, and `DIVERSITY` for those of a measure of it.
 
-    The headline is the last policy's. What no prompt has scores for is no comparison.
+    The headline is the last policy's. None: no prompt has scores for it, or an older alignkit, which went by intervals,
+    recorded no p value.
     """
     policies = _policies(summary)
     found: dict[tuple[str, ...], Any]
@@ -132,10 +133,10 @@ def adjusted(summary: Mapping[str, Any]) -> dict[tuple[str, ...], float]:
         for name, one in (measures.get("diversity") or {}).items()
         if one["difference"]
     }
-    tested = {key: one.get("p", 1.0) for key, one in found.items() if one["mean"] is not None}
+    tested = {key: one["p"] for key, one in found.items() if one["mean"] is not None and one.get("p") is not None}
     lead = [key for key in tested if policies and key[0] == policies[-1] and len(key) == 2]
     headline = min(lead, key=lambda key: _trust(own_of(summary, *key[:2])), default=None)
-    return dict.fromkeys(found, 1.0) | holm(tested, headline)
+    return dict.fromkeys(found) | holm(tested, headline)
 
 
 def _trust(own: bool | None) -> int:
@@ -143,7 +144,7 @@ def _trust(own: bool | None) -> int:
     return (False, None, True).index(own)
 
 
-def _said(summary: Mapping[str, Any], policy: str, rater: str, found: Mapping[str, Any], p: float) -> Said:
+def _said(summary: Mapping[str, Any], policy: str, rater: str, found: Mapping[str, Any], p: float | None) -> Said:
     """What one comparison says. p: adjusted."""
     judge = rater in ((summary.get("judged") or {}).get(policy) or {})
     if judge:
@@ -153,7 +154,7 @@ def _said(summary: Mapping[str, Any], policy: str, rater: str, found: Mapping[st
         seen = oriented(summary, rater, found)
     middle = 0.5 if judge else 0.0
     better = side({**seen, "p": p}, middle)
-    if better is not None and bool(better) != _excludes(found, middle):
+    if better is not None and p is not None and bool(better) != _excludes(found, middle):
         text += f" (adjusted p {p:.1g})"
     return Said(rater, better, own_of(summary, policy, rater), text)
 
@@ -164,11 +165,14 @@ def _excludes(found: Mapping[str, Any], middle: float) -> bool:
 
 
 def side(estimate: Mapping[str, Any], middle: float) -> int | None:
-    """On which side of the middle a mean clearly is: 1, -1, or 0 if on none; None without a mean."""
+    """On which side of the middle a mean clearly is: 1, -1, or 0 if on none; None without a mean.
+
+    Without a p value, the interval decides.
+    """
     mean, p = estimate.get("mean"), estimate.get("p")
     if mean is None:
         return None
-    if p is None or p >= 1 - CONFIDENCE or mean == middle:
+    if mean == middle or not (_excludes(estimate, middle) if p is None else p < 1 - CONFIDENCE):
         return 0
     return 1 if mean > middle else -1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -215,8 +215,9 @@ class Run:
                     self.notify(name)("stage_begins_again", record=before)
                 summary, artifact = self._work(stage, folder, parts)
         except BaseException:
-            if "waits_for" not in self.store.record(name):
-                self.store.begin(name, stage_hash, parts, earlier + time.monotonic() - began)
+            with suppress(OSError):  # a full disk must not hide what went wrong
+                if "waits_for" not in self.store.record(name):
+                    self.store.begin(name, stage_hash, parts, earlier + time.monotonic() - began)
             raise
         summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
         self.models.forget(name)

@@ -20,12 +20,12 @@ from scipy import stats
 import alignkit_plugins.algorithms.llama2 as llama2
 import alignkit_plugins.steps.evaluate as evaluate
 from alignkit import Artifact, Group, Judge, Options, Response, RunFailed, StepContext, Verdict
-from alignkit.data.group import read_groups
+from alignkit.data.group import Origin, read_groups
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec
-from alignkit.errors import OtherTokenizer
+from alignkit.errors import DataError, OtherTokenizer
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import short_names
+from alignkit.evaluation.comparison import short_names, together, unit_of
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.scoring import Scorer
@@ -285,6 +285,20 @@ def test_intervals_are_over_groups_where_the_data_names_them(tmp_path: Path) -> 
     assert difference["p"] == pytest.approx(statistics.p_value(gains))
     assert "intervals are over 3 groups of prompts, which share passage" in found["notes"]
     assert summary(tmp_path, groups=rows)["against"]["align"]["helpful"]["difference"] != difference
+
+
+def test_groups_are_those_of_the_prompts_that_are_asked_and_of_their_own_column(tmp_path: Path) -> None:
+    rows = [replace(group, meta={"a": at // 2}, origin=Origin("x", at + 1)) for at, group in enumerate(prompts())]
+    data = DataSpec((DataSource(path=Path("x"), group="a"), DataSource(path=Path("y"), group="b")))
+    assert "over 2 groups" in " ".join(summary(tmp_path, groups=rows, prompts=data, limit=4)["notes"])
+    others = [replace(g, meta={"b": g.meta["a"]}, origin=Origin("y", 1, source=1)) for g in rows[3:]]
+    found, notes = together([*rows[:3], *others], data)
+    assert [*map(unit_of, found)] == ["a 0", "a 0", "a 1", "b 1", "b 2", "b 2"]
+    assert notes == ["intervals are over 4 groups of prompts, which share a, b"]
+    typo = DataSpec((DataSource(path=Path("x"), group="passsage"),))
+    wrong = [replace(group, meta={"passage": 1}) for group in rows]
+    with pytest.raises(DataError, match=r"x:1: the row has no 'passsage'.*\n.*did you mean 'passage'"):
+        together(wrong, typo)
 
 
 def test_kl_leaves_out_what_the_models_could_not_read_whole(tmp_path: Path) -> None:

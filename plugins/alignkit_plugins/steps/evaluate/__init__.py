@@ -184,9 +184,9 @@ class Evaluate(Step):
     def _prompts(self, rows: Sequence[Group]) -> tuple[list[Group], list[str]]:
         """The prompts of rows, and notes. Raises DataError if they lack what measures or breakdowns need."""
         different, notes = prompts_to_compare(rows)
-        different, shared = together(different, self.options.prompts)
         measures.check_where(self.options.measures, different)
         prompts = measures.limited(self.options.measures, different, self.options.limit)
+        prompts, shared = together(prompts, self.options.prompts)
         breakdown.check_columns(prompts, self.options.by)
         return prompts, [*notes, *shared]
 

@@ -81,7 +81,8 @@ def preference(values: Sequence[float], units: Sequence[Any]) -> statistics.Diff
     draws = statistics.clustered(values, units)
     binary = len(draws) == len(values) and statistics.levels_of(values) == (0.0, 1.0)
     found = statistics.rate(values) if binary else probability(draws)
-    return {**found, "n": len(values), "p": statistics.paired_difference(draws, [0.5] * len(draws))["p"]}
+    gaps = statistics.differences(values, [0.5] * len(values))
+    return {**found, "n": len(values), "p": statistics.clustered_p(gaps, units)}
 
 
 def probability(values: Sequence[float]) -> statistics.Estimate:
