@@ -223,3 +223,17 @@ def test_a_very_long_turn_and_very_many_turns_are_read(tmp_path: Path) -> None:
 def test_shared_turns_end_at_the_first_difference() -> None:
     one, two = assistant("a"), assistant("b")
     assert [shared_turns([one, two], other) for other in ([one], [two], [one, one], [one, two, one])] == [1, 0, 1, 2]
+
+
+def test_only_demonstrations_have_turns_of_a_weight() -> None:
+    half, asked = assistant("a", train=0.5), Message(role="user", content="q")
+    check_group(Group((asked,), (Response(messages=(half,)),)))
+    pair = (Response(text="a", rank=1), Response(text="b", rank=2))
+    for group in (
+        Group((asked,), (Response(messages=(half,), scores={"reward": 1.0}),)),
+        Group((asked,), (Response(messages=(half,), label=True),)),
+        Group((asked, half, asked), pair),
+        Group((asked, half, asked), (Response(text="a", label=True),)),
+    ):
+        with pytest.raises(BadRow, match="only demonstrations have turns of a weight"):
+            check_group(group)

@@ -67,6 +67,7 @@ def load(*sources: DataSource, seed: int = 0, formats: Any = FORMATS, stage_data
 
 
 ASSISTANT = {"role": "assistant", "content": "a"}
+UNUSABLE = ([1], "x", "inf", -1, None)  # as weights
 
 
 def bad_rows(path: Path, **settings: Any) -> list[tuple[int, str]]:

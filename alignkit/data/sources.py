@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import Any
 
 from alignkit.data import hub
 from alignkit.data.files import SkippedRow, bad_rows_error

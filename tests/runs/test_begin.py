@@ -16,6 +16,7 @@ from alignkit import RunFailed, cli
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
+from alignkit.runs.stage_store import StageStore
 from alignkit.runs.startup import begin
 
 RECIPE = """
@@ -75,6 +76,21 @@ def test_the_seconds_of_a_stage_are_those_of_all_starts(recipe: Path, monkeypatc
     first = json.loads((out / "report" / "stage.json").read_text())["seconds"]
     assert cli.main(["run", str(recipe), "--out", str(out)]) == 0
     assert first >= 0.5 and json.loads((out / "report" / "stage.json").read_text())["seconds"] >= first + 0.4
+
+
+def test_a_record_that_cannot_be_written_hides_no_error(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any) -> Any:
+        monkeypatch.setattr(StageStore, "begin", full)
+        raise RunFailed("what went wrong")
+
+    def full(*_: Any) -> Any:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Run, "_work", stopped)
+    assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "run")]) == 1
+    assert "what went wrong" in capsys.readouterr().err
 
 
 def test_the_first_line_names_version_recipe_stages_and_folder(
