@@ -110,6 +110,18 @@ def test_a_long_answer_is_read_in_bounded_time() -> None:
     assert time.perf_counter() - start < 10
 
 
+@pytest.mark.parametrize("said", ["`" * 8000, "*a " * 4000, "(_a " * 4000, "a. " * 1200])
+def test_a_repeated_mark_is_read_quickly_and_without_recursion(said: str) -> None:
+    start = time.process_time()
+    assert not same(said, "42") and not mentions(said, "42") and not same("42", said) and not mentions("42", said)
+    assert not same(said, said + "42") and time.process_time() - start < 1  # it is 0.1
+
+
+def test_a_choice_is_taken_off_once() -> None:
+    assert same("B. A. Smith", "(B) A. Smith") and same("A. Smith", "A. Smith") and same("B. 1,000", "1000")
+    assert not same("B. A. Smith", "B. A. Jones") and mentions("It was Smith.", "B. Smith")
+
+
 THOUGHTS = '<think>They want {"city": 1}, and the weather today is cold and grey. I am sorry.</think>\n'
 
 

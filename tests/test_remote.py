@@ -146,6 +146,14 @@ def test_a_reply_that_does_not_fit_its_request_is_asked_for_again(server: Script
     assert found.value == 1 and not answers
 
 
+def test_a_stored_reply_of_no_use_is_judged_at_its_first_place(server: ScriptedServer, tmp_path: Path) -> None:
+    bodies, places = [*BODIES, *BODIES], []
+    remote = service(server, tmp_path)
+    remote.ask(bodies)
+    found = remote.ask(bodies, unusable=lambda place, each: "no use" * (places.append(place) or each.value == 2))
+    assert places == [0, 1, 2, 3] and server.requests == 5 and [each.value for each in found] == [0, 1, 2, 3] * 2
+
+
 # The model that replies
 
 

@@ -29,7 +29,9 @@ _TYPED = str.maketrans(
 _FRACTION = re.compile(r"(\d?)\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 _SET = re.compile(r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|texttt|operatorname|boxed|fbox)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\(?:[,;:! ]|(?:left|right|displaystyle)(?![a-z]))")
-_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3}|_{1,3}|`+)(?=\S)(.{1,500}?)(?<=\S)\1(?![\w*])", re.DOTALL)
+_EMPHASIS = re.compile(  # nothing within it opens another one of its kind, which keeps the search short
+    r"(?<![\w*`])(\*{1,3}|_{1,3}|`{1,3})(?=\S)((?:(?!(?<![\w*`])\1\S).){1,500}?)(?<=\S)\1(?![\w*`])", re.DOTALL
+)
 _HEADING = re.compile(r"#{1,6}\s+")
 _AROUND = re.compile(
     r"```\w*\n(.*?)\n?```|\$\$?([^$]+?)\$\$?|\\\(([^\\]+)\\\)|\\\[([^\\]+)\\\]|\"([^\"]+)\"|'([^']+)'|“([^”]+)”"
@@ -130,19 +132,18 @@ def _number(word: str) -> str:
 
 def same(said: str, known: str) -> bool:
     """Whether an answer is the known one."""
+    ours, theirs = choice_of(said), choice_of(known)
+    if ours and theirs:
+        same_letter = ours.letter == theirs.letter
+        return same_letter and (not ours.text or not theirs.text or _same_value(ours.text, theirs.text))
+    return _same_value((ours and ours.text) or said, (theirs and theirs.text) or known)
+
+
+def _same_value(said: str, known: str) -> bool:
     if not bare(known).endswith("!"):  # 5! is not 5
         said = bare(said).rstrip("!")
     one, other = number_of(bare(said)), number_of(bare(known))
-    if one and other:
-        return other.accepts(one)
-    ours, theirs = choice_of(said), choice_of(known)
-    if ours and theirs:
-        return ours.letter == theirs.letter and (not ours.text or not theirs.text or same(ours.text, theirs.text))
-    if theirs and theirs.text:
-        return same(said, theirs.text)
-    if ours and ours.text:
-        return same(ours.text, known)
-    return words(said) == words(known)
+    return other.accepts(one) if one and other else words(said) == words(known)
 
 
 def mentions(said: str, known: str) -> bool:
@@ -153,14 +154,16 @@ def mentions(said: str, known: str) -> bool:
     """
     if same(said, known):
         return True
-    number, choice = number_of(bare(known)), choice_of(known)
+    if choice := choice_of(known):
+        if choice.text and choice_of(said):
+            return False
+        named = _letters(said, bare(known).islower())
+        if named or not choice.text:
+            return named == {choice.letter} and not _DENIED.search(typed(said))
+        known = choice.text
+    number = number_of(bare(known))
     if number and number.counts:
         return number.value in numbers_in(bare(said))
-    if choice:
-        named = _letters(said, bare(known).islower())
-        if choice.text and (choice_of(said) or not named):
-            return not choice_of(said) and mentions(said, choice.text)
-        return named == {choice.letter} and not _DENIED.search(typed(said))
     ours, theirs = words(said), words(known)
     return any(ours[at : at + len(theirs)] == theirs for at in range(len(ours) - len(theirs) + 1))
 

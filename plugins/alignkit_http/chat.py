@@ -22,11 +22,12 @@ _ITS_TEXT = re.compile(r"context|too (long|large|many)|content.?(filter|manageme
 class Chat:
     """A server that answers questions. hopeless: reasons why a reply is of no use that hold for every question.
 
-    refused: the reason of a model that will not reply, which is not asked again; any other may be a server's fault.
+    faults: kinds of reasons that are the server's fault, which may have been repaired, so that a stored reply is asked
+    for again. Any other one is the model's own: at temperature 0, it would say and cost the same.
     """
 
-    def __init__(self, remote: Remote, refused: str, hopeless: Sequence[str] = ()):
-        self.remote, self._refused, self._hopeless = remote, refused, hopeless
+    def __init__(self, remote: Remote, faults: Sequence[str] = (), hopeless: Sequence[str] = ()):
+        self.remote, self._faults, self._hopeless = remote, faults, hopeless
         self._useful = False  # whether a reply could be used
 
     def ask(
@@ -43,7 +44,11 @@ class Chat:
         """
 
         def after(count: int) -> Unusable:
-            return lambda place, reply: unusable(count + place, reply).replace(self._refused, "")
+            def fault(place: int, reply: Reply) -> str:
+                reason = unusable(count + place, reply)
+                return reason if _kind(reason) in self._faults else ""
+
+            return fault
 
         first: list[Reply] = []
         reasons: list[str] = []

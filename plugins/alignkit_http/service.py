@@ -99,7 +99,8 @@ class Remote:
             asked = dict(zip(keys, bodies, strict=True))
             replies = {key: reply for key, reply in store.get(keys).items() if not self.fits(asked[key], reply.value)}
             if asking_is_allowed():
-                replies = {key: reply for key, reply in replies.items() if not unusable(keys.index(key), reply)}
+                first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
+                replies = {key: reply for key, reply in replies.items() if not unusable(first[key], reply)}
             missing = {key: body for key, body in asked.items() if key not in replies}
             if missing:
                 self._check_asking(len(missing), len(set(keys)))

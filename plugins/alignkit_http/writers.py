@@ -82,7 +82,7 @@ class ServerWriter:
         told = {key: value for key, value in options.body(self._sampling).items() if key in ("temperature", "top_p")}
         self.origin = {"model": options.model, "address": options.base_url, "seed": context.seed, **told}
         remote = Remote(name, options, "chat/completions", context.cache, _stored)
-        self._chat = Chat(remote, REFUSED)
+        self._chat = Chat(remote)
 
     def write(self, conversations: Sequence[Group], most: int, seed: int, samples: int = 1) -> list[Written]:
         # Equal requests have one reply, so several samples differ in their seed. One sample needs none.

@@ -163,8 +163,8 @@ FAULTS = (
     Fault("bad TLS", https=True),
     Fault("another model replies", _other_model, judge=AT_ONCE, reward=AT_ONCE),
     Fault("refusal", _changed("refusal"), judge=MISSING, reward=MISSING, kept=("judge", "reward")),
-    Fault("unparsable", _changed("unparsable"), judge=MISSING),
-    Fault("injected verdict", _changed("injected"), judge=MISSING),
+    Fault("unparsable", _changed("unparsable"), judge=MISSING, kept=("judge",)),
+    Fault("injected verdict", _changed("injected"), judge=MISSING, kept=("judge",)),
 )
 
 

@@ -455,8 +455,8 @@ def test_a_few_ratings_on_another_scale_end_the_run_with_what_was_said(judge: An
 
 @pytest.mark.silent_bug(
     "judges: stored replies",
-    "A reply without a verdict is stored, and a server that has been repaired is never asked again.",
-    "A stored reply of no use is asked for again, unless the model refused; one that is of use is not.",
+    "A rating out of scale is stored, and a server that has been repaired is never asked again.",
+    "A stored rating out of scale is asked for again; what the model says itself at temperature 0 is not.",
 )
 def test_a_repaired_server_is_asked_again(judge: Any, server: Server) -> None:
     broken = True
@@ -473,6 +473,21 @@ def test_a_repaired_server_is_asked_again(judge: Any, server: Server) -> None:
     broken = False
     assert [rating.score for rating in judge().rate(items, "Is it right?")] == [7, 7, None]
     assert len(server.requests) == 4
+
+
+def test_a_reply_that_is_the_models_own_is_not_paid_for_again(judge: Any, server: Server) -> None:
+    replies = {
+        "is 1": said("It is fine."),
+        "is 2": said("<think>It is"),
+        "is 3": said(None, refusal="no"),
+        "is 4": said("It", finish_reason="length"),
+    }
+    right = lambda request: said("{} {}: 7".format(*asked_for(request)))  # noqa: E731
+    server.judge = lambda request: next((r for text, r in replies.items() if text in texts_of(request)), right(request))
+    items = [(PROMPT, f"is {number}") for number in (7, 1, 2, 3, 4)]
+    first = judge().rate(items)
+    assert [rating.score for rating in first] == [7, None, None, None, None]
+    assert judge().rate(items) == first and len(server.requests) == 5
 
 
 @pytest.mark.silent_bug(

@@ -453,6 +453,16 @@ def test_a_policy_chooses_its_likeliest_letter() -> None:
         "": None,
     }
     assert {text: letter_in(text, names) for text in said} == said
+    many = dict.fromkeys([*"abcdefgh", "Closed QA", "Extract"], "")
+    said = {
+        "I. Closed QA": 8,
+        "(J) Extract": 9,
+        "J: Extract": 9,
+        "A\n\nBecause it is.": 0,
+        "extract": 9,
+        "K. Other": None,
+    }
+    assert {text: letter_in(text, many) for text in said} == said
 
 
 # Attacks

@@ -17,6 +17,7 @@ from alignkit.data.spoken import after_thoughts
 CUT = "the judge's reply was cut off by the limit on tokens: raise the judge's option max_tokens"
 THINKING = "the judge's reply ends before its thoughts do"
 NO_LINE = "the judge's reply does not end with the line that was asked for"
+OUT_OF_SCALE = "the judge's rating is outside of the scale"
 NO_OBJECT = "the judge's reply is not the JSON object that was asked for"
 _MARKUP = " \t*_`#>$"  # around a line that a model emphasizes
 
@@ -151,5 +152,5 @@ def _number(text: str, scale: tuple[int, int]) -> float:
     if not found:
         raise ValueError(f"the judge's rating is not a number: {text.strip()!r:.40}, and the scale is {low} to {high}")
     if not low <= float(found[1]) <= high:
-        raise ValueError(f"the judge's rating is outside of the scale: {found[1]}, not {low} to {high}")
+        raise ValueError(f"{OUT_OF_SCALE}: {found[1]}, not {low} to {high}")
     return float(found[1])

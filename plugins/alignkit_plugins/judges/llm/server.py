@@ -16,8 +16,8 @@ from alignkit.judges import Item, Rated, RatedTogether, Rubric
 from alignkit_http import Remote, Reply, key_of
 from alignkit_http.chat import TOO_MUCH_ROOM, Chat, other_name
 from alignkit_http.server import Server
-from alignkit_plugins.judges.llm.completion import REFUSED, THINKS, stored_answer, stored_words
-from alignkit_plugins.judges.llm.form import CUT, NO_LINE, NO_OBJECT, THINKING
+from alignkit_plugins.judges.llm.completion import THINKS, stored_answer, stored_words
+from alignkit_plugins.judges.llm.form import CUT, NO_LINE, NO_OBJECT, OUT_OF_SCALE, THINKING
 from alignkit_plugins.judges.llm.question import both_orders, question
 from alignkit_plugins.judges.llm.verdict import Answer, verdicts
 from alignkit_plugins.judges.llm.words import Question, Said, Speaking, Words
@@ -63,8 +63,8 @@ class OpenAIJudge(Judge):
         }
         read = partial(stored_answer, answers=self.options.answers)
         remote = Remote("openai_judge", self.server, "chat/completions", context.cache, read, help)
-        self._tokens = Chat(remote, REFUSED, [THINKS])
-        self._chat = Chat(replace(remote, read=stored_words), REFUSED, [THINKS])
+        self._tokens = Chat(remote, hopeless=[THINKS])
+        self._chat = Chat(replace(remote, read=stored_words), [OUT_OF_SCALE])
 
     @property
     def scale(self) -> tuple[float, float]:

@@ -6,6 +6,7 @@ has the use cases of the prompts that InstructGPT learned from.
 
 from __future__ import annotations
 
+import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ NONE = "(none)"
 LETTERS = string.ascii_uppercase
 REPLY_TOKENS = 64  # of a server; for a model that thinks, its `request` says more
 MOST_CHARACTERS = 4000  # of a prompt in the question
+_FIRST = re.compile(r"\W*([A-Za-z])(?=\W*\Z|[.):\n])")
 TEMPLATE = """\
 What does the user want in this conversation? Choose the kind that fits best.
 
@@ -141,8 +143,9 @@ class Categorize(Asking):
 
 def letter_in(text: str, categories: Mapping[str, str]) -> int | None:
     """The place of the category that a reply names by its letter, or by its name; None if it names none."""
-    if choice := choice_of(text):
-        at = LETTERS.index(choice.letter.upper())
+    first = _FIRST.match(text)
+    if letter := first[1] if first else (choice := choice_of(text)) and choice.letter:
+        at = LETTERS.index(letter.upper())
         return at if at < len(categories) else None
     return next((at for at, name in enumerate(categories) if same(text, name)), None)
 
