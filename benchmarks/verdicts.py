@@ -123,7 +123,9 @@ def rates(setting: Setting, draws: int, seed: int = 0) -> dict[str, float]:
     gains = [evaluation(setting, GAIN, random) for _ in range(draws)] if setting.scores == "binary" else []
     seen = [conclusion(summary, last).outcome in ("gained", "mixed") for summary, _ in gains]
     return {
-        "claims": float(np.mean([min(adjusted(summary).values()) < 1 - CONFIDENCE for summary in null])),
+        "claims": float(
+            np.mean([min(p for p in adjusted(summary).values() if p is not None) < 1 - CONFIDENCE for summary in null])
+        ),
         "power": float(np.mean(seen)) if seen else np.nan,
         "alone": float(np.mean([p < 1 - CONFIDENCE for _, p in gains])) if gains else np.nan,
     }
