@@ -102,7 +102,7 @@ def test_a_run_on_the_device_equals_one_on_the_cpu(runs: tuple[str, Run, Run]) -
     # No plans of cuDNN, and all scores are stored only where the check at load runs the model's own attention.
     assert cuda.counted["attention"].keys() <= {"flash", "efficient", "math", "flex"}
     assert (cuda.counted["attention"].get("flex", 0) > 100) == (dtype == "float32")
-    assert cuda.counted["attention"].get("math", 0) < 10
+    assert cuda.counted["attention"].get("math", 0) <= 10
     for stage in ("sft", "helpful", "dpo", "align", *(["best"] if dtype == "float32" else [])):
         ours, theirs = list(cuda.steps(stage)), list(cpu.steps(stage))
         assert len(ours) == len(theirs) > 0

@@ -354,8 +354,6 @@ def measure(answers: Sequence[Sequence[float]], shares: Sequence[Any], seed: int
 
     Confidence is the likeliest option's probability, and right is the share of people who choose that option.
     """
-    from alignkit.evaluation.agreement import bootstrap  # imports numpy
-
     both = list(zip(answers, shares, strict=True))
     top = [max(range(len(p)), key=p.__getitem__) for p in answers]
     cases = calibration.Cases.of([(p[at], q[at]) for (p, q), at in zip(both, top, strict=True)])
@@ -365,9 +363,7 @@ def measure(answers: Sequence[Sequence[float]], shares: Sequence[Any], seed: int
         "accuracy": stats.rate([float(q[at] == max(q)) for (_, q), at in zip(both, top, strict=True)]),
         "brier": stats.estimate(brier),
         "cross_entropy": stats.estimate(entropy),
-        "error": bootstrap(
-            calibration.error(cases), len(both), lambda places: calibration.error(cases.take(places)), seed=seed
-        ),
+        "error": calibration.error(cases, seed),
     }
 
 

@@ -17,6 +17,7 @@ from pydantic import model_validator
 from alignkit import BadRow, DataError, Field, Format, Group, Message, Register, Response, Reward, hookimpl
 from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.data.spoken import answer_of
+from alignkit.evaluation import answers
 from alignkit_plugins.steps.honesty import grading
 from alignkit_plugins.steps.honesty.rewards import AbstentionOptions, known_answers
 
@@ -46,7 +47,7 @@ def is_supported(claim: str, quotes: Sequence[str], text: str, covered: float = 
         return False
     if not any(len(quote.split()) >= least_words for quote in bare):
         return False
-    words, given = grading.normalized(claim).split(), set(grading.normalized(" ".join(bare)).split())
+    words, given = answers.words(claim), set(answers.words(" ".join(bare)))
     return sum(word in given for word in words) >= covered * len(words)
 
 
