@@ -17,7 +17,6 @@ from pydantic import model_validator
 from alignkit import BadRow, DataError, Field, Format, Group, Message, Register, Response, Reward, hookimpl
 from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.data.spoken import answer_of
-from alignkit.evaluation import answers
 from alignkit_plugins.steps.honesty import grading
 from alignkit_plugins.steps.honesty.rewards import AbstentionOptions, known_answers
 
@@ -25,6 +24,8 @@ PROMPT = '{context}\n\n{question} Quote the sentence, as in: 7 ["Ann is 7."] If 
 _KEYS = ("text", "answer_start")
 _QUOTE = re.compile(r'\[\s*["“](.*?)["”]\s*\]', re.DOTALL)
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|\n")
+_WORD = re.compile(r"\w+(?:[.,'’-]\w+)*")
+_ARTICLES = {"a", "an", "the"}
 
 
 def claims_in(answer: str) -> list[tuple[str, list[str]]]:
@@ -40,6 +41,10 @@ def claims_in(answer: str) -> list[tuple[str, list[str]]]:
     return found
 
 
+def _words(text: str) -> list[str]:
+    return [word for word in _WORD.findall(text.casefold()) if word not in _ARTICLES]
+
+
 def is_supported(claim: str, quotes: Sequence[str], text: str, covered: float = 1.0, least_words: int = 3) -> bool:
     """Whether all quotes are verbatim in the text, but for white space, and have enough of the claim's words."""
     squeezed, bare = " ".join(text.split()), [" ".join(quote.split()) for quote in quotes]
@@ -47,7 +52,7 @@ def is_supported(claim: str, quotes: Sequence[str], text: str, covered: float = 
         return False
     if not any(len(quote.split()) >= least_words for quote in bare):
         return False
-    words, given = answers.words(claim), set(answers.words(" ".join(bare)))
+    words, given = _words(claim), set(_words(" ".join(bare)))
     return sum(word in given for word in words) >= covered * len(words)
 
 
