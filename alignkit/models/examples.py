@@ -70,16 +70,18 @@ class Examples:
         arrays = {name: column.to(torch.float32, copy=True) for name, column in self.columns.items()}
         arrays |= {name: self._padded(column, torch.float32) for name, column in self.token_columns.items()}
         arrays = {name: array.to(device) for name, array in arrays.items()}
-        weights = self._padded((row.mask for row in self.rows), torch.float32).to(device)
+        weights = self._padded((row.mask for row in self.rows), torch.float32)
+        mask = weights > 0
+        weighted = not torch.equal(weights, mask.float())  # compared here: a GPU would have to be waited for
         return Batch(
             groups=[encoded.group for encoded in self.groups],
             tokens=self._padded((row.tokens for row in self.rows), torch.int64).to(device),
-            mask=weights > 0,
+            mask=mask.to(device),
             group_index=_integers([g for g, group in enumerate(self.groups) for _ in group.rows], device),
             pairs=self._pairs(device),
             truncated=torch.tensor([row.truncated for row in self.rows], dtype=torch.bool, device=device),
             signals={name: arrays[name] for name in self.signal_names},
-            turn_weights=weights if (weights % 1).any() or (weights > 1).any() else None,
+            turn_weights=weights.to(device) if weighted else None,
             **{name: arrays[name] for name in BATCH_COLUMNS if name in arrays},
         )
 
