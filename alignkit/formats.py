@@ -32,7 +32,18 @@ from typing import Any, ClassVar
 
 from alignkit.data.conversations import SPEAKERS, read_message, tools_column, tools_of
 from alignkit.data.files import kind_of
-from alignkit.data.group import LEVELS, ROLES, Group, Message, Pair, Response, check_indices, check_weights, turns_of
+from alignkit.data.group import (
+    LEVELS,
+    ROLES,
+    Group,
+    Message,
+    Pair,
+    Response,
+    check_indices,
+    check_weights,
+    every_turn,
+    turns_of,
+)
 from alignkit.errors import BadRow, DataError
 from alignkit.options import Options
 
@@ -411,12 +422,10 @@ def check_group(group: Group, *, needs_prompt: bool = True) -> None:
         _check_message(message)
     for response in group.responses:
         _check_response(response)
-        weighted = any(
-            not isinstance(turn.get("train", True), bool) for turn in (*group.prompt, *(response.messages or ()))
-        )
-        if weighted and (len(group.responses) > 1 or response.label is not None or response.scores):
-            raise BadRow("only demonstrations have turns of a weight other than 0 and 1; to weigh a row, use 'weight'")
     check_weights(group)
+    compared = len(group.responses) > 1 or any(one.label is not None or one.scores for one in group.responses)
+    if compared and any(not isinstance(turn.get("train", True), bool) for turn in every_turn(group)):
+        raise BadRow("only demonstrations have turns of a weight other than 0 and 1; to weigh a row, use 'weight'")
     if needs_prompt and not group.prompt:
         raise BadRow("there is no prompt")
     if needs_prompt and group.prompt[-1]["role"] != "tool" and not group.prompt[-1]["content"].strip():

@@ -406,10 +406,14 @@ def _stored_message(row: Any) -> Message:
     return cast(Message, dict(row))
 
 
+def every_turn(group: Group) -> list[Message]:
+    """The turns of the prompt and of every response that is a conversation."""
+    return [*group.prompt, *(turn for response in group.responses for turn in response.messages or ())]
+
+
 def check_weights(group: Group) -> None:
     """Raise `BadRow` unless the weights of the row and its turns are finite numbers >= 0; a turn's may be a bool."""
-    turns = [*group.prompt, *(turn for response in group.responses for turn in response.messages or ())]
-    trained = [train for turn in turns if not isinstance(train := turn.get("train", True), bool)]
+    trained = [train for turn in every_turn(group) if not isinstance(train := turn.get("train", True), bool)]
     for name, value in [("weight", group.weight), *(("train", train) for train in trained)]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
             also = "true, false or " if name == "train" else ""
