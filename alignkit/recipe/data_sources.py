@@ -64,17 +64,16 @@ def _place(keys: Keys, scope: Scope) -> tuple[bool, tuple[str, ...]]:
 
 def _check_split(sources: Sequence[DataSource], keys: Keys, scope: Scope) -> None:
     """Report a held-out share that nothing would read, and a choice of a part that does not exist."""
-    split = [source for source in sources if source.validation]
+    split, place = [source for source in sources if source.validation], _place(keys, scope)
     if not split:
         if any(source.part for source in sources):
             scope.problems.error(keys, f"{path_text(keys)}: 'part' needs 'validation', the share that is held out")
-        place = _place(keys, scope)
         if any(source.group for source in sources) and place[0]:
             scope.problems.error(keys, f"{path_text(keys)}: 'group' needs 'validation', the share that is held out")
     elif len({source.part for source in split}) > 1:
         message = f"{path_text(keys)}: 'part' must be the same in all sources with 'validation'"
         scope.problems.error(keys, message)
-    elif split[0].part is None and scope.declared.get(scope.stage) and _place(keys, scope) != (True, ("data",)):
+    elif split[0].part is None and scope.declared.get(scope.stage) and place != (True, ("data",)):
         scope.problems.error(
             keys,
             f"{path_text(keys)}: 'validation' holds out rows that nothing would read here",
