@@ -72,7 +72,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RESERVED = {
     "format": {
         *("path", "hub", "name", "revision", "data_files", "split", "stage", "limit"),
-        *("validation", "part", "weight", "on_bad_row", "columns", "meta"),
+        *("validation", "part", "group", "weight", "on_bad_row", "columns", "meta"),
     },
     "reward": {"folder"},
     **WITHOUT_PLUGIN,
