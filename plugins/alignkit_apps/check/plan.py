@@ -146,7 +146,7 @@ def _timed(tokens: int, shape: tuple[int, int], dtype: torch.dtype, device: torc
 
 class _Planner:
     def __init__(self, recipe: Recipe, folder: Path):
-        self.recipe, self.folder = recipe, folder
+        self.recipe = recipe
         self.store = StageStore(folder, recipe.stages)
         self.data = RunData(self.store.data, recipe.seed)
         self.bases = RunBases(recipe, Reporter())
@@ -156,7 +156,7 @@ class _Planner:
     def plan(self, stage: Stage) -> StagePlan:
         base = self.bases.needed(stage)[0]
         if base not in self.shapes:
-            found, encoder = self.bases[base], encoder_of(self.recipe, base, self.folder)
+            found, encoder = self.bases[base], encoder_of(self.recipe, base)
             self.shapes[base] = Shapes(found.spec, found.source, found.commit or found.spec.revision, encoder)
         shapes = self.shapes[base]
         shapes.encoder.forget_counts()

@@ -80,13 +80,13 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
                 f"help: run the recipe as far as '{source.stage}' first, or name the run's folder with --out"
             )
     groups = data.read(spec).groups
-    encoder = encoder_of(recipe, stage.base, folder)
+    encoder = encoder_of(recipe, stage.base)
     if key == "data":
         return _learned(recipe, stage, groups, row, encoder)
     return _prompt(stage, _row(prompts_of(groups), row, stage), row, len(groups), encoder)
 
 
-def encoder_of(recipe: Recipe, base: str, folder: Path) -> Encoder:
+def encoder_of(recipe: Recipe, base: str) -> Encoder:
     """The encoder that a run will use. Writes nothing."""
     found = RunBases(recipe, Reporter())[base]
     return base_encoder(recipe, found.source, name=base, commit=found.commit)
