@@ -14,6 +14,7 @@ Nothing is dropped silently. `Encoder.counts` counts what is left out or changed
 | the template does not write the tools that a turn calls | the turn is context | `dropped_calls` |
 | the template does not write a row's tools | the row is learned without them | `dropped_tools` |
 | the template does not write a message, such as the system's | the row is learned without it | `dropped_messages` |
+| the template does not write the name of whoever speaks | the row is learned without it | `dropped_names` |
 | words hold control tokens, as of a text that was rendered before | they are read as letters | `typed_tokens` |
 | a turn without reasoning follows a prompt that opens it | its end is learned first | `closed_at_once` |
 | the template drops the indentation with which an answer begins | learned without it | `trimmed_turns` |
@@ -75,12 +76,12 @@ class Encoded:
 class _Plan:
     """A group as the chat template renders it. conversations: None for a response whose own tokens are read.
 
-    drops: whether the template leaves out a message.
+    drops: what the template leaves out.
     """
 
     prompt: str
     conversations: tuple[Conversation | None, ...]
-    drops: bool
+    drops: frozenset[str]
 
     @property
     def texts(self) -> list[str]:
@@ -150,7 +151,8 @@ class Encoder(TemplateTokens):
             return None
         prompt = self.prompt_of(plan.prompt)
         self.count("dropped_tools", group, not has_names(prompt.text, group.tools))
-        self.count("dropped_messages", group, plan.drops)
+        for case in sorted(plan.drops):
+            self.count(case, group)
         self.count("typed_tokens", group, any(BREAK in text for text in plan.texts))
         rows = []
         for response, found in zip(group.responses, plan.conversations, strict=True):
@@ -191,7 +193,7 @@ class Encoder(TemplateTokens):
                 for r in group.responses
             )
             read = [() if self.reads(r) else _answers(r) for r in group.responses] or [()]
-            drops = any(self.chat.drops([*group.prompt, *answers], group.tools) for answers in read)
+            drops = frozenset[str]().union(*(self.chat.drops([*group.prompt, *said], group.tools) for said in read))
             return _Plan(prompt.text, tuple(found), drops)
 
     def ahead(self, groups: Sequence[Group], max_length: int, *, scoring: bool = False) -> None:

@@ -27,6 +27,7 @@ UNFIT = {
         "learned without a message: the chat template does not write that of the system or of a tool; set "
         "model.chat_template, or, for the system's, model.system_messages to merge",
     ),
+    "dropped_names": ("row", "learned without a name: the chat template does not write who speaks in a message"),
     "typed_tokens": (
         "row",
         "with control tokens in the words, which are read as letters: give a conversation as messages, not as the "
