@@ -195,7 +195,6 @@ class OnlineStage:
 
         Only the parts of a reward are asked batch by batch. What combines them sees all samples of the iteration.
         """
-        self.context.forget_scores()  # cached scores would change how responses are packed
         number, sampled = iteration.number, iteration.sampled
         most, wanted = self.settings.rollout.max_num_gen_batches or 1, prompts.per_iteration
         if self.episodes is not None and self.ahead is None:
