@@ -371,6 +371,7 @@ DROP_REASONS = {
         "learned without a message: the chat template does not write that of the system or of a tool; set "
         "model.chat_template, or, for the system's, model.system_messages to merge",
     ),
+    "dropped_names": ("row", "learned without a name: the chat template does not write who speaks in a message"),
     "typed_tokens": (
         "row",
         "with control tokens in the words, which are read as letters: give a conversation as messages, not as the "
@@ -437,12 +438,12 @@ class Encoded:
 class _Plan:
     """A group as the chat template renders it. conversations: None for a response whose own tokens are read.
 
-    drops: whether the template leaves out a message.
+    drops: what the template leaves out.
     """
 
     prompt: str
     conversations: tuple[Conversation | None, ...]
-    drops: bool
+    drops: frozenset[str]
 
     @property
     def texts(self) -> list[str]:
@@ -512,7 +513,8 @@ class Encoder(TemplateTokens):
             return None
         prompt = self.prompt_of(plan.prompt)
         self.count("dropped_tools", group, not has_names(prompt.text, group.tools))
-        self.count("dropped_messages", group, plan.drops)
+        for case in sorted(plan.drops):
+            self.count(case, group)
         self.count("typed_tokens", group, any(BREAK in text for text in plan.texts))
         rows = []
         for response, found in zip(group.responses, plan.conversations, strict=True):
@@ -553,7 +555,7 @@ class Encoder(TemplateTokens):
                 for r in group.responses
             )
             read = [() if self.reads(r) else _answers(r) for r in group.responses] or [()]
-            drops = any(self.chat.drops([*group.prompt, *answers], group.tools) for answers in read)
+            drops = frozenset[str]().union(*(self.chat.drops([*group.prompt, *said], group.tools) for said in read))
             return _Plan(prompt.text, tuple(found), drops)
 
     def ahead(self, groups: Sequence[Group], max_length: int, *, scoring: bool = False) -> None:

@@ -308,7 +308,7 @@ class Chat:
     def __init__(self, tokenizer: Any, options: ChatOptions, ends: frozenset[str] = frozenset()):
         """ends: the texts of tokens that end a response."""
         self.template, self.options, self.ends = ChatTemplate(tokenizer, options), options, ends
-        self._drops: dict[tuple[Any, ...], bool] = {}  # by the roles of a conversation
+        self._drops: dict[tuple[Any, ...], Sequence[str]] = {}  # by the roles of a conversation
 
     # The template's shape
 
@@ -451,23 +451,31 @@ class Chat:
             messages, places = self._located(messages, own, whole, last_prompt, tools)
             return self._conversation(messages, own, whole, last_prompt, places, tools)
 
-    def drops(self, messages: Messages, tools: Sequence[Any] = ()) -> bool:
-        """Whether the template leaves out a message that is not the assistant's, such as the system's or a tool's.
+    def drops(self, messages: Messages, tools: Sequence[Any] = ()) -> Sequence[str]:
+        """What the template leaves out, by the names of the encoder's counts: a message that is not the assistant's,
+        such as the system's or a tool's, and the name of whoever speaks. That of a tool is in its call.
 
         Found out once for each order of roles, with other words, which occur nowhere else.
         """
-        key = (bool(tools), *((message["role"], bool(message.get("tool_calls"))) for message in messages))
+        named = [place for place, message in enumerate(messages) if message.get("name") and message["role"] != "tool"]
+        key = (bool(tools), *named, *((message["role"], bool(message.get("tool_calls"))) for message in messages))
         if key not in self._drops:
             others = [place for place, message in enumerate(messages) if message["role"] != "assistant"]
             marked = list(messages)
             for place in others:
                 marked[place] = {**messages[place], "content": f"said{place}said"}
+            for place in named:
+                marked[place] = {**marked[place], "name": f"called{place}called"}
             try:
                 with time_limit():
                     text = self.template.render(self._prepared(marked), len(messages) - 1 in others, tools)
             except DataError:  # the words had a meaning
-                return False
-            self._drops[key] = not all(marked[place]["content"] in text for place in others)
+                return ()
+            lost = {
+                "dropped_messages": any(marked[place]["content"] not in text for place in others),
+                "dropped_names": any(marked[place]["name"] not in text for place in named),
+            }
+            self._drops[key] = [case for case, dropped in lost.items() if dropped]
         return self._drops[key]
 
     def whole(self, prompt: Messages, answers: Messages, tools: Sequence[Any] = ()) -> str:

@@ -21,7 +21,12 @@ from alignkit.training.context import StageContext
 Used = TypeVar("Used")
 UNKNOWN = 1 / 1000  # of a source's tokens; more are a warning
 AHEAD = 256  # groups that are tokenized together
-ONCE = {"dropped_tools", "dropped_messages", "typed_tokens"}  # told once, and not for the samples of each iteration
+ONCE = {
+    "dropped_tools",
+    "dropped_messages",
+    "dropped_names",
+    "typed_tokens",
+}  # told once, and not for the samples of each iteration
 
 
 class StageEncoder:

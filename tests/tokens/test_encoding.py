@@ -575,6 +575,21 @@ def test_a_message_that_the_template_does_not_write_is_counted(prompt: Any, answ
     assert "learned without a message" in drop_reason("dropped_messages", 1)
 
 
+@pytest.mark.silent_bug(
+    "templates: lost parts",
+    "The template writes no names, so two people of a conversation are one.",
+    "The run counts such rows and says so.",
+    "stdapi-ai/stdapi.ai#258",
+)
+def test_a_name_that_the_template_does_not_write_is_counted() -> None:
+    writes = CHATML.replace("m['content']", "(m.name | default('')) + m['content']")
+    ann, bob = ({**user("hi"), "name": name} for name in ("Ann", "Bob"))
+    for prompt, code, count in (((ann, bob), CHATML, 1), ((ann, bob), writes, 0), ((user("hi"),), CHATML, 0)):
+        made = encoder(code)
+        made.encode(Group(prompt, (Response(messages=(assistant("a"),)),)), 200)
+        assert (made.counts["dropped_names"], made.counts["dropped_messages"]) == (count, 0)
+
+
 @pytest.mark.parametrize("name", DROP_REASONS)
 def test_what_happened_to_texts_reads_well_for_one_and_several(name: str) -> None:
     assert not {"its", "is"} & set(re.findall(r"\w+", drop_reason(name, 3)))
