@@ -63,7 +63,7 @@ class Reward(WithOptions):
     Attributes:
         may_not_apply: Whether None says that the reward does not apply to a response, as in TRL, so that a sum leaves
             it out; otherwise None says that scoring failed.
-        runs_code: Whether its checks run code that the recipe names, which `alignkit check` never does.
+        runs_code: Whether its checks run code that the recipe names, which a recipe with mistakes must not.
         of_episodes: Whether it needs a stage with an environment.
     """
 
@@ -89,7 +89,7 @@ class Reward(WithOptions):
         """
 
     def check_source(self, folder: Path) -> None:
-        """What `check` finds that shows without running code: called by `alignkit check` if `runs_code`."""
+        """What `check` finds that shows without running code: for a recipe with other mistakes."""
 
     def check_machine(self) -> None:
         """Raise RunFailed for what this machine lacks, such as a GPU: called by runs, not by `alignkit check`."""

@@ -25,7 +25,7 @@ from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 from alignkit_apps.catalog.json_schema import recipe_schema
 from tests.killed import forked
 

@@ -35,7 +35,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.run import Run
 from alignkit.settings import ModelSpec, Settings
-from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 from alignkit.training.averages import Averages
 from alignkit.training.iteration import Iteration
 from alignkit.training.learner import Learner

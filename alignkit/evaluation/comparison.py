@@ -264,7 +264,7 @@ def compare(
             decided.setdefault(place if unit is None else unit, []).append(float((gap < 0) == lower))
     return {
         "difference": scale_of(groups, name).difference(*scores, units),
-        "at_equal_length": None if measure else statistics.at_equal_length(differences, longer, lengths),
+        "at_equal_length": None if measure else statistics.at_equal_length(differences, longer, lengths, units),
         "win_rate": statistics.clustered_share(list(decided.values())),
         "wins": wins,
         "losses": losses,

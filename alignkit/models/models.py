@@ -27,7 +27,7 @@ from alignkit.models.padding import with_padding
 from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
 from alignkit.reward import Progress, no_progress
-from alignkit.tokens.encoding import Encoded, Encoder
+from alignkit.tokens.encoder import Encoded, Encoder
 
 
 class LoadedBase:

@@ -30,7 +30,7 @@ from alignkit.recipe.schema import BASE, Recipe, Stage
 from alignkit.registry import Registration
 from alignkit.seeds import number
 from alignkit.settings import ModelSpec
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 
 LEAST_LENGTH = 1024  # tokens that rewards and judges may read, even if all stages have a smaller max_length
 

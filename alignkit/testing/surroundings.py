@@ -33,7 +33,7 @@ from alignkit.testing.examples import example_groups
 from alignkit.testing.probe import add_noise, tiny_model
 from alignkit.testing.purity import watched
 from alignkit.testing.reads import recorded, unnamed
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 
 SEED = 0
 READERS = ("register_rewards", "register_judges", "register_steps")  # of what is part of a stage's key

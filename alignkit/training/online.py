@@ -21,11 +21,10 @@ from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugin_errors import noting
 from alignkit.reward import REWARD_KEY
-from alignkit.tokens.encoding import Encoded
+from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.ahead import Ahead
 from alignkit.training.averages import StepAverages
 from alignkit.training.context import StageContext
-from alignkit.training.encoder import counted
 from alignkit.training.episodes import episodes_of
 from alignkit.training.filters import StageFilters
 from alignkit.training.iteration import (

@@ -9,8 +9,8 @@ from pathlib import Path
 from alignkit.data.group import Group, prompts_of, read_groups, write_groups
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import file_digest
+from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
-from alignkit.training.encoder import counted
 from alignkit.training.sampler import draws_of, report
 from alignkit.training.scoring import Scorer, with_scores
 

@@ -25,7 +25,7 @@ from alignkit.models.forward import measure
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
 from tests.training.test_optimizers import named

@@ -22,7 +22,7 @@ from alignkit.data.group import Group, Response
 from alignkit.errors import DataError, RunFailed
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
-from alignkit.tokens.encoding import Encoded, ResponseTokens
+from alignkit.tokens.encoder import Encoded, ResponseTokens
 from alignkit.training.stage import StageWork
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.dpo import DPO

@@ -16,7 +16,7 @@ import alignkit
 from alignkit.cli import main
 from alignkit.models import sampling
 from alignkit.models.models import Models
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.models import tiny
 from alignkit_plugins.models.templates import HERMES
 
@@ -153,4 +153,4 @@ def test_the_template_is_called_at_one_place() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr == "apply_chat_template"
     ]
-    assert calling == ["alignkit/tokens/chat_template.py"]
+    assert calling == ["alignkit/tokens/template.py"]

@@ -19,7 +19,7 @@ from alignkit.plugins import launcher
 from alignkit.registry import Registry
 from alignkit.reward import REWARD_KEY, Context, no_progress
 from alignkit.runs.bases import RunBases
-from alignkit.tokens.text_tokens import Ids
+from alignkit.tokens.encoder import Ids
 from alignkit.training.scoring import Scorer
 from alignkit_apps.policies.recipe import NamedModels, names_of, read_models
 from alignkit_apps.policies.streaming import Answer, answer
