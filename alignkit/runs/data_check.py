@@ -17,7 +17,7 @@ from alignkit.runs.reference_check import check_local_references, local_encoder
 from alignkit.runs.stage_check import FIRST_ROWS
 
 if TYPE_CHECKING:
-    from alignkit.tokens.encoding import Encoder
+    from alignkit.tokens.encoder import Encoder
 
 Look = Callable[[Loaded], object]
 Say = Callable[[str], None]

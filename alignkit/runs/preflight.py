@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from alignkit.models.adapter_base import Base
     from alignkit.runs.bases import RunBase, RunBases
     from alignkit.settings import LoraSpec, ModelSpec
-    from alignkit.tokens.encoding import Encoder
+    from alignkit.tokens.encoder import Encoder
 
 
 def check_components(recipe: Recipe, stages: Sequence[Stage], *, run_code: bool = True, machine: bool = True) -> None:
