@@ -57,7 +57,6 @@ def _in_parts(run: Any, name: str, groups: Sequence[Group], score: Callable[[Seq
     with run.reporter.progress(f"scoring with {name}", len(groups)) as done:
         for start in range(0, len(groups), SCORED):
             run.should_stop()
-            run.models.forget_scores()
             column += score(groups[start : start + SCORED])
             done(min(start + SCORED, len(groups)))
     return column

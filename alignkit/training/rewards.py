@@ -316,7 +316,7 @@ class Rewards:
     def _share(self, leaf: Node, groups: Sequence[Group]) -> list[Any]:
         """As many scores as responses, which may be anything else."""
         if leaf.plugin is None:
-            return list(self.context.models.scores(leaf.spec.name, groups))
+            return list(self.context.models[leaf.spec.name].scores(groups))
         with calling(leaf.author, "score", leaf.plugin, groups):
             scores = leaf.plugin.score(groups)
         if not isinstance(scores, Mapping) or len(scores) != 1:

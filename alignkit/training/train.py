@@ -87,7 +87,6 @@ class ExternalStage:
         self._model.drop_role(role)
 
     def score(self, groups: Sequence[Group]) -> list[float | None]:
-        self._context.forget_scores()
         groups = [replace(group, responses=tuple(map(self._as_sampled, group.responses))) for group in groups]
         table = self._rewards.combine(self._rewards.ask(groups), self.settings.rollout.missing_eos_penalty)
         self._rewards.remember(table.states)

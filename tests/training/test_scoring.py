@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_role import ByRole
 from torch import Tensor
 
 import alignkit
@@ -41,7 +42,7 @@ def scorer() -> Rewards:
         texts = [response.text for group in groups for response in group.responses]
         return [None if text == "None" else float(text) for text in texts]
 
-    context: Any = SimpleNamespace(models=SimpleNamespace(scores=scores), stage="")
+    context: Any = SimpleNamespace(models=ByRole(scores=scores), stage="")
     return Rewards(RewardSpec("stage", "liked"), context)
 
 
@@ -97,7 +98,7 @@ def test_a_model_in_several_places_of_an_expression_scores_once() -> None:
         asked.append(name)
         return [float(len(name)) for group in groups for _ in group.responses]
 
-    context: Any = SimpleNamespace(models=SimpleNamespace(scores=scores), stage="")
+    context: Any = SimpleNamespace(models=ByRole(scores=scores), stage="")
     one, other = RewardSpec("stage", "liked"), RewardSpec("folder", "liked/by/others")
     together = Rewards(doubled("both", left=one, right=doubled("inner", again=one, other=other)), context)
     assert learn(together, GROUPS[:1]).raw.tolist() == [5.0 + 5.0 + 15.0] * 3
@@ -200,7 +201,6 @@ def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> Non
         metrics=lambda size: Metrics(tmp_path / "metrics.jsonl", size),
         settings=SimpleNamespace(rollout=rollout),
         models=SimpleNamespace(encoder=SimpleNamespace(end_ids=(), digest="d", said=lambda tokens: str(len(tokens)))),
-        forget_scores=lambda: None,
         model=SimpleNamespace(source="base", dtype=torch.float32, device=torch.device("cpu"), tokenizer=None),
     )
     stage = ExternalStage(context, SimpleNamespace())  # type: ignore[arg-type]
@@ -238,7 +238,7 @@ def doubled(name: str, **parts: RewardSpec) -> RewardSpec:
 
 def combining(spec: RewardSpec, scores: Mapping[str, list[float | None]]) -> Rewards:
     """The stages' scores are given, one per response."""
-    models = SimpleNamespace(scores=lambda name, groups: scores[name])
+    models = ByRole(scores=lambda name, groups: scores[name])
     context: Any = SimpleNamespace(models=models, folder=Path(), load=None, stage="")
     return Rewards(spec, context)
 
@@ -422,7 +422,7 @@ def test_a_combination_continues_from_a_checkpoint() -> None:
 
 def test_a_nested_combination_has_a_state_of_its_own() -> None:
     inner, outer = growing().root.spec, growing().root.spec
-    models = SimpleNamespace(scores=lambda name, groups: [1.0, 2.0, 3.0])
+    models = ByRole(scores=lambda name, groups: [1.0, 2.0, 3.0])
     context: Any = SimpleNamespace(models=models, folder=Path(), load=None, stage="")
     scorer = Rewards(replace(outer, children={"part": inner}), context)
     learn(scorer, TWO)
