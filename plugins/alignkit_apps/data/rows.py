@@ -63,7 +63,7 @@ def no_stage(name: str) -> Path:
 
 def read_rows(spec: DataSpec) -> Rows:
     """All rows, up to the limit of each source. Raises DataError if a source has none that can be read."""
-    formats = {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
+    formats = {entry.name: entry.implementation for entry in plugins().registry.usable("format")}
     rows: list[Row] = []
     readers = [RowReader(source, formats) for source in spec.sources]
     for place, (source, reader) in enumerate(zip(spec.sources, readers, strict=True)):
