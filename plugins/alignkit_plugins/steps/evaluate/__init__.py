@@ -40,8 +40,8 @@ from alignkit.evaluation.comparison import (
     together,
     training_data_note,
 )
-from alignkit.evaluation.judge_card import check_names, judge_names, mapped
-from alignkit.evaluation.reward_columns import Column, label, scored_by
+from alignkit_plugins.evaluate.judge_card import check_names, judge_names, mapped
+from alignkit_plugins.evaluate.reward_columns import Column, label, scored_by
 from alignkit_plugins.steps.evaluate import breakdown, judged, measures, numbers, report
 from alignkit_plugins.steps.evaluate.answering import Answering
 from alignkit_plugins.steps.evaluate.cards import Cards

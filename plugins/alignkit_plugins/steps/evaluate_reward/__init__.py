@@ -29,8 +29,8 @@ from alignkit import (
 from alignkit.data.group import resolved_pairs, write_groups
 from alignkit.errors import did_you_mean
 from alignkit.evaluation.comparison import check_unique, training_data_note
-from alignkit.evaluation.judge_card import check_names, judge_names
-from alignkit.evaluation.reward_columns import Column, label, scored_by
+from alignkit_plugins.evaluate.judge_card import check_names, judge_names
+from alignkit_plugins.evaluate.reward_columns import Column, label, scored_by
 from alignkit_plugins.steps.evaluate_reward import measures, report, rewardbench, rewardbench2
 from alignkit_plugins.steps.evaluate_reward.comparisons import Comparison, comparisons, prompts_of
 from alignkit_plugins.steps.evaluate_reward.judged import judged
