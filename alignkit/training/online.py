@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from itertools import compress
 from typing import Any
 
@@ -23,22 +23,22 @@ from alignkit.data.group import Group, length, previews
 from alignkit.errors import RunFailed
 from alignkit.models import forward
 from alignkit.models.examples import Examples
-from alignkit.models.generate import Sampling, sample
+from alignkit.models.generate import Sampling
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugin_errors import noting
 from alignkit.reward import REWARD_KEY
 from alignkit.tokens.encoder import Encoded, counted
-from alignkit.training.ahead import Ahead
 from alignkit.training.averages import StepAverages
 from alignkit.training.context import StageContext
 from alignkit.training.episodes import episodes_of
 from alignkit.training.filters import CheckedFilter
 from alignkit.training.mismatch import ANOTHER_MODEL, mismatch, sampler_metrics, weighted
+from alignkit.training.monitors import Monitors
+from alignkit.training.requests import Request
 from alignkit.training.rewards import RewardTable
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
 from alignkit.training.stage import StageWork
-from alignkit.training.watch import StageWatch
 
 FILTERED = "filters left out every group"
 FILTERED_HELP = (
@@ -48,7 +48,6 @@ FILTERED_HELP = (
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
 SAME_ADAPTER = 1e-2
 MOSTLY_CUT = 0.5  # share of truncated samples that is worth a warning
-Place = tuple[str | int, ...]  # of random streams
 
 
 @dataclass
@@ -123,11 +122,11 @@ class OnlineStage:
         self.learns = reward is not None and self.algorithm.needs.reward  # from it
         self.filters = [CheckedFilter(component, context.name) for component in rollout.filters or ()]
         self.files = RolloutFiles(context, self.rewards, self.learns)
-        self.watch = StageWatch(self.work, self.rewards, self.sampling, self.sample)
+        self.monitors = Monitors(self.work, self.rewards, self.sampling, self.sample)
         self.temperature = self.sampling.temperature  # of measurements
         self.warned = False  # that the sampler is not the policy
         self.episodes = episodes_of(context)
-        self.ahead = Ahead(context, self.work, self.sampling, self.episodes) if rollout.ahead else None
+        self.request: Request | None = None  # of the next iteration
         if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
             context.say("top_p and top_k leave tokens out of samples, but ratios and KL are of all tokens, thus biased")
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
@@ -146,29 +145,28 @@ class OnlineStage:
         work.restore_progress()
         if self.rewards is not None:
             self.rewards.remember(work.done.get("combinations", {}))
-        if self.ahead is not None:
-            self.ahead.restore(work.done.get("ahead", {}))
+        if ahead := work.done.get("ahead"):
+            self.request = self._request(prompts.draw(ahead["number"]), ahead["number"], lag=1, complete=ahead)
         counts = {"prompts": len(prompts.prompts), "prompts_used": prompts.used, "iterations": iterations}
         work.summary |= {**counts, **prompts.facts}
-        self.watch.restore(first, self.files)
-        if work.model.engine is not None and first < iterations and not self.watch.stopped:
+        self.monitors.restore(first, self.files)
+        if work.model.engine is not None and first < iterations and not self.monitors.stopped:
             self.context.reducer.deal([1], self._start_engine, led=True)
         self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
         for number in range(first + 1, iterations + 1):
-            if self.watch.stopped:
+            if self.monitors.stopped:
                 break
             self.context.should_stop()
             with noting(f"in iteration {number} of {iterations}"):
                 self._after(self._iterate(number, prompts), iterations, prompts)
-        if self.watch.chooses:
+        if self.monitors.chooses:
             work.summary.pop("prompts_used", None)  # only the monitor knows
         elif prompts.extra:
             work.summary["prompts_used"] = prompts.used
         if self.rewards is not None and (states := self.rewards.states()):
             work.summary["combinations"] = states
         self._report(iterations)
-        self.watch.finish()
-        self.watch.save()
+        self.monitors.finish()
         return work.summary
 
     def _start_engine(self, own: Sequence[int]) -> list[None]:
@@ -182,14 +180,7 @@ class OnlineStage:
 
     def prompts(self) -> PromptSource:
         """The stage's prompts."""
-        encoder = self.work.encoder
-
-        def accepted(groups: Sequence[Group]) -> list[Group]:
-            return encoder.prompts(self.episodes.with_tools(groups) if self.episodes else groups)
-
-        source = PromptSource(self.context, encoder.max_length, self.sampling.max_new_tokens, accepted)
-        if source.without_room:
-            self.work.summary["prompts_without_room"] = source.without_room
+        source = PromptSource(self.work, self.sampling.max_new_tokens, self.episodes)
         self.work.reference_prompts.check(source.prompts, self.sampling.max_new_tokens)
         return source
 
@@ -199,40 +190,38 @@ class OnlineStage:
         self.work.log(number, iteration.metrics)
         self.context.reporter.advance(number, iteration.metrics)
         self.context.reporter.sample(*iteration.sample())
-        self.work.keep_version(number)
-        if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.watch.stopped:
+        self.monitors.keep(number)
+        if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.monitors.stopped:
             position = f"iteration {number} of {iterations}"
             combinations, rollouts = self.rewards.states() if self.rewards is not None else {}, self.files.digests
-            more = {"combinations": combinations, "rollouts": rollouts, **self.watch.checkpoint}
-            more |= self.ahead.checkpoint if self.ahead is not None else {}
+            more = {"combinations": combinations, "rollouts": rollouts, "within_kl": self.monitors.within}
+            more |= {"ahead": self.request.state} if self.request is not None else {}
             more |= {"extra_prompts": prompts.extra} if prompts.extra else {}
             self.work.checkpoint(number, position, iteration=number, **more)
-            self.watch.checkpointed()
 
     # The parts of an iteration, in order
 
     def _iterate(self, number: int, prompts: PromptSource) -> Iteration:
         iteration = Iteration(number)
-        prompts.chosen = self.watch.next_prompts(number, prompts.prompts)
+        prompts.chosen = self.monitors.next_prompts(number, prompts.prompts)
         self._roll_out_and_score(iteration, prompts)
         self._poll()
-        with iteration.timer("watch"):
-            # A metric of the stage itself counts, whatever a monitor calls its own.
-            iteration.metrics = self.watch.look(number, iteration.table.scored) | iteration.metrics
         with iteration.timer("learn"):
             self.files.write(number, iteration.table.scored)
             self.context.notify("rollouts_scored", iteration=number, groups=iteration.table.scored)
             self.measure(iteration)
-            # Asked before learning, as the samples are those of the weights that the stage would end with.
-            if not self.watch.stops(number, self._sampled_kl(iteration)):
-                self._poll()
+            kl = self._sampled_kl(iteration)
+        with iteration.timer("watch"):
+            # Before learning, as the samples are those of the weights that the stage would end with.
+            seen = self.monitors.look(number, iteration.table.scored, kl)
+            iteration.metrics = seen | iteration.metrics  # a metric of the stage counts, whatever monitors call theirs
+        if not self.monitors.stopped:
+            self._poll()
+            with iteration.timer("learn"):
                 self._learn(iteration)
-        if self.ahead is not None:
+        if self.settings.rollout.ahead:
             with iteration.timer("waiting"):
-                if self.watch.stopped:
-                    self.ahead.drop()
-                else:
-                    self.ahead.finish()
+                self._wait()
         iteration.metrics |= iteration.speed_metrics()
         state = self.algorithm.algorithm.state.items()
         iteration.metrics |= {f"state/{key}": value for key, value in state if isinstance(value, int | float)}
@@ -243,20 +232,15 @@ class OnlineStage:
 
         Only the parts of a reward are asked batch by batch. What combines them sees all samples of the iteration.
         """
-        number, table = iteration.number, iteration.table
+        table = iteration.table
         most, wanted = self.settings.rollout.max_num_gen_batches or 1, prompts.per_iteration
-        if self.episodes is not None and self.ahead is None:
-            self.episodes.forget()
         facts: dict[str, Any] = {}
         for batch in range(1, most + 1):
             sampled, left = len(table.sampled), len(table.groups)
             # As many as probably fill the batch, by the share that was left so far.
             count = min(wanted, math.ceil((wanted - left) * sampled / left)) if left else wanted
             with iteration.timer("rollout"):
-                if self.ahead is not None:
-                    new = self._roll_out_ahead(self.ahead, iteration, prompts)
-                else:
-                    new = self.roll_out(prompts.draw(number, sampled, count), number, sampled)
+                new = self._sampled(iteration, prompts, count)
             with iteration.timer("score"):
                 self.ask(iteration, new)
                 facts = self.score(iteration)
@@ -266,8 +250,6 @@ class OnlineStage:
                 break
         iteration.metrics |= facts
         prompts.extra += len(table.sampled) - wanted
-        if self.episodes is not None and self.ahead is None:
-            iteration.metrics |= self.episodes.metrics(self.context.reducer)
         if self.settings.rollout.max_num_gen_batches is not None:
             self._fill(iteration, wanted)
         self._tell(iteration)
@@ -284,57 +266,41 @@ class OnlineStage:
                 self.context.say(f"{text}. To fill the batch, {FILTERED_HELP}")
             summary["unfilled_iterations"] = summary.get("unfilled_iterations", 0) + 1
 
-    def roll_out(self, prompts: Sequence[Group], number: int, first: int = 0) -> list[Group]:
-        """Sample responses with the current policy. Their source is the stage, the name that users know."""
-        name = self.context.name
-        groups = self.sample(prompts, self.sampling, (name, "rollout", number), first, played=True)
-        return [replace(g, responses=tuple(replace(r, source=name) for r in g.responses)) for g in groups]
-
-    def _roll_out_ahead(self, ahead: Ahead, iteration: Iteration, prompts: PromptSource) -> list[Group]:
-        """The responses that the engine wrote while the last iteration learned; it begins with the next ones."""
-        number = iteration.number
-        drawn = prompts.draw(number)
-        if ahead.number != number:  # the first one
-            ahead.begin(number, drawn, 0)
-        groups = ahead.take(drawn)
-        iteration.metrics |= ahead.metrics
-        if number < (self.settings.iterations or 1):
-            ahead.begin(number + 1, prompts.draw(number + 1), 1)
+    def _sampled(self, iteration: Iteration, prompts: PromptSource, count: int) -> list[Group]:
+        """Samples of the policy, new ones or those that the engine wrote ahead; it begins with the next iteration's."""
+        number, first = iteration.number, len(iteration.table.sampled)
+        request = self.request or self._request(prompts.draw(number, first, count), number, first)
+        groups, self.request = request.result(), None
+        iteration.metrics |= request.metrics
+        if self.settings.rollout.ahead and number < (self.settings.iterations or 1):
+            self.request = self._request(prompts.draw(number + 1), number + 1, lag=1)
         return groups
 
+    def _request(self, prompts: Sequence[Group], number: int, first: int = 0, **more: Any) -> Request:
+        path = self.context.name, "rollout", number
+        return Request(
+            self.context, self.work, prompts, self.sampling, path, first=first, episodes=self.episodes, **more
+        )
+
+    def roll_out(self, prompts: Sequence[Group], number: int, first: int = 0) -> list[Group]:
+        """The current policy's responses, in the place of an iteration's from the prompt `first` on."""
+        return self._request(prompts, number, first).result()
+
+    def sample(self, prompts: Sequence[Group], sampling: Sampling, path: tuple[str | int, ...]) -> list[Group]:
+        """The current policy's responses outside of an environment. path: names the random streams."""
+        return Request(self.context, self.work, prompts, sampling, path).result()
+
     def _poll(self) -> None:
-        if self.ahead is not None:
-            self.ahead.poll()
+        if self.request is not None:
+            self.request.poll()
 
-    def sample(
-        self, prompts: Sequence[Group], sampling: Sampling, place: Place, first: int = 0, played: bool = False
-    ) -> list[Group]:
-        """The current policy's responses. place: names the random streams with the prompts' numbers from `first` on."""
-        episodes = self.episodes if played else None
-        partner = episodes.partner if episodes is not None else None
-
-        def sampled(own: Sequence[int]) -> list[Group]:
-            asked, numbers = [prompts[index] for index in own], [first + index for index in own]
-            if episodes is not None:
-                asked = episodes.begin(asked, sampling.samples_per_prompt, (int(place[-1]), numbers))
-            with self.context.reporter.progress("rolling out", len(own) * sampling.samples_per_prompt) as done:
-                groups = sample(
-                    self.work.model,
-                    self.work.roles.trained,
-                    self.work.models.encoder,
-                    asked,
-                    sampling,
-                    seed=self.context.seed,
-                    place=place,
-                    # Streams are named by the place in the iteration, so a sample does not depend on who draws it.
-                    numbers=numbers,
-                    done=done,
-                    partner=partner,
-                )
-            return groups if episodes is None else episodes.finish(groups)
-
-        # An engine is the first process's: it samples for all.
-        return self.context.reducer.deal([1] * len(prompts), sampled, led=self.work.model.engine is not None)
+    def _wait(self) -> None:
+        """Wait for the samples of the next iteration, which a checkpoint keeps."""
+        if self.request is not None and self.monitors.stopped:
+            self.request.drop()
+            self.request = None
+        if self.request is not None:
+            self.request.result()
 
     def ask(self, iteration: Iteration, groups: Sequence[Group]) -> None:
         """Add samples to the iteration, with what the parts of the reward say of them."""
@@ -463,7 +429,7 @@ class OnlineStage:
         if gap > ANOTHER_MODEL and self.learner.steps == 0:
             raise RunFailed(f"stage '{self.context.name}': {text}")
         self.warned = True
-        self.watch.warn([text])
+        self.monitors.warn([text])
 
     def reference_logprobs(self, encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Encoded]]:
         """The reference's log-probabilities, and the groups as it reads them."""
@@ -509,7 +475,7 @@ class OnlineStage:
         everything, learned = iteration.table.scored, iteration.table.groups
         left_out = sum(len(g.responses) for g in everything) - sum(len(g.responses) for g in learned)
         # If nothing was left out, the KL that was measured is already that of all samples.
-        if not left_out or self.watch.budget is None:
+        if not left_out or self.monitors.budget is None:
             return iteration.metrics.get("kl")
         sampled = [group for group in everything if group.responses]
         encoded = self.work.encoder.encode(sampled[:: self._one_in(sampled)])
