@@ -24,7 +24,7 @@ from alignkit.errors import RunFailed
 from alignkit.models import forward
 from alignkit.models.examples import Examples
 from alignkit.models.generate import Sampling
-from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.shared_model import SharedModel
 from alignkit.plugin_errors import noting
 from alignkit.reward import REWARD_KEY
 from alignkit.tokens.encoder import Encoded, counted
@@ -150,8 +150,6 @@ class OnlineStage:
         counts = {"prompts": len(prompts.prompts), "prompts_used": prompts.used, "iterations": iterations}
         work.summary |= {**counts, **prompts.facts}
         self.monitors.restore(first, self.files)
-        if work.model.engine is not None and first < iterations and not self.monitors.stopped:
-            self.context.reducer.deal([1], self._start_engine, led=True)
         self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
         for number in range(first + 1, iterations + 1):
             if self.monitors.stopped:
@@ -168,12 +166,6 @@ class OnlineStage:
         self._report(iterations)
         self.monitors.finish()
         return work.summary
-
-    def _start_engine(self, own: Sequence[int]) -> list[None]:
-        """Ask the engine for no response, so that its start, which may take minutes, belongs to no iteration."""
-        work = self.work
-        work.model.engine.generate(work.model, work.roles.trained, work.models.encoder, [], [], self.sampling)
-        return [None]
 
     def close(self) -> None:
         self.work.close()
@@ -410,23 +402,20 @@ class OnlineStage:
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
             )
         iteration.metrics |= sampler_metrics(groups, old)
-        self._check_sampler(iteration, groups, encoded)
+        self._check_sampler(iteration)
         # Behind a prompt of its own, a reference differs from the policy on purpose.
         if all(ours is theirs for ours, theirs in zip(encoded, read, strict=True)):
             self._check_reference(kl)
         return old
 
-    def _check_sampler(self, iteration: Iteration, groups: Sequence[Group], encoded: Sequence[Encoded]) -> None:
+    def _check_sampler(self, iteration: Iteration) -> None:
         """Warn once if what sampled is not the policy; raise RunFailed if nothing has been learned from it yet."""
-        metrics, model = iteration.metrics, self.work.model
+        responses = [response for group in iteration.table.groups for response in group.responses]
         # Samples of older weights differ on purpose.
-        stale = any(response.staleness for group in groups for response in group.responses)
-        if self.warned or stale or not (text := mismatch(metrics, model)):
+        stale = any(response.staleness for response in responses)
+        if self.warned or stale or not (text := mismatch(iteration.metrics, self.work.model)):
             return
-        gap = metrics.get("sampler_gap", 0.0)
-        if gap and not mismatch(sampler_metrics(groups, self.logprobs(BASE, encoded)), model):
-            text += ". These samples are from the base: the engine did not load the adapter"
-        if gap > ANOTHER_MODEL and self.learner.steps == 0:
+        if iteration.metrics.get("sampler_gap", 0.0) > ANOTHER_MODEL and self.learner.steps == 0:
             raise RunFailed(f"stage '{self.context.name}': {text}")
         self.warned = True
         self.monitors.warn([text])
