@@ -268,8 +268,8 @@ PLANTED = {
     ),
     "own_skip": Planted(
         LEARNER,
-        "shares = self.reducer.sum(terms)",
-        "shares = terms",
+        "means = self.reducer.sum(sums)",
+        "means = sums",
         "test_reducer.py::test_a_step_that_one_process_must_skip_is_skipped_by_all",
     ),
     "own_whitening": Planted(

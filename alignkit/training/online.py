@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,8 +148,9 @@ class OnlineStage:
             self.rewards.remember(work.done.get("combinations", {}))
         if ahead := work.done.get("ahead"):
             self.request = self._request(prompts.draw(ahead["number"]), ahead["number"], lag=1, complete=ahead)
-        counts = {"prompts": len(prompts.prompts), "prompts_used": prompts.used, "iterations": iterations}
-        work.summary |= {**counts, **prompts.facts}
+        work.summary |= {"prompts": len(prompts.prompts), "iterations": iterations, **prompts.facts}
+        if not self.monitors.chooses:  # else only the monitor knows
+            work.summary["prompts_used"] = prompts.used
         self.monitors.restore(first, self.files)
         self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
         for number in range(first + 1, iterations + 1):
@@ -157,9 +159,7 @@ class OnlineStage:
             self.context.should_stop()
             with noting(f"in iteration {number} of {iterations}"):
                 self._after(self._iterate(number, prompts), iterations, prompts)
-        if self.monitors.chooses:
-            work.summary.pop("prompts_used", None)  # only the monitor knows
-        elif prompts.extra:
+        if prompts.extra and not self.monitors.chooses:
             work.summary["prompts_used"] = prompts.used
         if self.rewards is not None and (states := self.rewards.states()):
             work.summary["combinations"] = states
@@ -213,7 +213,11 @@ class OnlineStage:
                 self._learn(iteration)
         if self.settings.rollout.ahead:
             with iteration.timer("waiting"):
-                self._wait()
+                if self.request is not None and self.monitors.stopped:
+                    self.request.drop()
+                    self.request = None
+                if self.request is not None:
+                    self.request.result()  # which a checkpoint keeps
         iteration.metrics |= iteration.speed_metrics()
         state = self.algorithm.algorithm.state.items()
         iteration.metrics |= {f"state/{key}": value for key, value in state if isinstance(value, int | float)}
@@ -285,14 +289,6 @@ class OnlineStage:
     def _poll(self) -> None:
         if self.request is not None:
             self.request.poll()
-
-    def _wait(self) -> None:
-        """Wait for the samples of the next iteration, which a checkpoint keeps."""
-        if self.request is not None and self.monitors.stopped:
-            self.request.drop()
-            self.request = None
-        if self.request is not None:
-            self.request.result()
 
     def ask(self, iteration: Iteration, groups: Sequence[Group]) -> None:
         """Add samples to the iteration, with what the parts of the reward say of them."""
@@ -383,10 +379,8 @@ class OnlineStage:
         The KL to the reference is logged even if the algorithm does not need it.
         """
         roles, needs = self.work.roles, self.algorithm.needs
-        groups, encoded = iteration.table.groups, examples.groups
-        # Above 1 only if the algorithm needs none of these numbers: they are then for the metrics.
-        if (each := self._one_in(groups)) > 1:
-            groups, encoded = groups[::each], encoded[::each]
+        each = self._one_in(iteration.table.groups)
+        groups, encoded = iteration.table.groups[::each], examples.groups[::each]
         if roles.values is None:
             old = self.logprobs(roles.trained, encoded)
         else:
@@ -403,10 +397,22 @@ class OnlineStage:
             )
         iteration.metrics |= sampler_metrics(groups, old)
         self._check_sampler(iteration)
-        # Behind a prompt of its own, a reference differs from the policy on purpose.
-        if all(ours is theirs for ours, theirs in zip(encoded, read, strict=True)):
-            self._check_reference(kl)
+        # Before the first update, equal adapters behind the same prompts differ by rounding only.
+        same = roles.reference_name == roles.start and all(map(operator.is_, encoded, read))
+        if same and self.learner.steps == 0 and abs(kl) > SAME_ADAPTER:
+            raise RunFailed(
+                f"policy and reference start as the same adapter, but their KL is {kl:.3g} nats; please report it"
+            )
         return old
+
+    def _one_in(self, groups: Sequence[Group]) -> int:
+        """Of how many groups one is measured, if the algorithm needs no measurement: responses to a prompt.
+
+        Two passes over every sample cost more than learning the best of each prompt.
+        """
+        needs = self.algorithm.needs
+        measures = needs.old_logprobs or needs.reference_logprobs or needs.values or self.importance
+        return 1 if measures else max(len(group.responses) for group in groups)
 
     def _check_sampler(self, iteration: Iteration) -> None:
         """Warn once if what sampled is not the policy; raise RunFailed if nothing has been learned from it yet."""
@@ -427,60 +433,36 @@ class OnlineStage:
 
     def logprobs(self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None) -> list[Tensor]:
         """Of each response in order, float32 [tokens], in nats. model: the role's base; default: the stage's own."""
-        base = model or self.work.model
+        base, temperature = model or self.work.model, self.temperature
 
         def measured(own: Sequence[int]) -> list[Tensor]:
             groups = [encoded[index] for index in own]
-            return forward.measure(base, role, groups, "logprobs", temperature=self.temperature)
+            return forward.measure(base, role, groups, "logprobs", temperature=temperature)
 
         return self.context.reducer.deal([len(group.rows) for group in encoded], measured)
 
     def logprobs_and_values(self, encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Tensor]]:
         """The policy's log-probabilities, and its values at the same tokens."""
-        roles = self.work.roles
-        assert roles.values is not None
+        model, role, values = self.work.model, self.work.roles.trained, str(self.work.roles.values)
 
         def measured(own: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
             groups = [encoded[index] for index in own]
-            both = forward.measure_with_values(
-                self.work.model, roles.trained, str(roles.values), groups, temperature=self.temperature
-            )
+            both = forward.measure_with_values(model, role, values, groups, temperature=self.temperature)
             return list(zip(*both, strict=True))
 
         both = self.context.reducer.deal([len(group.rows) for group in encoded], measured)
         return [logprobs for logprobs, _ in both], [values for _, values in both]
 
-    def _one_in(self, groups: Sequence[Group]) -> int:
-        """Of how many groups one is measured, if the algorithm needs no measurement: responses to a prompt.
-
-        Two passes over every sample cost more than learning the best of each prompt.
-        """
-        needs = self.algorithm.needs
-        measures = needs.old_logprobs or needs.reference_logprobs or needs.values or self.importance
-        return 1 if measures else max(len(group.responses) for group in groups)
-
     def _sampled_kl(self, iteration: Iteration) -> float | None:
         """The KL that a budget is about: of all samples, also of those that nothing is learned from."""
-        everything, learned = iteration.table.scored, iteration.table.groups
-        left_out = sum(len(g.responses) for g in everything) - sum(len(g.responses) for g in learned)
+        table = iteration.table
         # If nothing was left out, the KL that was measured is already that of all samples.
-        if not left_out or self.monitors.budget is None:
+        if self.monitors.budget is None or len(table.rows) == sum(len(group.responses) for group in table.scored):
             return iteration.metrics.get("kl")
-        sampled = [group for group in everything if group.responses]
-        encoded = self.work.encoder.encode(sampled[:: self._one_in(sampled)])
-        old = self.logprobs(self.work.roles.trained, encoded)
-        reference, _ = self.reference_logprobs(encoded)
+        encoded = self.work.encoder.encode(table.scored[:: self._one_in(table.scored)])
+        old, (reference, _) = self.logprobs(self.work.roles.trained, encoded), self.reference_logprobs(encoded)
         iteration.metrics["sampled_kl"] = kl = mean_kl(old, reference, [each.group for each in encoded])
         return kl
-
-    def _check_reference(self, kl: float) -> None:
-        """Catch a common bug of RLHF code: a reference that differs from the policy's start."""
-        # Before the first update, equal adapters differ by rounding only.
-        same = self.work.roles.reference_name == self.work.roles.start
-        if same and self.learner.steps == 0 and abs(kl) > SAME_ADAPTER:
-            raise RunFailed(
-                f"policy and reference start as the same adapter, but their KL is {kl:.3g} nats; please report it"
-            )
 
     def _signal(self, iteration: Iteration, old: list[Tensor]) -> None:
         signals = self.algorithm.signal(iteration.examples.batch())
@@ -567,8 +549,6 @@ class OnlineStage:
             iteration.metrics["skipped"] = iteration.metrics.get("skipped", 0) + averages.skipped
         return averages.learned
 
-    # The examples of a phase
-
     def _examples_of(self, phase: Phase, rollouts: Examples) -> Examples:
         """The learnable groups of a phase in tokens, with their measurements."""
         # By identity: groups that `select` returned unchanged keep their measurements and signals.
@@ -577,13 +557,14 @@ class OnlineStage:
             examples = rollouts.take([index_of[id(group)] for group in phase.groups])
         else:
             examples = self._examples_of_new(phase.groups)
-        learnable = [index for index, encoded in enumerate(examples.groups) if self._is_learnable(encoded)]
+        # `min_samples` applies to rollouts, not to the groups that `select` returns.
+        pairs = self.algorithm.needs.pairs
+        learnable = [
+            index
+            for index, encoded in enumerate(examples.groups)
+            if (encoded.pairs or not pairs) and any(any(row.mask) for row in encoded.rows)
+        ]
         return examples.take(learnable)
-
-    def _is_learnable(self, encoded: Encoded) -> bool:
-        """`min_samples` applies to rollouts, not to the groups that `select` returns."""
-        has_pairs = bool(encoded.pairs) or not self.algorithm.needs.pairs
-        return has_pairs and any(any(row.mask) for row in encoded.rows)
 
     def _examples_of_new(self, groups: Sequence[Group]) -> Examples:
         """Encode groups that `select` created, which have no reward and no signal."""
