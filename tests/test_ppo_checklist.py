@@ -27,8 +27,8 @@ from alignkit.errors import RecipeError
 from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
 from alignkit.models.examples import Examples
 from alignkit.models.forward import measure
+from alignkit.models.generate import Sampling, sample
 from alignkit.models.packing import pack
-from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe

@@ -17,7 +17,7 @@ from alignkit.data.group import Group, previews
 from alignkit.errors import RunFailed
 from alignkit.models import forward
 from alignkit.models.examples import Examples
-from alignkit.models.sampling import Sampling, sample
+from alignkit.models.generate import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugin_errors import noting
 from alignkit.reward import REWARD_KEY

@@ -22,8 +22,7 @@ import alignkit_plugins.algorithms.llama2 as llama2
 import alignkit_plugins.steps.evaluate as evaluate
 from alignkit import Artifact, Group, Judge, Options, Response, RunFailed, StepContext, Verdict
 from alignkit.data.group import Origin, read_groups
-from alignkit.data.reading import DataSource
-from alignkit.data.sources import DataSpec
+from alignkit.data.sources import DataSource, DataSpec
 from alignkit.errors import DataError, OtherTokenizer
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import short_names, together, unit_of
