@@ -21,15 +21,17 @@ _WHERE = {
     "errors": "AlignkitError BadRow DataError RecipeError RunFailed",
     "filters": "Filter",
     "formats": "Format",
-    "hookspecs": "Register hookimpl",
+    "hookspecs": "Add hookimpl",
     "judges": "CheckedJudge",
+    "launcher": "Launcher",
     "loss": "Loss Term per_group per_pair per_response per_token",
     "monitor": "Monitor Observation",
     "notebook": "run",
     "options": "DataRef Field JudgeRef Options PolicyRef RewardRef",
+    "policy": "Models Policy",
     "readers": "Reader",
     "report": "Report Table",
-    "reward": "CombinedReward Context Judge Models Rating Reward RewardCombination Verdict",
+    "reward": "CombinedReward Context Judge Rating Reward RewardCombination Verdict",
     "sampling_options": "SamplingOptions",
     "step": "Artifact Step StepContext StepData",
     "tracker": "TrackedRun Tracker",
@@ -50,15 +52,17 @@ if TYPE_CHECKING:
     from alignkit.errors import AlignkitError, BadRow, DataError, RecipeError, RunFailed
     from alignkit.filters import Filter
     from alignkit.formats import Format
-    from alignkit.hookspecs import Register, hookimpl
+    from alignkit.hookspecs import Add, hookimpl
     from alignkit.judges import CheckedJudge
+    from alignkit.launcher import Launcher
     from alignkit.loss import Loss, Term, per_group, per_pair, per_response, per_token
     from alignkit.monitor import Monitor, Observation
     from alignkit.notebook import run
     from alignkit.options import DataRef, Field, JudgeRef, Options, PolicyRef, RewardRef
+    from alignkit.policy import Models, Policy
     from alignkit.readers import Reader
     from alignkit.report import Report, Table
-    from alignkit.reward import CombinedReward, Context, Judge, Models, Rating, Reward, RewardCombination, Verdict
+    from alignkit.reward import CombinedReward, Context, Judge, Rating, Reward, RewardCombination, Verdict
     from alignkit.sampling_options import SamplingOptions
     from alignkit.step import Artifact, Step, StepContext, StepData
     from alignkit.tracker import TrackedRun, Tracker

@@ -14,7 +14,7 @@ from alignkit import seeds
 from alignkit.data.group import Group, prompts_of, read_groups, write_groups
 from alignkit.errors import DataError, PluginError, RunFailed
 from alignkit.io.atomic import discard_folder, replace_folder
-from alignkit.models.sampling import Sampling
+from alignkit.models.generate import Sampling
 from alignkit.monitor import GOLD_KEY, REWARD_HACKING, Monitor, Observation
 from alignkit.plugin_errors import Author, calling, made
 from alignkit.plugins import plugins
@@ -22,8 +22,9 @@ from alignkit.recipe.components import options_of
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY
 from alignkit.settings import Settings
+from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
-from alignkit.training.encoder import StageEncoder, counted
+from alignkit.training.encoding import StageEncoder
 from alignkit.training.rollouts import RolloutFiles
 from alignkit.training.scoring import Scorer
 from alignkit.training.stage import StageWork

@@ -20,12 +20,12 @@ from alignkit.kernels import capabilities, lm_head, lora, matmul, memory, tiled_
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
 from alignkit.kernels.sampling_weights import MIN_TOKENS
-from alignkit.models.sampling import Sampling, sample
+from alignkit.models.generate import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 
 CPU = torch.device("cpu")
 # Relative and absolute; float32 has 1e-7, and sums over tokens and layers amplify it.

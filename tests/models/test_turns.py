@@ -14,14 +14,13 @@ from architectures import encoder_with_ends, questions
 from alignkit.data.chat_templates import PLAIN
 from alignkit.data.group import Group, Message
 from alignkit.errors import DataError
-from alignkit.models import decoder
+from alignkit.models import generate as decoder
 from alignkit.models.forward import measure
+from alignkit.models.generate import Partner, sample
 from alignkit.models.next_token import Sampling
-from alignkit.models.sampling import sample
-from alignkit.models.sequence import Partner
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.tokens.chat_template import ChatOptions
-from alignkit.tokens.encoding import Encoder, encode_all
+from alignkit.tokens.encoder import Encoder, encode_all
+from alignkit.tokens.template import ChatOptions
 from alignkit.tokens.turns import Turns
 from alignkit_plugins.models.templates import CHATML, HERMES
 from alignkit_plugins.models.tiny import _tokenizer

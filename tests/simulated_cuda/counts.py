@@ -26,12 +26,12 @@ from architectures import ARCHITECTURES, VOCABULARY, make
 
 from alignkit.data.group import Group
 from alignkit.kernels import capabilities
+from alignkit.models.generate import generate
 from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack
-from alignkit.models.sampling import generate
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 
 LAYERS = (2, 4)
 GROUPS = (2, 32)

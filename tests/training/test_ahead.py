@@ -68,7 +68,7 @@ class Double(LocalEngine):
 class Asks(Reward):
     def score(self, groups):
         prompts = [Group(({{"role": "user", "content": "and you?"}},))]
-        (group,) = self.context.models.sample("base", prompts, seed=1, samples_per_prompt=1, max_new_tokens=3)
+        (group,) = self.context.models["base"].sample(prompts, seed=1, samples_per_prompt=1, max_new_tokens=3)
         value = group.responses[0].tokens[0] % 5
         return {{"asks": [float(len(r.text) + value) for g in groups for r in g.responses]}}
 
@@ -80,11 +80,10 @@ class Talks(Environment):
         return float(sum(len(turn["content"]) for turn in self.turns) % 7)
 
 @hookimpl
-def register_engines(register): register("double", Double)
-@hookimpl
-def register_rewards(register): register("asks", Asks)
-@hookimpl
-def register_environments(register): register("talks", Talks)
+def register(add):
+    add("engine", "double", Double)
+    add("reward", "asks", Asks)
+    add("environment", "talks", Talks)
 @hookimpl
 def rollouts_scored(run, stage, iteration, groups):
     at("scored")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from by_role import ByRole
 from played import run_of
 from scripted import END, call, follow
 from test_scoring import combination
@@ -50,13 +51,10 @@ class Silent(Reward):
         return {"": [None for group in groups for response in group.responses]}
 
 @hookimpl
-def register_judges(register):
-    register("strict", Strict)
-
-@hookimpl
-def register_rewards(register):
-    register("rated", Rated)
-    register("silent", Silent)
+def register(add):
+    add("judge", "strict", Strict)
+    add("reward", "rated", Rated)
+    add("reward", "silent", Silent)
 """
 ALIGN = {
     "algorithm": "rloo",
@@ -119,7 +117,7 @@ def test_a_reward_model_without_room_is_named() -> None:
     def scores(name: str, groups: Sequence[Group]) -> list[None]:
         return [None for group in groups for _ in group.responses]
 
-    context: Any = SimpleNamespace(models=SimpleNamespace(scores=scores), stage="")
+    context: Any = SimpleNamespace(models=ByRole(scores=scores), stage="")
     scorer = Scorer(RewardSpec("stage", "liked"), context)
     scored = score_rollouts(scorer, [Group(PROMPT, (Response("x"), Response("y")))])
     assert not scored.groups

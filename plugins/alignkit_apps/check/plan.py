@@ -28,7 +28,7 @@ from alignkit.io.results import Results
 from alignkit.kernels.matmul import linear
 from alignkit.kernels.memory import GROWTH, total
 from alignkit.models.budget import MemoryBudget, activation_bytes_per_token
-from alignkit.models.decoder import LOGIT_COPIES, most_rows, row_bytes
+from alignkit.models.generate import LOGIT_COPIES, most_rows, row_bytes
 from alignkit.models.loading import device_of, dtype_of, largest, quantized_width
 from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
@@ -37,7 +37,7 @@ from alignkit.runs.data import RunData
 from alignkit.runs.stage_check import selected
 from alignkit.sampling_options import SamplingOptions
 from alignkit.settings import ModelSpec, Settings
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 from alignkit_apps.check.row import encoder_of
 
 READ = 200  # rows of an entry that are tokenized; more are estimated from these

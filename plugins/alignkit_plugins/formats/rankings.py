@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Pair, Register, Response, hookimpl
+from alignkit import BadRow, Format, Group, Pair, Response
 from alignkit.formats import SYSTEM_COLUMNS
 
 MAX_RESPONSES = 64  # K responses form up to K (K - 1) / 2 pairs
@@ -17,13 +17,13 @@ PROMPTS = ("prompt", "instruction", "question")
 RESPONSES = ("responses", "answers", "completions")
 TEXTS = ("text", "response", "answer", "completion", "content")
 SCORES = ("score", "rating", "overall_score", "reward")
+ULTRAFEEDBACK = 10  # its highest overall_score
 SCORE_LISTS = ("scores", "ratings", "rewards")
 
 
 class Rankings(Format):
     """A prompt and its responses with ranks (ties allowed), with scores, or with a list of pairs [better, worse]."""
 
-    summary = "rankings: prompt, responses [{text, rank}] or responses [text] and ranks, scores or ratings; or pairs"
     example = '{"prompt": "Hi", "responses": [{"text": "Hello!", "rank": 1}, {"text": "What?", "rank": 2}]}'
     wants = "prompt and responses [{text, rank or score}], or responses [text] with ranks [1, 2, ...], scores or pairs"
 
@@ -69,6 +69,8 @@ class Rankings(Format):
             raise BadRow("a response must be text or {text, rank}")
         item_rank = self.number(item, "rank")
         item_score = self.number(item, _first(item, SCORES) or "score")
+        if "fine-grained_score" in item and item_score is not None and item_score > ULTRAFEEDBACK:
+            raise BadRow(f"overall_score {item_score:g} is above {ULTRAFEEDBACK}, a known fault of UltraFeedback")
         return Response(
             text=self.text(item, _first(item, TEXTS) or "text"),
             rank=rank if item_rank is None else item_rank,
@@ -99,8 +101,3 @@ def _first(row: Any, names: Sequence[str]) -> str | None:
 
 def _scores(score: float | None) -> dict[str, float | None]:
     return {} if score is None else {"reward": score}
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("rankings", Rankings, summary=Rankings.summary)

@@ -13,12 +13,10 @@ from alignkit import (
     Judge,
     Options,
     Rating,
-    Register,
     Response,
     RewardRef,
     RunFailed,
     Verdict,
-    hookimpl,
 )
 from alignkit.judges import Item, Rated, Rubric
 
@@ -46,12 +44,12 @@ class RewardJudge(Judge):
 
     def compare(self, items: Sequence[Item]) -> list[Verdict]:
         groups = [Group(tuple(prompt), (Response(first), Response(second))) for prompt, first, second in items]
-        scores = self.context.models.scores(self.options.reward_model.name, groups)
+        scores = self.context.models[self.options.reward_model.name].scores(groups)
         return [_by_scores(first, second) for first, second in zip(scores[::2], scores[1::2], strict=True)]
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
         groups = [Group(tuple(prompt), (Response(text),)) for prompt, text in items]
-        scores = self.context.models.scores(self.options.reward_model.name, groups)
+        scores = self.context.models[self.options.reward_model.name].scores(groups)
         return [Rating(score, NO_ROOM if score is None else "") for score in scores]
 
 
@@ -60,8 +58,3 @@ def _by_scores(first: float | None, second: float | None) -> Verdict:
         return Verdict(None, mass=0.0, reason=NO_ROOM)
     p = 1 / (1 + math.exp(min(second - first, 700.0)))
     return Verdict(p, (p, p))
-
-
-@hookimpl
-def register_judges(register: Register) -> None:
-    register("reward_judge", RewardJudge, summary="prefer the response that a reward model scores higher")

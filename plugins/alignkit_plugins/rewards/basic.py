@@ -21,12 +21,10 @@ from alignkit import (
     Field,
     Group,
     Message,
-    Register,
     Response,
     Reward,
     RewardRef,
     RunFailed,
-    hookimpl,
 )
 from alignkit import functional as F
 from alignkit.data.spoken import all_turns
@@ -272,11 +270,4 @@ class Normalized(Reward):
         return {"": [None if raw is None else (raw + self.bias) * self.gain for raw in self._raw(groups)]}
 
     def _raw(self, groups: Sequence[Group]) -> list[float | None]:
-        return self.context.models.scores(self.options.reward_model.name, groups)
-
-
-@hookimpl
-def register_rewards(register: Register) -> None:
-    register("length", Length, summary="length of the response, or distance to a target length")
-    register("python", Python, summary="your own function in a Python file, with TRL's signature")
-    register("normalized", Normalized, summary="a reward model's score, shifted so that demonstrations average 0")
+        return self.context.models[self.options.reward_model.name].scores(groups)

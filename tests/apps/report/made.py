@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.evaluation import statistics
-from alignkit.evaluation.judge_card import trust_tables
 from alignkit.io.digest import digest
 from alignkit.io.results import manifest, read_record, write_record
 from alignkit.report import Report, Table
+from alignkit_plugins.evaluate.judge_card import trust_tables
 
 HOSTILE = '<script>alert(1)</script>\x1b[31m\u202eevil & "quotes" $x_1^2$ `code` |'
 RECIPE = """name: small

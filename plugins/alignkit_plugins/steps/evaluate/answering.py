@@ -10,8 +10,8 @@ from alignkit import Group, Response, StepContext
 from alignkit.data.group import length, write_groups
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import Prompted, answers_of, short_names
-from alignkit.evaluation.reward_columns import bare, label
 from alignkit.reward import REWARD_KEY
+from alignkit_plugins.evaluate.reward_columns import bare, label
 from alignkit_plugins.steps.evaluate.variant import Examples, Variant, best_places, draw
 
 EXAMPLES = "examples.jsonl"  # those of all policies, with the column `policy`
@@ -73,7 +73,7 @@ class Answering:
     def tokens(self, policy: str, groups: Sequence[Group]) -> dict[str, float]:
         """The mean cost of an answer in tokens: the prompt that the policy reads, and all that it writes for it."""
         asked = self.prompted.get(policy) or Prompted(policy)
-        read = self._context.models.prompt_lengths(asked.role, [asked.read(group) for group in groups])
+        read = self._context.models[asked.role].prompt_lengths([asked.read(group) for group in groups])
         drafts = self._written.get(policy)  # also of prompts that are left out, for another policy has no room
         written = [drafts[g.id] if drafts else sum(map(length, answers_of(g, policy))) for g in groups]
         return {"read": statistics.mean(read), "written": statistics.mean(written) / self._samples}
