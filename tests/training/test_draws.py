@@ -187,11 +187,11 @@ def test_a_stopped_stage_draws_on_where_it_was(tmp_path: Path, monkeypatch: pyte
     ran(tmp_path, stage)
     take, stopped = offline.OfflineStage._step, []
 
-    def once(self: Any, plan: Any) -> Any:
+    def once(self: Any) -> Any:
         if self.work.learner.steps == 7 and not stopped:
             stopped.append(True)
             raise RunFailed("killed")
-        return take(self, plan)
+        return take(self)
 
     monkeypatch.setattr(offline.OfflineStage, "_step", once)
     with pytest.raises(RunFailed, match="killed"):
