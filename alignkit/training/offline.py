@@ -23,9 +23,9 @@ from alignkit.plugin_errors import noting
 from alignkit.tokens.encoder import DROP_REASONS, Encoded, counted, drop_reason
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import requirement
-from alignkit.training.sampler import Draws, draws_of, report
+from alignkit.training.sampler import Sampler, make_sampler, report
 from alignkit.training.schedule import schedule, share_of
-from alignkit.training.stage import StageWork
+from alignkit.training.stage import TrainerState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ FIRST = 3  # steps, of which the largest loss is what later ones are compared wi
 RISE = 0.5  # of that loss; a nat is added, as losses may be near 0
 
 
-class OfflineStage:
+class DatasetTrainer:
     """Epochs over a fixed data set. With validation data, the epoch with the lowest loss is the result.
 
     groups: the selected data. encoded: the same in tokens; None if they are tokenized batch by batch. units: indices of
@@ -49,25 +49,25 @@ class OfflineStage:
     encoded: Examples | None
     validation: Examples | None
     units: list[list[int]]
-    draws: Draws
+    draws: Sampler
     per_epoch: int
     total: int
     every: int
 
     def __init__(self, context: StageContext, algorithm: Algorithm):
         self.context, self.settings = context, context.settings
-        self.work = StageWork(context, algorithm)
-        self.algorithm, self.learner = self.work.algorithm, self.work.learner
+        self.state = TrainerState(context, algorithm)
+        self.algorithm, self.learner = self.state.algorithm, self.state.learner
         self.batch_size = self.settings.batch_size or 1
         self.best = math.inf  # lowest validation loss
         self.first = -math.inf  # largest loss of the first steps; inf after a resumption, and once a rise was reported
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
-        work, context = self.work, self.context
+        state, context = self.state, self.context
         self._prepare(context.load(self.settings.data))
-        self.best = work.done.get("best", math.inf)
-        work.restore_progress()
+        self.best = state.done.get("best", math.inf)
+        state.restore_progress()
         self.first = math.inf if self.learner.steps else -math.inf
         context.reporter.start(context.name, self.total, self.learner.steps)
         while self.learner.steps < self.total:
@@ -75,12 +75,12 @@ class OfflineStage:
             with noting(f"in step {self.learner.steps + 1} of {self.total}"):
                 self._after(self._step())
         # Without validation, or if no epoch had a finite loss, the last weights are the result.
-        if "best_epoch" not in work.summary or not context.reducer.led(context.adapter.exists):
-            work.save()
-        return work.summary
+        if "best_epoch" not in state.summary or not context.collectives.on_rank0(context.adapter.exists):
+            state.save()
+        return state.summary
 
     def close(self) -> None:
-        self.work.close()
+        self.state.close()
 
     # Data
 
@@ -90,7 +90,7 @@ class OfflineStage:
         # Reference log-probabilities need all tokens before the first step anyway.
         if len(groups) > EAGER_ROWS and not self.algorithm.needs.reference_logprobs:
             self.context.activity(f"{len(groups)} rows, tokenized as needed")
-            groups = self.work.encoder.renderable(groups)
+            groups = self.state.encoder.renderable(groups)
             self.algorithm.check_data(groups)
         else:
             self.encoded = self._examples(groups)
@@ -104,24 +104,24 @@ class OfflineStage:
         self.every = self.settings.checkpoint_every or max(1, math.ceil(self.total / CHECKPOINTS))
         # A bundle counts for the source of its first group.
         firsts = [groups[unit[0]] for unit in self.units]
-        self.draws = draws_of(loaded, firsts, self.context.seed, self.context.name, "shuffle")
+        self.draws = make_sampler(loaded, firsts, self.context.seed, self.context.name, "shuffle")
         epochs, rest = divmod(self.total, self.per_epoch)
         drawn = epochs * len(self.units) + share_of(len(self.units), self.batch_size, rest).start
         facts = {"groups": len(groups), "steps": self.total, **report(self.context, "data", loaded, self.draws, drawn)}
-        self.work.summary |= facts  # at the end: an algorithm cannot overwrite them
+        self.state.summary |= facts  # at the end: an algorithm cannot overwrite them
 
     def _selected(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
         """The groups that the algorithm selects."""
         random = seeds.stream(self.context.seed, self.context.name, "select")
         context = SelectContext(
-            0, self.context.seed, lambda: [], self.work.summary.update, random, validation, self.context.say
+            0, self.context.seed, lambda: [], self.state.summary.update, random, validation, self.context.say
         )
         return [group for phase in self.algorithm.select(groups, context) for group in phase.groups]
 
     def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
         """The groups in tokens, with the measurements that the algorithm needs. Raises DataError if none is usable."""
-        self.work.encoder.count_read(groups)
-        encoded = self.work.encoder.learnable(self.work.encoder.encode(groups))
+        self.state.encoder.count_read(groups)
+        encoded = self.state.encoder.learnable(self.state.encoder.encode(groups))
         if not encoded:
             raise self._nothing_to_learn(len(groups), way_out(groups))
         if not validation:
@@ -133,13 +133,13 @@ class OfflineStage:
 
     def _reference_logprobs(self, encoded: Sequence[Encoded]) -> list[Tensor]:
         """Log-probabilities of the reference for each response, [tokens] in nats."""
-        read = self.work.reference_prompts.encoded(encoded)
+        read = self.state.reference_prompts.encoded(encoded)
 
         def measured(own: Sequence[int]) -> list[Tensor]:
-            reference, groups = self.work.roles.reference_name, [read[index] for index in own]
-            return self.work.reference_models.reference_logprobs(reference, groups)
+            reference, groups = self.state.roles.reference_name, [read[index] for index in own]
+            return self.state.reference_models.reference_logprobs(reference, groups)
 
-        return self.context.reducer.deal([len(group.rows) for group in read], measured)
+        return self.context.collectives.map_sharded([len(group.rows) for group in read], measured)
 
     def _validation(self, loaded: Loaded) -> Examples | None:
         groups = list(loaded.validation)
@@ -153,14 +153,14 @@ class OfflineStage:
         """Say how many held-out rows ask what is trained on: the best epoch is then the one that remembers most."""
         prompts = set(map(prompt_key, groups))
         if known := sum(prompt_key(group) in prompts for group in held_out):
-            self.work.summary["validation_trained_on"] = known
+            self.state.summary["validation_trained_on"] = known
             self.context.say(
                 f"warning: {known} of {counted(len(held_out), 'row')} of 'validation' have a prompt that is trained "
                 "on, so the lowest validation loss may be the one of the epoch that remembers most"
             )
 
     def _nothing_to_learn(self, rows: int, help: str = "") -> DataError:
-        counts: Mapping[str, int] = self.work.summary.get("encoding", {})
+        counts: Mapping[str, int] = self.state.summary.get("encoding", {})
         facts = "; ".join(drop_reason(name, count) for name, count in counts.items())
         return DataError(
             f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn from any of "
@@ -202,14 +202,14 @@ class OfflineStage:
     def _after(self, metrics: dict[str, Any]) -> None:
         """Log a step, validate at the end of an epoch, and write a checkpoint if one is due."""
         steps = self.learner.steps
-        self.work.log(steps, metrics)
+        self.state.log(steps, metrics)
         self.context.reporter.advance(steps, metrics)
         self._warn_of_explosion(steps, metrics.get("loss", math.nan))
         if steps % self.per_epoch == 0 or steps == self.total:
             epoch = math.ceil(steps / self.per_epoch)
             if self.encoded is None and epoch == 1:
                 self._report_lazy()
-            self.work.keep_version(epoch)
+            self.state.keep_version(epoch)
             if self.validation is not None:
                 self._validate(epoch, self.validation)
             # After validating, so that a resumed run knows the best loss and does not measure it again.
@@ -230,27 +230,27 @@ class OfflineStage:
 
     def _checkpoint(self) -> None:
         steps = self.learner.steps
-        self.work.checkpoint(steps, f"step {steps} of {self.total}", best=self.best)
+        self.state.checkpoint(steps, f"step {steps} of {self.total}", best=self.best)
 
     def _validate(self, epoch: int, validation: Examples) -> None:
         """Evaluate the epoch; the best epoch becomes the stage's result."""
         metrics = self.learner.evaluate(validation)
-        self.work.log(self.learner.steps, {f"validation/{name}": value for name, value in metrics.items()})
+        self.state.log(self.learner.steps, {f"validation/{name}": value for name, value in metrics.items()})
         facts = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.context.activity(f"validation after epoch {epoch}: {facts}")
         if not math.isfinite(metrics["loss"]):
             self.context.say("the validation loss is not finite, so this epoch cannot become the result")
         if metrics["loss"] < self.best:  # false for NaN
             self.best = metrics["loss"]
-            self.work.save()
-            self.work.summary["best_epoch"] = epoch
-            self.work.summary["validation"] = metrics
+            self.state.save()
+            self.state.summary["best_epoch"] = epoch
+            self.state.summary["validation"] = metrics
 
     # Lazy tokenization
 
     def _encode_batch(self, groups: Sequence[Group], *, first_epoch: bool) -> Examples:
         """The rows of one batch in tokens. In the first epoch, rows that cannot be used are counted."""
-        encoder = self.work.encoder
+        encoder = self.state.encoder
         usable, lost = encoder.split(encoder.encode_quietly(groups))
         if first_epoch:
             counts = {"rows": len(groups), "used": len(usable), "lost": len(lost)}
@@ -261,7 +261,7 @@ class OfflineStage:
 
     def _report_lazy(self) -> None:
         """Report the rows that the first epoch could not use."""
-        counts = self.work.summary["lazy"]
+        counts = self.state.summary["lazy"]
         if not counts["used"]:
             raise self._nothing_to_learn(counts["rows"])
         facts = [drop_reason(name, counts[name]) for name in DROP_REASONS if counts.get(name)]
