@@ -9,13 +9,13 @@ from benchmarks.floor import Shape, Work, lengths
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.tokens.encoding import Encoded
+    from alignkit.tokens.encoder import Encoded
 
 MICRO_BATCH = 4  # pairs per forward pass of TRL
 
 
 def pairs(job: Job, tokenizer: Any) -> list[Encoded]:
-    from alignkit.tokens.encoding import Encoder, encode_all
+    from alignkit.tokens.encoder import Encoder, encode_all
 
     groups = data.groups(4, 2, 6, 6) if job.short else data.groups(job.options.get("count", 8), 2, 64, 128)
     return encode_all(Encoder(tokenizer), groups, models.MAX_LENGTH)

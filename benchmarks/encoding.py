@@ -37,7 +37,7 @@ def rows(job: Job) -> list[Group]:
 
 
 def ours(job: Job, gate: Gate) -> None:
-    from alignkit.tokens.encoding import Encoder, encode_all
+    from alignkit.tokens.encoder import Encoder, encode_all
 
     tokenizer, groups = trl.tokenizer(job), rows(job)
     texts = sum(len(group.responses) for group in groups)

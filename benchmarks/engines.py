@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from alignkit.models.next_token import Sampling
     from alignkit.models.sampling import Continuation
     from alignkit.models.shared_model import SharedModel
-    from alignkit.tokens.encoding import Encoder
+    from alignkit.tokens.encoder import Encoder
 
 COMMAND = os.environ.get("ALIGNKIT_TEST_VLLM", "")
 MISSING = "it needs vLLM: write the command that starts a server into ALIGNKIT_TEST_VLLM"
@@ -70,7 +70,7 @@ def _checked(
     """The mean -log P of the first side's samples: as its engine reports it, and as training measures it."""
     from alignkit.data.group import Group
     from alignkit.models.forward import measure
-    from alignkit.tokens.encoding import Encoded, ResponseTokens
+    from alignkit.tokens.encoder import Encoded, ResponseTokens
 
     if gate.evidence is None:
         # An engine tells log-probabilities without filters only, so some samples may be shorter.

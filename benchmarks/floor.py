@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.tokens.encoding import Encoded
+    from alignkit.tokens.encoder import Encoded
 
 Lengths = tuple[int, Sequence[int]]  # the tokens of a prompt and of each response
 BYTES = {"float32": 4, "bfloat16": 2}

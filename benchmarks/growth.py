@@ -18,7 +18,7 @@ def responses(job: Job, gate: Gate) -> None:
     """SFT steps on groups of `responses` responses; the total number of tokens is always the same."""
     from alignkit.data.group import Group
     from alignkit.models.examples import Examples
-    from alignkit.tokens.encoding import Encoded, ResponseTokens
+    from alignkit.tokens.encoder import Encoded, ResponseTokens
 
     k, prompt, length = job.options["responses"], *((8, 4) if job.short else (64, 21))
     tokens = 11 * (prompt + 9 * length)

@@ -47,7 +47,7 @@ def peer(job: Job, gate: Gate) -> None:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from alignkit.tokens.encoding import Encoder
+    from alignkit.tokens.encoder import Encoder
 
     tokenizer = trl.tokenizer(job)
     groups, each, length = online.prompts(job), samples(job), online.new_tokens(job)

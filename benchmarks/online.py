@@ -21,7 +21,7 @@ from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
     from alignkit.data.group import Group
-    from alignkit.tokens.encoding import Encoder, Ids
+    from alignkit.tokens.encoder import Encoder, Ids
 
 NO_CHANGE = 1e-30  # a learning rate that changes no weight; 0 is not allowed
 ENDLESS = 1_000_000  # iterations; the worker exits when there are no more requests
@@ -70,7 +70,7 @@ def run(
     from alignkit.plugins import plugins
     from alignkit.recipe.load import load_recipe
     from alignkit.runs.run import run_recipe
-    from alignkit.tokens.encoding import Encoder
+    from alignkit.tokens.encoder import Encoder
     from alignkit.training import online
 
     encoder = Encoder(AutoTokenizer.from_pretrained(job.source))

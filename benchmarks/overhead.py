@@ -13,7 +13,7 @@ from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
     from alignkit.models.shared_model import SharedModel
-    from alignkit.tokens.encoding import Encoded
+    from alignkit.tokens.encoder import Encoded
 
 BETA = 0.1
 
@@ -76,7 +76,7 @@ def peer(job: Job, gate: Gate) -> None:
 
 
 def _pairs(job: Job, policy: SharedModel) -> list[Encoded]:
-    from alignkit.tokens.encoding import Encoder, encode_all
+    from alignkit.tokens.encoder import Encoder, encode_all
 
     groups = data.groups(4, 2, 6, 6) if job.short else data.groups(8, 2, 16, 24)
     return encode_all(Encoder(policy.tokenizer), groups, models.MAX_LENGTH)

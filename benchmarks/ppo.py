@@ -65,7 +65,7 @@ def peer(job: Job, gate: Gate) -> None:
     from datasets import Dataset
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    from alignkit.tokens.encoding import Encoder
+    from alignkit.tokens.encoder import Encoder
 
     tokenizer = trl.tokenizer(job)
     tokenizer.padding_side = "left"

@@ -11,13 +11,13 @@ from benchmarks.floor import Shape, Work, lengths
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.tokens.encoding import Encoded
+    from alignkit.tokens.encoder import Encoded
 
 
 def together(job: Job) -> Encoded:
     """A prompt with its responses, with exact lengths in tokens."""
     from alignkit.data.group import Group
-    from alignkit.tokens.encoding import Encoded, ResponseTokens
+    from alignkit.tokens.encoder import Encoded, ResponseTokens
 
     responses, length, prompt = job.options["responses"], job.options["length"], 256
     if job.short:
@@ -37,7 +37,7 @@ def ours(job: Job, gate: Gate) -> None:
 
 
 def peer(job: Job, gate: Gate) -> None:
-    from alignkit.tokens.encoding import Encoded
+    from alignkit.tokens.encoder import Encoded
 
     group = together(job)
     step(job, gate, [Encoded(group.group, group.prompt, (row,)) for row in group.rows])

@@ -9,14 +9,14 @@ from benchmarks.floor import Shape, Work, lengths
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.tokens.encoding import Encoded
+    from alignkit.tokens.encoder import Encoded
 
 MICRO_BATCH = 4  # pairs per forward pass of TRL
 
 
 def comparisons(job: Job, tokenizer: Any) -> list[Encoded]:
     """Groups encoded for scoring: each sequence ends with an end of turn, whose position holds the score."""
-    from alignkit.tokens.encoding import Encoder, encode_all
+    from alignkit.tokens.encoder import Encoder, encode_all
 
     k = job.options["responses"]
     if job.short:

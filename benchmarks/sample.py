@@ -18,7 +18,7 @@ from benchmarks.worker import Gate, Job
 if TYPE_CHECKING:
     from alignkit.data.group import Group
     from alignkit.models.sequence import ActiveSequence
-    from alignkit.tokens.encoding import Ids
+    from alignkit.tokens.encoder import Ids
 
 BATCHES = (8, 32, 128)  # batch sizes tried with `generate`
 CHECKED = 8  # responses whose log-probabilities are compared
@@ -37,7 +37,7 @@ def ours(job: Job, gate: Gate) -> None:
     from alignkit.models import sampling as sampler
     from alignkit.models.sequence import ActiveSequence
     from alignkit.models.shared_model import BASE
-    from alignkit.tokens.encoding import Encoder
+    from alignkit.tokens.encoder import Encoder
 
     groups, samples, tokens, ends = plan(job)
     policy = models.load(job)
@@ -68,7 +68,7 @@ def ours(job: Job, gate: Gate) -> None:
 def peer(job: Job, gate: Gate) -> None:
     import torch
 
-    from alignkit.tokens.encoding import Encoder
+    from alignkit.tokens.encoder import Encoder
 
     groups, samples, tokens, ends = plan(job)
     tokenizer = trl.tokenizer(job)

@@ -11,13 +11,13 @@ from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
     from alignkit.models.shared_model import SharedModel
-    from alignkit.tokens.encoding import Encoded
+    from alignkit.tokens.encoder import Encoded
 
 IGNORED = -100  # label of tokens that are not learned
 
 
 def demonstrations(job: Job, tokenizer: Any) -> list[Encoded]:
-    from alignkit.tokens.encoding import Encoder, encode_all
+    from alignkit.tokens.encoder import Encoder, encode_all
 
     groups = data.demonstrations(4, 6, 6) if job.short else data.demonstrations(job.options.get("count", 8), 64, 128)
     return encode_all(Encoder(tokenizer), groups, models.MAX_LENGTH)

@@ -14,7 +14,7 @@ from benchmarks.models import POLICY
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.tokens.encoding import Encoded
+    from alignkit.tokens.encoder import Encoded
 
 ENDLESS = 1_000_000  # steps; the worker exits when there are no more requests
 

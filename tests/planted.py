@@ -79,24 +79,18 @@ PLANTED = {
         "test_service.py::test_a_prompt_without_room_changes_no_other_prompts_samples",
     ),
     "one_end": Planted(
-        "alignkit/tokens/template_tokens.py",
+        "alignkit/tokens/encoder.py",
         "frozenset({self.end_of_turn[-1], *markers, *self._more_ends, self.tokenizer.eos_token_id} - {None})",
         "frozenset({self.tokenizer.eos_token_id})",
         _ENDS,
     ),
     "no_further_ends": Planted(
-        "alignkit/tokens/template_tokens.py",
+        "alignkit/tokens/encoder.py",
         "frozenset({self.end_of_turn[-1], *markers, *self._more_ends, self.tokenizer.eos_token_id} - {None})",
         "frozenset({self.end_of_turn[-1], *markers, self.tokenizer.eos_token_id} - {None})",
         _ENDS,
     ),
     # Scoring
-    "remembered_scores": Planted(
-        ONLINE,
-        "self.context.forget_scores()",
-        "pass",
-        f"{ITERATION}::test_every_iteration_scores_all_of_its_samples",
-    ),
     "failed_score_is_0": Planted(
         SCORING,
         "torch.from_numpy(np.array(column, dtype=float)) for",
@@ -200,7 +194,7 @@ PLANTED = {
         ONLINE, _BY_REFERENCE, "return self.logprobs(self.work.roles.reference, read), read", _TEACHER
     ),
     "teacher_in_the_policys_template": Planted(
-        "alignkit/training/reference_prompt.py",
+        "alignkit/training/encoding.py",
         "messages == group.prompt and (self.policy is None or not messages)",
         "messages == group.prompt",
         _TEACHER,

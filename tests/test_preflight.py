@@ -160,12 +160,12 @@ def test_a_mistake_of_a_later_stage_is_told_before_the_first(
 def test_validate_says_what_a_run_would_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All but what needs the base model's tokenizer, the hub, or somebody's code."""
+    """All but what needs the base model's tokenizer, or the hub."""
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
     for index, (name, (stage, code, message)) in enumerate(LATER.items()):
         folder = tmp_path / str(index)
         folder.mkdir()
-        quiet = "fit" in name or "data set" in name or "function" in name
+        quiet = "fit" in name or "data set" in name
         assert main(["check", *mistaken(folder, stage)]) == (0 if quiet else code), name
         assert quiet or message in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()
@@ -322,3 +322,25 @@ def test_what_parts_of_a_reward_say_points_at_them(
     assert main(["check", str(tmp_path / "small.yaml"), "--plugin", str(tmp_path / "parts.py")]) != 0
     err = capsys.readouterr().err
     assert message in err and f"small.yaml:{line}:" in err
+
+
+@pytest.mark.silent_bug(
+    "check: code of rewards",
+    "A check says ok, and the run stops when it imports the reward, hours into the queue.",
+    "`check` imports the code that a recipe names, compares its arguments with the columns, and says so.",
+    "inclusionAI/AReno#9",
+)
+def test_check_imports_rewards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
+    stage = {"algorithm": "grpo", "prompts": "asked.jsonl", "reward": {"python": {"path": "mine.py", "function": "f"}}}
+    recipe = {"model": {"base": "tiny"}, "stages": {"align": stage}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    check = ["check", str(tmp_path / "recipe.yaml")]
+    for source, told in {
+        "import no_such_module\ndef f(completions): ...": "No module named 'no_such_module' (line 1",
+        "def f(completions, anser): ...": "needs the argument 'anser', but no prompt has a column of this name",
+    }.items():
+        (tmp_path / "mine.py").write_text(source)
+        assert main(check) in (2, 4) and told in capsys.readouterr().err
+    (tmp_path / "mine.py").write_text("def f(completions, answer): ...")
+    assert main(check) == 0 and "align: imported the code of reward 'python'\n" in capsys.readouterr().out

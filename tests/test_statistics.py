@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alignkit.evaluation import statistics
+from alignkit.evaluation import calibration, statistics
+from alignkit.evaluation.calibration import Cases
 
 Array = Any
 PROMPTS = (20, 50, 150)
@@ -168,6 +169,27 @@ def test_values_of_a_cluster_count_as_far_as_they_differ() -> None:
         covered += inside(statistics.estimate(statistics.clustered(values, [at // 6 for at in range(72)])), 0.0)
         alone += inside(statistics.estimate(values), 0.0)
     assert covered >= 184 and alone < 140  # of 200
+
+
+@pytest.mark.silent_bug(
+    "statistics: rows that belong together",
+    "A difference at equal length, a calibration error and measures of diversity ignore what rows share.",
+    "Each prompt twice has the interval of each prompt once, if both rows are in one group.",
+    "EvolvingLMMs-Lab/lmms-eval#989",
+)
+def test_prompts_that_are_repeated_in_a_group_say_nothing_new() -> None:
+    random = np.random.default_rng(1)
+    ours, theirs = lengths(random, 60, 1.2, "independent")
+    once = [(random.standard_normal(60) + 0.5).tolist(), list(ours - theirs), list(theirs)]
+    twice = [[*values, *values] for values in once]
+    one, grouped = statistics.at_equal_length(*once), statistics.at_equal_length(*twice, [*range(60)] * 2)
+    assert one is not None and grouped is not None
+    assert grouped["high"] - grouped["low"] == pytest.approx(one["high"] - one["low"], rel=0.1)
+    cases = [(float(p), float(random.random() < p)) for p in random.random(40)]
+    units = [*range(40)] * 2
+    assert calibration.error(Cases.of(cases * 2), 0, units) == {**calibration.error(Cases.of(cases), 0), "n": 40}
+    nothing = np.zeros(0)
+    assert calibration.error(Cases(nothing, nothing), 0) == {"mean": None, "low": None, "high": None, "n": 0}
 
 
 @pytest.mark.parametrize("tie", [[0.0], [0.0, 0.0], [0.5, -0.5]])

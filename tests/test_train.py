@@ -19,7 +19,7 @@ from alignkit.plugins import plugins
 from alignkit.recipe.components import options_of
 from alignkit.registry import Component
 from alignkit.settings import LoraSpec, ModelSpec, Settings
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
 from alignkit.training.schedule import schedule

@@ -38,7 +38,7 @@ class Cases:
         return Cases(self.sure[places], self.right[places])
 
 
-def error(cases: Cases, seed: int) -> Estimate:
+def error(cases: Cases, seed: int, units: Sequence[int] | None = None) -> Estimate:
     """The expected calibration error with its interval.
 
     The error is the mean distance between accuracy and confidence over bins of equal width, weighted by their answers
@@ -47,12 +47,18 @@ def error(cases: Cases, seed: int) -> Estimate:
     the distances in proportion to those measured and the noise of a bootstrap around them: the interval has those by
     which the measured error is neither too large nor too small, and the estimate is the one by which it is the median
     (Hansen 1999, "The grid bootstrap and the autoregressive model").
+
+    units: a number for each answer; answers with the same one depend on each other. Default: none do.
     """
     import numpy as np
 
-    n, place = len(cases.sure), places(cases)
-    owed = np.zeros((n, BINS))  # the distance of each answer, in its bin
-    owed[np.arange(n), place] = cases.sure - cases.right
+    answers = len(cases.sure)
+    if answers == 0:
+        return {"mean": None, "low": None, "high": None, "n": 0}
+    _, unit = np.unique(np.arange(answers) if units is None else units, return_inverse=True)
+    n = int(unit.max()) + 1
+    owed = np.zeros((n, BINS))  # the distances of each unit, in their bins
+    np.add.at(owed, (unit, places(cases)), (cases.sure - cases.right) * (n / answers))
     gaps = owed.mean(0)
     seen = float(abs(gaps).sum())
     if n < 2:

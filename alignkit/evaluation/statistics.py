@@ -249,12 +249,15 @@ def paired_rates(
 
 
 def at_equal_length(
-    differences: Sequence[float], longer: Sequence[float], lengths: Sequence[float] | None = None
+    differences: Sequence[float],
+    longer: Sequence[float],
+    lengths: Sequence[float] | None = None,
+    units: Sequence[Any] | None = None,
 ) -> EqualLength | None:
     """The difference expected between answers of equal length, with its 95% interval; None if lengths hardly overlap.
 
     differences: paired differences in reward. longer: paired differences in length, in tokens. lengths: of the
-    baseline's answers, in tokens; they make the estimate sharper.
+    baseline's answers, in tokens; they make the estimate sharper. units: see `clustered`.
 
     A reward may grow with length in any way: a line through all prompts, or the tanh of length-controlled AlpacaEval
     (Dubois et al. 2024, arXiv:2404.04475), mistakes a curve for a difference in quality. Therefore only prompts with
@@ -263,15 +266,16 @@ def at_equal_length(
     the latter. The variance is jackknifed (HC3; MacKinnon and White 1985). There must be several prompts on both
     sides of equal length.
     """
-    return mean_at_equal_length([(differences, longer, lengths)])
+    return mean_at_equal_length([(differences, longer, lengths)], units)
 
 
 def mean_at_equal_length(
     policies: Sequence[tuple[Sequence[float], Sequence[float], Sequence[float] | None]],
+    units: Sequence[Any] | None = None,
 ) -> EqualLength | None:
     """The mean of several policies' `at_equal_length`, such as seeds, on the same prompts in the same order.
 
-    policies: the arguments of `at_equal_length` for each.
+    policies: the arguments of `at_equal_length` for each. units: of the prompts; see `clustered`.
 
     Lengths differ between policies, so a regression through all of them at once would mistake a policy that is both
     longer and better for a reward that pays for length. None if a policy has no estimate. The variance is clustered by
@@ -286,8 +290,9 @@ def mean_at_equal_length(
         return None
     middle = mean([policy.mean for policy in known])
     errors = np.mean([policy.errors for policy in known], axis=0)
-    freedom = min(policy.freedom for policy in known)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(1.0, freedom))) * math.sqrt(float((errors**2).sum()))
+    sums = np.array(_sums(errors.tolist(), units or [None] * len(errors)))
+    freedom = min(*(policy.freedom for policy in known), float(np.count_nonzero(sums) - 1))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(1.0, freedom))) * math.sqrt(float((sums**2).sum()))
     if half <= 1e-9 * max(policy.largest for policy in known):  # no spread, so no interval
         return None
     near = min(policy.near for policy in known)

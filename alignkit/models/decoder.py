@@ -17,8 +17,7 @@ from alignkit.models.loading import backbone, largest
 from alignkit.models.next_token import DIVERGED, Sampling, choose, process
 from alignkit.models.sequence import ActiveSequence, Partner, Wrote, key_of
 from alignkit.models.shared_model import SharedModel
-from alignkit.tokens.encoding import Encoder
-from alignkit.tokens.text_tokens import Ids
+from alignkit.tokens.encoder import Encoder, Ids
 
 # Rows decoded together: enough to keep a CPU busy. A GPU reads all weights for each token, however few rows it has.
 ROWS, ROWS_ON_GPU = 128, 1024

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.batch import Batch, Outputs, Pairs, filled
-from alignkit.tokens.encoding import Encoded, ResponseTokens
+from alignkit.tokens.encoder import Encoded, ResponseTokens
 
 BATCH_COLUMNS = ("old_logprobs", "reference_logprobs", "old_values", "rewards", "raw_rewards")
 

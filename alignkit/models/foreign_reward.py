@@ -12,10 +12,9 @@ from alignkit.data.group import Group
 from alignkit.models.budget import within_memory
 from alignkit.models.loading import load_weights
 from alignkit.models.shared_model import SharedModel
-from alignkit.tokens.chat_template import ChatOptions
-from alignkit.tokens.encoding import Encoder
-from alignkit.tokens.text_tokens import Ids
-from alignkit.tokens.tokenizer_check import loaded_tokenizer
+from alignkit.tokens.check import loaded_tokenizer
+from alignkit.tokens.encoder import Encoder, Ids
+from alignkit.tokens.template import ChatOptions
 
 DEFAULT_CONTEXT = 2048  # tokens, if the model's configuration names no limit
 

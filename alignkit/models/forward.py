@@ -15,7 +15,7 @@ from alignkit.models.budget import within_memory
 from alignkit.models.examples import Examples
 from alignkit.models.packing import micro_batches, pack
 from alignkit.models.shared_model import SharedModel
-from alignkit.tokens.encoding import Encoded
+from alignkit.tokens.encoder import Encoded
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from alignkit.errors import RunFailed
 from alignkit.kernels import capabilities
 from alignkit.kernels.memory import returning_memory
 from alignkit.models.files_check import check_folder, read_json, weight_files
-from alignkit.tokens.chat_template import ChatOptions
-from alignkit.tokens.tokenizer_check import check_ids, loaded_tokenizer
+from alignkit.tokens.check import check_ids, loaded_tokenizer
+from alignkit.tokens.template import ChatOptions
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec

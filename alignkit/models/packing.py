@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
-from alignkit.tokens.encoding import Encoded
+from alignkit.tokens.encoder import Encoded
 
 
 @dataclass(frozen=True)

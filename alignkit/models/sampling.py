@@ -24,8 +24,7 @@ from alignkit.models.decoder import Writer
 from alignkit.models.next_token import Sampling
 from alignkit.models.sequence import ActiveSequence, Partner, Wrote, last_turn
 from alignkit.models.shared_model import SharedModel
-from alignkit.tokens.encoding import Encoder
-from alignkit.tokens.text_tokens import Ids
+from alignkit.tokens.encoder import Encoder, Ids
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from alignkit.tokens.text_tokens import Ids
+from alignkit.tokens.encoder import Ids
 
 # (prompt, sample, tokens of the policy's last turn, room) -> the tokens that follow; None if the response is complete.
 # prompt, sample: indices. room: most tokens that may follow.

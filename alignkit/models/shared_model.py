@@ -46,8 +46,8 @@ from alignkit.models.loading import (
 from alignkit.models.padding import padding_of, saved_unread, with_padding
 from alignkit.models.passes import Passes
 from alignkit.models.recompute import make_recomputable, recomputing
-from alignkit.tokens.chat_check import check_chat
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.check import check_chat
+from alignkit.tokens.encoder import Encoder
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import AlignkitError, DataError, Problem, RecipeError
-from alignkit.recipe.schema import Recipe, Stage
+from alignkit.recipe.schema import Recipe, Stage, specs
+from alignkit.registry import Component
 from alignkit.runs.data import RunData
 from alignkit.runs.preflight import check_components, check_data, check_local_folders, check_trackers
 from alignkit.runs.reference_check import check_local_references, local_encoder
 from alignkit.runs.stage_check import FIRST_ROWS
 
 if TYPE_CHECKING:
-    from alignkit.tokens.encoding import Encoder
+    from alignkit.tokens.encoder import Encoder
 
 Look = Callable[[Loaded], object]
 Say = Callable[[str], None]
@@ -45,6 +46,9 @@ def _all(checks: Iterable[Callable[[], object]]) -> None:
             check()
         except (RecipeError, DataError) as error:
             errors.append(error)
+        except AlignkitError:  # such as of code that cannot be imported, as an earlier check said
+            if not errors:
+                raise
     if len(errors) > 1:
         raise RecipeError(dict.fromkeys(one for error in errors for one in _problems(error)))
     if errors:
@@ -62,13 +66,13 @@ def check_data_files(
     look: Look = lambda loaded: None,
     say: Say = lambda text: None,
     *,
-    templates: bool = False,
+    thorough: bool = False,
     rows: int | None = FIRST_ROWS,
 ) -> None:
     """Raise the errors of a recipe's data files with which a run would stop before a stage.
 
-    look: is given what is read. say: prints a line. templates: whether chat templates of models that are here render
-    the first `rows` of each source (None: all), which takes seconds.
+    look: is given what is read. say: prints a line. thorough: whether chat templates of models that are here render
+    the first `rows` of each source (None: all), and code that the recipe names is imported, which takes seconds.
     """
     encoders: dict[str, Encoder | None] = {}
     stages = list(recipe.stages.values())
@@ -79,7 +83,7 @@ def check_data_files(
         return loaded
 
     def encoder(stage: Stage) -> Encoder | None:
-        if templates and stage.base not in encoders:
+        if thorough and stage.base not in encoders:
             encoders[stage.base] = local_encoder(recipe, stage.base)
             looked = "all rows" if rows is None else f"the first {rows} rows of each source"
             here = f"looked at {looked} as its chat template writes them"
@@ -90,12 +94,21 @@ def check_data_files(
     _all(
         [
             partial(check_trackers, recipe),
-            partial(check_components, recipe, stages, run_code=False),
+            partial(check_components, recipe, stages, run_code=thorough, machine=False),
             partial(check_local_references, recipe),
             partial(check_local_folders, recipe),
-            partial(check_data, recipe, stages, load, encoder, say=say, run_code=False, rows=rows),
+            partial(check_data, recipe, stages, load, encoder, say=say, run_code=thorough, rows=rows),
         ]
     )
+    for line in dict.fromkeys(_imported(stages) if thorough else ()):
+        say(line)
+
+
+def _imported(stages: Iterable[Stage]) -> Iterator[str]:
+    for stage in stages:
+        for component in specs([stage.settings, stage.component.options, stage.engine], Component):
+            if getattr(component.registration.implementation, "runs_code", False):
+                yield f"{stage.name}: imported the code of {component.kind} '{component.name}'"
 
 
 def _no_stage(name: str) -> Path:

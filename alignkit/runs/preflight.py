@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from alignkit.models.adapter_base import Base
     from alignkit.runs.bases import RunBase, RunBases
     from alignkit.settings import LoraSpec, ModelSpec
-    from alignkit.tokens.encoding import Encoder
+    from alignkit.tokens.encoder import Encoder
 
 
-def check_components(recipe: Recipe, stages: Sequence[Stage], *, run_code: bool = True) -> None:
+def check_components(recipe: Recipe, stages: Sequence[Stage], *, run_code: bool = True, machine: bool = True) -> None:
     """Let algorithms, steps, rewards, combinations, judges, engines and environments check what they can.
 
-    run_code: whether to run code that the recipe names. Raises RecipeError with every problem, or DataError if all of
-    them are in files.
+    run_code: whether to run code that the recipe names. machine: whether this machine must have what they need.
+    Raises RecipeError with every problem, or DataError if all of them are in files.
     """
     problems: list[Problem] = []
     only_data = True
     for stage in stages:
-        for check in _checks(recipe, stage, run_code):
+        for check in _checks(recipe, stage, run_code, machine):
             try:
                 check()
             except PluginError:
@@ -59,7 +59,7 @@ def check_components(recipe: Recipe, stages: Sequence[Stage], *, run_code: bool 
         raise DataError(str(every)) if only_data else every
 
 
-def _checks(recipe: Recipe, stage: Stage, run_code: bool) -> Iterable[Callable[[], None]]:
+def _checks(recipe: Recipe, stage: Stage, run_code: bool, machine: bool) -> Iterable[Callable[[], None]]:
     kind = stage.component.registration.implementation
     if isinstance(kind, type) and issubclass(kind, ExternalTrainer):
         yield partial(_call, stage.component, stage, "check_model", recipe.base(stage.base))
@@ -74,7 +74,7 @@ def _checks(recipe: Recipe, stage: Stage, run_code: bool) -> Iterable[Callable[[
             yield partial(_call, component, stage, "check", recipe.folder)
         if issubclass(plugin, Environment) and (run_code or not plugin.runs_code) and _asks_for_rewards(stage):
             yield partial(_check_reward, component, stage, recipe.folder)
-        if issubclass(plugin, Reward) and run_code:
+        if issubclass(plugin, Reward) and machine:
             yield partial(_call, component, stage, "check_machine")
 
 

@@ -13,7 +13,7 @@ from alignkit.recipe.bases import bases_of
 from alignkit.recipe.schema import BASE, Recipe, Stage
 
 if TYPE_CHECKING:
-    from alignkit.tokens.encoding import Encoder
+    from alignkit.tokens.encoder import Encoder
 
 
 def check_references(recipe: Recipe, stages: Sequence[Stage], encoder: Callable[[str], Encoder | None]) -> None:

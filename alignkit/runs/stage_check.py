@@ -28,7 +28,7 @@ from alignkit.step import StepData
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from alignkit.tokens.encoding import Encoder
+    from alignkit.tokens.encoder import Encoder
 
 EncoderOf = Callable[[], "Encoder | None"]
 FIRST_ROWS = 200  # of each source that the chat template renders before the first stage
@@ -77,7 +77,7 @@ def _rendered(
 
     Raises DataError with the refused rows of sources without `on_bad_row: skip`.
     """
-    from alignkit.tokens.encoding import RowRefused
+    from alignkit.tokens.encoder import RowRefused
 
     seen, refused, bad, kept = Counter[int](), list[SkippedRow](), list[SkippedRow](), list[Group]()
     for group in groups:
@@ -175,7 +175,7 @@ def _check_learning(recipe: Recipe, stage: Stage, groups: Sequence[Group], encod
 
 
 def _fits(encoder: Encoder, group: Group, limit: int, turns: str, scoring: bool) -> bool:
-    from alignkit.tokens.encoding import RowRefused
+    from alignkit.tokens.encoder import RowRefused
 
     try:
         return encoder.encode(group, limit, turns=turns, scoring=scoring) is not None

@@ -25,8 +25,7 @@ from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.testing.examples import example_groups
 from alignkit.testing.probe import add_noise
 from alignkit.testing.surroundings import SEED, Surroundings, conform
-from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
-from alignkit.tokens.text_tokens import Ids
+from alignkit.tokens.encoder import Encoded, Encoder, Ids, ResponseTokens
 
 TOLERANCE = 1e-3  # nats
 NEW_TOKENS = 12

@@ -14,11 +14,11 @@ from alignkit.environment import Environment
 from alignkit.plugin_errors import calling
 from alignkit.registry import Component
 from alignkit.testing.surroundings import SEED, Surroundings, conform
-from alignkit.tokens.tool_calls import CLOSE, OPEN, read_turn
+from alignkit.tokens.turns import CALL, END_CALL, read_turn
 from alignkit.training.checked_environment import MOST_TURNS, CheckedEnvironment, Episode
 
 ROWS: Sequence[Mapping[str, Any]] = ({"prompt": "What is 2 + 3?"}, {"prompt": "Say something kind."})
-TURNS = (f'{OPEN}{{"name": "no_such_tool", "arguments": {{}}}}{CLOSE}', f"{OPEN}{{{CLOSE}", "The answer is 5.")
+TURNS = (f'{CALL}{{"name": "no_such_tool", "arguments": {{}}}}{END_CALL}', f"{CALL}{{{END_CALL}", "The answer is 5.")
 AGAIN = "what is random must be drawn from self.random"
 ALONE = "episodes must not share anything: keep what an episode remembers on `self`, and set it in `reset`"
 

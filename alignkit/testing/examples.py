@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit.data.group import Group, Message, Pair, Response
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 
 _QUESTIONS = ("What is the capital of France?", "Name a color.", "Is 7 a prime number?", "Say something long, please.")
 _ANSWERS = (

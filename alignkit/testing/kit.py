@@ -44,9 +44,9 @@ from alignkit.testing.probe import (
     with_weights,
 )
 from alignkit.testing.purity import watched
-from alignkit.tokens.encoding import Encoded, Encoder, encode_all
+from alignkit.tokens.encoder import Encoded, Encoder, encode_all
 from alignkit.training.checked import CheckedAlgorithm
-from alignkit.training.reference_prompt import ReferencePrompts
+from alignkit.training.encoding import ReferencePrompts
 
 LONGEST = 256  # tokens of a prompt with a response
 ROLE, BEFORE, VALUE, VALUE_BEFORE = "checked", "before", "value", "value-before"

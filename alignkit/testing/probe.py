@@ -18,7 +18,7 @@ from alignkit.models.examples import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit.tokens.encoding import Encoded
+from alignkit.tokens.encoder import Encoded
 from alignkit.training.learner import Learner
 from alignkit.training.mismatch import times
 

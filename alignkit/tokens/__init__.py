@@ -1,6 +1,7 @@
 """From text to token ids, masks, turns and tools. Nothing here needs a model.
 
-- `chat_template`, `chat`: what the template renders, and where each assistant turn is in it.
-- `text_tokens`, `template_tokens`, `encoding`: from rendered text to tokens and masks.
-- `turns`, `tool_calls`: what stands between two turns of the policy, and the calls that it writes.
+- `template`: what the chat template renders, and where each assistant turn is in it.
+- `encoder`: from rendered text to tokens and masks.
+- `turns`: what stands between two turns of the policy, and the calls that it writes.
+- `check`: whether a tokenizer and a template can be used.
 """

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from alignkit.data.group import preview, why_not_demonstration
 from alignkit.errors import DataError
-from alignkit.tokens.encoding import Encoded
+from alignkit.tokens.encoder import Encoded
 from alignkit.training.context import StageContext
-from alignkit.training.encoder import StageEncoder
+from alignkit.training.encoding import StageEncoder
 from alignkit.training.sampler import Draws, draws_of, report
 
 OBJECTIVES = {"text": "raw text, without prompts", "sft": "demonstrations: prompts with one response"}

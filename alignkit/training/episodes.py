@@ -9,8 +9,7 @@ from alignkit.data.group import Group, Response, preview
 from alignkit.errors import DataError, RunFailed
 from alignkit.models.sequence import Partner, last_turn
 from alignkit.plugin_errors import noting
-from alignkit.tokens.encoding import Encoder
-from alignkit.tokens.text_tokens import Ids
+from alignkit.tokens.encoder import Encoder, Ids
 from alignkit.tokens.turns import Turns
 from alignkit.training.checked_environment import MOST_TURNS, CheckedEnvironment, Episode
 from alignkit.training.collectives import Reducer

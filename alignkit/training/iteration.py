@@ -19,8 +19,8 @@ from alignkit.data.group import Group, length
 from alignkit.errors import RunFailed
 from alignkit.models.examples import Examples
 from alignkit.reward import REWARD_KEY, CombinedReward
+from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
-from alignkit.training.encoder import counted
 from alignkit.training.scoring import ScoredRollouts
 
 FILTERED = "filters left out every group"

@@ -27,7 +27,7 @@ from alignkit.models.packing import indivisible, micro_batches
 from alignkit.models.shared_model import SharedModel
 from alignkit.optimizers import make_optimizer, restore_state, saved_state
 from alignkit.settings import LEARNING_RATE
-from alignkit.tokens.encoding import Encoded
+from alignkit.tokens.encoder import Encoded
 from alignkit.training.averages import Averages, weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.collectives import ONE_PROCESS, Reducer

@@ -21,13 +21,12 @@ from alignkit.errors import AlignkitError, DataError
 from alignkit.models.examples import Examples
 from alignkit.models.packing import indivisible
 from alignkit.plugin_errors import noting
-from alignkit.tokens.encoding import Encoded
+from alignkit.tokens.encoder import DROP_REASONS, Encoded, counted, drop_reason
 from alignkit.training.context import StageContext
-from alignkit.training.encoder import counted, requirement, unfit
+from alignkit.training.encoding import requirement
 from alignkit.training.sampler import Draws, draws_of, report
 from alignkit.training.schedule import schedule, share_of
 from alignkit.training.stage import StageWork
-from alignkit.training.unfit import UNFIT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,7 +176,7 @@ class OfflineStage:
 
     def _nothing_to_learn(self, rows: int, help: str = "") -> DataError:
         counts: Mapping[str, int] = self.work.summary.get("encoding", {})
-        facts = "; ".join(unfit(name, count) for name, count in counts.items())
+        facts = "; ".join(drop_reason(name, count) for name, count in counts.items())
         return DataError(
             f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn from any of "
             f"{counted(rows, 'row')}: each needs {requirement(self.algorithm.needs)}"
@@ -280,7 +279,7 @@ class OfflineStage:
         counts = self.work.summary["lazy"]
         if not counts["used"]:
             raise self._nothing_to_learn(counts["rows"])
-        facts = [unfit(name, counts[name]) for name in UNFIT if counts.get(name)]
+        facts = [drop_reason(name, counts[name]) for name in DROP_REASONS if counts.get(name)]
         if counts["lost"]:
             facts.append(f"left out {counted(counts['lost'], 'row')} without {requirement(self.algorithm.needs)}")
         if facts:

@@ -21,11 +21,10 @@ from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugin_errors import noting
 from alignkit.reward import REWARD_KEY
-from alignkit.tokens.encoding import Encoded
+from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.ahead import Ahead
 from alignkit.training.averages import StepAverages
 from alignkit.training.context import StageContext
-from alignkit.training.encoder import counted
 from alignkit.training.episodes import episodes_of
 from alignkit.training.filters import StageFilters
 from alignkit.training.iteration import (
@@ -195,7 +194,6 @@ class OnlineStage:
 
         Only the parts of a reward are asked batch by batch. What combines them sees all samples of the iteration.
         """
-        self.context.forget_scores()  # cached scores would change how responses are packed
         number, sampled = iteration.number, iteration.sampled
         most, wanted = self.settings.rollout.max_num_gen_batches or 1, prompts.per_iteration
         if self.episodes is not None and self.ahead is None:

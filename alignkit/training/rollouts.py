@@ -9,8 +9,8 @@ from pathlib import Path
 from alignkit.data.group import Group, prompts_of, read_groups, write_groups
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import file_digest
+from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
-from alignkit.training.encoder import counted
 from alignkit.training.sampler import draws_of, report
 from alignkit.training.scoring import Scorer, with_scores
 
@@ -141,7 +141,6 @@ class RolloutFiles:
     @cached_property
     def _replayed(self) -> list[list[Group]]:
         """Rollouts of other stages, scored again by this stage's reward, whose scale may differ from theirs."""
-        self.context.forget_scores()  # so that a resumed run packs them the same way
         penalty = self.context.settings.rollout.missing_eos_penalty
         replayed: list[list[Group]] = []
         for stage in self.context.settings.replay_from:

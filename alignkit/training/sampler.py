@@ -17,8 +17,8 @@ from alignkit import seeds
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded
 from alignkit.errors import RunFailed
+from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
-from alignkit.training.encoder import counted
 
 if TYPE_CHECKING:
     from numpy.random import Generator

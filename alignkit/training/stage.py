@@ -13,9 +13,8 @@ from alignkit.training.auxiliary import auxiliary_loss
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alignkit.training.context import StageContext
-from alignkit.training.encoder import StageEncoder
+from alignkit.training.encoding import ReferencePrompts, StageEncoder
 from alignkit.training.learner import Learner
-from alignkit.training.reference_prompt import ReferencePrompts
 from alignkit.training.roles import StageRoles, add_roles
 
 

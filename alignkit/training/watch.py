@@ -22,8 +22,9 @@ from alignkit.recipe.components import options_of
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY
 from alignkit.settings import Settings
+from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
-from alignkit.training.encoder import StageEncoder, counted
+from alignkit.training.encoding import StageEncoder
 from alignkit.training.rollouts import RolloutFiles
 from alignkit.training.scoring import Scorer
 from alignkit.training.stage import StageWork

@@ -13,7 +13,7 @@ import numpy as np
 from alignkit import seeds
 from alignkit.models.sampling import Continuation
 from alignkit.models.sequence import ActiveSequence, Partner
-from alignkit.tokens.text_tokens import Ids
+from alignkit.tokens.encoder import Ids
 from alignkit_distributed.begun import Steps
 
 # (contexts, a seed of each, most tokens of each, fewest tokens of all) -> the turns, one to each context

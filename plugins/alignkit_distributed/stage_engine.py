@@ -28,8 +28,7 @@ from alignkit.models.sampling import Continuation
 from alignkit.models.sequence import Partner
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugin_errors import AuthorError, calling, made
-from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
-from alignkit.tokens.text_tokens import Ids
+from alignkit.tokens.encoder import Encoded, Encoder, Ids, ResponseTokens
 from alignkit_distributed.begun import Begun, Steps
 from alignkit_distributed.engine_thread import EngineThread, NoProgress
 from alignkit_distributed.engine_turns import play

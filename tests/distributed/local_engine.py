@@ -10,7 +10,7 @@ from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import generate
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 
 
 class LocalEngine(Engine):

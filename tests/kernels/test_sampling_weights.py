@@ -19,7 +19,7 @@ from alignkit.kernels.matmul import PackedWeight, packed_weight_for, using
 from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 
 pytestmark = [
     pytest.mark.skipif(not capabilities.can_pack_weights(), reason="this build of torch cannot pack weights"),

@@ -25,7 +25,7 @@ from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 
 CPU = torch.device("cpu")
 # Relative and absolute; float32 has 1e-7, and sums over tokens and layers amplify it.

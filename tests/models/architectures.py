@@ -17,7 +17,7 @@ from alignkit.models.packing import pack
 from alignkit.models.sampling import sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import ModelSpec
-from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 
 VOCABULARY = 97
 ENDS = range(1, VOCABULARY, 9)  # a ninth of all tokens end a greedy answer, so rows finish at different steps

@@ -21,8 +21,8 @@ from families import Family
 
 from alignkit.data.group import Group, Response
 from alignkit.errors import AlignkitError
-from alignkit.tokens import chat_template
-from alignkit.tokens.encoding import Encoded, Encoder
+from alignkit.tokens import template as chat_template
+from alignkit.tokens.encoder import Encoded, Encoder
 
 MAX_LENGTH = 100_000
 Span = tuple[int, int]

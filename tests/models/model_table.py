@@ -10,9 +10,9 @@ from families import FAMILIES, Family
 from matrix import Judge
 
 from alignkit.errors import DataError, RunFailed
-from alignkit.tokens.chat_check import check_chat
-from alignkit.tokens.chat_template import ChatOptions
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.check import check_chat
+from alignkit.tokens.encoder import Encoder
+from alignkit.tokens.template import ChatOptions
 
 HEADER = ("family", "tokenizers", "single turn", "several turns", "system", "reasoning", "tools")
 CONVERSATIONS = ("single", "two turns", "system", "reasoning", "tools")

@@ -11,7 +11,7 @@ from tiny import encoded, encoder, tiny_model, user, words
 from alignkit.batch import Outputs, filled
 from alignkit.data.group import Group, Pair, Response
 from alignkit.models.examples import Examples, join_outputs
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 
 
 def test_pairs_point_at_the_batchs_rows() -> None:

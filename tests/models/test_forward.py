@@ -14,7 +14,7 @@ from alignkit.models.next_token import Sampling
 from alignkit.models.packing import indivisible
 from alignkit.models.sampling import sample
 from alignkit.models.shared_model import SharedModel
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 
 
 @pytest.mark.silent_bug(

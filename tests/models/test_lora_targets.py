@@ -18,7 +18,7 @@ from alignkit.models.examples import Examples
 from alignkit.models.forward import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
-from alignkit.tokens.encoding import Encoded, ResponseTokens
+from alignkit.tokens.encoder import Encoded, ResponseTokens
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
 from tests.training.test_optimizers import named

@@ -16,7 +16,7 @@ from alignkit.models.packing import pack
 from alignkit.models.sampling import sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import ModelSpec
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 
 
 @pytest.fixture(autouse=True)

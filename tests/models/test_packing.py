@@ -9,7 +9,7 @@ from tiny import encoded, encoded_groups, encoder, tiny_model, user, words
 
 from alignkit.data.group import Group, Response
 from alignkit.models.packing import indivisible, micro_batches, pack
-from alignkit.tokens.encoding import Encoded, ResponseTokens
+from alignkit.tokens.encoder import Encoded, ResponseTokens
 
 
 @pytest.mark.silent_bug(

@@ -17,7 +17,7 @@ from alignkit.models.forward import measure
 from alignkit.models.padding import with_padding
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit.tokens.encoding import Encoded, ResponseTokens
+from alignkit.tokens.encoder import Encoded, ResponseTokens
 
 EOS, BOS, LINE_BREAK = 1, 2, 9
 PROMPTS = [(4, 5), (7, 6, 5), (4,)]

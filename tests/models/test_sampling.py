@@ -25,7 +25,7 @@ from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack
 from alignkit.models.sampling import generate, sample
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 
 
 @pytest.mark.parametrize("rows", [128, 7])

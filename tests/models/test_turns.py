@@ -20,8 +20,8 @@ from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import sample
 from alignkit.models.sequence import Partner
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.tokens.chat_template import ChatOptions
-from alignkit.tokens.encoding import Encoder, encode_all
+from alignkit.tokens.encoder import Encoder, encode_all
+from alignkit.tokens.template import ChatOptions
 from alignkit.tokens.turns import Turns
 from alignkit_plugins.models.templates import CHATML, HERMES
 from alignkit_plugins.models.tiny import _tokenizer

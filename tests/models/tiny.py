@@ -8,7 +8,7 @@ from alignkit.data.group import Group, Message, Response
 from alignkit.models.examples import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit.tokens.encoding import Encoded, Encoder
+from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit_plugins.models.tiny import CHAT_TEMPLATE, _tokenizer
 
 

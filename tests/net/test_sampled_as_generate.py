@@ -17,7 +17,7 @@ from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack
 from alignkit.models.sampling import sample
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ import families
 import matrix
 
 from alignkit.errors import AlignkitError
-from alignkit.tokens import chat_template
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens import template as chat_template
+from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.models import templates
 
 PINS = NET / "pins" / "tokens.json"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from by_role import ByRole
 from test_evaluate import context
 from test_rlaif import Reply, Server
 
@@ -18,7 +19,7 @@ from alignkit.cli import main
 from alignkit.constitution import Principle, drawn
 from alignkit.data.group import read_groups
 from alignkit.testing import check_step
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.steps.constitutional.revise import Revise, critique_question, without_lead_in
 
 PRINCIPLES = [
@@ -282,7 +283,7 @@ def test_a_policy_criticizes_itself_unless_another_one_is_named(tmp_path: Path) 
     ]
 
 
-class Roles:
+class Roles(ByRole):
     """Models that say who they are, and which ask for nothing but words."""
 
     def __init__(self) -> None:

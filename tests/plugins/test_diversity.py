@@ -6,12 +6,14 @@ import math
 import random
 import statistics as plain
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from scipy import stats
 
 from alignkit import Group, Response
+from alignkit.evaluation.comparison import UNIT
 from alignkit.evaluation.text_metrics import distinct, self_bleu, words_of
 from alignkit_plugins.steps.evaluate.diversity import diversity, diversity_table, diversity_verdict
 
@@ -50,6 +52,17 @@ def test_self_bleu_is_among_the_answers_to_a_prompt() -> None:
     found = diversity(groups(sft=texts), ["sft"], None)["sft"]["self-BLEU"]
     known = [self_bleu([words_of(text) for text in each]) for each in texts]
     assert known[1] == 0.0 and found["mean"] == pytest.approx(sum(value or 0.0 for value in known) / 2)
+
+
+def test_prompts_of_a_group_are_one_draw() -> None:
+    texts = [["a b"], ["c d e f"], ["a g h a"], ["b b b i j"]]
+    once = groups(sft=texts, ppo=[["a a"], *texts[1:]])
+    twice = [replace(group, meta={UNIT: place}) for place, group in enumerate(once)] * 2
+    one, two = (diversity(each, ["sft", "ppo"], "sft")["ppo"][ENTROPY] for each in (once, twice))
+    assert two == {**one, "n": 8, "difference": {**one["difference"], "n": 8}}
+    apart = diversity(once * 2, ["sft", "ppo"], "sft")["ppo"]["distinct-1"]
+    grouped = diversity(twice, ["sft", "ppo"], "sft")["ppo"]["distinct-1"]
+    assert grouped["mean"] == apart["mean"] and grouped["high"] - grouped["low"] > apart["high"] - apart["low"]
 
 
 def test_longer_answers_are_not_less_diverse() -> None:

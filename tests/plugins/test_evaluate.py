@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_role import ByRole
 from pydantic import ValidationError
 from scipy import stats
 
@@ -45,7 +46,7 @@ def prompts(count: int = 6, **meta: Any) -> list[Group]:
     return [Group(({"role": "user", "content": f"question {i}"},), id=str(i), meta=meta) for i in range(count)]
 
 
-class Scripted:
+class Scripted(ByRole):
     """Models whose answer k of a policy to prompt i scores SCORES[policy][i] and has LENGTHS[policy][i] tokens."""
 
     def __init__(self, scores: Any = SCORES, lengths: Any = LENGTHS, texts: str = "{policy} says {i}"):

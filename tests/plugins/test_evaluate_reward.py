@@ -18,6 +18,8 @@ from scipy import stats
 
 from alignkit import Group, Message, Pair, Response
 from alignkit.cli import main
+from alignkit.evaluation import calibration
+from alignkit.evaluation.calibration import Cases
 from alignkit.evaluation.comparison import file_names
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.learned_from import log_odds
@@ -112,10 +114,10 @@ def test_scores_drawn_from_bradley_terry_are_calibrated() -> None:
     gaps = [drawn.gauss(0, 1.5) for _ in range(20_000)]
     right = [gap if drawn.random() < 1 / (1 + math.exp(-gap)) else -gap for gap in gaps]
     calibrated = measures.calibration(rows(right))
-    assert calibrated is not None and calibrated["error"] < 0.01
+    assert calibrated is not None and calibrated["error"]["mean"] < 0.01
     doubled = measures.calibration(rows([2 * gap for gap in right]))
     expected = sum(1 / (1 + math.exp(-2 * abs(g))) - 1 / (1 + math.exp(-abs(g))) for g in right) / len(right)
-    assert doubled is not None and doubled["error"] == pytest.approx(expected, abs=0.01)
+    assert doubled is not None and doubled["error"]["mean"] == pytest.approx(expected, abs=0.01)
     assert sum(row["n"] for row in doubled["bins"]) == 20_000
 
 
@@ -127,9 +129,10 @@ def test_calibration_by_hand() -> None:
     assert [(row["low"], row["n"], row["accuracy"]) for row in found["bins"]] == [
         (0.5, 1, 0.5),
         (0.7, 2, 0.5),
-        (0.95, 1, 1.0),
+        (0.9, 1, 1.0),
     ]
-    assert found["error"] == pytest.approx(2 * (confidence - 0.5) / 4, abs=1e-12)
+    sure = [confidence, confidence, 0.5, 1 / (1 + math.exp(-50))]
+    assert found["error"] == calibration.error(Cases.of(zip(sure, [1, 0, 0.5, 1], strict=True)), 0)
     losses = [-math.log(confidence), -math.log(1 - confidence), math.log(2), 0.0]
     assert found["log_loss"] == pytest.approx(sum(losses) / 4, abs=1e-12)
     soft = measures.calibration(rows([1.0], p=0.8))
@@ -141,7 +144,7 @@ def test_labels_with_probabilities_are_calibrated_if_the_scores_say_the_same() -
     gaps = [0.3, 1.0, 2.0]
     pairs = [row for gap in gaps for row in rows([gap], p=1 / (1 + math.exp(-gap)))]
     found = measures.calibration(pairs)
-    assert found is not None and found["error"] == pytest.approx(0, abs=1e-12)
+    assert found is not None and found["error"]["mean"] == pytest.approx(0, abs=1e-12)
     turned = measures.calibration(rows([-1.0], p=0.8))
     assert turned is not None and turned["bins"][0]["accuracy"] == pytest.approx(0.2)
 

@@ -24,7 +24,7 @@ from alignkit import Group, Outputs, RunFailed, Skip
 from alignkit.testing import check_algorithm
 from alignkit.testing.examples import example_groups
 from alignkit.testing.probe import tiny_model
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.algorithms.grpo import GRPO
 
 CISPO: dict[str, Any] = {"policy_loss": "cispo", "clip_range_high": 0.3, "aggregation": "token_mean"}

@@ -372,7 +372,7 @@ def test_smollm2_greedy_is_generate_on_200_real_prompts(smollm2: tuple[Path, Any
     from alignkit.models.sampling import Sampling, sample
     from alignkit.models.shared_model import BASE, SharedModel
     from alignkit.settings import ModelSpec
-    from alignkit.tokens.encoding import Encoder
+    from alignkit.tokens.encoder import Encoder
 
     folder, model, _ = smollm2
     rows = (Path(__file__).parents[2] / "recipes" / "data" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()

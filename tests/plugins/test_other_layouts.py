@@ -152,7 +152,7 @@ def test_prompts_with_an_answer_say_how_to_learn_it(tmp_path: Path) -> None:
 
 @pytest.mark.silent_bug(
     "data: columns",
-    "A column that the reader does not know, such as `choices` or a number, is dropped without a word.",
+    "A column that the reader does not know, such as `choices`, a number or labels, is dropped without a word.",
     "The run names it once.",
 )
 def test_a_column_that_is_not_read_is_named_once(tmp_path: Path) -> None:
@@ -168,5 +168,7 @@ def test_a_column_that_is_not_read_is_named_once(tmp_path: Path) -> None:
     assert [line.partition(".jsonl: ")[2] for line in lines if "why" in line] == [
         "not in the conversation, kept for rewards: why, notes, votes"
     ]
+    steps = {"prompt": "Hi", "completions": ["A", "B"], "labels": [True, False]}  # TRL's stepwise supervision
+    assert describe(read(tmp_path / "d.jsonl", json.dumps(steps)))[-1].endswith("kept for rewards: completions, labels")
     plain = describe(read(tmp_path / "d.jsonl", json.dumps({"prompt": "Hi", "completion": "A b", "id": "x1"})))
     assert not any("kept for rewards" in line for line in plain)

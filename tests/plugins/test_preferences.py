@@ -25,7 +25,7 @@ from alignkit import functional as F
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 from alignkit.training.averages import weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit_plugins.algorithms.cpl import CPL
@@ -992,7 +992,7 @@ def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
     from alignkit.models.examples import Examples
     from alignkit.settings import Settings
     from alignkit.testing import example_groups, probe
-    from alignkit.tokens.encoding import Encoder, encode_all
+    from alignkit.tokens.encoder import Encoder, encode_all
 
     policy = probe.tiny_model()
     policy.add_role("hir", start=None, head="language")

@@ -17,7 +17,7 @@ from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import generate
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 
 NOTHING_FITS = -77.0  # what it reports where vLLM would count filters in
 

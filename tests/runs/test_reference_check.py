@@ -22,7 +22,7 @@ from alignkit.data.group import Group, Response
 from alignkit.errors import DataError, RunFailed
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
-from alignkit.tokens.encoding import Encoded, ResponseTokens
+from alignkit.tokens.encoder import Encoded, ResponseTokens
 from alignkit.training.stage import StageWork
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.dpo import DPO
@@ -196,7 +196,7 @@ def work(big: Path, tmp_path: Path) -> Callable[[], StageWork]:
     folder.mkdir(parents=True)
 
     def start() -> StageWork:
-        run.models.close("big") if "big" in run.models.services else None
+        run.models.close("big") if "big" in run.models.bases else None
         return StageWork(run.stage_context(stage, folder), Distillation(Distillation.Options()), TEMPERATURE)
 
     return start

@@ -31,7 +31,7 @@ from alignkit.models.packing import pack
 from alignkit.models.sampling import generate
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 
 LAYERS = (2, 4)
 GROUPS = (2, 32)

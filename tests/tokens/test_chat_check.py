@@ -13,9 +13,9 @@ from alignkit.errors import RunFailed
 from alignkit.models import shared_model
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
-from alignkit.tokens.chat_check import check_chat
-from alignkit.tokens.chat_template import ChatOptions
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.check import check_chat
+from alignkit.tokens.encoder import Encoder
+from alignkit.tokens.template import ChatOptions
 from alignkit_plugins.models import tiny
 from alignkit_plugins.models.templates import CHATML
 from tests.models.tiny import encoder

@@ -12,9 +12,9 @@ import pytest
 from alignkit.data.chat_templates import endless, read_template, set_chat_template
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError, RunFailed
-from alignkit.tokens import chat_template
-from alignkit.tokens.chat_template import BREAK, ChatOptions, ChatTemplate
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens import template as chat_template
+from alignkit.tokens.encoder import Encoder
+from alignkit.tokens.template import BREAK, ChatOptions, ChatTemplate
 from alignkit_plugins.models.templates import CHATML
 from tests.models.tiny import encoder, user
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from alignkit import Group, Message, Response
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
-from alignkit.tokens.encoding import Encoded, ResponseTokens
-from alignkit.tokens.long_rows import chunks, is_document
+from alignkit.tokens.encoder import Encoded, ResponseTokens, chunks, is_document
 
 TEXT = Group((), (Response(text="words"),))
 

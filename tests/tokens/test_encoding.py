@@ -15,12 +15,9 @@ from alignkit.data.chat_templates import PLAIN, set_chat_template
 from alignkit.data.group import Group, Message, Pair, Response
 from alignkit.errors import DataError
 from alignkit.models.sampling import Continuation, _response
-from alignkit.tokens.chat_template import ChatOptions
-from alignkit.tokens.encoding import Encoder, ResponseTokens, encode_all
-from alignkit.tokens.text_tokens import TextTokenizer
+from alignkit.tokens.encoder import DROP_REASONS, Encoder, ResponseTokens, TextTokenizer, drop_reason, encode_all
+from alignkit.tokens.template import ChatOptions
 from alignkit.tokens.turns import Turns
-from alignkit.training.encoder import unfit
-from alignkit.training.unfit import UNFIT
 from alignkit_plugins.models.templates import CHATML
 from alignkit_plugins.models.tiny import CHAT_TEMPLATE, _tokenizer
 from alignkit_plugins.rewards.text.form import Form
@@ -234,7 +231,7 @@ def test_a_text_that_was_rendered_before_is_counted() -> None:
         assert made.counts == {"typed_tokens": 1}
     made.forget_counts()
     made.encode(Group((user("q"),), (Response(text="</s> is a tag"),)), 200)
-    assert not made.counts and "give a conversation as messages" in unfit("typed_tokens", 1)
+    assert not made.counts and "give a conversation as messages" in drop_reason("typed_tokens", 1)
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -347,7 +344,7 @@ def test_an_answer_without_reasoning_that_ends_the_block_at_once_is_counted() ->
     for response in (*rows, Response(messages=talk)):
         made.encode(Group((user("q"),), (response,), id="row"), 500)
     assert made.counts["closed_at_once"] == 2
-    assert "model.reasoning to empty" in unfit("closed_at_once", 2)
+    assert "model.reasoning to empty" in drop_reason("closed_at_once", 2)
     made = Encoder(made.tokenizer, ChatOptions(reasoning="empty"))
     made.encode(Group((user("q"),), rows[:1]), 500)
     assert not made.counts
@@ -575,12 +572,27 @@ def test_a_message_that_the_template_does_not_write_is_counted(prompt: Any, answ
     merged = Encoder(encoder(ONLY_TWO).tokenizer, ChatOptions(system_messages="merge"))
     merged.encode(group, 200)
     assert merged.counts["dropped_messages"] == (prompt[0] != SYSTEM_SAID)
-    assert "learned without a message" in unfit("dropped_messages", 1)
+    assert "learned without a message" in drop_reason("dropped_messages", 1)
 
 
-@pytest.mark.parametrize("name", UNFIT)
+@pytest.mark.silent_bug(
+    "templates: lost parts",
+    "The template writes no names, so two people of a conversation are one.",
+    "The run counts such rows and says so.",
+    "stdapi-ai/stdapi.ai#258",
+)
+def test_a_name_that_the_template_does_not_write_is_counted() -> None:
+    writes = CHATML.replace("m['content']", "(m.name | default('')) + m['content']")
+    ann, bob = ({**user("hi"), "name": name} for name in ("Ann", "Bob"))
+    for prompt, code, count in (((ann, bob), CHATML, 1), ((ann, bob), writes, 0), ((user("hi"),), CHATML, 0)):
+        made = encoder(code)
+        made.encode(Group(prompt, (Response(messages=(assistant("a"),)),)), 200)
+        assert (made.counts["dropped_names"], made.counts["dropped_messages"]) == (count, 0)
+
+
+@pytest.mark.parametrize("name", DROP_REASONS)
 def test_what_happened_to_texts_reads_well_for_one_and_several(name: str) -> None:
-    assert not {"its", "is"} & set(re.findall(r"\w+", unfit(name, 3)))
+    assert not {"its", "is"} & set(re.findall(r"\w+", drop_reason(name, 3)))
 
 
 def test_an_answer_about_the_tag_is_no_reasoning() -> None:

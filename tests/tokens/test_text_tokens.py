@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from alignkit.errors import RunFailed
-from alignkit.tokens.chat_template import BREAK
-from alignkit.tokens.text_tokens import TextTokenizer
+from alignkit.tokens.encoder import TextTokenizer
+from alignkit.tokens.template import BREAK
 from tests.models.tiny import encoder
 
 

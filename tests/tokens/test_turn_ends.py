@@ -9,8 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from alignkit import Group, Message, Response
-from alignkit.tokens.chat_check import check_chat
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.check import check_chat
+from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.models import tiny
 from alignkit_plugins.models.templates import CHATML, HERMES
 

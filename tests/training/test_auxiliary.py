@@ -13,7 +13,7 @@ from watched import Watched, online
 from alignkit import DataError, Group, seeds
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
-from alignkit.tokens.encoding import Encoded
+from alignkit.tokens.encoder import Encoded
 from alignkit.training.auxiliary import AuxiliaryLoss
 from alignkit.training.sampler import Draws
 

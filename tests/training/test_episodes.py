@@ -16,7 +16,7 @@ import alignkit
 from alignkit import Environment, Message, RunFailed
 from alignkit.data.group import Group
 from alignkit.runs.run import Run
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 from alignkit.training.stage import StageWork
 from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.models.tiny import _tokenizer

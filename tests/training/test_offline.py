@@ -17,7 +17,7 @@ from alignkit.models.examples import Examples
 from alignkit.recipe.load import load_recipe
 from alignkit.runs import data, run, stage_check
 from alignkit.runs.run import run_recipe
-from alignkit.tokens.chat import Chat, OpenPrompt
+from alignkit.tokens.template import Chat, OpenPrompt
 from alignkit.training import offline
 from alignkit.training.learner import Learner
 

@@ -18,7 +18,7 @@ from alignkit.cli import main
 from alignkit.models.examples import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
-from alignkit.tokens.encoding import Encoder, encode_all
+from alignkit.tokens.encoder import Encoder, encode_all
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
 from alignkit_plugins.algorithms.cpl import CPL

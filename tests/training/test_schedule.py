@@ -7,7 +7,7 @@ import pytest
 
 from alignkit import Group
 from alignkit.models.examples import Examples
-from alignkit.tokens.encoding import Encoded
+from alignkit.tokens.encoder import Encoded
 from alignkit.training.schedule import minibatches, share_of
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from alignkit.cli import main
-from alignkit.tokens.text_tokens import TextTokenizer
+from alignkit.tokens.encoder import TextTokenizer
 
 ROWS = 40
 

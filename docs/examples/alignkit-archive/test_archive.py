@@ -34,7 +34,7 @@ def test_it_conforms(recipe: Path) -> None:
 def test_only_the_answers_and_their_ends_are_learned(recipe: Path) -> None:
     from transformers import AutoTokenizer
 
-    from alignkit.tokens.encoding import Encoder
+    from alignkit.tokens.encoder import Encoder
 
     (recipe.parent / "models").mkdir()
     folder = alignkit_archive.source(recipe.parent / "models", str(recipe.parent / "small.tar.gz"))

@@ -40,7 +40,8 @@ def check(
 ) -> Result:
     """Check a recipe and its data without running it.
 
-    The chat template of a model that is here renders the first 200 rows of each source. It also shows how the data are
+    The chat template of a model that is here renders the first 200 rows of each source, and code that the recipe
+    names, such as your rewards, is imported. It also shows how the data are
     understood, and what a run would reuse of `runs/NAME`. With a STAGE, it shows a row
     as that stage sees it: as data, as the chat template renders it, and as tokens, with those that are learned. With
     --plan, a stage that is too large for this machine is an error. No weights are read.
@@ -99,7 +100,7 @@ def _data_lines(recipe: Recipe, full: bool) -> list[str]:
             known = any(text.endswith(rows) for text in shown)
             shown[header if known else f"{header}\n{rows}".strip()] = None
 
-    check_data_files(recipe, look, notes.append, templates=True, rows=None if full else FIRST_ROWS)
+    check_data_files(recipe, look, notes.append, thorough=True, rows=None if full else FIRST_ROWS)
     hub: dict[str, None] = {}
     for stage in recipe.stages.values():
         for spec in specs([stage.settings, stage.component.options], DataSpec):

@@ -37,7 +37,7 @@ from alignkit.runs.stage_check import selected
 from alignkit.runs.stage_store import StageStore
 from alignkit.sampling_options import SamplingOptions
 from alignkit.settings import ModelSpec, Settings
-from alignkit.tokens.encoding import Encoder
+from alignkit.tokens.encoder import Encoder
 from alignkit_apps.check.row import encoder_of
 
 READ = 200  # rows of an entry that are tokenized; more are estimated from these

@@ -28,9 +28,7 @@ from alignkit.runs.bases import RunBases, base_encoder
 from alignkit.runs.data import RunData
 from alignkit.runs.stage_check import selected
 from alignkit.runs.stage_store import StageStore
-from alignkit.tokens.encoding import Encoded, Encoder
-from alignkit.tokens.long_rows import WHOLE, chunks, is_document
-from alignkit.training.encoder import unfit
+from alignkit.tokens.encoder import WHOLE, Encoded, Encoder, chunks, drop_reason, is_document
 from alignkit_apps.policies.row_tokens import Tokens, heading, marked, pieces
 
 if TYPE_CHECKING:
@@ -132,7 +130,7 @@ def _learned(recipe: Recipe, stage: Stage, groups: Sequence[Group], row: int, en
     assert stage.settings is not None
     encoder.forget_counts()
     encoded = _encoded(encoder, group, stage.settings.max_length, turns, scoring)
-    notes = [unfit(name, count) for name, count in encoder.counts.items() if count]
+    notes = [drop_reason(name, count) for name, count in encoder.counts.items() if count]
     notes += _columns(group)
     tokens = list(marked(encoder, encoded, scoring)) if encoded is not None else []
     return Inspection(_title(stage, group, row, len(chosen)), list(_turns(group)), notes, tokens)

@@ -13,8 +13,7 @@ from urllib.parse import urlencode
 from alignkit.data.describe import shortened, shown
 from alignkit.data.group import Group
 from alignkit.extras import check_extra
-from alignkit.tokens.encoding import Encoder
-from alignkit.tokens.long_rows import WHOLE
+from alignkit.tokens.encoder import WHOLE, Encoder
 from alignkit_apps.data.clean import faults
 from alignkit_apps.data.rows import Row, Rows, encoder_of, entry, read_rows
 from alignkit_apps.policies.row_tokens import heading, marked

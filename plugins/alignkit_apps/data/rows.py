@@ -25,7 +25,7 @@ from alignkit.recipe.load import made_recipe
 from alignkit.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from alignkit.tokens.encoding import Encoder
+    from alignkit.tokens.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def encoder_of(model: str) -> Encoder:
     from alignkit.models.loading import load_text
     from alignkit.recipe.schema import BASE
     from alignkit.runs.bases import RunBases, resolved_spec
-    from alignkit.tokens.encoding import Encoder
+    from alignkit.tokens.encoder import Encoder
 
     recipe = _recipe_of([{"text": __file__}], model)
     base = RunBases(recipe, Reporter())[BASE]

@@ -21,9 +21,9 @@ from alignkit.models.files_check import read_json
 from alignkit.models.hub import cached_snapshot
 from alignkit.models.loading import DTYPES, dtype_of, end_ids
 from alignkit.runs.bases import base_source
-from alignkit.tokens.chat_template import ChatOptions
-from alignkit.tokens.encoding import Encoder
-from alignkit.tokens.tokenizer_check import loaded_tokenizer
+from alignkit.tokens.check import loaded_tokenizer
+from alignkit.tokens.encoder import Encoder
+from alignkit.tokens.template import ChatOptions
 from alignkit_apps.export.card import Use, card, recipe_text
 from alignkit_apps.export.request import Request
 from alignkit_apps.policies.source import Source

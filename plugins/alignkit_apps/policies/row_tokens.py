@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from alignkit.data.describe import response_names
 from alignkit.io.printable import REPLACEMENT, printable
-from alignkit.tokens.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 
 BEFORE = 4  # tokens that are decoded with a token, because its text depends on them
 

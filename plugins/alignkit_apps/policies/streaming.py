@@ -9,8 +9,7 @@ from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import generate
 from alignkit.models.sequence import ActiveSequence
 from alignkit.models.shared_model import SharedModel
-from alignkit.tokens.encoding import Encoder
-from alignkit.tokens.text_tokens import Ids
+from alignkit.tokens.encoder import Encoder, Ids
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from alignkit.evaluation.readable import mapping, number
 from alignkit.io.digest import file_digest
 from alignkit.runs.files import RECIPE
-from alignkit.training.unfit import UNFIT
+from alignkit.tokens.encoder import DROP_REASONS
 from alignkit_apps.charts import curves
 
 PHASES = "seconds/"  # metrics that say what an iteration took, part by part
@@ -111,7 +111,7 @@ def dropped(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     totals = _totals(record, summary)
     found: list[tuple[str, Any, int | None]] = []
     for reason, count in mapping(summary.get("encoding")).items():
-        noun, happened = UNFIT.get(str(reason), ("text", str(reason)))
+        noun, happened = DROP_REASONS.get(str(reason), ("text", str(reason)))
         found.append((f"{noun}s {happened}", count, totals.get(noun)))
     found += [(reason, summary.get(key), totals["row"]) for key, reason in _left_out(record).items()]
     bad = summary.get("bad_rows")
@@ -146,7 +146,7 @@ def _whole(count: Any, total: int | None) -> int | None:
 
 
 def _totals(record: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, int]:
-    """The totals of the nouns of UNFIT in what the stage encoded; pairs are those of its sources."""
+    """The totals of the nouns of DROP_REASONS in what the stage encoded; pairs are those of its sources."""
     encoded = mapping(summary.get("encoded"))
     rows, responses = (int(number(encoded.get(key)) or 0) for key in ("rows", "responses"))
     pairs = [mapping(mapping(source.get("card")).get("pairs")) for source in sources_of(record)]

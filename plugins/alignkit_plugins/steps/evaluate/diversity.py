@@ -19,7 +19,7 @@ from alignkit import Group, Response
 from alignkit.data.group import length
 from alignkit.data.spoken import all_turns
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import answers_of
+from alignkit.evaluation.comparison import answers_of, unit_of
 from alignkit.evaluation.statistics import shown
 from alignkit.evaluation.text_metrics import ngrams, self_bleu, words_of
 from alignkit.evaluation.who_judged import DIVERSITY, adjusted, side
@@ -38,11 +38,14 @@ class _Measured:
     whole: float
     values: Sequence[float]
 
-    def estimate(self) -> dict[str, Any]:
-        return _around(self.whole, statistics.estimate(self.values))
+    def estimate(self, units: Sequence[Any]) -> dict[str, Any]:
+        found = statistics.estimate(statistics.clustered(self.values, units))
+        return _around(self.whole, {**found, "n": len(self.values)})
 
-    def difference(self, other: _Measured) -> dict[str, Any]:
-        return _around(self.whole - other.whole, statistics.paired_difference(self.values, other.values))
+    def difference(self, other: _Measured, units: Sequence[Any]) -> dict[str, Any]:
+        draws = statistics.clustered(statistics.differences(self.values, other.values), units)
+        found = statistics.paired_difference(draws, [0.0] * len(draws))
+        return _around(self.whole - other.whole, {**found, "n": len(self.values)})
 
 
 def _around(whole: float, spread: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,6 +63,7 @@ def diversity(groups: Sequence[Group], policies: Sequence[str], baseline: str | 
     whose log-probabilities are not known.
     """
     answers = {policy: [answers_of(group, policy) for group in groups] for policy in policies}
+    units = [unit_of(group) for group in groups]
     words = {name: [[words_of(all_turns(r)) for r in each] for each in own] for name, own in answers.items()}
     cut = _of_equal_length(words)
     found = {policy: _measured(answers[policy], words[policy], cut[policy]) for policy in policies}
@@ -67,8 +71,8 @@ def diversity(groups: Sequence[Group], policies: Sequence[str], baseline: str | 
     return {
         policy: {
             name: {
-                **one.estimate(),
-                "difference": one.difference(theirs[name]) if name in theirs and policy != baseline else None,
+                **one.estimate(units),
+                "difference": one.difference(theirs[name], units) if name in theirs and policy != baseline else None,
             }
             for name, one in measures.items()
         }

@@ -8,10 +8,10 @@ from typing import Any
 
 from alignkit.data.group import LEVELS
 from alignkit.evaluation import statistics
+from alignkit.evaluation.calibration import Cases, bins, error
 from alignkit_plugins.steps.evaluate_reward.comparisons import Comparison
 
 BUCKETS = 4  # of margins, as in Llama 2's table 8
-BINS = 10  # of confidence, from 0.5 to 1
 NO_MODEL = "no reward model"  # why there is no calibration
 NONE = "(none)"  # pairs without a margin, or without the column
 
@@ -92,34 +92,24 @@ def by_column(pairs: Sequence[Comparison], column: str) -> dict[str, dict[str, A
 def calibration(pairs: Sequence[Comparison]) -> dict[str, Any] | None:
     """Whether the reward is right as often as its scores say, if it is a Bradley-Terry model; None without pairs.
 
-    Its confidence in a pair is sigmoid(|gap|). error: the expected calibration error (Guo et al. 2017,
-    arXiv:1706.04599, equation 3), the mean distance between accuracy and confidence over bins of equal width; a label
-    with a probability is right with that probability. log_loss: the mean of -log P(label) in nats; log 2 is a coin.
+    Its confidence in a pair is sigmoid(|gap|). error: `alignkit.evaluation.calibration.error`, with prompts as units; a
+    label with a probability is right with that probability. log_loss: the mean of -log P(label) in nats; log 2 is a
+    coin.
     """
     if not pairs:
         return None
-    bins: list[list[Comparison]] = [[] for _ in range(BINS)]
-    for pair in pairs:
-        bins[min(BINS - 1, int((_confidence(pair) - 0.5) * 2 * BINS))].append(pair)
-    rows = [
-        {
-            "low": 0.5 + 0.5 * place / BINS,
-            "high": 0.5 + 0.5 * (place + 1) / BINS,
-            "n": len(members),
-            "confidence": statistics.mean([_confidence(pair) for pair in members]),
-            "accuracy": statistics.mean([_right(pair) for pair in members]),
-        }
-        for place, members in enumerate(bins)
-        if members
-    ]
-    error = sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / len(pairs)
+    cases = Cases.of([(_confidence(pair), _right(pair)) for pair in pairs])
     import torch
 
     from alignkit import functional as F
 
     values = torch.tensor([(pair.chosen, pair.rejected, pair.p) for pair in pairs], dtype=torch.float64)
     chosen, rejected, p = values.unbind(dim=1)
-    return {"error": error, "log_loss": float(F.pairwise_loss(chosen, rejected, p=p).mean()), "bins": rows}
+    return {
+        "error": error(cases, 0, [pair.prompt for pair in pairs]),
+        "log_loss": float(F.pairwise_loss(chosen, rejected, p=p).mean()),
+        "bins": bins(cases),
+    }
 
 
 def _confidence(pair: Comparison) -> float:
