@@ -109,10 +109,9 @@ def load(
 ) -> Recipe:
     """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a file.
 
-    So is a base model that no stage uses. lazy: as in `load_plugins`.
+    lazy: as in `load_plugins`.
     """
     from alignkit.plugins import load_plugins
-    from alignkit.recipe.bases import unused_bases
     from alignkit.recipe.load import load_recipe
 
     for key, value in itertools.pairwise(overrides or ()):
@@ -130,7 +129,7 @@ def load(
         from alignkit.runs.data_check import with_data_mistakes
 
         raise with_data_mistakes(error) from None
-    for warning in (*unused_bases(recipe), *loaded.registry.warnings.values()):
+    for warning in loaded.registry.warnings.values():
         warn(f"warning: {warning}")
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
         warn(f"warning: {broken}")

@@ -18,7 +18,7 @@ from alignkit.settings import LoraSpec, ModelSpec, Rollout, SamplingKeys, Settin
 
 Model = TypeVar("Model", bound=Options)
 ErrorItem = Mapping[str, Any]  # one of `ValidationError.errors()`
-PATH = "{path}"  # in a message: the place, as people write it
+PATH, AROUND = "{path}", "{around}"  # in messages and in help: the place, and that of the mapping around it
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class Mistake:
     allowed: Sequence[str] | None = None
     missing: bool = False
     others: tuple[Keys, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The message with its place."""
+        return self.message.replace(PATH, path_text(self.keys) or "recipe")
 
     def below(self, *keys: str | int) -> Mistake:
         """The same mistake, seen from above."""
@@ -85,9 +90,9 @@ def problems_of(document: Document, mistakes: Iterable[Mistake]) -> list[Problem
             help = advice(str(mistake.keys[-1]), mistake.allowed)
         if mistake.allowed is not None and (guess := re.match("did you mean '([^']+)'", help)):
             meant.add((*mistake.keys[:-1], guess[1]))
+        help = help.replace(AROUND, path_text(mistake.keys[:-1]))
         keys = _to_blame(document, mistake)
-        message = mistake.message.replace(PATH, path_text(mistake.keys) or "recipe")
-        problems[document.problem(keys, message, at_key=mistake.at_key, help=help)] = mistake
+        problems[document.problem(keys, mistake.text, at_key=mistake.at_key, help=help)] = mistake
     return [problem for problem, mistake in problems.items() if not (mistake.missing and mistake.keys in meant)]
 
 
@@ -131,7 +136,7 @@ class _Words:
     hidden: Collection[str]
 
     def of(self, error: ValidationError) -> Iterable[Mistake]:
-        """The mistakes of a mapping. A union causes one error per arm, and only the best arm's is told."""
+        """The mistakes of a mapping. A union causes one error per arm, and only the best arm's is reported."""
         places: dict[Keys, list[ErrorItem]] = {}
         found: list[Mistake] = []
         for item in error.errors(include_url=False):

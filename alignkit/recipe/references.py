@@ -28,7 +28,18 @@ from alignkit.io.stage_results import is_result_name
 from alignkit.options import Options, options_of_call
 from alignkit.plugin_errors import calling, made
 from alignkit.readers import reader_of
-from alignkit.recipe.mistakes import PATH, Mistake, Mistakes, advice, common_name, problems_of, shown, validated, wrong
+from alignkit.recipe.mistakes import (
+    AROUND,
+    PATH,
+    Mistake,
+    Mistakes,
+    advice,
+    common_name,
+    problems_of,
+    shown,
+    validated,
+    wrong,
+)
 from alignkit.recipe.repeat import Names
 from alignkit.recipe.schema import BASE, DataKeys, RewardSpec, allowed_keys
 from alignkit.recipe.shipped import shipped_folder
@@ -44,8 +55,7 @@ OWN = ("adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "constant
 _COMMON = allowed_keys(DataKeys)
 _ONLY_HUB = ("name", "revision", "data_files", "split")
 _WEIGHTS = ("adapter_config.json", "config.json")
-_TEXT = ("stage", "policy", "from", "base")  # kinds of references whose fields are text
-_OF_STAGES = (*_TEXT, "reward", "data", "data_stage")  # kinds that name stages
+_OF_STAGES = ("stage", "policy", "from")  # kinds of references that name stages, and whose fields are text
 
 
 def options_of(registration: Registration, kind: str = "") -> type[Options]:
@@ -102,9 +112,9 @@ class Reading:
 
     def resolve(self, kind: str, value: Any) -> Any:
         """Return what a reference means. Raises Mistakes."""
-        if isinstance(value, str) and kind in _OF_STAGES:
+        if isinstance(value, str) and kind in (*_OF_STAGES, "reward", "data_stage"):
             value = self.names.actual(value)
-        elif kind in _TEXT:
+        elif kind in (*_OF_STAGES, "base") and not isinstance(value, str):
             return value  # pydantic says that it must be text
         read = getattr(self, f"read_{kind}", None)
         return self.component(kind, value) if read is None else read(value)
@@ -117,13 +127,13 @@ class Reading:
         if registration is None:
             is_key = not isinstance(value, str)
             registration = self.find(kind, name, (name,) if is_key else (), is_key)
-        beside = [] if isinstance(value, str) or len(value) == 1 else self._misplaced(kind, name, value)
+        next_to = [] if isinstance(value, str) or len(value) == 1 else self._misplaced(kind, name, value)
         try:
             component = self.with_options(kind, name, registration, options)
         except Mistakes as error:
-            raise Mistakes(*beside, *(mistake.below(name) for mistake in error.mistakes)) from None
-        if beside:
-            raise Mistakes(*beside)
+            raise Mistakes(*next_to, *(mistake.below(name) for mistake in error.mistakes)) from None
+        if next_to:
+            raise Mistakes(*next_to)
         return component
 
     def split(self, kind: str, value: Any) -> tuple[str, Any]:
@@ -144,7 +154,7 @@ class Reading:
         options = allowed_keys(options_of(self.registry.get(kind, name), kind))
         for key in value.keys() - {name}:
             near = difflib.get_close_matches(common_name(key), options, 1)
-            help = f"write {PATH}.{name}.{near[0]}" if near else advice(key, options)
+            help = f"write {AROUND}.{name}.{near[0]}" if near else advice(key, options)
             yield Mistake(f"unknown key '{key}' next to '{name}'", help, (key,), at_key=True)
 
     def find(self, kind: str, name: str, keys: tuple[str, ...] = (), at_key: bool = False) -> Registration:
@@ -439,8 +449,9 @@ class Reading:
             formats = self.registry.names("format") if isinstance(options[key], dict) else ()
             help, allowed = did_you_mean(key, formats), [*_COMMON, *format_keys]
             mistakes.append(Mistake(f"unknown key '{key}'", help, (key,), at_key=True, allowed=allowed))
-        values, wrong_values = validated(DataKeys, common, self)
-        mistakes += [*wrong_values, *_origin(raw)]
+        wrong_origin = list(_origin(raw))
+        values, wrong_values = validated(DataKeys, common, None if wrong_origin else self)
+        mistakes += [*wrong_values, *wrong_origin]
         if values is None or mistakes:
             raise Mistakes(*mistakes)
         path = None if values.path is None else Path(values.path)
@@ -560,7 +571,7 @@ class Reading:
         except RecipeError as error:
             problems = error.problems
         self.problems += [problem for problem in problems if problem not in self.problems]
-        return ()
+        raise Mistakes()
 
 
 def _origin(raw: Mapping[str, Any]) -> Iterable[Mistake]:

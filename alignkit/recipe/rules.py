@@ -1,10 +1,11 @@
-"""Which keys of a recipe go together. Each rule is a row of a table: when it is broken, where, what to say, what to do."""
+"""Which keys of a recipe go together. A rule is a row of a table: where, when it is broken, what to say, what to do."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from alignkit.algorithm import Needs, Source, Trains
@@ -133,12 +134,38 @@ class Draft:
         return self.reading.trains_reward(getattr(self.settings, key) or "")
 
 
+def _is_no_policy(key: str, draft: Draft) -> bool:
+    return draft.algorithm.trains is Trains.POLICY and bool(draft.is_reward(key))
+
+
+def _lacks_episodes(key: str, draft: Draft) -> bool:
+    """Whether a reward or a part of it is that of an episode, and there are none."""
+    kinds = [component.registration.implementation for component in specs(getattr(draft.settings, key), Component)]
+    return "environment" not in draft.written and any(getattr(kind, "of_episodes", False) for kind in kinds)
+
+
+def _too_few(key: str, draft: Draft) -> bool:
+    count = getattr(draft.rollout, key)
+    return count is not None and draft.needs is not None and count < draft.needs.min_samples
+
+
+def _lacks_reward(key: str, draft: Draft) -> bool:
+    return bool(getattr(draft.rollout, key)) and draft.needs is not None and not draft.needs.reward
+
+
+def _learns_nothing(draft: Draft) -> bool:
+    """Whether reference and start are the same, and nothing else is learned from; see `Needs.teacher`."""
+    teacher = draft.needs.teacher if draft.needs else False
+    option = isinstance(teacher, str) and getattr(draft.options, teacher, None)
+    return bool(teacher) and draft.settings.reference in (None, draft.start) and not option
+
+
 _GOLD = "name a reward that is not learned from, as in 'gold: REWARD'"
 STAGE = (
     *(
         Rule(
             (key,),
-            lambda x, key=key, field=field: x.algorithm.trains is Trains.POLICY and x.is_reward(field),
+            partial(_is_no_policy, field),
             f"'{{x.settings.{field}}}' is a reward model, but {{x.name}} needs a policy here",
         )
         for key, field in (("from", "from_"), ("reference", "reference"))
@@ -175,7 +202,7 @@ ONLINE = (
     *(
         Rule(
             (key,),
-            lambda x, key=key: "environment" not in x.written and _of_episodes(getattr(x.settings, key)),
+            partial(_lacks_episodes, key),
             f"'{key}' has the reward of an episode, but the stage has no environment",
             "add 'environment: NAME', or use another reward",
         )
@@ -256,7 +283,7 @@ NEEDS = (
     ),
     Rule(
         ("reference",),
-        lambda x: _learns_nothing(x),
+        _learns_nothing,
         "{x.name} learns from where its reference differs from the policy's start, but both are '{x.start}'",
         "name the model to learn from, as in 'reference: STAGE', or set the option that lets it read another prompt",
     ),
@@ -265,7 +292,7 @@ NEEDS_ONLINE = (
     *(
         Rule(
             ("rollout", key),
-            lambda x, key=key: getattr(x.rollout, key) is not None and getattr(x.rollout, key) < x.needs.min_samples,
+            partial(_too_few, key),
             f"{{x.name}} needs at least {{x.needs.min_samples}} responses to each prompt, got {{x.rollout.{key}}}",
             "set 'rollout: {{samples_per_prompt: {x.needs.min_samples}}}' or more",
         )
@@ -274,7 +301,7 @@ NEEDS_ONLINE = (
     *(
         Rule(
             ("rollout", key),
-            lambda x, key=key: getattr(x.rollout, key) and not x.needs.reward,
+            partial(_lacks_reward, key),
             f"{{x.name}} does not use 'rollout.{key}'",
             f"it {does}, and {{x.name}} learns from none",
             key=True,
@@ -305,19 +332,6 @@ NEEDS_ONLINE = (
         "set 'rollout: {{max_new_tokens: {x.needs.max_new_tokens}}}', or change the options of {x.name}",
     ),
 )
-
-
-def _of_episodes(reward: Any) -> bool:
-    """Whether a reward or a part of it is that of an episode."""
-    kinds = [component.registration.implementation for component in specs(reward, Component)]
-    return any(getattr(kind, "of_episodes", False) for kind in kinds)
-
-
-def _learns_nothing(draft: Draft) -> bool:
-    """Whether the reference says the same as the policy's start, and nothing else is learned from; see `Needs.teacher`."""
-    teacher = draft.needs.teacher if draft.needs else False
-    option = isinstance(teacher, str) and getattr(draft.options, teacher, None)
-    return bool(teacher) and draft.settings.reference in (None, draft.start) and not option
 
 
 def stage_mistakes(draft: Draft, without: Collection[str | int]) -> Iterator[Mistake]:
@@ -527,8 +541,8 @@ ENGINE = (
         Rule(
             tuple(key.split(".")),
             uses,
-            f"stage '{{x.stage.name}}': engine '{{x.name}}' tells no log-probabilities with {{x.hidden}}, which '{key}' "
-            "needs",
+            "stage '{x.stage.name}': engine '{x.name}' tells no log-probabilities with {x.hidden}, "
+            f"which '{key}' needs",
             f"leave {{x.hidden}} out, or '{key}'",
             key=True,
         )

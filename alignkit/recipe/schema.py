@@ -196,6 +196,11 @@ class DataKeys(Options):
     meta: dict[str, Any] = Field(default_factory=dict, description="values to add to every row, such as {safety: true}")
 
 
+def base_keys(name: str) -> Keys:
+    """The path of a base model in a recipe."""
+    return ("model",) if name == BASE else ("bases", name)
+
+
 def allowed_keys(model: type[BaseModel]) -> list[str]:
     """Return the keys that a recipe may use for a model."""
     return [info.alias or name for name, info in model.model_fields.items()]
@@ -212,8 +217,8 @@ Spec = TypeVar("Spec", DataSpec, RewardSpec, Component)
 def walk(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
     """Yield a value of settings or options and everything inside it, with the keys under which a recipe writes it."""
     yield keys, value
-    for key, inner in _parts(value):
-        yield from walk(inner, (*keys, key))
+    for inside, inner in _parts(value):
+        yield from walk(inner, keys + inside)
 
 
 def specs(value: Any, kind: type[Spec]) -> list[Spec]:
@@ -226,15 +231,20 @@ def keys_of(options: Any, value: Any) -> Keys | None:
     return next((keys for keys, item in walk(options) if item is value), None)
 
 
-def _parts(item: Any) -> Iterable[tuple[str | int, Any]]:
-    """Return the values directly inside an item, with their keys."""
-    if isinstance(item, BaseModel):
-        aliases = {name: info.alias or name for name, info in type(item).model_fields.items()}
-        return [(aliases.get(name, name), value) for name, value in fields_of(item).items()]
+def _parts(item: Any) -> Iterable[tuple[Keys, Any]]:
+    """Return the values directly inside an item, with their keys in it."""
     if isinstance(item, Component):
-        return [(item.name, item.options)]
+        return [((item.name,), item.options)]
     if isinstance(item, RewardSpec):
-        return [(item.name, part) for part in (item.component and item.component.options, *item.children.values())]
-    if isinstance(item, Mapping):
-        return item.items()
-    return enumerate(item) if isinstance(item, list | tuple) else ()
+        return [((), item.component), *(((item.name, name), part) for name, part in item.children.items())]
+    pairs: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(item, BaseModel):
+        fields = type(item).model_fields
+        pairs = [
+            (fields[name].alias or name if name in fields else name, value) for name, value in fields_of(item).items()
+        ]
+    elif isinstance(item, Mapping):
+        pairs = item.items()
+    elif isinstance(item, list | tuple):
+        pairs = enumerate(item)
+    return [((key,), value) for key, value in pairs]

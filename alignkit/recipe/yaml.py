@@ -402,7 +402,8 @@ def _file(path: Path, recipe: Path, problems: list[Problem], chain: tuple[Path, 
 def _start_at(root: Node, folder: Path, recipe: Path) -> None:
     """Make the paths in a file that is elsewhere absolute: those of a recipe start at the recipe's folder.
 
-    A text is a path if it is no plain word, and names a file or a folder there, or one that people write to.
+    A text is a path if it is no plain word, and names a file or a folder, or a file that runs write. One that is only
+    in the recipe's folder is missing.
     """
     if resolved(folder) == resolved(recipe.parent):
         return
@@ -411,7 +412,8 @@ def _start_at(root: Node, folder: Path, recipe: Path) -> None:
             name, separator, rest = node.value.rpartition("://")
             path = resolved(folder / expanded(rest))
             reader = reader_of(path)
-            if re.search(r"[./~]", rest) and (exists(path) or (reader and reader.grows)):
+            is_path = exists(path) or exists(recipe.parent / rest) or (reader and reader.grows)
+            if is_path and re.search(r"[./~]", rest):
                 node.value = f"{name}{separator}{path}"
 
 

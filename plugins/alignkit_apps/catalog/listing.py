@@ -11,8 +11,8 @@ from alignkit.arguments import refuse
 from alignkit.errors import did_you_mean
 from alignkit.io.printable import printable
 from alignkit.plugins import KINDS
-from alignkit.recipe.algorithm_stage import required_keys
-from alignkit.recipe.components import options_of
+from alignkit.recipe.references import options_of
+from alignkit.recipe.rules import required_keys
 from alignkit.registry import Registration, Registry, normalized_package
 from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
 from alignkit_apps.catalog.printing import console, print_lines, print_table

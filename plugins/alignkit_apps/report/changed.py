@@ -13,7 +13,7 @@ from typing import Any
 from alignkit.algorithm import StageDefaults
 from alignkit.data.reading import DataSource
 from alignkit.io.changes import LONGEST, Change, changes
-from alignkit.recipe.rounds import stages_of_rounds
+from alignkit.recipe.repeat import stages_of_rounds
 from alignkit.recipe.schema import Recipe, Stage, specs
 from alignkit.registry import Component
 from alignkit.settings import LEARNING_RATE, Rollout, Settings

@@ -14,7 +14,7 @@ from alignkit.evaluation import judging, verdicts
 from alignkit.evaluation.readable import mapping
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.plugins import plugins
-from alignkit.recipe.rounds import stages_of_rounds
+from alignkit.recipe.repeat import stages_of_rounds
 from alignkit.report import Report
 from alignkit.runs.files import RECIPE
 from alignkit_apps.charts import curves, data_cards
