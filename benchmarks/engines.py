@@ -19,8 +19,8 @@ from benchmarks.floor import Shape, Work
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
+    from alignkit.models.generate import Continuation
     from alignkit.models.next_token import Sampling
-    from alignkit.models.sampling import Continuation
     from alignkit.models.shared_model import SharedModel
     from alignkit.tokens.encoder import Encoder
 
@@ -141,7 +141,8 @@ def _options() -> dict[str, Any]:
 
 
 def _engine(job: Job, options: dict[str, Any]) -> Any:
-    from alignkit.plugins import launcher, plugins
+    from alignkit.launcher import launcher
+    from alignkit.plugins import plugins
     from alignkit.registry import Component
 
     found = plugins().registry.get("engine", "vllm")
@@ -179,6 +180,6 @@ def _sampling(samples: int, tokens: int, least: int) -> Sampling:
 def _generate(
     policy: SharedModel, encoder: Encoder, prompts: Sequence[Any], streams: Sequence[Any], sampling: Sampling
 ) -> list[list[Continuation]]:
-    from alignkit.models.sampling import generate
+    from alignkit.models.generate import generate
 
     return generate(policy, models.ROLE, encoder, prompts, streams, sampling)

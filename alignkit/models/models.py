@@ -21,10 +21,10 @@ from alignkit.models.budget import within_memory
 from alignkit.models.export import export
 from alignkit.models.foreign_reward import ForeignRewardModel
 from alignkit.models.forward import measure
+from alignkit.models.generate import Sampling, sample
 from alignkit.models.loading import has_score
 from alignkit.models.packing import micro_batches, pack
 from alignkit.models.padding import with_padding
-from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
 from alignkit.reward import Progress, no_progress
 from alignkit.tokens.encoder import Encoded, Encoder

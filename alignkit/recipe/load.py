@@ -280,7 +280,9 @@ class _Recipe:
             algorithm = registration.implementation
             try:
                 with calling(author_of(registration), "specialize", algorithm):
-                    registration = replace(registration, implementation=algorithm.specialize(options))
+                    registration = replace(
+                        registration, target=algorithm.specialize(options), file=registration.source_path
+                    )
             except PluginError as error:
                 raise Mistakes(Mistake(str(error), "", inside, bool(inside), plugin=True)) from None
         return StageHeader(kind, registration)

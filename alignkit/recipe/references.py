@@ -19,8 +19,7 @@ from pydantic import create_model
 from alignkit.algorithm import Source, Trains
 from alignkit.constitution import Principle
 from alignkit.data.chat_templates import check_template, read_template
-from alignkit.data.reading import DataSource
-from alignkit.data.sources import DataSpec
+from alignkit.data.sources import DataSource, DataSpec
 from alignkit.engine import LOCAL
 from alignkit.errors import PluginError, Problem, RecipeError, RunFailed, did_you_mean
 from alignkit.io.lookup import NO_FILE, exists, expanded, is_dir, is_file, is_special, resolved
@@ -529,7 +528,7 @@ class Reading:
             # Few hub ids have no namespace, so a misspelled plugin is more likely.
             names = self.registry.names("model")
             near = difflib.get_close_matches(value, names, 1, 0.85) or [one for one in names if one.startswith(value)]
-            if near or self.registry.likely_providers(value):
+            if near:
                 self.find("model", value)
         return base
 

@@ -422,7 +422,7 @@ def _other_kind(name: str, algorithm: Any, reward: bool, registry: Registry) -> 
         what = "pairs in a file" if isinstance(needs, Needs) and needs.pairs else "a file"
         help = f"{name} learns from {what}: 'data: FILE' instead of the stage's keys"
     others = []
-    for registration in registry.registrations("algorithm"):
+    for registration in registry.usable("algorithm"):
         other = registration.implementation
         same = (other.source is Source.ROLLOUTS) != online and other.trains is Trains.POLICY
         if same and not issubclass(other, ExternalTrainer) and (not reward or _rewarded(other)):

@@ -23,10 +23,9 @@ from alignkit.data.group import Group
 from alignkit.errors import PluginError
 from alignkit.io.digest import digest
 from alignkit.models.forward import measure
+from alignkit.models.generate import Continuation, Partner, generate, sample
 from alignkit.models.models import LoadedBase
 from alignkit.models.next_token import Sampling
-from alignkit.models.sampling import Continuation, generate, sample
-from alignkit.models.sequence import Partner
 from alignkit.models.shared_model import BASE
 from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration
@@ -51,8 +50,8 @@ class Broken(LocalEngine):
 FOOTER = """
 
 @hookimpl
-def register_engines(register):
-    register("broken", Broken)
+def register(add):
+    add("engine", "broken", Broken)
 """
 STAGE: dict[str, Any] = {
     "algorithm": "rloo",

@@ -22,14 +22,13 @@ import alignkit_plugins.algorithms.llama2 as llama2
 import alignkit_plugins.steps.evaluate as evaluate
 from alignkit import Artifact, Group, Judge, Options, Response, RunFailed, StepContext, Verdict
 from alignkit.data.group import Origin, read_groups
-from alignkit.data.reading import DataSource
-from alignkit.data.sources import DataSpec
+from alignkit.data.sources import DataSource, DataSpec
 from alignkit.errors import DataError, OtherTokenizer
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import short_names, together, unit_of
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
-from alignkit.training.scoring import Scorer
+from alignkit.training.rewards import Rewards
 from alignkit_plugins.steps.evaluate.diversity import MEASURES
 
 HELPFUL = RewardSpec("stage", "helpful")
@@ -108,8 +107,8 @@ class TwoBases(Scripted):
 
 
 def context(models: Any, folder: Path, groups: Sequence[Group] | None = None, seed: int = 7) -> StepContext:
-    def scorer(spec: RewardSpec) -> Scorer:
-        return Scorer(spec, made)
+    def scorer(spec: RewardSpec) -> Rewards:
+        return Rewards(spec, made)
 
     made = StepContext(
         base_of=lambda policy: "base",

@@ -13,8 +13,7 @@ import yaml
 from alignkit import DataError, Format, Group
 from alignkit.data.describe import way_out
 from alignkit.data.group import resolved_pairs
-from alignkit.data.reading import DataSource
-from alignkit.data.sources import DataSpec, Loaded, load
+from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 from alignkit.plugins import load_plugins
 from alignkit.registry import Component
 from alignkit_apps.charts.data_lines import describe
@@ -108,7 +107,6 @@ def test_the_yaml_that_an_error_names_reads_the_row(row: Any, ways: list[list[st
     assert [said(each.groups[0]) for each in loaded] == ways
     assert [each.sources[0].format for each in loaded] == [name for _, name in lines]
     if "choices" in row:
-        assert "no model sees 'choices'" in str(error.value)
         with pytest.raises(DataError, match="column 'choices' holds the question's answers to choose from"):
             read(tmp_path / "d.jsonl", json.dumps(row), columns={"prompt": "question", "answer": "key"})
 

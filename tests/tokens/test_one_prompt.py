@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 import alignkit
 from alignkit.cli import main
-from alignkit.models import sampling
+from alignkit.models import generate as sampling
 from alignkit.models.models import Models
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.models import tiny
