@@ -36,7 +36,8 @@ class Options(BaseModel):
 
     changes_no_result: ClassVar[frozenset[str]] = frozenset()
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+    # A reference may be the default of an option.
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False, validate_default=True)
 
     @field_validator("*")
     @classmethod
