@@ -23,7 +23,7 @@ from alignkit.data.sources import DataSource, DataSpec
 from alignkit.engine import LOCAL
 from alignkit.errors import PluginError, Problem, RecipeError, RunFailed, did_you_mean
 from alignkit.io.lookup import NO_FILE, exists, expanded, is_dir, is_file, is_special, resolved
-from alignkit.io.stage_results import is_result_name
+from alignkit.io.results import is_result_name
 from alignkit.options import Options, options_of_call
 from alignkit.plugin_errors import calling, made
 from alignkit.readers import reader_of

@@ -358,7 +358,7 @@ def stage_mistakes(draft: Draft, without: Collection[str | int]) -> Iterator[Mis
 # --- the keys of the other kind of algorithm
 
 _SAMPLED = ("prompts", "rollout", "gold_prompts", "monitors", "environment", "engine", "prompts_per_iteration")
-_ONLY_ONLINE = {
+ONLY_ONLINE = {
     **dict.fromkeys(_SAMPLED, "it learns from 'data' and samples nothing"),
     **dict.fromkeys(("reward", "gold"), "it learns from 'data', so there are no samples to score"),
     "stop": "it makes 'epochs' passes over 'data'; with 'validation', the best epoch is kept",
@@ -374,7 +374,7 @@ _ONLY_OFFLINE = {
 
 def unused_keys(algorithm: Any) -> dict[str, str]:
     """The keys that an algorithm does not use, with the reason."""
-    unused = dict(_ONLY_OFFLINE if algorithm.source is Source.ROLLOUTS else _ONLY_ONLINE)
+    unused = dict(_ONLY_OFFLINE if algorithm.source is Source.ROLLOUTS else ONLY_ONLINE)
     if issubclass(algorithm, ExternalTrainer):
         watched = ("environment", "gold", "gold_prompts", "stop", "monitors")
         unused |= dict.fromkeys(watched, "it does its own sampling")
