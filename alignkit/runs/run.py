@@ -15,8 +15,9 @@ from alignkit.data.group import Group, write_groups
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import PluginError, RunFailed, message_of
 from alignkit.io.atomic import make_folder, write_text
+from alignkit.io.console import Metrics, Reporter
 from alignkit.io.digest import digest
-from alignkit.io.progress import Metrics, Reporter, duration
+from alignkit.io.text import duration
 from alignkit.launcher import launcher
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
@@ -197,7 +198,7 @@ class Run:
         stage_hash = self.hashes[name] = digest(parts)
         record = self.store.record(name)
         if self.store.is_complete(name, stage_hash):
-            self.reporter.stage_reused(name)
+            self.reporter.stage_ends(f"{name}: unchanged, reused")
             self._records.append(record)
             return True
         if record and record.get("hash") != stage_hash:
@@ -226,7 +227,7 @@ class Run:
         record = {"hash": stage_hash, **stage_record(stage, earlier + seconds, summary, artifact, parts, self._sources)}
         self.store.finish(name, record)
         self._records.append(record)
-        self.reporter.stage_done(name, seconds, facts(summary))
+        self.reporter.stage_ends(f"{name}: done in {duration(seconds)}{facts(summary)}")
         return False
 
     def _work(self, stage: Stage, folder: Path, parts: Mapping[str, Any]) -> tuple[dict[str, Any], Artifact]:

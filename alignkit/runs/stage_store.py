@@ -20,8 +20,8 @@ from typing import Any
 
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import discard_folder, make_folder, move_folder, sync_folder, whole_file, write_json
+from alignkit.io.console import Metrics
 from alignkit.io.digest import digest, file_digest
-from alignkit.io.progress import Metrics
 from alignkit.io.stage_results import EARLIER, find_result, is_result_name, read_record
 
 DAMAGED = "damaged"  # next to earlier results

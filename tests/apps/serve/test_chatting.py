@@ -19,7 +19,7 @@ from rich.console import Console
 from alignkit import Group, Message
 from alignkit.cli import main
 from alignkit.errors import RecipeError
-from alignkit.io.progress import Reporter
+from alignkit.io.console import Reporter
 from alignkit.models.next_token import Sampling
 from alignkit.plugins import load_plugins
 from alignkit_apps.chat.command import agreed
