@@ -115,13 +115,13 @@ def _grids(block: Table | SideBySide, width: int) -> Iterator[rich.table.Table]:
             yield _grid(columns, len(columns))
         return
     keys = min(block.keys, len(block.columns))
-    most = max(1, width // (2 * max(1, keys)) - GAP)  # characters of a key
     for level in (0, 1, 2):
         columns = [_column(block, index, level) for index in range(len(block.columns))]
-        columns = [column._replace(width=min(column.width, most)) for column in columns[:keys]] + columns[keys:]
         if _total(columns) <= width:
             yield _grid(columns, keys)
             return
+    most = max(1, width // (2 * max(1, keys)) - GAP)  # characters of a key
+    columns[:keys] = [column._replace(width=min(column.width, most)) for column in columns[:keys]]
     part, rest = columns[:keys], width - _total(columns[:keys]) - GAP
     for column in columns[keys:]:
         column = column._replace(width=min(column.width, rest))
