@@ -7,7 +7,6 @@ import datetime
 import decimal
 import gzip
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -30,6 +29,7 @@ from alignkit.data.sources import DataSource, DataSpec, Loaded
 from alignkit.data.sources import load as load_spec
 from alignkit.errors import BadRow, DataError
 from alignkit.formats import Format
+from alignkit.plugins import plugins
 from alignkit.registry import Component, Registration
 
 PLUGINS = (
@@ -42,11 +42,11 @@ PLUGINS = (
 )
 SHIPPED = Path(__file__).parent.parent / "recipes" / "data"
 GOLD = SHIPPED.parents[1] / "benchmarks" / "outcomes" / "data"
-FORMATS: dict[str, type[Format]] = {}
-for plugin in PLUGINS:
-    importlib.import_module(f"alignkit_plugins.{plugin}").register_formats(
-        lambda name, cls, summary="": FORMATS.__setitem__(name, cls)
-    )
+FORMATS: dict[str, type[Format]] = {
+    one.name: one.implementation
+    for one in plugins().registry.registrations("format")
+    if str(one.target).startswith(tuple(f"alignkit_plugins.{each}" for each in PLUGINS))
+}
 
 
 def component(cls: type[Format], **options: Any) -> Component:

@@ -48,7 +48,7 @@ def check_combination(
         groups: As of `check_reward`.
         folder: As of `check_reward`.
     """
-    conform("register_combinations", cls, options, _problems, folder=folder, groups=groups)
+    conform("reward", cls, options, _problems, folder=folder, groups=groups)
 
 
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:

@@ -44,7 +44,7 @@ def check_reward(
         folder: The recipe's; default: the current one.
     """
     try:
-        conform("register_rewards", cls, options, _problems, folder=folder, groups=groups)
+        conform("reward", cls, options, _problems, folder=folder, groups=groups)
     except ConformanceError as error:
         if groups is not None or not re.search("KeyError|no column", str(error)):
             raise

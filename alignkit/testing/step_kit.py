@@ -43,7 +43,7 @@ def check_step(
         groups: What data options hold; default: three responses to each of four prompts.
         folder: The recipe's; default: the current one.
     """
-    conform("register_steps", cls, options, _problems, folder=folder, groups=groups)
+    conform("step", cls, options, _problems, folder=folder, groups=groups)
 
 
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:

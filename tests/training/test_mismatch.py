@@ -32,8 +32,8 @@ class Planted(LocalEngine):
 FOOTER = """
 
 @hookimpl
-def register_engines(register):
-    register("planted", Planted)
+def register(add):
+    add("engine", "planted", Planted)
 """
 SFT = {"algorithm": "sft", "data": "rows.jsonl", "epochs": 4, "learning_rate": 0.02, "keep_versions": True}
 ALIGN: dict[str, Any] = {

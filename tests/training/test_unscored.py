@@ -51,13 +51,10 @@ class Silent(Reward):
         return {"": [None for group in groups for response in group.responses]}
 
 @hookimpl
-def register_judges(register):
-    register("strict", Strict)
-
-@hookimpl
-def register_rewards(register):
-    register("rated", Rated)
-    register("silent", Silent)
+def register(add):
+    add("judge", "strict", Strict)
+    add("reward", "rated", Rated)
+    add("reward", "silent", Silent)
 """
 ALIGN = {
     "algorithm": "rloo",

@@ -13,9 +13,9 @@ from alignkit import seeds
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError, Problem, RecipeError
 from alignkit.io.progress import Reporter
+from alignkit.launcher import launcher
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.next_token import Sampling
-from alignkit.plugins import launcher
 from alignkit.registry import Registry
 from alignkit.reward import REWARD_KEY, Context, no_progress
 from alignkit.runs.bases import RunBases

@@ -182,7 +182,6 @@ class _Gathering:
 
     def parts_of_plugins(self) -> list[dict[str, Any]]:
         """What plugins add to the report. One that fails becomes a warning, and the others stay."""
-        plugins().registry.complete()
         manager = plugins().manager
         found: list[dict[str, Any]] = []
         for hook in manager.hook.report_parts.get_hookimpls():

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 from pydantic import field_validator
 
 import alignkit
-from alignkit import Artifact, Field, PolicyRef, Register, RunFailed, Step, StepContext, hookimpl
+from alignkit import Artifact, Field, PolicyRef, RunFailed, Step, StepContext
 from alignkit.evaluation.comparison import short_names
 from alignkit.evaluation.statistics import shown
 from alignkit.extras import check_extra
@@ -240,6 +240,7 @@ def report(found: Mapping[str, Any]) -> Report:
     title = f"lm-evaluation-harness {found['lm_eval'] or ''}".rstrip() + ": mean and 95% interval by its standard error"
     table = Table(title, ["task", "metric", "documents", *policies], rows, keys=2)
     return Report(["\n".join(found["notes"]), table] if found["notes"] else [table])
+<<<<<<< HEAD
 
 
 @hookimpl
@@ -261,3 +262,5 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
         found[name] = next(file for file in files if file.casefold() not in taken)
         taken.add(found[name].casefold())
     return found
+=======
+>>>>>>> main

@@ -25,13 +25,11 @@ from alignkit import (
     Group,
     JudgeRef,
     PolicyRef,
-    Register,
     RewardRef,
     RunFailed,
     Step,
     StepContext,
     StepData,
-    hookimpl,
 )
 from alignkit.data.group import write_groups
 from alignkit.evaluation.comparison import (
@@ -401,8 +399,3 @@ class Evaluate(Step):
 
     def _compare(self, groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
         return numbers.compare(groups, policy, baseline, name, self.options.measures)
-
-
-@hookimpl
-def register_steps(register: Register) -> None:
-    register("evaluate", Evaluate, summary="compare policies on held-out prompts by rewards, length and KL")
