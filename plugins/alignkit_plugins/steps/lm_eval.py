@@ -240,7 +240,6 @@ def report(found: Mapping[str, Any]) -> Report:
     title = f"lm-evaluation-harness {found['lm_eval'] or ''}".rstrip() + ": mean and 95% interval by its standard error"
     table = Table(title, ["task", "metric", "documents", *policies], rows, keys=2)
     return Report(["\n".join(found["notes"]), table] if found["notes"] else [table])
-<<<<<<< HEAD
 
 
 @hookimpl
@@ -262,5 +261,3 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
         found[name] = next(file for file in files if file.casefold() not in taken)
         taken.add(found[name].casefold())
     return found
-=======
->>>>>>> main
