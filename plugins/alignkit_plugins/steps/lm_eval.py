@@ -242,11 +242,6 @@ def report(found: Mapping[str, Any]) -> Report:
     return Report(["\n".join(found["notes"]), table] if found["notes"] else [table])
 
 
-@hookimpl
-def register_steps(register: Register) -> None:
-    register("lm_eval", LmEval, summary="benchmarks of EleutherAI's lm-evaluation-harness (needs lm_eval)")
-
-
 def file_names(names: Iterable[str]) -> dict[str, str]:
     """A file name for each name, without an ending: `run-sft@2` for `run/sft@2`, and `run-sft-2` if that is taken.
 
