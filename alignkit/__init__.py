@@ -27,9 +27,10 @@ _WHERE = {
     "monitor": "Monitor Observation",
     "notebook": "run",
     "options": "DataRef Field JudgeRef Options PolicyRef RewardRef",
+    "policy": "Models Policy",
     "readers": "Reader",
     "report": "Report Table",
-    "reward": "CombinedReward Context Judge Models Rating Reward RewardCombination Verdict",
+    "reward": "CombinedReward Context Judge Rating Reward RewardCombination Verdict",
     "sampling_options": "SamplingOptions",
     "step": "Artifact Step StepContext StepData",
     "tracker": "TrackedRun Tracker",
@@ -56,9 +57,10 @@ if TYPE_CHECKING:
     from alignkit.monitor import Monitor, Observation
     from alignkit.notebook import run
     from alignkit.options import DataRef, Field, JudgeRef, Options, PolicyRef, RewardRef
+    from alignkit.policy import Models, Policy
     from alignkit.readers import Reader
     from alignkit.report import Report, Table
-    from alignkit.reward import CombinedReward, Context, Judge, Models, Rating, Reward, RewardCombination, Verdict
+    from alignkit.reward import CombinedReward, Context, Judge, Rating, Reward, RewardCombination, Verdict
     from alignkit.sampling_options import SamplingOptions
     from alignkit.step import Artifact, Step, StepContext, StepData
     from alignkit.tracker import TrackedRun, Tracker

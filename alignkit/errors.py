@@ -136,10 +136,6 @@ class LeftOut(BadRow):
     """A row that the recipe does not want. It is counted with the bad rows, but stops nothing."""
 
 
-class Cut(BadRow):
-    """A file is damaged from here on: nobody knows how many rows are lost."""
-
-
 @dataclass(frozen=True)
 class Problem:
     """One error in a recipe: what is wrong, where, and what to do.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from alignkit.data.group import Group, Message
 from alignkit.options import WithOptions
+from alignkit.policy import Models
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,82 +32,6 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 def no_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A Progress that shows nothing."""
     yield lambda done: None
-
-
-class Models(Protocol):
-    """The run's models, for rewards, judges and steps. A role is `base` or a stage reference (`sft`, `sft@2`).
-
-    Not thread-safe: all roles share one network, which takes one role at a time.
-    """
-
-    def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:
-        """A reward model's scores of all responses, in order; None if prompt and response do not fit.
-
-        Args:
-            stage: The reward model.
-        """
-        ...
-
-    def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
-        """Log-probabilities of all responses, in order: float32 [tokens] each, in nats, computed as in training.
-
-        A response that was truncated to fit has fewer tokens; one whose prompt leaves no room has none.
-
-        Args:
-            role: `base` or a stage, such as `sft` or `sft@2`.
-            temperature: Of the distribution that is measured.
-        """
-        ...
-
-    def next_token_logprobs(
-        self, role: str, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, prefill: str = ""
-    ) -> Tensor:
-        """log P(first token of each answer | templated prompt + prefill), float32 [prompts, answers], in nats.
-
-        Not renormalized: the sum of the probabilities is the mass that the model puts on the answers. NaN if a prompt
-        exceeds the model's context.
-
-        Args:
-            role: `base` or a stage, such as `sft` or `sft@2`.
-            prompts: Conversations.
-            answers: Texts whose first tokens are compared.
-            prefill: What the answer begins with.
-        """
-        ...
-
-    def prompt_lengths(self, role: str, prompts: Sequence[Group]) -> list[int]:
-        """How many tokens a role reads before it answers each prompt.
-
-        Args:
-            role: `base` or a stage, such as `sft` or `sft@2`.
-            prompts: Of which only `prompt` and `tools` are read.
-        """
-        ...
-
-    def sample(self, role: str, prompts: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
-        """Sample responses to prompts.
-
-        Args:
-            role: `base` or a stage, such as `sft` or `sft@2`.
-            prompts: Of which only `prompt` and `tools` are read; the groups that come back have no more of them.
-            seed: The same seed gives the same responses.
-            sampling: The keys of `rollout`, and `processors`, a list of transformers logits processors.
-
-        Raises:
-            ValueError: For invalid values such as `top_p=0`.
-        """
-        ...
-
-    def export(self, role: str, folder: Path, *, bases: bool = False) -> list[str]:
-        """Write a policy or reward model as a whole model folder for transformers, with its tokenizer.
-
-        An adapter is merged. Returns what a user must know of it, in sentences.
-
-        Args:
-            role: `base` or a stage, such as `sft` or `sft@2`.
-            bases: Write a base model, too, which otherwise is refused because it is whole already.
-        """
-        ...
 
 
 @dataclass(frozen=True)

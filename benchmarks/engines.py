@@ -19,8 +19,8 @@ from benchmarks.floor import Shape, Work
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
+    from alignkit.models.generate import Continuation
     from alignkit.models.next_token import Sampling
-    from alignkit.models.sampling import Continuation
     from alignkit.models.shared_model import SharedModel
     from alignkit.tokens.encoder import Encoder
 
@@ -179,6 +179,6 @@ def _sampling(samples: int, tokens: int, least: int) -> Sampling:
 def _generate(
     policy: SharedModel, encoder: Encoder, prompts: Sequence[Any], streams: Sequence[Any], sampling: Sampling
 ) -> list[list[Continuation]]:
-    from alignkit.models.sampling import generate
+    from alignkit.models.generate import generate
 
     return generate(policy, models.ROLE, encoder, prompts, streams, sampling)

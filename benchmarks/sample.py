@@ -17,7 +17,7 @@ from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
     from alignkit.data.group import Group
-    from alignkit.models.sequence import ActiveSequence
+    from alignkit.models.generate import ActiveSequence
     from alignkit.tokens.encoder import Ids
 
 BATCHES = (8, 32, 128)  # batch sizes tried with `generate`
@@ -34,8 +34,8 @@ def plan(job: Job) -> tuple[list[Group], int, int, list[int]]:
 
 
 def ours(job: Job, gate: Gate) -> None:
-    from alignkit.models import sampling as sampler
-    from alignkit.models.sequence import ActiveSequence
+    from alignkit.models import generate as sampler
+    from alignkit.models.generate import ActiveSequence
     from alignkit.models.shared_model import BASE
     from alignkit.tokens.encoder import Encoder
 

@@ -91,12 +91,6 @@ PLANTED = {
         _ENDS,
     ),
     # Scoring
-    "remembered_scores": Planted(
-        ONLINE,
-        "self.context.forget_scores()",
-        "pass",
-        f"{ITERATION}::test_every_iteration_scores_all_of_its_samples",
-    ),
     "failed_score_is_0": Planted(
         SCORING,
         "torch.from_numpy(np.array(column, dtype=float)) for",

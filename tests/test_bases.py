@@ -18,8 +18,8 @@ from alignkit.cli import main
 from alignkit.data.group import Group, Response, read_groups
 from alignkit.errors import OtherTokenizer, RecipeError, RunFailed
 from alignkit.models.loading import weight_bytes
+from alignkit.models.models import LoadedBase, Models
 from alignkit.models.passes import Passes
-from alignkit.models.service import ModelRouter, ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
@@ -154,7 +154,7 @@ def is_comparable(response: Response) -> bool:
 
 def with_policy_ids(run: Run, group: Group, response: Response) -> float:
     """The score that the reward model gives to the policy's ids: what this module must be able to tell apart."""
-    (score,) = run.models.of("small").scores("helpful", [Group(group.prompt, (Response(tokens=response.tokens),))])
+    (score,) = run.models.of("small")["helpful"].scores([Group(group.prompt, (Response(tokens=response.tokens),))])
     assert score is not None
     return score
 
@@ -222,7 +222,7 @@ def test_folders_of_other_runs_are_scored_on_their_base(shifted: Path, tmp_path:
     run.execute()
     group = Group(({"role": "user", "content": "is it?"},), (Response("it is"),))
     wanted = direct(shifted, adapter)("is it?", "it is")
-    assert run.models.scores(str(adapter), [group]) == pytest.approx([wanted], abs=1e-5)
+    assert run.models[str(adapter)].scores([group]) == pytest.approx([wanted], abs=1e-5)
     capsys.readouterr()
     assert main(["run", str(path), "~bases.small", "--out", str(second / "without")]) == 2
     err = capsys.readouterr().err
@@ -247,33 +247,32 @@ class Counted:
 
     def open(self, base: str) -> Any:
         self.opened.append(base)
-        service = ModelService.__new__(ModelService)
+        service = LoadedBase.__new__(LoadedBase)
         service.name, service.model = base, torch.nn.Module()  # type: ignore[assignment]
         service.model.device = torch.device("cpu")  # type: ignore[assignment]
         service.model.passes = Passes()  # type: ignore[assignment]
-        service._scores = {}
-        service.sample = lambda role, prompts, **more: [(base, role)]  # type: ignore[method-assign,assignment]
+        service.encoder = None  # type: ignore[assignment]
         return service
 
 
 def test_a_base_is_opened_once_and_closed_when_no_stage_needs_it() -> None:
     counted = Counted()
-    router = ModelRouter({"sft": "base", "small": "small", "/folder": None}.get, counted.open)
+    router = Models({"sft": "base", "small": "small", "/folder": None}.get, counted.open)
     router.enter("one", ["base"], ["base", "small"])
-    assert counted.opened == [] and router.sample("sft", [], seed=0) == [("base", "sft")]
-    assert router.sample("/folder", [], seed=0) == [("base", "/folder")] and counted.opened == ["base"]
+    assert counted.opened == [] and router["sft"].base.name == "base"
+    assert router["/folder"].base.name == "base" and counted.opened == ["base"]
     with pytest.raises(RunFailed, match="stage 'one' uses the base model 'small', which it does not name"):
-        router.sample("small", [], seed=0)
+        router["small"]
     router.enter("two", ["small", "base"], ["small"])
-    assert router.sample("/folder", [], seed=0) == [("small", "/folder")]
+    assert router["/folder"].base.name == "small"
     router.enter("three", ["small"], ["small"])
-    assert list(router.services) == ["small"]
+    assert list(router.bases) == ["small"]
     router.enter("four", ["base"], [])
-    assert list(router.services) == []
+    assert list(router.bases) == []
 
 
 @pytest.fixture(scope="module")
-def services(shifted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelService]:
+def services(shifted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedBase]:
     """`tiny`, a model with its tokenizer and other weights, and one with another tokenizer."""
     import alignkit_plugins.models.tiny
 
@@ -282,7 +281,7 @@ def services(shifted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     made = {}
     for name, source in (("base", tiny), ("twin", tiny), ("small", str(shifted))):
         model = SharedModel(ModelSpec(base=name, dtype="float32", device="cpu", lora=lora), source)
-        made[name] = ModelService(model, Path, name=name)
+        made[name] = LoadedBase(model, Path, name=name)
     with torch.no_grad():
         for weight in made["twin"].model.model.parameters():
             weight.mul_(1.1)
@@ -293,10 +292,10 @@ def asked(count: int) -> list[list[Any]]:
     return [[{"role": "user", "content": f"what is {n}?"}] for n in range(count)]
 
 
-def test_log_probabilities_need_the_same_tokenizer(services: dict[str, ModelService]) -> None:
-    router = ModelRouter(lambda reference: reference, services.__getitem__)
-    groups = router.sample("base", [Group(tuple(one)) for one in asked(3)], seed=0, max_new_tokens=6)
-    ours, theirs = router.logprobs("base", groups), router.logprobs("twin", groups)
+def test_log_probabilities_need_the_same_tokenizer(services: dict[str, LoadedBase]) -> None:
+    router = Models(lambda reference: reference, services.__getitem__)
+    groups = router["base"].sample([Group(tuple(one)) for one in asked(3)], seed=0, max_new_tokens=6)
+    ours, theirs = router["base"].logprobs(groups), router["twin"].logprobs(groups)
     for group, row, other in zip(groups, ours, theirs, strict=True):
         (response,) = group.responses
         assert response.tokens is not None and len(row) == len(other) == len(response.tokens)
@@ -304,17 +303,17 @@ def test_log_probabilities_need_the_same_tokenizer(services: dict[str, ModelServ
         torch.testing.assert_close(other, wanted, atol=1e-5, rtol=1e-5)
         assert float((row - other).abs().max()) > 1e-3
     with pytest.raises(OtherTokenizer, match=r"'small' has another tokenizer.*'what is 0\?'"):
-        router.logprobs("small", groups)
+        router["small"].logprobs(groups)
     digests = {Encoder(make_tokenizer(offset, kept=3)).digest for offset in (0, 0, 5)}
     assert len(digests) == 2  # their ends of turn are the same token
     texts = [Group(group.prompt, (Response(text="it is"),)) for group in groups]
-    assert [len(row) for row in router.logprobs("small", texts)] == [
-        len(row) for row in router.logprobs("small", texts)
+    assert [len(row) for row in router["small"].logprobs(texts)] == [
+        len(row) for row in router["small"].logprobs(texts)
     ]
 
 
 @torch.no_grad()
-def plain_logprobs(service: ModelService, group: Group, tokens: Sequence[int]) -> Tensor:
+def plain_logprobs(service: LoadedBase, group: Group, tokens: Sequence[int]) -> Tensor:
     prompt = service.encoder.prompt(group.prompt)
     layout_free = torch.tensor([[*prompt, *tokens]])
     service.model.model.set_attn_implementation("eager")
@@ -324,24 +323,6 @@ def plain_logprobs(service: ModelService, group: Group, tokens: Sequence[int]) -
         service.model.model.set_attn_implementation("alignkit")
     rows = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
     return rows.gather(1, torch.tensor(tokens)[:, None])[:, 0]
-
-
-def test_tokens_without_a_mark_are_those_of_the_stages_own_base(services: dict[str, ModelService]) -> None:
-    """Such as an external trainer's: another base reads their text, also if the stage's base is not the first."""
-    groups = services["base"].sample("base", [Group(tuple(one)) for one in asked(2)], seed=1, max_new_tokens=6)
-    bare = [
-        Group(g.prompt, tuple(Response(r.text, tokens=r.tokens, truncated=r.truncated) for r in g.responses))
-        for g in groups
-    ]
-    router = ModelRouter(lambda reference: reference, services.__getitem__)
-    router.enter("align", ["base", "small", "twin"], ())
-    with pytest.raises(OtherTokenizer):
-        router.logprobs("small", bare)
-    assert [row.tolist() for row in router.logprobs("twin", bare)] == [
-        row.tolist() for row in router.logprobs("twin", groups)
-    ]
-    _, routed = router._routed("small", bare)
-    assert all(not services["small"].encoder.reads(r) for group in routed for r in group.responses)
 
 
 SABOTEUR = """

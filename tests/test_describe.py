@@ -12,7 +12,6 @@ import pytest
 
 from alignkit import Format, Group, Response
 from alignkit.data.describe import shortened
-from alignkit.data.reading import SourceRows
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load, tied
 from alignkit_apps.charts.data_lines import describe
 
@@ -137,9 +136,6 @@ def test_a_held_out_part_shows_its_own_rows(tmp_path: Path) -> None:
         here, there = len(own), 40 - len(own)
         held_out = f"{here} held-out rows, {there} others for training"
         assert header.endswith(held_out if part == "validation" else f"{here} rows, {there} held out")
-    # Of a part whose rows are all late ones, too.
-    sample = SourceRows(read.groups, [], "labeled_pairs", True).sample(read.groups)
-    assert sample is not None and sample.group is read.groups[0]
 
 
 def test_one_row_is_counted_as_one(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ from alignkit.errors import RecipeError
 from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
 from alignkit.models.examples import Examples
 from alignkit.models.forward import measure
+from alignkit.models.generate import Sampling, sample
 from alignkit.models.packing import pack
-from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
@@ -623,7 +623,7 @@ def test_values_start_at_zero_or_at_the_reward_model(stage: OnlineStage, reward_
         groups = [replace(g, responses=(Response(text="fine"),)) for g in prompts(4)]
         encoded = [e for g in groups if (e := engine.encoder.encode(g, 200, scoring=True)) is not None]
         scores = torch.stack(measure(engine.model, "value", encoded, "scores"))
-        assert scores.tolist() == pytest.approx(engine.scores("rm", groups), abs=1e-5)
+        assert scores.tolist() == pytest.approx(engine["rm"].scores(groups), abs=1e-5)
         assert float(scores.abs().max()) > 0
     finally:
         engine.model.drop_role("value")
@@ -748,7 +748,7 @@ def test_a_saved_reward_model_scores_the_same_in_plain_transformers(reward_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     run, folder, groups = reward_model.run, reward_model.folder, questions()
-    ours = run.models.scores("rm", groups)
+    ours = run.models["rm"].scores(groups)
     assert ours == pytest.approx(reward_model.scores, abs=1e-5)
     assert len(set(ours)) == len(ours)
     is_adapter = (folder / "adapter_config.json").exists()
@@ -1082,7 +1082,7 @@ def test_a_foreign_reward_model_reads_words(tmp_path: Path, stage: OnlineStage) 
     with torch.no_grad():
         wanted = float(model(input_ids=torch.tensor([ids])).logits[0, 0])
     stage.work.models.artifact = lambda reference: folder
-    assert stage.work.models.scores(str(folder), [group]) == [pytest.approx(wanted, abs=1e-5)]
+    assert stage.work.models[str(folder)].scores([group]) == [pytest.approx(wanted, abs=1e-5)]
 
 
 def test_what_is_scored_ends_its_turn(stage: OnlineStage) -> None:
@@ -1107,7 +1107,7 @@ def test_kl_is_zero_at_first_and_then_not(watched: Watched) -> None:
     policy = watched.run.model
     engine = watched.run.models.of("base")
     group = [replace(prompts(1)[0], responses=(Response(text="bread is good"),))]
-    sft, base = engine.logprobs("sft", group)[0], engine.logprobs(BASE, group)[0]
+    sft, base = engine["sft"].logprobs(group)[0], engine[BASE].logprobs(group)[0]
     assert float((sft - base).abs().max()) > 0.01 and policy.adapters is not None
 
 

@@ -1,4 +1,4 @@
-"""Files as numbered rows: jsonl, json, csv, tsv, txt (each also .gz), and parquet.
+"""Files and hub data sets as numbered rows: jsonl, json, csv, tsv, txt (each also .gz), parquet, and `datasets`.
 
 Rows are numbered from 1: lines of jsonl and txt, elements of a json array, records of parquet, and the rows that a
 spreadsheet shows for csv and tsv (the header is row 1). JSON lines in a file called .json are read as lines. A row that
@@ -12,17 +12,22 @@ import csv
 import gzip
 import importlib
 import json
+import logging
 import math
+import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from alignkit.errors import BadRow, Cut, DataError
+from alignkit.errors import BadRow, DataError
+from alignkit.io.cache import cache_folder
+from alignkit.io.digest import folder_digest
 from alignkit.io.lookup import NO_FILE, is_special
 
 MAX_LISTED = 20  # bad rows listed in an error; the rest are counted
@@ -30,6 +35,9 @@ PARQUET_ROWS = 1024  # decoded together
 MAX_LINE = 2**25  # bytes of a line: a row's, with room for a book
 MAX_JSON = 2**30  # bytes of a line in a .json file, which may hold all rows
 RECODE = "save the file as UTF-8, as with `iconv -f CP1252 -t UTF-8 FILE > NEW` for the encoding CP1252"
+_UNDECODED = re.compile("[\udc80-\udcff]")  # what `text_lines` makes of bytes that are not UTF-8
+
+CommitOf = Callable[[str, str | None], str | None]  # data set, revision -> commit, or None if it is unknown
 
 
 @dataclass(frozen=True)
@@ -47,25 +55,26 @@ class SkippedRow:
 
 def bad_rows_error(bad: Sequence[SkippedRow]) -> DataError:
     """The error that lists bad rows, those with the same reason together, and counts what is over MAX_LISTED."""
-    rows = "row" if len(bad) == 1 else "rows"
     alike: dict[tuple[str, str], list[SkippedRow]] = {}
     for row in bad:
         alike.setdefault((row.file, row.reason), []).append(row)
-    lines = [f"{len(bad)} bad {rows}:"]
-    for same in [*alike.values()][:MAX_LISTED]:
-        lines.append(f"  {same[0]}" + (f" ({_more(same)})" if len(same) > 1 else ""))
-    if len(alike) > MAX_LISTED:
-        more = sum(map(len, [*alike.values()][MAX_LISTED:]))
-        lines.append(f"  ... and {more} more")
+    listed, rest = list(alike.values())[:MAX_LISTED], list(alike.values())[MAX_LISTED:]
+    lines = [f"{len(bad)} bad row{'s' * (len(bad) > 1)}:"]
+    for first, *others in listed:
+        lines.append(f"  {first}{_also(others)}")
+    if rest:
+        lines.append(f"  ... and {sum(map(len, rest))} more")
     return DataError("\n".join(lines))
 
 
-def _more(rows: Sequence[SkippedRow]) -> str:
-    """`also rows 3, 4, 5 and 12 more`."""
-    others = [str(row.row) for row in rows[1:]]
-    if len(others) <= 4:
-        return f"also row{'s' * (len(others) > 1)} {', '.join(others)}"
-    return f"also rows {', '.join(others[:3])} and {len(others) - 3} more"
+def _also(rows: Sequence[SkippedRow]) -> str:
+    """` (also rows 3, 4, 5 and 12 more)`"""
+    if not rows:
+        return ""
+    shown = rows if len(rows) <= 4 else rows[:3]
+    numbers = ", ".join(str(row.row) for row in shown)
+    more = f" and {len(rows) - len(shown)} more" if len(shown) < len(rows) else ""
+    return f" (also row{'s' * (len(rows) > 1)} {numbers}{more})"
 
 
 def raise_if_bad(row: Any) -> Any:
@@ -94,7 +103,7 @@ def suffix_of(path: Path) -> str:
 def file_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Numbered rows of a file; a row that cannot be parsed is a `BadRow`.
 
-    Raises `DataError` for a file of an unknown kind, or one that cannot be read at all.
+    Raises `DataError` for a file of an unknown kind, or one that cannot be read to its end.
     """
     suffix = suffix_of(path)
     if suffix in (".jsonl", ".ndjson"):
@@ -102,7 +111,7 @@ def file_rows(path: Path) -> Iterator[tuple[int, Any]]:
     if suffix == ".json":
         return _json_rows(path)
     if suffix in (".csv", ".tsv"):
-        return _table_rows(path, _delimiter(path, "," if suffix == ".csv" else "\t"))
+        return _table_rows(path, "," if suffix == ".csv" else "\t")
     if suffix == ".parquet":
         return _parquet_rows(path)
     raise DataError(
@@ -110,8 +119,12 @@ def file_rows(path: Path) -> Iterator[tuple[int, Any]]:
     )
 
 
-def _byte_lines(path: Path, longest: int = MAX_LINE) -> Iterator[tuple[int, bytes | BadRow]]:
-    """Numbered lines without a byte order mark; a damaged gzip file ends with a `BadRow`, and so does a huge line."""
+def text_lines(path: Path, longest: int = MAX_LINE) -> Iterator[tuple[int, str]]:
+    """Numbered lines with their ends, without a byte order mark. longest: bytes of a line.
+
+    Bytes that are not UTF-8 become surrogates, which `decoded` refuses. Raises `DataError` that names the line at which
+    a damaged file ends, or which is too long.
+    """
     number = 0
     if is_special(path):
         raise DataError(f"{path}: {NO_FILE}")
@@ -121,63 +134,48 @@ def _byte_lines(path: Path, longest: int = MAX_LINE) -> Iterator[tuple[int, byte
                 if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
                     raise DataError(f"{path}: the file is UTF-16; {RECODE.replace('CP1252', 'UTF-16')}")
                 if len(line) > longest:
-                    yield number, Cut(f"the line has more than {longest >> 20} MiB, so nothing is read from it on")
-                    return
-                yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                    raise DataError(f"{path}:{number}: the line has more than {longest >> 20} MiB")
+                yield number, line.decode(errors="surrogateescape").removeprefix("\ufeff" * (number == 1))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        yield number + 1, Cut(f"the gzip file is damaged or truncated: {error}")
+        raise DataError(f"{path}:{number + 1}: the gzip file is damaged or truncated: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot read the file: {error.strerror or error}") from error
 
 
-def text_lines(path: Path, longest: int = MAX_LINE) -> Iterator[tuple[int, str | BadRow]]:
-    """Numbered lines as text, without line ends (LF or CRLF). longest: bytes of a line."""
-    for number, line in _byte_lines(path, longest):
-        yield number, line if isinstance(line, BadRow) else _decoded(line)
-
-
-def _decoded(line: bytes) -> str | BadRow:
-    try:
-        return line.decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        return BadRow(f"not valid UTF-8 at byte {error.start + 1} of the line; {RECODE}")
+def decoded(text: str) -> str:
+    """A text of `text_lines`. Raises `BadRow` if it was not UTF-8."""
+    if not text.isascii() and (fault := _UNDECODED.search(text)):
+        raise BadRow(f"not valid UTF-8 at character {fault.start() + 1} of the line; {RECODE}")
+    return text
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in _byte_lines(path):
-        if isinstance(line, BadRow):
-            yield number, line
-        elif line.strip():
-            yield number, _parse_or_bad(line)
+    for number, line in text_lines(path):
+        if line.strip():
+            yield number, _parsed_line(line)
 
 
-def _parse_or_bad(line: bytes) -> Any:
-    """The value of a line of JSON, or a `BadRow`."""
+def _parsed_line(line: str) -> Any:
     try:
         return parse(line)
     except BadRow as error:
-        complete = line.endswith(b"\n")
+        complete = line.endswith("\n")
         return error if complete else BadRow(f"{error}; the line has no line end: the file may be truncated")
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _float(digits: str) -> float:
-    if math.isinf(value := float(digits)):
-        raise ValueError(f"the number {digits[:20]} is too large")
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:20]} is too large, or not a JSON number")
     return value
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_float)
+_DECODER = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
 
 
 def parse(line: str | bytes) -> Any:
-    """The value of a line of JSON. Raises `BadRow` if it is not valid."""
-    text = line if isinstance(line, str) else raise_if_bad(_decoded(line))
-    if "\0" in text:
-        raise BadRow("the row contains a NUL byte")
+    """The value of a text of JSON. Raises `BadRow` if it is not valid."""
+    text = decoded(line if isinstance(line, str) else line.decode(errors="surrogateescape"))
     try:
         return _DECODER.decode(text.strip())
     except json.JSONDecodeError as error:
@@ -192,86 +190,45 @@ def parse(line: str | bytes) -> Any:
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Rows of a JSON file: the elements of an array, one object, or an object per line, as in a .jsonl file.
 
-    An object whose only key holds a list of texts is read as that list. A fault in an array ends the file, not the
-    rows before it.
+    An object whose only key holds a list of texts is read as that list.
     """
     lines = [line for _, line in text_lines(path, MAX_JSON)]
-    bad = next(((number, line) for number, line in enumerate(lines, 1) if isinstance(line, BadRow)), None)
-    if bad:
-        raise DataError(f"{path}:{bad[0]}: {bad[1]}")
-    text = "\n".join(map(str, lines)).strip()
-    if text.startswith("["):
-        yield from enumerate(_elements(text), 1)
+    text = "".join(lines)
+    if not text.strip():
         return
-    value = _parse_or_bad(text.encode() + b"\n") if text else None
-    if isinstance(value, BadRow) and any(_is_object(str(line)) for line in lines[:MAX_LISTED]):
+    try:
+        value = parse(text)
+    except BadRow as error:
+        if not any(isinstance(_parsed_line(line), dict) for line in lines[:MAX_LISTED]):
+            raise DataError(f"{path}: {error}") from error
         yield from _jsonl_rows(path)
-    elif text:
-        yield from enumerate(_rows_of_object(value), 1)
-
-
-def _is_object(line: str) -> bool:
-    return line.lstrip().startswith("{") and isinstance(_parse_or_bad(line.encode()), dict)
-
-
-def _rows_of_object(value: Any) -> list[Any]:
-    inner = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
-    return inner if isinstance(inner, list) and all(isinstance(item, str) for item in inner) else [value]
-
-
-def _elements(text: str) -> Iterator[Any]:
-    """Elements of a JSON array, parsed one by one, so that a fault costs only the elements after it."""
-    position = _after_space(text, 1)
-    if text[position : position + 1] == "]":
         return
-    while True:
-        try:
-            value, position = _DECODER.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            yield Cut(f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}")
-            return
-        except ValueError as error:
-            yield Cut(f"not valid JSON: {error}")
-            return
-        except RecursionError:
-            yield Cut("the JSON is nested too deeply")
-            return
-        yield value
-        position = _after_space(text, position)
-        separator = text[position : position + 1]
-        position = _after_space(text, position + 1)
-        if separator != ",":
-            break
-    if separator != "]" or position < len(text):
-        yield Cut("the array is truncated or followed by other text")
+    if isinstance(value, dict):
+        only = next(iter(value.values())) if len(value) == 1 else None
+        texts = isinstance(only, list) and all(isinstance(item, str) for item in only)
+        value = only if texts else value
+    yield from enumerate(value if isinstance(value, list) else [value], 1)
 
 
-def _after_space(text: str, position: int) -> int:
-    while text[position : position + 1] in (" ", "\n", "\r", "\t"):
-        position += 1
-    return position
+def _table_rows(path: Path, usual: str) -> Iterator[tuple[int, Any]]:
+    """Rows of a csv or tsv file as objects; the header is row 1, and quoted cells may contain line ends.
 
-
-def _delimiter(path: Path, usual: str) -> str:
-    """What separates the columns: the usual character, or the only one of a few others that the header has."""
-    header = next((line.decode(errors="replace") for _, line in _byte_lines(path) if isinstance(line, bytes)), "")
-    others = [mark for mark in ",;\t|" if mark in header]
-    return others[0] if len(others) == 1 else usual
-
-
-def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
-    """Rows of a csv or tsv file as objects; the header is row 1, and quoted cells may contain line ends."""
+    usual: what separates the columns, unless the header has only one of a few others.
+    """
     csv.field_size_limit(2**31 - 1)  # the default limit is 128 KiB
-    damage: list[BadRow] = []
-    records = csv.reader(_table_lines(path, damage), delimiter=delimiter, strict=True)
+    lines = (line for _, line in text_lines(path))
+    first = next(lines, None)
+    if first is None:
+        return
+    marks = [mark for mark in ",;\t|" if mark in first]
+    delimiter = marks[0] if len(marks) == 1 else usual
+    records = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
     header: list[str] = []
-    number = 0
-    while True:
-        number += 1
+    for number in count(1):
         try:
             cells = next(records)
         except StopIteration:
-            break
+            return
         except csv.Error as error:
             yield number, BadRow(f"not a valid table row: {error}")
             continue
@@ -279,36 +236,21 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
             header = _header(path, cells)
         elif any(cells):  # spreadsheets leave empty rows behind
             yield number, _record(header, cells)
-    yield from ((number, fault) for fault in damage)
-
-
-def _table_lines(path: Path, damage: list[BadRow]) -> Iterator[str]:
-    """Lines with their ends; bytes that are not UTF-8 become surrogates, which `_record` detects."""
-    for _, line in _byte_lines(path):
-        if isinstance(line, BadRow):
-            damage.append(line)
-        else:
-            yield line.decode(errors="surrogateescape")
 
 
 def _header(path: Path, cells: Sequence[str]) -> list[str]:
-    if _undecoded(cells):
-        raise DataError(f"{path}:1: not valid UTF-8; {RECODE}")
     names = [cell.strip() for cell in cells]
+    if _UNDECODED.search("".join(names)):
+        raise DataError(f"{path}:1: not valid UTF-8; {RECODE}")
     if not any(names) or len(set(names)) < len(names):
         raise DataError(f"{path}:1: every column in the header needs a different name, got: {', '.join(cells)}")
     return names
 
 
-def _undecoded(cells: Sequence[str]) -> bool:
-    """Whether any cell has bytes that are not UTF-8."""
-    return any("\udc80" <= character <= "\udcff" for cell in cells for character in cell)
-
-
 def _record(header: Sequence[str], cells: Sequence[str]) -> dict[str, str] | BadRow:
     if len(cells) != len(header):
         return BadRow(f"the row has {len(cells)} cell{'s' * (len(cells) != 1)}, but the header has {len(header)}")
-    if _undecoded(cells):
+    if _UNDECODED.search("".join(cells)):
         return BadRow(f"not valid UTF-8; {RECODE}")
     return dict(zip(header, cells, strict=True))
 
@@ -316,15 +258,14 @@ def _record(header: Sequence[str], cells: Sequence[str]) -> dict[str, str] | Bad
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Rows of a parquet file, read from the file itself: the cache of `datasets` would miss a change."""
     parquet = importlib.import_module("pyarrow.parquet")  # takes a second, so only when needed
-    number = 0
     if is_special(path):
         raise DataError(f"{path}: {NO_FILE}")
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, json_value(row)
+            batches = file.iter_batches(batch_size=PARQUET_ROWS)
+            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+            for number, row in enumerate(rows, 1):
+                yield number, json_value(row)
     except FileNotFoundError as error:
         raise DataError(f"{path}: cannot read the file: {error.strerror or error}") from error
     except Exception as error:  # Arrow raises many kinds
@@ -345,12 +286,16 @@ def json_value(value: Any) -> Any:
         return [json_value(inner) for inner in value]
     if isinstance(value, float | Decimal):
         return None if math.isnan(value) else float(value)
-    if isinstance(value, bytes):
-        text = _decoded(value)
-        return text if isinstance(text, str) and "\0" not in text else {"unread": "bytes"}
     if isinstance(value, timedelta | UUID):
         return str(value)
-    return value.isoformat() if hasattr(value, "isoformat") else {"unread": type(value).__name__}
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    try:
+        if isinstance(value, bytes) and b"\0" not in value:
+            return value.decode()
+    except UnicodeDecodeError:
+        pass
+    return {"unread": type(value).__name__}
 
 
 def without_fills(row: Any) -> Any:
@@ -368,3 +313,42 @@ def _dense(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _dense(inner) for key, inner in value.items() if inner is not None}
     return [_dense(inner) for inner in value] if isinstance(value, list) else value
+
+
+def as_written(name: str, revision: str | None) -> str | None:
+    """The revision as the recipe writes it, without asking the hub."""
+    return revision
+
+
+def hub_rows(
+    name: str,
+    config: str | None = None,
+    revision: str | None = None,
+    data_files: Any = None,
+    split: str = "train",
+    commit: CommitOf = as_written,
+) -> Iterator[tuple[int, Any]]:
+    """Numbered rows of a part of a hub data set, or of a local folder in the layout of one, read by `datasets`.
+
+    config: the configuration (subset); None means the only one, or the default.
+    data_files: a file or pattern inside, a list of these, or one of these for each split.
+    commit: reads exactly this commit.
+    Raises `DataError` if `datasets` cannot load them.
+    """
+    datasets = importlib.import_module("datasets")  # takes seconds, so only when needed
+    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a README without a card is no fault
+    where = {"name": config, "data_files": data_files}
+    if Path(name).is_dir():
+        if revision is not None:
+            raise DataError(f"{name}: a folder has no 'revision'; remove it")
+        # `datasets` knows a prepared file by its time of change; this knows it by its content.
+        where["cache_dir"] = str(cache_folder() / "datasets" / folder_digest(Path(name)))
+    else:
+        where["revision"] = commit(name, revision)
+    where = {key: value for key, value in where.items() if value is not None}
+    try:
+        for number, row in enumerate(datasets.load_dataset(name, split=split, **where), 1):
+            yield number, json_value(row)
+    except Exception as error:  # the network, the hub and Arrow raise many kinds
+        label = f"{name}{f'/{config}' if config else ''}[{split}]"
+        raise DataError(f"{label}: `datasets` cannot load it: {type(error).__name__}: {error}") from error

@@ -1,25 +1,97 @@
 """The sources of a recipe's data entry: read, checked, and split into rows to learn from and rows held out.
 
-A source is read as numbered rows (`alignkit.data.files`, `alignkit.data.hub`), and a format plugin turns each row into
-a group (`alignkit.data.reading`, `alignkit.formats`). All faults are reported together as `file:row: reason`.
+A source is read as numbered rows (`alignkit.data.files`), and a format plugin turns each row into a group
+(`alignkit.formats`). All faults are reported together as `file:row: reason`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from alignkit.data import hub
-from alignkit.data.files import SkippedRow, bad_rows_error
-from alignkit.data.group import Group, resolved_pairs, sha256_of, turns_of
-from alignkit.data.reading import DataSource, Formats, Sample, SourceRows, StageData, read_source
-from alignkit.errors import DataError, did_you_mean
-from alignkit.formats import text_of
+from alignkit.data.files import (
+    CommitOf,
+    SkippedRow,
+    as_written,
+    bad_rows_error,
+    decoded,
+    file_rows,
+    hub_rows,
+    kind_of,
+    raise_if_bad,
+    suffix_of,
+    text_lines,
+    without_fills,
+)
+from alignkit.data.group import Group, Origin, Response, group_from_json, group_id, resolved_pairs, sha256_of, turns_of
+from alignkit.errors import BadRow, DataError, LeftOut, did_you_mean
+from alignkit.formats import FOREIGN, LABEL_COLUMNS, Format, text_of
+from alignkit.io.digest import file_digest, folder_digest
+from alignkit.plugin_errors import failure
 from alignkit.readers import reader_of
+from alignkit.registry import Component
 
+SAMPLE_ROWS = 1000  # of a source, whose columns can be shown: of a small part, the first ones may all be elsewhere
 OR_SKIP = ", or set 'on_bad_row: skip'"
+# What columns with a question and with its answer are called, besides `prompt` and `completion`.
+QUESTIONS = {"question", "query", "problem", "input", "instruction", "goal", "ctx", "request", "user", "q"}
+QUESTIONS |= {"frage", "pregunta", "domanda", "vraag"}
+ANSWERS = {"answer", "response", "output", "solution", "target", "reply", "answerkey", "assistant", "a"}
+ANSWERS |= {"antwort", "réponse", "respuesta", "risposta", "antwoord"}
+# The same for columns with a better and with a worse answer, besides `chosen` and `rejected`.
+BETTER = {"better", "good", "best", "preferred", "accepted"}
+WORSE = {"worse", "bad", "worst", "dispreferred", "rejected"}
+WEIGHTS = ("weight", "sample_weight", "loss_weight")  # columns that say how much a row counts in a loss
+Part = Literal["training", "validation"]
+Formats = Mapping[str, type[Format]]
+StageData = Callable[[str], Path]
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One source of groups: a file, a stage's data or a hub data set.
+
+    path, stage, hub: exactly one is set. hub may be a local folder.
+    config, revision, data_files, split: the part of a hub data set; see `hub_rows`.
+    format: the format and its options; None detects it from the first row.
+    limit: the number of good rows to read; None reads all.
+    validation: the share of prompts held out for validation, in [0, 1).
+    part: read only this side of the split; None reads both.
+    group: the column whose equal values stay on one side of the split.
+    weight: the source's share of the rows drawn, relative to others of the same entry; None draws by row.
+    on_bad_row: `error` stops with all bad rows, `skip` counts them.
+    columns: the name that the format expects -> the name in the file.
+    meta: values added to every group's `meta`; they replace the row's own.
+    """
+
+    format: Component | None = None
+    path: Path | None = None
+    stage: str | None = None
+    hub: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    data_files: Any = None
+    limit: int | None = None
+    split: str | None = None
+    validation: float = 0.0
+    part: Part | None = None
+    group: str | None = None
+    weight: float | None = None
+    on_bad_row: Literal["error", "skip"] = "error"
+    columns: dict[str, str] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The source in messages: a stage, a path, or a hub data set with its configuration and split."""
+        if self.stage:
+            return f"stage {self.stage}"
+        if self.path is not None:
+            return str(self.path)
+        return f"{self.hub}{f'/{self.config}' if self.config else ''}[{self.split or 'train'}]"
 
 
 @dataclass(frozen=True)
@@ -27,6 +99,18 @@ class DataSpec:
     """A recipe's data entry: one or more sources, read as one."""
 
     sources: tuple[DataSource, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A group that shows how rows are understood. reason: what made one response the better one, such as `label 2`.
+
+    unused: columns that the format has only kept, for rewards, without those of single words.
+    """
+
+    group: Group
+    reason: str = ""
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,12 +159,7 @@ class Loaded:
 
 
 def load(
-    spec: DataSpec,
-    *,
-    formats: Formats,
-    seed: int,
-    stage_data: StageData,
-    commit: hub.CommitOf = hub.as_written,
+    spec: DataSpec, *, formats: Formats, seed: int, stage_data: StageData, commit: CommitOf = as_written
 ) -> Loaded:
     """Read all sources of a data entry.
 
@@ -93,40 +172,27 @@ def load(
     Raises `DataError` that lists the bad rows of all sources, or names a source without a usable row, or one of which
     nothing can be held out.
     """
-    parts: list[SourceRows] = []
+    parts = [SourceReader(source, formats, place) for place, source in enumerate(spec.sources)]
     skipped: list[SkippedRow] = []
     errors: list[SkippedRow] = []
-    for place, source in enumerate(spec.sources):
-        part = read_source(source, place, formats, stage_data, commit)
+    for part in parts:
+        part.read(stage_data, commit)
         for row in part.bad:
-            (skipped if row.left_out or source.on_bad_row == "skip" else errors).append(row)
+            (skipped if row.left_out or part.source.on_bad_row == "skip" else errors).append(row)
         if not part.groups and not errors:
-            raise DataError(_no_usable_row(source, part.bad))
-        parts.append(part)
+            raise DataError(f"{part.source.name}: no usable row; {part.why_empty()}")
     if errors:
         raise DataError(f"{bad_rows_error(errors)}\nhelp: correct the rows{OR_SKIP}")
     training, held_out = _split([part.groups for part in parts], spec.sources, seed)
     # The same in all sources that have a split, or else the recipe was refused. None: both sides.
     wanted = next((source.part for source in spec.sources if source.validation), None)
     kept, other = (held_out, training) if wanted == "validation" else (training, held_out)
-    facts = tuple(
-        SourceFacts(
-            source.name,
-            part.format,
-            part.recognized,
-            len(mine),
-            len(theirs),
-            len(part.bad),
-            share,
-            sum(map(tied, mine)),
-            part.sample(mine),
-            wanted,
-            part.notes,
-        )
-        for source, part, mine, theirs, share in zip(spec.sources, parts, kept, other, shares_of(spec), strict=True)
-    )
-    validation = [] if wanted else [group for groups in held_out for group in groups]
-    return Loaded([group for groups in kept for group in groups], validation, skipped, facts)
+    facts = [
+        part.facts(mine, rows=len(mine), held_out=len(theirs), weight=share, part=wanted)
+        for part, mine, theirs, share in zip(parts, kept, other, shares_of(spec), strict=True)
+    ]
+    validation = [] if wanted else list(chain(*held_out))
+    return Loaded(list(chain(*kept)), validation, skipped, tuple(facts))
 
 
 def tied(group: Group) -> bool:
@@ -145,11 +211,356 @@ def shares_of(spec: DataSpec) -> list[float | None]:
     return [weight / sum(filled) for weight in filled]
 
 
-def _no_usable_row(source: DataSource, bad: Sequence[SkippedRow]) -> str:
-    why = f"bad rows skipped: {len(bad)}, the first: {bad[0]}" if bad else "the source is empty"
-    if not bad and source.path is not None and (reader := reader_of(source.path)) is not None:
-        why = reader.no_rows
-    return f"{source.name}: no usable row; {why}"
+def content_digest(path: Path) -> str:
+    """SHA-256 of what a file or folder says: of its bytes, or of what its reader finds in it."""
+    if path.is_dir():
+        return folder_digest(path)
+    reader = reader_of(path)
+    return file_digest(path) if reader is None else reader.digest(path)
+
+
+def recognized_format(source: DataSource, formats: Formats, stage_data: StageData, commit: CommitOf) -> str:
+    """The format that the source's first row decides; empty if the recipe names one, or if none can be found."""
+    if source.format is not None or source.stage:
+        return ""
+    reader = SourceReader(source, formats)
+    try:
+        for _, row in reader.rows(stage_data, commit):
+            if reader.format is None and not isinstance(row, BadRow):
+                reader.recognize(row)
+            if reader.format is not None:
+                break
+    except (DataError, BadRow):  # reported when the stage reads its data
+        return ""
+    return reader.format_name
+
+
+# --- reading a source
+
+
+class _StoredGroups(Format):
+    """Groups that a stage wrote: alignkit made them, so only their shape is checked."""
+
+    def read(self, row: Any) -> Group:
+        return group_from_json(row)
+
+    def check(self, group: Group) -> None:
+        pass
+
+
+class SourceReader:
+    """Turns a source's rows into groups; the first row that can be parsed decides the format.
+
+    groups, bad: what `read` has found, at most the source's limit of good rows.
+    """
+
+    def __init__(self, source: DataSource, formats: Formats, place: int = 0):
+        """place: the source's index in its data entry, which its groups' origin holds."""
+        self.source, self.formats, self.place = source, formats, place
+        self.format: Format | None = None
+        self.format_name = ""
+        self.groups: list[Group] = []
+        self.bad: list[SkippedRow] = []
+        self._raw: dict[int, Any] = {}  # the first rows, by number
+        if source.format is not None:
+            self.format = source.format.registration.implementation(source.format.options)
+            self.format_name = source.format.name
+        elif source.stage:
+            self.format, self.format_name = _StoredGroups(), "groups"
+
+    def read(self, stage_data: StageData, commit: CommitOf) -> None:
+        """Read the groups and the bad rows of the source."""
+        good = 0
+        for number, row in self.rows(stage_data, commit):
+            try:
+                self.groups += self.groups_of(number, row)
+            except BadRow as error:
+                self.bad.append(SkippedRow(self.source.name, number, str(error), isinstance(error, LeftOut)))
+                continue
+            good += 1
+            if good <= SAMPLE_ROWS:
+                self._raw[number] = row
+            if good == self.source.limit:
+                break
+
+    def rows(self, stage_data: StageData, commit: CommitOf) -> Iterator[tuple[int, Any]]:
+        """Numbered rows; a row that cannot be parsed is a `BadRow`."""
+        rows = ((number, without_fills(row)) for number, row in self._stored_rows(stage_data, commit))
+        try:
+            return rows if self.format is None else self.format.rows(rows)
+        except BadRow as error:
+            raise DataError(f"{self.source.name}: {error}") from error
+
+    def _stored_rows(self, stage_data: StageData, commit: CommitOf) -> Iterator[tuple[int, Any]]:
+        source = self.source
+        if source.hub:
+            part = (source.config, source.revision, source.data_files, source.split or "train")
+            return hub_rows(source.hub, *part, commit)
+        path = stage_data(source.stage) if source.stage else Path(str(source.path))
+        if path.is_dir():
+            return (self.format or Format()).rows_of_folder(path)
+        if suffix_of(path) == ".txt":
+            return self._text_rows(path)
+        reader = reader_of(path)
+        return file_rows(path) if reader is None else reader.rows(path)
+
+    def _text_rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+        if self.format is None:
+            candidates = {name: cls for name, cls in self.formats.items() if cls.plain_text}
+            if len(candidates) != 1:
+                choices = _described(candidates or self.formats)
+                raise DataError(f"{path}: a text file needs a format, as in `data: {{FORMAT: FILE}}`:\n{choices}")
+            self.format_name, cls = next(iter(candidates.items()))
+            self.format = cls()
+        lines: list[tuple[int, str]] = []
+        for number, line in text_lines(path):
+            try:
+                lines.append((number, decoded(line).rstrip("\r\n")))
+            except BadRow as error:
+                yield number, error
+        yield from self.format.rows_of_text(lines)
+
+    def recognize(self, row: Any) -> None:
+        """Decide the format by this row. Raises `DataError` if no format or several match."""
+        row = with_renamed_columns(row, self.source.columns)
+        self.format_name = _detected_format(row, self.formats, self.source.name)
+        self.format = self.formats[self.format_name]()
+
+    def groups_of(self, number: int, row: Any) -> list[Group]:
+        """The checked groups of a row, with ids and the source's meta. Raises BadRow."""
+        raise_if_bad(row)
+        if self.format is None:
+            self.recognize(row)
+        assert self.format is not None
+        origin = Origin(self.source.name, number, self.source.on_bad_row == "skip", self.place)
+        try:
+            groups = checked_groups(self.format, row, self.source.columns)
+            return [self._completed(group, row, origin) for group in groups]
+        except BadRow:
+            raise
+        except Exception as error:  # if a format fails, the user still learns at which row
+            raise BadRow(f"the format {type(self.format).__name__} {failure(error, self.format)}") from error
+
+    def _completed(self, group: Group, row: Any, origin: Origin) -> Group:
+        name = group.id or group_id(group.prompt, group.responses, group.tools)
+        meta = {**group.meta, **self.source.meta}
+        columns = row if isinstance(row, Mapping) else {}
+        if (held := self.source.group) is not None and held in columns:
+            meta.setdefault(held, columns[held])
+        says_weight = self.source.meta if "alignkit" in columns else meta  # a group that was written knows its own
+        return replace(group, id=name, meta=meta, origin=origin, weight=_weight(group, says_weight))
+
+    def why_empty(self) -> str:
+        """Why no row of the source can be used, in words."""
+        if self.bad:
+            return f"bad rows skipped: {len(self.bad)}, the first: {self.bad[0]}"
+        reader = None if self.source.path is None else reader_of(self.source.path)
+        return "the source is empty" if reader is None else reader.no_rows
+
+    def facts(self, kept: Sequence[Group], **counts: Any) -> SourceFacts:
+        """How the source was read. kept: the groups of the part that is read."""
+        notes = [] if self.format is None else [*self.format.notes]
+        if len(weights := {group.weight for group in self.groups if group.responses}) > 1:
+            notes.append(f"rows weigh {min(weights):g} to {max(weights):g} in the loss of methods that learn from data")
+        return SourceFacts(
+            self.source.name,
+            self.format_name,
+            self.source.format is None,
+            skipped=len(self.bad),
+            ties=sum(map(tied, kept)),
+            sample=self._sample(kept),
+            notes=notes,
+            **counts,
+        )
+
+    def _sample(self, kept: Sequence[Group]) -> Sample | None:
+        """The first group, or the first one with a pair: it shows which response counts as better."""
+        shown = [group for group in kept if group.origin is not None and group.origin.row in self._raw] or kept[:1]
+        group = next((group for group in shown if resolved_pairs(group)), next(iter(shown), None))
+        if group is None or group.origin is None or self.format is None:
+            return None
+        row = self._raw.get(group.origin.row)
+        reason = self.format.reason(with_renamed_columns(row, self.source.columns)) if resolved_pairs(group) else ""
+        used = {*reason.split(), *WEIGHTS, *LABEL_COLUMNS} if group.responses else set()
+        columns = row.items() if isinstance(row, Mapping) else ()
+        unused = [name for name, value in columns if _is_meant(value) and group.meta.get(name) is value]
+        return Sample(group, reason, tuple(name for name in unused if name not in used))
+
+
+def _is_meant(value: Any) -> bool:
+    """Whether a column seems to be there for a reader: all but single words, such as names and digests."""
+    if isinstance(value, str):
+        return len(value.split()) > 1 or value.replace(".", "").isdecimal()
+    return value not in (None, [], {})
+
+
+def _weight(group: Group, meta: Mapping[str, Any]) -> float:
+    """How much a row with a response counts in a loss, by one of the columns WEIGHTS."""
+    found = group.weight
+    for name in WEIGHTS if group.responses else ():
+        try:
+            weight = Format.number(meta, name)
+        except BadRow:
+            weight = -1.0
+        if weight is None:
+            continue
+        if weight < 0:
+            raise BadRow(
+                f"column '{name}' says how much a row counts in a loss, so it must be a number of 0 or more, not "
+                f"{str(meta[name])[:60]!r}; if it means something else: `columns: {{other_{name}: {name}}}`"
+            )
+        found = weight
+    return found
+
+
+def checked_groups(format: Format, row: Any, columns: Mapping[str, str]) -> list[Group]:
+    """The groups that a format reads from a row. columns: expected -> actual. Raises `BadRow` for a bad one."""
+    row = with_renamed_columns(row, columns)
+    format.check_columns(row, columns)
+    groups = list(format.groups(row))
+    for group in groups:
+        if not isinstance(group, Group):
+            raise TypeError(f"`read` must return a Group, not {type(group).__name__}")
+        if not all(isinstance(turn, Mapping) for turn in group.prompt):
+            raise TypeError("a Group's prompt must be a tuple of messages; `self.conversation` makes them of a text")
+        if not all(isinstance(response, Response) for response in group.responses):
+            raise TypeError("a Group's responses must be a tuple of Response objects")
+        format.check(group)
+    return groups
+
+
+def with_renamed_columns(row: Any, columns: Mapping[str, str]) -> Any:
+    """The row with the column names that the format expects. columns: expected -> actual."""
+    if not columns:
+        return row
+    if not isinstance(row, Mapping):
+        raise BadRow(f"columns cannot be renamed: the row is {kind_of(row)}, not an object")
+    missing = [actual for actual in columns.values() if actual not in row]
+    if missing:
+        raise BadRow(f"no column {', '.join(map(repr, missing))} to rename; the row has {_listed(row)}")
+    others = {name: value for name, value in row.items() if name not in columns.values()}
+    return others | {expected: row[actual] for expected, actual in columns.items()}
+
+
+# --- recognizing a format
+
+
+class UnknownFormat(DataError):
+    """No format recognizes a source, whose columns the user may name."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a recipe may say what a source's columns mean.
+
+    columns: expected -> actual. template: reads a vendor's layout.
+    """
+
+    format: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    template: str = ""
+
+    def __str__(self) -> str:
+        if self.template:
+            return f"data: {{path: FILE, template: {self.template}}}"
+        if not self.columns:
+            return f"data: {{{self.format}: FILE}}"
+        names = ", ".join(f"{expected}: {actual}" for expected, actual in self.columns.items())
+        return f"data: {{path: FILE, columns: {{{names}}}}}  # {self.format}"
+
+
+# Columns of vendors' own layouts -> the template that reads them.
+_LAYOUTS = {
+    ("input", "preferred_output", "non_preferred_output"): (
+        '{prompt: "{input.messages}", chosen: "{preferred_output}", rejected: "{non_preferred_output}"}'
+    ),
+    ("systemInstruction", "contents"): (
+        '{system: "{systemInstruction.parts[0].text}", prompt: "{contents[0].parts[0].text}", '
+        'response: "{contents[1].parts[0].text}"}'
+    ),
+    ("contents",): '{prompt: "{contents[0].parts[0].text}", response: "{contents[1].parts[0].text}"}',
+}
+
+
+def _detected_format(row: Any, formats: Formats, source: str) -> str:
+    """The only format that matches a source's first row. Raises `DataError` if none or several do."""
+    matching = {name: cls for name, cls in formats.items() if _matches(cls, row)}
+    if len(matching) == 1:
+        return next(iter(matching))
+    content = f"columns {_listed(row)}" if isinstance(row, Mapping) else kind_of(row)
+    if matching:
+        raise DataError(
+            f"{source}: several formats match the first row ({content}). "
+            f"Choose one, as in `data: {{FORMAT: FILE}}`:\n{_described(matching)}"
+        )
+    text = f"{source}: no format matches the first row ({content})"
+    if readings := readings_of(row, formats):
+        kind = DataError if readings[0].template else UnknownFormat
+        raise kind("\n  ".join([f"{text}. Say what its columns mean, as in:", *map(str, readings)]))
+    raise UnknownFormat(
+        f"{text}. Rename columns with `columns: {{expected: actual}}`, say what they mean with a `template`, or name "
+        f"the format (`alignkit plugins FORMAT` describes it): {', '.join(formats)}"
+    )
+
+
+def readings_of(row: Any, formats: Formats) -> list[Reading]:
+    """The ways to read a row that no format recognizes: a vendor's layout, by a format's name, or renamed columns."""
+    if not isinstance(row, Mapping):
+        return []
+    template = next((template for columns, template in _LAYOUTS.items() if row.keys() >= set(columns)), "")
+    if template:
+        return [Reading("template", template=template)]
+    readings = [Reading(name) for name, cls in formats.items() if _reads(cls, row)]
+    for columns in _renamings(row):
+        renamed = with_renamed_columns(row, columns)
+        fitting = [name for name, cls in formats.items() if _matches(cls, renamed) and _reads(cls, renamed)]
+        if len(fitting) == 1 and fitting[0] not in {reading.format for reading in readings}:
+            readings.append(Reading(fitting[0], columns))
+    return readings
+
+
+def _renamings(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """What the columns may mean (expected -> actual), by their usual names."""
+    questions, answers, better, worse = (
+        [name for name in row if str(name).lower() in usual] for usual in (QUESTIONS, ANSWERS, BETTER, WORSE)
+    )
+    prompt = {}
+    if "prompt" not in row:
+        if len(questions) != 1:
+            return
+        prompt = {"prompt": questions[0]}
+    if len(better) == len(worse) == 1:
+        yield {**prompt, "chosen": better[0], "rejected": worse[0]}
+    yield from ({**prompt, "completion": name} for name in answers)
+    foreign = {f"other_{name}": name for name in row if name in FOREIGN}
+    if prompt or foreign:
+        yield prompt | foreign
+
+
+def _listed(row: Iterable[Any], most: int = 20) -> str:
+    """The names of a row's columns, not more than one reads."""
+    names = [*map(str, row)]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
+
+
+def _matches(format_class: type[Format], row: Any) -> bool:
+    try:
+        return format_class.matches(row)
+    except Exception:  # a plugin that fails on a foreign row does not match it
+        return False
+
+
+def _reads(format_class: type[Format], row: Any) -> bool:
+    """Whether a format that does not recognize a row can read it if a recipe names it."""
+    try:
+        return bool(checked_groups(format_class(), row, {}))
+    except Exception:  # whatever a format raises on a foreign row, it does not read it
+        return False
+
+
+def _described(formats: Formats) -> str:
+    width = max((len(name) for name in formats), default=0)
+    return "\n".join(f"  {name:<{width}}  {cls.wants or cls.summary}" for name, cls in formats.items())
 
 
 # --- splitting

@@ -98,7 +98,7 @@ def sample_policies(
         context.say(f"{context.out.name}: {names[policy]} answers {len(prompts)} prompts ({number} of {len(policies)})")
         asked = (prompted or {}).get(policy) or Prompted(policy)
         read, count = [asked.read(group) for group in prompts], samples_per_prompt * asked.drafts
-        sampled = context.models.sample(asked.role, read, seed=context.seed, samples_per_prompt=count, **sampling)
+        sampled = context.models[asked.role].sample(read, seed=context.seed, samples_per_prompt=count, **sampling)
         own = [tuple(replace(r, source=policy, scores={}) for r in group.responses) for group in sampled]
         # Keep the prompt's own group: some rewards depend on its columns, such as `safety`.
         drafts = [replace(group, responses=each, pairs=None) for group, each in zip(prompts, own, strict=True)]

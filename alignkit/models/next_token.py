@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +12,6 @@ from torch import Tensor
 from alignkit.errors import RunFailed
 
 BLOCK = 256  # tokens of the vocabulary that `inverse_cdf` first adds up
-DIVERGED = "the policy's next-token probabilities are NaN: training has diverged; lower learning_rate"
 
 
 @dataclass(frozen=True)
@@ -48,44 +46,19 @@ class Sampling:
 
 def choose(
     logits: Tensor,
-    draws: Sequence[float],
-    sampling: Sampling,
-    lengths: Sequence[int],
-    end_ids: frozenset[int],
-    processed: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Choose the next tokens [n]; also return their log-probabilities [n] at the sampling temperature, unfiltered.
-
-    logits: [n, vocabulary] fp32. draws: [n] uniform in [0, 1). lengths: [n] tokens written; below `min_new_tokens` no
-    end token is chosen. processed: the logits to choose by, if processors have changed them. Raises RunFailed if no
-    token can be chosen.
-    """
-    short = [length < sampling.min_new_tokens for length in lengths]
-    early = torch.tensor(short, device=logits.device) if any(short) else None
-    ends = torch.tensor(sorted(end_ids) if any(short) else [], dtype=torch.int64, device=logits.device)
-    numbers = torch.tensor(np.asarray(draws), dtype=torch.float64)
-    chosen, chosen_logprobs, allowed = draw(logits, numbers, sampling, early, ends, processed)
-    changed = processed is not None and processed is not logits
-    if changed and not bool(allowed.amax(dim=-1).isfinite().all()):
-        raise RunFailed("the logits processors masked every token of a response, or produced NaN")
-    if not bool(chosen_logprobs.isfinite().all()):
-        raise RunFailed(DIVERGED)
-    return chosen, chosen_logprobs
-
-
-def draw(
-    logits: Tensor,
     draws: Tensor,
     sampling: Sampling,
     early: Tensor | None,
     ends: Tensor,
-    processed: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`choose` without a look at the results: tokens, log-probabilities, and the scores they were chosen by.
+    contexts: Sequence[Sequence[int] | None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Choose the next tokens [n]; also return their log-probabilities [n] at the sampling temperature, unfiltered.
 
-    draws: [n] fp64. early: [n] bool, rows that may not end yet; None: all may. ends: [m] the end tokens, on the device.
+    logits: [n, vocabulary] fp32. draws: [n] fp64, uniform in [0, 1). early: [n] bool, rows that may not end yet; None:
+    all may. ends: [m] the end tokens, on the device. contexts: for processors, see `process`. Nothing looks at the
+    results, for which a GPU would have to be waited for, unless there are processors.
     """
-    changed = logits if processed is None else processed
+    changed = logits if contexts is None else process(logits, contexts, sampling)
     if sampling.temperature == 0:
         allowed = _forbid_ends(changed, early, ends)
         chosen = allowed.argmax(dim=-1)
@@ -95,7 +68,9 @@ def draw(
         candidates = logprobs if changed is logits else _at_temperature(changed, sampling)
         allowed = _filter(_forbid_ends(candidates, early, ends), sampling)
         chosen = inverse_cdf(allowed.exp(), draws)
-    return chosen, logprobs.gather(-1, chosen[:, None])[:, 0], allowed
+    if changed is not logits and not bool(allowed.amax(dim=-1).isfinite().all()):
+        raise RunFailed("the logits processors masked every token of a response, or produced NaN")
+    return chosen, logprobs.gather(-1, chosen[:, None])[:, 0]
 
 
 def process(logits: Tensor, sequences: Sequence[Sequence[int] | None], sampling: Sampling) -> Tensor:

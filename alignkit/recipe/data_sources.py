@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.reading import DataSource
-from alignkit.data.sources import DataSpec
+from alignkit.data.sources import DataSource, DataSpec
 from alignkit.errors import did_you_mean
 from alignkit.options import Options
 from alignkit.recipe.components import expand_all, find, options_of, with_options

@@ -20,7 +20,7 @@ from alignkit.kernels.capabilities import multiplies_bf16
 from alignkit.models.adapter_base import Base, check_computes, is_adapter
 from alignkit.models.hub import cached_snapshot, locate
 from alignkit.models.loading import device_of, load_text, weight_bytes
-from alignkit.models.service import ModelService
+from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugin_errors import author_of, calling
 from alignkit.plugins import plugins, source_of
@@ -176,7 +176,7 @@ class RunBase:
         folder = Path(self.source) if local else cached_snapshot(self.source, self.commit)
         return None if folder is None else weight_bytes(self.spec, folder)
 
-    def load(self, artifact: Callable[[str], Path], should_stop: Callable[[], None]) -> ModelService:
+    def load(self, artifact: Callable[[str], Path], should_stop: Callable[[], None]) -> LoadedBase:
         """Load it. artifact: the folder of a saved role."""
         reporter = self._reporter
         model = load_base_model(self._recipe, self.source, reporter.activity, name=self.name, commit=self.commit)
@@ -184,7 +184,7 @@ class RunBase:
         stages = self._recipe.stages.values()
         longest = max([LEAST_LENGTH, *(stage.settings.max_length for stage in stages if stage.settings is not None)])
         say, progress = reporter.say, reporter.progress
-        return ModelService(model, artifact, longest, say, progress, self.name)
+        return LoadedBase(model, artifact, longest, say, progress, self.name)
 
 
 class RunBases(dict[str, RunBase]):

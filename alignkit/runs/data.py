@@ -8,8 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.reading import DataSource, content_digest, recognized_format
-from alignkit.data.sources import DataSpec, Loaded, load
+from alignkit.data.sources import DataSource, DataSpec, Loaded, content_digest, load, recognized_format
 from alignkit.formats import Format
 from alignkit.io.commits import commit_of
 from alignkit.io.digest import folder_digest

@@ -7,8 +7,8 @@ from contextlib import ExitStack, closing, contextmanager
 from itertools import count
 from typing import Any
 
-from alignkit.models.sampling import Sampling
-from alignkit.models.service import ModelService
+from alignkit.models.generate import Sampling
+from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import BASE
 from alignkit.plugins import launcher
 from alignkit.recipe.schema import Stage
@@ -28,19 +28,19 @@ def using_engine(run: Any, stage: Stage) -> Iterator[None]:
     )
     opened, numbers = ExitStack(), count()  # all are closed, also if closing one of them is interrupted
 
-    def attach(service: ModelService) -> None:
+    def attach(service: LoadedBase) -> None:
         engine = run.engine_of(stage, run.folder / "cache" / f"engine-{next(numbers)}")
         opened.callback(engine.close)
         service.model.engine = engine
 
     before, run.attach_engine = run.attach_engine, attach
-    for service in run.models.services.values():
+    for service in run.models.bases.values():
         attach(service)
     try:
         yield
     finally:
         run.attach_engine = before
-        for service in run.models.services.values():
+        for service in run.models.bases.values():
             service.model.engine = None
         opened.close()
 

@@ -11,8 +11,7 @@ from pydantic import BaseModel
 
 from alignkit import kernels
 from alignkit.data.chat_templates import named_template
-from alignkit.data.reading import DataSource
-from alignkit.data.sources import DataSpec
+from alignkit.data.sources import DataSource, DataSpec
 from alignkit.io.digest import file_digest, folder_digest, model_digest, versions
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.source_code import plugin_digests, source_digests

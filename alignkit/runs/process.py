@@ -16,7 +16,7 @@ from alignkit.io.atomic import LOCK, make_folder, remove_leftovers
 from alignkit.io.credentials import redacted
 from alignkit.io.lookup import exists, is_dir
 from alignkit.kernels import memory
-from alignkit.models.service import ModelRouter
+from alignkit.models.models import Models
 from alignkit.stopping import Stopped
 
 
@@ -69,6 +69,6 @@ def with_help(error: BaseException, stage: str) -> BaseException:
     return error
 
 
-def peak_memory(models: ModelRouter) -> str:
+def peak_memory(models: Models) -> str:
     """The most memory that this process has used, in words."""
-    return memory.peak_text(next((one.model.device for one in models.services.values()), None))
+    return memory.peak_text(next((one.model.device for one in models.bases.values()), None))

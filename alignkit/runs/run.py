@@ -17,7 +17,7 @@ from alignkit.errors import PluginError, RunFailed, message_of
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.digest import digest
 from alignkit.io.progress import Metrics, Reporter, duration
-from alignkit.models.service import ModelRouter, ModelService
+from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
 from alignkit.own_server import kept_servers
 from alignkit.plugin_errors import blaming, made
@@ -90,7 +90,7 @@ class Run:
         self.reporter = reporter or Reporter()
         self.store = StageStore(folder, recipe.stages)
         self.bases = RunBases(recipe, self.reporter)
-        self.models = ModelRouter(self.bases.base_of, self._open)
+        self.models = Models(self.bases.base_of, self._open)
         self.hashes: dict[str, str] = {}
         self._data = RunData(self.store.data, recipe.seed)
         self._times: list[str] = []  # of the stages
@@ -100,7 +100,7 @@ class Run:
         self._bad_rows: dict[str, None] = {}  # an ordered set: data may be read twice
         self._described: list[DataSpec] = []  # by the current stage
         self._sources: list[dict[str, Any]] = []  # that the current stage has read
-        self.attach_engine: Callable[[ModelService], None] = lambda service: None  # the current stage's
+        self.attach_engine: Callable[[LoadedBase], None] = lambda service: None  # the current stage's
 
     # Stopping
 
@@ -262,7 +262,6 @@ class Run:
             base_of=self.bases.base_of,
             models_of=lambda reference: self.models.of(self.bases.base_of(reference) or stage.base),
             bases=lambda: {base: self.models.of(base) for base in self.bases.needed(stage)},
-            forget_scores=self.models.forget_scores,
             reporter=self.reporter,
             notify=self.notify(stage.name),
             should_stop=lambda: self.team.should_stop(self.should_stop),
@@ -277,8 +276,7 @@ class Run:
         )
 
     def reward_context(self, seed: int) -> Context:
-        """Return the context of rewards and judges. A score must not depend on earlier scores of this process."""
-        self.models.forget_scores()
+        """Return the context of rewards and judges."""
         return Context(
             self.models,
             self.cache(),
@@ -335,7 +333,7 @@ class Run:
         seed, say = self.recipe.seed, self.reporter.say
         return launcher().engine(stage.engine, folder, stage=stage.name, seed=seed, say=say)
 
-    def _open(self, base: str) -> ModelService:
+    def _open(self, base: str) -> LoadedBase:
         """Load a base model. Raises RecipeError if it does not fit in memory next to the stage's others."""
         self.bases.check_memory(stage for stage in self.recipe.stages.values() if stage.name == self.stage_name)
         service = self.bases[base].load(self.artifact, self.should_stop)
@@ -348,7 +346,7 @@ class Run:
         stages = list(self.recipe.stages.values())
         needed = self.bases.needed(stage)
         later = {base for after in stages[stages.index(stage) :] for base in self.bases.needed(after)}
-        fits = self.bases.fit({*needed, *(later & self.models.services.keys())})
+        fits = self.bases.fit({*needed, *(later & self.models.bases.keys())})
         self.models.enter(stage.name, needed, later if fits else ())
         if stage.kind == "algorithm":  # now: a model that cannot be loaded should not cost an iteration
             for base in needed:

@@ -58,7 +58,6 @@ def _scores(run: Any, leaf: Scorer, groups: Sequence[Group]) -> list[float | Non
     with run.reporter.progress(f"scoring with {leaf.name}", len(groups)) as done:
         for start in range(0, len(groups), SCORED):
             run.should_stop()
-            run.models.forget_scores()
             column += leaf.column(groups[start : start + SCORED])
             done(min(start + SCORED, len(groups)))
     return column

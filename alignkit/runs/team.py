@@ -10,8 +10,8 @@ from alignkit.runs.world import World
 from alignkit.training.collectives import ONE_PROCESS, Reducer
 
 if TYPE_CHECKING:
+    from alignkit.models.models import LoadedBase
     from alignkit.models.passes import Passes
-    from alignkit.models.service import ModelService
 
 
 class Team:
@@ -32,7 +32,7 @@ class Team:
         """
         yield
 
-    def passes(self, base: str, service: ModelService) -> Passes:
+    def passes(self, base: str, service: LoadedBase) -> Passes:
         """How passes through a base model begin and end. service: of its roles."""
         return service.model.passes
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from alignkit.data.group import Group
-from alignkit.data.reading import checked_groups
+from alignkit.data.sources import checked_groups
 from alignkit.errors import BadRow, PluginError
 from alignkit.formats import FOREIGN, Format
 from alignkit.plugin_errors import calling

@@ -12,7 +12,7 @@ from typing import Any
 
 from alignkit.data.group import Group, Response, group_from_json, group_to_json
 from alignkit.errors import AlignkitError, BadRow
-from alignkit.models.service import ModelService
+from alignkit.models.models import LoadedBase, RolePolicy
 from alignkit.models.shared_model import BASE, HeadKind
 from alignkit.options import Options
 from alignkit.plugins import HOOKS, plugins
@@ -47,7 +47,7 @@ class Data:
     entry: Any
 
 
-class TinyModels(ModelService):
+class TinyModels(LoadedBase):
     """The models of a run on the model `tiny`: every stage has weights of its own."""
 
     def __init__(self) -> None:
@@ -55,35 +55,45 @@ class TinyModels(ModelService):
         self.asked: set[str] = set()  # stages whose models were used
         self.sampled: set[str] = set()
 
+    def __getitem__(self, reference: str) -> RolePolicy:
+        return TinyPolicy(self, reference)
+
     def role(self, reference: str) -> str:
-        self._add(reference, "language")
+        self.add(reference, "language")
         return super().role(reference)
-
-    def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:
-        self._add(stage, "scalar")
-        return super().scores(stage, groups)
-
-    def sample(self, role: str, prompts: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
-        self.sampled.add(role)
-        return super().sample(role, prompts, seed=seed, **sampling)
-
-    def export(self, role: str, folder: Path, *, bases: bool = False) -> list[str]:
-        """A stand-in: the weights of `tiny` may be gone by now, and merging reads them again."""
-        self._add(role, "language")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text("{}", encoding="utf-8")
-        return []
 
     def close(self) -> None:
         """Drop the roles from the model, which all checks of a process share."""
         for role in self.asked - {BASE}:
             self.forget(role)
 
-    def _add(self, stage: str, head: HeadKind) -> None:
+    def add(self, stage: str, head: HeadKind) -> None:
+        """Add a stage's role, unless there is one."""
         self.asked.add(stage)
         if stage != BASE and stage not in self.model.roles:
             self.model.add_role(stage, head=head)
             add_noise(self.model, stage, 0.05, zlib.crc32(stage.encode()))
+
+
+class TinyPolicy(RolePolicy):
+    """A policy or reward model on `tiny`, which reports what it is asked."""
+
+    base: TinyModels
+
+    def scores(self, groups: Sequence[Group]) -> list[float | None]:
+        self.base.add(self.reference, "scalar")
+        return super().scores(groups)
+
+    def sample(self, prompts: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
+        self.base.sampled.add(self.reference)
+        return super().sample(prompts, seed=seed, **sampling)
+
+    def save(self, folder: Path) -> list[str]:
+        """A stand-in: the weights of `tiny` may be gone by now, and merging reads them again."""
+        self.base.add(self.reference, "language")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+        return []
 
 
 @dataclass

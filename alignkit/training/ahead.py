@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit.data.group import Group, Response, group_from_json, group_to_json
-from alignkit.models.sampling import Sampling, answered, questions
+from alignkit.models.generate import Sampling, answered, questions
 from alignkit.plugin_errors import noting
 from alignkit.training.context import StageContext
 from alignkit.training.episodes import Episodes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.io.progress import Metrics, Reporter
-from alignkit.models.service import ModelService
+from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugin_errors import Author, author_of
 from alignkit.recipe.schema import RewardSpec, Stage
@@ -25,13 +25,12 @@ class StageContext:
     models: those on the stage's base model. folder: the stage's own. metrics: opens its metrics file, given how many
     bytes stay. load: read a data entry. reward_context: returns the context of the stage's rewards.
     folder_of: the folder of an earlier stage. base_of: the base model that a reference is on. models_of: the models on
-    that base. bases: all base models that the stage uses, by the recipe's names. forget_scores: score everything again,
-    on all base models (see `ModelService`). notify: call an event hook. should_stop: raise if the run must stop.
-    reducer: what the processes of the run exchange.
+    that base. bases: all base models that the stage uses, by the recipe's names. notify: call an event hook.
+    should_stop: raise if the run must stop. reducer: what the processes of the run exchange.
     """
 
     stage: Stage
-    models: ModelService
+    models: LoadedBase
     folder: Path
     metrics: Callable[[int], Metrics]
     seed: int
@@ -39,9 +38,8 @@ class StageContext:
     reward_context: Callable[[], Context]
     folder_of: Callable[[str], Path]
     base_of: Callable[[str], str | None]
-    models_of: Callable[[str], ModelService]
-    bases: Callable[[], Mapping[str, ModelService]]
-    forget_scores: Callable[[], None]
+    models_of: Callable[[str], LoadedBase]
+    bases: Callable[[], Mapping[str, LoadedBase]]
     reporter: Reporter
     notify: Callable[..., None]
     should_stop: Callable[[], None]

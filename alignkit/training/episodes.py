@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from alignkit.data.group import Group, Response, preview
 from alignkit.errors import DataError, RunFailed
-from alignkit.models.sequence import Partner, last_turn
+from alignkit.models.generate import Partner, last_turn
 from alignkit.plugin_errors import noting
 from alignkit.tokens.encoder import Encoder, Ids
 from alignkit.tokens.turns import Turns

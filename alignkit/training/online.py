@@ -17,7 +17,7 @@ from alignkit.data.group import Group, previews
 from alignkit.errors import RunFailed
 from alignkit.models import forward
 from alignkit.models.examples import Examples
-from alignkit.models.sampling import Sampling, sample
+from alignkit.models.generate import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugin_errors import noting
 from alignkit.reward import REWARD_KEY
@@ -194,7 +194,6 @@ class OnlineStage:
 
         Only the parts of a reward are asked batch by batch. What combines them sees all samples of the iteration.
         """
-        self.context.forget_scores()  # cached scores would change how responses are packed
         number, sampled = iteration.number, iteration.sampled
         most, wanted = self.settings.rollout.max_num_gen_batches or 1, prompts.per_iteration
         if self.episodes is not None and self.ahead is None:

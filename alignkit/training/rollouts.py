@@ -141,7 +141,6 @@ class RolloutFiles:
     @cached_property
     def _replayed(self) -> list[list[Group]]:
         """Rollouts of other stages, scored again by this stage's reward, whose scale may differ from theirs."""
-        self.context.forget_scores()  # so that a resumed run packs them the same way
         penalty = self.context.settings.rollout.missing_eos_penalty
         replayed: list[list[Group]] = []
         for stage in self.context.settings.replay_from:

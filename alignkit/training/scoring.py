@@ -256,7 +256,7 @@ class Scorer:
     def _column(self, groups: Sequence[Group]) -> list[Any]:
         """As many scores as responses, which may be anything else."""
         if self.spec.kind in ("stage", "folder"):
-            return self._listed({"": self.context.models.scores(self.spec.name, groups)}, groups)
+            return self._listed({"": self.context.models[self.spec.name].scores(groups)}, groups)
         with without_score() as self.reasons, spending() as self.spent:
             with calling(self.author, "score", self.plugin, groups):
                 scores = self.plugin.score(groups)

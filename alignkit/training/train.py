@@ -86,7 +86,6 @@ class ExternalStage:
         self._model.drop_role(role)
 
     def score(self, groups: Sequence[Group]) -> list[float | None]:
-        self._context.forget_scores()
         groups = [replace(group, responses=tuple(map(self._as_sampled, group.responses))) for group in groups]
         rollouts = score_rollouts(self._scorer, groups, self.settings.rollout.missing_eos_penalty)
         assert rollouts.scores is not None

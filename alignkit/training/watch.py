@@ -14,7 +14,7 @@ from alignkit import seeds
 from alignkit.data.group import Group, prompts_of, read_groups, write_groups
 from alignkit.errors import DataError, PluginError, RunFailed
 from alignkit.io.atomic import discard_folder, replace_folder
-from alignkit.models.sampling import Sampling
+from alignkit.models.generate import Sampling
 from alignkit.monitor import GOLD_KEY, REWARD_HACKING, Monitor, Observation
 from alignkit.plugin_errors import Author, calling, made
 from alignkit.plugins import plugins

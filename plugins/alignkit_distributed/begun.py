@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-from alignkit.models.sampling import Continuation
+from alignkit.models.generate import Continuation
 from alignkit_distributed.engine_thread import Call, EngineThread
 
 # Yields one call of an engine after another, and is sent what each returned; returns the samples of each prompt.

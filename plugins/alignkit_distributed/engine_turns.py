@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from alignkit import seeds
-from alignkit.models.sampling import Continuation
-from alignkit.models.sequence import ActiveSequence, Partner
+from alignkit.models.generate import ActiveSequence, Continuation, Partner
 from alignkit.tokens.encoder import Ids
 from alignkit_distributed.begun import Steps
 
@@ -56,7 +55,10 @@ def play(
                     row.write(token, logprob)
                 row.ended = one.ended
                 oldest[row.prompt, row.sample] = max(one.staleness, oldest.get((row.prompt, row.sample), 0))
-        _answer([row for row in active if row.waiting], prompts, partner)
+        for row in active:
+            if row.waiting and (ids := row.answer(partner)) is not None:
+                before = len(prompts[row.prompt]) + len(row.tokens) - len(ids)
+                partner.counts.update(read=len(ids), saved=before)
         turn += 1
         done(sum(row.over for row in rows))
     found: list[list[Continuation]] = [[] for _ in prompts]
@@ -65,16 +67,3 @@ def play(
         logprobs, stale = tuple(row.logprobs) if tells else None, oldest.get((row.prompt, row.sample), 0)
         found[row.prompt].append(Continuation(tuple(row.tokens), logprobs, row.ended, mask, stale))
     return found
-
-
-def _answer(rows: Sequence[ActiveSequence], prompts: Sequence[Ids], partner: Partner) -> None:
-    """Let the partner answer turns that have ended."""
-    for row in rows:
-        # One token less, so that the policy can answer, too; none if it may write no more.
-        room = row.most - len(row.tokens) - 1 if row.sampled < len(row.draws) else 0
-        ids = partner.reply(row.prompt, row.sample, row.tokens[row.turn :], room)
-        if ids is None:
-            row.complete = True
-            continue
-        partner.counts.update(read=len(ids), saved=len(prompts[row.prompt]) + len(row.tokens))
-        row.read(ids)

@@ -16,8 +16,8 @@ from alignkit.stopping import Stopped
 from alignkit.training.collectives import Reducer
 
 if TYPE_CHECKING:
+    from alignkit.models.models import LoadedBase
     from alignkit.models.passes import Passes
-    from alignkit.models.service import ModelService
 
 T = TypeVar("T")
 BUCKET = 2**27  # numbers that are added at once: 512 MB in fp32
@@ -48,7 +48,7 @@ class ProcessReducer(Reducer):
             )
             raise OtherFailed(text) from None
 
-    def passes_of(self, base: str, service: ModelService, sharing: Callable[[], bool]) -> Passes:
+    def passes_of(self, base: str, service: LoadedBase, sharing: Callable[[], bool]) -> Passes:
         """How passes through a base model begin and end. sharing: whether all processes take part in them."""
         return service.model.passes
 

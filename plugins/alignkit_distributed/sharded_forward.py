@@ -32,7 +32,7 @@ from alignkit_distributed.reducer import ProcessReducer
 from alignkit_distributed.sharded import ShardedNetwork, layers_of
 
 if TYPE_CHECKING:
-    from alignkit.models.service import ModelService
+    from alignkit.models.models import LoadedBase
 
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ class LockstepReducer(ProcessReducer):
 
     # Passes
 
-    def passes_of(self, base: str, service: ModelService, sharing: Callable[[], bool]) -> Passes:
+    def passes_of(self, base: str, service: LoadedBase, sharing: Callable[[], bool]) -> Passes:
         return LockstepPasses(base, service, self, sharing)
 
     def announce(self, call: Call) -> None:
@@ -159,7 +159,7 @@ class LockstepPasses(Passes):
     sharing: whether all processes take part.
     """
 
-    def __init__(self, name: str, service: ModelService, reducer: LockstepReducer, sharing: Callable[[], bool]):
+    def __init__(self, name: str, service: LoadedBase, reducer: LockstepReducer, sharing: Callable[[], bool]):
         """Raises RunFailed if the model cannot be cut."""
         _check(service.model)
         self.name, self.model, self.reducer, self._sharing = name, service.model, reducer, sharing

@@ -21,11 +21,9 @@ from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
 from alignkit.errors import PluginError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.kernels.memory import release_cached
-from alignkit.models.decoder import has_stopped
 from alignkit.models.forward import measure
+from alignkit.models.generate import Continuation, Partner, has_stopped
 from alignkit.models.next_token import Sampling
-from alignkit.models.sampling import Continuation
-from alignkit.models.sequence import Partner
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugin_errors import AuthorError, calling, made
 from alignkit.tokens.encoder import Encoded, Encoder, Ids, ResponseTokens
@@ -92,7 +90,7 @@ class StageEngine:
         labels: Sequence[str] = (),
         partner: Partner | None = None,
     ) -> list[list[Continuation]]:
-        """See `alignkit.models.sampling.generate`."""
+        """See `alignkit.models.generate.generate`."""
         ahead = self._begun
         found = self.begin(model, role, encoder, prompts, streams, sampling, labels, partner).result(done)
         self._begun = ahead

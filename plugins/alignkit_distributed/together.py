@@ -24,8 +24,8 @@ from alignkit.external import ExternalTrainer
 from alignkit.io.digest import digest, versions
 from alignkit.io.progress import Metrics, Reporter
 from alignkit.io.source_code import plugin_digests
+from alignkit.models.models import LoadedBase
 from alignkit.models.passes import Passes
-from alignkit.models.service import ModelService
 from alignkit.plugin_errors import blaming
 from alignkit.plugins import plugins
 from alignkit.recipe.bases import base_keys
@@ -179,7 +179,7 @@ class Processes(Team):
         """Close the connections at the end of a run. Threads that still use them would abort the process."""
         self._state.destroy_process_group()
 
-    def passes(self, base: str, service: ModelService) -> Passes:
+    def passes(self, base: str, service: LoadedBase) -> Passes:
         return self.reducer.passes_of(base, service, lambda: self.sharing)
 
 

@@ -62,7 +62,7 @@ class PolicyWriter:
         sampling = {"samples_per_prompt": samples, "max_new_tokens": most, **self._sampling}
         if "min_new_tokens" in sampling:
             sampling["min_new_tokens"] = min(sampling["min_new_tokens"], most)
-        groups = self._context.models.sample(self.name, conversations, seed=seed, **sampling)
+        groups = self._context.models[self.name].sample(conversations, seed=seed, **sampling)
         written: list[Written] = []
         for group in groups:
             if not group.responses:

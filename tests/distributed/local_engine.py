@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
+from alignkit.models.generate import generate
 from alignkit.models.next_token import Sampling
-from alignkit.models.sampling import generate
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.tokens.encoder import Encoder
 

@@ -23,10 +23,9 @@ from alignkit.data.group import Group
 from alignkit.errors import PluginError
 from alignkit.io.digest import digest
 from alignkit.models.forward import measure
+from alignkit.models.generate import Continuation, Partner, generate, sample
+from alignkit.models.models import LoadedBase
 from alignkit.models.next_token import Sampling
-from alignkit.models.sampling import Continuation, generate, sample
-from alignkit.models.sequence import Partner
-from alignkit.models.service import ModelService
 from alignkit.models.shared_model import BASE
 from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration
@@ -422,15 +421,15 @@ def test_another_adapter_at_the_same_address_has_other_weights() -> None:
 def test_steps_and_rewards_sample_with_the_engine(tmp_path: Path) -> None:
     """The same answers as alignkit's own."""
     model = tiny_model(tmp_path)
-    models = ModelService(model, artifact=Path)
+    models = LoadedBase(model, artifact=Path)
     prompts = [Group(({"role": "user", "content": text},)) for text in ("hello", "what is it?")]
     options: dict[str, Any] = {"seed": 3, "samples_per_prompt": 2, "max_new_tokens": 6}
-    wanted = models.sample(BASE, prompts, **options)
+    wanted = models[BASE].sample(prompts, **options)
     model.engine = asked = engine(tmp_path)
-    found = models.sample(BASE, prompts, **options)
+    found = models[BASE].sample(prompts, **options)
     assert found == wanted and "files" in {path.name for path in (tmp_path / "engine").iterdir()}
     with pytest.raises(RunFailed, match="stage 's' samples with logits processors, which engine 'e' cannot run"):
-        models.sample(BASE, prompts, **options, processors=[lambda ids, logits: logits])
+        models[BASE].sample(prompts, **options, processors=[lambda ids, logits: logits])
     asked.close()
 
 

@@ -16,7 +16,7 @@ from alignkit.kernels import capabilities, lora, matmul, memory, sampling_weight
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.matmul import PackedWeight, packed_weight_for, using
-from alignkit.models.sampling import Sampling, sample
+from alignkit.models.generate import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoder

@@ -20,7 +20,7 @@ from alignkit.kernels import capabilities, lm_head, lora, matmul, memory, tiled_
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
 from alignkit.kernels.sampling_weights import MIN_TOKENS
-from alignkit.models.sampling import Sampling, sample
+from alignkit.models.generate import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.fingerprint import stage_parts

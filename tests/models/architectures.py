@@ -12,9 +12,9 @@ from torch import Tensor
 
 from alignkit import functional as F
 from alignkit.data.group import Group
+from alignkit.models.generate import sample
 from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack
-from alignkit.models.sampling import sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import ModelSpec
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens

@@ -11,7 +11,7 @@ from alignkit.kernels import capabilities, flex_attention, static_decoding, tile
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.static_decoding import StaticDecoding
-from alignkit.models import batcher as row_batch
+from alignkit.models import generate as row_batch
 from alignkit.models.shared_model import SharedModel
 from tests.simulated_cuda.flex import dense
 

@@ -22,7 +22,7 @@ from alignkit.models import budget
 from alignkit.models.budget import CPU_ACTIVATIONS, LEAST_TOKENS, activation_budget
 from alignkit.models.examples import Examples
 from alignkit.models.forward import measure
-from alignkit.models.service import ModelService
+from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.tokens.encoder import Encoder
@@ -192,10 +192,10 @@ def test_half_precision_stores_what_was_estimated(tmp_path: Path) -> None:
 
 
 def test_next_token_logprobs_shrink_too(policy: SharedModel) -> None:
-    service = ModelService(policy, lambda reference: Path(reference))
+    service = LoadedBase(policy, lambda reference: Path(reference))
     prompts = [[Message(role="user", content=f"how are you, {n}?")] for n in range(40)]
-    whole = service.next_token_logprobs(BASE, prompts, ["yes", "no"])
+    whole = service[BASE].next_token_logprobs(prompts, ["yes", "no"])
     with memory_for(policy, 400):
-        smaller = service.next_token_logprobs(BASE, prompts, ["yes", "no"])
+        smaller = service[BASE].next_token_logprobs(prompts, ["yes", "no"])
     torch.testing.assert_close(smaller, whole, atol=1e-5, rtol=1e-5)
     assert policy.memory.halvings > 0 and whole.isfinite().all()

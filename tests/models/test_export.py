@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from alignkit import Group, Message, Response, RunFailed
+from alignkit import Group, Message, Response
 from alignkit.io.cache import cache_folder
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.export import PROBE, end_with, whole_model
-from alignkit.models.service import ModelService
+from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit_plugins.models import tiny
@@ -36,15 +36,12 @@ def test_a_classifier_skips_what_the_reward_model_skipped(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_a_base_is_written_with_the_values_that_the_run_computes_with(quantization: Any, tmp_path: Path) -> None:
-    """With the run's chat template; without being asked, it is refused."""
+    """With the run's chat template."""
     spec = ModelSpec(
         base="tiny", dtype="float32", lora=LoraSpec(r=2), device="cpu", quantization=quantization, chat_template="plain"
     )
-    service = ModelService(SharedModel(spec, str(tiny.source(cache_folder()))), artifact=Path)
-    with pytest.raises(RunFailed, match="'base' is a base model, which is whole already"):
-        service.export("base", tmp_path / "model")
-    assert not (tmp_path / "model").exists()
-    assert service.export("base", tmp_path / "model", bases=True) == []
+    service = LoadedBase(SharedModel(spec, str(tiny.source(cache_folder()))), artifact=Path)
+    assert service["base"].save(tmp_path / "model") == []
     group = Group((Message(role="user", content="bread is good"),), (Response(text="my old friend"),))
     encoded = service.encoder.encode(group, 256)
     assert encoded is not None
@@ -56,7 +53,7 @@ def test_a_base_is_written_with_the_values_that_the_run_computes_with(quantizati
     with torch.no_grad():
         logits = model(torch.tensor([[*encoded.prompt, *response]])).logits[0, len(encoded.prompt) - 1 : -1]
     theirs = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
-    torch.testing.assert_close(theirs, service.logprobs("base", [group])[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(theirs, service["base"].logprobs([group])[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("dtype", "least", "most"), [(torch.float32, 0, 1e-4), (torch.bfloat16, 1e-3, 0.5)], ids=str)

@@ -18,7 +18,7 @@ from matrix import Judge, Unrenderable
 
 from alignkit.data.group import Group, Response
 from alignkit.errors import DataError, RunFailed
-from alignkit.models.service import ModelService
+from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
 from alignkit.tokens.check import check_chat
@@ -198,7 +198,7 @@ COMPUTED = ["Llama 3", "Qwen 2.5", "Phi 3", "Gemma 1, 2", "Zephyr, TinyLlama", "
 
 
 @pytest.fixture(scope="module", params=COMPUTED)
-def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelService:
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
     """A random Llama of two layers with the family's tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -222,19 +222,19 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         for name, weight in shared.parameters_of("judge").items():
             torch.nn.init.normal_(weight, std=0.2 if "lora" not in name else 0.0)
     shared.family = request.param  # type: ignore[attr-defined]
-    made = ModelService(shared, lambda reference: folder)
+    made = LoadedBase(shared, lambda reference: folder)
     made.role = lambda reference: reference  # type: ignore[method-assign]
     return made
 
 
-def conversations(service: ModelService) -> list[Judge]:
+def conversations(service: LoadedBase) -> list[Judge]:
     family: str = service.model.family  # type: ignore[attr-defined]
     names = ("single", "two turns", "three turns", "leading space", "unicode")
     return [judge(family, FAMILIES[family].kinds[0], name) for name in names]
 
 
 @torch.no_grad()
-def test_scores_are_those_of_plain_transformers(service: ModelService) -> None:
+def test_scores_are_those_of_plain_transformers(service: LoadedBase) -> None:
     from transformers import AutoModelForSequenceClassification
 
     plain = AutoModelForSequenceClassification.from_pretrained(
@@ -243,19 +243,19 @@ def test_scores_are_those_of_plain_transformers(service: ModelService) -> None:
     (head,) = (weight for name, weight in service.model.parameters_of("judge").items() if "lora" not in name)
     plain.score.weight.copy_(head)
     found = conversations(service)
-    scores = service.scores("judge", [matrix.group(one) for one in found])
+    scores = service["judge"].scores([matrix.group(one) for one in found])
     wanted = [float(plain(torch.tensor([one.ids()])).logits) for one in found]
     assert max(wanted) - min(wanted) > 0.1
     torch.testing.assert_close(torch.tensor(scores), torch.tensor(wanted), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_logprobs_are_those_of_plain_transformers(service: ModelService) -> None:
+def test_logprobs_are_those_of_plain_transformers(service: LoadedBase) -> None:
     from transformers import AutoModelForCausalLM
 
     plain = AutoModelForCausalLM.from_pretrained(service.model.source, dtype=torch.float32).eval()
     found = conversations(service)
-    measured = service.logprobs("base", [matrix.group(one) for one in found])
+    measured = service["base"].logprobs([matrix.group(one) for one in found])
     for one, logprobs in zip(found, measured, strict=True):
         tokens, first = one.wanted(scoring=False), len(one.ids(one.answers[0]))
         logits = plain(torch.tensor([tokens])).logits[0, first - 1 : -1]

@@ -13,8 +13,9 @@ from alignkit.models.next_token import Sampling, choose, inverse_cdf
 
 def frequencies(logits: Tensor, sampling: Sampling, draws: int = 20_000) -> tuple[Tensor, Tensor]:
     """Frequencies of the tokens over evenly spaced draws, and their log-probabilities (0: never chosen)."""
-    u = ((torch.arange(draws) + 0.5) / draws).tolist()
-    chosen, logprobs = choose(logits.expand(draws, -1), u, sampling, [0] * draws, frozenset({0}))
+    u = (torch.arange(draws).double() + 0.5) / draws
+    early = torch.full((draws,), True) if sampling.min_new_tokens else None
+    chosen, logprobs = choose(logits.expand(draws, -1), u, sampling, early, torch.tensor([0]))
     found = torch.zeros(logits.shape[-1]).index_put((chosen,), logprobs)
     return torch.bincount(chosen, minlength=logits.shape[-1]) / draws, found
 

@@ -19,11 +19,11 @@ from alignkit.errors import DataError, RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.static_decoding import StaticDecoding
-from alignkit.models import batcher as row_batch
-from alignkit.models import decoder
+from alignkit.models import generate as decoder
+from alignkit.models import generate as row_batch
+from alignkit.models.generate import generate, sample
 from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack
-from alignkit.models.sampling import generate, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.tokens.encoder import Encoder
 
@@ -49,13 +49,13 @@ def test_samples_drawn_ahead_are_those_drawn_one_by_one(
     one_by_one = drawn()
     assert len({len(response.tokens) for response in one_by_one}) > 3  # rows end in the middle of 8 tokens
     looks: list[int] = []
-    original = decoder.Writer.write_all
+    original = decoder.Decoder._append
 
-    def spy(self: decoder.Writer, active: Any, tokens: Any) -> None:
+    def spy(self: decoder.Decoder, active: Any, tokens: Any) -> None:
         looks.append(len(tokens))
         original(self, active, tokens)
 
-    monkeypatch.setattr(decoder.Writer, "write_all", spy)
+    monkeypatch.setattr(decoder.Decoder, "_append", spy)
     monkeypatch.setattr(row_batch, "decoding_for", lambda device: StaticDecoding())
     ahead = drawn()
     for ours, theirs in zip(ahead, one_by_one, strict=True):
@@ -259,16 +259,17 @@ def test_other_errors_end_sampling(llama: SharedModel, monkeypatch: pytest.Monke
 def test_a_gpu_decodes_as_many_rows_as_its_free_memory_holds(
     llama: SharedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer = decoder.Writer(llama, BASE, Encoder(llama.tokenizer), [(1,) * 256], Sampling(1, 256), lambda: None)
+    writer = decoder.Decoder(llama, BASE, Encoder(llama.tokenizer), [(1,) * 256], Sampling(1, 256), lambda: None)
     monkeypatch.setattr(decoder, "total", lambda device: 2.0**21)
     on_cpu = writer.most_rows()
-    assert on_cpu == 2**18 // writer._row_bytes() < 128  # an eighth of little memory
+    of_row = decoder.row_bytes(llama.model.config, llama.dtype.itemsize, 256, 256)
+    assert on_cpu == 2**18 // of_row < 128  # an eighth of little memory
     monkeypatch.setattr(llama, "device", torch.device("cuda"))
     rows = []
     for free in (0.0, 2.0**24, 2.0**40):
         monkeypatch.setattr(decoder, "available", lambda device, free=free: free)
         rows.append(writer.most_rows())
-    assert rows[0] == 1 and 2**22 < rows[1] * writer._row_bytes() < 2**23 and rows[2] == decoder.ROWS_ON_GPU
+    assert rows[0] == 1 and 2**22 < rows[1] * of_row < 2**23 and rows[2] == decoder.ROWS_ON_GPU
 
 
 @pytest.mark.silent_bug(

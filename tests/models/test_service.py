@@ -14,19 +14,19 @@ from alignkit.data.group import Group, Message, Response
 from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout, using
 from alignkit.kernels.layout import GroupSpan
-from alignkit.models.service import ModelService
+from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> ModelService:
+def models(tmp_path: Path) -> LoadedBase:
     import alignkit_plugins.models.tiny
 
     model = SharedModel(
         ModelSpec(base="tiny", dtype="float32", device="cpu"), str(alignkit_plugins.models.tiny.source(tmp_path))
     )
-    return ModelService(model, lambda reference: tmp_path / reference)
+    return LoadedBase(model, lambda reference: tmp_path / reference)
 
 
 def asked(text: str) -> list[Message]:
@@ -34,10 +34,10 @@ def asked(text: str) -> list[Message]:
 
 
 @torch.no_grad()
-def test_next_token_logprobs_match_the_models(models: ModelService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_token_logprobs_match_the_models(models: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [asked("is it so?"), asked("is it not so, or is it?"), asked("well?")]
     monkeypatch.setattr(SharedModel, "token_budget", 5)  # several rows, in order
-    found = models.next_token_logprobs("base", prompts, ["1", "2"], prefill="answer=")
+    found = models["base"].next_token_logprobs(prompts, ["1", "2"], prefill="answer=")
     assert found.shape == (3, 2) and found.dtype == torch.float32
     first = [models.encoder.text(answer)[0] for answer in ("1", "2")]
     for prompt, row in zip(prompts, found, strict=True):
@@ -48,23 +48,23 @@ def test_next_token_logprobs_match_the_models(models: ModelService, monkeypatch:
         torch.testing.assert_close(row, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_a_question_longer_than_the_context_has_no_answer(models: ModelService) -> None:
+def test_a_question_longer_than_the_context_has_no_answer(models: LoadedBase) -> None:
     """Beyond its context a model's numbers are meaningless."""
     long = asked("is it? " * models.model.context)
-    found = models.next_token_logprobs("base", [asked("well?"), long, asked("is it so?")], ["1", "2"])
+    found = models["base"].next_token_logprobs([asked("well?"), long, asked("is it so?")], ["1", "2"])
     assert found.isnan().tolist() == [[False] * 2, [True] * 2, [False] * 2]
-    alone = models.next_token_logprobs("base", [asked("is it so?")], ["1", "2"])
+    alone = models["base"].next_token_logprobs([asked("is it so?")], ["1", "2"])
     torch.testing.assert_close(found[2:], alone, atol=1e-5, rtol=1e-5)
-    assert models.next_token_logprobs("base", [long], ["1", "2"]).isnan().all()
-    assert models.next_token_logprobs("base", [], ["1", "2"]).shape == (0, 2)
+    assert models["base"].next_token_logprobs([long], ["1", "2"]).isnan().all()
+    assert models["base"].next_token_logprobs([], ["1", "2"]).shape == (0, 2)
 
 
-def test_answers_that_begin_alike_are_refused(models: ModelService) -> None:
+def test_answers_that_begin_alike_are_refused(models: LoadedBase) -> None:
     with pytest.raises(RunFailed, match="begin with the same token"):
-        models.next_token_logprobs("base", [asked("well?")], ["1", "1"])
+        models["base"].next_token_logprobs([asked("well?")], ["1", "1"])
 
 
-def test_truncated_and_unscored_responses_are_reported(models: ModelService) -> None:
+def test_truncated_and_unscored_responses_are_reported(models: LoadedBase) -> None:
     said: list[str] = []
     models.say = said.append
     models.model.add_role("judge", head="scalar")
@@ -73,22 +73,21 @@ def test_truncated_and_unscored_responses_are_reported(models: ModelService) -> 
     groups = [
         Group(tuple(asked(text)), (Response(text=answer),)) for text, answer in (("a", "b"), ("c", long), (long, "d"))
     ]
-    scores = models.scores("judge", groups)
+    scores = models["judge"].scores(groups)
     assert [score is None for score in scores] == [False, False, True]
     assert said == [
         "judge: responses truncated at max_length before scoring: 1 ('c')",
         f"judge: groups without a score, because their prompts fill max_length: 1 ('{long[:60]}...')",
     ]
-    models.scores("judge", groups[:1])
+    models["judge"].scores(groups[:1])
     assert len(said) == 2
 
 
-def test_a_prompt_without_room_changes_no_other_prompts_samples(models: ModelService) -> None:
+def test_a_prompt_without_room_changes_no_other_prompts_samples(models: LoadedBase) -> None:
     """Samples are named by the place of their prompt, so the same run with a shorter prompt draws the same others."""
     long = "well " * models.max_length
     found = [
-        models.sample(
-            "base",
+        models["base"].sample(
             [Group(tuple(asked(text))) for text in ("a", middle, "c")],
             seed=3,
             samples_per_prompt=2,
@@ -104,7 +103,7 @@ def test_a_prompt_without_room_changes_no_other_prompts_samples(models: ModelSer
 
 
 def test_long_work_is_shown_with_what_it_is_and_how_much_is_done(
-    models: ModelService, monkeypatch: pytest.MonkeyPatch
+    models: LoadedBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: dict[str, list[int]] = {}
 
@@ -117,13 +116,13 @@ def test_long_work_is_shown_with_what_it_is_and_how_much_is_done(
     models.model.add_role("judge", head="scalar")
     models.role = lambda reference: reference  # type: ignore[method-assign]
     prompts = [asked("a"), asked("b"), asked("c")]
-    groups = models.sample(
-        "base", [Group(tuple(prompt)) for prompt in prompts], seed=3, samples_per_prompt=2, max_new_tokens=3
+    groups = models["base"].sample(
+        [Group(tuple(prompt)) for prompt in prompts], seed=3, samples_per_prompt=2, max_new_tokens=3
     )
-    models.scores("judge", groups)
-    models.logprobs("base", groups)
+    models["judge"].scores(groups)
+    models["base"].logprobs(groups)
     monkeypatch.setattr(SharedModel, "token_budget", 5)  # several rows
-    models.next_token_logprobs("base", prompts, ["1", "2"])
+    models["base"].next_token_logprobs(prompts, ["1", "2"])
     totals = {"sampling from base": 6, "scoring with judge": 3, "log-probabilities of base": 3, "asking base": 3}
     assert {what: done[0] for what, done in shown.items()} == totals
     assert all(done[1:] == sorted({*done[1:], done[0]}) for done in shown.values())  # rises up to the total
@@ -147,7 +146,7 @@ def test_five_roles_hold_nothing_but_the_base_and_their_weights(tmp_path: Path, 
     assert len(own) == 5 * len(policy.parameters_of("policy")) + len(heads)
 
 
-def sentencepiece_models(folder: Path, kind: str) -> ModelService:
+def sentencepiece_models(folder: Path, kind: str) -> LoadedBase:
     """A random model with a SentencePiece tokenizer, which writes a space before the first word of a text."""
     import family_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -161,7 +160,7 @@ def sentencepiece_models(folder: Path, kind: str) -> ModelService:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     model = SharedModel(ModelSpec(base=str(folder), dtype="float32", device="cpu"), str(folder))
-    return ModelService(model, lambda reference: folder / reference)
+    return LoadedBase(model, lambda reference: folder / reference)
 
 
 @pytest.mark.parametrize("kind", ["spm_legacy", "spm_first", "unigram"])

@@ -97,7 +97,7 @@ def check_merged(run: Path, exported: Path) -> None:
     merged = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
     models, groups = Run(load_recipe(run.parent / "recipe.yaml"), run).models, questions(3)
     groups = [replace(group, responses=(Response("t40 t52"),)) for group in groups]
-    ours, base = models.logprobs("ppo", groups), models.logprobs("base", groups)
+    ours, base = models["ppo"].logprobs(groups), models["base"].logprobs(groups)
     assert max(float((one - other).abs().max()) for one, other in zip(ours, base, strict=True)) > 0.01
     for group, wanted in zip(groups, ours, strict=True):
         row = models.of("base").encoder.encode(group, 256)

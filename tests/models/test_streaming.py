@@ -11,8 +11,8 @@ from tiny import tiny_model
 
 from alignkit import seeds
 from alignkit.data.group import Group, Message
+from alignkit.models.generate import sample
 from alignkit.models.next_token import Sampling
-from alignkit.models.sampling import sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit_apps.policies.streaming import Answer, answer, until_stop
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from by_role import ByRole
 
 from alignkit import Artifact, Group, Response, RunFailed, StepContext
 from alignkit.evaluation.calibration import Cases, bins, error, error_difference
@@ -43,7 +44,7 @@ def _short_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alignkit.evaluation.agreement.REPETITIONS", 200)
 
 
-class Scripted:
+class Scripted(ByRole):
     """Models whose answers have two tokens, the second of which has probability one half."""
 
     def __init__(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from by_role import ByRole
 from test_evaluate import context
 from test_rlaif import Reply, Server
 
@@ -282,7 +283,7 @@ def test_a_policy_criticizes_itself_unless_another_one_is_named(tmp_path: Path) 
     ]
 
 
-class Roles:
+class Roles(ByRole):
     """Models that say who they are, and which ask for nothing but words."""
 
     def __init__(self) -> None:

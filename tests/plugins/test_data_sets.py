@@ -132,6 +132,48 @@ def test_labels_without_a_known_meaning_are_refused(row: dict[str, Any], reason:
     assert reason in refused("labeled_pairs", row)
 
 
+ARENA = {"id": 1, "model_a": "x", "model_b": "y", "prompt": "q", "response_a": "one", "response_b": "two"}
+
+
+@pytest.mark.silent_bug(
+    "data: labels in several columns",
+    "A winner in three columns of 0 and 1 is dropped, and several turns in a cell of JSON become one text.",
+    "They are one label, and the turns are a conversation.",
+)
+@pytest.mark.parametrize(
+    ("won", "pairs"), [((1, 0, 0), (Pair(0, 1),)), ((0, "1", 0), (Pair(1, 0),)), ((0.0, 0.0, 1.0), ())]
+)
+def test_a_winner_in_columns_of_zero_and_one_is_a_label(won: tuple[Any, ...], pairs: tuple[Pair, ...]) -> None:
+    winners = dict(zip(("winner_model_a", "winner_model_b", "winner_tie"), won, strict=True))
+    assert [name for name, cls in FORMATS.items() if cls.matches({**ARENA, **winners})] == ["labeled_pairs"]
+    group = read("labeled_pairs", {**ARENA, **winners})
+    assert (group.prompt, group.pairs, [r.text for r in group.responses]) == (Q, pairs, ["one", "two"])
+    turns = {"prompt": '["q", "and?"]', "response_a": '["same", "one"]', "response_b": '["same", "two"]'}
+    group = read("labeled_pairs", {**ARENA, **winners, **turns})
+    assert group.prompt == said(("user", "q"), ("assistant", "same"), ("user", "and?")) and group.pairs == pairs
+    assert [(r.text, r.source) for r in group.responses] == [("one", "x"), ("two", "y")]
+    assert "such as 'model_a and model_b'" in refused(
+        "labeled_pairs", {**ARENA, **winners, "winner_model_a": 1, "winner_model_b": 1, "winner_tie": 0}
+    )
+
+
+@pytest.mark.silent_bug(
+    "data: contradicting columns",
+    "A label says that the answer with fewer votes is better, or a score of 85 lies on a scale of 10.",
+    "Such rows are refused.",
+    "OpenBMB/UltraFeedback#8",
+)
+def test_scores_that_cannot_be_right_are_refused() -> None:
+    shp = {"history": "q", "human_ref_A": "one", "human_ref_B": "two", "score_A": 8, "score_B": 5}
+    assert read("labeled_pairs", {**shp, "labels": 1}).pairs == (Pair(0, 1),)
+    assert "contradict each other: labels 0, score_A 8, score_B 5" in refused("labeled_pairs", {**shp, "labels": 0})
+    answers = [{"response": text, "overall_score": 8.5, "fine-grained_score": 4} for text in ("one", "two")]
+    answers[1]["overall_score"] = 1.0
+    assert read("rankings", {"instruction": "q", "completions": answers}).pairs == (Pair(0, 1, margin=7.5),)
+    answers[0]["overall_score"] = 85.0
+    assert "85 is above 10, a known fault" in refused("rankings", {"instruction": "q", "completions": answers})
+
+
 def test_options_say_what_the_columns_and_labels_of_another_data_set_mean() -> None:
     row = {"task": "q", "left": "one", "right": "two", "verdict": "R!"}
     options = {"prompt": "task", "first": "left", "second": "right", "label": "verdict"}

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_role import ByRole
 from pydantic import ValidationError
 from scipy import stats
 
@@ -21,8 +22,7 @@ import alignkit_plugins.algorithms.llama2 as llama2
 import alignkit_plugins.steps.evaluate as evaluate
 from alignkit import Artifact, Group, Judge, Options, Response, RunFailed, StepContext, Verdict
 from alignkit.data.group import Origin, read_groups
-from alignkit.data.reading import DataSource
-from alignkit.data.sources import DataSpec
+from alignkit.data.sources import DataSource, DataSpec
 from alignkit.errors import DataError, OtherTokenizer
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import short_names, together, unit_of
@@ -45,7 +45,7 @@ def prompts(count: int = 6, **meta: Any) -> list[Group]:
     return [Group(({"role": "user", "content": f"question {i}"},), id=str(i), meta=meta) for i in range(count)]
 
 
-class Scripted:
+class Scripted(ByRole):
     """Models whose answer k of a policy to prompt i scores SCORES[policy][i] and has LENGTHS[policy][i] tokens."""
 
     def __init__(self, scores: Any = SCORES, lengths: Any = LENGTHS, texts: str = "{policy} says {i}"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from by_role import ByRole
 from pydantic import ValidationError
 
 from alignkit import Context, Group, Response, RunFailed, Verdict
@@ -359,7 +360,7 @@ def test_options() -> None:
 # --- a model of the run -------------------------------------------------------------------------------------------
 
 
-class Models:
+class Models(ByRole):
     """A model that thinks as the scripted server does."""
 
     def __init__(self, reply: Callable[[dict[str, Any]], Reply] = thinking, **response: Any):

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from by_role import ByRole
 from pydantic import ValidationError
 
 from alignkit import RunFailed, StepContext
@@ -139,12 +140,11 @@ out.joinpath("asked.json").write_text(json.dumps([arguments, os.getcwd(), os.env
 """
 
 
-class Models:
+class Models(ByRole):
     def __init__(self) -> None:
         self.exported: list[str] = []
 
-    def export(self, role: str, folder: Path, *, bases: bool = False) -> list[str]:
-        assert bases
+    def save(self, role: str, folder: Path) -> list[str]:
         self.exported.append(role)
         folder.mkdir(parents=True)
         return [f"{role} is rounded"]

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from by_role import ByRole
 from judge_server import Reply, Server, asked_for, said, serving, texts_of
 from test_evaluate import context
 
@@ -474,7 +475,7 @@ def attack(text: str) -> str:
     return f"turn {turn}{' magic' if 'easy' in text and turn == 2 else ''}"
 
 
-class Echo:
+class Echo(ByRole):
     """The policy `base` repeats what it reads, and `sft` says no."""
 
     def sample(self, role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:

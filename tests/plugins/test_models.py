@@ -369,7 +369,7 @@ def test_chatml_adds_no_words_of_its_own() -> None:
 def test_smollm2_greedy_is_generate_on_200_real_prompts(smollm2: tuple[Path, Any, Any]) -> None:
     """Token for token, up to the end of turn or 24 tokens; `generate` gets prompts of one length together, unpadded."""
     from alignkit.data.group import Group
-    from alignkit.models.sampling import Sampling, sample
+    from alignkit.models.generate import Sampling, sample
     from alignkit.models.shared_model import BASE, SharedModel
     from alignkit.settings import ModelSpec
     from alignkit.tokens.encoder import Encoder

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from alignkit import BadRow, Group, Message, Pair, Response
-from alignkit.data.reading import checked_groups
+from alignkit.data.sources import checked_groups
 from alignkit.errors import LeftOut
 from alignkit.plugins import plugins
 from alignkit_plugins.formats.template.data_sets import DATA_SETS

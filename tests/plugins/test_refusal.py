@@ -46,6 +46,28 @@ def test_an_idiom_is_no_refusal(answer: str) -> None:
     assert not refuses(answer)
 
 
+@pytest.mark.silent_bug(
+    "rewards: refusals",
+    'A refusal in other words, such as "I won\'t be able to" or "I must decline", counts as an answer.',
+    "They are among the phrases, and a letter that declines an invitation is none.",
+)
+@pytest.mark.parametrize(
+    ("answer", "refused"),
+    [
+        ("My apologies, but I won't be able to help you with that request.", True),
+        ("I must respectfully decline.", True),
+        ("I\u2019ll have to decline this request.", True),
+        ("I refuse to write this.", True),
+        ("I cannot fulfil your request.", True),
+        ("Dear Ann, sadly I must decline your kind invitation.", False),
+        ("They refuse to pay, and the offer was declined.", False),
+        ("You won't be able to see it.", False),
+    ],
+)
+def test_refusals_in_other_words(answer: str, refused: bool) -> None:
+    assert refuses(answer) == refused
+
+
 @pytest.mark.parametrize("answer", REFUSALS)
 def test_words_of_idioms_hide_no_refusal(answer: str) -> None:
     assert refuses(answer)

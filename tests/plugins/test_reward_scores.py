@@ -223,7 +223,7 @@ def test_a_run_recovers_order_and_expected_score(
     run.execute()
     prompt = ({"role": "user", "content": "which?"},)
     group = Group(prompt, tuple(Response(text=answer) for answer in ANSWERS))
-    scores = np.array(run.models.scores("rm", [group]))
+    scores = np.array(run.models["rm"].scores([group]))
     wanted = counts() @ np.array(LEVELS) / counts().sum(1)
     if algorithm == "reward_regression":
         ratings = np.repeat(np.array(LEVELS), counts().sum(0))

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from by_role import ByRole
 from pydantic import ValidationError
 
 from alignkit import Context, DataError, Group, RecipeError, Response, RunFailed, cli
@@ -311,7 +312,7 @@ def test_python_is_not_called_for_nothing(python: Callable[..., Python]) -> None
     assert python("def reward(completions): 1 / 0").score([Group(prompt=ASK)]) == {"": []}
 
 
-class Scores:
+class Scores(ByRole):
     """Models whose reward model `rm` reads a score from the response's text; None where it says so."""
 
     def __init__(self) -> None:
@@ -499,10 +500,10 @@ def test_normalized_in_a_run_is_of_the_demonstrations_it_names(place: Place, who
     run, settings = Run(recipe, whole), recipe.stages["align"].settings
     assert settings is not None
     demos = run.load(settings.reward.component.options.data, 0).groups
-    known = torch.tensor(run.models.scores("liked", demos), dtype=torch.float64)
+    known = torch.tensor(run.models["liked"].scores(demos), dtype=torch.float64)
     assert len(known) == 12 and known.std() > 1e-3
     groups = rolled_out(whole)
-    raw = torch.tensor(run.models.scores("liked", groups), dtype=torch.float64)
+    raw = torch.tensor(run.models["liked"].scores(groups), dtype=torch.float64)
     found = [response.scores for group in groups for response in group.responses]
     assert len(found) == 8 and all(scores["normalized"] == scores["reward"] for scores in found)
     wanted = (raw - known.mean()) / known.std(correction=0)

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_role import ByRole
 from pydantic import ValidationError
 
 import alignkit_plugins.steps.rlaif as rlaif
@@ -55,7 +56,7 @@ def quality(text: str) -> float:
     return float(re.findall(r"-?\d+\.?\d*", text)[-1])
 
 
-class BiasedModels:
+class BiasedModels(ByRole):
     """A model that truly prefers the greater number, and the first position by `bias` nats."""
 
     def __init__(self, bias: float = 0.0, mass: float = 0.9):

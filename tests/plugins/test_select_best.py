@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from by_role import ByRole
 from pydantic import ValidationError
 from scipy import stats
 
@@ -20,7 +21,7 @@ from alignkit_plugins.steps.select_best import SelectBest
 SCORES: dict[str, list[float | None]] = {"sft@1": [1.0, 2.0, 3.0], "sft@2": [2.0, 2.5, 4.5], "sft@3": [0.0, 3.0, 4.0]}
 
 
-class Scripted:
+class Scripted(ByRole):
     """Models whose answers of a policy to prompt i score SCORES[policy][i]."""
 
     def __init__(self, scores: dict[str, list[float | None]]):

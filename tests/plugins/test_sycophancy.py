@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from by_role import ByRole
 from pydantic import ValidationError
 
 from alignkit import Artifact, DataError, Group, Message, Response, RunFailed, StepContext, StepData
@@ -68,7 +69,7 @@ def prompts(count: int = COUNT, **meta: Any) -> list[Group]:
     ]
 
 
-class Scripted:
+class Scripted(ByRole):
     """Models that answer by SCRIPTS, and by the last message that they read."""
 
     def __init__(self) -> None:

@@ -207,6 +207,10 @@ def test_tags_make_up_the_answer(answer: str, content: str | None) -> None:
 SCHEMA = {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}
 JSON = [
     ('{"city": "Paris"}', True),
+    ('```JSON\n{"city": "Paris"}\n```', True),
+    ('~~~json\n{"city": "Paris"}\n~~~', True),
+    ('\ufeff{"city": "Paris"}', True),
+    ('```json\n{"city": "Paris"}\n~~~', False),
     ('```json\n{"city": "Paris"}\n```', True),
     ('```\n{"city": "Paris"}\n```', True),
     ('{"city": 3}', False),
@@ -219,6 +223,11 @@ JSON = [
 ]
 
 
+@pytest.mark.silent_bug(
+    "rewards: answers",
+    "JSON in a block of code of tildes, in ```JSON, or after a byte order mark counts as no JSON.",
+    "Blocks are those of Markdown, and the mark is no part of a text.",
+)
 @pytest.mark.parametrize(("answer", "right"), JSON)
 def test_json_fulfills_its_schema(answer: str, right: bool) -> None:
     pytest.importorskip("jsonschema_rs")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from by_role import ByRole
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -44,7 +45,7 @@ def texts(messages: Sequence[Message]) -> list[tuple[str, str]]:
     return [(turn["role"], turn["content"]) for turn in messages]
 
 
-class Models:
+class Models(ByRole):
     """Models that answer the words that they read; log-probabilities are the number of turns that a role reads."""
 
     def __init__(self) -> None:
@@ -352,7 +353,7 @@ def test_the_cost_is_of_the_prompts_that_count() -> None:
         scorer=lambda reward: SimpleNamespace(score=lambda asked: scored),
         say=print,
         out=Path("evaluate"),
-        models=SimpleNamespace(prompt_lengths=lambda role, read: [5] * len(read)),
+        models=ByRole(prompt_lengths=lambda role, read: [5] * len(read)),
     )
     reward = RewardSpec("folder", "helpful")
     best: Any = SimpleNamespace(policy="sft", few_shot=None, best_of=2, reward=reward)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from alignkit import Format, Group, Response
-from alignkit.data.reading import checked_groups
+from alignkit.data.sources import checked_groups
 from alignkit.evaluation.numbers import number_of, numbers_in
 from alignkit.plugins import load_plugins
 from alignkit_plugins.environments.calculator import Calculator

@@ -196,7 +196,7 @@ def work(big: Path, tmp_path: Path) -> Callable[[], StageWork]:
     folder.mkdir(parents=True)
 
     def start() -> StageWork:
-        run.models.close("big") if "big" in run.models.services else None
+        run.models.close("big") if "big" in run.models.bases else None
         return StageWork(run.stage_context(stage, folder), Distillation(Distillation.Options()), TEMPERATURE)
 
     return start

@@ -26,9 +26,9 @@ from architectures import ARCHITECTURES, VOCABULARY, make
 
 from alignkit.data.group import Group
 from alignkit.kernels import capabilities
+from alignkit.models.generate import generate
 from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack
-from alignkit.models.sampling import generate
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens

@@ -117,8 +117,8 @@ class Answers(Step):
         scorer = context.scorer(self.options.reward)
         prompts = context.load(self.options.data)
         (policy,) = self.options.policies["all"]
-        groups = context.models.sample(policy, prompts, seed=context.seed, samples_per_prompt=2, max_new_tokens=4)
-        logprobs = context.models.logprobs("base", groups)
+        groups = context.models[policy].sample(prompts, seed=context.seed, samples_per_prompt=2, max_new_tokens=4)
+        logprobs = context.models["base"].logprobs(groups)
         return Artifact(groups=scorer.score(groups), policy=policy, summary={"tokens": sum(map(len, logprobs))})
 
 
@@ -178,7 +178,7 @@ class LoadsAFile(Head):
 
 class HiddenModel(Head):
     def run(self, context: StepContext) -> Any:
-        found = context.models.logprobs("other", context.load(self.options.data)[:1])
+        found = context.models["other"].logprobs(context.load(self.options.data)[:1])
         return self.of([], first=float(found[0][0]))
 
 

@@ -65,9 +65,9 @@ def test_options_that_a_recipe_may_not_have(options: dict[str, Any], message: st
 def test_every_stage_has_weights_of_its_own_until_the_end() -> None:
     models, groups = TinyModels(), example_groups()[:1]
     before = set(models.model.roles)
-    base, sft, other = (models.logprobs(role, groups)[0] for role in (BASE, "sft", "sft@2"))
+    base, sft, other = (models[role].logprobs(groups)[0] for role in (BASE, "sft", "sft@2"))
     assert not base.equal(sft) and not sft.equal(other)
-    first, second = (models.scores(stage, groups) for stage in ("helpful", "harmless"))
+    first, second = (models[stage].scores(groups) for stage in ("helpful", "harmless"))
     assert len(first) == len(groups[0].responses) and first != second
     assert models.asked == {BASE, "sft", "sft@2", "helpful", "harmless"} and not models.sampled
     models.close()
@@ -78,7 +78,7 @@ def test_stages_have_the_same_weights_in_every_check() -> None:
     scores = []
     for _ in range(2):
         models = TinyModels()
-        scores.append(models.scores("helpful", example_groups()))
+        scores.append(models["helpful"].scores(example_groups()))
         models.close()
     assert scores[0] == scores[1]
 

@@ -14,7 +14,7 @@ import pytest
 from alignkit.data.chat_templates import PLAIN, set_chat_template
 from alignkit.data.group import Group, Message, Pair, Response
 from alignkit.errors import DataError
-from alignkit.models.sampling import Continuation, _response
+from alignkit.models.generate import Continuation, _response
 from alignkit.tokens.encoder import DROP_REASONS, Encoder, ResponseTokens, TextTokenizer, drop_reason, encode_all
 from alignkit.tokens.template import ChatOptions
 from alignkit.tokens.turns import Turns

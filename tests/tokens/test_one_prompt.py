@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 
 import alignkit
 from alignkit.cli import main
-from alignkit.models import sampling
-from alignkit.models.service import ModelRouter
+from alignkit.models import generate as sampling
+from alignkit.models.models import Models
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.models import tiny
 from alignkit_plugins.models.templates import HERMES
@@ -103,18 +103,18 @@ def asked(folder: Path) -> Iterator[dict[str, list[tuple[int, ...]]]]:
     """The prompts that every stage's policies read."""
     asked: dict[str, list[tuple[int, ...]]] = {name: [] for name in STAGES}
     begun: list[str] = []
-    generate, enter, patch = sampling.generate, ModelRouter.enter, pytest.MonkeyPatch()
+    generate, enter, patch = sampling.generate, Models.enter, pytest.MonkeyPatch()
 
     def noted(model: Any, role: Any, encoder: Encoder, prompts: Any, *more: Any, **named: Any) -> Any:
         asked[begun[-1]].extend(prompts)
         return generate(model, role, encoder, prompts, *more, **named)
 
-    def entered(models: ModelRouter, stage: str, *more: Any) -> None:
+    def entered(models: Models, stage: str, *more: Any) -> None:
         begun.append(stage)
         enter(models, stage, *more)
 
     patch.setattr(sampling, "generate", noted)
-    patch.setattr(ModelRouter, "enter", entered)
+    patch.setattr(Models, "enter", entered)
     # The last stage fails, because so short a revision has no end.
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 1
     assert begun == list(STAGES)

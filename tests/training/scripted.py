@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.models import sampling as sampling_module
+from alignkit.models import generate as sampling_module
 from alignkit.training import online
 
 END = "<|im_end|>"

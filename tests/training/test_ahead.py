@@ -68,7 +68,7 @@ class Double(LocalEngine):
 class Asks(Reward):
     def score(self, groups):
         prompts = [Group(({{"role": "user", "content": "and you?"}},))]
-        (group,) = self.context.models.sample("base", prompts, seed=1, samples_per_prompt=1, max_new_tokens=3)
+        (group,) = self.context.models["base"].sample(prompts, seed=1, samples_per_prompt=1, max_new_tokens=3)
         value = group.responses[0].tokens[0] % 5
         return {{"asks": [float(len(r.text) + value) for g in groups for r in g.responses]}}
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def assert_measured_by(found: Ran, reference: str, batch: Batch) -> None:
     """The batch's reference log-probabilities are those of this role at the sampling temperature."""
-    wanted = found.run.models.logprobs(reference, batch.groups, temperature=TEMPERATURE)
+    wanted = found.run.models[reference].logprobs(batch.groups, temperature=TEMPERATURE)
     for row, mask, values in zip(batch.reference_logprobs, batch.mask, wanted, strict=True):
         torch.testing.assert_close(row[mask], values, atol=1e-4, rtol=0)
 
@@ -56,7 +56,7 @@ def test_the_kl_of_those_who_do_not_need_it_is_of_fewer_samples(tmp_path: Path, 
         tmp_path, Watched(needs), before={"sft": SFT}, rollout=ROLLOUT, learning_rate=STILL, iterations=1, **keys
     )
     groups = found.rollouts()[0][:: 4 // measured]
-    policy, reference = (found.run.models.logprobs(role, groups, temperature=TEMPERATURE) for role in ("sft", "base"))
+    policy, reference = (found.run.models[role].logprobs(groups, temperature=TEMPERATURE) for role in ("sft", "base"))
     gaps = [ours.double() - theirs.double() for ours, theirs in zip(policy, reference, strict=True)]
     kl = [float(((-gap).exp() - 1 + gap).sum()) for gap in gaps]
     assert len(groups) == measured and len(kl) == 2 * measured

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_role import ByRole
 from torch import Tensor
 
 import alignkit
@@ -42,7 +43,7 @@ def scorer() -> Scorer:
         texts = [response.text for group in groups for response in group.responses]
         return [None if text == "None" else float(text) for text in texts]
 
-    context: Any = SimpleNamespace(models=SimpleNamespace(scores=scores), stage="")
+    context: Any = SimpleNamespace(models=ByRole(scores=scores), stage="")
     return Scorer(RewardSpec("stage", "liked"), context)
 
 
@@ -86,7 +87,7 @@ def test_a_model_in_several_expressions_scores_the_same_groups_once() -> None:
         asked.append((name, groups[0].id))
         return [float(len(name)) for group in groups for _ in group.responses]
 
-    context: Any = SimpleNamespace(models=SimpleNamespace(scores=scores), stage="")
+    context: Any = SimpleNamespace(models=ByRole(scores=scores), stage="")
     known = ModelScores()
     one, other = RewardSpec("stage", "liked"), RewardSpec("folder", "liked/by/others")
     together = doubled("both", left=one, right=other)
@@ -194,7 +195,6 @@ def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> Non
         metrics=lambda size: Metrics(tmp_path / "metrics.jsonl", size),
         settings=SimpleNamespace(rollout=rollout),
         models=SimpleNamespace(encoder=SimpleNamespace(end_ids=(), digest="d", said=lambda tokens: str(len(tokens)))),
-        forget_scores=lambda: None,
         model=SimpleNamespace(source="base", dtype=torch.float32, device=torch.device("cpu"), tokenizer=None),
     )
     stage = ExternalStage(context, SimpleNamespace())  # type: ignore[arg-type]
@@ -232,7 +232,7 @@ def doubled(name: str, **parts: RewardSpec) -> RewardSpec:
 
 def combining(spec: RewardSpec, scores: Mapping[str, list[float | None]]) -> Scorer:
     """The stages' scores are given, one per response."""
-    models = SimpleNamespace(scores=lambda name, groups: scores[name])
+    models = ByRole(scores=lambda name, groups: scores[name])
     context: Any = SimpleNamespace(models=models, folder=Path(), load=None, stage="")
     return Scorer(spec, context)
 
@@ -414,7 +414,7 @@ def test_a_combination_continues_from_a_checkpoint() -> None:
 
 def test_a_nested_combination_has_a_state_of_its_own() -> None:
     inner, outer = growing().spec, growing().spec
-    models = SimpleNamespace(scores=lambda name, groups: [1.0, 2.0, 3.0])
+    models = ByRole(scores=lambda name, groups: [1.0, 2.0, 3.0])
     context: Any = SimpleNamespace(models=models, folder=Path(), load=None, stage="")
     scorer = Scorer(replace(outer, children={"part": inner}), context)
     score_rollouts(scorer, TWO)

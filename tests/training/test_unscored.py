@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from by_role import ByRole
 from played import run_of
 from scripted import END, call, follow
 from test_scoring import combination
@@ -119,7 +120,7 @@ def test_a_reward_model_without_room_is_named() -> None:
     def scores(name: str, groups: Sequence[Group]) -> list[None]:
         return [None for group in groups for _ in group.responses]
 
-    context: Any = SimpleNamespace(models=SimpleNamespace(scores=scores), stage="")
+    context: Any = SimpleNamespace(models=ByRole(scores=scores), stage="")
     scorer = Scorer(RewardSpec("stage", "liked"), context)
     scored = score_rollouts(scorer, [Group(PROMPT, (Response("x"), Response("y")))])
     assert not scored.groups

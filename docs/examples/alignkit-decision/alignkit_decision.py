@@ -247,7 +247,7 @@ def decide(
     if not turned:
         return []
     letters = LETTERS[: max(len(options) for _, options in turned)]
-    answers = iter(models.next_token_logprobs(role, [asked(*each) for each in turned], list(letters)).double())
+    answers = iter(models[role].next_token_logprobs([asked(*each) for each in turned], list(letters)).double())
     found: list[list[float] | None] = []
     for _, options in questions:
         turns = range(min(orders, len(options)))

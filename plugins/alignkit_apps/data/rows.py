@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from alignkit.arguments import refuse
-from alignkit.data.files import raise_if_bad
-from alignkit.data.group import Group, Origin
-from alignkit.data.reading import RowReader
-from alignkit.data.sources import OR_SKIP, DataSpec
-from alignkit.errors import BadRow, Cut, DataError
+from alignkit.data.group import Group
+from alignkit.data.sources import DataSpec, SourceReader
+from alignkit.errors import BadRow, DataError
 from alignkit.io.atomic import whole_file
 from alignkit.io.commits import commit_of
 from alignkit.plugins import plugins
@@ -65,14 +63,12 @@ def read_rows(spec: DataSpec) -> Rows:
     """All rows, up to the limit of each source. Raises DataError if a source has none that can be read."""
     formats = {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
     rows: list[Row] = []
-    readers = [RowReader(source, formats) for source in spec.sources]
-    for place, (source, reader) in enumerate(zip(spec.sources, readers, strict=True)):
+    readers = [SourceReader(source, formats, place) for place, source in enumerate(spec.sources)]
+    for source, reader in zip(spec.sources, readers, strict=True):
         good, problem, file = 0, "the source is empty", short(source.name)
         for number, raw in reader.rows(no_stage, partial(commit_of, "dataset")):
-            if isinstance(raw, Cut) and source.on_bad_row == "error":
-                raise DataError(f"{source.name}:{number}: {raw}\nhelp: repair the file{OR_SKIP}")
             try:
-                groups = reader.groups(raise_if_bad(raw), Origin(source.name, number, source=place))
+                groups = reader.groups_of(number, raw)
             except BadRow as error:
                 rows.append(Row(file, number, None if isinstance(raw, BadRow) else raw, bad=str(error)))
                 problem = f"no row can be read; for example {source.name}:{number}: {error}"

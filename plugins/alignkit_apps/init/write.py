@@ -15,10 +15,18 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from alignkit.arguments import refuse
+from alignkit.data.files import as_written
 from alignkit.data.group import Group, resolved_pairs, why_not_demonstration
-from alignkit.data.hub import as_written
-from alignkit.data.reading import DataSource, Formats, OtherColumns, RowReader, UnnamedFormat, renamings_of
-from alignkit.data.sources import DataSpec, sides
+from alignkit.data.sources import (
+    DataSource,
+    DataSpec,
+    Formats,
+    Reading,
+    SourceReader,
+    UnknownFormat,
+    readings_of,
+    sides,
+)
 from alignkit.errors import AlignkitError, DataError, did_you_mean
 from alignkit.io.lookup import is_file
 from alignkit.plugins import plugins
@@ -134,7 +142,7 @@ def _check_columns(given: Mapping[str, Path], columns: Mapping[str, str]) -> Non
 
 def _first_row(path: Path) -> Mapping[str, Any]:
     """The first row of a file; empty if it is no table."""
-    rows = RowReader(DataSource(None, path=path.resolve()), _formats()).rows(Path, as_written)
+    rows = SourceReader(DataSource(path=path.resolve()), _formats()).rows(Path, as_written)
     row = next((row for _, row in rows), None)
     return row if isinstance(row, Mapping) else {}
 
@@ -145,31 +153,30 @@ def _source(kind: str, path: Path, columns: Mapping[str, str]) -> Source:
     Raises DataError if it holds something else than such data.
     """
     row = _first_row(path)
-    said = {name: column for name, column in columns.items() if column in row}
+    chosen = {name: column for name, column in columns.items() if column in row}
+    readings = [Reading("", chosen)]
+    if not chosen:
+        readings += [one for one in readings_of(row, _formats()) if not one.template]
     problems = []
-    for renamed in [said] if said else [{}, *renamings_of(row, _formats()).values()]:
+    for reading in readings:
         try:
-            return _with_columns(kind, path, renamed)
+            return _read(kind, path, reading)
+        except UnknownFormat as error:
+            problems.append(DataError(f"{error}\nhelp: say which columns are meant: --columns {_KINDS[kind][1]}"))
         except DataError as error:
             problems.append(error)
     raise problems[0]
 
 
-def _with_columns(kind: str, path: Path, columns: Mapping[str, str]) -> Source:
-    """A data file and its format, with some columns renamed: expected -> actual. Raises DataError like `_source`."""
-    (wanted, names, fits), read = _KINDS[kind], RunData(Path, 0).read
-    source = DataSource(None, path=path.resolve(), limit=_ROWS, columns=dict(columns), on_bad_row="skip")
-    try:
-        loaded = read(DataSpec((source,)))
-    except OtherColumns as error:
-        raise DataError(f"{error}\nhelp: say which columns are meant: --columns {names}") from error
-    except UnnamedFormat as error:
-        if len(error.formats) > 1:
-            raise
-        registration = plugins().registry.get("format", error.formats[0])
-        options = registration.implementation.Options()
-        source = replace(source, format=Component("format", registration.name, registration, options))
-        loaded = read(DataSpec((source,)))
+def _read(kind: str, path: Path, reading: Reading) -> Source:
+    """A data file and its format, read in one way. Raises DataError like `_source`."""
+    wanted, names, fits = _KINDS[kind]
+    named = None
+    if reading.format and not reading.columns:
+        registration = plugins().registry.get("format", reading.format)
+        named = Component("format", registration.name, registration, registration.implementation.Options())
+    source = DataSource(named, path=path.resolve(), limit=_ROWS, columns=dict(reading.columns), on_bad_row="skip")
+    loaded = RunData(Path, 0).read(DataSpec((source,)))
     found = loaded.sources[0].format
     if not any(map(fits, loaded.groups)):
         others = {name: words for name, (words, _, fit) in _KINDS.items() if any(map(fit, loaded.groups))}
@@ -182,7 +189,7 @@ def _with_columns(kind: str, path: Path, columns: Mapping[str, str]) -> Source:
     unfit = [f"{group.origin}: the row {why}" for group in demonstrations if (why := why_not_demonstration(group))]
     bad = [*map(str, loaded.skipped), *unfit]
     skipped = f"{len(bad)} rows, the first {bad[0]}" if bad else ""
-    return Source(str(path.resolve()), found, source.format is not None, columns, several, skipped)
+    return Source(str(path.resolve()), found, named is not None, reading.columns, several, skipped)
 
 
 def kind_of_file(path: Path) -> str:

@@ -9,8 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from alignkit.data.group import Group
-from alignkit.data.reading import DataSource
-from alignkit.data.sources import OR_SKIP, DataSpec
+from alignkit.data.sources import OR_SKIP, DataSource, DataSpec
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
 from alignkit.extras import check_extra
 from alignkit.io.lookup import exists, is_file

@@ -13,8 +13,8 @@ from alignkit import seeds
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError, Problem, RecipeError
 from alignkit.io.progress import Reporter
+from alignkit.models.models import LoadedBase, Models
 from alignkit.models.next_token import Sampling
-from alignkit.models.service import ModelRouter, ModelService
 from alignkit.plugins import launcher
 from alignkit.registry import Registry
 from alignkit.reward import REWARD_KEY, Context, no_progress
@@ -44,7 +44,7 @@ class Policy:
     name: str
     word: str
     reference: str
-    service: ModelService
+    service: LoadedBase
     sampling: Sampling
 
     def prompt(self, messages: Sequence[Message]) -> Ids:
@@ -123,7 +123,7 @@ def opened(
         if not bases.fit(bases):
             names = ", ".join(str(spec["base"]) for spec in named.bases.values())
             raise RecipeError([Problem(f"these models do not fit in memory together: {names}", help="name fewer")])
-        models = ModelRouter(bases.base_of, lambda name: _load(bases, name, should_stop))
+        models = Models(bases.base_of, lambda name: _load(bases, name, should_stop))
         context = Context(models, Path(folder), Path.cwd(), recipe.seed, _no_data)
         policies = {}
         for name, word in names_of(named.policies).items():
@@ -144,7 +144,7 @@ def opened(
         yield Opened(policies, [Scorer(reward, context) for reward in rewards])
 
 
-def _load(bases: RunBases, name: str, should_stop: Callable[[], None]) -> ModelService:
+def _load(bases: RunBases, name: str, should_stop: Callable[[], None]) -> LoadedBase:
     service = bases[name].load(Path, should_stop)
     service.max_length, service.progress = service.model.context, no_progress
     return service

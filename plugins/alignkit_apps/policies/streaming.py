@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from alignkit.models.generate import ActiveSequence, generate
 from alignkit.models.next_token import Sampling
-from alignkit.models.sampling import generate
-from alignkit.models.sequence import ActiveSequence
 from alignkit.models.shared_model import SharedModel
 from alignkit.tokens.encoder import Encoder, Ids
 
@@ -34,7 +33,7 @@ def answer(
     heard: Callable[[str], None] = lambda text: None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> Answer:
-    """Sample an answer, that of `alignkit.models.sampling.generate` without its stop; `heard` is given it in pieces.
+    """Sample an answer, that of `alignkit.models.generate.generate` without its stop; `heard` is given it in pieces.
 
     stream: its random numbers, as from `seeds.number`. wanted: asked after every token; once it is false, nothing more
     is written. With an engine all of the answer is heard at once.

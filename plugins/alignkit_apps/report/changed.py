@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.algorithm import StageDefaults
-from alignkit.data.reading import DataSource
+from alignkit.data.sources import DataSource
 from alignkit.io.changes import LONGEST, Change, changes
 from alignkit.recipe.rounds import stages_of_rounds
 from alignkit.recipe.schema import Recipe, Stage, specs

@@ -9,11 +9,12 @@ a tie.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from alignkit import BadRow, Field, Format, Group, Message, Options, Pair, Register, hookimpl
 from alignkit.data.conversations import shared_turns
@@ -41,7 +42,7 @@ class Layout:
 
     prompt: columns, joined by a blank line; empty if the answers are whole conversations. labels: value -> side.
     margins: value -> margin. sources: columns with the answers' authors. soft: values between 1 and 2 are
-    1 + the probability that the second answer is better.
+    1 + the probability that the second answer is better. scores: columns with the answers' votes, which must agree.
     """
 
     prompt: tuple[str, ...]
@@ -52,6 +53,7 @@ class Layout:
     margins: Mapping[str, float | str] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     soft: bool = False
+    scores: tuple[str, ...] = ()
 
     def fits(self, row: Any) -> bool:
         """Whether the row has these columns; the second and later columns of the prompt may be missing."""
@@ -80,13 +82,17 @@ LAYOUTS = {
         {"1": "first", "2": "second", "0": "tie", "1.5": "tie"}, sources=("generator_1", "generator_2"), soft=True,
     ),
     "Chatbot Arena": Layout((), "conversation_a", "conversation_b", ("winner",), ARENA, sources=("model_a", "model_b")),
-    "SHP": Layout(("history",), "human_ref_A", "human_ref_B", ("labels",), {"1": "first", "0": "second"}),
+    "SHP": Layout(
+        ("history",), "human_ref_A", "human_ref_B", ("labels",), {"1": "first", "0": "second"},
+        scores=("score_A", "score_B"),
+    ),
     "PKU-SafeRLHF": Layout(("prompt",), "response_0", "response_1", ("better_response_id",), FROM_ZERO),
     "HelpSteer2": Layout(("prompt",), "response_1", "response_2", ("preference_strength",), SIGNED, STRENGTHS),
     "HelpSteer3": Layout(("context",), "response1", "response2", ("overall_preference",), SIGNED, STRENGTHS),
 }  # fmt: skip
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context")
+WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")  # 0 or 1 each, in the arena's rows on Kaggle
 LABELS = ("label", "labels", "preference", "winner", "verdict", "rating", "choice", "better")
 _NUMBERED = re.compile(r"(?P<stem>.*?)(?P<mark>[ _-]?(?:1|a|A|0))(?P<rest>_\w+)?")
 _SECOND = {"1": "2", "a": "b", "A": "B", "0": "1"}
@@ -119,11 +125,13 @@ class LabeledPairs(Format):
 
     @classmethod
     def matches(cls, row: Any) -> bool:
+        row = with_winner(row)
         return cls.lacks(row, "chosen", "rejected") and (known_layout(row) or guessed_layout(row)) is not None
 
     def read(self, row: Any) -> Group:
         if not isinstance(row, Mapping):
             raise BadRow("a row must be an object")
+        row = with_winner(row)
         layout = self._layout(row)
         prompt = self._prompt(row, layout)
         answers = [self._answer(row, name) for name in (layout.first, layout.second)]
@@ -139,6 +147,7 @@ class LabeledPairs(Format):
 
     def reason(self, row: Any) -> str:
         """The label, or those of all annotators."""
+        row = with_winner(row)
         layout = self._layout(row)
         return ", ".join(f"{name} {row.get(name)}" for name in layout.label)
 
@@ -182,8 +191,13 @@ class LabeledPairs(Format):
         """The pair that the label means; none for a tie."""
         votes = Counter(self._vote(row, name, layout) for name in layout.label)
         (pair, count), *others = votes.most_common(2)
-        undecided = pair is None or (bool(others) and others[0][1] == count)
-        return () if undecided else (cast(Pair, pair),)
+        if pair is None or (others and others[0][1] == count):
+            return ()
+        scores = [score for name in layout.scores if (score := self.number(row, name)) is not None]
+        if len(scores) == 2 and scores[pair.better] < scores[pair.worse]:
+            told = ", ".join(f"{name} {row[name]}" for name in (*layout.label, *layout.scores))
+            raise BadRow(f"the label and the scores contradict each other: {told}")
+        return (pair,)
 
     def _vote(self, row: Mapping[str, Any], name: str, layout: Layout) -> Pair | None:
         value = canonical(row.get(name))
@@ -195,6 +209,35 @@ class LabeledPairs(Format):
         side = layout.labels[value]
         margin = layout.margins.get(value)
         return {"first": Pair(0, 1, margin=margin), "second": Pair(1, 0, margin=margin), "tie": None}[side]
+
+
+def with_winner(row: Any) -> Any:
+    """The row with WINNERS as one label, and with its lists of the user's and the models' turns as conversations."""
+    if not Format.has(row, *WINNERS):
+        return row
+    told = [name.removeprefix("winner_") for name in WINNERS if canonical(row[name]) in ("1", "true")]
+    columns = {name: value for name, value in row.items() if name not in WINNERS} | {"winner": " and ".join(told)}
+    asked, *answers = (_texts(row.get(name)) for name in ("prompt", "response_a", "response_b"))
+    if not asked or any(len(answer) != len(asked) for answer in answers):
+        return columns
+    for side, answer in zip("ab", answers, strict=True):
+        del columns[f"response_{side}"]
+        columns[f"conversation_{side}"] = [
+            {"role": role, "content": text or ""}
+            for turn in zip(asked, answer, strict=True)
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+    del columns["prompt"]
+    return columns
+
+
+def _texts(cell: Any) -> list[Any]:
+    """The texts in a list, or in JSON of one; empty for another value."""
+    try:
+        value = json.loads(cell) if isinstance(cell, str) else cell
+    except ValueError:
+        return []
+    return value if isinstance(value, list) and all(text is None or isinstance(text, str) for text in value) else []
 
 
 def known_layout(row: Any) -> Layout | None:

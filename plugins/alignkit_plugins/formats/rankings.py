@@ -17,6 +17,7 @@ PROMPTS = ("prompt", "instruction", "question")
 RESPONSES = ("responses", "answers", "completions")
 TEXTS = ("text", "response", "answer", "completion", "content")
 SCORES = ("score", "rating", "overall_score", "reward")
+ULTRAFEEDBACK = 10  # its highest overall_score
 SCORE_LISTS = ("scores", "ratings", "rewards")
 
 
@@ -69,6 +70,8 @@ class Rankings(Format):
             raise BadRow("a response must be text or {text, rank}")
         item_rank = self.number(item, "rank")
         item_score = self.number(item, _first(item, SCORES) or "score")
+        if "fine-grained_score" in item and item_score is not None and item_score > ULTRAFEEDBACK:
+            raise BadRow(f"overall_score {item_score:g} is above {ULTRAFEEDBACK}, a known fault of UltraFeedback")
         return Response(
             text=self.text(item, _first(item, TEXTS) or "text"),
             rank=rank if item_rank is None else item_rank,

@@ -22,7 +22,7 @@ JUDGED = {
     *LABEL_COLUMNS,
     *("labels", "preference", "winner", "verdict", "rating", "ratings", "choice", "better", "rank", "ranks", "ranking"),
     *("score", "scores", "rewards", "pairs", "chosen", "rejected", "better_response_id", "overall_preference"),
-    "preference_strength",
+    *("preference_strength", "winner_model_a", "winner_model_b", "winner_tie"),
 }
 
 

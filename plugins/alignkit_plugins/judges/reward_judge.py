@@ -46,12 +46,12 @@ class RewardJudge(Judge):
 
     def compare(self, items: Sequence[Item]) -> list[Verdict]:
         groups = [Group(tuple(prompt), (Response(first), Response(second))) for prompt, first, second in items]
-        scores = self.context.models.scores(self.options.reward_model.name, groups)
+        scores = self.context.models[self.options.reward_model.name].scores(groups)
         return [_by_scores(first, second) for first, second in zip(scores[::2], scores[1::2], strict=True)]
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
         groups = [Group(tuple(prompt), (Response(text),)) for prompt, text in items]
-        scores = self.context.models.scores(self.options.reward_model.name, groups)
+        scores = self.context.models[self.options.reward_model.name].scores(groups)
         return [Rating(score, NO_ROOM if score is None else "") for score in scores]
 
 

@@ -272,7 +272,7 @@ class Normalized(Reward):
         return {"": [None if raw is None else (raw + self.bias) * self.gain for raw in self._raw(groups)]}
 
     def _raw(self, groups: Sequence[Group]) -> list[float | None]:
-        return self.context.models.scores(self.options.reward_model.name, groups)
+        return self.context.models[self.options.reward_model.name].scores(groups)
 
 
 @hookimpl

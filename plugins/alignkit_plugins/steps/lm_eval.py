@@ -119,7 +119,7 @@ class LmEval(Step):
         if "--device" not in self.options.args:
             command += ["--device", _device()]
         try:
-            notes = context.models.export(policy, model, bases=True)
+            notes = context.models[policy].save(model)
             _run(command, context.folder, log)
         finally:
             shutil.rmtree(model, ignore_errors=True)

@@ -129,8 +129,7 @@ class Sample(Step):
         role = options.policy
 
         def respond(rows: Sequence[Any]) -> list[str]:
-            sampled = context.models.sample(
-                role,
+            sampled = context.models[role].sample(
                 prompts_from_rows(rows),
                 seed=seeds.number(context.seed, context.stage, "sample", rows[0][0]),
                 samples_per_prompt=options.samples_per_prompt,

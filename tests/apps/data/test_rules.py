@@ -131,9 +131,7 @@ def test_a_file_that_is_cut_off_stops_the_command_as_it_stops_a_run(
     words = ["data", "convert", "--to", "sft", "--out", str(tmp_path / "b.jsonl")]
     assert main([*words, str(path)]) == 4
     error = capsys.readouterr().err
-    assert f"{path}:" in error and "set 'on_bad_row: skip'" in error and not (tmp_path / "b.jsonl").exists()
-    assert main([*words, f"{{path: {path}, on_bad_row: skip}}"]) == 0
-    assert 100 < len((tmp_path / "b.jsonl").read_text(encoding="utf-8").splitlines()) < 3000
+    assert f"{path}:" in error and not (tmp_path / "b.jsonl").exists()
 
 
 def test_what_was_left_out_is_redacted_too(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def check_logprobs(
 ) -> None:
     """A causal language model computes the log-probabilities of a role of the run."""
     models = models_of(run)
-    ours, plain = models.logprobs(reference, groups()), models.logprobs(base, groups())
+    ours, plain = models[reference].logprobs(groups()), models[base].logprobs(groups())
     assert max(float((one - other).abs().max()) for one, other in zip(ours, plain, strict=True)) > 0.01
     for group, wanted in zip(groups(), ours, strict=True):
         text = tokenizer.apply_chat_template(list(group.prompt), add_generation_prompt=True, tokenize=False)
@@ -77,7 +77,7 @@ def check_logprobs(
 
 def check_scores(model: Any, tokenizer: Any, run: Path) -> None:
     """A classifier gives the scores of the run's reward model, alone and in padded batches."""
-    wanted = models_of(run).scores("liked", groups())
+    wanted = models_of(run)["liked"].scores(groups())
     assert len(set(wanted)) > 1
     rows = [[*group.prompt, Message(role="assistant", content=group.responses[0].text)] for group in groups()]
     texts = [tokenizer.apply_chat_template(row, tokenize=False) for row in rows]

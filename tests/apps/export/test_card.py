@@ -227,5 +227,5 @@ def test_the_printed_code_computes_what_the_run_computed(
         return
     printed = re.search(r"tensor\((-?[\d.]+)", capsys.readouterr().out)
     assert printed is not None
-    (score,) = models_of(run).scores("liked", groups()[:1])
+    (score,) = models_of(run)["liked"].scores(groups()[:1])
     assert float(printed[1]) == pytest.approx(score, abs=most)

@@ -114,8 +114,8 @@ def check_policy(server: Served, run: Path) -> None:
     """Greedy answers to the same tokens of prompts, and their log-probabilities."""
     models = models_of(run)
     encoder = models.of("base").encoder
-    answered = models.sample(
-        "sft", [Group(tuple(prompt)) for prompt in PROMPTS], seed=0, max_new_tokens=24, temperature=0
+    answered = models["sft"].sample(
+        [Group(tuple(prompt)) for prompt in PROMPTS], seed=0, max_new_tokens=24, temperature=0
     )
     body = {"model": server.model, "max_tokens": 24, "temperature": 0, "logprobs": True, "return_token_ids": True}
     for prompt, group in zip(PROMPTS, answered, strict=True):
@@ -165,7 +165,7 @@ def test_a_policy(form: list[str], run: Path, tmp_path: Path, capsys: pytest.Cap
 def test_a_reward_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained(tmp_path, "<|pad|>\n")
     assert export(run / "liked", tmp_path / "out", "--merge") == 0
-    wanted = models_of(run).scores("liked", groups())
+    wanted = models_of(run)["liked"].scores(groups())
     with served(capsys.readouterr().out, tmp_path / "log") as server:
         for group, score in zip(groups(), wanted, strict=True):
             answer = Message(role="assistant", content=group.responses[0].text)

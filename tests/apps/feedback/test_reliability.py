@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from alignkit import BadRow, DataError
-from alignkit.data.reading import DataSource
-from alignkit.data.sources import DataSpec, load
+from alignkit.data.sources import DataSource, DataSpec, load
 from alignkit.registry import Component
 from alignkit_apps.charts.data_lines import source_lines
 from alignkit_plugins.people.reliability import chosen_rows

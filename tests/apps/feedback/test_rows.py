@@ -12,8 +12,7 @@ from stores import event, opened, pair, ranking
 
 from alignkit.cli import main
 from alignkit.data.group import Pair
-from alignkit.data.reading import DataSource, content_digest
-from alignkit.data.sources import DataSpec, load
+from alignkit.data.sources import DataSource, DataSpec, content_digest, load
 from alignkit.io.digest import file_digest
 from alignkit.plugins import plugins
 from alignkit_plugins.people.rows import store_rows

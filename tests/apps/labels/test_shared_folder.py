@@ -10,8 +10,7 @@ import pytest
 from stores import event, opened, pair, ranking, scores, turn
 
 from alignkit.cli import main
-from alignkit.data.reading import DataSource
-from alignkit.data.sources import DataSpec, load
+from alignkit.data.sources import DataSource, DataSpec, load
 from alignkit.plugins import plugins
 from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.items import Item

@@ -81,8 +81,7 @@ class LocalJudge(Judge):
 
     def _said(self, questions: Sequence[Question]) -> list[Said]:
         """Replies in words, the likeliest ones."""
-        groups = self.context.models.sample(
-            self.options.role,
+        groups = self.context.models[self.options.role].sample(
             [Group(tuple(one.messages)) for one in questions],
             seed=self.context.seed,
             samples_per_prompt=1,
@@ -99,7 +98,7 @@ class LocalJudge(Judge):
         return found
 
     def _logprobs(self, prompts: Sequence[Sequence[Message]], answers: Sequence[str], prefill: str) -> Tensor:
-        return self.context.models.next_token_logprobs(self.options.role, prompts, list(answers), prefill=prefill)
+        return self.context.models[self.options.role].next_token_logprobs(prompts, list(answers), prefill=prefill)
 
     def _advice(self, prompts: Sequence[Sequence[Message]]) -> str:
         """Answers that this judge's tokenizer tells apart by their first token."""

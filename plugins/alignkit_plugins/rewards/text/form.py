@@ -24,7 +24,7 @@ TOKENS = {
     "bold": "strong_open",
 }
 
-_BLOCK = re.compile(r"^[ \t]*```(?:json\w*)?[ \t]*\n?(.*?)```[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+_BLOCK = re.compile(r"^[ \t]*(```|~~~)(?:json\w*)?[ \t]*\n?(.*?)\1[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE)
 
 
 class Form(Reward):
@@ -102,9 +102,10 @@ def content_of_last(answer: str, tags: Sequence[str]) -> str | None:
 
 def is_json(text: str, schema: Mapping[str, Any]) -> bool:
     """Whether a text, or the only block of code in it, is JSON that fulfills a schema."""
-    blocks = _BLOCK.findall(text)
+    blocks = [content for _, content in _BLOCK.findall(text)]
     try:
-        value = json.loads(blocks[0] if len(blocks) == 1 else text, parse_constant=_no_json)
+        only = blocks[0] if len(blocks) == 1 else text
+        value = json.loads(only.lstrip("\ufeff"), parse_constant=_no_json)  # a byte order mark
         return not schema or bool(_validator(schema).is_valid(value))
     except (ValueError, RecursionError):  # of reading, or half a character (a surrogate) for a pattern
         return False

@@ -187,8 +187,8 @@ class Revise(Step):
 
         def answered(rows: Sequence[Any]) -> list[str | None]:
             seed = seeds.number(context.seed, context.stage, "answer", rows[0][0])
-            groups = context.models.sample(
-                options.policy, prompts_from_rows(rows), seed=seed, samples_per_prompt=1, **sampling
+            groups = context.models[options.policy].sample(
+                prompts_from_rows(rows), seed=seed, samples_per_prompt=1, **sampling
             )
             return [answer_of(group.responses[0]).strip() if group.responses else None for group in groups]
 

@@ -73,7 +73,7 @@ class Answering:
     def tokens(self, policy: str, groups: Sequence[Group]) -> dict[str, float]:
         """The mean cost of an answer in tokens: the prompt that the policy reads, and all that it writes for it."""
         asked = self.prompted.get(policy) or Prompted(policy)
-        read = self._context.models.prompt_lengths(asked.role, [asked.read(group) for group in groups])
+        read = self._context.models[asked.role].prompt_lengths([asked.read(group) for group in groups])
         drafts = self._written.get(policy)  # also of prompts that are left out, for another policy has no room
         written = [drafts[g.id] if drafts else sum(map(length, answers_of(g, policy))) for g in groups]
         return {"read": statistics.mean(read), "written": statistics.mean(written) / self._samples}

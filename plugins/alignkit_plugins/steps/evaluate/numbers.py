@@ -155,7 +155,7 @@ def kl(
     answered = [replace(group, responses=tuple(answers_of(group, policy))) for group in groups]
     read = [prompted.read(group) for group in answered]
     logprobs = [
-        iter(context.models.logprobs(role, rows, temperature=temperature))
+        iter(context.models[role].logprobs(rows, temperature=temperature))
         for role, rows in ((prompted.role, read), (reference, answered))
     ]
     added = math.log(prompted.drafts) - (prompted.drafts - 1) / prompted.drafts

@@ -68,7 +68,7 @@ class Calibration(Step):
     ) -> list[tuple[float, bool] | None]:
         """Confidence and rightness of a policy's answer to each prompt; None if a confidence or a score is missing."""
         own = [replace(group, responses=tuple(answers_of(group, policy))) for group in groups]
-        logprobs = context.models.logprobs(policy, own, temperature=1.0)
+        logprobs = context.models[policy].logprobs(own, temperature=1.0)
         sure = [
             confidence(row.double().tolist(), self.options.confidence)
             if len(row) == len(group.responses[0].tokens or ()) > 0 and not row.isnan().any()

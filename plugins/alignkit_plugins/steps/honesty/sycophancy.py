@@ -127,7 +127,7 @@ class Sycophancy(Step):
         options = self.options
 
         def sampled(prompts: Sequence[Group]) -> list[Group]:
-            return context.models.sample(policy, prompts, seed=context.seed, samples_per_prompt=1, **options.sampled())
+            return context.models[policy].sample(prompts, seed=context.seed, samples_per_prompt=1, **options.sampled())
 
         context.say(f"{context.out.name}: {options.names[policy]} answers {len(asked)} prompts, four times")
         found = {FIRST: sampled([each.group for each in asked])}

@@ -134,7 +134,7 @@ class Categorize(Asking):
             role, letters = options.by or "base", list(LETTERS[: len(names)])
 
             def likeliest(rows: Sequence[list[Any]]) -> list[int | None]:
-                found = context.models.next_token_logprobs(role, rows, letters)
+                found = context.models[role].next_token_logprobs(rows, letters)
                 return [None if bool(line.isnan().any()) else int(line.argmax()) for line in found]
 
             places = context.map(name, [list(each.prompt) for each in questions], likeliest)

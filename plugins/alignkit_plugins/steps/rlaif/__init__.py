@@ -160,8 +160,7 @@ class JudgePairs(Step):
         def sampled(chunk: Sequence[Any]) -> list[list[dict[str, Any]]]:
             # A seed for each chunk, or the n-th prompts of all chunks would share their random numbers.
             seed = (context.seed + zlib.crc32(json.dumps(chunk).encode())) % 2**31
-            groups = context.models.sample(
-                options.policy or "base",
+            groups = context.models[options.policy or "base"].sample(
                 prompts_from_rows(chunk),
                 seed=seed,
                 samples_per_prompt=options.samples_per_prompt,
@@ -333,8 +332,7 @@ class RLAIF(Reward):
         keys = [json.dumps([group.prompt, group.tools]) for group in groups]
         new = {key: group for key, group in zip(keys, groups, strict=True) if key not in self._baselines}
         if new:
-            sampled = self.context.models.sample(
-                self.options.baseline,
+            sampled = self.context.models[self.options.baseline].sample(
                 list(new.values()),
                 seed=self.context.seed,
                 samples_per_prompt=1,

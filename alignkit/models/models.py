@@ -1,0 +1,278 @@
+"""The models of a run: base models, opened on first use, and the policies and reward models on them, by reference.
+
+A reference is the base model (`base`), a stage (`sft`), a kept version (`sft@2`), or a folder. Its adapter is loaded
+onto the shared base on first use.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit.data.group import Group, Message, preview, previews
+from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
+from alignkit.kernels.memory import release_cached, trim
+from alignkit.models.budget import within_memory
+from alignkit.models.export import export
+from alignkit.models.foreign_reward import ForeignRewardModel
+from alignkit.models.forward import measure
+from alignkit.models.generate import Sampling, sample
+from alignkit.models.loading import has_score
+from alignkit.models.packing import micro_batches, pack
+from alignkit.models.padding import with_padding
+from alignkit.models.shared_model import BASE, HeadKind, SharedModel
+from alignkit.reward import Progress, no_progress
+from alignkit.tokens.encoder import Encoded, Encoder
+
+
+class LoadedBase:
+    """A base model in memory, with its encoder, and the roles on it by reference."""
+
+    def __init__(
+        self,
+        model: SharedModel,
+        artifact: Callable[[str], Path],
+        max_length: int = 1024,
+        say: Callable[[str], None] = lambda text: None,
+        progress: Progress = no_progress,
+        name: str = BASE,
+    ):
+        """artifact: the adapter or model folder of a reference. max_length: of a prompt with response, in tokens.
+
+        name: the reference that means the unmodified model.
+        """
+        self.name = name
+        self.model, self.artifact, self.say = model, artifact, say
+        self.progress = progress
+        self.max_length = min(max_length, model.context)
+        self.encoder = model.encoder()
+        self._foreign: dict[Path, ForeignRewardModel] = {}
+
+    def __getitem__(self, reference: str) -> RolePolicy:
+        """The policy or reward model of a reference on this base."""
+        return RolePolicy(self, reference)
+
+    def role(self, reference: str) -> str:
+        """Load the role of a reference, with its scalar head if it has one, and return the role's name."""
+        name = self._role_name(reference)
+        self._open(name, reference)
+        return name
+
+    def open(self, name: str) -> None:
+        """Load a role by its name, which `role` has returned in another process."""
+        self._open(name, name.replace("|", "/"))
+
+    def _open(self, name: str, reference: str) -> None:
+        if name not in self.model.roles:
+            folder = self.artifact(reference)
+            head: HeadKind = "scalar" if has_score(folder) else "language"
+            self.model.add_role(name, start=folder, head=head)
+
+    def forget(self, reference: str) -> None:
+        """Drop a role, so that it is read from disk again."""
+        name = self._role_name(reference)
+        if name != BASE and name in self.model.roles:
+            self.model.drop_role(name)
+
+    def _role_name(self, reference: str) -> str:
+        return BASE if reference == self.name else reference.replace("/", "|")  # of a folder
+
+    def foreign(self, reference: str) -> ForeignRewardModel | None:
+        """The reward model in a folder that is no adapter for this base; None if the reference is no such folder."""
+        folder = self.artifact(reference) if Path(reference).is_absolute() else None
+        if folder is None or self.model.base.has_adapter(folder):
+            return None
+        if folder not in self._foreign:
+            self._foreign[folder] = ForeignRewardModel(folder, self.model)
+        return self._foreign[folder]
+
+    def fits(self, group: Group, max_length: int, new_tokens: int) -> bool:
+        """Whether a prompt leaves room for `new_tokens`."""
+        return len(self.encoder.prompt(group.prompt, group.tools)) + new_tokens <= max_length
+
+    def reference_logprobs(self, reference: str, encoded: Sequence[Encoded]) -> list[Tensor]:
+        """Measure the log-probabilities of a role that is not trained; fp32 [tokens] per response."""
+        role = self.role(reference)
+        with self.progress(f"log-probabilities of {reference}", len(encoded)) as done:
+            return measure(self.model, role, encoded, "logprobs", done=done)
+
+
+class RolePolicy:
+    """A role of a base model; implements `alignkit.Policy`."""
+
+    def __init__(self, base: LoadedBase, reference: str):
+        self.base, self.reference = base, reference
+        self.model, self.encoder = base.model, base.encoder
+
+    def scores(self, groups: Sequence[Group]) -> list[float | None]:
+        """See `alignkit.Policy`."""
+        foreign = self.base.foreign(self.reference)
+        if foreign is not None:
+            foreign_scores = foreign.scores(groups)
+            self._report_unread(foreign.encoder)
+            return foreign_scores
+        role = self.base.role(self.reference)
+        self.encoder.forget_counts()
+        encoded = [self.encoder.encode(group, self.base.max_length, scoring=True) for group in groups]
+        self._report_unread(self.encoder)
+        readable = [e for e in encoded if e is not None and e.rows]
+        with self.base.progress(f"scoring with {self.reference}", len(readable)) as done:
+            measured = iter(measure(self.model, role, readable, "scores", done=done))
+        scores: list[float | None] = []
+        for group, e in zip(groups, encoded, strict=True):
+            if e is None:
+                scores += [None] * len(group.responses)
+            else:
+                scores += [float(next(measured)) for _ in e.rows]
+        return scores
+
+    def _report_unread(self, encoder: Encoder) -> None:
+        """Report responses that the reward model could not read in full."""
+        for case, problem in (
+            ("cut", "responses truncated at max_length before scoring"),
+            ("no_room", "groups without a score, because their prompts fill max_length"),
+        ):
+            if count := encoder.counts[case]:
+                self.base.say(f"{self.reference}: {problem}: {count} ({previews(encoder.groups[case])})")
+        encoder.forget_counts()
+
+    def logprobs(self, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
+        """See `alignkit.Policy`."""
+        self._check_tokens(groups)
+        encoded = [self.encoder.encode(group, self.base.max_length) for group in groups]
+        fitting = [e for e in encoded if e is not None]
+        role = self.base.role(self.reference)
+        with self.base.progress(f"log-probabilities of {self.reference}", len(fitting)) as done:
+            measured = iter(measure(self.model, role, fitting, "logprobs", temperature=temperature, done=done))
+        logprobs: list[Tensor] = []
+        for group, e in zip(groups, encoded, strict=True):
+            logprobs += [torch.zeros(0) if e is None else next(measured) for _ in group.responses]
+        return logprobs
+
+    def _check_tokens(self, groups: Sequence[Group]) -> None:
+        """Raise OtherTokenizer for sampled tokens that mean something else to this model."""
+        for group in groups:
+            if any(response.tokens is not None and not self.encoder.reads(response) for response in group.responses):
+                raise OtherTokenizer(
+                    f"'{self.reference}' has another tokenizer, or ends its turns with another token, than the model "
+                    f"that answered {preview(group)}: log-probabilities of these tokens mean nothing\n"
+                    "help: compare models with the same tokenizer and chat template, or compare texts with a reward"
+                )
+
+    @torch.no_grad()
+    def next_token_logprobs(
+        self, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, prefill: str = ""
+    ) -> Tensor:
+        """See `alignkit.Policy`. Raises SameFirstToken if two answers begin with the same token."""
+        model, role = self.model, self.base.role(self.reference)
+        questions = [self.encoder.answers(prompt, prefill, answers) for prompt in prompts]
+        rows = [row for row, _ in questions]
+        if not all(rows):
+            raise DataError("cannot answer an empty prompt: this tokenizer does not begin texts with a special token")
+        first = torch.tensor([[tokens[0] for tokens in each] for _, each in questions], dtype=torch.long)
+        if any(len(set(row)) < len(row) for row in first.tolist()):
+            raise SameFirstToken(f"the answers {list(answers)} begin with the same token; choose others")
+        logprobs = torch.full((len(rows), len(answers)), float("nan"))
+        fitting = [index for index, row in enumerate(rows) if len(row) <= model.context]
+        encoded = [Encoded(Group(()), rows[index], ()) for index in fitting]
+
+        def measure_all(done: Callable[[int], None]) -> None:
+            measured = 0
+            for batch in micro_batches(encoded, model.inference_budget):
+                packed = pack([encoded[index] for index in batch])
+                hidden = model.hidden(role, packed.layout, packed.tokens)
+                ends = [span.start + span.prompt - 1 for span in packed.layout.spans]
+                next_logprobs = torch.log_softmax(model.next_logits(role, hidden[ends]), dim=-1)
+                chosen = [fitting[index] for index in batch]
+                logprobs[chosen] = next_logprobs.cpu().gather(1, first[chosen])
+                done(measured := measured + len(batch))
+
+        with self.base.progress(f"asking {self.reference}", len(encoded)) as done:
+            within_memory(model.memory, lambda: measure_all(done))
+        return logprobs
+
+    def prompt_lengths(self, prompts: Sequence[Group]) -> list[int]:
+        """See `alignkit.Policy`."""
+        return [len(self.encoder.prompt(group.prompt, group.tools)) for group in prompts]
+
+    def sample(self, prompts: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
+        """See `alignkit.Policy`."""
+        options, base = Sampling(**sampling), self.base
+        role = base.role(self.reference)
+        if self.model.roles[role].head is not None:
+            raise RunFailed(f"'{self.reference}' is a reward model: it cannot answer prompts")
+        groups = [Group(group.prompt, tools=group.tools) for group in prompts]
+        fitting = [i for i, group in enumerate(groups) if base.fits(group, base.max_length, options.max_new_tokens)]
+        # Streams are named by the index among all prompts, so that leaving one out changes no other sample.
+        answerable = [groups[i] for i in fitting]
+        with base.progress(f"sampling from {self.reference}", len(fitting) * options.samples_per_prompt) as done:
+            sampled = sample(self.model, role, self.encoder, answerable, options, seed=seed, numbers=fitting, done=done)
+        for i, group in zip(fitting, sampled, strict=True):
+            groups[i] = group
+        return groups
+
+    def save(self, folder: Path) -> list[str]:
+        """See `alignkit.Policy`."""
+        model, tokenizer = self.model, self.model.tokenizer
+        saved = None if self.reference == self.base.name else self.base.artifact(self.reference)
+        if saved is not None and has_score(saved):
+            tokenizer = with_padding(tokenizer, model.model.config)
+        return export(saved, folder, model.base, model.spec, model.dtype, tokenizer, self.encoder.end_ids)
+
+
+class Models:
+    """Implements `alignkit.Models`. Base models are opened on first use.
+
+    bases: those that are open. stage, needed: the current stage, and the base models of all references that it names,
+    its own first.
+    """
+
+    def __init__(self, base_of: Callable[[str], str | None], open: Callable[[str], LoadedBase]):
+        """base_of: the base model of a reference; None: whichever the current stage is on."""
+        self._base_of, self._open = base_of, open
+        self.bases: dict[str, LoadedBase] = {}
+        self.stage = ""
+        self.needed: tuple[str, ...] = ()
+
+    def __getitem__(self, reference: str) -> RolePolicy:
+        """The policy or reward model of a reference."""
+        home = self.needed[0] if self.needed else BASE
+        return self.of(self._base_of(reference) or home)[reference]
+
+    def of(self, base: str) -> LoadedBase:
+        """A base model. Raises RunFailed if the stage's result would depend on it unnoticed."""
+        if self.needed and base not in self.needed:
+            raise RunFailed(
+                f"stage '{self.stage}' uses the base model '{base}', which it does not name\n"
+                "help: a plugin must name the models that it uses in its options (PolicyRef, StageRef, RewardRef)"
+            )
+        if base not in self.bases:
+            self.bases[base] = self._open(base)
+        return self.bases[base]
+
+    def enter(self, stage: str, needed: Sequence[str], later: Iterable[str]) -> None:
+        """Begin a stage. Base models that neither it nor a later stage needs are freed, as are those in parts.
+
+        The next stage may work in one process only, which needs all weights.
+        """
+        self.stage, self.needed = stage, tuple(needed)
+        kept = {*needed, *later}
+        for name in [name for name, base in self.bases.items() if name not in kept or base.model.passes.spread]:
+            self.close(name)
+
+    def close(self, base: str) -> None:
+        """Free a base model with all its roles; it is loaded again if anything needs it."""
+        device = self.bases.pop(base).model.device
+        gc.collect()  # recomputable layers hold references to themselves
+        release_cached(device)
+        trim()
+
+    def forget(self, reference: str) -> None:
+        """Drop a role from all base models, so that it is read from disk again."""
+        for base in self.bases.values():
+            base.forget(reference)
