@@ -58,13 +58,12 @@ def check_chat(encoder: Encoder, base: str) -> list[str]:
 
 
 def _example(chat: ChatTemplate) -> tuple[str, str] | None:
-    """A prompt, and the conversation with an answer after it, which may need reasoning; None if there is none."""
-    for more in ({}, {"reasoning_content": "Two and two."}):
-        try:
-            return chat.prompt([ASKED]), chat.conversation([ASKED], [{**ANSWERED, **more}]).text
-        except DataError:  # the answer does not follow its prompt, or is dropped
-            continue
-    return None
+    """A prompt, and the conversation with an answer after it; None if the template does not write one there."""
+    reasoning = {"reasoning_content": "Two and two."} if chat.shape.opens else {}
+    try:
+        return chat.prompt([ASKED]), chat.conversation([ASKED], [{**ANSWERED, **reasoning}]).text
+    except DataError:  # the answer does not follow its prompt, or its reasoning is dropped
+        return None
 
 
 def _check_boundary(encoder: Encoder, prompt: str, whole: str, base: str) -> None:
