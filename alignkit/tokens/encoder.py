@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from alignkit.data.group import Group, Message, Pair, Response, preview, resolved_pairs
+from alignkit.data.group import Group, Message, Pair, Response, every_turn, preview, resolved_pairs
 from alignkit.data.spoken import OPENED_AT_END
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import digest
@@ -58,6 +58,11 @@ DROP_REASONS = {
     ),
     "dropped_calls": ("turn", "not learned: the chat template does not write the tool calls"),
     "dropped_tools": ("row", "learned without tools: the chat template does not write them"),
+    "untold_tools": (
+        "row",
+        "learned without tools, though turns call some: list them in the column 'tools', or the policy may call "
+        "tools that nobody offers",
+    ),
     "dropped_messages": (
         "row",
         "learned without a message: the chat template does not write that of the system or of a tool; set "
@@ -467,6 +472,8 @@ class Encoder:
         """The group's texts, of which `most` characters after the prompt are read."""
         prompt = self.chat.prompt(group.prompt, group.tools)
         cases = set[str]() if has_names(prompt, group.tools) else {"dropped_tools"}
+        if not group.tools and any(turn.get("tool_calls") for turn in every_turn(group)):
+            cases.add("untold_tools")
         conversations: list[Conversation | None] = []
         for response in group.responses:
             answers = [] if self.reads(response) else _answers(response)

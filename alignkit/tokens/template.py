@@ -446,21 +446,17 @@ def _broken(value: Any, pattern: re.Pattern[str]) -> Any:
 
 
 def _merge_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Put every system message in front of the next user turn, or behind the user turn before if no user follows."""
+    """Make system messages the user's: in front of the user turn that follows, or else behind the one before."""
     merged: list[dict[str, Any]] = []
-    pending: list[str] = []
-    for message in [*messages, None]:
-        if message is not None and message["role"] == "system":
-            pending.append(message["content"])
-            continue
-        if message is not None and message["role"] == "user":
-            message = {**message, "content": MERGED.join([*pending, message["content"]])}
-        elif pending and merged and merged[-1]["role"] == "user":
-            merged[-1] = {**merged[-1], "content": MERGED.join([merged[-1]["content"], *pending])}
-        elif pending:
-            merged.append({"role": "user", "content": MERGED.join(pending)})
-        pending = []
-        merged += [message] if message is not None else []
+    joins = False  # the words before are the system's, or the user's behind which these come
+    for message in messages:
+        system = message["role"] == "system"
+        if merged and merged[-1]["role"] == "user" and message["role"] in ("system", "user") and (system or joins):
+            words = MERGED.join([merged[-1]["content"], message["content"]])
+            merged[-1] = {**message, "role": "user", "content": words}
+        else:
+            merged.append({**message, "role": "user"} if system else message)
+        joins = system
     return merged
 
 
