@@ -91,10 +91,10 @@ class ModelSpec(Options):
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the chat template, such as {enable_thinking: false}"
     )
-    reasoning: Literal["refuse", "keep", "empty"] = Field(
-        default="refuse",
-        description="templates that think. refuse: follow the template or stop; keep: learn the reasoning; "
-        "empty: end prompts with an empty block of reasoning, and learn only the answers",
+    reasoning: Literal["template", "keep"] = Field(
+        default="template",
+        description="template: the chat template writes the reasoning of answers, or refuses the row; "
+        "keep: templates that know no reasoning get it in front of the answer, between <think> and </think>",
     )
     system_messages: Literal["template", "merge"] = Field(
         default="template",
