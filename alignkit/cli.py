@@ -163,7 +163,7 @@ def run(
       accelerate launch --num_processes 2 -m alignkit run recipe.yaml
     """
     announce(f"reads {recipe}")
-    from alignkit.io.progress import VERBOSE
+    from alignkit.io.console import VERBOSE
     from alignkit.runs.start import start
 
     if verbose:
@@ -172,7 +172,7 @@ def run(
     def loaded(warn: Callable[[str], None]) -> Recipe:
         checked = load(recipe, overrides or [], warn)
         from alignkit.plugins import plugins
-        from alignkit.recipe.trackers import with_trackers
+        from alignkit.recipe.load import with_trackers
 
         return with_trackers(checked, tracker or (), plugins().registry)
 
@@ -256,7 +256,7 @@ def _failed(error: BaseException, given: Sequence[str] = (), ended: Ended | None
         import traceback
 
         traceback.print_exception(error)
-    from alignkit.io.progress import Reporter
+    from alignkit.io.console import Reporter
 
     Reporter().say(message_of(error))
     if ended is not None:

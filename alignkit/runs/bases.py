@@ -12,9 +12,9 @@ from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.cache import cache_folder
 from alignkit.io.commits import commit_of
+from alignkit.io.console import Reporter
 from alignkit.io.digest import model_digest
 from alignkit.io.lookup import is_dir, is_file
-from alignkit.io.progress import Reporter
 from alignkit.kernels import memory
 from alignkit.kernels.capabilities import multiplies_bf16
 from alignkit.models.adapter_base import Base, check_computes, is_adapter
@@ -24,9 +24,9 @@ from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugin_errors import author_of, calling
 from alignkit.plugins import plugins, source_of
-from alignkit.recipe.bases import base_keys, bases_of, sampled_by
-from alignkit.recipe.problems import path_text
-from alignkit.recipe.schema import BASE, Recipe, Stage
+from alignkit.recipe.mistakes import path_text
+from alignkit.recipe.rules import bases_of, sampled_by
+from alignkit.recipe.schema import BASE, Recipe, Stage, base_keys
 from alignkit.registry import Registration
 from alignkit.seeds import number
 from alignkit.settings import ModelSpec

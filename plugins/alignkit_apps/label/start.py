@@ -13,8 +13,8 @@ from alignkit.data.sources import OR_SKIP, DataSource, DataSpec
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
 from alignkit.extras import check_extra
 from alignkit.io.lookup import exists, is_file
-from alignkit.io.printable import printable
 from alignkit.io.results import RECIPE
+from alignkit.io.text import printable
 from alignkit.recipe.schema import specs
 from alignkit.runs.data import RunData
 from alignkit_apps.label.guidelines import Guidelines
@@ -117,8 +117,8 @@ def _groups(data: str) -> tuple[list[Group], str]:
 def entry_groups(text: str) -> list[Group]:
     """The rows of a data entry as a recipe has it, such as `{path: FILE, columns: {prompt: question}}`."""
     from alignkit.plugins import plugins
-    from alignkit.recipe.document import plain_data
     from alignkit.recipe.load import made_recipe
+    from alignkit.recipe.yaml import plain_data
 
     step = {"step": "people", "data": plain_data(text, f"'{text}'")}
     recipe = made_recipe(
