@@ -27,19 +27,18 @@ from alignkit.kernels.capabilities import prepare_gpu
 from alignkit.kernels.lm_head import Entropy, HeadSpec, logprobs_and_entropy
 from alignkit.kernels.memory import retain_freed_memory
 from alignkit.models import load_check
-from alignkit.models.adapter_base import Base
-from alignkit.models.adapters import ActiveAdapter, Adapters
+from alignkit.models.adapters import ActiveAdapter, Adapters, Base
 from alignkit.models.budget import MemoryBudget, activation_bytes_per_token
 from alignkit.models.export import saved_head, scorer
-from alignkit.models.files_check import check_finite
-from alignkit.models.hub import locate
 from alignkit.models.loading import (
     backbone,
+    check_finite,
     device_of,
     dtype_of,
     has_score,
     load_base,
     load_text,
+    locate,
     mixed_precision,
     warn_unused,
 )

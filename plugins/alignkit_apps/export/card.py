@@ -15,8 +15,7 @@ import yaml
 from alignkit.io.credentials import redacted
 from alignkit.io.printable import printable
 from alignkit.io.stage_results import EARLIER, read_record
-from alignkit.models.files_check import read_json
-from alignkit.models.loading import quantization_options
+from alignkit.models.loading import quantization_options, read_json
 from alignkit.report import Report, Table
 from alignkit.runs.files import RECIPE
 from alignkit_apps.policies.source import Source
