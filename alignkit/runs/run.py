@@ -17,11 +17,12 @@ from alignkit.errors import PluginError, RunFailed, message_of
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.digest import digest
 from alignkit.io.progress import Metrics, Reporter, duration
+from alignkit.launcher import launcher
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
 from alignkit.own_server import kept_servers
 from alignkit.plugin_errors import blaming, made
-from alignkit.plugins import launcher, plugins
+from alignkit.plugins import plugins
 from alignkit.recipe.document import dump
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.reward import Context

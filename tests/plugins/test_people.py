@@ -217,8 +217,8 @@ class Sources(Format):
         return Group(self.conversation(row["prompt"], "prompt"), answers, pairs=())
 
 @hookimpl
-def register_formats(register):
-    register("sources", Sources, summary=Sources.summary)
+def register(add):
+    add("format", "sources", Sources)
 """
 
 
@@ -456,8 +456,8 @@ class LengthJudge(Judge):
         return found
 
 @hookimpl
-def register_judges(register):
-    register("length_judge", LengthJudge, summary="prefers what is long")
+def register(add):
+    add("judge", "length_judge", LengthJudge, "prefers what is long")
 """
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import alignkit
 from alignkit.errors import Problem, RecipeError, reason_of
-from alignkit.evaluation import judging, verdicts
-from alignkit.evaluation.readable import mapping
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.plugins import plugins
 from alignkit.recipe.rounds import stages_of_rounds
@@ -29,6 +27,8 @@ from alignkit_apps.report import (
 )
 from alignkit_apps.report.files import each_object, read_object, read_recipe, read_text
 from alignkit_apps.report.side_by_side import pairs_of
+from alignkit_plugins.evaluate import judging, verdicts
+from alignkit_plugins.evaluate.readable import mapping
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
 MACHINE = ("python", "system", "processor", "cores", "memory", "gpu", "threads")
@@ -182,7 +182,6 @@ class _Gathering:
 
     def parts_of_plugins(self) -> list[dict[str, Any]]:
         """What plugins add to the report. One that fails becomes a warning, and the others stay."""
-        plugins().registry.complete()
         manager = plugins().manager
         found: list[dict[str, Any]] = []
         for hook in manager.hook.report_parts.get_hookimpls():

@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.evaluation.readable import mapping, number
 from alignkit.io.digest import file_digest
 from alignkit.runs.files import RECIPE
 from alignkit.tokens.encoder import DROP_REASONS
 from alignkit_apps.charts import curves
+from alignkit_plugins.evaluate.readable import mapping, number
 
 PHASES = "seconds/"  # metrics that say what an iteration took, part by part
 KINDS = ("algorithm", "step")

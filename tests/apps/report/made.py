@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.evaluation import statistics
-from alignkit.evaluation.judge_card import trust_tables
 from alignkit.io.digest import digest, file_digest
 from alignkit.report import Report, Table
+from alignkit_plugins.evaluate.judge_card import trust_tables
 
 HOSTILE = '<script>alert(1)</script>\x1b[31m\u202eevil & "quotes" $x_1^2$ `code` |'
 RECIPE = """name: small

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from made import CARD, JUDGED, at_value, make_run, write_stage
 
-from alignkit.evaluation import judging, verdicts
-from alignkit.evaluation.tables import by_column
 from alignkit.report import Report, Table
 from alignkit_apps.report import tables
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.markdown import markdown
 from alignkit_apps.report.page import page
+from alignkit_plugins.evaluate import judging, verdicts
+from alignkit_plugins.evaluate.tables import by_column
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from made import make_run
 
-from alignkit.evaluation.who_judged import titled
 from alignkit_apps.report import overview
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.page import page
 from alignkit_apps.report.stages import combinations
+from alignkit_plugins.evaluate.who_judged import titled
 
 
 @pytest.fixture

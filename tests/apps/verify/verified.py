@@ -36,8 +36,8 @@ class Asked(Reward):
         return {"": [SCALE * reply.value for reply in self.remote.ask(bodies)]}
 
 @hookimpl
-def register_rewards(register):
-    register("asked", Asked)
+def register(add):
+    add("reward", "asked", Asked)
 """
 
 
