@@ -69,7 +69,7 @@ def _checked(
 ) -> tuple[float, Any]:
     """The mean -log P of the first side's samples: as its engine reports it, and as training measures it."""
     from alignkit.data.group import Group
-    from alignkit.models.forward import measure
+    from alignkit.models.packing import measure
     from alignkit.tokens.encoder import Encoded, ResponseTokens
 
     if gate.evidence is None:

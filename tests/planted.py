@@ -29,7 +29,7 @@ ROLLOUTS, REPLAYED = "alignkit/training/rollouts.py", "test_replayed_rollouts.py
 DRAWS = "alignkit/training/sampler.py"
 ROLES, MEASURED = "alignkit/training/roles.py", "test_reference_and_values.py"
 SCORING, AUXILIARY = "alignkit/training/scoring.py", "alignkit/training/auxiliary.py"
-LEARNER, SERVICE = "alignkit/training/learner.py", "alignkit/models/service.py"
+LEARNER, SERVICE = "alignkit/training/learner.py", "alignkit/models/models.py"
 
 _EARLIER = f"{REPLAYED}::test_earlier_iterations_are_offered_as_they_were_selected_from"
 _KEPT = f"{ITERATION}::test_a_kept_version_is_the_policy_after_its_iteration"
@@ -294,7 +294,7 @@ PLANTED = {
         _ON_SEVERAL,
     ),
     "outputs_by_process": Planted(
-        "alignkit/models/examples.py",
+        "alignkit/models/packing.py",
         "together if order == sorted(order) else together[torch.tensor(order).argsort().to(together.device)]",
         "together",
         "test_reducer.py::test_statistics_before_a_step_see_the_whole_batch_in_its_order",

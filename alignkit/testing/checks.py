@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alignkit.algorithm import Algorithm
-from alignkit.models.examples import Examples
+from alignkit.models.packing import Examples
 from alignkit.options import Options, Ref
 from alignkit.plugins import HOOKS, check_defaults, check_implementation
 from alignkit.reward import RewardCombination

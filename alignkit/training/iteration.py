@@ -17,7 +17,7 @@ from alignkit.batch import likelier_now
 from alignkit.data.describe import said
 from alignkit.data.group import Group, length
 from alignkit.errors import RunFailed
-from alignkit.models.examples import Examples
+from alignkit.models.packing import Examples
 from alignkit.reward import REWARD_KEY, CombinedReward
 from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
