@@ -18,7 +18,7 @@ from alignkit.data.group import Group, Message, preview, previews
 from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.kernels.memory import release_cached, trim
 from alignkit.models.export import export
-from alignkit.models.generate import Sampling, sample
+from alignkit.models.generate import Continuation, Sampling, Wrote, generate, sample
 from alignkit.models.loading import has_score, load_weights, with_padding
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import measure, micro_batches, pack
@@ -214,6 +214,13 @@ class RolePolicy:
         for i, group in zip(fitting, sampled, strict=True):
             groups[i] = group
         return groups
+
+    def generate(
+        self, prompts: Sequence[Ids], streams: Sequence[Sequence[int]], sampling: Sampling, wrote: Wrote | None = None
+    ) -> list[list[Continuation]]:
+        """Continue prompts that are given as token ids; see `alignkit.models.generate`."""
+        role = self.base.role(self.reference)
+        return generate(self.model, role, self.encoder, prompts, streams, sampling, wrote=wrote)
 
     def save(self, folder: Path) -> list[str]:
         """See `alignkit.Policy`."""
