@@ -21,8 +21,9 @@ _WHERE = {
     "errors": "AlignkitError BadRow DataError RecipeError RunFailed",
     "filters": "Filter",
     "formats": "Format",
-    "hookspecs": "Register hookimpl",
+    "hookspecs": "Add hookimpl",
     "judges": "CheckedJudge",
+    "launcher": "Launcher",
     "loss": "Loss Term per_group per_pair per_response per_token",
     "monitor": "Monitor Observation",
     "notebook": "run",
@@ -51,8 +52,9 @@ if TYPE_CHECKING:
     from alignkit.errors import AlignkitError, BadRow, DataError, RecipeError, RunFailed
     from alignkit.filters import Filter
     from alignkit.formats import Format
-    from alignkit.hookspecs import Register, hookimpl
+    from alignkit.hookspecs import Add, hookimpl
     from alignkit.judges import CheckedJudge
+    from alignkit.launcher import Launcher
     from alignkit.loss import Loss, Term, per_group, per_pair, per_response, per_token
     from alignkit.monitor import Monitor, Observation
     from alignkit.notebook import run

@@ -104,12 +104,10 @@ def load(
     name: str,
     overrides: Sequence[str] | None,
     warn: Callable[[str], None] = lambda text: print(printable(text), file=sys.stderr),
-    *,
-    lazy: bool = False,
 ) -> Recipe:
     """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a file.
 
-    So is a base model that no stage uses. lazy: as in `load_plugins`.
+    So is a base model that no stage uses.
     """
     from alignkit.plugins import load_plugins
     from alignkit.recipe.bases import unused_bases
@@ -119,7 +117,7 @@ def load(
         if not any("=" in word or word.startswith("~") for word in (key, value)):
             refuse(f"an override is one word, KEY=VALUE, not '{key}' and '{value}'", f"write {key}={value}")
     path = _recipe_file(name)
-    loaded = load_plugins(lazy=lazy)
+    loaded = load_plugins()
     requested = {file.name for file in loaded.files}
     for broken in loaded.broken:
         if broken.distribution in requested:
@@ -130,7 +128,7 @@ def load(
         from alignkit.runs.data_check import with_data_mistakes
 
         raise with_data_mistakes(error) from None
-    for warning in (*unused_bases(recipe), *loaded.registry.warnings.values()):
+    for warning in unused_bases(recipe):
         warn(f"warning: {warning}")
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
         warn(f"warning: {broken}")
@@ -139,8 +137,8 @@ def load(
 
 def _recipe_file(name: str) -> Path:
     """The file of a recipe. Raises RecipeError, also for a run's folder and for data."""
+    from alignkit.io.results import RECIPE
     from alignkit.recipe.shipped import find_recipe
-    from alignkit.runs.files import RECIPE
 
     if is_file(Path(name) / RECIPE):
         help = f"`alignkit show {name}` shows it; `alignkit run {Path(name) / RECIPE} --out {name}` continues it"

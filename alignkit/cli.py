@@ -30,9 +30,9 @@ from alignkit.errors import (
     message_of,
     no_disk,
 )
-from alignkit.io.importing import of_command
 from alignkit.outcome import Ended, Result, only_a_document
 from alignkit.plugin_errors import blaming
+from alignkit.plugins import of_command
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe

@@ -16,8 +16,8 @@ import typer
 
 from alignkit.errors import PluginError, message_of, reason_of
 from alignkit.hookspecs import hookspec
-from alignkit.io.importing import left_out, of_command
 from alignkit.io.printable import printable
+from alignkit.plugins import left_out, of_command
 
 GROUP = "alignkit.commands"
 GROUPS = ("Make", "Run", "Look", "People", "Ship", "Extend")  # the headings of `alignkit --help`

@@ -75,7 +75,6 @@ class Format:
     """Base class of a data format: recognizes its rows (`matches`) and turns a row into a group (`read`).
 
     Attributes:
-        summary: One line.
         wants: The columns it expects, for the error if rows match no format.
         example: A row as JSON.
         needs_prompt: False if a prompt may be empty, as in raw text.
@@ -84,7 +83,6 @@ class Format:
     """
 
     Options: ClassVar[type[Options]] = Options
-    summary: ClassVar[str] = ""
     wants: ClassVar[str] = ""
     example: ClassVar[str] = ""
     needs_prompt: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Every hook that a plugin may implement, in the order in which a run calls them.
+"""Every hook that a plugin may implement: `register`, and the events in the order in which a run calls them.
 
 A plugin is a module named in the entry-point group `alignkit`, with functions decorated by `@alignkit.hookimpl`.
 They may take fewer arguments than the hook has.
@@ -22,104 +22,32 @@ hookimpl = pluggy.HookimplMarker("alignkit")
 """Decorates the functions of a plugin that implement hooks."""
 
 
-class Register(Protocol):
-    """Provides an implementation under a name. May be called several times.
+class Add(Protocol):
+    """Provides an implementation under a kind and a name. May be called several times.
 
-    If two plugins provide the same name, asking for it is an error. summary: one line for `alignkit plugins`.
+    Args:
+        kind: One of `alignkit.registry.KINDS`. `format`, `algorithm`, `reward`, `judge`, `environment`, `step`,
+            `filter`, `monitor`, `tracker`, `engine`, `reader` and `launcher` take a subclass of the class of this name;
+            `reward` also takes a `RewardCombination`. `model` takes a function `source(cache) -> Path` that returns a
+            local transformers folder for `model.base`; with `source(cache, path)`, recipes write `NAME://PATH`.
+            `optimizer` takes a class of `torch.optim.Optimizer` or a function that makes one, and `schedule` a function
+            `factor(step, total) -> float`; their other arguments are options. `template` takes Jinja code.
+        name: What recipes write; of a reader the suffix of its files. If two plugins provide it, recipes must write
+            `PACKAGE:NAME`.
+        implementation: The class, function or text, or where it is: `"module:Class"` is imported when it is used.
+        summary: One line for `alignkit plugins`.
     """
 
-    def __call__(self, name: str, implementation: Any, *, summary: str = "") -> None: ...
-
-
-# What recipes can name
+    def __call__(self, kind: str, name: str, implementation: Any, summary: str = "") -> None: ...
 
 
 @hookspec
-def register_models(register: Register) -> None:
-    """Sources of base models: `source(cache: Path) -> Path` returns a local transformers folder for `model.base`.
+def register(add: Add) -> None:
+    """The plugin is loaded. Name everything in it that recipes can use.
 
-    With `source(cache, path)`, recipes write `NAME://PATH`: a hub or a format of your own.
+    Args:
+        add: Called as `add(kind, name, implementation, summary)`.
     """
-
-
-@hookspec
-def register_formats(register: Register) -> None:
-    """Data formats: subclasses of `alignkit.Format`."""
-
-
-@hookspec
-def register_algorithms(register: Register) -> None:
-    """Algorithms: subclasses of `alignkit.Algorithm`."""
-
-
-@hookspec
-def register_rewards(register: Register) -> None:
-    """Rewards: subclasses of `alignkit.Reward`."""
-
-
-@hookspec
-def register_combinations(register: Register) -> None:
-    """Combinations of rewards: subclasses of `alignkit.RewardCombination`. Their names must differ from rewards'."""
-
-
-@hookspec
-def register_judges(register: Register) -> None:
-    """Judges: subclasses of `alignkit.Judge`."""
-
-
-@hookspec
-def register_environments(register: Register) -> None:
-    """Environments, which write the turns between those of the policy: subclasses of `alignkit.Environment`."""
-
-
-@hookspec
-def register_steps(register: Register) -> None:
-    """Steps: subclasses of `alignkit.Step`."""
-
-
-@hookspec
-def register_filters(register: Register) -> None:
-    """Filters of scored groups: subclasses of `alignkit.Filter`."""
-
-
-@hookspec
-def register_monitors(register: Register) -> None:
-    """Monitors of samples, which may end a stage: subclasses of `alignkit.Monitor`."""
-
-
-@hookspec
-def register_optimizers(register: Register) -> None:
-    """Optimizers: classes of `torch.optim.Optimizer`, or functions that make one; their arguments are its options."""
-
-
-@hookspec
-def register_schedules(register: Register) -> None:
-    """Schedules of the learning rate: `factor(step, total) -> float`; its other arguments are its options."""
-
-
-@hookspec
-def register_templates(register: Register) -> None:
-    """Chat templates for `model.chat_template`: Jinja code, as in `register("lab", "{% for m in messages %}...")`."""
-
-
-@hookspec
-def register_trackers(register: Register) -> None:
-    """Trackers of metrics: subclasses of `alignkit.Tracker`."""
-
-
-@hookspec
-def register_engines(register: Register) -> None:
-    """Engines, which sample: subclasses of `alignkit.Engine`."""
-
-
-@hookspec
-def register_launchers(register: Register) -> None:
-    """Launchers, which let several processes run a recipe: subclasses of `alignkit.Launcher`. Runs use `accelerate`."""
-
-
-@hookspec
-def register_readers(register: Register) -> None:
-    """Readers of files, by suffix: subclasses of `alignkit.Reader`, as in `register(".notes", Notes)`."""
 
 
 # Events of a run. Hooks observe: they must not change what is computed.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.io.progress import Reporter
+from alignkit.plugins import plugins
 
 ACCELERATE = "accelerate"  # the name of the one that runs use
 
@@ -23,12 +24,29 @@ class Launcher:
         Process 0 runs steps, asks servers, and writes into the folder of the run. The others train what it trains, and
         write and print nothing. Raises RecipeError if several processes cannot run the recipe, and RunFailed if they do
         not meet or differ in what they run.
+
+        Args:
+            recipe: The recipe.
+            folder: Of the run.
+            reporter: Prints, in process 0.
+            world: Which process this is.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define run")
 
     def engine(self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]) -> Any:
         """What asks the engine of a stage, and checks all that it returns; it samples instead of a `SharedModel`.
 
-        component: the recipe's engine. folder: for published adapters and for files of the engine.
+        Args:
+            component: The recipe's engine.
+            folder: For published adapters and for files of the engine.
+            stage: Its name.
+            seed: The stage's.
+            say: Prints a line.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define engine")
+
+
+def launcher() -> Launcher:
+    """What starts several processes. Raises Unresolved if no plugin does."""
+    made: Launcher = plugins().registry.get("launcher", ACCELERATE).implementation()
+    return made

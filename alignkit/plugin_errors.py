@@ -172,7 +172,7 @@ def blaming(
 
 def _culprit(error: BaseException, registrations: Iterable[Registration]) -> tuple[Registration, str, str] | None:
     """The innermost function of a stranger's plugin in the traceback: whose, its name, and ` (file.py:12)`."""
-    files = {str(r.source_path): r for r in registrations if r.source_path is not None and r.distribution != OURS}
+    files = {str(r.source_path): r for r in registrations if r.distribution != OURS and r.source_path is not None}
     packages = {os.path.dirname(path) + os.sep: r for path, r in files.items() if path.endswith("__init__.py")}
     found: list[tuple[Registration, str, str]] = []
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):

@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 
 from alignkit.errors import DataError
 from alignkit.io.digest import file_digest
-from alignkit.registry import Registration, Registry, Unresolved
+from alignkit.plugins import plugins
+from alignkit.registry import Registration, Unresolved
 
 BUILT_IN = frozenset((".jsonl", ".json", ".csv", ".tsv", ".txt", ".gz", ".parquet", ".yaml", ".py", ""))
 
 
 class Reader:
-    """Reads the files with one suffix. Registered under it, as in `register(".notes", Notes)`.
+    """Reads the files with one suffix. Registered under it, as in `add("reader", ".notes", Notes)`.
 
     Attributes:
         grows: Whether runs write into such files, so that a recipe may name one that does not exist yet.
@@ -55,16 +56,8 @@ class Reader:
         return {}
 
 
-_registries: list[Registry] = []  # the one that plugins were loaded into last
-
-
-def use_readers(registry: Registry) -> None:
-    """Let `reader_of` find what this registry has. Loading plugins calls it."""
-    _registries[:] = [registry]
-
-
 def reader_of(path: Path) -> Reader | None:
-    """The reader of a file; None for one of rows, and if no loaded plugin reads its suffix.
+    """The reader of a file; None for one of rows, and if no plugin reads its suffix.
 
     Raises DataError if several plugins read it.
     """
@@ -74,11 +67,11 @@ def reader_of(path: Path) -> Reader | None:
 
 def registration_of(path: Path) -> Registration | None:
     """Where the reader of a file is from. See `reader_of`."""
-    if path.suffix in BUILT_IN or not _registries or not _registries[0].has("reader", path.suffix):
+    if path.suffix in BUILT_IN or not plugins().registry.has("reader", path.suffix):
         return None
     try:
-        return _registries[0].get("reader", path.suffix)
+        return plugins().registry.get("reader", path.suffix)
     except Unresolved as error:
-        origins = [one.origin for one in _registries[0].registrations("reader") if one.name == path.suffix]
+        origins = [one.origin for one in plugins().registry.registrations("reader") if one.name == path.suffix]
         text = f"{path}: {' and '.join(origins)} read files with this suffix; disable one: --no-plugin PACKAGE:NAME"
         raise DataError(text) from error

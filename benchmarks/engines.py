@@ -141,7 +141,8 @@ def _options() -> dict[str, Any]:
 
 
 def _engine(job: Job, options: dict[str, Any]) -> Any:
-    from alignkit.plugins import launcher, plugins
+    from alignkit.launcher import launcher
+    from alignkit.plugins import plugins
     from alignkit.registry import Component
 
     found = plugins().registry.get("engine", "vllm")

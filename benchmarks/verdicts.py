@@ -1,7 +1,7 @@
 """How often `evaluate` claims something of equal policies: `python -m benchmarks.verdicts`.
 
 And how often it sees a gain of 20 points in the headline, next to the paired t test of that measure alone, which
-corrects nothing. Scores are drawn, and judged as an evaluation judges them (`alignkit.evaluation.who_judged`). A claim
+corrects nothing. Scores are drawn, and judged as an evaluation judges them (`alignkit_plugins.evaluate`). A claim
 is any "better" or "worse" of any policy, by any rater, than the baseline or the untouched base, diversity included.
 """
 
@@ -20,8 +20,8 @@ from scipy import special
 from alignkit.data.files import file_rows
 from alignkit.evaluation.comparison import Scale
 from alignkit.evaluation.statistics import CONFIDENCE
-from alignkit.evaluation.who_judged import adjusted, conclusion
 from alignkit.recipe.load import load_recipe
+from alignkit_plugins.evaluate.who_judged import adjusted, conclusion
 from alignkit_plugins.steps.evaluate.judged import preference
 from alignkit_plugins.steps.evaluate.measures import raters_of
 

@@ -31,10 +31,10 @@ import alignkit.formats
 import alignkit_plugins.formats.labeled_pairs
 import alignkit_plugins.formats.template.fields
 from alignkit import hookspecs
-from alignkit.plugins import KINDS, load_plugins, plugins
+from alignkit.plugins import load_plugins, plugins
 from alignkit.recipe.schema import DataKeys, TopKeys
 from alignkit.recipe.shipped import shipped
-from alignkit.registry import Registration
+from alignkit.registry import KINDS, Registration
 from alignkit.settings import Importance, LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings, Stop
 from alignkit_apps.catalog import new
 from alignkit_apps.catalog.json_schema import schema_text
@@ -98,8 +98,7 @@ def part(what: str) -> str:
         "benchmarks": benchmark_table,
         "commands": lambda: str(script("docs", "command_reference").commands()),
         "exit codes": lambda: str(script("docs", "command_reference").exit_codes()),
-        "hooks": lambda: hook_table("registers", registering=True),
-        "events": lambda: hook_table("when", registering=False),
+        "events": event_table,
         "silent bugs": silent_bugs,
     }
     if what in tables:
@@ -148,15 +147,15 @@ def recipe_table() -> str:
     return markdown(("recipe", "what it shows"), lines)
 
 
-def hook_table(meaning: str, *, registering: bool) -> str:
-    """The hooks that register names, or those that are called at events of a run."""
+def event_table() -> str:
+    """The hooks that are called at events of a run."""
     lines = []
     for name, hook in vars(hookspecs).items():
-        if hasattr(hook, "alignkit_spec") and name.startswith("register_") == registering:
+        if hasattr(hook, "alignkit_spec") and name != "register":
             text, _, arguments = inspect.cleandoc(hook.__doc__ or "").partition("\nArgs:\n")
             text += " " + re.sub(r"^ {4}(\w+):", r"`\1`:", arguments, flags=re.MULTILINE)
             lines.append((f"`{name}{_arguments(hook)}`", " ".join(text.split())))
-    return markdown(("hook", meaning), lines)
+    return markdown(("hook", "when"), lines)
 
 
 def _arguments(hook: Any) -> str:
@@ -164,16 +163,13 @@ def _arguments(hook: Any) -> str:
 
 
 def plugin_table() -> str:
-    """The plugins that come with alignkit, and what each provides."""
-    provides: dict[str, list[str]] = {}
+    """What comes with alignkit, by kind."""
+    lines = []
     for kind in KINDS:
-        for registration in plugins().registry.registrations(kind):
-            if registration.distribution == "alignkit":
-                text = f"{kind} `{registration.name}`"
-                text += f": {registration.summary}" if registration.summary else ""
-                provides.setdefault(registration.plugin, []).append(text)
-    lines = [(f"`{plugin}`", "; ".join(texts)) for plugin, texts in sorted(provides.items())]
-    return markdown(("plugin", "provides"), lines)
+        own = [one for one in plugins().registry.registrations(kind) if one.distribution == "alignkit"]
+        names = [f"`{one.name}`: {one.summary}" if one.summary else f"`{one.name}`" for one in own]
+        lines.append((kind, "; ".join(names)))
+    return markdown(("kind", "names"), [line for line in lines if line[1]])
 
 
 def format_table() -> str:

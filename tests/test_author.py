@@ -85,32 +85,14 @@ def metrics_logged(run, stage, step, metrics):
     act("metrics_logged", None)
 
 @hookimpl
-def register_rewards(register):
-    register("r", R)
-
-@hookimpl
-def register_combinations(register):
-    register("c", C)
-
-@hookimpl
-def register_judges(register):
-    register("j", J)
-
-@hookimpl
-def register_steps(register):
-    register("s", S)
-
-@hookimpl
-def register_algorithms(register):
-    register("a", A)
-
-@hookimpl
-def register_formats(register):
-    register("odd", F)
-
-@hookimpl
-def register_models(register):
-    register("stranger", source)
+def register(add):
+    add("reward", "r", R)
+    add("reward", "c", C)
+    add("judge", "j", J)
+    add("step", "s", S)
+    add("algorithm", "a", A)
+    add("format", "odd", F)
+    add("model", "stranger", source)
 """
 ALIGN = {
     "algorithm": "a",

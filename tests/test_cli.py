@@ -15,8 +15,7 @@ from alignkit import plugins as plugins_module
 from alignkit.commands import GROUPS
 from alignkit.errors import DataError, OutOfResource, RunFailed
 from alignkit.plugin_errors import blaming
-from alignkit.plugins import KINDS
-from alignkit.registry import Unresolved
+from alignkit.registry import KINDS
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy", "packaging.requirements")
 HEAVY += ("alignkit.evaluation.agreement", "alignkit.evaluation.ranking")  # or not asked for
@@ -30,12 +29,9 @@ class Plain(Algorithm):
 class Noop(Step): ...
 
 @hookimpl
-def register_algorithms(register):
-    register("fake_plain", Plain, summary="plain")
-
-@hookimpl
-def register_steps(register):
-    register("fake_noop", Noop)
+def register(add):
+    add("algorithm", "fake_plain", Plain, "plain")
+    add("step", "fake_noop", Noop)
 """
 RECIPE = """\
 model: {base: org/model}
@@ -316,7 +312,7 @@ def test_nothing_heavy_is_imported(recipe: list[str], command: str) -> None:
     arguments |= {"schema": ["plugins", "--schema", *recipe[1:]]}
     argv = arguments.get(command, ["run", *recipe, "stages.first.epochs=0"])
     code = f"import sys; from alignkit.cli import main; rc = main({argv!r})\n"
-    code += f"print(rc, [m for m in {HEAVY} if m in sys.modules], 'alignkit.plugins' in sys.modules)"
+    code += f"print(rc, [m for m in {HEAVY} if m in sys.modules], 'alignkit_plugins.table' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     expected = f"{2 if command == 'bad' else 0} [] {command != '--help'}"
     assert result.stdout.splitlines()[-1] == expected
@@ -414,16 +410,11 @@ def test_check_imports_the_plugins_that_a_recipe_can_mean(recipe: list[str]) -> 
     assert result.stdout.splitlines()[-1] == "[True, False]"
 
 
-def test_lazy_plugins_provide_the_same() -> None:
-    every = plugins_module.load_plugins().registry
+def test_everything_that_is_registered_can_be_imported() -> None:
+    registry = plugins_module.load_plugins().registry
     for kind in KINDS:
-        for name in {item.name for item in every.registrations(kind) if item.distribution == "alignkit"}:
-            lazy = plugins_module.load_plugins(lazy=True).registry
-            assert lazy.get(kind, name).plugin == every.get(kind, name).plugin
-            assert len(lazy.pending) > 10
-        assert plugins_module.load_plugins(lazy=True).registry.names(kind) == every.names(kind)
-    with pytest.raises(Unresolved, match="no algorithm 'pppo'\\n  did you mean 'ppo'"):
-        plugins_module.load_plugins(lazy=True).registry.get("algorithm", "pppo")
+        assert registry.usable(kind) == registry.registrations(kind)
+    assert not registry.broken
 
 
 def test_a_pipe_that_is_closed_is_nobodys_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +12,15 @@ import pytest
 from alignkit import Format, Group, Response
 from alignkit.data.describe import shortened
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load, tied
+from alignkit.plugins import plugins
 from alignkit_apps.charts.data_lines import describe
 
-FORMATS: dict[str, type[Format]] = {}
-for plugin in ("messages", "trl", "labeled_pairs", "rankings", "text", "hh_rlhf"):
-    importlib.import_module(f"alignkit_plugins.formats.{plugin}").register_formats(
-        lambda name, cls, summary="": FORMATS.__setitem__(name, cls)
-    )
+PLUGINS = tuple(f"formats.{name}:" for name in ("messages", "trl", "labeled_pairs", "rankings", "text", "hh_rlhf"))
+FORMATS: dict[str, type[Format]] = {
+    one.name: one.implementation
+    for one in plugins().registry.registrations("format")
+    if str(one.target).startswith(tuple(f"alignkit_plugins.{each}" for each in PLUGINS))
+}
 
 
 def loaded(path: Path, *rows: Any, **keys: Any) -> Loaded:

@@ -13,8 +13,8 @@ from types import ModuleType
 import pytest
 
 from alignkit import Algorithm, hookspecs
-from alignkit.plugins import KINDS as ALL_KINDS
 from alignkit.plugins import load_plugins
+from alignkit.registry import KINDS as ALL_KINDS
 from alignkit.testing import check_algorithm, check_reward
 from alignkit_apps.catalog.new import example, kinds
 
@@ -26,7 +26,7 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS[ROOT / "README.md"]
 ALGORITHMS = {page.stem: text for page, text in TEXTS.items() if page.parent.name == "algorithms"}
 TUTORIAL, REFERENCE = TEXTS[DOCS / "plugins" / "tutorial.md"], TEXTS[DOCS / "plugins" / "reference.md"]
-HOOKS = [name for name, hook in vars(hookspecs).items() if inspect.isfunction(hook) and hasattr(hook, "alignkit_spec")]
+HOOKS = [name for name, hook in vars(hookspecs).items() if hasattr(hook, "alignkit_spec") and name != "register"]
 KINDS = ("format", "algorithm", "reward", "judge", "environment", "step", "filter", "engine")
 REGISTRATIONS = [
     (kind, registration)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from alignkit.evaluation.length_control import length_controlled
+from alignkit_plugins.evaluate.length_control import length_controlled
 
 # What alpaca_eval 0.6.6 says, with scikit-learn 1.8, of the data that `data` draws: seed, prompts, soft preferences,
 # effect of length, whether difficulty counts -> percent.

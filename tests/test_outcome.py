@@ -22,8 +22,8 @@ Trains = """from alignkit import Reward
 class Loud(Reward):
     def score(self, groups): ...
 @hookimpl
-def register_rewards(register):
-    register("loud", Loud)
+def register(add):
+    add("reward", "loud", Loud)
 """
 RECIPE = """model: {base: tiny}
 stages:

@@ -242,8 +242,8 @@ class Weighted(Algorithm):
         return json.loads(self.options.weights.read_text())
 
 @hookimpl
-def register_algorithms(register):
-    register("weighted", Weighted)
+def register(add):
+    add("algorithm", "weighted", Weighted)
 """
 
 
@@ -295,12 +295,9 @@ class Part(RewardCombination):
         return {"only": self.options.reward}
 
 @hookimpl
-def register_rewards(register):
-    register("column", Column)
-
-@hookimpl
-def register_combinations(register):
-    register("part", Part)
+def register(add):
+    add("reward", "column", Column)
+    add("reward", "part", Part)
 """
 
 

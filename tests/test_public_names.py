@@ -20,7 +20,8 @@ from typing import Any
 
 import alignkit
 from alignkit import commands, hookspecs
-from alignkit.plugins import KINDS, load_plugins
+from alignkit.plugins import load_plugins
+from alignkit.registry import KINDS
 
 MODULES = ("", "functional", "evaluation.statistics", "testing")  # whose `__all__` is public
 LISTED = re.compile(r"^<!-- generated: api (?!index)(.+?) -->$", re.MULTILINE)

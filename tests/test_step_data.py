@@ -24,8 +24,8 @@ class Picky(Reward):
         return {"": [0.0 for group in groups for _ in group.responses]}
 
 @hookimpl
-def register_rewards(register):
-    register("picky", Picky)
+def register(add):
+    add("reward", "picky", Picky)
 """
 LENGTH: dict[str, Any] = {"length": {"unit": "characters"}}
 EVALUATE: dict[str, Any] = {"step": "evaluate", "policies": ["base"], "rewards": [LENGTH], "prompts": "prompts.jsonl"}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alignkit.evaluation.statistics import paired_difference
-from alignkit.evaluation.who_judged import ADVICE, conclusion, lower_is_better, oriented, said
+from alignkit_plugins.evaluate.who_judged import ADVICE, conclusion, lower_is_better, oriented, said
 
 UP, DOWN, UNCLEAR = (0.3, 0.2, 0.4), (-0.3, -0.4, -0.2), (0.1, -0.1, 0.3)
 MEASURES = {

@@ -560,7 +560,7 @@ def _reads(format_class: type[Format], row: Any) -> bool:
 
 def _described(formats: Formats) -> str:
     width = max((len(name) for name in formats), default=0)
-    return "\n".join(f"  {name:<{width}}  {cls.wants or cls.summary}" for name, cls in formats.items())
+    return "\n".join(f"  {name:<{width}}  {cls.wants}" for name, cls in formats.items())
 
 
 # --- splitting

@@ -428,7 +428,7 @@ def _same_keys(name: str, online: bool, reward: bool, registry: Registry) -> lis
     """The algorithms that train policies from samples, or from files; those that are named like this one come first."""
     found = [
         one.name
-        for one in registry.registrations("algorithm")
+        for one in registry.usable("algorithm")
         if (one.implementation.source is Source.ROLLOUTS) == online
         and one.implementation.trains is Trains.POLICY
         and not issubclass(one.implementation, ExternalTrainer)

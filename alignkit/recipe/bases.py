@@ -115,7 +115,7 @@ def _read_base(base: Any, keys: Keys, scope: Scope) -> str:
         # Few Hub ids have no namespace, so a misspelled plugin is more likely.
         names = scope.registry.names("model")
         near = difflib.get_close_matches(base, names, 1, 0.85) or [name for name in names if name.startswith(base)]
-        if near or scope.registry.likely_providers(base):
+        if near:
             find("model", base, keys, scope)
     return path
 

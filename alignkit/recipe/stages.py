@@ -88,7 +88,7 @@ def _specialized(registration: Registration, named: Named, scope: Scope) -> Regi
     except PluginError as error:
         scope.problems.error(named.name_keys, str(error), at_key=named.at_key, plugin=True)
         return None
-    return replace(registration, implementation=implementation)
+    return replace(registration, target=implementation, file=registration.source_path)
 
 
 def read_stages(stages: Mapping[str, Any], scope: Scope) -> tuple[dict[str, Stage], dict[str, list[str]]]:

@@ -89,7 +89,7 @@ def skipped_rows(loaded: Loaded, record: Path) -> str:
 
 
 def _formats() -> dict[str, type[Format]]:
-    return {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
+    return {entry.name: entry.implementation for entry in plugins().registry.usable("format")}
 
 
 def file_facts(spec: DataSpec) -> FileFacts:

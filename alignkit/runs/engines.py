@@ -7,10 +7,10 @@ from contextlib import ExitStack, closing, contextmanager
 from itertools import count
 from typing import Any
 
+from alignkit.launcher import launcher
 from alignkit.models.generate import Sampling
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import BASE
-from alignkit.plugins import launcher
 from alignkit.recipe.schema import Stage
 
 

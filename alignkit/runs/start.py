@@ -9,8 +9,8 @@ from pathlib import Path
 
 from alignkit.errors import message_of
 from alignkit.io.progress import Reporter
+from alignkit.launcher import launcher
 from alignkit.outcome import Result
-from alignkit.plugins import launcher
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.startup import begin, folder_of, result_of
 from alignkit.runs.world import NOT_BY_ACCELERATE, World, world_of

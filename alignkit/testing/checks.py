@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
 import math
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 import torch
+from pydantic import ConfigDict, ValidationError
 from torch import Tensor
 
-from alignkit.algorithm import Algorithm
+from alignkit.algorithm import Algorithm, Needs, Source, StageDefaults, Trains
+from alignkit.external import ExternalTrainer
 from alignkit.models.packing import Examples
 from alignkit.options import Options, Ref
-from alignkit.plugins import HOOKS, check_defaults, check_implementation
+from alignkit.registry import why_not
 from alignkit.reward import RewardCombination
 from alignkit.testing.probe import Gradients
 
@@ -24,16 +28,55 @@ class ConformanceError(AssertionError):
     """The plugin breaks a rule; the message says which one and what to look for."""
 
 
-def check_registered(hook: str, plugin: Any) -> str:
-    """The name of a plugin, for messages. Raises ConformanceError if its hook would refuse it."""
+def check_registered(kind: str, plugin: Any) -> str:
+    """The name of a plugin, for messages. Raises ConformanceError if it cannot be registered or used as this kind."""
     name: str = getattr(plugin, "__name__", repr(plugin))
-    try:
-        check_implementation(hook, name, plugin)
-        if hasattr(plugin, "Options"):
-            check_defaults(HOOKS[hook][0], plugin.Options)
-    except TypeError as error:
-        raise ConformanceError(f"{name}: {error}") from error
+    wrong = why_not(kind, plugin)
+    if not wrong and isinstance(plugin, type):
+        wrong = _wrong_default(getattr(plugin, "Options", Options)) or _wrong_method(plugin) or _wrong_algorithm(plugin)
+    if wrong:
+        raise ConformanceError(f"{name}: {kind} '{name}' {wrong}")
     return name
+
+
+def _wrong_default(options: type[Options]) -> str:
+    """An option whose default is no value of it, which a recipe that leaves it out would get."""
+
+    class Strict(options):  # type: ignore[valid-type, misc]
+        model_config = ConfigDict(validate_default=True)
+
+    try:
+        Strict.model_validate({}, strict=True)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            if item["loc"] and item["type"] != "missing":
+                return f"has the default {item['input']!r} of option '{item['loc'][0]}': {item['msg']}"
+    return ""
+
+
+def _wrong_method(plugin: type) -> str:
+    """A method that is nearly called like one that the class leaves as it is: nobody would ever call it."""
+    base = next(cls for cls in plugin.__mro__ if cls.__module__.startswith("alignkit."))
+    methods = dict(inspect.getmembers(plugin, inspect.isfunction))
+    called = {name for method in methods.values() for name in method.__code__.co_names}
+    left = [name for name, method in methods.items() if name[0] != "_" and getattr(base, name, None) is method]
+    for name in vars(plugin).keys() & methods.keys() - called:
+        near = [] if name[0] == "_" or hasattr(base, name) else difflib.get_close_matches(name, left, 1, 0.8)
+        if near:
+            return f"has a method '{name}' that nobody calls; did you mean '{near[0]}'? Your own begin with '_'"
+    return ""
+
+
+def _wrong_algorithm(plugin: type) -> str:
+    if not issubclass(plugin, Algorithm):
+        return ""
+    expected = {"source": Source, "trains": Trains, "defaults": StageDefaults, "needs": Needs}
+    for attribute, wanted in expected.items():
+        value = getattr(plugin, attribute)
+        if not isinstance(value, (wanted, property)):  # a property depends on the options
+            return f"has {attribute} = {value!r}, which must be alignkit's {wanted.__name__}"
+    trains = issubclass(plugin, ExternalTrainer)
+    return "has no loss: define loss(self, batch, out)" if plugin.loss is Algorithm.loss and not trains else ""
 
 
 def option_problems(cls: Any) -> list[str]:

@@ -14,12 +14,13 @@ import psutil
 
 from alignkit.data.group import Group
 from alignkit.engine import Engine
+from alignkit.launcher import launcher
 from alignkit.models.generate import Continuation, generate
 from alignkit.models.next_token import Sampling
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugin_errors import calling, made
-from alignkit.plugins import launcher, plugins
+from alignkit.plugins import plugins
 from alignkit.registry import Component
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.testing.examples import example_groups
@@ -56,7 +57,7 @@ def check_engine(
         tolerance: Largest difference of a log-probability from training's, in nats; raise it for an engine that
             computes less precisely.
     """
-    conform("register_engines", cls, options, partial(_problems, tolerance=tolerance), folder=folder)
+    conform("engine", cls, options, partial(_problems, tolerance=tolerance), folder=folder)
 
 
 def _problems(around: Surroundings, component: Component, tolerance: float) -> Iterator[str]:

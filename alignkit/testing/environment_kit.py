@@ -42,7 +42,7 @@ def check_environment(
         folder: The recipe's; default: the current one.
     """
     problems = partial(_problems, groups=[_group(row) for row in rows], turns=turns)
-    conform("register_environments", cls, options, problems, folder=folder)
+    conform("environment", cls, options, problems, folder=folder)
 
 
 def _group(row: Mapping[str, Any]) -> Group:

@@ -32,7 +32,7 @@ def check_filter(
             not have both.
         folder: The recipe's; default: the current one.
     """
-    conform("register_filters", cls, options, _problems, folder=folder, groups=groups)
+    conform("filter", cls, options, _problems, folder=folder, groups=groups)
 
 
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:

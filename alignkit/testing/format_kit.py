@@ -39,7 +39,7 @@ def check_format(
         options: As in a recipe.
         rows: Good rows to read in addition to `example`.
     """
-    conform("register_formats", cls, options, partial(_problems, rows=rows or []))
+    conform("format", cls, options, partial(_problems, rows=rows or []))
 
 
 def _problems(around: Surroundings, component: Component, rows: Sequence[Any]) -> Iterator[str]:
@@ -47,9 +47,8 @@ def _problems(around: Surroundings, component: Component, rows: Sequence[Any]) -
     with calling(NAMELESS, "__init__", cls):
         kit = _Kit(cls(component.options), cls)
     examples = list(rows)
-    for name in ("summary", "wants"):
-        if not isinstance(getattr(cls, name), str) or not getattr(cls, name).strip():
-            yield f"`{name}` must describe the format to users, in one line"
+    if not isinstance(cls.wants, str) or not cls.wants.strip():
+        yield "`wants` must describe the format to users, in one line"
     try:
         examples[:0] = [json.loads(cls.example)] if cls.example or not rows else []
     except (TypeError, ValueError) as error:
@@ -103,7 +102,7 @@ class _Kit:
                 yield f"`matches` does not recognize {_shown(row)}"
         if wrong := [row for row in ODD_ROWS if not isinstance(row, str) and self._matches(row)]:
             yield f"`matches` recognizes {', '.join(map(_shown, wrong))}: it must be strict"
-        for other in plugins().registry.registrations("format"):
+        for other in plugins().registry.usable("format"):
             theirs = other.implementation
             if theirs is self.cls or not theirs.example or not _recognizes(theirs):
                 continue

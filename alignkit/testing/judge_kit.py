@@ -53,7 +53,7 @@ def check_judge(
         items: The comparisons (prompt, first, second) to ask for; the judge must have a verdict on at least one.
         folder: The recipe's; default: the current one.
     """
-    conform("register_judges", cls, options, partial(_problems, items=items), folder=folder)
+    conform("judge", cls, options, partial(_problems, items=items), folder=folder)
 
 
 def _problems(around: Surroundings, component: Component, items: Sequence[Item]) -> Iterator[str]:

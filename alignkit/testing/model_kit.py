@@ -24,7 +24,7 @@ def check_model_source(source: Callable[..., Path | str], *, cache: Path | None 
         cache: The folder that the source gets; default: an empty one, so that it makes or downloads the model again.
         path: What a recipe writes after `NAME://`, for a source that takes it.
     """
-    name = check_registered("register_models", source)
+    name = check_registered("model", source)
     with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as empty:
         try:
             problem = _problem(Registration(name, source), cache or Path(empty), *filter(None, [path]))

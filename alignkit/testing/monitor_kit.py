@@ -35,7 +35,7 @@ def check_monitor(
         groups: The scored samples of each iteration, which are also those of gold; default: the kit's own.
         folder: The recipe's; default: the current one.
     """
-    conform("register_monitors", cls, options, _problems, folder=folder, groups=groups)
+    conform("monitor", cls, options, _problems, folder=folder, groups=groups)
 
 
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:

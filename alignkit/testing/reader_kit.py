@@ -19,7 +19,7 @@ def check_reader(cls: type[Reader], path: Path) -> None:
     Args:
         path: A file that it reads, with at least one row.
     """
-    name = check_registered("register_readers", cls)
+    name = check_registered("reader", cls)
     with watched():
         problems = list(_problems(cls, path))
     if problems:

@@ -24,7 +24,7 @@ from alignkit.runs.stage_check import check_scoring
 from alignkit.sampling_options import SamplingOptions
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step
 from alignkit.testing.surroundings import Surroundings, conform, why_not_stored
-from alignkit.training.scoring import Scorer
+from alignkit.training.rewards import Rewards
 
 AGAIN = "a step draws random numbers from `context.seed` only"
 
@@ -43,7 +43,7 @@ def check_step(
         groups: What data options hold; default: three responses to each of four prompts.
         folder: The recipe's; default: the current one.
     """
-    conform("register_steps", cls, options, _problems, folder=folder, groups=groups)
+    conform("step", cls, options, _problems, folder=folder, groups=groups)
 
 
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:
@@ -98,7 +98,7 @@ def _context(around: Surroundings, out: Path) -> StepContext:
     return StepContext(
         **{field.name: getattr(context, field.name) for field in fields(Context)},
         out=out,
-        scorer=lambda spec: Scorer(spec, context),
+        scorer=lambda spec: Rewards(spec, context),
         map=durable,
         log=lambda **values: metrics.write(stage="", **values),
         say=lambda text: None,

@@ -15,7 +15,7 @@ from alignkit.errors import AlignkitError, BadRow
 from alignkit.models.models import LoadedBase, RolePolicy
 from alignkit.models.shared_model import BASE, HeadKind
 from alignkit.options import Options
-from alignkit.plugins import HOOKS, plugins
+from alignkit.plugins import plugins
 from alignkit.recipe.components import read_component, read_options
 from alignkit.recipe.constitutions import read_constitution
 from alignkit.recipe.document import Document
@@ -36,7 +36,7 @@ from alignkit.testing.reads import recorded, unnamed
 from alignkit.tokens.encoder import Encoder
 
 SEED = 0
-READERS = ("register_rewards", "register_judges", "register_steps")  # of what is part of a stage's key
+READERS = ("reward", "judge", "step")  # of what is part of a stage's key
 UNNAMED = "which no option names: give it an option of the type Path, so that a stage runs again when the file changes"
 
 
@@ -199,7 +199,7 @@ Find = Callable[[Surroundings, Component], Iterable[str]]
 
 
 def conform(
-    hook: str,
+    kind: str,
     cls: Any,
     options: Mapping[str, Any] | None,
     find: Find,
@@ -209,19 +209,19 @@ def conform(
 ) -> None:
     """Raise ConformanceError listing what `find` finds, and what registration or a recipe would refuse.
 
-    hook: the one that registers such a plugin. folder: where relative paths start; default: the current one.
+    kind: of the plugin. folder: where relative paths start; default: the current one.
     """
-    name = check_registered(hook, cls)
+    name = check_registered(kind, cls)
     problems = option_problems(cls)
     if not problems:
         with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as cache, watched():
             around = Surroundings(folder or Path.cwd(), Path(cache), groups)
             try:
-                component = around.component(HOOKS[hook][0], cls, dict(options or {}))
+                component = around.component(kind, cls, dict(options or {}))
                 with recorded() as opened:
                     for problem in find(around, component):
                         problems.append(problem)  # now, because finding another may raise
-                if hook in READERS:
+                if kind in READERS:
                     problems += [f"reads {path}, {UNNAMED}" for path in unnamed(opened, component, around.folder)]
             except (AlignkitError, ConformanceError) as error:  # a mistake that a run would report
                 problems.append(str(error))

@@ -28,7 +28,7 @@ def check_tracker(cls: type[Tracker], options: Mapping[str, Any] | None = None, 
         options: As in a recipe. The tracker really logs two short stages of a run that is interrupted once.
         folder: The recipe's; default: the current one.
     """
-    conform("register_trackers", cls, options, _problems, folder=folder)
+    conform("tracker", cls, options, _problems, folder=folder)
 
 
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from alignkit import seeds
 from alignkit.data.group import ROLES, Group, Message
@@ -136,7 +136,7 @@ class CheckedEnvironment:
                 message["content"].encode()
             except UnicodeEncodeError as error:
                 raise self.error(method, f"its text is not Unicode: {error.reason}") from error
-        return [Message(**message) for message in messages]
+        return [cast(Message, dict(message)) for message in messages]
 
     def _number(self, value: Any, what: str) -> float | None:
         if value is None:

@@ -11,8 +11,8 @@ from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import file_digest
 from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
+from alignkit.training.rewards import Rewards, with_scores
 from alignkit.training.sampler import draws_of, report
-from alignkit.training.scoring import Scorer, with_scores
 
 
 class PromptSource:
@@ -73,9 +73,9 @@ class PromptSource:
 class RolloutFiles:
     """The scored rollouts of a stage on disk, one file per iteration, and those of the stages in `replay_from`."""
 
-    def __init__(self, context: StageContext, scorer: Scorer | None, learns_from_reward: bool = True):
-        """scorer: None if the stage has no reward. learns_from_reward: responses without a score are left out."""
-        self.context, self.scorer, self.learns_from_reward = context, scorer, learns_from_reward
+    def __init__(self, context: StageContext, rewards: Rewards | None, learns_from_reward: bool = True):
+        """rewards: None if the stage has no reward. learns_from_reward: responses without a score are left out."""
+        self.context, self.rewards, self.learns_from_reward = context, rewards, learns_from_reward
         self.digests: dict[str, str] = {}  # of this stage's files by name, for its checkpoints
         self._reported = ""  # why nothing is replayed
 
@@ -89,8 +89,14 @@ class RolloutFiles:
         self.digests[file.name] = self.context.reducer.led(written)
 
     def restore(self, digests: Mapping[str, str]) -> None:
-        """Continue with the files of a checkpoint. Later ones are removed: they will be written again."""
+        """Continue with the files of a checkpoint. Later ones are removed: they will be written again.
+
+        Raises RunFailed if a file has changed since the checkpoint.
+        """
         self.digests = dict(digests)
+        for name in digests:
+            if (self.folder / name).is_file():  # else people deleted it
+                self._check(self.folder / name)
 
         def remove_later() -> None:
             for path in self.folder.glob("*.jsonl"):
@@ -113,7 +119,7 @@ class RolloutFiles:
 
     @property
     def _incomparable(self) -> bool:
-        why = self.scorer.incomparable if self.scorer is not None else ""
+        why = self.rewards.incomparable if self.rewards is not None else ""
         if why and why != self._reported:
             self._reported = why
             self.context.say(
@@ -124,12 +130,16 @@ class RolloutFiles:
     def seen(self, iteration: int, *, needed: bool) -> list[Group]:
         """What an iteration sampled; empty if people deleted the file. needed: RunFailed if it has changed."""
         file = self._file(iteration)
-        if needed and (not file.is_file() or file_digest(file) != self.digests[file.name]):
-            raise RunFailed(
-                f"{file} has changed since stage '{self.context.name}' wrote it, and the stage would learn from it\n"
-                f"help: delete {self.context.folder}, and the stage starts over"
-            )
+        if needed:
+            self._check(file)
         return read_groups(file) if file.is_file() else []
+
+    def _check(self, file: Path) -> None:
+        if not file.is_file() or file_digest(file) != self.digests[file.name]:
+            raise RunFailed(
+                f"{file} has changed since stage '{self.context.name}' wrote it\n"
+                f"help: delete {self.context.folder.resolve()}, and the stage starts over"
+            )
 
     @property
     def folder(self) -> Path:
@@ -151,6 +161,6 @@ class RolloutFiles:
                 raise RunFailed(f"stage '{self.context.name}': replay_from: stage '{stage}' has no rollouts")
             earlier = map(read_groups, paths)
             replayed += [
-                self.scorer.score(groups, penalty) if self.scorer is not None else groups for groups in earlier
+                self.rewards.score(groups, penalty) if self.rewards is not None else groups for groups in earlier
             ]
         return replayed

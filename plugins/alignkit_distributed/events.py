@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit import Register, hookimpl
+from alignkit import Add, hookimpl
 from alignkit.launcher import Launcher
 
 if TYPE_CHECKING:
@@ -31,5 +31,5 @@ class Accelerate(Launcher):
 
 
 @hookimpl
-def register_launchers(register: Register) -> None:
-    register("accelerate", Accelerate, summary="several processes, with accelerate's collectives")
+def register(add: Add) -> None:
+    add("launcher", "accelerate", Accelerate, "several processes, with accelerate's collectives")

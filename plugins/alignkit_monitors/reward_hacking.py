@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean as mean
 from typing import Any
 
-from alignkit import Group, Monitor, Observation, Register, hookimpl
-from alignkit.monitor import REWARD_HACKING
+from alignkit import Group, Monitor, Observation
 from alignkit.settings import Settings, Stop
 from alignkit_monitors.snapshot import Look, look_at
 
@@ -63,8 +62,3 @@ def _gold_metrics(look: Look) -> dict[str, float]:
         return counts
     middle = mean(scores)
     return {"gold": middle, "gold_std": mean([(score - middle) ** 2 for score in scores]) ** 0.5, **counts}
-
-
-@hookimpl
-def register_monitors(register: Register) -> None:
-    register(REWARD_HACKING, RewardHacking, summary="drift, and whether gold falls")

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from alignkit import Completion, Engine, EngineContext, Register, RunFailed, SamplingParams, hookimpl
+from alignkit import Completion, Engine, EngineContext, RunFailed, SamplingParams
 from alignkit.engine import EngineOptions
 from alignkit.own_server import OwnServer
 from alignkit_http.options import checked_address, key_of
@@ -326,8 +326,3 @@ def tied(context: EngineContext) -> bool:
 
     config = AutoConfig.from_pretrained(context.base, revision=context.revision).get_text_config()
     return bool(config.tie_word_embeddings)
-
-
-@hookimpl
-def register_engines(register: Register) -> None:
-    register("vllm", Vllm, summary="vLLM on this machine or on servers, with adapters loaded while it runs")

@@ -50,8 +50,8 @@ class Broken(LocalEngine):
 FOOTER = """
 
 @hookimpl
-def register_engines(register):
-    register("broken", Broken)
+def register(add):
+    add("engine", "broken", Broken)
 """
 STAGE: dict[str, Any] = {
     "algorithm": "rloo",

@@ -64,7 +64,7 @@ def test_only_several_processes_need_the_plugin(work: Path) -> None:
     recipe = write_recipe(SFT)
     leader, _ = together(work, ["run", recipe, *without])
     assert leader.code == PluginError.exit_code
-    assert "launcher 'accelerate' cannot be used: plugin 'alignkit_distributed'" in leader.err
+    assert "no launcher 'accelerate'" in leader.err
     assert cli.main(["run", str(recipe), *without]) == 0
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import pytest
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
+from alignkit.plugins import plugins
 from alignkit_plugins.formats.labeled_pairs import LAYOUTS
 
-FORMATS: dict[str, type[Format]] = {}
 PLUGINS = ("hh_rlhf", "trl", "messages", "alpaca", "rankings", "labeled_pairs", "oasst", "text", "groups")
-for plugin in PLUGINS:
-    importlib.import_module(f"alignkit_plugins.formats.{plugin}").register_formats(
-        lambda name, thing, summary="": FORMATS.__setitem__(name, thing)
-    )
+PLUGINS = tuple(f"formats.{name}:" for name in PLUGINS)
+FORMATS: dict[str, type[Format]] = {
+    one.name: one.implementation
+    for one in plugins().registry.registrations("format")
+    if str(one.target).startswith(tuple(f"alignkit_plugins.{each}" for each in PLUGINS))
+}
 
 
 def groups(name: str, row: Any, **options: Any) -> list[Group]:

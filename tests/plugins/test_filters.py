@@ -153,13 +153,10 @@ class NoReward(Algorithm):
         return Loss(nll=per_token(-out.logprobs))
 
 @hookimpl
-def register_filters(register):
-    register("even", Even)
-
-@hookimpl
-def register_algorithms(register):
-    register("no_reward", NoReward)
-    register("replays", Replays)
+def register(add):
+    add("filter", "even", Even)
+    add("algorithm", "no_reward", NoReward)
+    add("algorithm", "replays", Replays)
 """
 REWARD = "def reward(completions):\n    return [float(len(c) % 3) for c in completions]\n"
 REWARD += "def twice(completions):\n    return [float(len(c) % 3) * 2 for c in completions]\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -12,15 +11,17 @@ import pytest
 from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.data.conversations import read_message
 from alignkit.data.group import group_to_json, resolved_pairs
+from alignkit.plugins import plugins
 from alignkit_plugins.formats import text
 
-FORMATS: dict[str, type[Format]] = {}
 PLUGINS = ("hh_rlhf", "trl", "messages", "alpaca", "rankings", "labeled_pairs", "oasst", "text", "dialogues")
 PLUGINS = tuple(f"formats.{name}" for name in (*PLUGINS, "word_problems", "groups"))
-for plugin in (*PLUGINS, "steps.evaluate_reward", "steps.feedback"):
-    importlib.import_module(f"alignkit_plugins.{plugin}").register_formats(
-        lambda name, thing, summary="": FORMATS.__setitem__(name, thing)
-    )
+PLUGINS = (*PLUGINS, "steps.evaluate_reward", "steps.feedback")
+FORMATS: dict[str, type[Format]] = {
+    one.name: one.implementation
+    for one in plugins().registry.registrations("format")
+    if str(one.target).startswith(tuple(f"alignkit_plugins.{each}" for each in PLUGINS))
+}
 
 
 def read(name: str, row: Any, **options: Any) -> Group:
@@ -127,7 +128,7 @@ def test_the_example_of_a_format_has_it(name: str) -> None:
 def test_every_format_says_what_it_is() -> None:
     must_be_named = {"dialogues", "gsm8k"}
     assert set(FORMATS) == {name for name, _ in ROWS} | must_be_named
-    assert all(cls.summary and cls.wants for cls in FORMATS.values())
+    assert all(cls.wants for cls in FORMATS.values())
 
 
 # hh_rlhf

@@ -13,8 +13,8 @@ import pytest
 from test_evaluate import HELPFUL, Scripted, context, documented, judge_component, paths, prompts, said, step
 
 from alignkit import Judge, Verdict
-from alignkit.evaluation import judge_card
-from alignkit.evaluation.judge_quality import Judgment, judgment, length_slope, raters_agree
+from alignkit_plugins.evaluate import judge_card
+from alignkit_plugins.evaluate.judge_quality import Judgment, judgment, length_slope, raters_agree
 
 CARD = "judge_cards.JUDGE"
 FIELDS = ("mean", "low", "high", "n")

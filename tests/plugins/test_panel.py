@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from alignkit import Context, Judge, Rating, RunFailed, Verdict
 from alignkit.errors import PluginError
-from alignkit.evaluation.judge_card import card, trust_tables
-from alignkit.evaluation.judge_quality import judgment
 from alignkit.judges import CheckedJudge, verdict_from
 from alignkit.report import Report
+from alignkit_plugins.evaluate.judge_card import card, trust_tables
+from alignkit_plugins.evaluate.judge_quality import judgment
 from alignkit_plugins.judges.llm.local import LocalJudge
 from alignkit_plugins.judges.llm.panel import Panel
 from alignkit_plugins.judges.reward_judge import RewardJudge

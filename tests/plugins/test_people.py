@@ -217,8 +217,8 @@ class Sources(Format):
         return Group(self.conversation(row["prompt"], "prompt"), answers, pairs=())
 
 @hookimpl
-def register_formats(register):
-    register("sources", Sources, summary=Sources.summary)
+def register(add):
+    add("format", "sources", Sources)
 """
 
 
@@ -391,7 +391,7 @@ def test_a_store_that_cannot_be_used_stops_a_run_before_it_samples(
     stages = {"answers": ANSWERS, "labels": {"step": "people", "data": "answers", **named}}
     assert run(tmp_path, stages) == 75
     broken(folder, kind)
-    shutil.rmtree(tmp_path / "run" / "answers")
+    shutil.rmtree((tmp_path / "run" / "answers").resolve())
     capsys.readouterr()
     assert run(tmp_path, stages) == 4
     shown = capsys.readouterr().err
@@ -456,8 +456,8 @@ class LengthJudge(Judge):
         return found
 
 @hookimpl
-def register_judges(register):
-    register("length_judge", LengthJudge, summary="prefers what is long")
+def register(add):
+    add("judge", "length_judge", LengthJudge, "prefers what is long")
 """
 
 

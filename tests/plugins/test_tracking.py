@@ -57,9 +57,9 @@ class Unready(Journal):
         raise RunFailed("tracker 'unready' needs the package x: run `pip install x`")
 
 @hookimpl
-def register_trackers(register):
+def register(add):
     for kind in (Journal, Raises, Unstarted, Unfinished, Unready):
-        register(kind.__name__.lower(), kind)
+        add("tracker", kind.__name__.lower(), kind)
 """
 
 

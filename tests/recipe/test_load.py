@@ -30,7 +30,7 @@ from alignkit.plugins import plugins
 from alignkit.recipe.document import dump
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, RewardSpec
-from alignkit.registry import BrokenPlugin, Registration, Registry
+from alignkit.registry import Registration, Registry, UnavailablePlugin
 
 
 class Plain(Algorithm):
@@ -580,12 +580,12 @@ def test_ambiguous_and_broken_plugins(bench: Bench, registry: Registry) -> None:
     assert "provided by dist 1 and other 2" in bench.problem(FIRST).message
     text = FIRST.replace("plain", "other:plain")
     assert bench.stages(text).stages["first"].component.registration.distribution == "other"
-    registry.broken.append(BrokenPlugin("x-gone", "x-gone", "3", "ImportError: no torch", None))
+    registry.broken.append(UnavailablePlugin("x-gone", "x-gone", "3", "failed to load: ImportError: no torch"))
     with pytest.raises(
         RecipeError, match=r"plugin 'x-gone' \(x-gone 3\) failed to load: ImportError: no torch"
     ) as caught:
         bench.stages(FIRST.replace("plain", "x-gone"))
-    assert caught.value.exit_code == 3
+    assert caught.value.exit_code == 2
 
 
 def test_a_misspelled_model_plugin(bench: Bench) -> None:

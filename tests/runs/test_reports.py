@@ -27,8 +27,8 @@ class Reported(Step):
         return Artifact(report=Report([Table("", ["", *columns], [["r"] + ["0.12 [0.01, 0.23]"] * 6])]), text="next: x")
 
 @hookimpl
-def register_steps(register):
-    register("reported", Reported, summary="a report")
+def register(add):
+    add("step", "reported", Reported, "a report")
 """
 
 

@@ -64,8 +64,8 @@ class NoExample(QA):
     example = ""
 
 
-class NoSummary(QA):
-    summary = ""
+class NoWants(QA):
+    wants = ""
 
 
 class OtherWants(QA):
@@ -229,7 +229,7 @@ BROKEN: list[tuple[Any, str]] = [
     (TextAsPrompt, r"a Group's prompt must be a tuple of messages.* \(test_format_kit.py:\d+\)"),
     (TextAsResponse, r"a Group's responses must be a tuple of Response objects \(test_format_kit.py:\d+\)"),
     (NoExample, "NoExample: `example` must be a row as JSON"),
-    (NoSummary, "`summary` must describe the format to users"),
+    (NoWants, "`wants` must describe the format to users"),
     (OtherWants, "`wants` does not name the columns of `example`: 'question', 'answer_text'"),
     (NotJSON, "`example` must be a row as JSON"),
     (BadExample, '`read` refuses {"question": "Hi"}: column \'answer_text\' is missing'),

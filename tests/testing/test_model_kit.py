@@ -81,7 +81,7 @@ def crashes(cache: Path) -> Path:
         (again, "again: a second call writes files again"),
         (moves, "moves: a second call returns another folder"),
         (crashes, "crashes: in `crashes`: OSError: no network"),
-        ("tiny", "'tiny': model .* must be callable, not 'tiny'"),
+        ("tiny", "'tiny': model .* must be a function, not 'tiny'"),
     ],
 )
 def test_broken_sources_are_reported(source: Callable[[Path], Path], message: str, tmp_path: Path) -> None:

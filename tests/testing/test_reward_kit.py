@@ -249,7 +249,7 @@ BROKEN: list[tuple[Any, str]] = [
     (NeedsAnswer, "NeedsAnswer: no column 'answer'.*; columns that it needs come with groups= .*--rows FILE"),
     (NeedsKey, "NeedsKey: the variable KEY is not set"),
     (Bare, "Bare: options without a description, a range or choices: model"),
-    (dict, "dict: reward 'dict' must be a subclass of alignkit.Reward, not <class 'dict'>"),
+    (dict, "dict: reward 'dict' must be a subclass of alignkit.Reward or alignkit.RewardCombination, not"),
 ]
 
 

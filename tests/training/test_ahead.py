@@ -80,11 +80,10 @@ class Talks(Environment):
         return float(sum(len(turn["content"]) for turn in self.turns) % 7)
 
 @hookimpl
-def register_engines(register): register("double", Double)
-@hookimpl
-def register_rewards(register): register("asks", Asks)
-@hookimpl
-def register_environments(register): register("talks", Talks)
+def register(add):
+    add("engine", "double", Double)
+    add("reward", "asks", Asks)
+    add("environment", "talks", Talks)
 @hookimpl
 def rollouts_scored(run, stage, iteration, groups):
     at("scored")

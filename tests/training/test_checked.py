@@ -37,8 +37,8 @@ class Broken(Algorithm):
 FOOTER = """
 
 @hookimpl
-def register_algorithms(register):
-    register("broken", Broken)
+def register(add):
+    add("algorithm", "broken", Broken)
 """
 ONLINE = {
     "algorithm": "broken",

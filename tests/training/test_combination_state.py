@@ -32,8 +32,8 @@ class Growing(RewardCombination):
         return components["part"] * (self.state.get("factor", 0.0) + 1.0)
 
 @hookimpl
-def register_combinations(register):
-    register("growing", Growing)
+def register(add):
+    add("reward", "growing", Growing)
 
 @hookimpl
 def metrics_logged(run, stage, step, metrics):

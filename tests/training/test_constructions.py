@@ -44,10 +44,10 @@ class Scores(Counted):
         return Loss(level=per_response(out.scores ** 2))
 
 @hookimpl
-def register_algorithms(register):
-    register("offline", Counted)
-    register("online", Online)
-    register("scores", Scores)
+def register(add):
+    add("algorithm", "offline", Counted)
+    add("algorithm", "online", Online)
+    add("algorithm", "scores", Scores)
 """
 ROLLED_OUT = {
     "prompts": "rows.jsonl",

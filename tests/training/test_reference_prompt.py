@@ -137,8 +137,8 @@ class Distant(Algorithm):
         return Loss(nll=per_token(-out.logprobs), reference=per_token(batch.reference_logprobs + 0 * out.logprobs))
 
 @hookimpl
-def register_algorithms(register):
-    register("distant", Distant)
+def register(add):
+    add("algorithm", "distant", Distant)
 """
 
 

@@ -262,9 +262,9 @@ class Counts(Monitor):
 
 
 @hookimpl
-def register_monitors(register):
-    register("counts", Counts)
-    register("nothing", type("Nothing", (Counts,), {"look": lambda self, *look: None}))
+def register(add):
+    add("monitor", "counts", Counts)
+    add("monitor", "nothing", type("Nothing", (Counts,), {"look": lambda self, *look: None}))
 """
 
 
@@ -361,8 +361,8 @@ from alignkit import hookimpl
 from test_watch import Backwards
 
 @hookimpl
-def register_monitors(register):
-    register("backwards", Backwards)
+def register(add):
+    add("monitor", "backwards", Backwards)
 """
 
 

@@ -51,10 +51,10 @@ class Nothing(Fixed):
         return Skip("nothing to distill")
 
 @hookimpl
-def register_algorithms(register):
-    register("distill", Distill)
-    register("fixed", Fixed)
-    register("nothing", Nothing)
+def register(add):
+    add("algorithm", "distill", Distill)
+    add("algorithm", "fixed", Fixed)
+    add("algorithm", "nothing", Nothing)
 """
 REWARD = {"python": {"path": "reward.py", "function": "reward"}}
 # No score for responses of 1, 5, 9 ... characters.

@@ -12,7 +12,7 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
-from alignkit import Register, RunFailed, hookimpl
+from alignkit import Add, RunFailed, hookimpl
 
 LAB = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ 'A: ' + m['content'] + eos_token }}"
@@ -57,10 +57,6 @@ def _unpacked(archive: Path, folder: Path) -> Path:
 
 
 @hookimpl
-def register_models(register: Register) -> None:
-    register("archive", source, summary="a transformers folder in a .zip or .tar file, or at an address")
-
-
-@hookimpl
-def register_templates(register: Register) -> None:
-    register("lab", LAB, summary="Q: and A:, ended by the EOS token")
+def register(add: Add) -> None:
+    add("model", "archive", source, "a transformers folder in a .zip or .tar file, or at an address")
+    add("template", "lab", LAB, "Q: and A:, ended by the EOS token")

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alignkit import (
+    Add,
     Algorithm,
     Batch,
     DataError,
@@ -22,7 +23,6 @@ from alignkit import (
     Loss,
     Needs,
     Outputs,
-    Register,
     SelectContext,
     StageDefaults,
     Term,
@@ -107,5 +107,5 @@ class BCO(Algorithm):
 
 
 @hookimpl
-def register_algorithms(register: Register) -> None:
-    register("bco", BCO, summary="learn from thumbs up and down, by binary classification")
+def register(add: Add) -> None:
+    add("algorithm", "bco", BCO, "learn from thumbs up and down, by binary classification")

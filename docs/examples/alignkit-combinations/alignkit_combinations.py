@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import alignkit
-from alignkit import CombinedReward, Field, Group, Register, RewardCombination, RewardRef, hookimpl
+from alignkit import Add, CombinedReward, Field, Group, RewardCombination, RewardRef, hookimpl
 from alignkit import functional as F
 
 if TYPE_CHECKING:
@@ -182,10 +182,10 @@ class GDPO(RewardCombination):
 
 
 @hookimpl
-def register_combinations(register: Register) -> None:
-    register("when", When, summary="a reward that counts only where another one is at least a threshold")
-    register("product", Product, summary="the product of several rewards")
-    register("clip", Clip, summary="a reward within limits")
-    register("lagrangian", Lagrangian, summary="a reward minus a cost whose weight adapts until its mean is low enough")
-    register("running_normalization", RunningNormalization, summary="a reward scaled to variance 1 over the run so far")
-    register("gdpo", GDPO, summary="rewards normalized one by one within their group, then summed and whitened")
+def register(add: Add) -> None:
+    add("reward", "when", When, "a reward that counts only where another one is at least a threshold")
+    add("reward", "product", Product, "the product of several rewards")
+    add("reward", "clip", Clip, "a reward within limits")
+    add("reward", "lagrangian", Lagrangian, "a reward minus a cost whose weight adapts until its mean is low enough")
+    add("reward", "running_normalization", RunningNormalization, "a reward scaled to variance 1 over the run so far")
+    add("reward", "gdpo", GDPO, "rewards normalized one by one within their group, then summed and whitened")

@@ -51,8 +51,8 @@ class Curriculum(ak.Monitor):
 
 
 @ak.hookimpl
-def register_monitors(register: ak.Register) -> None:
-    register("curriculum", Curriculum, summary="asks prompts more often that are solved now and then")
+def register(add: ak.Add) -> None:
+    add("monitor", "curriculum", Curriculum, "asks prompts more often that are solved now and then")
 
 
 @ak.hookimpl

@@ -18,6 +18,7 @@ from pydantic import FiniteFloat
 
 import alignkit
 from alignkit import (
+    Add,
     Algorithm,
     Artifact,
     BadRow,
@@ -33,7 +34,6 @@ from alignkit import (
     Models,
     Outputs,
     PolicyRef,
-    Register,
     Response,
     Reward,
     SelectContext,
@@ -186,7 +186,6 @@ def _question(prompt: Sequence[Message], shares: Sequence[float] | None, **known
 class DecisionFormat(Format):
     """Questions with options, and what people chose."""
 
-    summary = "questions: prompt, options, and counts of people or a label; optionally a response"
     example = '{"prompt": "Is it a fruit? Tomato", "options": ["yes", "no"], "counts": [7, 3]}'
     wants = "prompt, options [text], and counts or a label; never detected, so name the format"
 
@@ -377,25 +376,14 @@ def _report(summary: Mapping[str, Any]) -> Report:
 
 
 @hookimpl
-def register_algorithms(register: Register) -> None:
-    register("decision", Decision, summary="learn people's probabilities of options: cross-entropy with soft targets")
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("decision", DecisionFormat, summary=DecisionFormat.summary)
-
-
-@hookimpl
-def register_judges(register: Register) -> None:
-    register("decision", DecisionJudge, summary="ask a decision model which response is better")
-
-
-@hookimpl
-def register_rewards(register: Register) -> None:
-    register("decision", DecisionReward, summary="expected value of options, by a decision model")
-
-
-@hookimpl
-def register_steps(register: Register) -> None:
-    register("decide", Decide, summary="write a decision model's probabilities of options, and measure calibration")
+def register(add: Add) -> None:
+    add("algorithm", "decision", Decision, "learn people's probabilities of options: cross-entropy with soft targets")
+    add(
+        "format",
+        "decision",
+        DecisionFormat,
+        "questions: prompt, options, and counts of people or a label; optionally a response",
+    )
+    add("judge", "decision", DecisionJudge, "ask a decision model which response is better")
+    add("reward", "decision", DecisionReward, "expected value of options, by a decision model")
+    add("step", "decide", Decide, "write a decision model's probabilities of options, and measure calibration")

@@ -71,5 +71,5 @@ class GFPO(ak.Algorithm):
 
 
 @ak.hookimpl
-def register_algorithms(register: ak.Register) -> None:
-    register("gfpo", GFPO, summary="GRPO among the shortest samples, or those with the most reward per token")
+def register(add: ak.Add) -> None:
+    add("algorithm", "gfpo", GFPO, "GRPO among the shortest samples, or those with the most reward per token")

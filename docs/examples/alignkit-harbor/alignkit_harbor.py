@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import alignkit
-from alignkit import BadRow, Context, DataError, Field, Format, Group, Message, Register, Reward, RunFailed, hookimpl
+from alignkit import Add, BadRow, Context, DataError, Field, Format, Group, Message, Reward, RunFailed, hookimpl
 from alignkit.data.prompt_columns import column_of
 from alignkit.data.spoken import answer_of
 
@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 class HarborTasks(Format):
     """A folder of task folders. The columns of task.toml's `metadata` are kept for rewards."""
 
-    summary = "Harbor: a folder of tasks, each with task.toml, instruction.md and tests/test.sh"
     example = '{"task": "reverse-cat", "instruction": "Reverse the word cat."}'
     wants = "a folder of task folders, or rows with task and instruction; never detected, so name the format"
 
@@ -180,10 +179,11 @@ def reward_in(logs: Path, key: str) -> float:
 
 
 @hookimpl
-def register_formats(register: Register) -> None:
-    register("harbor", HarborTasks, summary=HarborTasks.summary)
-
-
-@hookimpl
-def register_rewards(register: Register) -> None:
-    register("harbor", Harbor, summary="a Harbor task's verifier script, without a container")
+def register(add: Add) -> None:
+    add(
+        "format",
+        "harbor",
+        HarborTasks,
+        "Harbor: a folder of tasks, each with task.toml, instruction.md and tests/test.sh",
+    )
+    add("reward", "harbor", Harbor, "a Harbor task's verifier script, without a container")

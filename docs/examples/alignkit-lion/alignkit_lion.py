@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from alignkit import Register, hookimpl
+from alignkit import Add, hookimpl
 
 
 class Lion(torch.optim.Optimizer):
@@ -43,10 +43,6 @@ def cooldown(step: int, total: int, part: float = 0.2) -> float:
 
 
 @hookimpl
-def register_optimizers(register: Register) -> None:
-    register("lion", Lion, summary="the sign of a moment: half of AdamW's memory, a tenth of its learning rate")
-
-
-@hookimpl
-def register_schedules(register: Register) -> None:
-    register("cooldown", cooldown, summary="constant, with a square root's fall at the end")
+def register(add: Add) -> None:
+    add("optimizer", "lion", Lion, "the sign of a moment: half of AdamW's memory, a tenth of its learning rate")
+    add("schedule", "cooldown", cooldown, "constant, with a square root's fall at the end")

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from alignkit import (
+    Add,
     Algorithm,
     Batch,
     Field,
     Loss,
     Needs,
     Outputs,
-    Register,
     Source,
     StageDefaults,
     hookimpl,
@@ -76,5 +76,5 @@ class NashMD(Algorithm):
 
 
 @hookimpl
-def register_algorithms(register: Register) -> None:
-    register("nash_md", NashMD, summary="win against a mixture of the policy and the reference")
+def register(add: Add) -> None:
+    add("algorithm", "nash_md", NashMD, "win against a mixture of the policy and the reference")

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from alignkit import BadRow, DataError, Field, Group, Monitor, Observation, Options, Reader, Register, hookimpl
+from alignkit import Add, BadRow, DataError, Field, Group, Monitor, Observation, Options, Reader, hookimpl
 
 
 class Notes(Reader):
@@ -51,13 +51,9 @@ class Silence(Monitor):
 
 
 @hookimpl
-def register_readers(register: Register) -> None:
-    register(".notes", Notes, summary="a table of prompts and answers")
-
-
-@hookimpl
-def register_monitors(register: Register) -> None:
-    register("silence", Silence, summary="ends a stage whose answers become empty")
+def register(add: Add) -> None:
+    add("reader", ".notes", Notes, "a table of prompts and answers")
+    add("monitor", "silence", Silence, "ends a stage whose answers become empty")
 
 
 @hookimpl

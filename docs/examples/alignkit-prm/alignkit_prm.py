@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 class Steps(ak.Format):
     """Labeled steps, as TRL's stepwise rows and PRM800K have them: a response for each step, up to its end."""
 
-    summary = "solutions with a label for each step: TRL's stepwise supervision, PRM800K"
     wants = (
         "prompt, completions [text] and labels [true, false]; or PRM800K's question and label {steps}; name the format"
     )
@@ -161,15 +160,7 @@ def aggregated(logits: Sequence[float | None], how: str) -> float | None:
 
 
 @ak.hookimpl
-def register_algorithms(register: ak.Register) -> None:
-    register("prm", PRM, summary="a process reward model: score each step of a solution")
-
-
-@ak.hookimpl
-def register_formats(register: ak.Register) -> None:
-    register("steps", Steps, summary=Steps.summary)
-
-
-@ak.hookimpl
-def register_steps(register: ak.Register) -> None:
-    register("rank_by_steps", RankBySteps, summary="rank responses by a process reward model")
+def register(add: ak.Add) -> None:
+    add("algorithm", "prm", PRM, "a process reward model: score each step of a solution")
+    add("format", "steps", Steps, "solutions with a label for each step: TRL's stepwise supervision, PRM800K")
+    add("step", "rank_by_steps", RankBySteps, "rank responses by a process reward model")

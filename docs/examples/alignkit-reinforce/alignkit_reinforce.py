@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from alignkit import (
+    Add,
     Algorithm,
     Batch,
     Field,
     Loss,
     Needs,
     Outputs,
-    Register,
     Source,
     StageDefaults,
     hookimpl,
@@ -69,5 +69,5 @@ class Reinforce(Algorithm):
 
 
 @hookimpl
-def register_algorithms(register: Register) -> None:
-    register("reinforce", Reinforce, summary="policy gradient with a baseline")
+def register(add: Add) -> None:
+    add("algorithm", "reinforce", Reinforce, "policy gradient with a baseline")

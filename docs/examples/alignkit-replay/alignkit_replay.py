@@ -80,5 +80,5 @@ def score(group: ak.Group) -> float:
 
 
 @ak.hookimpl
-def register_algorithms(register: ak.Register) -> None:
-    register("grpo_replay", GRPOWithReplay, summary="GRPO, with earlier groups in place of those without spread")
+def register(add: ak.Add) -> None:
+    add("algorithm", "grpo_replay", GRPOWithReplay, "GRPO, with earlier groups in place of those without spread")

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from alignkit import BadRow, DataError, Field, Format, Group, Message, Register, Response, Reward, hookimpl
+from alignkit import Add, BadRow, DataError, Field, Format, Group, Message, Response, Reward, hookimpl
 from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.data.spoken import answer_of
 from alignkit_plugins.steps.honesty import grading
@@ -59,7 +59,6 @@ def is_supported(claim: str, quotes: Sequence[str], text: str, covered: float = 
 class Quoted(Format):
     """Rows of SQuAD 2 whose demonstration is the first known answer with the sentence that has it."""
 
-    summary = "SQuAD 2, with the sentence of the answer quoted in the demonstration"
     wants = "context, question and answers {text: [...], answer_start: [...]}; never detected, so name the format"
     example = (
         '{"context": "Ben is 9. Ann is 7.", "question": "How old is Ann?",'
@@ -130,10 +129,6 @@ class Sources(Reward):
 
 
 @hookimpl
-def register_formats(register: Register) -> None:
-    register("quoted", Quoted, summary=Quoted.summary)
-
-
-@hookimpl
-def register_rewards(register: Register) -> None:
-    register("sources", Sources, summary="claims with verbatim quotes above silence, and that above invention")
+def register(add: Add) -> None:
+    add("format", "quoted", Quoted, "SQuAD 2, with the sentence of the answer quoted in the demonstration")
+    add("reward", "sources", Sources, "claims with verbatim quotes above silence, and that above invention")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import alignkit
-from alignkit import DataError, Environment, Field, Group, Register, RunFailed, hookimpl
+from alignkit import Add, DataError, Environment, Field, Group, RunFailed, hookimpl
 
 NO_TOOLS = ("reset", "get_reward")
 
@@ -124,5 +124,5 @@ def _waited(result: Any) -> Any:
 
 
 @hookimpl
-def register_environments(register: Register) -> None:
-    register("trl", TRL, summary="a class for TRL's environment_factory")
+def register(add: Add) -> None:
+    add("environment", "trl", TRL, "a class for TRL's environment_factory")

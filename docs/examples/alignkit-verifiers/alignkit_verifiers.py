@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 import alignkit
 from alignkit import (
+    Add,
     Artifact,
     Context,
     Environment,
     Field,
     Group,
     Message,
-    Register,
     Response,
     Reward,
     RunFailed,
@@ -394,15 +394,7 @@ def _warn(text: str) -> None:
 
 
 @hookimpl
-def register_steps(register: Register) -> None:
-    register("verifiers", VerifiersTasks, summary="the tasks of a verifiers v1 taskset as prompts")
-
-
-@hookimpl
-def register_rewards(register: Register) -> None:
-    register("verifiers", Verifiers, summary="the rewards of a verifiers v1 task, for tasks without tools")
-
-
-@hookimpl
-def register_environments(register: Register) -> None:
-    register("verifiers", VerifiersEnvironment, summary="tasks of a verifiers v1 taskset, with their tools")
+def register(add: Add) -> None:
+    add("step", "verifiers", VerifiersTasks, "the tasks of a verifiers v1 taskset as prompts")
+    add("reward", "verifiers", Verifiers, "the rewards of a verifiers v1 task, for tasks without tools")
+    add("environment", "verifiers", VerifiersEnvironment, "tasks of a verifiers v1 taskset, with their tools")

@@ -114,10 +114,6 @@ def _with_reference(group: ak.Group, rng: Any) -> ak.Group:
 
 
 @ak.hookimpl
-def register_algorithms(register: ak.Register) -> None:
-    register("xpo", XPO, summary="online DPO against the reference's responses, with optimism")
-
-
-@ak.hookimpl
-def register_steps(register: ak.Register) -> None:
-    register("reference_responses", ReferenceResponses, summary="sample the reference's responses, for xpo")
+def register(add: ak.Add) -> None:
+    add("algorithm", "xpo", XPO, "online DPO against the reference's responses, with optimism")
+    add("step", "reference_responses", ReferenceResponses, "sample the reference's responses, for xpo")

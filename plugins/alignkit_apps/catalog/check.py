@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from packaging.utils import canonicalize_name
+
 from alignkit import __version__
 from alignkit.arguments import refuse
 from alignkit.errors import PluginError, did_you_mean
 from alignkit.io.printable import printable
 from alignkit.outcome import Result
 from alignkit.plugins import COMMANDS, GROUP
-from alignkit.registry import normalized_package
 
 LIMIT = 300.0  # seconds for each component
 GRACE = 10.0  # seconds for a process to say where it hangs
@@ -79,8 +80,8 @@ def _installed(name: str) -> Target:
     by_package: dict[str, list[importlib.metadata.EntryPoint]] = {}
     for point in points:
         if point.dist is not None:
-            by_package.setdefault(normalized_package(point.dist.name), []).append(point)
-    chosen = by_package.get(normalized_package(name))
+            by_package.setdefault(canonicalize_name(point.dist.name), []).append(point)
+    chosen = by_package.get(canonicalize_name(name))
     if chosen is None or chosen[0].dist is None:
         help = did_you_mean(name, by_package) or f"installed: {', '.join(sorted(by_package))}"
         refuse(f"no file, folder or package with plugins is called {name}", help)

@@ -19,11 +19,10 @@ from alignkit.engine import LOCAL
 from alignkit.io.atomic import write_text
 from alignkit.io.cache import cache_folder
 from alignkit.io.digest import digest
-from alignkit.plugins import KINDS
 from alignkit.recipe.components import options_of
 from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
 from alignkit.recipe.shipped import SCHEMA, SCHEMA_LINE, shipped_folder
-from alignkit.registry import Registry
+from alignkit.registry import KINDS, Registry
 from alignkit.settings import ModelSpec, Settings
 
 Schema = dict[str, Any]
@@ -62,9 +61,7 @@ class _Builder:
     """Combines pydantic's schemas of the models with the schemas of references, components and stages."""
 
     def __init__(self, registry: Registry):
-        self._options = {
-            kind: {item.name: options_of(item) for item in registry.registrations(kind)} for kind in _KINDS
-        }
+        self._options = {kind: {item.name: options_of(item) for item in registry.usable(kind)} for kind in _KINDS}
         options = [model for models in self._options.values() for model in models.values()]
         models = list(dict.fromkeys([*_CORE, *options]))
         refs, shared = models_json_schema([(model, "validation") for model in models], ref_template="#/$defs/{model}")

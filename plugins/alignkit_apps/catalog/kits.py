@@ -20,8 +20,8 @@ from pydantic import ValidationError
 
 from alignkit.errors import AlignkitError, reason_of
 from alignkit.options import Ref
-from alignkit.plugins import KINDS, import_file, load_plugins
-from alignkit.registry import Registration, registered_names
+from alignkit.plugins import import_file, load_plugins
+from alignkit.registry import KINDS, Registration
 from alignkit.reward import RewardCombination
 
 # Values of options that refer to something, by what: kits take any name for a stage, and any text for data.
@@ -42,7 +42,7 @@ def main() -> None:
 
 def listed(request: Request) -> Answer:
     """The components, each as kind and name, and why plugins are broken."""
-    commands = [file for file in request["files"] if "register_commands" in registered_names(Path(file))]
+    commands = [file for file in request["files"] if "def register_commands" in Path(file).read_text(encoding="utf-8")]
     loaded = load_plugins([Path(file) for file in request["files"] if file not in commands])
     components = [key for key, one in _own(request).items()]
     components += [("command", module) for module in (*commands, *request["commands"])]

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from alignkit.arguments import refuse
 from alignkit.errors import did_you_mean
 from alignkit.io.printable import printable
-from alignkit.plugins import KINDS
 from alignkit.recipe.algorithm_stage import required_keys
 from alignkit.recipe.components import options_of
-from alignkit.registry import Registration, Registry, normalized_package
+from alignkit.registry import KINDS, Registration, Registry
 from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
 from alignkit_apps.catalog.printing import console, print_lines, print_table
 
@@ -63,9 +62,8 @@ def described(name: str, registry: Registry) -> list[dict[str, Any]]:
 
 
 def _refuse(name: str, registry: Registry) -> None:
-    package = normalized_package(name)
     for one in (*registry.broken, *registry.disabled):
-        if one.likely_provides(name) or normalized_package(one.distribution) == package:
+        if name in (one.plugin, one.distribution):
             refuse(f"'{name}' cannot be used: {one}", "`alignkit plugins` lists all that is broken")
     known = ["new", "check", *KINDS]
     for kind in KINDS:

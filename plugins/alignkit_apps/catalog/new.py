@@ -22,8 +22,8 @@ from alignkit import __version__
 from alignkit.arguments import refuse
 from alignkit.errors import did_you_mean
 from alignkit.io.atomic import write_text
-from alignkit.plugins import COMMANDS, GROUP, KINDS
-from alignkit.registry import Registry
+from alignkit.plugins import COMMANDS, GROUP
+from alignkit.registry import KINDS, Registry
 
 TEMPLATES = Path(__file__).with_name("templates")
 LONGEST = 24  # letters of a name: lines of the templates have room for as many
@@ -113,7 +113,7 @@ def _files(name: str, kind: str) -> dict[str, str]:
 
 def _names(kind: str) -> tuple[str, str]:
     """The example's name in recipes, and that of its class; of a command, its function twice."""
-    registered = re.search(r'register\((?:"(\w+)", )?(\w+)[,)]', example(kind))
+    registered = re.search(r'(?:add\("\w+", |\bregister\()(?:"(\w+)", )?(\w+)[,)]', example(kind))
     assert registered is not None
     return registered[1] or registered[2], registered[2]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict, cast
 
-from alignkit.evaluation.readable import bounds, number
+from alignkit_plugins.evaluate.readable import bounds, number
 
 POINTS = 300  # of a series
 OTHERS = 8  # panels of a stage for metrics that have no place of their own

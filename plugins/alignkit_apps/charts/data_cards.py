@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit.evaluation.readable import mapping, number, percentage, short
 from alignkit.report import Table
+from alignkit_plugins.evaluate.readable import mapping, number, percentage, short
 
 LENGTHS = {"prompt_characters": "prompts", "response_characters": "responses"}
 

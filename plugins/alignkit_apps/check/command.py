@@ -61,7 +61,7 @@ def check(
     if stages and plan:
         refuse("a plan is for all stages", "leave STAGE out, or --plan")
     overrides = [word for word in words or () if word not in stages]
-    checked = load(recipe, overrides, lambda text: print(printable(text), file=sys.stderr), lazy=True)
+    checked = load(recipe, overrides, lambda text: print(printable(text), file=sys.stderr))
     folder = Path("runs") / checked.name
     if stages:
         from alignkit_apps.check.row import inspect, show  # imports torch

@@ -61,7 +61,7 @@ def no_stage(name: str) -> Path:
 
 def read_rows(spec: DataSpec) -> Rows:
     """All rows, up to the limit of each source. Raises DataError if a source has none that can be read."""
-    formats = {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
+    formats = {entry.name: entry.implementation for entry in plugins().registry.usable("format")}
     rows: list[Row] = []
     readers = [SourceReader(source, formats, place) for place, source in enumerate(spec.sources)]
     for source, reader in zip(spec.sources, readers, strict=True):

@@ -49,7 +49,7 @@ def export(
     from alignkit_apps.export.upload import push as upload
     from alignkit_apps.policies.source import find
 
-    load_plugins(lazy=True)
+    load_plugins()
     source = find(stage)
     request = Request(out or Path("exports") / source.label, merge, base, license, push)
     request.check(source)

@@ -58,7 +58,7 @@ def init(
         folder = _add_file(folder, data)
     from alignkit.plugins import load_plugins
 
-    load_plugins(lazy=True)
+    load_plugins()
     assumed: list[str] = []
     if recipe is not None:
         if data or base or columns:

@@ -202,7 +202,7 @@ def kind_of_file(path: Path) -> str:
 
 
 def _formats() -> Formats:
-    return {one.name: one.implementation for one in plugins().registry.registrations("format")}
+    return {one.name: one.implementation for one in plugins().registry.usable("format")}
 
 
 def _named(path: Path, folder: Path) -> str:

@@ -13,14 +13,14 @@ from alignkit import seeds
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError, Problem, RecipeError
 from alignkit.io.progress import Reporter
+from alignkit.launcher import launcher
 from alignkit.models.models import LoadedBase, Models, RolePolicy
 from alignkit.models.next_token import Sampling
-from alignkit.plugins import launcher
 from alignkit.registry import Registry
 from alignkit.reward import REWARD_KEY, Context, no_progress
 from alignkit.runs.bases import RunBases
 from alignkit.tokens.encoder import Ids
-from alignkit.training.scoring import Scorer
+from alignkit.training.rewards import Rewards
 from alignkit_apps.policies.recipe import NamedModels, names_of, read_models
 from alignkit_apps.policies.streaming import Answer, answer
 
@@ -81,7 +81,7 @@ class Opened:
     """Policies by name, and the scorers of rewards, in the order in which they were named."""
 
     policies: Mapping[str, Policy]
-    scorers: Sequence[Scorer] = field(default_factory=list)
+    scorers: Sequence[Rewards] = field(default_factory=list)
 
     def rewards(self, policy: Policy, messages: Sequence[Message], answer: Answer) -> dict[str, float | None]:
         """The score of a policy's answer by every reward."""
@@ -135,7 +135,7 @@ def opened(
             # Asked for no answer, it reads the weights, and an engine starts and takes them: now, because that can fail
             # or take minutes.
             policy.role.generate([], [], policy.sampling)
-        yield Opened(policies, [Scorer(reward, context) for reward in rewards])
+        yield Opened(policies, [Rewards(reward, context) for reward in rewards])
 
 
 def _load(bases: RunBases, name: str, should_stop: Callable[[], None]) -> LoadedBase:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.evaluation.readable import short, shown
 from alignkit.report import Block, Report, Table
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.files import load_yaml
 from alignkit_apps.report.stages import flat
+from alignkit_plugins.evaluate.readable import short, shown
 
 LONGEST = 24  # characters of a value
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alignkit.evaluation.readable import duration, short
 from alignkit.report import Block, Report, SideBySide
 from alignkit_apps.report.parts import Figures, Part, Sample, one_line_each, parts
 from alignkit_apps.report.tables import stage_titles
+from alignkit_plugins.evaluate.readable import duration, short
 
 MOST = 60_000  # characters; an issue on GitHub has at most 65,536
 TEXT = 600  # characters of a text

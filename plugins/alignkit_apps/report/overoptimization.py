@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from alignkit.evaluation.readable import bounds, number, short
 from alignkit_apps.charts.curves import Figure, Series, figure
+from alignkit_plugins.evaluate.readable import bounds, number, short
 
 DRAWABLE = 3  # points
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from alignkit.evaluation.readable import bounds, short, shown
-from alignkit.evaluation.tables import columns_of
-from alignkit.evaluation.who_judged import GAINS, lower, own_of, percent, reward_name, said
+from alignkit_plugins.evaluate.readable import bounds, short, shown
+from alignkit_plugins.evaluate.tables import columns_of
+from alignkit_plugins.evaluate.who_judged import GAINS, lower, own_of, percent, reward_name, said
 
 MOST = 6  # raters of the plot; the tables have all of them
 MARGIN = 0.05  # of the plot, on each side of the widest intervals

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alignkit.evaluation import readable as numbers
 from alignkit_apps.charts.page import templates
 from alignkit_apps.report import overview
 from alignkit_apps.report.parts import parts
 from alignkit_apps.report.tables import stage_titles
+from alignkit_plugins.evaluate import readable as numbers
 
 TEMPLATE = "report.html.j2"
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.evaluation.readable import duration, short, size
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit_apps.charts import curves, data_cards
 from alignkit_apps.charts.curves import Figure, worded
@@ -22,6 +21,7 @@ from alignkit_apps.report.tables import (
     stage_table,
     stage_titles,
 )
+from alignkit_plugins.evaluate.readable import duration, short, size
 
 KINDS = {"gain": "Largest gains", "loss": "Largest losses", "random": "At random", "highest": "Highest rewards"}
 SAMPLED = (

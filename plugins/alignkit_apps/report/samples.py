@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from alignkit.evaluation.readable import number
-from alignkit.evaluation.who_judged import lower
 from alignkit_apps.report.files import each_object
+from alignkit_plugins.evaluate.readable import number
+from alignkit_plugins.evaluate.who_judged import lower
 
 EACH = 5  # samples of each kind
 SEED = 0  # of those at random

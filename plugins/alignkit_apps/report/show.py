@@ -7,12 +7,10 @@ from datetime import datetime
 from pathlib import Path
 
 from alignkit.arguments import refuse
-from alignkit.evaluation.readable import short
 from alignkit.io.atomic import write_text
 from alignkit.io.lookup import is_file
-from alignkit.io.stage_results import is_result_name
+from alignkit.io.results import PAGE, RECIPE, is_result_name
 from alignkit.report import Block, Report, Table
-from alignkit.runs.files import PAGE, RECIPE
 from alignkit_apps.charts.curves import main_metrics, worded
 from alignkit_apps.policies.source import RUNS, runs_in
 from alignkit_apps.report.compare import compared
@@ -21,6 +19,7 @@ from alignkit_apps.report.history import starts_of
 from alignkit_apps.report.results import results_table
 from alignkit_apps.report.side_by_side import blocks as side_by_side
 from alignkit_apps.report.tables import evaluation_tables
+from alignkit_plugins.evaluate.readable import short
 
 
 def shown(folders: Sequence[Path]) -> tuple[Report, Facts | None]:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alignkit.evaluation.readable import duration, mapping, number, short, size
-from alignkit.evaluation.tables import by_column, policy_means
-from alignkit.evaluation.who_judged import reward_name
 from alignkit.report import Report, Table
 from alignkit_apps.charts.curves import worded
 from alignkit_apps.charts.data_cards import brief_name
 from alignkit_apps.report.stages import flat
+from alignkit_plugins.evaluate.readable import duration, mapping, number, short, size
+from alignkit_plugins.evaluate.tables import by_column, policy_means
+from alignkit_plugins.evaluate.who_judged import reward_name
 
 MOST_METRICS = 40  # of a stage, at its end
 ACRONYM = 4  # characters of a name that is one, such as `ppo`

@@ -18,10 +18,8 @@ from alignkit import (
     Loss,
     Needs,
     Outputs,
-    Register,
     StageDefaults,
     Term,
-    hookimpl,
     per_pair,
     per_token,
 )
@@ -73,8 +71,3 @@ class CPL(Algorithm):
         if self.options.reference:
             logprobs = logprobs - batch.reference_logprobs
         return F.segment_advantage(logprobs, batch.mask, self.options.alpha, self.options.gamma)
-
-
-@hookimpl
-def register_algorithms(register: Register) -> None:
-    register("cpl", CPL, summary="contrastive preference learning on segments with a discount; DPO is a special case")

@@ -23,11 +23,9 @@ from alignkit import (
     Message,
     Needs,
     Outputs,
-    Register,
     Skip,
     Source,
     StageDefaults,
-    hookimpl,
     per_token,
 )
 from alignkit import functional as F
@@ -78,10 +76,3 @@ class Distillation(Algorithm):
         advantages = batch["advantages"]
         policy = F.ppo_policy_loss(out.logprobs, batch.old_logprobs, advantages, self.options.clip_range)
         return Loss(policy_loss=per_token(policy))
-
-
-@hookimpl
-def register_algorithms(register: Register) -> None:
-    register(
-        "distillation", Distillation, summary="learn from a teacher's log-probabilities of the policy's own samples"
-    )

@@ -21,10 +21,8 @@ from alignkit import (
     Loss,
     Needs,
     Outputs,
-    Register,
     StageDefaults,
     Term,
-    hookimpl,
     per_pair,
     per_token,
 )
@@ -107,8 +105,3 @@ class DPO(Algorithm):
                 # IPO's h has no factor beta.
                 return F.ipo_loss(margin / beta, beta)
         return F.hinge_loss(margin)
-
-
-@hookimpl
-def register_algorithms(register: Register) -> None:
-    register("dpo", DPO, summary="learn from preference pairs without a reward model; also cDPO, robust, IPO, hinge")

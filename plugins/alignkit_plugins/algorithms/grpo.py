@@ -32,13 +32,11 @@ from alignkit import (
     Loss,
     Needs,
     Outputs,
-    Register,
     RunFailed,
     Skip,
     Source,
     StageDefaults,
     Term,
-    hookimpl,
     per_response,
     per_token,
 )
@@ -351,16 +349,3 @@ class ReinforcePP(_Clipped):
         if self.options.aggregation == "token_mean":
             return Loss(policy_loss=per_token(policy))
         return Loss(policy_loss=per_response(F.mean_tokens(policy, batch.mask)))
-
-
-@hookimpl
-def register_algorithms(register: Register) -> None:
-    register(
-        "grpo",
-        GRPO,
-        summary="policy gradient against the group's mean; Dr. GRPO, DAPO, GSPO, CISPO and MaxRL as options",
-    )
-    register("rloo", RLOO, summary="policy gradient on whole responses with a leave-one-out baseline")
-    register(
-        "reinforce_pp", ReinforcePP, summary="REINFORCE++: clipped updates with returns whitened over the iteration"
-    )

@@ -30,14 +30,12 @@ from alignkit import (
     Message,
     Needs,
     Outputs,
-    Register,
     Response,
     SelectContext,
     Source,
     StageDefaults,
     Step,
     Term,
-    hookimpl,
     per_response,
     per_token,
 )
@@ -307,16 +305,3 @@ def _prompts(rows: Sequence[Group]) -> list[Group]:
     if not (prompts := prompts_of(rows)):
         raise DataError("the rows are raw text, without a prompt to instruct", option=("data",))
     return prompts
-
-
-@hookimpl
-def register_algorithms(register: Register) -> None:
-    register("hir", HIR, summary="train on every sample as a response to the instruction that it fulfills")
-    register(
-        "hir_offline", HIROffline, summary="train on a data set's responses under the instructions that they fulfill"
-    )
-
-
-@hookimpl
-def register_steps(register: Register) -> None:
-    register("instruct", Instruct, summary="add an instruction to prompts")

@@ -24,12 +24,10 @@ from alignkit import (
     Loss,
     Needs,
     Outputs,
-    Register,
     Response,
     SelectContext,
     StageDefaults,
     Term,
-    hookimpl,
     per_group,
     per_response,
 )
@@ -193,8 +191,3 @@ def _by_prompt(groups: Sequence[Group]) -> dict[str, list[int]]:
     for index, group in enumerate(groups):
         indices[group_id(group.prompt, (), group.tools)].append(index)
     return indices
-
-
-@hookimpl
-def register_algorithms(register: Register) -> None:
-    register("kto", KTO, summary="learn from thumbs up and down, without pairs or a reward model")

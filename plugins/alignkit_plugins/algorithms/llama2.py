@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 import alignkit
-from alignkit import CombinedReward, Field, Group, Register, RewardCombination, RewardRef, RunFailed, hookimpl
+from alignkit import CombinedReward, Field, Group, RewardCombination, RewardRef, RunFailed
 from alignkit import functional as F
 
 if TYPE_CHECKING:
@@ -95,12 +95,3 @@ def safety_prompts(groups: Sequence[Group]) -> list[bool]:
 def _mean(x: Tensor) -> float:
     """Mean of [N], NaN when empty."""
     return float(x.mean())
-
-
-@hookimpl
-def register_combinations(register: Register) -> None:
-    register(
-        "llama2",
-        Llama2,
-        summary="safety score for unsafe responses and safety prompts, else helpfulness score; whitened",
-    )

@@ -24,12 +24,10 @@ from alignkit import (
     Needs,
     Outputs,
     Pair,
-    Register,
     SelectContext,
     Source,
     StageDefaults,
     Term,
-    hookimpl,
     per_pair,
 )
 from alignkit import functional as F
@@ -129,8 +127,3 @@ class OnlineDPO(Algorithm):
 def _log_ratios(batch: Batch, out: Outputs) -> Tensor:
     """log pi/pi_ref of the responses in nats: [R]."""
     return F.sum_tokens(out.logprobs - batch.reference_logprobs, batch.mask)
-
-
-@hookimpl
-def register_algorithms(register: Register) -> None:
-    register("online_dpo", OnlineDPO, summary="DPO on pairs of the policy's own samples, labeled by a reward")

@@ -25,11 +25,9 @@ from alignkit import (
     Loss,
     Needs,
     Outputs,
-    Register,
     Source,
     StageDefaults,
     Term,
-    hookimpl,
     per_token,
 )
 from alignkit import functional as F
@@ -204,8 +202,3 @@ def _explained_variance(values: Tensor, returns: Tensor) -> float:
     if len(returns) < 2 or F.nearly_equal(returns.max(), returns.min()):
         return 0.0
     return 1 - float((returns - values).var() / returns.var())
-
-
-@hookimpl
-def register_algorithms(register: Register) -> None:
-    register("ppo", PPO, summary="policy gradient with clipped updates, a value function and a KL penalty per token")

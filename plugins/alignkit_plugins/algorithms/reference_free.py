@@ -19,10 +19,8 @@ from alignkit import (
     Loss,
     Needs,
     Outputs,
-    Register,
     StageDefaults,
     Term,
-    hookimpl,
     per_pair,
     per_token,
 )
@@ -140,16 +138,3 @@ def _check_nll(options: Any) -> Any:
     if "nll_aggregation" in options.model_fields_set and not options.nll_coefficient:
         raise ValueError("'nll_aggregation' has no effect while nll_coefficient is 0")
     return options
-
-
-@hookimpl
-def register_algorithms(register: Register) -> None:
-    register("simpo", SimPO, summary="learn from pairs by mean log-probability and a margin, without a reference")
-    register(
-        "orpo", ORPO, summary="learn from pairs by odds ratio, plus the NLL of the better response, without a reference"
-    )
-    register(
-        "cpo",
-        CPO,
-        summary="learn from pairs by log-probability, plus the NLL of the better response, without a reference",
-    )

@@ -24,12 +24,10 @@ from alignkit import (
     Loss,
     Needs,
     Outputs,
-    Register,
     Response,
     SelectContext,
     Source,
     StageDefaults,
-    hookimpl,
     per_token,
 )
 from alignkit import functional as F
@@ -142,8 +140,3 @@ def _best_of_all(groups: Sequence[Group]) -> list[Group]:
         for group in groups
     ]
     return [group for group in chosen if group.responses]
-
-
-@hookimpl
-def register_algorithms(register: Register) -> None:
-    register("rejection_sampling", RejectionSampling, summary="fine-tune on the best of K samples by reward")

@@ -24,11 +24,9 @@ from alignkit import (
     Group,
     Loss,
     Outputs,
-    Register,
     SelectContext,
     Source,
     StageDefaults,
-    hookimpl,
     per_token,
 )
 from alignkit import functional as F
@@ -135,9 +133,3 @@ def _above(groups: Sequence[Group], threshold: float) -> list[Group]:
         if responses:
             above.append(replace(group, responses=responses, pairs=None))
     return above
-
-
-@hookimpl
-def register_algorithms(register: Register) -> None:
-    register("rest", ReST, summary="grow a set of samples, then fine-tune on better and better subsets of it")
-    register("expert_iteration", ExpertIteration, summary="fine-tune on samples with a reward above a threshold")

@@ -21,12 +21,10 @@ from alignkit import (
     Loss,
     Needs,
     Outputs,
-    Register,
     SelectContext,
     StageDefaults,
     Term,
     Trains,
-    hookimpl,
     per_pair,
 )
 from alignkit import functional as F
@@ -104,8 +102,3 @@ def _level(level: str | None, table: str) -> float:
     if level is None:
         return 0.0
     return F.llama2_margin(level if level in ("better", "unsure") else f"{level}_better", table)
-
-
-@hookimpl
-def register_algorithms(register: Register) -> None:
-    register("reward_model", RewardModel, summary="learn a scalar score from preference pairs or rankings")

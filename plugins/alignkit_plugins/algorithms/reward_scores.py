@@ -21,12 +21,10 @@ from alignkit import (
     Group,
     Loss,
     Outputs,
-    Register,
     SelectContext,
     StageDefaults,
     Term,
     Trains,
-    hookimpl,
     per_response,
 )
 from alignkit import functional as F
@@ -170,9 +168,3 @@ def _scores(group: Group) -> list[float]:
 def _given(batch: Batch) -> Tensor:
     """The scores in the data: [R]."""
     return batch.pairs.p.new_tensor([score for group in batch.groups for score in _scores(group)])
-
-
-@hookimpl
-def register_algorithms(register: Register) -> None:
-    register("reward_regression", RewardRegression, summary="learn to predict the scores of single answers")
-    register("reward_ordinal", RewardOrdinal, summary="learn from the levels of single answers, by an ordered logit")

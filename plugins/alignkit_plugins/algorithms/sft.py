@@ -18,10 +18,8 @@ from alignkit import (
     Group,
     Loss,
     Outputs,
-    Register,
     SelectContext,
     StageDefaults,
-    hookimpl,
     per_token,
 )
 from alignkit.data.group import preview, why_not_demonstration
@@ -81,9 +79,3 @@ class LM(Algorithm):
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         return Loss(nll=per_token(-out.logprobs))
-
-
-@hookimpl
-def register_algorithms(register: Register) -> None:
-    register("sft", SFT, summary="train on demonstrations: cross-entropy on the assistant's tokens")
-    register("lm", LM, summary="train on raw text: cross-entropy on every token")

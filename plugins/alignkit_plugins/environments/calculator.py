@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 import alignkit
-from alignkit import DataError, Environment, Field, Group, Register, hookimpl
+from alignkit import DataError, Environment, Field, Group
 from alignkit.data.spoken import after_thoughts
 from alignkit.evaluation.numbers import numbers_in
 
@@ -95,8 +95,3 @@ def _last_number(text: str) -> Fraction | None:
     """The exact value: a policy may write 1e999, which no float holds."""
     found = [*numbers_in(text)]
     return found[-1] if found else None
-
-
-@hookimpl
-def register_environments(register: Register) -> None:
-    register("calculator", Calculator, summary="a calculator as a tool; rewards the row's answer")

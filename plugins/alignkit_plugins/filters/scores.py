@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import model_validator
 
-from alignkit import Field, Filter, Group, Options, Register, hookimpl
+from alignkit import Field, Filter, Group, Options
 from alignkit import functional as F
 from alignkit.reward import LEARNED_KEY, REWARD_KEY
 
@@ -88,10 +88,3 @@ class RewardRange(Filter):
         mean = sum(found) / len(found)
         low, high = self.options.low, self.options.high
         return (low is None or mean >= low) and (high is None or mean <= high)
-
-
-@hookimpl
-def register_filters(register: Register) -> None:
-    register("spread", Spread, summary="leave out groups whose rewards are all equal (DAPO)")
-    register("not_truncated", NotTruncated, summary="leave out groups with too many truncated responses")
-    register("reward_range", RewardRange, summary="keep groups whose mean reward is in a range")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from alignkit import BadRow, Format, Group, Message, Register, hookimpl
+from alignkit import BadRow, Format, Group, Message
 from alignkit.formats import LABEL_COLUMNS, SYSTEM_COLUMNS
 
 QUESTION = ("instruction", "input", "context")
@@ -19,7 +19,6 @@ class Alpaca(Format):
     `kto_tag` says whether the answer is good.
     """
 
-    summary = "Alpaca: instruction, input, output"
     wants = "instruction and output; optional input or context, system, history, label"
     example = '{"instruction": "Translate", "input": "Hallo", "output": "Hello"}'
     answer_column: ClassVar[str] = "output"
@@ -57,7 +56,6 @@ def _history(value: Any) -> Iterable[Message]:
 class Dolly(Alpaca):
     """The same with Databricks' column names."""
 
-    summary = "Dolly: instruction, context, response"
     wants = "instruction and response; optional context or input, system, label"
     example = '{"instruction": "Translate", "context": "Hallo", "response": "Hello"}'
     answer_column = "response"
@@ -66,7 +64,6 @@ class Dolly(Alpaca):
 class SelfInstruct(Format):
     """An instruction with instances (Wang et al. 2023, arXiv:2212.10560): every instance is a demonstration."""
 
-    summary = "Self-Instruct: instruction, instances [{input, output}]"
     wants = "instruction and instances [{input, output}]"
     example = '{"instruction": "Translate", "instances": [{"input": "Hallo", "output": "Hello"}]}'
 
@@ -86,10 +83,3 @@ class SelfInstruct(Format):
             raise BadRow("column 'instances' must be a list of {input, output}")
         shared = self.rest(row, "instances")
         return [Alpaca().read({**shared, **instance}) for instance in instances]
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("alpaca", Alpaca, summary=Alpaca.summary)
-    register("dolly", Dolly, summary=Dolly.summary)
-    register("self_instruct", SelfInstruct, summary=SelfInstruct.summary)

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Message, Register, hookimpl
+from alignkit import BadRow, Format, Group, Message
 from alignkit.dialogues import Dialogue, find_dialogues
 
 
 class Dialogues(Format):
     """Dialogues in raw text. The recipe must name this format, because a row of text is raw text by default."""
 
-    summary = "two speakers taking turns in raw text: every dialogue of a .txt file, or a row {text} that holds one"
     example = r'{"text": "Q. Hi\n\nA. Hello!\n\nQ. Who are you?\n\nA. A model.\n\nQ. Bye\n\nA. Bye!"}'
     wants = "text with one dialogue, or a .txt file with any number; never detected, so name the format"
 
@@ -45,8 +44,3 @@ class Dialogues(Format):
         turns = [Message(role=roles[number % 2], content=words) for number, words in enumerate(answered)]
         prompt, response = self.demonstration(turns)
         return Group(prompt, (response,), meta={**meta, "speakers": list(dialogue.prefixes)})
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("dialogues", Dialogues, summary=Dialogues.summary)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignkit import Format, Group, Register, hookimpl
+from alignkit import Format, Group
 from alignkit.data.group import group_from_json
 
 
 class Groups(Format):
     """Groups as alignkit writes them, with all fields of each response."""
 
-    summary = "alignkit's own format for groups, which stages write"
     example = '{"alignkit": 1, "prompt": [{"role": "user", "content": "Hi"}], "responses": [{"text": "Hello!"}]}'
     wants = "alignkit, prompt and responses, as alignkit writes them"
     needs_prompt = False
@@ -25,8 +24,3 @@ class Groups(Format):
 
     def check(self, group: Group) -> None:
         """Accept every group: a policy may sample empty or repeated responses."""
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("groups", Groups, summary=Groups.summary)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Message, Pair, Register, Response, hookimpl
+from alignkit import BadRow, Format, Group, Message, Pair, Response
 
 # A speaker's tag counts at the start of a paragraph only: people also type `Human:` in the middle of a turn.
 TAG = re.compile(r"(?:^|\n\n)(?:## )?(Human|Assistant):")
@@ -49,7 +49,6 @@ def is_transcript(value: Any) -> bool:
 class HHRLHF(Format):
     """Comparisons and demonstrations as `\\n\\nHuman: ...\\n\\nAssistant: ...` transcripts."""
 
-    summary = "Human/Assistant transcripts: chosen and rejected, two with scores, or one"
     example = r'{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: No."}'
     wants = "chosen and rejected as 'Human: ... Assistant: ...' transcripts; or text: [a, b] with score: [x, y]"
 
@@ -107,8 +106,3 @@ class HHRLHF(Format):
         chosen, rejected = merged(chosen), merged(rejected)
         responses = (Response(text=chosen[-1]["content"]), Response(text=rejected[-1]["content"]))
         return Group(tuple(chosen[:-1]), responses, (Pair(0, 1, margin=margin),), meta=meta)
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("hh_rlhf", HHRLHF, summary=HHRLHF.summary)

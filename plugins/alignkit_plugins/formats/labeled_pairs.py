@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from alignkit import BadRow, Field, Format, Group, Message, Options, Pair, Register, hookimpl
+from alignkit import BadRow, Field, Format, Group, Message, Options, Pair
 from alignkit.data.conversations import shared_turns
 from alignkit.data.group import LEVELS
 
@@ -117,9 +117,6 @@ class LabeledPairs(Format):
     """A prompt, two answers, and a label."""
 
     Options = LabeledPairsOptions
-    summary = (
-        "two answers and a label that says which is better: LLMBar, Auto-J, PandaLM, SuperHF, Tulu, AlpacaEval, ..."
-    )
     example = '{"input": "Hi", "output_1": "Go away.", "output_2": "Hello!", "label": 2}'
     wants = "prompt, instruction or input, two answers such as output_1 and output_2, and a label, preference or winner"
 
@@ -293,8 +290,3 @@ def _probability(value: str) -> float | None:
     except ValueError:
         return None
     return p if 0 < p < 1 and p != 0.5 else None
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("labeled_pairs", LabeledPairs, summary=LabeledPairs.summary)

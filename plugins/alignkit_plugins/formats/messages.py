@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Register, hookimpl
+from alignkit import BadRow, Format, Group
 from alignkit.formats import LABEL_COLUMNS, SYSTEM_COLUMNS
 
 # With the answers of comparisons, which `preference` reads.
@@ -21,7 +21,6 @@ COMPARED = ("chosen", "rejected", "chosen_response", "rejected_response", "rejec
 class Messages(Format):
     """One conversation per row; `label` says whether its last answer is good."""
 
-    summary = "conversations: messages [{role, content}] or conversations [{from, value}]; optional label"
     example = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}'
     wants = "messages [{role, content}] or conversations [{from, value}]; optional label (true or false), system, tools"
 
@@ -44,8 +43,3 @@ class Messages(Format):
             return Group(turns, meta=meta, tools=tools)
         prompt, response = self.demonstration(turns, label=label)
         return Group(prompt, (response,), meta=meta, tools=tools)
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("messages", Messages, summary=Messages.summary)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Message, Pair, Register, Response, hookimpl
+from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.data.group import ranking_pairs
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
@@ -20,7 +20,6 @@ Node = Mapping[str, Any]
 class Oasst(Format):
     """Trees {message_tree_id, prompt: {text, role, replies: [{text, role, rank, replies}]}}."""
 
-    summary = "OpenAssistant trees: prompt {text, role, replies [{text, role, rank, replies}]}, as rankings"
     example = (
         '{"prompt": {"text": "Hi", "role": "prompter", "replies": [{"text": "Hello!", '
         '"role": "assistant", "rank": 0}, {"text": "What?", "role": "assistant", "rank": 1}]}}'
@@ -83,8 +82,3 @@ def _rankings(node: Node, before: Sequence[Message]) -> Iterator[Parts]:
         yield path, tuple(responses), tuple(Pair(i, j) for i, j in ranking_pairs(ranks))
     for reply in replies:
         yield from _rankings(reply, path)
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("oasst", Oasst, summary=Oasst.summary)

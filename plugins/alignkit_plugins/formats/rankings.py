@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Pair, Register, Response, hookimpl
+from alignkit import BadRow, Format, Group, Pair, Response
 from alignkit.formats import SYSTEM_COLUMNS
 
 MAX_RESPONSES = 64  # K responses form up to K (K - 1) / 2 pairs
@@ -24,7 +24,6 @@ SCORE_LISTS = ("scores", "ratings", "rewards")
 class Rankings(Format):
     """A prompt and its responses with ranks (ties allowed), with scores, or with a list of pairs [better, worse]."""
 
-    summary = "rankings: prompt, responses [{text, rank}] or responses [text] and ranks, scores or ratings; or pairs"
     example = '{"prompt": "Hi", "responses": [{"text": "Hello!", "rank": 1}, {"text": "What?", "rank": 2}]}'
     wants = "prompt and responses [{text, rank or score}], or responses [text] with ranks [1, 2, ...], scores or pairs"
 
@@ -102,8 +101,3 @@ def _first(row: Any, names: Sequence[str]) -> str | None:
 
 def _scores(score: float | None) -> dict[str, float | None]:
     return {} if score is None else {"reward": score}
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("rankings", Rankings, summary=Rankings.summary)

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from alignkit import Field, Format, Group, Options, Register, Response, hookimpl
+from alignkit import Field, Format, Group, Options, Response
 
 Piece = tuple[int, str]  # number of the first line, and text
 MAX_CHARS = 2000  # approximate length of a document of a .txt file
@@ -22,7 +22,6 @@ class Text(Format):
     """Text without a prompt."""
 
     Options = TextOptions
-    summary = "raw text: rows with text, or plain text files split at blank lines"
     example = '{"text": "Raw text."}'
     wants = "text (one text, no prompt)"
     needs_prompt = False
@@ -78,8 +77,3 @@ def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
         text = f"{text}\n\n{piece}" if text else piece
     if text:
         yield start, text
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("text", Text, summary=Text.summary)

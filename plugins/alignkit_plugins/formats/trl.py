@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Message, Pair, Register, hookimpl
+from alignkit import BadRow, Format, Group, Message, Pair
 from alignkit.data.conversations import shared_turns
 from alignkit.formats import LABEL_COLUMNS, SYSTEM_COLUMNS
 
@@ -82,7 +82,6 @@ def pair_columns(row: Any) -> tuple[str, str] | None:
 class Preference(Format):
     """A prompt with a chosen and a rejected answer, and optionally the margin between them."""
 
-    summary = "TRL preference: prompt, chosen, rejected as texts or messages; optional margin and p"
     example = '{"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}'
     wants = "chosen and rejected (texts with prompt, or messages); optional margin, p, system, tools"
 
@@ -203,7 +202,6 @@ def _is_opening(prompt: Sequence[Message], turns: Sequence[Message]) -> bool:
 class PromptOnly(Format):
     """A prompt for the policy to answer; other columns go to the group's meta."""
 
-    summary = "TRL prompt-only: prompt as text or messages; other columns are kept as meta"
     example = '{"prompt": "Hi"}'
     wants = "prompt (text or messages), and no answer; optional system, tools"
 
@@ -228,7 +226,6 @@ class PromptOnly(Format):
 class PromptCompletion(Format):
     """A prompt and its answer; `label` says whether the answer is good."""
 
-    summary = "TRL prompt-completion: prompt and completion as texts or messages; optional label or score"
     example = '{"prompt": "Hi", "completion": "Hello!"}'
     wants = "prompt and completion or response (texts or messages); optional label (true or false) or score (a number)"
 
@@ -256,10 +253,3 @@ class PromptCompletion(Format):
             prompt, response = self.demonstration((*prompt, *turns), label=label, scores=scores)
         meta = self.rest(row, "prompt", name, "tools", scored, *SYSTEM_COLUMNS, *LABEL_COLUMNS)
         return Group(self.opened(prompt, row), (response,), meta=meta, tools=self.tools(row))
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("preference", Preference, summary=Preference.summary)
-    register("prompt_only", PromptOnly, summary=PromptOnly.summary)
-    register("prompt_completion", PromptCompletion, summary=PromptCompletion.summary)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Register, Response, hookimpl
+from alignkit import BadRow, Format, Group, Response
 from alignkit.formats import LABEL_COLUMNS, SYSTEM_COLUMNS
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context")
@@ -29,7 +29,6 @@ JUDGED = {
 class Unlabeled(Format):
     """A prompt and answers to it, in columns with numbers or letters, or in a list of texts."""
 
-    summary = "answers to compare, without a label: prompt, and response_a, response_b ... or responses [text]"
     example = '{"prompt": "Hi", "response_a": "Hello!", "response_b": "Go away."}'
     wants = "prompt, question or instruction, and response_a, response_b ... or responses [text], and no label"
 
@@ -78,8 +77,3 @@ def _text(answer: Any) -> Any:
     if "role" in answer or not Format.lacks(answer, "rank", "score", "rating"):
         return None
     return next((answer[name] for name in TEXTS if Format.has(answer, name)), None)
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("unlabeled", Unlabeled, summary=Unlabeled.summary)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Message, Register, Response, hookimpl
+from alignkit import BadRow, Format, Group, Message, Response
 from alignkit.evaluation.numbers import number_of
 
 _FINAL = re.compile(r"\n?####[ \t]*(\S.*?)\s*\Z")
@@ -23,7 +23,6 @@ class GSM8K(Format):
     name this format, because many data sets have a question and an answer.
     """
 
-    summary = "GSM8K: question and answer, which ends with `#### 18`"
     example = r'{"question": "Ann has 2 pens and buys 3. How many has she?", "answer": "2+3=<<2+3=5>>5\n#### 5"}'
     wants = "question, and an answer that ends with '#### 18'; never detected, so name the format"
 
@@ -40,7 +39,6 @@ class GSM8K(Format):
 class SVAMP(Format):
     """A story, a question about it, and a number. There is no solution to learn from."""
 
-    summary = "SVAMP: Body, Question and Answer"
     example = '{"Body": "Ann has 2 pens and buys 3", "Question": "How many has she?", "Answer": 5.0}'
     wants = "Body, Question and Answer, a number"
 
@@ -62,9 +60,3 @@ class SVAMP(Format):
 def _answer(text: str) -> str:
     """The answer as rewards compare it: digits, if it is a number."""
     return str(number_of(text) or text)
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("gsm8k", GSM8K, summary=GSM8K.summary)
-    register("svamp", SVAMP, summary=SVAMP.summary)

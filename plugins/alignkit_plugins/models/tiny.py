@@ -13,8 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit import Register, hookimpl
-
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -54,11 +52,6 @@ SENTENCES = (
     "I am sorry, but I cannot help you to do that because it could hurt someone.\n",
     "When he had finished all of his work, he went out for a long walk along the river and then had dinner.\n",
 )
-
-
-@hookimpl
-def register_models(register: Register) -> None:
-    register("tiny", source, summary="random two-layer Llama without a download, for tests and smoke runs")
 
 
 def source(cache: Path) -> Path:

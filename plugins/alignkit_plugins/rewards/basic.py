@@ -21,12 +21,10 @@ from alignkit import (
     Field,
     Group,
     Message,
-    Register,
     Response,
     Reward,
     RewardRef,
     RunFailed,
-    hookimpl,
 )
 from alignkit import functional as F
 from alignkit.data.spoken import all_turns
@@ -273,10 +271,3 @@ class Normalized(Reward):
 
     def _raw(self, groups: Sequence[Group]) -> list[float | None]:
         return self.context.models[self.options.reward_model.name].scores(groups)
-
-
-@hookimpl
-def register_rewards(register: Register) -> None:
-    register("length", Length, summary="length of the response, or distance to a target length")
-    register("python", Python, summary="your own function in a Python file, with TRL's signature")
-    register("normalized", Normalized, summary="a reward model's score, shifted so that demonstrations average 0")

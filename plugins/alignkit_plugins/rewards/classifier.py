@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import alignkit
-from alignkit import Context, Field, Group, Register, Reward, RunFailed, hookimpl
+from alignkit import Context, Field, Group, Reward, RunFailed
 from alignkit.data.spoken import answer_of
 
 if TYPE_CHECKING:
@@ -127,8 +127,3 @@ class Classifier(Reward):
         with torch.inference_mode():
             logits = self._model(input_ids=tokens, attention_mask=mask).logits.double()
         return (logits.sigmoid() if self._several else logits.softmax(dim=-1))[:, self._place]
-
-
-@hookimpl
-def register_rewards(register: Register) -> None:
-    register("classifier", Classifier, summary="a label's probability by a text classifier in a folder")

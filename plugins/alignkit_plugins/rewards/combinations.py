@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import alignkit
-from alignkit import CombinedReward, Field, Group, Register, RewardCombination, RewardRef, hookimpl
+from alignkit import CombinedReward, Field, Group, RewardCombination, RewardRef
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,8 +33,3 @@ class Minimum(RewardCombination):
             smallest = smallest.fmin(scores)  # NaN if both are
         metrics = {f"{name}_mean": float(scores.nanmean()) for name, scores in components.items()}
         return CombinedReward(smallest, smallest, {**metrics, "combined_mean": float(smallest.nanmean())})
-
-
-@hookimpl
-def register_combinations(register: Register) -> None:
-    register("min", Minimum, summary="the smallest of several rewards")

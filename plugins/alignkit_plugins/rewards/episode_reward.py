@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import alignkit
-from alignkit import Field, Group, Register, Reward, RunFailed, hookimpl
+from alignkit import Field, Group, Reward, RunFailed
 from alignkit.environment import EPISODE_KEY
 
 
@@ -27,8 +27,3 @@ class EpisodeReward(Reward):
             known = f"the parts are {', '.join(name.partition('/')[2] for name in parts)}" if parts else ""
             raise RunFailed(f"no response has the reward of an episode under '{key}'{'; ' if known else ''}{known}")
         return {"": [scores.get(key) for scores in found]}
-
-
-@hookimpl
-def register_rewards(register: Register) -> None:
-    register("environment", EpisodeReward, summary="the environment's reward for an episode")

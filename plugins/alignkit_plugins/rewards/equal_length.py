@@ -16,10 +16,8 @@ from alignkit import (
     CombinedReward,
     Field,
     Group,
-    Register,
     RewardCombination,
     RewardRef,
-    hookimpl,
 )
 from alignkit import functional as F
 from alignkit.evaluation.comparison import sampled_length
@@ -61,8 +59,3 @@ class EqualLength(RewardCombination):
             corrected = corrected / deviation if deviation > 0 else corrected
             metrics["std"] = float(deviation)
         return CombinedReward(reward=corrected, raw=corrected, metrics=metrics)
-
-
-@hookimpl
-def register_combinations(register: Register) -> None:
-    register("equal_length", EqualLength, summary="a reward minus the part that length explains, within each prompt")

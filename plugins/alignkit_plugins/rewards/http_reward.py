@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ConfigDict, model_validator
 
 import alignkit
-from alignkit import Context, Field, Group, Register, Response, Reward, RunFailed, hookimpl
+from alignkit import Context, Field, Group, Response, Reward, RunFailed
 from alignkit.data.prompt_columns import column_of
 from alignkit.errors import RemoteError
 from alignkit.reward import Progress, no_progress
@@ -141,8 +141,3 @@ def _fits(body: Mapping[str, Any], scores: Sequence[tuple[Any, float | None]]) -
     if len(given) != len(asked):
         return f"the reply has {len(given)} scores for {len(asked)} responses"
     return "" if set(map(repr, given)) == set(map(repr, asked)) else "the ids of the scores are not those of the items"
-
-
-@hookimpl
-def register_rewards(register: Register) -> None:
-    register("http", HTTP, summary="the score from your own service over HTTP")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import alignkit
-from alignkit import DataError, Field, Group, Register, Reward, hookimpl
+from alignkit import DataError, Field, Group, Reward
 from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.data.spoken import answer_of
 from alignkit.evaluation.answers import bare
@@ -94,8 +94,3 @@ def _read(text: str) -> Any:
 def _seconds() -> int | None:
     """The limit on the time; none outside the main thread, where Python cannot stop a computation."""
     return SECONDS if threading.current_thread() is threading.main_thread() else None
-
-
-@hookimpl
-def register_rewards(register: Register) -> None:
-    register("math_verify", MathVerify, summary="1 if a mathematical answer equals the known one (needs math-verify)")

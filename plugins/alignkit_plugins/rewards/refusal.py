@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import alignkit
-from alignkit import Field, Group, Register, Reward, hookimpl
+from alignkit import Field, Group, Reward
 from alignkit.data.spoken import answer_of
 from alignkit.evaluation.answers import typed, unmarked
 
@@ -72,8 +72,3 @@ class Refusal(Reward):
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         responses = (response for group in groups for response in group.responses)
         return {"": [self.options.scale * refuses(answer_of(response)) for response in responses]}
-
-
-@hookimpl
-def register_rewards(register: Register) -> None:
-    register("refusal", Refusal, summary="1 if a response begins with a refusal, by its words")

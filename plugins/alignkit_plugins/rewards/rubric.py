@@ -26,10 +26,8 @@ from alignkit import (
     JudgeRef,
     Options,
     Rating,
-    Register,
     Reward,
     RunFailed,
-    hookimpl,
 )
 from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.data.spoken import all_turns
@@ -169,9 +167,3 @@ def weighted(criteria: Sequence[Criterion], shares: Sequence[float | None]) -> f
         return None
     earned = math.fsum(each.weight * share for each, share in zip(criteria, known, strict=True))
     return earned / math.fsum(each.weight for each in criteria if each.weight > 0)
-
-
-@hookimpl
-def register_rewards(register: Register) -> None:
-    register("rating", Rated, summary="a judge's rating of each response, alone or with the others of its prompt")
-    register("rubric", Rubric, summary="the weighted share of criteria that a response meets, asked of a judge")

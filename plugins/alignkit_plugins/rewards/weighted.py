@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import model_validator
 
 import alignkit
-from alignkit import CombinedReward, DataError, Field, Group, Register, RewardCombination, RewardRef, hookimpl
+from alignkit import CombinedReward, DataError, Field, Group, RewardCombination, RewardRef
 from alignkit import functional as F
 from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.errors import did_you_mean
@@ -148,9 +148,3 @@ class Weighted(RewardCombination):
 def _written(value: Any) -> str:
     """A value as YAML writes it, and the table of weights names it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-@hookimpl
-def register_combinations(register: Register) -> None:
-    register("weighted_sum", WeightedSum, summary="weighted sum of rewards")
-    register("weighted", Weighted, summary="weighted sum of rewards, with weights by a column of the prompt")

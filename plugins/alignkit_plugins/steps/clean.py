@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from alignkit import Artifact, DataRef, Field, Register, Step, StepContext, hookimpl
+from alignkit import Artifact, DataRef, Field, Step, StepContext
 from alignkit.report import Report
 from alignkit_plugins.data.rules import Rules, redacted_group, removed_counts, table
 
@@ -41,8 +41,3 @@ class Clean(Step):
         context.write_text(REMOVED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         summary = {"rows": len(groups), "kept": len(kept), "removed": counts, "redacted": changed}
         return Artifact(groups=clean, summary=summary, report=Report([table("", counts, len(kept), changed)]))
-
-
-@hookimpl
-def register_steps(register: Register) -> None:
-    register("clean", Clean, summary="leave out duplicates, stock phrases, wrong languages; redact personal details")

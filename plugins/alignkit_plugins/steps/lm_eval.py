@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import field_validator
 
 import alignkit
-from alignkit import Artifact, Field, PolicyRef, Register, RunFailed, Step, StepContext, hookimpl
+from alignkit import Artifact, Field, PolicyRef, RunFailed, Step, StepContext
 from alignkit.evaluation.comparison import file_names, short_names
 from alignkit.evaluation.statistics import shown
 from alignkit.extras import check_extra
@@ -238,8 +238,3 @@ def report(found: Mapping[str, Any]) -> Report:
     title = f"lm-evaluation-harness {found['lm_eval'] or ''}".rstrip() + ": mean and 95% interval by its standard error"
     table = Table(title, ["task", "metric", "documents", *policies], rows, keys=2)
     return Report(["\n".join(found["notes"]), table] if found["notes"] else [table])
-
-
-@hookimpl
-def register_steps(register: Register) -> None:
-    register("lm_eval", LmEval, summary="benchmarks of EleutherAI's lm-evaluation-harness (needs lm_eval)")

@@ -16,14 +16,12 @@ from alignkit import (
     Field,
     Group,
     PolicyRef,
-    Register,
     Response,
     RewardRef,
     RunFailed,
     Step,
     StepContext,
     StepData,
-    hookimpl,
     seeds,
 )
 from alignkit.data.group import group_from_json, group_to_json, prompt_to_row, prompts_from_rows
@@ -210,8 +208,3 @@ def _server_lines(facts: Mapping[str, Any], spent: Mapping[str, Any]) -> list[st
         "responses that repeat another one of the same prompt": spent["repeated"],
     }
     return ["\n".join([*lines, *(f"{what}: {count}" for what, count in counts.items() if count)])]
-
-
-@hookimpl
-def register_steps(register: Register) -> None:
-    register("sample", Sample, summary="sample responses to prompts, score them, and keep all or the best of N")

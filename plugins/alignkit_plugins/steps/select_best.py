@@ -18,13 +18,11 @@ from alignkit import (
     Field,
     Group,
     PolicyRef,
-    Register,
     RewardRef,
     RunFailed,
     Step,
     StepContext,
     StepData,
-    hookimpl,
 )
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import Scale, averages, check_unique, prompts_to_compare, sample_policies, scale_of
@@ -116,8 +114,3 @@ def report(summary: Mapping[str, Any]) -> Report:
             "\n".join(summary["notes"]),
         ]
     )
-
-
-@hookimpl
-def register_steps(register: Register) -> None:
-    register("select_best", SelectBest, summary="choose the policy with the best mean reward on validation prompts")

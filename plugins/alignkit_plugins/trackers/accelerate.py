@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from pydantic import ConfigDict
 
-from alignkit import Field, Options, Register, RunFailed, Tracker, hookimpl
+from alignkit import Add, Field, Options, RunFailed, Tracker, hookimpl
 from alignkit.plugin_errors import made
 from alignkit.tracker import TrackedRun, tracked
 
@@ -133,7 +133,7 @@ def run_finished(run: Any) -> None:
 
 
 @hookimpl
-def register_trackers(register: Register) -> None:
+def register(add: Add) -> None:
     for name, (_, _, title) in TRACKERS.items():
         facts = {"name": name, "__doc__": f"{title}, by accelerate."}
-        register(name, type(f"{name.title()}Tracker", (AccelerateTracker,), facts), summary=title)
+        add("tracker", name, type(f"{name.title()}Tracker", (AccelerateTracker,), facts), title)

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from alignkit import Options, Register, RunFailed, hookimpl
+from alignkit import Add, Options, RunFailed, hookimpl
 from alignkit.options import options_of_call
 
 TORCH = "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD Muon NAdam RAdam RMSprop Rprop SGD"
@@ -122,15 +122,6 @@ def short(name: str) -> str:
     return plain.replace("paged", "paged_")
 
 
-@hookimpl
-def register_optimizers(register: Register) -> None:
-    for module, names in (("torch.optim", TORCH), ("bitsandbytes.optim", BITSANDBYTES)):
-        for name in names.split():
-            register(short(name), Class(module, name), summary=f"{name} of {module}")
-    adafactor = Class("transformers.optimization", "Adafactor")
-    register("transformers_adafactor", adafactor, summary="Adafactor of transformers.optimization")
-
-
 def constant(step: int, total: int) -> float:
     return 1.0
 
@@ -144,9 +135,14 @@ def cosine(step: int, total: int, warmup: int, num_cycles: float = 0.5) -> float
 
 
 @hookimpl
-def register_schedules(register: Register) -> None:
-    register("constant", constant, summary="the same rate after the warmup")
-    register("linear", linear, summary="falls to 0")
-    register("cosine", cosine, summary="falls to 0 as half a wave of the cosine")
+def register(add: Add) -> None:
+    for module, names in (("torch.optim", TORCH), ("bitsandbytes.optim", BITSANDBYTES)):
+        for name in names.split():
+            add("optimizer", short(name), Class(module, name), f"{name} of {module}")
+    adafactor = Class("transformers.optimization", "Adafactor")
+    add("optimizer", "transformers_adafactor", adafactor, "Adafactor of transformers.optimization")
+    add("schedule", "constant", constant, "the same rate after the warmup")
+    add("schedule", "linear", linear, "falls to 0")
+    add("schedule", "cosine", cosine, "falls to 0 as half a wave of the cosine")
     for name, function in SCHEDULES.items():
-        register(name, Schedule(function), summary=f"{function} of transformers")
+        add("schedule", name, Schedule(function), f"{function} of transformers")

@@ -28,8 +28,8 @@ class Mine(Reward):
     def score(self, groups):
         return {"": [float(group.meta["answer"]) for group in groups for _ in group.responses]}
 @hookimpl
-def register_rewards(register):
-    register("mine", Mine)
+def register(add):
+    add("reward", "mine", Mine)
 """
 
 
@@ -82,8 +82,8 @@ class Mixed(Step):
     def run(self, context):
         return Artifact([group for source in self.options.sources for group in context.load(source)])
 @hookimpl
-def register_steps(register):
-    register("mixed", Mixed)
+def register(add):
+    add("step", "mixed", Mixed)
 """
 
 
@@ -104,8 +104,8 @@ def test_commands_need_help_and_no_torch() -> None:
 
 
 def test_a_reader_without_a_file() -> None:
-    source = "from alignkit import Reader, hookimpl\n@hookimpl\ndef register_readers(register):\n"
-    file = written("mine.py", source + '    register(".mine", Reader)\n')
+    source = "from alignkit import Reader, hookimpl\n@hookimpl\ndef register(add):\n"
+    file = written("mine.py", source + '    add("reader", ".mine", Reader)\n')
     assert "call alignkit.testing.check_reader" in asked(file, "reader", ".mine")["skipped"]
 
 

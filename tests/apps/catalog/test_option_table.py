@@ -8,9 +8,10 @@ import pytest
 from alignkit import Algorithm, DataRef, Field, Options
 from alignkit.algorithm import Source, StageDefaults
 from alignkit.options import Ref, StageRef
-from alignkit.plugins import KINDS, load_plugins
+from alignkit.plugins import load_plugins
 from alignkit.recipe.algorithm_stage import required_keys
 from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
+from alignkit.registry import KINDS
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings
 from alignkit_apps.catalog.option_table import (
     option_rows,

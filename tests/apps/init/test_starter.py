@@ -299,7 +299,7 @@ def test_the_schema_knows_the_plugins_of_others(tmp_path: Path, monkeypatch: pyt
     plugin = tmp_path / "plugin.py"
     plugin.write_text(
         "from alignkit import *\n\n\nclass Calm(Reward):\n    def score(self, groups):\n        return {}\n\n\n"
-        "@hookimpl\ndef register_rewards(register):\n    register('calm', Calm)\n",
+        "@hookimpl\ndef register(add):\n    add('reward', 'calm', Calm)\n",
         encoding="utf-8",
     )
     assert main(["init", str(tmp_path / "new"), "--plugin", str(plugin)]) == 0

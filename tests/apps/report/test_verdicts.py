@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from made import make_run
 
-from alignkit.evaluation import readable as numbers
-from alignkit.evaluation.verdicts import doubts, verdicts
+from alignkit_plugins.evaluate import readable as numbers
+from alignkit_plugins.evaluate.verdicts import doubts, verdicts
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from alignkit import CombinedReward, Field, Group, Register, RewardCombination, RewardRef, hookimpl
+from alignkit import Add, CombinedReward, Field, Group, RewardCombination, RewardRef, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,5 +32,5 @@ class Weakest(RewardCombination):
 
 
 @hookimpl
-def register_combinations(register: Register) -> None:
-    register("weakest", Weakest, summary="the lowest of several rewards counts most")
+def register(add: Add) -> None:
+    add("reward", "weakest", Weakest, "the lowest of several rewards counts most")

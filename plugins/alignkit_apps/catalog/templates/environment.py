@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit import Environment, Field, Message, Register, hookimpl
+from alignkit import Add, Environment, Field, Message, hookimpl
 
 
 class HigherLower(Environment):
@@ -42,5 +42,5 @@ class HigherLower(Environment):
 
 
 @hookimpl
-def register_environments(register: Register) -> None:
-    register("higher_lower", HigherLower, summary="guess a number with a tool")
+def register(add: Add) -> None:
+    add("environment", "higher_lower", HigherLower, "guess a number with a tool")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignkit import Format, Group, Register, Response, hookimpl
+from alignkit import Add, Format, Group, Response, hookimpl
 
 
 class Ticket(Format):
     """One demonstration per row. Other columns are kept for rewards and filters."""
 
-    summary = "a customer's question and an agent's answer"
     wants = "customer and agent (texts)"
     example = '{"customer": "Hi", "agent": "Hello!"}'
 
@@ -24,5 +23,5 @@ class Ticket(Format):
 
 
 @hookimpl
-def register_formats(register: Register) -> None:
-    register("ticket", Ticket, summary=Ticket.summary)
+def register(add: Add) -> None:
+    add("format", "ticket", Ticket, "a customer's question and an agent's answer")

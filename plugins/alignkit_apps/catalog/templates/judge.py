@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alignkit import Field, Judge, Message, Rating, Register, Verdict, hookimpl
+from alignkit import Add, Field, Judge, Message, Rating, Verdict, hookimpl
 
 
 class Brief(Judge):
@@ -36,5 +36,5 @@ class Brief(Judge):
 
 
 @hookimpl
-def register_judges(register: Register) -> None:
-    register("brief", Brief, summary="rates short responses best")
+def register(add: Add) -> None:
+    add("judge", "brief", Brief, "rates short responses best")

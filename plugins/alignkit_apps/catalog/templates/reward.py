@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from alignkit import Field, Group, Register, Reward, hookimpl
+from alignkit import Add, Field, Group, Reward, hookimpl
 
 
 class Calm(Reward):
@@ -24,5 +24,5 @@ class Calm(Reward):
 
 
 @hookimpl
-def register_rewards(register: Register) -> None:
-    register("calm", Calm, summary="less for capital letters and marks")
+def register(add: Add) -> None:
+    add("reward", "calm", Calm, "less for capital letters and marks")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignkit import Artifact, DataError, DataRef, Field, Register, Step, StepContext, StepData, hookimpl
+from alignkit import Add, Artifact, DataError, DataRef, Field, Step, StepContext, StepData, hookimpl
 
 
 class Head(Step):
@@ -25,5 +25,5 @@ class Head(Step):
 
 
 @hookimpl
-def register_steps(register: Register) -> None:
-    register("head", Head, summary="the first groups")
+def register(add: Add) -> None:
+    add("step", "head", Head, "the first groups")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import field_validator, model_validator
 
 import alignkit
-from alignkit import BadRow, Field, Format, Group, Message, Pair, Register, Response, hookimpl
+from alignkit import Add, BadRow, Field, Format, Group, Message, Pair, Response, hookimpl
 from alignkit.data.files import kind_of
 from alignkit.errors import LeftOut
 from alignkit_plugins.formats.template.data_sets import DATA_SETS, DataSet
@@ -76,7 +76,6 @@ class Template(Format):
     """Rows with any columns. A recipe names this format, since it has the template."""
 
     Options: ClassVar[type[alignkit.Options]] = TemplateOptions
-    summary = "any columns, which a template names: prompt: '{question}', response: '{answer}'"
     wants = "any that the template names, here passage, question and answer; never detected"
     example = '{"passage": "Ann is 7.", "question": "How old is Ann?", "answer": "7"}'
     called: ClassVar[str] = "template"
@@ -209,10 +208,15 @@ def _scores(score: float | None) -> dict[str, float | None]:
 
 
 @hookimpl
-def register_formats(register: Register) -> None:
-    register("template", Template, summary=Template.summary)
+def register(add: Add) -> None:
+    add(
+        "format",
+        "template",
+        Template,
+        "any columns, which a template names: prompt: '{question}', response: '{answer}'",
+    )
     for name, data_set in DATA_SETS.items():
-        register(name, _reader(name, data_set), summary=data_set.summary)
+        add("format", name, _reader(name, data_set), data_set.summary)
 
 
 def _reader(name: str, data_set: DataSet) -> type[Template]:
@@ -223,7 +227,6 @@ def _reader(name: str, data_set: DataSet) -> type[Template]:
 
     class Reader(Template):
         Options = alignkit.Options
-        summary = data_set.summary
         wants = ", ".join(json.loads(data_set.example)) + unseen
         example = data_set.example
         called = name

@@ -8,17 +8,3 @@ judged texts are enclosed in markers with an unguessable code, so that they cann
 verdict if the judge would rather say something else (`min_mass`), or if a server leaves out an answer that could
 decide.
 """
-
-from __future__ import annotations
-
-from alignkit import Register, hookimpl
-from alignkit_plugins.judges.llm.local import LocalJudge
-from alignkit_plugins.judges.llm.panel import Panel
-from alignkit_plugins.judges.llm.server import OpenAIJudge
-
-
-@hookimpl
-def register_judges(register: Register) -> None:
-    register("local_judge", LocalJudge, summary="ask a model of this run which response is better (RLAIF)")
-    register("openai_judge", OpenAIJudge, summary="ask a model behind an OpenAI-compatible server")
-    register("panel", Panel, summary="ask several judges, and combine what they say")

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 from alignkit import CheckedJudge, Context, Field, Judge, JudgeRef, Options, Rating, RunFailed, Verdict
-from alignkit.evaluation.judge_card import judge_names
 from alignkit.judges import Item, Rated, RatedTogether, Rubric
+from alignkit_plugins.evaluate.judge_card import judge_names
 
 Combine = Callable[[Sequence[float]], float]
 

@@ -7,13 +7,3 @@ Differs from the paper: a conversation of chat turns instead of one text; each r
 revision; no principle comes twice for a prompt before each has come once; a revision that was cut off, is empty or
 was refused is left out and counted.
 """
-
-from __future__ import annotations
-
-from alignkit import Register, hookimpl
-from alignkit_plugins.steps.constitutional.revise import Revise
-
-
-@hookimpl
-def register_steps(register: Register) -> None:
-    register("revise", Revise, summary="answers, criticized and rewritten by the principles of a constitution")

@@ -25,13 +25,11 @@ from alignkit import (
     Group,
     JudgeRef,
     PolicyRef,
-    Register,
     RewardRef,
     RunFailed,
     Step,
     StepContext,
     StepData,
-    hookimpl,
 )
 from alignkit.data.group import write_groups
 from alignkit.evaluation.comparison import (
@@ -42,8 +40,8 @@ from alignkit.evaluation.comparison import (
     together,
     training_data_note,
 )
-from alignkit.evaluation.judge_card import check_names, judge_names, mapped
-from alignkit.evaluation.reward_columns import Column, label, scored_by
+from alignkit_plugins.evaluate.judge_card import check_names, judge_names, mapped
+from alignkit_plugins.evaluate.reward_columns import Column, label, scored_by
 from alignkit_plugins.steps.evaluate import breakdown, judged, measures, numbers, report
 from alignkit_plugins.steps.evaluate.answering import Answering
 from alignkit_plugins.steps.evaluate.cards import Cards
@@ -401,8 +399,3 @@ class Evaluate(Step):
 
     def _compare(self, groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
         return numbers.compare(groups, policy, baseline, name, self.options.measures)
-
-
-@hookimpl
-def register_steps(register: Register) -> None:
-    register("evaluate", Evaluate, summary="compare policies on held-out prompts by rewards, length and KL")

@@ -1,4 +1,4 @@
-"""The cards of the raters in an evaluation: how far to trust what they prefer (`alignkit.evaluation.judge_card`)."""
+"""The cards of the raters in an evaluation: how far to trust what they prefer (see `judge_card`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from alignkit import Group, StepContext
 from alignkit.data.spoken import all_turns
 from alignkit.evaluation.comparison import answers_of
-from alignkit.evaluation.judge_card import card
-from alignkit.evaluation.judge_quality import Judgment, judgment, raters_agree, side
+from alignkit_plugins.evaluate.judge_card import card
+from alignkit_plugins.evaluate.judge_quality import Judgment, judgment, raters_agree, side
 from alignkit_plugins.steps.evaluate.judged import Judged
 
 Ratings = dict[tuple[int, str, int], int]  # (prompt, policy, sample) -> 1 if the policy's answer is better, -1

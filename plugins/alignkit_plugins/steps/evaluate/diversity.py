@@ -22,8 +22,8 @@ from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import answers_of, unit_of
 from alignkit.evaluation.statistics import shown
 from alignkit.evaluation.text_metrics import ngrams, self_bleu, words_of
-from alignkit.evaluation.who_judged import DIVERSITY, adjusted, side
 from alignkit.report import Table
+from alignkit_plugins.evaluate.who_judged import DIVERSITY, adjusted, side
 
 # Whether more of it is more diverse: 1, -1, or 0 if it says nothing about that.
 MEASURES = {"distinct-1": 1, "distinct-2": 1, "self-BLEU": -1, "entropy, nats per token": 1, "length spread, tokens": 0}

@@ -14,11 +14,11 @@ from alignkit import Group, Verdict
 from alignkit.data.spoken import all_turns
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import answers_of, unit_of
-from alignkit.evaluation.judge_card import Compare
-from alignkit.evaluation.judge_quality import unjudged
-from alignkit.evaluation.length_control import length_controlled
 from alignkit.judges import Item
 from alignkit.reward import TIE
+from alignkit_plugins.evaluate.judge_card import Compare
+from alignkit_plugins.evaluate.judge_quality import unjudged
+from alignkit_plugins.evaluate.length_control import length_controlled
 
 DIFFICULTY = "instruction_difficulty"  # column of the prompts, as AlpacaEval names it
 

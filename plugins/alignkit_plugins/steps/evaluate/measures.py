@@ -13,9 +13,9 @@ import alignkit
 from alignkit import DataError, Field, Group, RewardRef, StepData
 from alignkit.errors import did_you_mean
 from alignkit.evaluation import statistics
-from alignkit.evaluation.judge_card import judge_names
-from alignkit.evaluation.reward_columns import bare, label
 from alignkit.reward import REWARD_KEY
+from alignkit_plugins.evaluate.judge_card import judge_names
+from alignkit_plugins.evaluate.reward_columns import bare, label
 from alignkit_plugins.steps.evaluate.variant import Variant
 
 SHOWN = 8  # columns or values that an error lists

@@ -8,10 +8,10 @@ from typing import Any
 
 from alignkit import Group
 from alignkit.evaluation.comparison import answers_of
-from alignkit.evaluation.judge_card import about_table, preferred_title, trust_tables
 from alignkit.evaluation.statistics import shown
-from alignkit.evaluation.who_judged import conclusion, percent
 from alignkit.report import Block, Report, SideBySide, Table
+from alignkit_plugins.evaluate.judge_card import about_table, preferred_title, trust_tables
+from alignkit_plugins.evaluate.who_judged import conclusion, percent
 from alignkit_plugins.steps.evaluate.diversity import diversity_table, diversity_verdict
 
 EXCERPT = 300  # longest text of a sample, in characters
@@ -19,8 +19,8 @@ EXCERPT = 300  # longest text of a sample, in characters
 
 def report(summary: Mapping[str, Any], groups: Sequence[Group]) -> Report:
     """All of it. groups: the prompts whose answers are shown."""
-    from alignkit.evaluation import judging, verdicts  # only here: they are slow
-    from alignkit.evaluation.tables import by_column, policy_means
+    from alignkit_plugins.evaluate import judging, verdicts  # only here: they are slow
+    from alignkit_plugins.evaluate.tables import by_column, policy_means
 
     against = list(summary["against"])
     blocks: list[Block | None] = ["\n".join(summary["notes"]), policy_means(summary)]

@@ -21,7 +21,7 @@ import alignkit
 from alignkit import DataError, DataRef, Field, Group, Message, PolicyRef, RewardRef, seeds
 from alignkit.data.group import preview, prompts_of, sha256_of
 from alignkit.evaluation.comparison import short_names
-from alignkit.evaluation.reward_columns import label
+from alignkit_plugins.evaluate.reward_columns import label
 
 
 class Variant(alignkit.Options):

@@ -21,18 +21,16 @@ from alignkit import (
     Field,
     Group,
     JudgeRef,
-    Register,
     RewardRef,
     Step,
     StepContext,
     StepData,
-    hookimpl,
 )
 from alignkit.data.group import resolved_pairs, write_groups
 from alignkit.errors import did_you_mean
 from alignkit.evaluation.comparison import check_unique, training_data_note
-from alignkit.evaluation.judge_card import check_names, judge_names
-from alignkit.evaluation.reward_columns import Column, label, scored_by
+from alignkit_plugins.evaluate.judge_card import check_names, judge_names
+from alignkit_plugins.evaluate.reward_columns import Column, label, scored_by
 from alignkit_plugins.steps.evaluate_reward import measures, report, rewardbench, rewardbench2
 from alignkit_plugins.steps.evaluate_reward.comparisons import Comparison, comparisons, prompts_of
 from alignkit_plugins.steps.evaluate_reward.judged import judged
@@ -154,13 +152,3 @@ def _measured(pairs: Sequence[Comparison], by: Sequence[str], uncalibrated: str)
     subsets = found["by"].get(rewardbench.COLUMN, {})
     found["sections"] = rewardbench.sections({name: row["correct"] / row["pairs"] for name, row in subsets.items()})
     return found
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("reward_bench_2", rewardbench2.RewardBench2, summary=rewardbench2.RewardBench2.summary)
-
-
-@hookimpl
-def register_steps(register: Register) -> None:
-    register("evaluate_reward", EvaluateReward, summary="rewards against people's pairs: accuracy, calibration, length")

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from alignkit.evaluation import statistics
-from alignkit.evaluation.judge_card import against_people, trust_tables
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Block, Report, Table
+from alignkit_plugins.evaluate.judge_card import against_people, trust_tables
 from alignkit_plugins.steps.evaluate_reward.measures import NO_MODEL
 from alignkit_plugins.steps.evaluate_reward.rewardbench2 import TIES
 

@@ -23,7 +23,6 @@ ACCURACY, MARGIN, TIE_BREAK = 0.3, 0.2, 0.01
 class RewardBench2(Format):
     """A prompt with several chosen and several rejected texts; every chosen one is better than every rejected one."""
 
-    summary = "RewardBench 2: a prompt, and lists of chosen and of rejected texts"
     example = '{"prompt": "2 + 2?", "chosen": ["4"], "rejected": ["3", "5", "22"], "subset": "Math", "id": "1"}'
     wants = "prompt, and chosen and rejected, which are lists of texts; optional id, subset and num_correct"
 

@@ -6,10 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alignkit import Reader, Register, hookimpl
-from alignkit_plugins.people.database import SUFFIX
-from alignkit_plugins.steps.feedback.format import Feedback
-from alignkit_plugins.steps.feedback.people import People
+from alignkit import Reader, hookimpl
 
 
 class StoreReader(Reader):
@@ -36,21 +33,6 @@ class StoreReader(Reader):
         with Store.open(path, write=False) as store:
             found = agreement(labeled(store))
         return {"agreement": found} if found else {}
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("feedback", Feedback, summary=Feedback.summary)
-
-
-@hookimpl
-def register_steps(register: Register) -> None:
-    register("people", People, summary="ask people about rows, wait, and continue with their labels")
-
-
-@hookimpl
-def register_readers(register: Register) -> None:
-    register(SUFFIX, StoreReader, summary="people's labels from a store")
 
 
 @hookimpl(tryfirst=True)

@@ -53,7 +53,6 @@ class Feedback(Format):
     """Items that people labeled."""
 
     Options = FeedbackOptions
-    summary = "labels of people: a store (.feedback), or the rows of an export"
     wants = "feedback, item and votes, as exports of feedback have them; or a store (FILE.feedback)"
     example = (
         '{"feedback": 1, "item": {"task": "pair", "prompt": [{"role": "user", "content": "Hi"}], '

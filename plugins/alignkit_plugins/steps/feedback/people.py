@@ -25,8 +25,8 @@ from alignkit import (
     StepData,
 )
 from alignkit.evaluation import statistics
-from alignkit.evaluation.judge_card import check_names
 from alignkit.report import Report, Table
+from alignkit_plugins.evaluate.judge_card import check_names
 from alignkit_plugins.people.active_learning import prioritized
 from alignkit_plugins.people.asking import LabelPlaces, items_of, joined, questions_of, shortage, with_rewards
 from alignkit_plugins.people.effective_labels import Labeled, labeled

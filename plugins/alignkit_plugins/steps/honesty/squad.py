@@ -25,7 +25,6 @@ class Squad(Format):
     `answerable`. Of SQuAD 2's `plausible_answers` the texts are kept.
     """
 
-    summary = "SQuAD 2: context, question, answers; also nested JSON"
     wants = "context, question and answers {text: [...]}; or SQuAD's paragraphs [{context, qas}]"
     example = '{"context": "Ann is 7.", "question": "How old is Ben?", "answers": {"text": [], "answer_start": []}}'
 

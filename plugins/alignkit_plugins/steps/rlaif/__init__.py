@@ -33,7 +33,6 @@ from alignkit import (
     Options,
     Pair,
     PolicyRef,
-    Register,
     Response,
     Reward,
     RunFailed,
@@ -42,16 +41,15 @@ from alignkit import (
     StepContext,
     StepData,
     Verdict,
-    hookimpl,
 )
 from alignkit.data.group import prompt_to_row, prompts_from_rows
 from alignkit.data.spoken import all_turns
 from alignkit.evaluation.comparison import prompts_to_compare
-from alignkit.evaluation.judge_card import judge_names, panel_table
 from alignkit.judges import Item, verdict_from
 from alignkit.options import ConstitutionRef
 from alignkit.report import Report
 from alignkit.sampling_options import GreedyOptions
+from alignkit_plugins.evaluate.judge_card import judge_names, panel_table
 from alignkit_plugins.steps.rlaif import principled
 from alignkit_plugins.steps.rlaif.tally import Place, Tally, mean, none_labeled, report, stopped, surely_none, trust_of
 
@@ -356,13 +354,3 @@ def identical_pairs(groups: Sequence[Group]) -> list[Place]:
 def centered(p: float | None) -> float | None:
     """A win rate, shifted to be around 0; None stays None."""
     return None if p is None else p - 0.5
-
-
-@hookimpl
-def register_steps(register: Register) -> None:
-    register("judge_pairs", JudgePairs, summary="label pairs of responses with a judge (RLAIF)")
-
-
-@hookimpl
-def register_rewards(register: Register) -> None:
-    register("rlaif", RLAIF, summary="a judge's win rate against the group or a baseline")

@@ -10,9 +10,9 @@ from typing import Any
 
 from alignkit import Group, Verdict
 from alignkit.evaluation import statistics
-from alignkit.evaluation.judge_card import measured
-from alignkit.evaluation.judge_quality import Judgment, judgment, no_judge, unjudged, verdict_facts
 from alignkit.judges import costs
+from alignkit_plugins.evaluate.judge_card import measured
+from alignkit_plugins.evaluate.judge_quality import Judgment, judgment, no_judge, unjudged, verdict_facts
 from alignkit_plugins.steps.rlaif.principled import Asked
 
 Place = tuple[int, int, int]  # group, first response, second response

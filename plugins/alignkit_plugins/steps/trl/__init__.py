@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from alignkit import DataError, Field, Group, Needs, Register, Response, RunFailed, Source, Trains, hookimpl, seeds
+from alignkit import DataError, Field, Group, Needs, Response, RunFailed, Source, Trains, seeds
 from alignkit.data.group import prompts_of
 from alignkit.errors import did_you_mean
 from alignkit.external import ExternalTrainer
@@ -323,8 +323,3 @@ def progress(context: TrainerContext) -> Any:
             context.log(state.global_step, metrics)
 
     return Progress()
-
-
-@hookimpl
-def register_algorithms(register: Register) -> None:
-    register("trl", TRL, summary="a trainer of TRL as a stage: sft, dpo, kto, reward, grpo, rloo")

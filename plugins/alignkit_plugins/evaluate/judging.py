@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from alignkit.evaluation.readable import bounds, mapping, number, short, shown
-from alignkit.evaluation.verdicts import Verdict, verdict_of
-from alignkit.evaluation.who_judged import GAINS, own_of, said
+from alignkit_plugins.evaluate.readable import bounds, mapping, number, short, shown
+from alignkit_plugins.evaluate.verdicts import Verdict, verdict_of
+from alignkit_plugins.evaluate.who_judged import GAINS, own_of, said
 
 ORDER_DECIDES = 0.25  # share of comparisons
 FAVORS = 0.1  # by which a judge may prefer a position without a warning

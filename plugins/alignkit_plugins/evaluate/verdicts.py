@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
 
-from alignkit.evaluation.readable import bounds, number, short, shown
 from alignkit.evaluation.statistics import bought_with_length
-from alignkit.evaluation.who_judged import conclusion, titled
+from alignkit_plugins.evaluate.readable import bounds, number, short, shown
+from alignkit_plugins.evaluate.who_judged import conclusion, titled
 
 LONGER = 0.2  # share by which lengths may differ without a warning
 HIGH_KL = 20.0  # nats per response
@@ -16,7 +16,7 @@ TRUNCATED = 0.2  # share of answers
 
 class Verdict(TypedDict):
     """A policy against the baseline, by a reward or a judge; the other is empty. outcome: as in
-    `alignkit.evaluation.who_judged`, by all raters for a reward, and by itself for a judge.
+    `alignkit_plugins.evaluate.who_judged`, by all raters for a reward, and by itself for a judge.
 
     difference, at_equal_length, win_rate, preference, length_controlled: as in evaluation.json; None for the other kind
     of rater. judged: by whom, in words.

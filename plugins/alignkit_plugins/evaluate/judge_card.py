@@ -11,11 +11,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from alignkit.evaluation import statistics
-from alignkit.evaluation.judge_quality import Judgment, by_unit, no_judge, side, verdict_facts
-from alignkit.evaluation.reward_columns import label
 from alignkit.judges import Item, costs, verdict_from
 from alignkit.report import Table
 from alignkit.reward import Verdict
+from alignkit_plugins.evaluate.judge_quality import Judgment, by_unit, no_judge, side, verdict_facts
+from alignkit_plugins.evaluate.reward_columns import label
 
 Compare = Callable[[Sequence[Item]], list[Verdict]]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit.evaluation.readable import mapping, percentage, short, shown
-from alignkit.evaluation.who_judged import lower_is_better, percent, reward_name
 from alignkit.report import Table
+from alignkit_plugins.evaluate.readable import mapping, percentage, short, shown
+from alignkit_plugins.evaluate.who_judged import lower_is_better, percent, reward_name
 
 MOST_VALUES = 30  # of a column, the most frequent ones
 
