@@ -157,7 +157,7 @@ def _say(line: str) -> None:
 @contextmanager
 def _server(job: Job, core: int) -> Iterator[str]:
     """The address of a server that uses one core."""
-    from alignkit.own_server import OwnServer
+    from alignkit_vllm.own_server import OwnServer
 
     words = ["taskset", "-c", str(core), *shlex.split(COMMAND), job.source, "--host", "127.0.0.1", "--port", "{port}"]
     words += ["--dtype", job.dtype, "--enable-lora", "--max-lora-rank", "16", "--logprobs-mode", "processed_logprobs"]
