@@ -26,8 +26,7 @@ from alignkit.io.atomic import write_json, write_text
 from alignkit.io.digest import digest, file_digest
 from alignkit.kernels import matmul
 from alignkit.kernels.lora import adapted, low_rank
-from alignkit.models.loading import cached_snapshot, read_json, read_weights, weight_files
-from alignkit.models.padding import UNREAD
+from alignkit.models.loading import UNREAD, cached_snapshot, read_json, read_weights, weight_files
 
 if TYPE_CHECKING:
     from alignkit.settings import LoraSpec

@@ -16,8 +16,16 @@ from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
 from alignkit.kernels import capabilities
 from alignkit.models.adapters import Base, is_adapter
-from alignkit.models.loading import backbone, dtype_of, has_score, load_base, load_weights, locate, read_weights
-from alignkit.models.padding import saved_unread
+from alignkit.models.loading import (
+    backbone,
+    dtype_of,
+    has_score,
+    load_base,
+    load_weights,
+    locate,
+    read_weights,
+    saved_unread,
+)
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec

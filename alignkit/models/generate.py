@@ -23,10 +23,10 @@ from alignkit.data.group import Group, Response, preview
 from alignkit.errors import DataError, RunFailed, memory_ran_out
 from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.decoding import StaticDecoding, decoding_for
 from alignkit.kernels.layout import GroupSpan
+from alignkit.kernels.lora import prepacked_weights
 from alignkit.kernels.memory import available, release_cached, total
-from alignkit.kernels.sampling_weights import prepacked_weights
-from alignkit.kernels.static_decoding import StaticDecoding, decoding_for
 from alignkit.models.loading import backbone, largest
 from alignkit.models.next_token import Sampling, choose
 from alignkit.models.shared_model import SharedModel

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from alignkit.kernels import decoding as decoding_module
-from alignkit.kernels import static_decoding
+from alignkit.kernels import decoding as static_decoding
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.decoding import Decoding
+from alignkit.kernels.decoding import Decoding, StaticDecoding
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
-from alignkit.kernels.static_decoding import StaticDecoding
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 PROMPTS = (5, 2, 7, 3)

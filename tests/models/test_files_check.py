@@ -15,7 +15,7 @@ from architectures import make
 from safetensors.torch import load_file, save_file
 
 from alignkit.errors import RunFailed
-from alignkit.models.foreign_reward import ForeignRewardModel
+from alignkit.models.models import ForeignRewardModel
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 
