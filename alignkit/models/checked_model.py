@@ -1,7 +1,7 @@
 """Checks on two dozen tokens whether an architecture computes what alignkit expects.
 
 Transformers has hundreds of them. Without these checks, an unusual one would train on wrong numbers, without an error.
-They look at a small copy of the model with random weights in fp32: two correct ways to compute the same differ by
+They look at a small copy of the model with random weights in fp32, in the place of a `SharedModel`'s network: two correct ways to compute the same differ by
 rounding only there, whatever precision, quantization or experts the model itself has.
 """
 
@@ -21,7 +21,6 @@ from alignkit.kernels.layout import GroupSpan
 from alignkit.models.loading import backbone, largest, load_config
 
 if TYPE_CHECKING:
-    from alignkit.models.shared_model import SharedModel
     from alignkit.settings import ModelSpec
 
 # Two groups: a prompt of 5 tokens with responses of 6 and 3, and a prompt of 4 with a response of 6.
@@ -89,7 +88,7 @@ def _is_list(value: Any) -> bool:
 
 
 @torch.no_grad()
-def why_not_packable(model: SharedModel, base: str) -> str:
+def why_not_packable(model: Any, base: str) -> str:
     """Return why a small copy (role `base`) cannot use packed rows; empty if it can."""
     ids = torch.arange(1, LENGTH + 1) * (VOCABULARY // (LENGTH + 1))
     try:
@@ -102,11 +101,11 @@ def why_not_packable(model: SharedModel, base: str) -> str:
         _use_own_attention(model)
 
 
-def _use_own_attention(model: SharedModel) -> None:
+def _use_own_attention(model: Any) -> None:
     model.model.set_attn_implementation("sdpa" if model.model._supports_sdpa else "eager")
 
 
-def _refusal(model: SharedModel, base: str, ids: Tensor) -> str:
+def _refusal(model: Any, base: str, ids: Tensor) -> str:
     """Return why the configuration rules out packed rows, which two dozen tokens may not show."""
     config = model.model.config.get_text_config()
     packed = TreeLayout(SPANS, store_kv=True)
@@ -121,7 +120,7 @@ def _refusal(model: SharedModel, base: str, ids: Tensor) -> str:
     return ""
 
 
-def _wrong_states(model: SharedModel, base: str, ids: Tensor) -> str:
+def _wrong_states(model: Any, base: str, ids: Tensor) -> str:
     """Compare with the model's own attention, which reads one row at a time."""
     network = model.model
     # The token rows of SPANS' three responses, each behind its prompt.
@@ -140,7 +139,7 @@ def _wrong_states(model: SharedModel, base: str, ids: Tensor) -> str:
     return ""
 
 
-def _decoded(model: SharedModel, base: str, rows: Sequence[Tensor]) -> Tensor:
+def _decoded(model: Any, base: str, rows: Sequence[Tensor]) -> Tensor:
     """The states of each row's last token, computed the way sampling does, [rows, hidden]."""
     first, second = (len(row) - 1 for row in rows)
     prefill = TreeLayout([GroupSpan(0, first, ()), GroupSpan(first, second, ())], store_kv=True)
@@ -162,7 +161,7 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
 
 
 @torch.no_grad()
-def check_head(model: SharedModel, base: str) -> None:
+def check_head(model: Any, base: str) -> None:
     """Raise RunFailed if the logits of a small copy are not those of `next_logits`, which replaces its head."""
     network = model.model
     row = torch.arange(1, 9, device=model.device)[None]
