@@ -1,8 +1,9 @@
 """Checks on two dozen tokens whether an architecture computes what alignkit expects.
 
 Transformers has hundreds of them. Without these checks, an unusual one would train on wrong numbers, without an error.
-They look at a small copy of the model with random weights in fp32, in the place of a `SharedModel`'s network: two correct ways to compute the same differ by
-rounding only there, whatever precision, quantization or experts the model itself has.
+They look at a small copy of the model with random weights in fp32, in the place of a `SharedModel`'s network: two
+correct ways to compute the same differ by rounding only there, whatever precision, quantization or experts the model
+itself has.
 """
 
 from __future__ import annotations
