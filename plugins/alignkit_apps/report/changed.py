@@ -18,7 +18,7 @@ from alignkit.recipe.rules import ONLY_ONLINE
 from alignkit.recipe.schema import Recipe, Stage, specs
 from alignkit.registry import Component
 from alignkit.settings import LEARNING_RATE, Rollout, Settings
-from alignkit.training.learning_rate import scaled
+from alignkit.training.schedule import scaled
 
 MOST = 3  # changes that a message names
 _CODE = ("source", "version", "recognized")  # of a plugin, by digests
