@@ -18,8 +18,8 @@ from alignkit.cli import main
 from alignkit.data.group import Group, Response, read_groups
 from alignkit.errors import OtherTokenizer, RecipeError, RunFailed
 from alignkit.models.loading import weight_bytes
+from alignkit.models.memory import Passes
 from alignkit.models.models import LoadedBase, Models
-from alignkit.models.passes import Passes
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
@@ -433,11 +433,11 @@ def test_a_mixture_is_refused_while_validating(case: str, tmp_path: Path) -> Non
 
 
 def test_settings_of_a_base_are_checked_where_they_are_written(tmp_path: Path) -> None:
-    assert "bases.other: nf4 weights cannot be trained" in refused(
+    assert "bases.other.quantization: nf4 weights cannot be trained" in refused(
         tmp_path, {}, other={"base": "tiny", "quantization": "nf4", "lora": "none"}
     )
     assert "did you mean 'dtype'?" in refused(tmp_path, {}, other={"base": "tiny", "dtpe": "float32"})
-    assert "write 'other: {base: tiny}'" in refused(tmp_path, {}, other="tiny")
+    assert "bases.other: expected a mapping" in refused(tmp_path, {}, other="tiny")
     assert "'none' is reserved" in refused(tmp_path, {}, none={"base": "tiny"})
     assert "bases.small.dtype" in refused(tmp_path, {}, "bases.small.dtype=float31")
 

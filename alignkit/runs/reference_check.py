@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from alignkit.errors import RecipeError
 from alignkit.plugins import source_of
-from alignkit.recipe.bases import bases_of
+from alignkit.recipe.rules import bases_of
 from alignkit.recipe.schema import BASE, Recipe, Stage
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _elsewhere(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[tuple[Stage,
 
 
 def _local_folder(recipe: Recipe, name: str) -> Path | None:
-    from alignkit.models.hub import cached_snapshot
+    from alignkit.models.loading import cached_snapshot
 
     spec = recipe.base(name)
     if Path(spec.base).is_dir():

@@ -18,8 +18,7 @@ from alignkit.data.describe import way_out
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded, prompt_key
 from alignkit.errors import AlignkitError, DataError
-from alignkit.models.examples import Examples
-from alignkit.models.packing import indivisible
+from alignkit.models.packing import Examples, indivisible
 from alignkit.plugin_errors import noting
 from alignkit.tokens.encoder import Encoded, counted, drop_reason
 from alignkit.training.context import StageContext

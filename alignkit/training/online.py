@@ -22,9 +22,9 @@ from alignkit.batch import likelier_now
 from alignkit.data.describe import said
 from alignkit.data.group import Group, length, previews
 from alignkit.errors import RunFailed
-from alignkit.models import forward
-from alignkit.models.examples import Examples
+from alignkit.models import packing as forward
 from alignkit.models.generate import Sampling
+from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugin_errors import noting
 from alignkit.reward import REWARD_KEY

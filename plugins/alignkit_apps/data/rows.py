@@ -18,9 +18,9 @@ from alignkit.errors import BadRow, DataError
 from alignkit.io.atomic import whole_file
 from alignkit.io.commits import commit_of
 from alignkit.plugins import plugins
-from alignkit.recipe.document import plain_data
 from alignkit.recipe.load import made_recipe
 from alignkit.recipe.schema import Recipe
+from alignkit.recipe.yaml import plain_data
 
 if TYPE_CHECKING:
     from alignkit.tokens.encoder import Encoder
@@ -121,7 +121,7 @@ def encoder_of(model: str) -> Encoder:
     recipe = _recipe_of([{"text": __file__}], model)
     base = RunBases(recipe, Reporter())[BASE]
     spec = resolved_spec(recipe, BASE)
-    return Encoder(*load_text(spec, base.source, base.commit, with_weights=False))
+    return Encoder(*load_text(spec, base.source, base.commit))
 
 
 # Writing
