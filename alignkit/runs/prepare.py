@@ -470,6 +470,7 @@ def with_data_mistakes(error: RecipeError) -> RecipeError:
             if source.path is not None:
                 data.read(DataSpec((source,)))
     if error.partial is not None:
-        with suppress(AlignkitError):  # of a plugin that got a value that is wrong, as the recipe's own problems say
+        # Preparing ends with all mistakes, or with a plugin that got a value that the recipe's own problems name.
+        with suppress(AlignkitError):
             check_recipe(error.partial, mistakes, thorough=False)
-    return RecipeError(mistakes.problems)
+    return RecipeError(mistakes.problems) if len(mistakes.problems) > len(error.problems) else error
