@@ -1,6 +1,6 @@
 """What stages need before their weights: plugins, models' files, data, and rows as the chat template writes them.
 
-All mistakes of all stages are told at once: by `alignkit check`, and by a run before its first stage trains.
+All mistakes of all stages are reported at once: by `alignkit check`, and by a run before its first stage trains.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Mistakes:
 
     @contextmanager
     def gathering(self, stage: Stage | None = None, option: Keys | None = None) -> Iterator[None]:
-        """Keep an error of the block, and go on. A plugin's own error ends the search.
+        """Keep an error of the block, and continue. A plugin's own error ends the search.
 
         option: of the stage, at which a mistake points; None: bad rows have a place in their file.
         """

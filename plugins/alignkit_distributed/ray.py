@@ -114,7 +114,7 @@ class Worker:
         import torch
         from rich.console import Console
 
-        from alignkit.io.progress import Metrics, Reporter
+        from alignkit.io.console import Metrics, Reporter
         from alignkit.io.results import RECIPE
         from alignkit.plugin_errors import made
         from alignkit.plugins import load_plugins

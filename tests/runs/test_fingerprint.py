@@ -19,8 +19,8 @@ from alignkit.io import digest
 from alignkit.io.commits import commit_of
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
-from alignkit.runs import bases
 from alignkit.registry import Registration
+from alignkit.runs import bases
 from alignkit.runs.data import RunData
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.run import Run
