@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignkit.errors import Problem, RunFailed
-from alignkit.io.lookup import is_dir, is_file
+from alignkit.io.lookup import is_dir, is_file, resolved
 from alignkit.io.results import read_record, stage_folder
 from alignkit.plugins import source_of
-from alignkit.recipe.bases import bases_of
-from alignkit.recipe.document import Keys
+from alignkit.recipe.rules import bases_of
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
+from alignkit.recipe.yaml import Keys
 from alignkit.runs.fingerprint import template_of, template_parts
 
 if TYPE_CHECKING:
@@ -80,7 +80,11 @@ def _may_fit(spec: ModelSpec, folder: Path) -> bool:
 def _at_folder(recipe: Recipe, stage: Stage, folder: str, text: str, help: str) -> Problem:
     """A problem where a stage names a folder."""
     keys: Keys = ("stages", stage.name)
-    named = recipe.document.naming(keys, Path(folder)) if recipe.document is not None else keys
+    named = keys
+    if recipe.document is not None:
+        for place, node in recipe.document.find(keys)[1].walk(keys):
+            if isinstance(node.value, str) and resolved(recipe.folder / node.value) == resolved(Path(folder)):
+                named = place
     return recipe.problem(named, f"stage '{stage.name}': {text}", at_key=named == keys, help=help)
 
 

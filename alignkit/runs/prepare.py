@@ -25,9 +25,9 @@ from alignkit.errors import AlignkitError, DataError, PluginError, Problem, Reci
 from alignkit.external import ExternalTrainer
 from alignkit.io.results import read_record
 from alignkit.plugin_errors import Author, calling, made
-from alignkit.recipe.document import Keys
+from alignkit.recipe.load import tracker_problem
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, keys_of, specs
-from alignkit.recipe.trackers import tracker_problem
+from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component
 from alignkit.reward import Judge, Reward, RewardCombination
 from alignkit.runs.data import RunData
@@ -173,6 +173,8 @@ class Preparation:
         if isinstance(kind, type) and issubclass(kind, ExternalTrainer):
             self._check(stage, stage.component, "check_model", self.recipe.base(stage.base))
         self._check(stage, stage.component, "check", self.recipe.folder)
+        with self.mistakes.gathering(stage, ()):
+            _check_optimizer(stage)
         rewards = specs([stage.settings and stage.settings.reward, stage.settings and stage.settings.gold], Component)
         of_episodes = any(getattr(each.registration.implementation, "of_episodes", False) for each in rewards)
         for component in specs([stage.settings, stage.component.options, stage.engine], Component):
@@ -351,6 +353,17 @@ class Preparation:
         environment = CheckedEnvironment(component, stage.name, self.recipe.seed, MOST_TURNS, self.recipe.folder)
         if (encoder := self.encoder(stage.base)) is not None:
             Episodes(environment, encoder, max_length)
+
+
+def _check_optimizer(stage: Stage) -> None:
+    """Try the schedule and the optimizer, unless they are alignkit's own."""
+    settings = stage.settings
+    if settings is None or (isinstance(settings.optimizer, str) and isinstance(settings.lr_scheduler_type, str)):
+        return
+    from alignkit.optimizers import why_unusable  # it imports torch
+
+    for _, why in why_unusable(settings):
+        raise RunFailed(why)
 
 
 def check_scoring(component: Component, plugin: Any, author: Author, groups: Sequence[Group]) -> None:

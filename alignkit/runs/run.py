@@ -25,8 +25,8 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.own_server import kept_servers
 from alignkit.plugin_errors import blaming, made
 from alignkit.plugins import plugins
-from alignkit.recipe.document import dump
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
+from alignkit.recipe.yaml import dump
 from alignkit.reward import Context
 from alignkit.runs.bases import RunBases
 from alignkit.runs.data import RunData, skipped_rows
