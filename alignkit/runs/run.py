@@ -22,7 +22,6 @@ from alignkit.io.text import duration
 from alignkit.launcher import launcher
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
-from alignkit.own_server import kept_servers
 from alignkit.plugin_errors import blaming, made
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
@@ -52,7 +51,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
     reporter: of a run that has begun (`alignkit.runs.startup`). team: the processes that run it together.
     """
     folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)
-    with locked(folder), kept_servers(folder / "cache"):
+    with locked(folder):
         reporter.log.open(folder / "run.log")
         run = Run(recipe, folder, reporter, team=team)
         error: BaseException | None = None
@@ -274,7 +273,7 @@ class Run:
             reporter=self.reporter,
             notify=self.notify(stage.name),
             should_stop=lambda: self.team.should_stop(self.should_stop),
-            reducer=self.team.reducer,
+            collectives=self.team.collectives,
         )
 
     def trained_on(self, model: str | RewardSpec, prompts: Sequence[Group]) -> dict[str, set[int]]:

@@ -15,7 +15,7 @@ from alignkit.algorithm import ADVANTAGES, Algorithm, Phase, SelectContext, Skip
 from alignkit.batch import Batch, Outputs
 from alignkit.data.group import Group, Message, preview
 from alignkit.loss import Per, Term
-from alignkit.models.examples import BATCH_COLUMNS
+from alignkit.models.packing import BATCH_COLUMNS
 from alignkit.plugin_errors import Author, AuthorError, calling
 
 AXES = {

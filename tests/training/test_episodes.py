@@ -17,7 +17,7 @@ from alignkit import Environment, Message, RunFailed
 from alignkit.data.group import Group
 from alignkit.runs.run import Run
 from alignkit.tokens.encoder import Encoder
-from alignkit.training.stage import StageWork
+from alignkit.training.stage import TrainerState
 from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.models.tiny import _tokenizer
 
@@ -120,9 +120,8 @@ def test_rollouts_are_the_rendered_conversation_and_only_the_policys_tokens_coun
 )
 def test_tokens_of_the_environment_get_no_gradient(tmp_path: Path) -> None:
     """The gradient is that of the policy's tokens alone: by plain transformers, of the same conversation."""
-    from alignkit.models.examples import Examples
-    from alignkit.models.forward import Wants
-    from alignkit.models.forward import forward as run_forward
+    from alignkit.models.packing import Examples, Wants
+    from alignkit.models.packing import forward as run_forward
     from alignkit.testing.probe import tiny_model
 
     model = tiny_model()
@@ -180,15 +179,15 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest
     whole.execute()
     (tmp_path / "killed").mkdir()
     killed = run_of(tmp_path / "killed", Dice, iterations=3)
-    original, saves = StageWork.checkpoint, iter(range(10))
+    original, saves = TrainerState.checkpoint, iter(range(10))
 
-    def stop(self: StageWork, *arguments: Any, **named: Any) -> None:
+    def stop(self: TrainerState, *arguments: Any, **named: Any) -> None:
         original(self, *arguments, **named)
         if next(saves) == 1:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(StageWork, "checkpoint", stop)
+        patch.setattr(TrainerState, "checkpoint", stop)
         killed.execute()
     again = run_of(tmp_path / "killed", Dice, iterations=3)
     again.execute()
