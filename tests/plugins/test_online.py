@@ -101,7 +101,7 @@ def advantages_of(algorithm: Algorithm, given: Batch) -> Tensor:
 
 def averaged(algorithm: Algorithm, parts: Sequence[tuple[Batch, Outputs]]) -> Tensor:
     """The loss of a global batch in these parts, as the training loop adds it up."""
-    learner = SimpleNamespace(checked=CheckedAlgorithm(algorithm, Author("plugin")), reducer=ONE_PROCESS)
+    learner = SimpleNamespace(checked=CheckedAlgorithm(algorithm, Author("plugin")), collectives=ONE_PROCESS)
     totals = Learner._denominators(learner, [part for part, _ in parts])  # type: ignore[arg-type]
     total = torch.zeros((), dtype=torch.float64)
     for part, out in parts:
