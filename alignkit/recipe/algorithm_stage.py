@@ -11,7 +11,7 @@ from alignkit.algorithm import Needs, Source, StageDefaults, Trains
 from alignkit.errors import PluginError
 from alignkit.external import ExternalTrainer
 from alignkit.monitor import REWARD_HACKING, Monitor
-from alignkit.plugin_errors import borrowed, calling
+from alignkit.calls import blame, create, label_of
 from alignkit.recipe.advice import common_name
 from alignkit.recipe.components import find, options_of, read_component, read_options
 from alignkit.recipe.document import Keys
@@ -129,7 +129,8 @@ def _said_by(component: Component | None, draft: _Draft) -> tuple[Needs | None, 
     if component is None:
         return None, False, True
     try:
-        with borrowed(component) as (algorithm, author), calling(author, "needs", algorithm):
+        algorithm = create(component)
+        with blame(label_of(algorithm), algorithm, "needs"):
             needs: Needs = algorithm.needs
             return needs, bool(algorithm.log_odds), bool(algorithm.chooses)
     except PluginError as error:

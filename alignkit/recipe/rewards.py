@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignkit.errors import PluginError
-from alignkit.plugin_errors import calling, made
+from alignkit.calls import blame, call, create, label_of
 from alignkit.recipe.components import find_reward, split, with_options
 from alignkit.recipe.document import Keys
 from alignkit.recipe.problems import path_text, shown
@@ -80,14 +80,10 @@ def _read_plugin(component: Component, keys: Keys, scope: Scope) -> RewardSpec |
     if not issubclass(component.registration.implementation, RewardCombination):
         return RewardSpec("reward", component.name, component)
     try:
-        combination, author = made(component)
-        with calling(author, "parts", combination):
-            parts = dict(combination.parts())
-        with calling(author, "whitens", combination):
+        combination = create(component)
+        parts = dict(call(combination, "parts", returns=_wrong_parts))
+        with blame(label_of(combination), combination, "whitens"):
             whitens = bool(combination.whitens)
-        if wrong := [name for name, part in parts.items() if not _can_be_part(name, part)]:
-            text = f"return rewards by name, not {wrong[0]!r:.60}: {parts[wrong[0]]!r:.60}"
-            raise author.error(f"{type(combination).__name__}.parts", text)
     except PluginError as error:
         scope.problems.error(keys, str(error), plugin=True)
         return None
@@ -108,3 +104,8 @@ def _read_plugin(component: Component, keys: Keys, scope: Scope) -> RewardSpec |
 def _can_be_part(name: Any, value: Any) -> bool:
     """Whether a recipe may have meant it, rightly or wrongly: a name, options, or what these became."""
     return isinstance(name, str) and name != "" and isinstance(value, str | Mapping | RewardSpec | None)
+
+
+def _wrong_parts(parts: Any) -> str:
+    wrong = [name for name, part in parts.items() if not _can_be_part(name, part)]
+    return f"return rewards by name, not {wrong[0]!r:.60}: {parts[wrong[0]]!r:.60}" if wrong else ""

@@ -22,7 +22,7 @@ from alignkit.models.hub import cached_snapshot, locate
 from alignkit.models.loading import device_of, load_text, weight_bytes
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
-from alignkit.plugin_errors import author_of, calling
+from alignkit.calls import blame, label_of
 from alignkit.plugins import plugins, source_of
 from alignkit.recipe.bases import base_keys, bases_of, sampled_by
 from alignkit.recipe.problems import path_text
@@ -49,15 +49,14 @@ def made_model(registration: Registration, cache: Path, *path: str) -> str:
 
     path: what a recipe writes after `NAME://`, if the source takes it.
     """
-    with calling(author_of(registration), "", registration.implementation):
+    with blame(label_of(registration), registration.implementation, ""):
         source = registration.implementation(cache, *path)
-    if not isinstance(source, str | Path):
-        text = f"return the model's folder, not {type(source).__name__}"
-        raise author_of(registration).error(registration.implementation.__name__, text)
-    folder = Path(source)
-    if not is_file(folder / "config.json") and (is_dir(folder) or str(source).count("/") != 1 or folder.is_absolute()):
-        text = f"return a model's folder, which has a config.json, or a hub id, not {str(source)!r:.200}"
-        raise author_of(registration).error(registration.implementation.__name__, text)
+        if not isinstance(source, str | Path):
+            raise PluginError(f"return the model's folder, not {type(source).__name__}")
+        folder, hub = Path(source), str(source).count("/") == 1
+        if not is_file(folder / "config.json") and (is_dir(folder) or not hub or folder.is_absolute()):
+            text = f"return a model's folder, which has a config.json, or a hub id, not {str(source)!r:.200}"
+            raise PluginError(text)
     return str(source)
 
 

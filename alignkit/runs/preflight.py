@@ -16,7 +16,7 @@ from alignkit.errors import AlignkitError, DataError, PluginError, Problem, Reci
 from alignkit.external import ExternalTrainer
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.stage_results import read_record
-from alignkit.plugin_errors import borrowed, calling, made
+from alignkit.calls import call, create
 from alignkit.plugins import source_of
 from alignkit.recipe.document import Keys
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
@@ -84,9 +84,9 @@ def _asks_for_rewards(stage: Stage) -> bool:
 
 
 def _check_reward(component: Component, stage: Stage, folder: Path) -> None:
-    with borrowed(component, stage.name) as (environment, author), calling(author, "check_reward", environment):
-        environment.folder = folder
-        environment.check_reward()
+    environment = create(component, stage.name)
+    environment.folder = folder
+    call(environment, "check_reward")
 
 
 def _problem(recipe: Recipe, stage: Stage, text: str, option: Keys = ()) -> Problem:
@@ -96,18 +96,15 @@ def _problem(recipe: Recipe, stage: Stage, text: str, option: Keys = ()) -> Prob
 
 
 def _call(component: Component, stage: Stage, method: str, *arguments: Any) -> None:
-    with borrowed(component, stage.name) as (plugin, author), calling(author, method, plugin):
-        getattr(plugin, method)(*arguments)
+    call(create(component, stage.name), method, *arguments)
 
 
 def check_trackers(recipe: Recipe) -> None:
     """Let trackers check their packages. Raises RecipeError with every problem."""
     problems = []
     for index, component in enumerate(recipe.trackers):
-        tracker, author = made(component)
         try:
-            with calling(author, "check", tracker):
-                tracker.check()
+            call(create(component), "check")
         except RunFailed as error:
             problems.append(tracker_problem(recipe, index, str(error)))
     if problems:

@@ -21,7 +21,7 @@ from alignkit.launcher import launcher
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
 from alignkit.own_server import kept_servers
-from alignkit.plugin_errors import blaming, made
+from alignkit.calls import create
 from alignkit.plugins import plugins
 from alignkit.recipe.document import dump
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
@@ -58,7 +58,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
         run = Run(recipe, folder, reporter, team=team)
         error: BaseException | None = None
         try:
-            with stoppable(), blaming(plugins().registry.everything, lambda: run.stage_name):
+            with stoppable():
                 run.execute()
         except BaseException as raised:
             error = raised
@@ -243,8 +243,8 @@ class Run:
 
     def _step(self, stage: Stage, folder: Path) -> Artifact:
         """Run a step's plugin."""
-        step, author = made(stage.component, stage.name)
-        return run_step(step, author, step_context(self, stage, folder, self.metrics(stage)))
+        step = create(stage.component, stage.name)
+        return run_step(step, step_context(self, stage, folder, self.metrics(stage)))
 
     # Contexts
 

@@ -17,7 +17,7 @@ from alignkit.data.sources import OR_SKIP, DataSpec, Loaded
 from alignkit.environment import Environment
 from alignkit.errors import DataError
 from alignkit.external import ExternalTrainer
-from alignkit.plugin_errors import Author, borrowed, calling, made
+from alignkit.calls import blame, call, create, label_of
 from alignkit.recipe.document import Keys
 from alignkit.recipe.schema import Recipe, Stage, keys_of, specs
 from alignkit.registry import Component
@@ -124,10 +124,10 @@ def check_step_data(
         with _pointing_inside(keys_of(stage.component.options, reward) or ()):
             check_scoring(specs(reward, Component), groups, recipe.folder, run_code=run_code)
 
-    step, author = made(stage.component, stage.name)
-    with pointing_at(()), calling(author, "check_data", step):
-        known = partial(learned_from, recipe=recipe)
-        step.check_data(StepData(load, check_prompts, known, lambda text: say(f"{stage.name}: {text}")))
+    known = partial(learned_from, recipe=recipe)
+    data = StepData(load, check_prompts, known, lambda text: say(f"{stage.name}: {text}"))
+    with pointing_at(()):
+        call(create(stage.component, stage.name), "check_data", data)
 
 
 @contextmanager
@@ -159,13 +159,12 @@ def _check_learning(recipe: Recipe, stage: Stage, groups: Sequence[Group], encod
             f"stage '{stage.name}': {name} learns from pairs of a better and a worse response, but no row of "
             f"{files} has a pair{way_out(groups)}"
         )
-    with borrowed(stage.component, stage.name) as (algorithm, author):
-        if isinstance(algorithm, ExternalTrainer):
-            return
-        chosen = selected(recipe, stage, groups, algorithm, author)
-        with calling(author, "check_data", algorithm):
-            algorithm.check_data(chosen)
-        turns, scoring = algorithm.trained_turns(), algorithm.trains is Trains.REWARD
+    algorithm: Algorithm = create(stage.component, stage.name)
+    if isinstance(algorithm, ExternalTrainer):
+        return
+    chosen = selected(recipe, stage, groups, algorithm)
+    call(algorithm, "check_data", chosen)
+    turns, scoring = algorithm.trained_turns(), algorithm.trains is Trains.REWARD
     if (encode := encoder()) is not None and settings is not None:
         limit = settings.max_length
         with_prompt = [group for group in chosen if group.prompt]  # a document is learned in pieces
@@ -183,9 +182,7 @@ def _fits(encoder: Encoder, group: Group, limit: int, turns: str, scoring: bool)
         return False
 
 
-def selected(
-    recipe: Recipe, stage: Stage, groups: Sequence[Group], algorithm: Algorithm, author: Author
-) -> Sequence[Group]:
+def selected(recipe: Recipe, stage: Stage, groups: Sequence[Group], algorithm: Algorithm) -> Sequence[Group]:
     """The groups that the algorithm selects, with the same random numbers as in the stage."""
     if type(algorithm).select is Algorithm.select:
         return groups
@@ -193,8 +190,7 @@ def selected(
 
     random = seeds.stream(recipe.seed, stage.name, "select")
     context = SelectContext(0, recipe.seed, lambda: [], lambda **facts: None, random, False, lambda text: None)
-    with calling(author, "select", algorithm):
-        chosen = algorithm.select(groups, context)
+    chosen = call(algorithm, "select", groups, context)
     return [group for item in chosen for group in ([item] if isinstance(item, Group) else item.groups)]
 
 
@@ -212,9 +208,9 @@ def _check_prompts(
     if groups and not prompts:
         raise DataError(f"stage '{stage.name}': the rows of '{name}' are raw text, without a prompt to answer")
     assert settings is not None
-    with borrowed(stage.component, stage.name) as (algorithm, author), calling(author, "check_prompts", algorithm):
-        if name == "prompts" and isinstance(algorithm, Algorithm):
-            algorithm.check_prompts(prompts)
+    algorithm = create(stage.component, stage.name)
+    if name == "prompts" and isinstance(algorithm, Algorithm):
+        call(algorithm, "check_prompts", prompts)
     for key in keys:
         with _pointing_inside((key,)):
             components = specs(getattr(settings, key), Component)
@@ -237,11 +233,10 @@ def check_scoring(
         scoring = issubclass(kind, Environment | Reward) and (run_code or not kind.runs_code)
         if not scoring and not issubclass(kind, RewardCombination):
             continue
-        plugin, author = made(component, stage)
+        plugin = create(component, stage)
         if scoring:
-            with calling(author, "check", plugin):
-                plugin.check(folder)
-        with calling(author, "check_prompts", plugin):
+            call(plugin, "check", folder)
+        with blame(label_of(plugin), plugin, "check_prompts", groups):
             try:
                 plugin.check_prompts(groups)
             except DataError as error:

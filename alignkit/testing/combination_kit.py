@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alignkit.data.group import Group
-from alignkit.plugin_errors import calling, made
+from alignkit.calls import blame, call, create, label_of
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, CombinedReward, RewardCombination
@@ -52,9 +52,8 @@ def check_combination(
 
 
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:
-    combination, author = made(component)
-    with calling(author, "parts", combination):
-        parts, again = combination.parts(), combination.parts()
+    combination = create(component)
+    parts, again = call(combination, "parts"), call(combination, "parts")
     if not isinstance(parts, Mapping) or not parts or not all(isinstance(name, str) for name in parts):
         yield f"`parts` must return a dict from the names of the rewards to options, not {parts!r:.100}"
         return

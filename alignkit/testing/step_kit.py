@@ -15,7 +15,7 @@ from alignkit.data.group import Group
 from alignkit.io.progress import Metrics
 from alignkit.models.shared_model import BASE
 from alignkit.options import Ref
-from alignkit.plugin_errors import calling, made
+from alignkit.calls import blame, call, create, label_of
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
 from alignkit.reward import Context
@@ -77,15 +77,13 @@ def _check_data(around: Surroundings, component: Component, load: Callable[[Any]
     def check_prompts(reward: Any, groups: Sequence[Group]) -> None:
         check_scoring(specs(reward, Component), groups, around.folder, run_code=True)
 
-    step, author = made(component)
-    with calling(author, "check_data", step):
-        step.check_data(StepData(load, check_prompts))
+    step = create(component)
+    call(step, "check_data", StepData(load, check_prompts))
 
 
 def _run(around: Surroundings, component: Component, name: str) -> Artifact:
     """As a run does. name: of the folder; the same one continues."""
-    step, author = made(component)
-    return run_step(step, author, _context(around, around.cache / "stages" / name))
+    return run_step(create(component), _context(around, around.cache / "stages" / name))
 
 
 def _context(around: Surroundings, out: Path) -> StepContext:

@@ -26,7 +26,6 @@ from alignkit.io.progress import Metrics, Reporter
 from alignkit.io.source_code import plugin_digests
 from alignkit.models.models import LoadedBase
 from alignkit.models.passes import Passes
-from alignkit.plugin_errors import blaming
 from alignkit.plugins import plugins
 from alignkit.recipe.bases import base_keys
 from alignkit.recipe.problems import path_text
@@ -56,7 +55,7 @@ def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World)
         run_recipe(recipe, folder, reporter, team)
     else:
         run = FollowingRun(recipe, folder, Reporter(Console(quiet=True), Console(quiet=True)), team=team)
-        with stoppable(), blaming(plugins().registry.everything, lambda: run.stage_name):
+        with stoppable():
             run.execute()
     team.part()
 
