@@ -59,7 +59,7 @@ TESTS = {
     "accelerate": ["test_tracking.py"],
     # Core modules that every algorithm depends on.
     "encoding": ["test_encoding.py", "test_testing.py"],
-    "scoring": ["test_scoring.py", "test_rewards.py", "test_llama2.py", "test_ppo_checklist.py"],
+    "training/rewards": ["test_scoring.py", "test_rewards.py", "test_llama2.py", "test_ppo_checklist.py"],
     "learner": ["test_train.py", "test_learner_steps.py", "test_testing.py", "test_ppo_checklist.py"],
     "sampling": ["test_sampling.py", "test_sampled_as_generate.py", "test_ppo_checklist.py"],
     "next_token": ["test_next_token.py"],

@@ -28,8 +28,8 @@ ONLINE, ITERATION = "alignkit/training/online.py", "test_iteration_loop.py"
 ROLLOUTS, REPLAYED = "alignkit/training/rollouts.py", "test_replayed_rollouts.py"
 DRAWS = "alignkit/training/sampler.py"
 ROLES, MEASURED = "alignkit/training/roles.py", "test_reference_and_values.py"
-SCORING, AUXILIARY = "alignkit/training/scoring.py", "alignkit/training/auxiliary.py"
-LEARNER, SERVICE = "alignkit/training/learner.py", "alignkit/models/service.py"
+SCORING, AUXILIARY = "alignkit/training/rewards.py", "alignkit/training/auxiliary.py"
+LEARNER, SERVICE = "alignkit/training/learner.py", "alignkit/models/models.py"
 
 _EARLIER = f"{REPLAYED}::test_earlier_iterations_are_offered_as_they_were_selected_from"
 _KEPT = f"{ITERATION}::test_a_kept_version_is_the_policy_after_its_iteration"
@@ -43,7 +43,7 @@ _ENDS = "test_sampling.py::test_every_end_token_ends_a_response"
 _NO_SCORE = "test_scoring.py::test_a_response_that_lacks_a_part_has_no_score"
 _ON_SEVERAL = "test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes"
 _OVER_BATCH = "test_reducer.py::test_numbers_over_the_batch_are_over_all_processes"
-_COMBINED = "combined = self._combined(taken(groups, rows.tolist()), given, learning)"
+_COMBINED = "combined = node.combine(groups, {name: raw[child][rows] for name, child in node.children.items()})"
 _REJECTED = "return [[group for group in groups if self.algorithm.keep_group(group)] for groups in earlier]"
 
 PLANTED = {
@@ -93,8 +93,8 @@ PLANTED = {
     # Scoring
     "failed_score_is_0": Planted(
         SCORING,
-        "torch.from_numpy(np.array(column, dtype=float)) for",
-        "torch.from_numpy(np.array(column, dtype=float)).nan_to_num() for",
+        "values = [math.nan if value is None else value",
+        "values = [0.0 if value is None else value",
         _NO_SCORE,
     ),
     "unread_score_is_0": Planted(
@@ -105,26 +105,26 @@ PLANTED = {
     ),
     "nested_whitened": Planted(
         SCORING,
-        "raw = {name: part.raw for name, part in parts.items()}",
-        "raw = {name: part.reward for name, part in parts.items()}",
+        _COMBINED,
+        _COMBINED.replace("raw[child]", "reward[child]"),
         _NESTED,
     ),
     "nested_raw_whitened": Planted(
         SCORING,
-        "return replace(self._combination(groups, raw, learning=learning), reward=learned)",
-        "return CombinedReward(learned, learned, {})",
+        "raw[node][rows] = combined.raw.to(torch.float64)",
+        "raw[node][rows] = (combined.raw if total is None else total).to(torch.float64)",
         _NESTED,
     ),
     "nested_not_whitened": Planted(
         SCORING,
-        "return replace(self._combination(groups, raw, learning=learning), reward=learned)",
-        "return self._combination(groups, raw, learning=learning)",
+        "(combined.reward if total is None else total).to(torch.float64)",
+        "combined.reward.to(torch.float64)",
         _NESTED,
     ),
     "selection_whitened": Planted(
         SCORING,
-        "{**self.parts, REWARD_KEY: self.raw}",
-        "{**self.parts, REWARD_KEY: self.reward}",
+        "{**table.parts, REWARD_KEY: raw}",
+        "{**table.parts, REWARD_KEY: reward}",
         "test_scoring.py::test_selection_sees_the_reward_before_whitening",
     ),
     "safety_rows": Planted(
@@ -141,9 +141,9 @@ PLANTED = {
         f"{ITERATION}::test_select_draws_other_numbers_in_every_iteration",
     ),
     "first_rewards": Planted(
-        ONLINE,
-        "iteration.combined.take(kept_rows.bool())",
-        "iteration.combined.take(range(int(kept_rows.sum())))",
+        SCORING,
+        "self.rows = self.rows[torch.tensor(keep, dtype=torch.bool)]",
+        "self.rows = self.rows[: sum(keep)]",
         f"{ITERATION}::test_kept_groups_keep_their_rewards",
     ),
     "rollout_order": Planted(
@@ -162,8 +162,8 @@ PLANTED = {
     ),
     "carried_without_penalty": Planted(
         ROLLOUTS,
-        "self.scorer.score(groups, penalty)",
-        "self.scorer.score(groups)",
+        "self.rewards.score(groups, penalty)",
+        "self.rewards.score(groups)",
         f"{REPLAYED}::test_replayed_rollouts_pay_the_penalty_of_this_stage",
     ),
     "current_is_earlier": Planted(ROLLOUTS, "in range(1, iteration)]", "in range(1, iteration + 1)]", _EARLIER),
@@ -273,17 +273,16 @@ PLANTED = {
     ),
     "own_whitening": Planted(
         SCORING,
-        f"        {_COMBINED}\n",
-        f"        {_COMBINED}\n"
-        "        if self.reducer.processes > 1:\n"
-        "            kept = taken(groups, rows.tolist())\n"
-        "            sizes = [len(group.responses) for group in kept]\n"
-        "            def alone(own):\n"
-        "                places = [sum(sizes[:i]) + k for i in own for k in range(sizes[i])]\n"
-        "                part = {name: column[places] for name, column in given.items()}\n"
-        "                return self._combined([kept[i] for i in own], part, learning).reward.tolist()\n"
-        "            rewards = torch.tensor(self.reducer.deal(sizes, alone), dtype=torch.float64)\n"
-        "            combined = replace(combined, reward=rewards)\n",
+        f"            {_COMBINED}\n",
+        f"            {_COMBINED}\n"
+        "            if self.reducer.processes > 1:\n"
+        "                sizes = [len(group.responses) for group in groups]\n"
+        "                def alone(own):\n"
+        "                    places = [sum(sizes[:i]) + k for i in own for k in range(sizes[i])]\n"
+        "                    part = {name: raw[child][rows][places] for name, child in node.children.items()}\n"
+        "                    return node.combine([groups[i] for i in own], part).reward.tolist()\n"
+        "                rewards = torch.tensor(self.reducer.deal(sizes, alone), dtype=torch.float64)\n"
+        "                combined = replace(combined, reward=rewards)\n",
         _OVER_BATCH,
     ),
     "draws_by_share": Planted(ONLINE, "numbers=numbers,", "numbers=range(len(own)),", _ON_SEVERAL),

@@ -37,9 +37,8 @@ from alignkit.runs.run import Run
 from alignkit.settings import ModelSpec, Settings
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 from alignkit.training.averages import Averages
-from alignkit.training.iteration import Iteration
 from alignkit.training.learner import Learner
-from alignkit.training.online import OnlineStage
+from alignkit.training.online import Iteration, OnlineStage
 from alignkit.training.roles import add_value_role
 from alignkit.training.schedule import schedule
 
@@ -220,7 +219,7 @@ def started(folder: Path, stage: dict[str, Any], **model: Any) -> Iterator[Onlin
 def scored(stage: OnlineStage, groups: Sequence[Group]) -> Iteration:
     iteration = Iteration(1)
     stage.ask(iteration, groups)
-    stage.score(iteration)
+    iteration.metrics |= stage.score(iteration)
     return iteration
 
 
@@ -386,8 +385,9 @@ def test_missing_eos_penalty(tmp_path: Path) -> None:
         with started(tmp_path / str(penalty), ppo_stage(rollout=rollout)) as stage:
             stage.work.models.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
             iteration = measured(stage, stage.roll_out(prompts(5), 1))
-            found[penalty] = iteration.groups, iteration.combined, iteration.examples.columns
-            assert iteration.rollouts.all_groups == iteration.groups
+            table = iteration.table
+            found[penalty] = table.groups, table, iteration.examples.columns
+            assert table.groups == table.scored
     (groups, without, plain), (again, combined, columns) = found[0.0], found[5.0]
     cut = torch.tensor([response.truncated for group in groups for response in group.responses])
     assert cut.any() and not cut.all()
@@ -669,7 +669,7 @@ def test_a_skipped_step_hides_no_other_steps_numbers(tmp_path: Path, monkeypatch
         )
         monkeypatch.setattr(stage.learner, "step", lambda part, factor: next(steps, {"loss": 5.0}))
         iteration = measured(stage, stage.roll_out(prompts(5), 1))
-        stage.learn(iteration, 0, Phase(iteration.groups), iteration.examples)
+        stage.learn(iteration, 0, Phase(iteration.table.groups), iteration.examples)
     metrics = iteration.metrics
     assert metrics["loss"] == pytest.approx((1 + 3 + 2 * 5) / 4) and metrics["skipped"] == 2
 
@@ -703,14 +703,14 @@ def test_a_group_that_is_left_out_takes_its_own_rewards_with_it(
 ) -> None:
     """The first of three groups goes: the other two keep their rewards."""
     with started(tmp_path, ppo_stage()) as stage:
-        iteration = scored(stage, stage.roll_out(prompts(3), 1))
-        groups, reward = iteration.groups, iteration.combined.reward
+        table = scored(stage, stage.roll_out(prompts(3), 1)).table
+        groups, reward = table.groups, table.reward
         assert len(set(reward.tolist())) > 3
         monkeypatch.setattr(stage.algorithm.algorithm, "keep_group", lambda group: group.id != groups[0].id)
-        stage._keep(iteration)
-        assert iteration.groups == groups[1:] and iteration.metrics["groups_without_signal"] == 1
-        assert torch.equal(iteration.combined.reward, reward[3:])
-        assert torch.equal(iteration.combined.raw, reward[3:])
+        iteration = measured(stage, table.sampled)
+        assert iteration.table.groups == groups[1:] and iteration.metrics["groups_without_signal"] == 1
+        assert torch.equal(iteration.examples.columns["rewards"], reward[3:])
+        assert torch.equal(iteration.examples.columns["raw_rewards"], reward[3:])
 
 
 @pytest.mark.parametrize("lora", [{"r": 4}, "none"])

@@ -13,7 +13,7 @@ from alignkit.recipe.schema import Stage
 from alignkit.runs.durable_map import durable_map
 from alignkit.runs.learned_from import learned_from, log_odds
 from alignkit.step import StepContext
-from alignkit.training.scoring import ModelScores, Scorer
+from alignkit.training.rewards import Column, Rewards
 
 SCORED = 64  # groups that a reward scores at once
 
@@ -21,7 +21,6 @@ SCORED = 64  # groups that a reward scores at once
 def step_context(run: Any, stage: Stage, folder: Path, metrics: Metrics) -> StepContext:
     """The context of a step. run: a `Run`. folder: the stage's."""
     seed = run.recipe.seed
-    known = ModelScores()
 
     def map_rows(name: str, rows: Sequence[Any], function: Callable[..., Any]) -> list[Any]:
         with run.reporter.progress(name, len(rows)) as done:
@@ -36,7 +35,7 @@ def step_context(run: Any, stage: Stage, folder: Path, metrics: Metrics) -> Step
         seed=seed,
         out=folder,
         load=lambda spec: run.load(spec).groups,
-        scorer=lambda spec: Scorer(spec, run.reward_context(seed), known=known, rows=partial(_scores, run)),
+        scorer=lambda spec: Rewards(spec, run.reward_context(seed), in_parts=partial(_in_parts, run)),
         map=map_rows,
         log=lambda **values: metrics.write(stage=stage.name, **values),
         say=run.reporter.activity,
@@ -49,15 +48,15 @@ def step_context(run: Any, stage: Stage, folder: Path, metrics: Metrics) -> Step
     )
 
 
-def _scores(run: Any, leaf: Scorer, groups: Sequence[Group]) -> list[float | None]:
+def _in_parts(run: Any, name: str, groups: Sequence[Group], score: Callable[[Sequence[Group]], Column]) -> Column:
     """The scores of a single reward, one per response.
 
     A reward model's bits depend on the groups that it sees at once, and on nothing that was scored before.
     """
-    column: list[float | None] = []
-    with run.reporter.progress(f"scoring with {leaf.name}", len(groups)) as done:
+    column: Column = []
+    with run.reporter.progress(f"scoring with {name}", len(groups)) as done:
         for start in range(0, len(groups), SCORED):
             run.should_stop()
-            column += leaf.column(groups[start : start + SCORED])
+            column += score(groups[start : start + SCORED])
             done(min(start + SCORED, len(groups)))
     return column

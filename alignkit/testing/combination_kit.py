@@ -19,7 +19,7 @@ from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, CombinedReward, RewardCombination
 from alignkit.testing.checks import relative_distance, state_problems
 from alignkit.testing.surroundings import Surroundings, conform, turned_groups
-from alignkit.training.scoring import Scorer
+from alignkit.training.rewards import Node, Rewards
 
 TOLERANCE = 1e-6  # relative, in float64
 
@@ -63,16 +63,6 @@ def _problems(around: Surroundings, component: Component) -> Iterator[str]:
     yield from _Rules(around, component, list(parts)).problems()
 
 
-class _Probe(Scorer):
-    """Combines given scores, with the checks of a run."""
-
-    def joined(self, groups: Sequence[Group], columns: Columns) -> CombinedReward:
-        return self._combination(groups, columns, learning=True)
-
-    def summed(self, groups: Sequence[Group], columns: Columns) -> Tensor:
-        return self._total(groups, columns)
-
-
 class _Rules:
     """A combination and the scores of its parts."""
 
@@ -84,8 +74,8 @@ class _Rules:
         generator = torch.Generator().manual_seed(11)
         self.columns = {name: torch.randn(self.count, generator=generator, dtype=torch.float64) for name in parts}
 
-    def new(self, state: Mapping[str, Any] | None = None) -> _Probe:
-        probe = _Probe(self.spec, self.context)
+    def new(self, state: Mapping[str, Any] | None = None) -> Node:
+        probe = Rewards(self.spec, self.context).root
         if state is not None:
             probe.plugin.state = copy.deepcopy(dict(state))
         return probe
@@ -95,19 +85,19 @@ class _Rules:
         yield from state_problems(probe.plugin, "at first")
         start = copy.deepcopy(probe.plugin.state)
         groups, columns = copy.deepcopy(self.groups), _copies(self.columns)
-        expected = probe.joined(groups, columns)
+        expected = probe.combine(groups, columns)
         yield from state_problems(probe.plugin, "after `combine`")
         yield from self._inputs(groups, columns)
         if wrong := list(_values(expected)):
             yield from wrong
             return
         again = self.new(start)
-        yield from _changes("a second call from the same state", expected, again.joined(self.groups, self.columns))
+        yield from _changes("a second call from the same state", expected, again.combine(self.groups, self.columns))
         if again.plugin.state != probe.plugin.state:
             yield f"`combine`: a second call from the same state leaves another `state`: {AGAIN}"
         yield from self._order(expected, start)
         yield from self._missing(start)
-        same = self.new(start).joined(self.groups, {name: torch.ones_like(x) for name, x in self.columns.items()})
+        same = self.new(start).combine(self.groups, {name: torch.ones_like(x) for name, x in self.columns.items()})
         if not (same.reward.isfinite().all() and same.raw.isfinite().all()):
             yield "`combine`: equal scores make a reward that is not finite: their deviation is 0"
         if probe.plugin.sums:
@@ -124,7 +114,7 @@ class _Rules:
 
     def _order(self, expected: CombinedReward, start: Mapping[str, Any]) -> list[str]:
         turned = turned_groups(self.groups)
-        actual = self.new(start).joined(turned, {name: column.flip(0) for name, column in self.columns.items()})
+        actual = self.new(start).combine(turned, {name: column.flip(0) for name, column in self.columns.items()})
         back = replace(actual, reward=actual.reward.flip(0), raw=actual.raw.flip(0))
         return _changes("the order of groups and responses", expected, back, ORDER)
 
@@ -132,15 +122,15 @@ class _Rules:
         columns = _copies(self.columns)
         for column in columns.values():
             column[0] = math.nan
-        found = self.new(start).joined(self.groups, columns)
+        found = self.new(start).combine(self.groups, columns)
         wrong = [name for name, x in (("reward", found.reward), ("raw", found.raw)) if not x[1:].isfinite().all()]
         return [f"`combine`: a missing score makes '{name}' of other responses NaN: {MISSING}" for name in wrong]
 
     def _sums(self, expected: CombinedReward, start: Mapping[str, Any]) -> list[str]:
         rows = len(self.groups[0].responses)
-        part = self.new(start).joined(self.groups[:1], {name: x[:rows] for name, x in self.columns.items()})
+        part = self.new(start).combine(self.groups[:1], {name: x[:rows] for name, x in self.columns.items()})
         probe = self.new(start)
-        total = replace(expected, reward=probe.summed(self.groups, self.columns))
+        total = replace(expected, reward=probe.total(self.groups, self.columns))
         return [
             *_changes("leaving out the other groups", expected.take(list(range(rows))), part, SUMS),
             *(text.replace("`combine`: ", "") for text in _changes("`total`", expected, total, TOTAL)),

@@ -17,7 +17,7 @@ from alignkit.reward import Reward
 from alignkit.testing.checks import ConformanceError
 from alignkit.testing.purity import changed, memory_of
 from alignkit.testing.surroundings import Surroundings, conform, turned_groups
-from alignkit.training.scoring import Scorer
+from alignkit.training.rewards import Rewards
 
 Scores = list[float | None]
 TOLERANCE = 1e-4  # relative, of two scores of a response; models in other batches differ by about 1e-5
@@ -58,13 +58,13 @@ def _problems(around: Surroundings, component: Component) -> Iterator[str]:
     call(early, "check", around.folder)
     call(early, "check_prompts", groups)
     scorer = _scorer(around, component)
-    remembered = memory_of(scorer.plugin)
+    remembered = memory_of(scorer.root.plugin)
     scores = _scores(scorer, groups)
     if groups != before:
         yield "`score` changes the groups that it is given: make new ones with dataclasses.replace"
     if all(score is None for score in scores):
         yield "`score` scores none of the responses: pass others as `groups`"
-    name = changed(remembered, memory_of(scorer.plugin))
+    name = changed(remembered, memory_of(scorer.root.plugin))
     memory = f"{PURE}{f' (it changed self.{name})' if name else ''}"
     yield from _changes("a second call", scores, _scores(scorer, groups), memory)
     yield from _changes("another process", scores, _scores(_scorer(around, component), groups), PURE)
@@ -77,11 +77,11 @@ def _problems(around: Surroundings, component: Component) -> Iterator[str]:
         yield from _changes("a group for every response", scores, _scores(scorer, single), APART)
 
 
-def _scorer(around: Surroundings, component: Component) -> Scorer:
-    return Scorer(RewardSpec("reward", component.name, component), around.context)
+def _scorer(around: Surroundings, component: Component) -> Rewards:
+    return Rewards(RewardSpec("reward", component.name, component), around.context)
 
 
-def _scores(scorer: Scorer, groups: Sequence[Group]) -> Scores:
+def _scores(scorer: Rewards, groups: Sequence[Group]) -> Scores:
     """What a run makes of the plugin's scores, or refuses."""
     return [response.scores[scorer.name] for group in scorer.score(groups) for response in group.responses]
 

@@ -24,7 +24,7 @@ from alignkit.runs.stage_check import check_scoring
 from alignkit.sampling_options import SamplingOptions
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step
 from alignkit.testing.surroundings import Surroundings, conform, why_not_stored
-from alignkit.training.scoring import Scorer
+from alignkit.training.rewards import Rewards
 
 AGAIN = "a step draws random numbers from `context.seed` only"
 
@@ -96,7 +96,7 @@ def _context(around: Surroundings, out: Path) -> StepContext:
     return StepContext(
         **{field.name: getattr(context, field.name) for field in fields(Context)},
         out=out,
-        scorer=lambda spec: Scorer(spec, context),
+        scorer=lambda spec: Rewards(spec, context),
         map=durable,
         log=lambda **values: metrics.write(stage="", **values),
         say=lambda text: None,

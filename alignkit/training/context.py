@@ -15,7 +15,7 @@ from alignkit.recipe.schema import RewardSpec, Stage
 from alignkit.reward import Context
 from alignkit.settings import Settings
 from alignkit.training.collectives import ONE_PROCESS, Reducer
-from alignkit.training.scoring import Scorer
+from alignkit.training.rewards import Rewards
 
 
 @dataclass
@@ -69,10 +69,10 @@ class StageContext:
         """The plugin and stage that errors name."""
         return author_of(self.stage.component.registration, self.name)
 
-    def scorer(self, spec: RewardSpec) -> Scorer:
+    def scorer(self, spec: RewardSpec) -> Rewards:
         """What scores responses in all processes of the run."""
         by_engine = self.stage.engine is not None
-        return Scorer(spec, self.reward_context(), reducer=self.reducer, by_engine=by_engine)
+        return Rewards(spec, self.reward_context(), reducer=self.reducer, by_engine=by_engine)
 
     def say(self, text: str) -> None:
         """Print one line about this stage, which the user must know."""

@@ -22,6 +22,8 @@ class CheckedFilter:
 
     def keep(self, groups: Sequence[Group]) -> list[bool]:
         """Whether each group is learned from."""
+        if not groups:
+            return []
         with calling(self.author, "keep", self.filter, groups):
             kept: Any = self.filter.keep(groups)
         if hasattr(kept, "tolist"):  # of numpy or torch
@@ -37,21 +39,3 @@ class CheckedFilter:
 
     def _wrong(self, text: str) -> Exception:
         return self.author.error(f"{type(self.filter).__name__}.keep", text)
-
-
-class StageFilters:
-    """The filters of a stage, in the recipe's order: each sees the groups that those before it kept."""
-
-    def __init__(self, components: Sequence[Component], stage: str):
-        self.filters = [CheckedFilter(component, stage) for component in components]
-
-    def keep(self, groups: Sequence[Group]) -> tuple[list[bool], dict[str, int]]:
-        """Whether each group is learned from, and how many groups each filter left out, by its name."""
-        kept = list(range(len(groups)))
-        counts: dict[str, int] = {}
-        for one in self.filters:
-            chosen = one.keep([groups[index] for index in kept]) if kept else []
-            counts[one.name] = counts.get(one.name, 0) + chosen.count(False)
-            kept = [index for index, chose in zip(kept, chosen, strict=True) if chose]
-        remaining = set(kept)
-        return [index in remaining for index in range(len(groups))], counts

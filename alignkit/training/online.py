@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from alignkit import functional as F
 from alignkit import seeds
 from alignkit.algorithm import ADVANTAGES, Algorithm, Phase, SelectContext, Skip
-from alignkit.data.group import Group, previews
+from alignkit.batch import likelier_now
+from alignkit.data.describe import said
+from alignkit.data.group import Group, length, previews
 from alignkit.errors import RunFailed
 from alignkit.models import forward
 from alignkit.models.examples import Examples
@@ -26,29 +32,79 @@ from alignkit.training.ahead import Ahead
 from alignkit.training.averages import StepAverages
 from alignkit.training.context import StageContext
 from alignkit.training.episodes import episodes_of
-from alignkit.training.filters import StageFilters
-from alignkit.training.iteration import (
-    FILTERED,
-    FILTERED_HELP,
-    Iteration,
-    below_zero,
-    mean_kl,
-    report_filtered,
-    report_idle,
-    rollout_metrics,
-)
+from alignkit.training.filters import CheckedFilter
 from alignkit.training.mismatch import ANOTHER_MODEL, mismatch, sampler_metrics, weighted
+from alignkit.training.rewards import RewardTable
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
-from alignkit.training.scoring import most_different, report_only, with_learned, with_reward
 from alignkit.training.stage import StageWork
-from alignkit.training.unscored import nothing_scored, spent, why_unscored
 from alignkit.training.watch import StageWatch
 
+FILTERED = "filters left out every group"
+FILTERED_HELP = (
+    "look at the rewards in the samples and widen the filter, or leave it out; with more prompts_per_iteration or "
+    "samples_per_prompt, a group that it keeps is likelier"
+)
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
 SAME_ADAPTER = 1e-2
 MOSTLY_CUT = 0.5  # share of truncated samples that is worth a warning
 Place = tuple[str | int, ...]  # of random streams
+
+
+@dataclass
+class Iteration:
+    """The state of one iteration, filled step by step.
+
+    number: counts from 1. table: every sample so far, with its scores. examples: what is learned from in tokens, with
+    the measurements and the signal. skipped: why the iteration learns nothing, or an empty string.
+    """
+
+    number: int
+    table: RewardTable = field(default_factory=RewardTable)
+    examples: Examples = field(default_factory=lambda: Examples([]))
+    skipped: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    seconds: Counter[str] = field(default_factory=Counter)
+
+    @contextmanager
+    def timer(self, part: str) -> Iterator[None]:
+        """Measure the wall-clock time of a part of the iteration, which may have several pieces."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.monotonic() - began  # type: ignore[assignment]
+
+    def speed_metrics(self) -> dict[str, float]:
+        """Seconds in total and by part, and tokens sampled per second."""
+        new_tokens = sum(length(response) for group in self.table.sampled for response in group.responses)
+        parts = {f"seconds/{part}": seconds for part, seconds in self.seconds.items()}
+        speed = new_tokens / (self.metrics.get("seconds/sampling") or self.seconds["rollout"])
+        return {"tokens_per_second": speed, "seconds": sum(self.seconds.values()), **parts}
+
+    def sample(self) -> tuple[str, str, str]:
+        """The first answer to the first prompt, which is as good as any: the prompt's last turn, text, and facts."""
+        group = self.table.scored[0]
+        response = group.responses[0]
+        facts = [counted(length(response), "token")] + ["cut off"] * response.truncated
+        if (reward := response.scores.get(REWARD_KEY)) is not None:
+            facts.insert(0, f"reward {reward:.3g}")
+        return said(group.prompt[-1:]), response.text, ", ".join(facts)
+
+    def why_nothing_learned(self) -> str:
+        """The most likely reason, judging by the metrics."""
+        if self.metrics.get("skipped"):
+            return "the loss or its gradient was not finite"
+        reason = self.skipped or "no sample was selected"
+        if self.table.reward is None:
+            return reason
+        rewards = self.table.known.tolist()
+        low, high = min(rewards), max(rewards)
+        if F.nearly_equal(low, high):
+            equal = f"all {len(rewards)} rewards were {low:.4g}"
+            equal = f"{self.skipped} ({equal})" if self.skipped else equal
+            return f"{equal}. Check the reward, or start with easier prompts"
+        return self.skipped or f"{reason}: rewards ranged from {low:.4g} to {high:.4g}"
 
 
 class OnlineStage:
@@ -63,21 +119,21 @@ class OnlineStage:
         self.work = StageWork(context, algorithm, self.sampling.temperature)
         self.algorithm, self.learner = self.work.algorithm, self.work.learner
         reward = self.settings.reward
-        self.scorer = context.scorer(reward) if reward is not None else None
-        self.filters = StageFilters(rollout.filters or (), context.name)
-        self.files = RolloutFiles(context, self.scorer, self.algorithm.needs.reward)
-        self.watch = StageWatch(self.work, self.scorer, self.sampling, self.sample)
+        self.rewards = context.scorer(reward) if reward is not None else None
+        self.learns = reward is not None and self.algorithm.needs.reward  # from it
+        self.filters = [CheckedFilter(component, context.name) for component in rollout.filters or ()]
+        self.files = RolloutFiles(context, self.rewards, self.learns)
+        self.watch = StageWatch(self.work, self.rewards, self.sampling, self.sample)
         self.temperature = self.sampling.temperature  # of measurements
         self.warned = False  # that the sampler is not the policy
-        self.doubted = False  # the KL
         self.episodes = episodes_of(context)
         self.ahead = Ahead(context, self.work, self.sampling, self.episodes) if rollout.ahead else None
         if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
             context.say("top_p and top_k leave tokens out of samples, but ratios and KL are of all tokens, thus biased")
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
             context.say("replay_from has no effect: the algorithm learns only from its own samples")
-        if self.scorer is not None and not self.algorithm.needs.reward:
-            context.say(f"reward '{self.scorer.name}' is reported, but nothing is learned from it")
+        if self.rewards is not None and not self.learns:
+            context.say(f"reward '{self.rewards.name}' is reported, but nothing is learned from it")
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
@@ -88,8 +144,8 @@ class OnlineStage:
         prompts.extra = int(work.done.get("extra_prompts", 0))
         # After `prompts`, which counts again what the checkpoint's summary already includes.
         work.restore_progress()
-        if self.scorer is not None:
-            self.scorer.restore(work.done.get("combinations", {}))
+        if self.rewards is not None:
+            self.rewards.remember(work.done.get("combinations", {}))
         if self.ahead is not None:
             self.ahead.restore(work.done.get("ahead", {}))
         counts = {"prompts": len(prompts.prompts), "prompts_used": prompts.used, "iterations": iterations}
@@ -108,10 +164,9 @@ class OnlineStage:
             work.summary.pop("prompts_used", None)  # only the monitor knows
         elif prompts.extra:
             work.summary["prompts_used"] = prompts.used
-        if self.scorer is not None and (states := self.scorer.states()):
+        if self.rewards is not None and (states := self.rewards.states()):
             work.summary["combinations"] = states
-        report_filtered(self.context, work.summary)
-        report_idle(self.context, work.summary, iterations, self.files.folder)
+        self._report(iterations)
         self.watch.finish()
         self.watch.save()
         return work.summary
@@ -147,7 +202,7 @@ class OnlineStage:
         self.work.keep_version(number)
         if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.watch.stopped:
             position = f"iteration {number} of {iterations}"
-            combinations, rollouts = self.scorer.states() if self.scorer is not None else {}, self.files.digests
+            combinations, rollouts = self.rewards.states() if self.rewards is not None else {}, self.files.digests
             more = {"combinations": combinations, "rollouts": rollouts, **self.watch.checkpoint}
             more |= self.ahead.checkpoint if self.ahead is not None else {}
             more |= {"extra_prompts": prompts.extra} if prompts.extra else {}
@@ -163,16 +218,10 @@ class OnlineStage:
         self._poll()
         with iteration.timer("watch"):
             # A metric of the stage itself counts, whatever a monitor calls its own.
-            iteration.metrics = self.watch.look(number, iteration.rollouts.all_groups) | iteration.metrics
+            iteration.metrics = self.watch.look(number, iteration.table.scored) | iteration.metrics
         with iteration.timer("learn"):
-            # Before filters: replay applies them to what was sampled.
-            self.files.write(number, iteration.rollouts.all_groups)
-            self.context.notify("rollouts_scored", iteration=number, groups=iteration.rollouts.groups)
-            if counts := self._filter(iteration):
-                total = self.work.summary.get("filtered", {})
-                self.work.summary["filtered"] = {name: total.get(name, 0) + count for name, count in counts.items()}
-            self._keep(iteration)
-            self._fill(iteration, prompts.per_iteration)
+            self.files.write(number, iteration.table.scored)
+            self.context.notify("rollouts_scored", iteration=number, groups=iteration.table.scored)
             self.measure(iteration)
             # Asked before learning, as the samples are those of the weights that the stage would end with.
             if not self.watch.stops(number, self._sampled_kl(iteration)):
@@ -194,48 +243,43 @@ class OnlineStage:
 
         Only the parts of a reward are asked batch by batch. What combines them sees all samples of the iteration.
         """
-        number, sampled = iteration.number, iteration.sampled
+        number, table = iteration.number, iteration.table
         most, wanted = self.settings.rollout.max_num_gen_batches or 1, prompts.per_iteration
         if self.episodes is not None and self.ahead is None:
             self.episodes.forget()
+        facts: dict[str, Any] = {}
         for batch in range(1, most + 1):
-            left = self._left(iteration) if sampled else 0
-            if left >= wanted:
-                break
+            sampled, left = len(table.sampled), len(table.groups)
             # As many as probably fill the batch, by the share that was left so far.
-            count = min(wanted, math.ceil((wanted - left) * len(sampled) / left)) if left else wanted
+            count = min(wanted, math.ceil((wanted - left) * sampled / left)) if left else wanted
             with iteration.timer("rollout"):
                 if self.ahead is not None:
                     new = self._roll_out_ahead(self.ahead, iteration, prompts)
                 else:
-                    new = self.roll_out(prompts.draw(number, len(sampled), count), number, len(sampled))
+                    new = self.roll_out(prompts.draw(number, sampled, count), number, sampled)
             with iteration.timer("score"):
                 self.ask(iteration, new)
+                facts = self.score(iteration)
             if most > 1:
-                iteration.metrics["gen_batches"] = batch
-        prompts.extra += len(sampled) - wanted
+                facts["gen_batches"] = batch
+            if len(table.groups) >= wanted:
+                break
+        iteration.metrics |= facts
+        prompts.extra += len(table.sampled) - wanted
         if self.episodes is not None and self.ahead is None:
             iteration.metrics |= self.episodes.metrics(self.context.reducer)
-        with iteration.timer("score"):
-            self.score(iteration)
-
-    def _left(self, iteration: Iteration) -> int:
-        """How many of the groups so far would be learned from. Nothing remembers that it was asked."""
-        trial = Iteration(iteration.number, iteration.sampled, iteration.parts)
-        self._combine(trial, learning=False)
-        self._filter(trial)
-        self._keep(trial)
-        return len(trial.groups)
+        if self.settings.rollout.max_num_gen_batches is not None:
+            self._fill(iteration, wanted)
+        self._tell(iteration)
 
     def _fill(self, iteration: Iteration, wanted: int) -> None:
         """Leave out groups beyond a full batch, the last ones; say so if the recipe's bound left it smaller."""
-        most, left, summary = self.settings.rollout.max_num_gen_batches, len(iteration.groups), self.work.summary
-        if most is None:
-            return
-        self._take(iteration, [index < wanted for index in range(left)])
+        table, summary = iteration.table, self.work.summary
+        most, left = self.settings.rollout.max_num_gen_batches, len(table.groups)
+        table.take_groups([number < wanted for number in range(left)])
         if left < wanted:
             if "unfilled_iterations" not in summary:
-                fact = f"{left} of {len(iteration.rollouts.all_groups)} groups are left to learn from, not {wanted}"
+                fact = f"{left} of {len(table.sampled)} groups are left to learn from, not {wanted}"
                 text = f"after {most} batches (max_num_gen_batches), {fact}; later iterations are only counted"
                 self.context.say(f"{text}. To fill the batch, {FILTERED_HELP}")
             summary["unfilled_iterations"] = summary.get("unfilled_iterations", 0) + 1
@@ -293,95 +337,84 @@ class OnlineStage:
         return self.context.reducer.deal([1] * len(prompts), sampled, led=self.work.model.engine is not None)
 
     def ask(self, iteration: Iteration, groups: Sequence[Group]) -> None:
-        """Add samples to the iteration, with what the parts of the reward say of them, and what judges cost."""
-        iteration.sampled += groups
-        if self.scorer is None:
-            return
-        self.context.reporter.note("scoring")
-        for name, scores in self.scorer.parts(groups).items():
-            iteration.parts[name] = torch.cat([iteration.parts.get(name, scores[:0]), scores])
-        for name, value in spent(self.scorer).items():
-            iteration.metrics[name] = iteration.metrics.get(name, 0) + value
+        """Add samples to the iteration, with what the parts of the reward say of them."""
+        if self.rewards is None:
+            iteration.table.sampled += groups
+        else:
+            self.context.reporter.note("scoring")
+            self.rewards.ask(groups, iteration.table)
 
-    def _combine(self, iteration: Iteration, *, learning: bool) -> None:
-        """Combine the scores of the iteration. learning: whether combinations remember them."""
-        groups, learns = iteration.sampled, self.algorithm.needs.reward
-        rollouts = report_only(None, groups)
-        if self.scorer is not None:
-            scores = self.scorer.combined(groups, iteration.parts, learning=learning and learns)
-            rollouts = with_reward(scores, groups, self.missing_eos_penalty) if learns else report_only(scores, groups)
-            if not rollouts.groups:
-                raise nothing_scored(self.context.name, self.scorer, rollouts.all_groups, self.episodes)
-        iteration.rollouts = rollouts
-        iteration.groups, iteration.combined = rollouts.groups, rollouts.combined
+    def score(self, iteration: Iteration) -> dict[str, Any]:
+        """Combine the scores so far, and leave out what nothing is learned from. Returns metrics."""
+        table = iteration.table
+        if self.rewards is None:
+            table.scored = table.sampled
+            table.learn_from_all()
+        else:
+            self.rewards.combine(table, self.missing_eos_penalty if self.learns else 0.0, learns=self.learns)
+            if not table.groups:
+                raise RunFailed(
+                    f"stage '{self.context.name}': no response could be scored\n{self.rewards.nothing_scored(table)}"
+                )
+        facts = {**table.summary(), **table.judge_usage()}  # of all samples
+        return facts | self._choose(iteration)
 
-    def score(self, iteration: Iteration) -> None:
-        """Combine the scores; responses without one are reported, and left out if they are learned from."""
-        self._combine(iteration, learning=True)
-        learns, rollouts = self.algorithm.needs.reward, iteration.rollouts
-        if rollouts.unscored:
-            groups = [g for g in rollouts.all_groups if any(r.scores.get(REWARD_KEY) is None for r in g.responses)]
-            what = f"{counted(rollouts.unscored, 'response')} without a score"
-            why = why_unscored(self.scorer) if self.scorer is not None else ""
-            self.context.say(f"{f'left out {what}' if learns else what}; prompts: {previews(groups)}{why}")
-        iteration.metrics |= rollout_metrics(rollouts)
-        if iteration.number == 1 and (cut := iteration.metrics["truncated"]) > MOSTLY_CUT:
-            self.context.say(
-                f"warning: {cut:.0%} of the samples have no end after max_new_tokens {self.sampling.max_new_tokens}: "
-                "the policy does not stop, or needs more room. Raise rollout.max_new_tokens, or start from SFT"
-            )
-        if "judge/cost" in iteration.metrics:
-            cost = self.work.summary.get("judge_cost", 0.0) + iteration.metrics["judge/cost"]
-            self.work.summary["judge_cost"] = cost
-
-    def _filter(self, iteration: Iteration) -> dict[str, int]:
-        """Leave out what the recipe's filters do not keep; returns how many groups each leaves out."""
-        if not self.filters.filters:
-            return {}
-        keep, counts = self.filters.keep(with_learned(iteration.groups, iteration.combined))
-        iteration.metrics |= {f"filtered/{name}": count for name, count in counts.items()}
-        self._take(iteration, keep)
-        if not iteration.groups:
-            names = ", ".join(f"'{name}' {count}" for name, count in counts.items() if count)
+    def _choose(self, iteration: Iteration) -> dict[str, int]:
+        """Leave out what filters, `learn_from` and the algorithm do not keep; returns how many groups, as metrics."""
+        table, left_out = iteration.table, Counter[str]()
+        iteration.skipped = ""
+        for one in self.filters:
+            left_out[f"filtered/{one.name}"] += table.take_groups(one.keep(table.learned))
+        if not table.groups:
+            names = ", ".join(f"'{name.partition('/')[2]}' {count}" for name, count in left_out.items() if count)
             iteration.skipped = f"{FILTERED} ({names})"
-        return counts
+        if self.settings.rollout.learn_from is not None and self.learns:
+            table.take_most_different(self.settings.rollout.learn_from)
+        fewest = self.algorithm.needs.min_samples
+        too_few = all(len(group.responses) < fewest for group in table.groups)
+        if gone := table.take_groups([self.algorithm.keep_group(group) for group in table.learned]):
+            left_out["groups_without_signal"] = gone
+            if not table.groups:
+                few = "every prompt had too few responses with a score"
+                iteration.skipped = few if too_few else "the algorithm kept no group"
+        return left_out
 
-    def _take(self, iteration: Iteration, keep: Sequence[bool]) -> None:
-        """Only some of the groups, with their rewards."""
-        kept_rows = torch.tensor([k for group, k in zip(iteration.groups, keep, strict=True) for _ in group.responses])
-        if iteration.combined is not None:
-            iteration.combined = iteration.combined.take(kept_rows.bool())
-        iteration.groups = [*compress(iteration.groups, keep)]
-
-    def _keep(self, iteration: Iteration) -> None:
-        """Leave out what `learn_from` and the algorithm do not keep."""
-        count = self.settings.rollout.learn_from
-        if count is not None and iteration.combined is not None:
-            iteration.groups, iteration.combined = most_different(iteration.groups, iteration.combined, count)
-        keep = [self.algorithm.keep_group(group) for group in with_learned(iteration.groups, iteration.combined)]
-        if all(keep):
-            return
-        iteration.metrics["groups_without_signal"] = keep.count(False)
-        self._take(iteration, keep)
-        if not iteration.groups:
-            fewest = self.algorithm.needs.min_samples
-            too_few = all(len(group.responses) < fewest for group in iteration.rollouts.groups)
-            reason = "every prompt had too few responses with a score" if too_few else "the algorithm kept no group"
-            iteration.skipped = reason
+    def _tell(self, iteration: Iteration) -> None:
+        """Let combinations remember the scores, count what was left out, and say what a user must know."""
+        table, summary, metrics = iteration.table, self.work.summary, iteration.metrics
+        if self.rewards is not None and self.learns:
+            self.rewards.remember(table.states)
+        if table.unscored:
+            groups = [g for g in table.scored if any(r.scores.get(REWARD_KEY) is None for r in g.responses)]
+            what = f"{'left out ' if self.learns else ''}{counted(table.unscored, 'response')} without a score"
+            self.context.say(f"{what}; prompts: {previews(groups)}{table.why_unscored()}")
+        if iteration.number == 1 and metrics["truncated"] > MOSTLY_CUT:
+            self.context.say(
+                f"warning: {metrics['truncated']:.0%} of the samples have no end after max_new_tokens "
+                f"{self.sampling.max_new_tokens}: the policy does not stop, or needs more room. Raise "
+                "rollout.max_new_tokens, or start from SFT"
+            )
+        if "judge/cost" in metrics:
+            summary["judge_cost"] = summary.get("judge_cost", 0.0) + metrics["judge/cost"]
+        if self.filters:
+            filtered = summary.setdefault("filtered", {})
+            for name in dict.fromkeys(one.name for one in self.filters):
+                filtered[name] = filtered.get(name, 0) + metrics[f"filtered/{name}"]
 
     def measure(self, iteration: Iteration) -> None:
         """Encode the rollouts, measure them before the first update, and compute the signal."""
+        table = iteration.table
         iteration.examples = Examples([])
-        if not iteration.groups:
+        if not table.groups:
             return
         self.context.reporter.note("measuring")
-        encoded = self.work.encoder.encode(iteration.groups)
+        encoded = self.work.encoder.encode(table.groups)
         # Rewards belong to groups by position, so none may be missing.
-        if len(encoded) != len(iteration.groups):
+        if len(encoded) != len(table.groups):
             raise RunFailed("a rollout did not fit max_length although its prompt did")
         examples = Examples(encoded)
-        if iteration.combined is not None:
-            examples.columns |= {"rewards": iteration.combined.reward, "raw_rewards": iteration.combined.raw}
+        if table.reward is not None and table.raw is not None:
+            examples.columns |= {"rewards": table.reward[table.rows], "raw_rewards": table.raw[table.rows]}
         old = self._measure_logprobs(iteration, examples)
         iteration.examples = examples
         self._signal(iteration, old)
@@ -392,7 +425,7 @@ class OnlineStage:
         The KL to the reference is logged even if the algorithm does not need it.
         """
         roles, needs = self.work.roles, self.algorithm.needs
-        groups, encoded = iteration.groups, examples.groups
+        groups, encoded = iteration.table.groups, examples.groups
         # Above 1 only if the algorithm needs none of these numbers: they are then for the metrics.
         if (each := self._one_in(groups)) > 1:
             groups, encoded = groups[::each], encoded[::each]
@@ -409,12 +442,6 @@ class OnlineStage:
         if not math.isfinite(kl):
             raise RunFailed(
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
-            )
-        if not self.doubted and (low := below_zero(old, reference, groups)) < -SAME_ADAPTER:
-            self.doubted = True
-            self.context.say(
-                f"warning: the mean log ratio of policy and reference is {low:.3g} nats, below 0 by more than its "
-                "error: the samples are not drawn from the policy as it is scored, so the KL is wrong"
             )
         iteration.metrics |= sampler_metrics(groups, old)
         self._check_sampler(iteration, groups, encoded)
@@ -479,7 +506,7 @@ class OnlineStage:
 
     def _sampled_kl(self, iteration: Iteration) -> float | None:
         """The KL that a budget is about: of all samples, also of those that nothing is learned from."""
-        everything, learned = iteration.rollouts.all_groups, iteration.groups
+        everything, learned = iteration.table.scored, iteration.table.groups
         left_out = sum(len(g.responses) for g in everything) - sum(len(g.responses) for g in learned)
         # If nothing was left out, the KL that was measured is already that of all samples.
         if not left_out or self.watch.budget is None:
@@ -551,12 +578,17 @@ class OnlineStage:
         name, seed, number = self.context.name, self.context.seed, iteration.number
 
         def replay() -> list[list[Group]]:
-            earlier = (compress(groups, self.filters.keep(groups)[0]) for groups in self.files.before(number))
+            earlier = [self._filtered(groups) for groups in self.files.before(number)]
             return [[group for group in groups if self.algorithm.keep_group(group)] for groups in earlier]
 
         random = seeds.stream(seed, name, "select", number)
         context = SelectContext(number, seed, replay, iteration.metrics.update, random, say=self.context.say)
-        return self.algorithm.select(iteration.groups, context)
+        return self.algorithm.select(iteration.table.groups, context)
+
+    def _filtered(self, groups: Sequence[Group]) -> list[Group]:
+        for one in self.filters:
+            groups = [*compress(groups, one.keep(groups))]
+        return list(groups)
 
     def learn(self, iteration: Iteration, index: int, phase: Phase, examples: Examples) -> bool:
         """Learn from a phase in epochs of shuffled minibatches; returns whether anything was learned."""
@@ -606,3 +638,32 @@ class OnlineStage:
         if self.algorithm.needs.old_logprobs:
             examples.token_columns["old_logprobs"] = self.logprobs(self.work.roles.trained, examples.groups)
         return examples
+
+    # The end
+
+    def _report(self, iterations: int) -> None:
+        """Report what was left out over all iterations. Raises RunFailed if none of them learned anything."""
+        summary, idle = self.work.summary, self.work.summary.get("idle_iterations", 0)
+        if any(summary.get("filtered", {}).values()):
+            facts = ", ".join(f"{name} {count}" for name, count in summary["filtered"].items())
+            self.context.say(f"groups that filters left out: {facts}")
+        if not idle:
+            return
+        why = f"Last reason: {summary['idle_reason']}"
+        fact = f"{idle} of {counted(iterations, 'iteration')} had nothing to learn from. {why}"
+        if idle < iterations:
+            self.context.say(fact)
+            return
+        help = f"\nhelp: {FILTERED_HELP}" if FILTERED in why else ""
+        raise RunFailed(f"stage '{self.context.name}': {fact}. The samples are in {self.files.folder}{help}")
+
+
+def mean_kl(logprobs: Sequence[Tensor], reference: Sequence[Tensor], groups: Sequence[Group]) -> float:
+    """Mean KL of responses to the reference, in nats, by k3, which is never negative. NaN if the policy diverged."""
+    responses = [response for group in groups for response in group.responses]
+    # Tokens that do not count are 0 in both.
+    kl = [
+        float((F.kl_k3(ours, theirs) * likelier_now([response], ours[None])[0]).sum())
+        for response, ours, theirs in zip(responses, logprobs, reference, strict=True)
+    ]
+    return sum(kl) / len(kl) if kl else math.nan

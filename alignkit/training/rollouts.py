@@ -11,8 +11,8 @@ from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import file_digest
 from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
+from alignkit.training.rewards import Rewards, with_scores
 from alignkit.training.sampler import draws_of, report
-from alignkit.training.scoring import Scorer, with_scores
 
 
 class PromptSource:
@@ -73,9 +73,9 @@ class PromptSource:
 class RolloutFiles:
     """The scored rollouts of a stage on disk, one file per iteration, and those of the stages in `replay_from`."""
 
-    def __init__(self, context: StageContext, scorer: Scorer | None, learns_from_reward: bool = True):
-        """scorer: None if the stage has no reward. learns_from_reward: responses without a score are left out."""
-        self.context, self.scorer, self.learns_from_reward = context, scorer, learns_from_reward
+    def __init__(self, context: StageContext, rewards: Rewards | None, learns_from_reward: bool = True):
+        """rewards: None if the stage has no reward. learns_from_reward: responses without a score are left out."""
+        self.context, self.rewards, self.learns_from_reward = context, rewards, learns_from_reward
         self.digests: dict[str, str] = {}  # of this stage's files by name, for its checkpoints
         self._reported = ""  # why nothing is replayed
 
@@ -113,7 +113,7 @@ class RolloutFiles:
 
     @property
     def _incomparable(self) -> bool:
-        why = self.scorer.incomparable if self.scorer is not None else ""
+        why = self.rewards.incomparable if self.rewards is not None else ""
         if why and why != self._reported:
             self._reported = why
             self.context.say(
@@ -151,6 +151,6 @@ class RolloutFiles:
                 raise RunFailed(f"stage '{self.context.name}': replay_from: stage '{stage}' has no rollouts")
             earlier = map(read_groups, paths)
             replayed += [
-                self.scorer.score(groups, penalty) if self.scorer is not None else groups for groups in earlier
+                self.rewards.score(groups, penalty) if self.rewards is not None else groups for groups in earlier
             ]
         return replayed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from alignkit.training.context import StageContext
 from alignkit.training.learning_rate import with_learning_rate
 from alignkit.training.offline import OfflineStage
 from alignkit.training.online import OnlineStage
-from alignkit.training.scoring import Scorer, score_rollouts
+from alignkit.training.rewards import Rewards
 
 
 def run_training(context: StageContext) -> dict[str, Any]:
@@ -53,7 +54,7 @@ class ExternalStage:
     def run(self) -> dict[str, Any]:
         """Train; the summary is for stage.json."""
         if self.settings.reward is not None:
-            _ = self._scorer  # a reward that cannot be prepared fails here, not at the first step
+            _ = self._rewards  # a reward that cannot be prepared fails here, not at the first step
         with calling(self._context.author, "train", self._trainer):
             return dict(self._trainer.train(self))
 
@@ -87,10 +88,11 @@ class ExternalStage:
 
     def score(self, groups: Sequence[Group]) -> list[float | None]:
         groups = [replace(group, responses=tuple(map(self._as_sampled, group.responses))) for group in groups]
-        rollouts = score_rollouts(self._scorer, groups, self.settings.rollout.missing_eos_penalty)
-        assert rollouts.scores is not None
-        usable = rollouts.scores.usable.tolist()
-        return [reward if fine else None for reward, fine in zip(rollouts.scores.reward.tolist(), usable, strict=True)]
+        table = self._rewards.combine(self._rewards.ask(groups), self.settings.rollout.missing_eos_penalty)
+        self._rewards.remember(table.states)
+        assert table.raw is not None and table.reward is not None
+        both = zip(table.raw.tolist(), table.reward.tolist(), strict=True)
+        return [None if math.isnan(raw) else reward for raw, reward in both]
 
     def _as_sampled(self, response: Response) -> Response:
         """A response with the text that rewards read of its tokens in other stages. Trainers may decode otherwise."""
@@ -100,8 +102,8 @@ class ExternalStage:
         return replace(response, text=encoder.said(tokens), tokenizer=encoder.digest)
 
     @cached_property
-    def _scorer(self) -> Scorer:
-        return Scorer(self.settings.reward, self._context.reward_context())
+    def _rewards(self) -> Rewards:
+        return Rewards(self.settings.reward, self._context.reward_context())
 
     def start(self, steps: int) -> None:
         self._context.reporter.start(self.name, steps)

@@ -25,8 +25,8 @@ from alignkit.settings import Settings
 from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import StageEncoder
+from alignkit.training.rewards import Rewards
 from alignkit.training.rollouts import RolloutFiles
-from alignkit.training.scoring import Scorer
 from alignkit.training.stage import StageWork
 
 SAMPLES = 2  # answers to each held-out prompt, enough to compare answers to one prompt
@@ -40,7 +40,7 @@ class GoldMeasure:
     sample: the current policy's answers to prompts, with the random streams of a place.
     """
 
-    def __init__(self, context: StageContext, scorer: Scorer | None, encoder: StageEncoder, sampling: Sampling):
+    def __init__(self, context: StageContext, scorer: Rewards | None, encoder: StageEncoder, sampling: Sampling):
         settings = context.settings
         self.context, self.scorer = context, scorer
         self.gold = context.scorer(settings.gold)
@@ -154,7 +154,7 @@ class StageWatch:
     monitor may choose the prompts.
     """
 
-    def __init__(self, work: StageWork, scorer: Scorer | None, sampling: Sampling, sample: Sample):
+    def __init__(self, work: StageWork, scorer: Rewards | None, sampling: Sampling, sample: Sample):
         context, settings = work.context, work.settings
         self.context, self.work, self.sample = context, work, sample
         self.budget = settings.stop.kl if settings.stop is not None else None  # KL in nats

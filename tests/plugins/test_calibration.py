@@ -18,7 +18,7 @@ from alignkit import Artifact, Group, Response, RunFailed, StepContext
 from alignkit.evaluation.calibration import Cases, bins, error, error_difference
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
-from alignkit.training.scoring import Scorer
+from alignkit.training.rewards import Rewards
 from alignkit_plugins.steps.honesty import calibration
 from alignkit_plugins.steps.honesty.calibration import Calibration, confidence
 from alignkit_plugins.steps.honesty.policies import rightness
@@ -88,7 +88,7 @@ def run(folder: Path, models: Any = None, **options: Any) -> Artifact:
         seed=7,
         out=folder / "out",
         load=lambda spec: prompts(),
-        scorer=lambda spec: Scorer(spec, made),
+        scorer=lambda spec: Rewards(spec, made),
         map=lambda name, rows, f: list(f(rows)),
         log=lambda **values: None,
         say=lambda text: None,

@@ -28,7 +28,7 @@ from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import short_names, together, unit_of
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
-from alignkit.training.scoring import Scorer
+from alignkit.training.rewards import Rewards
 from alignkit_plugins.steps.evaluate.diversity import MEASURES
 
 HELPFUL = RewardSpec("stage", "helpful")
@@ -107,8 +107,8 @@ class TwoBases(Scripted):
 
 
 def context(models: Any, folder: Path, groups: Sequence[Group] | None = None, seed: int = 7) -> StepContext:
-    def scorer(spec: RewardSpec) -> Scorer:
-        return Scorer(spec, made)
+    def scorer(spec: RewardSpec) -> Rewards:
+        return Rewards(spec, made)
 
     made = StepContext(
         base_of=lambda policy: "base",

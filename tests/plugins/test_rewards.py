@@ -25,7 +25,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.reward import CombinedReward
 from alignkit.runs.run import Run
-from alignkit.training.scoring import Scorer
+from alignkit.training.rewards import Rewards
 from alignkit_plugins.rewards.basic import Length, Normalized, Python
 from alignkit_plugins.rewards.weighted import WeightedSum
 
@@ -343,13 +343,13 @@ def test_a_reward_model_that_gives_no_number_stops_the_run(tmp_path: Path, value
     context = Context(models=Scores(), cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
     groups = [Group(ASK, (Response("1"), Response("None"), Response(value)))]
     with pytest.raises(RunFailed, match=rf"'rm': the score is {value} for response 2 \(prompt: 'How are you"):
-        Scorer(RewardSpec("stage", "rm"), context).score(groups)
+        Rewards(RewardSpec("stage", "rm"), context).score(groups)
 
 
 @pytest.mark.parametrize("at", ["reward", "raw"])
 def test_a_combination_that_gives_no_number_stops_the_run(tmp_path: Path, at: str) -> None:
     context = Context(models=Scores(), cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
-    scorer = Scorer(RewardSpec("stage", "rm"), context)
+    scorer = Rewards(RewardSpec("stage", "rm"), context)
     groups = [Group(ASK, (Response("1"), Response("2")))]
     assert scorer.scores(groups, learning=True).reward.tolist() == [1.0, 2.0]
     whole, broken = torch.tensor([1.0, 2.0]), torch.tensor([1.0, math.inf])

@@ -15,7 +15,7 @@ from scipy import stats
 from alignkit import Artifact, Group, Response, RunFailed, StepContext
 from alignkit.evaluation import statistics
 from alignkit.recipe.schema import RewardSpec
-from alignkit.training.scoring import Scorer
+from alignkit.training.rewards import Rewards
 from alignkit_plugins.steps.select_best import SelectBest
 
 SCORES: dict[str, list[float | None]] = {"sft@1": [1.0, 2.0, 3.0], "sft@2": [2.0, 2.5, 4.5], "sft@3": [0.0, 3.0, 4.0]}
@@ -52,8 +52,8 @@ def run(folder: Path, models: Scripted, **options: Any) -> Artifact:
     step = SelectBest(SelectBest.Options(**options))
     found = [Group(({"role": "user", "content": str(i)},), meta={"safety": True}) for i in range(3)]
 
-    def scorer(spec: RewardSpec) -> Scorer:
-        return Scorer(spec, context)
+    def scorer(spec: RewardSpec) -> Rewards:
+        return Rewards(spec, context)
 
     context = StepContext(
         models=models,  # type: ignore[arg-type]

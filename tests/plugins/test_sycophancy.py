@@ -16,7 +16,7 @@ from alignkit import Artifact, DataError, Group, Message, Response, RunFailed, S
 from alignkit.evaluation import statistics
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
-from alignkit.training.scoring import Scorer
+from alignkit.training.rewards import Rewards
 from alignkit_plugins.rewards.text.matching import ExactMatch
 from alignkit_plugins.steps.honesty.rewards import HonestyAccuracy
 from alignkit_plugins.steps.honesty.sycophancy import (
@@ -103,7 +103,7 @@ def context(models: Any, folder: Path, groups: Sequence[Group]) -> StepContext:
         seed=7,
         out=folder / "out",
         load=lambda spec: list(groups),
-        scorer=lambda spec: Scorer(spec, made),
+        scorer=lambda spec: Rewards(spec, made),
         map=lambda name, rows, f: list(f(rows)),
         log=lambda **values: None,
         say=lambda text: None,

@@ -14,8 +14,7 @@ from alignkit import Context, Group, Judge, Rating, Response
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.collectives import ONE_PROCESS, Reducer
-from alignkit.training.scoring import Scorer, score_rollouts
-from alignkit.training.unscored import spent, why_unscored
+from alignkit.training.rewards import Rewards
 from alignkit_plugins.judges.llm.panel import Panel
 from alignkit_plugins.rewards.rubric import Rated
 
@@ -36,10 +35,10 @@ class Priced(Judge):
         ]
 
 
-def scorer(folder: Path, judge: Component, reducer: Reducer = ONE_PROCESS) -> Scorer:
+def scorer(folder: Path, judge: Component, reducer: Reducer = ONE_PROCESS) -> Rewards:
     component = Component("reward", "rating", Registration("rating", Rated), Rated.Options(judge=judge))
     around = Context(models=None, cache=folder, folder=folder, seed=0, load=list)  # type: ignore[arg-type]
-    return Scorer(RewardSpec("reward", "rating", component), around, reducer=reducer)
+    return Rewards(RewardSpec("reward", "rating", component), around, reducer=reducer)
 
 
 def priced() -> Component:
@@ -51,23 +50,21 @@ GROUP = Group(({"role": "user", "content": "q"},), (Response("a"), Response("b")
 
 def test_ratings_have_a_price(tmp_path: Path) -> None:
     made = scorer(tmp_path, priced())
-    score_rollouts(made, [GROUP])
-    assert spent(made) == {"judge/questions": 3, "judge/tokens": 30, "judge/cost": pytest.approx(0.75)}
-    score_rollouts(made, [GROUP])
-    assert spent(made)["judge/questions"] == 3  # of the last scoring
+    table = made.ask([GROUP])
+    assert table.judge_usage() == {"judge/questions": 3, "judge/tokens": 30, "judge/cost": pytest.approx(0.75)}
+    assert made.ask([GROUP]).judge_usage()["judge/questions"] == 3
+    assert made.ask([GROUP], table).judge_usage()["judge/questions"] == 6
 
 
 def test_what_a_panel_costs_is_counted_once(tmp_path: Path) -> None:
     options = Panel.Options(judges=[priced(), priced()])
     made = scorer(tmp_path, Component("judge", "panel", Registration("panel", Panel), options))
-    score_rollouts(made, [GROUP])
-    assert spent(made)["judge/cost"] == pytest.approx(1.5)
+    assert made.ask([GROUP]).judge_usage()["judge/cost"] == pytest.approx(1.5)
 
 
 def test_some_missing_ratings_say_why(tmp_path: Path) -> None:
-    made = scorer(tmp_path, priced())
-    score_rollouts(made, [GROUP])
-    assert why_unscored(made).endswith(f": {CUT}") and why_unscored(made).startswith("; judge 'priced'")
+    why = scorer(tmp_path, priced()).ask([GROUP]).why_unscored()
+    assert why.endswith(f": {CUT}") and why.startswith("; judge 'priced'")
 
 
 def test_what_all_processes_ask_is_counted_in_each(tmp_path: Path) -> None:
@@ -78,8 +75,8 @@ def test_what_all_processes_ask_is_counted_in_each(tmp_path: Path) -> None:
         made, found = scorer(tmp_path, priced(), Simulated(exchange, number, (1, 1))), []
         with exchange.turn:
             for groups in ([GROUP, GROUP], [GROUP]):
-                score_rollouts(made, groups)
-                found.append((spent(made)["judge/questions"], why_unscored(made)))
+                table = made.ask(groups)
+                found.append((table.judge_usage()["judge/questions"], table.why_unscored()))
         return found
 
     with ThreadPoolExecutor(2) as pool:

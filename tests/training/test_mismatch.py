@@ -16,9 +16,8 @@ import yaml
 
 from alignkit import Group, Response
 from alignkit.cli import main
-from alignkit.training.iteration import Iteration, mean_kl
 from alignkit.training.mismatch import sampler_metrics
-from alignkit.training.online import OnlineStage
+from alignkit.training.online import Iteration, OnlineStage, mean_kl
 from alignkit_distributed.stage_engine import StageEngine
 
 HEADER = """
@@ -225,7 +224,7 @@ def test_a_run_weights_what_another_dtype_sampled(
 
     def correct(self: OnlineStage, iteration: Iteration, signals: Any, old: list[torch.Tensor]) -> Any:
         found = corrected(self, iteration, signals, old)
-        responses = [response for group in iteration.groups for response in group.responses]
+        responses = [response for group in iteration.table.groups for response in group.responses]
         seen.append((signals, found, old, [torch.tensor(response.logprobs) for response in responses]))
         return found
 

@@ -24,8 +24,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.testing.purity import watched
-from alignkit.training.iteration import rollout_metrics
-from alignkit.training.scoring import ModelScores, Scorer, score_rollouts
+from alignkit.training.rewards import Rewards, RewardTable
 from alignkit.training.train import ExternalStage
 from alignkit_plugins.steps.rlaif import RLAIF
 
@@ -36,7 +35,7 @@ def response(score: float | None, truncated: bool = False) -> Response:
     return Response(text=str(score), truncated=truncated)
 
 
-def scorer() -> Scorer:
+def scorer() -> Rewards:
     """Scores a response by the number it consists of."""
 
     def scores(name: str, groups: list[Group]) -> list[float | None]:
@@ -44,7 +43,20 @@ def scorer() -> Scorer:
         return [None if text == "None" else float(text) for text in texts]
 
     context: Any = SimpleNamespace(models=ByRole(scores=scores), stage="")
-    return Scorer(RewardSpec("stage", "liked"), context)
+    return Rewards(RewardSpec("stage", "liked"), context)
+
+
+def learn(rewards: Rewards, groups: Sequence[Group], penalty: float = 0.0) -> RewardTable:
+    """As an iteration does that learns from all that has a score."""
+    table = rewards.combine(rewards.ask(groups), penalty)
+    rewards.remember(table.states)
+    return table
+
+
+def learned(table: RewardTable) -> tuple[list[float], list[float]]:
+    """The rewards that are learned from, and the raw ones."""
+    assert table.reward is not None and table.raw is not None
+    return table.reward[table.rows].tolist(), table.raw[table.rows].tolist()
 
 
 GROUPS = [
@@ -60,48 +72,42 @@ GROUPS = [
     "huggingface/trl#5902",
 )
 def test_responses_without_a_score_are_left_out() -> None:
-    scored = score_rollouts(scorer(), GROUPS)
-    assert [group.id for group in scored.groups] == ["a"] and len(scored.groups[0].responses) == 2
-    assert scored.scores.usable.tolist() == [True, False, True, False] and scored.unscored == 2
-    assert scored.combined.reward.tolist() == scored.combined.raw.tolist() == [1.0, 3.0]
-    assert [len(group.responses) for group in scored.all_groups] == [3, 1]
+    table = learn(scorer(), GROUPS)
+    assert [group.id for group in table.groups] == ["a"] and len(table.groups[0].responses) == 2
+    assert table.rows.tolist() == [0, 2] and table.unscored == 2
+    assert learned(table) == ([1.0, 3.0], [1.0, 3.0])
+    assert [len(group.responses) for group in table.scored] == [3, 1]
 
 
 def test_the_penalty_is_in_every_reward_and_in_no_component() -> None:
     """One meaning of `reward`: in what is learned, in the files of rollouts, and in the metrics."""
-    scored = score_rollouts(scorer(), GROUPS, penalty=0.5)
-    assert scored.combined.reward.tolist() == scored.combined.raw.tolist() == [1.0, 2.5]
-    assert [r.scores for r in scored.groups[0].responses] == [
-        {"liked": 1.0, "reward": 1.0},
-        {"liked": 3.0, "reward": 2.5},
-    ]
-    metrics = rollout_metrics(scored)
+    table = learn(scorer(), GROUPS, penalty=0.5)
+    assert learned(table) == ([1.0, 2.5], [1.0, 2.5])
+    scores = [r.scores for r in table.scored[0].responses]
+    assert scores == [{"liked": 1.0, "reward": 1.0}, {"liked": None, "reward": None}, {"liked": 3.0, "reward": 2.5}]
+    assert [r.scores["learned_reward"] for r in table.learned[0].responses] == [1.0, 2.5]
+    metrics = table.summary()
     assert (metrics["reward"], metrics["score/liked"], metrics["missing_eos_penalty"]) == (1.75, 2.0, 0.25)
-    assert "missing_eos_penalty" not in rollout_metrics(score_rollouts(scorer(), GROUPS))
+    assert "missing_eos_penalty" not in learn(scorer(), GROUPS).summary()
 
 
-def test_a_model_in_several_expressions_scores_the_same_groups_once() -> None:
-    asked: list[tuple[str, str | None]] = []
+def test_a_model_in_several_places_of_an_expression_scores_once() -> None:
+    asked: list[str] = []
 
     def scores(name: str, groups: Sequence[Group]) -> list[float | None]:
-        asked.append((name, groups[0].id))
+        asked.append(name)
         return [float(len(name)) for group in groups for _ in group.responses]
 
     context: Any = SimpleNamespace(models=ByRole(scores=scores), stage="")
-    known = ModelScores()
     one, other = RewardSpec("stage", "liked"), RewardSpec("folder", "liked/by/others")
-    together = doubled("both", left=one, right=other)
-    scorers = [Scorer(spec, context, known=known) for spec in (one, together, other)]
-    first, second = [GROUPS[0]], [GROUPS[1]]
-    values = [next(r.scores["reward"] for r in scorer.score(first)[0].responses) for scorer in scorers]
-    assert values == [5.0, 5.0 + 15.0, 15.0]
-    assert asked == [("liked", "a"), ("liked/by/others", "a")]
-    for scorer in (*scorers, Scorer(one, context)):
-        scorer.score(list(second))
-    assert asked[2:] == [("liked", "b"), ("liked/by/others", "b"), ("liked", "b")]
+    together = Rewards(doubled("both", left=one, right=doubled("inner", again=one, other=other)), context)
+    assert learn(together, GROUPS[:1]).raw.tolist() == [5.0 + 5.0 + 15.0] * 3
+    assert asked == ["liked", "liked/by/others"]
+    together.score(GROUPS[:1])
+    assert asked[2:] == asked[:2]
 
 
-def combination(folder: Path, reward: Any) -> Scorer:
+def combination(folder: Path, reward: Any) -> Rewards:
     """The reward of a recipe, without models."""
     stage = {"algorithm": "rloo", "prompts": "p.jsonl", "reward": reward}
     recipe = {"model": {"base": "tiny"}, "stages": {"align": stage}}
@@ -110,7 +116,7 @@ def combination(folder: Path, reward: Any) -> Scorer:
     settings = load_recipe(folder / "recipe.yaml").stages["align"].settings
     assert settings is not None and settings.reward is not None
     context: Any = SimpleNamespace(models=None, stage="", folder=folder)
-    return Scorer(settings.reward, context)
+    return Rewards(settings.reward, context)
 
 
 WORDS, CHARACTERS = ({"length": {"unit": unit}} for unit in ("words", "characters"))
@@ -127,9 +133,9 @@ def test_a_whitened_part_of_a_sum_stays_whitened(tmp_path: Path) -> None:
     for number, reward in enumerate((summed, outer)):
         (tmp_path / str(number)).mkdir()
         thing = combination(tmp_path / str(number), reward)
-        combined = score_rollouts(thing, LENGTHS).combined
-        torch.testing.assert_close(combined.raw, 2 * raw + 0.5 * words + 7)
-        torch.testing.assert_close(combined.reward, 2 * whiten(raw) + 0.5 * words + 7)
+        table = learn(thing, LENGTHS)
+        torch.testing.assert_close(table.raw, 2 * raw + 0.5 * words + 7)
+        torch.testing.assert_close(table.reward, 2 * whiten(raw) + 0.5 * words + 7)
 
 
 def test_a_whitened_part_is_refused_where_raw_scores_are_compared(tmp_path: Path) -> None:
@@ -137,7 +143,7 @@ def test_a_whitened_part_is_refused_where_raw_scores_are_compared(tmp_path: Path
         with pytest.raises(RecipeError, match="'llama2' compares raw scores, so its part 'helpful' cannot be whitened"):
             combination(tmp_path, {"llama2": {"helpful": part, "safety": WORDS}})
     raw = {"llama2": {**LLAMA2["llama2"], "whiten": False}}
-    assert combination(tmp_path, {"llama2": {"helpful": raw, "safety": WORDS}}).whitens
+    assert combination(tmp_path, {"llama2": {"helpful": raw, "safety": WORDS}}).root.whitens
 
 
 def test_no_part_has_the_name_of_the_whole(tmp_path: Path) -> None:
@@ -154,9 +160,9 @@ def test_a_part_at_equal_length(tmp_path: Path) -> None:
     ]
     parts = {name: {"equal_length": {"reward": reward}} for name, reward in (("helpful", WORDS), ("safety", WORDS))}
     thing = combination(tmp_path, {"llama2": {**parts, "whiten": False, "threshold": 0.01}})
-    scored = score_rollouts(thing, groups)
+    scored = learn(thing, groups)
     assert [r.scores["helpful/raw"] for r in scored.groups[0].responses] == [1.0, 2.0, 4.0, 6.0]
-    assert scored.combined.raw.tolist() == pytest.approx([3.25] * 4)
+    assert scored.raw.tolist() == pytest.approx([3.25] * 4)
     with pytest.raises(RecipeError, match="'equal_length' compares raw scores, so its part 'raw' cannot be whitened"):
         combination(tmp_path, {"equal_length": {"reward": LLAMA2}})
 
@@ -174,8 +180,8 @@ def test_a_win_rate_against_the_group_is_within_the_group(
 
 
 def test_nothing_that_can_be_scored() -> None:
-    scored = score_rollouts(scorer(), GROUPS[1:])
-    assert scored.groups == [] and len(scored.combined.reward) == 0 and scored.unscored == 1
+    scored = learn(scorer(), GROUPS[1:])
+    assert scored.groups == [] and len(scored.rows) == 0 and scored.unscored == 1
 
 
 def test_a_reward_that_is_not_finite_is_an_error() -> None:
@@ -183,7 +189,7 @@ def test_a_reward_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(
         RunFailed, match=r"reward 'liked': the score is inf for response 0 \(prompt: 'how are you'\); return a fin"
     ):
-        score_rollouts(scorer(), groups)
+        learn(scorer(), groups)
 
 
 def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> None:
@@ -198,7 +204,7 @@ def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> Non
         model=SimpleNamespace(source="base", dtype=torch.float32, device=torch.device("cpu"), tokenizer=None),
     )
     stage = ExternalStage(context, SimpleNamespace())  # type: ignore[arg-type]
-    stage.__dict__["_scorer"] = scorer()
+    stage.__dict__["_rewards"] = scorer()
     assert stage.score(GROUPS) == [1.0, None, 2.5, None]
     assert stage.score(GROUPS[1:]) == [None]
     # What the tokens say counts, not how the trainer has decoded them: it may leave out what the prompt opens.
@@ -230,11 +236,11 @@ def doubled(name: str, **parts: RewardSpec) -> RewardSpec:
     return RewardSpec("combine", name, component, parts)
 
 
-def combining(spec: RewardSpec, scores: Mapping[str, list[float | None]]) -> Scorer:
+def combining(spec: RewardSpec, scores: Mapping[str, list[float | None]]) -> Rewards:
     """The stages' scores are given, one per response."""
     models = ByRole(scores=lambda name, groups: scores[name])
     context: Any = SimpleNamespace(models=models, folder=Path(), load=None, stage="")
-    return Scorer(spec, context)
+    return Rewards(spec, context)
 
 
 TWO = [Group(PROMPT, (Response(text="a"), Response(text="b")), id="a"), Group(PROMPT, (Response(text="c"),), id="b")]
@@ -242,27 +248,27 @@ TWO = [Group(PROMPT, (Response(text="a"), Response(text="b")), id="a"), Group(PR
 
 def test_selection_sees_the_reward_before_whitening() -> None:
     spec = doubled("both", first=RewardSpec("stage", "x"), second=RewardSpec("stage", "y"))
-    scored = score_rollouts(combining(spec, {"x": [1.0, 2.0, 3.0], "y": [0.5, 0.5, 0.5]}), TWO)
+    scored = learn(combining(spec, {"x": [1.0, 2.0, 3.0], "y": [0.5, 0.5, 0.5]}), TWO)
     assert [r.reward for group in scored.groups for r in group.responses] == [1.5, 2.5, 3.5]
-    assert scored.combined.raw.tolist() == [1.5, 2.5, 3.5] and scored.combined.reward.tolist() == [-4.0, -2.0, 0.0]
+    assert learned(scored) == ([-4.0, -2.0, 0.0], [1.5, 2.5, 3.5])
 
 
 def test_a_whitened_part_of_a_sum_stays_whitened_and_is_selected_by_its_raw_score() -> None:
     """The raw scores of the parts add up to the raw score, and their rewards to the reward."""
     inner = doubled("inner", first=RewardSpec("stage", "x"))
     spec = doubled("outer", inner=inner, second=RewardSpec("stage", "y"))
-    combined = score_rollouts(combining(spec, {"x": [1.0, 2.0, 3.0], "y": [0.5, 0.5, 0.5]}), TWO).combined
-    assert combined.raw.tolist() == [1.5, 2.5, 3.5]
+    rewards, raw = learned(learn(combining(spec, {"x": [1.0, 2.0, 3.0], "y": [0.5, 0.5, 0.5]}), TWO))
+    assert raw == [1.5, 2.5, 3.5]
     inner_reward = [2 * x - 7 for x in (1.0, 2.0, 3.0)]
-    assert combined.reward.tolist() == [2 * (x + 0.5) - 7 for x in inner_reward]
+    assert rewards == [2 * (x + 0.5) - 7 for x in inner_reward]
 
 
 def test_a_response_that_lacks_a_part_has_no_score() -> None:
     """Zero would be a score like others."""
     spec = doubled("both", first=RewardSpec("stage", "x"), second=RewardSpec("stage", "y"))
-    scored = score_rollouts(combining(spec, {"x": [1.0, None, 3.0], "y": [0.5, 0.5, 0.5]}), TWO)
-    assert [r.scores["reward"] for group in scored.all_groups for r in group.responses] == [1.5, None, 3.5]
-    assert scored.scores.usable.tolist() == [True, False, True] and scored.combined.raw.tolist() == [1.5, 3.5]
+    scored = learn(combining(spec, {"x": [1.0, None, 3.0], "y": [0.5, 0.5, 0.5]}), TWO)
+    assert [r.scores["reward"] for group in scored.scored for r in group.responses] == [1.5, None, 3.5]
+    assert scored.rows.tolist() == [0, 2] and learned(scored)[1] == [1.5, 3.5]
 
 
 # Parts that do not apply
@@ -295,9 +301,9 @@ def test_a_part_that_does_not_apply_is_left_out(name: str, tmp_path: Path) -> No
     more, wanted = BY_TASK[name]
     scorer = combination(tmp_path, {name: {"rewards": {**parts, "length": WORDS}, **more}})
     groups = [Group(PROMPT, (Response(text="word"),), id=task, meta={"task": task}) for task in ("maths", "code", "x")]
-    scored = score_rollouts(scorer, groups)
-    assert scored.scores is not None and scored.scores.raw.tolist() == wanted and not scored.unscored
-    counts = {key: count for key, count in rollout_metrics(scored).items() if key.startswith(("unscored", "not_"))}
+    scored = learn(scorer, groups)
+    assert scored.raw.tolist() == wanted and not scored.unscored
+    counts = {key: count for key, count in scored.summary().items() if key.startswith(("unscored", "not_"))}
     assert counts == {"unscored": 0, "not_applicable/maths": 2, "not_applicable/code": 2}
 
 
@@ -311,10 +317,12 @@ def test_a_part_that_failed_is_no_part_that_does_not_apply() -> None:
     """And a combination that needs all of its parts does not see a response to which one does not apply."""
     both = doubled("both", first=RewardSpec("stage", "x"), second=RewardSpec("stage", "y"))
     scorer = combining(both, {"x": [1.0, None, 3.0], "y": [0.5, 0.5, None]})
-    scorer.children["first"].plugin = SimpleNamespace(may_not_apply=True)
-    scores = scorer.scores(TWO)
-    assert scores.usable.tolist() == [True, False, False]
-    assert scores.missing() == {"not_applicable/first": 1, "unscored/second": 1}
+    scorer.leaves["first"].plugin = SimpleNamespace(may_not_apply=True)
+    scorer._share = lambda leaf, groups: {"first": [1.0, None, 3.0], "second": [0.5, 0.5, None]}[leaf.name]
+    table = learn(scorer, TWO)
+    assert table.rows.tolist() == [0]
+    counts = {key: count for key, count in table.summary().items() if key.startswith(("unscored/", "not_"))}
+    assert counts == {"not_applicable/first": 1, "unscored/second": 1}
 
 
 def test_a_nested_combination_that_does_not_apply_is_left_out(tmp_path: Path) -> None:
@@ -329,7 +337,7 @@ def test_a_nested_combination_that_does_not_apply_is_left_out(tmp_path: Path) ->
         tmp_path, {"weighted_sum": {"rewards": {"both": both, "c": CHARACTERS}, "weights": {"both": 10, "c": 1}}}
     )
     groups = [Group(PROMPT, (Response(text="word"),), id=task, meta={"task": task}) for task in ("maths", "code")]
-    assert scorer.scores(groups).raw.tolist() == [14.0, 4.0]
+    assert learn(scorer, groups).raw.tolist() == [14.0, 4.0]
 
 
 CHANGES = """
@@ -356,7 +364,7 @@ def test_a_reward_that_changes_a_column_is_an_error(function: str, tmp_path: Pat
     scorer = combination(tmp_path, {"python": {"path": "changes.py", "function": function}})
     groups = [Group(PROMPT, (Response(text="a"),), id="a", meta={"tests": [{"in": 1}], "score": math.nan})]
     with pytest.raises(PluginError, match="it changed the column 'tests' of a prompt"):
-        scorer.scores(groups)
+        scorer.score(groups)
 
 
 # Combinations that remember
@@ -382,7 +390,7 @@ class Growing(RewardCombination):
         return (self.state.get("factor", 0.0) + 1.0) * torch.stack(list(components.values())).sum(dim=0)
 
 
-def growing(whitened: bool = False) -> Scorer:
+def growing(whitened: bool = False) -> Rewards:
     registration = Registration("growing", lambda options: Growing(), plugin="x")
     component = Component("reward", "x", registration, None)  # type: ignore[arg-type]
     part = doubled("inner", first=RewardSpec("stage", "x")) if whitened else RewardSpec("stage", "x")
@@ -393,10 +401,10 @@ def growing(whitened: bool = False) -> Scorer:
 def test_a_combination_remembers_once_an_iteration(whitened: bool) -> None:
     scorer = growing(whitened)
     for iteration in (1.0, 2.0, 3.0):
-        scored = score_rollouts(scorer, TWO)
-        assert scored.combined.raw.tolist() == [iteration, 3 * iteration]
+        scored = learn(scorer, TWO)
+        assert learned(scored)[1] == [iteration, 3 * iteration]
         assert [r.reward for group in scored.groups for r in group.responses] == [iteration, 3 * iteration]
-        assert scored.combined.metrics == {"factor": iteration}
+        assert scored.metrics == {"reward/factor": iteration}
         assert scorer.states() == {"growing": {"factor": iteration}}
     scorer.score(TWO)  # an evaluation, or a replay
     assert scorer.states() == {"growing": {"factor": 3.0}}
@@ -404,20 +412,20 @@ def test_a_combination_remembers_once_an_iteration(whitened: bool) -> None:
 
 def test_a_combination_continues_from_a_checkpoint() -> None:
     first = growing()
-    score_rollouts(first, TWO)
+    learn(first, TWO)
     kept = json.loads(json.dumps(first.states()))
     resumed = growing()
-    resumed.restore(kept)
+    resumed.remember(kept)
     assert resumed.states() == kept
-    assert score_rollouts(resumed, TWO).combined.raw.tolist() == score_rollouts(first, TWO).combined.raw.tolist()
+    assert learned(learn(resumed, TWO)) == learned(learn(first, TWO))
 
 
 def test_a_nested_combination_has_a_state_of_its_own() -> None:
-    inner, outer = growing().spec, growing().spec
+    inner, outer = growing().root.spec, growing().root.spec
     models = ByRole(scores=lambda name, groups: [1.0, 2.0, 3.0])
     context: Any = SimpleNamespace(models=models, folder=Path(), load=None, stage="")
-    scorer = Scorer(replace(outer, children={"part": inner}), context)
-    score_rollouts(scorer, TWO)
+    scorer = Rewards(replace(outer, children={"part": inner}), context)
+    learn(scorer, TWO)
     assert scorer.states() == {"growing": {"factor": 1.0}, "growing/part": {"factor": 1.0}}
 
 
@@ -427,7 +435,7 @@ def test_memory_outside_the_state_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: it changed self.calls, .*self.state"),
         watched(),
     ):
-        score_rollouts(growing(), TWO)
+        learn(growing(), TWO)
 
 
 class Counts(Reward):
@@ -452,10 +460,10 @@ def test_a_reward_that_counts_is_refused_and_one_that_keeps_results_is_not(monke
         pytest.raises(PluginError, match=r"plugin 'x'.*`Counts.score`: it changed self.n, .* the row and the response"),
         watched(),
     ):
-        score_rollouts(combining(spec, {}), TWO)
+        learn(combining(spec, {}), TWO)
     monkeypatch.setattr(Counts, "counts", False)
     with watched():
-        assert len(score_rollouts(combining(spec, {}), TWO).groups) == 2
+        assert len(learn(combining(spec, {}), TWO).groups) == 2
 
 
 def test_memory_of_a_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,7 +477,7 @@ def test_memory_of_a_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Growing, "combine", leaking)
     with pytest.raises(PluginError, match=r"`Growing.combine`: it changed self.seen"), watched():
-        score_rollouts(growing(), TWO)
+        learn(growing(), TWO)
 
 
 def test_a_combination_that_is_not_finite_names_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,11 +487,11 @@ def test_a_combination_that_is_not_finite_names_its_plugin(monkeypatch: pytest.M
 
     monkeypatch.setattr(Growing, "combine", combine)
     with pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: reward 'growing': the reward is nan"):
-        score_rollouts(growing(), TWO)
+        learn(growing(), TWO)
 
 
 def test_a_state_that_is_not_json_is_refused() -> None:
     scorer = growing()
-    scorer.plugin.state["factor"] = torch.ones(1)
+    scorer.root.plugin.state["factor"] = torch.ones(1)
     with pytest.raises(PluginError, match="`state` must be JSON"):
         scorer.states()

@@ -19,8 +19,7 @@ from test_scoring import combination
 from alignkit import CombinedReward, Group, Message, Response, RunFailed
 from alignkit.cli import main
 from alignkit.recipe.schema import RewardSpec
-from alignkit.training.scoring import Scorer, score_rollouts
-from alignkit.training.unscored import nothing_scored
+from alignkit.training.rewards import Rewards
 from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.rewards.weighted import WeightedSum
 
@@ -87,30 +86,31 @@ def test_an_environment_without_a_reward_is_named(tmp_path: Path, monkeypatch: p
         run_of(tmp_path, Never).execute()
     text = str(caught.value)
     assert "stage 'align': no response could be scored" in text
-    caught.match(r"reward 'environment' \(plugin 'alignkit_calculator' \(alignkit [0-9.]+\), stage 'align', in `Never")
-    caught.match(r"for 4 of 4 responses, first in the row 'What is \d \+ 3\?', response 1 \(.*prompts\.jsonl:\d\)")
-    assert ": it returned None" in text and "None and never 0" in text
-    assert "help: let `Never.get_reward` return a number" in text
+    caught.match(
+        r"reward 'environment': no score for 4 of 4 responses, first in the row 'What is \d \+ 3\?', response 1"
+    )
+    caught.match(r"response 1 \(.*prompts\.jsonl:\d\): it returned None")
+    assert "None and never 0" in text
 
 
 def test_a_judges_reason_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     err = failed(tmp_path, {"rated": {"judge": "strict"}}, capsys)
-    assert "reward 'rated' (plugin 'strangers" in err and "stage 'align', in `Rated.score`) has no score" in err
+    assert "plugin 'strangers" in err and "stage 'align', in `Rated.score`: reward 'rated': no score" in err
     assert "first in the row 'what is " in err and "rows.jsonl:" in err
     assert "judge 'strict' (plugin 'strangers" in err and ": the server is closed: try again" in err
-    assert "help: change the judge's options, or use another judge" in err
+    assert "help: check the options of 'rated', the columns that it reads, and the judge that it asks" in err
 
 
 def test_a_judge_without_a_verdict_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     err = failed(tmp_path, {"rlaif": {"judge": "strict"}}, capsys)
-    assert "reward 'rlaif' (plugin 'alignkit_rlaif' (alignkit " in err and ": the server is closed: try again" in err
+    assert "reward 'rlaif': no score" in err and ": the server is closed: try again" in err
 
 
-def test_each_part_without_a_score_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_part_without_a_score_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = {"weighted_sum": {"rewards": {"a": "silent", "b": {"length": {}}}, "weights": {"a": 1, "b": 1}}}
     err = failed(tmp_path, both, capsys)
-    assert "reward 'a' (plugin 'strangers" in err and "in `Silent.score`) has no score for 4 of 4" in err
-    assert "reward 'b'" not in err and "help: check the options of 'a' and the columns that it reads" in err
+    assert "in `Silent.score`: reward 'a': no score for 4 of 4" in err
+    assert "reward 'b'" not in err and "help: check the options of 'a', the columns that it reads" in err
 
 
 def test_a_reward_model_without_room_is_named() -> None:
@@ -118,11 +118,11 @@ def test_a_reward_model_without_room_is_named() -> None:
         return [None for group in groups for _ in group.responses]
 
     context: Any = SimpleNamespace(models=ByRole(scores=scores), stage="")
-    scorer = Scorer(RewardSpec("stage", "liked"), context)
-    scored = score_rollouts(scorer, [Group(PROMPT, (Response("x"), Response("y")))])
-    assert not scored.groups
-    error = str(nothing_scored("align", scorer, scored.all_groups))
-    assert "reward model 'liked' has no score for 2 of 2 responses, first in the row 'how are you', response 1" in error
+    rewards = Rewards(RewardSpec("stage", "liked"), context)
+    table = rewards.combine(rewards.ask([Group(PROMPT, (Response("x"), Response("y")))]))
+    assert not table.groups
+    error = rewards.nothing_scored(table)
+    assert "reward model 'liked': no score for 2 of 2 responses, first in the row 'how are you', response 1" in error
     assert "the prompt leaves it no room" in error and "help: shorten the prompts" in error
 
 
@@ -133,9 +133,8 @@ def test_a_combination_that_loses_all_scores_is_named(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(WeightedSum, "combine", combine)
     whole: Any = {"weighted_sum": {"rewards": {"a": {"length": {"unit": "words"}}}, "weights": {"a": 1}}}
-    scorer = combination(tmp_path, whole)
-    assert [name for name, _ in scorer.leaves()] == ["a"]
-    scored = score_rollouts(scorer, [Group(PROMPT, (Response("x"),))])
-    error = str(nothing_scored("align", scorer, scored.all_groups))
-    assert "reward 'weighted_sum' (plugin 'alignkit_weighted' (alignkit" in error
-    assert "in `WeightedSum.combine`) makes no number of the scores of its parts" in error
+    rewards = combination(tmp_path, whole)
+    assert [*rewards.leaves] == ["a"]
+    error = rewards.nothing_scored(rewards.combine(rewards.ask([Group(PROMPT, (Response("x"),))])))
+    assert "plugin 'alignkit_weighted' (alignkit" in error
+    assert "`WeightedSum.combine`: reward 'weighted_sum': it makes no number of the scores of its parts" in error

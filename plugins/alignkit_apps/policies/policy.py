@@ -20,7 +20,7 @@ from alignkit.registry import Registry
 from alignkit.reward import REWARD_KEY, Context, no_progress
 from alignkit.runs.bases import RunBases
 from alignkit.tokens.encoder import Ids
-from alignkit.training.scoring import Scorer
+from alignkit.training.rewards import Rewards
 from alignkit_apps.policies.recipe import NamedModels, names_of, read_models
 from alignkit_apps.policies.streaming import Answer, answer
 
@@ -84,7 +84,7 @@ class Opened:
     """Policies by name, and the scorers of rewards, in the order in which they were named."""
 
     policies: Mapping[str, Policy]
-    scorers: Sequence[Scorer] = field(default_factory=list)
+    scorers: Sequence[Rewards] = field(default_factory=list)
 
     def rewards(self, policy: Policy, messages: Sequence[Message], answer: Answer) -> dict[str, float | None]:
         """The score of a policy's answer by every reward."""
@@ -141,7 +141,7 @@ def opened(
                     engines.callback(model.engine.close)
                 # Asked for no answer, it starts and takes the weights: also now, because that can fail or take minutes.
                 model.engine.generate(model, role, service.encoder, [], [], policy.sampling)
-        yield Opened(policies, [Scorer(reward, context) for reward in rewards])
+        yield Opened(policies, [Rewards(reward, context) for reward in rewards])
 
 
 def _load(bases: RunBases, name: str, should_stop: Callable[[], None]) -> LoadedBase:

@@ -1,0 +1,437 @@
+"""A recipe's `reward:`: every single reward scores the responses, and combinations make one number of the scores.
+
+All of it is in one table per iteration, with a row for each response.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from sys import float_info
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit import functional as F
+from alignkit.data.group import Group, length, preview
+from alignkit.errors import AlignkitError, RunFailed
+from alignkit.judges import costs, spending, without_score
+from alignkit.plugin_errors import calling, made
+from alignkit.recipe.schema import RewardSpec, specs
+from alignkit.registry import Component
+from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Rating, Reward, RewardCombination, Verdict
+from alignkit.training.collectives import ONE_PROCESS, Reducer
+
+Column = list[float | None]
+# Lets a reward, by its name, score the groups: `in_parts(name, groups, score)`.
+InParts = Callable[[str, Sequence[Group], Callable[[Sequence[Group]], Column]], Column]
+
+
+@dataclass(eq=False)
+class RewardTable:
+    """What a reward says of responses, one row each, in the order of their groups. A score that is missing is NaN.
+
+    parts: name of a single reward -> float64 [rows]. optional: those whose missing scores say that they do not apply.
+    verdicts: of judges. reasons: judge -> its first reason for giving no score.
+    raw: float64 [rows], before whitening; None without a reward. reward: the one that is learned from; None if none is.
+    metrics: of the combination. states: what combinations remember once this is learned from.
+    scored: the groups with their scores. groups, rows: what is left of them to learn from.
+    """
+
+    sampled: list[Group] = field(default_factory=list)
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
+    verdicts: list[Verdict | Rating] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+    raw: Tensor | None = None
+    reward: Tensor | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scored: list[Group] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    rows: Tensor = field(default_factory=lambda: torch.arange(0))
+
+    @property
+    def known(self) -> Tensor:
+        """The raw rewards of responses that have one."""
+        return torch.empty(0) if self.raw is None else self.raw[~self.raw.isnan()]
+
+    @property
+    def unscored(self) -> int:
+        """The number of responses that could not be scored; 0 if there is no reward."""
+        return 0 if self.raw is None else len(self.raw) - len(self.known)
+
+    def learn_from_all(self) -> None:
+        """Begin with all responses."""
+        self.groups = self.scored
+        self.rows = torch.arange(sum(len(group.responses) for group in self.scored))
+
+    def take(self, keep: Sequence[bool]) -> None:
+        """Keep only some of the responses that are left, and the groups that have one."""
+        self.rows = self.rows[torch.tensor(keep, dtype=torch.bool)]
+        self.groups = taken(self.groups, keep)
+
+    def take_groups(self, keep: Sequence[bool]) -> int:
+        """Keep only some of the groups that are left; returns how many go."""
+        self.take([kept for group, kept in zip(self.groups, keep, strict=True) for _ in group.responses])
+        return keep.count(False)
+
+    @property
+    def learned(self) -> list[Group]:
+        """What is left as filters and `keep_group` see it: scores include the reward that is learned from."""
+        if self.reward is None:
+            return self.groups
+        return with_columns(self.groups, {LEARNED_KEY: self.reward[self.rows]})
+
+    def take_most_different(self, count: int) -> None:
+        """Keep `count` responses of each group, those with the highest and the lowest rewards (PODS)."""
+        assert self.reward is not None
+        keep, rewards = [], self.reward[self.rows]
+        for group, own in zip(self.groups, rewards.split([len(group.responses) for group in self.groups]), strict=True):
+            chosen = set(F.most_different(own, min(count, len(own))).tolist())
+            keep += [index in chosen for index in range(len(group.responses))]
+        self.take(keep)
+
+    def summary(self) -> dict[str, Any]:
+        """Mean and deviation of the raw reward, means of its parts, lengths, and shares, of what is left; as metrics.
+
+        The raw reward includes the penalty for a missing end, and its parts do not.
+        """
+        metrics: dict[str, Any] = {}
+        if len(known := self.known):
+            metrics |= {"reward": float(known.mean()), "reward_std": float(known.std(correction=0))}
+        if self.raw is not None:
+            metrics["unscored"] = self.unscored
+        for name, column in self.parts.items():
+            if missing := int(column.isnan().sum()):
+                metrics[f"{'not_applicable' if name in self.optional else 'unscored'}/{name}"] = missing
+        responses = [response for group in self.groups for response in group.responses]
+        for name in responses[0].scores:
+            values = [score for response in responses if (score := response.scores.get(name)) is not None]
+            if values and name != REWARD_KEY:
+                metrics[f"score/{name}"] = sum(values) / len(values)
+        metrics |= self.metrics
+        metrics["response_tokens"] = sum(map(length, responses)) / len(responses)
+        metrics["truncated"] = sum(response.truncated for response in responses) / len(responses)
+        return metrics
+
+    def judge_usage(self) -> dict[str, float]:
+        """Questions, tokens and cost, as metrics; stored replies count, too. Empty without judges."""
+        names = {"calls": "judge/questions", "tokens": "judge/tokens", "cost": "judge/cost"}
+        return {names[name]: value for name, value in costs(self.verdicts).items() if value is not None}
+
+    def why_unscored(self) -> str:
+        """The first reason of each judge, to end a sentence with; empty without one."""
+        return "".join(f"; {judge}: {reason}" for judge, reason in self.reasons.items() if reason)
+
+
+def with_columns(groups: Sequence[Group], columns: Mapping[str, Tensor]) -> list[Group]:
+    """The groups with more scores of their responses: by name, [responses] each; None where a column is NaN."""
+    values = [[None if math.isnan(value) else value for value in column.tolist()] for column in columns.values()]
+    rows = iter([dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)])
+    return [
+        replace(g, responses=tuple(replace(r, scores={**r.scores, **next(rows)}) for r in g.responses)) for g in groups
+    ]
+
+
+def taken(groups: Sequence[Group], keep: Sequence[bool]) -> list[Group]:
+    """The groups with only some of their responses; groups left without one are absent. keep: for each response."""
+    flags = iter(keep)
+    kept = [replace(group, responses=tuple(r for r in group.responses if next(flags))) for group in groups]
+    return [group for group in kept if group.responses]
+
+
+def with_scores(groups: Sequence[Group]) -> list[Group]:
+    """The groups without the responses that could not be scored."""
+    return taken(groups, [r.scores.get(REWARD_KEY) is not None for group in groups for r in group.responses])
+
+
+@dataclass(eq=False)
+class Node:
+    """A reward in an expression: a single one, or a combination of those below it.
+
+    name: for errors. place: in the expression, `weighted_sum/style/length`. plugin, author: None of a reward model.
+    """
+
+    spec: RewardSpec
+    name: str
+    place: str
+    children: dict[str, Node]
+    plugin: Any = None
+    author: Any = None
+
+    @property
+    def whitens(self) -> bool:
+        """Whether its reward is on another scale than its raw one, because of its own or of a part."""
+        own = isinstance(self.plugin, RewardCombination) and self.plugin.whitens
+        return own or any(child.whitens for child in self.children.values())
+
+    def wrong(self, method: str, text: str) -> AlignkitError:
+        """The error for what one of its methods returned."""
+        if self.plugin is None:
+            return RunFailed(f"reward '{self.name}': {text}")
+        error: AlignkitError = self.author.error(
+            f"{type(self.plugin).__name__}.{method}", f"reward '{self.name}': {text}"
+        )
+        return error
+
+    def combine(self, groups: Sequence[Group], columns: Mapping[str, Tensor]) -> CombinedReward:
+        """What the combination makes of its parts' raw scores, [responses] each."""
+        with calling(self.author, "combine", self.plugin, groups):
+            combined = self.plugin.combine(groups, columns)
+        if not isinstance(combined, CombinedReward):
+            raise self.wrong("combine", f"return a CombinedReward, not {type(combined).__name__}")
+        for name in ("reward", "raw"):
+            self._check_shape("combine", f"'{name}'", getattr(combined, name), groups)
+        return combined
+
+    def total(self, groups: Sequence[Group], columns: Mapping[str, Tensor]) -> Tensor:
+        """The sum of its parts' rewards, some of which are whitened."""
+        with calling(self.author, "total", self.plugin, groups):
+            total: Tensor = self.plugin.total(groups, columns)
+        self._check_shape("total", "it", total, groups)
+        return total
+
+    def _check_shape(self, method: str, name: str, values: object, groups: Sequence[Group]) -> None:
+        count = sum(len(group.responses) for group in groups)
+        if not isinstance(values, Tensor) or tuple(values.shape) != (count,):
+            shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise self.wrong(method, f"{name} must be [responses] = [{count}], not {shape}")
+
+
+class Rewards:
+    """A reward expression, ready to score.
+
+    reducer: each process scores its share of the groups, and combines the scores of all. in_parts: lets a reward score
+    some groups at a time; None: all at once. by_engine: an engine, which the first process has, answers those that
+    sample. untrained: combinations that training would have changed, in sentences, after scoring.
+    """
+
+    def __init__(
+        self,
+        spec: RewardSpec,
+        context: Context,
+        *,
+        reducer: Reducer = ONE_PROCESS,
+        in_parts: InParts | None = None,
+        by_engine: bool = False,
+    ):
+        self.context, self.reducer, self.in_parts, self.by_engine = context, reducer, in_parts, by_engine
+        self.name = spec.name
+        self.nodes: list[Node] = []  # those below a node before it
+        self.root = self._node(spec, spec.name, spec.name)
+        # By the name of its scores, which is its place below the root.
+        self.leaves = {n.place.removeprefix(f"{self.name}/"): n for n in self.nodes if not n.children}
+        self.combinations = {n.place: n for n in self.nodes if n.children}
+        self.untrained: list[str] = []
+
+    def _node(self, spec: RewardSpec, name: str, place: str) -> Node:
+        children = {child: self._node(below, child, f"{place}/{child}") for child, below in spec.children.items()}
+        node = Node(spec, name, place, children)
+        if spec.component is not None:
+            node.plugin, node.author = made(spec.component, self.context.stage)
+        if isinstance(node.plugin, RewardCombination) and not hasattr(node.plugin, "state"):
+            node.plugin.state = {}  # its constructor did not call the base's
+        if isinstance(node.plugin, Reward):
+            with calling(node.author, "prepare", node.plugin):
+                node.plugin.prepare(self.context)
+        self.nodes.append(node)
+        return node
+
+    @property
+    def within_group(self) -> bool:
+        """Whether a score only ranks a response among its group's."""
+        return any(isinstance(node.plugin, Reward) and node.plugin.within_group for node in self.nodes)
+
+    @property
+    def incomparable(self) -> str:
+        """Why raw scores of different iterations cannot be compared; empty if they can."""
+        if self.within_group:
+            return f"reward '{self.name}' compares the responses of one group"
+        # Without whitening, what it remembers can only be in `raw`.
+        changing = [n.name for n in self.combinations.values() if n.plugin.state and not n.plugin.whitens]
+        return f"reward '{changing[0]}' changes with what it remembers" if changing else ""
+
+    def score(self, groups: Sequence[Group], penalty: float = 0.0) -> list[Group]:
+        """The groups, with every part and the raw combination (`reward`) among their responses' scores."""
+        table = self.combine(self.ask(groups), penalty)
+        text = "reward '{}' is as in the first iteration of training: see 'combinations' in its stage.json"
+        self.untrained = [
+            text.format(node.name)
+            for place, node in self.combinations.items()
+            if place in table.states and not node.plugin.state and not node.plugin.whitens
+        ]
+        return table.scored
+
+    # What single rewards say
+
+    def ask(self, groups: Sequence[Group], table: RewardTable | None = None) -> RewardTable:
+        """Let every single reward score the responses, and add their rows to a table."""
+        table = table or RewardTable()
+        plugins = {name: leaf.plugin for name, leaf in self.leaves.items()}
+        table.optional = frozenset(name for name, one in plugins.items() if getattr(one, "may_not_apply", False))
+        columns: dict[Node | str, Column] = {}  # a model in several places scores once
+        with without_score() as reasons, spending() as verdicts:
+            for name, leaf in self.leaves.items():
+                key = leaf.spec.name if leaf.plugin is None else leaf
+                if key not in columns:
+                    columns[key] = self._scores(leaf, groups)
+                values = [math.nan if value is None else value for value in columns[key]]
+                new = torch.tensor(values, dtype=torch.float64)
+                table.parts[name] = torch.cat([table.parts.get(name, new[:0]), new])
+        for other_reasons, other_verdicts in self.reducer.gather((reasons, verdicts)):
+            table.verdicts += other_verdicts
+            for judge, reason in other_reasons.items():
+                table.reasons[judge] = table.reasons.get(judge) or reason
+        table.sampled += groups
+        return table
+
+    def _scores(self, leaf: Node, groups: Sequence[Group]) -> Column:
+        if not any(group.responses for group in groups):
+            return []
+        if self.in_parts is None:
+            return self._column(leaf, groups)
+        return self.in_parts(leaf.name, groups, lambda some: self._column(leaf, some))
+
+    def _column(self, leaf: Node, groups: Sequence[Group]) -> Column:
+        """One score per response."""
+        sizes = [len(group.responses) for group in groups]
+        led = self.by_engine and any(part.options.asks_engine() for part in specs(leaf.spec.component, Component))
+        column = self.reducer.deal(sizes, lambda own: self._share(leaf, [groups[i] for i in own]), led=led)
+        for index, value in enumerate(column):
+            if value is not None and not (isinstance(value, int | float) and abs(value) <= float_info.max):
+                prompt = preview([group for group in groups for _ in group.responses][index])
+                shown = "too large" if isinstance(value, int) else f"{value!r:.100}"
+                raise leaf.wrong(
+                    "score",
+                    f"the score is {shown} for response {index} (prompt: {prompt}); return a finite number, or "
+                    "None for a response that cannot be scored",
+                )
+        return column
+
+    def _share(self, leaf: Node, groups: Sequence[Group]) -> list[Any]:
+        """As many scores as responses, which may be anything else."""
+        if leaf.plugin is None:
+            return list(self.context.models[leaf.spec.name].scores(groups))
+        with calling(leaf.author, "score", leaf.plugin, groups):
+            scores = leaf.plugin.score(groups)
+        if not isinstance(scores, Mapping) or len(scores) != 1:
+            what = f"components {sorted(map(str, scores))}" if isinstance(scores, Mapping) else type(scores).__name__
+            raise leaf.wrong("score", f'return one component, such as {{"": [0.5, 1.0]}}, not {what}')
+        (column,) = scores.values()
+        column = column.tolist() if isinstance(column, Tensor) else column
+        if not isinstance(column, Sequence) or isinstance(column, str):
+            raise leaf.wrong("score", f"return a list of scores, not {type(column).__name__}")
+        if len(column) != (count := sum(len(group.responses) for group in groups)):
+            raise leaf.wrong("score", f"return {count} scores, one per response, not {len(column)}")
+        return list(column)
+
+    # What combinations make of it
+
+    def combine(self, table: RewardTable, penalty: float = 0.0, *, learns: bool = True) -> RewardTable:
+        """Fill in the rewards of all rows, and begin to learn from those that have one.
+
+        penalty: subtracted from the rewards of truncated responses. learns: whether something is learned from them.
+        What combinations remember goes into the table, and they forget it: `remember` makes it last. Raises PluginError
+        for a reward that is not finite.
+        """
+        before = self.states()
+        reward, raw, table.metrics = self._combined(table)
+        table.states = self.states()
+        self.remember(before)
+        scored = ~raw.isnan()
+        if penalty:
+            ended = torch.tensor(
+                [not r.truncated for group in table.sampled for r in group.responses], dtype=torch.bool
+            )
+            # After combining: whitening would rescale the penalty, and the scores of other responses with it.
+            reward, raw = (F.missing_eos_penalty(scores, ended, penalty) for scores in (reward, raw))
+            if scored.any():
+                table.metrics["missing_eos_penalty"] = penalty * float((~ended[scored]).double().mean())
+        table.raw, table.reward = raw, reward if learns else None
+        table.scored = with_columns(table.sampled, {**table.parts, REWARD_KEY: raw})
+        table.learn_from_all()
+        if learns:
+            table.take(scored.tolist())
+        return table
+
+    def _combined(self, table: RewardTable) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """The reward and the raw one, float64 [rows], and metrics."""
+        required = [column.isnan() for name, column in table.parts.items() if name not in table.optional]
+        count = len(next(iter(table.parts.values())))
+        failed = torch.stack([*required, torch.zeros(count, dtype=torch.bool)]).any(dim=0)
+        reward = {leaf: table.parts[name].masked_fill(failed, math.nan) for name, leaf in self.leaves.items()}
+        raw, rows_of = dict(reward), self._rows_of(reward)
+        metrics: dict[str, float] = {}
+        for node in self.combinations.values():
+            rows = rows_of[node]
+            reward[node], raw[node] = (torch.full((count,), math.nan, dtype=torch.float64) for _ in range(2))
+            metrics = {}
+            if not rows.any():
+                continue
+            groups = taken(table.sampled, rows.tolist())
+            # Whitened and raw parts are combined separately. The order matters: `combine` may change the state.
+            total = None
+            if any(child.whitens for child in node.children.values()):
+                total = node.total(groups, {name: reward[child][rows] for name, child in node.children.items()})
+            combined = node.combine(groups, {name: raw[child][rows] for name, child in node.children.items()})
+            reward[node][rows] = (combined.reward if total is None else total).to(torch.float64)
+            raw[node][rows] = combined.raw.to(torch.float64)
+            metrics = {f"reward/{name}": value for name, value in combined.metrics.items()}
+        self._check_finite(reward[self.root], raw[self.root])
+        return reward[self.root], raw[self.root], metrics
+
+    def _rows_of(self, scores: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
+        """The rows, bool, that each node sees: those of the combination above it to which it applies."""
+        applies = {leaf: ~column.isnan() for leaf, column in scores.items()}
+        for node in self.combinations.values():
+            parts = torch.stack([applies[child] for child in node.children.values()])
+            applies[node] = parts.any(dim=0) if node.plugin.leaves_out else parts.all(dim=0)
+        for node in reversed(self.nodes):
+            for child in node.children.values():
+                applies[child] = applies[child] & applies[node]
+        return applies
+
+    def _check_finite(self, reward: Tensor, raw: Tensor) -> None:
+        broken = ~raw.isnan() & ~(reward.isfinite() & raw.isfinite())
+        if broken.any():
+            row = int(broken.nonzero()[0])
+            text = f"the reward is {reward[row]} ({raw[row]} before whitening) for response {row}"
+            raise self.root.wrong("combine", text)
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """What combinations remember, by their place in the expression. Raises PluginError if it is not JSON."""
+        states = {}
+        for place, node in self.combinations.items():
+            try:
+                if node.plugin.state:
+                    states[place] = json.loads(json.dumps(node.plugin.state))
+            except (TypeError, ValueError) as error:
+                raise node.wrong("combine", f"`state` must be JSON; use float(...) ({error})") from error
+        return states
+
+    def remember(self, states: Mapping[str, dict[str, Any]]) -> None:
+        """Let combinations remember what a table or a checkpoint says, and nothing else."""
+        for place, node in self.combinations.items():
+            node.plugin.state = copy.deepcopy(states.get(place, {}))
+
+    def nothing_scored(self, table: RewardTable) -> str:
+        """Why no response has a score: whose is missing first, for which row, and what a judge says."""
+        rows = [(group, number) for group in table.sampled for number, _ in enumerate(group.responses, 1)]
+        never = "A missing score is None and never 0: the policy would learn from a 0 as if the response were bad"
+        for name, leaf in self.leaves.items():
+            if not (missing := table.parts[name].isnan()).any():
+                continue
+            group, number = rows[int(missing.nonzero()[0])]
+            row = f"{preview(group)}, response {number}" + (f" ({group.origin})" if group.origin else "")
+            text = f"no score for {int(missing.sum())} of {len(rows)} responses, first in the row {row}"
+            if leaf.plugin is None:
+                help = f"shorten the prompts, or use a reward model with a longer context than '{leaf.name}' has"
+                return f"reward model '{leaf.name}': {text}: the prompt leaves it no room. {never}\nhelp: {help}"
+            help = f"check the options of '{leaf.name}', the columns that it reads, and the judge that it asks"
+            return f"{leaf.wrong('score', text)}{table.why_unscored() or ': it returned None'}. {never}\nhelp: {help}"
+        return str(self.root.wrong("combine", "it makes no number of the scores of its parts"))
