@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any
 
-from alignkit.errors import AlignkitError, DataError, PluginError, disk_is_full, memory_ran_out
+from alignkit.errors import AlignkitError, DataError, PluginError, disk_is_full, memory_ran_out, reason_of
 from alignkit.registry import Component, Registration
-
-LONGEST = 1000  # characters of a message
 
 # What a conformance kit does around each call; it gets the plugin, `Class.method`, and the arguments.
 around_calls: ContextVar[Callable[..., AbstractContextManager[None]] | None] = ContextVar("around_calls", default=None)
@@ -104,27 +103,24 @@ def blame(label: str, owner: Any, method: str, *args: Any, stage: str = "") -> I
 def _error(label: str, owner: Any, method: str, text: str) -> CallError:
     name = owner.__name__ if callable(owner) and hasattr(owner, "__name__") else type(owner).__name__
     place = f"{name}.{method}" if method and label else method or name
-    return CallError(f"{label}{', ' if label else ''}in `{place}`: {text[:LONGEST]}")
+    return CallError(f"{label}{', ' if label else ''}in `{place}`: {text}")
 
 
 def words(error: BaseException) -> str:
     """`KeyError: 'advantage'`, on one line."""
     if isinstance(error, SystemExit):
         return f"it called exit({'' if error.code is None else error.code})"
-    try:
-        text = " ".join(str(error)[: 2 * LONGEST].split())[:LONGEST]
-    except Exception:
-        text = "(its message cannot be shown)"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return reason_of(error)
 
 
 def line_in(error: BaseException, owner: Any) -> str:
-    """` (file.py:12)`: the innermost line of the owner's own code in the traceback, else the file of its class."""
+    """` (file.py:12)`: the innermost line of the owner's own code in the traceback, else where its class begins."""
     classes = getattr(owner, "__mro__", None) or ((owner,) if callable(owner) else type(owner).__mro__)
     modules = [each.__module__ for each in classes if not each.__module__.startswith("alignkit.")]
     files = [os.path.abspath(file) for name in modules if (file := getattr(sys.modules.get(name), "__file__", None))]
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame for frame in frames if os.path.abspath(frame.filename) in files] or frames[1:]
-    if lines:
-        return f" ({os.path.basename(lines[-1].filename)}:{lines[-1].lineno})"
-    return f" ({os.path.basename(files[0])})" if files else ""
+    inside = [(frame.filename, frame.lineno) for frame in frames if os.path.abspath(frame.filename) in files]
+    with suppress(OSError, TypeError, IndexError):  # there is no source
+        file, line = inside[-1] if inside else (files[0], inspect.getsourcelines(classes[0])[1])
+        return f" ({os.path.basename(file)}:{line})"
+    return ""

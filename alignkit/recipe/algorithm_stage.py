@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from alignkit.algorithm import Needs, Source, StageDefaults, Trains
+from alignkit.calls import blame, create, label_of
 from alignkit.errors import PluginError
 from alignkit.external import ExternalTrainer
 from alignkit.monitor import REWARD_HACKING, Monitor
-from alignkit.calls import blame, create, label_of
 from alignkit.recipe.advice import common_name
 from alignkit.recipe.components import find, options_of, read_component, read_options
 from alignkit.recipe.document import Keys

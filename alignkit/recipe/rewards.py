@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from alignkit.errors import PluginError
 from alignkit.calls import blame, call, create, label_of
+from alignkit.errors import PluginError
 from alignkit.recipe.components import find_reward, split, with_options
 from alignkit.recipe.document import Keys
 from alignkit.recipe.problems import path_text, shown

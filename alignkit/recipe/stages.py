@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from alignkit.errors import PluginError, did_you_mean
 from alignkit.calls import blame, label_of
+from alignkit.errors import PluginError, did_you_mean
 from alignkit.recipe.algorithm_stage import read_algorithm
 from alignkit.recipe.components import Named, find, read_component, read_options, split, with_options
 from alignkit.recipe.document import Keys

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import Problem, RecipeError, RunFailed
+from alignkit.calls import blame, label_of
+from alignkit.errors import PluginError, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.cache import cache_folder
 from alignkit.io.commits import commit_of
@@ -22,7 +23,6 @@ from alignkit.models.hub import cached_snapshot, locate
 from alignkit.models.loading import device_of, load_text, weight_bytes
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
-from alignkit.calls import blame, label_of
 from alignkit.plugins import plugins, source_of
 from alignkit.recipe.bases import base_keys, bases_of, sampled_by
 from alignkit.recipe.problems import path_text

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignkit.calls import call, create
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.engine import Engine
 from alignkit.environment import Environment
@@ -16,7 +17,6 @@ from alignkit.errors import AlignkitError, DataError, PluginError, Problem, Reci
 from alignkit.external import ExternalTrainer
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.stage_results import read_record
-from alignkit.calls import call, create
 from alignkit.plugins import source_of
 from alignkit.recipe.document import Keys
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs

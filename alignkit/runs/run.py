@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import stopping
+from alignkit.calls import create
 from alignkit.data.group import Group, write_groups
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import PluginError, RunFailed, message_of
@@ -21,7 +22,6 @@ from alignkit.launcher import launcher
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
 from alignkit.own_server import kept_servers
-from alignkit.calls import create
 from alignkit.plugins import plugins
 from alignkit.recipe.document import dump
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs

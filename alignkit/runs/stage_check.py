@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import Algorithm, SelectContext, Trains
+from alignkit.calls import blame, call, create, label_of
 from alignkit.data.describe import way_out
 from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, prompts_of, resolved_pairs
@@ -17,7 +18,6 @@ from alignkit.data.sources import OR_SKIP, DataSpec, Loaded
 from alignkit.environment import Environment
 from alignkit.errors import DataError
 from alignkit.external import ExternalTrainer
-from alignkit.calls import blame, call, create, label_of
 from alignkit.recipe.document import Keys
 from alignkit.recipe.schema import Recipe, Stage, keys_of, specs
 from alignkit.registry import Component

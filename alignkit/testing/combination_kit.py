@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.calls import call, create
 from alignkit.data.group import Group
-from alignkit.calls import blame, call, create, label_of
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, CombinedReward, RewardCombination

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from alignkit.calls import call, create
 from alignkit.data.group import Group
 from alignkit.engine import Engine
 from alignkit.launcher import launcher
@@ -19,7 +20,6 @@ from alignkit.models.forward import measure
 from alignkit.models.generate import Continuation, generate
 from alignkit.models.next_token import Sampling
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.calls import blame, call, create, label_of
 from alignkit.plugins import plugins
 from alignkit.registry import Component
 from alignkit.settings import LoraSpec, ModelSpec

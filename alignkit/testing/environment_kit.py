@@ -9,9 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from alignkit.calls import call, create
 from alignkit.data.group import Group, Message
 from alignkit.environment import Environment
-from alignkit.calls import blame, call, create, label_of
 from alignkit.registry import Component
 from alignkit.testing.surroundings import SEED, Surroundings, conform
 from alignkit.tokens.turns import CALL, END_CALL, read_turn

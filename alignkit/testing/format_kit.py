@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from alignkit.calls import blame
 from alignkit.data.group import Group
 from alignkit.data.sources import checked_groups
 from alignkit.errors import BadRow, PluginError
 from alignkit.formats import FOREIGN, Format
-from alignkit.calls import blame, call, create, label_of
 from alignkit.plugins import plugins
 from alignkit.registry import Component
 from alignkit.testing.purity import changed, memory_of

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from alignkit.calls import call, create
 from alignkit.data.group import Message
 from alignkit.judges import CheckedJudge, Item, Rubric, rates
-from alignkit.calls import blame, call, create, label_of
 from alignkit.registry import Component
 from alignkit.reward import Judge, Rating, Verdict
 from alignkit.testing.surroundings import Surroundings, conform

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from alignkit.calls import call, create
 from alignkit.data.group import Group
-from alignkit.calls import blame, call, create, label_of
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component
 from alignkit.reward import Reward

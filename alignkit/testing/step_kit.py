@@ -11,11 +11,11 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from alignkit.calls import call, create
 from alignkit.data.group import Group
 from alignkit.io.progress import Metrics
 from alignkit.models.shared_model import BASE
 from alignkit.options import Ref
-from alignkit.calls import blame, call, create, label_of
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
 from alignkit.reward import Context

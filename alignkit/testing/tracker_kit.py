@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alignkit.calls import blame, call, create, label_of
+from alignkit.calls import call, create
 from alignkit.registry import Component
 from alignkit.testing.surroundings import Surroundings, conform
 from alignkit.tracker import TrackedRun, Tracker, tracked

@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit.data.group import Group, Response, group_from_json, group_to_json
+from alignkit.errors import error_context
 from alignkit.models.generate import Sampling, answered, questions
-from alignkit.plugin_errors import noting
 from alignkit.training.context import StageContext
 from alignkit.training.episodes import Episodes
 from alignkit.training.stage import StageWork
@@ -59,7 +59,7 @@ class Ahead:
         if not own:
             return
         asked, encoder, partner = [prompts[index] for index in own], self.work.models.encoder, None
-        with noting(f"for the samples of iteration {number}"):
+        with error_context(f"for the samples of iteration {number}"):
             if self.episodes is not None:
                 self.episodes.forget()
                 asked = self.episodes.begin(asked, self.sampling.samples_per_prompt, (number, own))
@@ -73,7 +73,7 @@ class Ahead:
     def poll(self) -> None:
         """Answer turns that have ended, and let the engine write the next ones. Waits for nothing."""
         if self._begun is not None:
-            with noting(f"for the samples of iteration {self.number}"):
+            with error_context(f"for the samples of iteration {self.number}"):
                 self._begun.poll()
 
     def finish(self) -> None:
@@ -82,7 +82,7 @@ class Ahead:
             return
         count = len(self._asked) * self.sampling.samples_per_prompt
         with (
-            noting(f"for the samples of iteration {self.number}"),
+            error_context(f"for the samples of iteration {self.number}"),
             self.context.reporter.progress("rolling out", count) as done,
         ):
             groups = self.context.reducer.deal([1] * self._prompts, lambda own: self._written(done), led=True)

@@ -118,7 +118,9 @@ def _wrong_answers(messages: Any) -> str:
     if messages is None:
         return ""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
-        return f"return a list of messages, or None, not {'an empty list' if messages == [] else type(messages).__name__}"
+        return (
+            f"return a list of messages, or None, not {'an empty list' if messages == [] else type(messages).__name__}"
+        )
     for message in messages:
         role, content = (message.get(key) if isinstance(message, Mapping) else None for key in ("role", "content"))
         if role not in ROLES or role == "assistant" or not isinstance(content, str):
@@ -135,7 +137,11 @@ def _wrong_answers(messages: Any) -> str:
 
 
 def _wrong_reward(reward: Any) -> str:
-    parts = {f"the reward's part '{name}'": value for name, value in reward.items()} if isinstance(reward, Mapping) else {"the reward": reward}
+    parts = (
+        {f"the reward's part '{name}'": value for name, value in reward.items()}
+        if isinstance(reward, Mapping)
+        else {"the reward": reward}
+    )
     for what, value in parts.items():
         if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
             return f"{what} is {value!r:.60}; return a finite number, or None if there is none"

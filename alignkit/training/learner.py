@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from alignkit.algorithm import Algorithm, Trains
 from alignkit.batch import Batch, Outputs
+from alignkit.calls import label_of
 from alignkit.errors import RunFailed
 from alignkit.kernels.memory import TrimOnGrowth
 from alignkit.loss import Per
@@ -174,7 +175,7 @@ class Learner:
         recomputed = self.reducer.sum({"recomputed": float(self.model.recomputed - before)})
         shares = self.reducer.sum(terms)
         broken = [f"'{name}'" for name, share in shares.items() if not math.isfinite(share) and name != "loss"]
-        whose = f" of {self.checked.author}, in `{type(self.algorithm).__name__}.loss`,"
+        whose = f" of {label_of(self.algorithm)}, in `{type(self.algorithm).__name__}.loss`,"
         self.unfit = f"loss term {' and '.join(broken)}{whose}" if broken else "its loss or gradient"
         metrics = {**shares, **averages.means(self.reducer), **self.reducer.sum(nll)}
         if self.model.memory.halvings:

@@ -17,10 +17,9 @@ from alignkit.algorithm import Algorithm, SelectContext
 from alignkit.data.describe import way_out
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded, prompt_key
-from alignkit.errors import AlignkitError, DataError
+from alignkit.errors import AlignkitError, DataError, error_context
 from alignkit.models.examples import Examples
 from alignkit.models.packing import indivisible
-from alignkit.plugin_errors import noting
 from alignkit.tokens.encoder import DROP_REASONS, Encoded, counted, drop_reason
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import requirement
@@ -81,7 +80,7 @@ class OfflineStage:
         context.reporter.start(context.name, plan.total, work.learner.steps)
         while work.learner.steps < plan.total:
             self._check_stop(plan)
-            with noting(f"in step {work.learner.steps + 1} of {plan.total}"):
+            with error_context(f"in step {work.learner.steps + 1} of {plan.total}"):
                 self._after(plan, self._step(plan))
         # Without validation, or if no epoch had a finite loss, the last weights are the result.
         if "best_epoch" not in work.summary or not context.reducer.led(context.adapter.exists):

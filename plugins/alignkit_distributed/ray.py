@@ -114,8 +114,8 @@ class Worker:
         import torch
         from rich.console import Console
 
-        from alignkit.io.progress import Metrics, Reporter
         from alignkit.calls import create
+        from alignkit.io.progress import Metrics, Reporter
         from alignkit.plugins import load_plugins
         from alignkit.recipe.document import parse_document
         from alignkit.recipe.load import build

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from alignkit.calls import CallError, blame, create, label_of, mistake
 from alignkit.data.group import Group
 from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
 from alignkit.errors import PluginError, RunFailed
@@ -25,7 +26,6 @@ from alignkit.models.forward import measure
 from alignkit.models.generate import Continuation, Partner, has_stopped
 from alignkit.models.next_token import Sampling
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.calls import CallError, blame, create, label_of, mistake
 from alignkit.tokens.encoder import Encoded, Encoder, Ids, ResponseTokens
 from alignkit_distributed.begun import Begun, Steps
 from alignkit_distributed.engine_thread import EngineThread, NoProgress

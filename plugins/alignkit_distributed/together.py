@@ -26,7 +26,6 @@ from alignkit.io.progress import Metrics, Reporter
 from alignkit.io.source_code import plugin_digests
 from alignkit.models.models import LoadedBase
 from alignkit.models.passes import Passes
-from alignkit.plugins import plugins
 from alignkit.recipe.bases import base_keys
 from alignkit.recipe.problems import path_text
 from alignkit.recipe.schema import BASE, Recipe, Stage, specs

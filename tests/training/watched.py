@@ -152,7 +152,7 @@ def online(
     out.mkdir(exist_ok=True)
     run = Run(load_recipe(folder / "recipe.yaml"), out)
     named = run.recipe.stages["align"]
-    registration = replace(named.component.registration, implementation=lambda options: algorithm)
+    registration = replace(named.component.registration, target=lambda options: algorithm, kind="")
     run.recipe.stages["align"] = replace(named, component=replace(named.component, registration=registration))
     run.execute()
     lines = (out / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -20,6 +20,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from alignkit.algorithm import Algorithm, Source, Trains
+from alignkit.calls import call, create
 from alignkit.data.group import Group, Message, Response, prompts_of
 from alignkit.data.sources import DataSpec
 from alignkit.errors import RecipeError, RunFailed
@@ -29,7 +30,6 @@ from alignkit.kernels.memory import GROWTH, total
 from alignkit.models.budget import MemoryBudget, activation_bytes_per_token
 from alignkit.models.generate import LOGIT_COPIES, most_rows, row_bytes
 from alignkit.models.loading import device_of, dtype_of, largest, quantized_width
-from alignkit.calls import call, create
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.runs.bases import RunBases
 from alignkit.runs.data import RunData

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import Algorithm, Trains
+from alignkit.calls import call, create
 from alignkit.data.describe import shown
 from alignkit.data.group import Group, prompts_of
 from alignkit.data.sources import DataSpec
@@ -20,7 +21,6 @@ from alignkit.external import ExternalTrainer
 from alignkit.io.printable import printable
 from alignkit.io.progress import Reporter
 from alignkit.io.stage_results import is_result_name
-from alignkit.calls import call, create
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.reward import Judge
