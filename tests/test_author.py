@@ -230,5 +230,5 @@ def test_a_message_is_bounded_and_torchs_mode_restored(tmp_path: Path) -> None:
         call(strange, "folder")
     assert os.getcwd() == here
     strange.called_in = ("plugin 'mine', stage 'labels'", "labels")  # type: ignore[attr-defined]
-    with pytest.raises(DataError, match="^stage 'labels': no tokens$"):
+    with pytest.raises(DataError, match=r"^stage 'labels': no tokens$"):
         call(strange, "rows")

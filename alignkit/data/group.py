@@ -7,12 +7,17 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import IO, Any, TypedDict, cast
+from typing import Any, ClassVar, Required
 
-from alignkit.data.files import SkippedRow, bad_rows_error, file_rows, kind_of, parse, raise_if_bad
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from alignkit.data.files import SkippedRow, bad_rows_error, file_rows, parse, raise_if_bad
 from alignkit.errors import BadRow
 from alignkit.io.atomic import whole_file
 
@@ -21,6 +26,7 @@ LEVELS = ("significantly", "better", "slightly", "unsure")
 _VERSION = 1  # of a group's JSON
 _PREVIEW_LENGTH = 60  # characters of a prompt in a message
 _PREVIEWS = 3  # groups in a message
+_STORED = ConfigDict(extra="forbid")  # a key that is not known is a fault of the file
 
 
 class Message(TypedDict, total=False):
@@ -38,8 +44,10 @@ class Message(TypedDict, total=False):
         call_errors: What is wrong with calls in a sampled turn that could not be read.
     """
 
-    role: str
-    content: str
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    role: Required[str]
+    content: Required[str]
     train: bool | float
     reasoning_content: str
     tool_calls: list[dict[str, Any]]
@@ -83,6 +91,8 @@ class Response:
         staleness: Updates of the policy since the weights that wrote it, when it was learned from (`rollout.ahead`).
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STORED
+
     text: str = ""
     messages: tuple[Message, ...] | None = None
     rank: float | None = None
@@ -116,6 +126,8 @@ class Pair:
         margin: In units of the reward, or one of LEVELS, which a reward model maps to a number.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STORED
+
     better: int
     worse: int
     p: float = 1.0
@@ -138,6 +150,8 @@ class Group:
         origin: Where it was read; not part of its JSON, and equal groups may differ in it.
         weight: How much it counts in a loss, by its column `weight`. 0: it is not learned.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STORED
 
     prompt: tuple[Message, ...]
     responses: tuple[Response, ...] = ()
@@ -278,13 +292,23 @@ def sha256_of(value: Any) -> str:
 # --- groups as JSON: keys with their default value are omitted, and nan, inf and -inf are written as strings
 
 
+@cache
+def _stored() -> TypeAdapter[Group]:
+    return TypeAdapter(Group)
+
+
 def group_to_json(group: Group) -> str:
     """The group as one line of standard JSON, which `group_from_json` reads back as an equal group.
 
     Raises `ValueError` if `meta` holds a value that JSON cannot represent.
     """
-    row: dict[str, Any] = {"alignkit": _VERSION}
-    row |= _non_defaults(group, responses=lambda rs: [_response_to_row(r) for r in rs], pairs=_pairs_to_rows)
+    stored = _stored().dump_python(group, exclude_defaults=True, exclude={"origin"}, warnings=False)
+    for response in stored.get("responses", ()):
+        if "scores" in response:
+            response["scores"] = {name: _encoded(score) for name, score in response["scores"].items()}
+        if "logprobs" in response:
+            response["logprobs"] = [_encoded(value) for value in response["logprobs"]]
+    row = {"alignkit": _VERSION, **stored}
     try:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
@@ -296,6 +320,10 @@ def group_to_json(group: Group) -> str:
     return line
 
 
+def _encoded(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
     """The group that a line, or the object parsed from it, represents. Raises `BadRow` if it is not a group."""
     row = parse(line) if isinstance(line, str | bytes) else line
@@ -303,16 +331,12 @@ def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
         raise BadRow("not a group written by alignkit: it has no key 'alignkit'")
     if row["alignkit"] != _VERSION:
         raise BadRow(f"the group has format version {row['alignkit']!r}, but this alignkit reads version {_VERSION}")
-    values = _fields_of(row, Group, "group", extra=("alignkit",))
     try:
-        values["prompt"] = tuple(_stored_message(m) for m in values["prompt"])
-        values["responses"] = tuple(_response_from_row(r) for r in values.get("responses", ()))
-        if values.get("pairs") is not None:
-            values["pairs"] = tuple(_pair_from_row(p) for p in values["pairs"])
-        values["tools"] = tuple(dict(tool) for tool in values.get("tools", ()))
-        group = Group(**values)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise BadRow(f"not a group written by alignkit: {type(error).__name__}: {error}") from error
+        group = _stored().validate_python({name: value for name, value in row.items() if name != "alignkit"})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise BadRow(f"not a group written by alignkit: {key}: {first['msg']}") from error
     for pair in group.pairs or ():
         check_indices(pair, len(group.responses))
     check_weights(group)
@@ -327,83 +351,6 @@ def prompt_to_row(number: int, group: Group) -> list[Any]:
 def prompts_from_rows(rows: Sequence[Sequence[Any]]) -> list[Group]:
     """The prompts of rows that `prompt_to_row` made."""
     return [Group(tuple(prompt), tools=tuple(tools[0]) if tools else ()) for _, prompt, *tools in rows]
-
-
-def _non_defaults(instance: Any, **encoders: Callable[[Any], Any]) -> dict[str, Any]:
-    """The encoded fields of a dataclass that differ from their defaults."""
-    row = {}
-    for spec in _stored_fields(type(instance)):
-        value = getattr(instance, spec.name)
-        default = spec.default_factory() if spec.default_factory is not MISSING else spec.default
-        if value != default or type(value) is not type(default):
-            row[spec.name] = encoders.get(spec.name, _encode_number)(value)
-    return row
-
-
-def _stored_fields(dataclass_: type) -> list[Field[Any]]:
-    """All fields but those that equality ignores."""
-    return [spec for spec in fields(dataclass_) if spec.compare]
-
-
-def _encode_number(value: Any) -> Any:
-    """Turn nan, inf and -inf, which JSON lacks, into strings; return any other value unchanged."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _decode_number(value: Any) -> Any:
-    return float(value) if value in ("nan", "inf", "-inf") else value
-
-
-def _response_to_row(response: Response) -> dict[str, Any]:
-    return _non_defaults(
-        response,
-        logprobs=lambda values: [_encode_number(value) for value in values],
-        scores=lambda scores: {name: _encode_number(value) for name, value in scores.items()},
-    )
-
-
-def _pairs_to_rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    return [_non_defaults(pair) for pair in pairs]
-
-
-def _fields_of(row: Any, dataclass_: type, name: str, extra: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The row's values for a dataclass; keys in `extra` are dropped. Raises `BadRow` for any other unknown key."""
-    if not isinstance(row, Mapping):
-        raise BadRow(f"a {name} must be an object, not {kind_of(row)}")
-    values = {key: value for key, value in row.items() if key not in extra}
-    known = [spec.name for spec in _stored_fields(dataclass_)]
-    if unknown := sorted(values.keys() - set(known)):
-        raise BadRow(f"a {name} has unknown keys: {', '.join(unknown)}; the known keys are {', '.join(known)}")
-    return values
-
-
-def _response_from_row(row: Any) -> Response:
-    values = _fields_of(row, Response, "response")
-    for name in ("tokens", "written"):
-        if values.get(name) is not None:
-            values[name] = tuple(values[name])
-    if values.get("logprobs") is not None:
-        values["logprobs"] = tuple(_decode_number(value) for value in values["logprobs"])
-    if values.get("messages") is not None:
-        values["messages"] = tuple(_stored_message(m) for m in values["messages"])
-    if "scores" in values:
-        values["scores"] = {name: _decode_number(value) for name, value in values["scores"].items()}
-    if "rank" in values:
-        values["rank"] = _decode_number(values["rank"])
-    return Response(**values)
-
-
-def _pair_from_row(row: Any) -> Pair:
-    values = _fields_of(row, Pair, "pair")
-    return Pair(**{name: _decode_number(value) for name, value in values.items()})
-
-
-def _stored_message(row: Any) -> Message:
-    if not isinstance(row["role"], str) or not isinstance(row["content"], str):
-        raise TypeError("the role and content of a message must be text")
-    if not isinstance(row.get("reasoning_content", ""), str) or not isinstance(row.get("tool_calls", []), list):
-        raise TypeError("the reasoning_content of a message must be text, and its tool_calls a list")
-    return cast(Message, dict(row))
 
 
 def every_turn(group: Group) -> list[Message]:
@@ -433,16 +380,11 @@ def write_groups(path: Path | str, groups: Iterable[Group]) -> None:
     """Write one line per group, atomically: an existing file stays in place until the new one is complete on disk."""
     path = Path(path)
     with whole_file(path) as file:
-        _write_lines(file, groups, compress=path.suffix == ".gz")
-
-
-def _write_lines(file: IO[bytes], groups: Iterable[Group], compress: bool) -> None:
-    if not compress:
-        file.writelines(group_to_json(group).encode() + b"\n" for group in groups)
-        return
-    # Without a name and a time in the header, equal groups produce equal bytes.
-    with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as stream:
-        stream.writelines(group_to_json(group).encode() + b"\n" for group in groups)
+        lines = (group_to_json(group).encode() + b"\n" for group in groups)
+        # Without a name and a time in the header, equal groups produce equal bytes.
+        packed = gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) if path.suffix == ".gz" else None
+        with packed or nullcontext(file) as stream:
+            stream.writelines(lines)
 
 
 def read_groups(path: Path | str) -> list[Group]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from alignkit import seeds
 from alignkit.calls import blame, call, create, label_of, mistake
@@ -85,7 +85,7 @@ class CheckedEnvironment:
     def respond(self, episode: Episode, turn: Message) -> list[Message] | None:
         """The messages that follow a turn of the policy, which the episode has already; None: the episode is over."""
         answers = call(episode.environment, "respond", copy.deepcopy(turn), returns=_wrong_answers)
-        return None if answers is None else [Message(**message) for message in answers]
+        return None if answers is None else [cast(Message, dict(message)) for message in answers]
 
     def scores(self, episode: Episode) -> dict[str, float | None]:
         """The episode's reward, and its parts if it has several; without a part there is no reward."""
@@ -103,7 +103,7 @@ def _opened(prompt: Sequence[Message], opening: Any) -> list[Message]:
     if opening is None:
         return list(prompt)
     if not isinstance(opening, str):
-        return [*prompt, *(Message(**message) for message in opening)]
+        return [*prompt, *(cast(Message, dict(message)) for message in opening)]
     if not prompt or prompt[-1]["role"] != "user":
         return [*prompt, Message(role="user", content=opening)]
     return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + opening}]
@@ -118,9 +118,8 @@ def _wrong_answers(messages: Any) -> str:
     if messages is None:
         return ""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
-        return (
-            f"return a list of messages, or None, not {'an empty list' if messages == [] else type(messages).__name__}"
-        )
+        kind = "an empty list" if messages == [] else type(messages).__name__
+        return f"return a list of messages, or None, not {kind}"
     for message in messages:
         role, content = (message.get(key) if isinstance(message, Mapping) else None for key in ("role", "content"))
         if role not in ROLES or role == "assistant" or not isinstance(content, str):
@@ -137,11 +136,9 @@ def _wrong_answers(messages: Any) -> str:
 
 
 def _wrong_reward(reward: Any) -> str:
-    parts = (
-        {f"the reward's part '{name}'": value for name, value in reward.items()}
-        if isinstance(reward, Mapping)
-        else {"the reward": reward}
-    )
+    parts = {"the reward": reward}
+    if isinstance(reward, Mapping):
+        parts = {f"the reward's part '{name}'": value for name, value in reward.items()}
     for what, value in parts.items():
         if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
             return f"{what} is {value!r:.60}; return a finite number, or None if there is none"
