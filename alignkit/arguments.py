@@ -137,8 +137,8 @@ def load(
 
 def _recipe_file(name: str) -> Path:
     """The file of a recipe. Raises RecipeError, also for a run's folder and for data."""
+    from alignkit.io.results import RECIPE
     from alignkit.recipe.shipped import find_recipe
-    from alignkit.runs.files import RECIPE
 
     if is_file(Path(name) / RECIPE):
         help = f"`alignkit show {name}` shows it; `alignkit run {Path(name) / RECIPE} --out {name}` continues it"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkit.io.results import Results
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.shipped import find_recipe
-from alignkit.runs.stage_store import StageStore
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ def run(
     from alignkit.runs.run import run_recipe  # imports torch
 
     run_recipe(checked, folder, reporter)
-    store = StageStore(folder, checked.stages)
+    store = Results(folder, checked.stages)
     return RunResult(folder, {name: _result(store, name) for name in checked.stages})
 
 
-def _result(store: StageStore, stage: str) -> StageResult:
+def _result(store: Results, stage: str) -> StageResult:
     folder = store.path(stage)
     file = folder / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []

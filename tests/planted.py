@@ -310,7 +310,7 @@ PLANTED = {
         _KEPT,
     ),
     "another_version": Planted(
-        "alignkit/runs/stage_store.py",
+        "alignkit/io/results.py",
         '/ "kept" / version if version else',
         '/ "kept" / str(int(version) - 1) if version else',
         _KEPT,

@@ -188,7 +188,7 @@ def stopped_once(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def stopped(stopped_once: Path, tmp_path: Path) -> Path:
     """A copy of it, to be damaged."""
-    return Path(shutil.copytree(stopped_once, tmp_path / "copy"))
+    return Path(shutil.copytree(stopped_once, tmp_path / "copy", symlinks=True))
 
 
 def test_the_undisturbed_run_is_what_the_tests_need(place: Place) -> None:

@@ -19,7 +19,7 @@ from alignkit.data.group import Group, Response, distinct_prompts, length
 from alignkit.data.sources import DataSpec, held_together
 from alignkit.errors import DataError
 from alignkit.evaluation import statistics
-from alignkit.io.stage_results import EARLIER, read_record
+from alignkit.io.results import RESULTS, read_record, stage_of
 from alignkit.step import StepContext
 
 UNIT = "drawn together"  # column of prompts: what they share with others, on which their scores then depend
@@ -159,9 +159,9 @@ def _parts(policy: str) -> list[str]:
     parts = policy.strip("/").split("/")
     if len(parts) > 2 and parts[-2] == "kept":  # RUN/STAGE/kept/K
         return [*parts[:-3], f"{parts[-3]}@{parts[-1]}"]
-    if len(parts) > 4 and parts[-4] == EARLIER:  # RUN/.earlier/STAGE/HASH/adapter
-        made_by = read_record(Path(policy).parent).get("plugin", parts[-2])
-        return [*parts[:-4], f"{parts[-3]}@{made_by}"]
+    if len(parts) > 3 and parts[-3] == RESULTS:  # RUN/.results/STAGE-KEY/adapter
+        folder = Path(policy).parent
+        return [*parts[:-3], f"{stage_of(folder)}@{read_record(folder).get('plugin', '')}"]
     return parts[:-1] if parts[-1] == "adapter" and len(parts) > 1 else parts
 
 

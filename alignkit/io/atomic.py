@@ -107,6 +107,15 @@ def move_folder(source: Path, target: Path) -> None:
         sync_folder(parent)
 
 
+def replace_link(path: Path, target: Path) -> None:
+    """Let a name be a link to a target; a crash leaves the old link or the new one."""
+    new = path.with_name(f".{path.name}{NEW}")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target)
+    new.replace(path)
+    sync_folder(path.parent)
+
+
 def discard_folder(folder: Path) -> None:
     """Delete a folder. A process that dies meanwhile leaves none that looks like a part of it."""
     discarded = folder.with_name(f".{folder.name}{DISCARDED}")
@@ -123,8 +132,10 @@ def remove_leftovers(folder: Path) -> None:
     """
     for place, folders, files in os.walk(folder):
         here = Path(place)
-        for name in filter(_is_ours, files):
+        links = [name for name in folders if (here / name).is_symlink()]
+        for name in filter(_is_ours, [*files, *links]):
             (here / name).unlink()
+        folders[:] = [name for name in folders if name not in links]
         for name in filter(_is_ours, sorted(folders, reverse=True)):  # OLD before NEW
             target = here / name.removeprefix(".").removesuffix(OLD)
             restored = name.endswith(OLD) and not target.exists()

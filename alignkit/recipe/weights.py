@@ -6,7 +6,7 @@ from typing import Any
 
 from alignkit.errors import did_you_mean
 from alignkit.io.lookup import is_dir
-from alignkit.io.stage_results import is_result_name
+from alignkit.io.results import is_result_name
 from alignkit.recipe.document import Keys
 from alignkit.recipe.scope import Scope, check_stage
 

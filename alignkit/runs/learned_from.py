@@ -18,12 +18,10 @@ from alignkit.data.group import Group, prompts_of, sha256_of
 from alignkit.data.sources import DataSpec
 from alignkit.errors import AlignkitError, DataError
 from alignkit.io.lookup import is_file
-from alignkit.io.stage_results import is_result_name, read_record
+from alignkit.io.results import RECIPE, Results, is_result_name, read_record, stage_folder
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component
-from alignkit.runs.files import RECIPE
-from alignkit.runs.stage_store import StageStore
 
 WHICH = ("model", "base_url", "folder", "path", "module", "function", "role", "label", "language", "pattern")
 Marks = frozenset[str]  # what tells raters and their data from each other
@@ -142,14 +140,6 @@ def _pairs_of(stage: Stage) -> Marks:
     return frozenset(f"pairs {name}" for name in named)
 
 
-def stage_folder(folder: Path) -> Path:
-    """RUN/STAGE of the weights of a run: RUN/STAGE/adapter or RUN/STAGE/kept/K; any other folder stays."""
-    folder = folder.resolve()
-    if folder.parent.name == "kept":
-        return folder.parent.parent
-    return folder.parent if folder.name in ("adapter", "model") else folder
-
-
 def _in_other_run(folder: Path, read: Callable[[_Lineage, str], Marks | None]) -> Marks | None:
     """What `read` finds for the stage of another run that made a model; None if that is not known."""
     stage = stage_folder(folder)
@@ -192,7 +182,7 @@ def trained_on(
     return found
 
 
-def log_odds(store: StageStore, reward: RewardSpec) -> bool | None:
+def log_odds(store: Results, reward: RewardSpec) -> bool | None:
     """What the stage that trained a reward model says of its scores (`Algorithm.log_odds`); None if that is unknown.
 
     store: of the run, for its own stages. A reward model of another run lies in the folder of its stage.

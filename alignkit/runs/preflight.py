@@ -16,7 +16,7 @@ from alignkit.environment import Environment
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.external import ExternalTrainer
 from alignkit.io.lookup import is_dir, is_file
-from alignkit.io.stage_results import read_record
+from alignkit.io.results import read_record, stage_folder
 from alignkit.plugins import source_of
 from alignkit.recipe.document import Keys
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
@@ -25,7 +25,6 @@ from alignkit.registry import Component
 from alignkit.reward import Judge, Reward, RewardCombination
 from alignkit.runs.data import RunData
 from alignkit.runs.fingerprint import template_of, template_parts
-from alignkit.runs.learned_from import stage_folder
 from alignkit.runs.stage_check import FIRST_ROWS, check_stage_data, check_step_data, check_template
 
 if TYPE_CHECKING:

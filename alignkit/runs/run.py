@@ -18,6 +18,7 @@ from alignkit.errors import PluginError, RunFailed, message_of
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.digest import digest
 from alignkit.io.progress import Metrics, Reporter, duration
+from alignkit.io.results import RECIPE, Results, folders_of, other_runs
 from alignkit.launcher import launcher
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
@@ -30,14 +31,11 @@ from alignkit.runs import preflight
 from alignkit.runs.bases import RunBases
 from alignkit.runs.data import RunData, skipped_rows
 from alignkit.runs.engines import meet_engines, using_engine
-from alignkit.runs.files import RECIPE
 from alignkit.runs.fingerprint import result_hashes, stage_parts
 from alignkit.runs.learned_from import trained_on as places_trained_on
 from alignkit.runs.process import locked, peak_memory, resource_error, with_help
 from alignkit.runs.reference_check import check_references
-from alignkit.runs.reuse import has_stages, other_runs, reuse
 from alignkit.runs.stage_record import facts, source_records, stage_record, trains_policy, write_report
-from alignkit.runs.stage_store import StageStore
 from alignkit.runs.startup import begin
 from alignkit.runs.step_context import step_context
 from alignkit.runs.team import ALONE, Team
@@ -89,7 +87,8 @@ class Run:
     ):
         self.recipe, self.folder, self.team = recipe, folder, team
         self.reporter = reporter or Reporter()
-        self.store = StageStore(folder, recipe.stages)
+        self.store = Results(folder, recipe.stages)
+        self.others = other_runs(folder, recipe.name)  # whose results may be reused
         self.bases = RunBases(recipe, self.reporter)
         self.models = Models(self.bases.base_of, self._open)
         self.hashes: dict[str, str] = {}
@@ -141,10 +140,17 @@ class Run:
         self.stage_name = ""
         self.reporter.stop()
         waiting.end(self.reporter.say)
+        self._check_results()
         self.store.join_metrics(stage.name)
         for texts in plugins().notify("results_shown", run=self, records=self._records, width=self.reporter.width):
             for text in texts:
                 self.reporter.result(text)
+
+    def _check_results(self) -> None:
+        """Raise RunFailed if a result is no longer there, or has changed, while later stages ran."""
+        gone = [name for name in self.recipe.stages if not self._bring(name)]
+        if gone:
+            raise RunFailed(f"the results of {', '.join(gone)} changed while later stages ran; repeat the command")
 
     def say_end(self) -> None:
         """The last lines of a run that is complete: how long the command took, and what to do next."""
@@ -180,33 +186,35 @@ class Run:
     def _incomplete(self) -> list[Stage]:
         """The stages that will not be reused."""
         stages = list(self.recipe.stages.values())
-        others, names = other_runs(self.folder, self.recipe), [stage.name for stage in stages]
-        if not any(map(self.store.has_results, names)) and not has_stages(others, names):
-            return stages  # no hash is needed, so no base model is downloaded yet
+        others = [(run, stage.name) for run in self.others for stage in stages]
+        if not any(self.store.has_any(stage.name) for stage in stages) and not any(folders_of(*one) for one in others):
+            return stages  # no key is needed, so no base model is downloaded yet
         for stage in stages:
             self.hashes[stage.name] = self.hash_of(stage)
-            self.store.bring_back(stage.name, self.hashes[stage.name], self.reporter.say)
-            reuse(self.store, stage.name, self.hashes[stage.name], others, self.reporter.activity)
-        return [stage for stage in stages if not self.store.is_complete(stage.name, self.hashes[stage.name])]
+        return [stage for stage in stages if not self._bring(stage.name)]
+
+    def _bring(self, name: str) -> bool:
+        """Whether a stage has the result for its key, of this run or of another one."""
+        return self.store.bring(name, self.hashes[name], self.others, self.reporter.say)
 
     def _stage(self, stage: Stage) -> bool:
         """Run a stage unless it can be reused. Returns whether it was reused."""
         name = stage.name
         self.stage_name, self._bad_rows, self._described, self._sources = name, {}, [], []
         parts = self.parts_of(stage)  # again, because files may have changed while earlier stages ran
-        stage_hash = self.hashes[name] = digest(parts)
-        record = self.store.record(name)
-        if self.store.is_complete(name, stage_hash):
+        key = self.hashes[name] = digest(parts)
+        before = self.store.record(name)
+        if self._bring(name):
             self.reporter.stage_reused(name)
-            self._records.append(record)
+            self._records.append(self.store.record(name))
             return True
-        if record and record.get("hash") != stage_hash:
-            why = "".join(self.notify(name)("stage_changed", record=record, parts=parts))
+        if before.get("hash") in (None, key):
+            before = {}
+        else:
+            why = "".join(self.notify(name)("stage_changed", record=before, parts=parts))
             self.reporter.say(f"{name}: changed since the last run{why}, starting over")
-            self.store.set_aside(name)
-        before = record if record.get("hash") != stage_hash else {}
-        earlier = 0.0 if before else float(record.get("seconds") or 0.0)  # of starts that were interrupted
-        folder = self.store.begin(name, stage_hash, parts, earlier)
+        earlier = float(self.store.begun(name, key).get("seconds") or 0.0)  # of starts that were interrupted
+        folder = self.store.begin(name, key, parts, earlier)
         self.reporter.stage(name, [*self.recipe.stages].index(name) + 1, len(self.recipe.stages), stage.component.name)
         began = time.monotonic()
         try:
@@ -217,13 +225,12 @@ class Run:
                 summary, artifact = self._work(stage, folder, parts)
         except BaseException:
             with suppress(OSError):  # a full disk must not hide what went wrong
-                if "waits_for" not in self.store.record(name):
-                    self.store.begin(name, stage_hash, parts, earlier + time.monotonic() - began)
+                self.store.begin(name, key, parts, earlier + time.monotonic() - began)
             raise
         summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
         self.models.forget(name)
         seconds = time.monotonic() - began
-        record = {"hash": stage_hash, **stage_record(stage, earlier + seconds, summary, artifact, parts, self._sources)}
+        record = {"hash": key, **stage_record(stage, earlier + seconds, summary, artifact, parts, self._sources)}
         self.store.finish(name, record)
         self._records.append(record)
         self.reporter.stage_done(name, seconds, facts(summary))
@@ -388,7 +395,7 @@ class Waiting:
     blocked: dict[str, None] = field(default_factory=dict)
 
     @contextmanager
-    def until_labeled(self, store: StageStore, say: Callable[[str], None]) -> Iterator[None]:
+    def until_labeled(self, store: Results, say: Callable[[str], None]) -> Iterator[None]:
         """The block runs a stage, which may wait."""
         try:
             yield

@@ -11,11 +11,9 @@ import alignkit
 from alignkit.errors import Problem, RecipeError
 from alignkit.io.lookup import exists
 from alignkit.io.progress import Reporter
-from alignkit.io.stage_results import read_record
+from alignkit.io.results import FACTS, MARKDOWN, PAGE, RECIPE, STARTS, is_empty, read_record
 from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe
-from alignkit.runs.files import FACTS, MARKDOWN, PAGE, RECIPE, STARTS
-from alignkit.runs.stage_store import is_empty
 
 OWN_FOLDERS = ("cache", "trackers")  # next to the stages' folders
 _OWN_FILES = ("metrics.jsonl", PAGE, MARKDOWN, FACTS)  # it only adds to run.log and starts.jsonl

@@ -89,8 +89,14 @@ class RolloutFiles:
         self.digests[file.name] = self.context.reducer.led(written)
 
     def restore(self, digests: Mapping[str, str]) -> None:
-        """Continue with the files of a checkpoint. Later ones are removed: they will be written again."""
+        """Continue with the files of a checkpoint. Later ones are removed: they will be written again.
+
+        Raises RunFailed if a file has changed since the checkpoint.
+        """
         self.digests = dict(digests)
+        for name in digests:
+            if (self.folder / name).is_file():  # else people deleted it
+                self._check(self.folder / name)
 
         def remove_later() -> None:
             for path in self.folder.glob("*.jsonl"):
@@ -124,12 +130,16 @@ class RolloutFiles:
     def seen(self, iteration: int, *, needed: bool) -> list[Group]:
         """What an iteration sampled; empty if people deleted the file. needed: RunFailed if it has changed."""
         file = self._file(iteration)
-        if needed and (not file.is_file() or file_digest(file) != self.digests[file.name]):
-            raise RunFailed(
-                f"{file} has changed since stage '{self.context.name}' wrote it, and the stage would learn from it\n"
-                f"help: delete {self.context.folder}, and the stage starts over"
-            )
+        if needed:
+            self._check(file)
         return read_groups(file) if file.is_file() else []
+
+    def _check(self, file: Path) -> None:
+        if not file.is_file() or file_digest(file) != self.digests[file.name]:
+            raise RunFailed(
+                f"{file} has changed since stage '{self.context.name}' wrote it\n"
+                f"help: delete {self.context.folder.resolve()}, and the stage starts over"
+            )
 
     @property
     def folder(self) -> Path:

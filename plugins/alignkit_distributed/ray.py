@@ -116,11 +116,11 @@ class Worker:
 
         from alignkit.calls import create
         from alignkit.io.progress import Metrics, Reporter
+        from alignkit.io.results import RECIPE
         from alignkit.plugins import load_plugins
         from alignkit.recipe.document import parse_document
         from alignkit.recipe.load import build
         from alignkit.runs.engines import using_engine
-        from alignkit.runs.files import RECIPE
         from alignkit.runs.run import Run
         from alignkit.runs.step_context import step_context
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.faults.case import HELD, LOST, SILENT, UNTIDY, Case, command
 from tests.faults.runs import results
 
-Tree = dict[str, bytes | None]  # of files; None for a folder
+Tree = dict[str, bytes | Path | None]  # of files; a path for a link; None for a folder
 
 
 class Disk:
@@ -24,7 +24,7 @@ class Disk:
 
     def __init__(self, root: Path):
         self.root = root
-        self.files: dict[int, bytes] = {}
+        self.files: dict[int, bytes | Path] = {}
         self.folders: dict[int, dict[str, tuple[int, bool]]] = {}  # names: number, and whether it is a folder
         self.kept: list[int] = []  # open files, so that no number of theirs is given to another
         self.points: list[tuple[Tree, Tree]] = []  # what survives a power failure, and a kill
@@ -52,14 +52,16 @@ class Disk:
         facts = os.fstat(handle)
         self.kept.append(os.dup(handle))
         if stat.S_ISDIR(facts.st_mode):
-            self.folders[facts.st_ino] = {e.name: (e.inode(), e.is_dir()) for e in os.scandir(path)}
+            entries = list(os.scandir(path))
+            self.folders[facts.st_ino] = {e.name: (e.inode(), e.is_dir(follow_symlinks=False)) for e in entries}
+            self.files |= {e.inode(): Path(os.readlink(e.path)) for e in entries if e.is_symlink()}
         else:
             self.files[facts.st_ino] = path.read_bytes()
         number = os.stat(self.root).st_ino
         now = {str(file.relative_to(self.root)): content_of(file) for file in self.root.rglob("*")}
         self.points.append((dict(self.survivors(number)), now))
 
-    def survivors(self, folder: int, path: str = "") -> Iterator[tuple[str, bytes | None]]:
+    def survivors(self, folder: int, path: str = "") -> Iterator[tuple[str, bytes | Path | None]]:
         for name, (number, is_folder) in self.folders.get(folder, {}).items():
             below = f"{path}{name}"
             if is_folder:
@@ -69,7 +71,9 @@ class Disk:
                 yield below, self.files.get(number, b"")
 
 
-def content_of(file: Path) -> bytes | None:
+def content_of(file: Path) -> bytes | Path | None:
+    if file.is_symlink():
+        return file.readlink()
     return None if file.is_dir() else file.read_bytes()
 
 
@@ -82,7 +86,10 @@ def restore(tree: Tree, folder: Path) -> None:
             (folder / name).mkdir(parents=True, exist_ok=True)
         else:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+            if isinstance(content, Path):
+                (folder / name).symlink_to(content)
+            else:
+                (folder / name).write_bytes(content)
 
 
 def cases(recipe: Path, whole: dict[str, str], scratch: Path) -> list[Case]:

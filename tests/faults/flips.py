@@ -42,14 +42,14 @@ def _held(
     recipe: Path, whole: dict[str, str], finished: Path, name: str, damage: Callable[[bytes], bytes | None]
 ) -> Callable[[Path], tuple[str, str]]:
     def run(folder: Path) -> tuple[str, str]:
-        shutil.copytree(finished, folder / "run")
+        shutil.copytree(finished, folder / "run", symlinks=True)
         file = folder / "run" / name
         content = damage(file.read_bytes())
         if content is None:
             file.unlink()
         else:
             file.write_bytes(content)
-        shutil.rmtree(folder / "run" / "report", ignore_errors=name.startswith("report"))
+        shutil.rmtree((folder / "run" / "report").resolve(), ignore_errors="report-" in name)
         said = command(["run", str(recipe), "--out", str(folder / "run")])
         if said.code != 0:
             again = command(["run", str(recipe), "--out", str(folder / "run")])

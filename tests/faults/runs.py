@@ -57,8 +57,9 @@ def write_recipe(folder: Path) -> Path:
 def results(folder: Path) -> dict[str, str]:
     """Digests of what a run is for, by name, without what was set aside."""
     found = {}
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder)
-        if file.name in RESULTS and not name.parts[0].startswith(".") and "checkpoints" not in name.parts:
-            found[name.as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
+    for stage in (folder / name for name in STAGES):
+        for file in sorted(stage.resolve().rglob("*")):
+            name = file.relative_to(stage.resolve())
+            if file.name in RESULTS and "checkpoints" not in name.parts:
+                found[f"{stage.name}/{name.as_posix()}"] = hashlib.sha256(file.read_bytes()).hexdigest()
     return found

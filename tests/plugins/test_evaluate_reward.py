@@ -21,9 +21,9 @@ from alignkit.cli import main
 from alignkit.evaluation import calibration
 from alignkit.evaluation.calibration import Cases
 from alignkit.evaluation.comparison import file_names
+from alignkit.io.results import Results
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.learned_from import log_odds
-from alignkit.runs.stage_store import StageStore
 from alignkit_plugins.steps.evaluate_reward import measures, rewardbench
 from alignkit_plugins.steps.evaluate_reward.comparisons import Comparison, comparisons
 
@@ -252,7 +252,7 @@ def test_scores_that_are_no_log_odds_have_no_calibration(
 
 def test_a_reward_model_of_another_run_says_what_its_scores_are(tmp_path: Path) -> None:
     run_model(tmp_path, "reward_model", PAIRS)
-    store = StageStore(tmp_path / "run", ["model"])
+    store = Results(tmp_path / "run", ["model"])
     adapter = tmp_path / "run" / "model" / "adapter"
     assert log_odds(store, RewardSpec("folder", str(adapter))) is True
     assert log_odds(store, RewardSpec("stage", "model")) is True

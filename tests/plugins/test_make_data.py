@@ -137,7 +137,7 @@ def test_new_tasks_resemble_neither_peoples_nor_each_other(tmp_path: Path, serve
     )
     assert all(text in server.requests[0]["messages"][0]["content"] for text in PEOPLE)
     before = (folder / "data.jsonl").read_bytes()
-    shutil.rmtree(folder)
+    shutil.rmtree(folder.resolve())
     assert (run(tmp_path, "self_instruct", **keys) / "data.jsonl").read_bytes() == before
     assert len(server.requests) == asked
 
@@ -269,7 +269,7 @@ def test_questions_whose_answers_a_quotation_shows(
     seconds = [text for each in server.requests if "Read a text" not in (text := each["messages"][0]["content"])]
     assert len(seconds) == 4 and not any("The moon pulls the water of the oceans" in text for text in seconds)
     before, asked = (folder / "data.jsonl").read_bytes(), len(server.requests)
-    shutil.rmtree(folder)
+    shutil.rmtree(folder.resolve())
     assert (run(tmp_path, "questions", stages={"sft": sft}, **keys) / "data.jsonl").read_bytes() == before
     assert len(server.requests) == asked == summary(folder)["bill"]["questions"] == 6
 
@@ -418,7 +418,7 @@ def test_a_use_case_that_nobody_shows_is_named(
     }
     assert facts["never_shown"] == ["code"] and facts["bill"]["questions"] == len(server.requests) == 5
     assert "warning: 'code' is asked in 2 of 4 prompts, and no demonstration shows it" in capsys.readouterr().out
-    shutil.rmtree(folder)
+    shutil.rmtree(folder.resolve())
     run(tmp_path, "categorize", **keys)
     assert len(server.requests) == 5
 
@@ -591,7 +591,7 @@ def test_prompts_that_succeed_go_to_the_next_stage(
     assert facts["dropped"] == {"no attack, the server refused": 1} and said_in(folder) == ["easy"]
     assert said_in(folder.parent / "again") == ["easy"]
     before, asked = (folder / "data.jsonl").read_bytes(), len(server.requests)
-    shutil.rmtree(folder)
+    shutil.rmtree(folder.resolve())
     assert (run(tmp_path, "red_team", **keys) / "data.jsonl").read_bytes() == before and len(server.requests) == asked
     capsys.readouterr()
     run(tmp_path, "red_team", 4, **{**keys, "success": ">= 9.5"})

@@ -16,7 +16,7 @@ from judge_server import Reply, serving
 from alignkit import Group, Message
 from alignkit.cli import main
 from alignkit.data.group import read_groups, write_groups
-from alignkit.runs.stage_store import StageStore
+from alignkit.io.results import Results
 
 REWARD = "def reward(completions):\n    return [None if len(c) % 5 == 0 else float(len(c)) for c in completions]\n"
 WHOLE = "def reward(completions):\n    return [float(sum(map(ord, c)) % 97) for c in completions]\n"
@@ -105,7 +105,9 @@ def test_stored_responses_are_not_sampled_again(tmp_path: Path) -> None:
     folder = run(tmp_path)
     before = (folder / "data.jsonl").read_bytes()
     record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
-    StageStore(folder.parent, ["answers"]).begin("answers", record["hash"], record["depends_on"])
+    (tmp_path / "run" / ".work").mkdir(exist_ok=True)
+    folder.resolve().rename(tmp_path / "run" / ".work" / folder.resolve().name)
+    Results(folder.parent, ["answers"]).begin("answers", record["hash"], record["depends_on"])
     place = folder / "map" / "responses.jsonl"
     kept = place.read_bytes()
     run(tmp_path)
@@ -149,7 +151,7 @@ def test_a_model_on_a_server_writes_demonstrations_with_a_bill(
         assert "7 questions, 98 tokens, cost 0.126" in out and "cut off at max_new_tokens: 1" in out
         assert "no response: the server refused: 1" in out
         before = (folder / "data.jsonl").read_bytes()
-        shutil.rmtree(folder)
+        shutil.rmtree(folder.resolve())
         run(tmp_path, **keys)
         assert len(server.requests) == 7 and (folder / "data.jsonl").read_bytes() == before
 

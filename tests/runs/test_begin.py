@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from alignkit import RunFailed, cli
+from alignkit.io.results import Results
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
-from alignkit.runs.stage_store import StageStore
 from alignkit.runs.startup import begin
 
 RECIPE = """
@@ -82,7 +82,7 @@ def test_a_record_that_cannot_be_written_hides_no_error(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(*_: Any) -> Any:
-        monkeypatch.setattr(StageStore, "begin", full)
+        monkeypatch.setattr(Results, "begin", full)
         raise RunFailed("what went wrong")
 
     def full(*_: Any) -> Any:

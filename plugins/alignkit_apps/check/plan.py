@@ -25,6 +25,7 @@ from alignkit.data.group import Group, Message, Response, prompts_of
 from alignkit.data.sources import DataSpec
 from alignkit.errors import RecipeError, RunFailed
 from alignkit.io.progress import Reporter
+from alignkit.io.results import Results
 from alignkit.kernels.matmul import linear
 from alignkit.kernels.memory import GROWTH, total
 from alignkit.models.budget import MemoryBudget, activation_bytes_per_token
@@ -34,7 +35,6 @@ from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.runs.bases import RunBases
 from alignkit.runs.data import RunData
 from alignkit.runs.stage_check import selected
-from alignkit.runs.stage_store import StageStore
 from alignkit.sampling_options import SamplingOptions
 from alignkit.settings import ModelSpec, Settings
 from alignkit.tokens.encoder import Encoder
@@ -147,7 +147,7 @@ def _timed(tokens: int, shape: tuple[int, int], dtype: torch.dtype, device: torc
 class _Planner:
     def __init__(self, recipe: Recipe, folder: Path):
         self.recipe = recipe
-        self.store = StageStore(folder, recipe.stages)
+        self.store = Results(folder, recipe.stages)
         self.data = RunData(self.store.data, recipe.seed)
         self.bases = RunBases(recipe, Reporter())
         self.done: dict[str, Work] = {}

@@ -20,14 +20,13 @@ from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
 from alignkit.external import ExternalTrainer
 from alignkit.io.printable import printable
 from alignkit.io.progress import Reporter
-from alignkit.io.stage_results import is_result_name
+from alignkit.io.results import Results, is_result_name
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.reward import Judge
 from alignkit.runs.bases import RunBases, base_encoder
 from alignkit.runs.data import RunData
 from alignkit.runs.stage_check import selected
-from alignkit.runs.stage_store import StageStore
 from alignkit.tokens.encoder import WHOLE, Encoded, Encoder, chunks, drop_reason, is_document
 from alignkit_apps.policies.row_tokens import Tokens, heading, marked, pieces
 
@@ -68,7 +67,7 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
     if row < 1:
         raise DataError(f"rows count from 1, so there is no row {row}")
     stage = recipe.stages[name]
-    store = StageStore(folder, recipe.stages)
+    store = Results(folder, recipe.stages)
     data = RunData(store.data, recipe.seed)
     key, spec = _entry(stage)
     for source in spec.sources:

@@ -14,11 +14,10 @@ import yaml
 
 from alignkit.io.credentials import redacted
 from alignkit.io.printable import printable
-from alignkit.io.stage_results import EARLIER, read_record
+from alignkit.io.results import RECIPE, RESULTS, read_record
 from alignkit.models.files_check import read_json
 from alignkit.models.loading import quantization_options
 from alignkit.report import Report, Table
-from alignkit.runs.files import RECIPE
 from alignkit_apps.policies.source import Source
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves memory for; the second is its default
@@ -220,7 +219,7 @@ def _hubs(settings: Any) -> list[str]:
 def evaluations(source: Source) -> list[str]:
     """The steps that evaluated this very result, each with the tables of its report as Markdown."""
     found = []
-    earlier = (source.run / EARLIER).glob("*/[!.]*") if EARLIER in source.folder.parts else ()
+    earlier = (source.run / RESULTS).glob("[!.]*") if RESULTS in source.folder.parts else ()
     for folder in (*sorted(source.run.glob("*")), *sorted(earlier)):
         record = read_record(folder)
         if not record.get("complete") or not record.get("report"):

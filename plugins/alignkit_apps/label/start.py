@@ -14,9 +14,9 @@ from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
 from alignkit.extras import check_extra
 from alignkit.io.lookup import exists, is_file
 from alignkit.io.printable import printable
+from alignkit.io.results import RECIPE
 from alignkit.recipe.schema import specs
 from alignkit.runs.data import RunData
-from alignkit.runs.files import RECIPE
 from alignkit_apps.label.guidelines import Guidelines
 from alignkit_apps.web.address import address_of
 from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of

@@ -12,11 +12,17 @@ from typing import TYPE_CHECKING, Any
 from alignkit.arguments import refuse
 from alignkit.errors import RunFailed, did_you_mean
 from alignkit.io.lookup import is_file
-from alignkit.io.stage_results import find_result, is_result_name, read_record, results_of_stage
+from alignkit.io.results import (
+    RECIPE,
+    Results,
+    check_results,
+    find_result,
+    is_result_name,
+    read_record,
+    results_of_stage,
+)
 from alignkit.recipe.schema import NAME_PATTERN
 from alignkit.recipe.shipped import shipped_recipe
-from alignkit.runs.files import RECIPE
-from alignkit.runs.stage_store import StageStore
 from alignkit.settings import ModelSpec
 
 if TYPE_CHECKING:
@@ -135,7 +141,7 @@ def _found(run: Path, reference: str, seen: list[str]) -> Source:
     name, _, version = reference.partition("@")
     if is_result_name(reference) and results_of_stage(run, name):
         result = find_result(run, reference)
-        return Source(run, result.stage, result.name, StageStore(run, ()).artifact(result.name), result.record)
+        return Source(run, result.stage, result.name, Results(run, ()).artifact(result.name), result.record)
     folder = run / name
     record = read_record(folder) if re.match(NAME_PATTERN, name) else {}
     if not record:
@@ -145,9 +151,8 @@ def _found(run: Path, reference: str, seen: list[str]) -> Source:
         refuse(f"{run} has no stage '{name}'", help)
     if not record.get("complete"):
         refuse(f"stage '{name}' of {run} is not finished", "run the recipe again: it resumes")
-    store = StageStore(run, ())
-    if damage := store.damage(name):
-        raise RunFailed(f"{damage}\nhelp: run the recipe again, which repeats the stage")
+    store = Results(run, ())
+    check_results(run, [name])
     if selected := record.get("policy"):
         if Path(selected).is_absolute() or name in seen:
             refuse(f"stage '{name}' selected {selected}, which is not of this run", "export it where it was trained")

@@ -11,10 +11,10 @@ from typing import Any
 import alignkit
 from alignkit.errors import Problem, RecipeError, reason_of
 from alignkit.io.lookup import is_dir, is_file
+from alignkit.io.results import RECIPE, check_results
 from alignkit.plugins import plugins
 from alignkit.recipe.rounds import stages_of_rounds
 from alignkit.report import Report
-from alignkit.runs.files import RECIPE
 from alignkit_apps.charts import curves, data_cards
 from alignkit_apps.policies.source import near_run
 from alignkit_apps.report import (
@@ -39,7 +39,8 @@ Facts = dict[str, Any]
 def facts_of(folder: Path) -> Facts:
     """The facts of a run from its folder, however complete.
 
-    Raises RecipeError if it is not the folder of a run, DataError for a damaged file.
+    Raises RecipeError if it is not the folder of a run, DataError for a damaged file, and RunFailed for a
+    result that is not as its stage wrote it.
     """
     if not is_dir(folder):
         help = near_run(folder) or "name the folder of a run, such as runs/quickstart"
@@ -48,7 +49,9 @@ def facts_of(folder: Path) -> Facts:
     if not is_file(folder / RECIPE):
         help = f"it is in a run: alignkit show {folder.parent}" if is_file(folder.parent / RECIPE) else near_run(folder)
         raise RecipeError([Problem(f"{folder} is not the folder of a run: it has no {RECIPE}", help=help)])
-    return _Gathering(folder).facts()
+    gathering = _Gathering(folder)
+    check_results(folder, gathering.written)
+    return gathering.facts()
 
 
 class _Gathering:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from alignkit.errors import DataError
-from alignkit.runs.files import RECIPE
+from alignkit.io.results import RECIPE
 
 
 def read_text(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 from filelock import FileLock, Timeout
 
-from alignkit.runs.files import STARTS
+from alignkit.io.results import STARTS
 from alignkit_apps.report.files import each_object, read_text
 
 MOST = 200  # incidents

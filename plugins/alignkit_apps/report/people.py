@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignkit.io.results import AGREEMENT
 from alignkit.report import Table
-from alignkit.runs.files import AGREEMENT
 from alignkit_apps.charts.data_cards import brief_name
 from alignkit_apps.report.files import read_object
 from alignkit_apps.report.stages import sources_of

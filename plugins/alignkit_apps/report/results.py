@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from alignkit.io.stage_results import EARLIER, find_result, read_record, results_of_stage
+from alignkit.io.atomic import discard_folder
+from alignkit.io.results import RESULTS, WORK, damage_of, find_result, read_record, results_of_stage, stage_of
 from alignkit.report import Table
-from alignkit.runs.stage_store import DAMAGED
 from alignkit_apps.report.history import in_use
 
 
@@ -19,9 +18,12 @@ def results_table(run: Path, reference: str = "") -> Table:
         one = find_result(run, reference)
         rows = [_row(run, one.folder, "current" if one.current else "earlier", one.name)]
     else:
-        names = {one.folder: one.name for stage in _stages(run) for one in results_of_stage(run, stage)}
-        current = [(path.parent, "current") for path in sorted(run.glob("*/stage.json"))]
-        rows = [_row(run, folder, state, names.get(folder)) for folder, state in [*current, *_others(run)]]
+        current = sorted(path.parent for path in run.glob("[!.]*/stage.json"))
+        others = list(_others(run))
+        stages = {folder.name for folder in current} | {stage_of(folder) for folder in others}
+        names = {one.folder: one.name for stage in stages for one in results_of_stage(run, stage)}
+        rows = [_row(run, folder, "current", names.get(folder)) for folder in current]
+        rows += [_row(run, folder, "earlier", names.get(folder)) for folder in others]
     return Table("results", ["result", "state", "finished", "MB", "folder"], rows, keys=3)
 
 
@@ -30,30 +32,31 @@ def prune(run: Path) -> str:
     from alignkit.runs.process import locked  # imports torch
 
     with locked(run):
-        size = sum(_size(folder) for folder, _ in _others(run))
-        count = len(list(_others(run)))
-        shutil.rmtree(run / EARLIER, ignore_errors=True)
-    return f"deleted {count} results, {size / 1e6:.0f} MB"
+        others = list(_others(run))
+        size = sum(map(_size, others))
+        for folder in others:
+            discard_folder(folder)
+    return f"deleted {len(others)} results, {size / 1e6:.0f} MB"
 
 
-def _stages(run: Path) -> set[str]:
-    return {path.parent.name for path in run.glob("*/stage.json")} | {folder.parent.name for folder, _ in _others(run)}
-
-
-def _others(run: Path) -> Iterator[tuple[Path, str]]:
-    for path in sorted((run / EARLIER).glob("*/[!.]*")):
-        yield path, "damaged" if path.name == DAMAGED else "earlier"
+def _others(run: Path) -> Iterator[Path]:
+    """The folders of results, and of unfinished work, that no stage is linked to."""
+    current = {path.parent.resolve() for path in run.glob("[!.]*/stage.json")}
+    for kind in (RESULTS, WORK):
+        yield from (folder for folder in sorted((run / kind).glob("[!.]*")) if folder.resolve() not in current)
 
 
 def _row(run: Path, folder: Path, state: str, name: str | None) -> list[str]:
     """name: None for a step's result, and for what is not complete. finished: when stage.json was written."""
     record, file = read_record(folder), folder / "stage.json"
     finished = datetime.fromtimestamp(file.stat().st_mtime).strftime("%Y-%m-%d %H:%M") if file.exists() else ""
-    if state != "damaged" and not record.get("complete"):
+    if record.get("complete") or not record:
+        state = "damaged" if damage_of(folder) else state
+    else:
         works = state == "current" and in_use(run)
         ended = "waiting" if "waits_for" in record else "running" if works else "interrupted"
         state, finished = (ended if state == "current" else f"{state}, {ended}"), ""
-    stage = folder.name if folder.parent == run else folder.parent.name
+    stage = folder.name if folder.parent == run else stage_of(folder)
     return [name or stage, state, finished, f"{_size(folder) / 1e6:.1f}", str(folder.relative_to(run))]
 
 

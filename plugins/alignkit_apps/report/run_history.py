@@ -20,7 +20,7 @@ import psutil
 from alignkit.errors import message_of
 from alignkit.io.credentials import redacted
 from alignkit.io.lookup import IMPOSSIBLE
-from alignkit.runs.files import STARTS
+from alignkit.io.results import STARTS
 from alignkit.runs.process import resume_command
 from alignkit.stopping import StageWaits, Stopped
 

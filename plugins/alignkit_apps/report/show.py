@@ -9,9 +9,8 @@ from pathlib import Path
 from alignkit.arguments import refuse
 from alignkit.io.atomic import write_text
 from alignkit.io.lookup import is_file
-from alignkit.io.stage_results import is_result_name
+from alignkit.io.results import PAGE, RECIPE, is_result_name
 from alignkit.report import Block, Report, Table
-from alignkit.runs.files import PAGE, RECIPE
 from alignkit_apps.charts.curves import main_metrics, worded
 from alignkit_apps.policies.source import RUNS, runs_in
 from alignkit_apps.report.compare import compared

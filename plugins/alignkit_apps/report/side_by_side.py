@@ -13,7 +13,7 @@ from typing import Any
 from alignkit.data.group import Group, group_from_json, length
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import answers_of, averages, compare, scale_of, scores_of
-from alignkit.io.stage_results import EARLIER, NamedResult, read_record, results_of_stage
+from alignkit.io.results import NamedResult, folders_of, read_record, results_of_stage
 from alignkit.report import Block, Table
 from alignkit_apps.report.files import each_object, read_object
 from alignkit_plugins.evaluate.readable import shown
@@ -55,7 +55,8 @@ def _results(run: Path, policy: str, record: Mapping[str, Any]) -> Iterator[tupl
 
 def _earlier(run: Path, stage: str) -> dict[tuple[str, str], Path]:
     """The newest evaluation that was set aside, by policy and hash of its result."""
-    folders = [folder for folder in (run / EARLIER / stage).glob("[!.]*") if (folder / "stage.json").is_file()]
+    current = (run / stage).resolve()
+    folders = [folder for folder in folders_of(run, stage) if folder.resolve() != current]
     found: dict[tuple[str, str], Path] = {}
     for folder in sorted(folders, key=lambda folder: (folder / "stage.json").stat().st_mtime):
         record, summary = read_record(folder), read_object(folder / "evaluation.json")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.io.digest import file_digest
-from alignkit.runs.files import RECIPE
+from alignkit.io.results import RECIPE
 from alignkit.tokens.encoder import DROP_REASONS
 from alignkit_apps.charts import curves
 from alignkit_plugins.evaluate.readable import mapping, number
@@ -184,7 +184,7 @@ def files_of(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> list[dic
     """A run's files with their sizes and SHA-256; those of stages as they were when the stage was done."""
     found = [(name, file_digest(folder / name)) for name in RUN_FILES if (folder / name).is_file()]
     for stage, record in records.items():
-        found += [(f"{stage}/{name}", str(sha)) for name, sha in mapping(record.get("files")).items()]
+        found += [(f"{stage}/{name}", str(file["sha256"])) for name, file in mapping(record.get("files")).items()]
     return [{"name": name, "bytes": _bytes(folder / name), "sha256": sha} for name, sha in found]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alignkit.errors import reason_of
 from alignkit.io.atomic import write_json, write_text
-from alignkit.runs.files import FACTS, MARKDOWN, PAGE
+from alignkit.io.results import FACTS, MARKDOWN, PAGE
 from alignkit_apps.report.facts import Facts, facts_of
 
 SWITCH = "ALIGNKIT_REPORT"  # 0: a run writes no report

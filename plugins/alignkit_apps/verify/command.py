@@ -9,8 +9,8 @@ import typer
 
 from alignkit.arguments import load, refuse
 from alignkit.errors import did_you_mean
+from alignkit.io.results import RECIPE
 from alignkit.outcome import Result
-from alignkit.runs.files import RECIPE
 
 
 def verify(

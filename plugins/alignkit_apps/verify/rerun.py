@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from alignkit.arguments import refuse
 from alignkit.errors import NotReproduced
 from alignkit.io.changes import changes, differences, shown
 from alignkit.io.progress import Reporter
-from alignkit.io.stage_results import EARLIER
+from alignkit.io.results import RESULTS, Results, damage_of, folders_of
 from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
-from alignkit.runs.stage_store import StageStore
 from alignkit.stopping import stoppable
 from alignkit_http.stored_replies import stored_replies_only
 from alignkit_plugins.people.waiting import NobodyAsked
@@ -31,18 +30,21 @@ class Rerun(Run):
     """A run of one stage, from the results of the others, in an empty folder."""
 
     def __init__(self, recipe: Recipe, run: Path, name: str, folder: Path, reporter: Reporter):
-        old = StageStore(run, recipe.stages)
-        folder.mkdir()
-        for other in (EARLIER, *recipe.stages):
+        old = Results(run, recipe.stages)
+        (folder / RESULTS).mkdir(parents=True)
+        for other in recipe.stages:
             if other != name and old.path(other).is_dir():
                 (folder / other).symlink_to(old.path(other).resolve(), target_is_directory=True)
+            for result in folders_of(run, other) if other != name else ():
+                (folder / RESULTS / result.name).symlink_to(result.resolve(), target_is_directory=True)
         if (run / "cache").is_dir():
             shutil.copytree(run / "cache", folder / "cache", ignore=shutil.ignore_patterns("engine-*"))
         super().__init__(replace(recipe, trackers=()), folder, reporter)
+        self.others = []  # nothing is reused
         self.stage, self.record, self.old = recipe.stages[name], old.record(name), old.path(name)
         for part in (name, *self.record.get("depends_on", {}).get("upstream", {})):
             self.hashes[part] = old.record(part).get("hash", "")
-            if damage := "it is not finished" if not old.record(part).get("complete") else old.damage(part):
+            if damage := "it is not finished" if not old.record(part).get("complete") else damage_of(old.path(part)):
                 refuse(f"stage '{name}' cannot be run again, because of '{part}': {damage}", "run the recipe again")
         now = json.loads(json.dumps(self.parts_of(self.stage), default=str))
         changed = [*changes(self.record["depends_on"], now)]
@@ -74,13 +76,18 @@ class Rerun(Run):
     def differences(self) -> list[str]:
         """The files whose digests differ, but for those that differ only in times and places."""
         new, found = self.store.path(self.stage.name), []
-        for change in changes(self.record["files"], self.store.record(self.stage.name)["files"]):
+        made = self.store.record(self.stage.name)
+        for change in changes(_digests(self.record), _digests(made)):
             name = str(change.path[0])
             texts = ["other bytes" if change.old and change.new else "only in one of the two"]
             if change.old and change.new and Path(name).suffix in (".json", ".jsonl"):
                 texts = differences(_facts(self.old / name), _facts(new / name))[:1]
             found += [f"{name}: {text}" for text in texts]
         return [text for text in found if not text.startswith("map/")]  # a store of unfinished work
+
+
+def _digests(record: Mapping[str, Any]) -> dict[str, str]:
+    return {name: file["sha256"] for name, file in record["files"].items()}
 
 
 def _facts(file: Path) -> dict[str, Any]:

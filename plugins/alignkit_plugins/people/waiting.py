@@ -73,7 +73,9 @@ def labels_of(
         raise DataError(f"stage '{stage}': labels of {needed} items are wanted, but there are only {len(unique)}")
     for item in (*unique, *gold):
         item.checked()
-    batch = stage if folder is None else Path(os.path.relpath(folder.resolve(), path.parent.resolve())).as_posix()
+    batch = stage
+    if folder is not None:  # a link, so that its name stays
+        batch = Path(os.path.relpath(folder.parent.resolve() / folder.name, path.parent.resolve())).as_posix()
     with Store.open(path, new=True) as store:
         for warning in store.warnings:
             say(f"warning: {warning}")

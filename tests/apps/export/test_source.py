@@ -16,7 +16,7 @@ from alignkit_apps.policies.source import find
 @pytest.fixture
 def run(lora_run: Path, tmp_path: Path) -> Path:
     """A copy of the run, to damage."""
-    return Path(shutil.copytree(lora_run, tmp_path / "runs" / "mine"))
+    return Path(shutil.copytree(lora_run, tmp_path / "runs" / "mine", symlinks=True))
 
 
 def message(text: str | Path) -> str:
@@ -62,9 +62,9 @@ def test_a_step(run: Path) -> None:
 
 
 def test_a_stage_that_is_not_finished(run: Path) -> None:
-    from alignkit.runs.stage_store import StageStore
+    from alignkit.io.results import Results
 
-    StageStore(run, ["sft"]).begin("sft", "0" * 64)
+    Results(run, ["sft"]).begin("sft", "0" * 64)
     text = message(run / "sft")
     assert "stage 'sft'" in text and "is not finished" in text and "it resumes" in text
 

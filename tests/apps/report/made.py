@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.evaluation import statistics
-from alignkit.io.digest import digest, file_digest
+from alignkit.io.digest import digest
+from alignkit.io.results import manifest, read_record, write_record
 from alignkit.report import Report, Table
 from alignkit_plugins.evaluate.judge_card import trust_tables
 
@@ -61,10 +62,15 @@ def write_stage(folder: Path, plugin: str, **values: Any) -> None:
         "data": SOURCES.get(folder.name, []),
         "versions": {"alignkit": "0.1.0", "torch": "2.9.0"},
         "depends_on": {"settings": {"data": {"sources": [{"path": "ab" * 32}]}}},
-        "files": {file.name: file_digest(file) for file in sorted(folder.iterdir()) if file.name != "stage.json"},
+        "files": manifest(folder),
         **values,
     }
-    (folder / "stage.json").write_text(json.dumps({**record, "check": digest(record)}), encoding="utf-8")
+    write_record(folder, record)
+
+
+def rewritten(folder: Path) -> None:
+    """Let stage.json say what the files of a stage are now."""
+    write_record(folder, {**read_record(folder), "files": manifest(folder)})
 
 
 LOG = [

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from made import BEGAN, HOSTILE, REPORT, SOURCES, lines, make_run, write_stage
 
-from alignkit.errors import DataError, RecipeError
+from alignkit.errors import DataError, RecipeError, RunFailed
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.stages import flat
 
@@ -171,14 +171,25 @@ def test_plain_data_are_flattened() -> None:
     assert HOSTILE not in flat({})
 
 
-@pytest.mark.parametrize("name", ["sft/stage.json", "align/metrics.jsonl", "report/evaluation.json", "starts.jsonl"])
+@pytest.mark.parametrize("name", ["sft/stage.json", "align/metrics.jsonl", "starts.jsonl"])
 def test_a_damaged_file_is_named(name: str, run: Path) -> None:
     (run / name).write_bytes(b"\xff\xfe{\n{}\n")
     with pytest.raises(DataError, match=f"{name}.* is damaged(.|\n)*alignkit run"):
         facts_of(run)
 
 
+@pytest.mark.parametrize("name", ["report/evaluation.json", "report/samples.jsonl"])
+def test_an_altered_or_deleted_result_is_refused(name: str, run: Path) -> None:
+    (run / name).write_text("{}")
+    with pytest.raises(RunFailed, match=f"{name} has changed since the stage wrote it"):
+        facts_of(run)
+    (run / name).unlink()
+    with pytest.raises(RunFailed, match=f"{name} is missing"):
+        facts_of(run)
+
+
 def test_the_last_line_of_a_killed_process_may_be_unfinished(run: Path) -> None:
+    write_stage(run / "align", "ppo", complete=False, files={})
     with (run / "align" / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 13, "rew')
     (stage,) = [stage for stage in facts_of(run)["stages"] if stage["name"] == "align"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import CARD, JUDGED, at_value, make_run, write_stage
+from made import CARD, JUDGED, at_value, make_run, rewritten, write_stage
 
 from alignkit.report import Report, Table
 from alignkit_apps.report import tables
@@ -136,6 +136,7 @@ def test_the_verdict_says_that_this_is_no_judge(summary: dict[str, Any], tmp_pat
     folder = make_run(tmp_path / "other")
     bad = {**summary, "judge_cards": {"local_judge": {**CARD, "no_judge": NONE}}}
     (folder / "report" / "evaluation.json").write_text(json.dumps(bad))
+    rewritten(folder / "report")
     facts = facts_of(folder)
     assert f"But {NONE}." in next(one["sentence"] for one in facts["verdicts"] if one["judge"])
     assert {"stage": "report", "text": f"local_judge: {NONE}"} in facts["warnings"]
@@ -172,6 +173,7 @@ def test_reports_of_stages_are_shown(tmp_path: Path) -> None:
     (folder / "labels" / "reward_evaluation.json").write_text(
         json.dumps({"judge_cards": {"strict": {"no_judge": NONE}}})
     )
+    rewritten(folder / "labels")
     facts = facts_of(folder)
     assert {"stage": "labels", "text": f"strict: {NONE}"} in facts["warnings"]
     for text in (markdown(facts), page(facts).replace("\xa0", " ")):

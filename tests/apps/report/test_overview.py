@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import make_run
+from made import make_run, rewritten
 
 from alignkit_apps.report import overview
 from alignkit_apps.report.facts import facts_of
@@ -38,6 +38,7 @@ def test_only_independent_raters_make_a_verdict_green(tmp_path: Path, summary: d
     for own, style in ((True, "even"), (False, "good")):
         known = {**summary, "judged": {}, "trained_on": {"align": {"helpful": own}}}
         (folder / "report" / "evaluation.json").write_text(json.dumps(known))
+        rewritten(folder / "report")
         assert f'class="verdict {style}"' in page(facts_of(folder)) and 'class="state good' not in page(
             facts_of(folder)
         )

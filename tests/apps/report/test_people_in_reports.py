@@ -10,7 +10,7 @@ import pytest
 from made import SOURCES, make_run, write_stage
 from stores import event, opened, pair
 
-from alignkit.runs.files import AGREEMENT
+from alignkit.io.results import AGREEMENT
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.markdown import markdown
 from alignkit_apps.report.page import page

@@ -1,6 +1,5 @@
 """`alignkit show` lists what a run's folder holds, and deletes what the recipe does not use."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,53 +8,52 @@ import pytest
 from filelock import FileLock
 
 from alignkit import cli
-from alignkit.runs.stage_store import StageStore
+from alignkit.io.results import Results, damage_of
 from alignkit_apps.report.results import prune, results_table
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> StageStore:
+def store(tmp_path: Path) -> Results:
     """Three results of `sft`, one of them damaged, and an interrupted `align`."""
-    store = StageStore(tmp_path, ["sft", "align"])
+    store = Results(tmp_path, ["sft", "align"])
     (tmp_path / "recipe.resolved.yaml").write_text("stages: {sft: {algorithm: sft}, align: {algorithm: ppo}}\n")
-    for stage_hash in ("one" * 8, "three" * 8):
+    for stage_hash in ("1" * 64, "2" * 64, "3" * 64):
         folder = store.begin("sft", stage_hash)
         (folder / "adapter").mkdir()
         (folder / "adapter" / "weights").write_bytes(bytes(1000))
         store.finish("sft", {"hash": stage_hash, "complete": True, "plugin": "sft"})
-        if stage_hash.startswith("one"):
-            store.set_aside("sft")
-    shutil.copytree(store.path("sft"), tmp_path / ".earlier" / "sft" / "damaged")
-    store.begin("align", "four")
+        if stage_hash.startswith("2"):
+            (store.path("sft") / "adapter" / "weights").unlink()
+    store.begin("align", "4" * 64)
     return store
 
 
-def test_results_are_shown_without_torch(store: StageStore) -> None:
+def test_results_are_shown_without_torch(store: Results) -> None:
     words = ["show", str(store.folder)]
     code = f"import sys; from alignkit.cli import main; main({words!r}); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 
 
-def test_all_results_are_listed(store: StageStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_results_are_listed(store: Results, capsys: pytest.CaptureFixture[str]) -> None:
     found = [(row[0], row[1], row[4]) for row in results_table(store.folder).rows]
     assert found == [
         ("align", "interrupted", "align"),
         ("sft", "current", "sft"),
-        ("sft", "damaged", ".earlier/sft/damaged"),
-        ("sft", "earlier", f".earlier/sft/{('one' * 8)[:16]}"),
+        ("sft", "earlier", f".results/sft-{'1' * 16}"),
+        ("sft", "damaged", f".results/sft-{'2' * 16}"),
     ]
     with FileLock(store.folder / ".lock"):
         assert results_table(store.folder).rows[0][1] == "running"
     assert cli.main(["show", str(store.folder)]) == 0
     out = capsys.readouterr().out
-    assert "oneoneoneone" in out and "damaged" in out
+    assert "111111111111" in out and "damaged" in out
 
 
-def test_pruning_keeps_what_the_recipe_uses(store: StageStore) -> None:
+def test_pruning_keeps_what_the_recipe_uses(store: Results) -> None:
     assert prune(store.folder) == "deleted 2 results, 0 MB"
     assert [row[1] for row in results_table(store.folder).rows] == ["interrupted", "current"]
-    assert store.damage("sft") is None
+    assert damage_of(store.path("sft")) is None
 
 
 def test_another_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

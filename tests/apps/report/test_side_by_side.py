@@ -14,7 +14,7 @@ import pytest
 from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.evaluation.comparison import short_names
-from alignkit.io.stage_results import find_result
+from alignkit.io.results import find_result, folders_of
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.markdown import markdown
 from alignkit_apps.report.page import page
@@ -52,6 +52,12 @@ def swapped(recipe: Path) -> Path:
     return out
 
 
+def earlier_reports(run: Path) -> list[Path]:
+    """The folders of evaluations that others replaced, the oldest first."""
+    folders = [folder for folder in folders_of(run, "report") if folder != (run / "report").resolve()]
+    return sorted(folders, key=lambda folder: (folder / "stage.json").stat().st_mtime)
+
+
 def lengths(evaluation: Path) -> list[float]:
     """The mean length of the answers of `align` to each prompt."""
     groups = [json.loads(line) for line in (evaluation / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -62,7 +68,7 @@ def lengths(evaluation: Path) -> list[float]:
 def test_old_and_new_are_compared_at_the_same_prompts(swapped: Path) -> None:
     (pair,) = pairs_of(swapped, "report")
     assert (pair["result"], pair["against"], pair["differs"]) == ("align@rejection_sampling", "align@ppo", "")
-    (before,) = (swapped / ".earlier" / "report").iterdir()
+    (before,) = earlier_reports(swapped)
     old, new = lengths(before), lengths(swapped / "report")
     found = pair["results"]["length"]
     assert pair["prompts"] == 5 and found["was"]["mean"] == pytest.approx(mean(old))
@@ -78,7 +84,7 @@ def test_the_screen_and_the_report_show_it(swapped: Path, recipe: Path, capsys: 
     title = "report: align@rejection_sampling against align@ppo, prompt by prompt"
     assert title in capsys.readouterr().out
     facts = facts_of(swapped)
-    kept = f"align@ppo is kept in {swapped.resolve()}/.earlier/align/"
+    kept = f"align@ppo is kept in {swapped.resolve()}/.results/align-"
     assert title in markdown(facts) and kept in markdown(facts).replace("\\", "")
     html = re.sub("<wbr>", "", page(facts))
     assert title in html and kept in html
@@ -154,7 +160,7 @@ def test_results_are_policies_of_a_recipe(swapped: Path, capsys: pytest.CaptureF
     names = ["align@ppo", "align"]
     recipe = write_recipe(swapped.parent, names)
     assert main(["run", str(recipe), SWAP, "--out", str(swapped)]) == 0
-    (before, *_) = sorted((swapped / ".earlier" / "report").iterdir(), key=lambda path: path.stat().st_mtime)
+    (before, *_) = earlier_reports(swapped)
     summary = json.loads((swapped / "report" / "evaluation.json").read_text(encoding="utf-8"))
     assert list(summary["policies"]) == ["base", *names]
     old = json.loads((before / "evaluation.json").read_text(encoding="utf-8"))
@@ -183,7 +189,7 @@ def test_commands_take_a_result(swapped: Path, tmp_path: Path, capsys: pytest.Ca
     assert "ppo" in card and "rejection_sampling" not in card
     capsys.readouterr()
     assert main(["show", str(swapped / "align@ppo")]) == 0
-    assert ".earlier/align/" in capsys.readouterr().out
+    assert ".results/align-" in capsys.readouterr().out
     assert main(["check", str(write_recipe(swapped.parent)), "align@ppo"]) == 2
     assert "inspect shows the rows of a stage" in capsys.readouterr().err
 

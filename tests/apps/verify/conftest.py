@@ -22,7 +22,7 @@ def original(tmp_path_factory: pytest.TempPathFactory, _cache: None) -> Path:
 def run(original: Path, tmp_path: Path) -> Path:
     """A copy of the run and of its data."""
     folder = tmp_path / "copy"
-    shutil.copytree(original.parent, folder)
+    shutil.copytree(original.parent, folder, symlinks=True)
     resolved = folder / "run" / "recipe.resolved.yaml"
     text = resolved.read_text(encoding="utf-8").replace(str(original.parent), str(folder))
     assert yaml.safe_load(text)["stages"]["sft"]["data"] == str(folder / "demos.jsonl")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +26,7 @@ def unfinished(run: Path) -> Path:
 
 
 def no_result(run: Path) -> Path:
-    shutil.rmtree(run / "report")
+    (run / "report").unlink()
     return run / "report"
 
 

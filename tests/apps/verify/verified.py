@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 
 from alignkit.cli import main
-from alignkit.io.stage_results import read_record
-from alignkit.runs.stage_store import _checksums, _write_record
+from alignkit.io.results import manifest, read_record, write_record
 
 PLUGIN = """
 import json
@@ -110,7 +109,7 @@ def rewrite(stage: Path, change: Callable[[dict[str, Any]], Any] = lambda record
     """Let stage.json say what the files of a stage are now, and something else if wanted."""
     record = read_record(stage)
     change(record)
-    _write_record(stage, {**record, "files": _checksums(stage)})
+    write_record(stage, {**record, "files": manifest(stage)})
 
 
 def contents(folder: Path) -> dict[str, tuple[str, int]]:

@@ -1,0 +1,303 @@
+"""Results by key: complete or absent, found again by key or by name, in this run or in another one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from alignkit.cli import main
+from alignkit.errors import RecipeError, RunFailed
+from alignkit.io import results as module
+from alignkit.io.digest import digest, file_digest
+from alignkit.io.results import Results, find, find_result, is_result_name, results_of_stage, stage_folder
+
+FILES = ("adapter/weights", "kept/2/weights", "data.jsonl", "made_with")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Results:
+    return Results(tmp_path / "run", ["sft", "best"])
+
+
+def finished(store: Results, name: str, stage: str = "sft", **record: str) -> str:
+    """Make a result, whose files say what it was made with. Returns its key."""
+    key = digest(name)
+    folder = store.begin(stage, key)
+    for file in FILES:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(name, encoding="utf-8")
+    (folder / "checkpoints" / "000001").mkdir(parents=True)
+    store.finish(stage, {"hash": key, "complete": True, **record})
+    return key
+
+
+def brought(store: Results, key: str, *others: Results) -> list[str] | None:
+    """What is said while the result for a key is brought; None if there is none."""
+    said: list[str] = []
+    there = store.bring("sft", key, [other.folder for other in others], said.append)
+    assert not [path for path in store.folder.rglob("*") if ".alignkit-" in path.name]
+    return said if there else None
+
+
+def made_with(store: Results) -> str:
+    return (store.path("sft") / "made_with").read_text(encoding="utf-8")
+
+
+def test_a_result_is_complete_or_absent(store: Results) -> None:
+    key = digest("one")
+    folder = store.begin("sft", key)
+    assert brought(store, key) is None and os.readlink(folder) == f".work/sft-{key[:16]}"
+    finished(store, "one")
+    assert brought(store, key) == [] and os.readlink(folder) == f".results/sft-{key[:16]}"
+    assert not (folder / "checkpoints").exists() and not list((store.folder / ".work").iterdir())
+    assert brought(store, digest("two")) is None
+
+
+def test_every_result_comes_back_when_its_recipe_does(store: Results) -> None:
+    keys = {name: finished(store, name) for name in ("one", "two", "three")}
+    (store.begin("sft", digest("four")) / "checkpoints" / "000001").mkdir(parents=True)
+    for name in ("one", "three", "two", "one"):
+        assert brought(store, keys[name]) == ["sft: restored an earlier result for these settings"]
+        assert made_with(store) == name
+    assert brought(store, keys["one"]) == []
+    assert (store.begin("sft", digest("four")) / "checkpoints" / "000001").is_dir()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_lacks_a_file_or_differs_is_kept_until_it_is_made_again(store: Results, name: str) -> None:
+    key = finished(store, "one")
+    (result,) = (store.folder / ".results").iterdir()
+    (result / name).write_text("onE", encoding="utf-8")
+    assert module.damage_of(store.path("sft")) == f"{store.path('sft') / name} has changed since the stage wrote it"
+    (result / name).unlink()
+    assert brought(store, key) is None and len(list(result.rglob("*"))) > 5
+    store.begin("sft", key)
+    assert result.exists()
+    finished(store, "one")
+    assert brought(store, key) == []
+
+
+def test_a_large_file_is_read_only_if_its_size_or_time_differs(store: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ALWAYS_READ", 3)
+    finished(store, "one")
+    monkeypatch.setattr(module, "file_digest", lambda path: "another")
+    assert module.damage_of(store.path("sft")) is None
+    os.utime(store.path("sft") / "data.jsonl", (1, 1))
+    assert str(module.damage_of(store.path("sft"))).endswith("data.jsonl has changed since the stage wrote it")
+
+
+def test_every_flipped_bit_of_a_record_is_found(store: Results) -> None:
+    key = finished(store, "one")
+    file = store.path("sft") / "stage.json"
+    whole, read = file.read_bytes(), store.record("sft")
+    for bit in range(0, len(whole) * 8, 7):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        assert store.record("sft") in ({}, read)
+    file.write_bytes(whole[:-20])
+    assert module.damage_of(store.path("sft")) == f"{file} is damaged" and brought(store, key) is None
+
+
+@pytest.mark.parametrize("step", ["move_folder", "replace_link"])
+def test_a_kill_when_a_result_is_complete_loses_nothing(
+    store: Results, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def die(*paths: Path) -> None:
+        if "result" in str(paths[-1]):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        store.begin("sft", digest("one"))
+        patch.setattr(module, step, die)
+        finished(store, "one")
+    assert brought(store, digest("one")) == []
+    assert not (store.path("sft") / "checkpoints").exists(), "it is cleaned when it is found"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_copy_of_a_run_has_its_results(store: Results, tmp_path: Path, links: bool) -> None:
+    key = finished(store, "one")
+    store.begin("best", digest("two"))
+    copy = Results(Path(shutil.copytree(store.folder, tmp_path / "copy", symlinks=links)), ["sft", "best"])
+    assert copy.artifact("sft") == copy.path("sft") / "adapter" and module.damage_of(copy.path("sft")) is None
+    if not links:
+        shutil.rmtree(copy.folder / ".results")
+    assert brought(copy, key) == [] and copy.path("sft").is_symlink() and copy.begun("best", digest("two"))
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_what_is_no_result_is_named_and_left_alone(store: Results, folder: bool) -> None:
+    notes = store.path("sft") / "notes" if folder else store.path("sft")
+    notes.parent.mkdir(parents=True, exist_ok=True)
+    notes.write_text("mine", encoding="utf-8")
+    with pytest.raises(RunFailed, match="has files, but no stage.json" if folder else "is a file"):
+        brought(store, digest("one"))
+    assert notes.read_text(encoding="utf-8") == "mine"
+
+
+# Other runs
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_result_of_another_run_is_linked_or_copied(
+    store: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    def no_link(*paths: Path) -> None:
+        raise OSError("another file system")
+
+    second = Results(tmp_path / "second", ["sft"])
+    key = finished(store, "one")
+    finished(store, "two")
+    finished(second, "three")
+    if not linked:
+        monkeypatch.setattr(os, "link", no_link)
+    assert brought(second, key, store) == [f"sft: reused from {store.folder}"] and made_with(second) == "one"
+    weights = [find(run.folder, "sft", key) or Path() for run in (store, second)]
+    assert (weights[0] / FILES[0]).samefile(weights[1] / FILES[0]) is linked
+    assert file_digest(weights[0] / FILES[0]) == file_digest(weights[1] / FILES[0])
+
+
+@pytest.mark.parametrize("harm", ["changed", "missing", "record", "asked"])
+def test_what_is_damaged_or_asked_people_is_not_taken(store: Results, tmp_path: Path, harm: str) -> None:
+    second, third = Results(tmp_path / "second", ["sft"]), Results(tmp_path / "third", ["sft"])
+    key = finished(store, "one")
+    if harm == "changed":
+        (store.path("sft") / "adapter" / "weights").write_text("onE", encoding="utf-8")
+    elif harm == "missing":
+        (store.path("sft") / "adapter" / "weights").unlink()
+    elif harm == "record":
+        (store.path("sft") / "stage.json").write_text("{}", encoding="utf-8")
+    else:
+        (store.path("sft") / "agreement.json").write_text("{}", encoding="utf-8")
+    assert brought(second, key, store) is None and not second.path("sft").exists()
+    finished(third, "one")
+    assert brought(second, key, store, third) == [f"sft: reused from {third.folder}"]
+
+
+def test_a_second_out_trains_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ALIGNKIT_REUSE")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demos.jsonl").write_text('{"prompt": "is it?", "completion": "yes"}\n', encoding="utf-8")
+    train = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1}
+    report = {"step": "evaluate", "policies": ["sft"], "rewards": ["length"], "prompts": "demos.jsonl"}
+    stages = {"sft": train, "report": {**report, "sampling": {"max_new_tokens": 4}}}
+    (tmp_path / "r.json").write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
+
+    def run(*words: str) -> str:
+        capsys.readouterr()
+        assert main(["run", "r.json", *words]) == 0
+        return capsys.readouterr().err
+
+    assert "reused" not in run()  # in runs/r
+    both = "sft: reused from {0}\nreport: reused from {0}\n"
+    assert both.format("runs/r") in run("--out", "elsewhere/a")
+    assert both.format("elsewhere/a") in run("--out", "elsewhere/b").replace("runs/r", "elsewhere/a")
+    assert "sft: reused from runs/r\nreport" not in run("--out", "runs/s", "stages.sft.max_steps=2")
+    monkeypatch.setenv("ALIGNKIT_REUSE", "0")
+    assert "reused" not in run("--out", "runs/t")
+
+
+# Names
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> Results:
+    store = Results(tmp_path, ["align"])
+    settings = {"depends_on": {"settings": {"epochs": 1}}}
+    for number, algorithm in enumerate(("ppo", "dpo", "ppo", "ppo"), 1):
+        finished(store, f"{number}", "align", plugin=algorithm, **settings)
+        os.utime(store.path("align") / "stage.json", (number, number))
+    return store
+
+
+def test_the_newest_result_of_an_algorithm_has_its_name(named: Results) -> None:
+    found = [(result.name, result.hash, result.current) for result in results_of_stage(named.folder, "align")]
+    names = [("align@ppo", "4"), ("align@ppo~1", "3"), ("align@dpo", "2"), ("align@ppo~2", "1")]
+    assert found == [(name, digest(key), key == "4") for name, key in names]
+    earlier = named.folder / ".results" / f"align-{digest('1')[:16]}"
+    assert find_result(named.folder, "align@ppo~2").folder == earlier
+    assert named.artifact("align@ppo~2") == earlier / "adapter"
+    assert stage_folder(earlier / "kept" / "2") == stage_folder(named.artifact("align")) == named.path("align")
+    named.bring("align", digest("2"), (), print)
+    assert find_result(named.folder, "align@dpo").folder == named.path("align")
+    assert find_result(named.folder, "align@ppo").hash == digest("4")
+
+
+def test_what_is_not_complete_and_what_a_step_made_has_no_name(named: Results) -> None:
+    named.begin("align", digest("5"), {"settings": {}})
+    finished(named, "6", "report", plugin="evaluate", depends_on={"settings": None})
+    assert len(results_of_stage(named.folder, "align")) == 4 and results_of_stage(named.folder, "report") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("align@kto", "has no result by kto; it has align@ppo, align@ppo~1, align@dpo, align@ppo~2"),
+        ("align@dpo~1", "has no earlier result by dpo, ~1; it has"),
+        ("align@pp", "did you mean 'align@ppo'?"),
+        ("best@kto", "stage best of RUN has no result by kto; it has no complete result"),
+        ("best@kto", "`alignkit show RUN` lists all results"),
+    ],
+)
+def test_a_result_that_is_not_there(named: Results, name: str, message: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        find_result(named.folder, name)
+    assert message in str(raised.value).replace(str(named.folder), "RUN")
+
+
+def test_versions_and_rounds_are_no_results() -> None:
+    names = ("a@ppo", "a@ppo~1", "a@2", "a@all", "a", "a@", "a@0")
+    assert [name for name in names if is_result_name(name)] == ["a@ppo", "a@ppo~1"]
+
+
+def test_artifacts(store: Results) -> None:
+    finished(store, "one")
+    finished(store, "one", "best", policy="sft@2")
+    assert store.artifact("sft") == store.path("sft") / "adapter"
+    assert store.artifact("best") == store.path("sft") / "kept" / "2"
+    with pytest.raises(RunFailed, match=r"'sft@3' does not exist: .*; kept versions: 2"):
+        store.artifact("sft@3")
+    shutil.rmtree(store.path("sft") / "kept")
+    with pytest.raises(RunFailed, match=r"set 'keep_versions: true' in stage 'sft'"):
+        store.artifact("sft@3")
+
+
+# Metrics
+
+
+def steps(file: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_runs_metrics_grow_with_the_stages_and_have_each_step_once_after_a_crash(store: Results) -> None:
+    joined = store.folder / "metrics.jsonl"
+    store.begin("best", digest("stale"))
+    store.metrics("best").write(step=7)  # of an earlier run with other settings
+    store.begin("sft", digest("one"))
+    metrics = store.metrics("sft")
+    metrics.write(step=1)
+    file = joined.stat().st_ino
+    assert steps(joined) == [1]
+    size = metrics.sync()
+    metrics.write(step=2)
+    assert steps(joined) == [1, 2]
+    store.join_metrics("sft")
+    assert joined.stat().st_ino == file  # whoever follows the file keeps it
+    with joined.open("a", encoding="utf-8") as cut:
+        cut.write('{"step": 3, "lo')  # killed while it wrote
+    metrics = store.metrics("sft", size)
+    assert steps(joined) == [1]
+    metrics.write(step=2)
+    assert steps(joined) == steps(store.path("sft") / "metrics.jsonl") == [1, 2]
+    store.join_metrics("best")
+    assert steps(joined) == [1, 2, 7]
+    joined.write_bytes(b"\xff\xfe" + joined.read_bytes())
+    store.join_metrics("sft")
+    assert steps(joined) == [1, 2]
