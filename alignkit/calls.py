@@ -26,7 +26,7 @@ class CallError(PluginError):
 def create(component: Component, stage: str = "") -> Any:
     """What a recipe names, made of its options."""
     registration = component.registration
-    with blame(label_of(registration, stage), registration.implementation, "__init__", component.options):
+    with blame(registration.implementation, "__init__", registration=registration, stage=stage):
         plugin = registration.implementation(component.options)
     plugin.called_in = (label_of(registration, stage), stage)
     return plugin
@@ -39,8 +39,7 @@ def call(
 
     returns: says what is wrong with a result; None or empty if it is right. See `alignkit.shapes`.
     """
-    label, stage = getattr(plugin, "called_in", ("", ""))
-    with blame(label, plugin, method, *args, stage=stage):
+    with blame(plugin, method, *args):
         value = getattr(plugin, method)(*args, **kwargs)
         wrong = returns(value)
     if wrong:
@@ -50,7 +49,7 @@ def call(
 
 def mistake(plugin: Any, method: str, text: str) -> CallError:
     """An error about what a plugin's method has returned."""
-    return _error(getattr(plugin, "called_in", ("", ""))[0], plugin, method, text)
+    return _error(label_of(plugin), plugin, method, text)
 
 
 def label_of(plugin: Any, stage: str = "") -> str:
@@ -65,11 +64,15 @@ def label_of(plugin: Any, stage: str = "") -> str:
 
 
 @contextmanager
-def blame(label: str, owner: Any, method: str, *args: Any, stage: str = "") -> Iterator[None]:
-    """Report an exception in a plugin's code as the plugin's. owner: its class, an instance, or a function.
+def blame(
+    owner: Any, method: str, *args: Any, registration: Registration | None = None, stage: str = ""
+) -> Iterator[None]:
+    """Report an exception in a plugin's code as the plugin's.
 
+    owner: what `create` made, or a class or a function with its registration. args: what it is called with.
     Data errors name the stage. Other errors of alignkit pass unchanged, as does running out of memory or disk space.
     """
+    label, stage = getattr(owner, "called_in", (label_of(registration, stage), stage))
     around = around_calls.get()
     torch: Any = sys.modules.get("torch")
     gradients = torch is not None and torch.is_grad_enabled()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from alignkit.algorithm import Needs, Source, StageDefaults, Trains
-from alignkit.calls import blame, create, label_of
+from alignkit.calls import blame, create
 from alignkit.errors import PluginError
 from alignkit.external import ExternalTrainer
 from alignkit.monitor import REWARD_HACKING, Monitor
@@ -130,7 +130,7 @@ def _said_by(component: Component | None, draft: _Draft) -> tuple[Needs | None, 
         return None, False, True
     try:
         algorithm = create(component)
-        with blame(label_of(algorithm), algorithm, "needs"):
+        with blame(algorithm, "needs"):
             needs: Needs = algorithm.needs
             return needs, bool(algorithm.log_odds), bool(algorithm.chooses)
     except PluginError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from alignkit.calls import blame, call, create, label_of
+from alignkit.calls import blame, call, create
 from alignkit.errors import PluginError
 from alignkit.recipe.components import find_reward, split, with_options
 from alignkit.recipe.document import Keys
@@ -82,7 +82,7 @@ def _read_plugin(component: Component, keys: Keys, scope: Scope) -> RewardSpec |
     try:
         combination = create(component)
         parts = dict(call(combination, "parts", returns=_wrong_parts))
-        with blame(label_of(combination), combination, "whitens"):
+        with blame(combination, "whitens"):
             whitens = bool(combination.whitens)
     except PluginError as error:
         scope.problems.error(keys, str(error), plugin=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from alignkit.calls import blame, label_of
+from alignkit.calls import blame
 from alignkit.errors import PluginError, did_you_mean
 from alignkit.recipe.algorithm_stage import read_algorithm
 from alignkit.recipe.components import Named, find, read_component, read_options, split, with_options
@@ -83,7 +83,7 @@ def _specialized(registration: Registration, named: Named, scope: Scope) -> Regi
     """Return the variant of an algorithm that its raw options ask for."""
     kind = registration.implementation
     try:
-        with blame(label_of(registration), kind, "specialize"):
+        with blame(kind, "specialize", registration=registration):
             implementation = kind.specialize(named.options)
     except PluginError as error:
         scope.problems.error(named.name_keys, str(error), at_key=named.at_key, plugin=True)

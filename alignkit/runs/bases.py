@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alignkit.calls import blame, label_of
+from alignkit.calls import blame
 from alignkit.errors import PluginError, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.cache import cache_folder
@@ -49,7 +49,7 @@ def made_model(registration: Registration, cache: Path, *path: str) -> str:
 
     path: what a recipe writes after `NAME://`, if the source takes it.
     """
-    with blame(label_of(registration), registration.implementation, ""):
+    with blame(registration.implementation, "", registration=registration):
         source = registration.implementation(cache, *path)
         if not isinstance(source, str | Path):
             raise PluginError(f"return the model's folder, not {type(source).__name__}")

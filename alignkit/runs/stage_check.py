@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import Algorithm, SelectContext, Trains
-from alignkit.calls import blame, call, create, label_of
+from alignkit.calls import blame, call, create
 from alignkit.data.describe import way_out
 from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, prompts_of, resolved_pairs
@@ -236,7 +236,7 @@ def check_scoring(
         plugin = create(component, stage)
         if scoring:
             call(plugin, "check", folder)
-        with blame(label_of(plugin), plugin, "check_prompts", groups):
+        with blame(plugin, "check_prompts", groups):
             try:
                 plugin.check_prompts(groups)
             except DataError as error:

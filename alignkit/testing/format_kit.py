@@ -43,7 +43,7 @@ def check_format(
 
 def _problems(around: Surroundings, component: Component, rows: Sequence[Any]) -> Iterator[str]:
     cls = component.registration.implementation
-    with blame("", cls, "__init__"):
+    with blame(cls, "__init__"):
         kit = _Kit(cls(component.options), cls)
     examples = list(rows)
     if not isinstance(cls.wants, str) or not cls.wants.strip():
@@ -75,7 +75,7 @@ class _Kit:
     def read(self, row: Any) -> Read:
         """As a run reads a row. Raises PluginError for an exception that is no BadRow."""
         try:
-            with blame("", self.format, "read"):
+            with blame(self.format, "read"):
                 try:
                     groups = checked_groups(self.format, row, {})
                 except BadRow as error:
@@ -111,7 +111,7 @@ class _Kit:
             yield from (f"`matches` and that of '{other.name}' both recognize {row}: {STRICT}" for row in both)
 
     def _matches(self, row: Any) -> bool:
-        with blame("", self.format, "matches"):
+        with blame(self.format, "matches"):
             return bool(self.cls.matches(row))
 
     def good(self, row: Any) -> Iterator[str]:
@@ -131,7 +131,7 @@ class _Kit:
             yield f"`read` makes other groups of {_shown(row)} when it reads it again"
         for why in filter(None, map(why_not_stored, groups)):
             yield f"`read` makes a group that {why}"
-        with blame("", self.format, "reason"):
+        with blame(self.format, "reason"):
             reason: Any = self.format.reason(row)
         if not isinstance(reason, str):
             yield f"`reason` must return text, not {type(reason).__name__}"
@@ -166,7 +166,7 @@ class _Kit:
         if self.cls.rows_of_text is Format.rows_of_text and not self.cls.plain_text:
             return
         lines = ["First line.", "Second line.", "", "Another paragraph."]
-        with blame("", self.format, "rows_of_text"):
+        with blame(self.format, "rows_of_text"):
             rows = list(self.format.rows_of_text(enumerate(lines, 1)))
         numbers = [number for number, _ in rows]
         if numbers != sorted(numbers) or not set(numbers) <= set(range(1, len(lines) + 1)):

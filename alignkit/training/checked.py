@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alignkit.algorithm import ADVANTAGES, Algorithm, Phase, SelectContext, Skip, Source
 from alignkit.batch import Batch, Outputs
-from alignkit.calls import blame, call, label_of, mistake
+from alignkit.calls import blame, call, mistake
 from alignkit.data.group import Group, Message, preview
 from alignkit.loss import Per, Term
 from alignkit.models.examples import BATCH_COLUMNS
@@ -31,7 +31,7 @@ class CheckedAlgorithm:
 
     def __init__(self, algorithm: Algorithm):
         self.algorithm = algorithm
-        with blame(label_of(algorithm), algorithm, "needs"):
+        with blame(algorithm, "needs"):
             self.needs = algorithm.needs
         if self.needs.old_logprobs and algorithm.source is Source.DATASET:
             text = "old_logprobs exist only for rollouts: declare `source = Source.ROLLOUTS`"

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from alignkit import seeds
-from alignkit.calls import blame, call, create, label_of, mistake
+from alignkit.calls import blame, call, create, mistake
 from alignkit.data.group import ROLES, Group, Message
 from alignkit.environment import EPISODE_KEY, Environment, tool_schemas
 from alignkit.registry import Component
@@ -56,7 +56,7 @@ class CheckedEnvironment:
         self.component, self.stage, self.seed, self.most_turns, self.folder = component, stage, seed, turns, folder
         self.kind: type[Environment] = component.registration.implementation
         environment = self._new()
-        with blame(label_of(environment), self.kind, ""):
+        with blame(environment, ""):
             self.tools = tool_schemas(environment)
 
     def _new(self) -> Environment:

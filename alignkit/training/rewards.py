@@ -129,6 +129,11 @@ class RewardTable:
         return "".join(f"; {judge}: {reason}" for judge, reason in self.reasons.items() if reason)
 
 
+def _copies(groups: Sequence[Group]) -> list[Group]:
+    """The groups with prompts and columns that a plugin may change: later iterations read the originals again."""
+    return [replace(g, prompt=copy.deepcopy(g.prompt), meta=copy.deepcopy(g.meta)) for g in groups]
+
+
 def with_columns(groups: Sequence[Group], columns: Mapping[str, Tensor]) -> list[Group]:
     """The groups with more scores of their responses: by name, [responses] each; None where a column is NaN."""
     values = [[None if math.isnan(value) else value for value in column.tolist()] for column in columns.values()]
@@ -177,7 +182,7 @@ class Node:
 
     def combine(self, groups: Sequence[Group], columns: Mapping[str, Tensor]) -> CombinedReward:
         """What the combination makes of its parts' raw scores, [responses] each."""
-        combined = call(self.plugin, "combine", groups, columns)
+        combined = call(self.plugin, "combine", _copies(groups), columns)
         if not isinstance(combined, CombinedReward):
             raise self.wrong("combine", f"return a CombinedReward, not {type(combined).__name__}")
         for name in ("reward", "raw"):
@@ -186,7 +191,7 @@ class Node:
 
     def total(self, groups: Sequence[Group], columns: Mapping[str, Tensor]) -> Tensor:
         """The sum of its parts' rewards, some of which are whitened."""
-        total: Tensor = call(self.plugin, "total", groups, columns)
+        total: Tensor = call(self.plugin, "total", _copies(groups), columns)
         self._check_shape("total", "it", total, groups)
         return total
 
@@ -310,7 +315,7 @@ class Rewards:
         """As many scores as responses, which may be anything else."""
         if leaf.plugin is None:
             return list(self.context.models[leaf.spec.name].scores(groups))
-        scores = call(leaf.plugin, "score", groups)
+        scores = call(leaf.plugin, "score", _copies(groups))
         if not isinstance(scores, Mapping) or len(scores) != 1:
             what = f"components {sorted(map(str, scores))}" if isinstance(scores, Mapping) else type(scores).__name__
             raise leaf.wrong("score", f'return one component, such as {{"": [0.5, 1.0]}}, not {what}')

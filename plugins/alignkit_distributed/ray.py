@@ -140,7 +140,7 @@ class Worker:
 
     def results(self, rows: Sequence[Any]) -> list[Any]:
         """A result for each row of a chunk."""
-        from alignkit.calls import blame, label_of
+        from alignkit.calls import blame
 
-        with blame(label_of(self.step), self.step, "run"):
+        with blame(self.step, "run"):
             return list(self.function(rows))

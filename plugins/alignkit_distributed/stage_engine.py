@@ -260,7 +260,7 @@ class StageEngine:
             raise self._wrong(method, f"an earlier call is still running; {self._again}")
         self._asked = method
         try:
-            with blame(label_of(self.engine), self.engine, method):
+            with blame(self.engine, method):
                 yield
         except PluginError as error:
             if isinstance(error.__cause__, NoProgress):
