@@ -71,7 +71,7 @@ def run(
     from alignkit.recipe.load import load_recipe
     from alignkit.runs.run import run_recipe
     from alignkit.tokens.encoder import Encoder
-    from alignkit.training import online
+    from alignkit.training import requests
 
     encoder = Encoder(AutoTokenizer.from_pretrained(job.source))
     fixed = fixed_responses(job, encoder, samples)
@@ -95,7 +95,7 @@ def run(
     plugins().manager.register(Pace())
     folder = Path(tempfile.mkdtemp(dir=job.adapters))
     recipe = load_recipe(_write_recipe(job, folder, stage, samples))
-    with patch.object(online, "sample", _with_fixed_responses(gate, online.sample, fixed)):
+    with patch.object(requests, "sample", _with_fixed_responses(gate, requests.sample, fixed)):
         run_recipe(recipe, folder / "run")
 
 

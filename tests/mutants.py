@@ -61,7 +61,7 @@ TESTS = {
     "encoding": ["test_encoding.py", "test_testing.py"],
     "training/rewards": ["test_scoring.py", "test_rewards.py", "test_llama2.py", "test_ppo_checklist.py"],
     "learner": ["test_train.py", "test_learner_steps.py", "test_testing.py", "test_ppo_checklist.py"],
-    "sampling": ["test_sampling.py", "test_sampled_as_generate.py", "test_ppo_checklist.py"],
+    "generate": ["test_sampling.py", "test_sampled_as_generate.py", "test_ppo_checklist.py"],
     "next_token": ["test_next_token.py"],
     "attention": ["test_tiled_attention.py", "test_attention.py"],
     "tiled_attention": ["test_tiled_attention.py", "test_attention.py"],

@@ -25,6 +25,7 @@ class Planted:
 
 
 ONLINE, ITERATION = "alignkit/training/online.py", "test_iteration_loop.py"
+REQUESTS = "alignkit/training/requests.py"
 ROLLOUTS, REPLAYED = "alignkit/training/rollouts.py", "test_replayed_rollouts.py"
 DRAWS = "alignkit/training/sampler.py"
 ROLES, MEASURED = "alignkit/training/roles.py", "test_reference_and_values.py"
@@ -62,14 +63,14 @@ PLANTED = {
     ),
     "same_samples": Planted(
         ONLINE,
-        '(name, "rollout", number), first',
-        '(name, "rollout", 0), first',
+        'path = self.context.name, "rollout", number',
+        'path = self.context.name, "rollout", 0',
         f"{ITERATION}::test_every_iteration_draws_other_samples",
     ),
     "reference_samples": Planted(
-        ONLINE,
-        "self.work.roles.trained,\n                    self.work.models.encoder,",
-        "self.work.roles.reference,\n                    self.work.models.encoder,",
+        REQUESTS,
+        "                    role,\n",
+        "                    self.work.roles.reference,\n",
         f"{ITERATION}::test_the_policy_samples_and_not_its_reference",
     ),
     "samples_by_order": Planted(
@@ -267,8 +268,8 @@ PLANTED = {
     ),
     "own_skip": Planted(
         LEARNER,
-        "shares = self.reducer.sum(terms)",
-        "shares = terms",
+        "means = self.reducer.sum(sums)",
+        "means = sums",
         "test_reducer.py::test_a_step_that_one_process_must_skip_is_skipped_by_all",
     ),
     "own_whitening": Planted(
@@ -285,7 +286,7 @@ PLANTED = {
         "                combined = replace(combined, reward=rewards)\n",
         _OVER_BATCH,
     ),
-    "draws_by_share": Planted(ONLINE, "numbers=numbers,", "numbers=range(len(own)),", _ON_SEVERAL),
+    "draws_by_share": Planted(REQUESTS, "numbers=self._numbers,", "numbers=range(len(self._own)),", _ON_SEVERAL),
     "results_by_process": Planted(
         "alignkit/training/collectives.py",
         "results[index] = list(islice(rows, sizes[index]))",
@@ -299,14 +300,14 @@ PLANTED = {
         "test_reducer.py::test_statistics_before_a_step_see_the_whole_batch_in_its_order",
     ),
     # Keeping
-    "version_before": Planted(ONLINE, "self.work.keep_version(number)", "self.work.keep_version(number - 1)", _KEPT),
+    "version_before": Planted(ONLINE, "self.monitors.keep(number)", "self.monitors.keep(number - 1)", _KEPT),
     "version_before_learning": Planted(
         ONLINE,
         "            self._after(self._iterate(number, prompts), iterations, prompts)\n",
-        "            self.work.keep_version(number)\n"
-        "            keep, self.work.keep_version = self.work.keep_version, lambda number: None\n"
+        "            self.monitors.keep(number)\n"
+        "            keep, self.monitors.keep = self.monitors.keep, lambda number: None\n"
         "            self._after(self._iterate(number, prompts), iterations, prompts)\n"
-        "            self.work.keep_version = keep\n",
+        "            self.monitors.keep = keep\n",
         _KEPT,
     ),
     "another_version": Planted(

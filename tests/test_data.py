@@ -27,6 +27,7 @@ from alignkit.data.files import MAX_LISTED, RECODE, SkippedRow, bad_rows_error
 from alignkit.data.group import Group, Message, Origin, Pair, Response
 from alignkit.data.sources import DataSource, DataSpec, Loaded
 from alignkit.data.sources import load as load_spec
+from alignkit.data.sources import sides as keys_of_sides
 from alignkit.errors import BadRow, DataError
 from alignkit.formats import Format
 from alignkit.plugins import plugins
@@ -903,6 +904,10 @@ def test_rows_that_share_a_column_stay_on_one_side(tmp_path: Path) -> None:
     # More passages do not move the others.
     more = sides(tmp_path / "more.jsonl", [{**rows[0], "passage": "q", "prompt": "n", "x": 9}, *rows], group="passage")
     assert set(kept[0]) <= set(more[0]) and set(kept[1]) <= set(more[1])
+    # Number 3 of one column is not number 3 of another.
+    numbers = [Group(prompt("q"), meta={"passage": 3}), Group(prompt("r"), meta={"author": 3})]
+    one, other = keys_of_sides([numbers[:1], numbers[1:]], ["passage", "author"])
+    assert one != other
     with pytest.raises(DataError, match=r"kept\.jsonl:1: the row has no .chapter., by which .group. holds"):
         sides(tmp_path / "kept.jsonl", rows, group="chapter")
     with pytest.raises(DataError, match="did you mean 'passage'"):

@@ -583,7 +583,7 @@ def _unit(group: Group, column: str | None) -> str:
     """What must not be cut: the prompt, or what the row has in the column of its source's `group`."""
     if column is None:
         return prompt_key(group)
-    return sha256_of(["group", held_together(group, column)])
+    return sha256_of(["group", column, held_together(group, column)])
 
 
 def held_together(group: Group, column: str) -> Any:

@@ -23,7 +23,7 @@ from alignkit.settings import Rollout, Settings
 
 # Keys that only algorithms of the other kind use, with the help that explains it.
 _SAMPLED = ("prompts", "rollout", "gold_prompts", "monitors", "environment", "engine")
-_ONLY_ONLINE = {
+ONLY_ONLINE = {
     **dict.fromkeys((*_SAMPLED, "prompts_per_iteration"), "it learns from 'data' and samples nothing"),
     **dict.fromkeys(("reward", "gold"), "it learns from 'data', so there are no samples to score"),
     "stop": "it makes 'epochs' passes over 'data'; with 'validation', the best epoch is kept",
@@ -143,7 +143,7 @@ def _said_by(component: Component | None, draft: _Draft) -> tuple[Needs | None, 
 
 def _refused_keys(draft: _Draft) -> dict[str, str]:
     """Return the keys that the algorithm does not use, with the reason."""
-    refused = dict(_ONLY_OFFLINE if draft.online else _ONLY_ONLINE)
+    refused = dict(_ONLY_OFFLINE if draft.online else ONLY_ONLINE)
     if issubclass(draft.algorithm, ExternalTrainer):
         refused |= dict.fromkeys(("environment", *_WATCHED), "it does its own sampling")
     if draft.algorithm.trains is Trains.REWARD:

@@ -15,7 +15,7 @@ from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY
 from alignkit.settings import Settings
 from alignkit.testing.surroundings import Surroundings, conform
-from alignkit.training.watch import CheckedMonitor, with_gold
+from alignkit.training.monitors import CheckedMonitor, with_gold
 
 LOOKS = 4
 Look = tuple[Sequence[Group], Sequence[Group] | None]  # samples, and those with gold

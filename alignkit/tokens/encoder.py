@@ -366,6 +366,11 @@ DROP_REASONS = {
     ),
     "dropped_calls": ("turn", "not learned: the chat template does not write the tool calls"),
     "dropped_tools": ("row", "learned without tools: the chat template does not write them"),
+    "untold_tools": (
+        "row",
+        "learned without tools, though turns call some: list them in the column 'tools', or the policy may call "
+        "tools that nobody offers",
+    ),
     "dropped_messages": (
         "row",
         "learned without a message: the chat template does not write that of the system or of a tool; set "
@@ -513,6 +518,7 @@ class Encoder(TemplateTokens):
             return None
         prompt = self.prompt_of(plan.prompt)
         self.count("dropped_tools", group, not has_names(prompt.text, group.tools))
+        self.count("untold_tools", group, not group.tools and _calls(group))
         for case in sorted(plan.drops):
             self.count(case, group)
         self.count("typed_tokens", group, any(BREAK in text for text in plan.texts))
@@ -714,6 +720,12 @@ def _weights(response: Response, found: Conversation) -> dict[Turn, float]:
     """The weights of turns that count for less or more than others."""
     own = [message.get("train", True) for message in response.messages or () if message["role"] == "assistant"]
     return {turn: train for turn, train in zip(found.turns, own, strict=False) if not isinstance(train, bool)}
+
+
+def _calls(group: Group) -> bool:
+    """Whether a turn calls a tool."""
+    said = (_answers(response) for response in group.responses)
+    return any(turn.get("tool_calls") for turns in (group.prompt, *said) for turn in turns)
 
 
 def _answers(response: Response) -> Sequence[Mapping[str, Any]]:

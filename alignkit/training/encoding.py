@@ -23,6 +23,7 @@ UNKNOWN = 1 / 1000  # of a source's tokens; more are a warning
 AHEAD = 256  # groups that are tokenized together
 ONCE = {
     "dropped_tools",
+    "untold_tools",
     "dropped_messages",
     "dropped_names",
     "typed_tokens",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,6 @@ from alignkit.models.packing import indivisible, micro_batches
 from alignkit.models.shared_model import SharedModel
 from alignkit.optimizers import make_optimizer, restore_state, saved_state
 from alignkit.settings import LEARNING_RATE
-from alignkit.tokens.encoder import Encoded
 from alignkit.training.averages import Averages, weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.collectives import ONE_PROCESS, Reducer
@@ -50,33 +50,7 @@ class MicroBatch:
     rows: list[int]
 
 
-@dataclass
-class Share:
-    """The groups of this process. Bundles stay whole.
-
-    examples: the global batch. budget: returns the most tokens of a micro-batch, which shrinks if memory runs out.
-    """
-
-    examples: Examples
-    reducer: Reducer
-    device: torch.device
-    budget: Callable[[], int]
-    _cut: tuple[int | None, list[MicroBatch]] = field(init=False, default=(None, []))  # the budget, and the cuts
-
-    def micro_batches(self) -> list[MicroBatch]:
-        """The share in micro-batches, cut again only if the budget has changed."""
-        if self._cut[0] != (budget := self.budget()):
-            groups = self.examples.groups
-            units = indivisible([encoded.group.bundle for encoded in groups])
-            lengths = [sum(groups[index].length for index in unit) for unit in units]
-            own = sorted(index for unit in self.reducer.own(lengths) for index in units[unit])
-            cut = micro_batches([groups[index] for index in own], budget)
-            self._cut = (budget, [self._micro_batch([own[place] for place in places]) for places in cut])
-        return self._cut[1]
-
-    def _micro_batch(self, indices: list[int]) -> MicroBatch:
-        examples = self.examples.take(indices)
-        return MicroBatch(examples, examples.batch(self.device), self.examples.rows_of(indices))
+Cuts = Callable[[], list[MicroBatch]]  # this process's part of a global batch, in micro-batches for the present memory
 
 
 @dataclass
@@ -158,32 +132,50 @@ class Learner:
     def _gradients(self, examples: Examples) -> dict[str, float]:
         """Set the gradients of one global batch; returns its loss terms and metrics."""
         before = self.model.recomputed
-        # A function, because the budget may have shrunk when a step is repeated.
-        share = self._share(examples, lambda: self.token_budget)
-        self._before_step(share)
+        cuts = self._cuts(examples, lambda: self.token_budget)
+        self._before_step(examples, cuts)
         # Before any backward pass: each micro-batch divides by what the whole global batch counts.
-        totals = self._denominators([part.batch for part in share.micro_batches()])
+        totals = self._denominators([part.batch for part in cuts()])
 
-        def learn() -> tuple[dict[str, float], Averages, dict[str, float]]:
+        def learn() -> tuple[dict[str, float], Averages]:
             self.optimizer.zero_grad(set_to_none=True)  # an attempt that ran out of memory may have set some
-            mix = self.auxiliary
-            return *self._accumulate(share, totals), {} if mix is None else {"mix/nll": self._accumulate_auxiliary(mix)}
+            sums, averages = self._accumulate(cuts(), totals)
+            if self.auxiliary is not None:
+                sums["mix/nll"] = self._accumulate_auxiliary(self.auxiliary)
+            return sums, averages
 
         # Other processes wait in the reducer, so nothing that may be repeated uses it.
-        terms, averages, nll = within_memory(self.model.memory, learn)
+        sums, averages = within_memory(self.model.memory, learn)
         self.reducer.add_gradients(self.parameters.values())
         recomputed = self.reducer.sum({"recomputed": float(self.model.recomputed - before)})
-        shares = self.reducer.sum(terms)
-        broken = [f"'{name}'" for name, share in shares.items() if not math.isfinite(share) and name != "loss"]
+        means = self.reducer.sum(sums)
+        broken = [
+            f"'{name}'" for name, mean in means.items() if not math.isfinite(mean) and name not in ("loss", "mix/nll")
+        ]
         whose = f" of {label_of(self.algorithm)}, in `{type(self.algorithm).__name__}.loss`,"
         self.unfit = f"loss term {' and '.join(broken)}{whose}" if broken else "its loss or gradient"
-        metrics = {**shares, **averages.means(self.reducer), **self.reducer.sum(nll)}
+        metrics = means | averages.means(self.reducer)
         if self.model.memory.halvings:
             metrics["token_budget"] = float(self.token_budget)
         return metrics | (recomputed if recomputed["recomputed"] else {})
 
-    def _share(self, examples: Examples, budget: Callable[[], int]) -> Share:
-        return Share(examples, self.reducer, self.model.device, budget)
+    def _cuts(self, examples: Examples, budget: Callable[[], int]) -> Cuts:
+        """The groups of this process, cut again only if the budget has changed. Bundles stay whole."""
+        groups = examples.groups
+        units = indivisible([encoded.group.bundle for encoded in groups])
+        lengths = [sum(groups[index].length for index in unit) for unit in units]
+        own = sorted(index for unit in self.reducer.own(lengths) for index in units[unit])
+
+        @cache
+        def cut(tokens: int) -> list[MicroBatch]:
+            parts = micro_batches([groups[index] for index in own], tokens)
+            return [micro_batch([own[place] for place in places]) for places in parts]
+
+        def micro_batch(indices: list[int]) -> MicroBatch:
+            part = examples.take(indices)
+            return MicroBatch(part, part.batch(self.model.device), examples.rows_of(indices))
+
+        return lambda: cut(budget())  # the budget shrinks if memory runs out
 
     def _clip(self) -> dict[str, float]:
         """Clip each role's gradient separately, so that large value gradients do not shrink the policy's."""
@@ -208,11 +200,13 @@ class Learner:
 
     # Gradients
 
-    def _accumulate(self, share: Share, totals: Mapping[str | Per, float]) -> tuple[dict[str, float], Averages]:
+    def _accumulate(
+        self, parts: Sequence[MicroBatch], totals: Mapping[str | Per, float]
+    ) -> tuple[dict[str, float], Averages]:
         """Add the gradients of this process's share; returns its shares of the loss terms, and the metrics."""
         sums: dict[str, float] = {}
         metrics = Averages(skip_nan=True)
-        for part in share.micro_batches():
+        for part in parts:
             out = self._forward(part.examples)
             for name, value in self._backward(part.batch, out, totals).items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -236,21 +230,21 @@ class Learner:
         self.model.passes.backward(loss)
         return {**shares, "loss": float(loss.detach())}
 
-    def _before_step(self, share: Share) -> None:
+    def _before_step(self, examples: Examples, cuts: Cuts) -> None:
         """Let the algorithm see the outputs for the whole global batch, those of other processes included."""
-        if type(self.algorithm).before_step is Algorithm.before_step or not share.examples.groups:
+        if type(self.algorithm).before_step is Algorithm.before_step or not examples.groups:
             return
 
         @torch.no_grad()
         def measured() -> list[tuple[list[int], Outputs]]:
-            return [(part.rows, self._forward(part.examples)) for part in share.micro_batches()]
+            return [(part.rows, self._forward(part.examples)) for part in cuts()]
 
         # Gathered outside of `within_memory`, because the work inside may be repeated in one process only.
-        found = self.reducer.gather(within_memory(self.model.memory, measured))
+        gathered = self.reducer.gather(within_memory(self.model.memory, measured))
         # rows: places in the global batch, by which `join_outputs` restores its order.
-        rows, outs = zip(*(part for parts in found for part in parts), strict=True)
+        rows, outs = zip(*(part for parts in gathered for part in parts), strict=True)
         with torch.no_grad():
-            self.checked.before_step(share.examples.batch(self.model.device), join_outputs(outs, rows))
+            self.checked.before_step(examples.batch(self.model.device), join_outputs(outs, rows))
 
     def _denominators(self, batches: Sequence[Batch]) -> dict[str | Per, float]:
         """The denominator of each term: the sum of the weights of its entries in the global batch."""
@@ -272,23 +266,17 @@ class Learner:
         groups = auxiliary.batch(self.steps)
         # Of all groups, not only this process's: the reducer adds gradients up and does not average them.
         total = sum(encoded.group.weight * sum(row.mask) for encoded in groups for row in encoded.rows) or 1
-        own = self.reducer.own([encoded.length for encoded in groups])
+        own = [groups[index] for index in self.reducer.own([encoded.length for encoded in groups])]
         nll = 0.0
-        for logprobs in self._logprobs([groups[index] for index in own]):
-            loss = -logprobs.sum() / total
-            self.model.passes.backward(auxiliary.weight * loss)
-            nll += float(loss.detach())
-        return nll
-
-    def _logprobs(self, groups: Sequence[Encoded]) -> Iterator[Tensor]:
-        """Log-probabilities of the counted tokens times their weights, with gradients, by micro-batch."""
-        examples = Examples(list(groups))
-        for indices in micro_batches(groups, self.model.token_budget):
-            part = examples.take(indices)
+        for indices in micro_batches(own, self.model.token_budget):
+            part = Examples([own[index] for index in indices])
             if any(any(row.mask) for row in part.rows):
                 logprobs = forward(self.model, self.role, part, Wants()).logprobs
                 batch = part.batch(logprobs.device)
-                yield (logprobs * batch.weights(Per.TOKEN))[batch.mask]  # [counted tokens]
+                loss = -(logprobs * batch.weights(Per.TOKEN))[batch.mask].sum() / total
+                self.model.passes.backward(auxiliary.weight * loss)
+                nll += float(loss.detach())
+        return nll
 
     def _forward(self, examples: Examples) -> Outputs:
         """The outputs that the loss needs, [responses, tokens] or [responses], with gradients."""
@@ -301,30 +289,27 @@ class Learner:
 
     def evaluate(self, examples: Examples) -> dict[str, float]:
         """Loss terms and metrics, averaged over all examples. The algorithm's state does not change."""
-        # A copy, because `before_step` updates the dict in place.
-        state = dict(self.algorithm.state)
+        state = dict(self.algorithm.state)  # a copy, because `before_step` updates the dict in place
+        cuts = self._cuts(examples, lambda: self.model.inference_budget)
         try:
-            return self._evaluate(self._share(examples, lambda: self.model.inference_budget))
+            with torch.no_grad():
+                self._before_step(examples, cuts)
+                losses, metrics, own = within_memory(self.model.memory, lambda: self._averages(cuts()))
         finally:
             self.algorithm.state = state
-
-    @torch.no_grad()
-    def _evaluate(self, share: Share) -> dict[str, float]:
-        self._before_step(share)
-        losses, metrics, own = within_memory(self.model.memory, lambda: self._averages(share))
         coefficients = {name: value for part in self.reducer.gather(own) for name, value in part.items()}
         means = losses.means(self.reducer)
         loss = sum(coefficient * means.get(name, 0.0) for name, coefficient in coefficients.items())
         return {**means, **metrics.means(self.reducer), "loss": loss}
 
-    def _averages(self, share: Share) -> tuple[Averages, Averages, dict[str, float]]:
+    def _averages(self, parts: Sequence[MicroBatch]) -> tuple[Averages, Averages, dict[str, float]]:
         """The averages of loss terms and metrics over this process's share, and the terms' coefficients."""
         losses, metrics = Averages(), Averages(skip_nan=True)
         coefficients: dict[str, float] = {}
-        for part in share.micro_batches():
+        for part in parts:
             out = self._forward(part.examples)
             terms, weights = self.checked.loss(part.batch, out)
-            coefficients = {name: term.coefficient for name, term in terms.items()}
+            coefficients |= {name: term.coefficient for name, term in terms.items()}
             losses.add(terms, part.batch, weights)
             metrics.add(self.checked.report_metrics(part.batch, out), part.batch)
         return losses, metrics, coefficients

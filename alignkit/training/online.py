@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from itertools import compress
 from typing import Any
 
@@ -24,21 +25,21 @@ from alignkit.data.group import Group, length, previews
 from alignkit.errors import RunFailed, error_context
 from alignkit.models import forward
 from alignkit.models.examples import Examples
-from alignkit.models.generate import Sampling, sample
-from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.generate import Sampling
+from alignkit.models.shared_model import SharedModel
 from alignkit.reward import REWARD_KEY
 from alignkit.tokens.encoder import Encoded, counted
-from alignkit.training.ahead import Ahead
 from alignkit.training.averages import StepAverages
 from alignkit.training.context import StageContext
 from alignkit.training.episodes import episodes_of
 from alignkit.training.filters import keep
 from alignkit.training.mismatch import ANOTHER_MODEL, mismatch, sampler_metrics, weighted
+from alignkit.training.monitors import Monitors
+from alignkit.training.requests import Request
 from alignkit.training.rewards import RewardTable
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
 from alignkit.training.stage import StageWork
-from alignkit.training.watch import StageWatch
 
 FILTERED = "filters left out every group"
 FILTERED_HELP = (
@@ -48,7 +49,6 @@ FILTERED_HELP = (
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
 SAME_ADAPTER = 1e-2
 MOSTLY_CUT = 0.5  # share of truncated samples that is worth a warning
-Place = tuple[str | int, ...]  # of random streams
 
 
 @dataclass
@@ -123,11 +123,11 @@ class OnlineStage:
         self.learns = reward is not None and self.algorithm.needs.reward  # from it
         self.filters = [(one.name, create(one, context.name)) for one in rollout.filters or ()]
         self.files = RolloutFiles(context, self.rewards, self.learns)
-        self.watch = StageWatch(self.work, self.rewards, self.sampling, self.sample)
+        self.monitors = Monitors(self.work, self.rewards, self.sampling, self.sample)
         self.temperature = self.sampling.temperature  # of measurements
         self.warned = False  # that the sampler is not the policy
         self.episodes = episodes_of(context)
-        self.ahead = Ahead(context, self.work, self.sampling, self.episodes) if rollout.ahead else None
+        self.request: Request | None = None  # of the next iteration
         if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
             context.say("top_p and top_k leave tokens out of samples, but ratios and KL are of all tokens, thus biased")
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
@@ -146,50 +146,33 @@ class OnlineStage:
         work.restore_progress()
         if self.rewards is not None:
             self.rewards.remember(work.done.get("combinations", {}))
-        if self.ahead is not None:
-            self.ahead.restore(work.done.get("ahead", {}))
-        counts = {"prompts": len(prompts.prompts), "prompts_used": prompts.used, "iterations": iterations}
-        work.summary |= {**counts, **prompts.facts}
-        self.watch.restore(first, self.files)
-        if work.model.engine is not None and first < iterations and not self.watch.stopped:
-            self.context.reducer.deal([1], self._start_engine, led=True)
+        if ahead := work.done.get("ahead"):
+            self.request = self._request(prompts.draw(ahead["number"]), ahead["number"], lag=1, complete=ahead)
+        work.summary |= {"prompts": len(prompts.prompts), "iterations": iterations, **prompts.facts}
+        if not self.monitors.chooses:  # else only the monitor knows
+            work.summary["prompts_used"] = prompts.used
+        self.monitors.restore(first, self.files)
         self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
         for number in range(first + 1, iterations + 1):
-            if self.watch.stopped:
+            if self.monitors.stopped:
                 break
             self.context.should_stop()
             with error_context(f"in iteration {number} of {iterations}"):
                 self._after(self._iterate(number, prompts), iterations, prompts)
-        if self.watch.chooses:
-            work.summary.pop("prompts_used", None)  # only the monitor knows
-        elif prompts.extra:
+        if prompts.extra and not self.monitors.chooses:
             work.summary["prompts_used"] = prompts.used
         if self.rewards is not None and (states := self.rewards.states()):
             work.summary["combinations"] = states
         self._report(iterations)
-        self.watch.finish()
-        self.watch.save()
+        self.monitors.finish()
         return work.summary
-
-    def _start_engine(self, own: Sequence[int]) -> list[None]:
-        """Ask the engine for no response, so that its start, which may take minutes, belongs to no iteration."""
-        work = self.work
-        work.model.engine.generate(work.model, work.roles.trained, work.models.encoder, [], [], self.sampling)
-        return [None]
 
     def close(self) -> None:
         self.work.close()
 
     def prompts(self) -> PromptSource:
         """The stage's prompts."""
-        encoder = self.work.encoder
-
-        def accepted(groups: Sequence[Group]) -> list[Group]:
-            return encoder.prompts(self.episodes.with_tools(groups) if self.episodes else groups)
-
-        source = PromptSource(self.context, encoder.max_length, self.sampling.max_new_tokens, accepted)
-        if source.without_room:
-            self.work.summary["prompts_without_room"] = source.without_room
+        source = PromptSource(self.work, self.sampling.max_new_tokens, self.episodes)
         self.work.reference_prompts.check(source.prompts, self.sampling.max_new_tokens)
         return source
 
@@ -199,40 +182,42 @@ class OnlineStage:
         self.work.log(number, iteration.metrics)
         self.context.reporter.advance(number, iteration.metrics)
         self.context.reporter.sample(*iteration.sample())
-        self.work.keep_version(number)
-        if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.watch.stopped:
+        self.monitors.keep(number)
+        if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.monitors.stopped:
             position = f"iteration {number} of {iterations}"
             combinations, rollouts = self.rewards.states() if self.rewards is not None else {}, self.files.digests
-            more = {"combinations": combinations, "rollouts": rollouts, **self.watch.checkpoint}
-            more |= self.ahead.checkpoint if self.ahead is not None else {}
+            more = {"combinations": combinations, "rollouts": rollouts, "within_kl": self.monitors.within}
+            more |= {"ahead": self.request.state} if self.request is not None else {}
             more |= {"extra_prompts": prompts.extra} if prompts.extra else {}
             self.work.checkpoint(number, position, iteration=number, **more)
-            self.watch.checkpointed()
 
     # The parts of an iteration, in order
 
     def _iterate(self, number: int, prompts: PromptSource) -> Iteration:
         iteration = Iteration(number)
-        prompts.chosen = self.watch.next_prompts(number, prompts.prompts)
+        prompts.chosen = self.monitors.next_prompts(number, prompts.prompts)
         self._roll_out_and_score(iteration, prompts)
         self._poll()
-        with iteration.timer("watch"):
-            # A metric of the stage itself counts, whatever a monitor calls its own.
-            iteration.metrics = self.watch.look(number, iteration.table.scored) | iteration.metrics
         with iteration.timer("learn"):
             self.files.write(number, iteration.table.scored)
             self.context.notify("rollouts_scored", iteration=number, groups=iteration.table.scored)
             self.measure(iteration)
-            # Asked before learning, as the samples are those of the weights that the stage would end with.
-            if not self.watch.stops(number, self._sampled_kl(iteration)):
-                self._poll()
+            kl = self._sampled_kl(iteration)
+        with iteration.timer("watch"):
+            # Before learning, as the samples are those of the weights that the stage would end with.
+            seen = self.monitors.look(number, iteration.table.scored, kl)
+            iteration.metrics = seen | iteration.metrics  # a metric of the stage counts, whatever monitors call theirs
+        if not self.monitors.stopped:
+            self._poll()
+            with iteration.timer("learn"):
                 self._learn(iteration)
-        if self.ahead is not None:
+        if self.settings.rollout.ahead:
             with iteration.timer("waiting"):
-                if self.watch.stopped:
-                    self.ahead.drop()
-                else:
-                    self.ahead.finish()
+                if self.request is not None and self.monitors.stopped:
+                    self.request.drop()
+                    self.request = None
+                if self.request is not None:
+                    self.request.result()  # which a checkpoint keeps
         iteration.metrics |= iteration.speed_metrics()
         state = self.algorithm.algorithm.state.items()
         iteration.metrics |= {f"state/{key}": value for key, value in state if isinstance(value, int | float)}
@@ -243,20 +228,15 @@ class OnlineStage:
 
         Only the parts of a reward are asked batch by batch. What combines them sees all samples of the iteration.
         """
-        number, table = iteration.number, iteration.table
+        table = iteration.table
         most, wanted = self.settings.rollout.max_num_gen_batches or 1, prompts.per_iteration
-        if self.episodes is not None and self.ahead is None:
-            self.episodes.forget()
         facts: dict[str, Any] = {}
         for batch in range(1, most + 1):
             sampled, left = len(table.sampled), len(table.groups)
             # As many as probably fill the batch, by the share that was left so far.
             count = min(wanted, math.ceil((wanted - left) * sampled / left)) if left else wanted
             with iteration.timer("rollout"):
-                if self.ahead is not None:
-                    new = self._roll_out_ahead(self.ahead, iteration, prompts)
-                else:
-                    new = self.roll_out(prompts.draw(number, sampled, count), number, sampled)
+                new = self._sampled(iteration, prompts, count)
             with iteration.timer("score"):
                 self.ask(iteration, new)
                 facts = self.score(iteration)
@@ -266,8 +246,6 @@ class OnlineStage:
                 break
         iteration.metrics |= facts
         prompts.extra += len(table.sampled) - wanted
-        if self.episodes is not None and self.ahead is None:
-            iteration.metrics |= self.episodes.metrics(self.context.reducer)
         if self.settings.rollout.max_num_gen_batches is not None:
             self._fill(iteration, wanted)
         self._tell(iteration)
@@ -284,57 +262,33 @@ class OnlineStage:
                 self.context.say(f"{text}. To fill the batch, {FILTERED_HELP}")
             summary["unfilled_iterations"] = summary.get("unfilled_iterations", 0) + 1
 
-    def roll_out(self, prompts: Sequence[Group], number: int, first: int = 0) -> list[Group]:
-        """Sample responses with the current policy. Their source is the stage, the name that users know."""
-        name = self.context.name
-        groups = self.sample(prompts, self.sampling, (name, "rollout", number), first, played=True)
-        return [replace(g, responses=tuple(replace(r, source=name) for r in g.responses)) for g in groups]
-
-    def _roll_out_ahead(self, ahead: Ahead, iteration: Iteration, prompts: PromptSource) -> list[Group]:
-        """The responses that the engine wrote while the last iteration learned; it begins with the next ones."""
-        number = iteration.number
-        drawn = prompts.draw(number)
-        if ahead.number != number:  # the first one
-            ahead.begin(number, drawn, 0)
-        groups = ahead.take(drawn)
-        iteration.metrics |= ahead.metrics
-        if number < (self.settings.iterations or 1):
-            ahead.begin(number + 1, prompts.draw(number + 1), 1)
+    def _sampled(self, iteration: Iteration, prompts: PromptSource, count: int) -> list[Group]:
+        """Samples of the policy, new ones or those that the engine wrote ahead; it begins with the next iteration's."""
+        number, first = iteration.number, len(iteration.table.sampled)
+        request = self.request or self._request(prompts.draw(number, first, count), number, first)
+        groups, self.request = request.result(), None
+        iteration.metrics |= request.metrics
+        if self.settings.rollout.ahead and number < (self.settings.iterations or 1):
+            self.request = self._request(prompts.draw(number + 1), number + 1, lag=1)
         return groups
 
+    def _request(self, prompts: Sequence[Group], number: int, first: int = 0, **more: Any) -> Request:
+        path = self.context.name, "rollout", number
+        return Request(
+            self.context, self.work, prompts, self.sampling, path, first=first, episodes=self.episodes, **more
+        )
+
+    def roll_out(self, prompts: Sequence[Group], number: int, first: int = 0) -> list[Group]:
+        """The current policy's responses, in the place of an iteration's from the prompt `first` on."""
+        return self._request(prompts, number, first).result()
+
+    def sample(self, prompts: Sequence[Group], sampling: Sampling, path: tuple[str | int, ...]) -> list[Group]:
+        """The current policy's responses outside of an environment. path: names the random streams."""
+        return Request(self.context, self.work, prompts, sampling, path).result()
+
     def _poll(self) -> None:
-        if self.ahead is not None:
-            self.ahead.poll()
-
-    def sample(
-        self, prompts: Sequence[Group], sampling: Sampling, place: Place, first: int = 0, played: bool = False
-    ) -> list[Group]:
-        """The current policy's responses. place: names the random streams with the prompts' numbers from `first` on."""
-        episodes = self.episodes if played else None
-        partner = episodes.partner if episodes is not None else None
-
-        def sampled(own: Sequence[int]) -> list[Group]:
-            asked, numbers = [prompts[index] for index in own], [first + index for index in own]
-            if episodes is not None:
-                asked = episodes.begin(asked, sampling.samples_per_prompt, (int(place[-1]), numbers))
-            with self.context.reporter.progress("rolling out", len(own) * sampling.samples_per_prompt) as done:
-                groups = sample(
-                    self.work.model,
-                    self.work.roles.trained,
-                    self.work.models.encoder,
-                    asked,
-                    sampling,
-                    seed=self.context.seed,
-                    place=place,
-                    # Streams are named by the place in the iteration, so a sample does not depend on who draws it.
-                    numbers=numbers,
-                    done=done,
-                    partner=partner,
-                )
-            return groups if episodes is None else episodes.finish(groups)
-
-        # An engine is the first process's: it samples for all.
-        return self.context.reducer.deal([1] * len(prompts), sampled, led=self.work.model.engine is not None)
+        if self.request is not None:
+            self.request.poll()
 
     def ask(self, iteration: Iteration, groups: Sequence[Group]) -> None:
         """Add samples to the iteration, with what the parts of the reward say of them."""
@@ -425,10 +379,8 @@ class OnlineStage:
         The KL to the reference is logged even if the algorithm does not need it.
         """
         roles, needs = self.work.roles, self.algorithm.needs
-        groups, encoded = iteration.table.groups, examples.groups
-        # Above 1 only if the algorithm needs none of these numbers: they are then for the metrics.
-        if (each := self._one_in(groups)) > 1:
-            groups, encoded = groups[::each], encoded[::each]
+        each = self._one_in(iteration.table.groups)
+        groups, encoded = iteration.table.groups[::each], examples.groups[::each]
         if roles.values is None:
             old = self.logprobs(roles.trained, encoded)
         else:
@@ -444,56 +396,14 @@ class OnlineStage:
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
             )
         iteration.metrics |= sampler_metrics(groups, old)
-        self._check_sampler(iteration, groups, encoded)
-        # Behind a prompt of its own, a reference differs from the policy on purpose.
-        if all(ours is theirs for ours, theirs in zip(encoded, read, strict=True)):
-            self._check_reference(kl)
-        return old
-
-    def _check_sampler(self, iteration: Iteration, groups: Sequence[Group], encoded: Sequence[Encoded]) -> None:
-        """Warn once if what sampled is not the policy; raise RunFailed if nothing has been learned from it yet."""
-        metrics, model = iteration.metrics, self.work.model
-        # Samples of older weights differ on purpose.
-        stale = any(response.staleness for group in groups for response in group.responses)
-        if self.warned or stale or not (text := mismatch(metrics, model)):
-            return
-        gap = metrics.get("sampler_gap", 0.0)
-        if gap and not mismatch(sampler_metrics(groups, self.logprobs(BASE, encoded)), model):
-            text += ". These samples are from the base: the engine did not load the adapter"
-        if gap > ANOTHER_MODEL and self.learner.steps == 0:
-            raise RunFailed(f"stage '{self.context.name}': {text}")
-        self.warned = True
-        self.watch.warn([text])
-
-    def reference_logprobs(self, encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Encoded]]:
-        """The reference's log-probabilities, and the groups as it reads them."""
-        read = self.work.reference_prompts.encoded(encoded)
-        return self.logprobs(self.work.roles.reference, read, self.work.reference_models.model), read
-
-    def logprobs(self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None) -> list[Tensor]:
-        """Of each response in order, float32 [tokens], in nats. model: the role's base; default: the stage's own."""
-        base = model or self.work.model
-
-        def measured(own: Sequence[int]) -> list[Tensor]:
-            groups = [encoded[index] for index in own]
-            return forward.measure(base, role, groups, "logprobs", temperature=self.temperature)
-
-        return self.context.reducer.deal([len(group.rows) for group in encoded], measured)
-
-    def logprobs_and_values(self, encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Tensor]]:
-        """The policy's log-probabilities, and its values at the same tokens."""
-        roles = self.work.roles
-        assert roles.values is not None
-
-        def measured(own: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-            groups = [encoded[index] for index in own]
-            both = forward.measure_with_values(
-                self.work.model, roles.trained, str(roles.values), groups, temperature=self.temperature
+        self._check_sampler(iteration)
+        # Before the first update, equal adapters behind the same prompts differ by rounding only.
+        same = roles.reference_name == roles.start and all(map(operator.is_, encoded, read))
+        if same and self.learner.steps == 0 and abs(kl) > SAME_ADAPTER:
+            raise RunFailed(
+                f"policy and reference start as the same adapter, but their KL is {kl:.3g} nats; please report it"
             )
-            return list(zip(*both, strict=True))
-
-        both = self.context.reducer.deal([len(group.rows) for group in encoded], measured)
-        return [logprobs for logprobs, _ in both], [values for _, values in both]
+        return old
 
     def _one_in(self, groups: Sequence[Group]) -> int:
         """Of how many groups one is measured, if the algorithm needs no measurement: responses to a prompt.
@@ -504,28 +414,55 @@ class OnlineStage:
         measures = needs.old_logprobs or needs.reference_logprobs or needs.values or self.importance
         return 1 if measures else max(len(group.responses) for group in groups)
 
+    def _check_sampler(self, iteration: Iteration) -> None:
+        """Warn once if what sampled is not the policy; raise RunFailed if nothing has been learned from it yet."""
+        responses = [response for group in iteration.table.groups for response in group.responses]
+        # Samples of older weights differ on purpose.
+        stale = any(response.staleness for response in responses)
+        if self.warned or stale or not (text := mismatch(iteration.metrics, self.work.model)):
+            return
+        if iteration.metrics.get("sampler_gap", 0.0) > ANOTHER_MODEL and self.learner.steps == 0:
+            raise RunFailed(f"stage '{self.context.name}': {text}")
+        self.warned = True
+        self.monitors.warn([text])
+
+    def reference_logprobs(self, encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Encoded]]:
+        """The reference's log-probabilities, and the groups as it reads them."""
+        read = self.work.reference_prompts.encoded(encoded)
+        return self.logprobs(self.work.roles.reference, read, self.work.reference_models.model), read
+
+    def logprobs(self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None) -> list[Tensor]:
+        """Of each response in order, float32 [tokens], in nats. model: the role's base; default: the stage's own."""
+        base, temperature = model or self.work.model, self.temperature
+
+        def measured(own: Sequence[int]) -> list[Tensor]:
+            groups = [encoded[index] for index in own]
+            return forward.measure(base, role, groups, "logprobs", temperature=temperature)
+
+        return self.context.reducer.deal([len(group.rows) for group in encoded], measured)
+
+    def logprobs_and_values(self, encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Tensor]]:
+        """The policy's log-probabilities, and its values at the same tokens."""
+        model, role, values = self.work.model, self.work.roles.trained, str(self.work.roles.values)
+
+        def measured(own: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+            groups = [encoded[index] for index in own]
+            both = forward.measure_with_values(model, role, values, groups, temperature=self.temperature)
+            return list(zip(*both, strict=True))
+
+        both = self.context.reducer.deal([len(group.rows) for group in encoded], measured)
+        return [logprobs for logprobs, _ in both], [values for _, values in both]
+
     def _sampled_kl(self, iteration: Iteration) -> float | None:
         """The KL that a budget is about: of all samples, also of those that nothing is learned from."""
-        everything, learned = iteration.table.scored, iteration.table.groups
-        left_out = sum(len(g.responses) for g in everything) - sum(len(g.responses) for g in learned)
+        table = iteration.table
         # If nothing was left out, the KL that was measured is already that of all samples.
-        if not left_out or self.watch.budget is None:
+        if self.monitors.budget is None or len(table.rows) == sum(len(group.responses) for group in table.scored):
             return iteration.metrics.get("kl")
-        sampled = [group for group in everything if group.responses]
-        encoded = self.work.encoder.encode(sampled[:: self._one_in(sampled)])
-        old = self.logprobs(self.work.roles.trained, encoded)
-        reference, _ = self.reference_logprobs(encoded)
+        encoded = self.work.encoder.encode(table.scored[:: self._one_in(table.scored)])
+        old, (reference, _) = self.logprobs(self.work.roles.trained, encoded), self.reference_logprobs(encoded)
         iteration.metrics["sampled_kl"] = kl = mean_kl(old, reference, [each.group for each in encoded])
         return kl
-
-    def _check_reference(self, kl: float) -> None:
-        """Catch a common bug of RLHF code: a reference that differs from the policy's start."""
-        # Before the first update, equal adapters differ by rounding only.
-        same = self.work.roles.reference_name == self.work.roles.start
-        if same and self.learner.steps == 0 and abs(kl) > SAME_ADAPTER:
-            raise RunFailed(
-                f"policy and reference start as the same adapter, but their KL is {kl:.3g} nats; please report it"
-            )
 
     def _signal(self, iteration: Iteration, old: list[Tensor]) -> None:
         signals = self.algorithm.signal(iteration.examples.batch())
@@ -612,8 +549,6 @@ class OnlineStage:
             iteration.metrics["skipped"] = iteration.metrics.get("skipped", 0) + averages.skipped
         return averages.learned
 
-    # The examples of a phase
-
     def _examples_of(self, phase: Phase, rollouts: Examples) -> Examples:
         """The learnable groups of a phase in tokens, with their measurements."""
         # By identity: groups that `select` returned unchanged keep their measurements and signals.
@@ -622,13 +557,14 @@ class OnlineStage:
             examples = rollouts.take([index_of[id(group)] for group in phase.groups])
         else:
             examples = self._examples_of_new(phase.groups)
-        learnable = [index for index, encoded in enumerate(examples.groups) if self._is_learnable(encoded)]
+        # `min_samples` applies to rollouts, not to the groups that `select` returns.
+        pairs = self.algorithm.needs.pairs
+        learnable = [
+            index
+            for index, encoded in enumerate(examples.groups)
+            if (encoded.pairs or not pairs) and any(any(row.mask) for row in encoded.rows)
+        ]
         return examples.take(learnable)
-
-    def _is_learnable(self, encoded: Encoded) -> bool:
-        """`min_samples` applies to rollouts, not to the groups that `select` returns."""
-        has_pairs = bool(encoded.pairs) or not self.algorithm.needs.pairs
-        return has_pairs and any(any(row.mask) for row in encoded.rows)
 
     def _examples_of_new(self, groups: Sequence[Group]) -> Examples:
         """Encode groups that `select` created, which have no reward and no signal."""

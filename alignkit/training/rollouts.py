@@ -2,50 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from alignkit.data.group import Group, prompts_of, read_groups, write_groups
+from alignkit.data.sources import Loaded
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import file_digest
 from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
+from alignkit.training.episodes import Episodes
 from alignkit.training.rewards import Rewards, with_scores
 from alignkit.training.sampler import draws_of, report
+from alignkit.training.stage import StageWork
+
+
+def usable_prompts(
+    work: StageWork, key: str, new_tokens: int, episodes: Episodes | None = None
+) -> tuple[Loaded, list[Group]]:
+    """The prompts of a data entry of the stage, without those that leave no room for a response; says how many go."""
+    context, max_length = work.context, work.encoder.max_length
+    loaded = context.load(getattr(context.settings, key))
+    groups = prompts_of(loaded.groups)
+    groups = work.encoder.prompts(episodes.with_tools(groups) if episodes is not None else groups)
+    usable = [group for group in groups if context.models.fits(group, max_length, new_tokens)]
+    room = f"no room for {new_tokens} new tokens in max_length {max_length}"
+    if not usable:
+        raise DataError(f"stage '{context.name}': no row of '{key}' is a prompt to answer, or there is {room}")
+    if without_room := len(groups) - len(usable):
+        work.summary[f"{key}_without_room"] = without_room
+        context.say(f"{key}: left out {without_room} of {counted(len(groups), 'prompt')}: {room}")
+    return loaded, usable
 
 
 class PromptSource:
-    """The prompts of a stage, without prompts that leave no room for a response. facts: for the stage's summary.
+    """The prompts of a stage. facts: for the stage's summary.
 
     extra: prompts that earlier iterations drew beyond `per_iteration`, which checkpoints keep. chosen: those of the
     present iteration, in the order of a monitor; None: the stage's own.
     """
 
-    def __init__(
-        self,
-        context: StageContext,
-        max_length: int,
-        new_tokens: int,
-        accepted: Callable[[Sequence[Group]], list[Group]],
-    ):
-        """accepted: returns the prompts that the stage can use."""
-        self.context = context
-        loaded = context.load(context.settings.prompts)
-        groups = prompts_of(loaded.groups)
-        if loaded.groups and not groups:
-            raise DataError(f"stage '{context.name}': the rows of 'prompts' are raw text, without a prompt to answer")
-        groups = accepted(groups)
-        self.prompts = [group for group in groups if context.models.fits(group, max_length, new_tokens)]
-        self.without_room = len(groups) - len(self.prompts)
-        if repeated := len(groups) - len({group.id for group in groups}):
+    def __init__(self, work: StageWork, new_tokens: int, episodes: Episodes | None):
+        context = work.context
+        loaded, self.prompts = usable_prompts(work, "prompts", new_tokens, episodes)
+        if repeated := len(self.prompts) - len({group.id for group in self.prompts}):
             repeats = "repeats" if repeated == 1 else "repeat"
             context.say(f"{counted(repeated, 'row')} of 'prompts' {repeats} the words and columns of another")
-        room = f"no room for {new_tokens} new tokens in max_length {max_length}"
-        if not self.prompts:
-            raise DataError(f"stage '{context.name}': every prompt leaves {room}")
-        if self.without_room:
-            context.say(f"left out {self.without_room} of {counted(len(groups), 'prompt')}: {room}")
         self.draws = draws_of(loaded, self.prompts, context.seed, context.name, "prompts")
         self.per_iteration, self.extra = context.settings.prompts_per_iteration or len(self.prompts), 0
         self.chosen: Sequence[int] | None = None

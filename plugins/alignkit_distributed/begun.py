@@ -25,9 +25,13 @@ class Begun:
         thread: EngineThread,
         steps: Callable[[Callable[[int], None]], Steps],
         counts: bool,
+        rest: Callable[[], None],
     ):
-        """asking: reports a method's errors. steps: given what counts complete responses; counts: the engine does."""
-        self._asking, self._thread, self._counts = asking, thread, counts
+        """asking: reports a method's errors. steps: given what counts complete responses; counts: the engine does.
+
+        rest: called when the samples are complete.
+        """
+        self._asking, self._thread, self._counts, self._rest = asking, thread, counts, rest
         self._done: Callable[[int], None] = lambda responses: None
         self._steps = steps(lambda responses: self._done(responses))
         self._call: Call | None = None
@@ -70,6 +74,7 @@ class Begun:
         self._done = done
         while self._call is not None:
             self._take()
+        self._rest()
         return self._written
 
     def drop(self) -> None:

@@ -69,7 +69,7 @@ class StageEngine:
         self._published: dict[str, _Published] = {}
         self._forgotten: dict[str, _Published] = {}
         self._idle = False
-        self._begun: Begun | None = None  # samples that may be under way
+        self._begun: list[Begun] = []  # samples that may be under way
         self._earlier: dict[str, list[int]] = {}  # versions of a policy, oldest first
         self._folders = 0
         self._asked = ""  # the method that was called last
@@ -90,15 +90,9 @@ class StageEngine:
         partner: Partner | None = None,
     ) -> list[list[Continuation]]:
         """See `alignkit.models.generate.generate`."""
-        ahead = self._begun
-        found = self.begin(model, role, encoder, prompts, streams, sampling, labels, partner).result(done)
-        self._begun = ahead
-        if ahead is None or ahead.over:
-            self._call("idle", self.engine.idle)  # before anything else computes, here or in other processes
-            self._idle = True
-        return found
+        return self.request(model, role, encoder, prompts, streams, sampling, labels, partner).result(done)
 
-    def begin(
+    def request(
         self,
         model: SharedModel,
         role: str,
@@ -136,8 +130,15 @@ class StageEngine:
                 return self._sample(request, prompts, streams, [params.max_new_tokens] * len(prompts))
             return play(turns, prompts, streams, (params.min_new_tokens, params.max_new_tokens), partner, done)
 
-        self._begun = Begun(self.asking, self._thread, steps, counts=partner is None)
-        return self._begun
+        begun = Begun(self.asking, self._thread, steps, partner is None, self._rest)
+        self._begun = [*(one for one in self._begun if not one.over), begun]
+        return begun
+
+    def _rest(self) -> None:
+        """Samples are complete. If no others are under way, the engine gives way to what computes next, anywhere."""
+        if all(one.over for one in self._begun):
+            self._call("idle", self.engine.idle)
+            self._idle = True
 
     def _sample(
         self,

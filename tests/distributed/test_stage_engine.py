@@ -574,7 +574,7 @@ def test_what_was_begun_is_from_the_weights_of_then(tmp_path: Path) -> None:
     model, prompt = tiny_model(tmp_path), ((1, 30, 31),)
     model.add_role("one")
     held, rest = engine(tmp_path, Held), (model.encoder(), prompt, [[1]], Sampling(1, 8))
-    begun = held.begin(model, "one", *rest)
+    begun = held.request(model, "one", *rest)
     add_noise(model, "one", 0.5, 1)
     begun.poll()  # which does not wait
     assert not begun.seconds
@@ -599,12 +599,12 @@ def test_turns_are_answered_when_the_caller_polls(tmp_path: Path) -> None:
         return (60, 61) if room >= 2 else None
 
     rest = (model.encoder(), [(1, 30, 31)], [[1, 2]], Sampling(2, 12), (), Partner(reply, 24))
-    begun = asked.begin(model, BASE, *rest)
+    begun = asked.request(model, BASE, *rest)
     while begun._call is not None:
         begun._call.over.wait(PATIENCE)
         begun.poll()
     assert len(threads) > 2 and set(threads) == {threading.main_thread()}
-    assert begun.result() == asked.begin(model, BASE, *rest).result()
+    assert begun.result() == asked.request(model, BASE, *rest).result()
     asked.close()
 
 
@@ -622,7 +622,7 @@ def test_what_was_begun_may_be_dropped(tmp_path: Path) -> None:
 
     said: list[str] = []
     model, asked = tiny_model(tmp_path), asking(tmp_path, Fails, said)
-    asked.begin(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(1, 3)).drop()
+    asked.request(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(1, 3)).drop()
     asked.close()
     assert ended == ["sample", "close"] and not said
 

@@ -728,6 +728,13 @@ def test_results_of_tools_are_read_as_json(result: Any, text: str) -> None:
     assert read_message({"role": "tool", "content": result}, "turn")["content"] == text
 
 
+def test_an_empty_list_of_calls_is_none() -> None:
+    """As tables write it, in which every turn has the same keys."""
+    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    listed = [{**turn, "tool_calls": []} for turn in turns]
+    assert read("messages", {"messages": listed}) == read("messages", {"messages": turns})
+
+
 @pytest.mark.silent_bug(
     "data: tools in other columns",
     "The schemas are in a column of another name, so the model learns calls of tools that its prompt does not name.",

@@ -523,8 +523,9 @@ def test_a_user_who_asks_about_the_tag_opens_no_reasoning() -> None:
 @pytest.mark.silent_bug(
     "templates: lost parts",
     "Calls and schemas of tools are missing in the prompt.",
-    "A turn whose calls are not written is context, and the run says so.",
+    "A turn whose calls are not written is context, and the run says so; it counts rows with calls, but without tools.",
     "axolotl-ai-cloud/axolotl#3824",
+    "huggingface/trl#6259",
 )
 def test_tools_and_calls_that_the_template_drops_are_counted() -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
@@ -538,6 +539,8 @@ def test_tools_and_calls_that_the_template_drops_are_counted() -> None:
     made = encoder("{{ tools | string }}" + writes)
     (row,) = encoded(made.encode(group, 500)).rows
     assert len(counted(made, row)) == 2 and "add" in counted(made, row)[0] and not made.counts
+    made.encode(replace(group, tools=()), 500)
+    assert made.counts == {"untold_tools": 1}
 
 
 ONLY_TWO = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role in ('user', 'assistant') %}")

@@ -45,7 +45,7 @@ def run_of(folder: Path, cls: type[Environment] | None = None, **keys: Any) -> R
         stage = run.recipe.stages["align"]
         assert stage.settings is not None
         component = stage.settings.environment
-        registration = replace(component.registration, target=cls)
+        registration = replace(component.registration, target=cls, kind="")
         component = replace(component, registration=registration, options=cls.Options())
         settings = stage.settings.model_copy(update={"environment": component})
         run.recipe.stages["align"] = replace(stage, settings=settings)

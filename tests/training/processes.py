@@ -115,7 +115,7 @@ class _Run(Run):
     def stage_context(self, stage: Stage, folder: Path) -> StageContext:
         if self.algorithm is not None and stage.name == "align":
             component = stage.component
-            registration = replace(component.registration, target=self.algorithm)
+            registration = replace(component.registration, target=self.algorithm, kind="")
             stage = replace(stage, component=replace(component, registration=registration))
         return replace(super().stage_context(stage, folder), reducer=self.reducer)
 

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.models import generate as sampling_module
-from alignkit.training import online
+from alignkit.training import requests
 
 END = "<|im_end|>"
 HEADER = "<|im_start|>assistant\n"
@@ -58,4 +58,4 @@ def follow(monkeypatch: pytest.MonkeyPatch, turns: Sequence[Sequence[str]]) -> N
         script: Callable[..., Any] = Script(encoder.tokenizer, turns)
         return sampling_module.sample(model, role, encoder, groups, replace(sampling, processors=[script]), **named)
 
-    monkeypatch.setattr(online, "sample", sample)
+    monkeypatch.setattr(requests, "sample", sample)

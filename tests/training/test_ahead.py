@@ -211,7 +211,7 @@ def gap(place: Place, groups: list[Group], updates: int) -> float:
 def test_samples_are_one_update_old_and_say_so(whole: Place) -> None:
     for number, (updates, staleness) in enumerate([(0, 0), (0, 1), (1, 1), (2, 1)], 1):
         groups = whole.rollouts(number)
-        assert {r.staleness for group in groups for r in group.responses} == {staleness}
+        assert {r.staleness or 0 for group in groups for r in group.responses} == {staleness}
         assert gap(whole, groups, updates) < 1e-4
         assert staleness == 0 or gap(whole, groups, updates + 1) > 1e-3
     rows = whole.metrics()
@@ -247,8 +247,7 @@ def test_whoever_samples_next_to_it_waits(tmp_path: Path) -> None:
     place = Place(tmp_path, reward="asks", gold="length", gold_prompts="rows.jsonl", stop={"kl": 1e6})
     assert place.run() == 0
     assert place.events.count("sample") == 2 * ITERATIONS
-    # A reward as fast as this one scores the first group twice.
-    assert place.events.count("sample base") - 2 * ITERATIONS in (0, 1)
+    assert place.events.count("sample base") == 2 * ITERATIONS
     for number in (2, 3):
         assert gap(place, read_groups(place.stage / "gold" / f"{number:04d}.jsonl"), number - 1) < 1e-4
         assert gap(place, place.rollouts(number), number - 2) < 1e-4

@@ -18,9 +18,9 @@ from alignkit.plugins import load_plugins
 from alignkit.registry import Component, Registration
 from alignkit.settings import Settings
 from alignkit.testing import ConformanceError, check_monitor
+from alignkit.training.monitors import CheckedMonitor, Monitors
 from alignkit.training.online import OnlineStage
 from alignkit.training.rollouts import RolloutFiles
-from alignkit.training.watch import CheckedMonitor, StageWatch
 from alignkit_apps.report.history import incidents, warnings_of
 from alignkit_monitors.estimates import Gold
 
@@ -66,7 +66,7 @@ def test_a_kl_budget_ends_with_the_last_policy_within_it(tmp_path: Path, capsys:
     assert len(watched.seen) == beyond  # the last iteration was measured, and nothing was learned from it
     assert ran.summary["kept_iteration"] == beyond and "beyond the budget" in ran.summary["stopped"]
     assert result(ran) == version(free, beyond - 1) != version(free, beyond)
-    assert not (ran.folder / "align" / "rollback").exists()
+    assert sorted(int(each.name) for each in (ran.folder / "align" / "kept").iterdir()) == [*range(1, beyond + 2)]
     log = capsys.readouterr().err
     said = " ".join(log.split())
     assert f"the result is the policy that iteration {beyond} sampled from" in said
@@ -85,8 +85,7 @@ def test_a_budget_that_the_first_update_breaks_is_no_silent_success(
     log = capsys.readouterr().err
     (ran.folder / "run.log").write_text(log, encoding="utf-8")
     said = " ".join(log.split())
-    assert "warning: the result is 'base', and nothing was learned: the first update went beyond the budget" in said
-    assert "Set a larger `stop: {kl: ...}`, or a learning_rate below 0.05" in said
+    assert "warning: the result is 'base', and nothing was learned: set a learning_rate below 0.05, or widen" in said
     assert any("nothing was learned" in text for _, text in warnings_of(ran.folder))  # so that the report has it
 
 
@@ -97,7 +96,7 @@ def test_a_policy_that_begins_beyond_the_budget_is_told_so(tmp_path: Path, capsy
     )
     assert ran.summary["kept_iteration"] == ran.summary["iterations"] == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert "the result is 'sft', and nothing was learned: it was beyond the budget before the first update" in said
+    assert "the result is 'sft', and nothing was learned" in said
 
 
 @pytest.mark.parametrize("left_out", ["some", "all"])
@@ -125,40 +124,23 @@ class Dies(Watched):
         return super().select(groups, context)
 
 
-def test_the_weights_that_a_checkpoint_may_go_back_to_outlive_later_iterations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_run_that_was_killed_goes_back_to_a_version_from_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
 ) -> None:
-    """After a crash, the iterations since the checkpoint are sampled again, on another machine with another KL."""
-    keys = {**KEYS, "stop": {"kl": 1e6}, "checkpoint_every": 2}
+    """Also from the checkpoint before a damaged one. Nobody asked for the versions, and none is left."""
+    keys = {**KEYS, "stop": {"kl": 1e6}, "checkpoint_every": 1 if damaged else 2, "keep_versions": False}
     with pytest.raises(KeyboardInterrupt):
         online(tmp_path, Dies(), **keys)
-    rollback = tmp_path / "run" / "align" / "rollback"
-    assert sorted(int(each.name) for each in rollback.iterdir()) == [2, 4]
-    found, stops = [], StageWatch.stops
-
-    def beyond(self: StageWatch, number: int, kl: float | None) -> bool:
-        found.append(sorted(int(each.name) for each in rollback.iterdir()))
-        return stops(self, number, 1e9)
-
-    monkeypatch.setattr(StageWatch, "stops", beyond)
+    first = (tmp_path / "run" / "align" / "kept" / "1" / "adapter_model.safetensors").read_bytes()
+    if damaged:
+        checkpoints = sorted((tmp_path / "run" / "align" / "checkpoints").iterdir())
+        (checkpoints[-1] / "state.json").write_text("{}", encoding="utf-8")
+    look = Monitors.look
+    monkeypatch.setattr(Monitors, "look", lambda self, number, groups, kl: look(self, number, groups, 1e9))
     ran = online(tmp_path, Watched(), **keys)
-    assert found == [[2]]  # iteration 4 is sampled again
-    assert ran.summary["kept_iteration"] == 2 and result(ran) == version(ran, 1)
-
-
-def test_the_weights_of_the_checkpoint_before_the_last_are_kept_as_long_as_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run continues from it if the last one is damaged."""
-    keys = {**KEYS, "stop": {"kl": 1e6}, "checkpoint_every": 1}
-    with pytest.raises(KeyboardInterrupt):
-        online(tmp_path, Dies(), **keys)
-    checkpoints = sorted((tmp_path / "run" / "align" / "checkpoints").iterdir())
-    (checkpoints[-1] / "state.json").write_text("{}", encoding="utf-8")
-    stops = StageWatch.stops
-    monkeypatch.setattr(StageWatch, "stops", lambda self, number, kl: stops(self, number, 1e9))
-    ran = online(tmp_path, Watched(), **keys)
-    assert ran.summary["kept_iteration"] == 2 and result(ran) == version(ran, 1)
+    assert ran.summary["kept_iteration"] == 2 and result(ran) == first
+    assert not (ran.folder / "align" / "kept").exists()
 
 
 def test_an_iteration_without_a_kl_is_not_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,12 +185,12 @@ def test_a_stage_that_was_stopped_and_then_killed_stays_stopped(
     monkeypatch.setattr(Gold, "fell", lambda self: True)
     saves = []
 
-    def killed(self: StageWatch) -> None:
-        saves.append(self.best)
+    def killed(self: Monitors) -> None:
+        saves.append(self.work.summary["kept_iteration"])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(StageWatch, "save", killed)
+        patch.setattr(Monitors, "finish", killed)
         online(tmp_path, Watched(), gold=GOLD, stop={"gold": "falls"}, **KEYS)
     ran = online(tmp_path, Watched(), gold=GOLD, stop={"gold": "falls"}, **KEYS)
     assert len(ran.metrics) == 1 and [ran.summary["kept_iteration"]] == saves == [1]
@@ -217,8 +199,8 @@ def test_a_stage_that_was_stopped_and_then_killed_stays_stopped(
 
 def test_weights_that_are_gone_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Gold, "fell", lambda self: True)
-    monkeypatch.setattr(StageWatch, "_remember", lambda self, number: None)
-    with pytest.raises(RunFailed, match=r"the weights of iteration 1 are gone(.*\n)*help: delete"):
+    monkeypatch.setattr(Monitors, "keep", lambda self, number: None)
+    with pytest.raises(RunFailed, match=r"the weights to go back to are gone(.*\n)*help: delete"):
         online(tmp_path, Watched(), gold=GOLD, stop={"gold": "falls"}, **KEYS)
 
 
@@ -284,7 +266,6 @@ def test_a_strangers_monitor_ends_a_stage_that_was_interrupted(
     keys = {**KEYS, "monitors": [{"counts": {"most": 5}}]}
     with pytest.raises(KeyboardInterrupt):
         online(folder(tmp_path, "counted"), Dies(), **keys)
-    assert [each.name for each in (tmp_path / "counted/run/align/rollback").iterdir()] == ["2"]
     ran = online(tmp_path / "counted", Watched(), **keys)
     assert ran.summary["counts"] == [5, "5 iterations"] and ran.summary["kept_iteration"] == 2
     assert result(ran) == version(free, 1) and "warning: many" in " ".join(capsys.readouterr().err.split())
@@ -313,14 +294,14 @@ def test_what_a_monitor_may_say(monitor: Any, error: type[Exception] | None, tex
         online(tmp_path, Watched(), monitors=[monitor], **KEYS)
 
 
-def test_a_monitor_cannot_go_back_to_weights_that_are_gone() -> None:
+def test_a_monitor_goes_back_and_not_forward() -> None:
     class Late(Monitor):
         def look(self, iteration: int, groups: Any, gold: Any) -> Observation:
-            return Observation(best=1 if iteration > 2 else iteration)
+            return Observation(best=4 if iteration > 2 else 1)
 
     monitor = CheckedMonitor(Component("monitor", "late", Registration("late", Late), Late.Options()), Settings())
-    assert [monitor.look(number, [], None).best for number in (1, 2)] == [1, 2]
-    with pytest.raises(PluginError, match=r"`best` is 1: return this iteration, 3, or that of the last look, 2"):
+    assert [monitor.look(number, [], None).best for number in (1, 2)] == [1, 1]
+    with pytest.raises(PluginError, match=r"`best` is 4: return an iteration up to this one, 3"):
         monitor.look(3, [], None)
 
 

@@ -17,10 +17,12 @@ from alignkit.io.printable import printable
 from alignkit.io.results import RECIPE, RESULTS, read_record
 from alignkit.models.files_check import read_json
 from alignkit.models.loading import quantization_options
+from alignkit.plugins import source_of
 from alignkit.report import Report, Table
 from alignkit_apps.policies.source import Source
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves memory for; the second is its default
+MADE = "# alignkit makes the base model, which other programs do not have: export this with --merge"
 CONVERTER = "python convert_hf_to_gguf.py"  # of llama.cpp
 SCORED = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi."}]
 # A path of at least two parts, or a whole text that is one; an address such as http://host/a is none.
@@ -122,6 +124,8 @@ def card(source: Source, use: Use, place: str, license: str | None, notes: Seque
     )
     form = "LoRA adapter" if use.is_adapter else "whole model"
     kind = "reward model: it scores answers, higher is better" if reward else "language model"
+    made = use.is_adapter and not use.base_on_hub and source_of(source.spec.base)[0]
+    loading = MADE if made else use.text(place, use.base)
     digest = f", SHA-256 of its weights `{source.base_digest}`" if source.base_digest else ""
     parts = [
         f"# {source.label}",
@@ -134,7 +138,7 @@ def card(source: Source, use: Use, place: str, license: str | None, notes: Seque
                 *(f"- Note: {note}." for note in [*notes, *_conventions(source)]),
             ]
         ),
-        f"## Use\n\n```\n{use.text(place, use.base)}\n```",
+        f"## Use\n\n```\n{loading}\n```",
         "## Training\n\nThe stage's records, the first stage first; `recipe.yaml` is the recipe of the whole run.",
         *(f"```yaml\n{_stage(name, record)}```" for name, record in stages),
         "## Evaluation",

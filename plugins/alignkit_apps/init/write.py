@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -206,6 +207,5 @@ def _formats() -> Formats:
 
 
 def _named(path: Path, folder: Path) -> str:
-    """A file as a recipe in the folder names it."""
-    place, root = path.resolve(), folder.resolve()
-    return str(place.relative_to(root)) if place.is_relative_to(root) else str(place)
+    """A file as a recipe in the folder names it: both can be moved together."""
+    return os.path.relpath(path.resolve(), folder.resolve())

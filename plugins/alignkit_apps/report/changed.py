@@ -13,6 +13,7 @@ from typing import Any
 from alignkit.algorithm import StageDefaults
 from alignkit.data.sources import DataSource
 from alignkit.io.changes import LONGEST, Change, changes
+from alignkit.recipe.algorithm_stage import ONLY_ONLINE
 from alignkit.recipe.rounds import stages_of_rounds
 from alignkit.recipe.schema import Recipe, Stage, specs
 from alignkit.registry import Component
@@ -132,7 +133,8 @@ def carried_over(
     was = {_RATE: (record.get("summary") or {}).get(_RATE), **_known(_flat(before))}
     chosen = stage.settings.model_dump(include={*vars(own), "rollout"})
     now = {**_known(_flat(chosen)), _RATE: stage.settings.learning_rate}
-    for key, default in {**_defaults(own), _RATE: rate}.items():
+    online = stage.settings.prompts is not None and before.get("prompts") is not None
+    for key, default in {**_defaults(own, online), _RATE: rate}.items():
         first, value = was.get(key), now.get(key)
         if key not in written:
             if first is not None and first != default:
@@ -143,10 +145,14 @@ def carried_over(
             yield f"{key}: {first} -> {value}"
 
 
-def _defaults(own: StageDefaults) -> dict[str, Any]:
-    """The value of each setting that an algorithm may choose, if the recipe does not write it."""
+def _defaults(own: StageDefaults, online: bool) -> dict[str, Any]:
+    """The value of each setting that an algorithm may choose, if the recipe does not write it.
+
+    online: with those of samples. Options of the optimizer are no settings.
+    """
     general = {**Settings.model_fields, **Rollout.model_fields}
-    chosen = {key: value for key, value in vars(own).items() if key in general}
+    left_out = {"optimizer"} if online else {"optimizer", *ONLY_ONLINE, *Rollout.model_fields}
+    chosen = {key: value for key, value in vars(own).items() if key in general and key not in left_out}
     return {key: general[key].default if value is None else value for key, value in chosen.items()}
 
 

@@ -71,6 +71,8 @@ def test_bases_and_data_of_the_hub(run: Path) -> None:
     data = ModelCard(text).data
     assert (data.base_model, data.license, data.datasets) == (None, None, ["trl-lib/tldr"])
     assert "\x1b" not in text and "`tiny`, which is not on the hub, SHA-256 of its weights" in text
+    assert "from_pretrained" not in text
+    assert "alignkit makes the base model, which other programs do not have: export this with --merge" in text
 
 
 @pytest.mark.silent_bug(

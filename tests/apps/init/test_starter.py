@@ -75,6 +75,8 @@ def test_a_file_in_the_folder_has_a_short_name(data: Path) -> None:
     assert main(["init", str(data), "--demos", str(data / "rows.jsonl")]) == 0
     text = (data / "recipe.yaml").read_text(encoding="utf-8")
     assert "    data: {path: rows.jsonl, validation: 0.2} # recognized: prompt_completion\n" in text
+    assert main(["init", str(data / "a" / "b"), "--demos", str(data / "rows.jsonl")]) == 0
+    assert "data: {path: ../../rows.jsonl, validation: 0.2}" in (data / "a" / "b" / "recipe.yaml").read_text()
 
 
 def test_a_recipe_that_was_written_warns_about_nothing_in_it(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

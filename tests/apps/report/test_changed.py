@@ -113,7 +113,16 @@ def test_defaults_that_change_are_named(tmp_path: Path) -> None:
     before = record_of(recipe_of(tmp_path, epochs=None), 1e-3)
     lines = carried(before, recipe_of(tmp_path, epochs=None, algorithm="rejection_sampling"))
     assert "learning_rate: 0.001 -> 0.0002, the default of rejection_sampling" in lines
-    assert not any(line.startswith("temperature") for line in lines)  # equal
+    assert not any(line.startswith(("temperature", "optimizer")) for line in lines)  # equal
+
+
+def test_settings_that_the_other_algorithm_has_not_are_not_named(tmp_path: Path) -> None:
+    """DPO samples nothing, so that there is nothing to say of iterations and responses."""
+    before = record_of(recipe_of(tmp_path), 1e-3)
+    (tmp_path / "d.jsonl").write_text('{"prompt": "what?", "chosen": "a", "rejected": "b"}\n', encoding="utf-8")
+    gone = dict.fromkeys(("prompts", "reward", "iterations"))
+    lines = carried(before, recipe_of(tmp_path, **gone, epochs=None, algorithm="dpo", data="d.jsonl"))
+    assert [line.partition(":")[0] for line in lines] == ["learning_rate", "warmup_ratio", "lr_scheduler_type"]
 
 
 def test_nothing_is_carried_over_to_the_same_algorithm(tmp_path: Path) -> None:

@@ -1,0 +1,247 @@
+"""What watches the samples of a stage, and may end it: monitors, gold, and a budget of KL.
+
+A stage that may go back keeps the versions of its policy until it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from shutil import copytree
+from typing import Any, SupportsIndex
+
+from alignkit import seeds
+from alignkit.calls import call, create
+from alignkit.data.group import Group, read_groups, write_groups
+from alignkit.errors import DataError, RunFailed
+from alignkit.io.atomic import discard_folder, replace_folder
+from alignkit.models.generate import Sampling
+from alignkit.monitor import GOLD_KEY, REWARD_HACKING, Monitor, Observation
+from alignkit.plugins import plugins
+from alignkit.recipe.components import options_of
+from alignkit.registry import Component
+from alignkit.reward import REWARD_KEY
+from alignkit.settings import Settings
+from alignkit.training.rewards import Rewards
+from alignkit.training.rollouts import RolloutFiles, usable_prompts
+from alignkit.training.stage import StageWork
+
+SAMPLES = 2  # answers to each held-out prompt, enough to compare answers to one prompt
+
+Sample = Callable[[Sequence[Group], Sampling, tuple[str | int, ...]], list[Group]]
+
+
+class CheckedMonitor:
+    """Calls a monitor. Raises PluginError, with its plugin and method, for an author's mistake.
+
+    warnings: those of its start.
+    """
+
+    def __init__(self, component: Component, settings: Settings, stage: str = ""):
+        self.monitor: Monitor = create(component, stage)
+        self.warnings = list(call(self.monitor, "start", settings) or ())
+
+    def look(self, iteration: int, groups: Sequence[Group], gold: Sequence[Group] | None) -> Observation:
+        """What the monitor says of an iteration."""
+
+        def wrong(observation: Any) -> str:
+            if (text := _wrong_observation(observation)) or observation.best in range(iteration + 1):
+                return text
+            return f"`best` is {observation.best!r:.60}: return an iteration up to this one, {iteration}"
+
+        observation: Observation = call(self.monitor, "look", iteration, groups, gold, returns=wrong)
+        return observation
+
+    def next_prompts(self, iteration: int, prompts: Sequence[Group], random: Any) -> list[int] | None:
+        """The prompts that the monitor chooses, if it does."""
+
+        def wrong(chosen: Any) -> str:
+            chosen = chosen.tolist() if hasattr(chosen, "tolist") else chosen
+            numbers = isinstance(chosen, Sequence) and all(isinstance(each, SupportsIndex) for each in chosen)
+            if chosen is None or (numbers and chosen and all(each in range(len(prompts)) for each in chosen)):
+                return ""
+            return f"return indices of the {len(prompts)} prompts, or None, not {chosen!r:.60}"
+
+        chosen = call(self.monitor, "next_prompts", iteration, prompts, random, returns=wrong)
+        return None if chosen is None else [int(each) for each in chosen]
+
+    def finish(self, stopped: str) -> Observation:
+        """What the monitor says at the end."""
+        observation: Observation = call(self.monitor, "finish", stopped, returns=_wrong_observation)
+        return observation
+
+
+def _wrong_observation(observation: Any) -> str:
+    if not isinstance(observation, Observation):
+        return f"return an alignkit.Observation, not {observation!r:.60}"
+    if isinstance(observation.warnings, str):
+        return "`warnings` is a text: return a list of texts"
+    try:
+        json.dumps([observation.metrics, observation.summary])
+    except (TypeError, ValueError) as error:
+        return f"`metrics` and `summary` must be JSON: {error}"
+    return ""
+
+
+def with_gold(group: Group, by_gold: Group) -> Group:
+    """A group with the reward of another as its gold."""
+    pairs = zip(group.responses, by_gold.responses, strict=True)
+    scored = [replace(one, scores={**one.scores, GOLD_KEY: other.scores.get(REWARD_KEY)}) for one, other in pairs]
+    return replace(group, responses=tuple(scored))
+
+
+class Monitors:
+    """All that watches a stage's samples, and the policies that it may go back to.
+
+    sample: the current policy's answers to prompts, with the random streams of a name. chooses: whether a monitor may
+    choose the prompts. reverts: whether one may go back to an earlier policy. within: the last iteration within the
+    budget of KL.
+    """
+
+    def __init__(self, work: StageWork, rewards: Rewards | None, sampling: Sampling, sample: Sample):
+        context, settings = work.context, work.settings
+        self.context, self.work, self.rewards, self.sample = context, work, rewards, sample
+        self.budget = settings.stop.kl if settings.stop is not None else None  # in nats
+        self.gold = context.scorer(settings.gold) if settings.gold is not None else None
+        self.sampling = replace(sampling, samples_per_prompt=SAMPLES)
+        self.held_out: list[Group] | None = None
+        if settings.gold_prompts is not None:
+            _, self.held_out = usable_prompts(work, "gold_prompts", sampling.max_new_tokens)
+        components = list(settings.monitors or ())
+        if plugins().registry.has("monitor", REWARD_HACKING):
+            ours = plugins().registry.get("monitor", REWARD_HACKING)
+            components.insert(0, Component("monitor", REWARD_HACKING, ours, options_of(ours)()))
+        self.monitors = [CheckedMonitor(component, settings, context.name) for component in components]
+        self.chooses = any(type(one.monitor).next_prompts is not Monitor.next_prompts for one in self.monitors)
+        self.warn([warning for monitor in self.monitors for warning in monitor.warnings])
+        self.reverts = settings.stop is not None or bool(settings.monitors)
+        self.within = int(work.done.get("within_kl", 0))
+
+    @property
+    def stopped(self) -> str:
+        """Why the stage ends early; empty if it does not."""
+        return str(self.work.summary.get("stopped", ""))
+
+    def restore(self, iterations: int, files: RolloutFiles) -> None:
+        """See again what earlier iterations sampled. Raises RunFailed if that is gone, and a monitor chooses by it."""
+        if not iterations:
+            self.keep(0)
+        for number in range(1, iterations + 1):
+            groups = files.seen(number, needed=self.chooses)
+            gold = self._read_gold(number) if self.gold is not None else None
+            for monitor in self.monitors:
+                monitor.look(number, groups, gold)
+
+    def next_prompts(self, number: int, prompts: Sequence[Group]) -> list[int] | None:
+        """The prompts that a monitor chooses for an iteration."""
+        for monitor in self.monitors:
+            random = seeds.stream(self.context.seed, self.context.name, "next_prompts", number)
+            if (chosen := monitor.next_prompts(number, prompts, random)) is not None:
+                return chosen
+        return None
+
+    def look(self, number: int, groups: list[Group], kl: float | None) -> dict[str, Any]:
+        """The metrics of an iteration's scored samples; it may end the stage. kl: of the samples, in nats."""
+        gold = self._measure_gold(number, groups) if self.gold is not None else None
+        observations = [self._look_at_kl(number, kl)]
+        observations += [monitor.look(number, groups, gold) for monitor in self.monitors]
+        self._report(observations)
+        if stops := [each for each in observations if each.stop]:
+            self._stop(number, stops[0].stop, stops[0].best or number)
+        return {name: value for each in observations for name, value in each.metrics.items()}
+
+    def _look_at_kl(self, number: int, kl: float | None) -> Observation:
+        """Whether the samples are within the budget. NaN, the KL of no samples, is neither within it nor beyond it."""
+        if self.budget is None or kl is None or math.isnan(kl):
+            return Observation(best=self.within)
+        if kl > self.budget:
+            why = f"the KL of {kl:.3g} nats is beyond the budget of {self.budget:.3g}"
+            return Observation(stop=why, best=self.within)
+        self.within = number
+        return Observation(best=number)
+
+    def _stop(self, number: int, why: str, best: int) -> None:
+        planned = self.work.settings.iterations or 1
+        counts = {"iterations": number, "planned_iterations": planned, "kept_iteration": best}
+        self.work.summary |= {"stopped": why, **counts}
+        # Samples that were written ahead are from the policy before it.
+        how = "began with" if self.work.settings.rollout.ahead else "sampled from"
+        text = (
+            f"stopped in iteration {number} of {planned}: {why}; the result is the policy that iteration {best} {how}"
+        )
+        self.context.say(text)
+        if best == 1:
+            self.warn(
+                [
+                    f"the result is '{self.work.roles.start}', and nothing was learned: set a learning_rate below "
+                    f"{self.work.learner.peak_rate:g}, or widen the rule that ended the stage"
+                ]
+            )
+
+    def _report(self, observations: Sequence[Observation]) -> None:
+        for each in observations:
+            self.warn(each.warnings)
+            self.work.summary |= each.summary
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Print warnings, which the report shows, too."""
+        for warning in warnings:
+            self.context.say(f"warning: {warning}")
+
+    # Gold
+
+    def _measure_gold(self, number: int, groups: Sequence[Group]) -> list[Group]:
+        """The samples, or answers to held-out prompts, with what gold says of them, which the stage's folder keeps."""
+        assert self.gold is not None
+        if self.held_out is not None:
+            groups = self.sample(self.held_out, self.sampling, (self.context.name, "gold", number))
+            groups = self.rewards.score(groups) if self.rewards is not None else groups
+        measured = [with_gold(group, by_gold) for group, by_gold in zip(groups, self.gold.score(groups), strict=True)]
+        self.context.reducer.led(lambda: write_groups(self._gold_file(number), measured))
+        return measured
+
+    def _read_gold(self, number: int) -> list[Group]:
+        try:
+            return read_groups(self._gold_file(number))
+        except DataError as error:
+            raise self._gone(f"{self._gold_file(number)}: what gold said cannot be read: {error}") from error
+
+    def _gold_file(self, number: int) -> Path:
+        return self.context.folder / "gold" / f"{number:04d}.jsonl"
+
+    def _gone(self, text: str) -> RunFailed:
+        return RunFailed(f"{text}\nhelp: delete {self.context.folder}, and the stage starts over")
+
+    # The result
+
+    def keep(self, number: int) -> None:
+        """Keep the version of the policy after an iteration, if the recipe asks for it or one may go back to it."""
+        if self.reverts or (number and self.work.settings.keep_versions):
+            self.work.save(self._kept / str(number))
+
+    def finish(self) -> None:
+        """Report what the monitors say at the end, and write the stage's result."""
+        self._report([monitor.finish(self.stopped) for monitor in self.monitors])
+        if not self.stopped:
+            self.work.save()
+        self.context.reducer.led(self._settle)
+
+    def _settle(self) -> None:
+        """Take the version that a rule goes back to, and discard those that nobody asked for."""
+        if self.stopped:
+            # The policy that an iteration sampled from is the version after the one before.
+            version = self._kept / str(int(self.work.summary["kept_iteration"]) - 1)
+            if not version.is_dir():
+                raise self._gone(f"stage '{self.context.name}': the weights to go back to are gone: {version}")
+            with replace_folder(self.context.adapter) as new:
+                copytree(version, new, dirs_exist_ok=True)
+        unasked = self._kept / "0" if self.work.settings.keep_versions else self._kept
+        if self.reverts and unasked.is_dir():
+            discard_folder(unasked)
+
+    @property
+    def _kept(self) -> Path:
+        return self.context.folder / "kept"
