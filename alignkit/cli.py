@@ -164,7 +164,7 @@ def run(
       accelerate launch --num_processes 2 -m alignkit run recipe.yaml
     """
     announce(f"reads {recipe}")
-    from alignkit.io.progress import VERBOSE
+    from alignkit.io.console import VERBOSE
     from alignkit.runs.start import start
 
     if verbose:
@@ -254,7 +254,7 @@ def _failed(error: BaseException, given: Sequence[str] = (), ended: Ended | None
     interrupted = isinstance(error, KeyboardInterrupt)
     if os.environ.get("ALIGNKIT_DEBUG", "") not in ("", "0") and not interrupted:
         traceback.print_exception(error)
-    from alignkit.io.progress import Reporter
+    from alignkit.io.console import Reporter
 
     Reporter().say(message_of(error))
     if ended is not None:

@@ -16,7 +16,7 @@ import typer
 
 from alignkit.errors import PluginError, message_of, reason_of
 from alignkit.hookspecs import hookspec
-from alignkit.io.printable import printable
+from alignkit.io.text import printable
 from alignkit.plugins import left_out, of_command
 
 GROUP = "alignkit.commands"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from alignkit.io.progress import Reporter
+from alignkit.io.console import Reporter
 from alignkit.plugins import plugins
 
 ACCELERATE = "accelerate"  # the name of the one that runs use

@@ -1,7 +1,7 @@
 """The report of a step: lines, tables and texts side by side, laid out for any width or as Markdown.
 
-No number and no interval such as `[0.21, 0.63]` is ever broken across lines. A table that is too wide first gets its
-headings, then its intervals on a second line, and is cut between columns last.
+No number and no interval such as `[0.21, 0.63]` is ever broken across lines. A table that is too wide gets cells of
+several lines first, and is cut between columns last.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from alignkit.io.printable import printable, wrapped
+from alignkit.io.text import INTERVAL, printable, wrapped
+
+if TYPE_CHECKING:
+    import rich.table
 
 WIDTH = 80  # of files and pipes, in characters
 GAP = 2  # between columns
-HEADING = 24  # characters of a heading that may make its column wider if the table is too wide
 TEXT = 24  # least width of a text next to others
+_JOINT = "\ue000"  # stands for the space in an interval while lines are broken
 _MARKUP = re.compile(r"[\\`*|<]")
 
 Cells = Sequence[Sequence[str]]
@@ -92,123 +96,89 @@ def _lines(block: Block, width: int) -> Iterator[str]:
         return
     if block.title:
         yield from wrapped(block.title, width, indent=2)
-    if isinstance(block, Table):
-        yield from _table_lines(block, width)
-    else:
-        yield from _text_lines(block, width)
+    for number, grid in enumerate(_grids(block, width)):
+        yield from [""] * bool(number)
+        yield from _printed(grid)
+    if isinstance(block, Table) and block.note:
+        yield from wrapped(block.note, width, indent=2)
 
 
-# Tables
-
-
-def _table_lines(table: Table, width: int) -> Iterator[str]:
-    keys = min(table.keys, len(table.columns))
-    for heads, stacked in ((1, False), (2, False), (3, False), (1, True), (2, True)):
-        columns = [_Column(table, index, heads, stacked and index >= keys) for index in range(len(table.columns))]
+def _grids(block: Table | SideBySide, width: int) -> Iterator[rich.table.Table]:
+    """The block as tables that fit: with all key columns, and as many others as there is room for."""
+    if isinstance(block, SideBySide):
+        most = max(1, (width + GAP) // (TEXT + GAP))
+        for start in range(0, len(block.texts), most):
+            texts = block.texts[start : start + most]
+            each = (width - GAP * (len(texts) - 1)) // len(texts)
+            pairs = zip(map(_joined, block.headings[start:]), map(_joined, texts), strict=False)
+            columns = [_Column(head, [text], each) for head, text in pairs]
+            yield _grid(columns, len(columns))
+        return
+    keys = min(block.keys, len(block.columns))
+    for level in (0, 1, 2):
+        columns = [_column(block, index, level) for index in range(len(block.columns))]
         if _total(columns) <= width:
-            yield from _grid(columns, keys)
-            break
-    else:
-        for number, part in enumerate(_parts(table, columns, keys, width)):
-            yield from ([""] if number else [])
-            yield from _grid(part, keys)
-    if table.note:
-        yield from wrapped(table.note, width, indent=2)
+            yield _grid(columns, keys)
+            return
+    most = max(1, width // (2 * max(1, keys)) - GAP)  # characters of a key
+    columns[:keys] = [column._replace(width=min(column.width, most)) for column in columns[:keys]]
+    part, rest = columns[:keys], width - _total(columns[:keys]) - GAP
+    for column in columns[keys:]:
+        column = column._replace(width=min(column.width, rest))
+        if len(part) > keys and _total([*part, column]) > width:
+            yield _grid(part, keys)
+            part = columns[:keys]
+        part.append(column)
+    yield _grid(part, keys)
 
 
-class _Column:
-    """The cells of a column in lines. width: in characters."""
-
-    def __init__(self, table: Table, index: int, heads: int, stacked: bool, limit: int | None = None):
-        """heads: lines of the heading. stacked: intervals are on a second line. limit: the most characters."""
-        from rich.cells import cell_len
-
-        cells = [printable(row[index]) for row in table.rows]
-        self.cells = [cell.split(" [") if stacked else [cell] for cell in cells]
-        self.cells = [[first, *(f"[{part}" for part in rest)] for first, *rest in self.cells]
-        head = printable(table.columns[index])
-        self.width = max([_head_width(head, heads), *(cell_len(line) for lines in self.cells for line in lines)])
-        if limit is not None and limit < self.width:
-            self.width = limit
-            self.cells = [wrapped(" ".join(lines), limit) for lines in self.cells]
-        self.head = wrapped(head, self.width)
+class _Column(NamedTuple):
+    head: str
+    cells: Sequence[str]
+    width: int
 
 
-def _head_width(head: str, lines: int) -> int:
-    """The least width at which a heading takes this many lines; with several, a long one takes more."""
+def _column(table: Table, index: int, level: int) -> _Column:
+    """level: 0 breaks no line, 1 those of headings, 2 those of all cells."""
     from rich.cells import cell_len
 
-    whole = max(1, cell_len(head))
-    most = whole if lines == 1 else min(HEADING, whole)
-    least = max([1, *map(cell_len, head.split())])
-    return next((width for width in range(least, most) if len(wrapped(head, width)) <= lines), most)
+    head, *cells = [_joined(text) for text in (table.columns[index], *(row[index] for row in table.rows))]
+    parts = [head, *cells]
+    if level == 1 or (level == 2 and index < table.keys):
+        parts = [*head.split(), *cells]
+    elif level == 2:
+        parts = " ".join(parts).split()
+    return _Column(head, cells, max(map(cell_len, parts), default=0))
 
 
 def _total(columns: Sequence[_Column]) -> int:
     return sum(column.width for column in columns) + GAP * (len(columns) - 1)
 
 
-def _parts(table: Table, columns: Sequence[_Column], keys: int, width: int) -> Iterator[Sequence[_Column]]:
-    """Tables with all key columns and as many others as fit."""
-    limit = max(1, width // (2 * max(1, keys)) - GAP)
-    named = [_Column(table, index, 2, False, limit) for index in range(keys)]
-    part = list(named)
-    for column in columns[keys:]:
-        if len(part) > keys and _total([*part, column]) > width:
-            yield part
-            part = list(named)
-        part.append(column)
-    yield part
+def _joined(text: str) -> str:
+    """The text with intervals in one piece."""
+    return INTERVAL.sub(lambda found: found[0].replace(" ", _JOINT), printable(text).expandtabs(4))
 
 
-def _grid(columns: Sequence[_Column], keys: int) -> Iterator[str]:
-    heads = [column.head for column in columns]
-    yield from _row(columns, [[""] * (max(map(len, heads)) - len(head)) + head for head in heads], keys)
-    yield "─" * _total(columns)
-    for cells in zip(*(column.cells for column in columns), strict=True):
-        yield from _row(columns, cells, keys)
+def _grid(columns: Sequence[_Column], keys: int) -> rich.table.Table:
+    from rich import box, table
+    from rich.text import Text
+
+    grid = table.Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+    for index, column in enumerate(columns):
+        justify: Literal["left", "right"] = "left" if index < keys else "right"
+        grid.add_column(Text(column.head), justify=justify, overflow="fold", width=max(1, column.width))
+    for row in zip(*(column.cells for column in columns), strict=True):
+        grid.add_row(*map(Text, row))
+    return grid
 
 
-def _row(columns: Sequence[_Column], cells: Cells, keys: int) -> Iterator[str]:
-    for number in range(max(map(len, cells))):
-        lines = [cell[number] if number < len(cell) else "" for cell in cells]
-        yield (" " * GAP).join(
-            _padded(line, column.width, right=index >= keys)
-            for index, (line, column) in enumerate(zip(lines, columns, strict=True))
-        )
+def _printed(grid: rich.table.Table) -> list[str]:
+    from rich.console import Console
 
-
-def _padded(text: str, width: int, right: bool = False) -> str:
-    from rich.cells import cell_len
-
-    blanks = " " * (width - cell_len(text))
-    return blanks + text if right else text + blanks
-
-
-# Texts side by side
-
-
-def _text_lines(block: SideBySide, width: int) -> Iterator[str]:
-    most = max(1, (width + GAP) // (TEXT + GAP))
-    for start in range(0, len(block.texts), most):
-        heads, texts = block.headings[start : start + most], block.texts[start : start + most]
-        each = (width - GAP * (len(texts) - 1)) // len(texts)
-        columns = [_Column(Table("", [head], [[""]]), 0, 2, False) for head in heads]
-        for column, head, text in zip(columns, heads, texts, strict=True):
-            column.width, column.head = each, wrapped(head, each)
-            column.cells = [[line for part in text.split("\n") for line in _indented(part, each)]]
-        yield from ([""] if start else [])
-        yield from _grid(columns, len(columns))
-
-
-def _indented(text: str, width: int) -> list[str]:
-    """A line in lines that keep its blanks in front, as code needs them; at most half of the width."""
-    text = printable(text).expandtabs(4)
-    blanks = " " * min(len(text) - len(text.lstrip()), width // 2)
-    return [blanks + line for line in wrapped(text, width - len(blanks))]
-
-
-# Markdown
+    out = StringIO()
+    Console(file=out, width=10_000, color_system=None).print(grid)
+    return out.getvalue().replace(_JOINT, " ").splitlines()
 
 
 def _markdown(block: Block) -> str:
@@ -220,8 +190,8 @@ def _markdown(block: Block) -> str:
     marks = ["---" if index < block.keys else "---:" for index in range(len(block.columns))]
     rows = [[_escaped(cell) for cell in row] for row in (block.columns, *block.rows)]
     lines = [f"| {' | '.join(row)} |" for row in (rows[0], marks, *rows[1:])]
-    parts = [f"**{_escaped(block.title)}**"] if block.title else []
-    return "\n\n".join([*parts, "\n".join(lines), *([_escaped(block.note)] if block.note else [])])
+    parts = [f"**{_escaped(block.title)}**", "\n".join(lines), _escaped(block.note)]
+    return "\n\n".join(part for part in parts if part not in ("", "****"))
 
 
 def _fenced(block: SideBySide) -> str:

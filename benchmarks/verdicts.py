@@ -18,9 +18,9 @@ import typer
 from scipy import special
 
 from alignkit.data.files import file_rows
-from alignkit.evaluation.comparison import Scale
 from alignkit.evaluation.statistics import CONFIDENCE
 from alignkit.recipe.load import load_recipe
+from alignkit_plugins.evaluate.compared import Scale
 from alignkit_plugins.evaluate.who_judged import adjusted, conclusion
 from alignkit_plugins.steps.evaluate.judged import preference
 from alignkit_plugins.steps.evaluate.measures import raters_of

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alignkit.evaluation import calibration, statistics
-from alignkit.evaluation.calibration import Cases
+from alignkit.evaluation import statistics
+from alignkit_plugins.evaluate import calibration
+from alignkit_plugins.evaluate.calibration import Cases
 
 Array = Any
 PROMPTS = (20, 50, 150)

@@ -31,8 +31,8 @@ from alignkit.io.atomic import (
     whole_file,
     write_json,
 )
+from alignkit.io.console import Metrics
 from alignkit.io.digest import digest, file_digest
-from alignkit.io.progress import Metrics
 
 RESULTS, WORK = ".results", ".work"
 RECIPE = "recipe.resolved.yaml"

@@ -13,9 +13,9 @@ from alignkit.errors import PluginError, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.cache import cache_folder
 from alignkit.io.commits import commit_of
+from alignkit.io.console import Reporter
 from alignkit.io.digest import model_digest
 from alignkit.io.lookup import is_dir, is_file
-from alignkit.io.progress import Reporter
 from alignkit.kernels import memory
 from alignkit.kernels.capabilities import multiplies_bf16
 from alignkit.models.adapter_base import Base, check_computes, is_adapter

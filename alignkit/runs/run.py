@@ -16,9 +16,10 @@ from alignkit.data.group import Group, write_groups
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import PluginError, RunFailed, message_of
 from alignkit.io.atomic import make_folder, write_text
+from alignkit.io.console import Metrics, Reporter
 from alignkit.io.digest import digest
-from alignkit.io.progress import Metrics, Reporter, duration
 from alignkit.io.results import RECIPE, Results, folders_of, other_runs
+from alignkit.io.text import duration
 from alignkit.launcher import launcher
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
@@ -205,7 +206,7 @@ class Run:
         key = self.hashes[name] = digest(parts)
         before = self.store.record(name)
         if self._bring(name):
-            self.reporter.stage_reused(name)
+            self.reporter.stage_ends(f"{name}: unchanged, reused")
             self._records.append(self.store.record(name))
             return True
         if before.get("hash") in (None, key):
@@ -233,7 +234,7 @@ class Run:
         record = {"hash": key, **stage_record(stage, earlier + seconds, summary, artifact, parts, self._sources)}
         self.store.finish(name, record)
         self._records.append(record)
-        self.reporter.stage_done(name, seconds, facts(summary))
+        self.reporter.stage_ends(f"{name}: done in {duration(seconds)}{facts(summary)}")
         return False
 
     def _work(self, stage: Stage, folder: Path, parts: Mapping[str, Any]) -> tuple[dict[str, Any], Artifact]:

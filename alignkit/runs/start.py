@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from alignkit.errors import message_of
-from alignkit.io.progress import Reporter
+from alignkit.io.console import Reporter
 from alignkit.launcher import launcher
 from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe

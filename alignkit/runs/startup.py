@@ -9,8 +9,8 @@ from typing import Any
 
 import alignkit
 from alignkit.errors import Problem, RecipeError
+from alignkit.io.console import Reporter
 from alignkit.io.lookup import exists
-from alignkit.io.progress import Reporter
 from alignkit.io.results import FACTS, MARKDOWN, PAGE, RECIPE, STARTS, is_empty, read_record
 from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.data.group import Group
-from alignkit.io.progress import Metrics
+from alignkit.io.console import Metrics
 from alignkit.recipe.schema import Stage
 from alignkit.runs.durable_map import durable_map
 from alignkit.runs.learned_from import learned_from, log_odds

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from alignkit.calls import call, create
 from alignkit.data.group import Group
-from alignkit.io.progress import Metrics
+from alignkit.io.console import Metrics
 from alignkit.models.shared_model import BASE
 from alignkit.options import Ref
 from alignkit.recipe.schema import RewardSpec, specs

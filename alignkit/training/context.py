@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.io.progress import Metrics, Reporter
+from alignkit.io.console import Metrics, Reporter
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.recipe.schema import RewardSpec, Stage

@@ -10,7 +10,7 @@ from alignkit import Add, hookimpl
 from alignkit.launcher import Launcher
 
 if TYPE_CHECKING:
-    from alignkit.io.progress import Reporter
+    from alignkit.io.console import Reporter
     from alignkit.recipe.schema import Recipe
     from alignkit.runs.world import World
     from alignkit_distributed.stage_engine import StageEngine

@@ -115,7 +115,7 @@ class Worker:
         from rich.console import Console
 
         from alignkit.calls import create
-        from alignkit.io.progress import Metrics, Reporter
+        from alignkit.io.console import Metrics, Reporter
         from alignkit.io.results import RECIPE
         from alignkit.plugins import load_plugins
         from alignkit.recipe.document import parse_document

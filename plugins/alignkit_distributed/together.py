@@ -21,8 +21,8 @@ from rich.console import Console
 from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.external import ExternalTrainer
+from alignkit.io.console import Metrics, Reporter
 from alignkit.io.digest import digest, versions
-from alignkit.io.progress import Metrics, Reporter
 from alignkit.io.source_code import plugin_digests
 from alignkit.models.models import LoadedBase
 from alignkit.models.passes import Passes

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.io import progress
-from alignkit.io.progress import RunLog
+from alignkit.io import console
+from alignkit.io.console import RunLog
 
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunLog:
-    monkeypatch.setattr(progress.time, "gmtime", lambda: (2026, 5, 6, 7, 8, 9, 0, 0, 0))
+    monkeypatch.setattr(console.time, "gmtime", lambda: (2026, 5, 6, 7, 8, 9, 0, 0, 0))
     return RunLog()
 
 

@@ -15,10 +15,10 @@ import torch
 from by_role import ByRole
 
 from alignkit import Artifact, Group, Response, RunFailed, StepContext
-from alignkit.evaluation.calibration import Cases, bins, error, error_difference
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
+from alignkit_plugins.evaluate.calibration import Cases, bins, error, error_difference
 from alignkit_plugins.steps.honesty import calibration
 from alignkit_plugins.steps.honesty.calibration import Calibration, confidence
 from alignkit_plugins.steps.honesty.policies import rightness

@@ -18,14 +18,14 @@ from scipy import stats
 
 from alignkit import Group, Message, Pair, Response
 from alignkit.cli import main
-from alignkit.evaluation import calibration
-from alignkit.evaluation.calibration import Cases
-from alignkit.evaluation.comparison import file_names
 from alignkit.io.results import Results
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.learned_from import log_odds
+from alignkit_plugins.evaluate import calibration
+from alignkit_plugins.evaluate.calibration import Cases
 from alignkit_plugins.steps.evaluate_reward import measures, rewardbench
 from alignkit_plugins.steps.evaluate_reward.comparisons import Comparison, comparisons
+from alignkit_plugins.steps.lm_eval import file_names
 
 SCORE = """
 def score(completions):

@@ -40,15 +40,15 @@ MORE = """
 FIRST = """
 import sys
 from alignkit import cli
-import alignkit.io.progress as progress
+import alignkit.io.console as console
 
-class Reporter(progress.Reporter):
+class Reporter(console.Reporter):
     def say(self, text):
         print(text, "torch" in sys.modules, file=sys.stderr)
         if "torch" in text:
             raise KeyboardInterrupt
 
-progress.Reporter = Reporter
+console.Reporter = Reporter
 cli.main(sys.argv[1:])
 """
 
@@ -121,10 +121,10 @@ def test_stages_are_numbered_and_parts_of_steps_are_counted(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALIGNKIT_VERBOSE", "1")
-    from alignkit.io import progress
+    from alignkit.io import console
     from alignkit.runs.run import run_recipe
 
-    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
     run_recipe(load_recipe(recipe), tmp_path / "out")
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("alignkit 0.1.0: short, 2 stages, ")

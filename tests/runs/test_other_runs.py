@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from alignkit.cli import main
 from alignkit.errors import RecipeError
-from alignkit.io.progress import Reporter
+from alignkit.io.console import Reporter
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.bases import RunBases
 from alignkit.runs.preflight import check_folders

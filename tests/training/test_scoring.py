@@ -19,7 +19,7 @@ import alignkit
 from alignkit import CombinedReward, Group, Message, RecipeError, Response, Reward, RewardCombination, RunFailed
 from alignkit.errors import PluginError
 from alignkit.functional import whiten
-from alignkit.io.progress import Metrics
+from alignkit.io.console import Metrics
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration

@@ -47,11 +47,11 @@ from alignkit import (
 )
 from alignkit.data.group import group_id, resolved_pairs
 from alignkit.data.spoken import last_turn
-from alignkit.evaluation import calibration
 from alignkit.evaluation import statistics as stats
 from alignkit.evaluation.statistics import CONFIDENCE, shown
 from alignkit.judges import Item
 from alignkit.report import Report, Table
+from alignkit_plugins.evaluate import calibration
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from alignkit import __version__
 from alignkit.arguments import refuse
 from alignkit.errors import PluginError, did_you_mean
-from alignkit.io.printable import printable
+from alignkit.io.text import printable
 from alignkit.outcome import Result
 from alignkit.plugins import COMMANDS, GROUP
 

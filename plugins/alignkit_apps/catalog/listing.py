@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.arguments import refuse
 from alignkit.errors import did_you_mean
-from alignkit.io.printable import printable
+from alignkit.io.text import printable
 from alignkit.recipe.algorithm_stage import required_keys
 from alignkit.recipe.components import options_of
 from alignkit.registry import KINDS, Registration, Registry

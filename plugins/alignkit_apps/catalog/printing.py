@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignkit.io.printable import encodable, printable, wrapped
+from alignkit.io.text import printable, wrapped
 from alignkit.outcome import Result
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ PIPE_WIDTH = 100  # characters
 def reported(report: Report, kind: str = "report", facts: Any = None) -> Result:
     """A report as a command's result. facts: default: the report's parts."""
     shown = report.plain() if facts is None else facts
-    return Result(kind, shown, lambda: print(encodable(report.text(console().width), sys.stdout.encoding or "ascii")))
+    return Result(kind, shown, lambda: print(report.text(console().width)))
 
 
 def files_written(files: Sequence[Path], notes: Sequence[str] = (), next: str = "", text: str = "") -> Result:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from alignkit.io.printable import printable
+from alignkit.io.text import printable
 from alignkit_apps.charts.curves import Figure, Series, worded
 
 WIDTH, HEIGHT = 4.2, 2.4  # inches

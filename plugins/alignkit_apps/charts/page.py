@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.io.printable import printable
+from alignkit.io.text import printable
 from alignkit_apps.charts.curves import Figure
 from alignkit_apps.charts.figures import drawn
 

@@ -87,8 +87,8 @@ def in_terminal(
     named: NamedModels, overrides: Sequence[str], options: dict[str, Any], system: str, collect: Path | None
 ) -> None:
     """Talk in the terminal until the input ends. options: of sampling."""
-    from alignkit.io.printable import printable
-    from alignkit.io.progress import Reporter
+    from alignkit.io.console import Reporter
+    from alignkit.io.text import printable
     from alignkit.plugins import plugins
     from alignkit_apps.policies.recipe import names_of, rollout_of
     from alignkit_apps.web.hosting import annotators_of
@@ -123,7 +123,7 @@ def agreed(
     collection: Collection, annotator: str, read: Callable[[str], str] | None, say: Callable[[str], None]
 ) -> bool:
     """Whether the annotator agrees, now or earlier. read: asks; None: there is nobody to ask, which is an error."""
-    from alignkit.io.printable import printable
+    from alignkit.io.text import printable
     from alignkit_plugins.people.labels import TERMS
 
     if collection.agreed(annotator):

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from alignkit.io.printable import encodable, printable
+from alignkit.io.text import printable
 from alignkit_apps.chat.session import Said
 
 LEAST_COLUMN = 44  # characters of a column; narrower ones are hard to read
@@ -75,7 +75,7 @@ class Screen:
         self.console.print(Text(self._safe(text), style), soft_wrap=True)
 
     def _safe(self, text: str) -> str:
-        return encodable(printable(text), self.console.encoding)
+        return printable(text)
 
     def _table(self, most: int | None = None) -> Table:
         """All answers in columns. most: lines of each, the last ones; None: all."""

@@ -24,7 +24,7 @@ from alignkit.calls import call, create
 from alignkit.data.group import Group, Message, Response, prompts_of
 from alignkit.data.sources import DataSpec
 from alignkit.errors import RecipeError, RunFailed
-from alignkit.io.progress import Reporter
+from alignkit.io.console import Reporter
 from alignkit.io.results import Results
 from alignkit.kernels.matmul import linear
 from alignkit.kernels.memory import GROWTH, total

@@ -18,9 +18,9 @@ from alignkit.data.group import Group, prompts_of
 from alignkit.data.sources import DataSpec
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
 from alignkit.external import ExternalTrainer
-from alignkit.io.printable import printable
-from alignkit.io.progress import Reporter
+from alignkit.io.console import Reporter
 from alignkit.io.results import Results, is_result_name
+from alignkit.io.text import printable
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.reward import Judge

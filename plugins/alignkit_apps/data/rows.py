@@ -112,7 +112,7 @@ def _on_hub(word: str) -> bool:
 
 def encoder_of(model: str) -> Encoder:
     """The encoder of a model, named as in a recipe."""
-    from alignkit.io.progress import Reporter
+    from alignkit.io.console import Reporter
     from alignkit.models.loading import load_text
     from alignkit.recipe.schema import BASE
     from alignkit.runs.bases import RunBases, resolved_spec

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from alignkit.io.credentials import redacted
-from alignkit.io.printable import printable
 from alignkit.io.results import RECIPE, RESULTS, read_record
+from alignkit.io.text import printable
 from alignkit.models.files_check import read_json
 from alignkit.models.loading import quantization_options
 from alignkit.plugins import source_of

@@ -43,7 +43,7 @@ def export(
       alignkit export runs/quickstart/align my-model --merge
       alignkit export runs/quickstart/helpful rm --merge --push me/my-rm
     """
-    from alignkit.io.progress import Reporter
+    from alignkit.io.console import Reporter
     from alignkit.plugins import load_plugins
     from alignkit_apps.export.upload import check_target
     from alignkit_apps.export.upload import push as upload

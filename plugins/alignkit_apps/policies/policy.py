@@ -12,7 +12,7 @@ from typing import Any
 from alignkit import seeds
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError, Problem, RecipeError
-from alignkit.io.progress import Reporter
+from alignkit.io.console import Reporter
 from alignkit.launcher import launcher
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.next_token import Sampling

@@ -12,7 +12,7 @@ from typing import Any
 from alignkit.arguments import refuse
 from alignkit.errors import Problem
 from alignkit.io.lookup import is_dir, is_file
-from alignkit.io.printable import printable
+from alignkit.io.text import printable
 from alignkit.plugins import plugins
 from alignkit.recipe.bases import base_names, read_bases, read_model
 from alignkit.recipe.document import dump, parse_document, plain_data

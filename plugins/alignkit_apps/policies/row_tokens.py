@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from alignkit.data.describe import response_names
-from alignkit.io.printable import REPLACEMENT, printable
+from alignkit.io.text import REPLACEMENT, printable
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 
 BEFORE = 4  # tokens that are decoded with a token, because its text depends on them

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alignkit.errors import AlignkitError
-from alignkit.io.printable import printable
+from alignkit.io.text import printable
 from alignkit_apps.web.messages import read
 from alignkit_plugins.people.collection import Collection, Exchange
 from alignkit_plugins.people.labels import TERMS, BadLabel, StrictModel

@@ -78,8 +78,8 @@ def start(
     """Serve policies until Ctrl-C. words: policies and overrides. page: what follows the address that is opened."""
     check_extra("alignkit serve", "serve", *PACKAGES)
     from alignkit import stopping
-    from alignkit.io.printable import printable
-    from alignkit.io.progress import Reporter
+    from alignkit.io.console import Reporter
+    from alignkit.io.text import printable
     from alignkit.plugins import load_plugins
     from alignkit_apps.policies.recipe import models_of, without_overrides
     from alignkit_apps.web.hosting import interruptible, listening, server_of

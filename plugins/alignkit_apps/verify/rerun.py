@@ -13,7 +13,7 @@ from typing import Any
 from alignkit.arguments import refuse
 from alignkit.errors import NotReproduced
 from alignkit.io.changes import changes, differences, shown
-from alignkit.io.progress import Reporter
+from alignkit.io.console import Reporter
 from alignkit.io.results import RESULTS, Results, damage_of, folders_of
 from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from alignkit.errors import Problem, RecipeError
-from alignkit.io.printable import printable
+from alignkit.io.text import printable
 
 HOST = "127.0.0.1"
 HOSTS = (HOST, "localhost")

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from alignkit import stopping
 from alignkit.errors import Problem, RecipeError
-from alignkit.io.printable import printable
+from alignkit.io.text import printable
 from alignkit_apps.web.address import HOST, Address
 from alignkit_plugins.people.records import check_annotator
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from alignkit.io.printable import BIDI
+from alignkit.io.text import BIDI
 from alignkit_plugins.people.labels import BadLabel, StrictModel
 
 # Joiners and the first variation selectors stay, because emoji and many scripts need them.

@@ -7,7 +7,7 @@ from sys import float_info
 from typing import Any
 
 from alignkit.evaluation import statistics
-from alignkit.io import progress
+from alignkit.io import text
 
 
 def number(value: Any) -> float | None:
@@ -59,7 +59,7 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     minutes = int(seconds // 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else progress.duration(seconds)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else text.duration(seconds)
 
 
 def percentage(value: Any, whole: float = 1) -> str:

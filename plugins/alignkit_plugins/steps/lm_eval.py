@@ -7,13 +7,15 @@ language model evaluation", https://zenodo.org/records/12608602).
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +23,7 @@ from pydantic import field_validator
 
 import alignkit
 from alignkit import Artifact, Field, PolicyRef, RunFailed, Step, StepContext
-from alignkit.evaluation.comparison import file_names, short_names
+from alignkit.evaluation.comparison import short_names
 from alignkit.evaluation.statistics import shown
 from alignkit.extras import check_extra
 from alignkit.report import Report, Table
@@ -238,3 +240,19 @@ def report(found: Mapping[str, Any]) -> Report:
     title = f"lm-evaluation-harness {found['lm_eval'] or ''}".rstrip() + ": mean and 95% interval by its standard error"
     table = Table(title, ["task", "metric", "documents", *policies], rows, keys=2)
     return Report(["\n".join(found["notes"]), table] if found["notes"] else [table])
+
+
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """A file name for each name, without an ending: `run-sft@2` for `run/sft@2`, and `run-sft-2` if that is taken.
+
+    They also differ for file systems that ignore case. A name that can be that of a file stays, unless case is all that
+    tells it from an earlier one.
+    """
+    stems = {name: re.sub(r"[^\w@.+-]", "-", name.strip("/")) for name in names}
+    taken: set[str] = set()
+    found: dict[str, str] = {}
+    for name, stem in sorted(stems.items(), key=lambda pair: pair[0] != pair[1]):
+        files = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        found[name] = next(file for file in files if file.casefold() not in taken)
+        taken.add(found[name].casefold())
+    return found

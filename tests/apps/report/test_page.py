@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from made import make_run
 
-from alignkit.io.printable import BIDI
+from alignkit.io.text import BIDI
 from alignkit_apps.charts.page import breakable
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.page import page

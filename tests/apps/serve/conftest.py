@@ -103,7 +103,7 @@ def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     """A server of two policies, which keeps what users agree to."""
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
-    from alignkit.io.progress import Reporter
+    from alignkit.io.console import Reporter
     from alignkit.plugins import load_plugins
     from alignkit_apps.policies.policy import opened
     from alignkit_apps.policies.recipe import models_of

@@ -19,7 +19,7 @@ from rich.console import Console
 from alignkit import Group, Message
 from alignkit.cli import main
 from alignkit.errors import RecipeError
-from alignkit.io.progress import Reporter
+from alignkit.io.console import Reporter
 from alignkit.models.next_token import Sampling
 from alignkit.plugins import load_plugins
 from alignkit_apps.chat.command import agreed
@@ -144,7 +144,7 @@ def test_a_question_that_is_too_long(models: Opened) -> None:
 
 
 def test_control_characters_do_not_reach_the_terminal(models: Opened) -> None:
-    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", newline="")
+    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", errors="replace", newline="")
     view = Screen(["one"], Console(file=out, highlight=False))
     view.begin("one")
     for piece in ("\x1b[31mred", "\x07", "日本 é"):

@@ -14,7 +14,7 @@ import alignkit_plugins.models.tiny
 from alignkit.cli import main
 from alignkit.errors import RecipeError, RunFailed
 from alignkit.io.cache import cache_folder
-from alignkit.io.progress import Reporter
+from alignkit.io.console import Reporter
 from alignkit.models.next_token import Sampling
 from alignkit.plugins import load_plugins
 from alignkit.stopping import Stopped

@@ -11,8 +11,9 @@ from alignkit import Group, StepContext
 from alignkit.data.group import length
 from alignkit.errors import OtherTokenizer
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import Prompted, answers_of, averages, scale_of, scores_of, short_names, unit_of
-from alignkit.evaluation.comparison import compare as compare_scores
+from alignkit.evaluation.comparison import Prompted, answers_of, short_names, unit_of
+from alignkit_plugins.evaluate.compared import averages, scale_of, scores_of
+from alignkit_plugins.evaluate.compared import compare as compare_scores
 from alignkit_plugins.steps.evaluate.judged import Judged
 from alignkit_plugins.steps.evaluate.measures import Measure
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from alignkit.data.group import LEVELS
 from alignkit.evaluation import statistics
-from alignkit.evaluation.calibration import Cases, bins, error
+from alignkit_plugins.evaluate.calibration import Cases, bins, error
 from alignkit_plugins.steps.evaluate_reward.comparisons import Comparison
 
 BUCKETS = 4  # of margins, as in Llama 2's table 8
@@ -92,8 +92,8 @@ def by_column(pairs: Sequence[Comparison], column: str) -> dict[str, dict[str, A
 def calibration(pairs: Sequence[Comparison]) -> dict[str, Any] | None:
     """Whether the reward is right as often as its scores say, if it is a Bradley-Terry model; None without pairs.
 
-    Its confidence in a pair is sigmoid(|gap|). error: `alignkit.evaluation.calibration.error`, with prompts as units; a
-    label with a probability is right with that probability. log_loss: the mean of -log P(label) in nats; log 2 is a
+    Its confidence in a pair is sigmoid(|gap|). error: of `calibration`, with prompts as units; a label with a
+    probability is right with that probability. log_loss: the mean of -log P(label) in nats; log 2 is a
     coin.
     """
     if not pairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -9,11 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -21,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from alignkit.io.credentials import redacted
-from alignkit.io.printable import encodable, printable, wrapped
+from alignkit.io.text import duration, excerpt, printable, wrapped
 
 # Name of a metric -> what a person calls it.
 SHOWN = {
@@ -37,7 +38,6 @@ PIPE_WIDTH = 80  # characters of a line of a result
 PLAIN_SECONDS = 10.0  # between progress lines in a pipe
 SAMPLE_SECONDS = 300.0  # between samples
 VERBOSE = "ALIGNKIT_VERBOSE"  # 1: rows of data and samples are shown, and in a terminal every line
-LEAST_BAR = 10  # characters
 COLORS = {
     r"(?m)^error: .*$": "red",
     r"(?m)^(\S+: )?warning: .*$": "yellow",
@@ -51,32 +51,28 @@ VERDICTS = {
 
 
 @dataclass
-class Work:
-    """What the bar shows: a stage, or a part of a step.
-
-    total: 0 if it is not known. first: of its `total`, those done before it began here.
-    """
+class Task:
+    """What the bar shows: a stage, or a part of a step. total: 0 if it is not known. first: done before it began."""
 
     name: str
-    unit: str
-    total: int
+    total: int = 0
+    unit: str = ""
     first: int = 0
-    done: int = 0
     facts: str = ""
     note: str = ""
-    began: float = field(default_factory=lambda: time.monotonic())
     sampled: float = -math.inf  # when a sample was shown
 
     def __post_init__(self) -> None:
-        self.done = self.first
+        self.done, self.began = self.first, time.monotonic()
 
     @property
     def count(self) -> str:
         """`align iteration 3/10`"""
         if not self.total:
             return self.name
-        return f"{self.name} {self.unit} {self.done}/{self.total}".replace("  ", " ")
+        return " ".join(filter(None, (self.name, self.unit, f"{self.done}/{self.total}")))
 
+    @property
     def times(self) -> str:
         """`1m05s, 2m10s left`: since it began here, and what the rest takes at this pace."""
         elapsed = time.monotonic() - self.began
@@ -85,36 +81,14 @@ class Work:
         return duration(elapsed, digits=0) + left
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """A line as wide as the terminal. The bar gets the room that the facts leave; if it is too little, they get a
-        line of their own.
-        """
-        count, times = Text(self.count, "bold", no_wrap=True), Text(self.times(), no_wrap=True)
-        facts = Text.assemble(self.facts, "  " if self.facts and self.note else "", (self.note, "dim"), no_wrap=True)
-        rest = options.max_width - count.cell_len - times.cell_len - 3
-        fits = rest - facts.cell_len >= LEAST_BAR
-        bar = ProgressBar(self.total or None, self.done, width=max(1, rest - facts.cell_len if fits else rest + 1))
-        line = Table.grid(padding=(0, 1, 0, 0))
-        line.add_row(count, bar, *([facts] if fits else []), times)
+        line = Table.grid(padding=(0, 1, 0, 0), expand=True, pad_edge=False)
+        line.add_column(no_wrap=True)
+        line.add_column(ratio=1)
+        line.add_column(no_wrap=True)
+        line.add_row(Text(self.count, "bold"), ProgressBar(self.total or None, self.done), self.times)
         yield line
-        if not fits:
-            yield _cut(facts, options.max_width)
-
-
-def _console(stderr: bool) -> Console:
-    """Stdout or stderr. In a notebook both are pipes: rich would show each line as a page, or a bar that moves up."""
-    console = Console(stderr=stderr, highlight=False)
-    if console.is_jupyter:
-        console = Console(stderr=stderr, highlight=False, force_jupyter=False, force_terminal=False)
-    return console
-
-
-def _shown(console: Console, text: Text) -> Console:
-    """Print a text. A console that nobody reads any more becomes a quiet one: `| head` must not end a run."""
-    try:
-        console.print(text, soft_wrap=True)
-    except (BrokenPipeError, SystemExit):  # rich exits
-        return Console(quiet=True)
-    return console
+        if self.facts or self.note:
+            yield Text.assemble(self.facts, "  ", (self.note, "dim"), no_wrap=True, overflow="crop")
 
 
 class Reporter:
@@ -124,6 +98,9 @@ class Reporter:
     """
 
     def __init__(self, err: Console | None = None, out: Console | None = None) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # for signs that a terminal's encoding does not have
         self.err = err or _console(stderr=True)
         self.out = out or _console(stderr=False)
         self.log = RunLog()
@@ -131,7 +108,7 @@ class Reporter:
         self.verbose = os.environ.get(VERBOSE, "0") not in ("", "0")
         self.began = time.monotonic()  # when the command began
         self._stage = ""
-        self._work: Work | None = None
+        self._task: Task | None = None
         self._bar: Live | None = None
         self._next = 0.0  # when the next plain line is due
 
@@ -165,55 +142,49 @@ class Reporter:
         self._show_stage()
         self.activity(f"{name}: stage {number} of {count}, {plugin}")
 
-    def stage_done(self, name: str, seconds: float, facts: str) -> None:
-        """Say that a stage is complete. facts: such as `: groups 3, steps 2`."""
-        self._leave(f"{name}: done in {duration(seconds)}{facts}")
-
-    def stage_reused(self, name: str) -> None:
-        """Say that an earlier result of a stage is used."""
-        self._leave(f"{name}: unchanged, reused")
-
-    def _leave(self, line: str) -> None:
+    def stage_ends(self, text: str) -> None:
+        """Say what became of the stage: `done in 7s: groups 3`, or `unchanged, reused`."""
         self._stage = ""
         self.stop()
-        self.say(line)
-
-    def _print(self, text: str) -> None:
-        if self.err.is_terminal:  # which would break a line within words and numbers
-            width, lines = self.err.width, text.split("\n")
-            text = "\n".join(line if cell_len(line) <= width else _wrapped(line, width) for line in lines)
-        self.err = _shown(self.err, colored(encodable(text, self.err.encoding)))
+        self.say(text)
 
     def start(self, stage: str, total: int, done: int = 0, unit: str = "step") -> None:
         """Begin to train a stage of `total` steps or iterations, of which `done` are complete."""
-        self._begin(Work(stage, unit, total, done))
+        self._begin(Task(stage, total, unit, done))
 
-    def advance(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Report that step `done` of the stage is complete."""
-        if self._work is not None:
-            self._work.facts = " ".join(f"{SHOWN[name]} {_short(metrics[name])}" for name in SHOWN if name in metrics)
-            self._count(done, last=True)
+    def advance(self, done: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Report that step `done` is complete. metrics: of a stage, whose last step always has a plain line."""
+        task, now = self._task, time.monotonic()
+        if task is None:
+            return
+        task.done = done
+        if metrics is not None:
+            task.facts = " ".join(f"{SHOWN[name]} {_short(metrics[name])}" for name in SHOWN if name in metrics)
+        if now >= self._next or (metrics is not None and done >= task.total):
+            self._next = now + PLAIN_SECONDS
+            write = self.log.write if self.live else self.say
+            write(" ".join(filter(None, (task.count, task.facts, f"({task.times})"))))
 
     def sample(self, prompt: str, response: str, facts: str = "") -> None:
         """A detail: what the model answers, at the first call, after the last step, and now and then.
 
         facts: such as `reward 0.42`.
         """
-        work, now = self._work, time.monotonic()
-        if work is None:
+        task, now = self._task, time.monotonic()
+        if task is None:
             return
-        if now - work.sampled < (PLAIN_SECONDS if work.done >= work.total else SAMPLE_SECONDS):
+        if now - task.sampled < (PLAIN_SECONDS if task.done >= task.total else SAMPLE_SECONDS):
             return
-        work.sampled = now
+        task.sampled = now
         width = self.err.width if self.err.is_terminal else PIPE_WIDTH
-        self.detail(f"{work.name}: a sample of {work.unit} {work.done}{f', {facts}' if facts else ''}")
+        self.detail(f"{task.name}: a sample of {task.unit} {task.done}{f', {facts}' if facts else ''}")
         for who, text in (("prompt", prompt), ("response", response)):
             self.detail(f"  {who:<10}{excerpt(text, width - 12)}")
 
     def note(self, text: str) -> None:
-        """Show the current activity next to the live bar; a pipe does not show it."""
-        if self._work is not None:
-            self._work.note = encodable(printable(text), self.err.encoding)
+        """Show the current activity below the live bar; a pipe does not show it."""
+        if self._task is not None:
+            self._task.note = printable(text)
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -221,23 +192,22 @@ class Reporter:
 
         While other work is shown, this is its note. In a pipe, work that is done soon has no line.
         """
-        if self._work is not None and self._work.total:
-            before = self._work.note
+        if self._task is not None and self._task.total:
+            before = self._task.note
             self.note(what)
             yield lambda done: self.note(f"{what} {done}/{total}")
             self.note(before)
             return
-        name = f"{self._stage}: {what}" if self._stage else what
-        self._begin(Work(name, "", total), wait=PLAIN_SECONDS)
+        self._begin(Task(f"{self._stage}: {what}" if self._stage else what, total), wait=PLAIN_SECONDS)
         try:
-            yield self._count
+            yield self.advance
         finally:
             self.stop()
             self._show_stage()
 
     def stop(self) -> None:
         """Remove the live bar."""
-        self._work = None
+        self._task = None
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -251,31 +221,41 @@ class Reporter:
         """Print a result on stdout."""
         if text:
             self.log.write(text)
-            self.out = _shown(self.out, colored(encodable(text, self.out.encoding), VERDICTS))
+            self.out = _printed(self.out, colored(text, VERDICTS))
 
-    def _begin(self, work: Work, wait: float = 0.0) -> None:
+    def _print(self, text: str) -> None:
+        if self.err.is_terminal:  # which would break a line within words and numbers
+            text = "\n".join(_wrapped(line, self.err.width) for line in text.split("\n"))
+        self.err = _printed(self.err, colored(text))
+
+    def _begin(self, task: Task, wait: float = 0.0) -> None:
         self.stop()
-        self._work, self._next = work, work.began + wait
+        self._task, self._next = task, task.began + wait
         if self.live:
-            self._bar = Live(work, console=self.err, transient=True)
+            self._bar = Live(task, console=self.err, transient=True)
             self._bar.start()
 
     def _show_stage(self) -> None:
         """Show in a terminal that the stage does something whose length is not known."""
         if self.live and self._stage:
-            self._begin(Work(self._stage, "", 0))
+            self._begin(Task(self._stage))
 
-    def _count(self, done: int, last: bool = False) -> None:
-        """Show how many are done. last: there is a plain line when all of them are, too."""
-        work, now = self._work, time.monotonic()
-        if work is None:
-            return
-        work.done = done
-        if now < self._next and not (last and done >= work.total):
-            return
-        self._next = now + PLAIN_SECONDS
-        write = self.log.write if self.live else self.say
-        write(f"{work.count}{' ' * bool(work.facts)}{work.facts} ({work.times()})")
+
+def _console(stderr: bool) -> Console:
+    """Stdout or stderr. In a notebook both are pipes: rich would show each line as a page, or a bar that moves up."""
+    console = Console(stderr=stderr, highlight=False)
+    if console.is_jupyter:
+        console = Console(stderr=stderr, highlight=False, force_jupyter=False, force_terminal=False)
+    return console
+
+
+def _printed(console: Console, text: Text) -> Console:
+    """Print a text. A console that nobody reads any more becomes a quiet one: `| head` must not end a run."""
+    try:
+        console.print(text, soft_wrap=True)
+    except (BrokenPipeError, SystemExit):  # rich exits
+        return Console(quiet=True)
+    return console
 
 
 def colored(text: str, colors: Mapping[str, str] = COLORS) -> Text:
@@ -286,25 +266,15 @@ def colored(text: str, colors: Mapping[str, str] = COLORS) -> Text:
     return line
 
 
-def excerpt(text: str, width: int) -> str:
-    """The beginning of a text on one line of at most `width` columns; `(empty)` if it is blank."""
-    words = printable(" ".join(text[: 4 * width].split()))
-    if cell_len(words) <= width and len(text) <= 4 * width:
-        return words or "(empty)"
-    return f"{set_cell_size(words, max(0, width - 3)).rstrip()}..."
-
-
 def _wrapped(line: str, width: int) -> str:
+    if cell_len(line) <= width:  # its blanks may mean something
+        return line
     blanks = line[: len(line) - len(line.lstrip())]
     return "\n".join(blanks + part for part in wrapped(line, width - len(blanks), indent=2))
 
 
-def _cut(text: Text, width: int) -> Text:
-    """The text on one line; dots, which every encoding has, mark where it was cut."""
-    if text.cell_len > width:
-        text.truncate(max(0, width - 3))
-        text.append("...")
-    return text
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 class Metrics:
@@ -335,10 +305,8 @@ class Metrics:
         if self.path is None:
             return
         plain = {key: _plain(value) for key, value in values.items()} | {"time": round(time.time(), 3)}
-        line = json.dumps(plain, allow_nan=False) + "\n"
         for path in (self.path, *self.copies):
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line)
+            _append(path, json.dumps(plain, allow_nan=False) + "\n")
         self.follower(plain)
 
     def sync(self) -> int:
@@ -356,16 +324,6 @@ def _plain(value: Any) -> Any:
     return float(f"{value:.6g}") if math.isfinite(value) else str(value)
 
 
-def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def duration(seconds: float, digits: int = 1) -> str:
-    """`1m05s`, or `7.3s` below a minute."""
-    minutes, rest = divmod(seconds, 60)
-    return f"{int(minutes)}m{int(rest):02d}s" if minutes else f"{rest:.{digits}f}s"
-
-
 class RunLog:
     """run.log: all that a run has said, over all its resumptions, each line with its time (UTC).
 
@@ -374,26 +332,29 @@ class RunLog:
 
     def __init__(self) -> None:
         self._path: Path | None = None
-        self._waiting: list[str] = []
+        self._waiting = ""
 
     def open(self, path: Path) -> None:
         """Append to this file from now on."""
-        self._path, waiting = path, self._waiting
-        self._waiting = []
-        self._append(waiting)
+        self._path = path
+        self._flush()
 
     def write(self, text: str) -> None:
         """Append a text without keys and control characters."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        lines = [f"{stamp} {line}".rstrip() + "\n" for line in printable(redacted(text)).split("\n")]
-        if self._path is None:
-            self._waiting += lines
-        else:
-            self._append(lines)
+        for line in printable(redacted(text)).split("\n"):
+            self._waiting += f"{stamp} {line}".rstrip() + "\n"
+        self._flush()
 
-    def _append(self, lines: list[str]) -> None:
+    def _flush(self) -> None:
+        if self._path is None:
+            return
         # A full disk ends a run where it loses a result; a line that is lost must not hide that error.
         with suppress(OSError):
-            if self._path is not None and lines:
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write("".join(lines))
+            _append(self._path, self._waiting)
+        self._waiting = ""
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)

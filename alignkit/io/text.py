@@ -1,0 +1,54 @@
+"""Texts from recipes, data and models, which must not act on the terminal that shows them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn the direction of what follows
+INTERVAL = re.compile(r"\[[-+\w.]+, [-+\w.]+\]\S*")  # such as [0.21, 0.63]
+REPLACEMENT = "\ufffd"
+
+
+def printable(text: str) -> str:
+    """The text with control characters replaced, except line breaks and tabs."""
+    if text.isprintable():
+        return text
+    return "".join(REPLACEMENT if _acts(character) else character for character in text)
+
+
+def _acts(character: str) -> bool:
+    return (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t") or character in BIDI
+
+
+def wrapped(text: str, width: int, indent: int = 0) -> list[str]:
+    """A line in lines of at most `width` characters, with intervals in one piece. indent: of all but the first."""
+    from rich.cells import cell_len, chop_cells
+
+    lines = [""]
+    for word in re.findall(rf"{INTERVAL.pattern}|\S+", printable(text)):
+        if not lines[-1].strip():
+            lines[-1] += word
+        elif cell_len(lines[-1]) + 1 + cell_len(word) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(" " * indent + word)
+        if cell_len(lines[-1]) > width and not INTERVAL.fullmatch(word):
+            lines[-1:] = chop_cells(lines[-1], max(1, width))
+    return lines
+
+
+def excerpt(text: str, width: int) -> str:
+    """The beginning of a text on one line of at most `width` columns; `(empty)` if it is blank."""
+    from rich.cells import cell_len, set_cell_size
+
+    words = printable(" ".join(text[: 4 * width].split()))
+    if cell_len(words) <= width and len(text) <= 4 * width:
+        return words or "(empty)"
+    return f"{set_cell_size(words, max(0, width - 3)).rstrip()}..."
+
+
+def duration(seconds: float, digits: int = 1) -> str:
+    """`1m05s`, or `7.3s` below a minute."""
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}m{int(rest):02d}s" if minutes else f"{rest:.{digits}f}s"
