@@ -105,12 +105,8 @@ def load(
     overrides: Sequence[str] | None,
     warn: Callable[[str], None] = lambda text: print(printable(text), file=sys.stderr),
 ) -> Recipe:
-    """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a file.
-
-    So is a base model that no stage uses.
-    """
+    """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a file."""
     from alignkit.plugins import load_plugins
-    from alignkit.recipe.bases import unused_bases
     from alignkit.recipe.load import load_recipe
 
     for key, value in itertools.pairwise(overrides or ()):
@@ -128,8 +124,6 @@ def load(
         from alignkit.runs.data_check import with_data_mistakes
 
         raise with_data_mistakes(error) from None
-    for warning in unused_bases(recipe):
-        warn(f"warning: {warning}")
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
         warn(f"warning: {broken}")
     return recipe

@@ -58,7 +58,7 @@ def label_of(plugin: Any, stage: str = "") -> str:
         label: str = getattr(plugin, "called_in", ("", ""))[0]
         return label
     if not plugin.plugin:
-        return f"stage '{stage}'" if stage else ""
+        return ""
     origin = f" ({plugin.origin})" if plugin.distribution not in ("", plugin.plugin) else ""
     return f"plugin '{plugin.plugin}'{origin}" + (f", stage '{stage}'" if stage else "")
 

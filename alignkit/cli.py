@@ -173,7 +173,7 @@ def run(
     def loaded(warn: Callable[[str], None]) -> Recipe:
         checked = load(recipe, overrides or [], warn)
         from alignkit.plugins import plugins
-        from alignkit.recipe.trackers import with_trackers
+        from alignkit.recipe.load import with_trackers
 
         return with_trackers(checked, tracker or (), plugins().registry)
 

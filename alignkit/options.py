@@ -5,10 +5,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
 from pydantic import Field as Field
+from pydantic_core import core_schema
 
 
 class Options(BaseModel):
@@ -26,7 +36,14 @@ class Options(BaseModel):
 
     changes_no_result: ClassVar[frozenset[str]] = frozenset()
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+    # A reference may be the default of an option.
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*")
+    @classmethod
+    def _of_a_recipe(cls, value: Any, info: ValidationInfo) -> Any:
+        """A file that a recipe names must exist, and starts at the recipe's folder."""
+        return info.context.file(value) if isinstance(value, Path) and info.context is not None else value
 
     def asks_engine(self) -> bool:
         """Whether what has these options samples from models, so that the recipe's engine is its stage's, too."""
@@ -71,7 +88,15 @@ def options_of_call(function: Callable[..., Any]) -> type[Options]:
 class Ref:
     """Marks an option as a reference, so that the stage graph is known before anything runs."""
 
-    kind: str  # one that `alignkit.recipe.load` reads
+    kind: str  # one that `alignkit.recipe.read` reads
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """Replace what a recipe writes by what it means. Outside of a recipe, a value is what it means."""
+
+        def read(value: Any, info: core_schema.ValidationInfo) -> Any:
+            return value if value is None or info.context is None else info.context.resolve(self.kind, value)
+
+        return core_schema.with_info_before_validator_function(read, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         """A marker that `alignkit plugins --schema` replaces by the schema of such references."""
@@ -91,3 +116,12 @@ JudgeRef = Annotated[Any, Ref("judge")]
 """An option that names a judge. Becomes what `CheckedJudge` takes."""
 EnvironmentRef = Annotated[Any, Ref("environment")]  # an environment; a stage plays it with every response
 ConstitutionRef = Annotated[Any, Ref("constitution")]  # a constitution; becomes a tuple of `Principle`
+
+
+def in_recipe(kind: str) -> AfterValidator:
+    """Marks text that a recipe checks and completes, such as the name of a base model."""
+
+    def read(value: Any, info: ValidationInfo) -> Any:
+        return value if value is None or info.context is None else info.context.resolve(kind, value)
+
+    return AfterValidator(read)

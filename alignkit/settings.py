@@ -6,7 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from alignkit.options import DataRef, EnvironmentRef, FilterRef, MonitorRef, Options, Ref, RewardRef, StageRef
+from alignkit.options import (
+    DataRef,
+    EnvironmentRef,
+    FilterRef,
+    MonitorRef,
+    Options,
+    Ref,
+    RewardRef,
+    StageRef,
+    in_recipe,
+)
 
 
 class LoraSpec(Options):
@@ -47,7 +57,9 @@ TEMPLATE_NAMES = {
 class ModelSpec(Options):
     """The base model, and how its weights are trained."""
 
-    base: str = Field(min_length=1, description="Hugging Face model id, folder, or a plugin's NAME or NAME://PATH")
+    base: Annotated[str, in_recipe("model")] = Field(
+        min_length=1, description="Hugging Face model id, folder, or a plugin's NAME or NAME://PATH"
+    )
     revision: str | None = Field(default=None, description="commit, branch or tag on the Hub; default: the latest")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
@@ -71,7 +83,7 @@ class ModelSpec(Options):
         description="store only the input of each layer, and compute the layer again for its gradient: less memory, "
         "about a third more time",
     )
-    chat_template: str | None = Field(
+    chat_template: Annotated[str | None, in_recipe("template")] = Field(
         default=None,
         description="plain, a plugin's such as chatml, hermes (chatml with tools), llama2, llama3, gemma or zephyr, or "
         "a Jinja file; default: the model's own, or plain if it has none",
@@ -79,10 +91,10 @@ class ModelSpec(Options):
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the chat template, such as {enable_thinking: false}"
     )
-    reasoning: Literal["refuse", "keep", "empty"] = Field(
-        default="refuse",
-        description="templates that think. refuse: follow the template or stop; keep: learn the reasoning; "
-        "empty: end prompts with an empty block of reasoning, and learn only the answers",
+    reasoning: Literal["template", "keep"] = Field(
+        default="template",
+        description="template: the chat template writes the reasoning of answers, or refuses the row; "
+        "keep: templates that know no reasoning get it in front of the answer, between <think> and </think>",
     )
     system_messages: Literal["template", "merge"] = Field(
         default="template",
@@ -243,6 +255,7 @@ class Stop(Options):
 
 
 EngineRef = Annotated[Any, Ref("engine")]
+TrackerRef = Annotated[Any, Ref("tracker")]
 OptimizerRef = Annotated[Any, Ref("optimizer")]
 ScheduleRef = Annotated[Any, Ref("schedule")]
 LEARNING_RATE = 2e-4  # of algorithms without a default

@@ -433,11 +433,11 @@ def test_a_mixture_is_refused_while_validating(case: str, tmp_path: Path) -> Non
 
 
 def test_settings_of_a_base_are_checked_where_they_are_written(tmp_path: Path) -> None:
-    assert "bases.other: nf4 weights cannot be trained" in refused(
+    assert "bases.other.quantization: nf4 weights cannot be trained" in refused(
         tmp_path, {}, other={"base": "tiny", "quantization": "nf4", "lora": "none"}
     )
     assert "did you mean 'dtype'?" in refused(tmp_path, {}, other={"base": "tiny", "dtpe": "float32"})
-    assert "write 'other: {base: tiny}'" in refused(tmp_path, {}, other="tiny")
+    assert "bases.other: expected a mapping" in refused(tmp_path, {}, other="tiny")
     assert "'none' is reserved" in refused(tmp_path, {}, none={"base": "tiny"})
     assert "bases.small.dtype" in refused(tmp_path, {}, "bases.small.dtype=float31")
 

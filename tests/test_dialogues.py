@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from alignkit.dialogues import Dialogue, find_dialogues
+from alignkit_plugins.formats.dialogues import Dialogue, find_dialogues
 
 
 def talk(*speakers: str, turns: int = 6, between: str = "\n\n") -> str:

@@ -16,7 +16,7 @@ from alignkit.kernels import attention
 from alignkit.models.examples import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
-from alignkit.recipe.components import options_of
+from alignkit.recipe.references import options_of
 from alignkit.registry import Component
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.tokens.encoder import Encoder

@@ -1,62 +1,61 @@
-"""Loads a recipe: reads its files, applies overrides, and turns them into a Recipe.
-
-Everything is checked before anything heavy is imported, and all problems are reported.
-"""
+"""Reads a recipe: its files and overrides become a `Recipe` before anything heavy is imported, or all its mistakes."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from alignkit.algorithm import Source
-from alignkit.errors import Problem
+from alignkit.algorithm import Source, StageDefaults
+from alignkit.calls import blame, create
+from alignkit.errors import PluginError, Problem, RecipeError, did_you_mean
+from alignkit.external import ExternalTrainer
 from alignkit.io.credentials import places_of_keys, redacted
 from alignkit.plugins import plugins
-from alignkit.recipe.advice import common_name
-from alignkit.recipe.bases import base_names, check_bases, read_base, read_bases, read_model
-from alignkit.recipe.components import options_of, read_component, read_named
-from alignkit.recipe.constitutions import read_constitution
-from alignkit.recipe.data_sources import read_data
-from alignkit.recipe.document import Document, dump, load_document, parse_document
-from alignkit.recipe.paths import Paths
-from alignkit.recipe.problems import Problems
-from alignkit.recipe.rewards import read_reward
-from alignkit.recipe.rounds import MOST_STAGES, expand
-from alignkit.recipe.sampling_keys import fill_engines, fill_sampling, read_engine
-from alignkit.recipe.schema import BASE, Recipe, Stage, TopKeys, allowed_keys
-from alignkit.recipe.scope import Resolver, Scope
-from alignkit.recipe.stages import declare, read_stages
-from alignkit.recipe.trackers import read_trackers
-from alignkit.recipe.validation import validate
-from alignkit.recipe.weights import read_policy, read_stage, read_start
-from alignkit.registry import Registry
-from alignkit.settings import Settings
+from alignkit.recipe.mistakes import (
+    PATH,
+    Mistake,
+    Mistakes,
+    common_name,
+    problems_of,
+    shown,
+    validated,
+)
+from alignkit.recipe.references import Reading, StageHeader, StageKind, options_of
+from alignkit.recipe.repeat import MOST_STAGES, Names, expand
+from alignkit.recipe.rules import (
+    ENGINE,
+    MODEL,
+    Draft,
+    Sampler,
+    base_mistakes,
+    broken,
+    data_mistakes,
+    key_mistakes,
+    stage_mistakes,
+    unused_keys,
+)
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, TopKeys, allowed_keys, base_keys, specs
+from alignkit.recipe.yaml import Document, Keys, dump, load_document, parse_document
+from alignkit.registry import Component, Registration, Registry
+from alignkit.sampling_options import KEYS, SamplingOptions
+from alignkit.settings import Rollout, Settings
 
-# Kind of a reference -> the function that reads it.
-RESOLVERS: Mapping[str, Resolver] = {
-    "stage": read_stage,
-    "policy": read_policy,
-    "from": read_start,
-    "base": read_base,
-    "data": read_data,
-    "reward": read_reward,
-    **{kind: partial(read_component, kind) for kind in ("judge", "filter", "monitor", "environment")},
-    "engine": read_engine,
-    **{kind: partial(read_named, kind) for kind in ("optimizer", "schedule")},
-    "constitution": read_constitution,
+PLUGIN_ERROR = 3  # exit code if only plugins are wrong, not the recipe
+_KINDS: tuple[StageKind, ...] = ("algorithm", "step")
+_RESERVED = {
+    "stages": (BASE, "none", "folder", "cache", "trackers"),  # the last two are folders of the run
+    "bases": (BASE, "none", "folder", "model"),
 }
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
     """Read and check a recipe, without importing anything heavy. Raises RecipeError with every problem found."""
-    wrong: list[Problem] = []
-    document = load_document(Path(path), overrides, wrong)
-    return build(document, registry if registry is not None else plugins().registry, wrong)
+    return build(load_document(Path(path), overrides), registry if registry is not None else plugins().registry)
 
 
 def made_recipe(data: Mapping[str, Any], name: str, overrides: Sequence[str], registry: Registry) -> Recipe:
@@ -64,145 +63,468 @@ def made_recipe(data: Mapping[str, Any], name: str, overrides: Sequence[str], re
 
     Raises RecipeError with every problem found.
     """
-    wrong: list[Problem] = []
-    return build(parse_document(dump(data), Path(name), overrides, wrong), registry, wrong)
+    return build(parse_document(dump(data), Path(name), overrides), registry)
 
 
-def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ()) -> Recipe:
-    """Return the recipe of a document. Raises RecipeError with every problem found. wrong: those found before."""
-    rounds, problems = expand(document)
-    problems.items += wrong
-    data = problems.document.data
-    bases = base_names(data.get("bases"))
-    scope = Scope(problems, Paths(problems), registry, rounds, RESOLVERS, bases=bases)
-    if isinstance(data.get("stages"), dict) and len(data["stages"]) > MOST_STAGES:
-        problems.error(("stages",), f"{len(data['stages'])} stages; the most is {MOST_STAGES}")
-        raise problems.as_error()
-    top = validate(TopKeys, data, (), problems, hint=lambda key: _option_hint(key, document.data, registry)).value
-    stages = _build_stages(data.get("stages"), scope)
-    trackers = read_trackers(data.get("trackers"), scope)
-    model = read_model(data["model"], scope) if "model" in data else None
-    others = read_bases(data.get("bases"), scope)
-    engine = read_engine(data["engine"], ("engine",), scope) if data.get("engine") is not None else None
-    if top is None or model is None:
-        raise problems.as_error(scope.sources)
-    if not len(problems):
-        fill_engines(stages, engine, {BASE: model, **others}, problems)
-        _refuse_keys(document, problems)  # last: a judge or a tracker says more about a key in its options
-    name = top.name or re.sub(r"[^A-Za-z0-9._-]", "-", document.path.stem)
-    recipe = Recipe(
-        name=name,
-        path=document.path,
-        folder=document.path.parent.resolve(),
-        seed=top.seed,
-        description=top.description,
-        model=model,
-        stages=stages,
-        trackers=trackers,
-        bases=others,
-        document=problems.document,
+def build(document: Document, registry: Registry) -> Recipe:
+    """Return the recipe of a document. Raises RecipeError with every problem found."""
+    return _Recipe(document, registry).read()
+
+
+@dataclass
+class _Recipe:
+    """A recipe while it is read. mistakes: with their places in the document, in which blocks are expanded."""
+
+    source: Document
+    registry: Registry
+    mistakes: list[Mistake] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.document, self.names = expand(self.source)
+        self.data = self.document.root.plain()
+        stages, bases = self.data.get("stages"), self.data.get("bases")
+        self.stages: dict[str, Any] = stages if isinstance(stages, dict) else {}
+        self.bases = (BASE, *(bases if isinstance(bases, dict) else ()))
+        self.reading = Reading(self.registry, self.source.path.parent, self.stages, bases=self.bases)
+
+    def error(self, message: str, help: str, *keys: str | int, at_key: bool = False, plugin: bool = False) -> None:
+        """Add a mistake."""
+        self.mistakes.append(Mistake(message, help, keys, at_key, plugin))
+
+    def add(self, mistakes: Iterable[Mistake], *keys: str | int) -> None:
+        """Add mistakes of the value at a place."""
+        self.mistakes += [mistake.below(*keys) for mistake in mistakes]
+
+    def attempt(self, keys: Keys, function: Callable[..., Any], *args: Any) -> Any:
+        """Return what a function returns, or None if it raises Mistakes of the value at a place."""
+        try:
+            return function(*args)
+        except Mistakes as error:
+            self.add(error.mistakes, *keys)
+            return None
+
+    def raise_all(self, recipe: Recipe | None = None) -> None:
+        """Raise RecipeError if anything is wrong, in the order of the file."""
+        infinite = set(self.document.non_finite())
+        mistakes = [mistake for mistake in self.mistakes if mistake.keys not in infinite]
+        mistakes += [Mistake(f"{PATH}: expected a finite number", "", keys) for keys in infinite]
+        of_recipe = problems_of(self.document, mistakes)
+        problems = [*self.document.problems, *self.reading.problems, *of_recipe]
+        if not problems:
+            return
+        error = RecipeError(sorted(problems, key=lambda problem: (problem.file, problem.line, problem.column)))
+        if len(of_recipe) == len(problems) and all(mistake.plugin for mistake in mistakes):
+            error.exit_code = PLUGIN_ERROR
+        error.sources, error.partial = self.reading.sources, recipe
+        raise error
+
+    def read(self) -> Recipe:
+        """Return the recipe. Raises RecipeError with every problem found."""
+        if len(self.stages) > MOST_STAGES:
+            self.error(f"{len(self.stages)} stages; the most is {MOST_STAGES}", "", "stages")
+            self.raise_all()
+        top, mistakes = validated(TopKeys, self.data, self.reading, hint=self._hint)
+        self.add(mistakes)
+        for name in self.bases[1:]:
+            self._check_name("bases", name)
+        stages = self._read_stages()
+        if top is None:
+            self.raise_all()
+            raise AssertionError("a recipe without problems is valid")
+        trackers: dict[str, Component] = {}
+        for index, tracker in enumerate(top.trackers):
+            if tracker.name in trackers:
+                self.error(f"tracker '{tracker.name}' is named twice", "remove one of them", "trackers", index)
+            trackers[tracker.name] = tracker
+        models = {BASE: top.model, **top.bases}
+        for base, spec in models.items():
+            self.add(broken(MODEL, spec), *base_keys(base))
+        if not self.mistakes and not self.reading.problems:
+            for stage in stages.values():
+                engine = stage.engine or (top.engine if _samples(stage) else None)
+                sampler = Sampler(
+                    stage, engine if isinstance(engine, Component) else None, models[stage.base], _samples(stage)
+                )
+                keys = ("stages", stage.name)
+                if not stage.engine and self.document.has(("engine",)):
+                    mistakes = [replace(each, others=()) for each in broken(ENGINE, sampler)]
+                    for mistake in mistakes:
+                        self.add([mistake], *(() if mistake.keys == ("engine",) else keys))
+                else:
+                    self.add(broken(ENGINE, sampler), *keys)
+                stages[stage.name] = replace(stage, engine=sampler.engine)
+            self._refuse_keys()  # last: a judge or a tracker says more about a key in its options
+        path = self.source.path
+        name = top.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)
         # Blocks are not expanded here, so that users can edit the copy in the run's folder.
-        resolved={**({} if top.name else {"name": name}), **scope.paths.portable(document.data)},
-    )
-    if len(problems):
-        raise problems.as_error(scope.sources, recipe)
-    return recipe
+        written = self._portable(self.source.root.plain())
+        recipe = Recipe(
+            name=name,
+            path=path,
+            folder=path.parent.resolve(),
+            seed=top.seed,
+            description=top.description,
+            model=top.model,
+            stages=stages,
+            trackers=tuple(trackers.values()),
+            bases=top.bases,
+            document=self.document,
+            resolved={**({} if top.name else {"name": name}), **written},
+        )
+        self.raise_all(recipe)
+        return recipe
+
+    def _portable(self, value: Any) -> Any:
+        """Plain data with all files and folders that the recipe names absolute, so that it works in any folder."""
+        if isinstance(value, dict):
+            return {key: self._portable(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._portable(item) for item in value]
+        if not isinstance(value, str) or self.reading.is_stage(value):
+            return value
+        return self.reading.located.get(value, value)
+
+    def _hint(self, key: str) -> str:
+        """Help for a stage's key or an algorithm's option at the top level: its full path."""
+        if key in self.stages:
+            return f"'{key}' is a stage: write stages.{key}.KEY"
+        if key in allowed_keys(Settings) and self.stages:
+            keys = " or stages.".join(f"{name}.{key}" for name in [*self.stages][:3])
+            return f"'{key}' belongs in a stage: write stages.{keys}"
+        # Also for `algorithm: {OPTION: ...}`.
+        written = self.data[key] if key == "algorithm" else [key]
+        paths = []
+        for stage, content in self.stages.items():
+            name = content.get("algorithm") if isinstance(content, dict) else None
+            name = next(iter(name), "") if isinstance(name, dict) else name
+            if isinstance(name, str) and self.registry.has("algorithm", name):
+                options = {*allowed_keys(options_of(self.registry.get("algorithm", name)))}
+                named = [common_name(option) for option in written if common_name(option) in options]
+                paths += [f"stages.{stage}.algorithm.{name}.{option}" for option in named]
+        return f"write {' or '.join(paths[:3])}" if paths else ""
+
+    def _refuse_keys(self) -> None:
+        """The run's folder keeps the recipe, and shows its name."""
+        for place in places_of_keys(self.source.root.plain()):
+            message = f"'{redacted(place)}' seems to hold a key, which the run's folder would keep"
+            keys = [int(key) if key.isdecimal() else key for key in place.split(".")]
+            self.error(message, "leave it out, and let the program that needs it read an environment variable", *keys)
+
+    # --- stages
+
+    def _read_stages(self) -> dict[str, Stage]:
+        """Return the stages without problems, in an order in which they can run."""
+        for name, raw in self.stages.items():
+            self._check_name("stages", name)
+            self.reading.headers[name] = None
+            if isinstance(raw, dict):
+                self.reading.headers[name] = self._header(name, raw)
+            else:
+                help = "write '{algorithm: NAME, ...}' or '{step: NAME, ...}'"
+                self.error(f"stage '{name}': expected a mapping, got {shown(raw)}", help, "stages", name)
+        stages: dict[str, Stage] = {}
+        upstream: dict[str, Collection[str]] = {}
+        for name, raw in self.stages.items():
+            names = self.names.get(name) or Names()
+            reading = replace(self.reading, stage=name, names=names, upstream={}, folders={}, roles={})
+            stage = self._stage(reading, raw) if isinstance(raw, dict) else None
+            upstream[name] = reading.upstream
+            if stage is not None:
+                stages[name] = stage
+        for stage in stages.values():
+            self.add(base_mistakes(stage, stages, self.bases), "stages", stage.name)
+        ordered = {name: stages[name] for name in self._ordered(upstream) if name in stages}
+        fill_sampling(ordered)
+        return ordered
+
+    def _check_name(self, where: str, name: str) -> None:
+        """Check the name of a stage or a base model."""
+        what = "stage name" if where == "stages" else "base model"
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            why = ", because it becomes a folder name" if where == "stages" else ""
+            self.error(f"{what} '{name}': expected letters, digits, '_' and '-'{why}", "", where, name, at_key=True)
+        elif name in _RESERVED[where]:
+            self.error(f"'{name}' is reserved and cannot be a {what}", "", where, name, at_key=True)
+        elif (where == "stages" and name in self.bases) or (where == "bases" and self._means_stage(name)):
+            message = f"'{name}' is the name of a stage and of a base model, so that a reference to it is ambiguous"
+            help = f"rename the base model, for instance to '{name}-base', in 'bases' and wherever it is meant"
+            self.error(message, help, where, name, at_key=True)
+        elif where == "stages" and self.registry.has("reward", name):
+            help = f"'reward: {name}' would be ambiguous; rename the stage"
+            self.error(f"stage '{name}' has the same name as an installed reward", help, where, name, at_key=True)
+
+    def _means_stage(self, name: str) -> bool:
+        """Whether a name means the last round of a block's stage."""
+        return any(name in names.means for names in self.names.values())
+
+    def _header(self, name: str, raw: Mapping[str, Any]) -> StageHeader | None:
+        keys: Keys = ("stages", name)
+        kinds = [kind for kind in _KINDS if raw.get(kind) is not None]
+        if len(kinds) != 1:
+            got = "has both 'algorithm' and 'step'" if kinds else "has neither 'algorithm' nor 'step'"
+            help, (key, kind) = "a stage needs either 'algorithm' or 'step'", self._misnamed(raw)
+            if not kinds:
+                near = next(filter(None, (did_you_mean(key, _KINDS) for key in raw)), "")
+                help = near or (f"write '{kind}: {raw[key]}' for '{key}: {raw[key]}'" if key else help)
+            self.error(f"stage '{name}' {got}", help, *keys, at_key=True)
+            return None
+        (kind,) = kinds
+        keys = (*keys, kind)
+        return self.attempt(keys, self._declared, kind, raw[kind])
+
+    def _declared(self, kind: StageKind, raw: Any) -> StageHeader:
+        name, options = self.reading.split(kind, raw)
+        inside = () if isinstance(raw, str) else (name,)
+        registration = self.reading.find(kind, name, inside, bool(inside))
+        if kind == "algorithm":
+            algorithm = registration.implementation
+            try:
+                with blame(algorithm, "specialize", registration=registration):
+                    registration = replace(
+                        registration, target=algorithm.specialize(options), file=registration.source_path
+                    )
+            except PluginError as error:
+                raise Mistakes(Mistake(str(error), "", inside, bool(inside), plugin=True)) from None
+        return StageHeader(kind, registration)
+
+    def _misnamed(self, raw: Mapping[str, Any]) -> tuple[str, StageKind]:
+        """The key of a plugin's name in a stage that has neither kind, as in `type: dpo`, and the kind; or no key."""
+        for key, value in raw.items():
+            for kind in _KINDS:
+                if key not in allowed_keys(Settings) and isinstance(value, str) and self.registry.has(kind, value):
+                    return key, kind
+        return "", "step"
+
+    def _stage(self, reading: Reading, raw: Mapping[str, Any]) -> Stage | None:
+        header, before = reading.headers[reading.stage], len(self.mistakes)
+        stage: Stage | None = None
+        if header is None:
+            self._check_settings(reading, raw)
+        elif header.kind == "step":
+            stage = self._step(reading, header.registration, raw)
+        else:
+            stage = self._training_stage(reading, header.registration, raw)
+        return stage if len(self.mistakes) == before else None
+
+    def _check_settings(self, reading: Reading, raw: Mapping[str, Any]) -> None:
+        """Check the settings of a stage whose algorithm is unknown, so that one run reports every problem."""
+        misnamed, kind = self._misnamed(raw)
+        if raw.get("step") is None and (raw.get("algorithm") is not None or kind == "algorithm"):
+            others = (*_KINDS, misnamed)
+            settings = {key: value for key, value in raw.items() if key not in others and value is not None}
+            self.add(validated(Settings, settings, reading)[1], "stages", reading.stage)
+
+    def _step(self, reading: Reading, registration: Registration, raw: Mapping[str, Any]) -> Stage | None:
+        """Return a step. Its options are next to `step: NAME`, or inside `step: {NAME: {...}}`."""
+        keys: Keys = ("stages", reading.stage)
+        named = raw["step"]
+        options = {key: value for key, value in raw.items() if key not in (*_KINDS, "engine")}
+        engine = None
+        if raw.get("engine") is not None:
+            engine = self.attempt((*keys, "engine"), reading.read_engine, raw["engine"])
+        if isinstance(named, dict):
+            name = next(iter(named))
+            for key in options:
+                help = f"write all options either next to 'step: {name}' or inside 'step: {{{name}: {{...}}}}'"
+                self.error(f"unknown key '{key}'", help, *keys, key, at_key=True)
+            component = self.attempt((*keys, "step"), reading.component, "step", named, registration)
+            place: Keys = ("step", name)
+        else:
+            component = self.attempt(keys, reading.with_options, "step", named, registration, options)
+            place = ()
+        if component is None:
+            return None
+        self.add(data_mistakes(None, component.options), *keys, *place)
+        return Stage(
+            reading.stage,
+            "step",
+            component,
+            None,
+            tuple(reading.upstream),
+            folders=tuple(reading.folders),
+            roles=tuple(reading.roles),
+            engine=engine,
+        )
+
+    def _training_stage(self, reading: Reading, registration: Registration, raw: Mapping[str, Any]) -> Stage | None:
+        keys: Keys = ("stages", reading.stage)
+        name, algorithm = registration.name, registration.implementation
+        written = {key: value for key, value in raw.items() if key not in _KINDS and value is not None}
+        component = self.attempt((*keys, "algorithm"), reading.component, "algorithm", raw["algorithm"], registration)
+        needs, log_odds, chooses = None, False, True
+        if component is not None:
+            try:
+                plugin = create(component)
+                with blame(plugin, "needs"):
+                    needs, log_odds, chooses = plugin.needs, bool(plugin.log_odds), bool(plugin.chooses)
+            except PluginError as error:
+                self.error(str(error), "", *keys, "algorithm", plugin=True)
+        self.add(key_mistakes(name, algorithm, written, needs, self.registry), *keys)
+        filled = with_defaults(written, algorithm.defaults)
+        unused = unused_keys(algorithm)
+        options = allowed_keys(options_of(registration))
+
+        def hint(key: str) -> str:
+            if common_name(key) in options:
+                option = common_name(key)
+                return (
+                    f"'{option}' is an option of {name}: write 'algorithm: {{{name}: {{{option}: ...}}}}' "
+                    f"(stages.{reading.stage}.algorithm.{name}.{option})"
+                )
+            near = next(iter(difflib.get_close_matches(key, allowed_keys(Settings), 1)), "")
+            return f"did you mean '{near}'? {name} does not use it: {unused[near]}" if near in unused else ""
+
+        settings, mistakes = validated(Settings, filled, reading, hint=hint, hidden=unused)
+        self.add(mistakes, *keys)
+        wrong = {mistake.keys[0] for mistake in mistakes if mistake.keys}
+        if settings is None:  # what does not go together in the keys that are right
+            right = {key: value for key, value in filled.items() if key not in wrong}
+            settings, _ = validated(Settings, right, reading)
+        if settings is None:
+            return None
+        settings._optimizer_defaults = dict(algorithm.defaults.optimizer)
+        chosen = component.options if component else None
+        draft = Draft(name, algorithm, written, settings, reading, chosen, needs, chooses)
+        self.add(stage_mistakes(draft, wrong), *keys)
+        if component is None or mistakes:
+            return None
+        self.add(data_mistakes(settings, {"algorithm": component}), *keys)
+        return Stage(
+            reading.stage,
+            "algorithm",
+            component,
+            settings,
+            tuple(reading.upstream),
+            needs,
+            tuple(reading.folders),
+            tuple(reading.roles),
+            settings.engine,
+            log_odds,
+        )
+
+    def _ordered(self, upstream: Mapping[str, Collection[str]]) -> Iterator[str]:
+        """The stages in the declared order, except that each follows its upstream stages. Reports a cycle."""
+        sorter = TopologicalSorter(upstream)
+        try:
+            sorter.prepare()
+        except CycleError as error:
+            cycle = error.args[1][::-1]  # each stage, and then one that it waits for
+            message = f"stages depend on each other in a cycle: {' -> '.join(cycle)}"
+            self.error(message, "remove one of these references", "stages", cycle[0], at_key=True)
+            yield from upstream
+            return
+        ready = set(sorter.get_ready())
+        while ready:
+            name = next(name for name in upstream if name in ready)
+            sorter.done(name)
+            ready = ready - {name} | set(sorter.get_ready())
+            yield name
 
 
-def _option_hint(key: str, data: Mapping[str, Any], registry: Registry) -> str:
-    """Help for an algorithm's option at the top level: its full path. Also for `algorithm: {OPTION: ...}`."""
-    written = data.get(key) if key == "algorithm" else {key: None}
-    paths = []
-    stages = data["stages"] if isinstance(data.get("stages"), dict) else {}
-    if key in stages:
-        return f"'{key}' is a stage: write stages.{key}.KEY"
-    if key in allowed_keys(Settings) and stages:
-        keys = " or stages.".join(f"{name}.{key}" for name in [*stages][:3])
-        return f"'{key}' belongs in a stage: write stages.{keys}"
-    for stage, content in stages.items():
-        named = content.get("algorithm") if isinstance(content, dict) else None
-        for name in [named] if isinstance(named, str) else named if isinstance(named, dict) else ():
-            if registry.has("algorithm", name):
-                options = allowed_keys(options_of(registry.get("algorithm", name)))
-                found = [common_name(option) for option in written if common_name(option) in options] if written else []
-                paths += [f"stages.{stage}.algorithm.{name}.{option}" for option in found]
-    return f"write {' or '.join(paths[:3])}" if paths else ""
-
-
-def _refuse_keys(document: Document, problems: Problems) -> None:
-    """The run's folder keeps the recipe, and shows its name."""
-    for place in places_of_keys(document.data):
-        message = f"'{redacted(place)}' seems to hold a key, which the run's folder would keep"
-        keys = tuple(int(key) if key.isdecimal() else key for key in place.split("."))
-        help = "leave it out, and let the program that needs it read an environment variable"
-        problems.error(keys, message, help=help)
-
-
-def _build_stages(raw: Any, scope: Scope) -> dict[str, Stage]:
-    """Return the stages without problems, in an order in which they can run."""
-    if not isinstance(raw, dict):
-        return {}
-    declare(raw, scope)
-    stages, upstream = read_stages(raw, scope)
-    _check_versions(stages, scope)
-    check_bases(stages, scope)
-    ordered = {name: stages[name] for name in _ordered(upstream, scope) if name in stages}
-    fill_sampling(ordered)
-    return ordered
-
-
-# --- versions
-
-
-def _check_versions(stages: Mapping[str, Stage], scope: Scope) -> None:
-    """Check that the stage of every `stage@k` keeps its versions, and has at least k of them."""
-    for keys, reference in scope.versions:
-        name, _, version = reference.partition("@")
-        declared = scope.declared.get(name)
-        if declared is None:
+def with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[str, Any]:
+    """Return a stage's keys with the algorithm's own defaults for those that it does not set."""
+    filled = dict(written)
+    rollout = filled.get("rollout", {})
+    if isinstance(rollout, dict):
+        filled["rollout"] = rollout = {key: value for key, value in rollout.items() if value is not None}
+    for key, value in vars(defaults).items():
+        if value is None or key in ("learning_rate", "optimizer"):  # what they mean depends on others
             continue
-        if declared.kind == "step":
-            scope.problems.error(keys, f"'{reference}': stage '{name}' is a step and has no versions")
-            continue
-        unit = "iterations" if declared.registration.implementation.source is Source.ROLLOUTS else "epochs"
-        kept, count = _versions_of(name, unit, stages.get(name), scope)
-        if not kept:
-            message = f"'{reference}': stage '{name}' keeps only its last version"
-            scope.problems.error(keys, message, help=f"add 'keep_versions: true' to stage '{name}'")
-        elif count is not None and int(version) > count:
-            scope.problems.error(keys, f"'{reference}': stage '{name}' has only {count} {unit}")
-        elif (stage := stages.get(name)) is not None and stage.settings is not None and stage.settings.stop is not None:
-            message = f"'{reference}': stage '{name}' may stop before its iteration {version}"
-            scope.problems.error(keys, message, help="name the stage without a version, or leave its 'stop' out")
+        if key not in Rollout.model_fields:
+            filled.setdefault(key, value)
+        elif isinstance(rollout, dict):
+            rollout.setdefault(key, value)
+    return filled
 
 
-def _versions_of(name: str, unit: str, stage: Stage | None, scope: Scope) -> tuple[bool, int | None]:
-    """Return whether a stage keeps its versions, and how many (None if a problem makes that unknown)."""
-    if stage is not None and stage.settings is not None:
-        return stage.settings.keep_versions, getattr(stage.settings, unit)
-    raw = scope.problems.document.data["stages"][name]
-    misspelled = difflib.get_close_matches("keep_versions", [key for key in raw if key != "keep_versions"], 1, 0.8)
-    count = raw.get(unit)
-    known = isinstance(count, int) and not isinstance(count, bool) and count > 0
-    return raw.get("keep_versions") not in (None, False) or bool(misspelled), count if known else None
+# --- trackers of the command line, which are part of no stage's hash
 
 
-# --- order
+def with_trackers(recipe: Recipe, names: Sequence[str], registry: Registry) -> Recipe:
+    """The recipe with more trackers, by name. Raises RecipeError for one that cannot be used."""
+    reading = Reading(registry, recipe.folder)
+    trackers = {component.name: component for component in recipe.trackers}
+    for name in names:
+        try:
+            trackers.setdefault(name, reading.component("tracker", name))
+        except Mistakes as error:
+            place = Document(Path(f"--tracker {name}"), parse_document("", Path()).root)
+            raise RecipeError(problems_of(place, error.mistakes)) from None
+    return replace(recipe, trackers=tuple(trackers.values()))
 
 
-def _ordered(upstream: Mapping[str, Sequence[str]], scope: Scope) -> list[str]:
-    """Return the stages in the declared order, except that each follows its upstream stages. Reports a cycle."""
-    sorter, done = TopologicalSorter(upstream), list[str]()
-    try:
-        sorter.prepare()
-    except CycleError as error:
-        cycle = error.args[1][::-1]  # each stage, and then one that it waits for
-        message = f"stages depend on each other in a cycle: {' -> '.join(cycle)}"
-        scope.problems.error(("stages", cycle[0]), message, at_key=True, help="remove one of these references")
-        return list(upstream)
-    ready = set(sorter.get_ready())
-    while ready:
-        done.append(next(name for name in upstream if name in ready))
-        sorter.done(done[-1])
-        ready = ready - {done[-1]} | set(sorter.get_ready())
-    return done
+def tracker_problem(recipe: Recipe, index: int, message: str, help: str = "") -> Problem:
+    """A mistake in a tracker of a recipe, where the tracker is named: in its document, or on the command line."""
+    if index < len(recipe.resolved.get("trackers") or ()):
+        return recipe.problem(("trackers", index), message, help=help)
+    return Problem(message, f"--tracker {recipe.trackers[index].name}", help=help)
+
+
+# --- sampling options that steps and rewards leave out are those of stages that train
+
+
+def _samples(stage: Stage) -> bool:
+    """Whether a stage samples: rollouts, or what the options of its plugins say. An engine is part of its hash."""
+    if _is_online(stage) and not issubclass(stage.component.registration.implementation, ExternalTrainer):
+        return True
+    parts = [stage.component, *specs([stage.settings, stage.component.options], Component)]
+    return any(part.options.asks_engine() for part in parts)
+
+
+def _is_online(stage: Stage) -> bool:
+    return stage.kind == "algorithm" and stage.component.registration.implementation.source is Source.ROLLOUTS
+
+
+def fill_sampling(stages: Mapping[str, Stage]) -> None:
+    """Fill the options of all stages, before anything depends on them: they are part of the stages' hashes."""
+    online = {name: stage for name, stage in stages.items() if _is_online(stage)}
+    for stage in stages.values():
+        options = stage.component.options
+        if isinstance(options, SamplingOptions):
+            _fill_step(options, online)
+            _fill_rewards(stage, options.sampled(), f"stage {stage.name}")
+        elif stage.name in online:
+            _fill_rewards(stage, _rollout(stage), f"stage {stage.name}")
+
+
+def _rollout(stage: Stage) -> dict[str, Any]:
+    """The sampling options of an online stage."""
+    return {key: getattr(stage.settings.rollout, key) for key in KEYS} if stage.settings else {}
+
+
+def _fill_step(options: SamplingOptions, online: Mapping[str, Stage]) -> None:
+    policies = [reference.partition("@")[0] for reference in options.policies_to_sample()]
+    if not policies:
+        return
+    own = [online[name] for name in dict.fromkeys(policies) if name in online]
+    source = next(iter([*own, *online.values()]), None)
+    values = {} if source is None else _rollout(source)
+    written = set(options.sampling.model_fields_set)
+    options.follow(values, f"stage {source.name}" if source else "", [*_differences(own, written), *_penalties(own)])
+
+
+def _differences(stages: Sequence[Stage], written: Iterable[str]) -> list[str]:
+    """Notes on policies that were trained with other samples than those of the first, except for the written keys."""
+    notes = []
+    for stage in stages[1:]:
+        first, other = _rollout(stages[0]), _rollout(stage)
+        different = [f"{key} {other[key]}" for key in KEYS if key not in written and other[key] != first[key]]
+        if different:
+            notes.append(f"{stage.name} was trained on samples with {', '.join(different)}")
+    return notes
+
+
+def _penalties(stages: Sequence[Stage]) -> list[str]:
+    """Notes on policies that were trained with another reward than the one that a step reports."""
+    penalties = {stage.name: stage.settings.rollout.missing_eos_penalty for stage in stages if stage.settings}
+    return [
+        f"rewards are shown without the missing_eos_penalty {penalty:g} that {name} was trained with"
+        for name, penalty in penalties.items()
+        if penalty
+    ]
+
+
+def _fill_rewards(stage: Stage, values: Mapping[str, Any], source: str) -> None:
+    for spec in specs([stage.settings, stage.component.options], RewardSpec):
+        if spec.component is not None and isinstance(spec.component.options, SamplingOptions):
+            spec.component.options.follow(values, source, [])

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
 from alignkit.algorithm import Needs
 from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem
-from alignkit.options import Options
-from alignkit.recipe.document import Document, Keys
+from alignkit.options import Options, in_recipe
+from alignkit.recipe.yaml import Document, Keys
 from alignkit.registry import Component
-from alignkit.settings import EngineRef, ModelSpec, Settings
+from alignkit.settings import EngineRef, ModelSpec, Settings, TrackerRef
 
 MAX_ROUNDS = 100
-_KINDS = ("algorithm", "step")
 BASE = "base"  # a reserved name: the recipe's `model`, and its unmodified weights
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -91,10 +90,11 @@ class Recipe:
     def option(self, stage: str, option: Keys) -> Keys:
         """The place of a stage's option in the document: next to `step: NAME`, or inside `step: {NAME: {...}}`."""
         keys: Keys = ("stages", stage)
-        places = self.document.places if self.document is not None else {}
-        inside = [place for place in places if len(place) == 4 and place[:2] == keys and place[2] in _KINDS]
-        known = [start for start in (keys, *inside) if option and (*start, option[0]) in places]
-        return (*known[0], *option) if known else keys
+        component = self.stages[stage].component
+        for start in (keys, (*keys, component.kind, component.name)):
+            if option and self.document is not None and self.document.has((*start, option[0])):
+                return (*start, *option)
+        return keys
 
     def base(self, name: str) -> ModelSpec:
         """The settings of a base model: BASE, or a name in `bases`."""
@@ -116,12 +116,12 @@ class TopKeys(Options):
         "or the name of a shipped recipe",
     )
     seed: int = Field(default=0, ge=0, description="seed of all random draws")
-    trackers: list[Any] = Field(
+    trackers: list[TrackerRef] = Field(
         default_factory=list,
         description="where metrics are shown, in addition to metrics.jsonl: [tensorboard, {wandb: {project: x}}]",
     )
-    model: Any = Field(description="the base model, such as {base: HuggingFaceTB/SmolLM2-135M-Instruct}")
-    bases: dict[str, Any] = Field(
+    model: ModelSpec = Field(description="the base model, such as {base: HuggingFaceTB/SmolLM2-135M-Instruct}")
+    bases: dict[str, ModelSpec] = Field(
         default_factory=dict,
         description="other base models by name, each with the keys of 'model'; stages choose one with 'base: NAME'",
     )
@@ -148,8 +148,10 @@ class BlockKeys(Options):
 class DataKeys(Options):
     """The keys of every data source, in any format."""
 
-    path: str | None = Field(default=None, description="file; set exactly one of path, hub and stage")
-    hub: str | None = Field(
+    path: Annotated[str | None, in_recipe("file")] = Field(
+        default=None, description="file; set exactly one of path, hub and stage"
+    )
+    hub: Annotated[str | None, in_recipe("hub")] = Field(
         default=None, description="data set on the Hugging Face Hub, or a folder of data files such as ./folder"
     )
     name: str | None = Field(default=None, description="configuration (subset) of a Hub data set, such as main")
@@ -161,7 +163,9 @@ class DataKeys(Options):
         description="files or patterns inside a Hub data set to download and read, such as FOLDER/train*, or these for "
         "each split",
     )
-    stage: str | None = Field(default=None, description="step that produces the data")
+    stage: Annotated[str | None, in_recipe("data_stage")] = Field(
+        default=None, description="step that produces the data"
+    )
     limit: int | None = Field(default=None, ge=1, description="use only the first N good rows; default: all")
     split: str | None = Field(default=None, description="split of a Hub data set; default: train")
     validation: float = Field(
@@ -192,6 +196,11 @@ class DataKeys(Options):
     meta: dict[str, Any] = Field(default_factory=dict, description="values to add to every row, such as {safety: true}")
 
 
+def base_keys(name: str) -> Keys:
+    """The path of a base model in a recipe."""
+    return ("model",) if name == BASE else ("bases", name)
+
+
 def allowed_keys(model: type[BaseModel]) -> list[str]:
     """Return the keys that a recipe may use for a model."""
     return [info.alias or name for name, info in model.model_fields.items()]
@@ -205,44 +214,37 @@ def fields_of(model: BaseModel) -> dict[str, Any]:
 Spec = TypeVar("Spec", DataSpec, RewardSpec, Component)
 
 
+def walk(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """Yield a value of settings or options and everything inside it, with the keys under which a recipe writes it."""
+    yield keys, value
+    for inside, inner in _parts(value):
+        yield from walk(inner, keys + inside)
+
+
 def specs(value: Any, kind: type[Spec]) -> list[Spec]:
     """Return every data entry, reward or component inside settings and options, at any depth, each once."""
-    unique: dict[int, Spec] = {}
-
-    def walk(item: Any) -> None:
-        if isinstance(item, kind):
-            unique[id(item)] = item
-        for part in _parts(item):
-            walk(part)
-
-    walk(value)
-    return list(unique.values())
+    return list({id(item): item for _, item in walk(value) if isinstance(item, kind)}.values())
 
 
 def keys_of(options: Any, value: Any) -> Keys | None:
     """Return the keys under which options hold this very value, at any depth; None if they do not."""
-    if options is value:
-        return ()
-    items: Iterable[tuple[str | int, Any]] = ()
-    if isinstance(options, BaseModel):
-        names = {name: info.alias or name for name, info in type(options).model_fields.items()}
-        items = [(names.get(name, name), part) for name, part in fields_of(options).items()]
-    elif isinstance(options, Mapping):
-        items = options.items()
-    elif isinstance(options, list | tuple):
-        items = enumerate(options)
-    found = ((key, *keys) for key, part in items if (keys := keys_of(part, value)) is not None)
-    return next(found, None)
+    return next((keys for keys, item in walk(options) if item is value), None)
 
 
-def _parts(item: Any) -> Iterable[Any]:
-    """Return the values directly inside an item."""
-    if isinstance(item, BaseModel):
-        return fields_of(item).values()
+def _parts(item: Any) -> Iterable[tuple[Keys, Any]]:
+    """Return the values directly inside an item, with their keys in it."""
     if isinstance(item, Component):
-        return [item.options]
+        return [((item.name,), item.options)]
     if isinstance(item, RewardSpec):
-        return [item.component, *item.children.values()]
-    if isinstance(item, Mapping):
-        return item.values()
-    return item if isinstance(item, list | tuple) else ()
+        return [((), item.component), *(((item.name, name), part) for name, part in item.children.items())]
+    pairs: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(item, BaseModel):
+        fields = type(item).model_fields
+        pairs = [
+            (fields[name].alias or name if name in fields else name, value) for name, value in fields_of(item).items()
+        ]
+    elif isinstance(item, Mapping):
+        pairs = item.items()
+    elif isinstance(item, list | tuple):
+        pairs = enumerate(item)
+    return [((key,), value) for key, value in pairs]

@@ -24,9 +24,9 @@ from alignkit.models.loading import device_of, load_text, weight_bytes
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins, source_of
-from alignkit.recipe.bases import base_keys, bases_of, sampled_by
-from alignkit.recipe.problems import path_text
-from alignkit.recipe.schema import BASE, Recipe, Stage
+from alignkit.recipe.mistakes import path_text
+from alignkit.recipe.rules import bases_of, sampled_by
+from alignkit.recipe.schema import BASE, Recipe, Stage, base_keys
 from alignkit.registry import Registration
 from alignkit.seeds import number
 from alignkit.settings import ModelSpec

@@ -15,12 +15,12 @@ from alignkit.engine import Engine
 from alignkit.environment import Environment
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.external import ExternalTrainer
-from alignkit.io.lookup import is_dir, is_file
+from alignkit.io.lookup import is_dir, is_file, resolved
 from alignkit.io.results import read_record, stage_folder
 from alignkit.plugins import source_of
-from alignkit.recipe.document import Keys
+from alignkit.recipe.load import tracker_problem
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
-from alignkit.recipe.trackers import tracker_problem
+from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component
 from alignkit.reward import Judge, Reward, RewardCombination
 from alignkit.runs.data import RunData
@@ -63,6 +63,7 @@ def _checks(recipe: Recipe, stage: Stage, run_code: bool, machine: bool) -> Iter
     if isinstance(kind, type) and issubclass(kind, ExternalTrainer):
         yield partial(_call, stage.component, stage, "check_model", recipe.base(stage.base))
     yield partial(_call, stage.component, stage, "check", recipe.folder)
+    yield partial(_check_optimizer, stage)
     for component in specs([stage.settings, stage.component.options, stage.engine], Component):
         plugin = component.registration.implementation
         if not isinstance(plugin, type):  # a function, which was tried when the recipe was read
@@ -75,6 +76,17 @@ def _checks(recipe: Recipe, stage: Stage, run_code: bool, machine: bool) -> Iter
             yield partial(_check_reward, component, stage, recipe.folder)
         if issubclass(plugin, Reward) and machine:
             yield partial(_call, component, stage, "check_machine")
+
+
+def _check_optimizer(stage: Stage) -> None:
+    """Try the schedule and the optimizer, unless they are alignkit's own."""
+    settings = stage.settings
+    if settings is None or (isinstance(settings.optimizer, str) and isinstance(settings.lr_scheduler_type, str)):
+        return
+    from alignkit.optimizers import why_unusable  # it imports torch
+
+    for _, why in why_unusable(settings):
+        raise RunFailed(why)
 
 
 def _asks_for_rewards(stage: Stage) -> bool:
@@ -171,7 +183,11 @@ _ADD = "add its base model to the recipe: 'bases: {NAME: {base: ...}}'"
 def _at_folder(recipe: Recipe, stage: Stage, folder: str, text: str, help: str) -> Problem:
     """A problem where a stage names a folder."""
     keys: Keys = ("stages", stage.name)
-    named = recipe.document.naming(keys, Path(folder)) if recipe.document is not None else keys
+    named = keys
+    if recipe.document is not None:
+        for place, node in recipe.document.find(keys)[1].walk(keys):
+            if isinstance(node.value, str) and resolved(recipe.folder / node.value) == resolved(Path(folder)):
+                named = place
     return recipe.problem(named, f"stage '{stage.name}': {text}", at_key=named == keys, help=help)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from alignkit.errors import RecipeError
 from alignkit.plugins import source_of
-from alignkit.recipe.bases import bases_of
+from alignkit.recipe.rules import bases_of
 from alignkit.recipe.schema import BASE, Recipe, Stage
 
 if TYPE_CHECKING:

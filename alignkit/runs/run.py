@@ -25,8 +25,8 @@ from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
 from alignkit.own_server import kept_servers
 from alignkit.plugins import plugins
-from alignkit.recipe.document import dump
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
+from alignkit.recipe.yaml import dump
 from alignkit.reward import Context
 from alignkit.runs import preflight
 from alignkit.runs.bases import RunBases

@@ -18,8 +18,8 @@ from alignkit.data.sources import OR_SKIP, DataSpec, Loaded
 from alignkit.environment import Environment
 from alignkit.errors import DataError
 from alignkit.external import ExternalTrainer
-from alignkit.recipe.document import Keys
 from alignkit.recipe.schema import Recipe, Stage, keys_of, specs
+from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component
 from alignkit.reward import Reward, RewardCombination
 from alignkit.runs.learned_from import learned_from

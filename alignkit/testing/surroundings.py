@@ -6,7 +6,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,9 @@ from alignkit.models.models import LoadedBase, RolePolicy
 from alignkit.models.shared_model import BASE, HeadKind
 from alignkit.options import Options
 from alignkit.plugins import plugins
-from alignkit.recipe.components import read_component, read_options
-from alignkit.recipe.constitutions import read_constitution
-from alignkit.recipe.document import Document
-from alignkit.recipe.paths import Paths
-from alignkit.recipe.problems import Problems
-from alignkit.recipe.rewards import read_reward
-from alignkit.recipe.rounds import Rounds
+from alignkit.recipe.mistakes import validated
+from alignkit.recipe.references import Reading
 from alignkit.recipe.schema import RewardSpec
-from alignkit.recipe.scope import Resolver, Scope
-from alignkit.recipe.yaml_nodes import Mark
 from alignkit.registry import Component, Registration
 from alignkit.reward import Context
 from alignkit.testing.checks import ConformanceError, check_registered, option_problems
@@ -140,45 +133,31 @@ class Surroundings:
 
     def component(self, kind: str, cls: Any, options: dict[str, Any]) -> Component:
         """The plugin with these options. Raises ConformanceError if a recipe with them would be refused."""
-        problems = Problems(Document(self.folder / "recipe.yaml", options, {(): (_NOWHERE, _NOWHERE)}))
-        named: dict[str, Resolver] = {kind: partial(_named, kind) for kind in ("judge", "filter")}
-        resolvers: dict[str, Resolver] = {
-            "stage": _text,
-            "policy": _text,
-            "from": _text,
-            "base": _text,
-            "text": _text,
-            "data": lambda value, keys, scope: value if isinstance(value, Data) else Data(value),
-            "reward": _reward,
-            "constitution": read_constitution,
-            **named,
-        }
-        scope = Scope(problems, Paths(problems), plugins().registry, Rounds(), resolvers)
-        model = getattr(cls, "Options", Options)
-        read = read_options(model, options, (), scope)
-        if read is None or len(problems):
-            texts = [f"{each.message}{f' ({each.help})' if each.help else ''}" for each in problems.items]
+        reading = _Reading(plugins().registry, self.folder)
+        read, mistakes = validated(getattr(cls, "Options", Options), options, reading)
+        if read is None:
+            texts = [f"{each.text}{f' ({each.help})' if each.help else ''}" for each in mistakes]
             raise ConformanceError(f"a recipe with these options is refused: {'; '.join(texts)}")
         return Component(kind, cls.__name__, Registration(cls.__name__, cls), read)
 
 
-_NOWHERE = Mark("")
+class _Reading(Reading):
+    """Names in options where any name may be that of a stage."""
 
+    def read_stage(self, value: str) -> str:
+        return value
 
-def _text(value: Any, keys: Any, scope: Scope) -> Any:
-    return value
+    read_policy = read_from = read_base = read_stage
 
+    def read_data(self, value: Any) -> Any:
+        return Data(value)
 
-def _named(kind: str, value: Any, keys: Any, scope: Scope) -> Component | None:
-    return read_component(kind, value, keys, scope)
-
-
-def _reward(value: Any, keys: Any, scope: Scope) -> RewardSpec | None:
-    """An installed reward; any other name is a stage that trains a reward model."""
-    name = next(iter(value)) if isinstance(value, dict) and len(value) == 1 else value
-    if isinstance(value, RewardSpec) or (isinstance(name, str) and scope.registry.has("reward", name)):
-        return read_reward(value, keys, scope)
-    return RewardSpec("folder", "folder") if name == "folder" else RewardSpec("stage", str(name))
+    def read_reward(self, value: Any) -> RewardSpec:
+        """An installed reward; any other name is a stage that trains a reward model."""
+        name = next(iter(value)) if isinstance(value, dict) and len(value) == 1 else value
+        if isinstance(value, RewardSpec) or (isinstance(name, str) and self.registry.has("reward", name)):
+            return super().read_reward(value)
+        return RewardSpec("folder", "folder") if name == "folder" else RewardSpec("stage", str(name))
 
 
 def turned_groups(groups: Sequence[Group]) -> list[Group]:

@@ -127,7 +127,7 @@ class Turns:
         standing = [*map(_stand_in, before), _stand_in(turn)]
         opened = self.chat.prompt(standing[:-1], self.tools)
         whole = self.chat.prompt([*standing, *answers], self.tools)
-        if not whole.startswith(opened) or (found := self._end.search(whole, len(opened))) is None:
+        if not whole.startswith(opened) or (found := self.chat.turn_end.search(whole, len(opened))) is None:
             raise DataError(f"the chat template changes earlier turns when others follow; {OTHER}")
         close = self.chat.shape.close
         place = max(found.end(), found.start() + len(close) if whole.startswith(close, found.start()) else 0)
@@ -137,15 +137,8 @@ class Turns:
                 raise DataError(f"the chat template drops the message of the role '{answer['role']}'; {OTHER}")
         if len(text) > limit * self.encoder.rendered.longest:
             return None
-        ids = self.encoder.rendered.following(text).ids
+        ids = self.encoder.rendered.tokens(text, following=True)[0]
         return ids if len(ids) <= limit else None
-
-    @cached_property
-    def _end(self) -> re.Pattern[str]:
-        """Matches the tokens that end a turn. They are not in the words of a message, where they are broken up."""
-        close = self.chat.template.added.search(self.chat.shape.close)
-        ends = sorted({*self.chat.ends, *([close[0]] if close else [])}, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, ends)) or "(?!)")
 
     def check(self, role: str) -> None:
         """Find out on examples whether what follows a turn is appended. role: of the environment's messages.
@@ -154,7 +147,7 @@ class Turns:
         earlier turns, as those that drop earlier reasoning do.
         """
         shape = self.chat.shape
-        if not shape.close or self._end.pattern == "(?!)":
+        if not shape.close or self.chat.turn_end.pattern == "(?!)":
             raise DataError(f"the chat template writes no end of turn, so no turn can follow; {OTHER}")
         question = Message(role="user", content=QUESTION)
         prompt = self.chat.prompt([question], self.tools)

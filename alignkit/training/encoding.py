@@ -1,14 +1,12 @@
-"""Tokenizes groups for a stage's algorithm; counts and reports the groups that cannot be used.
-
-What the reference reads before the policy's responses: a prompt of the algorithm's, or another chat template's.
-"""
+"""Tokenizes the groups of a stage for its algorithm, and the prompts that its reference reads before the responses."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from itertools import groupby
+from typing import Any
 
 from alignkit.algorithm import Needs, Trains
 from alignkit.data.files import SkippedRow, bad_rows_error
@@ -18,28 +16,22 @@ from alignkit.tokens.encoder import WHOLE, Encoded, Encoder, Ids, RowRefused, ch
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.context import StageContext
 
-Used = TypeVar("Used")
+BATCH = 256  # groups that are tokenized together
 UNKNOWN = 1 / 1000  # of a source's tokens; more are a warning
-AHEAD = 256  # groups that are tokenized together
-ONCE = {
-    "dropped_tools",
-    "untold_tools",
-    "dropped_messages",
-    "dropped_names",
-    "typed_tokens",
-}  # told once, and not for the samples of each iteration
 
 
 class StageEncoder:
-    """Encodes groups for one stage.
+    """Encodes groups for one stage. Why rows are left out or changed is counted in the summary, and told once.
 
-    summary: the stage's summary; counts of unusable groups are added to it.
+    summary: the stage's.
     """
 
     def __init__(self, context: StageContext, algorithm: CheckedAlgorithm, summary: dict[str, Any]):
         self.context, self.algorithm, self.summary = context, algorithm, summary
         self.encoder = context.models.encoder
-        self._told: set[str] = set()
+        self._told: set[tuple[str, str]] = set()  # reasons, with files
+        self._new: Counter[str] = Counter()  # reasons that are not told yet
+        self._examples: dict[str, list[Group]] = {}
         reference = context.settings.reference
         read = context.models_of(reference).model.context if reference else context.model.context
         # The reference reads the same rows, so its context is a limit, too.
@@ -48,52 +40,119 @@ class StageEncoder:
             whose = "the model" if self.max_length == context.model.context else f"the reference '{reference}'"
             context.activity(f"max_length is {self.max_length}, the context of {whose}")
 
-    def encode(self, groups: Sequence[Group], turns: str = "") -> list[Encoded]:
-        """Encode the groups that fit, and report the others. turns: see `Encoder.encode`; default: the algorithm's."""
-        encoded = self.encode_quietly(groups, turns)
-        self._report(len(groups), self.count_unfit())
-        return encoded
+    def encode(
+        self, groups: Sequence[Group], turns: str = "", *, count: bool = True, tell: bool = True
+    ) -> list[Encoded]:
+        """Encode the groups that fit. turns: see `Encoder.encode`; default: the algorithm's.
 
-    def _report(self, groups: int, counts: Mapping[str, int]) -> None:
-        """Print what was left out or changed."""
-        new = {name: count for name, count in counts.items() if name not in self._told}
-        self._told |= ONCE & counts.keys()
-        facts = [f"{drop_reason(name, n)} ({previews(self.encoder.groups[name])})" for name, n in new.items()]
-        if facts:
-            self.context.say(f"{counted(groups, 'group')}: {'; '.join(facts)}")
-
-    def encode_quietly(self, groups: Sequence[Group], turns: str = "") -> list[Encoded]:
-        """Encode the groups that fit; `count_unfit` counts the others."""
+        count: count the others. tell: print why, now. Raises DataError that lists the rows which the chat template
+        refuses.
+        """
         scoring = self.algorithm.algorithm.trains is Trains.REWARD
         turns = turns or self.algorithm.trained_turns()
         self.encoder.forget_counts()
+        encoded: list[Encoded] = []
+        refused: list[RowRefused] = []
+        for start in range(0, len(groups), BATCH):
+            for whole, run in groupby(groups[start : start + BATCH], lambda group: is_document(group) and not scoring):
+                weighted: list[Group] = []
+                for group in run:
+                    if group.weight:
+                        weighted.append(group)
+                    else:
+                        self.encoder.count("weightless", group)
+                limit = WHOLE if whole else self.max_length
+                for result in self.encoder.encode_batch(weighted, limit, turns=turns, scoring=scoring):
+                    if isinstance(result, RowRefused):
+                        refused.append(result)
+                    elif result is not None:
+                        encoded += self._chunks(result) if whole else [result]
+        self._leave_out(refused)
+        if count:
+            self._count()
+            self._warn_of_unknown(encoded)
+        if tell:
+            self.tell(len(groups))
+        return encoded
 
-        def encode(group: Group) -> Sequence[Encoded]:
-            if not group.weight:
-                self.encoder.count("weightless", group)
-                return []
-            if is_document(group) and not scoring:
-                return self._chunks(group)
-            encoded = self.encoder.encode(group, self.max_length, turns=turns, scoring=scoring)
-            return [] if encoded is None else [encoded]
+    def _chunks(self, document: Encoded) -> Sequence[Encoded]:
+        """A raw text in rows that fit, counted if there are several."""
+        parts = chunks(document, self.max_length)
+        if not parts:
+            self.encoder.count("no_room", document.group)
+        elif len(parts) > 1:
+            self.encoder.count("split", document.group)
+            self.encoder.count("chunks", document.group, len(parts))
+        return parts
 
-        encoded, _ = self._accepted(encode, self._read_ahead(groups, scoring))
-        found = [e for parts in encoded for e in parts]
-        self._warn_of_unknown(found)
-        return found
+    def renderable(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups that the chat template accepts. Tokenizing them later cannot fail."""
+        self.encoder.forget_counts()
+        accepted: list[Group] = []
+        refused: list[RowRefused] = []
+        for group in groups:
+            try:
+                self.encoder.render(group)
+                accepted.append(group)
+            except RowRefused as error:
+                refused.append(error)
+        self._leave_out(refused)
+        self._count()
+        self.tell(len(groups))
+        return accepted
+
+    def prompts(self, groups: Sequence[Group]) -> list[Group]:
+        """The prompts that the chat template accepts, counted as read."""
+        accepted = self.renderable(groups)
+        self.count_read(groups)
+        return accepted
+
+    def _leave_out(self, refused: Sequence[RowRefused]) -> None:
+        """Count refused groups if their source allows it (`on_bad_row: skip`). Raises DataError with all others."""
+        bad: list[SkippedRow] = []
+        for error in refused:
+            origin = error.group.origin
+            if origin is None:
+                raise error
+            row = SkippedRow(origin.file, origin.row, error.reason)
+            if origin.skip:
+                self.encoder.count("refused", error.group)
+                self.summary.setdefault("refused_rows", []).append(str(row))
+            else:
+                bad.append(row)
+        if bad:
+            raise bad_rows_error(bad)
+
+    def _count(self) -> None:
+        """Add what the encoder left out or changed to the summary, and to what `tell` prints."""
+        if self.encoder.counts:
+            self._add("encoding", self.encoder.counts)
+        for name, number in self.encoder.counts.items():
+            if (name, _source(self.encoder.groups[name][0])) not in self._told:
+                self._new[name] += number
+                self._examples.setdefault(name, []).extend(self.encoder.groups[name])
+
+    def tell(self, groups: int) -> None:
+        """Print the reasons that were not printed before for the same file. groups: among how many."""
+        facts = [f"{drop_reason(name, n)} ({previews(self._examples[name])})" for name, n in self._new.items()]
+        if facts:
+            self.context.say(f"{counted(groups, 'group')}: {'; '.join(facts)}")
+        self._told |= {(name, _source(group)) for name, examples in self._examples.items() for group in examples}
+        self._new.clear()
+        self._examples.clear()
 
     def _warn_of_unknown(self, encoded: Sequence[Encoded]) -> None:
         """Say once of each source that its words hold characters which the tokenizer lacks."""
         unknown = self.encoder.tokenizer.unk_token_id
         counts, totals = Counter[str](), Counter[str]()
         for e in encoded if unknown is not None else ():
-            if e.group.origin is not None:
+            if file := _source(e.group):
                 tokens = [e.prompt, *(row.tokens for row in e.rows)]
-                counts[e.group.origin.file] += sum(ids.count(unknown) for ids in tokens)
-                totals[e.group.origin.file] += sum(map(len, tokens))
+                counts[file] += sum(ids.count(unknown) for ids in tokens)
+                totals[file] += sum(map(len, tokens))
         for file, count in counts.items():
-            if count > UNKNOWN * totals[file] and file not in self._told:
-                self._told.add(file)
+            if count > UNKNOWN * totals[file] and ("unknown", file) not in self._told:
+                self._told.add(("unknown", file))
                 self.summary.setdefault("unknown_tokens", {})[file] = [count, totals[file]]
                 self.context.say(
                     f"warning: {file}: {count} of {totals[file]} tokens are "
@@ -101,109 +160,43 @@ class StageEncoder:
                     "learned as one unknown token; use a base model whose tokenizer has them"
                 )
 
-    def prompts(self, groups: Sequence[Group]) -> list[Group]:
-        """The prompts that the chat template accepts."""
-        accepted = self.renderable(groups)
-        self.count_read(groups)
-        self.encoder.forget_counts()
-        self._report(len(accepted), self.count_unfit())
-        return accepted
-
-    def _read_ahead(self, groups: Sequence[Group], scoring: bool) -> Iterator[Group]:
-        """The groups, tokenized in parts on all cores before they are asked for."""
-        # Lazily: the encoder keeps what it has read ahead for one part only.
-        for start in range(0, len(groups), AHEAD):
-            self.encoder.ahead(groups[start : start + AHEAD], self.max_length, scoring=scoring)
-            yield from groups[start : start + AHEAD]
-
-    def _chunks(self, group: Group) -> Sequence[Encoded]:
-        """A raw text in rows that fit, counted if there are several."""
-        document = self.encoder.encode(group, WHOLE)
-        parts = chunks(document, self.max_length) if document is not None else []
-        if len(parts) != 1:
-            for name, count in {"split": 1, "chunks": len(parts)}.items() if parts else [("no_room", 1)]:
-                self.encoder.count(name, group, count)
-        return parts
-
-    def renderable(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups that the chat template accepts. Tokenizing them later cannot fail."""
-        self.encoder.forget_counts()
-        _, accepted = self._accepted(self.encoder.render, groups)
-        if self.encoder.counts["refused"]:
-            self._report(len(groups), self.count_unfit())
-        return accepted
-
-    def _accepted(self, use: Callable[[Group], Used], groups: Iterable[Group]) -> tuple[list[Used], list[Group]]:
-        """The results of `use`, and the groups that have one.
-
-        Refused groups are counted if their source allows it (`on_bad_row: skip`). Raises DataError with all others.
-        """
-        used, accepted, bad = [], [], []
-        for group in groups:
-            try:
-                used.append(use(group))
-                accepted.append(group)
-            except RowRefused as refused:
-                origin = group.origin
-                if origin is None:
-                    raise
-                row = SkippedRow(origin.file, origin.row, refused.reason)
-                if not origin.skip:
-                    bad.append(row)
-                    continue
-                self.encoder.count("refused", group)
-                self.summary.setdefault("refused_rows", []).append(str(row))
-        if bad:
-            raise bad_rows_error(bad)
-        return used, accepted
-
-    def count_unfit(self) -> dict[str, int]:
-        """Add the counts of the last `encode_quietly` to the summary, and return them."""
-        counts = {name: count for name, count in self.encoder.counts.items() if count}
-        if counts:
-            self.add_counts("encoding", counts)
-        return counts
-
     def count_read(self, groups: Sequence[Group]) -> None:
         """Add the data that this stage encodes to the summary: `encoding` counts those of them that do not fit."""
-        counts = {"rows": len(groups), "responses": sum([len(group.responses) for group in groups])}
-        self.add_counts("encoded", counts)
+        responses = sum([len(group.responses) for group in groups])
+        self._add("encoded", {"rows": len(groups), "responses": responses})
 
-    def add_counts(self, key: str, counts: Mapping[str, int]) -> None:
+    def _add(self, key: str, counts: Mapping[str, int]) -> None:
         """Add counts to those under a key of the summary."""
-        before = self.summary.get(key, {})
-        self.summary[key] = {name: before.get(name, 0) + counts.get(name, 0) for name in {**before, **counts}}
+        total = Counter(self.summary.get(key, {}))
+        total.update(counts)
+        self.summary[key] = dict(total)
 
-    # Learnable groups
+    def learnable(self, encoded: Sequence[Encoded], *, count: bool = True) -> list[Encoded]:
+        """The groups with the responses and pairs that the algorithm needs.
 
-    def learnable(self, encoded: Sequence[Encoded]) -> list[Encoded]:
-        """The groups that the algorithm can learn from; others are reported."""
-        usable, lost = self.split(encoded)
-        self.count_lost(lost)
-        if lost:
-            self.context.say(
-                f"left out {counted(len(lost), 'row')} without {requirement(self.algorithm.needs)}: {previews(lost)}"
-            )
-        return usable
-
-    def split(self, encoded: Sequence[Encoded]) -> tuple[list[Encoded], list[Group]]:
-        """Groups with the responses and pairs that the algorithm needs, and groups that never had them.
-
-        A group whose pairs the encoder left out is in neither list: it is already counted.
+        Others are counted and told, but for those whose pairs the encoder left out, which it has counted.
         """
         needs = self.algorithm.needs
-        usable, lost = [], []
+        usable: list[Encoded] = []
+        lost: list[Group] = []
         for e in encoded:
-            counts = any(any(row.mask) for row in e.rows)
-            if len(e.rows) >= needs.min_samples and (e.pairs if needs.pairs else counts):
+            has_signal = e.pairs if needs.pairs else any(any(row.mask) for row in e.rows)
+            if len(e.rows) >= needs.min_samples and has_signal:
                 usable.append(e)
             elif not (needs.pairs and resolved_pairs(e.group)):
                 lost.append(e.group)
-        return usable, lost
-
-    def count_lost(self, lost: Sequence[Group]) -> None:
-        if lost:
+        if lost and count:
             self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(lost)
+            if ("without_signal", _source(lost[0])) not in self._told:
+                self._told.add(("without_signal", _source(lost[0])))
+                text = f"left out {counted(len(lost), 'row')} without {requirement(needs)}: {previews(lost)}"
+                self.context.say(text)
+        return usable
+
+
+def _source(group: Group) -> str:
+    """The file that a group was read from; empty if it was made."""
+    return group.origin.file if group.origin is not None else ""
 
 
 def requirement(needs: Needs) -> str:

@@ -21,7 +21,7 @@ from alignkit.io.atomic import discard_folder, replace_folder
 from alignkit.models.generate import Sampling
 from alignkit.monitor import GOLD_KEY, REWARD_HACKING, Monitor, Observation
 from alignkit.plugins import plugins
-from alignkit.recipe.components import options_of
+from alignkit.recipe.references import options_of
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY
 from alignkit.settings import Settings

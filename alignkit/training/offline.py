@@ -20,7 +20,7 @@ from alignkit.data.sources import Loaded, prompt_key
 from alignkit.errors import AlignkitError, DataError, error_context
 from alignkit.models.examples import Examples
 from alignkit.models.packing import indivisible
-from alignkit.tokens.encoder import DROP_REASONS, Encoded, counted, drop_reason
+from alignkit.tokens.encoder import Encoded, counted, drop_reason
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import requirement
 from alignkit.training.sampler import Draws, draws_of, report
@@ -222,7 +222,10 @@ class OfflineStage:
         if plan.ends_epoch(steps):
             epoch = math.ceil(steps / plan.per_epoch)
             if plan.encoded is None and epoch == 1:
-                self._report_lazy()
+                lazy = self.work.summary["lazy"]
+                if not lazy["used"]:
+                    raise self._nothing_to_learn(lazy["rows"])
+                self.work.encoder.tell(lazy["rows"])
             self.work.keep_version(epoch)
             if plan.validation is not None:
                 self._validate(epoch, plan.validation)
@@ -265,21 +268,9 @@ class OfflineStage:
     def _encode_batch(self, groups: Sequence[Group], *, first_epoch: bool) -> Examples:
         """The rows of one batch in tokens. In the first epoch, rows that cannot be used are counted."""
         encoder = self.work.encoder
-        usable, lost = encoder.split(encoder.encode_quietly(groups))
+        usable = encoder.learnable(encoder.encode(groups, count=first_epoch, tell=False), count=first_epoch)
         if first_epoch:
-            counts = {"rows": len(groups), "used": len(usable), "lost": len(lost)}
-            encoder.count_lost(lost)
             encoder.count_read(groups)
-            encoder.add_counts("lazy", counts | encoder.count_unfit())
+            before = self.work.summary.get("lazy", {"rows": 0, "used": 0})
+            self.work.summary["lazy"] = {"rows": before["rows"] + len(groups), "used": before["used"] + len(usable)}
         return Examples(usable)
-
-    def _report_lazy(self) -> None:
-        """Report the rows that the first epoch could not use."""
-        counts = self.work.summary["lazy"]
-        if not counts["used"]:
-            raise self._nothing_to_learn(counts["rows"])
-        facts = [drop_reason(name, counts[name]) for name in DROP_REASONS if counts.get(name)]
-        if counts["lost"]:
-            facts.append(f"left out {counted(counts['lost'], 'row')} without {requirement(self.algorithm.needs)}")
-        if facts:
-            self.context.say(f"{counted(counts['rows'], 'row')}: {'; '.join(facts)}")

@@ -118,8 +118,8 @@ class Worker:
         from alignkit.io.console import Metrics, Reporter
         from alignkit.io.results import RECIPE
         from alignkit.plugins import load_plugins
-        from alignkit.recipe.document import parse_document
         from alignkit.recipe.load import build
+        from alignkit.recipe.yaml import parse_document
         from alignkit.runs.engines import using_engine
         from alignkit.runs.run import Run
         from alignkit.runs.step_context import step_context
@@ -127,7 +127,7 @@ class Worker:
         torch.set_num_threads(work.threads)
         registry = load_plugins(work.files, work.without).registry
         text = (work.run / RECIPE).read_text(encoding="utf-8")
-        recipe = build(parse_document(text, work.recipe, (), []), registry)
+        recipe = build(parse_document(text, work.recipe), registry)
         run = Run(recipe, work.run, Reporter(Console(quiet=True), Console(quiet=True)))
         stage = recipe.stages[work.stage]
         run.stage_name = stage.name

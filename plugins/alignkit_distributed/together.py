@@ -26,9 +26,8 @@ from alignkit.io.digest import digest, versions
 from alignkit.io.source_code import plugin_digests
 from alignkit.models.models import LoadedBase
 from alignkit.models.passes import Passes
-from alignkit.recipe.bases import base_keys
-from alignkit.recipe.problems import path_text
-from alignkit.recipe.schema import BASE, Recipe, Stage, specs
+from alignkit.recipe.mistakes import path_text
+from alignkit.recipe.schema import BASE, Recipe, Stage, base_keys, specs
 from alignkit.runs.data import file_facts
 from alignkit.runs.engines import using_engine
 from alignkit.runs.run import Run, run_recipe

@@ -17,11 +17,17 @@ from alignkit.tokens.template import ChatOptions
 HEADER = ("family", "tokenizers", "single turn", "several turns", "system", "reasoning", "tools")
 CONVERSATIONS = ("single", "two turns", "system", "reasoning", "tools")
 MERGE: dict[str, Any] = {"system_messages": "merge"}
-REASONING: tuple[dict[str, Any], ...] = ({"reasoning": "empty"}, {"reasoning": "keep"})
+NO_THINKING: dict[str, Any] = {"template_kwargs": {"enable_thinking": False}}
+WORDS = {
+    "system_messages": "`system_messages: merge`",
+    "reasoning": "`reasoning: keep`",
+    "template_kwargs": "`enable_thinking: false`",
+}
 SHORT = {  # what an error contains -> what the table says
     "must alternate": "refused: roles must alternate",
     "drops the words of a message": "refused: drops the words",
     "drops the answer's reasoning": "refused: drops it",
+    "after its own prompt": "refused: not after its prompt",
     "has no attribute": "refused: expects lists of parts",
     "last token changes": "refused: prompt and answer share a token",
 }
@@ -43,13 +49,10 @@ def _cell(family: Family, name: str) -> str:
     refusal = _try(family, name, {})
     if not refusal or refusal in ("last turn only", "calls are context"):
         return refusal or "yes"
-    if name == "reasoning":
-        others: tuple[dict[str, Any], ...] = REASONING[1:]  # an empty block would leave it out
-    else:
-        others = (MERGE, *REASONING) if name == "system" else REASONING
+    others = {"reasoning": ({"reasoning": "keep"},), "system": (MERGE, NO_THINKING)}.get(name, (NO_THINKING,))
     working = [options for options in others if _try(family, name, options) in ("", "last turn only")]
     if working:
-        return " or ".join(f"`{key}: {value}`" for options in working for key, value in options.items())
+        return " or ".join(WORDS[key] for options in working for key in options)
     return next((short for text, short in SHORT.items() if text in refusal), "refused")
 
 

@@ -27,10 +27,12 @@ from alignkit.tokens.template import ChatOptions
 
 CELLS = [(name, kind) for name, family in FAMILIES.items() for kind in family.kinds]
 MARKED = [name for name, family in FAMILIES.items() if family.training]
-# Their prompt starts a block of reasoning that a finished turn does not begin with, or closes at once.
-REASONERS = ["DeepSeek R1 distills", "DeepSeek V3", "QwQ", "Qwen 3 Thinking 2507", "Nemotron 3 Nano"]
+# Their prompt starts a block of reasoning that a finished turn does not begin with.
+REASONERS = ["DeepSeek R1 distills", "DeepSeek V3", "QwQ", "Nemotron 3 Nano"]
 # Their templates take `enable_thinking`.
 SWITCHED = ["Qwen 3", "Qwen 3.5, thinking", "Qwen 3.6", "Qwen 3.8", "Nemotron 3 Nano", "GLM 4.5 to 4.6"]
+# Their templates know no reasoning.
+KEEPERS = ["Llama 3.2", "Qwen 2.5", "Gemma 3", "Phi 3", "Llama 2", "Mistral 7B v0.3", "SmolLM2, ChatML"]
 
 
 @cache
@@ -129,53 +131,24 @@ def encoded(found: Encoded | None) -> Encoded:
 
 
 @pytest.mark.parametrize("family", REASONERS)
-def test_a_template_whose_answers_leave_out_the_prompts_reasoning_is_refused(family: str) -> None:
-    """The error shows both token sequences and names the options."""
+def test_an_answer_without_the_prompts_reasoning_is_refused(family: str) -> None:
     kind = FAMILIES[family].kinds[0]
-    found = judge(family, kind, "single")
-    with pytest.raises(RunFailed) as raised:
-        check_chat(encoder(family, kind), "the base")
-    message = str(raised.value)
-    shown = {line.split(":")[0].strip(): line for line in message.splitlines()}
-    assert message.startswith("the base: ") and "model.reasoning: empty" in message and "keep" in message
-    for name, text in (("prompt", found.text(1)), ("finished turn", found.whole)):
-        end = found.tokenizer(text, add_special_tokens=False)["input_ids"]
-        words = [found.tokenizer.decode([token]) for token in end]
-        assert repr(next(word for word in reversed(words) if "hink>" in word or "ssistant" in word)) in shown[name]
+    made = encoder(family, kind)
+    assert "does not write an answer without reasoning after its own prompt" in check_chat(made, "the base")[0]
+    with pytest.raises(DataError, match=r"after its own prompt; if it thinks, .* model.chat_template_kwargs"):
+        made.encode(matrix.group(judge(family, kind, "single")), matrix.MAX_LENGTH)
 
 
-@pytest.mark.parametrize("conversation", ["single", "reasoning", "inline reasoning"])
-@pytest.mark.parametrize("family", [*REASONERS, "Qwen 3", "Qwen 3.5, thinking", "Qwen 3.6"])
-def test_empty_reasoning_is_part_of_the_prompt(family: str, conversation: str) -> None:
-    """`reasoning: empty`: the prompt ends in a closed empty block, and only the answer is learned."""
+@pytest.mark.parametrize("family", KEEPERS)
+def test_kept_reasoning_is_learned_with_its_end(family: str) -> None:
+    """`reasoning: keep`: templates that know no reasoning get it in front of the answer."""
     kind = FAMILIES[family].kinds[0]
-    made, found = encoder(family, kind, reasoning="empty"), judge(family, kind, conversation)
-    check_chat(made, "base")
-    row = encoded(made.encode(matrix.group(found), matrix.MAX_LENGTH))
-    prompt, response = found.plain(row.prompt), found.plain(row.rows[0].tokens)
-    said = found.messages[-1]["content"].split("</think>")[-1].strip()
-    opened = prompt.rsplit("<think>", 1)[-1]
-    assert prompt.startswith(found.text(1).removesuffix("<think>\n")) and opened.strip() == "</think>"
-    assert response.strip() == said + found.family.ends[0] and all(row.rows[0].mask)
-    assert list(row.prompt) == found.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    assert list(made.prompt(found.messages[:1])) == list(row.prompt)
-
-
-@pytest.mark.parametrize("conversation", ["single", "reasoning", "inline reasoning"])
-@pytest.mark.parametrize("family", [*REASONERS, "Qwen 3", "Qwen 3.5, thinking", "Qwen 3.6"])
-def test_kept_reasoning_is_learned_with_its_end(family: str, conversation: str) -> None:
-    """`reasoning: keep`: the prompt is the template's; the response holds reasoning, the end of the block, answer."""
-    kind = FAMILIES[family].kinds[0]
-    made, found = encoder(family, kind, reasoning="keep"), judge(family, kind, conversation)
-    check_chat(made, "base")
+    made, found = encoder(family, kind, reasoning="keep"), judge(family, kind, "reasoning")
     row = encoded(made.encode(matrix.group(found), matrix.MAX_LENGTH))
     assert list(row.prompt) == found.ids(1)
-    text = found.plain([*row.prompt, *row.rows[0].tokens])[len(found.text(1).rsplit("<think>", 1)[0]) :]
-    said = found.messages[-1]["content"].split("</think>")[-1].strip()
-    thought = "" if conversation == "single" else "Two and two make four."
-    block, _, answer = text.partition("</think>")
-    assert block.removeprefix("<think>").strip() == thought and text.count("<think>") == text.count("</think>") == 1
-    assert answer.strip() == said + found.family.ends[0] and all(row.rows[0].mask)
+    text = found.plain(row.rows[0].tokens)
+    said = "<think>\nTwo and two make four.\n</think>\n\nIt is four."
+    assert found.spaced(said) in text and all(row.rows[0].mask)
 
 
 @pytest.mark.parametrize("family", SWITCHED)

@@ -18,13 +18,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit import Group, Response, dialogues
+from alignkit import Group, Response
 from alignkit import functional as F
 from alignkit.data.group import ranking_pairs
 from alignkit.evaluation import agreement, ranking, statistics
 from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
 from alignkit.reward import REWARD_KEY
 from alignkit_plugins.algorithms.rejection_sampling import best_samples
+from alignkit_plugins.formats import dialogues
 
 WITHOUT_TENSORS = {"agreement", "ranking", "gopher_dialogue"}
 AGGREGATIONS = {

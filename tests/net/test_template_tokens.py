@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "tests" / "models"))
 import families
 import matrix
 
+from alignkit.data.chat_templates import PLAIN
 from alignkit.errors import AlignkitError
 from alignkit.tokens import template as chat_template
 from alignkit.tokens.encoder import Encoder
@@ -34,7 +35,7 @@ SHOWN = ("single", "tools")  # in full; of the others there is a digest
 BUNDLED = {
     name: families.Family(name, text, **families.CHATML)
     for name, text in (("`chat_template: chatml`", templates.CHATML), ("`chat_template: hermes`", templates.HERMES),
-                       ("`chat_template: plain`", templates.PLAIN))
+                       ("`chat_template: plain`", PLAIN))
 }  # fmt: skip
 families.FAMILIES.update(BUNDLED)
 

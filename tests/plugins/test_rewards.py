@@ -378,7 +378,7 @@ def test_normalized_leaves_out_what_could_not_be_scored(tmp_path: Path) -> None:
     for demos in (saying(None, None), []):
         with pytest.raises(RunFailed, match="'rm' could not score any demonstration"):
             normalized(demos, tmp_path)
-    with pytest.raises(RunFailed, match="'rm' is not a reward model"):
+    with pytest.raises(ValueError, match="expected a stage that trains a reward model"):
         normalized(saying(1.0), tmp_path, kind="reward")
     assert normalized(saying(1.0), tmp_path, kind="folder")[0].score(saying(3.0)) == {"": [2.0]}
 

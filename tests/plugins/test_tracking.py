@@ -17,7 +17,7 @@ from alignkit.cli import main
 from alignkit.data.group import write_groups
 from alignkit.errors import RecipeError
 from alignkit.plugins import plugins
-from alignkit.recipe.trackers import with_trackers
+from alignkit.recipe.load import with_trackers
 from alignkit.registry import Component, Registration, Registry
 from alignkit.testing import ConformanceError, check_tracker, replay
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import Problem, RecipeError
-from alignkit.recipe.document import load_document
+from alignkit.recipe.yaml import load_document
 
 
 def write(folder: Path, text: str | bytes, name: str = "r.yaml") -> Path:
@@ -17,12 +17,13 @@ def write(folder: Path, text: str | bytes, name: str = "r.yaml") -> Path:
 
 
 def data(folder: Path, text: str, *overrides: str) -> dict:
-    return load_document(write(folder, text), overrides).data
+    return load_document(write(folder, text), overrides).root.plain()
 
 
 def problems(folder: Path, text: str | bytes, *overrides: str) -> list[Problem]:
     with pytest.raises(RecipeError) as caught:
-        load_document(write(folder, text), overrides)
+        document = load_document(write(folder, text), overrides)
+        raise RecipeError(document.problems)
     return caught.value.problems
 
 

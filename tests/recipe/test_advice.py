@@ -9,15 +9,14 @@ import pytest
 
 from alignkit.errors import Problem, RecipeError
 from alignkit.plugins import load_plugins
-from alignkit.recipe.advice import _ADVICE, _OPTION, _PLACES, advice
-from alignkit.recipe.components import options_of
-from alignkit.recipe.data_sources import _COMMON
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.schema import allowed_keys
+from alignkit.recipe.mistakes import _ADVICE, _OPTION, _PLACES, advice
+from alignkit.recipe.references import options_of
+from alignkit.recipe.schema import DataKeys, allowed_keys
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings
 
 CORE = {key for keys in _PLACES.values() for key in keys} | {"algorithm", "NAME"}
-CORE |= {*allowed_keys(Mix), *allowed_keys(Quantization), *_COMMON}
+CORE |= {*allowed_keys(Mix), *allowed_keys(Quantization), *allowed_keys(DataKeys)}
 
 
 def options() -> set[str]:

@@ -12,8 +12,8 @@ import yaml
 from alignkit import cli
 from alignkit.constitution import Principle
 from alignkit.io.digest import digest
-from alignkit.recipe.constitutions import shipped_constitutions
 from alignkit.recipe.load import load_recipe
+from alignkit.recipe.references import shipped_constitutions
 from alignkit.recipe.shipped import shipped_folder
 from alignkit.runs.fingerprint import stage_parts
 from alignkit_apps.init.copying import copy_recipe
@@ -117,7 +117,7 @@ def test_stages_with_the_same_file_show_its_mistakes_once(
     assert wrong(path, capsys).count("error: ") == 1
 
 
-def test_an_override_that_names_a_file_of_the_recipes_folder_is_told_where_it_is(
+def test_an_override_starts_at_the_current_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -125,7 +125,7 @@ def test_an_override_that_names_a_file_of_the_recipes_folder_is_told_where_it_is
     path = recipe(tmp_path, "harmless")
     assert cli.main(["check", str(path), "stages.revised.constitution=own.yaml"]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert f"an override's path starts at the current folder; did you mean {tmp_path / 'own.yaml'}?" in said
+    assert f"no such constitution: {tmp_path / 'here' / 'own.yaml'}" in said
     assert cli.main(["check", str(path), f"stages.revised.constitution={tmp_path / 'own.yaml'}"]) == 0
 
 

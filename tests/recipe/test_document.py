@@ -6,7 +6,7 @@ import pytest
 from documents import place, problems, write
 
 from alignkit.errors import RecipeError
-from alignkit.recipe.document import MAX_BYTES, Document, load_document
+from alignkit.recipe.yaml import MAX_BYTES, Document, load_document
 
 
 def test_too_large_missing_and_folder(tmp_path: Path) -> None:
@@ -24,17 +24,17 @@ def load_extending(folder: Path, base: str, over: str) -> Document:
 
 def test_extends_merges_deeply_and_remembers_files(tmp_path: Path) -> None:
     document = load_extending(tmp_path, "m: {a: 1, b: {c: 2, d: 3}}\nl: [1, 2]\n", "m: {b: {c: 9}}\nl: [3]\n")
-    assert document.data == {"m": {"a": 1, "b": {"c": 9, "d": 3}}, "l": [3]}
-    assert document.places[("m", "b", "d")][1].file.endswith("base.yaml")
-    assert document.places[("m", "b", "c")][1].file.endswith("r.yaml")
-    assert document.folder(("m", "a")) == tmp_path / "sub"
-    assert document.folder(("m", "b", "c")) == tmp_path
+    assert document.root.plain() == {"m": {"a": 1, "b": {"c": 9, "d": 3}}, "l": [3]}
+    assert document.find(("m", "b", "d"))[1].mark.file.endswith("base.yaml")
+    assert document.find(("m", "b", "c"))[1].mark.file.endswith("r.yaml")
 
 
 def test_a_component_is_replaced_by_another_and_merged_with_its_own(tmp_path: Path) -> None:
     base = "algorithm: {ppo: {a: 1}}\n"
-    assert load_extending(tmp_path, base, "algorithm: {dpo: {b: 2}}").data == {"algorithm": {"dpo": {"b": 2}}}
-    assert load_extending(tmp_path, base, "algorithm: {ppo: {b: 2}}").data == {"algorithm": {"ppo": {"a": 1, "b": 2}}}
+    assert load_extending(tmp_path, base, "algorithm: {dpo: {b: 2}}").root.plain() == {"algorithm": {"dpo": {"b": 2}}}
+    assert load_extending(tmp_path, base, "algorithm: {ppo: {b: 2}}").root.plain() == {
+        "algorithm": {"ppo": {"a": 1, "b": 2}}
+    }
 
 
 def test_extends_problems(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from alignkit.errors import MOST_SHOWN, RecipeError
-from alignkit.recipe import problems
+from alignkit.recipe import mistakes
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.rounds import MOST_STAGES
+from alignkit.recipe.repeat import MOST_STAGES
 
 SFT = {"algorithm": "sft", "data": "demos.jsonl"}
 
@@ -28,7 +28,7 @@ def test_only_the_first_of_many_mistakes_are_looked_up_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(problems, "advice", lambda key, known: asked.append(key) or "")
+    monkeypatch.setattr(mistakes, "advice", lambda key, known: asked.append(key) or "")
     error = refused(tmp_path, {"sft": SFT | {f"unknown_{n}": n for n in range(1000)}})
     assert len(error.problems) == 1000 and len(asked) == MOST_SHOWN
     assert str(error).endswith("... and 900 more") and str(error).count("unknown key") == MOST_SHOWN

@@ -27,9 +27,9 @@ from alignkit.errors import Problem, RecipeError
 from alignkit.monitor import Monitor
 from alignkit.options import DataRef, JudgeRef, PolicyRef, RewardRef, StageRef
 from alignkit.plugins import plugins
-from alignkit.recipe.document import dump
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, RewardSpec
+from alignkit.recipe.yaml import dump
 from alignkit.registry import Registration, Registry, UnavailablePlugin
 
 
@@ -300,11 +300,9 @@ CASES = {
     "schedule": (FIRST[:-2] + ", lr_scheduler_type: cosin}\n", "no schedule 'cosin'", (3, 63, 5), "did you mean 'cosine'?"),
     "optimizer": (FIRST[:-2] + ", optimizer: sdg}\n", "no optimizer 'sdg'", (3, 55, 3), "did you mean 'sgd'?"),
     "optimizer's option": (FIRST[:-2] + ", optimizer: {sgd: {momentun: 0.9}}}\n", "unknown key 'momentun'", (3, 62, 8), "'momentum'"),
-    "optimizer's value": (FIRST[:-2] + ", optimizer: {sgd: {momentum: -1}}}\n", "Invalid momentum value: -1", (3, 55, 21), ""),
     "key of AdamW": (FIRST[:-2] + ", adam_beta2: 0.9}\n", "unknown key 'adam_beta2'", (3, 44, 10), "betas: [0.9, 0.95]"),
     "no norm": (FIRST[:-2] + ", optimizer: {sgd: {max_grad_norm: 0}}}\n", "max_grad_norm: expected a number above 0, got 0", (3, 77, 1), "clipped"),
     "schedule's option": (FIRST[:-2] + ", lr_scheduler_type: {cosine: {num_cycles: many}}}\n", "lr_scheduler_type.cosine.num_cycles: expected a number", (3, 85, 4), ""),
-    "schedule's value": (FIRST[:-2] + ", lr_scheduler_type: {polynomial: {lr_end: 1}}}\n", "'polynomial' cannot be used: ValueError", (3, 63, 25), ""),
     "unknown algorithm": ("  s: {algorithm: plane, data: d.jsonl}\n", "no algorithm 'plane'", (3, 18, 5), "did you mean 'plain'?"),
     "unknown algorithm as key": ("  s: {algorithm: {plane: {}}, data: d.jsonl}\n", "no algorithm 'plane'", (3, 19, 5), "'plain'"),
     "two algorithms": ("  s: {algorithm: {plain: {}, online: {}}, data: d.jsonl}\n", "got 2 names", (3, 18, 23), ""),

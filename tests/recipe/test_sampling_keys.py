@@ -133,11 +133,9 @@ def test_impossible_sampling_is_refused(override: str, tmp_path: Path) -> None:
 
 
 def test_sampling_of_rows_that_are_there_is_refused(tmp_path: Path) -> None:
+    labels = f"{{step: judge_pairs, judge: local_judge, data: {tmp_path}, sampling: {{stop: [x], top_p: 1}}}}"
     with pytest.raises(RecipeError, match="`data` is not sampled: leave sampling out"):
-        recipe(
-            tmp_path,
-            "stages.labels={step: judge_pairs, judge: local_judge, data: demos.jsonl, sampling: {stop: [x], top_p: 1}}",
-        )
+        recipe(tmp_path, f"stages.labels={labels}")
 
 
 def test_options_alone_have_the_defaults_of_rollout() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from documents import data, place, problems, write
 
-from alignkit.recipe.document import load_document
+from alignkit.recipe.yaml import load_document
 
 
 @pytest.mark.parametrize(
@@ -44,16 +44,18 @@ def test_scalars_follow_yaml_1_2(tmp_path: Path, text: str, value: object) -> No
 
 def test_places_of_keys_and_values(tmp_path: Path) -> None:
     document = load_document(write(tmp_path, "model:\n  base: tiny  # small\nlist: [1, two]\n"))
-    key, value = document.places[("model", "base")]
+    key, node, _ = document.find(("model", "base"))
+    value = node.mark
     assert (key.line, key.column, key.length, key.source) == (2, 3, 4, "  base: tiny  # small")
     assert (value.line, value.column, value.length) == (2, 9, 4)
-    assert document.places[("list", 1)][1].column == 11
+    assert document.find(("list", 1))[1].mark.column == 11
 
 
 def test_crlf_and_bom_and_wide_characters_keep_lines_right(tmp_path: Path) -> None:
     document = load_document(write(tmp_path, "\ufeffa: 'ü'\r\nb: 2\r\n"))
-    assert document.data == {"a": "ü", "b": 2}
-    assert (document.places[("b",)][1].line, document.places[("b",)][1].source) == (2, "b: 2")
+    assert document.root.plain() == {"a": "ü", "b": 2}
+    mark = document.find(("b",))[1].mark
+    assert (mark.line, mark.source) == (2, "b: 2")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -36,22 +35,27 @@ def checked(code: str, **options: Any) -> list[str]:
     return check_chat(Encoder(encoder(code).tokenizer, ChatOptions(**options)), "a/model")
 
 
-def test_the_error_shows_both_token_sequences_and_what_helps() -> None:
-    with pytest.raises(RunFailed) as raised:
-        checked(THINKS)
-    base, prompt, finished, *help = str(raised.value).split("\n")
-    assert base.startswith("a/model: the chat template does not write a finished answer after its own prompt")
-    assert "'assistant' '\\n' '<' 't' 'h' 'in' 'k' '>'" in prompt and prompt.startswith("  prompt:")
-    assert "'assistant' '\\n' 'I' 't'" in finished and finished.startswith("  finished turn:")
-    assert len(help) == 2 and "model.reasoning: empty" in help[0] and "model.chat_template to" in help[1]
-    with pytest.raises(RunFailed, match=re.escape("model.chat_template_kwargs: {enable_thinking: false}")):
-        checked(SWITCHED)
+NOT_AFTER = (
+    "the chat template does not write an answer without reasoning after its own prompt, so rows with such answers are "
+    "refused"
+)
 
 
-def test_an_option_decides() -> None:
-    for options in ({"reasoning": "keep"}, {"reasoning": "empty"}):
-        checked(THINKS, **options)
+def test_a_template_that_thinks_is_told_and_an_argument_helps() -> None:
+    assert checked(THINKS) == checked(SWITCHED) == [NOT_AFTER]
     assert checked(SWITCHED, template_kwargs={"enable_thinking": False}) == []
+
+
+def test_the_error_shows_both_token_sequences() -> None:
+    made = encoder(SPACED)
+    made.tokenizer.add_tokens([" It"])
+    with pytest.raises(RunFailed) as raised:
+        check_chat(Encoder(made.tokenizer), "a/model")
+    base, prompt, finished, help = str(raised.value).split("\n")
+    assert base == "a/model: the prompt's last token changes when an answer follows it"
+    assert prompt.startswith("  prompt:") and prompt.endswith("'assistant' ':' ' '")
+    assert finished.startswith("  finished turn:") and "'assistant' ':' ' It' ' is'" in finished
+    assert help.startswith("help: in model.chat_template")
 
 
 @pytest.mark.parametrize(
@@ -67,13 +71,6 @@ def test_templates_that_cannot_be_followed(code: str, message: str) -> None:
     made.tokenizer.add_tokens([" It"])  # as in real vocabularies, one token with its space
     with pytest.raises(RunFailed, match=message):
         check_chat(Encoder(made.tokenizer), "a/model")
-
-
-def test_a_template_that_takes_all_memory_is_refused() -> None:
-    doubles = "{% set ns = namespace(x='0123456789') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
-    # On a busy machine the time runs out before the memory does.
-    with pytest.raises(RunFailed, match=r"takes too much memory|did not finish within"):
-        checked(doubles + CHATML)
 
 
 def test_responses_must_be_able_to_end() -> None:
@@ -104,10 +101,10 @@ def test_weights_are_not_read_for_a_template_that_is_refused(tmp_path: Path, mon
         raise AssertionError("the weights were read")
 
     monkeypatch.setattr(shared_model, "load_base", no_weights)
-    path = tmp_path / "thinks.jinja"
-    path.write_text(THINKS, encoding="utf-8")
+    path = tmp_path / "refuses.jinja"
+    path.write_text("{{ raise_exception('not today') }}", encoding="utf-8")
     spec = ModelSpec(base="tiny", chat_template=str(path), device="cpu")
-    with pytest.raises(RunFailed, match="after its own prompt"):
+    with pytest.raises(RunFailed, match="refuses the conversation: not today"):
         SharedModel(spec, str(tiny.source(tmp_path)))
 
 

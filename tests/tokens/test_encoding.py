@@ -106,7 +106,7 @@ def test_the_assistants_text_and_ends_of_turn_count(name: str, turns: str) -> No
         group = replace(group, prompt=(Message(role="system", content="Be brief."), *group.prompt))
     found = encoded(made.encode(group, 500, turns=turns))
     messages = [*group.prompt, *(group.responses[0].messages or ())]
-    whole = made.chat.template.render(messages, False)
+    whole = made.chat.render(messages, False)
     assert made.tokenizer.decode([*found.prompt, *found.rows[0].tokens]) == whole[: whole.rindex(end) + len(end)]
     space = " " if "plain" in name else ""  # one token with the word
     wanted = [space + words + end for words in (SAID[1], SAID[3], "Goodbye.")]
@@ -263,26 +263,21 @@ VERBATIM = VERBATIM.replace("assistant\n' }}{% end", "assistant\n<think>\n' }}{%
     "axolotl-ai-cloud/axolotl#3088",
 )
 def test_a_generation_prompt_that_the_template_does_not_keep() -> None:
-    """A reasoning model whose template drops `<think>` from finished turns."""
+    """Reasoning models whose templates drop `<think>` from finished turns: from all of them, or from earlier ones."""
     said = (assistant("yes"), user("and now?"), assistant("<think>\nWell.\n</think>\n\nno"))
     group = Group((user("please say yes or no"),), (Response(messages=said),), id="talk")
-    with pytest.raises(DataError, match=r"drops the answer's reasoning|after its own prompt"):
-        encoder(THINKS).encode(group, 500)
-    for options, prompt, answer in (
-        (ChatOptions(reasoning="keep"), "", "Well.\n</think>\n\nno"),
-        (ChatOptions(reasoning="empty"), "\n</think>\n\n", "no"),
-    ):
-        made = Encoder(encoder(THINKS).tokenizer, options)
-        assert made.chat.prompt([user("x")]).endswith("<|im_start|>assistant\n<think>\n" + prompt)
-        (row,) = encoded(made.encode(group, 500)).rows
-        assert counted(made, row) == [answer + "<|im_end|>"]
-        # The first turn's prompt ends with `<think>`, too, but the template does not write it there.
-        assert made.counts == {"unprompted_turns": 1}
-        whole = made.tokenizer.decode([*encoded(made.encode(group, 500)).prompt, *row.tokens])
-        assert whole == (
-            "<|im_start|>user\nplease say yes or no<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
-            f"<|im_start|>user\nand now?<|im_end|>\n<|im_start|>assistant\n<think>\n{prompt}{answer}<|im_end|>"
-        )
+    for options in (ChatOptions(), ChatOptions(reasoning="keep")):
+        with pytest.raises(DataError, match="does not write the answer after its own prompt"):
+            Encoder(encoder(THINKS).tokenizer, options).encode(group, 500)
+    made = encoder(QWEN3_THINKING)
+    found = encoded(made.encode(group, 500))
+    assert counted(made, found.rows[0]) == ["Well.\n</think>\n\nno<|im_end|>"]
+    # The first turn's prompt ends with `<think>`, too, but the template does not write it there.
+    assert made.counts == {"unprompted_turns": 1}
+    assert made.tokenizer.decode([*found.prompt, *found.rows[0].tokens]) == (
+        "<|im_start|>user\nplease say yes or no<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+        "<|im_start|>user\nand now?<|im_end|>\n<|im_start|>assistant\n<think>\nWell.\n</think>\n\nno<|im_end|>"
+    )
 
 
 def _reasons(made: Encoder, text: str) -> list[float | None]:
@@ -305,14 +300,11 @@ def _reasons(made: Encoder, text: str) -> list[float | None]:
 )
 @pytest.mark.parametrize("code", [THINKS, QWEN3_THINKING, VERBATIM])
 def test_a_reward_sees_the_reasoning_that_the_prompt_opens(code: str) -> None:
-    options = ChatOptions(reasoning="keep" if code == THINKS else "refuse")
-    made = Encoder(encoder(code).tokenizer, options)
+    made = encoder(code)
     assert _reasons(made, "Two.\n</think>\n\n<answer>4</answer>") == [1.0]
     assert _reasons(made, "\n</think>\n\n<answer>4</answer>") == [0.0]  # has no reasoning
     assert _reasons(made, "<answer>4</answer>") == [0.0]  # is still thinking
-    closed = Encoder(made.tokenizer, ChatOptions(reasoning="empty"))
-    assert _reasons(closed, "<think>Two.</think><answer>4</answer>") == [1.0]  # the prompt opens nothing
-    assert _reasons(encoder(CHATML), "<think>Two.</think><answer>4</answer>") == [1.0]
+    assert _reasons(encoder(CHATML), "<think>Two.</think><answer>4</answer>") == [1.0]  # the prompt opens nothing
 
 
 @pytest.mark.silent_bug(
@@ -344,10 +336,7 @@ def test_an_answer_without_reasoning_that_ends_the_block_at_once_is_counted() ->
     for response in (*rows, Response(messages=talk)):
         made.encode(Group((user("q"),), (response,), id="row"), 500)
     assert made.counts["closed_at_once"] == 2
-    assert "model.reasoning to empty" in drop_reason("closed_at_once", 2)
-    made = Encoder(made.tokenizer, ChatOptions(reasoning="empty"))
-    made.encode(Group((user("q"),), rows[:1]), 500)
-    assert not made.counts
+    assert "model.chat_template_kwargs" in drop_reason("closed_at_once", 2)
 
 
 def test_written_must_match_the_tokens() -> None:
@@ -436,7 +425,7 @@ def test_a_text_that_cannot_fit_is_not_tokenized(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("scoring", [False, True])
-def test_groups_that_are_read_ahead_are_encoded_the_same(scoring: bool) -> None:
+def test_groups_that_are_encoded_together_are_encoded_the_same(scoring: bool) -> None:
     groups = [
         conversation(True, False, True),
         Group((user("q <|im_end|>"),), (Response(text="a<|im_end|>"), Response(text="b", truncated=True))),
@@ -446,8 +435,7 @@ def test_groups_that_are_read_ahead_are_encoded_the_same(scoring: bool) -> None:
     ]
     alone = [encoder().encode(group, 120, scoring=scoring) for group in groups]
     made = encoder()
-    made.ahead(groups, 120, scoring=scoring)
-    assert [made.encode(group, 120, scoring=scoring) for group in groups] == alone
+    assert made.encode_batch(groups, 120, scoring=scoring) == alone
     assert alone[-1] is None and all(alone[:-1])
 
 

@@ -20,7 +20,10 @@ from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.models import tiny
 from alignkit_plugins.models.templates import HERMES
 
-TEMPLATE = HERMES.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}")  # prompts open a thought
+BLOCK = "<think>\n\n</think>\n\n"  # of a thought, which prompts and finished answers begin with
+TEMPLATE = HERMES.replace("assistant\n' }}{% endif %}", f"assistant\n{BLOCK}' }}}}{{% endif %}}").replace(
+    "m['role'] + '\n' }}", f"m['role'] + '\n' + ('{BLOCK}' if m['role'] == 'assistant' else '') }}}}"
+)
 FUNCTION = {"name": "weather", "description": "of a city", "parameters": {"type": "object", "properties": {}}}
 TOOLS = [{"type": "function", "function": FUNCTION}]
 ROWS = [
@@ -85,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: {**keys, **({} if name == "sft" else {"goals" if name == "attacked" else "prompts": "prompts.jsonl"})}
         for name, keys in STAGES.items()
     }
-    model = {"base": "tiny", "dtype": "float32", "chat_template": "template.jinja", "reasoning": "empty"}
+    model = {"base": "tiny", "dtype": "float32", "chat_template": "template.jinja"}
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": model, "stages": stages}, sort_keys=False))
     return folder
 
@@ -95,7 +98,7 @@ def expected() -> list[tuple[int, ...]]:
     tokenizer = AutoTokenizer.from_pretrained(tiny.source(Path()))
     keys: dict[str, Any] = {"tools": TOOLS, "chat_template": TEMPLATE, "add_generation_prompt": True}
     texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False, **keys) for row in ROWS]
-    return [tuple(tokenizer(f"{text}\n</think>\n\n")["input_ids"]) for text in texts]  # without a thought
+    return [tuple(tokenizer(text)["input_ids"]) for text in texts]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from alignkit.models.examples import Examples
 from alignkit.recipe.load import load_recipe
 from alignkit.runs import data, run, stage_check
 from alignkit.runs.run import run_recipe
-from alignkit.tokens.template import Chat, OpenPrompt
+from alignkit.tokens.template import ChatTemplate
 from alignkit.training import offline
 from alignkit.training.learner import Learner
 
@@ -49,7 +49,7 @@ def test_batch_by_batch_learns_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     summary = trained(tmp_path, demonstrations(5), "later")
     assert weights(tmp_path / "later") == weights(tmp_path / "out")
     assert (summary["groups"], summary["steps"]) == (5, 6)
-    assert summary["lazy"] == {"rows": 5, "used": 5, "lost": 0}
+    assert summary["lazy"] == {"rows": 5, "used": 5}
 
 
 def test_the_epoch_with_the_lowest_validation_loss_is_the_result(
@@ -75,8 +75,11 @@ def test_what_does_not_fit_is_counted_once_and_told(
     assert summary["encoding"] == {"no_room": 1, "cut": 1}
     assert (summary["lazy"]["rows"], summary["lazy"]["used"], summary["steps"]) == (4, 3, 8 // batch_size)
     said = capsys.readouterr().err
-    fact = "4 rows: 1 row left out: no room for a response in max_length; 1 response truncated at max_length"
-    assert fact in said.replace("\n", " ")
+    facts = (
+        "4 groups: 1 row left out: no room for a response in max_length (",
+        "; 1 response truncated at max_length (",
+    )
+    assert all(fact in said.replace("\n", " ") for fact in facts)
     lines = (tmp_path / "out" / "only" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 8 // batch_size
     assert sum("loss" not in json.loads(line) for line in lines) == (2 if batch_size == 1 else 0)
@@ -90,9 +93,9 @@ def test_validation_is_not_counted_among_the_rows(
     (tmp_path / "held.jsonl").write_text("\n".join(map(json.dumps, held)), encoding="utf-8")
     rows = [*demonstrations(2), {"prompt": LONG, "completion": "yes"}]
     summary = trained(tmp_path, rows, validation="held.jsonl")
-    assert summary["lazy"]["no_room"] == 1 and summary["encoding"]["no_room"] == 4
+    assert summary["lazy"] == {"rows": 3, "used": 2} and summary["encoding"]["no_room"] == 4
     assert summary["encoded"] == {"rows": 7, "responses": 7}  # 4 of these rows have no room
-    assert "3 rows: 1 row left out" in capsys.readouterr().err.replace("\n", " ")
+    assert "3 groups: 1 row left out" in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.parametrize("rows", [0, offline.EAGER_ROWS])
@@ -100,15 +103,15 @@ def test_rows_that_the_template_refuses_follow_on_bad_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rows: int
 ) -> None:
     """One rule for data of any size: all refused rows are named before the first step, or left out and counted."""
-    whole = Chat.open
+    whole = ChatTemplate.prompt
 
-    def refusing(self: Chat, messages: Any, tools: Any = (), **options: Any) -> OpenPrompt:
+    def refusing(self: ChatTemplate, messages: Any, tools: Any = (), **options: Any) -> str:
         if messages[0]["content"] in ("is it 1?", "is it 3?"):
             raise DataError("the chat template refuses the conversation: odd numbers")
         return whole(self, messages, tools, **options)
 
     monkeypatch.setattr(offline, "EAGER_ROWS", rows)
-    monkeypatch.setattr(Chat, "open", refusing)
+    monkeypatch.setattr(ChatTemplate, "prompt", refusing)
     with pytest.raises(DataError, match=r"2 bad rows:\n  \S*rows.jsonl:2: the chat .* \(also row 4\)"):
         trained(tmp_path, demonstrations(4), "ahead")
     summary = trained(tmp_path, demonstrations(4), data={"path": "rows.jsonl", "on_bad_row": "skip"})

@@ -15,7 +15,7 @@ from alignkit import RunFailed
 from alignkit.models.shared_model import SharedModel
 from alignkit.optimizers import make_optimizer, restore_state, saved_state, why_unusable
 from alignkit.plugins import plugins
-from alignkit.recipe.components import options_of
+from alignkit.recipe.references import options_of
 from alignkit.registry import Component, Registration
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.training.checked import CheckedAlgorithm

@@ -19,7 +19,7 @@ from alignkit.engine import LOCAL
 from alignkit.io.atomic import write_text
 from alignkit.io.cache import cache_folder
 from alignkit.io.digest import digest
-from alignkit.recipe.components import options_of
+from alignkit.recipe.references import options_of
 from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
 from alignkit.recipe.shipped import SCHEMA, SCHEMA_LINE, shipped_folder
 from alignkit.registry import KINDS, Registry
@@ -77,6 +77,7 @@ class _Builder:
         top = self._schema(TopKeys)
         trackers = {"type": "array", "items": self._component("tracker")}
         top["properties"] |= {"model": {"type": "object"}, "stages": {"type": "object"}}
+        top["properties"]["bases"]["additionalProperties"] = True
         top["properties"]["trackers"] |= trackers
         lora = self._schema(ModelSpec)["properties"]["lora"]
         lora["anyOf"] = [*lora["anyOf"], {"const": "none"}]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from alignkit.arguments import refuse
 from alignkit.errors import did_you_mean
 from alignkit.io.text import printable
-from alignkit.recipe.algorithm_stage import required_keys
-from alignkit.recipe.components import options_of
+from alignkit.recipe.references import options_of
+from alignkit.recipe.rules import required_keys
 from alignkit.registry import KINDS, Registration, Registry
 from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
 from alignkit_apps.catalog.printing import console, print_lines, print_table

@@ -18,9 +18,9 @@ from alignkit.errors import BadRow, DataError
 from alignkit.io.atomic import whole_file
 from alignkit.io.commits import commit_of
 from alignkit.plugins import plugins
-from alignkit.recipe.document import plain_data
 from alignkit.recipe.load import made_recipe
 from alignkit.recipe.schema import Recipe
+from alignkit.recipe.yaml import plain_data
 
 if TYPE_CHECKING:
     from alignkit.tokens.encoder import Encoder

@@ -11,9 +11,9 @@ from alignkit.arguments import refuse
 from alignkit.errors import OutOfResource, did_you_mean
 from alignkit.io.lookup import is_file
 from alignkit.plugins import plugins
-from alignkit.recipe.document import load_document
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.shipped import SCHEMA_LINE, shipped, shipped_folder, shipped_recipe
+from alignkit.recipe.yaml import load_document
 from alignkit_apps.catalog.json_schema import schema_line
 
 LICENSES = "data/LICENSES.md"
@@ -36,8 +36,7 @@ def copy_recipe(name: str, folder: Path) -> list[Path]:
         help = did_you_mean(name, shipped()) or f"shipped recipes: {', '.join(shipped())}"
         refuse(f"no shipped recipe: {name}", help)
     root = shipped_folder()
-    marks = [mark for pair in load_document(recipe).places.values() for mark in pair]
-    extended = {Path(mark.file).resolve() for mark in marks if mark.line}
+    extended = {Path(node.mark.file).resolve() for _, node in load_document(recipe).root.walk()}
     named = {recipe: None, **dict.fromkeys(sorted({*extended, *_named(load_recipe(recipe).resolved, root)}))}
     line = schema_line(plugins().registry)
     copies = {folder / file.relative_to(root): file.read_bytes() for file in (*named, root / LICENSES)}

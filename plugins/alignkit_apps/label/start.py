@@ -117,8 +117,8 @@ def _groups(data: str) -> tuple[list[Group], str]:
 def entry_groups(text: str) -> list[Group]:
     """The rows of a data entry as a recipe has it, such as `{path: FILE, columns: {prompt: question}}`."""
     from alignkit.plugins import plugins
-    from alignkit.recipe.document import plain_data
     from alignkit.recipe.load import made_recipe
+    from alignkit.recipe.yaml import plain_data
 
     step = {"step": "people", "data": plain_data(text, f"'{text}'")}
     recipe = made_recipe(

@@ -14,8 +14,8 @@ from typing import Any
 from alignkit.arguments import refuse
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.results import RECIPE
-from alignkit.recipe.document import plain_data
 from alignkit.recipe.schema import BASE
+from alignkit.recipe.yaml import plain_data
 from alignkit.settings import ModelSpec
 from alignkit_apps.policies.source import Source, find, near_run, refuse_recipe, runs_in
 

@@ -10,23 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.arguments import refuse
-from alignkit.errors import Problem
+from alignkit.errors import RecipeError
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.text import printable
+from alignkit.options import Field, Options, RewardRef
 from alignkit.plugins import plugins
-from alignkit.recipe.bases import base_names, read_bases, read_model
-from alignkit.recipe.document import dump, parse_document, plain_data
-from alignkit.recipe.load import RESOLVERS
-from alignkit.recipe.paths import Paths
-from alignkit.recipe.problems import Problems
-from alignkit.recipe.rewards import read_reward
-from alignkit.recipe.rounds import Rounds
-from alignkit.recipe.sampling_keys import read_engine
-from alignkit.recipe.schema import BASE, Recipe, RewardSpec
-from alignkit.recipe.scope import Scope
+from alignkit.recipe.mistakes import problems_of, validated
+from alignkit.recipe.references import Reading
+from alignkit.recipe.rules import MODEL, broken
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, base_keys
+from alignkit.recipe.yaml import dump, parse_document, plain_data
 from alignkit.registry import Component, Registry
 from alignkit.sampling_options import KEYS
-from alignkit.settings import LoraSpec
+from alignkit.settings import EngineRef, LoraSpec, ModelSpec
 from alignkit_apps.policies.named_models import NamedModel, in_run, is_model, named_model
 from alignkit_apps.policies.source import near_run
 
@@ -186,23 +182,28 @@ def read_models(
     Raises RecipeError for a mistake in the words or in an override.
     """
     given = {**named.keys, "rewards": named.rewards}
-    wrong: list[Problem] = []
-    document = parse_document(dump(given), Path(command), overrides, wrong)
-    problems, path, data = Problems(document), document.path, document.data
-    problems.items += wrong
-    for key in data.keys() - {*given, "bases", "engine"}:
-        problems.error((key,), f"'{key}' has no effect here", at_key=True, help="override 'engine', 'model' or 'bases'")
-    scope = Scope(problems, Paths(problems), registry, Rounds(), RESOLVERS, bases=base_names(data.get("bases")))
-    model, others = read_model(data["model"], scope), read_bases(data.get("bases"), scope)
-    rewards = [read_reward(raw, ("rewards", place), scope) for place, raw in enumerate(data["rewards"])]
-    engine = read_engine(data["engine"], ("engine",), scope) if data.get("engine") is not None else None
-    if len(problems) or model is None:
-        raise problems.as_error()
-    recipe = Recipe(
-        path.name, path, path.parent.resolve(), 0, "", model, {}, {}, bases=others, document=problems.document
-    )
-    known = [reward for reward in rewards if reward is not None]
-    return recipe, known, engine if isinstance(engine, Component) else None
+    document = parse_document(dump(given), Path(command), overrides)
+    path, data = document.path, document.root.plain()
+    bases = data.get("bases")
+    reading = Reading(registry, path.parent, bases=(BASE, *(bases if isinstance(bases, dict) else ())))
+    words, mistakes = validated(_Words, data, reading, hint=lambda key: "override 'engine', 'model' or 'bases'")
+    models = {BASE: words.model, **words.bases} if words is not None else {}
+    for name, spec in models.items():
+        mistakes += [mistake.below(*base_keys(name)) for mistake in broken(MODEL, spec)]
+    problems = [*document.problems, *problems_of(document, mistakes)]
+    if problems or words is None:
+        raise RecipeError(problems)
+    recipe = Recipe(path.name, path, path.parent.resolve(), 0, "", words.model, {}, {}, (), words.bases, document)
+    return recipe, words.rewards, words.engine if isinstance(words.engine, Component) else None
+
+
+class _Words(Options):
+    """What the words of a command and its overrides may say."""
+
+    model: ModelSpec
+    bases: dict[str, ModelSpec] = Field(default_factory=dict)
+    engine: EngineRef = None
+    rewards: list[RewardRef]
 
 
 def _value(text: str) -> Any:

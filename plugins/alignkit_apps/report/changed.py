@@ -13,8 +13,8 @@ from typing import Any
 from alignkit.algorithm import StageDefaults
 from alignkit.data.sources import DataSource
 from alignkit.io.changes import LONGEST, Change, changes
-from alignkit.recipe.algorithm_stage import ONLY_ONLINE
-from alignkit.recipe.rounds import stages_of_rounds
+from alignkit.recipe.repeat import stages_of_rounds
+from alignkit.recipe.rules import ONLY_ONLINE
 from alignkit.recipe.schema import Recipe, Stage, specs
 from alignkit.registry import Component
 from alignkit.settings import LEARNING_RATE, Rollout, Settings

@@ -13,7 +13,7 @@ from alignkit.errors import Problem, RecipeError, reason_of
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.results import RECIPE, check_results
 from alignkit.plugins import plugins
-from alignkit.recipe.rounds import stages_of_rounds
+from alignkit.recipe.repeat import stages_of_rounds
 from alignkit.report import Report
 from alignkit_apps.charts import curves, data_cards
 from alignkit_apps.policies.source import near_run

@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -17,11 +16,8 @@ from alignkit.data.conversations import read_message
 from alignkit.data.group import Message
 from alignkit.errors import BadRow, did_you_mean
 from alignkit.options import Options
-from alignkit.recipe.document import Document
-from alignkit.recipe.problems import Problems, path_text, shown
+from alignkit.recipe.mistakes import path_text, shown, validated
 from alignkit.recipe.schema import allowed_keys
-from alignkit.recipe.validation import validate
-from alignkit.recipe.yaml_nodes import Mark
 from alignkit_apps.policies.streaming import Answer
 
 DONE = "data: [DONE]\n\n"
@@ -132,15 +128,14 @@ def _read(body: bytes) -> ChatKeys:
         if key in raw and raw[key] not in neutral:
             raise RequestError(400, f"{key}: {shown(raw[key])} is not supported; leave it out", key)
     known = {key: value for key, value in raw.items() if key not in {*NEUTRAL, *IGNORED}}
-    problems = Problems(Document(Path("request"), known, {(): (Mark(""), Mark(""))}))
     keys = allowed_keys(ChatKeys)
     help = f"the keys are {', '.join(keys)}"
-    checked = validate(ChatKeys, known, (), problems, hint=lambda key: did_you_mean(key, keys) or help)
-    if checked.value is None:
-        first = problems.items[0]
-        text = f"{first.message}; {first.help}" if first.help else first.message
-        raise RequestError(400, text, path_text(min(checked.failed, key=str, default=())) or None)
-    return checked.value
+    chat, mistakes = validated(ChatKeys, known, hint=lambda key: did_you_mean(key, keys) or help)
+    if chat is None:
+        first = min(mistakes, key=lambda mistake: str(mistake.keys))
+        text = f"{first.text}; {first.help}" if first.help else first.text
+        raise RequestError(400, text, path_text(first.keys) or None)
+    return chat
 
 
 @dataclass

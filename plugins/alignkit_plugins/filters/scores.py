@@ -25,7 +25,7 @@ class Spread(Filter):
     unless `above` asks for a difference of the raw rewards.
     """
 
-    class Options(Options):
+    class Options(Filter.Options):
         above: float = Field(0.0, ge=0, description="the highest and the lowest reward must differ by more than this")
 
     options: Options
@@ -48,7 +48,7 @@ class NotTruncated(Filter):
 
     reads_rewards: ClassVar[bool] = False
 
-    class Options(Options):
+    class Options(Filter.Options):
         most: float = Field(
             0.5, ge=0, lt=1, description="largest share of a group's responses that may be truncated at max_new_tokens"
         )
@@ -65,7 +65,7 @@ class NotTruncated(Filter):
 class RewardRange(Filter):
     """Keep prompts that are neither too easy nor too hard: the mean reward of their group is in a range."""
 
-    class Options(Options):
+    class Options(Filter.Options):
         low: float | None = Field(None, description="lowest mean reward, included; default: no limit")
         high: float | None = Field(None, description="highest mean reward, included; default: no limit")
 

@@ -239,19 +239,11 @@ class Normalized(Reward):
         @field_validator("reward_model")
         @classmethod
         def _one_model(cls, value: Any) -> Any:
-            if isinstance(value, dict) and list(value) != ["folder"]:
+            if getattr(value, "kind", "stage") not in ("stage", "folder"):
                 raise ValueError("expected a stage that trains a reward model, or {folder: PATH}")
             return value
 
     options: Options
-
-    def check(self, folder: Path) -> None:
-        model = self.options.reward_model
-        if model.kind not in ("stage", "folder"):
-            raise RunFailed(
-                f"reward 'normalized': '{model.name}' is not a reward model\n"
-                "help: set reward_model to a stage that trains one, or to {folder: PATH}"
-            )
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)

@@ -7,7 +7,7 @@ import jsonschema_rs
 import pytest
 
 from alignkit.plugins import load_plugins
-from alignkit.recipe.document import load_document
+from alignkit.recipe.yaml import load_document
 from alignkit_apps.catalog.json_schema import _canonical, recipe_schema
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
@@ -29,7 +29,7 @@ def recipe(**stage: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_fits(path: Path, schema: Schema) -> None:
-    assert fits(load_document(path).data, schema)
+    assert fits(load_document(path).root.plain(), schema)
 
 
 @pytest.mark.parametrize(

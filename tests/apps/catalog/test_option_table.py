@@ -9,7 +9,7 @@ from alignkit import Algorithm, DataRef, Field, Options
 from alignkit.algorithm import Source, StageDefaults
 from alignkit.options import Ref, StageRef
 from alignkit.plugins import load_plugins
-from alignkit.recipe.algorithm_stage import required_keys
+from alignkit.recipe.rules import required_keys
 from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
 from alignkit.registry import KINDS
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings

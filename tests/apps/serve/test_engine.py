@@ -95,7 +95,7 @@ def test_whoever_gives_up_leaves_no_adapter_behind(run: Path, server: FakeVllm) 
 def test_overrides_that_mean_nothing_are_refused(run: Path) -> None:
     for override, said in (
         ("engine.vlm.url=http://127.0.0.1:9", "did you mean 'vllm'"),
-        ("seed=2", "'seed' has no effect here"),
+        ("seed=2", "unknown key 'seed'"),
         ("engine.vllm.ulr=x", "did you mean 'url'"),
     ):
         with pytest.raises(RecipeError) as raised, models(run, override):

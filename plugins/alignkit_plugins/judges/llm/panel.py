@@ -24,7 +24,7 @@ class Panel(Judge):
 
     compares_by_rubric: ClassVar[bool] = True
 
-    class Options(Options):
+    class Options(Judge.Options):
         judges: list[JudgeRef] = Field(min_length=2, description="judges to ask")
         combine: Literal["mean", "worst", "majority"] = Field(
             "mean",

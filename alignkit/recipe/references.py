@@ -1,0 +1,641 @@
+"""What a name in a recipe means: pydantic's validators get a `Reading` as their context, and ask it.
+
+A reference becomes the object that it names: a plugin with its options, a reward, data. What is wrong with it is raised
+as `Mistakes`, and pydantic adds the place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import create_model
+
+from alignkit.algorithm import Source, Trains
+from alignkit.calls import blame, call, create
+from alignkit.constitution import Principle
+from alignkit.data.chat_templates import check_template, read_template
+from alignkit.data.sources import DataSource, DataSpec
+from alignkit.engine import LOCAL
+from alignkit.errors import PluginError, Problem, RecipeError, RunFailed, did_you_mean
+from alignkit.io.lookup import NO_FILE, exists, expanded, is_dir, is_file, is_special, resolved
+from alignkit.io.results import is_result_name
+from alignkit.options import Options, options_of_call
+from alignkit.readers import reader_of
+from alignkit.recipe.mistakes import (
+    AROUND,
+    PATH,
+    Mistake,
+    Mistakes,
+    advice,
+    common_name,
+    problems_of,
+    shown,
+    validated,
+    wrong,
+)
+from alignkit.recipe.repeat import Names
+from alignkit.recipe.schema import BASE, DataKeys, RewardSpec, allowed_keys
+from alignkit.recipe.shipped import shipped_folder
+from alignkit.recipe.yaml import ESCAPES, plain_file
+from alignkit.registry import Component, Registration, Registry, Unresolved
+from alignkit.reward import REWARD_KEY, RewardCombination
+from alignkit.settings import OptimizerOptions, Settings
+
+StageKind = Literal["algorithm", "step"]
+LONGEST_NAME = 200  # characters of a model or data set on the hub
+# Optimizers and schedules of alignkit itself, which stay text, and need no torch.
+OWN = ("adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "constant", "linear", "cosine")
+_COMMON = allowed_keys(DataKeys)
+_ONLY_HUB = ("name", "revision", "data_files", "split")
+_WEIGHTS = ("adapter_config.json", "config.json")
+_OF_STAGES = ("stage", "policy", "from")  # kinds of references that name stages, and whose fields are text
+
+
+def options_of(registration: Registration, kind: str = "") -> type[Options]:
+    """Return the model of a plugin's options. kind: an optimizer has those of alignkit itself, too."""
+    implementation = registration.implementation
+    options: type[Options] = getattr(implementation, "Options", Options)
+    if callable(implementation) and not hasattr(implementation, "Options"):
+        options = options_of_call(implementation)
+    if kind == "optimizer":
+        return create_model("Options", __base__=(options, OptimizerOptions))
+    return options
+
+
+class Unknown(Mistakes):
+    """Raised for a name that no plugin has."""
+
+
+@dataclass(frozen=True)
+class StageHeader:
+    """The kind and plugin of a stage, which other stages may name before it is read."""
+
+    kind: StageKind
+    registration: Registration
+
+    @property
+    def trains_reward(self) -> bool:
+        """Whether the stage trains a reward model."""
+        return self.kind == "algorithm" and self.registration.implementation.trains is Trains.REWARD
+
+
+@dataclass
+class Reading:
+    """What names mean in a recipe, or in the one of its stages that is being read.
+
+    folder: where relative paths start. written: the stages as plain data. headers: of all stages; None if its plugin is
+    unknown. bases: names of base models. names: of blocks' stages, in this stage. upstream: stages that this stage
+    needs. folders: of other runs' weights that it needs. roles: all models that it names. sources: the data that the
+    recipe names. located: the files and folders that it names, by their text. problems: of other files.
+    """
+
+    registry: Registry
+    folder: Path
+    written: Mapping[str, Any] = field(default_factory=dict)
+    headers: dict[str, StageHeader | None] = field(default_factory=dict)
+    bases: Collection[str] = (BASE,)
+    sources: list[DataSpec] = field(default_factory=list)
+    located: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    stage: str = ""
+    names: Names = field(default_factory=Names)
+    upstream: dict[str, None] = field(default_factory=dict)
+    folders: dict[str, None] = field(default_factory=dict)
+    roles: dict[str, None] = field(default_factory=dict)
+
+    def resolve(self, kind: str, value: Any) -> Any:
+        """Return what a reference means. Raises Mistakes."""
+        if isinstance(value, str) and kind in (*_OF_STAGES, "reward", "data_stage"):
+            value = self.names.actual(value)
+        elif kind in (*_OF_STAGES, "base") and not isinstance(value, str):
+            return value  # pydantic says that it must be text
+        read = getattr(self, f"read_{kind}", None)
+        return self.component(kind, value) if read is None else read(value)
+
+    # --- plugins
+
+    def component(self, kind: str, value: Any, registration: Registration | None = None) -> Component:
+        """Return a plugin with its options: `name`, or `name: {options}`. registration: the plugin, if it is known."""
+        name, options = self.split(kind, value)
+        if registration is None:
+            is_key = not isinstance(value, str)
+            registration = self.find(kind, name, (name,) if is_key else (), is_key)
+        next_to = [] if isinstance(value, str) or len(value) == 1 else self._misplaced(kind, name, value)
+        try:
+            component = self.with_options(kind, name, registration, options)
+        except Mistakes as error:
+            raise Mistakes(*next_to, *(mistake.below(name) for mistake in error.mistakes)) from None
+        if next_to:
+            raise Mistakes(*next_to)
+        return component
+
+    def split(self, kind: str, value: Any) -> tuple[str, Any]:
+        """Return the name of a plugin and its raw options."""
+        if isinstance(value, str):
+            return value, {}
+        names = list(value) if isinstance(value, dict) else []
+        if len(names) > 1:
+            names = [name for name in names if self.registry.has(kind, name)]
+        if len(names) == 1:
+            return names[0], {} if value[names[0]] is None else value[names[0]]
+        got = f"{len(value)} names" if isinstance(value, dict) else shown(value)
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise wrong(f"{PATH}: expected the name of {article} {kind}, or one 'name: {{options}}', got {got}")
+
+    def _misplaced(self, kind: str, name: str, value: Mapping[str, Any]) -> Iterable[Mistake]:
+        """Options next to a plugin's name, with the path at which each belongs."""
+        options = allowed_keys(options_of(self.registry.get(kind, name), kind))
+        for key in value.keys() - {name}:
+            near = difflib.get_close_matches(common_name(key), options, 1)
+            help = f"write {AROUND}.{name}.{near[0]}" if near else advice(key, options)
+            yield Mistake(f"unknown key '{key}' next to '{name}'", help, (key,), at_key=True)
+
+    def find(self, kind: str, name: str, keys: tuple[str, ...] = (), at_key: bool = False) -> Registration:
+        """Return the plugin of this name. keys: of the name. at_key: whether it is a key. Raises Unknown."""
+        others = self.headers if kind == "reward" else ()
+        try:
+            return self.registry.get(kind, name, others)
+        except Unresolved as error:
+            help = error.help
+            if kind == "reward" and help.startswith("installed"):
+                first, *rest = help.splitlines()
+                help = "\n".join([f"{first}; or name a stage that trains a reward model", *rest])
+            raise Unknown(Mistake(error.message, help, keys, at_key, error.broken)) from None
+
+    def with_options(self, kind: str, name: str, registration: Registration, raw: Any) -> Component:
+        """Return a plugin with validated options."""
+        if not isinstance(raw, dict):
+            raise wrong(f"{PATH}: expected a mapping of options, got {shown(raw)}")
+        options, mistakes = validated(options_of(registration, kind), raw, self)
+        if options is None:
+            raise Mistakes(*mistakes)
+        return Component(kind, name, registration, options)
+
+    def _named(self, kind: str, value: Any) -> Component | str:
+        """Return an optimizer or a schedule."""
+        return value if isinstance(value, str) and value in OWN else self.component(kind, value)
+
+    def read_optimizer(self, value: Any) -> Component | str:
+        return self._named("optimizer", value)
+
+    def read_schedule(self, value: Any) -> Component | str:
+        return self._named("schedule", value)
+
+    def read_engine(self, value: Any) -> Component | str:
+        return LOCAL if value == LOCAL else self.component("engine", value)
+
+    # --- stages and weights
+
+    def read_stage(self, value: str) -> str:
+        """A base model, `stage` or `stage@k`."""
+        name, at, version = value.partition("@")
+        if name not in self.bases or at:
+            self._check_stage(name, at, version)
+            self.upstream[name] = None
+        self.roles[value] = None
+        return value
+
+    def _check_stage(self, name: str, at: str, version: str) -> None:
+        if name in self.bases:
+            raise wrong(f"'{name}' is the unmodified model and has no versions")
+        if name not in self.headers:
+            if name in self.names.means:
+                help = f"add 'start: {{{name}: STAGE}}' next to 'repeat' to say what '{name}' means in round 1"
+                raise wrong(f"'{name}' does not exist yet in round 1", help)
+            raise wrong(f"no stage '{name}'", self._near_stage(name))
+        if name == self.stage:
+            raise wrong(f"stage '{name}' refers to itself")
+        if at and not re.fullmatch(r"[1-9][0-9]{0,8}", version):
+            raise wrong(f"'{name}@{version}': '@' must be followed by an epoch or iteration number, starting at 1")
+        if at and self.headers[name] is not None:
+            self._check_version(name, int(version))
+
+    def _check_version(self, name: str, version: int) -> None:
+        """Check that a stage keeps its versions, and has as many."""
+        header, raw, who = self.headers[name], self.written[name], f"'{name}@{version}': stage '{name}'"
+        if header is None:
+            return
+        algorithm = header.registration.implementation
+        if header.kind == "step":
+            raise wrong(f"{who} is a step and has no versions")
+        misspelled = difflib.get_close_matches("keep_versions", raw.keys() - {"keep_versions"}, 1, 0.8)
+        if raw.get("keep_versions") in (None, False) and not misspelled:
+            raise wrong(f"{who} keeps only its last version", f"add 'keep_versions: true' to stage '{name}'")
+        unit = "iterations" if algorithm.source is Source.ROLLOUTS else "epochs"
+        count = raw.get(unit) or getattr(algorithm.defaults, unit) or Settings.model_fields[unit].default
+        if isinstance(count, int) and version > count:
+            raise wrong(f"{who} has only {count} {unit}")
+        if raw.get("stop") is not None:
+            help = "name the stage without a version, or leave its 'stop' out"
+            raise wrong(f"{who} may stop before its iteration {version}", help)
+
+    def _near_stage(self, name: str) -> str:
+        names = [*self.headers, *self.bases]
+        return did_you_mean(name, names) or f"stages: {', '.join(names)}"
+
+    def trains_reward(self, reference: str) -> bool | None:
+        """Whether a stage trains a reward model; None if that is unknown."""
+        header = self.headers.get(reference.partition("@")[0])
+        return header.trains_reward if header else None
+
+    def is_stage(self, reference: str) -> bool:
+        """Whether a text names a base model or a stage, also one that does not exist yet."""
+        return reference.partition("@")[0] in {*self.headers, *self.bases, *self.names.means}
+
+    def read_policy(self, value: str) -> str:
+        """A stage that trains no reward model, `STAGE@ALGORITHM`, or a folder with another run's policy."""
+        if is_result_name(value) and value.partition("@")[0] in self.headers:
+            return self._result(value)
+        if not self.is_stage(value) and ("/" in value or is_dir(self.locate(value))):  # else it is misspelled
+            return self._weights(value)
+        self.read_stage(value)
+        if self.trains_reward(value):
+            raise wrong(f"'{value}' is a reward model, but a policy is needed here")
+        return value
+
+    def _result(self, value: str) -> str:
+        """A result of a stage that the run's folder keeps, such as `align@ppo`."""
+        stage, _, result = value.partition("@")
+        algorithm = result.partition("~")[0]
+        self._check_stage(stage, "", "")
+        self.upstream[stage] = None
+        if not self.registry.has("algorithm", algorithm):
+            message = f"'{value}': '@' must be followed by an iteration number or the algorithm that made the result"
+            raise wrong(message, did_you_mean(algorithm, self.registry.names("algorithm")))
+        header = self.headers[stage]
+        if header is not None and (header.kind == "step" or header.trains_reward):
+            raise wrong(f"'{value}': stage '{stage}' does not train a policy")
+        self.roles[value] = None
+        return value
+
+    def read_from(self, value: str) -> str:
+        """A stage, or the absolute path of a folder that holds an adapter or a model. A stage comes first."""
+        return self.read_stage(value) if self.is_stage(value) else self._weights(value)
+
+    def _weights(self, name: str) -> str:
+        folder = self.locate(name)
+        if not is_dir(folder):
+            raise wrong(f"'{name}' is neither a stage nor a folder", self._near_stage(name))
+        if not any((folder / file).is_file() for file in _WEIGHTS):
+            inner = next((each for each in ("adapter", "model") if is_dir(folder / each)), None)
+            message = f"folder '{name}' holds neither an adapter (adapter_config.json) nor a model (config.json)"
+            raise wrong(message, f"did you mean '{name.rstrip('/')}/{inner}'?" if inner else "")
+        self.folders[str(folder)] = self.roles[str(folder)] = None
+        return str(folder)
+
+    def read_base(self, value: str) -> str:
+        """The name of a base model in `bases`."""
+        others = [name for name in self.bases if name != BASE]
+        if value in others:
+            return value
+        if value in (BASE, "model"):
+            raise wrong(f"{PATH}: '{value}' is the default", "leave 'base' out for the recipe's 'model'")
+        if value in self.headers:
+            help = "use 'from' to start from a stage"
+            raise wrong(f"'{value}' is a stage, but a base model is needed here", help)
+        listed = f"base models: {', '.join(others)}" if others else "add it: 'bases: {NAME: {base: ...}}'"
+        raise wrong(f"no base model {shown(value)} in 'bases'", did_you_mean(value, others) or listed)
+
+    # --- rewards
+
+    def read_reward(self, value: Any) -> RewardSpec:
+        """A stage that trains a reward model, `{folder: PATH}`, a plugin, or a combination of these."""
+        if isinstance(value, RewardSpec):  # an option of a combination
+            return value
+        if isinstance(value, dict) and list(value) == ["folder"]:
+            return self._reward_folder(value["folder"])
+        if isinstance(value, str) and value.partition("@")[0] in self.headers:
+            return self._reward_stage(value)
+        name, _ = self.split("reward", value)
+        keys = () if isinstance(value, str) else (name,)
+        if name in self.headers:
+            if self.registry.has("reward", name):  # reported where the stage is named
+                return RewardSpec("stage", name)
+            message = f"'{name}' is a stage and takes no options here"
+            raise wrong(message, f"write just '{name}'", keys, at_key=True)
+        if name in self.bases:
+            help = "name a stage that trains a reward model" + f" with 'base: {name}'" * (name != BASE)
+            raise wrong(f"'{name}' is a base model, which has no score", help, keys, at_key=bool(keys))
+        component = self.component("reward", value)
+        if issubclass(component.registration.implementation, RewardCombination):
+            return self._combination(component)
+        return RewardSpec("reward", component.name, component)
+
+    def _reward_stage(self, value: str) -> RewardSpec:
+        name = value.partition("@")[0]
+        if self.registry.has("reward", name):  # reported where the stage is named
+            return RewardSpec("stage", name)
+        self.read_stage(value)
+        if self.trains_reward(value) is False:
+            help = "a reward is a stage that trains a reward model, a reward plugin, or {folder: PATH}"
+            raise wrong(f"stage '{name}' cannot be a reward: it does not train a reward model", help)
+        return RewardSpec("stage", value)
+
+    def _reward_folder(self, value: Any) -> RewardSpec:
+        if not isinstance(value, str):
+            raise wrong(f"{PATH}: expected a folder, got {shown(value)}", keys=("folder",))
+        folder = self.locate(value)
+        if not is_dir(folder):
+            raise wrong(f"no such folder: {value}", f"looked for {folder}", ("folder",))
+        self.roles[str(folder)] = None
+        return RewardSpec("folder", str(folder))
+
+    def _combination(self, component: Component) -> RewardSpec:
+        """A combination with its parts."""
+        name = component.name
+        try:
+            combination = create(component)
+            parts = dict(call(combination, "parts", returns=_wrong_parts))
+            with blame(combination, "whitens"):
+                whitens = bool(combination.whitens)
+        except PluginError as error:
+            raise wrong(str(error), keys=(name,), plugin=True) from None
+        if REWARD_KEY in parts:
+            message = f"a part of '{name}' cannot be named '{REWARD_KEY}', which is the name of the whole"
+            raise wrong(message, "rename the part", (name,))
+        children: dict[str, RewardSpec] = {}
+        mistakes: list[Mistake] = []
+        for key, part in parts.items():
+            try:
+                children[key] = self.read_reward(part)  # `parts` may return what is no RewardRef option
+            except Mistakes as error:
+                mistakes += [mistake.below(name, key) for mistake in error.mistakes]
+            if key in children and children[key].whitens and not combination.sums:
+                message = f"reward '{name}' compares raw scores, so its part '{key}' cannot be whitened"
+                help = "set 'whiten: false' in the part, or leave it out"
+                mistakes.append(Mistake(message, help, (name, key)))
+        if mistakes:
+            raise Mistakes(*mistakes)
+        whitens = whitens or any(part.whitens for part in children.values())
+        return RewardSpec("combine", name, component, children, whitens)
+
+    # --- data
+
+    def read_data(self, value: Any) -> DataSpec:
+        """One source of data, or a list of them."""
+        if re.fullmatch(r"0?\.[0-9]+|[0-9.]+%", str(value)):
+            help = "to hold out a share of the stage's data, write it there: data: {path: FILE, validation: 0.2}"
+            raise wrong(f"{PATH}: expected data, got the share {value}", help)
+        if value == []:
+            raise wrong(f"{PATH}: expected at least one data source, got an empty list")
+        sources: list[DataSource] = []
+        mistakes: list[Mistake] = []
+        for index, part in enumerate(value if isinstance(value, list) else [value]):
+            try:
+                sources.append(self._source(self.names.actual(part) if isinstance(part, str) else part))
+            except Mistakes as error:
+                keys = (index,) if isinstance(value, list) else ()
+                mistakes += [mistake.below(*keys) for mistake in error.mistakes]
+        if mistakes:
+            raise Mistakes(*mistakes)
+        spec = DataSpec(tuple(sources))
+        if spec not in self.sources:
+            self.sources.append(spec)
+        return spec
+
+    def _source(self, raw: Any) -> DataSource:
+        if isinstance(raw, str):
+            if raw in self.headers or raw in self.names.means:
+                return DataSource(stage=self.read_data_stage(raw))
+            return DataSource(path=self._file(raw, "no such file or stage"))
+        if not isinstance(raw, dict):
+            expected = "expected a file, a stage, or a mapping such as {path: FILE}"
+            raise wrong(f"{PATH}: {expected}, got {shown(raw)}")
+        if name := _format_name(raw):
+            return self._formatted(name, raw[name])
+        nested = next((key for key in raw if key not in _COMMON and self.registry.has("format", key)), "")
+        return self._mapping(raw, nested, nested)
+
+    def _formatted(self, name: str, raw: Any) -> DataSource:
+        """`{FORMAT: FILE}` or `{FORMAT: {path: FILE, option: ...}}`."""
+        try:
+            if isinstance(raw, str | dict):
+                return self._mapping({"path": raw} if isinstance(raw, str) else raw, name)
+            raise wrong(f"{PATH}: expected a file, or a mapping with 'path', got {shown(raw)}")
+        except Mistakes as error:
+            inside = [replace(each, keys=()) if isinstance(raw, str) else each for each in error.mistakes]
+            raise Mistakes(*(mistake.below(name) for mistake in inside)) from None
+
+    def _mapping(self, raw: Mapping[str, Any], format: str = "", nested: str = "") -> DataSource:
+        """A source written as a mapping. nested: the key of the format's options; else they are next to the others."""
+        common = {key: value for key, value in raw.items() if key in _COMMON}
+        options = {key: value for key, value in raw.items() if key not in _COMMON}
+        keys, format_keys = (nested,) if nested else (), [nested] if nested else []
+        component: Component | None = None
+        mistakes: list[Mistake] = []
+        try:
+            if format:
+                registration = self.find("format", format, keys, at_key=True)
+                format_keys = format_keys or allowed_keys(options_of(registration))
+                inside = options[nested] if nested else {key: options[key] for key in format_keys if key in options}
+                component = self.with_options("format", format, registration, inside)
+        except Unknown as error:  # its options are unknown, too
+            mistakes, options = [*error.mistakes], {}
+        except Mistakes as error:
+            mistakes = [mistake.below(*keys) for mistake in error.mistakes]
+        for key in options.keys() - {*format_keys}:
+            formats = self.registry.names("format") if isinstance(options[key], dict) else ()
+            help, allowed = did_you_mean(key, formats), [*_COMMON, *format_keys]
+            mistakes.append(Mistake(f"unknown key '{key}'", help, (key,), at_key=True, allowed=allowed))
+        wrong_origin = list(_origin(raw))
+        values, wrong_values = validated(DataKeys, common, None if wrong_origin else self)
+        mistakes += [*wrong_values, *wrong_origin]
+        if values is None or mistakes:
+            raise Mistakes(*mistakes)
+        path = None if values.path is None else Path(values.path)
+        return DataSource(
+            format=component, path=path, config=values.name, **values.model_dump(exclude={"path", "name"})
+        )
+
+    def read_data_stage(self, value: str) -> str:
+        """A step that produces data."""
+        name, at, version = value.partition("@")
+        if name not in self.bases or at:
+            self._check_stage(name, at, version)
+            self.upstream[name] = None
+        header = self.headers.get(name)
+        if name in self.bases or at or (header and header.kind != "step"):
+            raise wrong(f"'{value}' does not produce data; only steps do")
+        return value
+
+    # --- files
+
+    def locate(self, text: str) -> Path:
+        """Return the absolute path of a file or folder, whether or not it exists."""
+        path = expanded(text)
+        if path.is_absolute():
+            return path
+        path = resolved(self.folder / path)
+        if exists(path):
+            self.located[text] = str(path)
+        return path
+
+    def file(self, value: Path) -> Path:
+        """Return the absolute path of an option's file. One that runs write need not exist yet."""
+        path = self.locate(str(value))
+        reader = None if exists(path) else reader_of(path)
+        if not exists(path) and not (reader and reader.grows):
+            raise wrong(f"no such file: {value}", f"looked for {path}")
+        return path
+
+    def read_file(self, value: str) -> str:
+        """The absolute path of a file of data."""
+        return str(self._file(value, "no such file"))
+
+    def _file(self, text: str, message: str) -> Path:
+        path = self.locate(text)
+        if is_special(path):
+            raise wrong(f"{text}: {NO_FILE}")
+        if exists(path):
+            return path
+        near = sorted(item.name for item in path.parent.iterdir()) if is_dir(path.parent) else []
+        guess = did_you_mean(path.name, [*near, *(self.headers if "stage" in message else ())])
+        raise wrong(f"{message}: {text}", _cure(text, path.parent) or guess or f"looked in {path.parent}")
+
+    def read_hub(self, value: str) -> str:
+        """The absolute path of a folder, or a name on the hub. Raises Mistakes for what can only be a folder."""
+        folder = self.locate(value)
+        if is_dir(folder):
+            return str(folder)
+        if value.startswith((".", "/", "~")) or len(value) > LONGEST_NAME:
+            raise wrong(f"no such folder: {value}", f"looked for {folder}")
+        return value
+
+    def read_model(self, value: str) -> str:
+        """A base model: a plugin's name and a hub id stay as they are, and a folder becomes absolute."""
+        name, separator, rest = value.partition("://")
+        if separator or self.registry.has("model", value):
+            takes_path = "path" in signature(self.find("model", name).implementation).parameters
+            if takes_path != bool(rest):
+                help = f"write '{name}'" if rest else f"write '{name}://PATH'"
+                raise wrong(f"{PATH}: model '{name}' takes {'no' if rest else 'a'} path", help)
+            if rest and exists(path := self.locate(rest)):
+                self.located[value] = f"{name}://{path}"
+            return self.located.get(value, value)
+        base = self.read_hub(value)
+        if base == value and "/" not in value:
+            # Few hub ids have no namespace, so a misspelled plugin is more likely.
+            names = self.registry.names("model")
+            near = difflib.get_close_matches(value, names, 1, 0.85) or [one for one in names if one.startswith(value)]
+            if near:
+                self.find("model", value)
+        return base
+
+    def read_template(self, value: str) -> str:
+        """A chat template: a plugin's name, or a file, which stays as it is written if it is in the recipe's folder."""
+        named = self.find("template", value) if self.registry.has("template", value) else None
+        path = self.locate(value)
+        if named is None and not is_file(path):
+            names = self.registry.names("template")
+            message = f"{PATH}: '{value}' is neither a template ({', '.join(names)}) nor a Jinja file"
+            raise wrong(message, did_you_mean(value, names) or f"looked for {path}")
+        try:
+            if named is None:
+                read_template(path)
+            else:
+                check_template(named.implementation, f"template '{value}' of {named.origin}")
+        except RunFailed as error:
+            raise wrong(str(error), "use a file with a Jinja template") from None
+        return value
+
+    # --- constitutions
+
+    def read_constitution(self, value: Any) -> tuple[Principle, ...]:
+        """The principles of a file, of a shipped constitution, or of a list."""
+        if not isinstance(value, str):
+            return _principles(value)
+        path, shipped = self.locate(value), shipped_constitutions()
+        if not exists(path):
+            if value not in shipped:
+                help = f"looked for {path}; shipped constitutions: {', '.join(shipped)}"
+                raise wrong(f"no such constitution: {value}", did_you_mean(value, shipped) or help)
+            path = shipped[value]
+        try:
+            document = plain_file(path, "constitution")
+            try:
+                return _principles(document.root.plain())
+            except Mistakes as error:
+                problems = problems_of(document, error.mistakes)
+        except RecipeError as error:
+            problems = error.problems
+        self.problems += [problem for problem in problems if problem not in self.problems]
+        raise Mistakes()
+
+
+def _origin(raw: Mapping[str, Any]) -> Iterable[Mistake]:
+    """What is wrong with where a source is read from."""
+    origins = [name for name in ("path", "hub", "stage") if raw.get(name) is not None]
+    if len(origins) != 1:
+        got = " and ".join(f"'{name}'" for name in origins) or "none of them"
+        message = f"{PATH}: expected exactly one of 'path', 'hub' and 'stage', got {got}"
+        yield Mistake(message, at_key=not origins)
+    for key in _ONLY_HUB:
+        if raw.get(key) and "hub" not in origins:
+            message = f"{PATH}: only a hub data set has '{key}'"
+            yield Mistake(message, "remove it, or set 'hub'", (key,), at_key=True)
+
+
+def _format_name(raw: Mapping[str, Any]) -> str:
+    """Return the format in `{FORMAT: {...}}`, or an empty string."""
+    name, value = next(iter(raw.items()), ("", None))
+    if len(raw) != 1 or name in _COMMON:
+        return ""
+    misspelled = not isinstance(value, dict) and difflib.get_close_matches(name, _COMMON, 1, 0.8)
+    return "" if misspelled else name
+
+
+def _cure(text: str, folder: Path) -> str:
+    """What to write instead of a path that other tools or systems understand; empty if it is none."""
+    if not text.isprintable():
+        return ESCAPES
+    if re.match(r"[A-Za-z]:[\\/]", text):
+        return f"{text[:2]} is a drive of Windows; write the path that the file has on this system"
+    if "\\" in text:
+        return f"write slashes: {text.replace(chr(92), '/')}"
+    if "$" in text:
+        return "variables are not replaced; write the path, or set the key in the command: KEY=$DATA/rows.jsonl"
+    if set("*?[") & set(text):
+        names = sorted(path.name for path in folder.glob(Path(text).name))[:3]
+        return f"patterns are not replaced; list the files: [{', '.join(names or ['a.jsonl', 'b.jsonl'])}]"
+    return ""
+
+
+def shipped_constitutions() -> dict[str, Path]:
+    """The constitutions that come with alignkit, by name."""
+    return {file.stem: file for file in sorted((shipped_folder() / "constitutions").glob("*.yaml"))}
+
+
+def _principles(raw: Any) -> tuple[Principle, ...]:
+    if not isinstance(raw, list) or not raw:
+        got = "an empty list" if raw == [] else shown(raw)
+        expected = "expected a list of principles, each with 'name', and 'critique' and 'revise', or 'compare'"
+        raise wrong(f"{PATH}: {expected}, got {got}")
+    principles: list[Principle | None] = []
+    mistakes: list[Mistake] = []
+    names: set[str] = set()
+    for index, item in enumerate(raw):
+        principle, wrong_item = validated(Principle, item)
+        principles.append(principle)
+        mistakes += [mistake.below(index) for mistake in wrong_item]
+        name = item.get("name") if isinstance(item, dict) else None  # also of one that is wrong otherwise
+        name = " ".join(name.split()) if isinstance(name, str) else ""
+        if name in names:
+            mistakes.append(Mistake(f"the name '{name}' is used twice", "", (index, "name")))
+        names |= {name} if name else set()
+    if mistakes:
+        raise Mistakes(*mistakes)
+    return tuple(principle for principle in principles if principle)
+
+
+def _wrong_parts(parts: Any) -> str:
+    """What is wrong with the parts of a combination."""
+    for key, part in parts.items():
+        if not isinstance(key, str) or not key or not isinstance(part, str | Mapping | RewardSpec):
+            return f"return rewards by name, not {key!r:.60}: {part!r:.60}"
+    return ""

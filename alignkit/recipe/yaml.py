@@ -1,0 +1,520 @@
+"""YAML files with the place of every value: one file over the file that it `extends`, and overrides over all of them.
+
+YAML 1.2 core rules: only `true` and `false` are booleans, `1e-5` is a number, `017` is seventeen, and `1_000`, `12:30`
+and dates are text.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignkit.engine import WITHOUT_PLUGIN
+from alignkit.errors import Problem, RecipeError, did_you_mean
+from alignkit.io.lookup import exists, expanded, is_file, resolved
+from alignkit.readers import reader_of
+from alignkit.recipe.shipped import shipped, shipped_recipe
+
+Keys = tuple[str | int, ...]
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 20_000  # counted with aliases expanded: a small file can expand to billions of values
+MAX_DEPTH = 64
+MAX_SOURCE = 300  # characters; longer source lines are not shown
+ESCAPES = "in double quotes a backslash begins an escape, such as \\n for a line break: write slashes, or single quotes"
+TAG = "tag:yaml.org,2002:"
+# A component is written `{PLUGIN: {options}}`. Options of different plugins must not be merged.
+_COMPONENTS = (
+    "algorithm",
+    "step",
+    "reward",
+    "rewards",
+    "judge",
+    "environment",
+    "engine",
+    "data",
+    "prompts",
+    "validation",
+)
+_LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # as PyYAML counts lines
+# Part of a syntax error -> what to do.
+_SYNTAX = {
+    "mapping values are not allowed": "check the indentation; text that contains ': ' needs quotes",
+    "'\\t'": "indent with spaces, not tabs",
+    "escape character": ESCAPES,
+    "escape sequence": ESCAPES,
+}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The place of a key or a value. line 0: not in a file; `file` then names the override."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+    length: int = 1
+    source: str = ""
+
+    def problem(self, message: str, help: str = "") -> Problem:
+        """Return a problem at this place."""
+        return Problem(message, self.file, self.line, self.column, self.length, self.source, help)
+
+
+@dataclass
+class Node:
+    """A value with its place. keys: the places of a mapping's keys."""
+
+    value: Any
+    mark: Mark
+    keys: dict[str, Mark] = field(default_factory=dict)
+
+    def set(self, key: str, node: Node, mark: Mark) -> None:
+        """Write a key of a mapping."""
+        self.value[key], self.keys[key] = node, mark
+
+    def plain(self) -> Any:
+        """The value as plain data."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        return [node.plain() for node in self.value] if isinstance(self.value, list) else self.value
+
+    def walk(self, keys: Keys = ()) -> Iterator[tuple[Keys, Node]]:
+        """The node and all below it, each with its keys."""
+        yield keys, self
+        for key, node in self.children():
+            yield from node.walk((*keys, key))
+
+    def children(self) -> Iterator[tuple[str | int, Node]]:
+        """The nodes of a mapping by key, or of a list by index."""
+        if isinstance(self.value, dict):
+            yield from self.value.items()
+        elif isinstance(self.value, list):
+            yield from enumerate(self.value)
+
+
+@dataclass
+class Document:
+    """A recipe as written. problems: of overrides, which were left out."""
+
+    path: Path
+    root: Node
+    problems: list[Problem] = field(default_factory=list)
+
+    def find(self, keys: Keys) -> tuple[Mark, Node, bool]:
+        """The mark of a key and its node; of the nearest mapping around it if the key is not there, and False."""
+        mark, node = Mark(str(self.path)), self.root
+        for key in keys:
+            child = dict(node.children()).get(key)
+            if child is None:
+                return mark, node, False
+            mark, node = node.keys.get(str(key), child.mark), child
+        return mark, node, True
+
+    def has(self, keys: Keys) -> bool:
+        """Whether something is written there."""
+        return self.find(keys)[2]
+
+    def overridden(self, keys: Keys) -> bool:
+        """Whether an override wrote this value."""
+        _, node, found = self.find(keys)
+        return found and not node.mark.line
+
+    def problem(self, keys: Keys, message: str, *, at_key: bool = False, help: str = "") -> Problem:
+        """Return a problem at a key or its value. If the path is not in the file, point at its nearest parent's key."""
+        mark, node, found = self.find(keys)
+        return (node.mark if found and not at_key else mark).problem(message, help)
+
+    def non_finite(self) -> Iterator[Keys]:
+        """The places of numbers that are infinite or none."""
+        for keys, node in self.root.walk():
+            if isinstance(node.value, float) and not math.isfinite(node.value):
+                yield keys
+
+
+class Failed(Exception):
+    """A problem that prevents reading anything else."""
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+
+
+# --- one text
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes by YAML 1.2 core rules."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012  (PyYAML's way to drop the YAML 1.1 rules)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` would read as something else, such as '1e-5', which is text in YAML 1.1."""
+
+
+# Tag -> the texts that have it, and their first characters.
+_CORE = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+}
+for _name, (_pattern, _first) in _CORE.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(TAG + _name, re.compile(f"(?:{_pattern})\\Z"), _first)
+
+
+def dump(data: Any) -> str:
+    """Return plain data as YAML that is read as the same data."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _scalar(kind: str, text: str) -> Any:
+    """Return a scalar's value. PyYAML's own constructors follow YAML 1.1, where 017 is octal."""
+    if kind != "str" and not re.fullmatch(_CORE[kind][0], text):
+        raise ValueError(text)
+    if kind == "int":
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+    if kind == "float":
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return {"null": None, "bool": text.lower() == "true"}.get(kind, text)
+
+
+class Reader:
+    """Turns one YAML text into nodes and collects every problem. file: its path, or the name of an override."""
+
+    def __init__(self, text: str, file: str, in_file: bool = True):
+        self.text, self.file, self.in_file = text, file, in_file
+        self.lines = _LINE_BREAK.split(text)
+        self.problems: list[Problem] = []
+        self.count = 0
+
+    def read(self) -> Node:
+        """Return the root node. Raises Failed if the text cannot be read at all."""
+        try:
+            root = _Loader(self.text).get_single_node()
+        except yaml.reader.ReaderError as error:
+            before = _LINE_BREAK.split(self.text[: error.position])
+            mark = self._mark(len(before) - 1, len(before[-1]))
+            raise Failed(mark.problem(f"not valid YAML: {error.reason}")) from None
+        except yaml.MarkedYAMLError as error:
+            raise Failed(self._syntax(error)) from None
+        except RecursionError:
+            raise Failed(Mark(self.file).problem(f"nested deeper than {MAX_DEPTH} levels")) from None
+        return Node(None, self._mark(0, 0)) if root is None else self._convert(root, 1)
+
+    def _mark(self, line: int, column: int, length: int = 1) -> Mark:
+        """Return the mark of a place, counted from 0. For an override, return a mark without line and column."""
+        if not self.in_file:
+            return Mark(self.file)
+        source = self.lines[line] if line < len(self.lines) and column + length <= MAX_SOURCE else ""
+        return Mark(self.file, line + 1, column + 1, length, source[:MAX_SOURCE].rstrip())
+
+    def _of(self, node: yaml.Node) -> Mark:
+        start, end = node.start_mark, node.end_mark
+        stop = end.column
+        if end.line != start.line:
+            line = self.lines[start.line] if start.line < len(self.lines) else ""
+            stop = len(line.split(" #")[0].rstrip())
+        return self._mark(start.line, start.column, max(1, stop - start.column))
+
+    def _syntax(self, error: yaml.MarkedYAMLError) -> Problem:
+        """Return a syntax error with its place and help."""
+        mark = error.problem_mark or error.context_mark
+        text = error.problem or "syntax error"
+        if error.context:
+            text += f" ({error.context})"
+        help = next((help for part, help in _SYNTAX.items() if part in text), "")
+        if mark is None:
+            return Mark(self.file).problem(f"not valid YAML: {text}", help)
+        line, column = mark.line, mark.column
+        if line >= len(self.lines) or not self.lines[line].strip():  # at the end of the file: show the last text
+            line = max((i for i, text in enumerate(self.lines[: line + 1]) if text.strip()), default=0)
+            column = len(self.lines[line].rstrip())
+        return self._mark(line, column).problem(f"not valid YAML: {text}", help)
+
+    def _convert(self, node: yaml.Node, depth: int) -> Node:
+        mark = self._of(node)
+        self.count += 1
+        if self.count > MAX_NODES:
+            raise Failed(mark.problem(f"expands to more than {MAX_NODES} values (every use of an alias counts)"))
+        if depth > MAX_DEPTH:
+            raise Failed(mark.problem(f"nested deeper than {MAX_DEPTH} levels (an alias inside its own anchor?)"))
+        kind = node.tag.removeprefix(TAG)
+        if isinstance(node, yaml.MappingNode) and kind == "map":
+            return self._mapping(node, mark, depth)
+        if isinstance(node, yaml.SequenceNode) and kind == "seq":
+            return Node([self._convert(child, depth + 1) for child in node.value], mark)
+        if isinstance(node, yaml.ScalarNode) and kind in ("str", *_CORE):
+            return Node(self._value(node, kind, mark), mark)
+        tag = node.tag.replace(TAG, "!!", 1)
+        self.problems.append(mark.problem(f"the tag '{tag}' is not allowed: recipes are plain data"))
+        return Node(None, mark)
+
+    def _value(self, node: yaml.ScalarNode, kind: str, mark: Mark) -> Any:
+        try:
+            value = _scalar(kind, node.value)
+            node.value.encode()  # fails for an escape such as "\ud800", which is not a character
+        except UnicodeEncodeError:
+            self.problems.append(mark.problem("not valid text: half of a surrogate pair"))
+            return ""
+        except ValueError:
+            self.problems.append(mark.problem(f"cannot be read as '!!{kind}'"))
+            return None
+        if "\0" in node.value:
+            self.problems.append(mark.problem("contains a NUL character"))
+        return value
+
+    def _mapping(self, node: yaml.MappingNode, mark: Mark, depth: int) -> Node:
+        result = Node({}, mark)
+        for key_node, value_node in node.value:
+            at = self._of(key_node)
+            value = self._convert(value_node, depth + 1)
+            key = self._key(key_node, at)
+            if key in result.keys:
+                line = result.keys[key].line
+                where = f"first on line {line}" if line else "in the override"
+                self.problems.append(at.problem(f"duplicate key '{key}' ({where})"))
+            elif key is not None:
+                result.set(key, value, at)
+        return result
+
+    def _key(self, node: yaml.Node, mark: Mark) -> str | None:
+        if not isinstance(node, yaml.ScalarNode):
+            self.problems.append(mark.problem("a key must be text, not a list or mapping"))
+        elif node.tag != TAG + "str":
+            self.problems.append(mark.problem(f"a key must be text: write '{node.value}' in quotes"))
+        elif node.value == "<<" and node.style is None:
+            self.problems.append(mark.problem("merge keys ('<<') are not supported", "merge files with 'extends:'"))
+        else:
+            return str(self._value(node, "str", mark))
+        return None
+
+
+# --- files
+
+
+def load_document(path: Path, overrides: Sequence[str] = ()) -> Document:
+    """Read a recipe's files, merge them and apply overrides. Raises RecipeError with every problem of the files."""
+    problems: list[Problem] = []
+    try:
+        root = _file(path, path, problems)
+    except Failed as failed:
+        raise RecipeError([*problems, failed.problem]) from None
+    return _document(path, root, problems, overrides)
+
+
+def parse_document(text: str, path: Path, overrides: Sequence[str] = ()) -> Document:
+    """The same for a text that is in no file. path: names it in errors; relative paths start at its folder."""
+    reader = Reader(text, str(path))
+    return _document(path, reader.read(), reader.problems, overrides)
+
+
+def plain_data(text: str, name: str) -> Any:
+    """YAML as plain data. name: of the text, in errors. Raises RecipeError if it cannot be read."""
+    return _plain(text, Path(name)).root.plain()
+
+
+def plain_file(path: Path, what: str) -> Document:
+    """A YAML file that is no recipe. what: it is, in errors. Raises RecipeError if it cannot be read."""
+    try:
+        return _plain(_text(path, what), path)
+    except Failed as failed:
+        raise RecipeError([failed.problem]) from None
+
+
+def _plain(text: str, path: Path) -> Document:
+    try:
+        return parse_document(text, path)
+    except Failed as failed:
+        raise RecipeError([failed.problem]) from None
+
+
+def _document(path: Path, root: Node, problems: list[Problem], overrides: Sequence[str]) -> Document:
+    document = Document(path, root)
+    for text in overrides:
+        try:
+            _override(document, text)
+        except Failed as failed:
+            document.problems.append(failed.problem)
+    if problems:
+        raise RecipeError([*problems, *document.problems])
+    return document
+
+
+def _text(path: Path, what: str = "recipe") -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror or error).lower()
+        raise Failed(Problem(f"cannot read the {what}: {reason}", str(path))) from None
+    if len(raw) > MAX_BYTES:
+        raise Failed(Problem(f"the file is larger than 1 MiB, so it cannot be a {what}", str(path)))
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        lines = raw[: error.start].decode("utf-8", "replace").split("\n")
+        source = raw.split(b"\n")[len(lines) - 1].decode("utf-8", "replace").rstrip()[:MAX_SOURCE]
+        mark = Mark(str(path), len(lines), len(lines[-1]) + 1, 1, source)
+        raise Failed(mark.problem(f"not valid UTF-8: byte 0x{raw[error.start]:02x}")) from None
+
+
+def _file(path: Path, recipe: Path, problems: list[Problem], chain: tuple[Path, ...] = ()) -> Node:
+    """Return the nodes of a file, merged over those of the file that it extends. chain: the files that led to it."""
+    reader = Reader(_text(path), str(path))
+    root = reader.read()
+    problems += reader.problems
+    if root.value is None and not reader.problems:
+        raise Failed(Mark(str(path)).problem("the file is empty"))
+    if not isinstance(root.value, dict):
+        raise Failed(root.mark.problem("a recipe must be a mapping with 'model:' and 'stages:'"))
+    base = root.value.pop("extends", None)
+    _start_at(root, path.parent, recipe)
+    if base is None or base.value is None:
+        return root
+    if not isinstance(base.value, str):
+        raise Failed(base.mark.problem("'extends' must be the name of one file"))
+    chain = (*chain, resolved(path))
+    target = path.parent / base.value
+    if not is_file(target):
+        target = shipped_recipe(base.value) or target
+    if resolved(target) in chain:
+        names = " -> ".join(item.name for item in (*chain, target))
+        raise Failed(base.mark.problem(f"files extend each other in a cycle: {names}"))
+    if not is_file(target):
+        guess = did_you_mean(base.value, shipped())
+        help = guess or "write a path from the folder of this file, or the name of a shipped recipe"
+        raise Failed(base.mark.problem(f"no such file: {target}", help))
+    return _merge(_file(target, recipe, problems, chain), root)
+
+
+def _start_at(root: Node, folder: Path, recipe: Path) -> None:
+    """Make the paths in a file that is elsewhere absolute: those of a recipe start at the recipe's folder.
+
+    A text is a path if it is no plain word, and names a file or a folder, or a file that runs write. One that is only
+    in the recipe's folder is missing.
+    """
+    if resolved(folder) == resolved(recipe.parent):
+        return
+    for _, node in root.walk():
+        if isinstance(node.value, str):
+            name, separator, rest = node.value.rpartition("://")
+            path = resolved(folder / expanded(rest))
+            reader = reader_of(path)
+            is_path = exists(path) or exists(recipe.parent / rest) or (reader and reader.grows)
+            if is_path and re.search(r"[./~]", rest):
+                node.value = f"{name}{separator}{path}"
+
+
+def _merge(base: Node, over: Node, key: str = "") -> Node:
+    """Return `over` on top of `base`: mappings are merged, anything else is replaced."""
+    if not isinstance(base.value, dict) or not isinstance(over.value, dict):
+        return over
+    if key in _COMPONENTS and not base.value.keys() & over.value.keys():
+        return over
+    result = Node(dict(base.value), over.mark, dict(base.keys))
+    for name, node in over.value.items():
+        merged = _merge(base.value[name], node, name) if name in base.value else node
+        result.set(name, merged, over.keys[name])
+    return result
+
+
+# --- overrides: `a.b=c` sets a value, `~a.b` deletes one
+
+
+def _override(document: Document, text: str) -> None:
+    """Apply an override. Raises Failed if that is impossible."""
+    mark = Mark(f"override '{text}'")
+    delete = text.startswith("~") and "=" not in text
+    path, equals, value = text.removeprefix("~" if delete else "").partition("=")
+    *before, last = keys = path.strip().split(".")
+    if not all(keys) or not (delete or equals):
+        raise Failed(mark.problem("an override must be key.path=value, or ~key.path to delete a key"))
+    if keys[0] == "extends":
+        raise Failed(mark.problem("'extends' cannot be overridden: it is applied before overrides"))
+    parent = document.root
+    if delete:
+        for position, key in enumerate(before):
+            parent = _present(parent, key, keys[:position], mark)
+        _present(parent, last, before, mark)
+        del parent.value[int(last) if isinstance(parent.value, list) else last]
+        return
+    _require_stage(parent, keys, mark)
+    reader = Reader(value, mark.file, in_file=False)
+    node = reader.read()
+    document.problems += reader.problems
+    _start_at(node, Path.cwd(), document.path)
+    for position, key in enumerate(before):
+        parent = _opened(parent, key, keys[:position], mark, f"{{{key}: {{...}}}}")
+    _opened(parent, last, before, mark)
+    if isinstance(parent.value, list):
+        parent.value[int(last)] = node
+    else:
+        parent.set(last, node, mark)
+
+
+def _require_stage(root: Node, keys: Sequence[str], mark: Mark) -> None:
+    """Check that the stage of a key exists: a misspelled stage must not add a new one."""
+    stages = root.value.get("stages")
+    names = stages.value if stages is not None and isinstance(stages.value, dict) else {}
+    if keys[0] == "stages" and len(keys) > 2 and keys[1] not in names:
+        help = did_you_mean(keys[1], names) or f"stages: {', '.join(names)}; write 'stages.{keys[1]}={{...}}' to add it"
+        raise Failed(mark.problem(f"no stage '{keys[1]}'", help))
+
+
+def _present(node: Node, key: str, before: Sequence[str], mark: Mark) -> Node:
+    """Return a child that must be there."""
+    if isinstance(node.value, list):
+        return _item(node, key, before, mark)
+    names = node.value if isinstance(node.value, dict) else {}
+    if key not in names:
+        help = did_you_mean(key, names) or (f"known keys: {', '.join(names)}" if names else "")
+        raise Failed(mark.problem(f"cannot delete '{'.'.join((*before, key))}': no such key", help))
+    child: Node = names[key]
+    return child
+
+
+def _opened(node: Node, key: str, before: Sequence[str], mark: Mark, instead: str = "{...}") -> Node:
+    """Return a child to write to. An empty value becomes a mapping, and the component `ppo` becomes `{ppo: {}}`.
+
+    instead: what could replace another value.
+    """
+    if isinstance(node.value, list):
+        return _item(node, key, before, mark)
+    if node.value is None:
+        node.value = {}
+    elif node.value == key:
+        node.value, node.keys = {key: Node({}, mark)}, {key: node.mark}
+    elif not isinstance(node.value, dict):
+        where, value = ".".join(before), node.value
+        has_options = before[-1] in ("algorithm", "engine", "judge", "reward") and isinstance(value, str)
+        inside = ""
+        if has_options and value not in WITHOUT_PLUGIN.get(before[-1], ()):
+            inside = f"write '{where}.{value}.{key}=...' for an option of {value}, or "
+        help = f"{inside or 'write '}'{where}={instead}' to replace it"
+        raise Failed(mark.problem(f"'{where}' is {value!r}, so it has no key '{key}'", help))
+    if key not in node.value:
+        node.set(key, Node({}, mark), mark)
+    child: Node = node.value[key]
+    return child
+
+
+def _item(node: Node, key: str, before: Sequence[str], mark: Mark) -> Node:
+    """Return an item of a list."""
+    length = len(node.value)
+    if not key.isdecimal() or int(key) >= length:
+        message = f"'{'.'.join(before)}' is a list of {length} item{'s' * (length != 1)} and has no item '{key}'"
+        raise Failed(mark.problem(message, "items are numbered from 0"))
+    child: Node = node.value[int(key)]
+    return child
