@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from alignkit import Format, Group, Response
-from alignkit.data.describe import shortened
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load, tied
 from alignkit.plugins import plugins
 from alignkit_apps.charts.data_lines import describe
+from alignkit_plugins.data.shown import shortened
 
 PLUGINS = tuple(f"formats.{name}:" for name in ("messages", "trl", "labeled_pairs", "rankings", "text", "hh_rlhf"))
 FORMATS: dict[str, type[Format]] = {

@@ -35,7 +35,7 @@ APPS = (
     "alignkit_monitors.reward_hacking",
     "alignkit_vllm.engine",
 )
-SHARED = ("data", "people")  # folders that plugins share
+SHARED = ("data", "evaluate", "people")  # folders that plugins share
 RECIPES = sorted(path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*") if path.is_file())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -283,39 +283,6 @@ def test_a_reward_that_is_length_leaves_nothing() -> None:
     found = statistics.at_equal_length(list(0.25 * (ours - theirs) + noise), list(ours - theirs), list(theirs))
     assert found is not None and found["mean"] == pytest.approx(0.0, abs=0.01) and found["high"] < 0.02
     assert found["n"] == 60 and 20 < found["near"] < 60
-
-
-def seeds(
-    random: Any, better: Sequence[float], ratios: Sequence[float]
-) -> list[tuple[list[float], list[float], list[float]]]:
-    """Policies that answer the same 75 prompts, in lengths and with errors that depend on the prompt."""
-    prompt, theirs = 0.8 * random.standard_normal(75), 60 * np.exp(0.4 * random.standard_normal(75))
-    policies = []
-    for quality, ratio in zip(better, ratios, strict=True):
-        ours = ratio * 60 * np.exp(0.4 * random.standard_normal(75))
-        gains = quality + np.log(ours) - np.log(theirs) + prompt + 0.2 * random.standard_normal(75)
-        policies.append((list(gains), list(ours - theirs), list(theirs)))
-    return policies
-
-
-def test_the_mean_over_policies_is_of_their_own_differences() -> None:
-    # One policy is short and good, one is long and bad: a regression through both would credit brevity.
-    random = np.random.default_rng(0)
-    found = [statistics.mean_at_equal_length(seeds(random, (0.6, 0.0), (0.7, 1.4))) for _ in range(200)]
-    means = [equal["mean"] for equal in found if equal is not None]
-    assert len(means) == 200 and np.mean(means) == pytest.approx(0.3, abs=0.03)
-    covered = [equal["low"] <= 0.3 <= equal["high"] for equal in found if equal is not None]
-    assert 0.91 <= np.mean(covered) <= 0.99
-    policy = seeds(random, (0.6,), (0.7,))
-    assert statistics.mean_at_equal_length(policy * 2) == statistics.mean_at_equal_length(policy)  # no new prompts
-
-
-def test_one_policy_without_an_estimate_leaves_no_mean() -> None:
-    policies = seeds(np.random.default_rng(0), (0.0, 0.0), (1.0, 1.0))
-    assert statistics.mean_at_equal_length(policies) is not None
-    same = [0.0] * 75
-    assert statistics.mean_at_equal_length([*policies, (same, same, same)]) is None
-    assert statistics.mean_at_equal_length([]) is None
 
 
 def test_too_little_to_correct_by() -> None:

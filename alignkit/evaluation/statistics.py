@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 __all__ = ["Estimate", "estimate", "paired_difference"]  # what plugins of others may rely on
 CONFIDENCE = 0.95
@@ -264,58 +264,10 @@ def at_equal_length(
     similar lengths count, in a local regression (Cleveland 1979, "Robust locally weighted regression and smoothing
     scatterplots", section 2) at equal length: on the differences of the lengths and of their logarithms, weighted by
     the latter. The variance is jackknifed (HC3; MacKinnon and White 1985). There must be several prompts on both
-    sides of equal length.
-    """
-    return mean_at_equal_length([(differences, longer, lengths)], units)
-
-
-def mean_at_equal_length(
-    policies: Sequence[tuple[Sequence[float], Sequence[float], Sequence[float] | None]],
-    units: Sequence[Any] | None = None,
-) -> EqualLength | None:
-    """The mean of several policies' `at_equal_length`, such as seeds, on the same prompts in the same order.
-
-    policies: the arguments of `at_equal_length` for each. units: of the prompts; see `clustered`.
-
-    Lengths differ between policies, so a regression through all of them at once would mistake a policy that is both
-    longer and better for a reward that pays for length. None if a policy has no estimate. The variance is clustered by
-    prompt (Liang and Zeger 1986), because answers of several policies to one prompt depend on each other.
+    sides of equal length. Units are clustered (Liang and Zeger 1986).
     """
     import numpy as np
     from scipy import stats
-
-    found = [_at_zero(*policy) for policy in policies]
-    known = [policy for policy in found if policy is not None]
-    if not known or len(known) < len(found):
-        return None
-    middle = mean([policy.mean for policy in known])
-    errors = np.mean([policy.errors for policy in known], axis=0)
-    sums = np.array(_sums(errors.tolist(), units or [None] * len(errors)))
-    freedom = min(*(policy.freedom for policy in known), float(np.count_nonzero(sums) - 1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(1.0, freedom))) * math.sqrt(float((sums**2).sum()))
-    if half <= 1e-9 * max(policy.largest for policy in known):  # no spread, so no interval
-        return None
-    near = min(policy.near for policy in known)
-    return {"mean": middle, "low": middle - half, "high": middle + half, "n": len(errors), "near": near}
-
-
-class _AtZero(NamedTuple):
-    """A policy's difference at equal length.
-
-    errors: [prompts] what each prompt adds to the error of the mean. freedom: degrees of freedom. near: prompts of
-    similar length, on which it rests. largest: difference of these, without its sign.
-    """
-
-    mean: float
-    errors: Any
-    freedom: float
-    near: int
-    largest: float
-
-
-def _at_zero(differences: Sequence[float], longer: Sequence[float], lengths: Sequence[float] | None) -> _AtZero | None:
-    """The regression of `at_equal_length`, for `mean_at_equal_length`."""
-    import numpy as np
 
     gap, reward = np.asarray(longer, dtype=float), np.asarray(differences, dtype=float)
     columns = [gap]
@@ -340,10 +292,15 @@ def _at_zero(differences: Sequence[float], longer: Sequence[float], lengths: Seq
     independent = float((row**2).sum() ** 2 / (row**4).sum())  # prompts, by how evenly they count
     if independent < LEAST:
         return None
-    errors = np.zeros_like(gap)
+    errors = np.zeros_like(gap)  # what each prompt adds to the error of the mean
     errors[near] = row * residuals
-    largest = float(np.abs(kept).max())
-    return _AtZero(float(row @ kept), errors, independent - len(columns), int(near.sum()), largest)
+    sums = np.array(_sums(errors.tolist(), units or [None] * len(errors)))
+    freedom = max(1.0, min(independent - len(columns), float(np.count_nonzero(sums) - 1)))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(float((sums**2).sum()))
+    if half <= 1e-9 * float(np.abs(kept).max()):  # no spread, so no interval
+        return None
+    middle = float(row @ kept)
+    return {"mean": middle, "low": middle - half, "high": middle + half, "n": len(errors), "near": int(near.sum())}
 
 
 def bought_with_length(difference: Mapping[str, Any], equal: Mapping[str, Any] | None) -> bool:

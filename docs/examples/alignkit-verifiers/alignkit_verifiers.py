@@ -37,7 +37,7 @@ from alignkit import (
     StepContext,
     hookimpl,
 )
-from alignkit.data.prompt_columns import column_of
+from alignkit.data.describe import column_of
 from alignkit_plugins.named_code import NamedCode
 
 if TYPE_CHECKING:

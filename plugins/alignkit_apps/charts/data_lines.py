@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from alignkit.data.describe import shortened, shown
 from alignkit.data.group import Group, Pair, resolved_pairs
 from alignkit.data.sources import Loaded, SourceFacts
+from alignkit_plugins.data.shown import shortened, shown
 
 SHOWN = 3  # turns of a prompt, and after it
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import Algorithm, Trains
 from alignkit.calls import call, create
-from alignkit.data.describe import shown
 from alignkit.data.group import Group, prompts_of
 from alignkit.data.sources import DataSpec
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
@@ -29,6 +28,7 @@ from alignkit.runs.data import RunData
 from alignkit.runs.stage_check import selected
 from alignkit.tokens.encoder import WHOLE, Encoded, Encoder, chunks, drop_reason, is_document
 from alignkit_apps.policies.row_tokens import Tokens, heading, marked, pieces
+from alignkit_plugins.data.shown import shown
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from alignkit.data.describe import shortened, shown
 from alignkit.data.group import Group
 from alignkit.extras import check_extra
 from alignkit.tokens.encoder import WHOLE, Encoder
@@ -21,6 +20,7 @@ from alignkit_apps.web.formatted import cut
 from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of
 from alignkit_apps.web.messages import visible
 from alignkit_plugins.data.rules import Fault, Rules, redacted
+from alignkit_plugins.data.shown import shortened, shown
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

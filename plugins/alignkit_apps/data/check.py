@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.describe import shortened
 from alignkit.data.sources import DataSpec
 from alignkit.recipe.schema import Recipe, Stage, keys_of, specs
 from alignkit.report import Block, Table
@@ -19,6 +18,7 @@ from alignkit_apps.data.rows import Row, no_stage, read_rows, short
 from alignkit_plugins.data import near
 from alignkit_plugins.data.near import Kind, Match, Units
 from alignkit_plugins.data.rules import ACROSS, Rules, redacted
+from alignkit_plugins.data.shown import shortened
 from alignkit_plugins.evaluate.readable import percentage
 
 EXAMPLES = 5  # of each finding

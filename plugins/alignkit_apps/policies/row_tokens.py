@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from alignkit.data.describe import response_names
 from alignkit.io.text import REPLACEMENT, printable
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
+from alignkit_plugins.data.shown import response_names
 
 BEFORE = 4  # tokens that are decoded with a token, because its text depends on them
 

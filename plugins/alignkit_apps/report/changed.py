@@ -12,13 +12,13 @@ from typing import Any
 
 from alignkit.algorithm import StageDefaults
 from alignkit.data.sources import DataSource
-from alignkit.io.changes import LONGEST, Change, changes
 from alignkit.recipe.repeat import stages_of_rounds
 from alignkit.recipe.rules import ONLY_ONLINE
 from alignkit.recipe.schema import Recipe, Stage, specs
 from alignkit.registry import Component
 from alignkit.settings import LEARNING_RATE, Rollout, Settings
 from alignkit.training.learning_rate import scaled
+from alignkit_apps.report.changes import LONGEST, Change, changes
 
 MOST = 3  # changes that a message names
 _CODE = ("source", "version", "recognized")  # of a plugin, by digests

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, model_validator
 
 import alignkit
 from alignkit import Context, Field, Group, Response, Reward, RunFailed
-from alignkit.data.prompt_columns import column_of
+from alignkit.data.describe import column_of
 from alignkit.errors import RemoteError
 from alignkit.reward import Progress, no_progress
 from alignkit_http import Malformed, Remote, RemoteOptions, Reply, key_of

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import alignkit
 from alignkit import DataError, Field, Group, Reward
-from alignkit.data.prompt_columns import column_of, row_of
+from alignkit.data.describe import column_of, row_of
 from alignkit.data.spoken import answer_of
 from alignkit.evaluation.answers import bare
 from alignkit.evaluation.numbers import number_of

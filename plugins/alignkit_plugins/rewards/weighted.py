@@ -15,7 +15,7 @@ from pydantic import model_validator
 import alignkit
 from alignkit import CombinedReward, DataError, Field, Group, RewardCombination, RewardRef
 from alignkit import functional as F
-from alignkit.data.prompt_columns import column_of, row_of
+from alignkit.data.describe import column_of, row_of
 from alignkit.errors import did_you_mean
 
 if TYPE_CHECKING:

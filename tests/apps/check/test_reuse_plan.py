@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkit import cli
-from alignkit.io.changes import differences
+from alignkit_apps.report.changes import differences
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pydantic import field_validator
 
 import alignkit
 from alignkit import DataError, Field, Group, Reward
-from alignkit.data.prompt_columns import column_of, row_of
+from alignkit.data.describe import column_of, row_of
 from alignkit.data.spoken import TAGS, after_thoughts, answer_in
 from alignkit.evaluation import answers
 from alignkit.evaluation.text_metrics import repetition

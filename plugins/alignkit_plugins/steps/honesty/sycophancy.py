@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import field_validator
 
 from alignkit import Artifact, DataError, Field, Group, Message, Response, RunFailed, Step, StepContext, StepData, seeds
-from alignkit.data.prompt_columns import column_of
+from alignkit.data.describe import column_of
 from alignkit.data.spoken import answer_of
 from alignkit.evaluation import statistics as stats
 from alignkit.evaluation.comparison import prompts_to_compare
