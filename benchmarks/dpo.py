@@ -24,8 +24,7 @@ def pairs(job: Job, tokenizer: Any) -> list[Encoded]:
 def ours(job: Job, gate: Gate) -> None:
     import torch
 
-    from alignkit.models.examples import Examples
-    from alignkit.models.forward import measure
+    from alignkit.models.packing import Examples, measure
     from alignkit.models.shared_model import BASE
 
     policy = models.load(job)

@@ -69,7 +69,7 @@ def _checked(
 ) -> tuple[float, Any]:
     """The mean -log P of the first side's samples: as its engine reports it, and as training measures it."""
     from alignkit.data.group import Group
-    from alignkit.models.forward import measure
+    from alignkit.models.packing import measure
     from alignkit.tokens.encoder import Encoded, ResponseTokens
 
     if gate.evidence is None:
@@ -157,7 +157,7 @@ def _say(line: str) -> None:
 @contextmanager
 def _server(job: Job, core: int) -> Iterator[str]:
     """The address of a server that uses one core."""
-    from alignkit.own_server import OwnServer
+    from alignkit_vllm.own_server import OwnServer
 
     words = ["taskset", "-c", str(core), *shlex.split(COMMAND), job.source, "--host", "127.0.0.1", "--port", "{port}"]
     words += ["--dtype", job.dtype, "--enable-lora", "--max-lora-rank", "16", "--logprobs-mode", "processed_logprobs"]

@@ -17,7 +17,7 @@ from benchmarks.worker import Gate, Job
 def responses(job: Job, gate: Gate) -> None:
     """SFT steps on groups of `responses` responses; the total number of tokens is always the same."""
     from alignkit.data.group import Group
-    from alignkit.models.examples import Examples
+    from alignkit.models.packing import Examples
     from alignkit.tokens.encoder import Encoded, ResponseTokens
 
     k, prompt, length = job.options["responses"], *((8, 4) if job.short else (64, 21))

@@ -19,8 +19,7 @@ BETA = 0.1
 
 
 def ours(job: Job, gate: Gate) -> None:
-    from alignkit.models.examples import Examples
-    from alignkit.models.forward import measure
+    from alignkit.models.packing import Examples, measure
     from alignkit.models.shared_model import BASE
 
     policy = models.load(job)

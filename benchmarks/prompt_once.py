@@ -44,7 +44,7 @@ def peer(job: Job, gate: Gate) -> None:
 
 
 def step(job: Job, gate: Gate, groups: list[Encoded]) -> None:
-    from alignkit.models.examples import Examples
+    from alignkit.models.packing import Examples
 
     policy = models.load(job)
     learner = models.learner(policy, "sft", job.adapter(models.POLICY))

@@ -34,7 +34,7 @@ def units(job: Job, groups: list[Encoded]) -> int:
 
 
 def ours(job: Job, gate: Gate) -> None:
-    from alignkit.models.examples import Examples
+    from alignkit.models.packing import Examples
 
     policy = models.load(job)
     learner = models.learner(policy, "reward_model", job.adapter(models.REWARD))

@@ -33,7 +33,7 @@ def parameters(job: Job, gate: Gate) -> None:
 
 
 def step(job: Job, gate: Gate, memory: Callable[[SharedModel], int | None]) -> None:
-    from alignkit.models.examples import Examples
+    from alignkit.models.packing import Examples
 
     policy = models.load(job)
     learner = models.learner(policy, "sft", job.adapter(models.POLICY))

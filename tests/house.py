@@ -76,8 +76,7 @@ OTHER_MEANINGS = {
     "alignkit.training.auxiliary": {"sft"},  # the same
     "alignkit_apps.labels.layouts": {"kto", "sft"},  # what TRL calls its layouts
     "alignkit.environment": {"refusal"},  # a tool's
-    "alignkit.models.hub": {"refusal"},  # the hub's
-    "alignkit.models.load_check": {"refusal"},  # of a model that cannot be loaded
+    "alignkit.models.checked_model": {"refusal"},  # of a model that cannot be loaded
 }
 COMMON_WORDS = {
     "rating",

@@ -65,10 +65,9 @@ TESTS = {
     "next_token": ["test_next_token.py"],
     "attention": ["test_tiled_attention.py", "test_attention.py"],
     "tiled_attention": ["test_tiled_attention.py", "test_attention.py"],
-    "lora": ["test_lora.py"],
+    "lora": ["test_lora.py", "test_sampling_weights.py"],
     "lm_head": ["test_lm_head.py", "test_golden.py"],
     "matmul": ["test_matmul.py", "test_sampling_weights.py"],
-    "sampling_weights": ["test_sampling_weights.py"],
 }
 
 SWAPS = {

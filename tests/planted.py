@@ -294,7 +294,7 @@ PLANTED = {
         _ON_SEVERAL,
     ),
     "outputs_by_process": Planted(
-        "alignkit/models/examples.py",
+        "alignkit/models/packing.py",
         "together if order == sorted(order) else together[torch.tensor(order).argsort().to(together.device)]",
         "together",
         "test_reducer.py::test_statistics_before_a_step_see_the_whole_batch_in_its_order",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import alignkit_plugins.models.tiny
 from alignkit import Group, Response, RunFailed
-from alignkit.models.foreign_reward import ForeignRewardModel
+from alignkit.models.models import ForeignRewardModel
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint

@@ -18,8 +18,8 @@ from alignkit.cli import main
 from alignkit.data.group import Group, Response, read_groups
 from alignkit.errors import OtherTokenizer, RecipeError, RunFailed
 from alignkit.models.loading import weight_bytes
+from alignkit.models.memory import Passes
 from alignkit.models.models import LoadedBase, Models
-from alignkit.models.passes import Passes
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe

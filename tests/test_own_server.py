@@ -15,7 +15,7 @@ import pytest
 from patience import PATIENCE
 
 from alignkit import RunFailed
-from alignkit.own_server import OwnServer, kept_servers
+from alignkit_vllm.own_server import OwnServer, end_servers, keep_servers
 
 PROGRAM = """
 import http.server, os, sys
@@ -36,17 +36,18 @@ def server(folder: Path, **variables: str) -> OwnServer:
 def test_a_server_outlives_its_stage_and_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setenv("RANK", "1")  # of this process, not of the server's
-    with kept_servers(tmp_path / "cache"):
-        one = server(tmp_path)
-        one.wait(PATIENCE, said.append, "/ready")
-        assert said == [f"starting Test, which can take minutes; its log is {one.log}"]
-        assert one.log.parent == tmp_path / "cache"
-        with urllib.request.urlopen(f"{one.url}/ready") as answer:
-            assert answer.read().decode() == one.key
-        one.release()  # by a stage
-        assert server(tmp_path) is one and not one.ended
-        other = server(tmp_path, MORE="1")
-        assert other is not one and other.key != one.key
+    keep_servers(tmp_path / "cache")
+    one = server(tmp_path)
+    one.wait(PATIENCE, said.append, "/ready")
+    assert said == [f"starting Test, which can take minutes; its log is {one.log}"]
+    assert one.log.parent == tmp_path / "cache"
+    with urllib.request.urlopen(f"{one.url}/ready") as answer:
+        assert answer.read().decode() == one.key
+    one.release()  # by a stage
+    assert server(tmp_path) is one and not one.ended
+    other = server(tmp_path, MORE="1")
+    assert other is not one and other.key != one.key
+    end_servers()
     assert one.ended and other.ended
     alone = server(tmp_path)
     assert alone is not one and alone.log.parent == tmp_path
@@ -86,7 +87,7 @@ def until(done: Callable[[], bool]) -> None:
 def test_no_server_outlives_its_run(tmp_path: Path, number: signal.Signals) -> None:
     """A process starts a guard of a server that ignores SIGTERM and has a child, and is then killed."""
     command = f"trap '' TERM; sleep 1000 & echo $! $$ > {tmp_path}/ids.new; mv {tmp_path}/ids.new {tmp_path}/ids; wait"
-    guard = ["-P", "-m", "alignkit.io.guard"]
+    guard = ["-P", "-m", "alignkit_vllm.guard"]
     program = (
         "import os, subprocess, sys\n"
         f"subprocess.run([sys.executable, *{guard!r}, str(os.getpid()), 'sh', '-c', {command!r}])\n"

@@ -25,10 +25,8 @@ from alignkit.batch import Pairs
 from alignkit.data.group import write_groups
 from alignkit.errors import RecipeError
 from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
-from alignkit.models.examples import Examples
-from alignkit.models.forward import measure
 from alignkit.models.generate import Sampling, sample
-from alignkit.models.packing import pack
+from alignkit.models.packing import Examples, measure, pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe

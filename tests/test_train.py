@@ -13,7 +13,7 @@ import torch
 
 from alignkit import Algorithm, Batch, Group, Loss, Outputs, Response, per_response, per_token
 from alignkit.kernels import attention
-from alignkit.models.examples import Examples
+from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -18,6 +19,7 @@ from alignkit.kernels.attention import TreeLayout, attention
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
 
 BLOCK, BLOCK_ON_GPU = 32, 256  # rows that one call of the attention decodes
+STEP = 128  # columns by which those that a GPU attends to grow
 
 KeyValues = dict[int, tuple[Tensor, Tensor]]  # of each layer
 
@@ -36,56 +38,32 @@ class _Change:
     column: int
     room: int
 
-    @property
-    def rows(self) -> int:
-        return len(self.keep) + len(self.prompts)
+    def applied(self, old: Tensor | None, prefill: Tensor | None) -> Tensor:
+        """The cache that follows, of rows [rows, heads, columns, size] and of a prefill [heads, tokens, size]."""
+        like = old[0] if old is not None else prefill
+        assert like is not None  # a layer without a cache has been prefilled
+        kept, column = len(self.keep), self.column
+        # Not empty: masked columns enter the product with weight 0, and 0 times a leftover nan is nan.
+        new = like.new_zeros(kept + len(self.prompts), like.shape[0], column + self.room, like.shape[-1])
+        if old is not None and kept:
+            values = old[:, :, self.used].index_select(0, self.keep)
+            new[:kept, :, column - values.shape[2] : column] = values
+        if prefill is not None and new.device.type != "cpu":
+            # Some calls for all rows: on a GPU a call costs more than the bytes that empty cells add.
+            padded = F.pad(prefill, (0, 0, 0, 1))  # a token of zeros, behind all others
+            new[kept:, :, :column] = padded[:, self._cells].transpose(0, 1)
+        elif prefill is not None:
+            for row, span in zip(new[kept:], self.prompts, strict=True):
+                row[:, column - span.prompt : column] = prefill[:, span.start : span.start + span.prompt]
+        return new
 
-    def gather(self, tokens: int) -> Tensor:
-        """[entering rows, column]: the index of each cell's token in a prefill of `tokens`; empty cells: `tokens`."""
-        cells = torch.full((len(self.prompts), self.column), tokens)
+    @cached_property
+    def _cells(self) -> Tensor:
+        """[entering rows, column]: the index of each cell's token in the prefill; empty cells have the last one."""
+        cells = torch.full((len(self.prompts), self.column), -1)
         for row, span in zip(cells, self.prompts, strict=True):
             row[self.column - span.prompt :] = torch.arange(span.start, span.start + span.prompt)
-        return cells
-
-
-def _update(cache: KeyValues, change: _Change, prefill: KeyValues) -> None:
-    """Replace the cache, one tensor at a time, so that only one layer is in memory twice.
-
-    prefill: keys and values of the entering prompts, [heads, tokens, size] each.
-    """
-    cells: Tensor | None = None
-    for layer in list(cache or prefill):
-        old, new = cache.get(layer), prefill.get(layer)
-        if new is not None and cells is None and new[0].device.type != "cpu":
-            cells = change.gather(new[0].shape[1]).to(new[0].device)
-        keys = _updated(old and old[0], new and new[0], change, cells)
-        cache[layer] = (keys, _updated(old and old[1], new and new[1], change, cells))
-
-
-def _updated(old: Tensor | None, prefill: Tensor | None, change: _Change, cells: Tensor | None) -> Tensor:
-    """cells: see `_Change.gather`; None: copy one row at a time."""
-    like = old[0] if old is not None else prefill  # [heads, columns or tokens, size]
-    assert like is not None  # a layer without a cache has been prefilled
-    kept = len(change.keep)
-    # Not empty: masked columns enter the product with weight 0, and 0 times a leftover nan is nan.
-    new = like.new_zeros(change.rows, like.shape[0], change.column + change.room, like.shape[-1])
-    if old is not None and kept:
-        _right_align(new[:kept], old[:, :, change.used].index_select(0, change.keep), change.column)
-    if prefill is None:
-        return new
-    if cells is not None:
-        # Some calls for all rows: on a GPU a call costs more than the bytes that empty cells add.
-        padded = F.pad(prefill, (0, 0, 0, 1))  # a token of zeros, at index `tokens`
-        new[kept:, :, : change.column] = padded[:, cells].transpose(0, 1)
-        return new
-    for row, span in zip(new[kept:], change.prompts, strict=True):
-        _right_align(row, prefill[:, span.start : span.start + span.prompt], change.column)
-    return new
-
-
-def _right_align(rows: Tensor, values: Tensor, column: int) -> None:
-    """Write values so that they end before `column`, both [..., columns, size]."""
-    rows[..., column - values.shape[-2] : column, :] = values
+        return cells.to(self.keep.device)
 
 
 @dataclass(frozen=True)
@@ -164,22 +142,31 @@ class Decoding:
         first = int(kept.min()) if len(kept) else self.column
         column = max(self.column - first, *(span.prompt for span in prompts), 0)
         stored = prefill.kv if prefill is not None else {}
-        used, room = slice(first, self.column), self._allocated(column, room)
         held = next(iter((self.cache or stored).values()), None)
-        rows = torch.tensor(list(keep), dtype=torch.int64, device=held[0].device if held is not None else None)
-        change = _Change(rows, used, prompts, column, room)
-        _update(self.cache, change, stored)
+        device = held[0].device if held is not None else torch.device("cpu")
+        change = _Change(
+            keep=torch.tensor(list(keep), dtype=torch.int64, device=device),
+            used=slice(first, self.column),
+            prompts=prompts,
+            column=column,
+            room=self._allocated(column, room),
+        )
+        # One tensor at a time, so that only one layer is in memory twice.
+        for layer in list(self.cache or stored):
+            old, new = self.cache.get(layer), stored.get(layer)
+            keys = change.applied(old and old[0], new and new[0])
+            self.cache[layer] = keys, change.applied(old and old[1], new and new[1])
         entered = torch.tensor([column - span.prompt for span in prompts], dtype=torch.int64)
         # Kept rows stay aligned on the right, so their first columns move with their last column.
         self.starts = torch.cat([kept + column - self.column, entered])
         self.column = column
-        size = BLOCK if change.keep.device.type == "cpu" else BLOCK_ON_GPU
+        size = BLOCK if device.type == "cpu" else BLOCK_ON_GPU
         self._blocks = [
             (slice(row, row + size), int(self.starts[row : row + size].min()))
             for row in range(0, len(self.starts), size)
         ]
         self._masks.clear()
-        self._updated(change.keep.device)
+        self._updated(device)
 
     def _allocated(self, column: int, room: int) -> int:
         """Columns to allocate after `column`, of which `room` are needed."""
@@ -227,3 +214,70 @@ class Decoding:
         """Move to the next column; all layers have written this one."""
         self.column += 1
         self._masks.clear()
+
+
+# GPUs: shapes that repeat from token to token, and no step that needs a number from the host. A GPU waits for the host
+# to start each operator, so there is one call for all rows. They attend to a number of columns that grows by STEP; the
+# mask hides those that are not filled yet. Where the next token goes is a number on the device.
+
+
+class StaticDecoding(Decoding):
+    """`Decoding` in one block of rows, on the device of the cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._place = torch.zeros(1, dtype=torch.int64)  # `column`, on the device
+        self._firsts = self.starts  # [rows], `starts` on the device
+        self._columns = torch.zeros(0, dtype=torch.int64)  # [columns], their numbers
+
+    @property
+    def attended(self) -> int:
+        """Columns that the rows attend to, filled or not."""
+        return (self.column // STEP + 1) * STEP  # at least one more than the column, which is an index
+
+    def _allocated(self, column: int, room: int) -> int:
+        # Up to a multiple of STEP, or `attended` could exceed the cache.
+        return room + -(column + room) % STEP
+
+    def _updated(self, device: torch.device) -> None:
+        self._place = torch.tensor([self.column], device=device)
+        self._firsts = self.starts.to(device)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
+        """Attention of one token per row, [rows, heads, 1, size] -> [rows, heads, 1, size of v]."""
+        keys, values = self.cache[layer]
+        # By a tensor on the device: a number of the host would be another operator for every token.
+        keys.index_copy_(2, self._place, k)
+        values.index_copy_(2, self._place, v)
+        rows, heads, _, size = q.shape
+        # The query heads that share a key head become its queries: one product per key head, and no copy of the keys.
+        q = q.view(rows, k.shape[1], heads // k.shape[1], size)
+        keys, values = (x[:, :, : self.attended] for x in (keys, values))
+        out = attention(q, keys, values, self._mask_of(args, q), args)
+        return out.reshape(rows, heads, 1, -1)  # values may differ in size from queries
+
+    def _mask_of(self, args: AttentionArgs, q: Tensor) -> Tensor:
+        """[rows, 1, 1, columns]: true if a row sees a column, or what is added to its score if nothing caps that."""
+        key = args.window if args.softcap is None else (args.window, "capped")
+        if key not in self._masks:
+            if len(self._columns) != self.attended:
+                self._columns = torch.arange(self.attended, device=q.device)
+            # [rows, columns]: neither the empty space on the left nor columns that are not written yet.
+            sees = (self._columns >= self._firsts[:, None]) & (self._columns <= self._place)
+            if args.window is not None:
+                sees &= self._columns > self._place - args.window
+            mask = sees[:, None, None]
+            if args.softcap is None:  # converted here once, and not in every layer
+                mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))
+            self._masks[key] = mask
+        return self._masks[key]
+
+    def advance(self) -> None:
+        """Move to the next column; all layers have written this one."""
+        super().advance()
+        self._place += 1
+
+
+def decoding_for(device: torch.device) -> Decoding:
+    """How rows on this device are decoded."""
+    return StaticDecoding() if device.type == "cuda" else Decoding()

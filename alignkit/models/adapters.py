@@ -9,25 +9,139 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alignkit.errors import RunFailed
+from alignkit.io.atomic import write_json, write_text
+from alignkit.io.digest import digest, file_digest
 from alignkit.kernels import matmul
 from alignkit.kernels.lora import adapted, low_rank
-from alignkit.models.adapter_base import Base, check_computes
-from alignkit.models.files_check import check_finite, check_safetensors
-from alignkit.models.lora_targets import LoraTargets, is_router, lora_targets
-from alignkit.models.padding import UNREAD
+from alignkit.models.loading import UNREAD, cached_snapshot, read_json, read_weights, weight_files
 
 if TYPE_CHECKING:
     from alignkit.settings import LoraSpec
+
+# Which base model an adapter is for
+
+CONFIG, ORIGIN = "adapter_config.json", "alignkit.json"
+
+CARD = """\
+# LoRA adapter
+
+Trained with alignkit on the base model `{name}`. SHA-256 of the base model's weights: `{weights}`.
+
+- In a recipe: `from: FOLDER`, where FOLDER is this folder.
+- In Python: `peft.PeftModel.from_pretrained(base_model, FOLDER)`.
+"""
+# Variants of LoRA that compute something else with weights of the same names.
+VARIANTS = ("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_dora",
+            "use_qalora")  # fmt: skip
+# Initializations of peft that subtract the new adapter from the base model's weights.
+SUBTRACTED = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def check_computes(folder: Path, expected: Mapping[str, Any]) -> None:
+    """Raise RunFailed for an adapter of another scale than `model.lora`, of another kind, or for another base.
+
+    It would load, but compute something else.
+    """
+    saved = read_json(folder / CONFIG)
+    for key, value in expected.items():
+        theirs = saved.get(key, value) or type(value)()
+        if theirs != value:
+            raise RunFailed(f"{folder}: this adapter has {key} {theirs}, but the recipe's model.lora has {value}")
+    if variant := next((key for key in VARIANTS if saved.get(key)), ""):
+        raise RunFailed(f"{folder}: this adapter has {variant} {saved[variant]}, which alignkit does not compute")
+    if str(start := saved.get("init_lora_weights")).startswith(SUBTRACTED):
+        raise RunFailed(
+            f"{folder}: this adapter began as '{start}', so it belongs to weights that differ from the base model's\n"
+            "help: let peft convert it: save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START)"
+        )
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model. name: as the recipe has it. source: a transformers folder or hub id, as peft names it."""
+
+    name: str
+    source: str
+    revision: str | None = None
+
+    @cached_property
+    def _folder(self) -> Path | None:
+        """Where its files are; None if they are not on this machine."""
+        return Path(self.source) if Path(self.source).is_dir() else cached_snapshot(self.source, self.revision)
+
+    @cached_property
+    def weights(self) -> str | None:
+        """SHA-256 over the files with weights; None if they are not on this machine."""
+        files = weight_files(self._folder) if self._folder is not None else []
+        return digest([file_digest(file) for file in files]) if files else None
+
+    def check_vocabulary(self, folder: Path) -> None:
+        """Raise RunFailed for a whole model that cannot be used with this base's tokenizer."""
+        if self._folder is None or not (self._folder / "config.json").is_file():
+            return
+        theirs, ours = (read_json(path / "config.json").get("vocab_size") for path in (folder, self._folder))
+        if None not in (theirs, ours) and theirs != ours:
+            raise RunFailed(f"{folder} knows {theirs} tokens, but the tokenizer of model.base '{self.name}' has {ours}")
+
+    def save_origin(self, folder: Path) -> None:
+        """Say in an adapter's folder, to programs and people, which base it is for."""
+        facts = {"base": {"name": self.name, "revision": self.revision, "weights": self.weights}}
+        write_json(folder / ORIGIN, facts)
+        write_text(folder / "README.md", CARD.format(name=self.name, weights=self.weights or "unknown"))
+
+    def has_adapter(self, folder: Path) -> bool:
+        """Whether a folder holds an adapter. Raises RunFailed if it is for another base model."""
+        if not (folder / CONFIG).is_file():
+            return False
+        if not self.fits(folder):
+            name, saved = base_name(folder), _saved(folder).get("name")
+            raise RunFailed(
+                f"{folder} is an adapter for the base model '{name}', not for '{self.name}'"
+                + (": their weights differ" if saved == self.name else "")
+            )
+        return True
+
+    def fits(self, folder: Path) -> bool:
+        """Whether the adapter in a folder is for this base model: by the digest of the weights, or else by name."""
+        saved = _saved(folder)
+        if saved.get("weights") and self.weights:
+            return bool(saved["weights"] == self.weights)
+        return bool(_source(folder) == self.source)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, for any base model."""
+    return (folder / CONFIG).is_file()
+
+
+def base_name(folder: Path) -> str:
+    """The name of the base model that the adapter in a folder is for."""
+    return str(_saved(folder).get("name") or _source(folder))
+
+
+def _source(folder: Path) -> Any:
+    return read_json(folder / CONFIG).get("base_model_name_or_path")
+
+
+def _saved(folder: Path) -> Mapping[str, Any]:
+    saved = read_json(folder / ORIGIN).get("base") if (folder / ORIGIN).is_file() else None
+    return saved if isinstance(saved, dict) else {}
+
+
+# Adapters in memory
 
 WEIGHTS = "adapter_model.safetensors"
 SCORE = "base_model.model.score.weight"  # a scalar head, as peft names it
@@ -137,8 +251,7 @@ class Adapters:
                 raise RunFailed(f"model.lora: {error}") from error
         for layer in self._layers():
             _patch_forward(layer, self.active)
-        self._refuse_embeddings()
-        self._refuse_routers()
+        self._refuse_special()
 
     def _resolved(self, config: Any) -> LoraTargets:
         """The layers that get an adapter: found once, while the model has none. Logs what the default leaves out."""
@@ -159,33 +272,29 @@ class Adapters:
         self._peft.active_adapter = self._peft.base_model.active_adapter = adapter
         self._peft.add_adapter(adapter, config)
 
-    def _refuse_embeddings(self) -> None:
+    def _refuse_special(self) -> None:
+        """Reject an adapter on a matrix that may be tied to another, or on a router.
+
+        A router may return a tuple, to which an adapter's term cannot be added.
+        """
         from peft.tuners.lora import LoraLayer
 
-        if isinstance(self.model.get_output_embeddings(), LoraLayer):
-            raise RunFailed("model.lora.target_modules: the language head cannot have an adapter; leave it out")
-        if isinstance(self.model.get_input_embeddings(), LoraLayer):
-            raise RunFailed("model.lora.target_modules: token embeddings cannot have an adapter; leave them out")
-
-    def _refuse_routers(self) -> None:
-        """Reject an adapter on a router that returns a tuple, to which an adapter's term cannot be added."""
-        from peft.tuners.lora import LoraLayer
-
+        head, embeddings = self.model.get_output_embeddings(), self.model.get_input_embeddings()
+        special = {id(head): "the language head", id(embeddings): "the token embeddings"}
         for name, layer in self.model.named_modules():
-            base = layer.base_layer if isinstance(layer, LoraLayer) else None
+            if not isinstance(layer, LoraLayer):
+                continue
+            base, what = layer.base_layer, special.get(id(layer))
             if isinstance(base, nn.Linear) and is_router("", base):
-                raise RunFailed(
-                    f"model.lora.target_modules: {name} is a router ({type(base).__name__}) and cannot have an "
-                    "adapter; leave it out"
-                )
+                what = f"a router ({type(base).__name__})"
+            if what is not None:
+                raise RunFailed(f"model.lora.target_modules: {name} is {what} and cannot have an adapter; leave it out")
 
     def _load(self, adapter: str, folder: Path) -> None:
         from peft import set_peft_model_state_dict
 
         self._check_config(adapter, folder)
-        check_safetensors(folder / WEIGHTS)
-        state = load_file(folder / WEIGHTS)
-        check_finite(folder / WEIGHTS, state)
+        state = read_weights(folder / WEIGHTS)
         state.pop(SCORE, None)  # a role loads its head itself
         if whole := next((key for key in state if ".lora_" not in key), ""):  # peft would write it into the base
             raise RunFailed(
@@ -255,3 +364,117 @@ def _sort_facts(file: Path) -> None:
         stream.seek(8)
         # Padded to the old size, because tensors are found by their distance from the header's end.
         stream.write(text.encode().ljust(size))
+
+
+# The layers that `all-linear` means
+
+ALL = "all-linear"
+
+
+# Every linear layer but the head and the routers. In a mixture of experts, peft's own `all-linear` would also wrap the
+# routers and the experts' stacked weights. Stacked weights are merged with their adapter in every pass, so a pass would
+# store as much as all experts weigh. Routers choose experts by a hard limit, and some return a tuple, to which nothing
+# can be added. Both stay frozen unless they are named.
+
+
+@dataclass(frozen=True)
+class LoraTargets:
+    """What peft is asked to adapt.
+
+    modules: peft's `target_modules`. parameters: its `target_parameters`. frozen: a sentence on what was left out,
+    empty if nothing was.
+    """
+
+    modules: str | list[str]
+    parameters: list[str] = field(default_factory=list)
+    frozen: str = ""
+
+
+def lora_targets(model: Any, config: Any) -> LoraTargets:
+    """Resolve `config.target_modules` for a model without adapters. config: a peft `LoraConfig`, left as it is."""
+    if config.target_modules != ALL:
+        return LoraTargets(config.target_modules)
+    experts = [name for name, module in model.named_modules() if _holds_experts(module)]
+    routers = [name for name, module in model.named_modules() if is_router(name, module)]
+    states = [name for name, module in model.named_modules() if _is_read_by_its_parent(model, name, module)]
+    if not (experts or routers or states):
+        return LoraTargets(ALL)  # leaves the choice, and the words in saved adapters, to peft
+    inside = tuple(f"{router}." for router in routers)
+    names = {name for name in _linear_layers(model) if name not in states and not f"{name}.".startswith(inside)}
+    # peft reads some layers' names as those of experts, which had one layer each in earlier versions of transformers.
+    renamed = {leaf for leaf in {_leaf(name) for name in names} if _renamed_by_peft(leaf, model, config)}
+    shared = _shared_names(model, names)
+    return LoraTargets(
+        sorted({shared[name] for name in names if _leaf(name) not in renamed}),
+        sorted({shared[name] + ".weight" for name in names if _leaf(name) in renamed}),
+        _sentence({"experts": experts, "routers": routers, "state space outputs": states}),
+    )
+
+
+def is_router(name: str, module: Any) -> bool:
+    """Whether a module chooses experts, or is the linear layer by which one does."""
+    kind = type(module).__name__
+    named = isinstance(module, nn.Linear) and _leaf(name) in ("router", "gate")
+    return named or "Router" in kind or "Gating" in kind or ("Mo" in kind and kind.endswith("Gate"))
+
+
+def _linear_layers(model: Any) -> list[str]:
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    return [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
+
+
+def _holds_experts(module: Any) -> bool:
+    """Whether a module has stacked weights, [experts, outputs, inputs]."""
+    convolution = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return not convolution and any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
+
+
+def _is_read_by_its_parent(model: Any, name: str, module: Any) -> bool:
+    """Whether a state space layer passes this layer's weight to a kernel, past any adapter; peft refuses it by name."""
+    if _leaf(name) != "out_proj" or not isinstance(module, nn.Linear):
+        return False
+    parent = type(model.get_submodule(name.rpartition(".")[0])).__name__
+    return "Mamba" in parent or "Mixer" in parent
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _shared_names(model: Any, names: set[str]) -> dict[str, str]:
+    """What to call each layer: its name behind its block's number, unless that names a layer outside of `names`, too.
+
+    peft takes a name for every layer that ends in it.
+    """
+    short = {name: re.split(r"\.\d+\.", name)[-1] for name in names}
+    others = [name for name, _ in model.named_modules() if name not in names]
+    taken = {suffix for suffix in short.values() if any(f".{name}".endswith(f".{suffix}") for name in others)}
+    return {name: name if suffix in taken else suffix for name, suffix in short.items()}
+
+
+def _renamed_by_peft(leaf: str, model: Any, config: Any) -> bool:
+    """Whether peft takes the name of a layer for that of an expert's weight."""
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:  # an older peft, which renames nothing
+        return False
+    probe = copy.deepcopy(config)
+    probe.target_modules = {leaf}
+    try:
+        convert_peft_config_for_transformers(probe, model=model, conversions=None)
+    except ValueError:  # one of two weights that peft expects together
+        return True
+    return set(probe.target_modules) != {leaf}
+
+
+def _sentence(frozen: dict[str, list[str]]) -> str:
+    parts = [
+        f"{what} ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})"
+        for what, names in frozen.items()
+        if names
+    ]
+    return f"model.lora.target_modules: {ALL} leaves these frozen: {', '.join(parts)}"

@@ -15,22 +15,23 @@ from torch import Tensor
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
 from alignkit.kernels import capabilities
-from alignkit.models.adapter_base import Base, is_adapter
-from alignkit.models.files_check import check_finite, check_safetensors
-from alignkit.models.hub import locate
-from alignkit.models.loading import backbone, dtype_of, has_score, load_base, load_weights
-from alignkit.models.padding import saved_unread
+from alignkit.models.adapters import Base, is_adapter
+from alignkit.models.loading import (
+    backbone,
+    dtype_of,
+    has_score,
+    load_base,
+    load_weights,
+    locate,
+    read_weights,
+    saved_unread,
+)
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
 
 WEIGHTS = "adapter_model.safetensors"
 CPU = torch.device("cpu")
-# Read by a merged model and by the quantized one that it is made of, whose difference the user sees.
-PROBE = (
-    "Question: Why does bread rise?\nAnswer: Yeast eats the sugar in the dough and sets free a gas, carbon dioxide. "
-    "The dough is elastic, so it holds the bubbles. In the oven they grow, until the crust is firm."
-)
 
 
 def export(
@@ -76,46 +77,35 @@ def whole_model(
     quantized = spec.quantization != "none"
     # Rounded as in the run: what bitsandbytes makes of bf16 and of fp32 differs.
     device = CPU if spec.device == "cpu" else capabilities.default_device()
-    loaded = dtype_of(spec, device) if quantized else torch.float32
-    network, _ = load_base(spec, locate(base.source, base.revision), base.revision, loaded, CPU, None)
-    notes = [f"stored in {str(dtype).removeprefix('torch.')}, so weights are rounded"] * (dtype != torch.float32)
-    if saved is None:
-        return (network.dequantize(torch.float32) if quantized else network).to(dtype), notes
-    base.has_adapter(saved)
-    head = saved_head(saved) if has_score(saved) else None
+    stored = dtype_of(spec, device) if quantized else torch.float32
+    network, _ = load_base(spec, locate(base.source, base.revision), base.revision, stored, CPU, None)
     if quantized:
-        learned = _with_adapter(network, saved)
-        before = _read(learned, head, tokenizer)
-        network = learned.unload().dequantize(torch.float32).float()
-    merged = _with_adapter(network, saved).merge_and_unload(safe_merge=True).to(dtype)
-    if quantized:
-        notes = _notes_of_merging(spec, head is not None, (_read(merged, head, tokenizer) - before).abs()) + notes
-    if head is not None:
+        network = network.dequantize(torch.float32).float()
+    notes = []
+    if saved is not None:
+        base.has_adapter(saved)
+        network = _with_adapter(network, saved).merge_and_unload(safe_merge=True)
+        if quantized:
+            notes.append(f"merged into the values that {spec.quantization} rounds the weights to, as it was trained")
+        if spec.quantization == "int8":
+            notes.append("int8 also rounds the inputs of every layer, which the merged model does not")
+    network = network.to(dtype)
+    if dtype != torch.float32:
+        notes.append(f"stored in {str(dtype).removeprefix('torch.')}, so weights are rounded")
+    if saved is not None and has_score(saved):
         unread = saved_unread(saved)
-        merged = scorer(merged, head, tokenizer.pad_token_id if unread is None else unread)
-    return merged.eval(), notes
+        network = scorer(network, saved_head(saved), tokenizer.pad_token_id if unread is None else unread)
+    return network.eval(), notes
 
 
 def _with_adapter(network: Any, saved: Path) -> Any:
     """The network with a saved adapter, without the adapter's scalar head."""
     from peft import PeftConfig, PeftModel
 
-    check_safetensors(saved / WEIGHTS)
-    check_finite(saved / WEIGHTS, load_file(saved / WEIGHTS))
+    read_weights(saved / WEIGHTS)  # refuses what is damaged
     config = PeftConfig.from_pretrained(str(saved))
     config.task_type, config.modules_to_save = "CAUSAL_LM", None
     return PeftModel.from_pretrained(network, str(saved), config=config).eval()
-
-
-@torch.no_grad()
-def _read(network: Any, head: Tensor | None, tokenizer: Any) -> Tensor:
-    """What a network makes of PROBE: the log-probability of each token, or with a head its score there, fp32."""
-    ids = tokenizer(PROBE, return_tensors="pt").input_ids
-    if head is None:
-        logits = network(input_ids=ids).logits[0, :-1].float()
-        return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
-    states: Tensor = network(input_ids=ids, output_hidden_states=True).hidden_states[-1]
-    return states[0].float() @ head[0]
 
 
 def scorer(network: Any, head: Tensor, padding: int | None) -> Any:
@@ -152,16 +142,3 @@ def end_with(generation: Any, end_ids: Iterable[int]) -> None:
     own = list(found) if isinstance(found, list | tuple) else [] if found is None else [found]
     ends = [*own, *sorted(set(end_ids) - set(own))]
     generation.eos_token_id = ends[0] if len(ends) == 1 else ends or None
-
-
-def _notes_of_merging(spec: ModelSpec, is_reward: bool, distances: Tensor) -> list[str]:
-    """What the user of an adapter merged into a quantized base must know. distances: from the run's numbers."""
-    what = "scores" if is_reward else "log-probabilities"
-    notes = [
-        f"merged into the values that {spec.quantization} rounds the weights to, which it was trained on",
-        f"its {what} differ from those of the run by {float(distances.mean()):.2g} per token on average, "
-        f"{float(distances.max()):.2g} at most",
-    ]
-    if spec.quantization == "int8":
-        notes.append("int8 also rounds the inputs of every layer, which the merged model does not")
-    return notes

@@ -23,10 +23,10 @@ from alignkit.data.group import Group, Response, preview
 from alignkit.errors import DataError, RunFailed, memory_ran_out
 from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.decoding import StaticDecoding, decoding_for
 from alignkit.kernels.layout import GroupSpan
+from alignkit.kernels.lora import prepacked_weights
 from alignkit.kernels.memory import available, release_cached, total
-from alignkit.kernels.sampling_weights import prepacked_weights
-from alignkit.kernels.static_decoding import StaticDecoding, decoding_for
 from alignkit.models.loading import backbone, largest
 from alignkit.models.next_token import Sampling, choose
 from alignkit.models.shared_model import SharedModel
@@ -437,7 +437,7 @@ class Decoder:
 
     def _append(self, rows: Sequence[ActiveSequence], drawn: Sequence[tuple[list[float], list[float]]]) -> None:
         """Append tokens up to the end of each row. drawn: of each step, the ids and log-probabilities of all rows."""
-        before = sum(row.active for row in rows)
+        ended = False
         for ids, logprobs in drawn:
             for row, token, logprob in zip(rows, map(int, ids), logprobs, strict=True):
                 if not row.active:
@@ -447,9 +447,10 @@ class Decoder:
                 row.write(token, logprob)
                 stopped = has_stopped(self.encoder, row.tokens[row.turn :], self.sampling.stop)
                 row.ended = stopped or token in self.encoder.end_ids
+                ended = ended or not row.active
         if self.wrote is not None:
             self.wrote(rows)
-        if sum(row.active for row in rows) < before:
+        if ended:
             self.finished()
 
     def most_rows(self) -> int:
@@ -508,7 +509,9 @@ class RowBatch:
         prompts = self.decoder.prompts
         while self._refill():
             self.model.should_stop()
-            count = min(self.look_every, max((row.room for row in self.rows if row.active), default=1))
+            count = self.look_every
+            if count > 1:
+                count = min(count, max((row.room for row in self.rows if row.active), default=1))
             tokens = self.decoder.write(self.rows, self.logits, count, self._read)
             if any(row.active for row in self.rows):
                 # The token just appended is read next; as positions count from 0, its position is the length minus 1.

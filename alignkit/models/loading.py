@@ -1,10 +1,13 @@
-"""Reading models from disk: device, dtype, quantization, tokenizer, and errors for incomplete weights."""
+"""Reading models from disk or the hub: device, dtype, quantization, tokenizer, and errors for what cannot be used."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import json
 import logging
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,20 +16,141 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 from alignkit.data.chat_templates import set_chat_template
 from alignkit.errors import RunFailed
 from alignkit.kernels import capabilities
 from alignkit.kernels.memory import returning_memory
-from alignkit.models.files_check import check_folder, read_json, weight_files
 from alignkit.tokens.check import check_ids, loaded_tokenizer
 from alignkit.tokens.template import ChatOptions
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
 
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HUB_TIMEOUT = 5  # seconds to wait for the hub, unless HF_HUB_ETAG_TIMEOUT is set
 _WHOLE = ("embed", "lm_head", "wte", "wpe")  # matrices that bitsandbytes leaves as they are
+_AGAIN = "copy or download the files again (`git lfs pull` if they come from a repository)"
+
+
+# Files
+
+
+@contextmanager
+def reading(source: str | Path, help: str = _AGAIN) -> Iterator[None]:
+    """Report what a library says of a model's files. It may raise anything for a file that it does not expect."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError, TypeError, AttributeError, LookupError, ImportError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise RunFailed(f"{source} cannot be read ({type(error).__name__}: {reason})\nhelp: {help}") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises RunFailed if the file holds anything else."""
+    with reading(file):
+        content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise RunFailed(f"{file} is not a JSON object\nhelp: {_AGAIN}")
+    return content
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises RunFailed if it is damaged, or a weight is infinite or not a number."""
+    with reading(file):
+        weights = load_file(file)
+    check_finite(file, weights)
+    return weights
+
+
+def check_finite(source: Any, weights: dict[str, Tensor]) -> None:
+    """Raise RunFailed if a weight is infinite or not a number. source: the file or folder that the error names."""
+    for name, weight in weights.items():
+        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+            raise RunFailed(
+                f"{source}: the weight {name} has values that are infinite or not a number\nhelp: use another copy or "
+                "an earlier version of these weights"
+            )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers loads a model's weights from; none if it has none in safetensors."""
+    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
+        return [folder / WEIGHTS] if (folder / WEIGHTS).exists() else []
+    with reading(folder / INDEX):
+        return sorted({folder / name for name in read_json(folder / INDEX)["weight_map"].values()})
+
+
+def load_config(source: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """A model's configuration. Raises RunFailed for one that transformers cannot use without running foreign code."""
+    from transformers import AutoConfig
+
+    with reading(f"{source}: its configuration", "use a transformers model, and a version that knows it; set "
+                 "model.trust_remote_code for a model with its own code that you trust"):  # fmt: skip
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    kernel = str(getattr(config, "_attn_implementation", ""))
+    if "/" in kernel and not trust_remote_code:
+        raise RunFailed(
+            f"{source}: its configuration names the attention {kernel!r:.80}, code of a repository, which is not run\n"
+            "help: remove the key, or set model.trust_remote_code if you trust it"
+        )
+    return config
+
+
+# The hub
+
+
+def locate(source: str, revision: str | None = None) -> str:
+    """Return a name that transformers can load: `source` itself, or its cached copy if the hub does not serve it.
+
+    source: a folder or hub id. Transformers would ask for several files and retry each for half a minute; this asks for
+    one file, once. Raises RunFailed with advice if there is neither.
+    """
+    if Path(source).is_dir():
+        return source
+    from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
+
+    timeout = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else HUB_TIMEOUT
+    try:
+        cached = cached_snapshot(source, revision)
+        if constants.HF_HUB_OFFLINE:
+            raise errors.OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+        get_hf_file_metadata(hf_hub_url(source, CONFIG, revision=revision), timeout=timeout)
+    except errors.HFValidationError as error:
+        raise RunFailed(
+            f"model.base '{source}' is neither a folder nor a hub id (owner/name)\nhelp: correct the path or the id"
+        ) from error
+    except errors.EntryNotFoundError:
+        return source  # the repository has no configuration; it may be an adapter
+    except Exception as error:  # from the HTTP library, which differs between versions of huggingface_hub
+        if cached is not None:
+            return str(cached)
+        reason = " ".join(str(error).split())[:400]
+        raise RunFailed(
+            f"model.base '{source}' is neither a folder nor in the hub's cache, and {constants.ENDPOINT} does not "
+            f"serve it ({type(error).__name__}: {reason})\n"
+            "help: correct the name or model.revision, or run `hf auth login` for a gated or private model; without a "
+            "network, name a local folder or an installed model (see `alignkit plugins`), or copy the cache of "
+            f"`hf download {source}` to {constants.HF_HUB_CACHE}"
+        ) from error
+    return source
+
+
+def cached_snapshot(source: str, revision: str | None) -> Path | None:
+    """The folder of a cached copy, if it has a configuration and weights."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(source, CONFIG, revision=revision)
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    return folder if any((folder / name).exists() for name in (WEIGHTS, INDEX)) else None
+
+
+# Device and dtype
 
 
 def device_of(name: str) -> torch.device:
@@ -158,46 +282,34 @@ def _reading_one_by_one(device: torch.device) -> Iterator[None]:
         modeling_utils.safe_open = mapped
 
 
-def load_tokenizer(spec: ModelSpec, source: str, revision: str | None) -> Any:
-    """Load a tokenizer with the recipe's chat template."""
-    from transformers import AutoConfig, AutoTokenizer
+def load_text(spec: ModelSpec, source: str, revision: str | None) -> tuple[Any, ChatOptions, tuple[int, ...]]:
+    """What an `Encoder` of a base model is made of, without its weights: tokenizer, chat options, end tokens."""
+    from transformers import AutoTokenizer
 
     options: Any = {"revision": revision, "trust_remote_code": spec.trust_remote_code}
-    tokenizer = loaded_tokenizer(lambda: AutoTokenizer.from_pretrained(source, **options), spec.base)
+    config = None
     if not (Path(source) / "adapter_config.json").is_file():
-        config = AutoConfig.from_pretrained(source, **options)
+        config = load_config(source, **options)
+    tokenizer = loaded_tokenizer(lambda: AutoTokenizer.from_pretrained(source, **options), spec.base)
+    if config is not None:
         check_ids(tokenizer, config.get_text_config().vocab_size, spec.base)
     set_chat_template(tokenizer, spec.chat_template)
-    return tokenizer
-
-
-def load_text(
-    spec: ModelSpec, source: str, revision: str | None, *, with_weights: bool = True
-) -> tuple[Any, ChatOptions, tuple[int, ...]]:
-    """What an `Encoder` of a base model is made of, without its weights: tokenizer, chat options, end tokens.
-
-    with_weights: whether a folder must have them, so that loading it later does not fail.
-    """
-    if with_weights and Path(source).is_dir():
-        check_folder(Path(source), spec.trust_remote_code)
     chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages)
-    return load_tokenizer(spec, source, revision), chat, end_ids(source, revision)
+    return tokenizer, chat, end_ids(source, revision)
 
 
 def end_ids(source: str, revision: str | None) -> tuple[int, ...]:
     """The tokens at which the model's own generation settings end a response."""
     from transformers import GenerationConfig
 
-    try:
-        found = GenerationConfig.from_pretrained(source, revision=revision).eos_token_id
-    except OSError:  # there are no such settings
-        return ()
-    except (ValueError, TypeError, AttributeError, KeyError) as error:  # transformers compares and calls what it reads
-        problem = f"{source}: generation_config.json cannot be used: {error}"
-        raise RunFailed(f"{problem}\nhelp: correct it, or delete it") from error
-    ids = found if isinstance(found, list | tuple) else [] if found is None else [found]
-    if not all(isinstance(token, int) and 0 <= token < 2**31 for token in ids):
-        raise RunFailed(f"{source}: generation_config.json: eos_token_id {found!r:.60} is no token\nhelp: correct it")
+    with reading(f"{source}: generation_config.json", "correct it, or delete it"):
+        try:
+            ids = GenerationConfig.from_pretrained(source, revision=revision).eos_token_id
+        except OSError:  # there are no such settings
+            return ()
+        ids = [] if ids is None else ids if isinstance(ids, list | tuple) else [ids]
+        if not all(isinstance(token, int) and 0 <= token < 2**31 for token in ids):
+            raise ValueError(f"eos_token_id {ids!r:.60} is no token")
     return tuple(ids)
 
 
@@ -207,16 +319,18 @@ def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **o
     spare: endings of names that may be missing or unused. Raises RunFailed if other weights are missing or have the
     wrong shape: transformers would draw them at random.
     """
-    if Path(source).is_dir():
-        check_folder(Path(source), bool(options.get("trust_remote_code")))
-    # Shapes are checked here, because transformers' error refers to the report that is held back.
-    with _without_report():
-        model, report = kind.from_pretrained(
-            source, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
-        )
+    load_config(str(source), options.get("revision"), options["trust_remote_code"])
+    loader = logging.getLogger("transformers.modeling_utils")
+    loader.addFilter(_is_no_report)
+    try:
+        with reading(f"{source}: its weights in safetensors"):
+            model, report = kind.from_pretrained(
+                source, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
+            )
+    finally:
+        loader.removeFilter(_is_no_report)
     architecture = type(model).__name__
-    missing = sorted(key for key in report["missing_keys"] if not key.endswith(spare))
-    if missing:
+    if missing := sorted(key for key in report["missing_keys"] if not key.endswith(spare)):
         raise RunFailed(
             f"{source}: these weights of a {architecture} are not in its files: {_first(missing)}\n"
             f"help: use a complete model of this kind; its config.json names {model.config.architectures}"
@@ -230,6 +344,11 @@ def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **o
     return model, sorted(key for key in report["unexpected_keys"] if not key.endswith(spare))
 
 
+def _is_no_report(record: logging.LogRecord) -> bool:
+    """Whether a line is not transformers' table of missing and unused weights, which are reported here."""
+    return "LOAD REPORT" not in record.getMessage()
+
+
 def warn_unused(source: str | Path, model: Any, names: list[str]) -> None:
     """Log one line about weights that the model does not use."""
     logger = logging.getLogger("alignkit")
@@ -239,30 +358,6 @@ def warn_unused(source: str | Path, model: Any, names: list[str]) -> None:
 def _first(names: list[str], shown: int = 3) -> str:
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Hold back transformers' table of missing and unused weights, unless an error occurs, which may refer to it."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    held: list[logging.LogRecord] = []
-
-    def hold(record: logging.LogRecord) -> bool:
-        report = "LOAD REPORT" in record.getMessage()
-        if report:
-            held.append(record)
-        return not report
-
-    logger.addFilter(hold)
-    try:
-        yield
-    except Exception:
-        logger.removeFilter(hold)
-        for record in held:
-            logger.handle(record)
-        raise
-    finally:
-        logger.removeFilter(hold)
 
 
 def silence_libraries() -> None:
@@ -299,26 +394,65 @@ def backbone(model: Any) -> Any:
     return model.model if network is None else network  # Llama 4's prefix names an attribute that does not exist
 
 
-# What weights take once they are loaded, found out from the headers of their files.
-
-
 def weight_bytes(spec: ModelSpec, folder: Path) -> float | None:
-    """Bytes of a model's weights with these settings; None if its files cannot be read, which loading will report."""
+    """Bytes of a model's weights in memory with these settings; None if its files cannot be read."""
     width = dtype_of(spec, device_of(spec.device)).itemsize
+    total = 0.0
     try:
-        return sum(_bytes(spec, name, shape, width) for name, shape in _shapes(folder))
-    except (RunFailed, SafetensorError, OSError):
+        for file in weight_files(folder):
+            with safe_open(file, "pt") as content:
+                for name in content.keys():  # noqa: SIM118  (a safetensors file is not iterable)
+                    shape = content.get_slice(name).get_shape()
+                    quantized = len(shape) == 2 and not any(part in name for part in _WHOLE)
+                    total += math.prod(shape) * ((quantized_width(spec) if quantized else None) or width)
+    except (RunFailed, SafetensorError, OSError):  # which loading will report
         return None
+    return total or None
 
 
-def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
-    for file in weight_files(folder):
-        with safe_open(file, "pt") as content:
-            for name in content.keys():  # noqa: SIM118  (a safetensors file is not iterable)
-                yield name, content.get_slice(name).get_shape()
+# Where a reward model reads its score, so that transformers, peft and TRL read it at the same token. Transformers
+# scores a sequence at its last token that is not the padding of the model's configuration. An adapter is loaded onto
+# its base, so the base's configuration decides. If the end of a turn is also the padding, that is one token before it.
+# A base without padding is read at the last token; whoever pads needs a token that ends no turn.
+
+UNREAD = "unread_token"  # in the metadata of a saved adapter: the padding that it skips
+WORDS = ("pad", "reserved", "unused", "unk")  # in special tokens that may serve as padding, the best first
 
 
-def _bytes(spec: ModelSpec, name: str, shape: list[int], width: int) -> float:
-    if len(shape) == 2 and not any(part in name for part in _WHOLE):
-        return math.prod(shape) * (quantized_width(spec) or width)
-    return float(math.prod(shape) * width)
+def padding_of(config: Any) -> int | None:
+    """The id of the padding in a model's configuration; None if there is none."""
+    found = config.get_text_config().pad_token_id
+    return None if found is None or found < 0 else int(found)
+
+
+def saved_unread(folder: Path) -> int | None:
+    """The padding that a saved reward model skips; None for adapters of earlier versions, which read the last token."""
+    weights = folder / "adapter_model.safetensors"
+    if weights.is_file():
+        with safe_open(weights, "pt") as file:
+            value = (file.metadata() or {}).get(UNREAD)
+        return None if value is None else int(value)
+    config = read_json(folder / CONFIG)
+    found = config.get("pad_token_id", config.get("text_config", {}).get("pad_token_id"))
+    return None if found is None else int(found)
+
+
+def with_padding(tokenizer: Any, config: Any) -> Any:
+    """A copy of a tokenizer that pads with the base's padding, or else with a special token that ends no turn."""
+    padded, padding = copy.deepcopy(tokenizer), padding_of(config)
+    if padding is not None and (token := tokenizer.convert_ids_to_tokens(padding)) is not None:
+        padded.pad_token = token
+    elif padded.pad_token_id in (None, padded.eos_token_id):
+        padded.pad_token = _ending_no_turn(padded) or padded.pad_token
+    return padded
+
+
+def _ending_no_turn(tokenizer: Any) -> str | None:
+    """A special token that may serve as padding; else the one that begins texts, which ends none."""
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special = [token for token in special if token not in (tokenizer.eos_token, tokenizer.bos_token)]
+    best = min(special, key=lambda token: [word not in token.lower() for word in WORDS], default=None)
+    if best is not None and any(word in best.lower() for word in WORDS):
+        return best
+    beginning: str | None = tokenizer.bos_token
+    return beginning if beginning != tokenizer.eos_token else None

@@ -17,17 +17,16 @@ from torch import Tensor
 from alignkit.data.group import Group, Message, preview, previews
 from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.kernels.memory import release_cached, trim
-from alignkit.models.budget import within_memory
 from alignkit.models.export import export
-from alignkit.models.foreign_reward import ForeignRewardModel
-from alignkit.models.forward import measure
-from alignkit.models.generate import Sampling, sample
-from alignkit.models.loading import has_score
-from alignkit.models.packing import micro_batches, pack
-from alignkit.models.padding import with_padding
+from alignkit.models.generate import Continuation, Sampling, Wrote, generate, sample
+from alignkit.models.loading import has_score, load_weights, with_padding
+from alignkit.models.memory import within_memory
+from alignkit.models.packing import measure, micro_batches, pack
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
 from alignkit.reward import Progress, no_progress
-from alignkit.tokens.encoder import Encoded, Encoder
+from alignkit.tokens.check import loaded_tokenizer
+from alignkit.tokens.encoder import Encoded, Encoder, Ids
+from alignkit.tokens.template import ChatOptions
 
 
 class LoadedBase:
@@ -216,6 +215,13 @@ class RolePolicy:
             groups[i] = group
         return groups
 
+    def generate(
+        self, prompts: Sequence[Ids], streams: Sequence[Sequence[int]], sampling: Sampling, wrote: Wrote | None = None
+    ) -> list[list[Continuation]]:
+        """Continue prompts that are given as token ids; see `alignkit.models.generate`."""
+        role = self.base.role(self.reference)
+        return generate(self.model, role, self.encoder, prompts, streams, sampling, wrote=wrote)
+
     def save(self, folder: Path) -> list[str]:
         """See `alignkit.Policy`."""
         model, tokenizer = self.model, self.model.tokenizer
@@ -276,3 +282,75 @@ class Models:
         """Drop a role from all base models, so that it is read from disk again."""
         for base in self.bases.values():
             base.forget(reference)
+
+
+# Reward models with their own base, tokenizer and chat template
+
+DEFAULT_CONTEXT = 2048  # tokens, if the model's configuration names no limit
+
+
+class ForeignRewardModel:
+    """Scores text with the policy's device and dtype."""
+
+    def __init__(self, folder: Path, model: SharedModel):
+        """Raises RunFailed if the folder holds no complete reward model."""
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        # Unused weights are not reported: the folder may still hold the language head of the original model.
+        trust = model.spec.trust_remote_code
+        kind = AutoModelForSequenceClassification
+        self.network, _ = load_weights(kind, folder, dtype=model.dtype, num_labels=1, trust_remote_code=trust)
+        self.network.to(model.device).eval()
+        self.memory = model.memory
+        tokenizer = loaded_tokenizer(
+            lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=trust), str(folder)
+        )
+        self.encoder = Encoder(tokenizer, ChatOptions())
+
+    @torch.no_grad()
+    def scores(self, groups: Sequence[Group]) -> list[float | None]:
+        """Score all responses in order; None if the prompt does not fit."""
+        limit = getattr(self.network.config, "max_position_embeddings", DEFAULT_CONTEXT)
+        scores: list[float | None] = []
+        rows: list[Ids] = []
+        places: list[int] = []  # of the rows in scores
+        for group in groups:
+            for response in group.responses:
+                # Text, because this model has another vocabulary than the policy.
+                row = self.encoder.whole(group, response, limit)
+                if row is not None:
+                    places.append(len(scores))
+                    rows.append(row)
+                scores.append(None)
+        for place, score in zip(places, within_memory(self.memory, lambda: self._score(rows)), strict=True):
+            scores[place] = score
+        return scores
+
+    def _score(self, rows: Sequence[Ids]) -> list[float]:
+        """Score rows of similar lengths together, padded on the right."""
+        scores = [0.0] * len(rows)
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        while order:
+            longest = len(rows[order[-1]])
+            batch = order[-max(1, 4 * self.memory.tokens // longest) :]  # as many tokens as any pass without gradients
+            del order[-len(batch) :]
+            for index, score in zip(batch, self._logits([rows[index] for index in batch]).tolist(), strict=True):
+                scores[index] = score
+        return scores
+
+    def _logits(self, rows: Sequence[Ids]) -> Tensor:
+        """The scores of some rows, [rows]. Transformers reads each at its last token that does not count as padding."""
+        config = self.network.config
+        own = config.pad_token_id
+        used = set() if own is not None else {token for row in rows for token in row}
+        pad = own if own is not None else next(token for token in range(len(used) + 1) if token not in used)
+        width = max(map(len, rows))
+        tokens = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=self.network.device)
+        lengths = torch.tensor([len(row) for row in rows], device=self.network.device)
+        mask = (torch.arange(width, device=self.network.device) < lengths[:, None]).long()
+        config.pad_token_id = pad if len(rows) > 1 else own
+        try:
+            logits: Tensor = self.network(input_ids=tokens, attention_mask=mask).logits[:, 0]
+        finally:
+            config.pad_token_id = own
+        return logits

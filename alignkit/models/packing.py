@@ -1,17 +1,28 @@
-"""Packed batches: encoded groups side by side in one row of tokens, and the cuts of a global batch into them."""
+"""The path of numbers: encoded groups in packed rows, the forward pass of training and measuring, and batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from alignkit.batch import Batch, Outputs, Pairs, filled
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
-from alignkit.tokens.encoder import Encoded
+from alignkit.kernels.lm_head import Entropy
+from alignkit.models.memory import within_memory
+from alignkit.models.shared_model import SharedModel
+from alignkit.tokens.encoder import Encoded, ResponseTokens
+
+BATCH_COLUMNS = ("old_logprobs", "reference_logprobs", "old_values", "rewards", "raw_rewards")
+
+
+# Packed rows
 
 
 @dataclass(frozen=True)
@@ -19,8 +30,8 @@ class PackedBatch:
     """Encoded groups in one row of N tokens, with R responses of up to T tokens, n of which count.
 
     layout: which tokens attend to which. tokens: [N] the row. targets: [n] the counted tokens. before: [n] index in the
-    row of each target's predecessor. cells: [n, 2] response and token index of each target. last: [R] index in the row
-    of each response's last token. shape: (R, T). All tensors are int64 on the CPU.
+    row of each target's predecessor. cells: [n, 2] response and token index of each target. scored: [R]
+    index in the row of the token at which each response is scored. shape: (R, T). All tensors are int64 on the CPU.
     """
 
     layout: TreeLayout
@@ -28,24 +39,8 @@ class PackedBatch:
     targets: Tensor
     before: Tensor
     cells: Tensor
-    last: Tensor
+    scored: Tensor
     shape: tuple[int, int]
-
-    def scored(self, unread: int | None) -> Tensor:
-        """[R] index in the row of the token at which each response is scored: its last one but `unread` tokens."""
-        if unread is None:
-            return self.last
-        places = []
-        for span in self.layout.spans:
-            start = span.start + span.prompt
-            for length in span.responses:
-                path = [*range(span.start, span.start + span.prompt), *range(start, start + length)]
-                # A response that is nothing but skipped tokens is scored in its prompt.
-                while len(path) > 1 and int(self.tokens[path[-1]]) == unread:
-                    path.pop()
-                places.append(path[-1])
-                start += length
-        return torch.tensor(places, dtype=torch.int64)
 
     def unpack(self, values: Tensor) -> Tensor:
         """Arrange one value per target [n] as [R, T], zero elsewhere; differentiable."""
@@ -53,31 +48,42 @@ class PackedBatch:
         return values.new_zeros(self.shape).index_put((response, token), values)
 
 
-def pack(groups: Sequence[Encoded]) -> PackedBatch:
-    """Lay groups side by side; each prompt appears once, before its responses."""
+def pack(groups: Sequence[Encoded], unread: int | None = None) -> PackedBatch:
+    """Lay groups side by side; each prompt appears once, before its responses.
+
+    unread: the token that a reward model skips at the end of a response, and of the prompt if nothing else is left.
+    """
     row: list[int] = []
     spans: list[GroupSpan] = []
     counts: list[float] = []
     starts: list[int] = []  # of each response
     prompt_ends: list[int] = []  # of each response: the last token of its prompt
+    scored: list[int] = []
     for group in groups:
-        spans.append(GroupSpan(len(row), len(group.prompt), tuple(len(r.tokens) for r in group.rows)))
+        start = len(row)
+        spans.append(GroupSpan(start, len(group.prompt), tuple(len(r.tokens) for r in group.rows)))
         row += group.prompt
         # An empty prompt has no last token, but then no response's first token counts, and nothing reads this index.
         prompt_end = len(row) - 1
         for response in group.rows:
+            last, least = len(response.tokens) - 1, 0 if group.prompt else 1
+            while last >= least and response.tokens[last] == unread:
+                last -= 1
+            if last >= 0:
+                scored.append(len(row) + last)
+            else:  # what precedes the response in the row may be another one
+                scored.append(_last_read(group.prompt, start, unread))
             starts.append(len(row))
             prompt_ends.append(prompt_end)
             row += response.tokens
             counts += response.mask
     tokens = np.array(row, dtype=np.int64)
-    start = np.array(starts, dtype=np.int64)
     lengths = np.array([n for span in spans for n in span.responses], dtype=np.int64)
     counted = np.array(counts, dtype=bool)
     # [n] each, of the counted tokens: the response, and the index in it (a running number minus where it starts).
     response_index = np.repeat(np.arange(len(lengths)), lengths)[counted]
     token_index = (np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths))[counted]
-    targets = start[response_index] + token_index
+    targets = np.array(starts, dtype=np.int64)[response_index] + token_index
     # In the row, a first token may follow another response; what predicts it is the end of its prompt.
     before = np.where(token_index > 0, targets - 1, np.array(prompt_ends, dtype=np.int64)[response_index])
     return PackedBatch(
@@ -86,10 +92,17 @@ def pack(groups: Sequence[Encoded]) -> PackedBatch:
         targets=torch.from_numpy(tokens[targets]),
         before=torch.from_numpy(before),
         cells=torch.from_numpy(np.stack([response_index, token_index], axis=1)),
-        # A response without tokens is scored at the end of its prompt; what precedes it may be another response.
-        last=torch.from_numpy(np.where(lengths > 0, start + lengths - 1, np.array(prompt_ends, dtype=np.int64))),
+        scored=torch.tensor(scored, dtype=torch.int64),
         shape=(len(lengths), int(lengths.max(initial=0))),
     )
+
+
+def _last_read(prompt: Sequence[int], start: int, unread: int | None) -> int:
+    """Index in the row of a prompt's last token but `unread` ones; its first one if there are no others."""
+    last = len(prompt) - 1
+    while last > 0 and prompt[last] == unread:
+        last -= 1
+    return start + last
 
 
 def indivisible(bundles: Sequence[str | None]) -> list[list[int]]:
@@ -125,3 +138,225 @@ def micro_batches(groups: Sequence[Encoded], budget: int) -> Iterator[list[int]]
         used += length
     if batch:
         yield batch
+
+
+# Examples and batches
+
+
+@dataclass
+class Examples:
+    """Encoded groups with columns of measured numbers, one entry per response in the order of the groups.
+
+    token_columns: fp32 tensors [tokens]. columns: tensors [responses]. signal_names: the columns that hold an
+    algorithm's signals.
+    """
+
+    groups: list[Encoded]
+    token_columns: dict[str, list[Tensor]] = field(default_factory=dict)
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    signal_names: tuple[str, ...] = ()
+
+    @cached_property
+    def rows(self) -> list[ResponseTokens]:
+        """The responses of all groups."""
+        return [row for group in self.groups for row in group.rows]
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        """Index of each group's first response, and the number of responses."""
+        return [0, *np.cumsum([len(group.rows) for group in self.groups]).tolist()]
+
+    def rows_of(self, indices: Sequence[int]) -> list[int]:
+        """Indices of these groups' responses."""
+        return [row for i in indices for row in range(self.offsets[i], self.offsets[i + 1])]
+
+    def take(self, indices: Sequence[int]) -> Examples:
+        """Select groups, with their columns."""
+        rows = self.rows_of(indices)
+        return Examples(
+            [self.groups[i] for i in indices],
+            {name: [column[r] for r in rows] for name, column in self.token_columns.items()},
+            {name: column[rows] for name, column in self.columns.items()},
+            self.signal_names,
+        )
+
+    def add_signals(self, signals: Mapping[str, Tensor]) -> None:
+        """Add the tensors that an algorithm's `signal` returned as columns, each [R, T] or [R]."""
+        for name, tensor in signals.items():
+            values = tensor.detach()
+            if tensor.dim() == 2:
+                self.token_columns[name] = [values[r, : len(row.tokens)] for r, row in enumerate(self.rows)]
+            else:
+                self.columns[name] = values
+        self.signal_names = (*self.signal_names, *signals)
+
+    def batch(self, device: torch.device | str = "cpu") -> Batch:
+        """Pad everything to the longest response: tables [R, T] of R responses and T tokens."""
+        # Copies: what an algorithm changes in a batch must not reach the next batch.
+        arrays = {name: column.to(torch.float32, copy=True) for name, column in self.columns.items()}
+        arrays |= {name: self._padded(column, torch.float32) for name, column in self.token_columns.items()}
+        arrays = {name: array.to(device) for name, array in arrays.items()}
+        weights = self._padded((row.mask for row in self.rows), torch.float32)
+        mask = weights > 0
+        weighted = not torch.equal(weights, mask.float())  # compared here: a GPU would have to be waited for
+        return Batch(
+            groups=[encoded.group for encoded in self.groups],
+            tokens=self._padded((row.tokens for row in self.rows), torch.int64).to(device),
+            mask=mask.to(device),
+            group_index=_integers([g for g, group in enumerate(self.groups) for _ in group.rows], device),
+            pairs=self._pairs(device),
+            truncated=torch.tensor([row.truncated for row in self.rows], dtype=torch.bool, device=device),
+            signals={name: arrays[name] for name in self.signal_names},
+            turn_weights=weights.to(device) if weighted else None,
+            **{name: arrays[name] for name in BATCH_COLUMNS if name in arrays},
+        )
+
+    def _padded(self, column: Iterable[Any], dtype: torch.dtype) -> Tensor:
+        """One sequence per response as [R, T], zero (or false) after its end."""
+        longest = max((len(row.tokens) for row in self.rows), default=0)
+        table = torch.zeros(len(self.rows), longest, dtype=dtype)
+        for r, values in enumerate(column):
+            table[r, : len(values)] = torch.as_tensor(values, dtype=dtype)
+        return table
+
+    def _pairs(self, device: torch.device | str) -> Pairs:
+        pairs = [(pair, g) for g, group in enumerate(self.groups) for pair in group.pairs]
+        # A margin may be a level's name instead of a number.
+        margins = [float(pair.margin) if isinstance(pair.margin, int | float) else 0.0 for pair, _ in pairs]
+        return Pairs(
+            better=_integers([self.offsets[g] + pair.better for pair, g in pairs], device),
+            worse=_integers([self.offsets[g] + pair.worse for pair, g in pairs], device),
+            p=torch.tensor([pair.p for pair, _ in pairs], dtype=torch.float32, device=device),
+            margin=torch.tensor(margins, dtype=torch.float32, device=device),
+            group_index=_integers([g for _, g in pairs], device),
+            levels=tuple(pair.margin if isinstance(pair.margin, str) else None for pair, _ in pairs),
+        )
+
+
+def _integers(values: Sequence[int], device: torch.device | str) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def join_outputs(outs: Sequence[Outputs], rows: Sequence[Sequence[int]]) -> Outputs:
+    """The outputs of micro-batches as one, padded to the longest response of all.
+
+    rows: the place of each micro-batch's responses in the result; together they are all places.
+    """
+    longest = max((table.shape[1] for out in outs for table in filled(out).values() if table.dim() > 1), default=0)
+    order = [row for places in rows for row in places]
+
+    def joined(name: str) -> Tensor:
+        tables: list[Tensor] = [getattr(out, name) for out in outs]
+        padded = [x if x.dim() == 1 else nn.functional.pad(x, (0, longest - x.shape[1])) for x in tables]
+        together = torch.cat(padded)
+        return together if order == sorted(order) else together[torch.tensor(order).argsort().to(together.device)]
+
+    return Outputs(**{name: joined(name) for name in filled(outs[0])})
+
+
+# Forward passes
+
+
+@dataclass(frozen=True)
+class Wants:
+    """The numbers to compute for every response.
+
+    logprobs: log-probability of each counted token at `temperature`, in nats. entropy: of the same distributions;
+    "reported" gives it no gradient. values: the role whose scalar head predicts one before each counted token.
+    scores: the scalar head of the role itself, at the last token that it reads.
+    """
+
+    logprobs: bool = True
+    entropy: Entropy = False
+    values: str | None = None
+    scores: bool = False
+    temperature: float = 1.0
+
+
+def forward(model: SharedModel, role: str, examples: Examples, wants: Wants) -> Outputs:
+    """Run a role over examples in one packed row.
+
+    Returns fp32 tables [responses, tokens], zero where no token counts; scores are [responses]. With gradients enabled
+    they reach the role's parameters and those of the value role.
+    """
+    packed = pack(examples.groups, model.roles[role].unread)
+    hidden = model.hidden(role, packed.layout, packed.tokens)
+    outputs = Outputs()
+    if wants.scores:
+        outputs.scores = model.scalars(role, hidden[packed.scored])
+    if wants.logprobs:
+        # The shift by one: the state at a token predicts the next, so it is read at `before`.
+        logprobs, entropy = model.logprobs(
+            role, hidden[packed.before], packed.targets, temperature=wants.temperature, entropy=wants.entropy
+        )
+        outputs.logprobs = packed.unpack(logprobs)
+        if entropy is not None:
+            outputs.entropy = packed.unpack(entropy)
+    if wants.values is not None:
+        # A head on the policy's backbone reads the states that are already here.
+        if model.backbone_role(wants.values) != model.backbone_role(role):
+            hidden = model.hidden(wants.values, packed.layout, packed.tokens)
+        # The value before a token is written, at the state that predicts it.
+        outputs.values = packed.unpack(model.scalars(wants.values, hidden[packed.before]))
+    return outputs
+
+
+def measure(
+    model: SharedModel,
+    role: str,
+    groups: Sequence[Encoded],
+    what: Literal["logprobs", "values", "scores"],
+    *,
+    temperature: float = 1.0,
+    done: Callable[[int], None] = lambda groups: None,
+) -> list[Tensor]:
+    """Compute one output of a role for every response, without gradients, as fp32 tensors on the CPU.
+
+    `logprobs` (nats) and `values` are [tokens], zero for tokens that do not count. `scores` are []. done: is given the
+    number of groups measured so far.
+    """
+    wants = Wants(what == "logprobs", values=role if what == "values" else None, scores=what == "scores",
+                  temperature=temperature)  # fmt: skip
+    return _measure(model, role, groups, wants, done).get(what, [])
+
+
+def measure_with_values(
+    model: SharedModel, role: str, value_role: str, groups: Sequence[Encoded], *, temperature: float = 1.0
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Compute a role's log-probabilities and a value role's values; see `measure`. A shared backbone runs once."""
+    measured = _measure(model, role, groups, Wants(values=value_role, temperature=temperature))
+    return measured.get("logprobs", []), measured.get("values", [])
+
+
+def _measure(
+    model: SharedModel,
+    role: str,
+    groups: Sequence[Encoded],
+    wants: Wants,
+    done: Callable[[int], None] = lambda groups: None,
+) -> dict[str, list[Tensor]]:
+    examples = Examples(list(groups))
+    return within_memory(model.memory, lambda: _in_micro_batches(model, role, examples, wants, done))
+
+
+@torch.no_grad()
+def _in_micro_batches(
+    model: SharedModel, role: str, examples: Examples, wants: Wants, done: Callable[[int], None]
+) -> dict[str, list[Tensor]]:
+    """Return every output as one tensor per response, in the order of the examples."""
+    measured: dict[str, list[Tensor]] = {}
+    groups = 0
+    # A micro-batch is not a run of consecutive groups: it keeps bundles together.
+    for indices in micro_batches(examples.groups, model.inference_budget):
+        model.should_stop()
+        part = examples.take(indices)
+        groups += len(indices)
+        if not part.rows:
+            continue
+        for name, table in filled(forward(model, role, part, wants)).items():
+            column = measured.setdefault(name, [torch.empty(0)] * len(examples.rows))
+            for position, row, values in zip(examples.rows_of(indices), part.rows, table.cpu(), strict=True):
+                # Cloned, because a view would keep the whole padded table in memory.
+                column[position] = values[: len(row.tokens)].clone() if values.dim() else values
+        done(groups)
+    return measured

@@ -26,26 +26,25 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.capabilities import prepare_gpu
 from alignkit.kernels.lm_head import Entropy, HeadSpec, logprobs_and_entropy
 from alignkit.kernels.memory import retain_freed_memory
-from alignkit.models import load_check
-from alignkit.models.adapter_base import Base
-from alignkit.models.adapters import ActiveAdapter, Adapters
-from alignkit.models.budget import MemoryBudget, activation_bytes_per_token
+from alignkit.models import checked_model
+from alignkit.models.adapters import ActiveAdapter, Adapters, Base
 from alignkit.models.export import saved_head, scorer
-from alignkit.models.files_check import check_finite
-from alignkit.models.hub import locate
 from alignkit.models.loading import (
     backbone,
+    check_finite,
     device_of,
     dtype_of,
     has_score,
     load_base,
     load_text,
+    locate,
     mixed_precision,
+    padding_of,
+    saved_unread,
     warn_unused,
+    with_padding,
 )
-from alignkit.models.padding import padding_of, saved_unread, with_padding
-from alignkit.models.passes import Passes
-from alignkit.models.recompute import make_recomputable, recomputing
+from alignkit.models.memory import MemoryBudget, Passes, activation_bytes_per_token, make_recomputable, recomputing
 from alignkit.tokens.check import check_chat
 from alignkit.tokens.encoder import Encoder
 
@@ -140,17 +139,17 @@ class SharedModel:
         """Check a small copy of the base, in its place; returns why it needs its own attention, if it does."""
         try:
             self._set_copy(attention.NAME)
-            why = load_check.why_not_packable(self, BASE)
+            why = checked_model.why_not_packable(self, BASE)
         except KeyError as error:  # the model looks up its attention in a table of its own
             if error.args != (attention.NAME,):
                 raise
             self._set_copy(None)
             why = "it does not use transformers' attention interface"
-        load_check.check_head(self, BASE)
+        checked_model.check_head(self, BASE)
         return why
 
     def _set_copy(self, attention_name: str | None) -> None:
-        copied = load_check.small_copy(self.spec, self.source, self.base.revision, attention_name)
+        copied = checked_model.small_copy(self.spec, self.source, self.base.revision, attention_name)
         self.model = copied.to(self.device)
         self.roles[BASE] = Role(BASE, self.model, None)
 

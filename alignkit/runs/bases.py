@@ -18,9 +18,8 @@ from alignkit.io.digest import model_digest
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.kernels import memory
 from alignkit.kernels.capabilities import multiplies_bf16
-from alignkit.models.adapter_base import Base, check_computes, is_adapter
-from alignkit.models.hub import cached_snapshot, locate
-from alignkit.models.loading import device_of, load_text, weight_bytes
+from alignkit.models.adapters import Base, check_computes, is_adapter
+from alignkit.models.loading import cached_snapshot, device_of, load_text, locate, weight_bytes
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins, source_of

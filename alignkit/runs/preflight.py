@@ -28,7 +28,7 @@ from alignkit.runs.fingerprint import template_of, template_parts
 from alignkit.runs.stage_check import FIRST_ROWS, check_stage_data, check_step_data, check_template
 
 if TYPE_CHECKING:
-    from alignkit.models.adapter_base import Base
+    from alignkit.models.adapters import Base
     from alignkit.runs.bases import RunBase, RunBases
     from alignkit.settings import LoraSpec, ModelSpec
     from alignkit.tokens.encoder import Encoder
@@ -156,7 +156,7 @@ def check_local_folders(recipe: Recipe) -> None:
         for folder in stage.folders:
             if not is_file(Path(folder) / "adapter_config.json"):
                 continue
-            from alignkit.models.adapter_base import base_name  # imports torch
+            from alignkit.models.adapters import base_name  # imports torch
 
             names = (BASE, *recipe.bases)
             if not any(_may_fit(recipe.base(name), Path(folder)) for name in names):
@@ -168,7 +168,7 @@ def check_local_folders(recipe: Recipe) -> None:
 
 
 def _may_fit(spec: ModelSpec, folder: Path) -> bool:
-    from alignkit.models.adapter_base import Base, base_name
+    from alignkit.models.adapters import Base, base_name
 
     name, ours = base_name(folder), source_of(spec.base)[0]
     if name == spec.base or (not is_dir(spec.base) and ours):
@@ -193,7 +193,7 @@ def _at_folder(recipe: Recipe, stage: Stage, folder: str, text: str, help: str) 
 
 def _unfit_reward(folder: Path, bases: RunBases) -> str:
     """Why an adapter cannot be a reward; empty if it can, and for a whole model, which needs no base model."""
-    from alignkit.models.adapter_base import base_name, is_adapter  # imports torch
+    from alignkit.models.adapters import base_name, is_adapter  # imports torch
 
     try:
         if not is_adapter(folder):
@@ -230,7 +230,7 @@ def _other_scale(folder: Path, bases: Sequence[RunBase]) -> str:
 
 def _unfit(starts_here: bool, folder: Path, base: Base, lora: LoraSpec | None) -> str:
     """Why a stage cannot use the weights in a folder; empty if it can. starts_here: whether it starts from them."""
-    from alignkit.models.adapter_base import check_computes
+    from alignkit.models.adapters import check_computes
     from alignkit.models.loading import has_score
 
     try:

@@ -69,7 +69,7 @@ def _elsewhere(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[tuple[Stage,
 
 
 def _local_folder(recipe: Recipe, name: str) -> Path | None:
-    from alignkit.models.hub import cached_snapshot
+    from alignkit.models.loading import cached_snapshot
 
     spec = recipe.base(name)
     if Path(spec.base).is_dir():

@@ -23,7 +23,11 @@ from alignkit.io.text import duration
 from alignkit.launcher import launcher
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
+<<<<<<< HEAD
 from alignkit.own_server import kept_servers
+=======
+from alignkit.plugin_errors import blaming, made
+>>>>>>> main
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.yaml import dump
@@ -52,7 +56,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
     reporter: of a run that has begun (`alignkit.runs.startup`). team: the processes that run it together.
     """
     folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)
-    with locked(folder), kept_servers(folder / "cache"):
+    with locked(folder):
         reporter.log.open(folder / "run.log")
         run = Run(recipe, folder, reporter, team=team)
         error: BaseException | None = None

@@ -10,8 +10,8 @@ from alignkit.runs.world import World
 from alignkit.training.collectives import ONE_PROCESS, Reducer
 
 if TYPE_CHECKING:
+    from alignkit.models.memory import Passes
     from alignkit.models.models import LoadedBase
-    from alignkit.models.passes import Passes
 
 
 class Team:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alignkit.algorithm import Algorithm, Needs, Source, StageDefaults, Trains
 from alignkit.external import ExternalTrainer
-from alignkit.models.examples import Examples
+from alignkit.models.packing import Examples
 from alignkit.options import Options, Ref
 from alignkit.registry import why_not
 from alignkit.reward import RewardCombination

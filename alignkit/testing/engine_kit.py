@@ -16,9 +16,9 @@ from alignkit.calls import call, create
 from alignkit.data.group import Group
 from alignkit.engine import Engine
 from alignkit.launcher import launcher
-from alignkit.models.forward import measure
 from alignkit.models.generate import Continuation, generate
 from alignkit.models.next_token import Sampling
+from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
 from alignkit.registry import Component

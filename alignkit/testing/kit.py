@@ -13,8 +13,7 @@ from alignkit.algorithm import Algorithm, SelectContext, Skip, Source, Trains
 from alignkit.data.group import Group
 from alignkit.errors import AlignkitError
 from alignkit.loss import Per
-from alignkit.models.examples import Examples
-from alignkit.models.forward import measure
+from alignkit.models.packing import Examples, measure
 from alignkit.models.shared_model import BASE
 from alignkit.reward import REWARD_KEY
 from alignkit.settings import Settings

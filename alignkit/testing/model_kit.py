@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from alignkit.errors import AlignkitError
-from alignkit.models.files_check import check_folder
 from alignkit.models.shared_model import SharedModel
 from alignkit.registry import Registration
 from alignkit.runs.bases import made_model
@@ -42,7 +41,6 @@ def _problem(registration: Registration, cache: Path, *path: str) -> str:
         return f"it must return a folder, and '{folder}' is none"
     if cache.resolve() not in Path(folder).resolve().parents:
         return f"it must make the model below the cache folder that it is given, not in '{folder}'"
-    check_folder(Path(folder))
     before = _files(Path(folder))
     SharedModel(ModelSpec(base=folder, dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=8)), folder)
     again = made_model(registration, cache, *path)

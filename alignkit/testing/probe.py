@@ -14,7 +14,7 @@ from torch import Tensor
 from alignkit.algorithm import ADVANTAGES
 from alignkit.batch import Batch, Outputs, filled
 from alignkit.loss import Per
-from alignkit.models.examples import Examples
+from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
 from alignkit.settings import LoraSpec, ModelSpec

@@ -22,10 +22,8 @@ from alignkit.calls import label_of
 from alignkit.errors import RunFailed
 from alignkit.kernels.memory import TrimOnGrowth
 from alignkit.loss import Per
-from alignkit.models.budget import within_memory
-from alignkit.models.examples import Examples, join_outputs
-from alignkit.models.forward import Wants, forward
-from alignkit.models.packing import indivisible, micro_batches
+from alignkit.models.memory import within_memory
+from alignkit.models.packing import Examples, Wants, forward, indivisible, join_outputs, micro_batches
 from alignkit.models.shared_model import SharedModel
 from alignkit.optimizers import make_optimizer, restore_state, saved_state
 from alignkit.settings import LEARNING_RATE

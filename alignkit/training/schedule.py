@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from numpy.random import Generator
 
-from alignkit.models.examples import Examples
-from alignkit.models.packing import indivisible
+from alignkit.models.packing import Examples, indivisible
 from alignkit.optimizers import factor_of
 from alignkit.settings import Settings
 

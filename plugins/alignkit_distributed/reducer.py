@@ -16,8 +16,8 @@ from alignkit.stopping import Stopped
 from alignkit.training.collectives import Reducer
 
 if TYPE_CHECKING:
+    from alignkit.models.memory import Passes
     from alignkit.models.models import LoadedBase
-    from alignkit.models.passes import Passes
 
 T = TypeVar("T")
 BUCKET = 2**27  # numbers that are added at once: 512 MB in fp32

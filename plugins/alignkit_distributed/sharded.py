@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from alignkit.models.passes import last_states
+from alignkit.models.memory import last_states
 
 STATES = "alignkit_states"  # the method of the network that FSDP treats as its forward pass
 # Processes that join a pass reach fewer weights, but must send as many gradients; older versions of torch cannot.

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
-from alignkit.models.passes import Passes
+from alignkit.models.memory import Passes
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit_distributed.reducer import ProcessReducer
 from alignkit_distributed.sharded import ShardedNetwork, layers_of

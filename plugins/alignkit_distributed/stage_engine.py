@@ -22,9 +22,9 @@ from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
 from alignkit.errors import PluginError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.kernels.memory import release_cached
-from alignkit.models.forward import measure
 from alignkit.models.generate import Continuation, Partner, has_stopped
 from alignkit.models.next_token import Sampling
+from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.tokens.encoder import Encoded, Encoder, Ids, ResponseTokens
 from alignkit_distributed.begun import Begun, Steps

@@ -1,5 +1,7 @@
 """Every name that alignkit's own plugins provide. A module is imported when a recipe names what is in it."""
 
+from typing import Any
+
 from alignkit import Add, hookimpl
 
 
@@ -544,3 +546,20 @@ def register(add: Add) -> None:
         "vLLM on this machine or on servers, with adapters loaded while it runs",
     )
     add("reader", ".feedback", "alignkit_plugins.steps.feedback:StoreReader", "people's labels from a store")
+
+
+# Servers that an engine has started outlive its stage, because starting one may take minutes.
+
+
+@hookimpl
+def run_started(run: Any) -> None:
+    from alignkit_vllm.own_server import keep_servers
+
+    keep_servers(run.folder / "cache")
+
+
+@hookimpl(tryfirst=True)
+def run_finished(run: Any, error: BaseException | None) -> None:
+    from alignkit_vllm.own_server import end_servers
+
+    end_servers()

@@ -19,8 +19,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from alignkit import Completion, Engine, EngineContext, RunFailed, SamplingParams
 from alignkit.engine import EngineOptions
-from alignkit.own_server import OwnServer
 from alignkit_http.options import checked_address, key_of
+from alignkit_vllm.own_server import OwnServer
 from alignkit_vllm.replicas import Fault, Replica, Replicas
 
 NAME = "engine 'vllm'"

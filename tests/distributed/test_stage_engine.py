@@ -22,10 +22,10 @@ from alignkit.cli import main
 from alignkit.data.group import Group
 from alignkit.errors import PluginError
 from alignkit.io.digest import digest
-from alignkit.models.forward import measure
 from alignkit.models.generate import Continuation, Partner, generate, sample
 from alignkit.models.models import LoadedBase
 from alignkit.models.next_token import Sampling
+from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE
 from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration

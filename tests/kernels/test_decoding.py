@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from alignkit.kernels import decoding as decoding_module
-from alignkit.kernels import static_decoding
+from alignkit.kernels import decoding as static_decoding
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.decoding import Decoding
+from alignkit.kernels.decoding import Decoding, StaticDecoding
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
-from alignkit.kernels.static_decoding import StaticDecoding
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 PROMPTS = (5, 2, 7, 3)
@@ -93,8 +92,9 @@ def test_all_prompts_enter_at_once_as_they_do_one_by_one(sequences: list[tuple[T
     old = torch.randn(3, KEY_HEADS, 9, SIZE, dtype=torch.float64)
     change = decoding_module._Change(torch.tensor([2, 0]), slice(4, 9), prompts, 8, 3)
     keys, _ = prefill.kv[0]
-    one_by_one = decoding_module._updated(old, keys, change, None)
-    assert torch.equal(decoding_module._updated(old, keys, change, change.gather(keys.shape[1])), one_by_one)
+    one_by_one = change.applied(old, keys)[2:, :, :8]
+    gathered = torch.nn.functional.pad(keys, (0, 0, 0, 1))[:, change._cells].transpose(0, 1)
+    assert torch.equal(gathered, one_by_one)
     assert one_by_one.shape == (6, KEY_HEADS, 11, SIZE) and one_by_one.any()
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from alignkit import Group
 from alignkit.data.group import Message
-from alignkit.kernels import capabilities, lora, matmul, memory, sampling_weights
+from alignkit.kernels import capabilities, lora, matmul, memory
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.matmul import PackedWeight, packed_weight_for, using
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(not capabilities.can_pack_weights(), reason="this build of torch cannot pack weights"),
     pytest.mark.cpu_only("weights are packed on CPUs"),
 ]
-LONG = Sampling(2, sampling_weights.MIN_TOKENS, min_new_tokens=sampling_weights.MIN_TOKENS)
+LONG = Sampling(2, lora.MIN_TOKENS, min_new_tokens=lora.MIN_TOKENS)
 LIBRARIES = {"MKL": False, "oneDNN": True}
 
 
@@ -138,7 +138,7 @@ def test_samples_are_those_of_the_role(
     products_made = (layers + 1) * (LONG.max_new_tokens - 1) + 1
     assert len(calls) == products_made
     assert set(calls) == {6}
-    monkeypatch.setattr(sampling_weights, "MAX_ROWS", 0)
+    monkeypatch.setattr(lora, "MAX_ROWS", 0)
     wanted = written(policy, role)
     assert len(calls) == products_made
     assert [tokens for tokens, _ in found] == [tokens for tokens, _ in wanted]
@@ -163,7 +163,7 @@ def test_inside_another_role_is_itself(entered: str, policy: SharedModel, librar
     row, ids = TreeLayout([GroupSpan(0, 3, ())]), torch.tensor([5, 6, 7])
     apart = {role: policy.hidden(role, row, ids) for role in ("one", "other", BASE)}
     packed = policy.roles[entered]
-    with sampling_weights.prepacked_weights(packed.model, packed.adapter, 6, sampling_weights.MIN_TOKENS):
+    with lora.prepacked_weights(packed.model, packed.adapter, 6, lora.MIN_TOKENS):
         for role, wanted in apart.items():
             torch.testing.assert_close(policy.hidden(role, row, ids), wanted)
     assert calls
@@ -197,12 +197,12 @@ def test_weights_are_packed_only_if_that_helps(
 ) -> None:
     sampling = LONG
     if why == "too few tokens":
-        sampling = Sampling(2, sampling_weights.MIN_TOKENS - 1)
+        sampling = Sampling(2, lora.MIN_TOKENS - 1)
     elif why == "too many rows":
-        monkeypatch.setattr(sampling_weights, "MAX_ROWS", 5)
+        monkeypatch.setattr(lora, "MAX_ROWS", 5)
     elif why == "too little memory":
         size = sum(parameter.nbytes for parameter in policy.model.parameters())
-        monkeypatch.setattr(memory, "total", lambda device: (size - 1) / sampling_weights.MEMORY_SHARE)
+        monkeypatch.setattr(memory, "total", lambda device: (size - 1) / lora.MEMORY_SHARE)
     else:
         monkeypatch.setattr(capabilities, "can_pack_weights", lambda: False)
     written(policy, "one", sampling)
@@ -216,7 +216,7 @@ def test_only_fp32_on_a_cpu(device: str, dtype: torch.dtype, packable: bool) -> 
         def get_output_embeddings(self) -> torch.nn.Linear:
             return self
 
-    assert sampling_weights._packable(Model(3, 4, device=device, dtype=dtype)) is packable
+    assert lora._packable(Model(3, 4, device=device, dtype=dtype)) is packable
 
 
 def test_sampling_works_without_memory_for_packed_weights(
@@ -225,14 +225,14 @@ def test_sampling_works_without_memory_for_packed_weights(
     def none_left(*args: Any) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
 
-    monkeypatch.setattr(sampling_weights, "_pack", none_left)
+    monkeypatch.setattr(lora, "_pack", none_left)
     assert written(policy, "one")
     assert not calls
 
     def broken(*args: Any) -> None:
         raise RuntimeError("another fault")
 
-    monkeypatch.setattr(sampling_weights, "_pack", broken)
+    monkeypatch.setattr(lora, "_pack", broken)
     with pytest.raises(RuntimeError, match="another fault"):
         written(policy, "one")
 
@@ -252,7 +252,7 @@ def test_quantized_layers_keep_their_own_products(policy: SharedModel, monkeypat
 def test_memory_is_trimmed_before_and_after(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     trims: list[bool] = []
     monkeypatch.setattr(memory, "trim", lambda: trims.append(True))
-    written(policy, "one", Sampling(2, sampling_weights.MIN_TOKENS - 1))
+    written(policy, "one", Sampling(2, lora.MIN_TOKENS - 1))
     assert not trims
     written(policy, "one")
     assert trims == [True, True]
@@ -275,7 +275,7 @@ def test_a_layer_looks_its_product_up_by_the_right_parameter(
 
 
 def pack(policy: SharedModel, role: str) -> dict[int, PackedWeight]:
-    return sampling_weights._pack(policy.roles[role].model, policy.roles[role].adapter, 4)
+    return lora._pack(policy.roles[role].model, policy.roles[role].adapter, 4)
 
 
 def _name(model: Any, wanted: Any) -> str:
@@ -292,12 +292,12 @@ def test_rows_that_have_ended_leave(
     encoder.__dict__["end_ids"] = frozenset(token for tokens, _ in free[:4] for token in tokens[2:4])
 
     def responses() -> list[Any]:
-        sampling = Sampling(2, sampling_weights.MIN_TOKENS)
+        sampling = Sampling(2, lora.MIN_TOKENS)
         return [r for g in sample(policy, "one", encoder, questions(3), sampling, seed=4) for r in g.responses]
 
     found = responses()
     assert min(calls) < max(calls) <= 6
-    monkeypatch.setattr(sampling_weights, "MAX_ROWS", 0)
+    monkeypatch.setattr(lora, "MAX_ROWS", 0)
     wanted = responses()
     assert [r.tokens for r in found] == [r.tokens for r in wanted]
     for mine, theirs in zip(found, wanted, strict=True):
@@ -311,7 +311,7 @@ def test_rows_that_have_ended_leave(
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its weights are merged, not packed."""
-    monkeypatch.setattr(sampling_weights, "_mergeable", lambda model: True)
+    monkeypatch.setattr(lora, "_mergeable", lambda model: True)
 
 
 def test_merged_weights_write_the_same_samples(
@@ -329,8 +329,8 @@ def test_merged_weights_write_the_same_samples(
     ours = sample(policy, "one", encoder, groups, LONG, seed=1)
     assert merged and 4 in merged
     merged.clear()
-    monkeypatch.setattr(sampling_weights, "_mergeable", lambda model: False)
-    monkeypatch.setattr(sampling_weights, "MAX_ROWS", 0)
+    monkeypatch.setattr(lora, "_mergeable", lambda model: False)
+    monkeypatch.setattr(lora, "MAX_ROWS", 0)
     theirs = sample(policy, "one", encoder, groups, LONG, seed=1)
     assert not merged
     for one, other in zip(ours, theirs, strict=True):
@@ -347,7 +347,7 @@ def test_half_precision_is_merged_in_full(policy: SharedModel) -> None:
     before = weight.data
     try:
         weight.data = before.bfloat16()
-        merged = sampling_weights._merge(policy.model, adapter)[id(up)]
+        merged = lora._merge(policy.model, adapter)[id(up)]
         exact = weight.double() + layer.scaling[adapter] * (up.double() @ down.double())
         assert isinstance(merged, matmul.MergedWeight) and merged.weight.dtype == torch.bfloat16
         torch.testing.assert_close(merged.weight.double(), exact, rtol=2**-8, atol=0)
@@ -365,6 +365,6 @@ def test_weights_are_merged_where_copies_have_room(
 
     head = SimpleNamespace(weight=SimpleNamespace(device=torch.device("cuda")))
     monkeypatch.setattr(policy.model, "get_output_embeddings", lambda: head)
-    monkeypatch.setattr(sampling_weights, "mode", lambda: mode)
+    monkeypatch.setattr(lora, "mode", lambda: mode)
     monkeypatch.setattr(memory, "available", lambda device: free)
-    assert sampling_weights._mergeable(policy.model) is merges
+    assert lora._mergeable(policy.model) is merges

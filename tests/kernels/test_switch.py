@@ -19,7 +19,7 @@ from alignkit.io.digest import digest
 from alignkit.kernels import capabilities, lm_head, lora, matmul, memory, tiled_attention
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
-from alignkit.kernels.sampling_weights import MIN_TOKENS
+from alignkit.kernels.lora import MIN_TOKENS
 from alignkit.models.generate import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.recipe.load import load_recipe

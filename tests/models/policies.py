@@ -7,10 +7,11 @@ from functools import partialmethod
 import pytest
 from architectures import ARCHITECTURES, UNPACKED, WAYS, load, make
 
-from alignkit.kernels import capabilities, flex_attention, static_decoding, tiled_attention
+from alignkit.kernels import capabilities, flex_attention, tiled_attention
+from alignkit.kernels import decoding as static_decoding
 from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.decoding import StaticDecoding
 from alignkit.kernels.layout import GroupSpan
-from alignkit.kernels.static_decoding import StaticDecoding
 from alignkit.models import generate as row_batch
 from alignkit.models.shared_model import SharedModel
 from tests.simulated_cuda.flex import dense

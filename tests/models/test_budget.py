@@ -18,11 +18,10 @@ from alignkit import Group, Response
 from alignkit.data.group import Message
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
-from alignkit.models import budget
-from alignkit.models.budget import CPU_ACTIVATIONS, LEAST_TOKENS, activation_budget
-from alignkit.models.examples import Examples
-from alignkit.models.forward import measure
+from alignkit.models import memory as budget
+from alignkit.models.memory import CPU_ACTIVATIONS, LEAST_TOKENS, activation_budget
 from alignkit.models.models import LoadedBase
+from alignkit.models.packing import Examples, measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.tokens.encoder import Encoder

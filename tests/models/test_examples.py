@@ -10,7 +10,7 @@ from tiny import encoded, encoder, tiny_model, user, words
 
 from alignkit.batch import Outputs, filled
 from alignkit.data.group import Group, Pair, Response
-from alignkit.models.examples import Examples, join_outputs
+from alignkit.models.packing import Examples, join_outputs
 from alignkit.tokens.encoder import Encoder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from alignkit import Group, Message, Response
 from alignkit.io.cache import cache_folder
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
-from alignkit.models.export import PROBE, end_with, whole_model
+from alignkit.models.export import end_with, whole_model
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
@@ -56,10 +55,8 @@ def test_a_base_is_written_with_the_values_that_the_run_computes_with(quantizati
     torch.testing.assert_close(theirs, service["base"].logprobs([group])[0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("dtype", "least", "most"), [(torch.float32, 0, 1e-4), (torch.bfloat16, 1e-3, 0.5)], ids=str)
-def test_a_merge_into_a_quantized_base_tells_its_difference(
-    dtype: torch.dtype, least: float, most: float, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 0.5)], ids=str)
+def test_a_merge_into_a_quantized_base_keeps_its_values(dtype: torch.dtype, most: float, tmp_path: Path) -> None:
     source = str(tiny.source(cache_folder()))
     spec = ModelSpec(base="tiny", dtype="float32", lora=LoraSpec(r=2), device="cpu", quantization="nf4")
     shared = SharedModel(spec, source)
@@ -68,16 +65,13 @@ def test_a_merge_into_a_quantized_base_tells_its_difference(
         parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(parameter)))
     shared.save("policy", tmp_path / "policy")
     merged, notes = whole_model(tmp_path / "policy", shared.base, spec, dtype, shared.tokenizer)
-    ids = shared.tokenizer(PROBE, return_tensors="pt").input_ids
+    assert notes[0] == "merged into the values that nf4 rounds the weights to, as it was trained"
+    ids = shared.tokenizer("Why does bread rise? Yeast eats the sugar in the dough.", return_tensors="pt").input_ids
     layout = TreeLayout([GroupSpan(0, ids.shape[1], ())])
     with torch.no_grad():
         ours, _ = shared.logprobs("policy", shared.hidden("policy", layout, ids[0])[:-1], ids[0, 1:])
         theirs = merged(ids).logits[0, :-1].float().log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
-    distances = (theirs - ours).abs()
-    mean, largest = (float(number) for number in re.findall(r"\d[-.\de]*", notes[1]))
-    assert least <= mean <= largest <= most
-    assert mean == pytest.approx(float(distances.mean()), rel=0.05, abs=1e-6)
-    assert largest == pytest.approx(float(distances.max()), rel=0.05, abs=1e-5)
+    torch.testing.assert_close(theirs, ours, atol=most, rtol=0)
 
 
 @pytest.mark.parametrize(

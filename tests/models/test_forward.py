@@ -9,10 +9,9 @@ import torch
 from tiny import encoded_groups, tiny_model
 
 from alignkit.data.group import Group, Response
-from alignkit.models.forward import measure
 from alignkit.models.generate import sample
 from alignkit.models.next_token import Sampling
-from alignkit.models.packing import indivisible
+from alignkit.models.packing import indivisible, measure
 from alignkit.models.shared_model import SharedModel
 from alignkit.tokens.encoder import Encoder
 

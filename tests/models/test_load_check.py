@@ -14,7 +14,7 @@ from torch import Tensor
 from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
-from alignkit.models import load_check
+from alignkit.models import checked_model
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 
@@ -64,7 +64,7 @@ def test_the_copy_is_small_and_has_layers_of_every_kind(tmp_path: Path) -> None:
     options = {**ARCHITECTURES["Gemma2"], "num_hidden_layers": 12, "layer_types": kinds * 2}
     transformers.Gemma2Config(vocab_size=1000, **options).save_pretrained(tmp_path)
     state = torch.get_rng_state()
-    copy = load_check.small_copy(ModelSpec(base=str(tmp_path)), str(tmp_path), None, attention.NAME)
+    copy = checked_model.small_copy(ModelSpec(base=str(tmp_path)), str(tmp_path), None, attention.NAME)
     assert torch.equal(torch.get_rng_state(), state)
     assert copy.config.layer_types == kinds and len(copy.model.layers) == 6
     assert copy.config.vocab_size == 256 and copy.model.layers[0].mlp.down_proj.in_features == 16

@@ -14,8 +14,7 @@ from torch import Tensor
 import alignkit_plugins.models.tiny
 from alignkit.data.group import Group, Pair
 from alignkit.errors import RunFailed
-from alignkit.models.examples import Examples
-from alignkit.models.forward import measure
+from alignkit.models.packing import Examples, measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.tokens.encoder import Encoded, ResponseTokens
@@ -115,7 +114,7 @@ def check_steps(policy: SharedModel, folder: Path) -> None:
 def check_recomputed_steps(policy: SharedModel, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same with layers that are computed again in the backward pass."""
     assert policy.recomputed == 0
-    monkeypatch.setattr("alignkit.models.budget.total", lambda device: 1.0)
+    monkeypatch.setattr("alignkit.models.memory.total", lambda device: 1.0)
     policy.memory.activation_bytes = None
     check_steps(policy, folder)
     assert policy.recomputed > 0

@@ -10,10 +10,9 @@ from architectures import load, make, questions, ragged
 
 from alignkit.errors import RunFailed
 from alignkit.kernels import capabilities
-from alignkit.models.forward import measure
 from alignkit.models.generate import sample
 from alignkit.models.next_token import Sampling
-from alignkit.models.packing import pack
+from alignkit.models.packing import measure, pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import ModelSpec
 from alignkit.tokens.encoder import Encoder

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import alignkit_plugins.models.tiny
 from alignkit.errors import RunFailed
-from alignkit.models.adapter_base import ORIGIN, Base
+from alignkit.models.adapters import ORIGIN, Base
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 

@@ -33,14 +33,15 @@ def test_a_token_is_predicted_from_the_one_before_it() -> None:
     assert packed.targets.tolist() == [30, 31, 32, 33, 40, 42, 50, 51, 60]
     assert packed.before.tolist() == [p - 1, p, p + 1, p + 2, p - 1, p + 5, p - 1, p + 7, second - 1]
     assert packed.cells.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 2], [2, 0], [2, 1], [3, 0]]
-    assert packed.last.tolist() == [p + 3, p + 6, p + 8, second]
+    assert packed.scored.tolist() == [p + 3, p + 6, p + 8, second]
 
 
 def test_an_empty_response_is_scored_at_the_end_of_its_prompt() -> None:
     """With and without a token that scoring skips: what precedes it in the row is another response."""
     rows = tuple(ResponseTokens(tokens, (True,) * len(tokens), False) for tokens in ((7, 8), ()))
-    packed = pack([Encoded(Group((user("q"),), ()), (9, 8, 3), rows)])
-    assert packed.scored(None).tolist() == packed.scored(-1).tolist() == [4, 2]
+    groups = [Encoded(Group((user("q"),), ()), (9, 8, 3), rows)]
+    assert pack(groups).scored.tolist() == pack(groups, -1).scored.tolist() == [4, 2]
+    assert pack(groups, 8).scored.tolist() == [3, 2]
 
 
 BUNDLES = ((3, "b"), (4, None), (6, None), (2, "b"), (9, None))

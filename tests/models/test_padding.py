@@ -13,8 +13,8 @@ from architectures import make, number_tokenizer, tokens
 from safetensors.torch import load_file, save_file
 
 from alignkit.data.group import Group
-from alignkit.models.forward import measure
-from alignkit.models.padding import with_padding
+from alignkit.models.loading import with_padding
+from alignkit.models.packing import measure
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoded, ResponseTokens

@@ -12,8 +12,8 @@ import torch
 
 from alignkit.io.cache import cache_folder
 from alignkit.models.export import export
-from alignkit.models.forward import Wants, forward
 from alignkit.models.loading import quantized_width
+from alignkit.models.packing import Wants, forward
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit_plugins.models import tiny

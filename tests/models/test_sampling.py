@@ -17,8 +17,7 @@ from torch import Tensor
 from alignkit.data.group import Group
 from alignkit.errors import DataError, RunFailed
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.decoding import Decoding
-from alignkit.kernels.static_decoding import StaticDecoding
+from alignkit.kernels.decoding import Decoding, StaticDecoding
 from alignkit.models import generate as decoder
 from alignkit.models import generate as row_batch
 from alignkit.models.generate import generate, sample

@@ -18,7 +18,7 @@ def test_a_role_that_cannot_be_loaded_leaves_nothing_behind(tmp_path: Path) -> N
     model.add_role("good.1")
     model.save("good.1", tmp_path / "good")
     for _ in range(2):  # a second attempt fails the same way
-        with pytest.raises(RunFailed, match=r"there is no file .*adapter_config\.json"):
+        with pytest.raises(RunFailed, match=r"adapter_config\.json"):
             model.add_role("bad", start=tmp_path / "nowhere")
     assert list(model.roles) == ["base", "good.1"]
     assert not any(parameter.requires_grad for parameter in model.model.parameters())
@@ -30,7 +30,7 @@ def test_embeddings_cannot_have_an_adapter(tmp_path: Path) -> None:
     import alignkit_plugins.models.tiny
 
     spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(target_modules=["embed_tokens"]))
-    with pytest.raises(RunFailed, match="embeddings cannot have an adapter"):
+    with pytest.raises(RunFailed, match="is the token embeddings and cannot have an adapter"):
         SharedModel(spec, str(alignkit_plugins.models.tiny.source(tmp_path))).add_role("new")
 
 

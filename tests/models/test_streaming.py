@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tiny import tiny_model
 from alignkit import seeds
 from alignkit.data.group import Group, Message
 from alignkit.models.generate import sample
+from alignkit.models.models import LoadedBase
 from alignkit.models.next_token import Sampling
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit_apps.policies.streaming import Answer, answer, until_stop
@@ -28,9 +30,9 @@ QUESTIONS = ("bread is good", "my old friend", "a")
 def ask(policy: SharedModel, text: str, sampling: Sampling, seed: int, **more: Any) -> tuple[Answer, list[str]]:
     """The answer to a question, and the pieces that were heard of it."""
     heard: list[str] = []
-    encoder = policy.encoder()
-    prompt = encoder.prompt([Message(role="user", content=text)])
-    found = answer(policy, BASE, encoder, prompt, seeds.number(seed, 0, 0), sampling, heard.append, **more)
+    role = LoadedBase(policy, Path)[BASE]
+    prompt = role.encoder.prompt([Message(role="user", content=text)])
+    found = answer(role, prompt, seeds.number(seed, 0, 0), sampling, heard.append, **more)
     return found, heard
 
 

@@ -15,9 +15,9 @@ from alignkit.data.chat_templates import PLAIN
 from alignkit.data.group import Group, Message
 from alignkit.errors import DataError
 from alignkit.models import generate as decoder
-from alignkit.models.forward import measure
 from alignkit.models.generate import Partner, sample
 from alignkit.models.next_token import Sampling
+from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.tokens.encoder import Encoder, encode_all
 from alignkit.tokens.template import ChatOptions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignkit.data.group import Group, Message, Response
-from alignkit.models.examples import Examples
+from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoded, Encoder

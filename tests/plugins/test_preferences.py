@@ -989,7 +989,7 @@ def test_cloning_is_of_segments_that_stand_in_a_pair() -> None:
 
 def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
     """The engine's, in as many micro-batches as there are prompts, against the paper's loss in one graph."""
-    from alignkit.models.examples import Examples
+    from alignkit.models.packing import Examples
     from alignkit.settings import Settings
     from alignkit.testing import example_groups, probe
     from alignkit.tokens.encoder import Encoder, encode_all

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.data.group import Group
-from alignkit.models.forward import measure
 from alignkit.models.generate import generate
 from alignkit.models.next_token import Sampling
+from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from alignkit import Algorithm
 from alignkit.data.group import read_groups
-from alignkit.models.examples import Examples
+from alignkit.models.packing import Examples
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Stage
 from alignkit.runs.run import Run

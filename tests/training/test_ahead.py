@@ -18,7 +18,7 @@ from alignkit.data.group import Group, read_groups
 from alignkit.errors import RecipeError
 from alignkit.io.cache import cache_folder
 from alignkit.io.digest import digest, file_digest
-from alignkit.models.forward import measure
+from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.fingerprint import stage_parts

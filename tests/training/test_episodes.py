@@ -120,9 +120,8 @@ def test_rollouts_are_the_rendered_conversation_and_only_the_policys_tokens_coun
 )
 def test_tokens_of_the_environment_get_no_gradient(tmp_path: Path) -> None:
     """The gradient is that of the policy's tokens alone: by plain transformers, of the same conversation."""
-    from alignkit.models.examples import Examples
-    from alignkit.models.forward import Wants
-    from alignkit.models.forward import forward as run_forward
+    from alignkit.models.packing import Examples, Wants
+    from alignkit.models.packing import forward as run_forward
     from alignkit.testing.probe import tiny_model
 
     model = tiny_model()

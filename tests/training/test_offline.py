@@ -13,7 +13,7 @@ import yaml
 from alignkit.data import sources
 from alignkit.data.group import Group, Response
 from alignkit.errors import DataError
-from alignkit.models.examples import Examples
+from alignkit.models.packing import Examples
 from alignkit.recipe.load import load_recipe
 from alignkit.runs import data, run, stage_check
 from alignkit.runs.run import run_recipe

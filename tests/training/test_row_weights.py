@@ -15,7 +15,7 @@ import yaml
 
 from alignkit import Algorithm, Group, Message, Pair, Response, Trains
 from alignkit.cli import main
-from alignkit.models.examples import Examples
+from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.tokens.encoder import Encoder, encode_all

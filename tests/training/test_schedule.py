@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alignkit import Group
-from alignkit.models.examples import Examples
+from alignkit.models.packing import Examples
 from alignkit.tokens.encoder import Encoded
 from alignkit.training.schedule import minibatches, share_of
 

@@ -121,7 +121,7 @@ def encoder_of(model: str) -> Encoder:
     recipe = _recipe_of([{"text": __file__}], model)
     base = RunBases(recipe, Reporter())[BASE]
     spec = resolved_spec(recipe, BASE)
-    return Encoder(*load_text(spec, base.source, base.commit, with_weights=False))
+    return Encoder(*load_text(spec, base.source, base.commit))
 
 
 # Writing

@@ -15,8 +15,7 @@ import yaml
 from alignkit.io.credentials import redacted
 from alignkit.io.results import RECIPE, RESULTS, read_record
 from alignkit.io.text import printable
-from alignkit.models.files_check import read_json
-from alignkit.models.loading import quantization_options
+from alignkit.models.loading import quantization_options, read_json
 from alignkit.plugins import source_of
 from alignkit.report import Report, Table
 from alignkit_apps.policies.source import Source

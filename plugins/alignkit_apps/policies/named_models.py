@@ -125,9 +125,8 @@ def _plain(spec: ModelSpec) -> dict[str, Any]:
 
 def _of_folder(folder: Path) -> NamedModel:
     """A model outside of a run: an adapter for the base that it names, a base model, or a reward model."""
-    from alignkit.models.adapter_base import base_name
-    from alignkit.models.files_check import read_json
-    from alignkit.models.loading import has_score
+    from alignkit.models.adapters import base_name
+    from alignkit.models.loading import has_score, read_json
 
     if is_file(folder / ADAPTER):
         saved = read_json(folder / ADAPTER)

@@ -14,7 +14,7 @@ from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError, Problem, RecipeError
 from alignkit.io.console import Reporter
 from alignkit.launcher import launcher
-from alignkit.models.models import LoadedBase, Models
+from alignkit.models.models import LoadedBase, Models, RolePolicy
 from alignkit.models.next_token import Sampling
 from alignkit.registry import Registry
 from alignkit.reward import REWARD_KEY, Context, no_progress
@@ -37,14 +37,13 @@ class TooLong(DataError):
 class Policy:
     """A policy that answers.
 
-    name: what people call it. word: what it was named by. reference: of its weights, for `service`. sampling: how it
-    samples, unless somebody says otherwise.
+    name: what people call it. word: what it was named by. role: its weights. sampling: how it samples, unless somebody
+    says otherwise.
     """
 
     name: str
     word: str
-    reference: str
-    service: LoadedBase
+    role: RolePolicy
     sampling: Sampling
 
     def prompt(self, messages: Sequence[Message]) -> Ids:
@@ -52,10 +51,10 @@ class Policy:
 
         Raises TooLong, and DataError if there are none or the template refuses the conversation.
         """
-        prompt = self.service.encoder.prompt(messages)
+        prompt = self.role.encoder.prompt(messages)
         if not prompt:
             raise DataError("the prompt has no tokens")
-        context = self.service.model.context
+        context = self.role.model.context
         if len(prompt) >= context:
             raise TooLong(f"the prompt has {len(prompt)} tokens, but {self.name} reads at most {context - 1}")
         return prompt
@@ -70,13 +69,11 @@ class Policy:
     ) -> Answer:
         """An answer of as many tokens as the prompt leaves room for; see `alignkit_apps.policies.streaming`.
 
-        seed: equal ones give equal answers, which are those of `Models.sample`.
+        seed: equal ones give equal answers, which are those of `alignkit.Policy.sample`.
         """
-        service = self.service
-        most = min(sampling.max_new_tokens, service.model.context - len(prompt))
+        most = min(sampling.max_new_tokens, self.role.model.context - len(prompt))
         stream, sampling = seeds.number(seed, 0, 0), replace(sampling, max_new_tokens=most)
-        role = service.role(self.reference)
-        return answer(service.model, role, service.encoder, prompt, stream, sampling, heard, wanted)
+        return answer(self.role, prompt, stream, sampling, heard, wanted)
 
 
 @dataclass(frozen=True)
@@ -88,13 +85,13 @@ class Opened:
 
     def rewards(self, policy: Policy, messages: Sequence[Message], answer: Answer) -> dict[str, float | None]:
         """The score of a policy's answer by every reward."""
-        encoder = policy.service.encoder
+        encoder = policy.role.encoder
         text = encoder.said(answer.tokens)  # as in a run, with the reasoning that the prompt opens
         response = Response(
             text=text,
             tokens=answer.tokens,
             truncated=not answer.ended,
-            source=policy.reference,
+            source=policy.role.reference,
             tokenizer=encoder.digest,
         )
         found: dict[str, float | None] = {}
@@ -127,27 +124,24 @@ def opened(
         context = Context(models, Path(folder), Path.cwd(), recipe.seed, _no_data)
         policies = {}
         for name, word in names_of(named.policies).items():
-            reference = named.references[word]
-            service = models.of(bases.base_of(reference) or "base")
-            policies[name] = Policy(name, word, reference, service, sampling_of(named.policies[word].rollout))
+            role = models[named.references[word]]
+            policies[name] = Policy(name, word, role, sampling_of(named.policies[word].rollout))
         for name, policy in policies.items():
-            service = policy.service
-            role = service.role(policy.reference)  # now: weights that cannot be read are the user's mistake
-            if engine is not None:
-                model = service.model
-                if model.engine is None:
-                    place = Path(folder) / f"engine-{name}"
-                    model.engine = launcher().engine(engine, place, stage="", seed=recipe.seed, say=reporter.say)
-                    engines.callback(model.engine.close)
-                # Asked for no answer, it starts and takes the weights: also now, because that can fail or take minutes.
-                model.engine.generate(model, role, service.encoder, [], [], policy.sampling)
+            model = policy.role.model
+            if engine is not None and model.engine is None:
+                place = Path(folder) / f"engine-{name}"
+                model.engine = launcher().engine(engine, place, stage="", seed=recipe.seed, say=reporter.say)
+                engines.callback(model.engine.close)
+            # Asked for no answer, it reads the weights, and an engine starts and takes them: now, because that can fail
+            # or take minutes.
+            policy.role.generate([], [], policy.sampling)
         yield Opened(policies, [Rewards(reward, context) for reward in rewards])
 
 
 def _load(bases: RunBases, name: str, should_stop: Callable[[], None]) -> LoadedBase:
-    service = bases[name].load(Path, should_stop)
-    service.max_length, service.progress = service.model.context, no_progress
-    return service
+    base = bases[name].load(Path, should_stop)
+    base.max_length, base.progress = base.model.context, no_progress
+    return base
 
 
 def sampling_of(rollout: Mapping[str, Any]) -> Sampling:

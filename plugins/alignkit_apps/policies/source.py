@@ -26,7 +26,7 @@ from alignkit.recipe.shipped import shipped_recipe
 from alignkit.settings import ModelSpec
 
 if TYPE_CHECKING:
-    from alignkit.models.adapter_base import Base
+    from alignkit.models.adapters import Base
 
 RUNS = Path("runs")  # where runs are by default
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -75,8 +75,8 @@ class Source:
     @cached_property
     def base(self) -> Base:
         """Its base model, as the adapter names it; one that an adapter of a run names always exists."""
-        from alignkit.models.adapter_base import Base
-        from alignkit.models.files_check import read_json
+        from alignkit.models.adapters import Base
+        from alignkit.models.loading import read_json
 
         if not self.is_adapter:
             return Base(self.spec.base, self.spec.base, self.spec.revision)
@@ -86,8 +86,8 @@ class Source:
     @property
     def base_digest(self) -> str | None:
         """SHA-256 of the base's weights, when the adapter was trained; None if it was not recorded."""
-        from alignkit.models.adapter_base import ORIGIN
-        from alignkit.models.files_check import read_json
+        from alignkit.models.adapters import ORIGIN
+        from alignkit.models.loading import read_json
 
         found = read_json(self.folder / ORIGIN).get("base") if (self.folder / ORIGIN).is_file() else None
         return found.get("weights") if isinstance(found, dict) else None

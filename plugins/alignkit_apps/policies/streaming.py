@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from alignkit.models.generate import ActiveSequence, generate
+from alignkit.models.generate import ActiveSequence
+from alignkit.models.models import RolePolicy
 from alignkit.models.next_token import Sampling
-from alignkit.models.shared_model import SharedModel
-from alignkit.tokens.encoder import Encoder, Ids
+from alignkit.tokens.encoder import Ids
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,19 @@ class Answer:
 
 
 def answer(
-    model: SharedModel,
-    role: str,
-    encoder: Encoder,
+    policy: RolePolicy,
     prompt: Ids,
     stream: int,
     sampling: Sampling,
     heard: Callable[[str], None] = lambda text: None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> Answer:
-    """Sample an answer, that of `alignkit.models.generate.generate` without its stop; `heard` is given it in pieces.
+    """Sample an answer, that of `alignkit.Policy.sample` without its stop; `heard` is given it in pieces.
 
     stream: its random numbers, as from `seeds.number`. wanted: asked after every token; once it is false, nothing more
     is written. With an engine all of the answer is heard at once.
     """
-    sent = ""
+    sent, encoder = "", policy.encoder
 
     def hear(text: str) -> None:
         nonlocal sent
@@ -55,7 +53,7 @@ def answer(
                 text = encoder.decode(row.tokens).rstrip("\ufffd")
                 hear("" if encoder.may_be_lead(text) else _before(text, sampling.stop))
 
-    ((written,),) = generate(model, role, encoder, [prompt], [[stream]], sampling, wrote=wrote)
+    ((written,),) = policy.generate([prompt], [[stream]], sampling, wrote)
     text = until_stop(encoder.decode(written.tokens), sampling.stop)
     hear(text)
     return Answer(text, written.tokens, written.ended)

@@ -40,13 +40,12 @@ def error_of(server: Server, path: str, body: Any, **headers: str) -> tuple[int,
 
 
 def test_an_answer_is_that_of_the_models(server: Server) -> None:
-    """The streams of random numbers are those of `Models.sample`, so its samples are the same."""
+    """The streams of random numbers are those of `alignkit.Policy.sample`, so its samples are the same."""
     assert [model["id"] for model in server.ask("/v1/models", method="GET")[1]["data"]] == ["run-online", "run-base"]
     reply = server.chat(seed=7, max_tokens=20, temperature=0.9, top_p=0.8)
     policy = server.opened.policies["run-online"]
     prompt = [Message(role="user", content="bread is good")]
-    (group,) = policy.service.sample(
-        policy.reference,
+    (group,) = policy.role.sample(
         [Group((*prompt,))],
         seed=7,
         max_new_tokens=20,
@@ -57,7 +56,7 @@ def test_an_answer_is_that_of_the_models(server: Server) -> None:
     (response,) = group.responses
     assert contents(reply) == [response.text]
     assert reply["choices"][0]["finish_reason"] == ("length" if response.truncated else "stop")
-    written, read = len(response.tokens or ()), len(policy.service.encoder.prompt(prompt))
+    written, read = len(response.tokens or ()), len(policy.role.encoder.prompt(prompt))
     assert reply["usage"] == {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
     assert server.chat(seed=7, max_tokens=20, temperature=0.9, top_p=0.8)["choices"] == reply["choices"]
     assert server.chat(seed=8, max_tokens=20, temperature=0.9, top_p=0.8)["choices"] != reply["choices"]

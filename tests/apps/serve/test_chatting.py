@@ -51,7 +51,7 @@ def test_rewards_read_what_they_read_in_training() -> None:
         return [replace(g, responses=tuple(replace(r, scores={"reward": 1.0}) for r in g.responses)) for g in groups]
 
     encoder = SimpleNamespace(said=lambda tokens: "<think>Two.</think>4", digest="d")
-    policy: Any = SimpleNamespace(service=SimpleNamespace(encoder=encoder), reference="sft")
+    policy: Any = SimpleNamespace(role=SimpleNamespace(encoder=encoder, reference="sft"))
     form: Any = SimpleNamespace(score=score, name="form")
     asked = [Message(role="user", content="2 + 2?")]
     assert Opened({}, [form]).rewards(policy, asked, Answer("Two.</think>4", (7, 8), True)) == {"form": 1.0}
@@ -59,10 +59,10 @@ def test_rewards_read_what_they_read_in_training() -> None:
 
 
 def sampled(models: Opened, name: str, messages: Sequence[Message], seed: int) -> Group:
-    """What `Models.sample` gives."""
+    """What `alignkit.Policy.sample` gives."""
     policy = models.policies[name]
     options = {"max_new_tokens": 16, "temperature": 0.8, "samples_per_prompt": 1}
-    (group,) = policy.service.sample(policy.reference, [Group(tuple(messages))], seed=seed, **options)
+    (group,) = policy.role.sample([Group(tuple(messages))], seed=seed, **options)
     return group
 
 
@@ -199,7 +199,7 @@ def test_ctrl_c_stops_the_answers(models: Opened) -> None:
 def sampled_long(models: Opened) -> str:
     policy = models.policies["run-sft"]
     options = {"max_new_tokens": 300, "temperature": 0.8}
-    (group,) = policy.service.sample(policy.reference, [Group((user("my old friend"),))], seed=3, **options)
+    (group,) = policy.role.sample([Group((user("my old friend"),))], seed=3, **options)
     return group.responses[0].text
 
 

@@ -8,8 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from secrets import token_hex
@@ -24,16 +23,16 @@ _running: dict[tuple[str, ...], OwnServer] = {}
 _kept: list[Path] = []  # the run's folder for logs, while there is a run
 
 
-@contextmanager
-def kept_servers(folder: Path) -> Iterator[None]:
-    """Let servers outlive the stage that started them, until a run is over. folder: for their logs."""
+def keep_servers(folder: Path) -> None:
+    """Let servers outlive the stage that started them, until `end_servers`. folder: for their logs."""
     _kept[:] = [folder]
-    try:
-        yield
-    finally:
-        _kept.clear()
-        for server in list(_running.values()):
-            server.end()
+
+
+def end_servers() -> None:
+    """End the servers that were kept: the run is over."""
+    _kept.clear()
+    for server in list(_running.values()):
+        server.end()
 
 
 class OwnServer:
@@ -70,7 +69,7 @@ class OwnServer:
         folder.mkdir(parents=True, exist_ok=True)
         with self.log.open("w", encoding="utf-8") as log:
             self._guard = subprocess.Popen(
-                [sys.executable, "-P", "-m", "alignkit.io.guard", str(os.getpid()), *map(filled, command)],
+                [sys.executable, "-P", "-m", "alignkit_vllm.guard", str(os.getpid()), *map(filled, command)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

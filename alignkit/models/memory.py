@@ -1,18 +1,26 @@
-"""The memory budget: how many tokens a packed row may hold, and how that shrinks when memory runs out."""
+"""The memory of passes through a base model: the tokens of a packed row, layers that are computed again, and what
+passes need of other processes.
+"""
 
 from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignkit.errors import memory_ran_out
 from alignkit.kernels.memory import release_cached, total
-from alignkit.models.loading import largest
+from alignkit.models.loading import backbone, largest
 
 T = TypeVar("T")
 
@@ -114,3 +122,85 @@ def within_memory(budget: MemoryBudget, work: Callable[[], T]) -> T:
         # Outside the handler, because the traceback of a handled error keeps the activations alive.
         gc.collect()
         release_cached(budget.device)
+
+
+# Activation checkpointing: a layer stores only its input, and is computed again during backward. Roles share one model,
+# so by the time of backward another role may be active, and attention may follow the layout of another packed row. The
+# second computation restores both; otherwise gradients would be wrong without an error.
+
+Restore = Callable[[], AbstractContextManager[Any]]
+_restore: ContextVar[Restore | None] = ContextVar("alignkit_restore", default=None)
+
+
+def make_recomputable(model: nn.Module) -> bool:
+    """Let `recomputing` act on the model's layers. Returns whether it has layers that support this."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.forward = MethodType(_forward, layer)
+    return bool(layers)
+
+
+@contextmanager
+def recomputing(restore: Restore) -> Iterator[None]:
+    """Recompute the layers of forward passes inside. restore: brings back this pass's role and layout in backward."""
+    token = _restore.set(restore)
+    try:
+        yield
+    finally:
+        _restore.reset(token)
+
+
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    layer_forward, restore = type(self).forward, _restore.get()
+    if restore is None:
+        return layer_forward(self, *args, **kwargs)
+
+    def run(*inputs: Any) -> Any:
+        with restore():
+            return layer_forward(self, *inputs, **kwargs)
+
+    # Layers draw no random numbers, because dropout is always off.
+    return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+# Passes
+
+
+class Passes:
+    """All weights are in this process, so a pass needs nobody else.
+
+    A subclass overrides all methods, for processes that hold a part of the weights each.
+    """
+
+    @property
+    def spread(self) -> bool:
+        """Whether this process holds only a part of the weights."""
+        return False
+
+    def learns(self, role: str) -> None:
+        """A role's network is about to learn: bring its parameters into the form that an optimizer gets."""
+
+    def forward(self, role: str, run: Callable[[], Tensor]) -> Tensor:
+        """The hidden states of a role, which `run` computes in one pass."""
+        return run()
+
+    def states(self, network: Any, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The last hidden states [1, tokens, hidden] of a role's network, inside of `forward`."""
+        return last_states(network, tokens, positions)
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients of a loss of the passes since the last call."""
+        loss.backward()
+
+    def gather(self, role: str) -> None:
+        """Bring all weights of a role here for code that calls layers itself, until results are exchanged."""
+
+    def copied(self, role: str) -> Any:
+        """A role's own network to be written, with all weights; None where nothing is written."""
+        return None
+
+
+def last_states(network: Any, tokens: Tensor, positions: Tensor) -> Tensor:
+    """The last hidden states [1, tokens, hidden] of tokens at positions, both [1, tokens]."""
+    states: Tensor = backbone(network)(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
+    return states

@@ -1,15 +1,15 @@
 """Checks on two dozen tokens whether an architecture computes what alignkit expects.
 
 Transformers has hundreds of them. Without these checks, an unusual one would train on wrong numbers, without an error.
-They look at a small copy of the model with random weights in fp32: two correct ways to compute the same differ by
-rounding only there, whatever precision, quantization or experts the model itself has.
+They look at a small copy of the model with random weights in fp32, in the place of a `SharedModel`'s network: two
+correct ways to compute the same differ by rounding only there, whatever precision, quantization or experts the model
+itself has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,9 @@ from torch import Tensor
 from alignkit.errors import RunFailed
 from alignkit.kernels import attention, tiled_attention
 from alignkit.kernels.attention import TreeLayout, UnsupportedAttention
+from alignkit.kernels.decoding import decoding_for
 from alignkit.kernels.layout import GroupSpan
-from alignkit.kernels.static_decoding import decoding_for
-from alignkit.models.loading import backbone, largest
+from alignkit.models.loading import backbone, largest, load_config
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
@@ -31,22 +31,8 @@ TOLERANCE = 1e-4  # of states, relative: correct models differ by 1e-6
 VOCABULARY = 256
 NARROW = 16  # width of what is between attention
 BETWEEN = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "d_ff")  # parts of the names of its widths
-
-
-class CheckedModel(Protocol):
-    """The parts of `SharedModel` that the checks use, with a small copy as its model."""
-
-    model: Any
-    device: torch.device
-
-    @property
-    def context(self) -> int: ...
-
-    def hidden(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor: ...
-
-    def next_logits(self, name: str, hidden: Tensor) -> Tensor: ...
-
-    def using_role(self, name: str) -> AbstractContextManager[Any]: ...
+# What transformers raises for a model that does not work as others do.
+_ODD = (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, LookupError)
 
 
 def small_copy(spec: ModelSpec, source: str, revision: str | None, attention_name: str | None) -> Any:
@@ -54,9 +40,9 @@ def small_copy(spec: ModelSpec, source: str, revision: str | None, attention_nam
 
     attention_name: None for its own.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=spec.trust_remote_code)
+    config = load_config(source, revision, spec.trust_remote_code)
     options = {} if attention_name is None else {"attn_implementation": attention_name}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -77,50 +63,50 @@ def small_copy(spec: ModelSpec, source: str, revision: str | None, attention_nam
 
 
 def _shrink(config: Any) -> None:
-    """Leave of a model's sizes those of its attention."""
-    layers, few = config.num_hidden_layers, _enough_layers(config)
+    """Leave of a model's sizes those of its attention, and of its layers the first that are of every kind."""
+    layers, few = config.num_hidden_layers, 2
+    of_layers = {name: value for name, value in vars(config).items() if _is_list(value) and len(value) == layers}
+    for value in of_layers.values():
+        if len(set(value)) < layers:
+            few = max(few, 1 + max(value.index(kind) for kind in value))
+    if getattr(config, "num_kv_shared_layers", 0):  # the last ones use the keys and values of others
+        config.num_kv_shared_layers, few = 1, few + 1
+    few = min(layers, few)
+    for name, value in of_layers.items():
+        setattr(config, name, value[:few])
+    config.num_hidden_layers = few
     for name, value in [*vars(config).items()]:
-        if isinstance(value, list | tuple) and len(value) == layers:
-            setattr(config, name, value := value[:few])
-        if any(part in name for part in BETWEEN) and isinstance(value, int | list | tuple):
+        if any(part in name for part in BETWEEN) and (isinstance(value, int) or _is_list(value)):
             setattr(config, name, NARROW if isinstance(value, int) else [NARROW] * len(value))
         elif name.startswith("vocab_size"):
             setattr(config, name, VOCABULARY)
-    config.num_hidden_layers = few
     if getattr(config, "pad_token_id", None) is not None:  # it may be one of the tokens that are left out
         config.pad_token_id = 0
 
 
-def _enough_layers(config: Any) -> int:
-    """The first layers that are of every kind; two if all are alike."""
-    layers, enough = config.num_hidden_layers, 2
-    for value in vars(config).values():
-        if isinstance(value, list | tuple) and len(value) == layers > len(set(value)):
-            enough = max(enough, 1 + max(value.index(kind) for kind in value))
-    if getattr(config, "num_kv_shared_layers", 0):  # the last ones use the keys and values of others
-        config.num_kv_shared_layers, enough = 1, enough + 1
-    return int(min(layers, enough))
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 @torch.no_grad()
-def why_not_packable(model: CheckedModel, base: str) -> str:
+def why_not_packable(model: Any, base: str) -> str:
     """Return why a small copy (role `base`) cannot use packed rows; empty if it can."""
     ids = torch.arange(1, LENGTH + 1) * (VOCABULARY // (LENGTH + 1))
     try:
         return _refusal(model, base, ids) or _wrong_states(model, base, ids)
     except UnsupportedAttention as error:
         return str(error)
-    except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, LookupError) as error:
+    except _ODD as error:
         return f"{type(error).__name__}: {error}"
     finally:
         _use_own_attention(model)
 
 
-def _use_own_attention(model: CheckedModel) -> None:
+def _use_own_attention(model: Any) -> None:
     model.model.set_attn_implementation("sdpa" if model.model._supports_sdpa else "eager")
 
 
-def _refusal(model: CheckedModel, base: str, ids: Tensor) -> str:
+def _refusal(model: Any, base: str, ids: Tensor) -> str:
     """Return why the configuration rules out packed rows, which two dozen tokens may not show."""
     config = model.model.config.get_text_config()
     packed = TreeLayout(SPANS, store_kv=True)
@@ -135,7 +121,7 @@ def _refusal(model: CheckedModel, base: str, ids: Tensor) -> str:
     return ""
 
 
-def _wrong_states(model: CheckedModel, base: str, ids: Tensor) -> str:
+def _wrong_states(model: Any, base: str, ids: Tensor) -> str:
     """Compare with the model's own attention, which reads one row at a time."""
     network = model.model
     # The token rows of SPANS' three responses, each behind its prompt.
@@ -154,17 +140,15 @@ def _wrong_states(model: CheckedModel, base: str, ids: Tensor) -> str:
     return ""
 
 
-def _decoded(model: CheckedModel, base: str, rows: Sequence[Tensor]) -> Tensor:
+def _decoded(model: Any, base: str, rows: Sequence[Tensor]) -> Tensor:
     """The states of each row's last token, computed the way sampling does, [rows, hidden]."""
-    prompts = [len(row) - 1 for row in rows]
-    starts = [sum(prompts[:number]) for number in range(len(rows))]
-    spans = [GroupSpan(start, length, ()) for start, length in zip(starts, prompts, strict=True)]
-    prefill = TreeLayout(spans, store_kv=True)
+    first, second = (len(row) - 1 for row in rows)
+    prefill = TreeLayout([GroupSpan(0, first, ()), GroupSpan(first, second, ())], store_kv=True)
     model.hidden(base, prefill, torch.cat([row[:-1] for row in rows]))
     decoding = decoding_for(model.device)
-    decoding.update_rows([], 1, prefill, range(len(rows)))
+    decoding.update_rows([], 1, prefill, [0, 1])
     ids = torch.stack([row[-1:] for row in rows]).to(model.device)
-    positions = torch.tensor(prompts, device=model.device)[:, None]
+    positions = torch.tensor([[first], [second]], device=model.device)
     with attention.using(decoding), model.using_role(base) as used:
         output = backbone(used)(input_ids=ids, position_ids=positions, use_cache=False)
     states: Tensor = output.last_hidden_state[:, 0]
@@ -178,7 +162,7 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
 
 
 @torch.no_grad()
-def check_head(model: CheckedModel, base: str) -> None:
+def check_head(model: Any, base: str) -> None:
     """Raise RunFailed if the logits of a small copy are not those of `next_logits`, which replaces its head."""
     network = model.model
     row = torch.arange(1, 9, device=model.device)[None]

@@ -1,6 +1,6 @@
 """A process between a run and its server: it ends the server with the run, also if the run is killed.
 
-python -m alignkit.io.guard PROCESS COMMAND ...      PROCESS: the run's id
+python -m alignkit_vllm.guard PROCESS COMMAND ...      PROCESS: the run's id
 """
 
 from __future__ import annotations
