@@ -23,11 +23,6 @@ from alignkit.io.text import duration
 from alignkit.launcher import launcher
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
-<<<<<<< HEAD
-from alignkit.own_server import kept_servers
-=======
-from alignkit.plugin_errors import blaming, made
->>>>>>> main
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.yaml import dump

@@ -16,12 +16,7 @@ from alignkit.batch import Batch, Outputs
 from alignkit.calls import blame, call, mistake
 from alignkit.data.group import Group, Message, preview
 from alignkit.loss import Per, Term
-<<<<<<< HEAD
-from alignkit.models.examples import BATCH_COLUMNS
-=======
 from alignkit.models.packing import BATCH_COLUMNS
-from alignkit.plugin_errors import Author, AuthorError, calling
->>>>>>> main
 
 AXES = {
     Per.TOKEN: "[responses, tokens]",

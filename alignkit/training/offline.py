@@ -17,15 +17,8 @@ from alignkit.algorithm import Algorithm, SelectContext
 from alignkit.data.describe import way_out
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded, prompt_key
-<<<<<<< HEAD
 from alignkit.errors import AlignkitError, DataError, error_context
-from alignkit.models.examples import Examples
-from alignkit.models.packing import indivisible
-=======
-from alignkit.errors import AlignkitError, DataError
 from alignkit.models.packing import Examples, indivisible
-from alignkit.plugin_errors import noting
->>>>>>> main
 from alignkit.tokens.encoder import Encoded, counted, drop_reason
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import requirement

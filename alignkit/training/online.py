@@ -22,14 +22,8 @@ from alignkit.batch import likelier_now
 from alignkit.calls import create
 from alignkit.data.describe import said
 from alignkit.data.group import Group, length, previews
-<<<<<<< HEAD
 from alignkit.errors import RunFailed, error_context
-from alignkit.models import forward
-from alignkit.models.examples import Examples
-=======
-from alignkit.errors import RunFailed
 from alignkit.models import packing as forward
->>>>>>> main
 from alignkit.models.generate import Sampling
 from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel

@@ -26,12 +26,6 @@ from alignkit.io.digest import digest, versions
 from alignkit.io.source_code import plugin_digests
 from alignkit.models.memory import Passes
 from alignkit.models.models import LoadedBase
-<<<<<<< HEAD
-from alignkit.models.passes import Passes
-=======
-from alignkit.plugin_errors import blaming
-from alignkit.plugins import plugins
->>>>>>> main
 from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, Stage, base_keys, specs
 from alignkit.runs.data import file_facts

@@ -30,11 +30,7 @@ from alignkit.kernels.matmul import linear
 from alignkit.kernels.memory import GROWTH, total
 from alignkit.models.generate import LOGIT_COPIES, most_rows, row_bytes
 from alignkit.models.loading import device_of, dtype_of, largest, quantized_width
-<<<<<<< HEAD
-=======
 from alignkit.models.memory import MemoryBudget, activation_bytes_per_token
-from alignkit.plugin_errors import calling, made
->>>>>>> main
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.runs.bases import RunBases
 from alignkit.runs.data import RunData
