@@ -37,7 +37,7 @@ _KEPT = f"{ITERATION}::test_a_kept_version_is_the_policy_after_its_iteration"
 _MIXED = "test_auxiliary.py::test_every_step_of_a_stage_mixes_in_the_next_groups"
 _PHASES = f"{ITERATION}::test_a_phase_has_its_own_epochs_and_learning_rate"
 _RECORDED = f"{MEASURED}::test_groups_that_select_makes_are_measured_by_the_reference"
-_BY_REFERENCE = "return self.logprobs(self.work.roles.reference, read, self.work.reference_models.model), read"
+_BY_REFERENCE = "return self.logprobs(self.state.roles.reference, read, self.state.reference_models.model), read"
 _TEACHER = "test_reference_check.py::test_a_teacher_on_another_base_reads_the_policys_tokens"
 _NESTED = "test_scoring.py::test_a_whitened_part_of_a_sum_stays_whitened_and_is_selected_by_its_raw_score"
 _ENDS = "test_sampling.py::test_every_end_token_ends_a_response"
@@ -70,7 +70,7 @@ PLANTED = {
     "reference_samples": Planted(
         REQUESTS,
         "                    role,\n",
-        "                    self.work.roles.reference,\n",
+        "                    self.state.roles.reference,\n",
         f"{ITERATION}::test_the_policy_samples_and_not_its_reference",
     ),
     "samples_by_order": Planted(
@@ -182,17 +182,17 @@ PLANTED = {
     "reference_at_1": Planted(
         ONLINE,
         _BY_REFERENCE,
-        'return forward.measure(self.work.reference_models.model, self.work.roles.reference, read, "logprobs"), read',
+        'return forward.measure(self.state.reference_models.model, self.state.roles.reference, read, "logprobs"), read',
         _RECORDED,
     ),
     "policy_as_reference": Planted(
         ONLINE,
         _BY_REFERENCE,
-        "return self.logprobs(self.work.roles.trained, read), read",
+        "return self.logprobs(self.state.roles.trained, read), read",
         _RECORDED,
     ),
     "teacher_on_the_policys_base": Planted(
-        ONLINE, _BY_REFERENCE, "return self.logprobs(self.work.roles.reference, read), read", _TEACHER
+        ONLINE, _BY_REFERENCE, "return self.logprobs(self.state.roles.reference, read), read", _TEACHER
     ),
     "teacher_in_the_policys_template": Planted(
         "alignkit/training/encoding.py",
@@ -256,19 +256,19 @@ PLANTED = {
         "test_learner_steps.py::test_a_gradient_of_the_values_that_is_not_finite_changes_no_weight",
     ),
     # Several processes
-    "own_denominators": Planted(LEARNER, "self.reducer.sum(totals).items()", "totals.items()", _ON_SEVERAL),
+    "own_denominators": Planted(LEARNER, "self.collectives.sum(totals).items()", "totals.items()", _ON_SEVERAL),
     "own_gradients": Planted(
-        LEARNER, "        self.reducer.add_gradients(self.parameters.values())\n", "", _ON_SEVERAL
+        LEARNER, "        self.collectives.add_gradients(self.parameters.values())\n", "", _ON_SEVERAL
     ),
     "own_metrics": Planted(
         "alignkit/training/averages.py",
-        "reducer.sum(self.sums), reducer.sum(self.totals)",
+        "collectives.sum(self.sums), collectives.sum(self.totals)",
         "self.sums, self.totals",
         _ON_SEVERAL,
     ),
     "own_skip": Planted(
         LEARNER,
-        "means = self.reducer.sum(sums)",
+        "means = self.collectives.sum(sums)",
         "means = sums",
         "test_reducer.py::test_a_step_that_one_process_must_skip_is_skipped_by_all",
     ),
@@ -276,13 +276,13 @@ PLANTED = {
         SCORING,
         f"            {_COMBINED}\n",
         f"            {_COMBINED}\n"
-        "            if self.reducer.processes > 1:\n"
+        "            if self.collectives.processes > 1:\n"
         "                sizes = [len(group.responses) for group in groups]\n"
         "                def alone(own):\n"
         "                    places = [sum(sizes[:i]) + k for i in own for k in range(sizes[i])]\n"
         "                    part = {name: raw[child][rows][places] for name, child in node.children.items()}\n"
         "                    return node.combine([groups[i] for i in own], part).reward.tolist()\n"
-        "                rewards = torch.tensor(self.reducer.deal(sizes, alone), dtype=torch.float64)\n"
+        "                rewards = torch.tensor(self.collectives.map_sharded(sizes, alone), dtype=torch.float64)\n"
         "                combined = replace(combined, reward=rewards)\n",
         _OVER_BATCH,
     ),

@@ -36,7 +36,7 @@ from alignkit.settings import ModelSpec, Settings
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 from alignkit.training.averages import Averages
 from alignkit.training.learner import Learner
-from alignkit.training.online import Iteration, OnlineStage
+from alignkit.training.online import Iteration, RolloutTrainer
 from alignkit.training.roles import add_value_role
 from alignkit.training.schedule import schedule
 
@@ -192,19 +192,19 @@ def fixed_weights(policy: SharedModel, learner: Learner) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[OnlineStage]:
+def stage(tmp_path: Path) -> Iterator[RolloutTrainer]:
     with started(tmp_path, ppo_stage()) as found:
         yield found
 
 
 @contextmanager
-def started(folder: Path, stage: dict[str, Any], **model: Any) -> Iterator[OnlineStage]:
+def started(folder: Path, stage: dict[str, Any], **model: Any) -> Iterator[RolloutTrainer]:
     """A PPO stage from the base, before its first iteration."""
     run = make_run(folder, {"align": stage}, **model)
     (folder / "run" / "align").mkdir()
     recipe_stage = run.recipe.stages["align"]
     component = recipe_stage.component
-    found = OnlineStage(
+    found = RolloutTrainer(
         run.stage_context(recipe_stage, folder / "run" / "align"),
         component.registration.implementation(component.options),
     )
@@ -214,29 +214,29 @@ def started(folder: Path, stage: dict[str, Any], **model: Any) -> Iterator[Onlin
         found.close()
 
 
-def scored(stage: OnlineStage, groups: Sequence[Group]) -> Iteration:
+def scored(stage: RolloutTrainer, groups: Sequence[Group]) -> Iteration:
     iteration = Iteration(1)
     stage.ask(iteration, groups)
     iteration.metrics |= stage.score(iteration)
     return iteration
 
 
-def measured(stage: OnlineStage, groups: Sequence[Group]) -> Iteration:
+def measured(stage: RolloutTrainer, groups: Sequence[Group]) -> Iteration:
     iteration = scored(stage, groups)
     stage.measure(iteration)
     return iteration
 
 
-def rolled_out(stage: OnlineStage, count: int = 5) -> Examples:
+def rolled_out(stage: RolloutTrainer, count: int = 5) -> Examples:
     """Scored and measured rollouts."""
     return measured(stage, stage.roll_out(prompts(count), 1)).examples
 
 
-def move(stage: OnlineStage) -> None:
+def move(stage: RolloutTrainer) -> None:
     """Policy and value role away from where they started, as after some steps."""
     stage.learner.steps = 1
-    disturb(stage.work.model, stage.work.roles.trained)
-    disturb(stage.work.model, stage.work.roles.values or "", 0.1)
+    disturb(stage.state.model, stage.state.roles.trained)
+    disturb(stage.state.model, stage.state.roles.values or "", 0.1)
 
 
 def disturb(policy: SharedModel, role: str, size: float = 0.05) -> None:
@@ -290,12 +290,12 @@ NOISE = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 # 1-7: which token is where
 
 
-def test_positions_do_not_depend_on_neighbours(stage: OnlineStage) -> None:
-    policy = stage.work.model
-    disturb(policy, stage.work.roles.trained)
+def test_positions_do_not_depend_on_neighbours(stage: RolloutTrainer) -> None:
+    policy = stage.state.model
+    disturb(policy, stage.state.roles.trained)
     prompt, rows = tuple(range(20, 26)), [tuple(range(30, 34)), (40,), tuple(range(50, 59))]
     other = [written((60, 61, 62), (70, 71), name="a"), written(tuple(range(80, 95)), (9, 10, 11), name="b")]
-    for what, role in (("logprobs", stage.work.roles.trained), ("values", stage.work.roles.values or "")):
+    for what, role in (("logprobs", stage.state.roles.trained), ("values", stage.state.roles.values or "")):
         if what == "values":
             disturb(policy, role, 0.2)
         alone = [measure(policy, role, [written(prompt, row)], what)[0] for row in rows]
@@ -306,9 +306,9 @@ def test_positions_do_not_depend_on_neighbours(stage: OnlineStage) -> None:
             torch.testing.assert_close(p, a, atol=1e-5, rtol=0)
 
 
-def test_masks_come_from_lengths_not_from_ids(stage: OnlineStage) -> None:
+def test_masks_come_from_lengths_not_from_ids(stage: RolloutTrainer) -> None:
     """Padding and end ids inside a response are tokens like others; shorter rows have none after their end."""
-    tokenizer = stage.work.model.tokenizer
+    tokenizer = stage.state.model.tokenizer
     row = (tokenizer.pad_token_id, 30, tokenizer.eos_token_id, 31, tokenizer.pad_token_id)
     batch = Examples([written((5, 6), row, (40, 41))]).batch()
     assert batch.mask.tolist() == [[True] * 5, [True, True, False, False, False]]
@@ -316,12 +316,12 @@ def test_masks_come_from_lengths_not_from_ids(stage: OnlineStage) -> None:
     assert len(pack([written((5, 6), row, (40, 41))]).targets) == 7
 
 
-def test_the_end_of_turn_counts_and_nothing_follows_it(stage: OnlineStage) -> None:
+def test_the_end_of_turn_counts_and_nothing_follows_it(stage: RolloutTrainer) -> None:
     """Also with several end ids."""
-    encoder = Encoder(stage.work.model.tokenizer)
+    encoder = Encoder(stage.state.model.tokenizer)
     ends = set(range(1, 80))
     encoder.__dict__["end_ids"] = frozenset(ends)
-    found = sample(stage.work.model, stage.work.roles.trained, encoder, prompts(6), Sampling(4, 7), seed=0)
+    found = sample(stage.state.model, stage.state.roles.trained, encoder, prompts(6), Sampling(4, 7), seed=0)
     responses = [r for g in found for r in g.responses]
     encoded = [encoder.encode(g, 200) for g in found]
     rows = [row for e in encoded if e is not None for row in e.rows]
@@ -335,7 +335,7 @@ def test_the_end_of_turn_counts_and_nothing_follows_it(stage: OnlineStage) -> No
 def test_scores_see_the_whole_response_with_its_end(tmp_path: Path) -> None:
     """The reward here is the number of tokens, the end of turn included."""
     with started(tmp_path, ppo_stage(reward="length")) as stage:
-        stage.work.models.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
+        stage.state.models.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
         examples = rolled_out(stage)
         rewards = examples.columns["raw_rewards"].tolist()
         assert rewards == [len(row.tokens) for e in examples.groups for row in e.rows] and len(set(rewards)) > 3
@@ -381,7 +381,7 @@ def test_missing_eos_penalty(tmp_path: Path) -> None:
         rollout = {"samples_per_prompt": 3, "max_new_tokens": 7, "temperature": 0.7, "missing_eos_penalty": penalty}
         (tmp_path / str(penalty)).mkdir()
         with started(tmp_path / str(penalty), ppo_stage(rollout=rollout)) as stage:
-            stage.work.models.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
+            stage.state.models.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
             iteration = measured(stage, stage.roll_out(prompts(5), 1))
             table = iteration.table
             found[penalty] = table.groups, table, iteration.examples.columns
@@ -420,8 +420,8 @@ def test_a_cut_off_response_is_terminal() -> None:
         assert signal["returns"].tolist() == [[0.5, 0.5, 0.5, 1], [2, 0, 0, 0], [0.5, 0.5, 3, 0]]
 
 
-def test_a_value_is_read_before_its_token(stage: OnlineStage) -> None:
-    policy, role = stage.work.model, stage.work.roles.values or ""
+def test_a_value_is_read_before_its_token(stage: RolloutTrainer) -> None:
+    policy, role = stage.state.model, stage.state.roles.values or ""
     disturb(policy, role, 0.2)
     prompt, row = (20, 21, 22), (30, 31, 32, 33)
     values = measure(policy, role, [written(prompt, row)], "values")[0]
@@ -478,7 +478,7 @@ def test_kl_is_priced_in_the_reward_and_only_there() -> None:
     "It is 1 at the first step.",
     "PrimeIntellect-ai/prime-rl#580",
 )
-def test_first_minibatch_is_on_policy(stage: OnlineStage, watched: Watched) -> None:
+def test_first_minibatch_is_on_policy(stage: RolloutTrainer, watched: Watched) -> None:
     """Temperature 0.7: ratio 1 at every token, nothing clipped, and the loss is minus the mean advantage."""
     move(stage)
     examples = rolled_out(stage)
@@ -504,15 +504,15 @@ def test_first_minibatch_is_on_policy(stage: OnlineStage, watched: Watched) -> N
     "huggingface/trl#3029",
     "OpenRLHF/OpenRLHF#853",
 )
-def test_temperature_divides_policy_old_and_reference_alike(stage: OnlineStage) -> None:
+def test_temperature_divides_policy_old_and_reference_alike(stage: RolloutTrainer) -> None:
     move(stage)
     examples = rolled_out(stage)
     row = pack(examples.groups)
     lengths = [len(r.tokens) for e in examples.groups for r in e.rows]
-    for role, name in ((stage.work.roles.trained, "old_logprobs"), (BASE, "reference_logprobs")):
+    for role, name in ((stage.state.roles.trained, "old_logprobs"), (BASE, "reference_logprobs")):
         with torch.no_grad():
-            logits = stage.work.model.next_logits(
-                role, stage.work.model.hidden(role, row.layout, row.tokens)[row.before]
+            logits = stage.state.model.next_logits(
+                role, stage.state.model.hidden(role, row.layout, row.tokens)[row.before]
             )
         wanted = torch.log_softmax(logits / 0.7, -1).gather(-1, row.targets[:, None])[:, 0].split(lengths)
         for a, b in zip(examples.token_columns[name], wanted, strict=True):
@@ -612,7 +612,7 @@ def reward_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     return found
 
 
-def test_values_start_at_zero_or_at_the_reward_model(stage: OnlineStage, reward_model: Trained) -> None:
+def test_values_start_at_zero_or_at_the_reward_model(stage: RolloutTrainer, reward_model: Trained) -> None:
     examples = rolled_out(stage)
     assert all(not bool(values.any()) for values in examples.token_columns["old_values"])
     engine = reward_model.run.models.of("base")
@@ -688,12 +688,12 @@ def test_value_gradient_does_not_reach_the_policy(tmp_path: Path, lora: Any, opt
             assert parameter.grad is not None
             norms[name.split(":")[0].split("~")[1]] += float(parameter.grad.norm())
         assert norms["new"] == 0 and norms["value"] > 1e-3
-        assert all(p.grad is None for p in fixed_weights(stage.work.model, stage.learner).values())
+        assert all(p.grad is None for p in fixed_weights(stage.state.model, stage.learner).values())
 
 
 def test_two_networks_share_the_memory_of_a_micro_batch(tmp_path: Path) -> None:
     with started(tmp_path, ppo_stage()) as stage:
-        assert stage.learner.token_budget == stage.work.model.token_budget // 2
+        assert stage.learner.token_budget == stage.state.model.token_budget // 2
 
 
 def test_a_group_that_is_left_out_takes_its_own_rewards_with_it(
@@ -715,29 +715,29 @@ def test_a_group_that_is_left_out_takes_its_own_rewards_with_it(
 def test_a_shared_value_is_a_head_on_the_policys_own_states(tmp_path: Path, lora: Any) -> None:
     """The same numbers before and in training, no weights but the head's, and the adapter outlives it."""
     with started(tmp_path, ppo_stage(algorithm=SHARED), lora=lora) as stage:
-        policy, head = stage.work.model, stage.work.model.roles[stage.work.roles.values or ""].head
+        policy, head = stage.state.model, stage.state.model.roles[stage.state.roles.values or ""].head
         assert head is not None and not bool(head.any())
         assert [name for name in stage.learner.parameters if "~value:" in name] == ["align~value:score.weight"]
         assert stage.learner.token_budget == policy.token_budget
         move(stage)
-        disturb(policy, stage.work.roles.values or "", 3.0)  # the tiny model's states are small
+        disturb(policy, stage.state.roles.values or "", 3.0)  # the tiny model's states are small
         examples = rolled_out(stage)
         out, batch = stage.learner._forward(examples), examples.batch()
         assert out.values is not None and batch.old_values is not None and out.logprobs is not None
         assert batch.old_logprobs is not None
         row = pack(examples.groups)
-        states = policy.hidden(stage.work.roles.trained, row.layout, row.tokens)[row.before]
+        states = policy.hidden(stage.state.roles.trained, row.layout, row.tokens)[row.before]
         expected = row.unpack(states @ head[0] / math.sqrt(policy.hidden_size))
         for values in (out.values, batch.old_values):
             torch.testing.assert_close(values[batch.mask], expected[batch.mask], rtol=1e-4, atol=1e-5)
         assert float(expected[batch.mask].detach().std()) > 0.01
         torch.testing.assert_close(out.logprobs[batch.mask], batch.old_logprobs[batch.mask], rtol=1e-4, atol=1e-5)
-        before = {name: p.clone() for name, p in policy.parameters_of(stage.work.roles.trained).items()}
-        policy.drop_role(stage.work.roles.values or "")
-        assert {name: p.tolist() for name, p in policy.parameters_of(stage.work.roles.trained).items()} == {
+        before = {name: p.clone() for name, p in policy.parameters_of(stage.state.roles.trained).items()}
+        policy.drop_role(stage.state.roles.values or "")
+        assert {name: p.tolist() for name, p in policy.parameters_of(stage.state.roles.trained).items()} == {
             name: p.tolist() for name, p in before.items()
         }
-        policy.add_head(stage.work.roles.values or "", stage.work.roles.trained)  # for the stage to close
+        policy.add_head(stage.state.roles.values or "", stage.state.roles.trained)  # for the stage to close
 
 
 def test_a_saved_reward_model_scores_the_same_in_plain_transformers(reward_model: Trained) -> None:
@@ -769,7 +769,7 @@ def test_a_saved_reward_model_scores_the_same_in_plain_transformers(reward_model
 # 19-26: the update
 
 
-def test_advantages_are_whitened_over_all_rollouts(stage: OnlineStage) -> None:
+def test_advantages_are_whitened_over_all_rollouts(stage: RolloutTrainer) -> None:
     examples = rolled_out(stage)
     whole = torch.cat(examples.token_columns["advantages"])
     assert float(whole.mean()) == pytest.approx(0, abs=1e-5) and float(whole.std()) == pytest.approx(1, abs=1e-4)
@@ -793,14 +793,14 @@ def test_every_sample_once_an_epoch(watched: Watched) -> None:
     assert orders[0] != orders[1] and set(orders[0]) == set(orders[1])
 
 
-def test_micro_batches_do_not_change_the_gradient(stage: OnlineStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_micro_batches_do_not_change_the_gradient(stage: RolloutTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged lengths: means of micro-batch means would differ."""
     move(stage)
     examples = rolled_out(stage)
     generator = torch.Generator().manual_seed(0)
     examples = cut_short(examples, generator)
     assert len({len(row.tokens) for e in examples.groups for row in e.rows}) > 3
-    disturb(stage.work.model, stage.work.roles.trained)  # off policy: ratios differ from 1
+    disturb(stage.state.model, stage.state.roles.trained)  # off policy: ratios differ from 1
     found = []
     for budget in (10, 60, 10_000):
         monkeypatch.setattr(SharedModel, "token_budget", budget)
@@ -903,7 +903,7 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
     stage = ppo_stage(algorithm={"ppo": {"kl_coefficient": 0.1, "kl_target": 3.0, "kl_horizon": 100.0}}, iterations=1)
     with started(tmp_path, stage) as stage:
         stage.learner.steps = 1  # not the first step: policy and reference may differ
-        disturb(stage.work.model, stage.work.roles.trained, 0.1)
+        disturb(stage.state.model, stage.state.roles.trained, 0.1)
         iteration = measured(stage, stage.roll_out(prompts(5), 1))
         metrics, columns = iteration.metrics, iteration.examples.token_columns
         gaps = [a - b for a, b in zip(columns["old_logprobs"], columns["reference_logprobs"], strict=True)]
@@ -1014,19 +1014,19 @@ def test_options_that_would_change_nothing_are_refused(options: dict[str, float]
         algorithm(**options)
 
 
-def test_a_mismatch_is_seen(stage: OnlineStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mismatch_is_seen(stage: RolloutTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reference that is not where the policy starts stops the run; another sampler shows as `sampler_gap`."""
     iteration = measured(stage, stage.roll_out(prompts(5), 1))
     assert iteration.metrics["sampler_gap"] < 1e-4
     stage.temperature = 1.4
     stage.measure(iteration)
     assert iteration.metrics["sampler_gap"] > 0.05
-    disturb(stage.work.model, stage.work.roles.trained, 0.1)
+    disturb(stage.state.model, stage.state.roles.trained, 0.1)
     with pytest.raises(RunFailed, match="KL"):
         stage.measure(iteration)
 
 
-def test_adam_settings(stage: OnlineStage) -> None:
+def test_adam_settings(stage: RolloutTrainer) -> None:
     options = stage.learner.optimizer.param_groups
     assert len(options) == 1
     assert options[0]["eps"] == 1e-5 and options[0]["weight_decay"] == 0 and options[0]["betas"] == (0.9, 0.999)
@@ -1040,13 +1040,15 @@ def test_learning_rate_falls_per_iteration(watched: Watched) -> None:
     assert [schedule(Settings(), 1e-3, i, 4) for i in range(4)] == [1.0, 0.75, 0.5, 0.25]
 
 
-def test_each_roles_gradient_is_clipped_after_accumulation(stage: OnlineStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_roles_gradient_is_clipped_after_accumulation(
+    stage: RolloutTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Settings, "max_grad_norm", 0.01)
     monkeypatch.setattr(SharedModel, "token_budget", 60)  # several micro-batches
-    disturb(stage.work.model, stage.work.roles.values or "", 0.1)
+    disturb(stage.state.model, stage.state.roles.values or "", 0.1)
     metrics = stage.learner.step(rolled_out(stage), 1.0)
     assert metrics["grad_norm"] > 0.02 and metrics["value_grad_norm"] > 0.02
-    for role in (stage.work.roles.trained, stage.work.roles.values):
+    for role in (stage.state.roles.trained, stage.state.roles.values):
         own = [p for name, p in stage.learner.parameters.items() if name.startswith(f"{role}:")]
         assert float(torch.nn.utils.get_total_norm([p.grad for p in own])) == pytest.approx(0.01, rel=1e-3)
 
@@ -1054,7 +1056,7 @@ def test_each_roles_gradient_is_clipped_after_accumulation(stage: OnlineStage, m
 # 32-40: the rest
 
 
-def test_a_foreign_reward_model_reads_words(tmp_path: Path, stage: OnlineStage) -> None:
+def test_a_foreign_reward_model_reads_words(tmp_path: Path, stage: RolloutTrainer) -> None:
     """A reward model with another vocabulary and template never sees the policy's ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
@@ -1079,13 +1081,13 @@ def test_a_foreign_reward_model_reads_words(tmp_path: Path, stage: OnlineStage) 
     ids = [vocabulary[t] for t in ("[Q]", "bake", "bread", "good", "bread", "<eos>")]
     with torch.no_grad():
         wanted = float(model(input_ids=torch.tensor([ids])).logits[0, 0])
-    stage.work.models.artifact = lambda reference: folder
-    assert stage.work.models[str(folder)].scores([group]) == [pytest.approx(wanted, abs=1e-5)]
+    stage.state.models.artifact = lambda reference: folder
+    assert stage.state.models[str(folder)].scores([group]) == [pytest.approx(wanted, abs=1e-5)]
 
 
-def test_what_is_scored_ends_its_turn(stage: OnlineStage) -> None:
+def test_what_is_scored_ends_its_turn(stage: RolloutTrainer) -> None:
     """Reward models were trained on ended turns; a cut-off response is given one, also where it is cut to fit."""
-    encoder = stage.work.models.encoder
+    encoder = stage.state.models.encoder
     end = encoder.closing
     group = replace(prompts(1)[0], responses=(Response(text="", tokens=tuple(range(30, 60)), truncated=True),))
     room = len(encoder.prompt(group.prompt))
@@ -1114,16 +1116,16 @@ def test_long_prompts_are_left_out(tmp_path: Path) -> None:
     limit = sorted(len(encoder.prompt(g.prompt)) for g in prompts(8))[4] + 7
     with started(tmp_path, ppo_stage(max_length=limit)) as stage:
         kept = stage.prompts().prompts
-        left_out = stage.work.summary["prompts_without_room"]
+        left_out = stage.state.summary["prompts_without_room"]
         assert kept and left_out and len(kept) + left_out == 8
-        lengths = {g.prompt[0]["content"]: len(stage.work.models.encoder.prompt(g.prompt)) for g in prompts(8)}
+        lengths = {g.prompt[0]["content"]: len(stage.state.models.encoder.prompt(g.prompt)) for g in prompts(8)}
         assert {g.prompt[0]["content"] for g in kept} == {text for text, n in lengths.items() if n + 7 <= limit}
 
 
-def test_a_response_of_one_end_token(stage: OnlineStage) -> None:
+def test_a_response_of_one_end_token(stage: RolloutTrainer) -> None:
     """The end of turn as first token: one token, an empty text, and a batch of such rows is finite."""
-    encoder = stage.work.models.encoder
-    encoder.__dict__["end_ids"] = frozenset(range(stage.work.model.model.config.vocab_size))
+    encoder = stage.state.models.encoder
+    encoder.__dict__["end_ids"] = frozenset(range(stage.state.model.model.config.vocab_size))
     groups = stage.roll_out(prompts(5), 1)
     assert {(r.text, len(r.tokens or ()), r.truncated) for g in groups for r in g.responses} == {("", 1, False)}
     examples = measured(stage, groups).examples
@@ -1149,8 +1151,8 @@ def test_ptx_is_a_token_mean_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
         ppo = {name: p.grad.clone() for name, p in learner.parameters.items()}
         learner.optimizer.zero_grad()
         row = pack(demos)
-        hidden = stage.work.model.hidden(stage.work.roles.trained, row.layout, row.tokens)
-        nll = -stage.work.model.logprobs(stage.work.roles.trained, hidden[row.before], row.targets)[0].mean()
+        hidden = stage.state.model.hidden(stage.state.roles.trained, row.layout, row.tokens)
+        nll = -stage.state.model.logprobs(stage.state.roles.trained, hidden[row.before], row.targets)[0].mean()
         nll.backward()
         ptx = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in learner.parameters.items()}
         learner.auxiliary = mix
@@ -1160,13 +1162,19 @@ def test_ptx_is_a_token_mean_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
         assert any(float(g.abs().max()) > 1e-4 for g in ptx.values())
 
 
-def test_random_streams_differ_by_place(stage: OnlineStage) -> None:
+def test_random_streams_differ_by_place(stage: RolloutTrainer) -> None:
     """Siblings, prompts of one text, iterations and stages never share draws; the same place gives the same."""
 
     def texts(**more: Any) -> list[Any]:
         place = more.pop("place", ("align", "rollout", 1))
         found = sample(
-            stage.work.model, BASE, stage.work.models.encoder, [prompts(1)[0]] * 2, Sampling(3, 7), seed=0, place=place
+            stage.state.model,
+            BASE,
+            stage.state.models.encoder,
+            [prompts(1)[0]] * 2,
+            Sampling(3, 7),
+            seed=0,
+            place=place,
         )
         return [r.tokens for g in found for r in g.responses]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import CallBlock, Const, Mul, Node, Pow
+from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -24,7 +24,6 @@ PLAIN = (
     "{% else %}{{ ('Tool: ' if m['role'] == 'tool' else 'User: ') + m['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
-LARGEST = 10_000  # number by which a template may multiply
 MARKER = re.compile(r"<\|\w+\|>|<\w+_of_\w+>")  # which only one token can be
 
 
@@ -39,7 +38,7 @@ def set_chat_template(tokenizer: Any, name: str | None) -> None:
     """Set a tokenizer's chat template to the one that `model.chat_template` names: a plugin's, or a Jinja file.
 
     None keeps the tokenizer's own template, or sets the plain one if it has none. Raises `RunFailed` for an unknown
-    name, if the tokenizer lacks tokens of the template, or if the template may take forever.
+    name, or if the tokenizer lacks tokens of the template.
     """
     if name is not None and (code := named_template(name)) is not None:
         missing = [token for token in dict.fromkeys(MARKER.findall(code)) if token not in tokenizer.get_vocab()]
@@ -56,10 +55,6 @@ def set_chat_template(tokenizer: Any, name: str | None) -> None:
         tokenizer.chat_template = read_template(Path(name))
     elif not tokenizer.chat_template:
         tokenizer.chat_template = _with_bos(tokenizer, PLAIN)
-    own = tokenizer.chat_template
-    for code in own.values() if isinstance(own, dict) else [own]:
-        if reason := endless(str(code)):
-            raise RunFailed(f"the base model's chat template, line {reason}; set model.chat_template")
 
 
 def is_plain(tokenizer: Any) -> bool:
@@ -80,37 +75,13 @@ def read_template(path: Path) -> str:
 
 
 def check_template(code: str, where: str) -> None:
-    """Raise `RunFailed` if a template is not Jinja as transformers reads it, or may take forever."""
+    """Raise `RunFailed` if a template is not Jinja as transformers reads it."""
     try:
-        if reason := endless(code):
-            raise RunFailed(f"model.chat_template: {where}:{reason}")
         _environment().from_string(code)
     except TemplateSyntaxError as error:
         raise RunFailed(f"model.chat_template: {where}:{error.lineno}: {error.message}") from error
     except (SyntaxError, RecursionError) as error:  # of the Python code that Jinja writes, or of too many nested blocks
         raise RunFailed(f"model.chat_template: {where} is not a Jinja template: {error}") from error
-
-
-def endless(code: str) -> str:
-    """What in a template may take forever, as `LINE: what`; empty if nothing does, or if the code is not Jinja.
-
-    One operation on huge numbers cannot be interrupted, not even by the limit on a rendering's time, and Jinja computes
-    constants when it compiles. No template needs such numbers.
-    """
-    try:
-        tree = _environment().parse(code)
-    except (TemplateSyntaxError, RecursionError):
-        return ""
-    if power := tree.find(Pow):
-        return f"{power.lineno}: a chat template must not compute powers"
-    for product in tree.find_all(Mul):
-        if any(isinstance(part, Const) and _is_large(part.value) for part in (product.left, product.right)):
-            return f"{product.lineno}: a chat template must not multiply by more than {LARGEST}"
-    return ""
-
-
-def _is_large(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) > LARGEST
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

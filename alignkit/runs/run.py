@@ -273,7 +273,7 @@ class Run:
             reporter=self.reporter,
             notify=self.notify(stage.name),
             should_stop=lambda: self.team.should_stop(self.should_stop),
-            reducer=self.team.reducer,
+            collectives=self.team.collectives,
         )
 
     def trained_on(self, model: str | RewardSpec, prompts: Sequence[Group]) -> dict[str, set[int]]:

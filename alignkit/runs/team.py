@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from alignkit.runs.world import World
-from alignkit.training.collectives import ONE_PROCESS, Reducer
+from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 if TYPE_CHECKING:
     from alignkit.models.memory import Passes
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Team:
-    """The only process of a run. reducer: what the processes exchange."""
+    """The only process of a run. collectives: what the processes exchange."""
 
     world = World()
-    reducer: Reducer = ONE_PROCESS
+    collectives: Collectives = ONE_PROCESS
 
     def should_stop(self, check: Callable[[], None]) -> None:
         """Raise Stopped in every process if `check` does in one."""

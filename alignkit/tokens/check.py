@@ -71,15 +71,11 @@ def _check_boundary(encoder: Encoder, prompt: str, whole: str, base: str) -> Non
     alone, together = encoder.rendered.ids(prompt), encoder.rendered.ids(whole)
     if together[: len(alone)] == alone:
         return
-    differing = (place for place, token in enumerate(alone) if together[place : place + 1] != (token,))
-    begin = max(0, next(differing) - SHOWN)
-    prompt, whole = (
-        " ".join(repr(encoder.tokenizer.decode([token])) for token in ids[begin : begin + 2 * SHOWN])
-        for ids in (alone, together)
-    )
+    same = next(place for place, token in enumerate(alone) if together[place : place + 1] != (token,))
+    ends, goes_on = (encoder.tokenizer.decode(ids[max(0, same - SHOWN) : same + SHOWN]) for ids in (alone, together))
     raise RunFailed(
-        f"{base}: the prompt's last token changes when an answer follows it\n"
-        f"  prompt:         {prompt}\n  finished turn:  {whole}\n"
+        f"{base}: the prompt's last token changes when an answer follows it: it ends with {ends!r}, but the finished "
+        f"turn has {goes_on!r}, in which one token covers its end\n"
         "help: in model.chat_template, write the white space at the end of the generation prompt before the answer "
         "instead"
     )

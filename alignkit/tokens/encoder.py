@@ -26,7 +26,6 @@ from alignkit.tokens.template import (
     Conversation,
     Turn,
     has_names,
-    time_limit,
 )
 
 Ids = tuple[int, ...]
@@ -459,8 +458,7 @@ class Encoder:
         try:
             for response in group.responses:
                 _check_written(response)
-            with time_limit():
-                return self._render(group, most, scoring) if group.prompt else self._raw_texts(group)
+            return self._render(group, most, scoring) if group.prompt else self._raw_texts(group)
         except DataError as error:
             return RowRefused(group, str(error))
 
@@ -478,8 +476,8 @@ class Encoder:
         for response in group.responses:
             answers = [] if self.reads(response) else _answers(response)
             cases |= self.chat.drops([*group.prompt, *answers], group.tools)
-            found = self.chat.conversation(group.prompt, answers, group.tools, prompt) if answers else None
-            conversations.append(found)
+            conversation = self.chat.conversation(group.prompt, answers, group.tools, prompt) if answers else None
+            conversations.append(conversation)
         if not group.responses:
             cases |= self.chat.drops(group.prompt, group.tools)
         rendered = [one for one in conversations if one is not None]
@@ -496,11 +494,11 @@ class Encoder:
             texts.append(None if one is None else self._text_of(response, one, scoring)[: len(prompt) + most])
         return _Rendered(prompt, tuple(conversations), tuple(texts), sorted(cases))
 
-    def _text_of(self, response: Response, found: Conversation, scoring: bool) -> str:
+    def _text_of(self, response: Response, conversation: Conversation, scoring: bool) -> str:
         """The conversation's text as far as it becomes tokens."""
         if scoring:
-            return found.text
-        text = found.text[: found.turns[-1].end]
+            return conversation.text
+        text = conversation.text[: conversation.turns[-1].end]
         return text.removesuffix(self.chat.shape.close) if response.truncated else text
 
     def _encode(self, group: Group, rendered: _Rendered, max_length: int, turns: str, scoring: bool) -> Encoded | None:
@@ -565,16 +563,18 @@ class Encoder:
 
     def _row(self, group: Group, rendered: _Rendered, place: int, turns: str, scoring: bool) -> ResponseTokens:
         """A response. The assistant's turns count; the template and other authors do not."""
-        response, found, text = group.responses[place], rendered.conversations[place], rendered.texts[place]
-        if found is None or text is None:
+        response, conversation, text = group.responses[place], rendered.conversations[place], rendered.texts[place]
+        if conversation is None or text is None:
             return self._sampled(response, scoring)
         prompt = rendered.prompt
         ids, begin = self._continuation(prompt, self.rendered.ids(prompt), text)
-        joined, last = begin == len(prompt), found.turns[-1]
+        joined, last = begin == len(prompt), conversation.turns[-1]
         self.count("joined", group, joined)
-        learned = self._learned(group, response, found, turns, scoring)
+        learned = self._learned(group, response, conversation, turns, scoring)
         if [*learned] == [last] and last.start == len(prompt) and last.end >= len(text):
-            mask = [*learned.values()] * len(ids)  # all tokens belong to one turn, so their places need not be found
+            mask = [*learned.values()] * len(
+                ids
+            )  # all tokens belong to one turn, so their places need not be conversation
         else:
             mask = self._mask(text[begin:], begin, joined, ids, learned)
         if not self.chat.shape.close and not scoring and not response.truncated:
@@ -584,15 +584,15 @@ class Encoder:
         return ResponseTokens(ids, tuple(mask), response.truncated and not scoring)
 
     def _learned(
-        self, group: Group, response: Response, found: Conversation, turns: str, scoring: bool
+        self, group: Group, response: Response, conversation: Conversation, turns: str, scoring: bool
     ) -> dict[Turn, float]:
         """The turns that count, and how much."""
         own = [message for message in _answers(response) if message["role"] == "assistant"]
         if turns == "last":
             own = [{**message, "train": False} for message in own[:-1]] + own[-1:]
         learned: dict[Turn, float] = {}
-        for turn, message in zip(found.turns, own, strict=True):
-            weight, text = message.get("train", True), found.text[turn.start : turn.end]
+        for turn, message in zip(conversation.turns, own, strict=True):
+            weight, text = message.get("train", True), conversation.text[turn.start : turn.end]
             if not weight:
                 continue
             if turn.problem and response.messages is not None:  # a response that is empty text is learned
@@ -600,7 +600,7 @@ class Encoder:
                 continue
             learned[turn] = weight
             self.count("trimmed_turns", group, _is_trimmed(message["content"], text))
-            self.count("endless_turns", group, not turn.ended and turn is not found.turns[-1])
+            self.count("endless_turns", group, not turn.ended and turn is not conversation.turns[-1])
             closed = self.chat.shape.opens and text.lstrip().startswith(CLOSE)
             self.count("closed_at_once", group, closed and not scoring)
         return learned

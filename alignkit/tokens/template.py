@@ -3,17 +3,14 @@
 One rule: what is trained, scored and sampled is what `apply_chat_template` renders. A turn is learned if the text
 begins with its own generation prompt, which the policy will continue, and it ends with the end of turn.
 
-A template is a program that others wrote. It gets a fixed date and a limit on time and length. Control tokens that
+A template is a program that others wrote. It gets a fixed date. Control tokens that
 someone typed into a message stay text: a `BREAK` splits them in the rendered text, and tokenization removes it.
 """
 
 from __future__ import annotations
 
 import re
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
@@ -22,9 +19,6 @@ from typing import Any, Literal
 from alignkit.errors import DataError
 
 BREAK = "\ufdd0"  # Unicode reserves it for internal use: no text that is meant to be exchanged contains it
-SECONDS = 10  # for one row of data
-GROWTH = 50  # characters that a template may write per character of the conversation,
-ALLOWANCE = 1_000_000  # beyond these
 OPEN, CLOSE = REASONING = ("<think>", "</think>")
 AFTER_REASONING = f"\n{CLOSE}\n\n"  # what templates write between reasoning and answer
 KEYS = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call_id")  # that templates may read
@@ -53,8 +47,6 @@ NOT_AFTER_PROMPT = (
     "set model.chat_template_kwargs (as {enable_thinking: false}), or set model.chat_template"
 )
 NO_REASONING = "the chat template drops the answer's reasoning; set model.reasoning to keep, or model.chat_template"
-
-_limited: list[bool] = []  # holds True inside a `time_limit`
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -150,26 +142,19 @@ class ChatTemplate:
     def render(self, messages: Messages, generation: bool, tools: Sequence[Any] = ()) -> str:
         """Apply the template to `prepare`d messages. generation: append the start of the assistant's turn.
 
-        Raises DataError if the template refuses the conversation, fails, or writes too much.
+        Raises DataError if the template refuses the conversation, or fails.
         """
         try:
-            with time_limit():
-                text: str = self.tokenizer.apply_chat_template(
-                    list(messages),
-                    tools=_broken(list(tools), self.control) or None,
-                    chat_template=self._dated(self.source(tools)),
-                    tokenize=False,
-                    add_generation_prompt=generation,
-                    **self.options.template_kwargs,
-                )
-        except TimeoutError as error:
-            raise DataError(f"the chat template did not finish within {SECONDS} seconds") from error
-        except MemoryError as error:
-            raise DataError("the chat template takes too much memory") from error
+            text: str = self.tokenizer.apply_chat_template(
+                list(messages),
+                tools=_broken(list(tools), self.control) or None,
+                chat_template=self._dated(self.source(tools)),
+                tokenize=False,
+                add_generation_prompt=generation,
+                **self.options.template_kwargs,
+            )
         except Exception as error:  # the template is foreign code, which can fail in any way
             raise DataError(f"the chat template refuses the conversation: {_reason(error)}") from error
-        if len(text) > ALLOWANCE and len(text) > ALLOWANCE + GROWTH * len(str([*messages, *tools])):
-            raise DataError(f"the chat template wrote {len(text)} characters for {len(messages)} turns")
         return text
 
     def _dated(self, code: str) -> str:
@@ -282,17 +267,13 @@ class ChatTemplate:
         messages = self.prepare(prompt)
         first = len(messages)
         messages += self.prepare(answers)
-        with time_limit():
-            whole = self.render(messages, False, tools)
-            turns: list[Turn] = []
-            for index in range(first, len(messages)):
-                if messages[index]["role"] == "assistant":
-                    prompt_text = opened if opened and index == first else self.render(messages[:index], True, tools)
-                    begin = turns[-1].end if turns else 0
-                    turns.append(self._turn(messages, index, prompt_text, whole, begin, tools))
-        for number, later in enumerate(turns[1:]):
-            if turns[number].end > later.start:
-                turns[number] = Turn(later.start, later.start, UNPROMPTED)
+        whole = self.render(messages, False, tools)
+        turns: list[Turn] = []
+        for index in range(first, len(messages)):
+            if messages[index]["role"] == "assistant":
+                prompt_text = opened if opened and index == first else self.render(messages[:index], True, tools)
+                begin = turns[-1].end if turns else 0
+                turns.append(self._turn(messages, index, prompt_text, whole, begin, tools))
         return Conversation(whole, tuple(turns))
 
     def _turn(self, messages: Messages, index: int, prompt: str, whole: str, begin: int, tools: Sequence[Any]) -> Turn:
@@ -475,27 +456,3 @@ def common_length(one: str, other: str) -> int:
 def has_names(text: str, functions: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a text has the names of all functions, given as schemas or calls."""
     return all(str(function.get("function", function).get("name", "")) in text for function in functions)
-
-
-@contextmanager
-def time_limit() -> Iterator[None]:
-    """Raise TimeoutError after SECONDS; only the main thread of a Unix process can be interrupted.
-
-    Inside another limit it does nothing: setting a timer takes as long as a short rendering.
-    """
-    if _limited or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def stop(*_: Any) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    _limited.append(True)
-    try:
-        yield
-    finally:
-        _limited.clear()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

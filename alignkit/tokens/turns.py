@@ -127,11 +127,11 @@ class Turns:
         standing = [*map(_stand_in, before), _stand_in(turn)]
         opened = self.chat.prompt(standing[:-1], self.tools)
         whole = self.chat.prompt([*standing, *answers], self.tools)
-        if not whole.startswith(opened) or (found := self.chat.turn_end.search(whole, len(opened))) is None:
+        found = self.chat.turn_end.search(whole, len(opened)) if whole.startswith(opened) else None
+        if found is None:
             raise DataError(f"the chat template changes earlier turns when others follow; {OTHER}")
-        close = self.chat.shape.close
-        place = max(found.end(), found.start() + len(close) if whole.startswith(close, found.start()) else 0)
-        text = whole[place if end in self.encoder.end_ids else found.start() :]
+        ended = end in self.encoder.end_ids
+        text = whole[self.chat.end_from(whole, found.start()) if ended else found.start() :]
         for answer in answers:
             if (word := _WORD.search(answer["content"])) and word[0] not in text:
                 raise DataError(f"the chat template drops the message of the role '{answer['role']}'; {OTHER}")
@@ -147,7 +147,7 @@ class Turns:
         earlier turns, as those that drop earlier reasoning do.
         """
         shape = self.chat.shape
-        if not shape.close or self.chat.turn_end.pattern == "(?!)":
+        if not shape.close:
             raise DataError(f"the chat template writes no end of turn, so no turn can follow; {OTHER}")
         question = Message(role="user", content=QUESTION)
         prompt = self.chat.prompt([question], self.tools)
@@ -155,7 +155,7 @@ class Turns:
             raise DataError(f"the chat template does not write the tools that the policy may call; {OTHER}")
         texts = [ANSWER]
         if self.chat.reasons:
-            opening = "" if shape.header.rfind(OPEN) > shape.header.rfind("</") else f"{OPEN}\n"
+            opening = "" if shape.opens else f"{OPEN}\n"
             texts.append(f"{opening}{THOUGHT}{AFTER_REASONING}{ANSWER}")
         for text in texts:
             dropped = ", such as earlier reasoning" if text != ANSWER else ""

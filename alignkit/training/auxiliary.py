@@ -9,7 +9,7 @@ from alignkit.errors import DataError
 from alignkit.tokens.encoder import Encoded
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import StageEncoder
-from alignkit.training.sampler import Draws, draws_of, report
+from alignkit.training.sampler import Sampler, make_sampler, report
 
 OBJECTIVES = {"text": "raw text, without prompts", "sft": "demonstrations: prompts with one response"}
 
@@ -24,7 +24,7 @@ class AuxiliaryLoss:
     groups: list[Encoded]
     weight: float
     batch_size: int
-    draws: Draws
+    draws: Sampler
 
     def batch(self, step: int) -> list[Encoded]:
         """The groups of a step (counted from 0). They depend only on the step, so that a resumed run draws the same."""
@@ -49,6 +49,6 @@ def auxiliary_loss(context: StageContext, encoder: StageEncoder) -> AuxiliaryLos
     encoded = encoder.encode(groups, turns="all")
     if not encoded:
         raise DataError(f"{context.name}.mix.data has no usable row")
-    draws = draws_of(loaded, [e.group for e in encoded], context.seed, context.name, "mix")
+    draws = make_sampler(loaded, [e.group for e in encoded], context.seed, context.name, "mix")
     encoder.summary.update(report(context, "mix", loaded, draws))
     return AuxiliaryLoss(encoded, mix.weight, mix.batch_size or context.settings.batch_size or 1, draws)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alignkit.batch import Batch
 from alignkit.loss import Term
-from alignkit.training.collectives import ONE_PROCESS, Reducer
+from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 
 class Averages:
@@ -33,9 +33,9 @@ class Averages:
             self.sums[name] = self.sums.get(name, 0.0) + float((values * weight).sum())
             self.totals[name] = self.totals.get(name, 0.0) + float(weight.sum())
 
-    def means(self, reducer: Reducer = ONE_PROCESS) -> dict[str, float]:
+    def means(self, collectives: Collectives = ONE_PROCESS) -> dict[str, float]:
         """The mean of every term with an entry that counts, over the micro-batches of all processes."""
-        sums, totals = reducer.sum(self.sums), reducer.sum(self.totals)
+        sums, totals = collectives.sum(self.sums), collectives.sum(self.totals)
         return {name: sums[name] / totals[name] for name in sums if totals[name]}
 
 

@@ -19,7 +19,7 @@ T = TypeVar("T")
 Key = TypeVar("Key")
 
 
-class Reducer:
+class Collectives:
     """The only process of a run: everything is its own, and nothing is sent.
 
     For several processes, a subclass sets `process` and `processes` and overrides `gather` and `led`, and
@@ -30,7 +30,7 @@ class Reducer:
     process = 0
     processes = 1
 
-    def shares(self, sizes: Sequence[int], led: bool = False) -> list[list[int]]:
+    def partition(self, sizes: Sequence[int], led: bool = False) -> list[list[int]]:
         """The indices of each process's entries. The largest are dealt first, each to the process with the least.
 
         led: all are the first process's, which alone has what the work needs, such as an engine.
@@ -45,27 +45,29 @@ class Reducer:
             loads[least] += sizes[index]
         return [sorted(share) for share in shares]
 
-    def own(self, sizes: Sequence[int]) -> list[int]:
+    def local_indices(self, sizes: Sequence[int]) -> list[int]:
         """The indices of this process's entries."""
-        return list(range(len(sizes))) if self.processes == 1 else self.shares(sizes)[self.process]
+        return list(range(len(sizes))) if self.processes == 1 else self.partition(sizes)[self.process]
 
     def gather(self, mine: T) -> list[T]:
         """What every process passes, in the order of processes. Tensors arrive on the device of the receiver."""
         return [mine]
 
-    def led(self, work: Callable[[], T]) -> T:
+    def on_rank0(self, work: Callable[[], T]) -> T:
         """What the work of the first process returns; the others wait for it. Only it writes files."""
         return work()
 
-    def deal(self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]], led: bool = False) -> list[T]:
+    def map_sharded(
+        self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]], led: bool = False
+    ) -> list[T]:
         """Results for all entries, in their order, each computed by one process.
 
         sizes: the number of results of each entry. work: returns those of the entries with these indices. led: see
-        `shares`.
+        `partition`.
         """
         if self.processes == 1:
             return list(work(range(len(sizes))))
-        shares = self.shares(sizes, led)
+        shares = self.partition(sizes, led)
         mine = shares[self.process]
         results: list[list[T]] = [[] for _ in sizes]
         for share, found in zip(shares, self.gather(list(work(mine)) if mine else []), strict=True):
@@ -107,4 +109,4 @@ class Reducer:
         return whole
 
 
-ONE_PROCESS = Reducer()
+ONE_PROCESS = Collectives()

@@ -13,7 +13,7 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.recipe.schema import RewardSpec, Stage
 from alignkit.reward import Context
 from alignkit.settings import Settings
-from alignkit.training.collectives import ONE_PROCESS, Reducer
+from alignkit.training.collectives import ONE_PROCESS, Collectives
 from alignkit.training.rewards import Rewards
 
 
@@ -25,7 +25,7 @@ class StageContext:
     bytes stay. load: read a data entry. reward_context: returns the context of the stage's rewards.
     folder_of: the folder of an earlier stage. base_of: the base model that a reference is on. models_of: the models on
     that base. bases: all base models that the stage uses, by the recipe's names. notify: call an event hook.
-    should_stop: raise if the run must stop. reducer: what the processes of the run exchange.
+    should_stop: raise if the run must stop. collectives: what the processes of the run exchange.
     """
 
     stage: Stage
@@ -42,7 +42,7 @@ class StageContext:
     reporter: Reporter
     notify: Callable[..., None]
     should_stop: Callable[[], None]
-    reducer: Reducer = ONE_PROCESS
+    collectives: Collectives = ONE_PROCESS
 
     @property
     def settings(self) -> Settings:
@@ -66,7 +66,7 @@ class StageContext:
     def scorer(self, spec: RewardSpec) -> Rewards:
         """What scores responses in all processes of the run."""
         by_engine = self.stage.engine is not None
-        return Rewards(spec, self.reward_context(), reducer=self.reducer, by_engine=by_engine)
+        return Rewards(spec, self.reward_context(), collectives=self.collectives, by_engine=by_engine)
 
     def say(self, text: str) -> None:
         """Print one line about this stage, which the user must know."""

@@ -12,7 +12,7 @@ from alignkit.models.generate import Partner, last_turn
 from alignkit.tokens.encoder import Encoder, Ids
 from alignkit.tokens.turns import Turns
 from alignkit.training.checked_environment import MOST_TURNS, CheckedEnvironment, Episode
-from alignkit.training.collectives import Reducer
+from alignkit.training.collectives import Collectives
 from alignkit.training.context import StageContext
 
 
@@ -110,7 +110,7 @@ class Episodes:
         several = len(episode.turns) > 1
         return replace(response, messages=tuple(episode.turns) if several else None, scores=scores)
 
-    def metrics(self, reducer: Reducer) -> dict[str, float]:
+    def metrics(self, collectives: Collectives) -> dict[str, float]:
         """Means over the iteration's episodes of all processes, and the tokens that were read, or had been before."""
         played, counts = self._all, self.partner.counts
         sums = {
@@ -122,7 +122,7 @@ class Episodes:
         }
         own = {f"environment/{name}": total for name, total in sums.items()}
         tokens = {"prefill_tokens": counts["read"], "prefill_tokens_saved": counts["saved"]}
-        totals = reducer.sum({**own, **tokens, "episodes": len(played)})
+        totals = collectives.sum({**own, **tokens, "episodes": len(played)})
         return {name: totals[name] / totals["episodes"] for name in own} | {name: totals[name] for name in tokens}
 
 

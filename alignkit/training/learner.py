@@ -29,7 +29,7 @@ from alignkit.optimizers import make_optimizer, restore_state, saved_state
 from alignkit.settings import LEARNING_RATE
 from alignkit.training.averages import Averages, weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
-from alignkit.training.collectives import ONE_PROCESS, Reducer
+from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 if TYPE_CHECKING:
     from alignkit.settings import Settings
@@ -55,8 +55,8 @@ Cuts = Callable[[], list[MicroBatch]]  # this process's part of a global batch, 
 class Learner:
     """The optimizer of a stage's trained roles: the policy or reward model, and the value role if there is one.
 
-    temperature: of the policy's distributions. reducer: every process passes the same global batches, learns from its
-    share of them, and takes the same steps. skipped: steps in a row whose loss or gradient was not finite.
+    temperature: of the policy's distributions. collectives: every process passes the same global batches, learns from
+    its share of them, and takes the same steps. skipped: steps in a row whose loss or gradient was not finite.
     unfit: of the last such step, what was not finite.
     """
 
@@ -67,7 +67,7 @@ class Learner:
     value_role: str | None = None
     temperature: float = 1.0
     auxiliary: AuxiliaryLoss | None = None
-    reducer: Reducer = ONE_PROCESS
+    collectives: Collectives = ONE_PROCESS
     steps: int = 0
     skipped: int = 0
     unfit: str = ""
@@ -142,17 +142,17 @@ class Learner:
                 sums["mix/nll"] = self._accumulate_auxiliary(self.auxiliary)
             return sums, averages
 
-        # Other processes wait in the reducer, so nothing that may be repeated uses it.
+        # Other processes wait in the collectives, so nothing that may be repeated uses it.
         sums, averages = within_memory(self.model.memory, learn)
-        self.reducer.add_gradients(self.parameters.values())
-        recomputed = self.reducer.sum({"recomputed": float(self.model.recomputed - before)})
-        means = self.reducer.sum(sums)
+        self.collectives.add_gradients(self.parameters.values())
+        recomputed = self.collectives.sum({"recomputed": float(self.model.recomputed - before)})
+        means = self.collectives.sum(sums)
         broken = [
             f"'{name}'" for name, mean in means.items() if not math.isfinite(mean) and name not in ("loss", "mix/nll")
         ]
         whose = f" of {label_of(self.algorithm)}, in `{type(self.algorithm).__name__}.loss`,"
         self.unfit = f"loss term {' and '.join(broken)}{whose}" if broken else "its loss or gradient"
-        metrics = means | averages.means(self.reducer)
+        metrics = means | averages.means(self.collectives)
         if self.model.memory.halvings:
             metrics["token_budget"] = float(self.token_budget)
         return metrics | (recomputed if recomputed["recomputed"] else {})
@@ -162,7 +162,7 @@ class Learner:
         groups = examples.groups
         units = indivisible([encoded.group.bundle for encoded in groups])
         lengths = [sum(groups[index].length for index in unit) for unit in units]
-        own = sorted(index for unit in self.reducer.own(lengths) for index in units[unit])
+        own = sorted(index for unit in self.collectives.local_indices(lengths) for index in units[unit])
 
         @cache
         def cut(tokens: int) -> list[MicroBatch]:
@@ -180,7 +180,7 @@ class Learner:
         norms = {}
         for name, role in self._roles.items():
             parameters = [p for key, p in self.parameters.items() if key.startswith(f"{role}:")]
-            norms[name] = self.reducer.clip(parameters, self.settings.max_grad_norm)
+            norms[name] = self.collectives.clip(parameters, self.settings.max_grad_norm)
         return norms
 
     def _skip(self, examples: Examples) -> None:
@@ -238,7 +238,7 @@ class Learner:
             return [(part.rows, self._forward(part.examples)) for part in cuts()]
 
         # Gathered outside of `within_memory`, because the work inside may be repeated in one process only.
-        gathered = self.reducer.gather(within_memory(self.model.memory, measured))
+        gathered = self.collectives.gather(within_memory(self.model.memory, measured))
         # rows: places in the global batch, by which `join_outputs` restores its order.
         rows, outs = zip(*(part for parts in gathered for part in parts), strict=True)
         with torch.no_grad():
@@ -253,7 +253,7 @@ class Learner:
             for name, weights in self.checked.term_weights(batch).items():
                 totals[name] = totals.get(name, 0.0) + float(weights.sum())
         # A batch without a counted token, pair, or group has loss 0 and no gradient.
-        return {key: total or 1.0 for key, total in self.reducer.sum(totals).items()}
+        return {key: total or 1.0 for key, total in self.collectives.sum(totals).items()}
 
     def _accumulate_auxiliary(self, auxiliary: AuxiliaryLoss) -> float:
         """Add the gradients of the second stream's token-mean cross-entropy times its weight; returns the mean.
@@ -262,9 +262,9 @@ class Learner:
         """
         # `steps` is incremented later, so the first batch is number 0, and a repeated attempt gets the same one.
         groups = auxiliary.batch(self.steps)
-        # Of all groups, not only this process's: the reducer adds gradients up and does not average them.
+        # Of all groups, not only this process's: the collectives adds gradients up and does not average them.
         total = sum(encoded.group.weight * sum(row.mask) for encoded in groups for row in encoded.rows) or 1
-        own = [groups[index] for index in self.reducer.own([encoded.length for encoded in groups])]
+        own = [groups[index] for index in self.collectives.local_indices([encoded.length for encoded in groups])]
         nll = 0.0
         for indices in micro_batches(own, self.model.token_budget):
             part = Examples([own[index] for index in indices])
@@ -295,10 +295,10 @@ class Learner:
                 losses, metrics, own = within_memory(self.model.memory, lambda: self._averages(cuts()))
         finally:
             self.algorithm.state = state
-        coefficients = {name: value for part in self.reducer.gather(own) for name, value in part.items()}
-        means = losses.means(self.reducer)
+        coefficients = {name: value for part in self.collectives.gather(own) for name, value in part.items()}
+        means = losses.means(self.collectives)
         loss = sum(coefficient * means.get(name, 0.0) for name, coefficient in coefficients.items())
-        return {**means, **metrics.means(self.reducer), "loss": loss}
+        return {**means, **metrics.means(self.collectives), "loss": loss}
 
     def _averages(self, parts: Sequence[MicroBatch]) -> tuple[Averages, Averages, dict[str, float]]:
         """The averages of loss terms and metrics over this process's share, and the terms' coefficients."""
@@ -316,9 +316,9 @@ class Learner:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON state that a resumed run needs."""
-        weights = {f"weight/{name}": self.reducer.whole(parameter) for name, parameter in self.parameters.items()}
+        weights = {f"weight/{name}": self.collectives.whole(parameter) for name, parameter in self.parameters.items()}
         names = {id(parameter): name for name, parameter in self.parameters.items()}
-        remembered, plain = saved_state(self.optimizer, names, self.reducer.whole)
+        remembered, plain = saved_state(self.optimizer, names, self.collectives.whole)
         return weights | remembered, {
             "steps": self.steps,
             "skipped": self.skipped,
@@ -333,8 +333,8 @@ class Learner:
             if f"weight/{name}" not in tensors:
                 raise RunFailed(f"the checkpoint has no weights for {name}; delete the stage's folder to start over")
             # In place, because the optimizer and the model hold this very tensor.
-            parameter.data.copy_(self.reducer.part(tensors[f"weight/{name}"], parameter))
-        restore_state(self.optimizer, self.parameters, tensors, state["optimizer"], self.reducer.part)
+            parameter.data.copy_(self.collectives.part(tensors[f"weight/{name}"], parameter))
+        restore_state(self.optimizer, self.parameters, tensors, state["optimizer"], self.collectives.part)
         self.model.updates += 1  # an engine must not sample from its old copy
         self.steps, self.skipped = state["steps"], state["skipped"]
         self.model.memory.restore(state)

@@ -27,7 +27,7 @@ from alignkit.reward import REWARD_KEY
 from alignkit.settings import Settings
 from alignkit.training.rewards import Rewards
 from alignkit.training.rollouts import RolloutFiles, usable_prompts
-from alignkit.training.stage import StageWork
+from alignkit.training.stage import TrainerState
 
 SAMPLES = 2  # answers to each held-out prompt, enough to compare answers to one prompt
 
@@ -101,15 +101,15 @@ class Monitors:
     budget of KL.
     """
 
-    def __init__(self, work: StageWork, rewards: Rewards | None, sampling: Sampling, sample: Sample):
-        context, settings = work.context, work.settings
-        self.context, self.work, self.rewards, self.sample = context, work, rewards, sample
+    def __init__(self, state: TrainerState, rewards: Rewards | None, sampling: Sampling, sample: Sample):
+        context, settings = state.context, state.settings
+        self.context, self.state, self.rewards, self.sample = context, state, rewards, sample
         self.budget = settings.stop.kl if settings.stop is not None else None  # in nats
         self.gold = context.scorer(settings.gold) if settings.gold is not None else None
         self.sampling = replace(sampling, samples_per_prompt=SAMPLES)
         self.held_out: list[Group] | None = None
         if settings.gold_prompts is not None:
-            _, self.held_out = usable_prompts(work, "gold_prompts", sampling.max_new_tokens)
+            _, self.held_out = usable_prompts(state, "gold_prompts", sampling.max_new_tokens)
         components = list(settings.monitors or ())
         if plugins().registry.has("monitor", REWARD_HACKING):
             ours = plugins().registry.get("monitor", REWARD_HACKING)
@@ -118,12 +118,12 @@ class Monitors:
         self.chooses = any(type(one.monitor).next_prompts is not Monitor.next_prompts for one in self.monitors)
         self.warn([warning for monitor in self.monitors for warning in monitor.warnings])
         self.reverts = settings.stop is not None or bool(settings.monitors)
-        self.within = int(work.done.get("within_kl", 0))
+        self.within = int(state.done.get("within_kl", 0))
 
     @property
     def stopped(self) -> str:
         """Why the stage ends early; empty if it does not."""
-        return str(self.work.summary.get("stopped", ""))
+        return str(self.state.summary.get("stopped", ""))
 
     def restore(self, iterations: int, files: RolloutFiles) -> None:
         """See again what earlier iterations sampled. Raises RunFailed if that is gone, and a monitor chooses by it."""
@@ -164,11 +164,11 @@ class Monitors:
         return Observation(best=number)
 
     def _stop(self, number: int, why: str, best: int) -> None:
-        planned = self.work.settings.iterations or 1
+        planned = self.state.settings.iterations or 1
         counts = {"iterations": number, "planned_iterations": planned, "kept_iteration": best}
-        self.work.summary |= {"stopped": why, **counts}
+        self.state.summary |= {"stopped": why, **counts}
         # Samples that were written ahead are from the policy before it.
-        how = "began with" if self.work.settings.rollout.ahead else "sampled from"
+        how = "began with" if self.state.settings.rollout.ahead else "sampled from"
         text = (
             f"stopped in iteration {number} of {planned}: {why}; the result is the policy that iteration {best} {how}"
         )
@@ -176,15 +176,15 @@ class Monitors:
         if best == 1:
             self.warn(
                 [
-                    f"the result is '{self.work.roles.start}', and nothing was learned: set a learning_rate below "
-                    f"{self.work.learner.peak_rate:g}, or widen the rule that ended the stage"
+                    f"the result is '{self.state.roles.start}', and nothing was learned: set a learning_rate below "
+                    f"{self.state.learner.peak_rate:g}, or widen the rule that ended the stage"
                 ]
             )
 
     def _report(self, observations: Sequence[Observation]) -> None:
         for each in observations:
             self.warn(each.warnings)
-            self.work.summary |= each.summary
+            self.state.summary |= each.summary
 
     def warn(self, warnings: Sequence[str]) -> None:
         """Print warnings, which the report shows, too."""
@@ -200,7 +200,7 @@ class Monitors:
             groups = self.sample(self.held_out, self.sampling, (self.context.name, "gold", number))
             groups = self.rewards.score(groups) if self.rewards is not None else groups
         measured = [with_gold(group, by_gold) for group, by_gold in zip(groups, self.gold.score(groups), strict=True)]
-        self.context.reducer.led(lambda: write_groups(self._gold_file(number), measured))
+        self.context.collectives.on_rank0(lambda: write_groups(self._gold_file(number), measured))
         return measured
 
     def _read_gold(self, number: int) -> list[Group]:
@@ -219,26 +219,26 @@ class Monitors:
 
     def keep(self, number: int) -> None:
         """Keep the version of the policy after an iteration, if the recipe asks for it or one may go back to it."""
-        if self.reverts or (number and self.work.settings.keep_versions):
-            self.work.save(self._kept / str(number))
+        if self.reverts or (number and self.state.settings.keep_versions):
+            self.state.save(self._kept / str(number))
 
     def finish(self) -> None:
         """Report what the monitors say at the end, and write the stage's result."""
         self._report([monitor.finish(self.stopped) for monitor in self.monitors])
         if not self.stopped:
-            self.work.save()
-        self.context.reducer.led(self._settle)
+            self.state.save()
+        self.context.collectives.on_rank0(self._settle)
 
     def _settle(self) -> None:
         """Take the version that a rule goes back to, and discard those that nobody asked for."""
         if self.stopped:
             # The policy that an iteration sampled from is the version after the one before.
-            version = self._kept / str(int(self.work.summary["kept_iteration"]) - 1)
+            version = self._kept / str(int(self.state.summary["kept_iteration"]) - 1)
             if not version.is_dir():
                 raise self._gone(f"stage '{self.context.name}': the weights to go back to are gone: {version}")
             with replace_folder(self.context.adapter) as new:
                 copytree(version, new, dirs_exist_ok=True)
-        unasked = self._kept / "0" if self.work.settings.keep_versions else self._kept
+        unasked = self._kept / "0" if self.state.settings.keep_versions else self._kept
         if self.reverts and unasked.is_dir():
             discard_folder(unasked)
 

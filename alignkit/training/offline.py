@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alignkit import seeds
@@ -22,9 +21,9 @@ from alignkit.models.packing import Examples, indivisible
 from alignkit.tokens.encoder import Encoded, counted, drop_reason
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import requirement
-from alignkit.training.sampler import Draws, draws_of, report
+from alignkit.training.sampler import Sampler, make_sampler, report
 from alignkit.training.schedule import schedule, share_of
-from alignkit.training.stage import StageWork
+from alignkit.training.stage import TrainerState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,9 +35,8 @@ FIRST = 3  # steps, of which the largest loss is what later ones are compared wi
 RISE = 0.5  # of that loss; a nat is added, as losses may be near 0
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The data and the number of steps of a stage.
+class DatasetTrainer:
+    """Epochs over a fixed data set. With validation data, the epoch with the lowest loss is the result.
 
     groups: the selected data. encoded: the same in tokens; None if they are tokenized batch by batch. units: indices of
     groups that stay in one batch. draws: the order of the units. per_epoch, total: steps. every: steps between
@@ -49,92 +47,79 @@ class Plan:
     encoded: Examples | None
     validation: Examples | None
     units: list[list[int]]
-    draws: Draws
+    draws: Sampler
     per_epoch: int
     total: int
     every: int
 
-    def ends_epoch(self, steps: int) -> bool:
-        """Whether an epoch, or the stage, ends after this many steps."""
-        return steps % self.per_epoch == 0 or steps == self.total
-
-
-class OfflineStage:
-    """Epochs over a fixed data set. With validation data, the epoch with the lowest loss is the result."""
-
     def __init__(self, context: StageContext, algorithm: Algorithm):
         self.context, self.settings = context, context.settings
-        self.work = StageWork(context, algorithm)
-        self.algorithm = self.work.algorithm
+        self.state = TrainerState(context, algorithm)
+        self.algorithm, self.learner = self.state.algorithm, self.state.learner
+        self.batch_size = self.settings.batch_size or 1
         self.best = math.inf  # lowest validation loss
         self.first = -math.inf  # largest loss of the first steps; inf after a resumption, and once a rise was reported
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
-        work, context = self.work, self.context
-        plan = self._plan(context.load(self.settings.data))
-        self.best = work.done.get("best", math.inf)
-        work.restore_progress()
-        self.first = math.inf if work.learner.steps else -math.inf
-        context.reporter.start(context.name, plan.total, work.learner.steps)
-        while work.learner.steps < plan.total:
-            self._check_stop(plan)
-            with error_context(f"in step {work.learner.steps + 1} of {plan.total}"):
-                self._after(plan, self._step(plan))
+        state, context = self.state, self.context
+        self._prepare(context.load(self.settings.data))
+        self.best = state.done.get("best", math.inf)
+        state.restore_progress()
+        self.first = math.inf if self.learner.steps else -math.inf
+        context.reporter.start(context.name, self.total, self.learner.steps)
+        while self.learner.steps < self.total:
+            self._check_stop()
+            with error_context(f"in step {self.learner.steps + 1} of {self.total}"):
+                self._after(self._step())
         # Without validation, or if no epoch had a finite loss, the last weights are the result.
-        if "best_epoch" not in work.summary or not context.reducer.led(context.adapter.exists):
-            work.save()
-        return work.summary
+        if "best_epoch" not in state.summary or not context.collectives.on_rank0(context.adapter.exists):
+            state.save()
+        return state.summary
 
     def close(self) -> None:
-        self.work.close()
+        self.state.close()
 
     # Data
 
-    def _plan(self, loaded: Loaded) -> Plan:
+    def _prepare(self, loaded: Loaded) -> None:
         groups: Sequence[Group] = self._selected(loaded.groups)
+        self.encoded = None
         # Reference log-probabilities need all tokens before the first step anyway.
-        lazy = len(groups) > EAGER_ROWS and not self.algorithm.needs.reference_logprobs
-        if lazy:
+        if len(groups) > EAGER_ROWS and not self.algorithm.needs.reference_logprobs:
             self.context.activity(f"{len(groups)} rows, tokenized as needed")
-            groups = self.work.encoder.renderable(groups)
+            groups = self.state.encoder.renderable(groups)
             self.algorithm.check_data(groups)
-        encoded = None if lazy else self._examples(groups)
-        if encoded is not None:
+        else:
+            self.encoded = self._examples(groups)
             # Units and draws index what fits, not what was read.
-            groups = [e.group for e in encoded.groups]
-        validation = self._validation(loaded)
-        units = indivisible([group.bundle for group in groups])
-        per_epoch = math.ceil(len(units) / self._batch_size)
-        steps = per_epoch * (self.settings.epochs or 1)
-        total = min(steps, self.settings.max_steps or steps)
-        every = self.settings.checkpoint_every or max(1, math.ceil(total / CHECKPOINTS))
+            groups = [e.group for e in self.encoded.groups]
+        self.validation = self._validation(loaded)
+        self.groups, self.units = groups, indivisible([group.bundle for group in groups])
+        self.per_epoch = math.ceil(len(self.units) / self.batch_size)
+        steps = self.per_epoch * (self.settings.epochs or 1)
+        self.total = min(steps, self.settings.max_steps or steps)
+        self.every = self.settings.checkpoint_every or max(1, math.ceil(self.total / CHECKPOINTS))
         # A bundle counts for the source of its first group.
-        draws = draws_of(loaded, [groups[unit[0]] for unit in units], self.context.seed, self.context.name, "shuffle")
-        epochs, rest = divmod(total, per_epoch)
-        drawn = epochs * len(units) + share_of(len(units), self._batch_size, rest).start
-        facts = {"groups": len(groups), "steps": total, **report(self.context, "data", loaded, draws, drawn)}
-        known = dict(self.work.summary)
-        self.work.summary.clear()
-        self.work.summary.update(facts | known | facts)  # these first, and an algorithm cannot overwrite them
-        return Plan(groups, encoded, validation, units, draws, per_epoch, total, every)
-
-    @property
-    def _batch_size(self) -> int:
-        return self.settings.batch_size or 1
+        firsts = [groups[unit[0]] for unit in self.units]
+        self.draws = make_sampler(loaded, firsts, self.context.seed, self.context.name, "shuffle")
+        epochs, rest = divmod(self.total, self.per_epoch)
+        drawn = epochs * len(self.units) + share_of(len(self.units), self.batch_size, rest).start
+        facts = {"groups": len(groups), "steps": self.total, **report(self.context, "data", loaded, self.draws, drawn)}
+        self.state.summary |= facts  # at the end: an algorithm cannot overwrite them
 
     def _selected(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
         """The groups that the algorithm selects."""
         random = seeds.stream(self.context.seed, self.context.name, "select")
         context = SelectContext(
-            0, self.context.seed, lambda: [], self.work.summary.update, random, validation, self.context.say
+            0, self.context.seed, lambda: [], self.state.summary.update, random, validation, self.context.say
         )
         return [group for phase in self.algorithm.select(groups, context) for group in phase.groups]
 
     def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
         """The groups in tokens, with the measurements that the algorithm needs. Raises DataError if none is usable."""
-        self.work.encoder.count_read(groups)
-        encoded = self.work.encoder.learnable(self.work.encoder.encode(groups))
+        self.state.encoder.count_read(groups)
+        encoded = self.state.encoder.learnable(self.state.encoder.encode(groups))
         if not encoded:
             raise self._nothing_to_learn(len(groups), way_out(groups))
         if not validation:
@@ -146,13 +131,13 @@ class OfflineStage:
 
     def _reference_logprobs(self, encoded: Sequence[Encoded]) -> list[Tensor]:
         """Log-probabilities of the reference for each response, [tokens] in nats."""
-        read = self.work.reference_prompts.encoded(encoded)
+        read = self.state.reference_prompts.encoded(encoded)
 
         def measured(own: Sequence[int]) -> list[Tensor]:
-            reference, groups = self.work.roles.reference_name, [read[index] for index in own]
-            return self.work.reference_models.reference_logprobs(reference, groups)
+            reference, groups = self.state.roles.reference_name, [read[index] for index in own]
+            return self.state.reference_models.reference_logprobs(reference, groups)
 
-        return self.context.reducer.deal([len(group.rows) for group in read], measured)
+        return self.context.collectives.map_sharded([len(group.rows) for group in read], measured)
 
     def _validation(self, loaded: Loaded) -> Examples | None:
         groups = list(loaded.validation)
@@ -166,14 +151,14 @@ class OfflineStage:
         """Say how many held-out rows ask what is trained on: the best epoch is then the one that remembers most."""
         prompts = set(map(prompt_key, groups))
         if known := sum(prompt_key(group) in prompts for group in held_out):
-            self.work.summary["validation_trained_on"] = known
+            self.state.summary["validation_trained_on"] = known
             self.context.say(
                 f"warning: {known} of {counted(len(held_out), 'row')} of 'validation' have a prompt that is trained "
                 "on, so the lowest validation loss may be the one of the epoch that remembers most"
             )
 
     def _nothing_to_learn(self, rows: int, help: str = "") -> DataError:
-        counts: Mapping[str, int] = self.work.summary.get("encoding", {})
+        counts: Mapping[str, int] = self.state.summary.get("encoding", {})
         facts = "; ".join(drop_reason(name, count) for name, count in counts.items())
         return DataError(
             f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn from any of "
@@ -184,54 +169,54 @@ class OfflineStage:
 
     # Steps
 
-    def _check_stop(self, plan: Plan) -> None:
+    def _check_stop(self) -> None:
         try:
             self.context.should_stop()
         except AlignkitError:
-            self._checkpoint(plan)  # a stop between checkpoints loses no step
+            self._checkpoint()  # a stop between checkpoints loses no step
             raise
 
-    def _step(self, plan: Plan) -> dict[str, Any]:
+    def _step(self) -> dict[str, Any]:
         """One optimizer step; returns its metrics."""
-        step, began = self.work.learner.steps, time.monotonic()
-        batch = self._batch_at(plan, step)
-        factor = schedule(self.settings, self.work.learner.peak_rate, step, plan.total)
-        metrics: dict[str, Any] = self.work.learner.step(batch, factor)
+        step, began = self.learner.steps, time.monotonic()
+        batch = self._batch_at(step)
+        factor = schedule(self.settings, self.learner.peak_rate, step, self.total)
+        metrics: dict[str, Any] = self.learner.step(batch, factor)
         metrics["tokens_per_second"] = sum(e.length for e in batch.groups) / (time.monotonic() - began)
-        metrics["epoch"] = (step + 1) / plan.per_epoch
+        metrics["epoch"] = (step + 1) / self.per_epoch
         return metrics
 
-    def _batch_at(self, plan: Plan, step: int) -> Examples:
+    def _batch_at(self, step: int) -> Examples:
         """The batch of a step: a slice of its epoch's order."""
         # Only the step decides, so that a resumed run learns from the same batches.
-        epoch, index = divmod(step, plan.per_epoch)
-        order = plan.draws.epoch(epoch)
-        chosen = order[share_of(len(order), self._batch_size, index)]
-        indices = [group for unit in chosen for group in plan.units[unit]]
-        if plan.encoded is not None:
-            return plan.encoded.take(indices)
-        return self._encode_batch([plan.groups[index] for index in indices], first_epoch=epoch == 0)
+        epoch, index = divmod(step, self.per_epoch)
+        order = self.draws.epoch(epoch)
+        chosen = order[share_of(len(order), self.batch_size, index)]
+        indices = [group for unit in chosen for group in self.units[unit]]
+        if self.encoded is not None:
+            return self.encoded.take(indices)
+        return self._encode_batch([self.groups[index] for index in indices], first_epoch=epoch == 0)
 
-    def _after(self, plan: Plan, metrics: dict[str, Any]) -> None:
+    def _after(self, metrics: dict[str, Any]) -> None:
         """Log a step, validate at the end of an epoch, and write a checkpoint if one is due."""
-        steps = self.work.learner.steps
-        self.work.log(steps, metrics)
+        steps = self.learner.steps
+        self.state.log(steps, metrics)
         self.context.reporter.advance(steps, metrics)
         self._warn_of_explosion(steps, metrics.get("loss", math.nan))
-        if plan.ends_epoch(steps):
-            epoch = math.ceil(steps / plan.per_epoch)
-            if plan.encoded is None and epoch == 1:
-                lazy = self.work.summary["lazy"]
+        if steps % self.per_epoch == 0 or steps == self.total:
+            epoch = math.ceil(steps / self.per_epoch)
+            if self.encoded is None and epoch == 1:
+                lazy = self.state.summary["lazy"]
                 if not lazy["used"]:
                     raise self._nothing_to_learn(lazy["rows"])
-                self.work.encoder.tell(lazy["rows"])
-            self.work.keep_version(epoch)
-            if plan.validation is not None:
-                self._validate(epoch, plan.validation)
+                self.state.encoder.tell(lazy["rows"])
+            self.state.keep_version(epoch)
+            if self.validation is not None:
+                self._validate(epoch, self.validation)
             # After validating, so that a resumed run knows the best loss and does not measure it again.
-            self._checkpoint(plan)
-        elif steps % plan.every == 0:
-            self._checkpoint(plan)
+            self._checkpoint()
+        elif steps % self.every == 0:
+            self._checkpoint()
 
     def _warn_of_explosion(self, steps: int, loss: float) -> None:
         """Say once that the loss rises instead of falling, before hours go into it."""
@@ -240,36 +225,36 @@ class OfflineStage:
         elif steps <= EARLY and loss > self.first + RISE * abs(self.first) + 1:  # false for NaN
             self.context.say(
                 f"warning: the loss rose from {self.first:.3g} to {loss:.3g} in {steps} steps: "
-                f"learning_rate {self.work.learner.peak_rate:g} is probably too large"
+                f"learning_rate {self.learner.peak_rate:g} is probably too large"
             )
             self.first = math.inf
 
-    def _checkpoint(self, plan: Plan) -> None:
-        steps = self.work.learner.steps
-        self.work.checkpoint(steps, f"step {steps} of {plan.total}", best=self.best)
+    def _checkpoint(self) -> None:
+        steps = self.learner.steps
+        self.state.checkpoint(steps, f"step {steps} of {self.total}", best=self.best)
 
     def _validate(self, epoch: int, validation: Examples) -> None:
         """Evaluate the epoch; the best epoch becomes the stage's result."""
-        metrics = self.work.learner.evaluate(validation)
-        self.work.log(self.work.learner.steps, {f"validation/{name}": value for name, value in metrics.items()})
+        metrics = self.learner.evaluate(validation)
+        self.state.log(self.learner.steps, {f"validation/{name}": value for name, value in metrics.items()})
         facts = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.context.activity(f"validation after epoch {epoch}: {facts}")
         if not math.isfinite(metrics["loss"]):
             self.context.say("the validation loss is not finite, so this epoch cannot become the result")
         if metrics["loss"] < self.best:  # false for NaN
             self.best = metrics["loss"]
-            self.work.save()
-            self.work.summary["best_epoch"] = epoch
-            self.work.summary["validation"] = metrics
+            self.state.save()
+            self.state.summary["best_epoch"] = epoch
+            self.state.summary["validation"] = metrics
 
     # Lazy tokenization
 
     def _encode_batch(self, groups: Sequence[Group], *, first_epoch: bool) -> Examples:
         """The rows of one batch in tokens. In the first epoch, rows that cannot be used are counted."""
-        encoder = self.work.encoder
+        encoder = self.state.encoder
         usable = encoder.learnable(encoder.encode(groups, count=first_epoch, tell=False), count=first_epoch)
         if first_epoch:
             encoder.count_read(groups)
-            before = self.work.summary.get("lazy", {"rows": 0, "used": 0})
-            self.work.summary["lazy"] = {"rows": before["rows"] + len(groups), "used": before["used"] + len(usable)}
+            before = self.state.summary.get("lazy", {"rows": 0, "used": 0})
+            self.state.summary["lazy"] = {"rows": before["rows"] + len(groups), "used": before["used"] + len(usable)}
         return Examples(usable)

@@ -39,7 +39,7 @@ from alignkit.training.requests import Request
 from alignkit.training.rewards import RewardTable
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
-from alignkit.training.stage import StageWork
+from alignkit.training.stage import TrainerState
 
 FILTERED = "filters left out every group"
 FILTERED_HELP = (
@@ -107,7 +107,7 @@ class Iteration:
         return self.skipped or f"{reason}: rewards ranged from {low:.4g} to {high:.4g}"
 
 
-class OnlineStage:
+class RolloutTrainer:
     """Iterations over prompts: each samples responses with the current policy and learns from them."""
 
     def __init__(self, context: StageContext, algorithm: Algorithm):
@@ -116,14 +116,14 @@ class OnlineStage:
         self.sampling = Sampling(**rollout.model_dump(include={field.name for field in fields(Sampling)}))
         self.missing_eos_penalty, self.importance = rollout.missing_eos_penalty, rollout.importance
         # Learning at another temperature than that of the samples would sharpen or flatten the policy.
-        self.work = StageWork(context, algorithm, self.sampling.temperature)
-        self.algorithm, self.learner = self.work.algorithm, self.work.learner
+        self.state = TrainerState(context, algorithm, self.sampling.temperature)
+        self.algorithm, self.learner = self.state.algorithm, self.state.learner
         reward = self.settings.reward
         self.rewards = context.scorer(reward) if reward is not None else None
         self.learns = reward is not None and self.algorithm.needs.reward  # from it
         self.filters = [(one.name, create(one, context.name)) for one in rollout.filters or ()]
         self.files = RolloutFiles(context, self.rewards, self.learns)
-        self.monitors = Monitors(self.work, self.rewards, self.sampling, self.sample)
+        self.monitors = Monitors(self.state, self.rewards, self.sampling, self.sample)
         self.temperature = self.sampling.temperature  # of measurements
         self.warned = False  # that the sampler is not the policy
         self.episodes = episodes_of(context)
@@ -137,20 +137,20 @@ class OnlineStage:
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
-        work, iterations = self.work, self.settings.iterations or 1
+        state, iterations = self.state, self.settings.iterations or 1
         prompts = self.prompts()
-        first = int(work.done.get("iteration", 0))
-        self.files.restore(work.done.get("rollouts", {}))
-        prompts.extra = int(work.done.get("extra_prompts", 0))
+        first = int(state.done.get("iteration", 0))
+        self.files.restore(state.done.get("rollouts", {}))
+        prompts.extra = int(state.done.get("extra_prompts", 0))
         # After `prompts`, which counts again what the checkpoint's summary already includes.
-        work.restore_progress()
+        state.restore_progress()
         if self.rewards is not None:
-            self.rewards.remember(work.done.get("combinations", {}))
-        if ahead := work.done.get("ahead"):
+            self.rewards.remember(state.done.get("combinations", {}))
+        if ahead := state.done.get("ahead"):
             self.request = self._request(prompts.draw(ahead["number"]), ahead["number"], lag=1, complete=ahead)
-        work.summary |= {"prompts": len(prompts.prompts), "iterations": iterations, **prompts.facts}
+        state.summary |= {"prompts": len(prompts.prompts), "iterations": iterations, **prompts.facts}
         if not self.monitors.chooses:  # else only the monitor knows
-            work.summary["prompts_used"] = prompts.used
+            state.summary["prompts_used"] = prompts.used
         self.monitors.restore(first, self.files)
         self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
         for number in range(first + 1, iterations + 1):
@@ -160,26 +160,26 @@ class OnlineStage:
             with error_context(f"in iteration {number} of {iterations}"):
                 self._after(self._iterate(number, prompts), iterations, prompts)
         if prompts.extra and not self.monitors.chooses:
-            work.summary["prompts_used"] = prompts.used
+            state.summary["prompts_used"] = prompts.used
         if self.rewards is not None and (states := self.rewards.states()):
-            work.summary["combinations"] = states
+            state.summary["combinations"] = states
         self._report(iterations)
         self.monitors.finish()
-        return work.summary
+        return state.summary
 
     def close(self) -> None:
-        self.work.close()
+        self.state.close()
 
     def prompts(self) -> PromptSource:
         """The stage's prompts."""
-        source = PromptSource(self.work, self.sampling.max_new_tokens, self.episodes)
-        self.work.reference_prompts.check(source.prompts, self.sampling.max_new_tokens)
+        source = PromptSource(self.state, self.sampling.max_new_tokens, self.episodes)
+        self.state.reference_prompts.check(source.prompts, self.sampling.max_new_tokens)
         return source
 
     def _after(self, iteration: Iteration, iterations: int, prompts: PromptSource) -> None:
         """Log an iteration, keep its version, and write a checkpoint if one is due."""
         number = iteration.number
-        self.work.log(number, iteration.metrics)
+        self.state.log(number, iteration.metrics)
         self.context.reporter.advance(number, iteration.metrics)
         self.context.reporter.sample(*iteration.sample())
         self.monitors.keep(number)
@@ -187,9 +187,9 @@ class OnlineStage:
             position = f"iteration {number} of {iterations}"
             combinations, rollouts = self.rewards.states() if self.rewards is not None else {}, self.files.digests
             more = {"combinations": combinations, "rollouts": rollouts, "within_kl": self.monitors.within}
-            more |= {"ahead": self.request.state} if self.request is not None else {}
+            more |= {"ahead": self.request.saved} if self.request is not None else {}
             more |= {"extra_prompts": prompts.extra} if prompts.extra else {}
-            self.work.checkpoint(number, position, iteration=number, **more)
+            self.state.checkpoint(number, position, iteration=number, **more)
 
     # The parts of an iteration, in order
 
@@ -252,7 +252,7 @@ class OnlineStage:
 
     def _fill(self, iteration: Iteration, wanted: int) -> None:
         """Leave out groups beyond a full batch, the last ones; say so if the recipe's bound left it smaller."""
-        table, summary = iteration.table, self.work.summary
+        table, summary = iteration.table, self.state.summary
         most, left = self.settings.rollout.max_num_gen_batches, len(table.groups)
         table.take_groups([number < wanted for number in range(left)])
         if left < wanted:
@@ -275,7 +275,7 @@ class OnlineStage:
     def _request(self, prompts: Sequence[Group], number: int, first: int = 0, **more: Any) -> Request:
         path = self.context.name, "rollout", number
         return Request(
-            self.context, self.work, prompts, self.sampling, path, first=first, episodes=self.episodes, **more
+            self.context, self.state, prompts, self.sampling, path, first=first, episodes=self.episodes, **more
         )
 
     def roll_out(self, prompts: Sequence[Group], number: int, first: int = 0) -> list[Group]:
@@ -284,7 +284,7 @@ class OnlineStage:
 
     def sample(self, prompts: Sequence[Group], sampling: Sampling, path: tuple[str | int, ...]) -> list[Group]:
         """The current policy's responses outside of an environment. path: names the random streams."""
-        return Request(self.context, self.work, prompts, sampling, path).result()
+        return Request(self.context, self.state, prompts, sampling, path).result()
 
     def _poll(self) -> None:
         if self.request is not None:
@@ -335,7 +335,7 @@ class OnlineStage:
 
     def _tell(self, iteration: Iteration) -> None:
         """Let combinations remember the scores, count what was left out, and say what a user must know."""
-        table, summary, metrics = iteration.table, self.work.summary, iteration.metrics
+        table, summary, metrics = iteration.table, self.state.summary, iteration.metrics
         if self.rewards is not None and self.learns:
             self.rewards.remember(table.states)
         if table.unscored:
@@ -362,7 +362,7 @@ class OnlineStage:
         if not table.groups:
             return
         self.context.reporter.note("measuring")
-        encoded = self.work.encoder.encode(table.groups)
+        encoded = self.state.encoder.encode(table.groups)
         # Rewards belong to groups by position, so none may be missing.
         if len(encoded) != len(table.groups):
             raise RunFailed("a rollout did not fit max_length although its prompt did")
@@ -378,7 +378,7 @@ class OnlineStage:
 
         The KL to the reference is logged even if the algorithm does not need it.
         """
-        roles, needs = self.work.roles, self.algorithm.needs
+        roles, needs = self.state.roles, self.algorithm.needs
         each = self._one_in(iteration.table.groups)
         groups, encoded = iteration.table.groups[::each], examples.groups[::each]
         if roles.values is None:
@@ -419,7 +419,7 @@ class OnlineStage:
         responses = [response for group in iteration.table.groups for response in group.responses]
         # Samples of older weights differ on purpose.
         stale = any(response.staleness for response in responses)
-        if self.warned or stale or not (text := mismatch(iteration.metrics, self.work.model)):
+        if self.warned or stale or not (text := mismatch(iteration.metrics, self.state.model)):
             return
         if iteration.metrics.get("sampler_gap", 0.0) > ANOTHER_MODEL and self.learner.steps == 0:
             raise RunFailed(f"stage '{self.context.name}': {text}")
@@ -428,29 +428,29 @@ class OnlineStage:
 
     def reference_logprobs(self, encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Encoded]]:
         """The reference's log-probabilities, and the groups as it reads them."""
-        read = self.work.reference_prompts.encoded(encoded)
-        return self.logprobs(self.work.roles.reference, read, self.work.reference_models.model), read
+        read = self.state.reference_prompts.encoded(encoded)
+        return self.logprobs(self.state.roles.reference, read, self.state.reference_models.model), read
 
     def logprobs(self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None) -> list[Tensor]:
         """Of each response in order, float32 [tokens], in nats. model: the role's base; default: the stage's own."""
-        base, temperature = model or self.work.model, self.temperature
+        base, temperature = model or self.state.model, self.temperature
 
         def measured(own: Sequence[int]) -> list[Tensor]:
             groups = [encoded[index] for index in own]
             return forward.measure(base, role, groups, "logprobs", temperature=temperature)
 
-        return self.context.reducer.deal([len(group.rows) for group in encoded], measured)
+        return self.context.collectives.map_sharded([len(group.rows) for group in encoded], measured)
 
     def logprobs_and_values(self, encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Tensor]]:
         """The policy's log-probabilities, and its values at the same tokens."""
-        model, role, values = self.work.model, self.work.roles.trained, str(self.work.roles.values)
+        model, role, values = self.state.model, self.state.roles.trained, str(self.state.roles.values)
 
         def measured(own: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
             groups = [encoded[index] for index in own]
             both = forward.measure_with_values(model, role, values, groups, temperature=self.temperature)
             return list(zip(*both, strict=True))
 
-        both = self.context.reducer.deal([len(group.rows) for group in encoded], measured)
+        both = self.context.collectives.map_sharded([len(group.rows) for group in encoded], measured)
         return [logprobs for logprobs, _ in both], [values for _, values in both]
 
     def _sampled_kl(self, iteration: Iteration) -> float | None:
@@ -459,8 +459,8 @@ class OnlineStage:
         # If nothing was left out, the KL that was measured is already that of all samples.
         if self.monitors.budget is None or len(table.rows) == sum(len(group.responses) for group in table.scored):
             return iteration.metrics.get("kl")
-        encoded = self.work.encoder.encode(table.scored[:: self._one_in(table.scored)])
-        old, (reference, _) = self.logprobs(self.work.roles.trained, encoded), self.reference_logprobs(encoded)
+        encoded = self.state.encoder.encode(table.scored[:: self._one_in(table.scored)])
+        old, (reference, _) = self.logprobs(self.state.roles.trained, encoded), self.reference_logprobs(encoded)
         iteration.metrics["sampled_kl"] = kl = mean_kl(old, reference, [each.group for each in encoded])
         return kl
 
@@ -507,7 +507,7 @@ class OnlineStage:
             if examples.groups
         ]
         if not any(learned):
-            summary = self.work.summary
+            summary = self.state.summary
             summary["idle_iterations"] = summary.get("idle_iterations", 0) + 1
             summary["idle_reason"] = iteration.why_nothing_learned()
 
@@ -568,18 +568,18 @@ class OnlineStage:
 
     def _examples_of_new(self, groups: Sequence[Group]) -> Examples:
         """Encode groups that `select` created, which have no reward and no signal."""
-        examples = Examples(self.work.encoder.encode(groups))
+        examples = Examples(self.state.encoder.encode(groups))
         if self.algorithm.needs.reference_logprobs:
             examples.token_columns["reference_logprobs"], _ = self.reference_logprobs(examples.groups)
         if self.algorithm.needs.old_logprobs:
-            examples.token_columns["old_logprobs"] = self.logprobs(self.work.roles.trained, examples.groups)
+            examples.token_columns["old_logprobs"] = self.logprobs(self.state.roles.trained, examples.groups)
         return examples
 
     # The end
 
     def _report(self, iterations: int) -> None:
         """Report what was left out over all iterations. Raises RunFailed if none of them learned anything."""
-        summary, idle = self.work.summary, self.work.summary.get("idle_iterations", 0)
+        summary, idle = self.state.summary, self.state.summary.get("idle_iterations", 0)
         if any(summary.get("filtered", {}).values()):
             facts = ", ".join(f"{name} {count}" for name, count in summary["filtered"].items())
             self.context.say(f"groups that filters left out: {facts}")

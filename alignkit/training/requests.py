@@ -16,7 +16,7 @@ from alignkit.errors import error_context
 from alignkit.models.generate import Sampling, answered, questions, sample
 from alignkit.training.context import StageContext
 from alignkit.training.episodes import Episodes
-from alignkit.training.stage import StageWork
+from alignkit.training.stage import TrainerState
 
 
 class Request:
@@ -30,7 +30,7 @@ class Request:
     def __init__(
         self,
         context: StageContext,
-        work: StageWork,
+        state: TrainerState,
         prompts: Sequence[Group],
         sampling: Sampling,
         path: tuple[str | int, ...],
@@ -40,15 +40,17 @@ class Request:
         episodes: Episodes | None = None,
         complete: Mapping[str, Any] | None = None,
     ):
-        self.context, self.work, self.sampling, self.path = context, work, sampling, path
+        self.context, self.state, self.sampling, self.path = context, state, sampling, path
         self.prompts, self.first, self.lag, self.episodes = prompts, first, lag, episodes
-        self.engine = work.model.engine
+        self.engine = state.model.engine
         self._under_way: Any = None  # what the engine returned
         read = map(group_from_json, complete["groups"] if complete else ())
         self.groups = [replace(group, origin=prompt.origin) for group, prompt in zip(read, prompts, strict=False)]
         self.metrics: dict[str, float] = complete["metrics"] if complete else {}
         # An engine is the first process's: it samples for all.
-        self._own = context.reducer.shares([1] * len(prompts), self.engine is not None)[context.reducer.process]
+        self._own = context.collectives.partition([1] * len(prompts), self.engine is not None)[
+            context.collectives.process
+        ]
         self._numbers = [first + index for index in self._own]
         self._asked = [prompts[index] for index in self._own]
         if self.engine is not None and self._own and not self.groups:
@@ -65,11 +67,11 @@ class Request:
 
     def _begin(self) -> None:
         """Let the engine sample from the current weights, which are saved for it before anything else happens."""
-        encoder, seed = self.work.models.encoder, self.context.seed
+        encoder, seed = self.state.models.encoder, self.context.seed
         self._begin_episodes()
         ids, streams, labels = questions(encoder, self._asked, self.sampling, seed, self.path, self._numbers)
         partner = self.episodes.partner if self.episodes is not None else None
-        model, role = self.work.model, self.work.roles.trained
+        model, role = self.state.model, self.state.roles.trained
         self._under_way = self.engine.request(model, role, encoder, ids, streams, self.sampling, labels, partner)
 
     def _begin_episodes(self) -> None:
@@ -90,17 +92,17 @@ class Request:
         if not self.groups:
             with self._context():
                 led = self.engine is not None
-                groups = self.context.reducer.deal([1] * len(self.prompts), lambda own: self._sampled(), led)
+                groups = self.context.collectives.map_sharded([1] * len(self.prompts), lambda own: self._sampled(), led)
             ages = {"staleness": self.lag, "seconds/sampling": getattr(self._under_way, "seconds", 0.0)}
-            self.metrics = ages if self.work.settings.rollout.ahead else {}
+            self.metrics = ages if self.state.settings.rollout.ahead else {}
             if self.episodes is not None:
-                self.metrics |= self.episodes.metrics(self.context.reducer)
+                self.metrics |= self.episodes.metrics(self.context.collectives)
             self.groups = [replace(g, responses=tuple(map(self._named, g.responses))) for g in groups]
             self._under_way = None
         return self.groups
 
     def _sampled(self) -> list[Group]:
-        model, role, encoder = self.work.model, self.work.roles.trained, self.work.models.encoder
+        model, role, encoder = self.state.model, self.state.roles.trained, self.state.models.encoder
         count = len(self._own) * self.sampling.samples_per_prompt
         with self.context.reporter.progress("rolling out", count) as done:
             if self._under_way is not None:
@@ -133,6 +135,6 @@ class Request:
             self._under_way.drop()
 
     @property
-    def state(self) -> dict[str, Any]:
+    def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps of complete samples."""
         return {"number": self.number, "metrics": self.metrics, "groups": [*map(group_to_json, self.groups)]}

@@ -24,7 +24,7 @@ from alignkit.judges import costs, spending, without_score
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
 from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Rating, Reward, RewardCombination, Verdict
-from alignkit.training.collectives import ONE_PROCESS, Reducer
+from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 Column = list[float | None]
 # Lets a reward, by its name, score the groups: `in_parts(name, groups, score)`.
@@ -205,7 +205,7 @@ class Node:
 class Rewards:
     """A reward expression, ready to score.
 
-    reducer: each process scores its share of the groups, and combines the scores of all. in_parts: lets a reward score
+    collectives: each process scores its share, and combines the scores of all. in_parts: lets a reward score
     some groups at a time; None: all at once. by_engine: an engine, which the first process has, answers those that
     sample. untrained: combinations that training would have changed, in sentences, after scoring.
     """
@@ -215,11 +215,11 @@ class Rewards:
         spec: RewardSpec,
         context: Context,
         *,
-        reducer: Reducer = ONE_PROCESS,
+        collectives: Collectives = ONE_PROCESS,
         in_parts: InParts | None = None,
         by_engine: bool = False,
     ):
-        self.context, self.reducer, self.in_parts, self.by_engine = context, reducer, in_parts, by_engine
+        self.context, self.collectives, self.in_parts, self.by_engine = context, collectives, in_parts, by_engine
         self.name = spec.name
         self.nodes: list[Node] = []  # those below a node before it
         self.root = self._node(spec, spec.name, spec.name)
@@ -281,7 +281,7 @@ class Rewards:
                 values = [math.nan if value is None else value for value in columns[key]]
                 new = torch.tensor(values, dtype=torch.float64)
                 table.parts[name] = torch.cat([table.parts.get(name, new[:0]), new])
-        for other_reasons, other_verdicts in self.reducer.gather((reasons, verdicts)):
+        for other_reasons, other_verdicts in self.collectives.gather((reasons, verdicts)):
             table.verdicts += other_verdicts
             for judge, reason in other_reasons.items():
                 table.reasons[judge] = table.reasons.get(judge) or reason
@@ -299,7 +299,7 @@ class Rewards:
         """One score per response."""
         sizes = [len(group.responses) for group in groups]
         led = self.by_engine and any(part.options.asks_engine() for part in specs(leaf.spec.component, Component))
-        column = self.reducer.deal(sizes, lambda own: self._share(leaf, [groups[i] for i in own]), led=led)
+        column = self.collectives.map_sharded(sizes, lambda own: self._share(leaf, [groups[i] for i in own]), led=led)
         for index, value in enumerate(column):
             if value is not None and not (isinstance(value, int | float) and abs(value) <= float_info.max):
                 prompt = preview([group for group in groups for _ in group.responses][index])

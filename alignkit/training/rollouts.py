@@ -14,24 +14,24 @@ from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
 from alignkit.training.episodes import Episodes
 from alignkit.training.rewards import Rewards, with_scores
-from alignkit.training.sampler import draws_of, report
-from alignkit.training.stage import StageWork
+from alignkit.training.sampler import make_sampler, report
+from alignkit.training.stage import TrainerState
 
 
 def usable_prompts(
-    work: StageWork, key: str, new_tokens: int, episodes: Episodes | None = None
+    state: TrainerState, key: str, new_tokens: int, episodes: Episodes | None = None
 ) -> tuple[Loaded, list[Group]]:
     """The prompts of a data entry of the stage, without those that leave no room for a response; says how many go."""
-    context, max_length = work.context, work.encoder.max_length
+    context, max_length = state.context, state.encoder.max_length
     loaded = context.load(getattr(context.settings, key))
     groups = prompts_of(loaded.groups)
-    groups = work.encoder.prompts(episodes.with_tools(groups) if episodes is not None else groups)
+    groups = state.encoder.prompts(episodes.with_tools(groups) if episodes is not None else groups)
     usable = [group for group in groups if context.models.fits(group, max_length, new_tokens)]
     room = f"no room for {new_tokens} new tokens in max_length {max_length}"
     if not usable:
         raise DataError(f"stage '{context.name}': no row of '{key}' is a prompt to answer, or there is {room}")
     if without_room := len(groups) - len(usable):
-        work.summary[f"{key}_without_room"] = without_room
+        state.summary[f"{key}_without_room"] = without_room
         context.say(f"{key}: left out {without_room} of {counted(len(groups), 'prompt')}: {room}")
     return loaded, usable
 
@@ -43,13 +43,13 @@ class PromptSource:
     present iteration, in the order of a monitor; None: the stage's own.
     """
 
-    def __init__(self, work: StageWork, new_tokens: int, episodes: Episodes | None):
-        context = work.context
-        loaded, self.prompts = usable_prompts(work, "prompts", new_tokens, episodes)
+    def __init__(self, state: TrainerState, new_tokens: int, episodes: Episodes | None):
+        context = state.context
+        loaded, self.prompts = usable_prompts(state, "prompts", new_tokens, episodes)
         if repeated := len(self.prompts) - len({group.id for group in self.prompts}):
             repeats = "repeats" if repeated == 1 else "repeat"
             context.say(f"{counted(repeated, 'row')} of 'prompts' {repeats} the words and columns of another")
-        self.draws = draws_of(loaded, self.prompts, context.seed, context.name, "prompts")
+        self.draws = make_sampler(loaded, self.prompts, context.seed, context.name, "prompts")
         self.per_iteration, self.extra = context.settings.prompts_per_iteration or len(self.prompts), 0
         self.chosen: Sequence[int] | None = None
         self.planned = (context.settings.iterations or 1) * self.per_iteration
@@ -89,7 +89,7 @@ class RolloutFiles:
             write_groups(file, groups)
             return file_digest(file)
 
-        self.digests[file.name] = self.context.reducer.led(written)
+        self.digests[file.name] = self.context.collectives.on_rank0(written)
 
     def restore(self, digests: Mapping[str, str]) -> None:
         """Continue with the files of a checkpoint. Later ones are removed: they will be written again.
@@ -106,7 +106,7 @@ class RolloutFiles:
                 if path.name not in digests:
                     path.unlink()
 
-        self.context.reducer.led(remove_later)
+        self.context.collectives.on_rank0(remove_later)
 
     def before(self, iteration: int) -> list[list[Group]]:
         """Scored rollouts of the stages in `replay_from`, then of this stage's earlier iterations.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.random import Generator
 
 
-class Draws:
+class Sampler:
     """An endless sequence of row numbers.
 
     sources: the source of each row. shares: of the sources among the draws; None draws every row once per epoch.
@@ -92,21 +92,21 @@ def apportioned(draws: int, shares: Sequence[float]) -> list[int]:
     return counts
 
 
-def draws_of(loaded: Loaded, groups: Sequence[Group], seed: int, *name: str) -> Draws:
+def make_sampler(loaded: Loaded, groups: Sequence[Group], seed: int, *name: str) -> Sampler:
     """The draws of a data entry from those of its groups that can be used. name: of the random streams."""
     stream = partial(seeds.stream, seed, *name)
     if loaded.weights is None:
-        return Draws([0] * len(groups), None, stream)
+        return Sampler([0] * len(groups), None, stream)
     unknown = [group for group in groups if group.origin is None]
     if unknown:
         raise RunFailed(
             f"stage '{name[0]}': 'weight' cannot be applied, because its algorithm makes groups without an 'origin'\n"
             "help: make them with dataclasses.replace, or remove 'weight'"
         )
-    return Draws([group.origin.source for group in groups if group.origin], loaded.weights, stream)
+    return Sampler([group.origin.source for group in groups if group.origin], loaded.weights, stream)
 
 
-def report(context: StageContext, key: str, loaded: Loaded, draws: Draws, total: int | None = None) -> dict[str, Any]:
+def report(context: StageContext, key: str, loaded: Loaded, draws: Sampler, total: int | None = None) -> dict[str, Any]:
     """Print each weighted source's rows and share, and return them for the summary; nothing without weights.
 
     key: of the data entry. total: the draws of the whole stage, if known; they tell how often each row is seen.

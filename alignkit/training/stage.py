@@ -18,7 +18,7 @@ from alignkit.training.learner import Learner
 from alignkit.training.roles import StageRoles, add_roles
 
 
-class StageWork:
+class TrainerState:
     """A stage that is ready to train, from its last checkpoint if it has one.
 
     done: that checkpoint's state, empty if there is none. summary: for stage.json. reference_models: those on the
@@ -43,7 +43,7 @@ class StageWork:
             self.roles.values,
             temperature,
             auxiliary_loss(context, self.encoder),
-            context.reducer,
+            context.collectives,
         )
         self.done: dict[str, Any] = {}
         self._resume()
@@ -111,7 +111,7 @@ class StageWork:
             **more,
         }
         folder, checkpoint = self.context.folder / "checkpoints", Checkpoint(tensors, self.done)
-        path = self.context.reducer.led(lambda: save_checkpoint(folder, number, checkpoint))
+        path = self.context.collectives.on_rank0(lambda: save_checkpoint(folder, number, checkpoint))
         self.context.notify("checkpoint_saved", path=str(path))
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ class StageWork:
     def save(self, folder: Path | None = None) -> None:
         """Save the current weights in a folder; default: as the stage's result."""
         role, network = self.roles.trained, self.model.passes.copied(self.roles.trained)
-        self.context.reducer.led(lambda: self.model.save(role, folder or self.context.adapter, network))
+        self.context.collectives.on_rank0(lambda: self.model.save(role, folder or self.context.adapter, network))
 
     def close(self) -> None:
         self.context.reporter.stop()

@@ -17,22 +17,22 @@ from alignkit.errors import RunFailed
 from alignkit.external import ExternalTrainer
 from alignkit.training.context import StageContext
 from alignkit.training.learning_rate import with_learning_rate
-from alignkit.training.offline import OfflineStage
-from alignkit.training.online import OnlineStage
+from alignkit.training.offline import DatasetTrainer
+from alignkit.training.online import RolloutTrainer
 from alignkit.training.rewards import Rewards
 
 
 def run_training(context: StageContext) -> dict[str, Any]:
     """Train to the end, from the last checkpoint if there is one; returns the summary for stage.json."""
     algorithm: Algorithm = create(context.stage.component, context.name)
-    stage: OfflineStage | OnlineStage | ExternalStage
+    stage: DatasetTrainer | RolloutTrainer | ExternalStage
     context = with_learning_rate(context, algorithm.defaults)
     if isinstance(algorithm, ExternalTrainer):
         stage = ExternalStage(context, algorithm)
     elif algorithm.source is Source.ROLLOUTS:
-        stage = OnlineStage(context, algorithm)
+        stage = RolloutTrainer(context, algorithm)
     else:
-        stage = OfflineStage(context, algorithm)
+        stage = DatasetTrainer(context, algorithm)
     try:
         return {**stage.run(), "learning_rate": context.settings.learning_rate}
     finally:

@@ -28,7 +28,7 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.memory import Passes
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit_distributed.reducer import ProcessReducer
+from alignkit_distributed.collectives import ProcessCollectives
 from alignkit_distributed.sharded import ShardedNetwork, layers_of
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Call:
     role: str = ""
 
 
-class LockstepReducer(ProcessReducer):
+class LockstepCollectives(ProcessCollectives):
     """One of several processes that hold a part of each base model. passes: those of the models that are loaded."""
 
     def __init__(self, process: int, processes: int, device: torch.device):
@@ -69,9 +69,9 @@ class LockstepReducer(ProcessReducer):
         self.settle()
         return super().gather(mine)
 
-    def led(self, work: Callable[[], T]) -> T:
+    def on_rank0(self, work: Callable[[], T]) -> T:
         self.settle()  # before, because saving an adapter cuts the layers in this process alone
-        return super().led(work)
+        return super().on_rank0(work)
 
     # Parameters that are cut, which FSDP has made `DTensor`s
 
@@ -159,15 +159,15 @@ class LockstepPasses(Passes):
     sharing: whether all processes take part.
     """
 
-    def __init__(self, name: str, service: LoadedBase, reducer: LockstepReducer, sharing: Callable[[], bool]):
+    def __init__(self, name: str, service: LoadedBase, collectives: LockstepCollectives, sharing: Callable[[], bool]):
         """Raises RunFailed if the model cannot be cut."""
         _check(service.model)
-        self.name, self.model, self.reducer, self._sharing = name, service.model, reducer, sharing
+        self.name, self.model, self.collectives, self._sharing = name, service.model, collectives, sharing
         self._open = service.open
         self._parts: dict[Any, ShardedNetwork] = {}  # of networks
         self._skeletons: dict[Any, Any] = {}  # of networks that learn
         self._hidden: list[Tensor] = []  # of the passes since the last backward, in the same order in every process
-        reducer.passes[name] = self
+        collectives.passes[name] = self
 
     @property
     def spread(self) -> bool:
@@ -183,7 +183,7 @@ class LockstepPasses(Passes):
     def forward(self, role: str, run: Callable[[], Tensor]) -> Tensor:
         if self._local(role):
             return run()
-        self.reducer.announce(self._call(Kind.LEARN if torch.is_grad_enabled() else Kind.READ, role))
+        self.collectives.announce(self._call(Kind.LEARN if torch.is_grad_enabled() else Kind.READ, role))
         return self._passed(role, run)
 
     def states(self, network: Any, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -195,21 +195,21 @@ class LockstepPasses(Passes):
         if not self._hidden:
             loss.backward()
             return
-        self.reducer.announce(Call(Kind.BACKWARD, self.name))
+        self.collectives.announce(Call(Kind.BACKWARD, self.name))
         self._learn(loss)
 
     def gather(self, role: str) -> None:
         if not self._local(role):
-            self.reducer.announce(self._call(Kind.GATHER, role))
+            self.collectives.announce(self._call(Kind.GATHER, role))
             self._gather(role)
 
     def copied(self, role: str) -> Any:
         network = self.model.roles[role].model
         if network not in self._skeletons:
             return None
-        self.reducer.settle()
-        weights = {name: self.reducer.whole(weight) for name, weight in network.named_parameters()}
-        return filled(self._skeletons[network], weights) if self.reducer.process == 0 else None
+        self.collectives.settle()
+        weights = {name: self.collectives.whole(weight) for name, weight in network.named_parameters()}
+        return filled(self._skeletons[network], weights) if self.collectives.process == 0 else None
 
     def join(self, call: Call) -> None:
         """Do what another process needs for its pass."""
@@ -248,15 +248,17 @@ class LockstepPasses(Passes):
             adapters = self.model.adapters.everything() if self.model.adapters is not None else ()
             self.model.memory.fixed = True
             # In step, because a process that cuts slowly is not hung.
-            self._parts[network] = self.reducer.in_step(lambda: ShardedNetwork(network, adapters, self.model.device))
+            self._parts[network] = self.collectives.in_step(
+                lambda: ShardedNetwork(network, adapters, self.model.device)
+            )
             with torch.no_grad():  # FSDP takes what computes first for the whole network
-                self.reducer.in_step(lambda: self._blank(role))
+                self.collectives.in_step(lambda: self._blank(role))
         self._parts[network].reshard()
         return self._parts[network]
 
     def _passed(self, role: str, run: Callable[[], Tensor]) -> Tensor:
         self._network(role)
-        hidden = self.reducer.in_step(run)
+        hidden = self.collectives.in_step(run)
         if hidden.requires_grad:
             self._hidden.append(hidden)
         return hidden
@@ -271,10 +273,10 @@ class LockstepPasses(Passes):
         if hidden:
             loss = loss + _Zero.apply(*hidden).to(loss.dtype)
         if loss.requires_grad:
-            self.reducer.in_step(loss.backward)
+            self.collectives.in_step(loss.backward)
 
     def _gather(self, role: str) -> None:
-        self.reducer.in_step(self._network(role).unshard)
+        self.collectives.in_step(self._network(role).unshard)
 
 
 def _check(model: SharedModel) -> None:

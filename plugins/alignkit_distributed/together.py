@@ -36,8 +36,8 @@ from alignkit.runs.world import NOT_BY_ACCELERATE, World
 from alignkit.stopping import Stopped, stoppable
 from alignkit.training.train import run_training
 from alignkit_distributed import sharded
-from alignkit_distributed.reducer import ProcessReducer
-from alignkit_distributed.sharded_forward import LockstepReducer
+from alignkit_distributed.collectives import ProcessCollectives
+from alignkit_distributed.sharded_forward import LockstepCollectives
 
 LONGEST = timedelta(hours=6)  # that a process computes while the others wait for it
 
@@ -132,9 +132,9 @@ class Processes(Team):
             raise RunFailed(text)
         self.world, self.sharing = world, False  # whether all processes compute together
         self._state = state
-        self._first = ProcessReducer(world.process, world.processes, state.device)
-        kind = LockstepReducer if world.shard else ProcessReducer
-        self.reducer: ProcessReducer = kind(world.process, world.processes, state.device)
+        self._first = ProcessCollectives(world.process, world.processes, state.device)
+        kind = LockstepCollectives if world.shard else ProcessCollectives
+        self.collectives: ProcessCollectives = kind(world.process, world.processes, state.device)
 
     def compare(self, what: str, facts: Mapping[str, Any]) -> None:
         """Raise RunFailed in every process if facts are not alike in all of them."""
@@ -153,7 +153,7 @@ class Processes(Team):
             check()
         except Stopped as stopped:
             ends.append(stopped)
-        self.reducer.together(ends)
+        self.collectives.together(ends)
 
     @contextmanager
     def training(self, stage: str, parts: Mapping[str, Any]) -> Iterator[None]:
@@ -177,7 +177,7 @@ class Processes(Team):
         self._state.destroy_process_group()
 
     def passes(self, base: str, service: LoadedBase) -> Passes:
-        return self.reducer.passes_of(base, service, lambda: self.sharing)
+        return self.collectives.passes_of(base, service, lambda: self.sharing)
 
 
 def _check_devices(devices: set[str], on_cpu: bool) -> None:

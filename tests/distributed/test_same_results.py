@@ -98,4 +98,4 @@ def test_only_process_0_writes(work: Path) -> None:
     assert [process.code for process in ended] == [0, 0], ended
     assert [path.name for path in work.glob("writes-*")] == ["writes-0"], (work / "writes-1").read_text()
     written = (work / "writes-0").read_text()
-    assert all(name in written for name in ("metrics.jsonl", "checkpoints", "adapter", "rollouts", "gold", "rollback"))
+    assert all(name in written for name in ("metrics.jsonl", "checkpoints", "adapter", "rollouts", "gold", "kept"))

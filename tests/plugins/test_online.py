@@ -100,7 +100,7 @@ def advantages_of(algorithm: Algorithm, given: Batch) -> Tensor:
 
 def averaged(algorithm: Algorithm, parts: Sequence[tuple[Batch, Outputs]]) -> Tensor:
     """The loss of a global batch in these parts, as the training loop adds it up."""
-    learner = SimpleNamespace(checked=CheckedAlgorithm(algorithm), reducer=ONE_PROCESS)
+    learner = SimpleNamespace(checked=CheckedAlgorithm(algorithm), collectives=ONE_PROCESS)
     totals = Learner._denominators(learner, [part for part, _ in parts])  # type: ignore[arg-type]
     total = torch.zeros((), dtype=torch.float64)
     for part, out in parts:

@@ -146,7 +146,7 @@ def test_stages_are_numbered_and_parts_of_steps_are_counted(
 
 @pytest.mark.parametrize(
     ("method", "place"),
-    [("offline.OfflineStage._step", "in step 1 of 1"), ("online.OnlineStage.learn", "in iteration 1 of 2")],
+    [("offline.DatasetTrainer._step", "in step 1 of 1"), ("online.RolloutTrainer.learn", "in iteration 1 of 2")],
 )
 def test_an_error_names_the_step_or_the_iteration(
     method: str, place: str, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

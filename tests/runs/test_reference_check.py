@@ -23,7 +23,7 @@ from alignkit.errors import DataError, RunFailed
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.tokens.encoder import Encoded, ResponseTokens
-from alignkit.training.stage import StageWork
+from alignkit.training.stage import TrainerState
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.dpo import DPO
 from tests.killed import forked
@@ -189,20 +189,20 @@ def test_a_killed_run_ends_in_the_same_bytes(big: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def work(big: Path, tmp_path: Path) -> Callable[[], StageWork]:
+def work(big: Path, tmp_path: Path) -> Callable[[], TrainerState]:
     """Starts a stage whose reference is the base `big`, in the folder of an earlier start."""
     run = Run(load_recipe(write(tmp_path, {"student": STUDENT}, big)), tmp_path / "out")
     stage, folder = run.recipe.stages["student"], tmp_path / "out" / "student"
     folder.mkdir(parents=True)
 
-    def start() -> StageWork:
+    def start() -> TrainerState:
         run.models.close("big") if "big" in run.models.bases else None
-        return StageWork(run.stage_context(stage, folder), Distillation(Distillation.Options()), TEMPERATURE)
+        return TrainerState(run.stage_context(stage, folder), Distillation(Distillation.Options()), TEMPERATURE)
 
     return start
 
 
-def test_a_checkpoint_keeps_how_the_reference_is_packed(work: Callable[[], StageWork]) -> None:
+def test_a_checkpoint_keeps_how_the_reference_is_packed(work: Callable[[], TrainerState]) -> None:
     """Another packing would change the last bits of a resumed run."""
     first = work()
     assert first.reference_models.name == "big" and first.model is not first.reference_models.model
@@ -216,7 +216,7 @@ def test_a_checkpoint_keeps_how_the_reference_is_packed(work: Callable[[], Stage
 
 
 def test_responses_are_cut_where_the_teachers_context_ends(
-    work: Callable[[], StageWork], capsys: pytest.CaptureFixture[str]
+    work: Callable[[], TrainerState], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The context of `big` is 512 tokens, and that of `tiny` is longer; a prompt may leave no room in its template."""
     started = work()
@@ -228,7 +228,7 @@ def test_responses_are_cut_where_the_teachers_context_ends(
     started.close()
 
 
-def test_a_token_that_the_teacher_lacks_is_named(work: Callable[[], StageWork]) -> None:
+def test_a_token_that_the_teacher_lacks_is_named(work: Callable[[], TrainerState]) -> None:
     """Models may know more tokens than their tokenizers have, in another number for each size of the model."""
     started = work()
     group = Group(({"role": "user", "content": "hi"},), (Response("x"),))
@@ -241,7 +241,7 @@ def test_a_token_that_the_teacher_lacks_is_named(work: Callable[[], StageWork]) 
 
 
 def test_a_text_without_a_prompt_and_an_equal_template_are_read_as_they_are(
-    work: Callable[[], StageWork],
+    work: Callable[[], TrainerState],
 ) -> None:
     started = work()
     prompts = started.reference_prompts

@@ -46,16 +46,14 @@ def test_a_template_that_thinks_is_told_and_an_argument_helps() -> None:
     assert checked(SWITCHED, template_kwargs={"enable_thinking": False}) == []
 
 
-def test_the_error_shows_both_token_sequences() -> None:
+def test_the_error_shows_where_prompt_and_answer_share_a_token() -> None:
     made = encoder(SPACED)
     made.tokenizer.add_tokens([" It"])
-    with pytest.raises(RunFailed) as raised:
+    with pytest.raises(
+        RunFailed, match=r"changes when an answer follows it: it ends with '.*: ', but .*: It is"
+    ) as raised:
         check_chat(Encoder(made.tokenizer), "a/model")
-    base, prompt, finished, help = str(raised.value).split("\n")
-    assert base == "a/model: the prompt's last token changes when an answer follows it"
-    assert prompt.startswith("  prompt:") and prompt.endswith("'assistant' ':' ' '")
-    assert finished.startswith("  finished turn:") and "'assistant' ':' ' It' ' is'" in finished
-    assert help.startswith("help: in model.chat_template")
+    assert str(raised.value).split("\n")[1].startswith("help: in model.chat_template")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Runs on several simulated processes: threads with models of their own, which exchange what a reducer gathers.
+"""Runs on several simulated processes: threads with models of their own, which exchange what a collectives gathers.
 
 Only one works at a time, until it waits for the others: a library's global state has no races between processes.
 """
@@ -24,7 +24,7 @@ from alignkit.models.packing import Examples
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Stage
 from alignkit.runs.run import Run
-from alignkit.training.collectives import Reducer
+from alignkit.training.collectives import Collectives
 from alignkit.training.context import StageContext
 from alignkit.training.learner import Learner
 
@@ -43,7 +43,7 @@ class Step:
     gradients: dict[str, Tensor]
 
 
-class Watching(Reducer):
+class Watching(Collectives):
     """One process, with a record of its optimizer steps."""
 
     def __init__(self) -> None:
@@ -78,10 +78,10 @@ class Simulated(Watching):
         super().__init__()
         self.exchange, self.process, self.processes, self.parts = exchange, process, len(parts), parts
 
-    def shares(self, sizes: Sequence[int], led: bool = False) -> list[list[int]]:
+    def partition(self, sizes: Sequence[int], led: bool = False) -> list[list[int]]:
         """The first entry is the last process's, so that neither it nor its neighbors are in order."""
         if led:
-            return super().shares(sizes, led)
+            return super().partition(sizes, led)
         owners = [process for process, part in enumerate(self.parts) for _ in range(part)][::-1]
         entries = range(len(sizes))
         return [[i for i in entries if owners[i % len(owners)] == process] for process in range(self.processes)]
@@ -99,17 +99,17 @@ _step = Learner.step
 
 def recorded_step(self: Learner, examples: Examples, lr_factor: float) -> dict[str, float]:
     metrics = _step(self, examples, lr_factor)
-    if isinstance(self.reducer, Watching):
+    if isinstance(self.collectives, Watching):
         columns: dict[str, Any] = {**examples.columns, **examples.token_columns}
         gradients = {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}
-        self.reducer.steps.append(Step([row.tokens for row in examples.rows], columns, dict(metrics), gradients))
+        self.collectives.steps.append(Step([row.tokens for row in examples.rows], columns, dict(metrics), gradients))
     return metrics
 
 
 class _Run(Run):
     """A run as one process. algorithm: replaces that of the stage `align`."""
 
-    reducer: Reducer
+    collectives: Collectives
     algorithm: type[Algorithm] | None = None
 
     def stage_context(self, stage: Stage, folder: Path) -> StageContext:
@@ -117,7 +117,7 @@ class _Run(Run):
             component = stage.component
             registration = replace(component.registration, target=self.algorithm, kind="")
             stage = replace(stage, component=replace(component, registration=registration))
-        return replace(super().stage_context(stage, folder), reducer=self.reducer)
+        return replace(super().stage_context(stage, folder), collectives=self.collectives)
 
 
 @dataclass
@@ -174,9 +174,9 @@ def run(
     return [future.result() for future in futures]
 
 
-def _one(path: Path, out: Path, reducer: Watching, algorithm: type[Algorithm] | None) -> Ran:
+def _one(path: Path, out: Path, collectives: Watching, algorithm: type[Algorithm] | None) -> Ran:
     out.mkdir()
     run = _Run(load_recipe(path), out)
-    run.reducer, run.algorithm = reducer, algorithm
+    run.collectives, run.algorithm = collectives, algorithm
     run.execute()
-    return Ran(out, reducer.steps)
+    return Ran(out, collectives.steps)

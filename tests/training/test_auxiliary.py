@@ -15,12 +15,12 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.tokens.encoder import Encoded
 from alignkit.training.auxiliary import AuxiliaryLoss
-from alignkit.training.sampler import Draws
+from alignkit.training.sampler import Sampler
 
 
 def auxiliary(groups: int, batch_size: int) -> AuxiliaryLoss:
     encoded = [Encoded(Group((), id=str(number)), (1,), ()) for number in range(groups)]
-    draws = Draws([0] * len(encoded), None, lambda epoch: seeds.stream(0, "mix", epoch))
+    draws = Sampler([0] * len(encoded), None, lambda epoch: seeds.stream(0, "mix", epoch))
     return AuxiliaryLoss(encoded, 1.0, batch_size, draws)
 
 

@@ -17,12 +17,12 @@ from alignkit.data.group import Origin
 from alignkit.data.sources import Loaded, SourceFacts
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
-from alignkit.training.sampler import Draws, apportioned, draws_of
+from alignkit.training.sampler import Sampler, apportioned, make_sampler
 
 
-def draws(sizes: list[int], shares: list[float] | None, seed: int = 0) -> Draws:
+def draws(sizes: list[int], shares: list[float] | None, seed: int = 0) -> Sampler:
     sources = [place for place, size in enumerate(sizes) for _ in range(size)]
-    return Draws(sources, shares, lambda *name: seeds.stream(seed, *name))
+    return Sampler(sources, shares, lambda *name: seeds.stream(seed, *name))
 
 
 @pytest.mark.silent_bug(
@@ -105,7 +105,7 @@ def test_shares_are_whole_and_add_up_and_only_grow(weights: list[int], size: int
 
 
 def test_a_source_whose_rows_are_all_left_out_leaves_its_share_to_the_others() -> None:
-    found = Draws([0, 0, 2, 2], [0.25, 0.5, 0.25], lambda *name: seeds.stream(0, *name))
+    found = Sampler([0, 0, 2, 2], [0.25, 0.5, 0.25], lambda *name: seeds.stream(0, *name))
     assert sorted(found.epoch(0)) == [0, 1, 2, 3]
 
 
@@ -113,7 +113,7 @@ def test_groups_without_an_origin_cannot_be_weighted() -> None:
     facts = tuple(SourceFacts(name, "f", False, 1, weight=0.5) for name in "ab")
     known = Group((), origin=Origin("a", 1))
     with pytest.raises(RunFailed, match="stage 'sft': 'weight' cannot be applied"):
-        draws_of(Loaded([], sources=facts), [known, Group(())], 0, "sft", "shuffle")
+        make_sampler(Loaded([], sources=facts), [known, Group(())], 0, "sft", "shuffle")
 
 
 # In stages
@@ -185,15 +185,15 @@ def test_a_stopped_stage_draws_on_where_it_was(tmp_path: Path, monkeypatch: pyte
     ]
     stage = {"algorithm": "sft", "data": data, "batch_size": 2, "epochs": 2, "checkpoint_every": 1}
     ran(tmp_path, stage)
-    take, stopped = offline.OfflineStage._step, []
+    take, stopped = offline.DatasetTrainer._step, []
 
-    def once(self: Any, plan: Any) -> Any:
-        if self.work.learner.steps == 7 and not stopped:
+    def once(self: Any) -> Any:
+        if self.state.learner.steps == 7 and not stopped:
             stopped.append(True)
             raise RunFailed("killed")
-        return take(self, plan)
+        return take(self)
 
-    monkeypatch.setattr(offline.OfflineStage, "_step", once)
+    monkeypatch.setattr(offline.DatasetTrainer, "_step", once)
     with pytest.raises(RunFailed, match="killed"):
         ran(tmp_path, stage, "again")
     ran(tmp_path, stage, "again")

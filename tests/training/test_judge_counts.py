@@ -13,7 +13,7 @@ from processes import Exchange, Simulated
 from alignkit import Context, Group, Judge, Rating, Response
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
-from alignkit.training.collectives import ONE_PROCESS, Reducer
+from alignkit.training.collectives import ONE_PROCESS, Collectives
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.judges.llm.panel import Panel
 from alignkit_plugins.rewards.rubric import Rated
@@ -35,10 +35,10 @@ class Priced(Judge):
         ]
 
 
-def scorer(folder: Path, judge: Component, reducer: Reducer = ONE_PROCESS) -> Rewards:
+def scorer(folder: Path, judge: Component, collectives: Collectives = ONE_PROCESS) -> Rewards:
     component = Component("reward", "rating", Registration("rating", Rated), Rated.Options(judge=judge))
     around = Context(models=None, cache=folder, folder=folder, seed=0, load=list)  # type: ignore[arg-type]
-    return Rewards(RewardSpec("reward", "rating", component), around, reducer=reducer)
+    return Rewards(RewardSpec("reward", "rating", component), around, collectives=collectives)
 
 
 def priced() -> Component:

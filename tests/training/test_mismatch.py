@@ -17,7 +17,7 @@ import yaml
 from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.training.mismatch import sampler_metrics
-from alignkit.training.online import Iteration, OnlineStage, mean_kl
+from alignkit.training.online import Iteration, RolloutTrainer, mean_kl
 
 HEADER = """
 from dataclasses import replace
@@ -199,15 +199,15 @@ def test_a_run_weights_what_another_dtype_sampled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every token's advantage by learner / sampler, and no other signal."""
-    corrected, seen = OnlineStage._corrected, []
+    corrected, seen = RolloutTrainer._corrected, []
 
-    def correct(self: OnlineStage, iteration: Iteration, signals: Any, old: list[torch.Tensor]) -> Any:
+    def correct(self: RolloutTrainer, iteration: Iteration, signals: Any, old: list[torch.Tensor]) -> Any:
         found = corrected(self, iteration, signals, old)
         responses = [response for group in iteration.table.groups for response in group.responses]
         seen.append((signals, found, old, [torch.tensor(response.logprobs) for response in responses]))
         return found
 
-    monkeypatch.setattr(OnlineStage, "_corrected", correct)
+    monkeypatch.setattr(RolloutTrainer, "_corrected", correct)
     rollout = ALIGN["rollout"] | {"importance": {"cap": 1.0, "mask": [0.99, 1.01]}}
     code = run(tmp_path, PLANTED["another dtype"], algorithm="ppo", rollout=rollout)
     assert code == 0, capsys.readouterr().err

@@ -22,7 +22,7 @@ from alignkit.batch import Batch
 from alignkit.data.group import Group, write_groups
 from alignkit.external import ExternalTrainer
 from alignkit.plugins import plugins
-from alignkit.training.collectives import ONE_PROCESS, Reducer
+from alignkit.training.collectives import ONE_PROCESS, Collectives
 from alignkit.training.learner import Learner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -157,26 +157,26 @@ def assert_alike(found: Any, expected: Any, tolerance: float = 1e-6) -> None:
         assert found == expected
 
 
-# The reducer
+# The collectives
 
 
-class Third(Reducer):
+class Third(Collectives):
     """The second of three processes."""
 
     process, processes = 1, 3
 
 
 def test_shares_have_nearly_equal_sizes() -> None:
-    assert ONE_PROCESS.shares([3, 1]) == [[0, 1]] and ONE_PROCESS.own([3, 1]) == [0, 1]
-    assert Third().shares([1] * 7) == [[0, 3, 6], [1, 4], [2, 5]] and Third().own([1] * 7) == [1, 4]
-    assert Third().shares([1, 1, 1, 8, 1]) == [[3], [0, 2], [1, 4]]
-    assert Third().shares([4]) == [[0], [], []] and Third().shares([]) == [[], [], []]
+    assert ONE_PROCESS.partition([3, 1]) == [[0, 1]] and ONE_PROCESS.local_indices([3, 1]) == [0, 1]
+    assert Third().partition([1] * 7) == [[0, 3, 6], [1, 4], [2, 5]] and Third().local_indices([1] * 7) == [1, 4]
+    assert Third().partition([1, 1, 1, 8, 1]) == [[3], [0, 2], [1, 4]]
+    assert Third().partition([4]) == [[0], [], []] and Third().partition([]) == [[], [], []]
 
 
 def test_one_process_deals_nothing() -> None:
     """No row is copied, and none is looked at."""
     rows = [object(), object()]
-    assert ONE_PROCESS.deal([2], lambda own: [rows[index] for index in (own[0], 1)]) == rows
+    assert ONE_PROCESS.map_sharded([2], lambda own: [rows[index] for index in (own[0], 1)]) == rows
     assert ONE_PROCESS.gather(rows)[0] is rows and ONE_PROCESS.sum({"a": 1.5}) == {"a": 1.5}
     parameter = nn.Parameter(torch.ones(1))
     ONE_PROCESS.add_gradients([parameter])

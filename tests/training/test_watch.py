@@ -19,7 +19,7 @@ from alignkit.registry import Component, Registration
 from alignkit.settings import Settings
 from alignkit.testing import ConformanceError, check_monitor
 from alignkit.training.monitors import CheckedMonitor, Monitors
-from alignkit.training.online import OnlineStage
+from alignkit.training.online import RolloutTrainer
 from alignkit.training.rollouts import RolloutFiles
 from alignkit_apps.report.history import incidents, warnings_of
 from alignkit_monitors.estimates import Gold
@@ -146,7 +146,7 @@ def test_a_run_that_was_killed_goes_back_to_a_version_from_before(
 def test_an_iteration_without_a_kl_is_not_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN is the KL of no samples, and of a policy that has diverged."""
     found = {1: 0.0, 2: math.nan}
-    monkeypatch.setattr(OnlineStage, "_sampled_kl", lambda self, iteration: found.get(iteration.number, 1e9))
+    monkeypatch.setattr(RolloutTrainer, "_sampled_kl", lambda self, iteration: found.get(iteration.number, 1e9))
     ran = online(tmp_path, Watched(), **{**KEYS, "stop": {"kl": 1.0}})
     assert ran.summary["kept_iteration"] == 1 and ran.summary["iterations"] == 3
 
@@ -186,7 +186,7 @@ def test_a_stage_that_was_stopped_and_then_killed_stays_stopped(
     saves = []
 
     def killed(self: Monitors) -> None:
-        saves.append(self.work.summary["kept_iteration"])
+        saves.append(self.state.summary["kept_iteration"])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""The reducer of several processes: what they exchange goes through accelerate's collectives."""
+"""The collectives of several processes: what they exchange goes through accelerate's collectives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from alignkit.errors import AlignkitError, message_of
 from alignkit.stopping import Stopped
-from alignkit.training.collectives import Reducer
+from alignkit.training.collectives import Collectives
 
 if TYPE_CHECKING:
     from alignkit.models.memory import Passes
@@ -31,7 +31,7 @@ class OtherFailed(AlignkitError):
         self.exit_code = exit_code
 
 
-class ProcessReducer(Reducer):
+class ProcessCollectives(Collectives):
     """One of several processes."""
 
     def __init__(self, process: int, processes: int, device: torch.device):
@@ -58,7 +58,7 @@ class ProcessReducer(Reducer):
             found: list[bytes] = gather_object([content])
         return [mine if process == self.process else self._unpacked(post) for process, post in enumerate(found)]
 
-    def led(self, work: Callable[[], T]) -> T:
+    def on_rank0(self, work: Callable[[], T]) -> T:
         """As for all reducers. If the work fails, it ends so in every process."""
         value, ends = None, []
         if self.process == 0:
@@ -69,7 +69,9 @@ class ProcessReducer(Reducer):
         self.together(ends)
         return self.gather(value)[0]  # type: ignore[return-value]
 
-    def deal(self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]], led: bool = False) -> list[T]:
+    def map_sharded(
+        self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]], led: bool = False
+    ) -> list[T]:
         """As for all reducers. If the work of a process fails or is stopped, it ends so in every process."""
         ends: list[BaseException] = []
 
@@ -80,10 +82,10 @@ class ProcessReducer(Reducer):
                 ends.append(error)
                 return []
 
-        own = self.shares(sizes, led)[self.process]
+        own = self.partition(sizes, led)[self.process]
         done = mine(own) if own else []
         self.together(ends)
-        return super().deal(sizes, lambda share: done, led)
+        return super().map_sharded(sizes, lambda share: done, led)
 
     def together(self, ends: Sequence[BaseException]) -> None:
         """Raise in every process what has ended the work of one: its own error where it happened."""
