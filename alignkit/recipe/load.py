@@ -141,17 +141,13 @@ class _Recipe:
             self.add(broken(MODEL, spec), *base_keys(base))
         if not self.mistakes and not self.reading.problems:
             for stage in stages.values():
-                engine = stage.engine or (top.engine if _samples(stage) else None)
-                sampler = Sampler(
-                    stage, engine if isinstance(engine, Component) else None, models[stage.base], _samples(stage)
-                )
-                keys = ("stages", stage.name)
-                if not stage.engine and self.document.has(("engine",)):
-                    mistakes = [replace(each, others=()) for each in broken(ENGINE, sampler)]
-                    for mistake in mistakes:
-                        self.add([mistake], *(() if mistake.keys == ("engine",) else keys))
-                else:
-                    self.add(broken(ENGINE, sampler), *keys)
+                samples = _samples(stage)
+                engine = stage.engine or (top.engine if samples else None)
+                component = engine if isinstance(engine, Component) else None
+                sampler = Sampler(stage, component, models[stage.base], samples)
+                for mistake in broken(ENGINE, sampler):
+                    others = (("engine",),) if mistake.keys == ("engine",) else ()
+                    self.mistakes.append(replace(mistake.below("stages", stage.name), others=others))
                 stages[stage.name] = replace(stage, engine=sampler.engine)
             self._refuse_keys()  # last: a judge or a tracker says more about a key in its options
         path = self.source.path
@@ -321,7 +317,7 @@ class _Recipe:
         options = {key: value for key, value in raw.items() if key not in (*_KINDS, "engine")}
         engine = None
         if raw.get("engine") is not None:
-            engine = self.attempt((*keys, "engine"), reading.read_engine, raw["engine"])
+            engine = self.attempt((*keys, "engine"), reading.resolve, "engine", raw["engine"])
         if isinstance(named, dict):
             name = next(iter(named))
             for key in options:
@@ -335,15 +331,22 @@ class _Recipe:
         if component is None:
             return None
         self.add(data_mistakes(None, component.options), *keys, *place)
+        return self._made(reading, component, engine)
+
+    def _made(self, reading: Reading, component: Component, engine: Any, *more: Any) -> Stage:
+        """A stage with the references that were read. more: settings, needs and `log_odds` of a training stage."""
+        settings, needs, log_odds = more or (None, None, False)
         return Stage(
             reading.stage,
-            "step",
+            "step" if component.kind == "step" else "algorithm",
             component,
-            None,
+            settings,
             tuple(reading.upstream),
-            folders=tuple(reading.folders),
-            roles=tuple(reading.roles),
-            engine=engine,
+            needs,
+            tuple(reading.folders),
+            tuple(reading.roles),
+            engine,
+            log_odds,
         )
 
     def _training_stage(self, reading: Reading, registration: Registration, raw: Mapping[str, Any]) -> Stage | None:
@@ -389,18 +392,7 @@ class _Recipe:
         if component is None or mistakes:
             return None
         self.add(data_mistakes(settings, {"algorithm": component}), *keys)
-        return Stage(
-            reading.stage,
-            "algorithm",
-            component,
-            settings,
-            tuple(reading.upstream),
-            needs,
-            tuple(reading.folders),
-            tuple(reading.roles),
-            settings.engine,
-            log_odds,
-        )
+        return self._made(reading, component, settings.engine, settings, needs, log_odds)
 
     def _ordered(self, upstream: Mapping[str, Collection[str]]) -> Iterator[str]:
         """The stages in the declared order, except that each follows its upstream stages. Reports a cycle."""

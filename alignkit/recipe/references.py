@@ -49,8 +49,12 @@ from alignkit.settings import OptimizerOptions, Settings
 
 StageKind = Literal["algorithm", "step"]
 LONGEST_NAME = 200  # characters of a model or data set on the hub
-# Optimizers and schedules of alignkit itself, which stay text, and need no torch.
-OWN = ("adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "constant", "linear", "cosine")
+# Kind -> what alignkit itself provides, which stays text, and needs no torch.
+_OWN = {
+    "engine": (LOCAL,),
+    "optimizer": ("adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
+    "schedule": ("constant", "linear", "cosine"),
+}
 _COMMON = allowed_keys(DataKeys)
 _ONLY_HUB = ("name", "revision", "data_files", "split")
 _WEIGHTS = ("adapter_config.json", "config.json")
@@ -115,6 +119,8 @@ class Reading:
             value = self.names.actual(value)
         elif kind in (*_OF_STAGES, "base") and not isinstance(value, str):
             return value  # pydantic says that it must be text
+        if value in _OWN.get(kind, ()):
+            return value
         read = getattr(self, f"read_{kind}", None)
         return self.component(kind, value) if read is None else read(value)
 
@@ -177,31 +183,19 @@ class Reading:
             raise Mistakes(*mistakes)
         return Component(kind, name, registration, options)
 
-    def _named(self, kind: str, value: Any) -> Component | str:
-        """Return an optimizer or a schedule."""
-        return value if isinstance(value, str) and value in OWN else self.component(kind, value)
-
-    def read_optimizer(self, value: Any) -> Component | str:
-        return self._named("optimizer", value)
-
-    def read_schedule(self, value: Any) -> Component | str:
-        return self._named("schedule", value)
-
-    def read_engine(self, value: Any) -> Component | str:
-        return LOCAL if value == LOCAL else self.component("engine", value)
-
     # --- stages and weights
 
     def read_stage(self, value: str) -> str:
         """A base model, `stage` or `stage@k`."""
-        name, at, version = value.partition("@")
-        if name not in self.bases or at:
-            self._check_stage(name, at, version)
-            self.upstream[name] = None
+        self._require(value)
         self.roles[value] = None
         return value
 
-    def _check_stage(self, name: str, at: str, version: str) -> None:
+    def _require(self, reference: str) -> None:
+        """Check that a stage exists, perhaps with this version, and let this stage wait for it."""
+        name, at, version = reference.partition("@")
+        if name in self.bases and not at:
+            return
         if name in self.bases:
             raise wrong(f"'{name}' is the unmodified model and has no versions")
         if name not in self.headers:
@@ -215,6 +209,7 @@ class Reading:
             raise wrong(f"'{name}@{version}': '@' must be followed by an epoch or iteration number, starting at 1")
         if at and self.headers[name] is not None:
             self._check_version(name, int(version))
+        self.upstream[name] = None
 
     def _check_version(self, name: str, version: int) -> None:
         """Check that a stage keeps its versions, and has as many."""
@@ -263,8 +258,7 @@ class Reading:
         """A result of a stage that the run's folder keeps, such as `align@ppo`."""
         stage, _, result = value.partition("@")
         algorithm = result.partition("~")[0]
-        self._check_stage(stage, "", "")
-        self.upstream[stage] = None
+        self._require(stage)
         if not self.registry.has("algorithm", algorithm):
             message = f"'{value}': '@' must be followed by an iteration number or the algorithm that made the result"
             raise wrong(message, did_you_mean(algorithm, self.registry.names("algorithm")))
@@ -455,10 +449,8 @@ class Reading:
 
     def read_data_stage(self, value: str) -> str:
         """A step that produces data."""
-        name, at, version = value.partition("@")
-        if name not in self.bases or at:
-            self._check_stage(name, at, version)
-            self.upstream[name] = None
+        name, at, _ = value.partition("@")
+        self._require(value)
         header = self.headers.get(name)
         if name in self.bases or at or (header and header.kind != "step"):
             raise wrong(f"'{value}' does not produce data; only steps do")

@@ -26,24 +26,25 @@ from alignkit.settings import ModelSpec, Rollout, Settings
 class Rule:
     """A relation of keys. message, help: texts in which `{x}` is what is checked.
 
-    key: point at the key instead of its value. others: see `Mistake`.
+    place: its key, such as `rollout.ahead`. key: point at the key instead of its value. other: a key that is to blame
+    instead if an override wrote it.
     """
 
-    place: Keys
+    place: str
     broken: Callable[[Any], Any]
     message: str
     help: str = ""
     key: bool = False
-    others: tuple[Keys, ...] = ()
+    other: str = ""
 
 
 def broken(rules: Sequence[Rule], subject: Any, without: Collection[str | int] = ()) -> Iterator[Mistake]:
     """The mistakes of what is checked. without: keys that are wrong, so that no rule can be applied to them."""
     for rule in rules:
-        touched = {place[0] for place in (rule.place, *rule.others)}
-        if not touched & {*without} and rule.broken(subject):
+        place, others = tuple(rule.place.split(".")), ((rule.other,),) if rule.other else ()
+        if not {place[0], rule.other} & {*without} and rule.broken(subject):
             message, help = rule.message.format(x=subject, path=PATH), rule.help.format(x=subject)
-            yield Mistake(message, help, rule.place, at_key=rule.key, others=rule.others)
+            yield Mistake(message, help, place, at_key=rule.key, others=others)
 
 
 # --- the model
@@ -51,32 +52,32 @@ def broken(rules: Sequence[Rule], subject: Any, without: Collection[str | int] =
 _DEVICE = re.compile(r"auto|cpu(:0)?|(cuda|mps|xpu|hpu|npu|mtia)(:\d{1,3})?")
 MODEL = (
     Rule(
-        ("quantization",),
+        "quantization",
         lambda x: x.quantization != "none" and x.lora is None,
         PATH + ": {x.quantization} weights cannot be trained",
         "train a LoRA adapter, or set 'quantization: none'",
-        others=(("lora",),),
+        other="lora",
     ),
     Rule(
-        ("mixed_precision",),
+        "mixed_precision",
         lambda x: x.mixed_precision != "none" and x.lora is not None,
         PATH + ": with a LoRA adapter the base is frozen, so 'dtype: bfloat16' does the same",
         "leave 'mixed_precision' out, or train all weights with 'lora: none'",
     ),
     Rule(
-        ("dtype",),
+        "dtype",
         lambda x: x.dtype == "float16",
         PATH + ": float16 would lose small gradients, because alignkit does no loss scaling",
         "'dtype: auto' chooses bfloat16 if the hardware is fast at it",
     ),
     Rule(
-        ("dtype",),
+        "dtype",
         lambda x: x.dtype == "bfloat16" and x.lora is None,
         PATH + ": bfloat16 weights would lose most updates at the learning rates of fine-tuning",
         "leave 'dtype' out and write 'mixed_precision: bf16', or train a LoRA adapter",
     ),
     Rule(
-        ("device",),
+        "device",
         lambda x: (
             not _DEVICE.fullmatch(x.device)
         ),  # whether this machine has it is found out by `run`: that takes torch
@@ -164,14 +165,14 @@ _GOLD = "name a reward that is not learned from, as in 'gold: REWARD'"
 STAGE = (
     *(
         Rule(
-            (key,),
+            key,
             partial(_is_no_policy, field),
             f"'{{x.settings.{field}}}' is a reward model, but {{x.name}} needs a policy here",
         )
         for key, field in (("from", "from_"), ("reference", "reference"))
     ),
     Rule(
-        ("value_from",),
+        "value_from",
         lambda x: x.is_reward("value_from") is False,
         "'{x.settings.value_from}' does not train a reward model",
         "name a stage that trains a reward model",
@@ -179,21 +180,21 @@ STAGE = (
 )
 ONLINE = (
     Rule(
-        ("rollout", "max_new_tokens"),
+        "rollout.max_new_tokens",
         lambda x: x.rollout.max_new_tokens and x.rollout.max_new_tokens >= x.settings.max_length,
         "max_new_tokens {x.rollout.max_new_tokens} leaves no room for a prompt in max_length {x.settings.max_length}",
         "max_length covers a prompt and its response, in tokens",
-        others=(("max_length",),),
+        other="max_length",
     ),
     Rule(
-        ("rollout", "max_num_gen_batches"),
+        "rollout.max_num_gen_batches",
         lambda x: x.rollout.max_num_gen_batches and not (x.rollout.filters or x.chooses or x.external),
         "'max_num_gen_batches' has no effect: {x.name} keeps every group, and there are no 'filters'",
         "add 'filters: [spread]', for grpo set 'dynamic_sampling: true', or leave it out",
         key=True,
     ),
     Rule(
-        ("rollout", "max_turns"),
+        "rollout.max_turns",
         lambda x: x.rollout.max_turns and "environment" not in x.written,
         "'max_turns' needs an environment",
         "add 'environment: NAME', or leave it out",
@@ -201,7 +202,7 @@ ONLINE = (
     ),
     *(
         Rule(
-            (key,),
+            key,
             partial(_lacks_episodes, key),
             f"'{key}' has the reward of an episode, but the stage has no environment",
             "add 'environment: NAME', or use another reward",
@@ -209,27 +210,27 @@ ONLINE = (
         for key in ("reward", "gold")
     ),
     Rule(
-        ("stop",),
+        "stop",
         lambda x: x.settings.stop and not (x.settings.stop.kl or x.settings.stop.gold),
         "'stop' has no rule",
         "write one, such as {{kl: 8}}, or leave it out",
     ),
     Rule(
-        ("gold_prompts",),
+        "gold_prompts",
         lambda x: {"gold_prompts", "gold"} & {*x.written} == {"gold_prompts"},
         "'gold_prompts' needs 'gold'",
         _GOLD,
         key=True,
     ),
     Rule(
-        ("stop", "gold"),
+        "stop.gold",
         lambda x: x.settings.stop and x.settings.stop.gold and "gold" not in x.written,
         "'stop.gold' needs 'gold'",
         _GOLD,
         key=True,
     ),
     Rule(
-        ("stop", "gold"),
+        "stop.gold",
         lambda x: x.settings.stop and x.settings.stop.gold and x.rollout.ahead and "gold_prompts" not in x.written,
         # Its samples would say how good the policy was one update before the one that the stage goes back to.
         "'stop.gold' would judge a policy by what the one before it wrote, as with 'rollout.ahead'",
@@ -237,21 +238,21 @@ ONLINE = (
         key=True,
     ),
     Rule(
-        ("gold_prompts",),
+        "gold_prompts",
         lambda x: {"environment", "gold_prompts"} <= {*x.written},
         "'gold_prompts' cannot be played with an environment",
         "leave it out: gold is then measured on the episodes of the stage",
         key=True,
     ),
     Rule(
-        ("rollout", "ahead"),
+        "rollout.ahead",
         lambda x: x.rollout.ahead and (x.choosing or x.rollout.max_num_gen_batches),
         "what is sampled next waits for the scores of the samples before, and 'ahead' does not",
         "leave 'ahead' out, or 'max_num_gen_batches' and monitors that choose the prompts",
         key=True,
     ),
     Rule(
-        ("prompts",),
+        "prompts",
         lambda x: x.choosing and any(source.weight is not None for source in x.settings.prompts.sources),
         "{x.choosing} chooses the prompts, so 'weight' would have no effect",
         "leave 'weight' out",
@@ -261,28 +262,28 @@ ONLINE = (
 # With what an algorithm needs, which its options decide.
 NEEDS = (
     Rule(
-        ("value_from",),
+        "value_from",
         lambda x: x.settings.value_from and x.needs.shared_values,
         "{x.name} computes its values from the policy",
         "leave 'value_from' out",
         key=True,
     ),
     Rule(
-        ("value_from",),
+        "value_from",
         lambda x: x.settings.value_from and not (x.needs.values or x.needs.shared_values),
         "{x.name} does not use values",
         "leave 'value_from' out",
         key=True,
     ),
     Rule(
-        ("reference",),
+        "reference",
         lambda x: x.settings.reference and not (x.online or x.needs.reference_logprobs),
         "{x.name} does not use a reference",
         "leave 'reference' out",
         key=True,
     ),
     Rule(
-        ("reference",),
+        "reference",
         _learns_nothing,
         "{x.name} learns from where its reference differs from the policy's start, but both are '{x.start}'",
         "name the model to learn from, as in 'reference: STAGE', or set the option that lets it read another prompt",
@@ -291,7 +292,7 @@ NEEDS = (
 NEEDS_ONLINE = (
     *(
         Rule(
-            ("rollout", key),
+            f"rollout.{key}",
             partial(_too_few, key),
             f"{{x.name}} needs at least {{x.needs.min_samples}} responses to each prompt, got {{x.rollout.{key}}}",
             "set 'rollout: {{samples_per_prompt: {x.needs.min_samples}}}' or more",
@@ -300,7 +301,7 @@ NEEDS_ONLINE = (
     ),
     *(
         Rule(
-            ("rollout", key),
+            f"rollout.{key}",
             partial(_lacks_reward, key),
             f"{{x.name}} does not use 'rollout.{key}'",
             f"it {does}, and {{x.name}} learns from none",
@@ -312,20 +313,20 @@ NEEDS_ONLINE = (
         }.items()
     ),
     Rule(
-        ("rollout", "importance"),
+        "rollout.importance",
         lambda x: x.rollout.importance and x.needs.advantages is None,
         "{x.name} does not use 'rollout.importance'",
         "it weights advantages, and {x.name} declares none that it learns from (`Needs(advantages=...)`)",
         key=True,
     ),
     Rule(
-        ("rollout", "importance", "level"),
+        "rollout.importance.level",
         lambda x: x.needs.advantages == "sequence" and x.rollout.importance and x.rollout.importance.level == "token",
         "{x.name} learns from whole responses, so tokens cannot have weights",
         "write 'level: sequence', or leave it out",
     ),
     Rule(
-        ("rollout", "max_new_tokens"),
+        "rollout.max_new_tokens",
         lambda x: x.needs.max_new_tokens not in (None, x.rollout.max_new_tokens),
         "the options of {x.name} imply max_new_tokens {x.needs.max_new_tokens}, but 'rollout' has "
         "{x.rollout.max_new_tokens}",
@@ -512,26 +513,26 @@ class Sampler:
 
 ENGINE = (
     Rule(
-        ("engine",),
+        "engine",
         lambda x: x.engine and x.spec.lora is None and not x.engine.registration.implementation.whole_models,
         "engine '{x.name}' takes adapters, but with 'model.lora: none' there are none",
         "leave 'lora' out, or write 'engine: local'",
     ),
     Rule(
-        ("engine",),
+        "engine",
         lambda x: x.engine and x.stage.settings is not None and not x.samples,
         "stage '{x.stage.name}': {x.stage.component.name} does its own sampling, so 'engine' would have no effect",
         "leave 'engine' out",
         key=True,
     ),
     Rule(
-        ("engine",),
+        "engine",
         lambda x: x.options and x.options.lacks_quantization and x.spec.quantization != "none",
         "engine '{x.name}' would sample from the whole weights, and the quantized ones are trained",
         "{x.options.lacks_quantization}, or write 'engine: local'",
     ),
     Rule(
-        ("rollout", "ahead"),
+        "rollout.ahead",
         lambda x: x.rollout.ahead and not (x.options and x.options.samples_ahead),
         "stage '{x.stage.name}': engine '{x.name}' cannot sample while the stage learns, as with 'ahead'",
         "let an engine sample elsewhere, such as vllm on other devices, or leave 'ahead' out",
@@ -539,7 +540,7 @@ ENGINE = (
     ),
     *(
         Rule(
-            tuple(key.split(".")),
+            key,
             uses,
             "stage '{x.stage.name}': engine '{x.name}' tells no log-probabilities with {x.hidden}, "
             f"which '{key}' needs",

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from alignkit.engine import WITHOUT_PLUGIN
+from alignkit.engine import LOCAL
 from alignkit.errors import Problem, RecipeError, did_you_mean
 from alignkit.io.lookup import exists, expanded, is_file, resolved
 from alignkit.readers import reader_of
@@ -138,11 +138,11 @@ class Document:
                 yield keys
 
 
-class Failed(Exception):
+class Failed(RecipeError):
     """A problem that prevents reading anything else."""
 
     def __init__(self, problem: Problem):
-        self.problem = problem
+        super().__init__([problem])
 
 
 # --- one text
@@ -310,7 +310,7 @@ def load_document(path: Path, overrides: Sequence[str] = ()) -> Document:
     try:
         root = _file(path, path, problems)
     except Failed as failed:
-        raise RecipeError([*problems, failed.problem]) from None
+        raise RecipeError([*problems, *failed.problems]) from None
     return _document(path, root, problems, overrides)
 
 
@@ -322,22 +322,12 @@ def parse_document(text: str, path: Path, overrides: Sequence[str] = ()) -> Docu
 
 def plain_data(text: str, name: str) -> Any:
     """YAML as plain data. name: of the text, in errors. Raises RecipeError if it cannot be read."""
-    return _plain(text, Path(name)).root.plain()
+    return parse_document(text, Path(name)).root.plain()
 
 
 def plain_file(path: Path, what: str) -> Document:
     """A YAML file that is no recipe. what: it is, in errors. Raises RecipeError if it cannot be read."""
-    try:
-        return _plain(_text(path, what), path)
-    except Failed as failed:
-        raise RecipeError([failed.problem]) from None
-
-
-def _plain(text: str, path: Path) -> Document:
-    try:
-        return parse_document(text, path)
-    except Failed as failed:
-        raise RecipeError([failed.problem]) from None
+    return parse_document(_text(path, what), path)
 
 
 def _document(path: Path, root: Node, problems: list[Problem], overrides: Sequence[str]) -> Document:
@@ -346,7 +336,7 @@ def _document(path: Path, root: Node, problems: list[Problem], overrides: Sequen
         try:
             _override(document, text)
         except Failed as failed:
-            document.problems.append(failed.problem)
+            document.problems += failed.problems
     if problems:
         raise RecipeError([*problems, *document.problems])
     return document
@@ -438,30 +428,28 @@ def _override(document: Document, text: str) -> None:
     mark = Mark(f"override '{text}'")
     delete = text.startswith("~") and "=" not in text
     path, equals, value = text.removeprefix("~" if delete else "").partition("=")
-    *before, last = keys = path.strip().split(".")
+    keys = path.strip().split(".")
     if not all(keys) or not (delete or equals):
         raise Failed(mark.problem("an override must be key.path=value, or ~key.path to delete a key"))
     if keys[0] == "extends":
         raise Failed(mark.problem("'extends' cannot be overridden: it is applied before overrides"))
-    parent = document.root
+    parent, node = document.root, Node(None, mark)
+    if not delete:
+        _require_stage(parent, keys, mark)
+        reader = Reader(value, mark.file, in_file=False)
+        node = reader.read()
+        document.problems += reader.problems
+        _start_at(node, Path.cwd(), document.path)
+    child = parent
+    for position in range(len(keys)):
+        parent, child = child, _child(child, keys[: position + 1], mark, delete, last=position == len(keys) - 1)
+    key: Any = int(keys[-1]) if isinstance(parent.value, list) else keys[-1]
     if delete:
-        for position, key in enumerate(before):
-            parent = _present(parent, key, keys[:position], mark)
-        _present(parent, last, before, mark)
-        del parent.value[int(last) if isinstance(parent.value, list) else last]
-        return
-    _require_stage(parent, keys, mark)
-    reader = Reader(value, mark.file, in_file=False)
-    node = reader.read()
-    document.problems += reader.problems
-    _start_at(node, Path.cwd(), document.path)
-    for position, key in enumerate(before):
-        parent = _opened(parent, key, keys[:position], mark, f"{{{key}: {{...}}}}")
-    _opened(parent, last, before, mark)
-    if isinstance(parent.value, list):
-        parent.value[int(last)] = node
+        del parent.value[key]
+    elif isinstance(parent.value, list):
+        parent.value[key] = node
     else:
-        parent.set(last, node, mark)
+        parent.set(key, node, mark)
 
 
 def _require_stage(root: Node, keys: Sequence[str], mark: Mark) -> None:
@@ -473,48 +461,32 @@ def _require_stage(root: Node, keys: Sequence[str], mark: Mark) -> None:
         raise Failed(mark.problem(f"no stage '{keys[1]}'", help))
 
 
-def _present(node: Node, key: str, before: Sequence[str], mark: Mark) -> Node:
-    """Return a child that must be there."""
-    if isinstance(node.value, list):
-        return _item(node, key, before, mark)
-    names = node.value if isinstance(node.value, dict) else {}
-    if key not in names:
-        help = did_you_mean(key, names) or (f"known keys: {', '.join(names)}" if names else "")
-        raise Failed(mark.problem(f"cannot delete '{'.'.join((*before, key))}': no such key", help))
-    child: Node = names[key]
-    return child
-
-
-def _opened(node: Node, key: str, before: Sequence[str], mark: Mark, instead: str = "{...}") -> Node:
-    """Return a child to write to. An empty value becomes a mapping, and the component `ppo` becomes `{ppo: {}}`.
-
-    instead: what could replace another value.
-    """
-    if isinstance(node.value, list):
-        return _item(node, key, before, mark)
-    if node.value is None:
+def _child(node: Node, keys: Sequence[str], mark: Mark, present: bool, last: bool) -> Node:
+    """Return a child. Unless it must be present, an empty value becomes a mapping, and `ppo` becomes `{ppo: {}}`."""
+    *before, key = keys
+    where, value = ".".join(before), node.value
+    if isinstance(value, list):
+        if not key.isdecimal() or int(key) >= len(value):
+            count = f"{len(value)} item{'s' * (len(value) != 1)}"
+            message = f"'{where}' is a list of {count} and has no item '{key}'"
+            raise Failed(mark.problem(message, "items are numbered from 0"))
+        item: Node = value[int(key)]
+        return item
+    if present:
+        if not isinstance(value, dict) or key not in value:
+            names = value if isinstance(value, dict) else {}
+            help = did_you_mean(key, names) or (f"known keys: {', '.join(names)}" if names else "")
+            raise Failed(mark.problem(f"cannot delete '{'.'.join(keys)}': no such key", help))
+    elif value is None:
         node.value = {}
-    elif node.value == key:
+    elif value == key:
         node.value, node.keys = {key: Node({}, mark)}, {key: node.mark}
-    elif not isinstance(node.value, dict):
-        where, value = ".".join(before), node.value
-        has_options = before[-1] in ("algorithm", "engine", "judge", "reward") and isinstance(value, str)
-        inside = ""
-        if has_options and value not in WITHOUT_PLUGIN.get(before[-1], ()):
-            inside = f"write '{where}.{value}.{key}=...' for an option of {value}, or "
-        help = f"{inside or 'write '}'{where}={instead}' to replace it"
-        raise Failed(mark.problem(f"'{where}' is {value!r}, so it has no key '{key}'", help))
+    elif not isinstance(value, dict):
+        help = f"'{where}={'{...}' if last else f'{{{key}: {{...}}}}'}' to replace it"
+        if before[-1] in ("algorithm", "engine", "judge", "reward") and isinstance(value, str) and value != LOCAL:
+            help = f"'{where}.{value}.{key}=...' for an option of {value}, or {help}"
+        raise Failed(mark.problem(f"'{where}' is {value!r}, so it has no key '{key}'", f"write {help}"))
     if key not in node.value:
         node.set(key, Node({}, mark), mark)
     child: Node = node.value[key]
-    return child
-
-
-def _item(node: Node, key: str, before: Sequence[str], mark: Mark) -> Node:
-    """Return an item of a list."""
-    length = len(node.value)
-    if not key.isdecimal() or int(key) >= length:
-        message = f"'{'.'.join(before)}' is a list of {length} item{'s' * (length != 1)} and has no item '{key}'"
-        raise Failed(mark.problem(message, "items are numbered from 0"))
-    child: Node = node.value[int(key)]
     return child
