@@ -23,7 +23,7 @@ from alignkit.data.chat_templates import check_template, read_template
 from alignkit.data.sources import DataSource, DataSpec
 from alignkit.engine import LOCAL
 from alignkit.errors import PluginError, Problem, RecipeError, RunFailed, did_you_mean
-from alignkit.io.lookup import NO_FILE, exists, expanded, is_dir, is_file, is_special, resolved
+from alignkit.io.lookup import NO_FILE, absolute, exists, expanded, is_dir, is_file, is_special
 from alignkit.io.results import is_result_name
 from alignkit.options import Options, options_of_call
 from alignkit.readers import reader_of
@@ -463,7 +463,7 @@ class Reading:
         path = expanded(text)
         if path.is_absolute():
             return path
-        path = resolved(self.folder / path)
+        path = absolute(self.folder / path)
         if exists(path):
             self.located[text] = str(path)
         return path

@@ -210,11 +210,11 @@ class RunBases(dict[str, RunBase]):
         if reference not in self._of_folder:
             folder = self._recipe.folder / reference
             fitting = [name for name, base in self.items() if is_adapter(folder) and base.origin.fits(folder)]
-            of_scale = [name for name in fitting if self._has_scale(name, folder)]
+            of_scale = [name for name in fitting if self.has_scale(name, folder)]
             self._of_folder[reference] = next(iter(of_scale or fitting), None)
         return self._of_folder[reference]
 
-    def _has_scale(self, name: str, folder: Path) -> bool:
+    def has_scale(self, name: str, folder: Path) -> bool:
         """Whether adapters on this base model are of the scale of the one in a folder."""
         try:
             self[name].check_scale(folder)

@@ -16,6 +16,7 @@ from alignkit.io.source_code import plugin_digests
 from alignkit.plugins import GROUP, plugins
 from alignkit.readers import registration_of
 
+MOST_KEPT = 50_000  # rows of an entry, until its stage asks for them
 FileFacts = tuple[tuple[str, str], ...]  # name and digest of each file
 
 
@@ -40,8 +41,10 @@ class RunData:
     def preload(self, spec: DataSpec) -> Loaded:
         """Read a data entry that a stage will soon ask for. `load` does not read it again unless its files change."""
         files = file_facts(spec)
-        loaded = self.read(spec)
-        self._preloaded.append(_Preloaded(spec, files, loaded))
+        same = [entry for entry in self._preloaded if entry.spec == spec and entry.files == files]
+        loaded = same[0].loaded if same else self.read(spec)
+        if len(loaded.groups) <= MOST_KEPT:
+            self._preloaded.append(_Preloaded(spec, files, loaded))
         return loaded
 
     def load(self, spec: DataSpec, seed: int | None = None) -> Loaded:
@@ -53,10 +56,6 @@ class RunData:
             self._preloaded.remove(known[0])  # so that the stage can free the rows
             return known[0].loaded
         return self.read(spec)
-
-    def forget(self) -> None:
-        """Free the entries that no stage asked for."""
-        self._preloaded.clear()
 
     def read(self, spec: DataSpec, seed: int | None = None) -> Loaded:
         """Read a data entry from its files. seed: of the validation split, if it is not the run's."""

@@ -13,14 +13,15 @@ from pydantic import BaseModel
 
 from alignkit.calls import call, create
 from alignkit.data.group import Group
+from alignkit.environment import Environment
 from alignkit.io.console import Metrics
 from alignkit.models.shared_model import BASE
 from alignkit.options import Ref
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
-from alignkit.reward import Context
+from alignkit.reward import Context, Reward, RewardCombination
 from alignkit.runs.durable_map import durable_map
-from alignkit.runs.stage_check import check_scoring
+from alignkit.runs.prepare import check_scoring
 from alignkit.sampling_options import SamplingOptions
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step
 from alignkit.testing.surroundings import Surroundings, conform, why_not_stored
@@ -75,7 +76,10 @@ def _check_data(around: Surroundings, component: Component, load: Callable[[Any]
     """As before the first stage of a run. load: returns None where the data are not here yet."""
 
     def check_prompts(reward: Any, groups: Sequence[Group]) -> None:
-        check_scoring(specs(reward, Component), groups, around.folder, run_code=True)
+        for part in specs(reward, Component):
+            plugin = create(part)
+            if isinstance(plugin, Environment | Reward | RewardCombination):
+                check_scoring(part, plugin, groups)
 
     step = create(component)
     call(step, "check_data", StepData(load, check_prompts))

@@ -29,10 +29,10 @@ from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.reward import REWARD_KEY
 from alignkit.tokens.encoder import Encoded, counted
-from alignkit.training.averages import StepAverages
 from alignkit.training.context import StageContext
 from alignkit.training.episodes import episodes_of
 from alignkit.training.filters import keep
+from alignkit.training.learner import StepAverages
 from alignkit.training.mismatch import ANOTHER_MODEL, mismatch, sampler_metrics, weighted
 from alignkit.training.monitors import Monitors
 from alignkit.training.requests import Request

@@ -16,10 +16,10 @@ from alignkit.data.sources import Loaded
 from alignkit.errors import RunFailed
 from alignkit.external import ExternalTrainer
 from alignkit.training.context import StageContext
-from alignkit.training.learning_rate import with_learning_rate
 from alignkit.training.offline import DatasetTrainer
 from alignkit.training.online import RolloutTrainer
 from alignkit.training.rewards import Rewards
+from alignkit.training.schedule import with_learning_rate
 
 
 def run_training(context: StageContext) -> dict[str, Any]:

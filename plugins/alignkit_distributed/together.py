@@ -205,7 +205,6 @@ class FollowingRun(Run):
                 self.make_room(stage)
                 run_training(self.stage_context(stage, self.store.path(stage.name)))
             self.models.forget(stage.name)
-            self._data.forget()
 
     def metrics(self, stage: Stage, size: int = 0) -> Metrics:
         """Written by process 0."""

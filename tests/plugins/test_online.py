@@ -39,10 +39,9 @@ from alignkit.loss import Per
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
-from alignkit.training.averages import Averages, weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.collectives import ONE_PROCESS
-from alignkit.training.learner import Learner
+from alignkit.training.learner import Averages, Learner, weighted_sum
 from alignkit_plugins.algorithms.dpo import DPO
 from alignkit_plugins.algorithms.grpo import GRPO, RLOO, ReinforcePP
 from alignkit_plugins.algorithms.online_dpo import OnlineDPO

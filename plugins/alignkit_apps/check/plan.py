@@ -34,7 +34,7 @@ from alignkit.models.memory import MemoryBudget, activation_bytes_per_token
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.runs.bases import RunBases
 from alignkit.runs.data import RunData
-from alignkit.runs.stage_check import selected
+from alignkit.runs.prepare import selected
 from alignkit.sampling_options import SamplingOptions
 from alignkit.settings import ModelSpec, Settings
 from alignkit.tokens.encoder import Encoder

@@ -25,7 +25,7 @@ from alignkit.registry import Component
 from alignkit.reward import Judge
 from alignkit.runs.bases import RunBases, base_encoder
 from alignkit.runs.data import RunData
-from alignkit.runs.stage_check import selected
+from alignkit.runs.prepare import selected
 from alignkit.tokens.encoder import WHOLE, Encoded, Encoder, chunks, drop_reason, is_document
 from alignkit_apps.policies.row_tokens import Tokens, heading, marked, pieces
 from alignkit_plugins.data.shown import shown
