@@ -261,7 +261,7 @@ PLANTED = {
         LEARNER, "        self.collectives.add_gradients(self.parameters.values())\n", "", _ON_SEVERAL
     ),
     "own_metrics": Planted(
-        "alignkit/training/averages.py",
+        "alignkit/training/learner.py",
         "collectives.sum(self.sums), collectives.sum(self.totals)",
         "self.sums, self.totals",
         _ON_SEVERAL,

@@ -905,8 +905,11 @@ def test_rows_that_share_a_column_stay_on_one_side(tmp_path: Path) -> None:
     more = sides(tmp_path / "more.jsonl", [{**rows[0], "passage": "q", "prompt": "n", "x": 9}, *rows], group="passage")
     assert set(kept[0]) <= set(more[0]) and set(kept[1]) <= set(more[1])
     # Number 3 of one column is not number 3 of another.
-    numbers = [Group(prompt("q"), meta={"passage": 3}), Group(prompt("r"), meta={"author": 3})]
-    one, other = keys_of_sides([numbers[:1], numbers[1:]], ["passage", "author"])
+    numbers = [
+        Group(prompt("q"), meta={"passage": 3}, origin=Origin("a", 1)),
+        Group(prompt("r"), meta={"author": 3}, origin=Origin("b", 1, source=1)),
+    ]
+    one, other = keys_of_sides(numbers, ["passage", "author"])
     assert one != other
     with pytest.raises(DataError, match=r"kept\.jsonl:1: the row has no .chapter., by which .group. holds"):
         sides(tmp_path / "kept.jsonl", rows, group="chapter")

@@ -34,8 +34,7 @@ from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.run import Run
 from alignkit.settings import ModelSpec, Settings
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
-from alignkit.training.averages import Averages
-from alignkit.training.learner import Learner
+from alignkit.training.learner import Averages, Learner
 from alignkit.training.online import Iteration, RolloutTrainer
 from alignkit.training.roles import add_value_role
 from alignkit.training.schedule import schedule

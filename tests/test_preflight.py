@@ -12,8 +12,7 @@ import yaml
 from alignkit.cli import main
 from alignkit.errors import DataError
 from alignkit.recipe.load import load_recipe
-from alignkit.runs.preflight import check_data
-from alignkit.runs.run import Run
+from alignkit.runs.prepare import check_recipe
 
 
 def checked(folder: Path, data: Any, algorithm: str = "dpo") -> None:
@@ -31,9 +30,7 @@ def checked(folder: Path, data: Any, algorithm: str = "dpo") -> None:
     stages = {"labels": judged, "align": {"algorithm": algorithm, "from": "base", "data": data}}
     text = yaml.safe_dump({"name": "small", "model": {"base": "tiny"}, "stages": stages}, sort_keys=False)
     (folder / "small.yaml").write_text(text, encoding="utf-8")
-    recipe = load_recipe(folder / "small.yaml")
-    run = Run(recipe, folder / "out")
-    check_data(recipe, list(recipe.stages.values()), lambda stage, spec: run.load(spec, 0), lambda stage: None)
+    check_recipe(load_recipe(folder / "small.yaml"), thorough=False)
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "reward_model"])

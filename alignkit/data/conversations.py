@@ -147,21 +147,16 @@ def _add_names(said: Message, turn: Mapping[str, Any]) -> None:
 def _trained(turn: Mapping[str, Any], where: str) -> bool | float | None:
     """Whether the turn is learned, or how much it counts; None if it does not say."""
     train: bool | float | None = None
-    for name in FLAGS:
-        flag = turn.get(name)
-        if flag is None:
+    for name in (*FLAGS, *WEIGHTS):
+        value = turn.get(name)
+        if value is None:
             continue
-        if not isinstance(flag, bool):
-            raise BadRow(f"{where}: {name} must be true or false, not {str(flag)[:60]!r}")
-        train = flag if train is None else train and flag
-    for name in WEIGHTS:
-        weight = turn.get(name)
-        if weight is None:
-            continue
-        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise BadRow(f"{where}: {name} must be a number of 0 or more, not {str(weight)[:60]!r}")
-        weight = bool(weight) if weight in (0, 1) else float(weight)  # 0 and 1 are false and true
-        train = weight if train in (None, True) else train and weight and min(train, weight)
+        if name in FLAGS and not isinstance(value, bool):
+            raise BadRow(f"{where}: {name} must be true or false, not {str(value)[:60]!r}")
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise BadRow(f"{where}: {name} must be a number of 0 or more, not {str(value)[:60]!r}")
+        value = bool(value) if value in (0, 1) else float(value)  # 0 and 1 are false and true
+        train = value if train in (None, True) else train and value and min(train, value)
     return train
 
 

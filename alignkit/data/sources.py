@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from alignkit.calls import line_in, words
 from alignkit.data.files import (
     CommitOf,
     SkippedRow,
@@ -30,7 +31,6 @@ from alignkit.data.group import Group, Origin, Response, group_from_json, group_
 from alignkit.errors import BadRow, DataError, LeftOut, did_you_mean
 from alignkit.formats import FOREIGN, LABEL_COLUMNS, Format, text_of
 from alignkit.io.digest import file_digest, folder_digest
-from alignkit.plugin_errors import failure
 from alignkit.readers import reader_of
 from alignkit.registry import Component
 
@@ -183,16 +183,15 @@ def load(
             raise DataError(f"{part.source.name}: no usable row; {part.why_empty()}")
     if errors:
         raise DataError(f"{bad_rows_error(errors)}\nhelp: correct the rows{OR_SKIP}")
-    training, held_out = _split([part.groups for part in parts], spec.sources, seed)
+    groups = list(chain.from_iterable(part.groups for part in parts))
+    training, held_out = _split(groups, spec.sources, seed)
     # The same in all sources that have a split, or else the recipe was refused. None: both sides.
     wanted = next((source.part for source in spec.sources if source.validation), None)
     kept, other = (held_out, training) if wanted == "validation" else (training, held_out)
     facts = [
-        part.facts(mine, rows=len(mine), held_out=len(theirs), weight=share, part=wanted)
-        for part, mine, theirs, share in zip(parts, kept, other, shares_of(spec), strict=True)
+        part.facts(kept, other, weight=share, part=wanted) for part, share in zip(parts, shares_of(spec), strict=True)
     ]
-    validation = [] if wanted else list(chain(*held_out))
-    return Loaded(list(chain(*kept)), validation, skipped, tuple(facts))
+    return Loaded(kept, [] if wanted else held_out, skipped, tuple(facts))
 
 
 def tied(group: Group) -> bool:
@@ -339,7 +338,9 @@ class SourceReader:
         except BadRow:
             raise
         except Exception as error:  # if a format fails, the user still learns at which row
-            raise BadRow(f"the format {type(self.format).__name__} {failure(error, self.format)}") from error
+            raise BadRow(
+                f"the format {type(self.format).__name__} failed: {words(error)}{line_in(error, self.format)}"
+            ) from error
 
     def _completed(self, group: Group, row: Any, origin: Origin) -> Group:
         name = group.id or group_id(group.prompt, group.responses, group.tools)
@@ -357,8 +358,9 @@ class SourceReader:
         reader = None if self.source.path is None else reader_of(self.source.path)
         return "the source is empty" if reader is None else reader.no_rows
 
-    def facts(self, kept: Sequence[Group], **counts: Any) -> SourceFacts:
-        """How the source was read. kept: the groups of the part that is read."""
+    def facts(self, kept: Sequence[Group], other: Sequence[Group], **known: Any) -> SourceFacts:
+        """How the source was read. kept, other: the groups on both sides, of all sources; the first are read now."""
+        kept = [group for group in kept if _place(group) == self.place]
         notes = [] if self.format is None else [*self.format.notes]
         if len(weights := {group.weight for group in self.groups if group.responses}) > 1:
             notes.append(f"rows weigh {min(weights):g} to {max(weights):g} in the loss of methods that learn from data")
@@ -366,11 +368,13 @@ class SourceReader:
             self.source.name,
             self.format_name,
             self.source.format is None,
+            rows=len(kept),
+            held_out=sum(_place(group) == self.place for group in other),
             skipped=len(self.bad),
             ties=sum(map(tied, kept)),
             sample=self._sample(kept),
             notes=notes,
-            **counts,
+            **known,
         )
 
     def _sample(self, kept: Sequence[Group]) -> Sample | None:
@@ -601,14 +605,14 @@ def _loosely(group: Group) -> str:
     return sha256_of(["loosely", turns])
 
 
-def sides(parts: Sequence[list[Group]], columns: Sequence[str | None]) -> list[list[str]]:
-    """The key of each group: groups with the same key are on one side.
+def sides(groups: Sequence[Group], columns: Sequence[str | None]) -> list[str]:
+    """The key of each group: groups with the same key are on one side. columns: that of each source.
 
     A key is that of the prompt, or of the source's column. Keys are joined if groups share a prompt, come from one row,
     or continue each other: a prompt is then the beginning of another one. The key of all is the smallest, whatever the
     order of the rows.
     """
-    keys = [[_unit(group, column) for group in groups] for groups, column in zip(parts, columns, strict=True)]
+    keys = [_unit(group, columns[_place(group)]) for group in groups]
     joined: dict[str, str] = {}
 
     def find(key: str) -> str:
@@ -621,29 +625,30 @@ def sides(parts: Sequence[list[Group]], columns: Sequence[str | None]) -> list[l
         joined[larger] = smaller
 
     first: dict[str, str] = {}  # the key of the first group with a prompt, or of a row
-    every = list(zip(chain(*keys), chain(*parts), strict=True))
-    for key, group in every:
-        row = "" if group.origin is None else f"{group.origin.source}:{group.origin.row}"
-        for shared in (_loosely(group), *([row] if row else [])):
-            join(key, first.setdefault(shared, key))
-    for key, group in every:
+    for key, group in zip(keys, groups, strict=True):
+        join(key, first.setdefault(_loosely(group), key))
+        if group.origin is not None:
+            join(key, first.setdefault(f"{group.origin.source}:{group.origin.row}", key))
+    for key, group in zip(keys, groups, strict=True):
         for end in range(1, len(group.prompt) - 1):
             earlier = first.get(_loosely(replace(group, prompt=group.prompt[:end])))
             if earlier is not None:
                 join(key, earlier)
-    return [[find(key) for key in own] for own in keys]
+    return [find(key) for key in keys]
 
 
-def _split(
-    parts: Sequence[list[Group]], sources: Sequence[DataSource], seed: int
-) -> tuple[list[list[Group]], list[list[Group]]]:
-    """Each source's groups on either side. A prompt held out of one source is held out of all."""
+def _place(group: Group) -> int:
+    return group.origin.source if group.origin is not None else 0
+
+
+def _split(groups: Sequence[Group], sources: Sequence[DataSource], seed: int) -> tuple[list[Group], list[Group]]:
+    """The groups on either side. A prompt held out of one source is held out of all."""
     if not any(source.validation for source in sources):
-        return list(parts), [[] for _ in parts]
-    keys_of = sides(parts, [source.group for source in sources])
-    keyed = [list(zip(keys, groups, strict=True)) for keys, groups in zip(keys_of, parts, strict=True)]
+        return list(groups), []
+    keyed = list(zip(sides(groups, [source.group for source in sources]), groups, strict=True))
     held_out: set[str] = set()
-    for source, keys in zip(sources, keys_of, strict=True):
+    for place, source in enumerate(sources):
+        keys = [key for key, group in keyed if _place(group) == place]
         if source.validation and len(set(keys)) < 2:
             what = f"'{source.group}'" if source.group else "prompt, or belong to one conversation"
             raise DataError(
@@ -651,8 +656,8 @@ def _split(
                 f"same {what}\nhelp: leave 'validation' out, or name other data for it"
             )
         held_out |= _held_out(set(keys), source.validation, seed)
-    training = [[group for key, group in groups if key not in held_out] for groups in keyed]
-    return training, [[group for key, group in groups if key in held_out] for groups in keyed]
+    training = [group for key, group in keyed if key not in held_out]
+    return training, [group for key, group in keyed if key in held_out]
 
 
 def _held_out(keys: set[str], share: float, seed: int) -> set[str]:

@@ -25,6 +25,11 @@ def expanded(path: Path | str) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def absolute(path: Path) -> Path:
+    """The absolute path. Links stay, such as that of a stage to its result."""
+    return Path(os.path.abspath(path))
+
+
 def resolved(path: Path) -> Path:
     """The absolute path without links, or the path itself."""
     with suppress(*IMPOSSIBLE):

@@ -17,7 +17,7 @@ import yaml
 
 from alignkit.engine import LOCAL
 from alignkit.errors import Problem, RecipeError, did_you_mean
-from alignkit.io.lookup import exists, expanded, is_file, resolved
+from alignkit.io.lookup import absolute, exists, expanded, is_file, resolved
 from alignkit.readers import reader_of
 from alignkit.recipe.shipped import shipped, shipped_recipe
 
@@ -400,7 +400,7 @@ def _start_at(root: Node, folder: Path, recipe: Path) -> None:
     for _, node in root.walk():
         if isinstance(node.value, str):
             name, separator, rest = node.value.rpartition("://")
-            path = resolved(folder / expanded(rest))
+            path = absolute(folder / expanded(rest))
             reader = reader_of(path)
             is_path = exists(path) or exists(recipe.parent / rest) or (reader and reader.grows)
             if is_path and re.search(r"[./~]", rest):

@@ -13,10 +13,10 @@ from alignkit.formats import Format
 from alignkit.io.commits import commit_of
 from alignkit.io.digest import folder_digest
 from alignkit.io.source_code import plugin_digests
-from alignkit.plugin_errors import OURS
-from alignkit.plugins import plugins
+from alignkit.plugins import GROUP, plugins
 from alignkit.readers import registration_of
 
+MOST_KEPT = 50_000  # rows of an entry, until its stage asks for them
 FileFacts = tuple[tuple[str, str], ...]  # name and digest of each file
 
 
@@ -41,8 +41,10 @@ class RunData:
     def preload(self, spec: DataSpec) -> Loaded:
         """Read a data entry that a stage will soon ask for. `load` does not read it again unless its files change."""
         files = file_facts(spec)
-        loaded = self.read(spec)
-        self._preloaded.append(_Preloaded(spec, files, loaded))
+        same = [entry for entry in self._preloaded if entry.spec == spec and entry.files == files]
+        loaded = same[0].loaded if same else self.read(spec)
+        if len(loaded.groups) <= MOST_KEPT:
+            self._preloaded.append(_Preloaded(spec, files, loaded))
         return loaded
 
     def load(self, spec: DataSpec, seed: int | None = None) -> Loaded:
@@ -55,10 +57,6 @@ class RunData:
             return known[0].loaded
         return self.read(spec)
 
-    def forget(self) -> None:
-        """Free the entries that no stage asked for."""
-        self._preloaded.clear()
-
     def read(self, spec: DataSpec, seed: int | None = None) -> Loaded:
         """Read a data entry from its files. seed: of the validation split, if it is not the run's."""
         seed = self._seed if seed is None else seed
@@ -69,7 +67,7 @@ class RunData:
         facts: dict[str, Any] = {"split_seed": self._seed} if source.validation else {}
         if source.path is not None:
             facts["path"] = content_digest(source.path) if source.path.exists() else str(source.path)
-            if (reader := registration_of(source.path)) is not None and reader.distribution != OURS:
+            if (reader := registration_of(source.path)) is not None and reader.distribution != GROUP:
                 facts["reader"] = [reader.name, reader.version, plugin_digests(reader.source_path)]
         if source.hub is not None and Path(source.hub).is_dir():
             facts["hub"] = folder_digest(Path(source.hub))

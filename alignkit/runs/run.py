@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import stopping
+from alignkit.calls import create
 from alignkit.data.group import Group, write_groups
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import PluginError, RunFailed, message_of
@@ -22,19 +23,17 @@ from alignkit.io.text import duration
 from alignkit.launcher import launcher
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
-from alignkit.plugin_errors import blaming, made
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.yaml import dump
 from alignkit.reward import Context
-from alignkit.runs import preflight
 from alignkit.runs.bases import RunBases
 from alignkit.runs.data import RunData, skipped_rows
 from alignkit.runs.engines import meet_engines, using_engine
 from alignkit.runs.fingerprint import result_hashes, stage_parts
 from alignkit.runs.learned_from import trained_on as places_trained_on
+from alignkit.runs.prepare import Preparation
 from alignkit.runs.process import locked, peak_memory, resource_error, with_help
-from alignkit.runs.reference_check import check_references
 from alignkit.runs.stage_record import facts, source_records, stage_record, trains_policy, write_report
 from alignkit.runs.startup import begin
 from alignkit.runs.step_context import step_context
@@ -56,7 +55,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
         run = Run(recipe, folder, reporter, team=team)
         error: BaseException | None = None
         try:
-            with stoppable(), blaming(plugins().registry.everything, lambda: run.stage_name):
+            with stoppable():
                 run.execute()
         except BaseException as raised:
             error = raised
@@ -120,7 +119,7 @@ class Run:
         write_text(self.folder / RECIPE, dump(self.recipe.resolved))
         if self.team.world.processes > 1:
             self.cache()  # before the others look for it
-        self._preflight()
+        self._prepare()
         waiting = Waiting()
         for stage in self.recipe.stages.values():
             self.should_stop()
@@ -133,8 +132,6 @@ class Run:
             if stage.name in waiting.blocked:
                 continue
             self.notify(stage.name)("stage_finished", reused=reused)
-            if not reused:
-                self._data.forget()
             self.reused += [stage.name] if reused else []
             self._times.append(f"{stage.name} {'reused' if reused else duration(time.monotonic() - started)}")
         self.stage_name = ""
@@ -161,27 +158,13 @@ class Run:
         if policies and not any(str(record.get("text") or "").startswith("next: ") for record in self._records):
             self.reporter.say(f"next: alignkit chat {self.folder / policies[-1]}")
 
-    def _preflight(self) -> None:
-        """Check what can be checked before the first stage runs."""
-        waiting = self._incomplete()
-        preflight.check_trackers(self.recipe)
-        preflight.check_components(self.recipe, waiting)
-        self.bases.check_devices(waiting)
-        preflight.check_folders(self.recipe, waiting, self.bases)
-        if self.recipe.bases:
-            self.bases.check_memory(waiting)
-            check_references(self.recipe, waiting, lambda name: self.bases[name].encoder)
-        preflight.check_data(
-            self.recipe,
-            waiting,
-            lambda stage, spec: self._check_read(stage, spec, keep=stage is waiting[0]),
-            lambda stage: self.bases[stage.base].encoder,
-            lambda spec: preflight.probe_hub(self._data, spec),
-            self.reporter.say,
-        )
-        preflight.check_templates(self.recipe, waiting, lambda stage: self.bases[stage.base].encoder)
-        if waiting and self.team.world.processes == 1:
-            meet_engines(self, waiting)
+    def _prepare(self) -> None:
+        """Prepare every stage that is not complete, before the first of them runs."""
+        stages = self._incomplete()
+        encoder = lambda base: self.bases[base].encoder  # noqa: E731
+        Preparation(self.recipe, stages, self.bases, self._read, encoder, self.reporter.say).prepare()
+        if stages and self.team.world.processes == 1:
+            meet_engines(self, stages)
 
     def _incomplete(self) -> list[Stage]:
         """The stages that will not be reused."""
@@ -250,8 +233,8 @@ class Run:
 
     def _step(self, stage: Stage, folder: Path) -> Artifact:
         """Run a step's plugin."""
-        step, author = made(stage.component, stage.name)
-        return run_step(step, author, step_context(self, stage, folder, self.metrics(stage)))
+        step = create(stage.component, stage.name)
+        return run_step(step, step_context(self, stage, folder, self.metrics(stage)))
 
     # Contexts
 
@@ -306,12 +289,12 @@ class Run:
 
     # Data
 
-    def _check_read(self, stage: Stage, spec: DataSpec, keep: bool) -> Loaded:
-        """Read a data entry before any stage runs. keep: keep the rows in memory, because the stage runs first."""
+    def _read(self, stage: Stage, spec: DataSpec) -> Loaded:
+        """Read a data entry before any stage runs."""
         self.stage_name = stage.name
         entries = specs([stage.settings, stage.component.options], DataSpec)
-        whole = any(spec is entry for entry in entries)  # a part of an entry is never requested by a stage
-        return (self._data.preload if keep and whole else self._data.read)(spec)
+        whole = any(spec is entry for entry in entries)  # a stage never asks for a part of an entry
+        return (self._data.preload if whole else self._data.read)(spec)
 
     def load(self, spec: DataSpec, seed: int | None = None) -> Loaded:
         """Read a data entry for the current stage; report what was understood, and the bad rows that it skips.

@@ -11,16 +11,17 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from alignkit.calls import call, create
 from alignkit.data.group import Group
+from alignkit.environment import Environment
 from alignkit.io.console import Metrics
 from alignkit.models.shared_model import BASE
 from alignkit.options import Ref
-from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
-from alignkit.reward import Context
+from alignkit.reward import Context, Reward, RewardCombination
 from alignkit.runs.durable_map import durable_map
-from alignkit.runs.stage_check import check_scoring
+from alignkit.runs.prepare import check_scoring
 from alignkit.sampling_options import SamplingOptions
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step
 from alignkit.testing.surroundings import Surroundings, conform, why_not_stored
@@ -75,17 +76,18 @@ def _check_data(around: Surroundings, component: Component, load: Callable[[Any]
     """As before the first stage of a run. load: returns None where the data are not here yet."""
 
     def check_prompts(reward: Any, groups: Sequence[Group]) -> None:
-        check_scoring(specs(reward, Component), groups, around.folder, run_code=True)
+        for part in specs(reward, Component):
+            plugin = create(part)
+            if isinstance(plugin, Environment | Reward | RewardCombination):
+                check_scoring(part, plugin, groups)
 
-    step, author = made(component)
-    with calling(author, "check_data", step):
-        step.check_data(StepData(load, check_prompts))
+    step = create(component)
+    call(step, "check_data", StepData(load, check_prompts))
 
 
 def _run(around: Surroundings, component: Component, name: str) -> Artifact:
     """As a run does. name: of the folder; the same one continues."""
-    step, author = made(component)
-    return run_step(step, author, _context(around, around.cache / "stages" / name))
+    return run_step(create(component), _context(around, around.cache / "stages" / name))
 
 
 def _context(around: Surroundings, out: Path) -> StepContext:

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from alignkit.algorithm import Algorithm, Trains
 from alignkit.batch import Batch, Outputs
+from alignkit.calls import label_of
 from alignkit.errors import RunFailed
 from alignkit.kernels.memory import TrimOnGrowth
-from alignkit.loss import Per
+from alignkit.loss import Per, Term
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import Examples, Wants, forward, indivisible, join_outputs, micro_batches
 from alignkit.models.shared_model import SharedModel
 from alignkit.optimizers import make_optimizer, restore_state, saved_state
 from alignkit.settings import LEARNING_RATE
-from alignkit.training.averages import Averages, weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 
@@ -149,7 +149,7 @@ class Learner:
         broken = [
             f"'{name}'" for name, mean in means.items() if not math.isfinite(mean) and name not in ("loss", "mix/nll")
         ]
-        whose = f" of {self.checked.author}, in `{type(self.algorithm).__name__}.loss`,"
+        whose = f" of {label_of(self.algorithm)}, in `{type(self.algorithm).__name__}.loss`,"
         self.unfit = f"loss term {' and '.join(broken)}{whose}" if broken else "its loss or gradient"
         metrics = means | averages.means(self.collectives)
         if self.model.memory.halvings:
@@ -343,3 +343,62 @@ class Learner:
         """Let the algorithm remember what a checkpoint kept, and nothing else."""
         # Copied: a stage restores it twice, and `before_step` changes it in place.
         self.algorithm.state = copy.deepcopy(dict(state["algorithm"]))
+
+
+# Averages: of unreduced terms over a global batch, and of metrics over steps
+
+
+class Averages:
+    """Weighted means of unreduced terms over several micro-batches.
+
+    skip_nan: entries that are NaN do not count. In metrics, NaN means "unknown"; in a loss, it must stay visible.
+    """
+
+    def __init__(self, *, skip_nan: bool = False) -> None:
+        self.skip_nan = skip_nan
+        self.sums: dict[str, float] = {}
+        self.totals: dict[str, float] = {}
+
+    def add(self, terms: Mapping[str, Term], batch: Batch, weights: Mapping[str, Tensor] | None = None) -> None:
+        for name, term in terms.items():
+            weight = (weights or {}).get(name)
+            weight = batch.weights(term.per) if weight is None else weight
+            counted = (weight > 0) & ~term.values.isnan() if self.skip_nan else weight > 0
+            values = torch.where(counted, term.values, 0.0)
+            weight = torch.where(counted, weight, 0.0)
+            self.sums[name] = self.sums.get(name, 0.0) + float((values * weight).sum())
+            self.totals[name] = self.totals.get(name, 0.0) + float(weight.sum())
+
+    def means(self, collectives: Collectives = ONE_PROCESS) -> dict[str, float]:
+        """The mean of every term with an entry that counts, over the micro-batches of all processes."""
+        sums, totals = collectives.sum(self.sums), collectives.sum(self.totals)
+        return {name: sums[name] / totals[name] for name in sums if totals[name]}
+
+
+class StepAverages:
+    """Means of metrics over optimizer steps. Skipped steps are only counted, because their numbers are not finite."""
+
+    def __init__(self) -> None:
+        self.skipped = 0
+        self._values: dict[str, list[float]] = {}
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        if "skipped" in metrics:
+            self.skipped += 1
+            return
+        for name, value in metrics.items():
+            self._values.setdefault(name, []).append(value)
+
+    def means(self) -> dict[str, float]:
+        return {name: sum(values) / len(values) for name, values in self._values.items()}
+
+    @property
+    def learned(self) -> bool:
+        """Whether any step had a gradient."""
+        return any(self._values.get("grad_norm", ()))
+
+
+def weighted_sum(term: Term, batch: Batch, weights: Tensor | None = None) -> Tensor:
+    """The sum of a term's entries, weighted: []. Entries of weight 0 may be anything, NaN included."""
+    weights = batch.weights(term.per) if weights is None else weights
+    return (torch.where(weights > 0, term.values, 0.0) * weights).sum()

@@ -26,8 +26,8 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
 from alignkit.tokens.encoder import Encoder
-from alignkit.training.averages import weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
+from alignkit.training.learner import weighted_sum
 from alignkit_plugins.algorithms.cpl import CPL
 from alignkit_plugins.algorithms.dpo import DPO
 from alignkit_plugins.algorithms.hir import HIR, HIROffline, Instruct, instructed

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alignkit import Batch, DataError, Group, Outputs, Pair, Pairs, Response, SelectContext
-from alignkit.training.averages import Averages
+from alignkit.training.learner import Averages
 from alignkit_plugins.algorithms.reward_model import RewardModel
 
 SCORES = torch.tensor([2.0, 0.5, -1.0, 0.25], dtype=torch.float64)

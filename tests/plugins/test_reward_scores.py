@@ -16,7 +16,7 @@ from alignkit import functional as F
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.testing import check_algorithm
-from alignkit.training.averages import Averages
+from alignkit.training.learner import Averages
 from alignkit.training.stage import TrainerState
 from alignkit_plugins.algorithms.reward_scores import GAP, LearnedThresholds, RewardOrdinal, RewardRegression
 

@@ -19,6 +19,7 @@ from alignkit.io import digest
 from alignkit.io.commits import commit_of
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
+from alignkit.registry import Registration
 from alignkit.runs import bases
 from alignkit.runs.data import RunData
 from alignkit.runs.fingerprint import stage_parts
@@ -80,11 +81,14 @@ def test_the_code_of_a_recognized_format_counts(tmp_path: Path, monkeypatch: pyt
     write(tmp_path / "d.jsonl", ROWS)
     registry = plugins().registry
     found = {}
+    whose = Registration.source_path.fget
+    code = tmp_path / "format_plugin.py"
+    own = property(lambda self: code if self.name == "prompt_completion" else whose(self))
+    monkeypatch.setattr(Registration, "source_path", own)
     for version, source in (("1", "x = 1"), ("1", "x = 2"), ("2", "x = 2")):
-        code = tmp_path / "format_plugin.py"
         code.write_text(source, encoding="utf-8")
         table = registry._registrations["format"]
-        changed = replace(registry.get("format", "prompt_completion"), version=version, source_path=code)
+        changed = replace(registry.get("format", "prompt_completion"), version=version)
         monkeypatch.setitem(table, "prompt_completion", [changed])
         found[version, source] = hashed(tmp_path, data="d.jsonl")
     assert len(set(found.values())) == 3

@@ -9,7 +9,7 @@ import pytest
 
 from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe
-from alignkit.runs.preflight import weak_models
+from alignkit.runs.prepare import weak_models
 
 RECIPE = """
 name: weak

@@ -9,7 +9,7 @@ import torch
 
 from alignkit import Batch, Group, per_response, per_token
 from alignkit.batch import Pairs
-from alignkit.training.averages import Averages, StepAverages, weighted_sum
+from alignkit.training.learner import Averages, StepAverages, weighted_sum
 
 
 def batch() -> Batch:

@@ -15,7 +15,7 @@ from alignkit.data.group import Group, Response
 from alignkit.errors import DataError
 from alignkit.models.packing import Examples
 from alignkit.recipe.load import load_recipe
-from alignkit.runs import data, run, stage_check
+from alignkit.runs import data, prepare, run
 from alignkit.runs.run import run_recipe
 from alignkit.tokens.template import ChatTemplate
 from alignkit.training import offline
@@ -153,7 +153,7 @@ def test_a_stopped_stage_goes_on_in_the_middle_of_its_first_epoch(
 
 def test_nothing_that_fits_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline, "EAGER_ROWS", 0)
-    monkeypatch.setattr(stage_check, "MOST_ROWS", 0)  # more rows than are tried before the stage
+    monkeypatch.setattr(prepare, "MOST_ROWS", 0)  # more rows than are tried before the stage
     with pytest.raises(
         DataError, match=r"stage 'only': sft cannot learn from any of 3 rows: .*3 rows left out: no room"
     ):

@@ -87,8 +87,7 @@ def _data_lines(recipe: Recipe, full: bool) -> list[str]:
     """How the data files are read. Raises the errors with which a run would stop before a stage."""
     from alignkit.data.sources import DataSpec
     from alignkit.recipe.schema import specs
-    from alignkit.runs.data_check import check_data_files
-    from alignkit.runs.stage_check import FIRST_ROWS
+    from alignkit.runs.prepare import FIRST_ROWS, check_recipe
     from alignkit_apps.charts.data_lines import source_lines
 
     shown: dict[str, None] = {}  # an ordered set: stages share files
@@ -100,7 +99,7 @@ def _data_lines(recipe: Recipe, full: bool) -> list[str]:
             known = any(text.endswith(rows) for text in shown)
             shown[header if known else f"{header}\n{rows}".strip()] = None
 
-    check_data_files(recipe, look, notes.append, thorough=True, rows=None if full else FIRST_ROWS)
+    check_recipe(recipe, None, look, notes.append, rows=None if full else FIRST_ROWS)
     hub: dict[str, None] = {}
     for stage in recipe.stages.values():
         for spec in specs([stage.settings, stage.component.options], DataSpec):

@@ -185,7 +185,7 @@ def _read(kind: str, path: Path, reading: Reading) -> Source:
         text = f"--{kind} {path}: expected {wanted}, but the file holds {others.get(other, 'none')} (format {found})"
         help = f"give such a file as --{other}" if other else f"compare responses: alignkit label {quote(str(path))}"
         raise DataError(f"{text}\nhelp: {help}, or say which columns are meant: --columns {names}")
-    several = len(set(sides([loaded.groups], [None])[0])) > 1
+    several = len(set(sides(loaded.groups, [None]))) > 1
     demonstrations = loaded.groups if kind == "demos" else []
     unfit = [f"{group.origin}: the row {why}" for group in demonstrations if (why := why_not_demonstration(group))]
     bad = [*map(str, loaded.skipped), *unfit]
