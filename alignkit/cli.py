@@ -9,6 +9,7 @@ import gc
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from functools import cache
@@ -20,10 +21,12 @@ from typer.core import TyperGroup
 
 from alignkit import __version__
 from alignkit.arguments import Overrides, RecipeName, announce, for_all, load
+from alignkit.calls import words
 from alignkit.commands import GROUPS, add_commands
 from alignkit.errors import (
     AlignkitError,
     OutOfResource,
+    PluginError,
     Problem,
     RecipeError,
     did_you_mean,
@@ -31,12 +34,10 @@ from alignkit.errors import (
     no_disk,
 )
 from alignkit.outcome import Ended, Result, only_a_document
-from alignkit.plugin_errors import blaming
 from alignkit.plugins import of_command
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe
-    from alignkit.registry import Registration
 
 
 # What people type for a command, and what to write.
@@ -216,26 +217,25 @@ def _called(given: Sequence[str], ended: Ended, show: bool) -> int:
     try:
         given, files, names = for_all(given)
         of_command.set((files, names))
-        with blaming(_registrations):
-            result: Any = program()(given, prog_name="alignkit", standalone_mode=False, obj=ended)
-            if isinstance(result, Result):
-                ended.result = result
-                if show:
-                    result.show()
-                if result.error is not None:
-                    raise result.error
+        result: Any = program()(given, prog_name="alignkit", standalone_mode=False, obj=ended)
+        if isinstance(result, Result):
+            ended.result = result
+            if show:
+                result.show()
+            if result.error is not None:
+                raise result.error
     except BrokenPipeError:  # `alignkit plugins | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # the parser's library ends the process if nobody reads on
+            return 1
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{words(error)}, at {last.filename}:{last.lineno}; a command ends only when it is complete"
+        return _failed(PluginError(text), given, ended)
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, given, ended)
     return result if isinstance(result, int) else 0
-
-
-def _registrations() -> list[Registration]:
-    from alignkit.plugins import plugins
-
-    return plugins().registry.everything()
 
 
 def _failed(error: BaseException, given: Sequence[str] = (), ended: Ended | None = None) -> int:
@@ -253,8 +253,6 @@ def _failed(error: BaseException, given: Sequence[str] = (), ended: Ended | None
         error = no_disk(error) or error
     interrupted = isinstance(error, KeyboardInterrupt)
     if os.environ.get("ALIGNKIT_DEBUG", "") not in ("", "0") and not interrupted:
-        import traceback
-
         traceback.print_exception(error)
     from alignkit.io.console import Reporter
 

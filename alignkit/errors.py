@@ -6,6 +6,7 @@ import difflib
 import errno
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ _OUT_OF_MEMORY = (
 _ENDING = re.compile(r"(\.[a-z]\w*)+$")  # such as .jsonl.gz
 
 MOST_SHOWN = 100  # problems of a recipe
+LONGEST = 2000  # characters of a message that is not alignkit's
 
 
 class AlignkitError(Exception):
@@ -166,11 +168,29 @@ class Problem:
         return redacted("\n".join(lines))  # a key may be in the line, or in the override
 
 
+@contextmanager
+def error_context(position: str) -> Iterator[None]:
+    """Let an error say where the run was: `in iteration 3 of 10`."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        error.add_note(position)
+        raise
+
+
+def text_of(error: BaseException) -> str:
+    """An error's own message, of bounded length."""
+    try:
+        return str(error)[:LONGEST]
+    except Exception:
+        return "(its message cannot be shown)"
+
+
 def reason_of(error: BaseException) -> str:
     """What went wrong, on one line: for a message that says where."""
-    text = " ".join(str(error).split())
     if isinstance(error, AlignkitError):
-        return text
+        return " ".join(str(error).split())
+    text = " ".join(text_of(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -210,7 +230,7 @@ def memory_ran_out(error: BaseException) -> bool:
     """Whether an error, by its type or text, means that memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
-    text = str(error).lower()
+    text = text_of(error).lower()
     return isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY)
 
 
@@ -227,7 +247,7 @@ def causes_of(error: BaseException) -> Iterator[BaseException]:
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error, or one that led to it, means that the disk, or what the user may write there, is full."""
     return any(
-        (isinstance(one, OSError) and one.errno in _NO_SPACE) or _FULL.search(str(one)) for one in causes_of(error)
+        (isinstance(one, OSError) and one.errno in _NO_SPACE) or _FULL.search(text_of(one)) for one in causes_of(error)
     )
 
 

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from math import fsum, inf, isfinite
 from numbers import Real
 from typing import Any
 
+from alignkit.calls import call, create, label_of
 from alignkit.data.group import Message
 from alignkit.errors import RunFailed
-from alignkit.plugin_errors import AuthorError, calling, made
 from alignkit.reward import Context, Judge, Rating, Verdict
 
 Item = tuple[Sequence[Message], str, str]  # prompt, first, second
@@ -66,7 +67,7 @@ def rates_together(judge: type[Judge]) -> bool:
 def _with_parts(component: Any) -> Iterator[Any]:
     """The judge of a JudgeRef option, and all judges that it asks."""
     yield component
-    for part in made(component)[0].parts():
+    for part in create(component).parts():
         yield from _with_parts(part)
 
 
@@ -84,10 +85,8 @@ class CheckedJudge:
             component: The value of a JudgeRef option.
         """
         self.component = component
-        self.judge: Judge
-        self.judge, self._author = made(component, context.stage)
-        with calling(self._author, "prepare", self.judge):
-            self.judge.prepare(context)
+        self.judge: Judge = create(component, context.stage)
+        call(self.judge, "prepare", context)
 
     @staticmethod
     def check_rates(component: Any, rubric: Rubric = "", *, together: bool = False) -> None:
@@ -139,18 +138,9 @@ class CheckedJudge:
         self.check_compares(self.component, rubric)
         if not items:
             return []
-        with spending(), calling(self._author, "compare", self.judge):
-            verdicts = self.judge.compare(items, *((rubric,) if rubric else ()))
-        if not isinstance(verdicts, Sequence) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
-            kinds = sorted({type(each).__name__ for each in verdicts}) if isinstance(verdicts, Sequence) else ()
-            found = f"a list of {' and '.join(kinds)}" if kinds else type(verdicts).__name__
-            raise self._wrong(f"return a list of Verdict, not {found}")
-        if len(verdicts) != len(items):
-            raise self._wrong(f"return a verdict for each of {len(items)} comparisons, not {len(verdicts)} verdicts")
-        for verdict in verdicts:
-            for p in (verdict.p_first, *(verdict.p_orders or ())):
-                if p is not None and not (isinstance(p, Real) and 0.0 <= float(p) <= 1.0):  # NaN is not, either
-                    raise self._wrong(f"{p!r:.100} is not a probability")
+        with spending():
+            more = (rubric,) if rubric else ()
+            verdicts = call(self.judge, "compare", items, *more, returns=partial(_wrong_verdicts, count=len(items)))
         self._note(verdicts, (verdict.reason for verdict in verdicts if verdict.p_first is None))
         return [replace(verdict, p_first=0.5) if verdict.tied else verdict for verdict in verdicts]
 
@@ -167,9 +157,9 @@ class CheckedJudge:
         self.check_rates(self.component, rubric)
         if not items:
             return []
-        with spending(), calling(self._author, "rate", self.judge):
-            ratings = self.judge.rate(items, rubric)
-        return self._checked(ratings, len(items), "rate")
+        with spending():
+            ratings = call(self.judge, "rate", items, rubric, returns=lambda found: self._wrong(found, len(items)))
+        return self._noted(ratings)
 
     def rate_together(self, items: Sequence[RatedTogether], rubric: Rubric = "") -> list[list[Rating]]:
         """The ratings of (prompt, responses), in order.
@@ -184,32 +174,37 @@ class CheckedJudge:
         self.check_rates(self.component, rubric, together=True)
         if not items:
             return []
-        with spending(), calling(self._author, "rate_together", self.judge):
-            groups = self.judge.rate_together(items, rubric)
-        if not isinstance(groups, Sequence) or len(groups) != len(items):
-            raise self._wrong(f"return a list of ratings for each of {len(items)} prompts", "rate_together")
-        rated = zip(groups, items, strict=True)
-        return [self._checked(ratings, len(texts), "rate_together") for ratings, (_, texts) in rated]
+
+        def wrong(found: Any) -> str:
+            if not isinstance(found, Sequence) or len(found) != len(items):
+                return f"return a list of ratings for each of {len(items)} prompts"
+            each = (self._wrong(ratings, len(texts)) for ratings, (_, texts) in zip(found, items, strict=True))
+            return next(filter(None, each), "")
+
+        with spending():
+            groups = call(self.judge, "rate_together", items, rubric, returns=wrong)
+        return [self._noted(ratings) for ratings in groups]
 
     @property
     def scale(self) -> tuple[float, float] | None:
         """The lowest and the highest rating; None if ratings have no bounds."""
         return self.judge.scale
 
-    def _checked(self, ratings: Any, count: int, method: str) -> list[Rating]:
-        """The ratings of `count` responses, which a plugin has returned."""
+    def _wrong(self, ratings: Any, count: int) -> str:
+        """What is wrong with the ratings of `count` responses."""
         if not isinstance(ratings, Sequence) or not all(isinstance(rating, Rating) for rating in ratings):
-            raise self._wrong("return a list of Rating", method)
+            return "return a list of Rating"
         if len(ratings) != count:
-            raise self._wrong(f"return a rating for each of {count} responses, not {len(ratings)}", method)
+            return f"return a rating for each of {count} responses, not {len(ratings)}"
         low, high = self.judge.scale or (-inf, inf)
-        for rating in ratings:
-            score: Any = rating.score
-            if score is not None and not (isinstance(score, Real) and isfinite(score)):
-                text = f"a score is {score!r:.100}; return a finite number, or None with a reason"
-                raise self._wrong(text, method)
-            if score is not None and not low <= float(score) <= high:
-                raise self._wrong(f"a score is {score:g}, outside of the judge's scale, {low:g} to {high:g}", method)
+        for score in (rating.score for rating in ratings if rating.score is not None):
+            if not (isinstance(score, Real) and isfinite(score)):
+                return f"a score is {score!r:.100}; return a finite number, or None with a reason"
+            if not low <= float(score) <= high:
+                return f"a score is {score:g}, outside of the judge's scale, {low:g} to {high:g}"
+        return ""
+
+    def _noted(self, ratings: Sequence[Rating]) -> list[Rating]:
         self._note(ratings, (rating.reason for rating in ratings if rating.score is None))
         return list(ratings)
 
@@ -219,10 +214,22 @@ class CheckedJudge:
             everything += said
         found, reason = _without.get(), next(reasons, None)
         if found is not None and reason is not None:
-            found.setdefault(f"judge '{self.component.name}' ({self._author})", reason)
+            found.setdefault(f"judge '{self.component.name}' ({label_of(self.judge)})", reason)
 
-    def _wrong(self, text: str, method: str = "compare") -> AuthorError:
-        return self._author.error(f"{type(self.judge).__name__}.{method}", text)
+
+def _wrong_verdicts(verdicts: Any, count: int) -> str:
+    """What is wrong with the verdicts on `count` comparisons."""
+    if not isinstance(verdicts, Sequence) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
+        kinds = sorted({type(each).__name__ for each in verdicts}) if isinstance(verdicts, Sequence) else ()
+        actual = f"a list of {' and '.join(kinds)}" if kinds else type(verdicts).__name__
+        return f"return a list of Verdict, not {actual}"
+    if len(verdicts) != count:
+        return f"return a verdict for each of {count} comparisons, not {len(verdicts)} verdicts"
+    for verdict in verdicts:
+        for p in (verdict.p_first, *(verdict.p_orders or ())):
+            if p is not None and not (isinstance(p, Real) and 0.0 <= float(p) <= 1.0):  # NaN is not, either
+                return f"{p!r:.100} is not a probability"
+    return ""
 
 
 def costs(verdicts: Iterable[Verdict | Rating]) -> dict[str, int | float | None]:

@@ -6,7 +6,7 @@ import importlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -206,13 +206,9 @@ def _ambiguous(kind: str, name: str, matches: Sequence[Registration]) -> Unresol
 
 @dataclass(frozen=True)
 class Component:
-    """A plugin that a recipe names, with its validated options.
-
-    unused: what was made of it and has only been checked; see `plugin_errors.borrowed`.
-    """
+    """A plugin that a recipe names, with its validated options."""
 
     kind: str
     name: str
     registration: Registration
     options: Options
-    unused: list[Any] = field(init=False, default_factory=list, compare=False, repr=False)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from alignkit.calls import call
 from alignkit.data.group import Group
 from alignkit.io.atomic import write_json, write_text
 from alignkit.options import WithOptions
-from alignkit.plugin_errors import Author, calling
 from alignkit.report import Report
 from alignkit.reward import Context
 
@@ -152,26 +152,26 @@ class Step(WithOptions):
         raise NotImplementedError(f"{type(self).__name__} does not define `run(context)`")
 
 
-def run_step(step: Step, author: Author, context: StepContext) -> Artifact:
-    """What a step makes. Raises PluginError, with the step's plugin and method, for an author's mistake."""
-    with calling(author, "run", step):
-        artifact = step.run(context)
+def run_step(step: Step, context: StepContext) -> Artifact:
+    """What a step makes. Raises PluginError, with the step's plugin and method, for a mistake in it."""
+    artifact: Artifact = call(step, "run", context, returns=_wrong_artifact)
+    return artifact
+
+
+def _wrong_artifact(artifact: Any) -> str:
     if not isinstance(artifact, Artifact):
-        raise author.error(f"{type(step).__name__}.run", f"return an Artifact, not {type(artifact).__name__}")
+        return f"return an Artifact, not {type(artifact).__name__}"
     for name, kind in {"groups": Sequence, "policy": str, "summary": Mapping, "text": str, "report": Report}.items():
         value = getattr(artifact, name)
         if value is not None and not isinstance(value, kind):
-            text = f"Artifact.{name} must be a {kind.__name__}, not {type(value).__name__}"
-            raise author.error(f"{type(step).__name__}.run", text)
-    if wrong := next((group for group in artifact.groups or () if not isinstance(group, Group)), None):
-        text = f"Artifact.groups must be a list of Group, not of {type(wrong).__name__}"
-        raise author.error(f"{type(step).__name__}.run", text)
+            return f"Artifact.{name} must be a {kind.__name__}, not {type(value).__name__}"
+    if wrong := [group for group in artifact.groups or () if not isinstance(group, Group)]:
+        return f"Artifact.groups must be a list of Group, not of {type(wrong[0]).__name__}"
     try:
         json.dumps(dict(artifact.summary or {}), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise author.error(f"{type(step).__name__}.run", f"Artifact.summary must be JSON: {error}") from error
-    if artifact.report is not None:
-        with calling(author, "run", step):  # the run lays it out at its end
-            Report.restored(artifact.report.plain()).text()
-            artifact.report.markdown()
-    return artifact
+        return f"Artifact.summary must be JSON: {error}"
+    if artifact.report is not None:  # the run lays it out at its end
+        Report.restored(artifact.report.plain()).text()
+        artifact.report.markdown()
+    return ""

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from alignkit.calls import line_in, words
 from alignkit.data.files import (
     CommitOf,
     SkippedRow,
@@ -30,7 +31,6 @@ from alignkit.data.group import Group, Origin, Response, group_from_json, group_
 from alignkit.errors import BadRow, DataError, LeftOut, did_you_mean
 from alignkit.formats import FOREIGN, LABEL_COLUMNS, Format, text_of
 from alignkit.io.digest import file_digest, folder_digest
-from alignkit.plugin_errors import failure
 from alignkit.readers import reader_of
 from alignkit.registry import Component
 
@@ -338,7 +338,9 @@ class SourceReader:
         except BadRow:
             raise
         except Exception as error:  # if a format fails, the user still learns at which row
-            raise BadRow(f"the format {type(self.format).__name__} {failure(error, self.format)}") from error
+            raise BadRow(
+                f"the format {type(self.format).__name__} failed: {words(error)}{line_in(error, self.format)}"
+            ) from error
 
     def _completed(self, group: Group, row: Any, origin: Origin) -> Group:
         name = group.id or group_id(group.prompt, group.responses, group.tools)

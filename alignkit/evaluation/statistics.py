@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 __all__ = ["Estimate", "estimate", "paired_difference"]  # what plugins of others may rely on
 CONFIDENCE = 0.95
+FEW = 4  # differences; for more, a t test is right often enough (`python -m benchmarks.verdicts`)
 HEADLINE = 0.95  # of the error that a verdict may make, the share of its headline; the rest is for all others together
 # For `at_equal_length`, chosen by simulation (tests/test_statistics.py):
 NEAR_RATIO = 1.5  # how far prompts count, in standard deviations of the difference in log length
@@ -132,9 +133,8 @@ def clustered_p(differences: Sequence[float], units: Sequence[Any]) -> float:
 def p_value(differences: Sequence[float], apart: int | None = None) -> float:
     """Of the two-sided t test that the mean of independent differences is 0; 1 without a difference.
 
-    Equal policies give each difference either sign, so that no test can say more than a sign test on which all agree:
-    2 * 0.5**n. It decides alone if all differences are the same, and keeps a few that happen to be alike from looking
-    certain. apart: how many of them there are, if not all that are other than 0.
+    A t test knows nothing of differences that are all the same, and a few that happen to be alike look certain to it:
+    there a sign test decides, on which all agree, 2 * 0.5**n. apart: how many there are, if not all other than 0.
     """
     import numpy as np
     from scipy import special
@@ -143,7 +143,9 @@ def p_value(differences: Sequence[float], apart: int | None = None) -> float:
     apart = sum(map(bool, differences)) if apart is None else apart
     error = float(np.std(differences, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
     p = 2 * float(special.stdtr(n - 1, -abs(mean(differences)) / error)) if error else 0.0
-    return min(1.0, max(p, 2.0 * 0.5**apart))
+    if apart < FEW or not error:
+        p = max(p, 2.0 * 0.5**apart)
+    return min(1.0, p)
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:

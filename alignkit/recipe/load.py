@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.algorithm import Source, StageDefaults
+from alignkit.calls import blame, create
 from alignkit.errors import PluginError, Problem, RecipeError, did_you_mean
 from alignkit.external import ExternalTrainer
 from alignkit.io.credentials import places_of_keys, redacted
-from alignkit.plugin_errors import author_of, borrowed, calling
 from alignkit.plugins import plugins
 from alignkit.recipe.mistakes import (
     PATH,
@@ -275,7 +275,7 @@ class _Recipe:
         if kind == "algorithm":
             algorithm = registration.implementation
             try:
-                with calling(author_of(registration), "specialize", algorithm):
+                with blame(algorithm, "specialize", registration=registration):
                     registration = replace(
                         registration, target=algorithm.specialize(options), file=registration.source_path
                     )
@@ -357,8 +357,9 @@ class _Recipe:
         needs, log_odds, chooses = None, False, True
         if component is not None:
             try:
-                with borrowed(component) as (made, author), calling(author, "needs", made):
-                    needs, log_odds, chooses = made.needs, bool(made.log_odds), bool(made.chooses)
+                plugin = create(component)
+                with blame(plugin, "needs"):
+                    needs, log_odds, chooses = plugin.needs, bool(plugin.log_odds), bool(plugin.chooses)
             except PluginError as error:
                 self.error(str(error), "", *keys, "algorithm", plugin=True)
         self.add(key_mistakes(name, algorithm, written, needs, self.registry), *keys)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import create_model
 
 from alignkit.algorithm import Source, Trains
+from alignkit.calls import blame, call, create
 from alignkit.constitution import Principle
 from alignkit.data.chat_templates import check_template, read_template
 from alignkit.data.sources import DataSource, DataSpec
@@ -25,7 +26,6 @@ from alignkit.errors import PluginError, Problem, RecipeError, RunFailed, did_yo
 from alignkit.io.lookup import NO_FILE, absolute, exists, expanded, is_dir, is_file, is_special
 from alignkit.io.results import is_result_name
 from alignkit.options import Options, options_of_call
-from alignkit.plugin_errors import calling, made
 from alignkit.readers import reader_of
 from alignkit.recipe.mistakes import (
     AROUND,
@@ -344,15 +344,10 @@ class Reading:
         """A combination with its parts."""
         name = component.name
         try:
-            combination, author = made(component)
-            with calling(author, "parts", combination):
-                parts = dict(combination.parts())
-            with calling(author, "whitens", combination):
+            combination = create(component)
+            parts = dict(call(combination, "parts", returns=_wrong_parts))
+            with blame(combination, "whitens"):
                 whitens = bool(combination.whitens)
-            for key, part in parts.items():
-                if not isinstance(key, str) or not key or not isinstance(part, str | Mapping | RewardSpec):
-                    text = f"return rewards by name, not {key!r:.60}: {part!r:.60}"
-                    raise author.error(f"{type(combination).__name__}.parts", text)
         except PluginError as error:
             raise wrong(str(error), keys=(name,), plugin=True) from None
         if REWARD_KEY in parts:
@@ -628,3 +623,11 @@ def _principles(raw: Any) -> tuple[Principle, ...]:
     if mistakes:
         raise Mistakes(*mistakes)
     return tuple(principle for principle in principles if principle)
+
+
+def _wrong_parts(parts: Any) -> str:
+    """What is wrong with the parts of a combination."""
+    for key, part in parts.items():
+        if not isinstance(key, str) or not key or not isinstance(part, str | Mapping | RewardSpec):
+            return f"return rewards by name, not {key!r:.60}: {part!r:.60}"
+    return ""

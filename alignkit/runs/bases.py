@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import Problem, RecipeError, RunFailed
+from alignkit.calls import blame
+from alignkit.errors import PluginError, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.cache import cache_folder
 from alignkit.io.commits import commit_of
@@ -21,7 +22,6 @@ from alignkit.models.adapters import Base, check_computes, is_adapter
 from alignkit.models.loading import cached_snapshot, device_of, load_text, locate, weight_bytes
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
-from alignkit.plugin_errors import author_of, calling
 from alignkit.plugins import plugins, source_of
 from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.rules import bases_of, sampled_by
@@ -48,15 +48,14 @@ def made_model(registration: Registration, cache: Path, *path: str) -> str:
 
     path: what a recipe writes after `NAME://`, if the source takes it.
     """
-    with calling(author_of(registration), "", registration.implementation):
+    with blame(registration.implementation, "", registration=registration):
         source = registration.implementation(cache, *path)
-    if not isinstance(source, str | Path):
-        text = f"return the model's folder, not {type(source).__name__}"
-        raise author_of(registration).error(registration.implementation.__name__, text)
-    folder = Path(source)
-    if not is_file(folder / "config.json") and (is_dir(folder) or str(source).count("/") != 1 or folder.is_absolute()):
-        text = f"return a model's folder, which has a config.json, or a hub id, not {str(source)!r:.200}"
-        raise author_of(registration).error(registration.implementation.__name__, text)
+        if not isinstance(source, str | Path):
+            raise PluginError(f"return the model's folder, not {type(source).__name__}")
+        folder, hub = Path(source), str(source).count("/") == 1
+        if not is_file(folder / "config.json") and (is_dir(folder) or not hub or folder.is_absolute()):
+            text = f"return a model's folder, which has a config.json, or a hub id, not {str(source)!r:.200}"
+            raise PluginError(text)
     return str(source)
 
 

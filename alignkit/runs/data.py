@@ -13,8 +13,7 @@ from alignkit.formats import Format
 from alignkit.io.commits import commit_of
 from alignkit.io.digest import folder_digest
 from alignkit.io.source_code import plugin_digests
-from alignkit.plugin_errors import OURS
-from alignkit.plugins import plugins
+from alignkit.plugins import GROUP, plugins
 from alignkit.readers import registration_of
 
 MOST_KEPT = 50_000  # rows of an entry, until its stage asks for them
@@ -68,7 +67,7 @@ class RunData:
         facts: dict[str, Any] = {"split_seed": self._seed} if source.validation else {}
         if source.path is not None:
             facts["path"] = content_digest(source.path) if source.path.exists() else str(source.path)
-            if (reader := registration_of(source.path)) is not None and reader.distribution != OURS:
+            if (reader := registration_of(source.path)) is not None and reader.distribution != GROUP:
                 facts["reader"] = [reader.name, reader.version, plugin_digests(reader.source_path)]
         if source.hub is not None and Path(source.hub).is_dir():
             facts["hub"] = folder_digest(Path(source.hub))

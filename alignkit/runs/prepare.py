@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import Algorithm, SelectContext, Trains
+from alignkit.calls import blame, call, create
 from alignkit.data.describe import way_out
 from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, prompts_of, resolved_pairs
@@ -24,7 +25,6 @@ from alignkit.environment import Environment
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.external import ExternalTrainer
 from alignkit.io.results import read_record
-from alignkit.plugin_errors import Author, calling, made
 from alignkit.recipe.load import tracker_problem
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, keys_of, specs
 from alignkit.recipe.yaml import Keys
@@ -126,7 +126,7 @@ class Preparation:
     say: Callable[[str], None]
     rows: int | None = FIRST_ROWS
     imports: bool = True
-    plugins: dict[int, tuple[Any, Author]] = field(default_factory=dict)
+    plugins: dict[int, Any] = field(default_factory=dict)
     looked: dict[str, bool] = field(default_factory=dict)
 
     def prepare(self, mistakes: Mistakes | None = None) -> None:
@@ -145,25 +145,21 @@ class Preparation:
             self._data(stage)
         self.mistakes.end()
 
-    def made(self, component: Component, stage: Stage) -> tuple[Any, Author]:
-        """The plugin of a component, made once, and its author."""
+    def made(self, component: Component, stage: Stage) -> Any:
+        """The plugin of a component, made once."""
         if id(component) not in self.plugins:
-            self.plugins[id(component)] = made(component, stage.name)
+            self.plugins[id(component)] = create(component, stage.name)
         return self.plugins[id(component)]
 
     def _call(self, component: Component, stage: Stage, method: str, *arguments: Any) -> None:
-        plugin, author = self.made(component, stage)
-        with calling(author, method, plugin):
-            getattr(plugin, method)(*arguments)
+        call(self.made(component, stage), method, *arguments)
 
     # Plugins
 
     def _trackers(self) -> None:
         for index, component in enumerate(self.recipe.trackers):
             try:
-                tracker, author = made(component)
-                with calling(author, "check", tracker):
-                    tracker.check()
+                call(create(component), "check")
             except RunFailed as error:
                 self.mistakes.add([tracker_problem(self.recipe, index, str(error))])
 
@@ -184,7 +180,7 @@ class Preparation:
             imported = self.imports or not getattr(plugin, "runs_code", False)
             self._check(stage, component, "check" if imported else "check_source", self.recipe.folder)
             if issubclass(plugin, Environment) and imported and of_episodes:
-                self.made(component, stage)[0].folder = self.recipe.folder
+                self.made(component, stage).folder = self.recipe.folder
                 self._check(stage, component, "check_reward")
             if issubclass(plugin, Reward) and self.bases is not None:
                 self._check(stage, component, "check_machine")
@@ -294,10 +290,10 @@ class Preparation:
                 f"stage '{stage.name}': {name} learns from pairs of a better and a worse response, but no row of "
                 f"{files} has a pair{way_out(groups)}"
             )
-        algorithm, author = self.made(stage.component, stage)
+        algorithm = self.made(stage.component, stage)
         if id(stage.component) in self.unusable or isinstance(algorithm, ExternalTrainer):
             return
-        chosen = selected(self.recipe, stage, groups, algorithm, author)
+        chosen = selected(self.recipe, stage, groups, algorithm)
         self._call(stage.component, stage, "check_data", chosen)
         with_prompt = [group for group in chosen if group.prompt]  # a document is learned in pieces
         if encoder is not None and with_prompt and len(with_prompt) == len(chosen):
@@ -330,7 +326,7 @@ class Preparation:
             kind = component.registration.implementation
             scores = isinstance(kind, type) and issubclass(kind, Environment | Reward | RewardCombination)
             if scores and id(component) not in self.unusable:
-                check_scoring(component, *self.made(component, stage), groups)
+                check_scoring(component, self.made(component, stage), groups)
 
     def _step_data(self, stage: Stage, read: Sequence[tuple[DataSpec, Loaded]]) -> StepData:
         """What a step checks its data with. read: the entries that are here."""
@@ -366,9 +362,9 @@ def _check_optimizer(stage: Stage) -> None:
         raise RunFailed(why)
 
 
-def check_scoring(component: Component, plugin: Any, author: Author, groups: Sequence[Group]) -> None:
+def check_scoring(component: Component, plugin: Any, groups: Sequence[Group]) -> None:
     """Let a reward, a combination or an environment say what the groups lack."""
-    with calling(author, "check_prompts", plugin):
+    with blame(plugin, "check_prompts", groups):
         try:
             plugin.check_prompts(groups)
         except DataError as error:
@@ -378,9 +374,7 @@ def check_scoring(component: Component, plugin: Any, author: Author, groups: Seq
             raise DataError(text, option=(component.name, *error.option)) from error
 
 
-def selected(
-    recipe: Recipe, stage: Stage, groups: Sequence[Group], algorithm: Algorithm, author: Author
-) -> Sequence[Group]:
+def selected(recipe: Recipe, stage: Stage, groups: Sequence[Group], algorithm: Algorithm) -> Sequence[Group]:
     """The groups that the algorithm selects, with the same random numbers as in the stage."""
     if type(algorithm).select is Algorithm.select:
         return groups
@@ -388,8 +382,7 @@ def selected(
 
     random = seeds.stream(recipe.seed, stage.name, "select")
     context = SelectContext(0, recipe.seed, lambda: [], lambda **facts: None, random, False, lambda text: None)
-    with calling(author, "select", algorithm):
-        chosen = algorithm.select(groups, context)
+    chosen = call(algorithm, "select", groups, context)
     return [group for item in chosen for group in ([item] if isinstance(item, Group) else item.groups)]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import stopping
+from alignkit.calls import create
 from alignkit.data.group import Group, write_groups
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import PluginError, RunFailed, message_of
@@ -22,7 +23,6 @@ from alignkit.io.text import duration
 from alignkit.launcher import launcher
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
-from alignkit.plugin_errors import blaming, made
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.yaml import dump
@@ -55,7 +55,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
         run = Run(recipe, folder, reporter, team=team)
         error: BaseException | None = None
         try:
-            with stoppable(), blaming(plugins().registry.everything, lambda: run.stage_name):
+            with stoppable():
                 run.execute()
         except BaseException as raised:
             error = raised
@@ -233,8 +233,8 @@ class Run:
 
     def _step(self, stage: Stage, folder: Path) -> Artifact:
         """Run a step's plugin."""
-        step, author = made(stage.component, stage.name)
-        return run_step(step, author, step_context(self, stage, folder, self.metrics(stage)))
+        step = create(stage.component, stage.name)
+        return run_step(step, step_context(self, stage, folder, self.metrics(stage)))
 
     # Contexts
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.calls import call, create
 from alignkit.data.group import Group
-from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, CombinedReward, RewardCombination
@@ -52,9 +52,8 @@ def check_combination(
 
 
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:
-    combination, author = made(component)
-    with calling(author, "parts", combination):
-        parts, again = combination.parts(), combination.parts()
+    combination = create(component)
+    parts, again = call(combination, "parts"), call(combination, "parts")
     if not isinstance(parts, Mapping) or not parts or not all(isinstance(name, str) for name in parts):
         yield f"`parts` must return a dict from the names of the rewards to options, not {parts!r:.100}"
         return

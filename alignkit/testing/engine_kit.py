@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from alignkit.calls import call, create
 from alignkit.data.group import Group
 from alignkit.engine import Engine
 from alignkit.launcher import launcher
@@ -19,7 +20,6 @@ from alignkit.models.generate import Continuation, generate
 from alignkit.models.next_token import Sampling
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.plugin_errors import calling, made
 from alignkit.plugins import plugins
 from alignkit.registry import Component
 from alignkit.settings import LoraSpec, ModelSpec
@@ -61,9 +61,8 @@ def check_engine(
 
 
 def _problems(around: Surroundings, component: Component, tolerance: float) -> Iterator[str]:
-    early, author = made(component)
-    with calling(author, "check", early):
-        early.check(around.folder)
+    early = create(component)
+    call(early, "check", around.folder)
     spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=8))
     # Not the model that all checks of a process share: an engine reads the base from its folder.
     model = SharedModel(spec, str(plugins().registry.get("model", "tiny").implementation(around.cache)))

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from alignkit.calls import call, create
 from alignkit.data.group import Group, Message
 from alignkit.environment import Environment
-from alignkit.plugin_errors import calling
 from alignkit.registry import Component
 from alignkit.testing.surroundings import SEED, Surroundings, conform
 from alignkit.tokens.turns import CALL, END_CALL, read_turn
@@ -54,12 +54,9 @@ def _problems(
     around: Surroundings, component: Component, groups: Sequence[Group], turns: Sequence[str]
 ) -> Iterator[str]:
     checked = CheckedEnvironment(component, "", SEED, MOST_TURNS, around.folder)
-    with calling(checked.author, "__init__", checked.kind):
-        early = checked.kind(component.options)
-    with calling(checked.author, "check", early):
-        early.check(around.folder)
-    with calling(checked.author, "check_prompts", early):
-        early.check_prompts(groups)
+    early = create(component)
+    call(early, "check", around.folder)
+    call(early, "check_prompts", groups)
     before = copy.deepcopy(list(groups))
     expected = [_played(checked, group, place, turns) for place, group in enumerate(groups)]
     if list(groups) != before:

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignkit.calls import create
 from alignkit.data.group import Group
 from alignkit.filters import Filter
 from alignkit.registry import Component
 from alignkit.testing.surroundings import Surroundings, conform
-from alignkit.training.filters import CheckedFilter
+from alignkit.training.filters import keep
 
 AGAIN = "a filter must not draw random numbers or remember anything"
 ORDER = "a filter may use all groups together, but not their places"
@@ -38,14 +39,14 @@ def check_filter(
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:
     groups, own = around.rollouts, around.groups is not None
     before = copy.deepcopy(groups)
-    kept = CheckedFilter(component).keep(groups)
+    kept = keep(create(component), groups)
     if groups != before:
         yield "`keep` changes the groups that it is given"
     if own and len(set(kept)) < 2:
         yield f"`keep` {'keeps' if kept[0] else 'leaves out'} all of the {len(groups)} groups: pass others as `groups`"
-    if CheckedFilter(component).keep(groups) != kept:
+    if keep(create(component), groups) != kept:
         yield f"`keep`: a second call chooses other groups: {AGAIN}"
-    if CheckedFilter(component).keep(groups[::-1]) != kept[::-1]:
+    if keep(create(component), groups[::-1]) != kept[::-1]:
         yield f"`keep`: the order of the groups changes what is kept: {ORDER}"
-    if CheckedFilter(component).keep([]):
+    if keep(create(component), []):
         yield "`keep`: without groups, return an empty list"

@@ -9,14 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from alignkit.calls import blame
 from alignkit.data.group import Group
 from alignkit.data.sources import checked_groups
 from alignkit.errors import BadRow, PluginError
 from alignkit.formats import FOREIGN, Format
-from alignkit.plugin_errors import calling
 from alignkit.plugins import plugins
 from alignkit.registry import Component
-from alignkit.testing.kit import NAMELESS
 from alignkit.testing.purity import changed, memory_of
 from alignkit.testing.surroundings import Surroundings, conform, why_not_stored
 
@@ -44,7 +43,7 @@ def check_format(
 
 def _problems(around: Surroundings, component: Component, rows: Sequence[Any]) -> Iterator[str]:
     cls = component.registration.implementation
-    with calling(NAMELESS, "__init__", cls):
+    with blame(cls, "__init__"):
         kit = _Kit(cls(component.options), cls)
     examples = list(rows)
     if not isinstance(cls.wants, str) or not cls.wants.strip():
@@ -76,7 +75,7 @@ class _Kit:
     def read(self, row: Any) -> Read:
         """As a run reads a row. Raises PluginError for an exception that is no BadRow."""
         try:
-            with calling(NAMELESS, "read", self.format):
+            with blame(self.format, "read"):
                 try:
                     groups = checked_groups(self.format, row, {})
                 except BadRow as error:
@@ -112,7 +111,7 @@ class _Kit:
             yield from (f"`matches` and that of '{other.name}' both recognize {row}: {STRICT}" for row in both)
 
     def _matches(self, row: Any) -> bool:
-        with calling(NAMELESS, "matches", self.format):
+        with blame(self.format, "matches"):
             return bool(self.cls.matches(row))
 
     def good(self, row: Any) -> Iterator[str]:
@@ -132,7 +131,7 @@ class _Kit:
             yield f"`read` makes other groups of {_shown(row)} when it reads it again"
         for why in filter(None, map(why_not_stored, groups)):
             yield f"`read` makes a group that {why}"
-        with calling(NAMELESS, "reason", self.format):
+        with blame(self.format, "reason"):
             reason: Any = self.format.reason(row)
         if not isinstance(reason, str):
             yield f"`reason` must return text, not {type(reason).__name__}"
@@ -167,7 +166,7 @@ class _Kit:
         if self.cls.rows_of_text is Format.rows_of_text and not self.cls.plain_text:
             return
         lines = ["First line.", "Second line.", "", "Another paragraph."]
-        with calling(NAMELESS, "rows_of_text", self.format):
+        with blame(self.format, "rows_of_text"):
             rows = list(self.format.rows_of_text(enumerate(lines, 1)))
         numbers = [number for number, _ in rows]
         if numbers != sorted(numbers) or not set(numbers) <= set(range(1, len(lines) + 1)):

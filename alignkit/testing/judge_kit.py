@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from alignkit.calls import call, create
 from alignkit.data.group import Message
 from alignkit.judges import CheckedJudge, Item, Rubric, rates
-from alignkit.plugin_errors import calling, made
 from alignkit.registry import Component
 from alignkit.reward import Judge, Rating, Verdict
 from alignkit.testing.surroundings import Surroundings, conform
@@ -57,9 +57,8 @@ def check_judge(
 
 
 def _problems(around: Surroundings, component: Component, items: Sequence[Item]) -> Iterator[str]:
-    early, author = made(component)
-    with calling(author, "check", early):
-        early.check(around.folder)
+    early = create(component)
+    call(early, "check", around.folder)
     judge = CheckedJudge(component, around.context)
     for rubric in ("", RUBRIC) if judge.judge.compares_by_rubric else ("",):
         yield from _comparison_problems(judge, items, rubric)

@@ -15,7 +15,6 @@ from alignkit.errors import AlignkitError
 from alignkit.loss import Per
 from alignkit.models.packing import Examples, measure
 from alignkit.models.shared_model import BASE
-from alignkit.plugin_errors import Author
 from alignkit.reward import REWARD_KEY
 from alignkit.settings import Settings
 from alignkit.testing.checks import (
@@ -49,7 +48,6 @@ from alignkit.training.encoding import ReferencePrompts
 
 LONGEST = 256  # tokens of a prompt with a response
 ROLE, BEFORE, VALUE, VALUE_BEFORE = "checked", "before", "value", "value-before"
-NAMELESS = Author("")  # the error already names the class
 
 SAME = "a loss must not draw random numbers, and what it remembers belongs in `state`"
 MICRO = (
@@ -120,7 +118,7 @@ class Kit:
 
     def problems(self) -> list[str]:
         """Every broken rule. Stops early if a failed check makes the later ones pointless."""
-        algorithm = CheckedAlgorithm(self.new(), NAMELESS)
+        algorithm = CheckedAlgorithm(self.new())
         problems = state_problems(algorithm.algorithm, "at first")
         try:
             rollouts = self.rolled_out(algorithm)
@@ -176,7 +174,7 @@ class Kit:
     def _measured(self, encoded: list[Encoded]) -> Examples:
         """With the log-probabilities that the algorithm needs, and no others."""
         examples = Examples(encoded)
-        algorithm = CheckedAlgorithm(self.new(), NAMELESS)
+        algorithm = CheckedAlgorithm(self.new())
         read = ReferencePrompts(algorithm, self.encoder, self.model.context).encoded(encoded)
         for name, role, groups in (("old_logprobs", BEFORE, encoded), ("reference_logprobs", BASE, read)):
             if getattr(self.needs, name):
@@ -202,7 +200,7 @@ class Kit:
 
     def _signal_changes(self, cause: str, variant: Examples, expected: Examples, state: dict[str, Any]) -> list[str]:
         """Compare the signal of a variant with the expected one."""
-        algorithm = CheckedAlgorithm(self.new(), NAMELESS)
+        algorithm = CheckedAlgorithm(self.new())
         algorithm.algorithm.state = copy.deepcopy(state)
         signals = algorithm.signal(variant.batch())
         if isinstance(signals, Skip):
@@ -220,7 +218,7 @@ class Kit:
         """Check the gradient of a global batch, and of variants that must have the same gradient."""
         state = copy.deepcopy(algorithm.state)
         value_role = VALUE if self.needs.values else None
-        probe = Probe(self.model, CheckedAlgorithm(algorithm, NAMELESS), Settings(), ROLE, value_role)
+        probe = Probe(self.model, CheckedAlgorithm(algorithm), Settings(), ROLE, value_role)
 
         def gradient(variant: Examples, budget: int = ONE_BATCH, garbage: bool = False) -> Gradients:
             algorithm.state = copy.deepcopy(state)

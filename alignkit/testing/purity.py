@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, MutableSet, Set
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, MutableSet, Sequence, Set
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import torch
 
 from alignkit.algorithm import Algorithm
+from alignkit.calls import around_calls
+from alignkit.data.group import Group
+from alignkit.errors import PluginError
 from alignkit.external import ExternalTrainer
 from alignkit.filters import Filter
-from alignkit.plugin_errors import Author, watching_calls
 from alignkit.reward import Reward
 
-KEPT = ("options", "state", "metrics")  # saved, or made again
+KEPT = ("options", "state", "metrics", "called_in")  # saved, or made again
 
 
 def memory_of(plugin: Any) -> dict[str, Any]:
@@ -73,42 +76,40 @@ def _value(value: Any) -> Any:
 
 
 @contextmanager
-def watch(author: Author, place: str, owner: object) -> Iterator[None]:
-    """Around each call of a plugin in a kit: what it must leave as it was. Raises AuthorError.
+def watch(owner: object, method: str, args: Sequence[Any]) -> Iterator[None]:
+    """Around each call of a plugin in a kit: what it must leave as it was. Raises PluginError.
 
-    The working folder and torch's modes, on which the rest of a run depends. What an algorithm, a filter or a
-    combination remembers outside `state`, and what a reward counts: a resumed run would lose it.
+    The working folder and torch's default dtype, on which the rest of a run depends; the prompts and columns of groups.
+    What an algorithm, a filter or a combination remembers outside `state`, and what a reward counts: a resumed run
+    would lose it.
     """
-    before, memory = _surroundings(), _memory(place, owner)
+    folder, dtype, memory = os.getcwd(), torch.get_default_dtype(), _memory(method, owner)
+    groups = [one for arg in args if isinstance(arg, list | tuple) for one in arg if isinstance(one, Group)]
+    contents = copy.deepcopy([(group.prompt, group.meta) for group in groups])
     try:
         yield
     finally:
-        found = _surroundings()
-        os.chdir(before[0])
-        torch.set_grad_enabled(before[1])
-        torch.set_default_dtype(before[2])
-    if found[0] != before[0]:
-        raise author.error(
-            place, f"it changed the working folder to {found[0]}; `with contextlib.chdir(...)` changes it back"
-        )
-    if found != before:
-        raise author.error(
-            place,
-            "it changed torch's gradient mode or default dtype; `with torch.no_grad()` changes the mode back, and "
-            "`dtype=` names a tensor's",
-        )
+        left, used = os.getcwd(), torch.get_default_dtype()
+        os.chdir(folder)
+        torch.set_default_dtype(dtype)
+    if left != folder:
+        raise PluginError(f"it changed the working folder to {left}; `with contextlib.chdir(...)` changes it back")
+    if used != dtype:
+        raise PluginError("it changed torch's default dtype; `dtype=` names a tensor's")
+    if [(group.prompt, group.meta) for group in groups] != contents:
+        raise PluginError("it changed the prompt or columns of a group, which later iterations read: change a copy")
     if memory is None:
         return
-    after = _memory(place, owner) or {}
-    if _counts(place):
+    after = _memory(method, owner) or {}
+    if method == "score":
         after = {name: value for name, value in after.items() if name in memory}  # others: computed once
         memory = {name: memory[name] for name in after}
     if name := changed(memory, after):
-        raise author.error(place, f"it changed self.{name}, which a resumed run would lose: {_advice(place, owner)}")
+        raise PluginError(f"it changed self.{name}, which a resumed run would lose: {_advice(method, owner)}")
 
 
-def _advice(place: str, owner: object) -> str:
-    if _counts(place):
+def _advice(method: str, owner: object) -> str:
+    if method == "score":
         return "a score may depend on the row and the response only; a combination can remember, in self.state"
     once = "for what is only computed once there is functools.cached_property"
     if isinstance(owner, Filter):
@@ -116,28 +117,20 @@ def _advice(place: str, owner: object) -> str:
     return f"what must be remembered belongs in self.state, which checkpoints keep; {once}"
 
 
-def _counts(place: str) -> bool:
-    return place.endswith(".score")
-
-
-def _memory(place: str, owner: object) -> dict[str, Any] | None:
+def _memory(method: str, owner: object) -> dict[str, Any] | None:
     """What an object remembers, if its kind may not."""
-    if isinstance(owner, Reward) and _counts(place):
+    if isinstance(owner, Reward) and method == "score":
         return numbers_of(owner)
     external = isinstance(owner, ExternalTrainer)  # which trains in a single call
-    remembers = (isinstance(owner, Algorithm | Filter) and not external) or place.endswith(".combine")
+    remembers = (isinstance(owner, Algorithm | Filter) and not external) or method == "combine"
     return memory_of(owner) if remembers and not isinstance(owner, type) else None
-
-
-def _surroundings() -> tuple[str, bool, torch.dtype]:
-    return os.getcwd(), torch.is_grad_enabled(), torch.get_default_dtype()
 
 
 @contextmanager
 def watched() -> Iterator[None]:
     """Watch all calls of plugins in the block."""
-    token = watching_calls.set(watch)
+    token = around_calls.set(watch)
     try:
         yield
     finally:
-        watching_calls.reset(token)
+        around_calls.reset(token)

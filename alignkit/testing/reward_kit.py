@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from alignkit.calls import call, create
 from alignkit.data.group import Group
-from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component
 from alignkit.reward import Reward
@@ -54,11 +54,9 @@ def check_reward(
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:
     groups = around.rollouts
     before = copy.deepcopy(groups)
-    early, author = made(component)
-    with calling(author, "check", early):
-        early.check(around.folder)
-    with calling(author, "check_prompts", early):
-        early.check_prompts(groups)
+    early = create(component)
+    call(early, "check", around.folder)
+    call(early, "check_prompts", groups)
     scorer = _scorer(around, component)
     remembered = memory_of(scorer.root.plugin)
     scores = _scores(scorer, groups)

@@ -11,12 +11,12 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from alignkit.calls import call, create
 from alignkit.data.group import Group
 from alignkit.environment import Environment
 from alignkit.io.console import Metrics
 from alignkit.models.shared_model import BASE
 from alignkit.options import Ref
-from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
 from alignkit.reward import Context, Reward, RewardCombination
@@ -77,19 +77,17 @@ def _check_data(around: Surroundings, component: Component, load: Callable[[Any]
 
     def check_prompts(reward: Any, groups: Sequence[Group]) -> None:
         for part in specs(reward, Component):
-            plugin, author = made(part)
+            plugin = create(part)
             if isinstance(plugin, Environment | Reward | RewardCombination):
-                check_scoring(part, plugin, author, groups)
+                check_scoring(part, plugin, groups)
 
-    step, author = made(component)
-    with calling(author, "check_data", step):
-        step.check_data(StepData(load, check_prompts))
+    step = create(component)
+    call(step, "check_data", StepData(load, check_prompts))
 
 
 def _run(around: Surroundings, component: Component, name: str) -> Artifact:
     """As a run does. name: of the folder; the same one continues."""
-    step, author = made(component)
-    return run_step(step, author, _context(around, around.cache / "stages" / name))
+    return run_step(create(component), _context(around, around.cache / "stages" / name))
 
 
 def _context(around: Surroundings, out: Path) -> StepContext:

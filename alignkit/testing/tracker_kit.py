@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alignkit.plugin_errors import calling, made
+from alignkit.calls import call, create
 from alignkit.registry import Component
 from alignkit.testing.surroundings import Surroundings, conform
 from alignkit.tracker import TrackedRun, Tracker, tracked
@@ -35,19 +35,15 @@ def _problems(around: Surroundings, component: Component) -> Iterator[str]:
     run = TrackedRun("checked", around.cache / "run", {"name": "checked", "stages": {"first": {}, "second": {}}})
     run.folder.mkdir()
     for lines in (LINES[:2], LINES[2:]):
-        tracker, author = made(component)
-        with calling(author, "check", tracker):
-            tracker.check()
-        with calling(author, "start", tracker):
-            tracker.start(run)
+        tracker = create(component)
+        call(tracker, "check")
+        call(tracker, "start", run)
         for stage, step, metrics in lines:
             given = copy.deepcopy(metrics)
-            with calling(author, "log", tracker):
-                tracker.log(stage, step, given)
+            call(tracker, "log", stage, step, given)
             if repr(given) != repr(metrics):
                 yield "`log` changes the metrics that it is given"
-        with calling(author, "finish", tracker):
-            tracker.finish()
+        call(tracker, "finish")
 
 
 def replay(folder: Path, tracker: Tracker, recipe: Mapping[str, Any] | None = None) -> int:

@@ -1,6 +1,6 @@
-"""Wraps an algorithm for the training loop: checks its results and attributes mistakes to its plugin.
+"""An algorithm as the training loop calls it: each method in one place, and what it returns checked.
 
-A plugin author sees which plugin, stage and method are wrong, what was expected, and what to write instead.
+A check says what is wrong with a result, and what to write instead; it is empty if all is well. See `calls.call`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from alignkit.algorithm import ADVANTAGES, Algorithm, Phase, SelectContext, Skip, Source
 from alignkit.batch import Batch, Outputs
+from alignkit.calls import blame, call, mistake
 from alignkit.data.group import Group, Message, preview
 from alignkit.loss import Per, Term
 from alignkit.models.packing import BATCH_COLUMNS
-from alignkit.plugin_errors import Author, AuthorError, calling
 
 AXES = {
     Per.TOKEN: "[responses, tokens]",
@@ -27,46 +27,33 @@ AXES = {
 
 
 class CheckedAlgorithm:
-    """Calls an algorithm's methods and checks what they return. Raises PluginError for an author's mistake."""
+    """Calls an algorithm's methods. Raises PluginError for a mistake in them."""
 
-    def __init__(self, algorithm: Algorithm, author: Author | None = None):
+    def __init__(self, algorithm: Algorithm):
         self.algorithm = algorithm
-        self.author = author or Author(f"algorithm {type(algorithm).__name__}")
-        with self._calling("needs"):
+        with blame(algorithm, "needs"):
             self.needs = algorithm.needs
         if self.needs.old_logprobs and algorithm.source is Source.DATASET:
-            raise self._error("needs", "old_logprobs exist only for rollouts: declare `source = Source.ROLLOUTS`")
-
-    def _calling(self, method: str, groups: Sequence[Group] = ()) -> Any:
-        return calling(self.author, method, self.algorithm, groups)
-
-    def _error(self, method: str, text: str) -> AuthorError:
-        return self.author.error(f"{type(self.algorithm).__name__}.{method}", text)
+            text = "old_logprobs exist only for rollouts: declare `source = Source.ROLLOUTS`"
+            raise mistake(algorithm, "needs", text)
 
     # Groups
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Phase]:
         """The phases to learn from; groups without a phase form one phase."""
-        with self._calling("select", groups):
-            chosen = self.algorithm.select(groups, context)
-        if not isinstance(chosen, Sequence) or not all(isinstance(item, Group | Phase) for item in chosen):
-            raise self._error("select", f"return a list of groups or of phases, not {_kind(chosen)}")
+        chosen = call(self.algorithm, "select", groups, context, returns=_wrong_selection)
         phases = [item for item in chosen if isinstance(item, Phase)]
-        if phases and len(phases) < len(chosen):
-            raise self._error("select", "got both groups and phases: put every group into a Phase")
         return phases or [Phase([item for item in chosen if isinstance(item, Group)])]
 
     def keep_group(self, group: Group) -> bool:
-        with self._calling("keep_group"):
-            return bool(self.algorithm.keep_group(group))
+        return bool(call(self.algorithm, "keep_group", group))
 
     def check_data(self, groups: Sequence[Group]) -> None:
-        with self._calling("check_data"):
-            self.algorithm.check_data(groups)
+        call(self.algorithm, "check_data", groups)
 
     def trained_turns(self) -> str:
-        with self._calling("trained_turns"):
-            return self.algorithm.trained_turns()
+        turns: str = call(self.algorithm, "trained_turns")
+        return turns
 
     @property
     def reads_its_own_prompt(self) -> bool:
@@ -75,124 +62,93 @@ class CheckedAlgorithm:
 
     def reference_prompt(self, group: Group) -> tuple[Message, ...]:
         """The messages behind which the reference reads a group's responses."""
-        with self._calling("reference_prompt"):
-            messages = self.algorithm.reference_prompt(group)
-        if not isinstance(messages, Sequence) or not all(map(_is_message, messages)):
-            raise self._error(
-                "reference_prompt",
-                f"return messages such as {{'role': 'user', 'content': 'Hi'}}, not {messages!r:.200}",
-            )
-        if bool(messages) != bool(group.prompt):
-            problem = "a prompt needs at least one message" if group.prompt else "a raw text has no prompt: return ()"
-            raise self._error("reference_prompt", f"{problem} (group: {preview(group)})")
-        return tuple(messages)
+
+        def wrong(messages: Any) -> str:
+            if not isinstance(messages, Sequence) or not all(map(_is_message, messages)):
+                return f"return messages such as {{'role': 'user', 'content': 'Hi'}}, not {messages!r:.200}"
+            if bool(messages) == bool(group.prompt):
+                return ""
+            text = "a prompt needs at least one message" if group.prompt else "a raw text has no prompt: return ()"
+            return f"{text} (group: {preview(group)})"
+
+        return tuple(call(self.algorithm, "reference_prompt", group, returns=wrong))
 
     # Signal
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
         """The signals, each [responses, tokens] or [responses]; or why the iteration teaches nothing."""
-        with self._calling("signal"):
-            signals = self.algorithm.signal(rollouts)
-        for name, value in self.algorithm.metrics.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise self._error("signal", f"metrics['{name}'] must be a number, not {_kind(value)}; use float(...)")
-        if isinstance(signals, Skip):
-            return signals
-        if not isinstance(signals, Mapping):
-            raise self._error("signal", f'return a dict of tensors or Skip("reason"), not {_kind(signals)}')
-        for name, values in signals.items():
-            self._check_signal(name, values, rollouts)
-        if self.needs.advantages is not None and ADVANTAGES not in signals:
-            raise self._error("signal", f"return '{ADVANTAGES}', or leave `advantages` out of `needs`")
-        if self.needs.advantages == "sequence" and signals[ADVANTAGES].dim() == 2:
-            raise self._error("signal", f"'{ADVANTAGES}' are of tokens: declare `Needs(advantages=\"token\")`")
+
+        def wrong(signals: Any) -> str:
+            for name, value in self.algorithm.metrics.items():
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    return f"metrics['{name}'] must be a number, not {_kind(value)}; use float(...)"
+            return "" if isinstance(signals, Skip) else self._wrong_signals(signals, rollouts)
+
+        signals: Mapping[str, Tensor] | Skip = call(self.algorithm, "signal", rollouts, returns=wrong)
         return signals
 
-    def _check_signal(self, name: str, values: Any, rollouts: Batch) -> None:
-        if name in BATCH_COLUMNS:
-            raise self._error("signal", f"'{name}' is a field of the batch; rename the signal")
+    def _wrong_signals(self, signals: Any, rollouts: Batch) -> str:
+        if not isinstance(signals, Mapping):
+            return f'return a dict of tensors or Skip("reason"), not {_kind(signals)}'
         shapes = [_wanted(Per.TOKEN, rollouts), _wanted(Per.RESPONSE, rollouts)]
-        if not isinstance(values, Tensor) or tuple(values.shape) not in [shape for shape, _ in shapes]:
-            wanted = " or ".join(text for _, text in shapes)
-            raise self._error("signal", f"signal '{name}' must be {wanted}, not {_kind(values)}")
-        if not values.is_floating_point():
-            raise self._error("signal", f"signal '{name}' must be floating point, not {values.dtype}; use .float()")
+        for name, values in signals.items():
+            if name in BATCH_COLUMNS:
+                return f"'{name}' is a field of the batch; rename the signal"
+            if not isinstance(values, Tensor) or tuple(values.shape) not in [shape for shape, _ in shapes]:
+                return f"signal '{name}' must be {' or '.join(text for _, text in shapes)}, not {_kind(values)}"
+            if not values.is_floating_point():
+                return f"signal '{name}' must be floating point, not {values.dtype}; use .float()"
+        if self.needs.advantages is not None and ADVANTAGES not in signals:
+            return f"return '{ADVANTAGES}', or leave `advantages` out of `needs`"
+        if self.needs.advantages == "sequence" and signals[ADVANTAGES].dim() == 2:
+            return f"'{ADVANTAGES}' are of tokens: declare `Needs(advantages=\"token\")`"
+        return ""
 
     # Loss
 
     def before_step(self, batch: Batch, out: Outputs) -> None:
         """Let the algorithm gather statistics of the global batch in its `state`."""
-        with self._calling("before_step"):
-            state = self.algorithm.before_step(batch, out)
-        if not isinstance(state, Mapping):
-            raise self._error("before_step", f"return a dict of numbers, not {_kind(state)}")
-        self.algorithm.state |= dict(state)
+        self.algorithm.state |= dict(call(self.algorithm, "before_step", batch, out, returns=_wrong_statistics))
 
     def loss(self, batch: Batch, out: Outputs) -> tuple[Mapping[str, Term], Mapping[str, Tensor]]:
         """The terms of the loss, and the weights of those that have weights."""
-        with self._calling("loss"):
-            terms = self.algorithm.loss(batch, out)
-        self._check_terms("loss", terms, batch)
-        weights = self.term_weights(batch)
-        for name, values in weights.items():
-            if name in terms and values.shape != terms[name].values.shape:
-                wanted = _dimensions(terms[name].values.shape)
-                raise self._error(
-                    "term_weights", f"the weights of '{name}' must be {wanted}, like the term, not {_kind(values)}"
-                )
-        return terms, weights
+        terms = call(self.algorithm, "loss", batch, out, returns=lambda loss: _wrong_terms(loss, batch, "loss term"))
+        return terms, self.term_weights(batch, terms)
 
-    def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Weights by the name of their term."""
-        with self._calling("term_weights"):
-            weights = self.algorithm.term_weights(batch)
-        if not isinstance(weights, Mapping) or not all(isinstance(values, Tensor) for values in weights.values()):
-            raise self._error("term_weights", f"return a dict of tensors, not {_kind(weights)}")
+    def term_weights(self, batch: Batch, terms: Mapping[str, Term] | None = None) -> Mapping[str, Tensor]:
+        """Weights by the name of their term, in its shape."""
+
+        def wrong(weights: Any) -> str:
+            if not isinstance(weights, Mapping) or not all(isinstance(values, Tensor) for values in weights.values()):
+                return f"return a dict of tensors, not {_kind(weights)}"
+            for name in weights.keys() & (terms or {}).keys():
+                shape = terms[name].values.shape if terms else ()
+                if weights[name].shape != shape:
+                    text = f"the weights of '{name}' must be {_dimensions(shape)}, like the term"
+                    return f"{text}, not {_kind(weights[name])}"
+            return ""
+
+        weights: Mapping[str, Tensor] = call(self.algorithm, "term_weights", batch, returns=wrong)
         return weights
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """Metrics as unreduced terms."""
-        with self._calling("report_metrics"):
-            terms = self.algorithm.report_metrics(batch, out)
-        self._check_terms("report_metrics", terms, batch)
+        terms: Mapping[str, Term] = call(
+            self.algorithm, "report_metrics", batch, out, returns=lambda terms: _wrong_terms(terms, batch, "metric")
+        )
         return terms
 
     def check_gradient(self, terms: Mapping[str, Term]) -> None:
         """Raise if the loss has no gradient: otherwise the run would appear to work."""
-        if self.needs.entropy == "reported":
-            for name, term in terms.items():
-                if term.coefficient and not term.values.requires_grad:
-                    raise self._error(
-                        "loss",
-                        f"loss term '{name}' has no gradient; to learn from the entropy, declare `Needs(entropy=True)`",
-                    )
-        if not any(term.values.requires_grad for term in terms.values()):
+        without = [name for name, term in terms.items() if not term.values.requires_grad]
+        learned = [name for name in without if terms[name].coefficient]
+        if self.needs.entropy == "reported" and learned:
+            text = f"loss term '{learned[0]}' has no gradient; to learn from the entropy, declare `Needs(entropy=True)`"
+            raise mistake(self.algorithm, "loss", text)
+        if len(without) == len(terms):
             names = ", ".join(f"'{name}'" for name in terms) or "none"
-            raise self._error(
-                "loss",
-                f"the loss has no gradient (terms: {names}): compute it from `out`, without detach() or no_grad()",
-            )
-
-    def _check_terms(self, method: str, terms: Any, batch: Batch) -> None:
-        if not isinstance(terms, Mapping):
-            wanted = "Loss(name=per_token(...))" if method == "loss" else "a dict of terms such as per_token(...)"
-            raise self._error(method, f"return {wanted}, not {_kind(terms)}")
-        for name, term in terms.items():
-            self._check_term(method, name, term, batch)
-
-    def _check_term(self, method: str, name: str, term: Any, batch: Batch) -> None:
-        what = f"loss term '{name}'" if method == "loss" else f"metric '{name}'"
-        if not isinstance(term, Term):
-            raise self._error(method, f"{what} must be a term such as per_token(...), not {_kind(term)}")
-        shape, wanted = _wanted(term.per, batch)
-        if isinstance(term.values, Tensor) and tuple(term.values.shape) == shape:
-            return
-        others = [per for per in Per if isinstance(term.values, Tensor) and _wanted(per, batch)[0] == term.values.shape]
-        advice = " or ".join(f"per_{per.value}(...)" for per in others)
-        hint = f"write {advice}" if advice else "return unreduced values; alignkit averages them"
-        raise self._error(
-            method, f"{what} is per_{term.per.value} and must be {wanted}, not {_kind(term.values)}; {hint}"
-        )
+            text = f"the loss has no gradient (terms: {names}): compute it from `out`, without detach() or no_grad()"
+            raise mistake(self.algorithm, "loss", text)
 
     # State
 
@@ -202,8 +158,37 @@ class CheckedAlgorithm:
             try:
                 json.dumps(value)
             except (TypeError, ValueError) as error:
-                raise self._error("before_step", f"state['{name}'] must be JSON; use float(...) ({error})") from error
+                text = f"state['{name}'] must be JSON; use float(...) ({error})"
+                raise mistake(self.algorithm, "before_step", text) from error
         return self.algorithm.state
+
+
+def _wrong_selection(chosen: Any) -> str:
+    if not isinstance(chosen, Sequence) or not all(isinstance(item, Group | Phase) for item in chosen):
+        return f"return a list of groups or of phases, not {_kind(chosen)}"
+    phases = sum(isinstance(item, Phase) for item in chosen)
+    return "got both groups and phases: put every group into a Phase" if 0 < phases < len(chosen) else ""
+
+
+def _wrong_statistics(state: Any) -> str:
+    return "" if isinstance(state, Mapping) else f"return a dict of numbers, not {_kind(state)}"
+
+
+def _wrong_terms(terms: Any, batch: Batch, what: str) -> str:
+    """What is wrong with the unreduced terms of a loss, or of metrics."""
+    if not isinstance(terms, Mapping):
+        wanted = "Loss(name=per_token(...))" if what == "loss term" else "a dict of terms such as per_token(...)"
+        return f"return {wanted}, not {_kind(terms)}"
+    for name, term in terms.items():
+        if not isinstance(term, Term):
+            return f"{what} '{name}' must be a term such as per_token(...), not {_kind(term)}"
+        shape, wanted = _wanted(term.per, batch)
+        actual = tuple(term.values.shape) if isinstance(term.values, Tensor) else None
+        if actual != shape:
+            advice = " or ".join(f"per_{per.value}(...)" for per in Per if _wanted(per, batch)[0] == actual)
+            hint = f"write {advice}" if advice else "return unreduced values; alignkit averages them"
+            return f"{what} '{name}' is per_{term.per.value} and must be {wanted}, not {_kind(term.values)}; {hint}"
+    return ""
 
 
 def _is_message(value: Any) -> bool:

@@ -10,7 +10,6 @@ from alignkit.data.sources import DataSpec, Loaded
 from alignkit.io.console import Metrics, Reporter
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
-from alignkit.plugin_errors import Author, author_of
 from alignkit.recipe.schema import RewardSpec, Stage
 from alignkit.reward import Context
 from alignkit.settings import Settings
@@ -63,11 +62,6 @@ class StageContext:
     def adapter(self) -> Path:
         """Where the stage's result goes."""
         return self.folder / "adapter"
-
-    @property
-    def author(self) -> Author:
-        """The plugin and stage that errors name."""
-        return author_of(self.stage.component.registration, self.name)
 
     def scorer(self, spec: RewardSpec) -> Rewards:
         """What scores responses in all processes of the run."""

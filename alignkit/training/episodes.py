@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from alignkit.calls import mistake
 from alignkit.data.group import Group, Response, preview
-from alignkit.errors import DataError, RunFailed
+from alignkit.errors import DataError, RunFailed, error_context
 from alignkit.models.generate import Partner, last_turn
-from alignkit.plugin_errors import noting
 from alignkit.tokens.encoder import Encoder, Ids
 from alignkit.tokens.turns import Turns
 from alignkit.training.checked_environment import MOST_TURNS, CheckedEnvironment, Episode
@@ -57,7 +57,7 @@ class Episodes:
             first: Episode | None = None
             for k in range(samples):
                 row = f"in the episode of {group.origin or 'the prompt'}: {preview(group)}, response {k + 1}"
-                with noting(row):
+                with error_context(row):
                     episode = self.environment.begin(group, row, (iteration, numbers[p]), k, first)
                 first = first or episode
                 self._playing[p, k] = episode
@@ -76,7 +76,7 @@ class Episodes:
     def reply(self, prompt: int, sample: int, tokens: Sequence[int], room: int) -> Ids | None:
         """The tokens that follow a turn of the policy; None if its episode is over. See `active_sequence.Reply`."""
         episode = self._playing[prompt, sample]
-        with noting(episode.row):
+        with error_context(episode.row):
             turn = self.turns.read(tokens, episode.calls)
             before = [*episode.prompt, *episode.turns]
             episode.add([turn])
@@ -86,7 +86,8 @@ class Episodes:
             try:
                 ids = self.turns.between(before, turn, answers, tokens[-1], room)
             except DataError as error:
-                raise self.environment.error("respond", f"what it returned cannot be rendered: {error}") from error
+                text = f"what it returned cannot be rendered: {error}"
+                raise mistake(episode.environment, "respond", text) from error
         if ids is None or episode.written >= self.most_turns:
             episode.cut = True
             return None
@@ -102,7 +103,7 @@ class Episodes:
         return finished
 
     def _finished(self, episode: Episode, response: Response) -> Response:
-        with noting(episode.row):
+        with error_context(episode.row):
             if response.truncated:  # its last turn had no end, so the environment has not seen it
                 episode.add([self.turns.read(last_turn(response.tokens or (), response.written), episode.calls)])
             scores = self.environment.scores(episode)

@@ -5,37 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from alignkit.calls import call
 from alignkit.data.group import Group
 from alignkit.filters import Filter
-from alignkit.plugin_errors import Author, calling, made
-from alignkit.registry import Component
 
 
-class CheckedFilter:
-    """Calls a filter. Raises PluginError, with its plugin and method, for an author's mistake."""
+def keep(chooser: Filter, groups: Sequence[Group]) -> list[bool]:
+    """Whether a filter keeps each group. Raises PluginError, with its plugin and method, for a mistake in it."""
+    if not groups:
+        return []
+    kept = call(chooser, "keep", groups, returns=lambda kept: _wrong_mask(kept, len(groups)))
+    return [bool(each) for each in kept]
 
-    def __init__(self, component: Component, stage: str = ""):
-        self.name = component.name
-        self.filter: Filter
-        self.author: Author
-        self.filter, self.author = made(component, stage)
 
-    def keep(self, groups: Sequence[Group]) -> list[bool]:
-        """Whether each group is learned from."""
-        if not groups:
-            return []
-        with calling(self.author, "keep", self.filter, groups):
-            kept: Any = self.filter.keep(groups)
-        if hasattr(kept, "tolist"):  # of numpy or torch
-            kept = kept.tolist()
-        if not isinstance(kept, Sequence) or isinstance(kept, str):
-            raise self._wrong(f"return a list of true and false, not {type(kept).__name__}")
-        if len(kept) != len(groups):
-            raise self._wrong(f"return true or false for each of {len(groups)} groups, not {len(kept)}")
-        for each in kept:
-            if each is not True and each is not False:
-                raise self._wrong(f"return true or false for a group, not {each!r:.60}")
-        return list(kept)
-
-    def _wrong(self, text: str) -> Exception:
-        return self.author.error(f"{type(self.filter).__name__}.keep", text)
+def _wrong_mask(kept: Any, count: int) -> str:
+    kept = kept.tolist() if hasattr(kept, "tolist") else kept  # of numpy or torch
+    if not isinstance(kept, Sequence) or isinstance(kept, str):
+        return f"return a list of true and false, not {type(kept).__name__}"
+    if len(kept) != count:
+        return f"return true or false for each of {count} groups, not {len(kept)}"
+    wrong = [each for each in kept if each is not True and each is not False]
+    return f"return true or false for a group, not {wrong[0]!r:.60}" if wrong else ""

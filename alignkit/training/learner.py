@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from alignkit.algorithm import Algorithm, Trains
 from alignkit.batch import Batch, Outputs
+from alignkit.calls import label_of
 from alignkit.errors import RunFailed
 from alignkit.kernels.memory import TrimOnGrowth
 from alignkit.loss import Per, Term
@@ -148,7 +149,7 @@ class Learner:
         broken = [
             f"'{name}'" for name, mean in means.items() if not math.isfinite(mean) and name not in ("loss", "mix/nll")
         ]
-        whose = f" of {self.checked.author}, in `{type(self.algorithm).__name__}.loss`,"
+        whose = f" of {label_of(self.algorithm)}, in `{type(self.algorithm).__name__}.loss`,"
         self.unfit = f"loss term {' and '.join(broken)}{whose}" if broken else "its loss or gradient"
         metrics = means | averages.means(self.collectives)
         if self.model.memory.halvings:

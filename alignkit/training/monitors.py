@@ -14,12 +14,12 @@ from shutil import copytree
 from typing import Any, SupportsIndex
 
 from alignkit import seeds
+from alignkit.calls import call, create
 from alignkit.data.group import Group, read_groups, write_groups
-from alignkit.errors import DataError, PluginError, RunFailed
+from alignkit.errors import DataError, RunFailed
 from alignkit.io.atomic import discard_folder, replace_folder
 from alignkit.models.generate import Sampling
 from alignkit.monitor import GOLD_KEY, REWARD_HACKING, Monitor, Observation
-from alignkit.plugin_errors import Author, calling, made
 from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of
 from alignkit.registry import Component
@@ -41,50 +41,49 @@ class CheckedMonitor:
     """
 
     def __init__(self, component: Component, settings: Settings, stage: str = ""):
-        self.monitor: Monitor
-        self.author: Author
-        self.monitor, self.author = made(component, stage)
-        with calling(self.author, "start", self.monitor):
-            self.warnings = list(self.monitor.start(settings) or ())
+        self.monitor: Monitor = create(component, stage)
+        self.warnings = list(call(self.monitor, "start", settings) or ())
 
     def look(self, iteration: int, groups: Sequence[Group], gold: Sequence[Group] | None) -> Observation:
         """What the monitor says of an iteration."""
-        with calling(self.author, "look", self.monitor):
-            observation = _checked(self.monitor.look(iteration, groups, gold))
-            if observation.best not in range(iteration + 1):
-                raise PluginError(
-                    f"`best` is {observation.best!r:.60}: return an iteration up to this one, {iteration}"
-                )
+
+        def wrong(observation: Any) -> str:
+            if (text := _wrong_observation(observation)) or observation.best in range(iteration + 1):
+                return text
+            return f"`best` is {observation.best!r:.60}: return an iteration up to this one, {iteration}"
+
+        observation: Observation = call(self.monitor, "look", iteration, groups, gold, returns=wrong)
         return observation
 
     def next_prompts(self, iteration: int, prompts: Sequence[Group], random: Any) -> list[int] | None:
         """The prompts that the monitor chooses, if it does."""
-        with calling(self.author, "next_prompts", self.monitor):
-            chosen: Any = self.monitor.next_prompts(iteration, prompts, random)
+
+        def wrong(chosen: Any) -> str:
             chosen = chosen.tolist() if hasattr(chosen, "tolist") else chosen
-            if chosen is None:
-                return None
             numbers = isinstance(chosen, Sequence) and all(isinstance(each, SupportsIndex) for each in chosen)
-            if numbers and chosen and all(each in range(len(prompts)) for each in chosen):
-                return list(chosen)
-            raise PluginError(f"return indices of the {len(prompts)} prompts, or None, not {chosen!r:.60}")
+            if chosen is None or (numbers and chosen and all(each in range(len(prompts)) for each in chosen)):
+                return ""
+            return f"return indices of the {len(prompts)} prompts, or None, not {chosen!r:.60}"
+
+        chosen = call(self.monitor, "next_prompts", iteration, prompts, random, returns=wrong)
+        return None if chosen is None else [int(each) for each in chosen]
 
     def finish(self, stopped: str) -> Observation:
         """What the monitor says at the end."""
-        with calling(self.author, "finish", self.monitor):
-            return _checked(self.monitor.finish(stopped))
+        observation: Observation = call(self.monitor, "finish", stopped, returns=_wrong_observation)
+        return observation
 
 
-def _checked(observation: Any) -> Observation:
+def _wrong_observation(observation: Any) -> str:
     if not isinstance(observation, Observation):
-        raise PluginError(f"return an alignkit.Observation, not {observation!r:.60}")
+        return f"return an alignkit.Observation, not {observation!r:.60}"
     if isinstance(observation.warnings, str):
-        raise PluginError("`warnings` is a text: return a list of texts")
+        return "`warnings` is a text: return a list of texts"
     try:
         json.dumps([observation.metrics, observation.summary])
     except (TypeError, ValueError) as error:
-        raise PluginError(f"`metrics` and `summary` must be JSON: {error}") from error
-    return observation
+        return f"`metrics` and `summary` must be JSON: {error}"
+    return ""
 
 
 def with_gold(group: Group, by_gold: Group) -> Group:

@@ -16,9 +16,8 @@ from alignkit.algorithm import Algorithm, SelectContext
 from alignkit.data.describe import way_out
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded, prompt_key
-from alignkit.errors import AlignkitError, DataError
+from alignkit.errors import AlignkitError, DataError, error_context
 from alignkit.models.packing import Examples, indivisible
-from alignkit.plugin_errors import noting
 from alignkit.tokens.encoder import Encoded, counted, drop_reason
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import requirement
@@ -71,7 +70,7 @@ class DatasetTrainer:
         context.reporter.start(context.name, self.total, self.learner.steps)
         while self.learner.steps < self.total:
             self._check_stop()
-            with noting(f"in step {self.learner.steps + 1} of {self.total}"):
+            with error_context(f"in step {self.learner.steps + 1} of {self.total}"):
                 self._after(self._step())
         # Without validation, or if no epoch had a finite loss, the last weights are the result.
         if "best_epoch" not in state.summary or not context.collectives.on_rank0(context.adapter.exists):

@@ -19,19 +19,19 @@ from alignkit import functional as F
 from alignkit import seeds
 from alignkit.algorithm import ADVANTAGES, Algorithm, Phase, SelectContext, Skip
 from alignkit.batch import likelier_now
+from alignkit.calls import create
 from alignkit.data.describe import said
 from alignkit.data.group import Group, length, previews
-from alignkit.errors import RunFailed
+from alignkit.errors import RunFailed, error_context
 from alignkit.models import packing as forward
 from alignkit.models.generate import Sampling
 from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
-from alignkit.plugin_errors import noting
 from alignkit.reward import REWARD_KEY
 from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.context import StageContext
 from alignkit.training.episodes import episodes_of
-from alignkit.training.filters import CheckedFilter
+from alignkit.training.filters import keep
 from alignkit.training.learner import StepAverages
 from alignkit.training.mismatch import ANOTHER_MODEL, mismatch, sampler_metrics, weighted
 from alignkit.training.monitors import Monitors
@@ -121,7 +121,7 @@ class RolloutTrainer:
         reward = self.settings.reward
         self.rewards = context.scorer(reward) if reward is not None else None
         self.learns = reward is not None and self.algorithm.needs.reward  # from it
-        self.filters = [CheckedFilter(component, context.name) for component in rollout.filters or ()]
+        self.filters = [(one.name, create(one, context.name)) for one in rollout.filters or ()]
         self.files = RolloutFiles(context, self.rewards, self.learns)
         self.monitors = Monitors(self.state, self.rewards, self.sampling, self.sample)
         self.temperature = self.sampling.temperature  # of measurements
@@ -157,7 +157,7 @@ class RolloutTrainer:
             if self.monitors.stopped:
                 break
             self.context.should_stop()
-            with noting(f"in iteration {number} of {iterations}"):
+            with error_context(f"in iteration {number} of {iterations}"):
                 self._after(self._iterate(number, prompts), iterations, prompts)
         if prompts.extra and not self.monitors.chooses:
             state.summary["prompts_used"] = prompts.used
@@ -317,8 +317,8 @@ class RolloutTrainer:
         """Leave out what filters, `learn_from` and the algorithm do not keep; returns how many groups, as metrics."""
         table, left_out = iteration.table, Counter[str]()
         iteration.skipped = ""
-        for one in self.filters:
-            left_out[f"filtered/{one.name}"] += table.take_groups(one.keep(table.learned))
+        for name, chooser in self.filters:
+            left_out[f"filtered/{name}"] += table.take_groups(keep(chooser, table.learned))
         if not table.groups:
             names = ", ".join(f"'{name.partition('/')[2]}' {count}" for name, count in left_out.items() if count)
             iteration.skipped = f"{FILTERED} ({names})"
@@ -352,7 +352,7 @@ class RolloutTrainer:
             summary["judge_cost"] = summary.get("judge_cost", 0.0) + metrics["judge/cost"]
         if self.filters:
             filtered = summary.setdefault("filtered", {})
-            for name in dict.fromkeys(one.name for one in self.filters):
+            for name in dict.fromkeys(name for name, _ in self.filters):
                 filtered[name] = filtered.get(name, 0) + metrics[f"filtered/{name}"]
 
     def measure(self, iteration: Iteration) -> None:
@@ -523,8 +523,8 @@ class RolloutTrainer:
         return self.algorithm.select(iteration.table.groups, context)
 
     def _filtered(self, groups: Sequence[Group]) -> list[Group]:
-        for one in self.filters:
-            groups = [*compress(groups, one.keep(groups))]
+        for _, chooser in self.filters:
+            groups = [*compress(groups, keep(chooser, groups))]
         return list(groups)
 
     def learn(self, iteration: Iteration, index: int, phase: Phase, examples: Examples) -> bool:

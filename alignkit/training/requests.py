@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit.data.group import Group, Response, group_from_json, group_to_json
+from alignkit.errors import error_context
 from alignkit.models.generate import Sampling, answered, questions, sample
-from alignkit.plugin_errors import noting
 from alignkit.training.context import StageContext
 from alignkit.training.episodes import Episodes
 from alignkit.training.stage import TrainerState
@@ -54,7 +54,7 @@ class Request:
         self._numbers = [first + index for index in self._own]
         self._asked = [prompts[index] for index in self._own]
         if self.engine is not None and self._own and not self.groups:
-            with self._noting():
+            with self._context():
                 self._begin()
 
     @property
@@ -62,8 +62,8 @@ class Request:
         """The iteration that learns from them."""
         return int(self.path[-1])
 
-    def _noting(self) -> AbstractContextManager[Any]:
-        return noting(f"for the samples of iteration {self.number}") if self.lag else nullcontext()
+    def _context(self) -> AbstractContextManager[Any]:
+        return error_context(f"for the samples of iteration {self.number}") if self.lag else nullcontext()
 
     def _begin(self) -> None:
         """Let the engine sample from the current weights, which are saved for it before anything else happens."""
@@ -84,13 +84,13 @@ class Request:
     def poll(self) -> None:
         """Answer turns that have ended, and let the engine write the next ones. Waits for nothing."""
         if self._under_way is not None:
-            with self._noting():
+            with self._context():
                 self._under_way.poll()
 
     def result(self) -> list[Group]:
         """Wait for the samples. Their source is the stage, the name that users know."""
         if not self.groups:
-            with self._noting():
+            with self._context():
                 led = self.engine is not None
                 groups = self.context.collectives.map_sharded([1] * len(self.prompts), lambda own: self._sampled(), led)
             ages = {"staleness": self.lag, "seconds/sampling": getattr(self._under_way, "seconds", 0.0)}

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from alignkit import functional as F
+from alignkit.calls import call, create, mistake
 from alignkit.data.group import Group, length, preview
 from alignkit.errors import AlignkitError, RunFailed
 from alignkit.judges import costs, spending, without_score
-from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
 from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Rating, Reward, RewardCombination, Verdict
@@ -129,6 +129,11 @@ class RewardTable:
         return "".join(f"; {judge}: {reason}" for judge, reason in self.reasons.items() if reason)
 
 
+def _copies(groups: Sequence[Group]) -> list[Group]:
+    """The groups with prompts and columns that a plugin may change: later iterations read the originals again."""
+    return [replace(g, prompt=copy.deepcopy(g.prompt), meta=copy.deepcopy(g.meta)) for g in groups]
+
+
 def with_columns(groups: Sequence[Group], columns: Mapping[str, Tensor]) -> list[Group]:
     """The groups with more scores of their responses: by name, [responses] each; None where a column is NaN."""
     values = [[None if math.isnan(value) else value for value in column.tolist()] for column in columns.values()]
@@ -154,7 +159,7 @@ def with_scores(groups: Sequence[Group]) -> list[Group]:
 class Node:
     """A reward in an expression: a single one, or a combination of those below it.
 
-    name: for errors. place: in the expression, `weighted_sum/style/length`. plugin, author: None of a reward model.
+    name: for errors. place: in the expression, `weighted_sum/style/length`. plugin: None of a reward model.
     """
 
     spec: RewardSpec
@@ -162,7 +167,6 @@ class Node:
     place: str
     children: dict[str, Node]
     plugin: Any = None
-    author: Any = None
 
     @property
     def whitens(self) -> bool:
@@ -174,15 +178,11 @@ class Node:
         """The error for what one of its methods returned."""
         if self.plugin is None:
             return RunFailed(f"reward '{self.name}': {text}")
-        error: AlignkitError = self.author.error(
-            f"{type(self.plugin).__name__}.{method}", f"reward '{self.name}': {text}"
-        )
-        return error
+        return mistake(self.plugin, method, f"reward '{self.name}': {text}")
 
     def combine(self, groups: Sequence[Group], columns: Mapping[str, Tensor]) -> CombinedReward:
         """What the combination makes of its parts' raw scores, [responses] each."""
-        with calling(self.author, "combine", self.plugin, groups):
-            combined = self.plugin.combine(groups, columns)
+        combined = call(self.plugin, "combine", _copies(groups), columns)
         if not isinstance(combined, CombinedReward):
             raise self.wrong("combine", f"return a CombinedReward, not {type(combined).__name__}")
         for name in ("reward", "raw"):
@@ -191,8 +191,7 @@ class Node:
 
     def total(self, groups: Sequence[Group], columns: Mapping[str, Tensor]) -> Tensor:
         """The sum of its parts' rewards, some of which are whitened."""
-        with calling(self.author, "total", self.plugin, groups):
-            total: Tensor = self.plugin.total(groups, columns)
+        total: Tensor = call(self.plugin, "total", _copies(groups), columns)
         self._check_shape("total", "it", total, groups)
         return total
 
@@ -233,12 +232,11 @@ class Rewards:
         children = {child: self._node(below, child, f"{place}/{child}") for child, below in spec.children.items()}
         node = Node(spec, name, place, children)
         if spec.component is not None:
-            node.plugin, node.author = made(spec.component, self.context.stage)
+            node.plugin = create(spec.component, self.context.stage)
         if isinstance(node.plugin, RewardCombination) and not hasattr(node.plugin, "state"):
             node.plugin.state = {}  # its constructor did not call the base's
         if isinstance(node.plugin, Reward):
-            with calling(node.author, "prepare", node.plugin):
-                node.plugin.prepare(self.context)
+            call(node.plugin, "prepare", self.context)
         self.nodes.append(node)
         return node
 
@@ -317,8 +315,7 @@ class Rewards:
         """As many scores as responses, which may be anything else."""
         if leaf.plugin is None:
             return list(self.context.models[leaf.spec.name].scores(groups))
-        with calling(leaf.author, "score", leaf.plugin, groups):
-            scores = leaf.plugin.score(groups)
+        scores = call(leaf.plugin, "score", _copies(groups))
         if not isinstance(scores, Mapping) or len(scores) != 1:
             what = f"components {sorted(map(str, scores))}" if isinstance(scores, Mapping) else type(scores).__name__
             raise leaf.wrong("score", f'return one component, such as {{"": [0.5, 1.0]}}, not {what}')

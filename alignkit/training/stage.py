@@ -29,7 +29,7 @@ class TrainerState:
         """temperature: of the policy's distributions; rollouts are learned at the temperature they were sampled at."""
         self.context, self.settings = context, context.settings
         self.models, self.model = context.models, context.model
-        self.algorithm = CheckedAlgorithm(algorithm, context.author)
+        self.algorithm = CheckedAlgorithm(algorithm)
         self.summary: dict[str, Any] = {}
         self.encoder = StageEncoder(context, self.algorithm, self.summary)
         self.roles = add_roles(context, self.algorithm)

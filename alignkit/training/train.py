@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.algorithm import Algorithm, Source
+from alignkit.calls import call, create
 from alignkit.data.group import Group, Response
 from alignkit.data.sources import Loaded
 from alignkit.errors import RunFailed
 from alignkit.external import ExternalTrainer
-from alignkit.plugin_errors import calling, made
 from alignkit.training.context import StageContext
 from alignkit.training.offline import DatasetTrainer
 from alignkit.training.online import RolloutTrainer
@@ -24,8 +24,7 @@ from alignkit.training.schedule import with_learning_rate
 
 def run_training(context: StageContext) -> dict[str, Any]:
     """Train to the end, from the last checkpoint if there is one; returns the summary for stage.json."""
-    algorithm: Algorithm
-    algorithm, _ = made(context.stage.component, context.name)
+    algorithm: Algorithm = create(context.stage.component, context.name)
     stage: DatasetTrainer | RolloutTrainer | ExternalStage
     context = with_learning_rate(context, algorithm.defaults)
     if isinstance(algorithm, ExternalTrainer):
@@ -55,8 +54,7 @@ class ExternalStage:
         """Train; the summary is for stage.json."""
         if self.settings.reward is not None:
             _ = self._rewards  # a reward that cannot be prepared fails here, not at the first step
-        with calling(self._context.author, "train", self._trainer):
-            return dict(self._trainer.train(self))
+        return dict(call(self._trainer, "train", self))
 
     def close(self) -> None:
         self._context.reporter.stop()

@@ -114,9 +114,9 @@ class Worker:
         import torch
         from rich.console import Console
 
+        from alignkit.calls import create
         from alignkit.io.console import Metrics, Reporter
         from alignkit.io.results import RECIPE
-        from alignkit.plugin_errors import made
         from alignkit.plugins import load_plugins
         from alignkit.recipe.load import build
         from alignkit.recipe.yaml import parse_document
@@ -134,13 +134,13 @@ class Worker:
         self.engine = ExitStack()  # lives as long as this process
         self.engine.enter_context(using_engine(run, stage))
         run.make_room(stage)
-        self.step, self.author = made(stage.component, stage.name)
+        self.step = create(stage.component, stage.name)
         context = step_context(run, stage, work.folder, Metrics(None))
         self.function = self.step.mapper(work.name, context)
 
     def results(self, rows: Sequence[Any]) -> list[Any]:
         """A result for each row of a chunk."""
-        from alignkit.plugin_errors import calling
+        from alignkit.calls import blame
 
-        with calling(self.author, "run", self.step):
+        with blame(self.step, "run"):
             return list(self.function(rows))

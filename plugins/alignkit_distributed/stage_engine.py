@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from alignkit.calls import CallError, blame, create, label_of, mistake
 from alignkit.data.group import Group
 from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
 from alignkit.errors import PluginError, RunFailed
@@ -25,7 +26,6 @@ from alignkit.models.generate import Continuation, Partner, has_stopped
 from alignkit.models.next_token import Sampling
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.plugin_errors import AuthorError, calling, made
 from alignkit.tokens.encoder import Encoded, Encoder, Ids, ResponseTokens
 from alignkit_distributed.begun import Begun, Steps
 from alignkit_distributed.engine_thread import EngineThread, NoProgress
@@ -61,8 +61,7 @@ class StageEngine:
 
     def __init__(self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]):
         """component: the recipe's. folder: for published adapters and for files of the engine."""
-        self.engine: Engine
-        self.engine, self._author = made(component, stage)
+        self.engine: Engine = create(component, stage)
         self.name, self.folder, self.stage, self.seed, self.say = component.name, folder, stage, seed, say
         # A chat and a server of answers have no stage, and nothing to continue.
         self._again = f"the same command {'continues the run' if stage else 'starts it again'}"
@@ -181,10 +180,10 @@ class StageEngine:
             words = (
                 f"it did not end in time{left}" if isinstance(wrong, NoProgress) else f"{type(wrong).__name__}: {wrong}"
             )
-            self.say(f"warning: {self._author}, in `{type(self.engine).__name__}.close`: {words}")
+            self.say(f"warning: {label_of(self.engine)}, in `{type(self.engine).__name__}.close`: {words}")
         if running and self._thread.runs:
             words = f"the call that was given up is still running{left}"
-            self.say(f"warning: {self._author}, in `{type(self.engine).__name__}.{self._asked}`: {words}")
+            self.say(f"warning: {label_of(self.engine)}, in `{type(self.engine).__name__}.{self._asked}`: {words}")
 
     # Weights
 
@@ -262,7 +261,7 @@ class StageEngine:
             raise self._wrong(method, f"an earlier call is still running; {self._again}")
         self._asked = method
         try:
-            with calling(self._author, method, self.engine):
+            with blame(self.engine, method):
                 yield
         except PluginError as error:
             if isinstance(error.__cause__, NoProgress):
@@ -272,12 +271,12 @@ class StageEngine:
             stage = f"stage '{self.stage}', " if self.stage else ""
             raise RunFailed(f"{stage}engine '{self.name}': {error}\nhelp: {self._again}") from error
 
-    def _hangs(self, method: str) -> AuthorError:
+    def _hangs(self, method: str) -> CallError:
         gave_up = f"it made no progress for {self._thread.timeout:g} seconds and was given up"
         return self._wrong(method, f"{gave_up}; {self._again}, and `timeout` is the engine's option")
 
-    def _wrong(self, method: str, text: str) -> AuthorError:
-        return self._author.error(f"{type(self.engine).__name__}.{method}", text)
+    def _wrong(self, method: str, text: str) -> CallError:
+        return mistake(self.engine, method, text)
 
     # What an engine returns
 

@@ -26,8 +26,6 @@ from alignkit.io.digest import digest, versions
 from alignkit.io.source_code import plugin_digests
 from alignkit.models.memory import Passes
 from alignkit.models.models import LoadedBase
-from alignkit.plugin_errors import blaming
-from alignkit.plugins import plugins
 from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, Stage, base_keys, specs
 from alignkit.runs.data import file_facts
@@ -55,7 +53,7 @@ def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World)
         run_recipe(recipe, folder, reporter, team)
     else:
         run = FollowingRun(recipe, folder, Reporter(Console(quiet=True), Console(quiet=True)), team=team)
-        with stoppable(), blaming(plugins().registry.everything, lambda: run.stage_name):
+        with stoppable():
             run.execute()
     team.part()
 

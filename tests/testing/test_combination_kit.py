@@ -219,7 +219,7 @@ BROKEN: list[tuple[Any, str]] = [
     (TensorState, r"state\['mean'\] after `combine` is not JSON"),
     (KeyedByNumber, r"state\['seen'\] after `combine` changes when saved as JSON and loaded"),
     (InPlace, r"`combine` changes components\['it'\], which other parts of the run read: use a copy"),
-    (MarksGroups, "`combine`: it changed the column 'seen' of a prompt"),
+    (MarksGroups, "`combine`: it changed the prompt or columns of a group"),
     (Noise, "`combine`: a second call from the same state changes 'reward': it must not draw random numbers"),
     (NoisyState, "`combine`: a second call from the same state leaves another `state`"),
     (ByPlace, "`combine`: the order of groups and responses changes 'reward'"),

@@ -244,7 +244,7 @@ BROKEN: list[tuple[Any, str]] = [
     (Novelty, r"`score`: a second call changes the score .*\(it changed self.known\)"),
     (Draws, "`score`: another process changes the score"),
     (ByPlace, "`score`: the order of groups and responses changes the score"),
-    (Marks, "`score`: it changed the column 'scored' of a prompt"),
+    (Marks, "`score`: it changed the prompt or columns of a group"),
     (FirstWord, r"in `score`: IndexError: list index out of range \(test_reward_kit.py:\d+\)"),
     (NeedsAnswer, "NeedsAnswer: no column 'answer'.*; columns that it needs come with groups= .*--rows FILE"),
     (NeedsKey, "NeedsKey: the variable KEY is not set"),

@@ -14,8 +14,10 @@ import torch
 import yaml
 
 from alignkit import Algorithm, Batch, DataError, Loss, Outputs, per_token
+from alignkit.calls import create
 from alignkit.cli import main
-from alignkit.plugin_errors import Author
+from alignkit.options import Options
+from alignkit.registry import Component, Registration
 from alignkit.training.checked import CheckedAlgorithm
 
 HEADER = """
@@ -249,7 +251,8 @@ def test_the_distribution_is_named() -> None:
         def loss(self, batch: Batch, out: Outputs) -> Loss:
             raise KeyError("advantage")
 
-    wrong: Any = CheckedAlgorithm(Wrong(None), Author("plugin 'x' (dist 0.1)", "align"))
+    registration = Registration("wrong", Wrong, plugin="x", distribution="dist", version="0.1")
+    wrong: Any = CheckedAlgorithm(create(Component("algorithm", "wrong", registration, Options()), "align"))
     place = re.escape(f"{Path(__file__).name}:")
     with pytest.raises(
         Exception, match=r"^plugin 'x' \(dist 0.1\), stage 'align', in `Wrong.loss`: KeyError: 'advantage' \(" + place

@@ -134,7 +134,7 @@ def test_a_mistake_names_plugin_stage_iteration_and_row(
     follow(monkeypatch, TURNS)
     rollout = {"samples_per_prompt": 2, "max_new_tokens": 90}
     with pytest.raises(
-        PluginError, match=f"plugin 'alignkit_calculator'.*stage 'align', in `{cls.__name__}.{method}`: .*{message}"
+        PluginError, match=f"plugin 'alignkit_plugins'.*stage 'align', in `{cls.__name__}.{method}`: .*{message}"
     ) as caught:
         run_of(tmp_path, cls, rollout=rollout).execute()
     notes = "\n".join(caught.value.__notes__)
@@ -162,7 +162,7 @@ def test_a_tool_that_cannot_be_described_is_named(tmp_path: Path, monkeypatch: p
             """Has no description of its argument."""
             return word
 
-    with pytest.raises(PluginError, match=r"plugin 'alignkit_calculator'.*tool 'other': .*the argument 'word'"):
+    with pytest.raises(PluginError, match=r"plugin 'alignkit_plugins'.*tool 'other': .*the argument 'word'"):
         run_of(tmp_path, Undescribed).execute()
 
 

@@ -136,5 +136,5 @@ def test_a_combination_that_loses_all_scores_is_named(tmp_path: Path, monkeypatc
     rewards = combination(tmp_path, whole)
     assert [*rewards.leaves] == ["a"]
     error = rewards.nothing_scored(rewards.combine(rewards.ask([Group(PROMPT, (Response("x"),))])))
-    assert "plugin 'alignkit_weighted' (alignkit" in error
+    assert "plugin 'alignkit_plugins' (alignkit" in error
     assert "`WeightedSum.combine`: reward 'weighted_sum': it makes no number of the scores of its parts" in error

@@ -20,6 +20,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from alignkit.algorithm import Algorithm, Source, Trains
+from alignkit.calls import call, create
 from alignkit.data.group import Group, Message, Response, prompts_of
 from alignkit.data.sources import DataSpec
 from alignkit.errors import RecipeError, RunFailed
@@ -30,7 +31,6 @@ from alignkit.kernels.memory import GROWTH, total
 from alignkit.models.generate import LOGIT_COPIES, most_rows, row_bytes
 from alignkit.models.loading import device_of, dtype_of, largest, quantized_width
 from alignkit.models.memory import MemoryBudget, activation_bytes_per_token
-from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.runs.bases import RunBases
 from alignkit.runs.data import RunData
@@ -171,15 +171,14 @@ class _Planner:
         settings = stage.settings
         if settings is None:
             return self._step(stage, encoder)
-        algorithm, author = made(stage.component, stage.name)
+        algorithm = create(stage.component, stage.name)
         if not isinstance(algorithm, Algorithm):
             return Work(note="another library trains: its memory and time are not planned")
         if algorithm.source is Source.ROLLOUTS:
             return self._online(settings, algorithm, encoder)
         found, note = self._groups(settings.data)
-        groups = selected(self.recipe, stage, found, algorithm, author)
-        with calling(author, "trained_turns", algorithm):
-            turns = algorithm.trained_turns()
+        groups = selected(self.recipe, stage, found, algorithm)
+        turns = call(algorithm, "trained_turns")
         scoring = algorithm.trains is Trains.REWARD
         read = groups[:: max(1, math.ceil(len(groups) / READ))]
         encoded = [encoder.encode(group, settings.max_length, turns=turns, scoring=scoring) for group in read]

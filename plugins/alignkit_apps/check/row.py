@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import Algorithm, Trains
+from alignkit.calls import call, create
 from alignkit.data.group import Group, prompts_of
 from alignkit.data.sources import DataSpec
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
@@ -19,7 +20,6 @@ from alignkit.external import ExternalTrainer
 from alignkit.io.console import Reporter
 from alignkit.io.results import Results, is_result_name
 from alignkit.io.text import printable
-from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.reward import Judge
@@ -116,16 +116,14 @@ def _title(stage: Stage, group: Group, row: int, count: int) -> str:
 
 def _learned(recipe: Recipe, stage: Stage, groups: Sequence[Group], row: int, encoder: Encoder) -> Inspection:
     """A row that an algorithm learns from."""
-    algorithm: Algorithm
-    algorithm, author = made(stage.component, stage.name)
+    algorithm: Algorithm = create(stage.component, stage.name)
     if isinstance(algorithm, ExternalTrainer):
         group = _row(groups, row, stage)
         note = f"{stage.component.name} renders and tokenizes its rows itself"
         return Inspection(_title(stage, group, row, len(groups)), list(_turns(group)), [note])
-    chosen = selected(recipe, stage, groups, algorithm, author)
+    chosen = selected(recipe, stage, groups, algorithm)
     group = _row(chosen, row, stage)
-    with calling(author, "trained_turns", algorithm):
-        turns, scoring = algorithm.trained_turns(), algorithm.trains is Trains.REWARD
+    turns, scoring = call(algorithm, "trained_turns"), algorithm.trains is Trains.REWARD
     assert stage.settings is not None
     encoder.forget_counts()
     encoded = _encoded(encoder, group, stage.settings.max_length, turns, scoring)
@@ -198,9 +196,7 @@ def _questions(stage: Stage, group: Group) -> Iterator[tuple[str, str]]:
     for component in specs([stage.settings, stage.component.options, stage.component], Component):
         if component.kind != "judge":
             continue
-        judge, author = made(component, stage.name)
-        with calling(author, "question", judge):
-            turns = judge.question((group.prompt, first, second))
+        turns = call(create(component, stage.name), "question", (group.prompt, first, second))
         yield from ((f"{component.name} reads ({turn['role']})", turn["content"]) for turn in turns)
 
 

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from pydantic import ConfigDict
 
 from alignkit import Add, Field, Options, RunFailed, Tracker, hookimpl
-from alignkit.plugin_errors import made
+from alignkit.calls import create
 from alignkit.tracker import TrackedRun, tracked
 
 # accelerate's name: what must be installed (any of them), whether it counts its own steps, what it is called
@@ -89,7 +89,7 @@ class Following:
     def __init__(self, run: Any):
         self.say = run.reporter.say
         self.run = TrackedRun(run.recipe.name, run.folder, run.recipe.resolved)
-        self.waiting = {one.name: made(one)[0] for one in run.recipe.trackers}  # until there is something to show
+        self.waiting = {one.name: create(one) for one in run.recipe.trackers}  # until there is something to show
         self.trackers: dict[str, Tracker] = {}
         self.lines: Counter[str] = Counter()  # of each stage
 
