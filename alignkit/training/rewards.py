@@ -332,9 +332,7 @@ class Rewards:
         column = self.collectives.map_sharded(sizes, lambda own: self._share(leaf, [groups[i] for i in own]), led=led)
         for index, value in enumerate(column):
             if value is not None and not (isinstance(value, int | float) and abs(value) <= float_info.max):
-                prompt = preview(
-                    next(group for group, last in zip(groups, accumulate(sizes), strict=True) if index < last)
-                )
+                prompt = preview(groups[bisect_right([*accumulate(sizes)], index)])
                 shown = "too large" if isinstance(value, int) else f"{value!r:.100}"
                 raise leaf.wrong(
                     "score",
