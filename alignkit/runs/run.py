@@ -36,7 +36,7 @@ from alignkit.runs.prepare import Preparation
 from alignkit.runs.process import locked, peak_memory, resource_error, with_help
 from alignkit.runs.stage_record import facts, source_records, stage_record, trains_policy, write_report
 from alignkit.runs.startup import begin
-from alignkit.runs.step_context import step_context
+from alignkit.runs.steps import step_context
 from alignkit.runs.team import ALONE, Team
 from alignkit.step import Artifact, run_step
 from alignkit.stopping import StageWaits, stoppable
