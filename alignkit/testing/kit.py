@@ -175,7 +175,7 @@ class Kit:
         """With the log-probabilities that the algorithm needs, and no others."""
         examples = Examples(encoded)
         algorithm = CheckedAlgorithm(self.new())
-        read = ReferencePrompts(algorithm, self.encoder, self.model.context).encoded(encoded)
+        read = ReferencePrompts(algorithm, self.encoder, self.model).encoded(encoded)
         for name, role, groups in (("old_logprobs", BEFORE, encoded), ("reference_logprobs", BASE, read)):
             if getattr(self.needs, name):
                 examples.token_columns[name] = measure(self.model, role, groups, "logprobs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from typing import Any
 
@@ -12,6 +12,7 @@ from alignkit.algorithm import Needs, Trains
 from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, Message, preview, previews, resolved_pairs
 from alignkit.errors import DataError, RunFailed
+from alignkit.models.shared_model import SharedModel
 from alignkit.tokens.encoder import WHOLE, Encoded, Encoder, Ids, RowRefused, chunks, counted, drop_reason, is_document
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.context import StageContext
@@ -142,6 +143,12 @@ class StageEncoder:
         self._new.clear()
         self._examples.clear()
 
+    def _is_new(self, reason: str, file: str) -> bool:
+        """Whether a reason was not told before for a file; from now on, it was."""
+        new = (reason, file) not in self._told
+        self._told.add((reason, file))
+        return new
+
     def _warn_of_unknown(self, encoded: Sequence[Encoded]) -> None:
         """Say once of each source that its words hold characters which the tokenizer lacks."""
         unknown = self.encoder.tokenizer.unk_token_id
@@ -152,8 +159,7 @@ class StageEncoder:
                 counts[file] += sum(ids.count(unknown) for ids in tokens)
                 totals[file] += sum(map(len, tokens))
         for file, count in counts.items():
-            if count > UNKNOWN * totals[file] and ("unknown", file) not in self._told:
-                self._told.add(("unknown", file))
+            if count > UNKNOWN * totals[file] and self._is_new("unknown", file):
                 self.summary.setdefault("unknown_tokens", {})[file] = [count, totals[file]]
                 self.context.say(
                     f"warning: {file}: {count} of {totals[file]} tokens are "
@@ -168,9 +174,9 @@ class StageEncoder:
 
     def _add(self, key: str, counts: Mapping[str, int]) -> None:
         """Add counts to those under a key of the summary."""
-        total = Counter(self.summary.get(key, {}))
-        total.update(counts)
-        self.summary[key] = dict(total)
+        total = self.summary.setdefault(key, {})
+        for name, count in counts.items():
+            total[name] = total.get(name, 0) + count
 
     def learnable(self, encoded: Sequence[Encoded], *, count: bool = True) -> list[Encoded]:
         """The groups with the responses and pairs that the algorithm needs.
@@ -187,8 +193,7 @@ class StageEncoder:
                 lost.append(e.group)
         if lost and count:
             self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(lost)
-            if ("without_signal", _source(lost[0])) not in self._told:
-                self._told.add(("without_signal", _source(lost[0])))
+            if self._is_new("without_signal", _source(lost[0])):
                 text = f"left out {counted(len(lost), 'row')} without {requirement(needs)}: {previews(lost)}"
                 self.context.say(text)
         return usable
@@ -214,29 +219,20 @@ def requirement(needs: Needs) -> str:
     return " and ".join(parts) or "a response with a token that counts"
 
 
+@dataclass
 class ReferencePrompts:
     """Puts responses behind the reference's prompts.
 
     A reference on another base model reads prompts in its own chat template, and the policy's tokens behind them.
+
+    encoder, model: the reference's. where: begins errors. policy: the policy's encoder, if it is on another base model.
     """
 
-    def __init__(
-        self,
-        algorithm: CheckedAlgorithm,
-        encoder: Encoder,
-        context: int,
-        where: str = "",
-        *,
-        policy: Encoder | None = None,
-        vocabulary: int | None = None,
-    ):
-        """encoder, context: of the reference's base model; the context, in tokens, may be filled.
-
-        policy: the policy's encoder, if that is on another base model. vocabulary: token ids of the reference are below
-        it.
-        """
-        self.algorithm, self.encoder, self.context, self.where = algorithm, encoder, context, where
-        self.policy, self.vocabulary = policy, vocabulary
+    algorithm: CheckedAlgorithm
+    encoder: Encoder
+    model: SharedModel
+    where: str = ""
+    policy: Encoder | None = None
 
     def encoded(self, groups: Sequence[Encoded]) -> list[Encoded]:
         """The same response tokens and masks behind the reference's prompts.
@@ -251,19 +247,15 @@ class ReferencePrompts:
     def check(self, prompts: Sequence[Group], new_tokens: int) -> None:
         """Raise DataError if a prompt leaves no room for `new_tokens`."""
         for group in prompts if self._may_differ else ():
-            self._ids(group, self._messages(group), new_tokens)
+            self._ids(group, self.algorithm.reference_prompt(group), new_tokens)
 
     @property
     def _may_differ(self) -> bool:
         return self.policy is not None or not self.algorithm.reads_its_own_prompt
 
-    def _messages(self, group: Group) -> tuple[Message, ...]:
-        own = self.algorithm.reads_its_own_prompt
-        return group.prompt if own else self.algorithm.reference_prompt(group)
-
     def _encoded(self, encoded: Encoded) -> Encoded:
         group = encoded.group
-        messages = self._messages(group)
+        messages = self.algorithm.reference_prompt(group)
         self._check_tokens(encoded)
         longest = max((len(row.tokens) for row in encoded.rows), default=0)
         if messages == group.prompt and (self.policy is None or not messages):
@@ -275,9 +267,9 @@ class ReferencePrompts:
 
     def _check_tokens(self, encoded: Encoded) -> None:
         """Raise RunFailed for a token that the reference cannot read: models may know more tokens than tokenizers."""
-        most = self.vocabulary
+        most = self.model.model.config.get_text_config().vocab_size
         tokens = chain.from_iterable(row.tokens for row in encoded.rows)
-        unknown = [token for token in tokens if most is not None and token >= most]
+        unknown = [token for token in tokens if token >= most]
         if unknown:
             raise RunFailed(
                 f"{self.where}a response to {preview(encoded.group)} has token {unknown[0]}, which no text has and the "
@@ -291,10 +283,10 @@ class ReferencePrompts:
             ids = self.encoder.prompt(messages, group.tools)
         except DataError as error:
             raise DataError(f"{self.where}the reference's prompt of {_named(group)}: {error}") from error
-        if len(ids) + longest > self.context:
+        if len(ids) + longest > (most := self.model.context):
             raise DataError(
                 f"{self.where}the reference's prompt of {_named(group)} has {len(ids)} tokens, which leaves no room "
-                f"for {longest} response tokens in the model's context of {self.context}: put less in front of it"
+                f"for {longest} response tokens in the model's context of {most}: put less in front of it"
             )
         return ids
 

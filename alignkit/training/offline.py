@@ -22,7 +22,7 @@ from alignkit.models.packing import Examples, indivisible
 from alignkit.tokens.encoder import Encoded, counted, drop_reason
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import requirement
-from alignkit.training.sampler import Sampler, make_sampler, report
+from alignkit.training.sampler import make_sampler, report
 from alignkit.training.schedule import schedule, share_of
 from alignkit.training.stage import TrainerState
 
@@ -43,15 +43,6 @@ class DatasetTrainer:
     groups that stay in one batch. draws: the order of the units. per_epoch, total: steps. every: steps between
     checkpoints.
     """
-
-    groups: Sequence[Group]
-    encoded: Examples | None
-    validation: Examples | None
-    units: list[list[int]]
-    draws: Sampler
-    per_epoch: int
-    total: int
-    every: int
 
     def __init__(self, context: StageContext, algorithm: Algorithm):
         self.context, self.settings = context, context.settings
@@ -85,7 +76,7 @@ class DatasetTrainer:
 
     def _prepare(self, loaded: Loaded) -> None:
         groups: Sequence[Group] = self._selected(loaded.groups)
-        self.encoded = None
+        self.encoded: Examples | None = None
         # Reference log-probabilities need all tokens before the first step anyway.
         if len(groups) > EAGER_ROWS and not self.algorithm.needs.reference_logprobs:
             self.context.activity(f"{len(groups)} rows, tokenized as needed")
@@ -133,12 +124,8 @@ class DatasetTrainer:
     def _reference_logprobs(self, encoded: Sequence[Encoded]) -> list[Tensor]:
         """Log-probabilities of the reference for each response, [tokens] in nats."""
         read = self.state.reference_prompts.encoded(encoded)
-
-        def measured(own: Sequence[int]) -> list[Tensor]:
-            reference, groups = self.state.roles.reference_name, [read[index] for index in own]
-            return self.state.reference_models.reference_logprobs(reference, groups)
-
-        return self.context.collectives.map_sharded([len(group.rows) for group in read], measured)
+        models, name = self.state.reference_models, self.state.roles.reference_name
+        return self.state.measure(read, lambda groups: models.reference_logprobs(name, groups))
 
     def _validation(self, loaded: Loaded) -> Examples | None:
         groups = list(loaded.validation)

@@ -147,7 +147,7 @@ class RolloutTrainer:
         if self.rewards is not None:
             self.rewards.remember(state.done.get("combinations", {}))
         if ahead := state.done.get("ahead"):
-            self.request = self._request(prompts.draw(ahead["number"]), ahead["number"], lag=1, complete=ahead)
+            self.request = self.request_samples(prompts.draw(ahead["number"]), ahead["number"], lag=1, complete=ahead)
         state.summary |= {"prompts": len(prompts.prompts), "iterations": iterations, **prompts.facts}
         if not self.monitors.chooses:  # else only the monitor knows
             state.summary["prompts_used"] = prompts.used
@@ -265,22 +265,19 @@ class RolloutTrainer:
     def _sampled(self, iteration: Iteration, prompts: PromptSource, count: int) -> list[Group]:
         """Samples of the policy, new ones or those that the engine wrote ahead; it begins with the next iteration's."""
         number, first = iteration.number, len(iteration.table.sampled)
-        request = self.request or self._request(prompts.draw(number, first, count), number, first)
+        request = self.request or self.request_samples(prompts.draw(number, first, count), number, first)
         groups, self.request = request.result(), None
         iteration.metrics |= request.metrics
         if self.settings.rollout.ahead and number < (self.settings.iterations or 1):
-            self.request = self._request(prompts.draw(number + 1), number + 1, lag=1)
+            self.request = self.request_samples(prompts.draw(number + 1), number + 1, lag=1)
         return groups
 
-    def _request(self, prompts: Sequence[Group], number: int, first: int = 0, **more: Any) -> Request:
+    def request_samples(self, prompts: Sequence[Group], number: int, first: int = 0, **more: Any) -> Request:
+        """The current policy's responses, in the place of an iteration's from the prompt `first` on."""
         path = self.context.name, "rollout", number
         return Request(
             self.context, self.state, prompts, self.sampling, path, first=first, episodes=self.episodes, **more
         )
-
-    def roll_out(self, prompts: Sequence[Group], number: int, first: int = 0) -> list[Group]:
-        """The current policy's responses, in the place of an iteration's from the prompt `first` on."""
-        return self._request(prompts, number, first).result()
 
     def sample(self, prompts: Sequence[Group], sampling: Sampling, path: tuple[str | int, ...]) -> list[Group]:
         """The current policy's responses outside of an environment. path: names the random streams."""
@@ -434,23 +431,19 @@ class RolloutTrainer:
     def logprobs(self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None) -> list[Tensor]:
         """Of each response in order, float32 [tokens], in nats. model: the role's base; default: the stage's own."""
         base, temperature = model or self.state.model, self.temperature
-
-        def measured(own: Sequence[int]) -> list[Tensor]:
-            groups = [encoded[index] for index in own]
-            return forward.measure(base, role, groups, "logprobs", temperature=temperature)
-
-        return self.context.collectives.map_sharded([len(group.rows) for group in encoded], measured)
+        return self.state.measure(
+            encoded, lambda groups: forward.measure(base, role, groups, "logprobs", temperature=temperature)
+        )
 
     def logprobs_and_values(self, encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Tensor]]:
         """The policy's log-probabilities, and its values at the same tokens."""
         model, role, values = self.state.model, self.state.roles.trained, str(self.state.roles.values)
 
-        def measured(own: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-            groups = [encoded[index] for index in own]
+        def measured(groups: list[Encoded]) -> list[tuple[Tensor, Tensor]]:
             both = forward.measure_with_values(model, role, values, groups, temperature=self.temperature)
             return list(zip(*both, strict=True))
 
-        both = self.context.collectives.map_sharded([len(group.rows) for group in encoded], measured)
+        both = self.state.measure(encoded, measured)
         return [logprobs for logprobs, _ in both], [values for _, values in both]
 
     def _sampled_kl(self, iteration: Iteration) -> float | None:
@@ -595,9 +588,8 @@ def _lacks_score(group: Group) -> bool:
 def mean_kl(logprobs: Sequence[Tensor], reference: Sequence[Tensor], groups: Sequence[Group]) -> float:
     """Mean KL of responses to the reference, in nats, by k3, which is never negative. NaN if the policy diverged."""
     responses = responses_of(groups)
-    # Tokens that do not count are 0 in both.
-    kl = [
-        float((F.kl_k3(ours, theirs) * likelier_now([response], ours[None])[0]).sum())
-        for response, ours, theirs in zip(responses, logprobs, reference, strict=True)
-    ]
-    return sum(kl) / len(kl) if kl else math.nan
+    kl = 0.0
+    for response, ours, theirs in zip(responses, logprobs, reference, strict=True):
+        # Tokens that do not count are 0 in both.
+        kl += float((F.kl_k3(ours, theirs) * likelier_now([response], ours[None])[0]).sum())
+    return kl / len(responses) if responses else math.nan

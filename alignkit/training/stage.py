@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from alignkit.algorithm import Algorithm
+from alignkit.tokens.encoder import Encoded
 from alignkit.training.auxiliary import auxiliary_loss
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -16,6 +17,8 @@ from alignkit.training.context import StageContext
 from alignkit.training.encoding import ReferencePrompts, StageEncoder
 from alignkit.training.learner import Learner
 from alignkit.training.roles import StageRoles, add_roles
+
+T = TypeVar("T")
 
 
 class TrainerState:
@@ -34,7 +37,9 @@ class TrainerState:
         self.encoder = StageEncoder(context, self.algorithm, self.summary)
         self.roles = add_roles(context, self.algorithm)
         self.reference_models = context.models_of(self.roles.reference_name)
-        self.reference_prompts = self._reference_prompts()
+        theirs, where = self.reference_models, f"stage '{context.name}': "
+        policy = None if theirs is self.models else self.models.encoder
+        self.reference_prompts = ReferencePrompts(self.algorithm, theirs.encoder, theirs.model, where, policy)
         self.learner = Learner(
             self.model,
             self.algorithm,
@@ -49,19 +54,6 @@ class TrainerState:
         self._resume()
         self.metrics = context.metrics(int(self.done.get("metrics_bytes", 0)))
         context.activity(f"{context.stage.component.name} from {_described(self.roles, self.algorithm)}")
-
-    def _reference_prompts(self) -> ReferencePrompts:
-        theirs, own = self.reference_models, self.models
-        vocabulary = theirs.model.model.config.get_text_config().vocab_size
-        where = f"stage '{self.context.name}': "
-        return ReferencePrompts(
-            self.algorithm,
-            theirs.encoder,
-            theirs.model.context,
-            where,
-            policy=None if theirs is own else own.encoder,
-            vocabulary=vocabulary,
-        )
 
     def _resume(self) -> None:
         checkpoint = load_checkpoint(self.context.folder / "checkpoints", self.context.reporter.say)
@@ -113,6 +105,14 @@ class TrainerState:
         folder, checkpoint = self.context.folder / "checkpoints", Checkpoint(tensors, self.done)
         path = self.context.collectives.on_rank0(lambda: save_checkpoint(folder, number, checkpoint))
         self.context.notify("checkpoint_saved", path=str(path))
+
+    def measure(self, encoded: Sequence[Encoded], work: Callable[[list[Encoded]], Sequence[T]]) -> list[T]:
+        """What `work` measures of each response, in order; each process does its share."""
+
+        def measured(own: Sequence[int]) -> Sequence[T]:
+            return work([encoded[index] for index in own])
+
+        return self.context.collectives.map_sharded([len(group.rows) for group in encoded], measured)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Write metrics and notify the event hooks."""
