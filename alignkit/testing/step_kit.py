@@ -20,8 +20,8 @@ from alignkit.options import Ref
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
 from alignkit.reward import Context, Reward, RewardCombination
-from alignkit.runs.durable_map import durable_map
 from alignkit.runs.prepare import check_scoring
+from alignkit.runs.steps import resumable_map
 from alignkit.sampling_options import SamplingOptions
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step
 from alignkit.testing.surroundings import Surroundings, conform, why_not_stored
@@ -95,7 +95,7 @@ def _context(around: Surroundings, out: Path) -> StepContext:
     context, metrics = around.context, Metrics(out / "metrics.jsonl")
 
     def durable(name: str, rows: Sequence[Any], f: Callable[[Sequence[Any]], Iterable[Any]]) -> list[Any]:
-        return durable_map(out / "map" / f"{name}.jsonl", rows, f)
+        return resumable_map(out / "map" / f"{name}.sqlite", rows, f)
 
     return StepContext(
         **{field.name: getattr(context, field.name) for field in fields(Context)},
