@@ -132,8 +132,8 @@ class Reading:
         mistakes: list[Mistake] = []
         if not isinstance(value, str):
             help = f"write options inside '{name}: {{...}}'"
-            beside = [key for key in value if key != name]
-            mistakes = [Mistake(f"unknown key '{key}' next to '{name}'", help, (key,), at_key=True) for key in beside]
+            others = [key for key in value if key != name]
+            mistakes = [Mistake(f"unknown key '{key}' next to '{name}'", help, (key,), at_key=True) for key in others]
         try:
             component = self.with_options(kind, name, registration, options)
         except Mistakes as error:
