@@ -15,7 +15,7 @@ from alignkit.environment import Environment
 from alignkit.registry import Component
 from alignkit.testing.surroundings import SEED, Surroundings, conform
 from alignkit.tokens.turns import CALL, END_CALL, read_turn
-from alignkit.training.checked_environment import MOST_TURNS, CheckedEnvironment, Episode
+from alignkit.training.environments import Episode, EpisodeFactory
 
 ROWS: Sequence[Mapping[str, Any]] = ({"prompt": "What is 2 + 3?"}, {"prompt": "Say something kind."})
 TURNS = (f'{CALL}{{"name": "no_such_tool", "arguments": {{}}}}{END_CALL}', f"{CALL}{{{END_CALL}", "The answer is 5.")
@@ -53,50 +53,49 @@ def _group(row: Mapping[str, Any]) -> Group:
 def _problems(
     around: Surroundings, component: Component, groups: Sequence[Group], turns: Sequence[str]
 ) -> Iterator[str]:
-    checked = CheckedEnvironment(component, "", SEED, MOST_TURNS, around.folder)
+    factory = EpisodeFactory(component, "", SEED, around.folder)
     early = create(component)
     call(early, "check", around.folder)
     call(early, "check_prompts", groups)
     before = copy.deepcopy(list(groups))
-    expected = [_played(checked, group, place, turns) for place, group in enumerate(groups)]
+    expected = [_played(factory, group, place, turns) for place, group in enumerate(groups)]
     if list(groups) != before:
         yield "`reset` changes the row that it is given"
-    again = [_played(checked, group, place, turns) for place, group in enumerate(groups)]
+    again = [_played(factory, group, place, turns) for place, group in enumerate(groups)]
     yield from _changes("playing an episode again", expected, again, AGAIN)
-    together = _played_together(checked, groups, turns)
+    together = _played_together(factory, groups, turns)
     yield from _changes("playing all episodes at the same time", expected, together, ALONE)
     for place, group in enumerate(groups):  # raises if `reset` does not return the same for both
-        checked.begin(group, "", (place,), 1, checked.begin(group, "", (place,), 0))
+        factory.begin(group, "", (place,), 1, factory.begin(group, "", (place,), 0))
 
 
-def _played(checked: CheckedEnvironment, group: Group, place: int, turns: Sequence[str]) -> Played:
-    episode = checked.begin(group, "", (place,), 0)
+def _played(factory: EpisodeFactory, group: Group, place: int, turns: Sequence[str]) -> Played:
+    episode = factory.begin(group, "", (place,), 0)
     for text in turns:
-        if not _turn(checked, episode, text):
+        if not _turn(factory, episode, text):
             break
-    return _result(checked, episode)
+    return _result(episode)
 
 
-def _played_together(checked: CheckedEnvironment, groups: Sequence[Group], turns: Sequence[str]) -> list[Played]:
+def _played_together(factory: EpisodeFactory, groups: Sequence[Group], turns: Sequence[str]) -> list[Played]:
     """Turn by turn, as a run does."""
-    episodes = [checked.begin(group, "", (place,), 0) for place, group in enumerate(groups)]
+    episodes = [factory.begin(group, "", (place,), 0) for place, group in enumerate(groups)]
     going = list(episodes)
     for text in turns:
-        going = [episode for episode in going if _turn(checked, episode, text)]
-    return [_result(checked, episode) for episode in episodes]
+        going = [episode for episode in going if _turn(factory, episode, text)]
+    return [_result(episode) for episode in episodes]
 
 
-def _turn(checked: CheckedEnvironment, episode: Episode, text: str) -> bool:
+def _turn(factory: EpisodeFactory, episode: Episode, text: str) -> bool:
     """Whether the episode continues."""
-    turn = read_turn(SimpleNamespace(), text, "", checked.tools, episode.calls)
-    episode.add([turn])
-    answers = checked.respond(episode, turn)
+    turn = read_turn(SimpleNamespace(), text, "", factory.tools, episode.calls)
+    answers = episode.respond(turn)
     episode.add(answers or [])
     return answers is not None
 
 
-def _result(checked: CheckedEnvironment, episode: Episode) -> Played:
-    return list(episode.prompt), episode.turns, checked.scores(episode)
+def _result(episode: Episode) -> Played:
+    return list(episode.prompt), episode.turns, episode.scores()
 
 
 def _changes(cause: str, expected: Sequence[Played], actual: Sequence[Played], help: str) -> list[str]:

@@ -12,7 +12,7 @@ from alignkit.data.group import Group
 from alignkit.filters import Filter
 from alignkit.registry import Component
 from alignkit.testing.surroundings import Surroundings, conform
-from alignkit.training.filters import keep
+from alignkit.training.rewards import filter_mask
 
 AGAIN = "a filter must not draw random numbers or remember anything"
 ORDER = "a filter may use all groups together, but not their places"
@@ -39,14 +39,14 @@ def check_filter(
 def _problems(around: Surroundings, component: Component) -> Iterator[str]:
     groups, own = around.rollouts, around.groups is not None
     before = copy.deepcopy(groups)
-    kept = keep(create(component), groups)
+    kept = filter_mask(create(component), groups)
     if groups != before:
         yield "`keep` changes the groups that it is given"
     if own and len(set(kept)) < 2:
         yield f"`keep` {'keeps' if kept[0] else 'leaves out'} all of the {len(groups)} groups: pass others as `groups`"
-    if keep(create(component), groups) != kept:
+    if filter_mask(create(component), groups) != kept:
         yield f"`keep`: a second call chooses other groups: {AGAIN}"
-    if keep(create(component), groups[::-1]) != kept[::-1]:
+    if filter_mask(create(component), groups[::-1]) != kept[::-1]:
         yield f"`keep`: the order of the groups changes what is kept: {ORDER}"
-    if keep(create(component), []):
+    if filter_mask(create(component), []):
         yield "`keep`: without groups, return an empty list"
