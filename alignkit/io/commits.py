@@ -1,4 +1,4 @@
-"""The commits that revisions of hub repositories mean."""
+"""Commits that revisions of hub repositories mean, and copies in the hub's cache."""
 
 from __future__ import annotations
 
@@ -41,3 +41,18 @@ def _cached_commit(kind: Kind, name: str, revision: str | None) -> str | None:
         return reference.read_text(encoding="utf-8").strip()
     copies = [path.name for path in folder.glob("snapshots/*")]
     return copies[0] if revision is None and len(copies) == 1 else revision
+
+
+def cached_snapshot(source: str, revision: str | None) -> Path | None:
+    """The folder of a cached copy, if it has a configuration and weights."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(source, "config.json", revision=revision)
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    return (
+        folder
+        if any((folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json"))
+        else None
+    )

@@ -20,8 +20,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alignkit.kernels import mode
-
 DETERMINISTIC = "ALIGNKIT_DETERMINISTIC"
 # CPU flags of instructions that multiply bf16.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
@@ -70,9 +68,7 @@ def has_triton() -> bool:
 
 def can_compile_attention(device: torch.device) -> bool:
     """Whether a GPU runs compiled attention: Triton on Ampere (compute capability 8.0) and later."""
-    if device.type != "cuda" or mode() == "torch":
-        return False
-    return has_triton() and torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cuda" and has_triton() and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @functools.cache
@@ -143,7 +139,7 @@ def has_onednn() -> bool:
 
 def uses_onednn() -> bool:
     """Whether fp32 products go to oneDNN: on AMD processors, where torch's default, MKL, is slower."""
-    return mode() == "fast" and is_amd() and has_onednn()
+    return is_amd() and has_onednn()
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -154,8 +150,6 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def can_pack_weights() -> bool:
     """Whether the library of fp32 products can reorder a weight in advance."""
-    if mode() == "torch":
-        return False
     if uses_onednn():
         return _has_operator("mkldnn", "_reorder_linear_weight", 2)
     mkl = _has_operator("mkl", "_mkl_reorder_linear_weight", 2) and _has_operator("mkl", "_mkl_linear", 5)
@@ -182,7 +176,7 @@ def mkl_linear(x: Tensor, packed: Tensor, shape: Tensor, bias: Tensor | None) ->
 
 def can_tile() -> bool:
     """Whether attention in tiles is available: its backward pass needs one private operator."""
-    return mode() == "fast" and _has_operator("aten", "_softmax_backward_data", 5, "out")
+    return _has_operator("aten", "_softmax_backward_data", 5, "out")
 
 
 def softmax_backward_(gradient: Tensor, probabilities: Tensor) -> Tensor:

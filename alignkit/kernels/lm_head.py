@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 
 from alignkit.functional import check_shapes
 from alignkit.functional.logprobs import entropy_of, log_softmax
-from alignkit.kernels import mode
 from alignkit.kernels.matmul import linear, matmul
 
 # Whether to compute entropies. "reported" means without gradients, which saves a third of the products.
@@ -60,7 +59,7 @@ def logprobs_and_entropy(
     check_shapes(tokens=tokens, hidden_rows=hidden[:, 0])
     if chunk < 1:
         raise ValueError(f"chunk must be positive, not {chunk}")
-    if head.learns or mode() == "torch":
+    if head.learns:
         return _learned_head(hidden, tokens, head, entropy, chunk)
     # Decided here, because gradients are always off inside of a Function's forward.
     learns = torch.is_grad_enabled() and hidden.requires_grad

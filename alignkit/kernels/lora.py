@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from alignkit.errors import memory_ran_out
-from alignkit.kernels import capabilities, memory, mode
+from alignkit.kernels import capabilities, memory
 from alignkit.kernels.matmul import MergedWeight, PackedWeight, linear, matmul, packed_weight_for, using
 
 
@@ -28,8 +28,6 @@ def adapted(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Te
         return packed(x)
     if not torch.is_grad_enabled():  # the few rows of sampling gain nothing from one step
         return linear(x, weight, bias).add_(low_rank(x, down, up, scale))
-    if mode() == "torch":
-        return linear(x, weight, bias) + low_rank(x, down, up, scale)
     out: Tensor = _Adapted.apply(x, weight, bias, down, up, scale)
     # Reshaped outside the function: some models clamp the output in place, which autograd forbids on its views.
     return out.view(*x.shape[:-1], len(weight))
@@ -117,7 +115,7 @@ def prepacked_weights(model: Any, adapter: str | None, rows: int, tokens: int) -
 def _mergeable(model: Any) -> bool:
     """Whether this is a GPU with room for the copies. Quantized layers keep their adapters apart."""
     weight = model.get_output_embeddings().weight
-    if weight.device.type != "cuda" or mode() == "torch":
+    if weight.device.type != "cuda":
         return False
     size = sum(layer.base_layer.weight.nbytes for layer in _plain_layers(model))
     return bool(size <= FREE_SHARE * memory.available(weight.device))

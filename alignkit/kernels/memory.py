@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from alignkit.kernels import capabilities, mode
+from alignkit.kernels import capabilities
 
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 GROWTH = 512 * 2**20  # bytes
@@ -59,7 +59,7 @@ def release_cached(device: torch.device) -> None:
 def retain_freed_memory() -> None:
     """Let glibc keep the memory of freed tensors. Returning it and faulting it in again takes a tenth of a step."""
     mallopt = capabilities.glibc("mallopt")
-    if mallopt is not None and mode() == "fast":
+    if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
 
@@ -68,7 +68,7 @@ def retain_freed_memory() -> None:
 def returning_memory() -> Iterator[None]:
     """Let glibc return freed memory inside, where a few tensors that stay are made between many that do not."""
     mallopt = capabilities.glibc("mallopt")
-    if mallopt is None or mode() != "fast":
+    if mallopt is None:
         yield
         return
     mallopt(M_MMAP_THRESHOLD, 2**17)  # larger pieces get pages of their own
@@ -81,7 +81,7 @@ def returning_memory() -> Iterator[None]:
 def trim() -> bool:
     """Let glibc return freed memory to the system. Returns whether glibc supports this."""
     malloc_trim = capabilities.glibc("malloc_trim")
-    if malloc_trim is None or mode() == "torch":
+    if malloc_trim is None:
         return False
     malloc_trim(0)
     return True

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from alignkit.data.chat_templates import set_chat_template
 from alignkit.errors import RunFailed
+from alignkit.io.commits import cached_snapshot
 from alignkit.kernels import capabilities
 from alignkit.kernels.memory import returning_memory
 from alignkit.tokens.check import check_ids, loaded_tokenizer
@@ -137,17 +138,6 @@ def locate(source: str, revision: str | None = None) -> str:
             f"`hf download {source}` to {constants.HF_HUB_CACHE}"
         ) from error
     return source
-
-
-def cached_snapshot(source: str, revision: str | None) -> Path | None:
-    """The folder of a cached copy, if it has a configuration and weights."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(source, CONFIG, revision=revision)
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
-    return folder if any((folder / name).exists() for name in (WEIGHTS, INDEX)) else None
 
 
 # Device and dtype

@@ -12,14 +12,14 @@ from alignkit.calls import blame
 from alignkit.errors import PluginError, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.cache import cache_folder
-from alignkit.io.commits import commit_of
+from alignkit.io.commits import cached_snapshot, commit_of
 from alignkit.io.console import Reporter
 from alignkit.io.digest import model_digest
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.kernels import memory
 from alignkit.kernels.capabilities import multiplies_bf16
 from alignkit.models.adapters import Base, check_computes, is_adapter
-from alignkit.models.loading import cached_snapshot, device_of, load_text, locate, weight_bytes
+from alignkit.models.loading import device_of, load_text, locate, weight_bytes
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins, source_of

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from alignkit import kernels
 from alignkit.data.chat_templates import named_template
 from alignkit.data.sources import DataSource, DataSpec
 from alignkit.io.digest import file_digest, folder_digest, model_digest, versions
@@ -51,7 +50,6 @@ def stage_parts(
         **({"bases": more} if more else {}),
         "folders": {folder: model_digest(folder) for folder in stage.folders},
         "seed": recipe.seed,
-        "kernels": kernels.mode(),
         "versions": versions(_packages(stage, [recipe.base(name) for name in (own, *more)])),
     }
 

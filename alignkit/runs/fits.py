@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignkit.errors import Problem, RunFailed
+from alignkit.io.commits import cached_snapshot
 from alignkit.io.lookup import is_dir, is_file, resolved
 from alignkit.io.results import read_record, stage_folder
 from alignkit.plugins import source_of
@@ -183,8 +184,6 @@ def _elsewhere(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[tuple[Stage,
 
 
 def _local_folder(recipe: Recipe, name: str) -> Path | None:
-    from alignkit.models.loading import cached_snapshot
-
     spec = recipe.base(name)
     if Path(spec.base).is_dir():
         return Path(spec.base)

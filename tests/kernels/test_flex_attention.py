@@ -138,21 +138,19 @@ def test_layers_of_a_row_share_their_masks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "capability", "triton", "mode", "compiled"),
+    ("device", "capability", "triton", "compiled"),
     [
-        ("cuda", (9, 0), True, "fast", True),
-        ("cuda", (7, 5), True, "fast", False),
-        ("cuda", (9, 0), False, "fast", False),
-        ("cuda", (9, 0), True, "torch", False),
-        ("cpu", (9, 0), True, "fast", False),
+        ("cuda", (9, 0), True, True),
+        ("cuda", (7, 5), True, False),
+        ("cuda", (9, 0), False, False),
+        ("cpu", (9, 0), True, False),
     ],
 )
 def test_attention_is_compiled_for_gpus_with_triton(
-    device: str, capability: tuple[int, int], triton: bool, mode: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    device: str, capability: tuple[int, int], triton: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     monkeypatch.setattr(capabilities, "has_triton", lambda: triton)
-    monkeypatch.setattr(capabilities, "mode", lambda: mode)
     assert capabilities.can_compile_attention(torch.device(device)) is compiled
 
 

@@ -355,16 +355,13 @@ def test_half_precision_is_merged_in_full(policy: SharedModel) -> None:
         weight.data = before
 
 
-@pytest.mark.parametrize(
-    ("mode", "free", "merges"), [("fast", 2.0**40, True), ("torch", 2.0**40, False), ("fast", 9.0, False)]
-)
+@pytest.mark.parametrize(("free", "merges"), [(2.0**40, True), (9.0, False)])
 def test_weights_are_merged_where_copies_have_room(
-    policy: SharedModel, mode: str, free: float, merges: bool, monkeypatch: pytest.MonkeyPatch
+    policy: SharedModel, free: float, merges: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from types import SimpleNamespace
 
     head = SimpleNamespace(weight=SimpleNamespace(device=torch.device("cuda")))
     monkeypatch.setattr(policy.model, "get_output_embeddings", lambda: head)
-    monkeypatch.setattr(lora, "mode", lambda: mode)
     monkeypatch.setattr(memory, "available", lambda device: free)
     assert lora._mergeable(policy.model) is merges

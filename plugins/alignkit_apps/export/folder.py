@@ -13,11 +13,12 @@ import torch
 from alignkit.arguments import refuse
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder, write_json, write_text
+from alignkit.io.commits import cached_snapshot
 from alignkit.io.credentials import redacted
 from alignkit.models.adapters import ORIGIN, Base
 from alignkit.models.export import end_with
 from alignkit.models.export import export as write_model
-from alignkit.models.loading import DTYPES, cached_snapshot, dtype_of, end_ids, read_json
+from alignkit.models.loading import DTYPES, dtype_of, end_ids, read_json
 from alignkit.runs.bases import base_source
 from alignkit.tokens.check import loaded_tokenizer
 from alignkit.tokens.encoder import Encoder

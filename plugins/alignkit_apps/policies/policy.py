@@ -13,6 +13,7 @@ from alignkit import seeds
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError, Problem, RecipeError
 from alignkit.io.console import Reporter
+from alignkit.io.results import stage_folder
 from alignkit.launcher import launcher
 from alignkit.models.models import LoadedBase, Models, RolePolicy
 from alignkit.models.next_token import Sampling
@@ -166,5 +167,4 @@ def _no_data(spec: Any) -> list[Group]:
 
 def _short(name: str) -> str:
     """`helpful` for the folder of a reward model, `.../helpful/adapter`."""
-    path = Path(name)
-    return (path.parent if path.name in ("adapter", "model") else path).name if path.is_absolute() else name
+    return stage_folder(Path(name)).name if Path(name).is_absolute() else name

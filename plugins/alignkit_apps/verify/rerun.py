@@ -22,7 +22,7 @@ from alignkit_apps.report.changes import changes, differences, shown
 from alignkit_http.stored_replies import stored_replies_only
 from alignkit_plugins.people.waiting import NobodyAsked
 
-ENVIRONMENT = {"versions", "kernels", "source", "version", "recognized"}  # keys of a hash that are no inputs
+ENVIRONMENT = {"versions", "source", "version", "recognized"}  # keys of a hash that are no inputs
 PLACES = {"time", "seconds", "base_model_name_or_path"}  # keys of results that differ from run to run
 
 

@@ -57,7 +57,6 @@ def test_times_are_no_difference(run: Path) -> None:
     ("change", "cause"),
     [
         (lambda r: r["depends_on"]["versions"].update(torch="1.0"), "versions.torch 1.0 -> "),
-        (lambda r: r["depends_on"].update(kernels="plain"), "kernels plain -> fast"),
         (lambda r: r["depends_on"]["component"].update(source={"sft.py": "0" * 64}), "component.source.sft.py"),
     ],
 )

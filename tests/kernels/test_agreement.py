@@ -1,33 +1,28 @@
-"""`ALIGNKIT_KERNELS`: with `torch` no kernel runs, and results are those of the kernels up to rounding."""
+"""Whole steps and samples by the kernels are those of torch's own operators up to rounding."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from alignkit import Group, kernels
+from alignkit import Group
 from alignkit import functional as F
 from alignkit.data.group import Message
-from alignkit.errors import RecipeError
-from alignkit.io.digest import digest
-from alignkit.kernels import capabilities, lm_head, lora, matmul, memory, tiled_attention
+from alignkit.kernels import capabilities, lm_head, lora, matmul, tiled_attention
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.layout import AttentionArgs, GroupSpan
+from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.lora import MIN_TOKENS
+from alignkit.models import adapters
 from alignkit.models.generate import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.recipe.load import load_recipe
-from alignkit.runs.fingerprint import stage_parts
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoder
 
-CPU = torch.device("cpu")
 # Relative and absolute; float32 has 1e-7, and sums over tokens and layers amplify it.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
 SPANS = [GroupSpan(0, 12, (9, 14)), GroupSpan(35, 7, (11, 5))]  # two pairs
@@ -36,21 +31,20 @@ OWNER = torch.repeat_interleave(torch.arange(4), torch.tensor([9, 14, 11, 5]))
 IDS = torch.arange(3, 61)
 
 
-@pytest.fixture(autouse=True)
-def _reread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv(kernels.VARIABLE, raising=False)
-    kernels.mode.cache_clear()
-    yield
-    kernels.mode.cache_clear()
-
-
 @pytest.fixture
-def switch(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    def to(mode: str) -> None:
-        monkeypatch.setenv(kernels.VARIABLE, mode)
-        kernels.mode.cache_clear()
+def plain(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Lets torch's public operators compute everything."""
 
-    return to
+    def adapted(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+        return torch.nn.functional.linear(x, weight, bias) + lora.low_rank(x, down, up, scale)
+
+    def switch() -> None:
+        for name in ("uses_onednn", "can_pack_weights", "can_tile"):
+            monkeypatch.setattr(capabilities, name, lambda: False)
+        monkeypatch.setattr(lm_head.HeadSpec, "learns", True)
+        monkeypatch.setattr(adapters, "adapted", adapted)
+
+    return switch
 
 
 @pytest.fixture
@@ -135,21 +129,21 @@ def step(model: SharedModel, loss: Callable[[SharedModel], Tensor]) -> list[Tens
 @pytest.mark.skipif(not capabilities.has_onednn(), reason="torch was built without oneDNN")
 @pytest.mark.parametrize("loss", [sft, dpo, ppo])
 def test_steps_agree(
-    loss: Callable[[SharedModel], Tensor], model: SharedModel, used: Counter[str], switch: Callable[[str], None]
+    loss: Callable[[SharedModel], Tensor], model: SharedModel, used: Counter[str], plain: Callable[[], None]
 ) -> None:
     fast = step(model, loss)
     assert set(used) == {"products", "tiles", "lora", "head"}
     used.clear()
-    switch("torch")
-    plain = step(model, loss)
+    plain()
+    expected = step(model, loss)
     assert not used
-    assert any(gradient.any() for gradient in plain[1:])
-    for ours, theirs in zip(fast, plain, strict=True):
+    assert any(gradient.any() for gradient in expected[1:])
+    for ours, theirs in zip(fast, expected, strict=True):
         torch.testing.assert_close(ours, theirs, **ROUNDING)
 
 
 @pytest.mark.skipif(not capabilities.has_onednn(), reason="torch was built without oneDNN")
-def test_samples_agree(model: SharedModel, used: Counter[str], switch: Callable[[str], None]) -> None:
+def test_samples_agree(model: SharedModel, used: Counter[str], plain: Callable[[], None]) -> None:
     group = Group((Message(role="user", content="Say something."),), ())
 
     def samples() -> Any:
@@ -160,46 +154,6 @@ def test_samples_agree(model: SharedModel, used: Counter[str], switch: Callable[
     fast = samples()
     assert {"products", "packing"} <= set(used)
     used.clear()
-    switch("torch")
+    plain()
     assert samples() == fast
     assert not used
-
-
-def test_capped_scores_and_the_allocator_are_plain_too(
-    used: Counter[str], switch: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    switch("torch")
-    calls: list[tuple[int, ...]] = []
-    monkeypatch.setattr(capabilities, "glibc", lambda name: lambda *args: calls.append(args))
-    memory.retain_freed_memory()
-    assert not memory.trim() and not calls
-    q = torch.randn(1, 2, 58, 4)
-    TreeLayout(SPANS).attend(0, q, q, q, AttentionArgs(None, None, 3.0))
-    assert not used
-    switch("fast")
-    memory.retain_freed_memory()
-    assert memory.trim() and len(calls) == 3
-
-
-def test_stage_hashes_differ(tmp_path: Path, switch: Callable[[str], None]) -> None:
-    (tmp_path / "d.jsonl").write_text('{"prompt": "how are you", "completion": "well"}\n')
-    (tmp_path / "r.yaml").write_text("model: {base: tiny}\nstages:\n  sft: {algorithm: sft, data: d.jsonl}\n")
-    recipe = load_recipe(tmp_path / "r.yaml", ())
-    hashes = []
-    for mode in ("fast", "torch"):
-        switch(mode)
-        hashes.append(digest(stage_parts(recipe.stages["sft"], recipe, "base", {})))
-    assert hashes[0] != hashes[1]
-
-
-@pytest.mark.parametrize(("value", "mode"), [(None, "fast"), ("", "fast"), ("fast", "fast"), ("torch", "torch")])
-def test_values(value: str | None, mode: str, switch: Callable[[str], None]) -> None:
-    if value is not None:
-        switch(value)
-    assert kernels.mode() == mode
-
-
-def test_an_unknown_value_is_an_error_that_names_the_known_ones(switch: Callable[[str], None]) -> None:
-    switch("slow")
-    with pytest.raises(RecipeError, match="ALIGNKIT_KERNELS is 'slow'; it must be 'fast' or 'torch'"):
-        kernels.mode()
