@@ -16,7 +16,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: larger than the 
 _FAILED = (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV)  # a broken disk, or a network drive that is gone
 _UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 # Libraries in Rust, such as safetensors, report the number only in words.
-_FULL = re.compile(rf"\(os error ({'|'.join(map(str, _NO_SPACE))})\)")
+_FULL = re.compile(rf"\(os error ({'|'.join(map(str, _NO_SPACE))})\)|database or disk is full")
 
 # In the errors of torch's allocators and of CUDA's libraries, which report a failed allocation of their own.
 _OUT_OF_MEMORY = (

@@ -6,6 +6,7 @@ A run of one process with its own sampler needs none.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,30 @@ from alignkit.plugins import plugins
 ACCELERATE = "accelerate"  # the name of the one that runs use
 
 
-class Launcher:
-    """Base class of a launcher. `world` says which process of how many this is: an `alignkit.runs.world.World`."""
+@dataclass(frozen=True)
+class World:
+    """Which process of how many this is.
 
-    def run(self, recipe: Any, folder: Path, reporter: Reporter, world: Any) -> None:
+    Attributes:
+        process: The number of this one, from 0.
+        processes: Of the run.
+        shard: Whether base models are cut with FSDP2.
+    """
+
+    process: int = 0
+    processes: int = 1
+    shard: bool = False
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.process == 0
+
+
+class Launcher:
+    """Base class of a launcher."""
+
+    def run(self, recipe: Any, folder: Path, reporter: Reporter, world: World) -> None:
         """Run a recipe as one of several processes.
 
         Process 0 runs steps, asks servers, and writes into the folder of the run. The others train what it trains, and

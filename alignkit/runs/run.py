@@ -14,13 +14,15 @@ from alignkit import stopping
 from alignkit.calls import create
 from alignkit.data.group import Group, write_groups
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.errors import PluginError, RunFailed, message_of
+from alignkit.errors import OutOfResource, PluginError, RemoteError, RunFailed, memory_ran_out, message_of, no_disk
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.console import Metrics, Reporter
 from alignkit.io.digest import digest
 from alignkit.io.results import RECIPE, Results, folders_of, other_runs
 from alignkit.io.text import duration
-from alignkit.launcher import launcher
+from alignkit.kernels import memory
+from alignkit.launcher import World, launcher
+from alignkit.models.memory import Passes
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
@@ -31,23 +33,51 @@ from alignkit.runs.bases import RunBases
 from alignkit.runs.data import RunData, skipped_rows
 from alignkit.runs.engines import meet_engines, using_engine
 from alignkit.runs.fingerprint import result_hashes, stage_parts
+from alignkit.runs.folder import begin, locked, resume_command
 from alignkit.runs.learned_from import trained_on as places_trained_on
 from alignkit.runs.prepare import Preparation
-from alignkit.runs.process import locked, peak_memory, resource_error, with_help
 from alignkit.runs.stage_record import facts, source_records, stage_record, trains_policy, write_report
-from alignkit.runs.startup import begin
-from alignkit.runs.step_context import step_context
-from alignkit.runs.team import ALONE, Team
+from alignkit.runs.steps import step_context
 from alignkit.step import Artifact, run_step
-from alignkit.stopping import StageWaits, stoppable
+from alignkit.stopping import StageWaits, Stopped, stoppable
+from alignkit.training.collectives import ONE_PROCESS, Collectives
 from alignkit.training.context import StageContext
 from alignkit.training.train import run_training
+
+
+class Team:
+    """The processes of a run as its stages see them: here the only one. collectives: what the processes exchange."""
+
+    world = World()
+    collectives: Collectives = ONE_PROCESS
+
+    def should_stop(self, check: Callable[[], None]) -> None:
+        """Raise Stopped in every process if `check` does in one."""
+        check()
+
+    @contextmanager
+    def training(self, stage: str, parts: Mapping[str, Any]) -> Iterator[None]:
+        """Let every process train a stage. parts: what its result depends on, which must be alike.
+
+        Raises RunFailed if it is not.
+        """
+        yield
+
+    def passes(self, base: str, service: LoadedBase) -> Passes:
+        """How passes through a base model begin and end. service: of its roles."""
+        return service.model.passes
+
+    def ends(self, error: BaseException | None) -> None:
+        """Let the others end, before reports are written."""
+
+
+ALONE = Team()
 
 
 def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | None = None, team: Team = ALONE) -> None:
     """Run a recipe in `out` (default `runs/NAME`). Raises an AlignkitError, whose `exit_code` becomes the process's.
 
-    reporter: of a run that has begun (`alignkit.runs.startup`). team: the processes that run it together.
+    reporter: of a run that has begun (`alignkit.runs.folder`). team: the processes that run it together.
     """
     folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)
     with locked(folder):
@@ -59,7 +89,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
                 run.execute()
         except BaseException as raised:
             error = raised
-            failure = with_help(resource_error(raised) or raised, run.stage_name)
+            failure = with_help(raised, run.stage_name)
             run.reporter.log.write(message_of(failure))  # whoever called prints it
             if failure is not raised:
                 raise failure from raised
@@ -72,6 +102,20 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
             except PluginError as wrong:  # it must not hide how the run ended
                 run.reporter.say(f"warning: {wrong}")
         run.say_end()
+
+
+def with_help(error: BaseException, stage: str) -> BaseException:
+    """The error that ends a run: of memory and disks in words, with notes on where it was and how it continues."""
+    if found := no_disk(error):
+        error = found
+    elif memory_ran_out(error):
+        ways = "reduce max_length or samples_per_prompt, or set model.activation_checkpointing=true"
+        error = OutOfResource(f"out of memory: {ways} ({error})")
+    if isinstance(error, KeyboardInterrupt | Stopped | RemoteError | OutOfResource):  # it was nobody's mistake
+        if stage:
+            error.add_note(f"in stage '{stage}'")
+        error.add_note(f"to resume: {resume_command()}")
+    return error
 
 
 class Run:
@@ -152,11 +196,16 @@ class Run:
     def say_end(self) -> None:
         """The last lines of a run that is complete: how long the command took, and what to do next."""
         took = f"done in {duration(time.monotonic() - self.reporter.began)} ({', '.join(self._times)})"
-        self.reporter.say(f"{took}; peak memory {peak_memory(self.models)}")
+        self.reporter.say(f"{took}; peak memory {self.peak_memory}")
         self.reporter.say(f"results: {self.folder}")
         policies = [stage.name for stage in self.recipe.stages.values() if trains_policy(stage)]
         if policies and not any(str(record.get("text") or "").startswith("next: ") for record in self._records):
             self.reporter.say(f"next: alignkit chat {self.folder / policies[-1]}")
+
+    @property
+    def peak_memory(self) -> str:
+        """The most memory that this process has used, in words."""
+        return memory.peak_text(next((one.model.device for one in self.models.bases.values()), None))
 
     def _prepare(self) -> None:
         """Prepare every stage that is not complete, before the first of them runs."""

@@ -1,30 +1,36 @@
-"""The start of `alignkit run`: as the only process, or as one of several."""
+"""The start of `alignkit run`: as the only process, or as one of several. Its first line comes before torch."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from alignkit.errors import message_of
+from alignkit.errors import Problem, RecipeError, message_of
 from alignkit.io.console import Reporter
-from alignkit.launcher import launcher
+from alignkit.io.lookup import exists
+from alignkit.io.results import FACTS, PAGE, RECIPE, read_record
+from alignkit.launcher import World, launcher
 from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe
-from alignkit.runs.startup import begin, folder_of, result_of
-from alignkit.runs.world import NOT_BY_ACCELERATE, World, world_of
+from alignkit.runs.folder import begin, folder_of
 
 SAME_ERROR = 5.0  # seconds in which process 0 meets an error that this one meets, too
+# What accelerate's launcher sets if it is asked for what alignkit does not use.
+UNUSED = {"ACCELERATE_USE_MEGATRON_LM": "Megatron-LM", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+# What accelerate's launcher sets, and alignkit undoes: transformers would load weights in process 0 only, and none
+# elsewhere.
+NOT_BY_ACCELERATE = {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
 
 
 def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> Result | int:
     """Run a recipe; returns its result, or the exit code. load: reads the recipe, and passes on its warnings."""
-    world = world_of()
+    began, world, warnings = time.monotonic(), world_of(), list[str]()
     if not world.leads:
-        return _follower(load, out, world)
-    warnings: list[str] = []
-    began = time.monotonic()
+        return _follow(load, out, world)
     recipe = load(warnings.append)
     folder, reporter = begin(recipe, out)
     reporter.began = began
@@ -43,7 +49,7 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
     return result_of(recipe, folder)
 
 
-def _follower(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, world: World) -> int:
+def _follow(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, world: World) -> int:
     """Run a recipe as a process that does not lead. Process 0 prints an error that both meet."""
     try:
         recipe = load(lambda warning: None)
@@ -53,3 +59,43 @@ def _follower(load: Callable[[Callable[[str], None]], Recipe], out: Path | None,
         Reporter().say(f"process {world.process}: {message_of(error)}")
         return int(getattr(error, "exit_code", 1))
     return 0
+
+
+# Processes
+
+
+def world_of(environment: Mapping[str, str] = os.environ) -> World:
+    """What accelerate's launcher, or torchrun, has set; one process if neither has started this one.
+
+    Raises RecipeError if a launcher was asked for several processes and started one, or for what alignkit does not do.
+    """
+    switches = {name for name, value in environment.items() if value.lower() == "true"}
+    for name in (name for variable, name in UNUSED.items() if variable in switches):
+        help = f"leave {name} out, and start with --use_fsdp --fsdp_version 2, or with --multi_gpu"
+        raise RecipeError([Problem(f"the launcher was asked for {name}, which alignkit does not use", help=help)])
+    shard = "ACCELERATE_USE_FSDP" in switches
+    if shard and environment.get("FSDP_VERSION", "1") != "2":
+        text = "the launcher was asked for the first version of FSDP, but alignkit uses the second"
+        raise RecipeError([Problem(text, help="add --fsdp_version 2")])
+    if environment.keys() >= {"RANK", "WORLD_SIZE", "MASTER_PORT"}:
+        return World(int(environment["RANK"]), int(environment["WORLD_SIZE"]), shard)
+    if environment.keys() >= {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"}:
+        text = "accelerate was asked for several processes, but started only one: it finds no GPU, and no MPI"
+        raise RecipeError([Problem(text, help="add --multi_gpu, which also starts processes on CPUs, or use torchrun")])
+    return World(shard=shard)
+
+
+def result_of(recipe: Recipe, folder: Path) -> Result:
+    """What a run that is complete has left, which is printed already."""
+    stages = {name: _stage(folder / name) for name in recipe.stages}
+    files = [folder / name for name in ("run.log", "metrics.jsonl", RECIPE, PAGE, FACTS)]
+    written = {file.name: file for file in files if exists(file)}
+    return Result("run", {"recipe": recipe.name, "folder": folder, "files": written, "stages": stages})
+
+
+def _stage(folder: Path) -> dict[str, Any]:
+    """metrics: the last line of them."""
+    record, metrics = read_record(folder), folder / "metrics.jsonl"
+    last = metrics.read_text(encoding="utf-8").splitlines()[-1:] if exists(metrics) else []
+    facts = {name: record.get(name) for name in ("plugin", "seconds", "summary")}
+    return {"folder": folder, **facts, "metrics": json.loads(last[0]) if last else {}}

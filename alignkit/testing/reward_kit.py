@@ -23,8 +23,7 @@ from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, CombinedReward, Judge, Reward, RewardCombination, Verdict
 from alignkit.testing.rules import ConformanceError, changes, state_problems, unchanged
 from alignkit.testing.surroundings import Surroundings, conform, turned_groups
-from alignkit.training.filters import keep
-from alignkit.training.rewards import Node, Rewards
+from alignkit.training.rewards import Node, Rewards, filter_mask
 
 SCORE_TOLERANCE = 1e-4  # relative, of two scores of a response; models in other batches differ by about 1e-5
 VERDICT_TOLERANCE = 1e-3  # of probabilities; models in other batches, and servers that round, differ by less
@@ -352,14 +351,14 @@ def check_filter(
 def _filter_problems(around: Surroundings, component: Component) -> Iterator[str]:
     groups, chosen = around.rollouts, create(component)
     with unchanged(groups) as problems:
-        kept = keep(chosen, groups)
+        kept = filter_mask(chosen, groups)
     yield from (f"`keep` changes the groups that it is given: {help}" for help in problems)
     if around.groups is not None and len(set(kept)) < 2:
         yield f"`keep` {'keeps' if kept[0] else 'leaves out'} all of the {len(groups)} groups: pass others as `groups`"
     variants = {
-        "a second call": (keep(chosen, groups), FILTERED),
-        "the order of the groups": (keep(create(component), groups[::-1])[::-1], FILTERED),
+        "a second call": (filter_mask(chosen, groups), FILTERED),
+        "the order of the groups": (filter_mask(create(component), groups[::-1])[::-1], FILTERED),
     }
     yield from changes("`keep`: {} changes what becomes of group", kept, variants)
-    if keep(create(component), []):
+    if filter_mask(create(component), []):
         yield "`keep`: without groups, return an empty list"

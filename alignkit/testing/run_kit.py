@@ -23,8 +23,8 @@ from alignkit.options import Ref
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, Context, Reward, RewardCombination
-from alignkit.runs.durable_map import durable_map
 from alignkit.runs.prepare import check_scoring
+from alignkit.runs.steps import resumable_map
 from alignkit.sampling_options import SamplingOptions
 from alignkit.settings import Settings
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step
@@ -32,7 +32,7 @@ from alignkit.testing.rules import changes, unchanged
 from alignkit.testing.surroundings import SEED, Surroundings, conform, why_not_stored
 from alignkit.tokens.turns import CALL, END_CALL, read_turn
 from alignkit.tracker import TrackedRun, Tracker, tracked
-from alignkit.training.checked_environment import MOST_TURNS, CheckedEnvironment, Episode
+from alignkit.training.environments import Episode, EpisodeFactory
 from alignkit.training.monitors import CheckedMonitor, with_gold
 from alignkit.training.rewards import Rewards
 
@@ -113,7 +113,7 @@ def _run(around: Surroundings, component: Component, name: str) -> Artifact:
         **{field.name: getattr(context, field.name) for field in fields(Context)},
         out=out,
         scorer=lambda spec: Rewards(spec, context),
-        map=lambda name, rows, f: durable_map(out / "map" / f"{name}.jsonl", rows, f),
+        map=lambda name, rows, f: resumable_map(out / "map" / f"{name}.sqlite", rows, f),
         log=lambda **values: metrics.write(stage="", **values),
         say=lambda text: None,
     )
@@ -187,18 +187,16 @@ def check_environment(
 def _environment_problems(
     around: Surroundings, component: Component, groups: Sequence[Group], turns: Sequence[str]
 ) -> Iterator[str]:
-    checked = CheckedEnvironment(component, "", SEED, MOST_TURNS, around.folder)
+    factory = EpisodeFactory(component, "", SEED, around.folder)
     early = create(component)
     call(early, "check", around.folder)
     call(early, "check_prompts", groups)
 
     def begun() -> list[Episode]:
-        return [checked.begin(group, "", (place,), 0) for place, group in enumerate(groups)]
+        return [factory.begin(group, "", (place,), 0) for place, group in enumerate(groups)]
 
     def continues(episode: Episode, text: str) -> bool:
-        turn = read_turn(SimpleNamespace(), text, "", checked.tools, episode.calls)
-        episode.add([turn])
-        answers = checked.respond(episode, turn)
+        answers = episode.respond(read_turn(SimpleNamespace(), text, "", factory.tools, episode.calls))
         episode.add(answers or [])
         return answers is not None
 
@@ -209,7 +207,7 @@ def _environment_problems(
             for text in turns:
                 if not continues(episode, text):
                     break
-        return [(list(episode.prompt), episode.turns, checked.scores(episode)) for episode in episodes]
+        return [(list(episode.prompt), episode.turns, episode.scores()) for episode in episodes]
 
     def played_together() -> list[Any]:
         """The same turn by turn, as a run does."""
@@ -217,7 +215,7 @@ def _environment_problems(
         going = episodes
         for text in turns:
             going = [episode for episode in going if continues(episode, text)]
-        return [(list(episode.prompt), episode.turns, checked.scores(episode)) for episode in episodes]
+        return [(list(episode.prompt), episode.turns, episode.scores()) for episode in episodes]
 
     with unchanged(groups) as problems:
         expected = played()
@@ -228,7 +226,7 @@ def _environment_problems(
     }
     yield from changes("{} changes the episode of row", expected, variants)
     for place, group in enumerate(groups):  # raises if `reset` does not return the same for both
-        checked.begin(group, "", (place,), 1, checked.begin(group, "", (place,), 0))
+        factory.begin(group, "", (place,), 1, factory.begin(group, "", (place,), 0))
 
 
 # Monitors

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit import Add, hookimpl
-from alignkit.launcher import Launcher
+from alignkit.launcher import Launcher, World
 
 if TYPE_CHECKING:
     from alignkit.io.console import Reporter
     from alignkit.recipe.schema import Recipe
-    from alignkit.runs.world import World
     from alignkit_distributed.stage_engine import StageEngine
 
 

@@ -122,7 +122,7 @@ class Worker:
         from alignkit.recipe.yaml import parse_document
         from alignkit.runs.engines import using_engine
         from alignkit.runs.run import Run
-        from alignkit.runs.step_context import step_context
+        from alignkit.runs.steps import step_context
 
         torch.set_num_threads(work.threads)
         registry = load_plugins(work.files, work.without).registry

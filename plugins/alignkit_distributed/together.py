@@ -24,15 +24,15 @@ from alignkit.external import ExternalTrainer
 from alignkit.io.console import Metrics, Reporter
 from alignkit.io.digest import digest, versions
 from alignkit.io.source_code import plugin_digests
+from alignkit.launcher import World
 from alignkit.models.memory import Passes
 from alignkit.models.models import LoadedBase
 from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, Stage, base_keys, specs
 from alignkit.runs.data import file_facts
 from alignkit.runs.engines import using_engine
-from alignkit.runs.run import Run, run_recipe
-from alignkit.runs.team import Team
-from alignkit.runs.world import NOT_BY_ACCELERATE, World
+from alignkit.runs.run import Run, Team, run_recipe
+from alignkit.runs.start import NOT_BY_ACCELERATE
 from alignkit.stopping import Stopped, stoppable
 from alignkit.training.train import run_training
 from alignkit_distributed import sharded

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from alignkit import RunFailed, StepContext
 from alignkit.cli import main
-from alignkit.runs.durable_map import durable_map
+from alignkit.runs.steps import resumable_map
 from alignkit_plugins.steps import lm_eval
 from alignkit_plugins.steps.lm_eval import LmEval
 
@@ -160,7 +160,7 @@ def context(folder: Path, models: Models) -> StepContext:
         out=folder / "out",
         load=lambda spec: [],
         scorer=lambda spec: None,
-        map=lambda name, rows, f: durable_map(folder / "map" / f"{name}.jsonl", rows, f),
+        map=lambda name, rows, f: resumable_map(folder / "map" / f"{name}.sqlite", rows, f),
         log=lambda **values: None,
         say=lambda text: None,
         stage="bench",

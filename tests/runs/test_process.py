@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 
 from alignkit import cli
-from alignkit.runs.process import resource_error
+from alignkit.errors import OutOfResource
+from alignkit.runs.run import with_help
 
 
 def test_memory_that_runs_out_says_what_saves_memory() -> None:
     """This line is all that process 0 shows of another process whose pass ran out."""
-    found = resource_error(MemoryError("900 GiB"))
-    assert found is not None and found.exit_code == 5
+    found = with_help(MemoryError("900 GiB"), "")
+    assert isinstance(found, OutOfResource) and found.exit_code == 5
     assert str(found).splitlines() == [
         "out of memory: reduce max_length or samples_per_prompt, or set model.activation_checkpointing=true (900 GiB)"
     ]
-    assert resource_error(ValueError("no such layer")) is None
+    error = ValueError("no such layer")
+    assert with_help(error, "") is error
 
 
 def test_parts_of_one_process_are_warned_of(

@@ -53,11 +53,10 @@ def results_shown(run: Any, records: Sequence[Mapping[str, Any]], width: int) ->
 @hookimpl(wrapper=True, tryfirst=True)
 def run_finished(run: Any, error: BaseException | None) -> Iterator[None]:
     """Write how the run ended, and the report after all others have seen the end, even if one of them failed."""
-    from alignkit.runs.process import peak_memory
     from alignkit_apps.report.run_history import write_end
     from alignkit_apps.report.write import report_run
 
-    write_end(run.folder, error, run.reused, peak_memory(run.models))
+    write_end(run.folder, error, run.reused, run.peak_memory)
     try:
         return (yield)
     finally:

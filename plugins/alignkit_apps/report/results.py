@@ -9,6 +9,7 @@ from pathlib import Path
 from alignkit.io.atomic import discard_folder
 from alignkit.io.results import RESULTS, WORK, damage_of, find_result, read_record, results_of_stage, stage_of
 from alignkit.report import Table
+from alignkit.runs.folder import locked
 from alignkit_apps.report.history import in_use
 
 
@@ -29,8 +30,6 @@ def results_table(run: Path, reference: str = "") -> Table:
 
 def prune(run: Path) -> str:
     """Delete all results but the current ones; returns what to say."""
-    from alignkit.runs.process import locked  # imports torch
-
     with locked(run):
         others = list(_others(run))
         size = sum(map(_size, others))

@@ -21,7 +21,7 @@ from alignkit.errors import message_of
 from alignkit.io.credentials import redacted
 from alignkit.io.lookup import IMPOSSIBLE
 from alignkit.io.results import STARTS
-from alignkit.runs.process import resume_command
+from alignkit.runs.folder import resume_command
 from alignkit.stopping import StageWaits, Stopped
 
 
