@@ -30,7 +30,6 @@ class SamplingOptions(Options):
     )
     greedy: ClassVar[bool] = False  # unless the recipe sets a temperature
     _followed: str = PrivateAttr("")  # whose values were taken
-    _notes: list[str] = PrivateAttr(default_factory=list)  # what a reader of the results must know
 
     def policies_to_sample(self) -> list[str]:
         """The policies that respond, by whose training missing keys are filled in."""
@@ -40,13 +39,12 @@ class SamplingOptions(Options):
         """A step that reads data instead names no policies."""
         return type(self).policies_to_sample is SamplingOptions.policies_to_sample or bool(self.policies_to_sample())
 
-    def follow(self, values: Mapping[str, Any], source: str, notes: list[str]) -> None:
+    def follow(self, values: Mapping[str, Any], source: str) -> None:
         """Fill the keys that are left out.
 
         Args:
             values: what keys that are left out become.
             source: whose values these are, for the note.
-            notes: where the step says which values it took over.
         """
         sampling, written = self.sampling, {*self.sampling.model_fields_set, *(["temperature"] if self.greedy else [])}
         taken = {key: values[key] for key in KEYS if key not in written and values.get(key) is not None}
@@ -55,7 +53,6 @@ class SamplingOptions(Options):
         self.sampling = sampling.model_copy(update=taken)
         if self.sampling.min_new_tokens and self.sampling.max_new_tokens:
             self.sampling.min_new_tokens = min(self.sampling.min_new_tokens, self.sampling.max_new_tokens)
-        self._notes = notes
 
     def sampled(self) -> dict[str, Any]:
         """The keys as `Models.sample` takes them, without those that change nothing."""
@@ -63,11 +60,6 @@ class SamplingOptions(Options):
         if self.greedy and "temperature" not in self.sampling.model_fields_set:
             values["temperature"] = 0.0
         return {key: value for key, value in values.items() if key in _ALWAYS or value != getattr(_DEFAULTS, key)}
-
-    @property
-    def notes(self) -> list[str]:
-        """How policies of a step were trained differently from how they are sampled and scored here."""
-        return list(self._notes)
 
     def described(self) -> str:
         """The keys in words: `temperature 0.7, max_new_tokens 32 (what is not set: as in stage align)`."""

@@ -45,7 +45,7 @@ _NO_SCORE = "test_scoring.py::test_a_response_that_lacks_a_part_has_no_score"
 _ON_SEVERAL = "test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes"
 _OVER_BATCH = "test_reducer.py::test_numbers_over_the_batch_are_over_all_processes"
 _COMBINED = "combined = node.combine(groups, {name: raw[child][rows] for name, child in node.children.items()})"
-_REJECTED = "return [[group for group in groups if self.algorithm.keep_group(group)] for groups in earlier]"
+_REJECTED = "return [group for group in groups if self.algorithm.keep_group(group)]"
 
 PLANTED = {
     # Sampling
@@ -81,13 +81,13 @@ PLANTED = {
     ),
     "one_end": Planted(
         "alignkit/tokens/encoder.py",
-        "frozenset({self.end_of_turn[-1], *markers, *self._more_ends, self.tokenizer.eos_token_id} - {None})",
+        "frozenset({self.end_of_turn[-1], *markers}) | self._known_ends",
         "frozenset({self.tokenizer.eos_token_id})",
         _ENDS,
     ),
     "no_further_ends": Planted(
         "alignkit/tokens/encoder.py",
-        "frozenset({self.end_of_turn[-1], *markers, *self._more_ends, self.tokenizer.eos_token_id} - {None})",
+        "frozenset({self.end_of_turn[-1], *markers}) | self._known_ends",
         "frozenset({self.end_of_turn[-1], *markers, self.tokenizer.eos_token_id} - {None})",
         _ENDS,
     ),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Required
 
@@ -238,6 +239,11 @@ def group_id(
 def length(response: Response) -> int:
     """Tokens that the policy wrote, including its end of turn."""
     return sum(response.written) if response.written is not None else len(response.tokens or ())
+
+
+def responses_of(groups: Iterable[Group]) -> list[Response]:
+    """The responses of all groups, in order."""
+    return [*chain.from_iterable(group.responses for group in groups)]
 
 
 def prompts_of(groups: Iterable[Group]) -> list[Group]:

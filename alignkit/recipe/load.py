@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,13 +13,10 @@ from alignkit.algorithm import Source, StageDefaults
 from alignkit.calls import blame, create
 from alignkit.errors import PluginError, Problem, RecipeError, did_you_mean
 from alignkit.external import ExternalTrainer
-from alignkit.io.credentials import places_of_keys, redacted
 from alignkit.plugins import plugins
 from alignkit.recipe.mistakes import (
-    PATH,
     Mistake,
     Mistakes,
-    common_name,
     problems_of,
     shown,
     validated,
@@ -37,7 +33,6 @@ from alignkit.recipe.rules import (
     data_mistakes,
     key_mistakes,
     stage_mistakes,
-    unused_keys,
 )
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, TopKeys, allowed_keys, base_keys, specs
 from alignkit.recipe.yaml import Document, Keys, dump, load_document, parse_document
@@ -105,15 +100,12 @@ class _Recipe:
 
     def raise_all(self, recipe: Recipe | None = None) -> None:
         """Raise RecipeError if anything is wrong, in the order of the file."""
-        infinite = set(self.document.non_finite())
-        mistakes = [mistake for mistake in self.mistakes if mistake.keys not in infinite]
-        mistakes += [Mistake(f"{PATH}: expected a finite number", "", keys) for keys in infinite]
-        of_recipe = problems_of(self.document, mistakes)
+        of_recipe = problems_of(self.document, self.mistakes)
         problems = [*self.document.problems, *self.reading.problems, *of_recipe]
         if not problems:
             return
         error = RecipeError(sorted(problems, key=lambda problem: (problem.file, problem.line, problem.column)))
-        if len(of_recipe) == len(problems) and all(mistake.plugin for mistake in mistakes):
+        if len(of_recipe) == len(problems) and all(mistake.plugin for mistake in self.mistakes):
             error.exit_code = PLUGIN_ERROR
         error.sources, error.partial = self.reading.sources, recipe
         raise error
@@ -123,7 +115,7 @@ class _Recipe:
         if len(self.stages) > MOST_STAGES:
             self.error(f"{len(self.stages)} stages; the most is {MOST_STAGES}", "", "stages")
             self.raise_all()
-        top, mistakes = validated(TopKeys, self.data, self.reading, hint=self._hint)
+        top, mistakes = validated(TopKeys, self.data, self.reading)
         self.add(mistakes)
         for name in self.bases[1:]:
             self._check_name("bases", name)
@@ -131,11 +123,6 @@ class _Recipe:
         if top is None:
             self.raise_all()
             raise AssertionError("a recipe without problems is valid")
-        trackers: dict[str, Component] = {}
-        for index, tracker in enumerate(top.trackers):
-            if tracker.name in trackers:
-                self.error(f"tracker '{tracker.name}' is named twice", "remove one of them", "trackers", index)
-            trackers[tracker.name] = tracker
         models = {BASE: top.model, **top.bases}
         for base, spec in models.items():
             self.add(broken(MODEL, spec), *base_keys(base))
@@ -149,7 +136,6 @@ class _Recipe:
                     others = (("engine",),) if mistake.keys == ("engine",) else ()
                     self.mistakes.append(replace(mistake.below("stages", stage.name), others=others))
                 stages[stage.name] = replace(stage, engine=sampler.engine)
-            self._refuse_keys()  # last: a judge or a tracker says more about a key in its options
         path = self.source.path
         name = top.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)
         # Blocks are not expanded here, so that users can edit the copy in the run's folder.
@@ -162,7 +148,7 @@ class _Recipe:
             description=top.description,
             model=top.model,
             stages=stages,
-            trackers=tuple(trackers.values()),
+            trackers=tuple(top.trackers),
             bases=top.bases,
             document=self.document,
             resolved={**({} if top.name else {"name": name}), **written},
@@ -179,32 +165,6 @@ class _Recipe:
         if not isinstance(value, str) or self.reading.is_stage(value):
             return value
         return self.reading.located.get(value, value)
-
-    def _hint(self, key: str) -> str:
-        """Help for a stage's key or an algorithm's option at the top level: its full path."""
-        if key in self.stages:
-            return f"'{key}' is a stage: write stages.{key}.KEY"
-        if key in allowed_keys(Settings) and self.stages:
-            keys = " or stages.".join(f"{name}.{key}" for name in [*self.stages][:3])
-            return f"'{key}' belongs in a stage: write stages.{keys}"
-        # Also for `algorithm: {OPTION: ...}`.
-        written = self.data[key] if key == "algorithm" else [key]
-        paths = []
-        for stage, content in self.stages.items():
-            name = content.get("algorithm") if isinstance(content, dict) else None
-            name = next(iter(name), "") if isinstance(name, dict) else name
-            if isinstance(name, str) and self.registry.has("algorithm", name):
-                options = {*allowed_keys(options_of(self.registry.get("algorithm", name)))}
-                named = [common_name(option) for option in written if common_name(option) in options]
-                paths += [f"stages.{stage}.algorithm.{name}.{option}" for option in named]
-        return f"write {' or '.join(paths[:3])}" if paths else ""
-
-    def _refuse_keys(self) -> None:
-        """The run's folder keeps the recipe, and shows its name."""
-        for place in places_of_keys(self.source.root.plain()):
-            message = f"'{redacted(place)}' seems to hold a key, which the run's folder would keep"
-            keys = [int(key) if key.isdecimal() else key for key in place.split(".")]
-            self.error(message, "leave it out, and let the program that needs it read an environment variable", *keys)
 
     # --- stages
 
@@ -258,11 +218,8 @@ class _Recipe:
         kinds = [kind for kind in _KINDS if raw.get(kind) is not None]
         if len(kinds) != 1:
             got = "has both 'algorithm' and 'step'" if kinds else "has neither 'algorithm' nor 'step'"
-            help, (key, kind) = "a stage needs either 'algorithm' or 'step'", self._misnamed(raw)
-            if not kinds:
-                near = next(filter(None, (did_you_mean(key, _KINDS) for key in raw)), "")
-                help = near or (f"write '{kind}: {raw[key]}' for '{key}: {raw[key]}'" if key else help)
-            self.error(f"stage '{name}' {got}", help, *keys, at_key=True)
+            near = "" if kinds else next(filter(None, (did_you_mean(key, _KINDS) for key in raw)), "")
+            self.error(f"stage '{name}' {got}", near or "a stage needs one of them", *keys, at_key=True)
             return None
         (kind,) = kinds
         keys = (*keys, kind)
@@ -283,14 +240,6 @@ class _Recipe:
                 raise Mistakes(Mistake(str(error), "", inside, bool(inside), plugin=True)) from None
         return StageHeader(kind, registration)
 
-    def _misnamed(self, raw: Mapping[str, Any]) -> tuple[str, StageKind]:
-        """The key of a plugin's name in a stage that has neither kind, as in `type: dpo`, and the kind; or no key."""
-        for key, value in raw.items():
-            for kind in _KINDS:
-                if key not in allowed_keys(Settings) and isinstance(value, str) and self.registry.has(kind, value):
-                    return key, kind
-        return "", "step"
-
     def _stage(self, reading: Reading, raw: Mapping[str, Any]) -> Stage | None:
         header, before = reading.headers[reading.stage], len(self.mistakes)
         stage: Stage | None = None
@@ -304,10 +253,8 @@ class _Recipe:
 
     def _check_settings(self, reading: Reading, raw: Mapping[str, Any]) -> None:
         """Check the settings of a stage whose algorithm is unknown, so that one run reports every problem."""
-        misnamed, kind = self._misnamed(raw)
-        if raw.get("step") is None and (raw.get("algorithm") is not None or kind == "algorithm"):
-            others = (*_KINDS, misnamed)
-            settings = {key: value for key, value in raw.items() if key not in others and value is not None}
+        if raw.get("step") is None and raw.get("algorithm") is not None:
+            settings = {key: value for key, value in raw.items() if key not in _KINDS and value is not None}
             self.add(validated(Settings, settings, reading)[1], "stages", reading.stage)
 
     def _step(self, reading: Reading, registration: Registration, raw: Mapping[str, Any]) -> Stage | None:
@@ -330,7 +277,7 @@ class _Recipe:
             place = ()
         if component is None:
             return None
-        self.add(data_mistakes(None, component.options), *keys, *place)
+        self.add(data_mistakes(component.options), *keys, *place)
         return self._made(reading, component, engine)
 
     def _made(self, reading: Reading, component: Component, engine: Any, *more: Any) -> Stage:
@@ -362,22 +309,13 @@ class _Recipe:
                     needs, log_odds, chooses = plugin.needs, bool(plugin.log_odds), bool(plugin.chooses)
             except PluginError as error:
                 self.error(str(error), "", *keys, "algorithm", plugin=True)
-        self.add(key_mistakes(name, algorithm, written, needs, self.registry), *keys)
+        self.add(key_mistakes(name, algorithm, written, needs), *keys)
         filled = with_defaults(written, algorithm.defaults)
-        unused = unused_keys(algorithm)
-        options = allowed_keys(options_of(registration))
-
-        def hint(key: str) -> str:
-            if common_name(key) in options:
-                option = common_name(key)
-                return (
-                    f"'{option}' is an option of {name}: write 'algorithm: {{{name}: {{{option}: ...}}}}' "
-                    f"(stages.{reading.stage}.algorithm.{name}.{option})"
-                )
-            near = next(iter(difflib.get_close_matches(key, allowed_keys(Settings), 1)), "")
-            return f"did you mean '{near}'? {name} does not use it: {unused[near]}" if near in unused else ""
-
-        settings, mistakes = validated(Settings, filled, reading, hint=hint, hidden=unused)
+        hints = {
+            option: f"it is an option of {name}: write 'algorithm: {{{name}: {{{option}: ...}}}}'"
+            for option in allowed_keys(options_of(registration))
+        }
+        settings, mistakes = validated(Settings, filled, reading, hints)
         self.add(mistakes, *keys)
         wrong = {mistake.keys[0] for mistake in mistakes if mistake.keys}
         if settings is None:  # what does not go together in the keys that are right
@@ -391,7 +329,7 @@ class _Recipe:
         self.add(stage_mistakes(draft, wrong), *keys)
         if component is None or mistakes:
             return None
-        self.add(data_mistakes(settings, {"algorithm": component}), *keys)
+        self.add([*data_mistakes(settings), *data_mistakes({"algorithm": component})], *keys)
         return self._made(reading, component, settings.engine, settings, needs, log_odds)
 
     def _ordered(self, upstream: Mapping[str, Collection[str]]) -> Iterator[str]:
@@ -490,33 +428,11 @@ def _fill_step(options: SamplingOptions, online: Mapping[str, Stage]) -> None:
         return
     own = [online[name] for name in dict.fromkeys(policies) if name in online]
     source = next(iter([*own, *online.values()]), None)
-    values = {} if source is None else _rollout(source)
-    written = set(options.sampling.model_fields_set)
-    options.follow(values, f"stage {source.name}" if source else "", [*_differences(own, written), *_penalties(own)])
-
-
-def _differences(stages: Sequence[Stage], written: Iterable[str]) -> list[str]:
-    """Notes on policies that were trained with other samples than those of the first, except for the written keys."""
-    notes = []
-    for stage in stages[1:]:
-        first, other = _rollout(stages[0]), _rollout(stage)
-        different = [f"{key} {other[key]}" for key in KEYS if key not in written and other[key] != first[key]]
-        if different:
-            notes.append(f"{stage.name} was trained on samples with {', '.join(different)}")
-    return notes
-
-
-def _penalties(stages: Sequence[Stage]) -> list[str]:
-    """Notes on policies that were trained with another reward than the one that a step reports."""
-    penalties = {stage.name: stage.settings.rollout.missing_eos_penalty for stage in stages if stage.settings}
-    return [
-        f"rewards are shown without the missing_eos_penalty {penalty:g} that {name} was trained with"
-        for name, penalty in penalties.items()
-        if penalty
-    ]
+    if source is not None:
+        options.follow(_rollout(source), f"stage {source.name}")
 
 
 def _fill_rewards(stage: Stage, values: Mapping[str, Any], source: str) -> None:
     for spec in specs([stage.settings, stage.component.options], RewardSpec):
         if spec.component is not None and isinstance(spec.component.options, SamplingOptions):
-            spec.component.options.follow(values, source, [])
+            spec.component.options.follow(values, source)

@@ -1,11 +1,12 @@
-"""What is wrong with a recipe, in words: pydantic's errors, the nearest name, and the keys of other tools."""
+"""What is wrong with a recipe, in words: pydantic's errors, and the nearest name."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -14,11 +15,11 @@ from alignkit.errors import MOST_SHOWN, Problem, did_you_mean
 from alignkit.options import Options
 from alignkit.recipe.schema import NAME_PATTERN, TopKeys, allowed_keys
 from alignkit.recipe.yaml import Document, Keys
-from alignkit.settings import LoraSpec, ModelSpec, Rollout, SamplingKeys, Settings
+from alignkit.settings import LoraSpec, ModelSpec, Rollout, Settings
 
 Model = TypeVar("Model", bound=Options)
 ErrorItem = Mapping[str, Any]  # one of `ValidationError.errors()`
-PATH, AROUND = "{path}", "{around}"  # in messages and in help: the place, and that of the mapping around it
+PATH = "{path}"  # in messages: the place
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,6 @@ def problems_of(document: Document, mistakes: Iterable[Mistake]) -> list[Problem
             help = advice(str(mistake.keys[-1]), mistake.allowed)
         if mistake.allowed is not None and (guess := re.match("did you mean '([^']+)'", help)):
             meant.add((*mistake.keys[:-1], guess[1]))
-        help = help.replace(AROUND, path_text(mistake.keys[:-1]))
         keys = _to_blame(document, mistake)
         problems[document.problem(keys, mistake.text, at_key=mistake.at_key, help=help)] = mistake
     return [problem for problem, mistake in problems.items() if not (mistake.missing and mistake.keys in meant)]
@@ -109,19 +109,17 @@ def validated(
     model: type[Model],
     raw: Any,
     context: Any = None,
-    *,
-    hint: Callable[[str], str] = lambda key: "",
-    hidden: Collection[str] = (),
+    hints: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Model | None, list[Mistake]]:
     """Validate plain data strictly: '1e-5' in quotes is not a number, and `yes` is not a boolean.
 
-    context: what references mean. hint: help for an unknown key. hidden: keys that must not be suggested.
+    context: what references mean. hints: help for unknown keys, by key.
     """
     try:
         # In JSON mode pydantic is strict about scalars, but accepts lists for tuples, and text for paths and enums.
         return model.model_validate_json(json.dumps(raw), strict=True, context=context), []
     except ValidationError as error:
-        return None, list(_Words(model, raw, hint, hidden).of(error))
+        return None, list(_Words(model, raw, hints).of(error))
     except Exception as error:  # a plugin's validator raised something else
         return None, [Mistake(f"{PATH}: {type(error).__name__}: {error}")]
 
@@ -132,8 +130,7 @@ class _Words:
 
     model: type[BaseModel]
     raw: Any
-    hint: Callable[[str], str]
-    hidden: Collection[str]
+    hints: Mapping[str, str]
 
     def of(self, error: ValidationError) -> Iterable[Mistake]:
         """The mistakes of a mapping. A union causes one error per arm, and only the best arm's is reported."""
@@ -151,7 +148,7 @@ class _Words:
         yield from found
         for place, items in places.items():
             if not _expected(items[0]) or place not in inside:
-                yield replace(self._mistake(place, items, places), keys=place)
+                yield replace(self._mistake(place, items), keys=place)
 
     def _place(self, item: ErrorItem) -> Keys:
         """Return an error's path in the YAML. pydantic's own path also contains names of union arms."""
@@ -165,12 +162,11 @@ class _Words:
                 place.append(part)
         return tuple(place)
 
-    def _mistake(self, place: Keys, items: Sequence[ErrorItem], places: Mapping[Keys, Sequence[ErrorItem]]) -> Mistake:
+    def _mistake(self, place: Keys, items: Sequence[ErrorItem]) -> Mistake:
         kinds = {item["type"] for item in items}
         if "extra_forbidden" in kinds:
-            nested = len(place) > 1
-            allowed = [key for key in self._siblings(items[0]["loc"]) if nested or key not in self.hidden]
-            help = _only_missing(place, places) if nested else self.hint(str(place[-1]))
+            help = self.hints.get(str(place[-1]), "") if len(place) == 1 else ""
+            allowed = self._siblings(items[0]["loc"])
             return Mistake(f"unknown key '{place[-1]}'", help, at_key=True, allowed=allowed)
         info = _field(self._model_at(place[:-1]), place[-1]) if place else None
         described = (info.description or "") if info else ""
@@ -195,14 +191,6 @@ class _Words:
         return model
 
 
-def _only_missing(place: Keys, places: Mapping[Keys, Sequence[ErrorItem]]) -> str:
-    """Help for an unknown key if it is the only one in its mapping, which lacks exactly one key; else empty."""
-    around = {other: {item["type"] for item in items} for other, items in places.items() if other[:-1] == place[:-1]}
-    missing = [other[-1] for other, kinds in around.items() if "missing" in kinds]
-    unknown = [other for other, kinds in around.items() if "extra_forbidden" in kinds]
-    return f"did you mean '{missing[0]}', which is missing?" if len(missing) == len(unknown) == 1 else ""
-
-
 def _field(model: type[BaseModel] | None, key: str | int) -> Any:
     """Return the field that a recipe writes under a key, or None."""
     fields = model.model_fields if model else {}
@@ -216,13 +204,11 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next((model for arg in get_args(annotation) if (model := _model_in(arg))), None)
 
 
-_MAPPING = "a mapping (key: value)"
-_INTEGER = "an integer"
 _EXPECTED = {
-    **dict.fromkeys(("int_type", "int_from_float", "int_parsing"), _INTEGER),
+    **dict.fromkeys(("int_type", "int_from_float", "int_parsing"), "an integer"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
     **dict.fromkeys(("list_type", "tuple_type"), "a list"),
-    **dict.fromkeys(("dict_type", "model_type", "dataclass_type"), _MAPPING),
+    **dict.fromkeys(("dict_type", "model_type", "dataclass_type"), "a mapping (key: value)"),
     **dict.fromkeys(("literal_error", "enum"), "{expected}"),
     "finite_number": "a finite number",
     "string_type": "text",
@@ -260,22 +246,8 @@ def _wrong_value(items: Sequence[ErrorItem]) -> tuple[str, str]:
     phrases = list(dict.fromkeys(phrase for phrase in map(_expected, items) if phrase))
     if not phrases:
         return str(items[0]["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, "), ""
-    return f"expected {' or '.join(phrases)}, got {shown(value)}", _value_help(value, phrases)
-
-
-def _value_help(value: Any, phrases: Sequence[str]) -> str:
-    """Suggest how to write a value that has the wrong type or is misspelled."""
-    text = str(value).lower()
-    if text == "none":
-        return "write null for no value"
-    if "true or false" in phrases and text in ("yes", "no", "on", "off", "0", "1", "true", "false"):
-        return f"write {'true' if text in ('yes', 'on', '1', 'true') else 'false'}"
-    if not isinstance(value, str):
-        return ""
-    plain = value.replace("_", "").strip()
-    if {_INTEGER, "a number"} & {*phrases} and re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", plain):
-        return f"write {plain}"
-    return did_you_mean(value, re.findall(r"'([^']*)'", " ".join(phrases)))
+    message = f"expected {' or '.join(phrases)}, got {shown(value)}"
+    return message, did_you_mean(str(value), re.findall(r"'([^']*)'", " ".join(phrases)))
 
 
 # Place -> the keys that belong there, to recognize a key that was written elsewhere.
@@ -284,102 +256,32 @@ _PLACES: dict[str, Collection[str]] = {
     "under 'model:'": allowed_keys(ModelSpec),
     "under 'model: lora:'": allowed_keys(LoraSpec),
     "in the stage": allowed_keys(Settings),
-    "under the stage's 'rollout:'": allowed_keys(Rollout),
-    "in a data source": ("hub", "columns", "on_bad_row", "meta"),
-    "in a block of stages, next to its 'stages:'": ("repeat",),
+    "under 'rollout:' of a stage that trains, or 'sampling:' of a step": allowed_keys(Rollout),
 }
-# Of what asks a server.
-_SERVER = ("base_url", "model", "api_key_env", "concurrency", "timeout_seconds", "max_retries", "request", "price")
-
-_BATCH = "use 'batch_size': groups per optimizer step over all devices; micro-batches follow from memory"
-# Key of TRL, OpenRLHF, axolotl, LLaMA-Factory or another tool -> what to write here.
-_OTHER_TOOLS: dict[tuple[str, ...], str] = {
-    ("num_train_epochs", "num_epochs", "num_ppo_epochs", "ppo_epochs", "num_iterations"): "use 'epochs'",
-    ("lr", "learn_rate", "actor_learning_rate"): "use 'learning_rate'",
-    ("lora_rank", "lora_r", "rank"): "use 'r' under 'model: lora:'",
-    ("lora_dropout",): "remove it: alignkit trains without dropout, so that old and new log-probabilities agree",
-    ("lora_target", "lora_target_modules"): "use 'target_modules' under 'model: lora:'",
-    ("base_model", "model_name_or_path", "model_name", "pretrain"): "use 'base' under 'model:'",
-    ("cutoff_len", "sequence_len", "max_seq_length", "max_seq_len", "max_len"): "use 'max_length'",
-    ("max_prompt_length", "prompt_max_len"): "use 'max_length', which covers the prompt and its response",
-    ("per_device_train_batch_size", "train_batch_size", "micro_batch_size", "micro_train_batch_size"): _BATCH,
-    ("gradient_accumulation_steps", "mini_batch_size", "ppo_mini_batch_size", "num_mini_batches"): _BATCH,
-    ("rollout_batch_size",): "use 'prompts_per_iteration'",
-    ("total_episodes", "num_episodes"): "use 'iterations' and 'prompts_per_iteration'",
-    ("ptx_coef", "ptx_coefficient"): "use 'mix: {data: ..., weight: ...}' in the stage",
-    ("num_generations", "num_return_sequences", "n_samples_per_prompt"): "use 'samples_per_prompt' under 'rollout:'",
-    ("max_completion_length", "response_length", "generate_max_len"): "use 'max_new_tokens' under 'rollout:'",
-    ("stop_token", "stop_strings", "stop_sequences"): "use 'stop' under 'rollout:'",
-    ("load_in_4bit", "bnb_4bit_quant_type"): "use 'quantization: nf4' under 'model:'",
-    ("bnb_4bit_use_double_quant", "use_double_quant", "bnb_4bit_compute_dtype"): (
-        "use 'quantization: {type: nf4, double_quant: true}' under 'model:'"
-    ),
-    ("load_in_8bit",): "use 'quantization: int8' under 'model:'",
-    ("adapter", "finetuning_type", "use_peft"): "LoRA is the default; 'model: {lora: none}' trains all weights",
-    ("bf16", "fp16", "torch_dtype", "precision"): "use 'dtype' under 'model:'",
-    ("datasets", "dataset", "dataset_name", "train_file"): "use 'data' in the stage",
-    ("data_dir", "streaming", "dataset_streaming"): "use 'data_files', patterns such as FOLDER/train*, and 'limit'",
-    ("eval_dataset", "eval_file"): "use 'validation' in the stage",
-    ("ref_model", "reference_model", "ref_policy"): "use 'reference', with the name of a stage or 'base'",
-    ("reward_model", "reward_funcs", "reward_model_path"): "use 'reward', with the name of a stage or a reward plugin",
-    ("value_model", "critic", "critic_model"): "use 'value_from', with the name of a reward-model stage",
-    ("scheduler", "lr_scheduler"): "use 'lr_scheduler_type'",
-    ("warmup_steps",): "use 'warmup_ratio', a fraction of all steps",
-    ("template", "prompt_template"): "use 'chat_template' under 'model:'",
-    ("save_steps", "save_every", "save_strategy"): "use 'checkpoint_every'",
-    ("save_total_limit",): "use 'keep_versions: true'; versions are then STAGE@k",
-    ("replay_buffer", "replay"): "use 'replay_from', a list of stages",
-    (
-        "max_grad_norm",
-        "gradient_clipping",
-        "clip_grad",
-        "max_norm",
-    ): "use 'optimizer', as in {adamw: {max_grad_norm: 1}}",
-    ("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"): (
-        "use 'optimizer', as in {adamw: {betas: [0.9, 0.95], eps: 1.0e-8, weight_decay: 0.1}}"
-    ),
-    ("depends_on", "after", "needs"): "leave it out: a stage runs after the stages that it refers to",
-    ("resume_from_checkpoint",): "leave it out: an interrupted run resumes when you run it again",
-    ("output_dir", "save_path"): "set the folder on the command line: --out DIR",
-    ("type",): "write a plugin as its name, or as 'NAME: {options}'",
+# Keys of TRL, OpenRLHF, axolotl and LLaMA-Factory -> the key here.
+RENAMED = {
+    **dict.fromkeys(("num_train_epochs", "num_epochs", "num_ppo_epochs", "ppo_epochs"), "epochs"),
+    **dict.fromkeys(("lr", "actor_learning_rate"), "learning_rate"),
+    **dict.fromkeys(("lora_rank", "lora_r"), "r"),
+    **dict.fromkeys(("base_model", "model_name_or_path", "pretrain"), "base"),
+    **dict.fromkeys(("cutoff_len", "sequence_len", "max_seq_length", "max_prompt_length"), "max_length"),
+    **dict.fromkeys(("per_device_train_batch_size", "train_batch_size", "gradient_accumulation_steps"), "batch_size"),
+    **dict.fromkeys(("num_generations", "n_samples_per_prompt"), "samples_per_prompt"),
+    **dict.fromkeys(("max_completion_length", "response_length", "generate_max_len"), "max_new_tokens"),
+    **dict.fromkeys(("dataset", "datasets", "dataset_name"), "data"),
+    **dict.fromkeys(("reward_funcs", "reward_model_path"), "reward"),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit"), "quantization"),
+    **dict.fromkeys(("kl_coef", "init_kl_coef", "kl_coeff", "kl_loss_coef"), "kl_coefficient"),
+    **dict.fromkeys(("cliprange", "clip_eps", "eps_clip", "clip_ratio"), "clip_range"),
 }
-# The same for algorithm options -> the name that all algorithms of alignkit use.
-_OPTIONS: dict[tuple[str, ...], str] = {
-    ("kl_coef", "init_kl_coef", "kl_coeff", "kl_loss_coef", "kl_penalty"): "kl_coefficient",
-    ("clip", "clip_coef", "clip_eps", "eps_clip", "cliprange", "clip_ratio"): "clip_range",
-    ("clip_eps_high", "epsilon_high", "clip_ratio_high"): "clip_range_high",
-    ("cliprange_value", "value_clip"): "value_clip_range",
-    ("scale_rewards",): "scale_by_std",
-    ("sft_coef", "sft_weight", "rpo_alpha", "nll_weight", "nll_coef"): "nll_coefficient",
-}
-_ADVICE = {key: text for keys, text in _OTHER_TOOLS.items() for key in keys}
-_OPTION = {key: option for keys, option in _OPTIONS.items() for key in keys}
-
-
-def common_name(option: str) -> str:
-    """The name that alignkit's algorithms give an option of another tool; other names stay."""
-    return _OPTION.get(option, option)
 
 
 def advice(key: str, allowed: Collection[str]) -> str:
     """Return the help for an unknown key. allowed: the keys that are known at its place."""
-    if f"{key}s" in allowed:
-        return f"did you mean '{key}s'?"
-    if key in SamplingKeys.model_fields and key not in allowed:
-        if "sampling" in allowed:
-            return f"'{key}' belongs under 'sampling:'"
-        if "rollout" not in allowed:  # it may be an option of a plugin, whose stage is not known here
-            return f"'{key}' belongs under 'rollout:' of a stage that trains, or 'sampling:' of a step"
-    if key in _SERVER and "server" in allowed:
-        return f"'{key}' belongs under 'server:'"
-    places = [place for place, keys in _PLACES.items() if key in keys and key not in allowed]
+    name = RENAMED.get(key, key)
+    if name in allowed:
+        return f"use '{name}'"
+    places = [place for place, keys in _PLACES.items() if name in keys]
     if places:
-        return f"'{key}' belongs {' or '.join(places)}"
-    if option := _OPTION.get(key):
-        elsewhere = f"write it as an option of the algorithm: 'algorithm: {{NAME: {{{option}: ...}}}}'"
-        return f"use '{option}'" if option in allowed else elsewhere
-    known = _ADVICE.get(key, "")
-    here = re.fullmatch(r"(use '(\w+)') (under .*|in the stage)", known)
-    if here and here[2] in allowed:  # the key is in the right place
-        return here[1]
-    return known or did_you_mean(key, allowed) or f"known keys: {', '.join(sorted(allowed)) or 'none'}"
+        return f"write '{name}' {' or '.join(places)}"
+    return did_you_mean(key, allowed) or f"known keys: {', '.join(sorted(allowed)) or 'none'}"

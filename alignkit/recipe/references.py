@@ -28,12 +28,9 @@ from alignkit.io.results import is_result_name
 from alignkit.options import Options, options_of_call
 from alignkit.readers import reader_of
 from alignkit.recipe.mistakes import (
-    AROUND,
     PATH,
     Mistake,
     Mistakes,
-    advice,
-    common_name,
     problems_of,
     shown,
     validated,
@@ -42,7 +39,7 @@ from alignkit.recipe.mistakes import (
 from alignkit.recipe.repeat import Names
 from alignkit.recipe.schema import BASE, DataKeys, RewardSpec, allowed_keys
 from alignkit.recipe.shipped import shipped_folder
-from alignkit.recipe.yaml import ESCAPES, plain_file
+from alignkit.recipe.yaml import plain_file
 from alignkit.registry import Component, Registration, Registry, Unresolved
 from alignkit.reward import REWARD_KEY, RewardCombination
 from alignkit.settings import OptimizerOptions, Settings
@@ -132,13 +129,17 @@ class Reading:
         if registration is None:
             is_key = not isinstance(value, str)
             registration = self.find(kind, name, (name,) if is_key else (), is_key)
-        next_to = [] if isinstance(value, str) or len(value) == 1 else self._misplaced(kind, name, value)
+        mistakes: list[Mistake] = []
+        if not isinstance(value, str):
+            help = f"write options inside '{name}: {{...}}'"
+            others = [key for key in value if key != name]
+            mistakes = [Mistake(f"unknown key '{key}' next to '{name}'", help, (key,), at_key=True) for key in others]
         try:
             component = self.with_options(kind, name, registration, options)
         except Mistakes as error:
-            raise Mistakes(*next_to, *(mistake.below(name) for mistake in error.mistakes)) from None
-        if next_to:
-            raise Mistakes(*next_to)
+            mistakes += [mistake.below(name) for mistake in error.mistakes]
+        if mistakes:
+            raise Mistakes(*mistakes)
         return component
 
     def split(self, kind: str, value: Any) -> tuple[str, Any]:
@@ -153,14 +154,6 @@ class Reading:
         got = f"{len(value)} names" if isinstance(value, dict) else shown(value)
         article = "an" if kind[0] in "aeiou" else "a"
         raise wrong(f"{PATH}: expected the name of {article} {kind}, or one 'name: {{options}}', got {got}")
-
-    def _misplaced(self, kind: str, name: str, value: Mapping[str, Any]) -> Iterable[Mistake]:
-        """Options next to a plugin's name, with the path at which each belongs."""
-        options = allowed_keys(options_of(self.registry.get(kind, name), kind))
-        for key in value.keys() - {name}:
-            near = difflib.get_close_matches(common_name(key), options, 1)
-            help = f"write {AROUND}.{name}.{near[0]}" if near else advice(key, options)
-            yield Mistake(f"unknown key '{key}' next to '{name}'", help, (key,), at_key=True)
 
     def find(self, kind: str, name: str, keys: tuple[str, ...] = (), at_key: bool = False) -> Registration:
         """Return the plugin of this name. keys: of the name. at_key: whether it is a key. Raises Unknown."""
@@ -213,22 +206,19 @@ class Reading:
 
     def _check_version(self, name: str, version: int) -> None:
         """Check that a stage keeps its versions, and has as many."""
-        header, raw, who = self.headers[name], self.written[name], f"'{name}@{version}': stage '{name}'"
+        header, raw = self.headers[name], self.written[name]
         if header is None:
             return
+        if header.kind == "step" or not raw.get("keep_versions"):
+            raise wrong(f"stage '{name}' keeps only its last version", f"add 'keep_versions: true' to '{name}'")
         algorithm = header.registration.implementation
-        if header.kind == "step":
-            raise wrong(f"{who} is a step and has no versions")
-        misspelled = difflib.get_close_matches("keep_versions", raw.keys() - {"keep_versions"}, 1, 0.8)
-        if raw.get("keep_versions") in (None, False) and not misspelled:
-            raise wrong(f"{who} keeps only its last version", f"add 'keep_versions: true' to stage '{name}'")
         unit = "iterations" if algorithm.source is Source.ROLLOUTS else "epochs"
         count = raw.get(unit) or getattr(algorithm.defaults, unit) or Settings.model_fields[unit].default
         if isinstance(count, int) and version > count:
-            raise wrong(f"{who} has only {count} {unit}")
+            raise wrong(f"'{name}@{version}': stage '{name}' has only {count} {unit}")
         if raw.get("stop") is not None:
             help = "name the stage without a version, or leave its 'stop' out"
-            raise wrong(f"{who} may stop before its iteration {version}", help)
+            raise wrong(f"'{name}@{version}': stage '{name}' may stop before its iteration {version}", help)
 
     def _near_stage(self, name: str) -> str:
         names = [*self.headers, *self.bases]
@@ -286,15 +276,10 @@ class Reading:
     def read_base(self, value: str) -> str:
         """The name of a base model in `bases`."""
         others = [name for name in self.bases if name != BASE]
-        if value in others:
-            return value
-        if value in (BASE, "model"):
-            raise wrong(f"{PATH}: '{value}' is the default", "leave 'base' out for the recipe's 'model'")
-        if value in self.headers:
-            help = "use 'from' to start from a stage"
-            raise wrong(f"'{value}' is a stage, but a base model is needed here", help)
-        listed = f"base models: {', '.join(others)}" if others else "add it: 'bases: {NAME: {base: ...}}'"
-        raise wrong(f"no base model {shown(value)} in 'bases'", did_you_mean(value, others) or listed)
+        if value not in others:
+            help = did_you_mean(value, others) or "without 'base' it is the recipe's 'model'"
+            raise wrong(f"no base model {shown(value)} in 'bases'", help)
+        return value
 
     # --- rewards
 
@@ -488,7 +473,7 @@ class Reading:
             return path
         near = sorted(item.name for item in path.parent.iterdir()) if is_dir(path.parent) else []
         guess = did_you_mean(path.name, [*near, *(self.headers if "stage" in message else ())])
-        raise wrong(f"{message}: {text}", _cure(text, path.parent) or guess or f"looked in {path.parent}")
+        raise wrong(f"{message}: {text}", guess or f"looked in {path.parent}")
 
     def read_hub(self, value: str) -> str:
         """The absolute path of a folder, or a name on the hub. Raises Mistakes for what can only be a folder."""
@@ -580,22 +565,6 @@ def _format_name(raw: Mapping[str, Any]) -> str:
         return ""
     misspelled = not isinstance(value, dict) and difflib.get_close_matches(name, _COMMON, 1, 0.8)
     return "" if misspelled else name
-
-
-def _cure(text: str, folder: Path) -> str:
-    """What to write instead of a path that other tools or systems understand; empty if it is none."""
-    if not text.isprintable():
-        return ESCAPES
-    if re.match(r"[A-Za-z]:[\\/]", text):
-        return f"{text[:2]} is a drive of Windows; write the path that the file has on this system"
-    if "\\" in text:
-        return f"write slashes: {text.replace(chr(92), '/')}"
-    if "$" in text:
-        return "variables are not replaced; write the path, or set the key in the command: KEY=$DATA/rows.jsonl"
-    if set("*?[") & set(text):
-        names = sorted(path.name for path in folder.glob(Path(text).name))[:3]
-        return f"patterns are not replaced; list the files: [{', '.join(names or ['a.jsonl', 'b.jsonl'])}]"
-    return ""
 
 
 def shipped_constitutions() -> dict[str, Path]:

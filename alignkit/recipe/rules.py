@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from alignkit.recipe.mistakes import PATH, Mistake
 from alignkit.recipe.references import Reading
 from alignkit.recipe.schema import BASE, Stage, specs, walk
 from alignkit.recipe.yaml import Keys
-from alignkit.registry import Component, Registry
+from alignkit.registry import Component
 from alignkit.sampling_options import SamplingOptions
 from alignkit.settings import ModelSpec, Rollout, Settings
 
@@ -49,7 +48,6 @@ def broken(rules: Sequence[Rule], subject: Any, without: Collection[str | int] =
 
 # --- the model
 
-_DEVICE = re.compile(r"auto|cpu(:0)?|(cuda|mps|xpu|hpu|npu|mtia)(:\d{1,3})?")
 MODEL = (
     Rule(
         "quantization",
@@ -75,14 +73,6 @@ MODEL = (
         lambda x: x.dtype == "bfloat16" and x.lora is None,
         PATH + ": bfloat16 weights would lose most updates at the learning rates of fine-tuning",
         "leave 'dtype' out and write 'mixed_precision: bf16', or train a LoRA adapter",
-    ),
-    Rule(
-        "device",
-        lambda x: (
-            not _DEVICE.fullmatch(x.device)
-        ),  # whether this machine has it is found out by `run`: that takes torch
-        PATH + ": '{x.device}' is no device of torch",
-        "write auto, cpu, cuda (a GPU of NVIDIA or AMD), cuda:1, mps or xpu",
     ),
 )
 
@@ -150,10 +140,6 @@ def _too_few(key: str, draft: Draft) -> bool:
     return count is not None and draft.needs is not None and count < draft.needs.min_samples
 
 
-def _lacks_reward(key: str, draft: Draft) -> bool:
-    return bool(getattr(draft.rollout, key)) and draft.needs is not None and not draft.needs.reward
-
-
 def _learns_nothing(draft: Draft) -> bool:
     """Whether reference and start are the same, and nothing else is learned from; see `Needs.teacher`."""
     teacher = draft.needs.teacher if draft.needs else False
@@ -186,20 +172,6 @@ ONLINE = (
         "max_length covers a prompt and its response, in tokens",
         other="max_length",
     ),
-    Rule(
-        "rollout.max_num_gen_batches",
-        lambda x: x.rollout.max_num_gen_batches and not (x.rollout.filters or x.chooses or x.external),
-        "'max_num_gen_batches' has no effect: {x.name} keeps every group, and there are no 'filters'",
-        "add 'filters: [spread]', for grpo set 'dynamic_sampling: true', or leave it out",
-        key=True,
-    ),
-    Rule(
-        "rollout.max_turns",
-        lambda x: x.rollout.max_turns and "environment" not in x.written,
-        "'max_turns' needs an environment",
-        "add 'environment: NAME', or leave it out",
-        key=True,
-    ),
     *(
         Rule(
             key,
@@ -208,12 +180,6 @@ ONLINE = (
             "add 'environment: NAME', or use another reward",
         )
         for key in ("reward", "gold")
-    ),
-    Rule(
-        "stop",
-        lambda x: x.settings.stop and not (x.settings.stop.kl or x.settings.stop.gold),
-        "'stop' has no rule",
-        "write one, such as {{kl: 8}}, or leave it out",
     ),
     Rule(
         "gold_prompts",
@@ -251,26 +217,12 @@ ONLINE = (
         "leave 'ahead' out, or 'max_num_gen_batches' and monitors that choose the prompts",
         key=True,
     ),
-    Rule(
-        "prompts",
-        lambda x: x.choosing and any(source.weight is not None for source in x.settings.prompts.sources),
-        "{x.choosing} chooses the prompts, so 'weight' would have no effect",
-        "leave 'weight' out",
-        key=True,
-    ),
 )
 # With what an algorithm needs, which its options decide.
 NEEDS = (
     Rule(
         "value_from",
-        lambda x: x.settings.value_from and x.needs.shared_values,
-        "{x.name} computes its values from the policy",
-        "leave 'value_from' out",
-        key=True,
-    ),
-    Rule(
-        "value_from",
-        lambda x: x.settings.value_from and not (x.needs.values or x.needs.shared_values),
+        lambda x: x.settings.value_from and not x.needs.values,
         "{x.name} does not use values",
         "leave 'value_from' out",
         key=True,
@@ -298,19 +250,6 @@ NEEDS_ONLINE = (
             "set 'rollout: {{samples_per_prompt: {x.needs.min_samples}}}' or more",
         )
         for key in ("samples_per_prompt", "learn_from")
-    ),
-    *(
-        Rule(
-            f"rollout.{key}",
-            partial(_lacks_reward, key),
-            f"{{x.name}} does not use 'rollout.{key}'",
-            f"it {does}, and {{x.name}} learns from none",
-            key=True,
-        )
-        for key, does in {
-            "missing_eos_penalty": "is subtracted from a reward",
-            "learn_from": "chooses the responses with the best and the worst reward",
-        }.items()
     ),
     Rule(
         "rollout.importance",
@@ -391,15 +330,14 @@ def required_keys(algorithm: Any, needs: Needs | None = None) -> tuple[str, ...]
     return ("prompts", "reward") if _rewarded(algorithm, needs) else ("prompts",)
 
 
-def key_mistakes(
-    name: str, algorithm: Any, written: Collection[str], needs: Needs | None, registry: Registry
-) -> Iterator[Mistake]:
+def key_mistakes(name: str, algorithm: Any, written: Collection[str], needs: Needs | None) -> Iterator[Mistake]:
     """Keys that the algorithm does not use, and those that are missing."""
     online = algorithm.source is Source.ROLLOUTS
     theirs, own = ("data", "prompts") if online else ("prompts", "data")
     # Which keys another library's trainer reads depends on its options.
     if theirs in written and own not in written and not issubclass(algorithm, ExternalTrainer):
-        yield Mistake(*_other_kind(name, algorithm, "reward" in written, registry), ("algorithm",))
+        message = f"{name} learns from '{own}', but the stage has '{theirs}'"
+        yield Mistake(message, f"write '{own}: FILE' instead, or choose another algorithm", ("algorithm",))
         return
     for key, reason in unused_keys(algorithm).items():
         if key in written:
@@ -410,32 +348,6 @@ def key_mistakes(
             yield Mistake(f"'{PATH}' is missing: {name} requires it", help, (key,), at_key=True, missing=True)
 
 
-def _other_kind(name: str, algorithm: Any, reward: bool, registry: Registry) -> tuple[str, str]:
-    """What to say of a stage whose keys are those of the other kind of algorithm."""
-    online = algorithm.source is Source.ROLLOUTS
-    needs = getattr(algorithm, "needs", None)
-    if online:
-        message = f"{name} learns from its own responses to 'prompts', but the stage has 'data'"
-        instead = "'prompts: FILE' and 'reward: REWARD'" if _rewarded(algorithm) else "'prompts: FILE'"
-        help = f"{name} needs {instead} instead of 'data'"
-    else:
-        message = f"{name} learns from 'data', but the stage has 'prompts', as algorithms do that sample"
-        what = "pairs in a file" if isinstance(needs, Needs) and needs.pairs else "a file"
-        help = f"{name} learns from {what}: 'data: FILE' instead of the stage's keys"
-    others = []
-    for registration in registry.usable("algorithm"):
-        other = registration.implementation
-        same = (other.source is Source.ROLLOUTS) != online and other.trains is Trains.POLICY
-        if same and not issubclass(other, ExternalTrainer) and (not reward or _rewarded(other)):
-            others.append(registration.name)
-    others.sort(key=lambda other: (not (name in other or other in name), other))  # those with a similar name first
-    if others:
-        help += f"; {others[0]} takes these keys"
-    if others[1:]:
-        help += f", as {'do' if len(others) > 2 else 'does'} {', '.join(others[1:])}"
-    return message, help
-
-
 def _rewarded(algorithm: Any, needs: Needs | None = None) -> bool:
     """Whether an algorithm learns from a reward, as far as that is known without its options."""
     needs = needs or getattr(algorithm, "needs", None)
@@ -444,29 +356,21 @@ def _rewarded(algorithm: Any, needs: Needs | None = None) -> bool:
 
 # --- data
 
-_DRAWN = (("data",), ("prompts",), ("mix", "data"))  # entries of a training stage whose rows are drawn again and again
 
-
-def data_mistakes(settings: Settings | None, options: Any) -> Iterator[Mistake]:
-    """Keys of a stage's data that have no effect where they are. settings: of a training stage."""
-    for keys, spec in walk([settings, options]):
+def data_mistakes(options: Any) -> Iterator[Mistake]:
+    """Parts of a split that nothing reads. options: of a stage."""
+    for keys, spec in walk(options):
         if not isinstance(spec, DataSpec):
             continue
-        of_stage, place = keys[0] == 0, keys[1:]
         split = [source for source in spec.sources if source.validation]
-        if any(source.weight is not None for source in spec.sources) and not (of_stage and place in _DRAWN):
-            message = f"{PATH}: 'weight' has no effect, because every row is read once here"
-            yield Mistake(message, "remove it; 'limit' reads fewer rows", place)
         if any(source.part for source in spec.sources) and not split:
-            yield Mistake(f"{PATH}: 'part' needs 'validation', the share that is held out", "", place)
-        if any(source.group for source in spec.sources) and settings is not None and not split:
-            yield Mistake(f"{PATH}: 'group' needs 'validation', the share that is held out", "", place)
+            yield Mistake(f"{PATH}: 'part' needs 'validation', the share that is held out", "", keys)
         if len({source.part for source in split}) > 1:
-            yield Mistake(f"{PATH}: 'part' must be the same in all sources with 'validation'", "", place)
-        elif split and split[0].part is None and not (of_stage and place == ("data",)):
+            yield Mistake(f"{PATH}: 'part' must be the same in all sources with 'validation'", "", keys)
+        elif keys != ("data",) and any(source.part is None for source in split):
             message = f"{PATH}: 'validation' holds out rows that nothing would read here"
             help = "add 'part: training' or 'part: validation' to say which rows to read"
-            yield Mistake(message, help, place)
+            yield Mistake(message, help, keys)
 
 
 # --- engines
@@ -517,13 +421,6 @@ ENGINE = (
         lambda x: x.engine and x.spec.lora is None and not x.engine.registration.implementation.whole_models,
         "engine '{x.name}' takes adapters, but with 'model.lora: none' there are none",
         "leave 'lora' out, or write 'engine: local'",
-    ),
-    Rule(
-        "engine",
-        lambda x: x.engine and x.stage.settings is not None and not x.samples,
-        "stage '{x.stage.name}': {x.stage.component.name} does its own sampling, so 'engine' would have no effect",
-        "leave 'engine' out",
-        key=True,
     ),
     Rule(
         "engine",

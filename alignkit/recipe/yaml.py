@@ -6,16 +6,14 @@ and dates are text.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from alignkit.engine import LOCAL
 from alignkit.errors import Problem, RecipeError, did_you_mean
 from alignkit.io.lookup import absolute, exists, expanded, is_file, resolved
 from alignkit.readers import reader_of
@@ -27,7 +25,6 @@ MAX_BYTES = 1 << 20
 MAX_NODES = 20_000  # counted with aliases expanded: a small file can expand to billions of values
 MAX_DEPTH = 64
 MAX_SOURCE = 300  # characters; longer source lines are not shown
-ESCAPES = "in double quotes a backslash begins an escape, such as \\n for a line break: write slashes, or single quotes"
 TAG = "tag:yaml.org,2002:"
 # A component is written `{PLUGIN: {options}}`. Options of different plugins must not be merged.
 _COMPONENTS = (
@@ -43,13 +40,6 @@ _COMPONENTS = (
     "validation",
 )
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # as PyYAML counts lines
-# Part of a syntax error -> what to do.
-_SYNTAX = {
-    "mapping values are not allowed": "check the indentation; text that contains ': ' needs quotes",
-    "'\\t'": "indent with spaces, not tabs",
-    "escape character": ESCAPES,
-    "escape sequence": ESCAPES,
-}
 
 
 @dataclass(frozen=True)
@@ -131,12 +121,6 @@ class Document:
         mark, node, found = self.find(keys)
         return (node.mark if found and not at_key else mark).problem(message, help)
 
-    def non_finite(self) -> Iterator[Keys]:
-        """The places of numbers that are infinite or none."""
-        for keys, node in self.root.walk():
-            if isinstance(node.value, float) and not math.isfinite(node.value):
-                yield keys
-
 
 class Failed(RecipeError):
     """A problem that prevents reading anything else."""
@@ -162,11 +146,8 @@ class _Dumper(yaml.SafeDumper):
 _CORE = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    "float": (
-        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
+    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
+    "float": (r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
 }
 for _name, (_pattern, _first) in _CORE.items():
     for _class in (_Loader, _Dumper):
@@ -179,15 +160,14 @@ def dump(data: Any) -> str:
     return text
 
 
-def _scalar(kind: str, text: str) -> Any:
-    """Return a scalar's value. PyYAML's own constructors follow YAML 1.1, where 017 is octal."""
-    if kind != "str" and not re.fullmatch(_CORE[kind][0], text):
-        raise ValueError(text)
-    if kind == "int":
-        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-    if kind == "float":
-        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    return {"null": None, "bool": text.lower() == "true"}.get(kind, text)
+# Tag -> a scalar's value. PyYAML's own constructors follow YAML 1.1, where 017 is octal.
+_VALUES: dict[str, Callable[[str], Any]] = {
+    "null": lambda text: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": int,
+    "float": float,
+    "str": str,
+}
 
 
 class Reader:
@@ -234,7 +214,7 @@ class Reader:
         text = error.problem or "syntax error"
         if error.context:
             text += f" ({error.context})"
-        help = next((help for part, help in _SYNTAX.items() if part in text), "")
+        help = "check the indentation; text that contains ': ' needs quotes" if "mapping values" in text else ""
         if mark is None:
             return Mark(self.file).problem(f"not valid YAML: {text}", help)
         line, column = mark.line, mark.column
@@ -255,7 +235,7 @@ class Reader:
             return self._mapping(node, mark, depth)
         if isinstance(node, yaml.SequenceNode) and kind == "seq":
             return Node([self._convert(child, depth + 1) for child in node.value], mark)
-        if isinstance(node, yaml.ScalarNode) and kind in ("str", *_CORE):
+        if isinstance(node, yaml.ScalarNode) and kind in _VALUES:
             return Node(self._value(node, kind, mark), mark)
         tag = node.tag.replace(TAG, "!!", 1)
         self.problems.append(mark.problem(f"the tag '{tag}' is not allowed: recipes are plain data"))
@@ -263,17 +243,11 @@ class Reader:
 
     def _value(self, node: yaml.ScalarNode, kind: str, mark: Mark) -> Any:
         try:
-            value = _scalar(kind, node.value)
             node.value.encode()  # fails for an escape such as "\ud800", which is not a character
-        except UnicodeEncodeError:
-            self.problems.append(mark.problem("not valid text: half of a surrogate pair"))
-            return ""
+            return _VALUES[kind](node.value)
         except ValueError:
             self.problems.append(mark.problem(f"cannot be read as '!!{kind}'"))
             return None
-        if "\0" in node.value:
-            self.problems.append(mark.problem("contains a NUL character"))
-        return value
 
     def _mapping(self, node: yaml.MappingNode, mark: Mark, depth: int) -> Node:
         result = Node({}, mark)
@@ -290,15 +264,12 @@ class Reader:
         return result
 
     def _key(self, node: yaml.Node, mark: Mark) -> str | None:
-        if not isinstance(node, yaml.ScalarNode):
-            self.problems.append(mark.problem("a key must be text, not a list or mapping"))
-        elif node.tag != TAG + "str":
-            self.problems.append(mark.problem(f"a key must be text: write '{node.value}' in quotes"))
-        elif node.value == "<<" and node.style is None:
-            self.problems.append(mark.problem("merge keys ('<<') are not supported", "merge files with 'extends:'"))
-        else:
-            return str(self._value(node, "str", mark))
-        return None
+        is_text = node.tag == TAG + "str"
+        if not isinstance(node, yaml.ScalarNode) or not is_text or (node.value == "<<" and node.style is None):
+            help = "write it in quotes; files are merged with 'extends:'"
+            self.problems.append(mark.problem("a key must be text, and merge keys are not supported", help))
+            return None
+        return str(self._value(node, "str", mark))
 
 
 # --- files
@@ -435,14 +406,14 @@ def _override(document: Document, text: str) -> None:
         raise Failed(mark.problem("'extends' cannot be overridden: it is applied before overrides"))
     parent, node = document.root, Node(None, mark)
     if not delete:
-        _require_stage(parent, keys, mark)
         reader = Reader(value, mark.file, in_file=False)
         node = reader.read()
         document.problems += reader.problems
         _start_at(node, Path.cwd(), document.path)
-    child = parent
-    for position in range(len(keys)):
-        parent, child = child, _child(child, keys[: position + 1], mark, delete, last=position == len(keys) - 1)
+    for end in range(1, len(keys)):
+        is_stage = keys[0] == "stages" and end == 2  # a misspelled stage must not add a new one
+        parent = _child(parent, keys[:end], mark, present=delete or is_stage)
+    _child(parent, keys, mark, present=delete)
     key: Any = int(keys[-1]) if isinstance(parent.value, list) else keys[-1]
     if delete:
         del parent.value[key]
@@ -452,41 +423,24 @@ def _override(document: Document, text: str) -> None:
         parent.set(key, node, mark)
 
 
-def _require_stage(root: Node, keys: Sequence[str], mark: Mark) -> None:
-    """Check that the stage of a key exists: a misspelled stage must not add a new one."""
-    stages = root.value.get("stages")
-    names = stages.value if stages is not None and isinstance(stages.value, dict) else {}
-    if keys[0] == "stages" and len(keys) > 2 and keys[1] not in names:
-        help = did_you_mean(keys[1], names) or f"stages: {', '.join(names)}; write 'stages.{keys[1]}={{...}}' to add it"
-        raise Failed(mark.problem(f"no stage '{keys[1]}'", help))
-
-
-def _child(node: Node, keys: Sequence[str], mark: Mark, present: bool, last: bool) -> Node:
+def _child(node: Node, keys: Sequence[str], mark: Mark, present: bool) -> Node:
     """Return a child. Unless it must be present, an empty value becomes a mapping, and `ppo` becomes `{ppo: {}}`."""
     *before, key = keys
-    where, value = ".".join(before), node.value
-    if isinstance(value, list):
-        if not key.isdecimal() or int(key) >= len(value):
-            count = f"{len(value)} item{'s' * (len(value) != 1)}"
-            message = f"'{where}' is a list of {count} and has no item '{key}'"
-            raise Failed(mark.problem(message, "items are numbered from 0"))
-        item: Node = value[int(key)]
-        return item
-    if present:
-        if not isinstance(value, dict) or key not in value:
-            names = value if isinstance(value, dict) else {}
-            help = did_you_mean(key, names) or (f"known keys: {', '.join(names)}" if names else "")
-            raise Failed(mark.problem(f"cannot delete '{'.'.join(keys)}': no such key", help))
-    elif value is None:
+    if isinstance(node.value, list):
+        if key.isdecimal() and int(key) < len(node.value):
+            item: Node = node.value[int(key)]
+            return item
+        help = f"'{'.'.join(before)}' has {len(node.value)} items, numbered from 0"
+        raise Failed(mark.problem(f"no such item: '{'.'.join(keys)}'", help))
+    if node.value in (None, key):
         node.value = {}
-    elif value == key:
-        node.value, node.keys = {key: Node({}, mark)}, {key: node.mark}
-    elif not isinstance(value, dict):
-        help = f"'{where}={'{...}' if last else f'{{{key}: {{...}}}}'}' to replace it"
-        if before[-1] in ("algorithm", "engine", "judge", "reward") and isinstance(value, str) and value != LOCAL:
-            help = f"'{where}.{value}.{key}=...' for an option of {value}, or {help}"
-        raise Failed(mark.problem(f"'{where}' is {value!r}, so it has no key '{key}'", f"write {help}"))
+    if not isinstance(node.value, dict):
+        help = f"write '{'.'.join([*before, str(node.value), key])}=...' for an option of {node.value}"
+        raise Failed(mark.problem(f"'{'.'.join(before)}' is {node.value!r}, so it has no key '{key}'", help))
     if key not in node.value:
+        if present:
+            help = did_you_mean(key, node.value) or f"known keys: {', '.join(node.value)}"
+            raise Failed(mark.problem(f"no such key: '{'.'.join(keys)}'", help))
         node.set(key, Node({}, mark), mark)
     child: Node = node.value[key]
     return child

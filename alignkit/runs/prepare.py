@@ -341,12 +341,11 @@ class Preparation:
 
     def _template(self, stage: Stage, component: Component, max_length: int) -> None:
         """Raise RunFailed if the base model's chat template is unfit for the stage's environment."""
-        from alignkit.training.checked_environment import MOST_TURNS, CheckedEnvironment
-        from alignkit.training.episodes import Episodes  # imports torch
+        from alignkit.training.environments import EpisodeFactory, Episodes  # imports torch
 
-        environment = CheckedEnvironment(component, stage.name, self.recipe.seed, MOST_TURNS, self.recipe.folder)
+        factory = EpisodeFactory(component, stage.name, self.recipe.seed, self.recipe.folder)
         if (encoder := self.encoder(stage.base)) is not None:
-            Episodes(environment, encoder, max_length)
+            Episodes(factory, encoder, max_length)
 
 
 def _check_optimizer(stage: Stage) -> None:
@@ -362,7 +361,7 @@ def _check_optimizer(stage: Stage) -> None:
 
 def check_scoring(component: Component, plugin: Any, groups: Sequence[Group]) -> None:
     """Let a reward, a combination or an environment say what the groups lack."""
-    with blame(plugin, "check_prompts", groups):
+    with blame(plugin, "check_prompts"):
         try:
             plugin.check_prompts(groups)
         except DataError as error:

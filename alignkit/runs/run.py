@@ -17,6 +17,7 @@ from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import OutOfResource, PluginError, RemoteError, RunFailed, memory_ran_out, message_of, no_disk
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.console import Metrics, Reporter
+from alignkit.io.credentials import redacted
 from alignkit.io.digest import digest
 from alignkit.io.results import RECIPE, Results, folders_of, other_runs
 from alignkit.io.text import duration
@@ -159,7 +160,7 @@ class Run:
     def execute(self) -> None:
         """Run all stages that are not complete, then print their results."""
         plugins().notify("run_started", run=self)
-        write_text(self.folder / RECIPE, dump(self.recipe.resolved))
+        write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
         if self.team.world.processes > 1:
             self.cache()  # before the others look for it
         self._prepare()

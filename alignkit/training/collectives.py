@@ -9,7 +9,7 @@ of other processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 import torch
@@ -74,7 +74,7 @@ class Collectives:
             rows = iter(found)
             for index in share:
                 results[index] = list(islice(rows, sizes[index]))
-        return [row for rows in results for row in rows]
+        return [*chain.from_iterable(results)]
 
     def sum(self, values: Mapping[Key, float]) -> dict[Key, float]:
         """The sum over processes of each value; a process may lack some."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from alignkit.algorithm import Needs, Trains
@@ -137,7 +137,8 @@ class StageEncoder:
         facts = [f"{drop_reason(name, n)} ({previews(self._examples[name])})" for name, n in self._new.items()]
         if facts:
             self.context.say(f"{counted(groups, 'group')}: {'; '.join(facts)}")
-        self._told |= {(name, _source(group)) for name, examples in self._examples.items() for group in examples}
+        for name, examples in self._examples.items():
+            self._told |= {(name, _source(group)) for group in examples}
         self._new.clear()
         self._examples.clear()
 
@@ -180,8 +181,7 @@ class StageEncoder:
         usable: list[Encoded] = []
         lost: list[Group] = []
         for e in encoded:
-            has_signal = e.pairs if needs.pairs else any(any(row.mask) for row in e.rows)
-            if len(e.rows) >= needs.min_samples and has_signal:
+            if len(e.rows) >= needs.min_samples and has_signal(e, needs):
                 usable.append(e)
             elif not (needs.pairs and resolved_pairs(e.group)):
                 lost.append(e.group)
@@ -197,6 +197,11 @@ class StageEncoder:
 def _source(group: Group) -> str:
     """The file that a group was read from; empty if it was made."""
     return group.origin.file if group.origin is not None else ""
+
+
+def has_signal(encoded: Encoded, needs: Needs) -> bool:
+    """Whether a loss of it has a gradient: it has a pair whose responses count, or a token that counts."""
+    return bool(encoded.pairs) if needs.pairs else any(any(row.mask) for row in encoded.rows)
 
 
 def requirement(needs: Needs) -> str:
@@ -271,7 +276,8 @@ class ReferencePrompts:
     def _check_tokens(self, encoded: Encoded) -> None:
         """Raise RunFailed for a token that the reference cannot read: models may know more tokens than tokenizers."""
         most = self.vocabulary
-        unknown = [token for row in encoded.rows for token in row.tokens if most is not None and token >= most]
+        tokens = chain.from_iterable(row.tokens for row in encoded.rows)
+        unknown = [token for token in tokens if most is not None and token >= most]
         if unknown:
             raise RunFailed(
                 f"{self.where}a response to {preview(encoded.group)} has token {unknown[0]}, which no text has and the "

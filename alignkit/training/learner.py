@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,12 +76,11 @@ class Learner:
     parameters: dict[str, nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parameters = {
+        self.parameters = {}
+        for role in self._roles.values():
             # With the role, because copies of a model (`lora: none`) name their parameters alike.
-            f"{role}:{name}": parameter
-            for role in self._roles.values()
-            for name, parameter in self.model.make_trainable(role).items()
-        }
+            trainable = self.model.make_trainable(role).items()
+            self.parameters |= {f"{role}:{name}": parameter for name, parameter in trainable}
         self.optimizer = make_optimizer(self.settings, self.parameters.values(), self.peak_rate)
 
     @property
@@ -160,15 +160,16 @@ class Learner:
         """The groups of this process, cut again only if the budget has changed. Bundles stay whole."""
         groups = examples.groups
         units = indivisible([encoded.group.bundle for encoded in groups])
-        lengths = [sum(groups[index].length for index in unit) for unit in units]
-        own = sorted(index for unit in self.collectives.local_indices(lengths) for index in units[unit])
+        tokens = [encoded.length for encoded in groups]
+        lengths = [sum(map(tokens.__getitem__, unit)) for unit in units]
+        own = sorted(chain.from_iterable(units[unit] for unit in self.collectives.local_indices(lengths)))
 
         @cache
         def cut(tokens: int) -> list[MicroBatch]:
-            parts = micro_batches([groups[index] for index in own], tokens)
-            return [micro_batch([own[place] for place in places]) for places in parts]
+            return [*map(micro_batch, micro_batches([groups[index] for index in own], tokens))]
 
-        def micro_batch(indices: list[int]) -> MicroBatch:
+        def micro_batch(places: Sequence[int]) -> MicroBatch:
+            indices = [own[place] for place in places]
             part = examples.take(indices)
             return MicroBatch(part, part.batch(self.model.device), examples.rows_of(indices))
 
@@ -239,7 +240,7 @@ class Learner:
         # Gathered outside of `within_memory`, because the work inside may be repeated in one process only.
         gathered = self.collectives.gather(within_memory(self.model.memory, measured))
         # rows: places in the global batch, by which `join_outputs` restores its order.
-        rows, outs = zip(*(part for parts in gathered for part in parts), strict=True)
+        rows, outs = zip(*chain.from_iterable(gathered), strict=True)
         with torch.no_grad():
             self.checked.before_step(examples.batch(self.model.device), join_outputs(outs, rows))
 
@@ -263,7 +264,8 @@ class Learner:
         groups = auxiliary.batch(self.steps)
         # Of all groups, not only this process's: the collectives adds gradients up and does not average them.
         total = sum(encoded.group.weight * sum(row.mask) for encoded in groups for row in encoded.rows) or 1
-        own = [groups[index] for index in self.collectives.local_indices([encoded.length for encoded in groups])]
+        lengths = [encoded.length for encoded in groups]
+        own = [groups[index] for index in self.collectives.local_indices(lengths)]
         nll = 0.0
         for indices in micro_batches(own, self.model.token_budget):
             part = Examples([own[index] for index in indices])
@@ -294,7 +296,9 @@ class Learner:
                 losses, metrics, own = within_memory(self.model.memory, lambda: self._averages(cuts()))
         finally:
             self.algorithm.state = state
-        coefficients = {name: value for part in self.collectives.gather(own) for name, value in part.items()}
+        coefficients: dict[str, float] = {}
+        for part in self.collectives.gather(own):
+            coefficients |= part
         means = losses.means(self.collectives)
         loss = sum(coefficient * means.get(name, 0.0) for name, coefficient in coefficients.items())
         return {**means, **metrics.means(self.collectives), "loss": loss}

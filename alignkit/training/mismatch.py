@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from alignkit import functional as F
-from alignkit.data.group import Group
+from alignkit.data.group import Group, responses_of
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import Importance
 
@@ -29,8 +29,7 @@ def sampler_metrics(groups: Sequence[Group], measured: Sequence[Tensor]) -> dict
     learner) in nats per token; and `sampler_ratio_max`, the largest learner / sampler.
     """
     found = []
-    responses = [response for group in groups for response in group.responses]
-    for response, learner in zip(responses, measured, strict=True):
+    for response, learner in zip(responses_of(groups), measured, strict=True):
         # A response that was cut to fit has other tokens than its sampler's numbers, and is left out.
         if response.logprobs is not None and len(response.logprobs) == len(learner):
             # Tokens of others are 0 in both, and would count as perfect agreement.

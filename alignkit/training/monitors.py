@@ -116,7 +116,8 @@ class Monitors:
             components.insert(0, Component("monitor", REWARD_HACKING, ours, options_of(ours)()))
         self.monitors = [CheckedMonitor(component, settings, context.name) for component in components]
         self.chooses = any(type(one.monitor).next_prompts is not Monitor.next_prompts for one in self.monitors)
-        self.warn([warning for monitor in self.monitors for warning in monitor.warnings])
+        for monitor in self.monitors:
+            self.warn(monitor.warnings)
         self.reverts = settings.stop is not None or bool(settings.monitors)
         self.within = int(state.done.get("within_kl", 0))
 
@@ -151,7 +152,10 @@ class Monitors:
         self._report(observations)
         if stops := [each for each in observations if each.stop]:
             self._stop(number, stops[0].stop, stops[0].best or number)
-        return {name: value for each in observations for name, value in each.metrics.items()}
+        metrics: dict[str, Any] = {}
+        for each in observations:
+            metrics |= each.metrics
+        return metrics
 
     def _look_at_kl(self, number: int, kl: float | None) -> Observation:
         """Whether the samples are within the budget. NaN, the KL of no samples, is neither within it nor beyond it."""

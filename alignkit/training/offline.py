@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from alignkit import seeds
@@ -114,7 +115,7 @@ class DatasetTrainer:
         context = SelectContext(
             0, self.context.seed, lambda: [], self.state.summary.update, random, validation, self.context.say
         )
-        return [group for phase in self.algorithm.select(groups, context) for group in phase.groups]
+        return [*chain.from_iterable(phase.groups for phase in self.algorithm.select(groups, context))]
 
     def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
         """The groups in tokens, with the measurements that the algorithm needs. Raises DataError if none is usable."""
@@ -192,7 +193,7 @@ class DatasetTrainer:
         epoch, index = divmod(step, self.per_epoch)
         order = self.draws.epoch(epoch)
         chosen = order[share_of(len(order), self.batch_size, index)]
-        indices = [group for unit in chosen for group in self.units[unit]]
+        indices = [*chain.from_iterable(self.units[unit] for unit in chosen)]
         if self.encoded is not None:
             return self.encoded.take(indices)
         return self._encode_batch([self.groups[index] for index in indices], first_epoch=epoch == 0)

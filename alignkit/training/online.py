@@ -21,7 +21,7 @@ from alignkit.algorithm import ADVANTAGES, Algorithm, Phase, SelectContext, Skip
 from alignkit.batch import likelier_now
 from alignkit.calls import create
 from alignkit.data.describe import said
-from alignkit.data.group import Group, length, previews
+from alignkit.data.group import Group, length, previews, responses_of
 from alignkit.errors import RunFailed, error_context
 from alignkit.models import packing as forward
 from alignkit.models.generate import Sampling
@@ -30,13 +30,13 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.reward import REWARD_KEY
 from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.context import StageContext
-from alignkit.training.episodes import episodes_of
-from alignkit.training.filters import keep
+from alignkit.training.encoding import has_signal
+from alignkit.training.environments import episodes_of
 from alignkit.training.learner import StepAverages
 from alignkit.training.mismatch import ANOTHER_MODEL, mismatch, sampler_metrics, weighted
 from alignkit.training.monitors import Monitors
 from alignkit.training.requests import Request
-from alignkit.training.rewards import RewardTable
+from alignkit.training.rewards import RewardTable, filter_mask
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
 from alignkit.training.stage import TrainerState
@@ -77,7 +77,7 @@ class Iteration:
 
     def speed_metrics(self) -> dict[str, float]:
         """Seconds in total and by part, and tokens sampled per second."""
-        new_tokens = sum(length(response) for group in self.table.sampled for response in group.responses)
+        new_tokens = sum(map(length, responses_of(self.table.sampled)))
         parts = {f"seconds/{part}": seconds for part, seconds in self.seconds.items()}
         speed = new_tokens / (self.metrics.get("seconds/sampling") or self.seconds["rollout"])
         return {"tokens_per_second": speed, "seconds": sum(self.seconds.values()), **parts}
@@ -318,7 +318,7 @@ class RolloutTrainer:
         table, left_out = iteration.table, Counter[str]()
         iteration.skipped = ""
         for name, chooser in self.filters:
-            left_out[f"filtered/{name}"] += table.take_groups(keep(chooser, table.learned))
+            left_out[f"filtered/{name}"] += table.take_groups(filter_mask(chooser, table.learned))
         if not table.groups:
             names = ", ".join(f"'{name.partition('/')[2]}' {count}" for name, count in left_out.items() if count)
             iteration.skipped = f"{FILTERED} ({names})"
@@ -339,7 +339,7 @@ class RolloutTrainer:
         if self.rewards is not None and self.learns:
             self.rewards.remember(table.states)
         if table.unscored:
-            groups = [g for g in table.scored if any(r.scores.get(REWARD_KEY) is None for r in g.responses)]
+            groups = [group for group in table.scored if _lacks_score(group)]
             what = f"{'left out ' if self.learns else ''}{counted(table.unscored, 'response')} without a score"
             self.context.say(f"{what}; prompts: {previews(groups)}{table.why_unscored()}")
         if iteration.number == 1 and metrics["truncated"] > MOSTLY_CUT:
@@ -416,7 +416,7 @@ class RolloutTrainer:
 
     def _check_sampler(self, iteration: Iteration) -> None:
         """Warn once if what sampled is not the policy; raise RunFailed if nothing has been learned from it yet."""
-        responses = [response for group in iteration.table.groups for response in group.responses]
+        responses = responses_of(iteration.table.groups)
         # Samples of older weights differ on purpose.
         stale = any(response.staleness for response in responses)
         if self.warned or stale or not (text := mismatch(iteration.metrics, self.state.model)):
@@ -457,7 +457,7 @@ class RolloutTrainer:
         """The KL that a budget is about: of all samples, also of those that nothing is learned from."""
         table = iteration.table
         # If nothing was left out, the KL that was measured is already that of all samples.
-        if self.monitors.budget is None or len(table.rows) == sum(len(group.responses) for group in table.scored):
+        if self.monitors.budget is None or len(table.rows) == len(responses_of(table.scored)):
             return iteration.metrics.get("kl")
         encoded = self.state.encoder.encode(table.scored[:: self._one_in(table.scored)])
         old, (reference, _) = self.logprobs(self.state.roles.trained, encoded), self.reference_logprobs(encoded)
@@ -478,7 +478,7 @@ class RolloutTrainer:
         """The signals, with advantages that have the weights of `rollout.importance`."""
         finest, groups = self.algorithm.needs.advantages, iteration.examples.groups
         assert finest is not None and self.importance is not None  # else the recipe is refused
-        told = [response.logprobs for group in groups for response in group.group.responses]
+        told = [response.logprobs for response in responses_of(encoded.group for encoded in groups)]
         if None in told:
             raise RunFailed(
                 f"stage '{self.context.name}': the engine tells no log-probabilities of its samples, but "
@@ -515,8 +515,7 @@ class RolloutTrainer:
         name, seed, number = self.context.name, self.context.seed, iteration.number
 
         def replay() -> list[list[Group]]:
-            earlier = [self._filtered(groups) for groups in self.files.before(number)]
-            return [[group for group in groups if self.algorithm.keep_group(group)] for groups in earlier]
+            return [self._filtered(groups) for groups in self.files.before(number)]
 
         random = seeds.stream(seed, name, "select", number)
         context = SelectContext(number, seed, replay, iteration.metrics.update, random, say=self.context.say)
@@ -524,8 +523,8 @@ class RolloutTrainer:
 
     def _filtered(self, groups: Sequence[Group]) -> list[Group]:
         for _, chooser in self.filters:
-            groups = [*compress(groups, keep(chooser, groups))]
-        return list(groups)
+            groups = [*compress(groups, filter_mask(chooser, groups))]
+        return [group for group in groups if self.algorithm.keep_group(group)]
 
     def learn(self, iteration: Iteration, index: int, phase: Phase, examples: Examples) -> bool:
         """Learn from a phase in epochs of shuffled minibatches; returns whether anything was learned."""
@@ -558,13 +557,8 @@ class RolloutTrainer:
         else:
             examples = self._examples_of_new(phase.groups)
         # `min_samples` applies to rollouts, not to the groups that `select` returns.
-        pairs = self.algorithm.needs.pairs
-        learnable = [
-            index
-            for index, encoded in enumerate(examples.groups)
-            if (encoded.pairs or not pairs) and any(any(row.mask) for row in encoded.rows)
-        ]
-        return examples.take(learnable)
+        needs = self.algorithm.needs
+        return examples.take([index for index, encoded in enumerate(examples.groups) if has_signal(encoded, needs)])
 
     def _examples_of_new(self, groups: Sequence[Group]) -> Examples:
         """Encode groups that `select` created, which have no reward and no signal."""
@@ -594,9 +588,13 @@ class RolloutTrainer:
         raise RunFailed(f"stage '{self.context.name}': {fact}. The samples are in {self.files.folder}{help}")
 
 
+def _lacks_score(group: Group) -> bool:
+    return any(response.scores.get(REWARD_KEY) is None for response in group.responses)
+
+
 def mean_kl(logprobs: Sequence[Tensor], reference: Sequence[Tensor], groups: Sequence[Group]) -> float:
     """Mean KL of responses to the reference, in nats, by k3, which is never negative. NaN if the policy diverged."""
-    responses = [response for group in groups for response in group.responses]
+    responses = responses_of(groups)
     # Tokens that do not count are 0 in both.
     kl = [
         float((F.kl_k3(ours, theirs) * likelier_now([response], ours[None])[0]).sum())

@@ -15,7 +15,7 @@ from alignkit.data.group import Group, Response, group_from_json, group_to_json
 from alignkit.errors import error_context
 from alignkit.models.generate import Sampling, answered, questions, sample
 from alignkit.training.context import StageContext
-from alignkit.training.episodes import Episodes
+from alignkit.training.environments import Episodes
 from alignkit.training.stage import TrainerState
 
 
@@ -78,8 +78,8 @@ class Request:
         if self.episodes is not None:
             if not self.first:
                 self.episodes.forget()
-            place = self.number, self._numbers
-            self._asked = self.episodes.begin(self._asked, self.sampling.samples_per_prompt, place)
+            samples = self.sampling.samples_per_prompt
+            self._asked = self.episodes.begin(self._asked, samples, self.number, self._numbers)
 
     def poll(self) -> None:
         """Answer turns that have ended, and let the engine write the next ones. Waits for nothing."""

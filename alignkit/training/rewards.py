@@ -8,8 +8,10 @@ from __future__ import annotations
 import copy
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, islice
 from sys import float_info
 from typing import Any
 
@@ -18,8 +20,9 @@ from torch import Tensor
 
 from alignkit import functional as F
 from alignkit.calls import call, create, mistake
-from alignkit.data.group import Group, length, preview
+from alignkit.data.group import Group, Response, length, preview, responses_of
 from alignkit.errors import AlignkitError, RunFailed
+from alignkit.filters import Filter
 from alignkit.judges import costs, spending, without_score
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
@@ -68,7 +71,7 @@ class RewardTable:
     def learn_from_all(self) -> None:
         """Begin with all responses."""
         self.groups = self.scored
-        self.rows = torch.arange(sum(len(group.responses) for group in self.scored))
+        self.rows = torch.arange(len(responses_of(self.scored)))
 
     def take(self, keep: Sequence[bool]) -> None:
         """Keep only some of the responses that are left, and the groups that have one."""
@@ -77,7 +80,10 @@ class RewardTable:
 
     def take_groups(self, keep: Sequence[bool]) -> int:
         """Keep only some of the groups that are left; returns how many go."""
-        self.take([kept for group, kept in zip(self.groups, keep, strict=True) for _ in group.responses])
+        keep_responses: list[bool] = []
+        for group, kept in zip(self.groups, keep, strict=True):
+            keep_responses += [kept] * len(group.responses)
+        self.take(keep_responses)
         return keep.count(False)
 
     @property
@@ -109,7 +115,7 @@ class RewardTable:
         for name, column in self.parts.items():
             if missing := int(column.isnan().sum()):
                 metrics[f"{'not_applicable' if name in self.optional else 'unscored'}/{name}"] = missing
-        responses = [response for group in self.groups for response in group.responses]
+        responses = responses_of(self.groups)
         for name in responses[0].scores:
             values = [score for response in responses if (score := response.scores.get(name)) is not None]
             if values and name != REWARD_KEY:
@@ -136,23 +142,47 @@ def _copies(groups: Sequence[Group]) -> list[Group]:
 
 def with_columns(groups: Sequence[Group], columns: Mapping[str, Tensor]) -> list[Group]:
     """The groups with more scores of their responses: by name, [responses] each; None where a column is NaN."""
-    values = [[None if math.isnan(value) else value for value in column.tolist()] for column in columns.values()]
-    rows = iter([dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)])
-    return [
-        replace(g, responses=tuple(replace(r, scores={**r.scores, **next(rows)}) for r in g.responses)) for g in groups
-    ]
+    scored = responses_of(groups)
+    for name, column in columns.items():
+        values = [None if math.isnan(value) else value for value in column.tolist()]
+        scored = [replace(r, scores={**r.scores, name: value}) for r, value in zip(scored, values, strict=True)]
+    return _dealt(groups, scored)
 
 
 def taken(groups: Sequence[Group], keep: Sequence[bool]) -> list[Group]:
     """The groups with only some of their responses; groups left without one are absent. keep: for each response."""
-    flags = iter(keep)
-    kept = [replace(group, responses=tuple(r for r in group.responses if next(flags))) for group in groups]
-    return [group for group in kept if group.responses]
+    kept = [response if flag else None for response, flag in zip(responses_of(groups), keep, strict=True)]
+    return [group for group in _dealt(groups, kept) if group.responses]
+
+
+def _dealt(groups: Sequence[Group], responses: Sequence[Response | None]) -> list[Group]:
+    """The groups with these responses instead of theirs, one for each; without those that are None."""
+    rest = iter(responses)
+    lists = [list(islice(rest, len(group.responses))) for group in groups]
+    return [replace(group, responses=tuple(filter(None, own))) for group, own in zip(groups, lists, strict=True)]
 
 
 def with_scores(groups: Sequence[Group]) -> list[Group]:
     """The groups without the responses that could not be scored."""
-    return taken(groups, [r.scores.get(REWARD_KEY) is not None for group in groups for r in group.responses])
+    return taken(groups, [response.scores.get(REWARD_KEY) is not None for response in responses_of(groups)])
+
+
+def filter_mask(chooser: Filter, groups: Sequence[Group]) -> list[bool]:
+    """Whether a filter keeps each group."""
+    if not groups:
+        return []
+    kept = call(chooser, "keep", groups, returns=lambda kept: _wrong_mask(kept, len(groups)))
+    return [bool(each) for each in kept]
+
+
+def _wrong_mask(kept: Any, count: int) -> str:
+    kept = kept.tolist() if hasattr(kept, "tolist") else kept  # of numpy or torch
+    if not isinstance(kept, Sequence) or isinstance(kept, str):
+        return f"return a list of true and false, not {type(kept).__name__}"
+    if len(kept) != count:
+        return f"return true or false for each of {count} groups, not {len(kept)}"
+    wrong = [each for each in kept if each is not True and each is not False]
+    return f"return true or false for a group, not {wrong[0]!r:.60}" if wrong else ""
 
 
 @dataclass(eq=False)
@@ -196,7 +226,7 @@ class Node:
         return total
 
     def _check_shape(self, method: str, name: str, values: object, groups: Sequence[Group]) -> None:
-        count = sum(len(group.responses) for group in groups)
+        count = len(responses_of(groups))
         if not isinstance(values, Tensor) or tuple(values.shape) != (count,):
             shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise self.wrong(method, f"{name} must be [responses] = [{count}], not {shape}")
@@ -289,7 +319,7 @@ class Rewards:
         return table
 
     def _scores(self, leaf: Node, groups: Sequence[Group]) -> Column:
-        if not any(group.responses for group in groups):
+        if not responses_of(groups):
             return []
         if self.in_parts is None:
             return self._column(leaf, groups)
@@ -302,7 +332,7 @@ class Rewards:
         column = self.collectives.map_sharded(sizes, lambda own: self._share(leaf, [groups[i] for i in own]), led=led)
         for index, value in enumerate(column):
             if value is not None and not (isinstance(value, int | float) and abs(value) <= float_info.max):
-                prompt = preview([group for group in groups for _ in group.responses][index])
+                prompt = preview(groups[bisect_right([*accumulate(sizes)], index)])
                 shown = "too large" if isinstance(value, int) else f"{value!r:.100}"
                 raise leaf.wrong(
                     "score",
@@ -323,7 +353,7 @@ class Rewards:
         column = column.tolist() if isinstance(column, Tensor) else column
         if not isinstance(column, Sequence) or isinstance(column, str):
             raise leaf.wrong("score", f"return a list of scores, not {type(column).__name__}")
-        if len(column) != (count := sum(len(group.responses) for group in groups)):
+        if len(column) != (count := len(responses_of(groups))):
             raise leaf.wrong("score", f"return {count} scores, one per response, not {len(column)}")
         return list(column)
 
@@ -342,9 +372,7 @@ class Rewards:
         self.remember(before)
         scored = ~raw.isnan()
         if penalty:
-            ended = torch.tensor(
-                [not r.truncated for group in table.sampled for r in group.responses], dtype=torch.bool
-            )
+            ended = torch.tensor([not response.truncated for response in responses_of(table.sampled)], dtype=torch.bool)
             # After combining: whitening would rescale the penalty, and the scores of other responses with it.
             reward, raw = (F.missing_eos_penalty(scores, ended, penalty) for scores in (reward, raw))
             if scored.any():
@@ -418,7 +446,9 @@ class Rewards:
 
     def nothing_scored(self, table: RewardTable) -> str:
         """Why no response has a score: whose is missing first, for which row, and what a judge says."""
-        rows = [(group, number) for group in table.sampled for number, _ in enumerate(group.responses, 1)]
+        rows: list[tuple[Group, int]] = []
+        for group in table.sampled:
+            rows += [(group, number) for number, _ in enumerate(group.responses, 1)]
         never = "A missing score is None and never 0: the policy would learn from a 0 as if the response were bad"
         for name, leaf in self.leaves.items():
             if not (missing := table.parts[name].isnan()).any():

@@ -12,7 +12,7 @@ from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import file_digest
 from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
-from alignkit.training.episodes import Episodes
+from alignkit.training.environments import Episodes
 from alignkit.training.rewards import Rewards, with_scores
 from alignkit.training.sampler import make_sampler, report
 from alignkit.training.stage import TrainerState

@@ -36,7 +36,9 @@ class Sampler:
         self.rows: list[list[int]] = []
         self.shares: list[float] = []
         if shares is not None:
-            self.rows = [[row for row, source in enumerate(sources) if source == place] for place in range(len(shares))]
+            self.rows = [[] for _ in shares]
+            for row, source in enumerate(sources):
+                self.rows[source].append(row)
             # Of sources that still have rows.
             present = [share if mine else 0.0 for share, mine in zip(shares, self.rows, strict=True)]
             self.shares = [share / sum(present) for share in present]
@@ -61,11 +63,11 @@ class Sampler:
         # One offset in [0, 1) per source, or every epoch would begin with the same sources.
         starts = self.stream(number).random(len(self.shares))
         # (place in [0, 1), row): a source's draws are evenly spaced over the epoch.
-        drawn = [
-            ((position - start + starts[source]) / (end - start), self._walked(source, position))
-            for source, (start, end) in enumerate(zip(before, after, strict=True))
-            for position in range(start, end)
-        ]
+        drawn: list[tuple[float, int]] = []
+        for source, (start, end) in enumerate(zip(before, after, strict=True)):
+            for position in range(start, end):
+                place = (position - start + starts[source]) / (end - start)
+                drawn.append((place, self._walked(source, position)))
         return [row for _, row in sorted(drawn)]
 
     def _walked(self, source: int, position: int) -> int:

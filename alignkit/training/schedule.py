@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 
 from numpy.random import Generator
 
@@ -54,7 +55,8 @@ def minibatches(examples: Examples, size: int | None, random: Generator) -> Iter
     order = random.permutation(len(units)).tolist()
     size = size or max(1, len(units))
     for number in range(math.ceil(len(order) / size)):
-        yield examples.take([index for unit in order[share_of(len(order), size, number)] for index in units[unit]])
+        chosen = order[share_of(len(order), size, number)]
+        yield examples.take([*chain.from_iterable(units[unit] for unit in chosen)])
 
 
 def scaled(rate: float, hidden_size: int, lora: bool) -> float:

@@ -288,19 +288,18 @@ CASES = {
     "other tool's key": (FIRST[:-2] + ", num_train_epochs: 1}\n", "unknown key 'num_train_epochs'", (3, 44, 16), "use 'epochs'"),
     "option at stage level": (FIRST[:-2] + ", beta: 1}\n", "unknown key 'beta'", (3, 44, 4), "algorithm: {plain: {beta: ...}}"),
     "model key in a stage": (FIRST[:-2] + ", lora_alpha: 1}\n", "unknown key 'lora_alpha'", (3, 44, 10), "'model: lora:'"),
-    "stage key in options": ("  s: {algorithm: {plain: {epochs: 1}}, data: d.jsonl}\n", "unknown key 'epochs'", (3, 27, 6), "belongs in the stage"),
+    "stage key in options": ("  s: {algorithm: {plain: {epochs: 1}}, data: d.jsonl}\n", "unknown key 'epochs'", (3, 27, 6), "write 'epochs' in the stage"),
     "unknown option": ("  s: {algorithm: {plain: {betta: 1}}, data: d.jsonl}\n", "unknown key 'betta'", (3, 27, 5), "'beta'"),
     "out of range": ("  s: {algorithm: {plain: {beta: 0}}, data: d.jsonl}\n", "expected a number above 0, got 0", (3, 33, 1), "pull towards"),
-    "text for a number": (FIRST[:-2] + ", batch_size: 1_000}\n", "stages.first.batch_size: expected an integer, got '1_000'", (3, 56, 5), "write 1000"),
+    "text for a number": (FIRST[:-2] + ", batch_size: 1_000}\n", "stages.first.batch_size: expected an integer, got '1_000'", (3, 56, 5), ""),
     "boolean for a number": (FIRST[:-2] + ", epochs: true}\n", "expected an integer, got true", (3, 52, 4), ""),
     "fraction": (FIRST[:-2] + ", epochs: 1.5}\n", "expected an integer, got 1.5", (3, 52, 3), ""),
-    "yes is no boolean": (FIRST[:-2] + ", keep_versions: yes}\n", "expected true or false, got 'yes'", (3, 59, 3), "write true"),
-    "infinite": (FIRST[:-2] + ", learning_rate: .inf}\n", "expected a finite number", (3, 59, 4), ""),
+    "yes is no boolean": (FIRST[:-2] + ", keep_versions: yes}\n", "expected true or false, got 'yes'", (3, 59, 3), ""),
+    "infinite": (FIRST[:-2] + ", learning_rate: .inf}\n", "expected a number, got '.inf'", (3, 59, 4), ""),
     "choice": (FIRST[:-2] + ", mix: {data: d.jsonl, weight: 1, objective: tex}}\n", "expected 'text' or 'sft', got 'tex'", (3, 87, 3), "did you mean 'text'?"),
     "schedule": (FIRST[:-2] + ", lr_scheduler_type: cosin}\n", "no schedule 'cosin'", (3, 63, 5), "did you mean 'cosine'?"),
     "optimizer": (FIRST[:-2] + ", optimizer: sdg}\n", "no optimizer 'sdg'", (3, 55, 3), "did you mean 'sgd'?"),
     "optimizer's option": (FIRST[:-2] + ", optimizer: {sgd: {momentun: 0.9}}}\n", "unknown key 'momentun'", (3, 62, 8), "'momentum'"),
-    "key of AdamW": (FIRST[:-2] + ", adam_beta2: 0.9}\n", "unknown key 'adam_beta2'", (3, 44, 10), "betas: [0.9, 0.95]"),
     "no norm": (FIRST[:-2] + ", optimizer: {sgd: {max_grad_norm: 0}}}\n", "max_grad_norm: expected a number above 0, got 0", (3, 77, 1), "clipped"),
     "schedule's option": (FIRST[:-2] + ", lr_scheduler_type: {cosine: {num_cycles: many}}}\n", "lr_scheduler_type.cosine.num_cycles: expected a number", (3, 85, 4), ""),
     "unknown algorithm": ("  s: {algorithm: plane, data: d.jsonl}\n", "no algorithm 'plane'", (3, 18, 5), "did you mean 'plain'?"),
@@ -355,9 +354,8 @@ CASES = {
     "mix without weight": (ALL + "    mix: {data: d.jsonl}\n", "'stages.align.mix.weight' is missing", (10, 5, 3), ""),
     "no room": (ALL + "    max_length: 32\n    rollout: {max_new_tokens: 32}\n", "max_new_tokens 32 leaves no room for a prompt in max_length 32", (11, 31, 2), "a prompt and its response"),
     "no room by default": (ALL + "    max_length: 64\n", "max_new_tokens 64 leaves no room for a prompt in max_length 64", (10, 17, 2), ""),
-    "key for data": (FIRST[:-2] + ", promts: p.jsonl}\n", "unknown key 'promts'", (3, 44, 6), "did you mean 'prompts'? plain does not use it: it learns from 'data'"),
+    "key for data": (FIRST[:-2] + ", promts: p.jsonl}\n", "unknown key 'promts'", (3, 44, 6), "did you mean 'prompts'?"),
     "stop of data": (FIRST[:-2] + ", stop: {kl: 1}}\n", "plain does not use 'stop'", (3, 44, 4), "the best epoch is kept"),
-    "no rule": (ALL + "    stop: {}\n", "'stop' has no rule", (10, 11, 2), "{kl: 8}"),
     "a rule of gold": (ALL + "    stop: {gold: falls}\n", "'stop.gold' needs 'gold'", (10, 12, 4), "'gold: REWARD'"),
     "prompts of gold": (ALL + "    gold_prompts: p.jsonl\n", "'gold_prompts' needs 'gold'", (10, 5, 12), "'gold: REWARD'"),
     "no such rule": (ALL + "    gold: helpful\n    stop: {gold: rises}\n", "expected 'falls', got 'rises'", (11, 18, 5), ""),
@@ -373,16 +371,6 @@ def test_a_mistake_is_reported_at_its_place(bench: Bench, name: str) -> None:
     assert message in problem.message
     assert (problem.line, problem.column, problem.length) == where
     assert help in problem.help
-
-
-def test_only_keys_that_the_algorithm_uses_are_suggested(bench: Bench) -> None:
-    def known(text: str) -> set[str]:
-        return set(bench.problem(text).help.removeprefix("known keys: ").split(", "))
-
-    online, plain = known(ALL + "    zzz: 1\n"), known(FIRST[:-2] + ", zzz: 1}\n")
-    assert {"prompts", "reward", "mix"} <= online and not online & {"data", "validation", "max_steps"}
-    assert {"data", "validation", "mix"} <= plain and not plain & {"prompts", "reward", "rollout", "iterations"}
-    assert "mix" not in known(FIRST + HELPFUL[:-2] + ", zzz: 1}\n")
 
 
 def test_room_for_a_prompt_is_checked_even_if_another_key_is_wrong(bench: Bench) -> None:
@@ -402,12 +390,12 @@ def test_room_for_a_prompt_is_checked_even_if_another_key_is_wrong(bench: Bench)
         ("  s: {algorithm: plain, data: {stage: made, limit: 0}}\n", [], ["no stage 'made'", "limit"]),
         (ALL, ["stages.align.mix={data: e.jsonl}"], ["mix.weight' is missing", "no such file or stage: e.jsonl"]),
         (ALL, ["stages.align.mix={weight: -1, data: e.jsonl}"], ["mix.weight", "no such file or stage: e.jsonl"]),
-        (FIRST, ["stages.first.learning_rate=.inf", "stages.first.from=frst", "stages.first.epochs=0"], ["finite", "frst", "epochs"]),
+        (FIRST, ["stages.first.learning_rate=.inf", "stages.first.from=frst", "stages.first.epochs=0"], ["got '.inf'", "frst", "epochs"]),
         (FIRST, ["model.lora.r=0", "model.base=./no", "model.chat_template=no.jinja"], ["lora.r", "no such folder", "Jinja"]),
         ("  s: {step: compare, policies: [3, nobody]}\n", [], ["expected text, got 3", "no stage 'nobody'"]),
         (ALL, ["stages.align.from=helpful", "stages.align.epoks=1"], ["'helpful' is a reward model", "'epoks'"]),
         (FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@2}\n", ["stages.first.epoks=2"], ["'epoks'", "keeps only its last"]),
-        (FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@2}\n", ["stages.first.keep_version=true"], ["'keep_version'"]),
+        (FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@2}\n", ["stages.first.keep_version=true"], ["'keep_version'", "keeps only its last"]),
         (
             FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@3}\n",
             ["stages.first={algorithm: plain, data: d.jsonl, keep_versions: true, epochs: 2, x: 1}"],

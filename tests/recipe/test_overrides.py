@@ -28,13 +28,7 @@ def test_override_into_a_scalar_component(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, text, "algorithm.dpo.x=1")
     assert problem.message == "'algorithm' is 'ppo', so it has no key 'dpo'"
     assert problem.file == "override 'algorithm.dpo.x=1'"
-    option = "write 'algorithm.ppo.{}=...' for an option of ppo, or 'algorithm={}' to replace it"
-    for override, help in {
-        "algorithm.dpo.x=1": option.format("dpo", "{dpo: {...}}"),
-        "algorithm.lr=1": option.format("lr", "{...}"),
-        "engine.vllm.url=x": "write 'engine={vllm: {...}}' to replace it",
-    }.items():
-        assert problems(tmp_path, text + "engine: local\n", override)[0].help == help
+    assert problem.help == "write 'algorithm.ppo.dpo=...' for an option of ppo"
 
 
 @pytest.mark.parametrize(
@@ -43,11 +37,11 @@ def test_override_into_a_scalar_component(tmp_path: Path) -> None:
         ("a", "must be key.path=value"),
         ("=1", "must be key.path=value"),
         ("a..b=1", "must be key.path=value"),
-        ("~stges", "cannot delete 'stges'"),
+        ("~stges", "no such key: 'stges'"),
         ("a=[1", "not valid YAML"),
         ("a={b: 1, b: 2}", "duplicate key 'b' (in the override)"),
-        ("list.7=1", "is a list of 1"),
-        ("list.x.y=1", "is a list of 1"),
+        ("list.7=1", "no such item: 'list.7'"),
+        ("list.x.y=1", "no such item: 'list.x'"),
         ("extends=x", "cannot be overridden"),
     ],
 )
@@ -60,7 +54,7 @@ def test_wrong_overrides_are_named(tmp_path: Path, override: str, message: str) 
 def test_an_override_of_a_misspelled_stage_does_not_add_it(tmp_path: Path) -> None:
     text = "stages:\n  align: {algorithm: ppo}\n"
     (problem,) = problems(tmp_path, text, "stages.algn.algorithm=dpo")
-    assert problem.message == "no stage 'algn'" and problem.help == "did you mean 'align'?"
+    assert problem.message == "no such key: 'stages.algn'" and problem.help == "did you mean 'align'?"
     assert data(tmp_path, text, "stages.more={step: x}", "stages.more.y=1")["stages"]["more"] == {"step": "x", "y": 1}
 
 

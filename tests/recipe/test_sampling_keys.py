@@ -64,16 +64,6 @@ def test_a_step_samples_as_the_first_online_stage_among_its_policies(tmp_path: P
     assert "samples_per_prompt" not in options(found, "report").sampled()
 
 
-def test_policies_that_were_trained_on_other_samples_or_rewards_are_named(tmp_path: Path) -> None:
-    notes = options(recipe(tmp_path), "report").notes
-    assert notes == [
-        "align was trained on samples with max_new_tokens 40, min_new_tokens 0, top_p 1.0, top_k 50, stop []",
-        "rewards are shown without the missing_eos_penalty 0.3 that align was trained with",
-    ]
-    same = recipe(tmp_path, "stages.report.policies=[sft, best]", "~stages.choice", "~stages.align")
-    assert options(same, "report").notes == []
-
-
 def test_without_an_online_stage_the_defaults_of_rollout_apply(tmp_path: Path) -> None:
     found = recipe(tmp_path, "~stages.best", "~stages.align", "~stages.choice", "stages.report.policies=[sft]")
     assert options(found, "report").sampled() == {"max_new_tokens": 128, "temperature": 0.5}

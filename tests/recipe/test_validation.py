@@ -17,11 +17,6 @@ class Inner(Options):
     size: int = Field(1, ge=1, le=4, description="how large")
 
 
-class Pair(Options):
-    left: int
-    right: int
-
-
 class Sample(Options):
     union: int | list[str] = 1
     inner: Inner | None = Field(None, description="a part")
@@ -29,7 +24,6 @@ class Sample(Options):
     table: dict[str, float] = Field(default_factory=dict)
     word: str | None = Field(None, pattern="^[a-c]+$")
     nested: list[Inner] = Field(default_factory=list)
-    pair: Pair | None = None
 
 
 @pytest.fixture
@@ -59,7 +53,6 @@ def test_valid_data_become_the_model(check: Any) -> None:
         ("inner: {size: null}", "inner.size: expected an integer, got null"),
         ("names: []", "names: expected at least 1 item, got []"),
         ("names: [a, b, c]", "names: expected at most 2 items, got ['a', 'b', 'c']"),
-        ("table: {a: .nan}", "table.a: expected a finite number"),
         ("word: xyz", "word: expected text that matches ^[a-c]+$, got 'xyz'"),
         ("nested: [{size: 1}, {sise: 1}]", "unknown key 'sise'"),
         (f"inner: {'x' * 99}", f"inner: expected a mapping (key: value), got '{'x' * 56}..."),
@@ -68,18 +61,10 @@ def test_valid_data_become_the_model(check: Any) -> None:
 def test_a_problem_in_words(check: Any, text: str, message: str) -> None:
     value, problems = check(text)
     assert value is None
-    assert [problem.message.removesuffix(", got nan") for problem in problems] == [message]
+    assert [problem.message for problem in problems] == [message]
 
 
 def test_the_description_is_the_help_if_there_is_no_better_one(check: Any) -> None:
     assert check("inner: 3")[1][0].help == "a part"
     assert check("nested: [{size: 9}]")[1][0].help == "how large"
     assert check("nested: [{sise: 1}]")[1][0].help == "did you mean 'size'?"
-
-
-def test_the_only_missing_key_is_meant(check: Any) -> None:
-    help = {problem.message: problem.help for problem in check("pair: {left: 1, epochs: 2}")[1]}
-    assert help["unknown key 'epochs'"] == "did you mean 'right', which is missing?"
-    for unclear in ("{left: 1, epochs: 2, beta: 3}", "{epochs: 2}", "{left: 1, right: 2, epochs: 3}"):
-        problems = check(f"pair: {unclear}")[1]
-        assert not any("is missing?" in problem.help for problem in problems) and len(problems) > 0

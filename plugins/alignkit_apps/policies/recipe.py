@@ -186,7 +186,7 @@ def read_models(
     path, data = document.path, document.root.plain()
     bases = data.get("bases")
     reading = Reading(registry, path.parent, bases=(BASE, *(bases if isinstance(bases, dict) else ())))
-    words, mistakes = validated(_Words, data, reading, hint=lambda key: "override 'engine', 'model' or 'bases'")
+    words, mistakes = validated(_Words, data, reading)
     models = {BASE: words.model, **words.bases} if words is not None else {}
     for name, spec in models.items():
         mistakes += [mistake.below(*base_keys(name)) for mistake in broken(MODEL, spec)]

@@ -130,7 +130,8 @@ def _read(body: bytes) -> ChatKeys:
     known = {key: value for key, value in raw.items() if key not in {*NEUTRAL, *IGNORED}}
     keys = allowed_keys(ChatKeys)
     help = f"the keys are {', '.join(keys)}"
-    chat, mistakes = validated(ChatKeys, known, hint=lambda key: did_you_mean(key, keys) or help)
+    hints = {key: did_you_mean(key, keys) or help for key in known}
+    chat, mistakes = validated(ChatKeys, known, hints=hints)
     if chat is None:
         first = min(mistakes, key=lambda mistake: str(mistake.keys))
         text = f"{first.text}; {first.help}" if first.help else first.text

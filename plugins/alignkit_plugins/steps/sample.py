@@ -98,7 +98,7 @@ class Sample(Step):
         if scorer is not None:
             groups = scorer.score(groups)
         facts: dict[str, Any] = {"prompts": len(groups), "no_room": len(sampled) - len(groups)}
-        facts |= {"notes": [f"sampled with {options.described()}", *options.notes, *notes]}
+        facts |= {"notes": [f"sampled with {options.described()}", *notes]}
         if spent:
             facts |= {"no_room": 0, "unanswered": len(sampled) - len(groups), "bill": spent}
         if scorer is not None:

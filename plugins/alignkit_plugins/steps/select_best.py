@@ -72,7 +72,7 @@ class SelectBest(Step):
         rewards = self._rewards(scored)
         if not rewards[options.policies[0]]:
             raise RunFailed(f"select_best: none of {len(prompts)} prompts has a scored answer of every policy")
-        notes = [f"sampled with {options.described()}", *options.notes, *repeated]
+        notes = [f"sampled with {options.described()}", *repeated]
         summary = {**summarize(rewards, len(prompts), scale_of(scored, REWARD_KEY)), "notes": notes}
         return Artifact(policy=summary["policy"], summary=summary, report=report(summary))
 

@@ -170,7 +170,7 @@ class Revise(Step):
         gone = [json.dumps(_told(chain), ensure_ascii=False) for chain in chains if chain.dropped]
         context.write_text("dropped.jsonl", "".join(line + "\n" for line in gone))
         facts = facts_of(chains, critic.name)
-        facts["notes"] = [f"sampled with {options.described()}", *options.notes, *notes]
+        facts["notes"] = [f"sampled with {options.described()}", *notes]
         if not kept:
             reasons = "".join(f"\n  {count}: {why}" for why, count in facts["dropped"].items())
             raise RunFailed(

@@ -331,7 +331,7 @@ class Evaluate(Step):
             "prompts": len(groups),
             "left_out": left_out,
             "sampling": {"samples_per_prompt": options.samples_per_prompt, **sampling, "seed": context.seed},
-            "notes": [f"sampled with {options.described()}", *options.notes, *(biased if self.reference else ())],
+            "notes": [f"sampled with {options.described()}", *(biased if self.reference else ())],
             "baseline": baseline,
             "reference": self.reference,
             "headline": next(iter([*options.measures, *combined, *rewards]), None),

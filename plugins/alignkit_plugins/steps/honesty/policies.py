@@ -55,7 +55,7 @@ class PoliciesOptions(GreedyOptions):
         """The prompts, and notes for a reader of the results, such as of prompts that a policy has learned from."""
         prompts, repeated = prompts_to_compare(context.load(self.prompts), self.limit)
         warning = training_data_note(context, self.policies, prompts, "prompts")
-        return prompts, [f"sampled with {self.described()}", *self.notes, *repeated, *filter(None, [warning])]
+        return prompts, [f"sampled with {self.described()}", *repeated, *filter(None, [warning])]
 
 
 def title_and_heads(what: str, summary: Mapping[str, Any]) -> tuple[str, list[str]]:

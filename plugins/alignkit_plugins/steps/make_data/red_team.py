@@ -165,7 +165,7 @@ class RedTeam(Asking):
                 made = _row(each, attacker)
                 rows.setdefault(made.id, made)
         found = {policy: success_of([e for e in episodes if e.policy == policy]) for policy in options.policies}
-        notes = [f"sampled with {options.described()}", *options.notes, *notes]
+        notes = [f"sampled with {options.described()}", *notes]
         facts = {"goals": len(goals), "prompts": len(rows), "policies": found, "notes": notes}
         who = attacker.name if attacker else PEOPLE
         headline = f"attacks by {who} for {len(goals)} goals; {len(rows)} prompts for the next round"
