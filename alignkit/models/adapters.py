@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -51,25 +50,6 @@ VARIANTS = ("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclor
 SUBTRACTED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def check_computes(folder: Path, expected: Mapping[str, Any]) -> None:
-    """Raise RunFailed for an adapter of another scale than `model.lora`, of another kind, or for another base.
-
-    It would load, but compute something else.
-    """
-    saved = read_json(folder / CONFIG)
-    for key, value in expected.items():
-        theirs = saved.get(key, value) or type(value)()
-        if theirs != value:
-            raise RunFailed(f"{folder}: this adapter has {key} {theirs}, but the recipe's model.lora has {value}")
-    if variant := next((key for key in VARIANTS if saved.get(key)), ""):
-        raise RunFailed(f"{folder}: this adapter has {variant} {saved[variant]}, which alignkit does not compute")
-    if str(start := saved.get("init_lora_weights")).startswith(SUBTRACTED):
-        raise RunFailed(
-            f"{folder}: this adapter began as '{start}', so it belongs to weights that differ from the base model's\n"
-            "help: let peft convert it: save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START)"
-        )
-
-
 @dataclass(frozen=True)
 class Base:
     """A base model. name: as the recipe has it. source: a transformers folder or hub id, as peft names it."""
@@ -103,17 +83,32 @@ class Base:
         write_json(folder / ORIGIN, facts)
         write_text(folder / "README.md", CARD.format(name=self.name, weights=self.weights or "unknown"))
 
-    def has_adapter(self, folder: Path) -> bool:
-        """Whether a folder holds an adapter. Raises RunFailed if it is for another base model."""
-        if not (folder / CONFIG).is_file():
-            return False
+    def check_adapter(self, folder: Path, lora: LoraSpec | None, patterns: Mapping[str, Any] = {}) -> None:
+        """Raise RunFailed for an adapter of another base model, scale or kind: it might load and compute another thing.
+
+        lora: of the adapters on this base model; None: it may have any scale. patterns: peft's options that differ
+        between layers, which are known once the base is loaded.
+        """
         if not self.fits(folder):
-            name, saved = base_name(folder), _saved(folder).get("name")
+            name, known = base_name(folder), _saved(folder).get("name")
             raise RunFailed(
                 f"{folder} is an adapter for the base model '{name}', not for '{self.name}'"
-                + (": their weights differ" if saved == self.name else "")
+                + (": their weights differ" if known == self.name else "")
             )
-        return True
+        saved = read_json(folder / CONFIG)
+        scale = {} if lora is None else lora.model_dump(include={"r", "lora_alpha", "use_rslora"})
+        for key, value in {**scale, **patterns}.items():
+            theirs = saved.get(key, value) or type(value)()
+            if theirs != value:
+                raise RunFailed(f"{folder}: this adapter has {key} {theirs}, but the recipe's model.lora has {value}")
+        if variant := next((key for key in VARIANTS if saved.get(key)), ""):
+            raise RunFailed(f"{folder}: this adapter has {variant} {saved[variant]}, which alignkit does not compute")
+        if str(start := saved.get("init_lora_weights")).startswith(SUBTRACTED):
+            raise RunFailed(
+                f"{folder}: this adapter began as '{start}', so it belongs to weights that differ from the base "
+                "model's\n"
+                "help: let peft convert it: save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START)"
+            )
 
     def fits(self, folder: Path) -> bool:
         """Whether the adapter in a folder is for this base model: by the digest of the weights, or else by name."""
@@ -294,7 +289,9 @@ class Adapters:
     def _load(self, adapter: str, folder: Path) -> None:
         from peft import set_peft_model_state_dict
 
-        self._check_config(adapter, folder)
+        ours = self.model.peft_config[adapter]
+        patterns = {"rank_pattern": ours.rank_pattern, "alpha_pattern": ours.alpha_pattern}
+        self.base.check_adapter(folder, self.spec, patterns)
         state = read_weights(folder / WEIGHTS)
         state.pop(SCORE, None)  # a role loads its head itself
         if whole := next((key for key in state if ".lora_" not in key), ""):  # peft would write it into the base
@@ -310,14 +307,6 @@ class Adapters:
                 f"{folder}: this adapter does not fit the recipe's model.base or model.lora: "
                 + (f"it lacks the weight {weight}" if missing else f"it has the unknown weight {weight}")
             )
-
-    def _check_config(self, adapter: str, folder: Path) -> None:
-        """Reject an adapter of another scale, kind or base."""
-        ours = self.model.peft_config[adapter]
-        expected = {"r": ours.r, "lora_alpha": ours.lora_alpha, "use_rslora": ours.use_rslora}
-        expected |= {"rank_pattern": ours.rank_pattern, "alpha_pattern": ours.alpha_pattern}
-        check_computes(folder, expected)
-        self.base.has_adapter(folder)
 
     def _layers(self) -> list[Any]:
         from peft.tuners.lora import LoraLayer
@@ -404,10 +393,9 @@ def lora_targets(model: Any, config: Any) -> LoraTargets:
     names = {name for name in _linear_layers(model) if name not in states and not f"{name}.".startswith(inside)}
     # peft reads some layers' names as those of experts, which had one layer each in earlier versions of transformers.
     renamed = {leaf for leaf in {_leaf(name) for name in names} if _renamed_by_peft(leaf, model, config)}
-    shared = _shared_names(model, names)
     return LoraTargets(
-        sorted({shared[name] for name in names if _leaf(name) not in renamed}),
-        sorted({shared[name] + ".weight" for name in names if _leaf(name) in renamed}),
+        sorted(name for name in names if _leaf(name) not in renamed),
+        sorted(f"{name}.weight" for name in names if _leaf(name) in renamed),
         _sentence({"experts": experts, "routers": routers, "state space outputs": states}),
     )
 
@@ -444,17 +432,6 @@ def _is_read_by_its_parent(model: Any, name: str, module: Any) -> bool:
 
 def _leaf(name: str) -> str:
     return name.rpartition(".")[2]
-
-
-def _shared_names(model: Any, names: set[str]) -> dict[str, str]:
-    """What to call each layer: its name behind its block's number, unless that names a layer outside of `names`, too.
-
-    peft takes a name for every layer that ends in it.
-    """
-    short = {name: re.split(r"\.\d+\.", name)[-1] for name in names}
-    others = [name for name, _ in model.named_modules() if name not in names]
-    taken = {suffix for suffix in short.values() if any(f".{name}".endswith(f".{suffix}") for name in others)}
-    return {name: name if suffix in taken else suffix for name, suffix in short.items()}
 
 
 def _renamed_by_peft(leaf: str, model: Any, config: Any) -> bool:

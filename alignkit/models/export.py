@@ -21,7 +21,6 @@ from alignkit.models.loading import (
     dtype_of,
     has_score,
     load_base,
-    load_weights,
     locate,
     read_weights,
     saved_unread,
@@ -63,17 +62,11 @@ def export(
 def whole_model(
     saved: Path | None, base: Base, spec: ModelSpec, dtype: torch.dtype, tokenizer: Any
 ) -> tuple[Any, list[str]]:
-    """The whole model of a saved role or of the base, on the CPU, and what its user must know of how it was made.
+    """The whole model of a saved adapter or of the base, on the CPU, and what its user must know of how it was made.
 
     It is a language model, or a classifier with one label. tokenizer: pads the batches of a reward model whose base has
     no padding. Raises RunFailed if the adapter is for another base.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    if saved is not None and not is_adapter(saved):
-        kind = AutoModelForSequenceClassification if has_score(saved) else AutoModelForCausalLM
-        whole, _ = load_weights(kind, str(saved), dtype=dtype, trust_remote_code=spec.trust_remote_code)
-        return whole.eval(), []
     quantized = spec.quantization != "none"
     # Rounded as in the run: what bitsandbytes makes of bf16 and of fp32 differs.
     device = CPU if spec.device == "cpu" else capabilities.default_device()
@@ -83,7 +76,7 @@ def whole_model(
         network = network.dequantize(torch.float32).float()
     notes = []
     if saved is not None:
-        base.has_adapter(saved)
+        base.check_adapter(saved, None)
         network = _with_adapter(network, saved).merge_and_unload(safe_merge=True)
         if quantized:
             notes.append(f"merged into the values that {spec.quantization} rounds the weights to, as it was trained")

@@ -17,6 +17,7 @@ from torch import Tensor
 from alignkit.data.group import Group, Message, preview, previews
 from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.kernels.memory import release_cached, trim
+from alignkit.models.adapters import is_adapter
 from alignkit.models.export import export
 from alignkit.models.generate import Continuation, Sampling, Wrote, generate, sample
 from alignkit.models.loading import has_score, load_weights, with_padding
@@ -82,9 +83,9 @@ class LoadedBase:
         return BASE if reference == self.name else reference.replace("/", "|")  # of a folder
 
     def foreign(self, reference: str) -> ForeignRewardModel | None:
-        """The reward model in a folder that is no adapter for this base; None if the reference is no such folder."""
+        """The reward model in a folder that is no adapter; None if the reference is no such folder."""
         folder = self.artifact(reference) if Path(reference).is_absolute() else None
-        if folder is None or self.model.base.has_adapter(folder):
+        if folder is None or is_adapter(folder):
             return None
         if folder not in self._foreign:
             self._foreign[folder] = ForeignRewardModel(folder, self.model)

@@ -18,7 +18,7 @@ from alignkit.io.digest import model_digest
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.kernels import memory
 from alignkit.kernels.capabilities import multiplies_bf16
-from alignkit.models.adapters import Base, check_computes, is_adapter
+from alignkit.models.adapters import Base, is_adapter
 from alignkit.models.loading import device_of, load_text, locate, weight_bytes
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
@@ -137,10 +137,16 @@ class RunBase:
         self.name, self.spec = name, recipe.base(name)
         self._recipe, self._reporter = recipe, reporter
 
-    def check_scale(self, folder: Path) -> None:
-        """Raise RunFailed for an adapter of another scale than those on this base model."""
-        lora = self.spec.lora
-        check_computes(folder, lora.model_dump(include={"r", "lora_alpha", "use_rslora"}) if lora is not None else {})
+    def misfit(self, folder: Path) -> str:
+        """Why the weights in a folder cannot be used on this base model; empty if they can."""
+        try:
+            if is_adapter(folder):
+                self.origin.check_adapter(folder, self.spec.lora)
+            else:
+                self.origin.check_vocabulary(folder)
+        except RunFailed as error:
+            return str(error)
+        return ""
 
     @cached_property
     def source(self) -> str:
@@ -209,18 +215,10 @@ class RunBases(dict[str, RunBase]):
     def _base_of_folder(self, reference: str) -> str | None:
         if reference not in self._of_folder:
             folder = self._recipe.folder / reference
-            fitting = [name for name, base in self.items() if is_adapter(folder) and base.origin.fits(folder)]
-            of_scale = [name for name in fitting if self.has_scale(name, folder)]
-            self._of_folder[reference] = next(iter(of_scale or fitting), None)
+            fitting = [base for base in self.values() if is_adapter(folder) and base.origin.fits(folder)]
+            fitting.sort(key=lambda base: base.spec.lora is None or base.misfit(folder) != "")
+            self._of_folder[reference] = fitting[0].name if fitting else None
         return self._of_folder[reference]
-
-    def has_scale(self, name: str, folder: Path) -> bool:
-        """Whether adapters on this base model are of the scale of the one in a folder."""
-        try:
-            self[name].check_scale(folder)
-        except RunFailed:
-            return False
-        return self[name].spec.lora is not None
 
     def needed(self, stage: Stage) -> tuple[str, ...]:
         """The base models that a stage uses: a training stage's own first, and BASE if it names none."""

@@ -17,9 +17,8 @@ from alignkit.recipe.yaml import Keys
 from alignkit.runs.fingerprint import template_of, template_parts
 
 if TYPE_CHECKING:
-    from alignkit.models.adapters import Base
-    from alignkit.runs.bases import RunBases
-    from alignkit.settings import LoraSpec, ModelSpec
+    from alignkit.runs.bases import RunBase, RunBases
+    from alignkit.settings import ModelSpec
     from alignkit.tokens.encoder import Encoder
 
 _ADD = "add its base model to the recipe: 'bases: {NAME: {base: ...}}'"
@@ -32,7 +31,7 @@ def misfits(recipe: Recipe, stages: Sequence[Stage], bases: RunBases) -> Iterabl
         for folder in stage.folders:
             starts_here = stage.settings is not None and stage.settings.from_ == folder
             name = stage.base if starts_here else bases.base_of(folder) or bases.needed(stage)[0]
-            if text := _unfit(starts_here, Path(folder), bases[name].origin, recipe.base(name).lora):
+            if text := _unfit(starts_here, Path(folder), bases[name]):
                 other = bases.base_of(folder) if len(bases) > 1 else None
                 fits = f"it is for '{other}': set 'base: {other}' in the stage"
                 help = fits if other not in (None, name, BASE) else ""
@@ -96,10 +95,8 @@ def _unfit_reward(folder: Path, bases: RunBases) -> str:
     try:
         if not is_adapter(folder):
             return f"{folder} holds no model" if (folder / "adapter").is_dir() else ""
-        if fitting := [base for base in bases.values() if base.origin.fits(folder)]:
-            if not any(bases.has_scale(base.name, folder) for base in fitting):
-                fitting[0].check_scale(folder)
-            return ""
+        if reasons := [base.misfit(folder) for base in bases.values() if base.origin.fits(folder)]:
+            return "" if "" in reasons else reasons[0]
         known = ", ".join(f"'{base.spec.base}'" for base in bases.values())
         return f"{folder} is an adapter for the base model '{base_name(folder)}', not for {known}"
     except RunFailed as error:
@@ -116,21 +113,15 @@ def _other_template(folder: Path, recipe: Recipe, bases: RunBases) -> str:
     return "" if not ours or theirs in ours else str(theirs["chat_template"] or "that of its base model")
 
 
-def _unfit(starts_here: bool, folder: Path, base: Base, lora: LoraSpec | None) -> str:
+def _unfit(starts_here: bool, folder: Path, base: RunBase) -> str:
     """Why a stage cannot use the weights in a folder; empty if it can. starts_here: whether it starts from them."""
-    from alignkit.models.adapters import check_computes
+    from alignkit.models.adapters import is_adapter
     from alignkit.models.loading import has_score
 
-    try:
-        is_adapter = base.has_adapter(folder)
-        if lora is None and not is_adapter:
-            base.check_vocabulary(folder)
-        elif lora is not None and is_adapter:
-            check_computes(folder, lora.model_dump(include={"r", "lora_alpha", "use_rslora"}))
-        elif lora is not None:
-            return f"{folder} holds a whole model, but with model.lora every policy is an adapter on model.base"
-    except RunFailed as error:
-        return str(error)
+    if base.spec.lora is not None and not is_adapter(folder):
+        return f"{folder} holds a whole model, but with model.lora every policy is an adapter on model.base"
+    if reason := base.misfit(folder):
+        return reason
     if not starts_here and has_score(folder):
         return f"{folder} holds a reward model, but a policy is needed"
     return ""
