@@ -8,15 +8,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from contextvars import ContextVar
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from alignkit.errors import AlignkitError, DataError, PluginError, disk_is_full, memory_ran_out, reason_of
 from alignkit.registry import Component, Registration
-
-# What a conformance kit does around each call; it gets the plugin, `Class.method`, and the arguments.
-around_calls: ContextVar[Callable[..., AbstractContextManager[None]] | None] = ContextVar("around_calls", default=None)
 
 
 class CallError(PluginError):
@@ -39,7 +35,7 @@ def call(
 
     returns: says what is wrong with a result; None or empty if it is right. See `alignkit.shapes`.
     """
-    with blame(plugin, method, *args):
+    with blame(plugin, method):
         value = getattr(plugin, method)(*args, **kwargs)
         wrong = returns(value)
     if wrong:
@@ -64,21 +60,17 @@ def label_of(plugin: Any, stage: str = "") -> str:
 
 
 @contextmanager
-def blame(
-    owner: Any, method: str, *args: Any, registration: Registration | None = None, stage: str = ""
-) -> Iterator[None]:
+def blame(owner: Any, method: str, *, registration: Registration | None = None, stage: str = "") -> Iterator[None]:
     """Report an exception in a plugin's code as the plugin's.
 
-    owner: what `create` made, or a class or a function with its registration. args: what it is called with.
+    owner: what `create` made, or a class or a function with its registration.
     Data errors name the stage. Other errors of alignkit pass unchanged, as does running out of memory or disk space.
     """
     label, stage = getattr(owner, "called_in", (label_of(registration, stage), stage))
-    around = around_calls.get()
     torch: Any = sys.modules.get("torch")
     gradients = torch is not None and torch.is_grad_enabled()
     try:
-        with around(owner, method, args) if around else nullcontext():
-            yield
+        yield
     except (CallError, KeyboardInterrupt, GeneratorExit):  # GeneratorExit closes a generator of ours
         raise
     except DataError as error:

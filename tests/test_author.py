@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ import torch
 
 from alignkit.calls import CallError, call
 from alignkit.cli import main
-from alignkit.errors import LONGEST, DataError, PluginError
+from alignkit.errors import LONGEST, DataError
 from alignkit.plugins import load_plugins
-from alignkit.testing.purity import watched
 
 PLUGIN = """
 import os, sys
@@ -208,9 +206,6 @@ class Strange:
     def modes(self) -> None:
         torch.set_grad_enabled(False)
 
-    def folder(self) -> None:
-        os.chdir("/")
-
     def rows(self) -> None:
         raise DataError("no tokens")
 
@@ -225,10 +220,6 @@ def test_a_message_is_bounded_and_torchs_mode_restored(tmp_path: Path) -> None:
     with pytest.raises(CallError, match=r"in `modes`: it changed torch's gradient mode"):
         call(strange, "modes")
     assert torch.is_grad_enabled()
-    here = os.getcwd()
-    with pytest.raises(PluginError, match=r"in `folder`: it changed the working folder"), watched():
-        call(strange, "folder")
-    assert os.getcwd() == here
     strange.called_in = ("plugin 'mine', stage 'labels'", "labels")  # type: ignore[attr-defined]
     with pytest.raises(DataError, match=r"^stage 'labels': no tokens$"):
         call(strange, "rows")

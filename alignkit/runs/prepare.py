@@ -363,7 +363,7 @@ def _check_optimizer(stage: Stage) -> None:
 
 def check_scoring(component: Component, plugin: Any, groups: Sequence[Group]) -> None:
     """Let a reward, a combination or an environment say what the groups lack."""
-    with blame(plugin, "check_prompts", groups):
+    with blame(plugin, "check_prompts"):
         try:
             plugin.check_prompts(groups)
         except DataError as error:

@@ -48,22 +48,22 @@ stage's key, with the contents of the files.
 Design: docs/architecture.md.
 """
 
-from alignkit.testing.checks import ConformanceError as ConformanceError
-from alignkit.testing.combination_kit import check_combination as check_combination
+from alignkit.testing.algorithm_kit import check_algorithm as check_algorithm
+from alignkit.testing.data_kit import check_format as check_format
+from alignkit.testing.data_kit import check_model_source as check_model_source
+from alignkit.testing.data_kit import check_reader as check_reader
 from alignkit.testing.engine_kit import check_engine as check_engine
-from alignkit.testing.environment_kit import check_environment as check_environment
 from alignkit.testing.examples import example_groups as example_groups
-from alignkit.testing.filter_kit import check_filter as check_filter
-from alignkit.testing.format_kit import check_format as check_format
-from alignkit.testing.judge_kit import check_judge as check_judge
-from alignkit.testing.kit import check_algorithm as check_algorithm
-from alignkit.testing.model_kit import check_model_source as check_model_source
-from alignkit.testing.monitor_kit import check_monitor as check_monitor
-from alignkit.testing.reader_kit import check_reader as check_reader
+from alignkit.testing.reward_kit import check_combination as check_combination
+from alignkit.testing.reward_kit import check_filter as check_filter
+from alignkit.testing.reward_kit import check_judge as check_judge
 from alignkit.testing.reward_kit import check_reward as check_reward
-from alignkit.testing.step_kit import check_step as check_step
-from alignkit.testing.tracker_kit import check_tracker as check_tracker
-from alignkit.testing.tracker_kit import replay as replay
+from alignkit.testing.rules import ConformanceError as ConformanceError
+from alignkit.testing.run_kit import check_environment as check_environment
+from alignkit.testing.run_kit import check_monitor as check_monitor
+from alignkit.testing.run_kit import check_step as check_step
+from alignkit.testing.run_kit import check_tracker as check_tracker
+from alignkit.testing.run_kit import replay as replay
 
 __all__ = [
     "check_algorithm",

@@ -22,10 +22,9 @@ from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
 from alignkit.registry import Component
-from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.testing.examples import example_groups
-from alignkit.testing.probe import add_noise
 from alignkit.testing.surroundings import SEED, Surroundings, conform
+from alignkit.testing.tiny import SPEC, add_noise
 from alignkit.tokens.encoder import Encoded, Encoder, Ids, ResponseTokens
 
 TOLERANCE = 1e-3  # nats
@@ -63,9 +62,8 @@ def check_engine(
 def _problems(around: Surroundings, component: Component, tolerance: float) -> Iterator[str]:
     early = create(component)
     call(early, "check", around.folder)
-    spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=8))
     # Not the model that all checks of a process share: an engine reads the base from its folder.
-    model = SharedModel(spec, str(plugins().registry.get("model", "tiny").implementation(around.cache)))
+    model = SharedModel(SPEC, str(plugins().registry.get("model", "tiny").implementation(around.cache)))
     model.end_ids = tuple(range(2, model.model.config.vocab_size, 10))  # so that some responses end
     said: list[str] = []
     engine = launcher().engine(component, around.cache / "engine", stage="", seed=SEED, say=said.append)

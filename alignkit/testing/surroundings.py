@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,8 +11,6 @@ from typing import Any
 
 from alignkit.data.group import Group, Response, group_from_json, group_to_json
 from alignkit.errors import AlignkitError, BadRow
-from alignkit.models.models import LoadedBase, RolePolicy
-from alignkit.models.shared_model import BASE, HeadKind
 from alignkit.options import Options
 from alignkit.plugins import plugins
 from alignkit.recipe.mistakes import validated
@@ -21,11 +18,10 @@ from alignkit.recipe.references import Reading
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.reward import Context
-from alignkit.testing.checks import ConformanceError, check_registered, option_problems
 from alignkit.testing.examples import example_groups
-from alignkit.testing.probe import add_noise, tiny_model
-from alignkit.testing.purity import watched
 from alignkit.testing.reads import recorded, unnamed
+from alignkit.testing.rules import ConformanceError, check_registered
+from alignkit.testing.tiny import TinyModels, tiny_model
 from alignkit.tokens.encoder import Encoder
 
 SEED = 0
@@ -38,55 +34,6 @@ class Data:
     """A DataRef option as a plugin gets it. entry: what the recipe says."""
 
     entry: Any
-
-
-class TinyModels(LoadedBase):
-    """The models of a run on the model `tiny`: every stage has weights of its own."""
-
-    def __init__(self) -> None:
-        super().__init__(tiny_model(), artifact=Path)
-        self.asked: set[str] = set()  # stages whose models were used
-        self.sampled: set[str] = set()
-
-    def __getitem__(self, reference: str) -> RolePolicy:
-        return TinyPolicy(self, reference)
-
-    def role(self, reference: str) -> str:
-        self.add(reference, "language")
-        return super().role(reference)
-
-    def close(self) -> None:
-        """Drop the roles from the model, which all checks of a process share."""
-        for role in self.asked - {BASE}:
-            self.forget(role)
-
-    def add(self, stage: str, head: HeadKind) -> None:
-        """Add a stage's role, unless there is one."""
-        self.asked.add(stage)
-        if stage != BASE and stage not in self.model.roles:
-            self.model.add_role(stage, head=head)
-            add_noise(self.model, stage, 0.05, zlib.crc32(stage.encode()))
-
-
-class TinyPolicy(RolePolicy):
-    """A policy or reward model on `tiny`, which reports what it is asked."""
-
-    base: TinyModels
-
-    def scores(self, groups: Sequence[Group]) -> list[float | None]:
-        self.base.add(self.reference, "scalar")
-        return super().scores(groups)
-
-    def sample(self, prompts: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
-        self.base.sampled.add(self.reference)
-        return super().sample(prompts, seed=seed, **sampling)
-
-    def save(self, folder: Path) -> list[str]:
-        """A stand-in: the weights of `tiny` may be gone by now, and merging reads them again."""
-        self.base.add(self.reference, "language")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text("{}", encoding="utf-8")
-        return []
 
 
 @dataclass
@@ -190,22 +137,20 @@ def conform(
 
     kind: of the plugin. folder: where relative paths start; default: the current one.
     """
-    name = check_registered(kind, cls)
-    problems = option_problems(cls)
-    if not problems:
-        with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as cache, watched():
-            around = Surroundings(folder or Path.cwd(), Path(cache), groups)
-            try:
-                component = around.component(kind, cls, dict(options or {}))
-                with recorded() as opened:
-                    for problem in find(around, component):
-                        problems.append(problem)  # now, because finding another may raise
-                if kind in READERS:
-                    problems += [f"reads {path}, {UNNAMED}" for path in unnamed(opened, component, around.folder)]
-            except (AlignkitError, ConformanceError) as error:  # a mistake that a run would report
-                problems.append(str(error))
-            finally:
-                if "models" in vars(around):
-                    around.models.close()
+    name, problems = check_registered(kind, cls), list[str]()
+    with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as cache:
+        around = Surroundings(folder or Path.cwd(), Path(cache), groups)
+        try:
+            component = around.component(kind, cls, dict(options or {}))
+            with recorded() as opened:
+                for problem in find(around, component):
+                    problems.append(problem)  # now, because finding another may raise
+            if kind in READERS:
+                problems += [f"reads {path}, {UNNAMED}" for path in unnamed(opened, component, around.folder)]
+        except (AlignkitError, ConformanceError) as error:  # a mistake that a run would report
+            problems.append(str(error))
+        finally:
+            if "models" in vars(around):
+                around.models.close()
     if problems:
         raise ConformanceError("\n".join(f"{name}: {problem}" for problem in dict.fromkeys(problems)))

@@ -30,7 +30,7 @@ from alignkit.models.shared_model import BASE
 from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration
 from alignkit.runs.fingerprint import stage_parts
-from alignkit.testing.probe import add_noise
+from alignkit.testing.tiny import add_noise
 from alignkit.tokens.encoder import Encoded, ResponseTokens
 from alignkit_distributed.engine_thread import EngineThread, NoProgress
 from alignkit_distributed.stage_engine import StageEngine, Weights, version_of

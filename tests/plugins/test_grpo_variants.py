@@ -23,7 +23,7 @@ from test_online import (
 from alignkit import Group, Outputs, RunFailed, Skip
 from alignkit.testing import check_algorithm
 from alignkit.testing.examples import example_groups
-from alignkit.testing.probe import tiny_model
+from alignkit.testing.tiny import tiny_model
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.algorithms.grpo import GRPO
 

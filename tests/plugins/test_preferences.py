@@ -991,12 +991,12 @@ def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
     """The engine's, in as many micro-batches as there are prompts, against the paper's loss in one graph."""
     from alignkit.models.packing import Examples
     from alignkit.settings import Settings
-    from alignkit.testing import example_groups, probe
+    from alignkit.testing import algorithm_kit, example_groups, tiny
     from alignkit.tokens.encoder import Encoder, encode_all
 
-    policy = probe.tiny_model()
+    policy = tiny.tiny_model()
     policy.add_role("hir", start=None, head="language")
-    probe.add_noise(policy, "hir", 0.05, seed=0)
+    tiny.add_noise(policy, "hir", 0.05, seed=0)
     try:
         groups = example_groups(3, Encoder(policy.tokenizer))
         options = {
@@ -1007,16 +1007,16 @@ def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
         }
         algorithm = HIR(HIR.Options(**options, length_normalized=False))
         encoded = encode_all(Encoder(policy.tokenizer), algorithm.select(groups, context()), 256)
-        learner = probe.Probe(policy, CheckedAlgorithm(algorithm), Settings(), "hir")
+        learner = algorithm_kit.Probe(policy, CheckedAlgorithm(algorithm), Settings(), "hir")
         policy.budget = 1
-        found = learner.gradient(Examples(encoded)).gradients["the gradient"]
-        policy.budget = probe.ONE_BATCH
+        found = learner.gradient(Examples(encoded))["the gradient"]
+        policy.budget = tiny.ONE_BATCH
         learner.optimizer.zero_grad()
         whole_loss(learner, Examples(encoded), groups).backward()
         wanted = torch.cat([parameter.grad.flatten() for parameter in learner.parameters.values()])  # type: ignore[union-attr]
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
     finally:
-        policy.budget = probe.ONE_BATCH
+        policy.budget = tiny.ONE_BATCH
         policy.drop_role("hir")
 
 

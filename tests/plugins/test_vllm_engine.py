@@ -27,9 +27,9 @@ from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.testing import check_engine
-from alignkit.testing.checks import ConformanceError
 from alignkit.testing.engine_kit import POLICY, EngineCheck
-from alignkit.testing.probe import add_noise
+from alignkit.testing.rules import ConformanceError
+from alignkit.testing.tiny import add_noise
 from alignkit_distributed.stage_engine import StageEngine
 from alignkit_vllm.engine import Vllm
 from alignkit_vllm.replicas import Replica

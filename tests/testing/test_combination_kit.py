@@ -113,12 +113,6 @@ class InPlace(Single):
         return self.of(components["it"].clamp_(-1, 1))
 
 
-class MarksGroups(Single):
-    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Any:
-        groups[0].meta["seen"] = True
-        return self.of(components["it"])
-
-
 class Noise(Single):
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Any:
         return self.of(components["it"] + torch.rand(len(components["it"])))
@@ -215,11 +209,10 @@ class PartCalledReward(Single):
 BROKEN: list[tuple[Any, str]] = [
     (PerGroup, r"in `combine`: .* 'reward' must be \[responses\] = \[12\], not \[4\]"),
     (BareTensor, "in `combine`: .* return a CombinedReward, not Tensor"),
-    (Remembers, "in `combine`: it changed self.mean, which a resumed run would lose"),
+    (Remembers, "`combine`: what it remembers outside of `state` changes 'reward'"),
     (TensorState, r"state\['mean'\] after `combine` is not JSON"),
     (KeyedByNumber, r"state\['seen'\] after `combine` changes when saved as JSON and loaded"),
-    (InPlace, r"`combine` changes components\['it'\], which other parts of the run read: use a copy"),
-    (MarksGroups, "`combine`: it changed the prompt or columns of a group"),
+    (InPlace, r"`combine` changes the groups or components that it is given"),
     (Noise, "`combine`: a second call from the same state changes 'reward': it must not draw random numbers"),
     (NoisyState, "`combine`: a second call from the same state leaves another `state`"),
     (ByPlace, "`combine`: the order of groups and responses changes 'reward'"),

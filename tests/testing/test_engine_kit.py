@@ -14,7 +14,7 @@ import pytest
 from alignkit import Completion, EngineContext, SamplingParams
 from alignkit.models.shared_model import BASE
 from alignkit.testing import check_engine
-from alignkit.testing.checks import ConformanceError
+from alignkit.testing.rules import ConformanceError
 from tests.distributed.local_engine import LocalEngine
 
 Completions = list[list[Completion]]

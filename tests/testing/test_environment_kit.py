@@ -114,9 +114,9 @@ class ChangesRow(Guess):
 
 
 BROKEN: list[tuple[type, str]] = [
-    (Unseeded, "`respond`: playing an episode again changes row 0"),
-    (Shares, "`reset`: playing an episode again changes row 0"),
-    (SharesTurns, "`respond`: playing all episodes at the same time changes row 0"),
+    (Unseeded, "playing it again changes the episode of row 0"),
+    (Shares, "playing it again changes the episode of row 0"),
+    (SharesTurns, "playing all episodes at the same time changes the episode of row 0"),
     (Crashes, r"in `Crashes.get_reward`: KeyError: 'nothing'|in `get_reward`: KeyError: 'nothing'"),
     (Undescribed, "tool 'other': .*no description for the argument 'word'"),
     (NoDocstring, "tool 'other' needs a docstring"),

@@ -230,7 +230,7 @@ BROKEN: list[tuple[Any, str]] = [
     (TextAsResponse, r"a Group's responses must be a tuple of Response objects \(test_format_kit.py:\d+\)"),
     (NoExample, "NoExample: `example` must be a row as JSON"),
     (NoWants, "`wants` must describe the format to users"),
-    (OtherWants, "`wants` does not name the columns of `example`: 'question', 'answer_text'"),
+    (OtherWants, "`wants` does not name the column 'answer_text' of `example`"),
     (NotJSON, "`example` must be a row as JSON"),
     (BadExample, '`read` refuses {"question": "Hi"}: column \'answer_text\' is missing'),
     (Loses, "a further column is not in the group's `meta`: `rest` returns the columns"),
@@ -247,7 +247,7 @@ BROKEN: list[tuple[Any, str]] = [
     (RaisesInMatches, "in `matches`: TypeError: argument of type 'NoneType' is not"),
     (Pops, "`read` changes the row"),
     (Numbers, "`read` makes other groups of .* when it reads it again"),
-    (Numbers, "`read` changed self.rows"),
+    (Numbers, "makes other groups of .* when it reads it again"),
     (SetInMeta, "`read` makes a group that changes when it is stored as JSON"),
     (ReadsAList, r"in `read`: .*`read` must return a Group, not list"),
     (NoGroups, "`groups` returns no group for"),
@@ -291,7 +291,7 @@ class Spaced(QA):
 def test_columns_may_have_any_name() -> None:
     check_format(Spaced)
     Spaced.wants = "columns my-questions and my answer"
-    with pytest.raises(ConformanceError, match="does not name the columns of `example`: 'my-question'"):
+    with pytest.raises(ConformanceError, match="does not name the column 'my-question' of `example`"):
         check_format(Spaced)
 
 

@@ -122,7 +122,7 @@ def test_tokens_of_the_environment_get_no_gradient(tmp_path: Path) -> None:
     """The gradient is that of the policy's tokens alone: by plain transformers, of the same conversation."""
     from alignkit.models.packing import Examples, Wants
     from alignkit.models.packing import forward as run_forward
-    from alignkit.testing.probe import tiny_model
+    from alignkit.testing.tiny import tiny_model
 
     model = tiny_model()
     encoder = Encoder(model.tokenizer)

@@ -16,14 +16,13 @@ from by_role import ByRole
 from torch import Tensor
 
 import alignkit
-from alignkit import CombinedReward, Group, Message, RecipeError, Response, Reward, RewardCombination, RunFailed
+from alignkit import CombinedReward, Group, Message, RecipeError, Response, RewardCombination, RunFailed
 from alignkit.errors import PluginError
 from alignkit.functional import whiten
 from alignkit.io.console import Metrics
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
-from alignkit.testing.purity import watched
 from alignkit.training.rewards import Rewards, RewardTable
 from alignkit.training.train import ExternalStage
 from alignkit_plugins.steps.rlaif import RLAIF
@@ -426,57 +425,6 @@ def test_a_nested_combination_has_a_state_of_its_own() -> None:
     scorer = Rewards(replace(outer, children={"part": inner}), context)
     learn(scorer, TWO)
     assert scorer.states() == {"growing": {"factor": 1.0}, "growing/part": {"factor": 1.0}}
-
-
-def test_memory_outside_the_state_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Growing, "leak", True)
-    with (
-        pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: it changed self.calls, .*self.state"),
-        watched(),
-    ):
-        learn(growing(), TWO)
-
-
-class Counts(Reward):
-    """Scores grow with every call, or come from a store."""
-
-    counts = True
-
-    def __init__(self, options: Any = None):
-        super().__init__(options)
-        self.n, self.known = 0, {}
-
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        self.n += self.counts
-        self.known["a"] = 1.0
-        return {"": [float(self.n) for group in groups for _ in group.responses]}
-
-
-def test_a_reward_that_counts_is_refused_and_one_that_keeps_results_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    component = Component("reward", "x", Registration("counts", Counts, plugin="x"), None)  # type: ignore[arg-type]
-    spec = RewardSpec("reward", "counts", component)
-    with (
-        pytest.raises(PluginError, match=r"plugin 'x'.*`Counts.score`: it changed self.n, .* the row and the response"),
-        watched(),
-    ):
-        learn(combining(spec, {}), TWO)
-    monkeypatch.setattr(Counts, "counts", False)
-    with watched():
-        assert len(learn(combining(spec, {}), TWO).groups) == 2
-
-
-def test_memory_of_a_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    monkeypatch.setattr(Growing, "seen", seen, raising=False)
-    combine = Growing.combine
-
-    def leaking(self: Any, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        seen.append(1)
-        return combine(self, groups, components)
-
-    monkeypatch.setattr(Growing, "combine", leaking)
-    with pytest.raises(PluginError, match=r"`Growing.combine`: it changed self.seen"), watched():
-        learn(growing(), TWO)
 
 
 def test_a_combination_that_is_not_finite_names_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,27 +1,24 @@
-"""The rules of the conformance kit. Each returns the problems that it finds, as messages to the author."""
+"""What all kits share: the error, what may be registered, and comparisons of what a plugin returns."""
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import json
-import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 import torch
 from pydantic import ConfigDict, ValidationError
-from torch import Tensor
 
 from alignkit.algorithm import Algorithm, Needs, Source, StageDefaults, Trains
 from alignkit.external import ExternalTrainer
-from alignkit.models.packing import Examples
 from alignkit.options import Options, Ref
 from alignkit.registry import why_not
 from alignkit.reward import RewardCombination
-from alignkit.testing.probe import Gradients
-
-TOLERANCE = 1e-5  # relative; float32 sums in another order differ by about 1e-6
 
 
 class ConformanceError(AssertionError):
@@ -33,7 +30,8 @@ def check_registered(kind: str, plugin: Any) -> str:
     name: str = getattr(plugin, "__name__", repr(plugin))
     wrong = why_not(kind, plugin)
     if not wrong and isinstance(plugin, type):
-        wrong = _wrong_default(getattr(plugin, "Options", Options)) or _wrong_method(plugin) or _wrong_algorithm(plugin)
+        options = getattr(plugin, "Options", Options)
+        wrong = _wrong_default(options) or _wrong_method(plugin) or _wrong_algorithm(plugin) or _unexplained(options)
     if wrong:
         raise ConformanceError(f"{name}: {kind} '{name}' {wrong}")
     return name
@@ -79,17 +77,15 @@ def _wrong_algorithm(plugin: type) -> str:
     return "has no loss: define loss(self, batch, out)" if plugin.loss is Algorithm.loss and not trains else ""
 
 
-def option_problems(cls: Any) -> list[str]:
-    """Every option must explain itself by a description, a range, or choices. cls: a plugin's class."""
-    if not issubclass(cls.Options, Options):
-        return ["Options must be a subclass of alignkit.Options"]
+def _unexplained(options: type[Options]) -> str:
+    """Every option must explain itself by a description, a range, or choices."""
     bare = [
         name
-        for name, info in cls.Options.model_fields.items()
+        for name, info in options.model_fields.items()
         if not (info.description or _explains_itself(info.annotation))
         and all(isinstance(mark, Ref) for mark in info.metadata)
     ]
-    return [f"options without a description, a range or choices: {', '.join(bare)}"] if bare else []
+    return f"has options without a description, a range or choices: {', '.join(bare)}" if bare else ""
 
 
 def _explains_itself(annotation: Any) -> bool:
@@ -113,52 +109,37 @@ def state_problems(plugin: Algorithm | RewardCombination, when: str) -> list[str
     return problems
 
 
-def finite_signal_problems(examples: Examples) -> list[str]:
-    """Signals must be finite for what counts."""
-    return [
-        f"signal '{name}' is not finite everywhere"
-        for name, values in counted_signals(examples).items()
-        if not bool(values.isfinite().all())
-    ]
+@contextmanager
+def unchanged(*arguments: Any) -> Iterator[list[str]]:
+    """Whether a call in the block leaves its arguments as they are: after it, the list has advice if it does not."""
+    before = copy.deepcopy(arguments)
+    problems: list[str] = []
+    yield problems
+    if not _equal(before, arguments):
+        problems.append("make new ones, as with dataclasses.replace")
 
 
-def finite_problems(actual: Gradients) -> list[str]:
-    """Losses and gradients must be finite, and not all zero."""
-    problems = [f"'{name}' is {value}" for name, value in actual.metrics.items() if not math.isfinite(value)]
-    for name, gradient in actual.gradients.items():
-        if not bool(gradient.isfinite().all()):
-            problems.append(f"{name} is not finite: look for sqrt, log or a division at 0, also outside the mask")
-    if not problems and not bool(actual.gradients["the gradient"].any()):
-        problems.append("the gradient is zero everywhere: nothing is learned (is `out` detached?)")
-    return problems
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return bool(one == other)
 
 
-def changes(expected: Gradients, actual: Gradients, cause: str, help: str) -> list[str]:
-    """One line that lists every gradient and metric that differs."""
-    differences = {
-        name: relative_distance(actual.gradients[name], gradient) for name, gradient in expected.gradients.items()
-    }
-    for name, value in expected.metrics.items():
-        new = torch.tensor([actual.metrics.get(name, math.nan)], dtype=torch.float64)
-        old = torch.tensor([value], dtype=torch.float64)
-        differences[f"'{name}'"] = relative_distance(new, old, floor=1.0)
-    differences |= {f"'{name}'": math.nan for name in actual.metrics.keys() - expected.metrics.keys()}
-    wrong = [f"{name} by {difference:.2g}" for name, difference in differences.items() if not difference <= TOLERANCE]
-    return [f"{cause} changes {', '.join(wrong)} (relative; up to {TOLERANCE:g} is allowed): {help}"] if wrong else []
+def changes(
+    text: str, expected: Sequence[Any], variants: Mapping[str, tuple[Sequence[Any], str]], tolerance: float = 0.0
+) -> Iterator[str]:
+    """For each variant, one line about the first result that differs.
 
-
-def counted_signals(examples: Examples) -> dict[str, Tensor]:
-    """Every signal as one vector: of the tokens that count, or of the responses."""
-    signals = {}
-    for name in examples.signal_names:
-        if name in examples.columns:
-            signals[name] = examples.columns[name].float()
-        else:
-            columns = zip(examples.rows, examples.token_columns[name], strict=True)
-            signals[name] = torch.cat([values[torch.tensor(row.mask, dtype=torch.bool)] for row, values in columns])
-    return signals
-
-
-def relative_distance(new: Tensor, old: Tensor, floor: float = 1e-12) -> float:
-    """Length of the difference relative to the length of `old`."""
-    return float((new - old).norm()) / max(float(old.norm()), floor)
+    text: of a line, with `{}` for what the variant is. variants: what it is -> its results, in order, and what to do.
+    """
+    for cause, (actual, help) in variants.items():
+        for index, (old, new) in enumerate(zip(expected, actual, strict=True)):
+            numbers = isinstance(old, int | float) and isinstance(new, int | float)
+            near = numbers and abs(new - old) <= tolerance * max(1.0, abs(old), abs(new))
+            if old != new and not near:
+                yield f"{text.format(cause)} {index} from {old!r:.200} to {new!r:.200}: {help}"
+                break

@@ -1,0 +1,95 @@
+"""The model `tiny` as all kits share it, and the models of a run's stages on it."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignkit.data.group import Group
+from alignkit.models.models import LoadedBase, RolePolicy
+from alignkit.models.shared_model import BASE, HeadKind, SharedModel
+from alignkit.plugins import plugins
+from alignkit.settings import LoraSpec, ModelSpec
+
+ONE_BATCH = 1 << 20  # a token budget that no batch here exceeds
+SPEC = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=8))
+
+
+class TinyModel(SharedModel):
+    """The model `tiny`, with a token budget that can be set."""
+
+    budget = ONE_BATCH
+
+    @property
+    def token_budget(self) -> int:
+        return self.budget
+
+
+@functools.cache
+def tiny_model() -> TinyModel:
+    """The model that all checks of a process share."""
+    with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as folder:
+        return TinyModel(SPEC, str(plugins().registry.get("model", "tiny").implementation(Path(folder))))
+
+
+def add_noise(model: SharedModel, role: str, size: float, seed: int) -> None:
+    """Add noise to a role's weights: a fresh adapter changes nothing, and half of its gradient is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters_of(role).values():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=size)
+
+
+class TinyModels(LoadedBase):
+    """The models of a run on the model `tiny`: every stage has weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(tiny_model(), artifact=Path)
+        self.asked: set[str] = set()  # stages whose models were used
+        self.sampled: set[str] = set()
+
+    def __getitem__(self, reference: str) -> RolePolicy:
+        return TinyPolicy(self, reference)
+
+    def role(self, reference: str) -> str:
+        self.add(reference, "language")
+        return super().role(reference)
+
+    def close(self) -> None:
+        """Drop the roles from the model, which all checks of a process share."""
+        for role in self.asked - {BASE}:
+            self.forget(role)
+
+    def add(self, stage: str, head: HeadKind) -> None:
+        """Add a stage's role, unless there is one."""
+        self.asked.add(stage)
+        if stage != BASE and stage not in self.model.roles:
+            self.model.add_role(stage, head=head)
+            add_noise(self.model, stage, 0.05, zlib.crc32(stage.encode()))
+
+
+class TinyPolicy(RolePolicy):
+    """A policy or reward model on `tiny`, which reports what it is asked."""
+
+    base: TinyModels
+
+    def scores(self, groups: Sequence[Group]) -> list[float | None]:
+        self.base.add(self.reference, "scalar")
+        return super().scores(groups)
+
+    def sample(self, prompts: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
+        self.base.sampled.add(self.reference)
+        return super().sample(prompts, seed=seed, **sampling)
+
+    def save(self, folder: Path) -> list[str]:
+        """A stand-in: the weights of `tiny` may be gone by now, and merging reads them again."""
+        self.base.add(self.reference, "language")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+        return []
