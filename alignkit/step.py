@@ -50,14 +50,10 @@ class StepContext(Context):
             `self.mapper(name, context)`.
         log: Called as `log(**metrics)`: writes metrics.
         say: Tells what the step does now; a terminal keeps only lines with `warning: `.
-        trained_on: Called as `trained_on(model, prompts)`: for each stage that trained the policy, or the reward models
-            of a RewardRef, the places of the prompts that it learned from.
         base_of: Called as `base_of(policy)`: the name of the untouched base model that a policy is on; None if that is
             unknown.
-        learned_from: Called as `learned_from(policy, rater)`: whether the policy learned from a RewardRef or JudgeRef,
-            or whether another rater in its place has a part of it; None if that is unknown.
-        log_odds: Called as `log_odds(reward)`: whether a RewardRef is a reward model whose scores are log-odds
-            (`Algorithm.log_odds`); None if that is unknown.
+        recipe: The recipe of the run, as it was read; the folders of its stages are next to `out`.
+        read: Reads a DataRef of any stage, as `load` does, but not as data of this stage.
     """
 
     out: Path
@@ -65,10 +61,9 @@ class StepContext(Context):
     map: Callable[[str, Sequence[Any], Callable[[Sequence[Any]], Iterable[Any]]], list[Any]]
     log: Callable[..., None]
     say: Callable[[str], None]
-    trained_on: Callable[[Any, Sequence[Group]], Mapping[str, set[int]]] = lambda model, prompts: {}
     base_of: Callable[[str], str | None] = lambda policy: None
-    learned_from: Callable[[Any, Any], bool | None] = lambda policy, rater: None
-    log_odds: Callable[[Any], bool | None] = lambda reward: None
+    recipe: Any = None
+    read: Callable[[Any], list[Group]] = lambda data: []
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file into the stage's folder, complete or not at all.
@@ -98,13 +93,13 @@ class StepData:
             for data that a stage makes or the hub has.
         check_prompts: Lets the rewards of a RewardRef option check the prompts of the responses that they will score;
             see `Reward.check_prompts`.
-        learned_from: As in `StepContext`.
+        recipe: As in `StepContext`.
         say: Prints a line.
     """
 
     load: Callable[[Any], list[Group] | None]
     check_prompts: Callable[[Any, Sequence[Group]], None]
-    learned_from: Callable[[Any, Any], bool | None] = lambda policy, rater: None
+    recipe: Any = None
     say: Callable[[str], None] = lambda text: None
 
 

@@ -7,7 +7,7 @@ policy that wrote an answer.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,18 +110,6 @@ def check_unique(option: str, names: Sequence[str]) -> None:
     """Raise ValueError if an option names something twice."""
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{option} has duplicates: {', '.join(repeated)}; names must be unique")
-
-
-def training_data_note(context: StepContext, models: Iterable[Any], groups: Sequence[Group], what: str) -> str:
-    """A warning of groups that models learned from; empty without any. what: the name of groups, such as `prompts`."""
-    seen: dict[str, set[int]] = {}
-    for model in models:
-        seen |= context.trained_on(model, groups)
-    if not seen:
-        return ""
-    stages = ", ".join(f"{len(places)} by {stage}" for stage, places in seen.items())
-    count = len(set().union(*seen.values()))
-    return f"warning: {count} of {len(groups)} {what} are training data ({stages})"
 
 
 def short_names(policies: Sequence[str]) -> dict[str, str]:

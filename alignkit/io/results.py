@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import Problem, RecipeError, RunFailed, did_you_mean
 from alignkit.io.atomic import (
@@ -31,8 +31,10 @@ from alignkit.io.atomic import (
     whole_file,
     write_json,
 )
-from alignkit.io.console import Metrics
 from alignkit.io.digest import digest, file_digest
+
+if TYPE_CHECKING:
+    from alignkit.io.console import Metrics
 
 RESULTS, WORK = ".results", ".work"
 RECIPE = "recipe.resolved.yaml"
@@ -363,6 +365,8 @@ class Results:
 
     def metrics(self, stage: str, size: int = 0) -> Metrics:
         """The metrics of a stage that begins, of which `size` bytes stay. The run's metrics.jsonl grows with them."""
+        from alignkit.io.console import Metrics  # imports rich
+
         metrics = Metrics(self.path(stage) / "metrics.jsonl", size, [self.folder / "metrics.jsonl"])
         self.join_metrics(stage)
         return metrics

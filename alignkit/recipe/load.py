@@ -22,7 +22,7 @@ from alignkit.recipe.mistakes import (
     validated,
 )
 from alignkit.recipe.references import Reading, StageHeader, StageKind, options_of
-from alignkit.recipe.repeat import MOST_STAGES, Names, expand
+from alignkit.recipe.repeat import Names, expand
 from alignkit.recipe.rules import (
     ENGINE,
     MODEL,
@@ -112,9 +112,6 @@ class _Recipe:
 
     def read(self) -> Recipe:
         """Return the recipe. Raises RecipeError with every problem found."""
-        if len(self.stages) > MOST_STAGES:
-            self.error(f"{len(self.stages)} stages; the most is {MOST_STAGES}", "", "stages")
-            self.raise_all()
         top, mistakes = validated(TopKeys, self.data, self.reading)
         self.add(mistakes)
         for name in self.bases[1:]:

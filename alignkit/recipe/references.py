@@ -14,7 +14,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import create_model
+from pydantic import Field, create_model
 
 from alignkit.algorithm import Source, Trains
 from alignkit.calls import blame, call, create
@@ -149,11 +149,9 @@ class Reading:
         names = list(value) if isinstance(value, dict) else []
         if len(names) > 1:
             names = [name for name in names if self.registry.has(kind, name)]
-        if len(names) == 1:
-            return names[0], {} if value[names[0]] is None else value[names[0]]
-        got = f"{len(value)} names" if isinstance(value, dict) else shown(value)
-        article = "an" if kind[0] in "aeiou" else "a"
-        raise wrong(f"{PATH}: expected the name of {article} {kind}, or one 'name: {{options}}', got {got}")
+        if len(names) != 1:
+            raise wrong(f"{PATH}: expected the name of one {kind}, or one 'name: {{options}}', got {shown(value)}")
+        return names[0], {} if value[names[0]] is None else value[names[0]]
 
     def find(self, kind: str, name: str, keys: tuple[str, ...] = (), at_key: bool = False) -> Registration:
         """Return the plugin of this name. keys: of the name. at_key: whether it is a key. Raises Unknown."""
@@ -161,11 +159,7 @@ class Reading:
         try:
             return self.registry.get(kind, name, others)
         except Unresolved as error:
-            help = error.help
-            if kind == "reward" and help.startswith("installed"):
-                first, *rest = help.splitlines()
-                help = "\n".join([f"{first}; or name a stage that trains a reward model", *rest])
-            raise Unknown(Mistake(error.message, help, keys, at_key, error.broken)) from None
+            raise Unknown(Mistake(error.message, error.help, keys, at_key, error.broken)) from None
 
     def with_options(self, kind: str, name: str, registration: Registration, raw: Any) -> Component:
         """Return a plugin with validated options."""
@@ -287,38 +281,29 @@ class Reading:
         """A stage that trains a reward model, `{folder: PATH}`, a plugin, or a combination of these."""
         if isinstance(value, RewardSpec):  # an option of a combination
             return value
-        if isinstance(value, dict) and list(value) == ["folder"]:
-            return self._reward_folder(value["folder"])
-        if isinstance(value, str) and value.partition("@")[0] in self.headers:
-            return self._reward_stage(value)
-        name, _ = self.split("reward", value)
-        keys = () if isinstance(value, str) else (name,)
-        if name in self.headers:
-            if self.registry.has("reward", name):  # reported where the stage is named
-                return RewardSpec("stage", name)
-            message = f"'{name}' is a stage and takes no options here"
-            raise wrong(message, f"write just '{name}'", keys, at_key=True)
-        if name in self.bases:
-            help = "name a stage that trains a reward model" + f" with 'base: {name}'" * (name != BASE)
-            raise wrong(f"'{name}' is a base model, which has no score", help, keys, at_key=bool(keys))
+        name, folder = self.split("reward", value)
+        if name == "folder" and isinstance(folder, str):
+            return self._reward_folder(folder)
+        if name.partition("@")[0] in self.headers:
+            return self._reward_stage(name, isinstance(value, str))
         component = self.component("reward", value)
         if issubclass(component.registration.implementation, RewardCombination):
             return self._combination(component)
         return RewardSpec("reward", component.name, component)
 
-    def _reward_stage(self, value: str) -> RewardSpec:
+    def _reward_stage(self, value: str, is_plain: bool) -> RewardSpec:
         name = value.partition("@")[0]
         if self.registry.has("reward", name):  # reported where the stage is named
             return RewardSpec("stage", name)
+        if not is_plain:
+            message = f"'{value}' is a stage and takes no options here"
+            raise wrong(message, f"write just '{value}'", (value,), at_key=True)
         self.read_stage(value)
         if self.trains_reward(value) is False:
-            help = "a reward is a stage that trains a reward model, a reward plugin, or {folder: PATH}"
-            raise wrong(f"stage '{name}' cannot be a reward: it does not train a reward model", help)
+            raise wrong(f"stage '{name}' cannot be a reward: it does not train a reward model")
         return RewardSpec("stage", value)
 
-    def _reward_folder(self, value: Any) -> RewardSpec:
-        if not isinstance(value, str):
-            raise wrong(f"{PATH}: expected a folder, got {shown(value)}", keys=("folder",))
+    def _reward_folder(self, value: str) -> RewardSpec:
         folder = self.locate(value)
         if not is_dir(folder):
             raise wrong(f"no such folder: {value}", f"looked for {folder}", ("folder",))
@@ -358,9 +343,6 @@ class Reading:
 
     def read_data(self, value: Any) -> DataSpec:
         """One source of data, or a list of them."""
-        if re.fullmatch(r"0?\.[0-9]+|[0-9.]+%", str(value)):
-            help = "to hold out a share of the stage's data, write it there: data: {path: FILE, validation: 0.2}"
-            raise wrong(f"{PATH}: expected data, got the share {value}", help)
         if value == []:
             raise wrong(f"{PATH}: expected at least one data source, got an empty list")
         sources: list[DataSource] = []
@@ -572,26 +554,21 @@ def shipped_constitutions() -> dict[str, Path]:
     return {file.stem: file for file in sorted((shipped_folder() / "constitutions").glob("*.yaml"))}
 
 
+class _Constitution(Options):
+    """The principles of a constitution."""
+
+    principles: list[Principle] = Field(min_length=1)
+
+
 def _principles(raw: Any) -> tuple[Principle, ...]:
-    if not isinstance(raw, list) or not raw:
-        got = "an empty list" if raw == [] else shown(raw)
-        expected = "expected a list of principles, each with 'name', and 'critique' and 'revise', or 'compare'"
-        raise wrong(f"{PATH}: {expected}, got {got}")
-    principles: list[Principle | None] = []
-    mistakes: list[Mistake] = []
-    names: set[str] = set()
-    for index, item in enumerate(raw):
-        principle, wrong_item = validated(Principle, item)
-        principles.append(principle)
-        mistakes += [mistake.below(index) for mistake in wrong_item]
-        name = item.get("name") if isinstance(item, dict) else None  # also of one that is wrong otherwise
-        name = " ".join(name.split()) if isinstance(name, str) else ""
-        if name in names:
-            mistakes.append(Mistake(f"the name '{name}' is used twice", "", (index, "name")))
-        names |= {name} if name else set()
-    if mistakes:
-        raise Mistakes(*mistakes)
-    return tuple(principle for principle in principles if principle)
+    constitution, mistakes = validated(_Constitution, {"principles": raw})
+    names = [principle.name for principle in constitution.principles] if constitution else []
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            mistakes.append(Mistake(f"the name '{name}' is used twice", "", ("principles", index, "name")))
+    if constitution is None or mistakes:
+        raise Mistakes(*(replace(mistake, keys=mistake.keys[1:]) for mistake in mistakes))
+    return tuple(constitution.principles)
 
 
 def _wrong_parts(parts: Any) -> str:

@@ -32,7 +32,6 @@ from alignkit.registry import Component
 from alignkit.reward import Judge, Reward, RewardCombination
 from alignkit.runs.data import RunData
 from alignkit.runs.fits import local_encoder, local_misfits, misfits, other_tokenizers
-from alignkit.runs.learned_from import learned_from
 from alignkit.step import StepData
 
 if TYPE_CHECKING:
@@ -338,8 +337,7 @@ class Preparation:
             with pointing_at(keys_of(stage.component.options, reward) or (), inside=True):
                 self._scoring(stage, reward, groups)
 
-        known = partial(learned_from, recipe=self.recipe)
-        return StepData(load, check_prompts, known, lambda text: self.say(f"{stage.name}: {text}"))
+        return StepData(load, check_prompts, self.recipe, lambda text: self.say(f"{stage.name}: {text}"))
 
     def _template(self, stage: Stage, component: Component, max_length: int) -> None:
         """Raise RunFailed if the base model's chat template is unfit for the stage's environment."""

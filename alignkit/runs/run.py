@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +27,7 @@ from alignkit.models.memory import Passes
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
-from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
+from alignkit.recipe.schema import BASE, Recipe, Stage, specs
 from alignkit.recipe.yaml import dump
 from alignkit.reward import Context
 from alignkit.runs.bases import RunBases
@@ -35,7 +35,6 @@ from alignkit.runs.data import RunData, skipped_rows
 from alignkit.runs.engines import meet_engines, using_engine
 from alignkit.runs.fingerprint import result_hashes, stage_parts
 from alignkit.runs.folder import begin, locked, resume_command
-from alignkit.runs.learned_from import trained_on as places_trained_on
 from alignkit.runs.prepare import Preparation
 from alignkit.runs.stage_record import facts, source_records, stage_record, trains_policy, write_report
 from alignkit.runs.steps import step_context
@@ -309,13 +308,6 @@ class Run:
             collectives=self.team.collectives,
         )
 
-    def trained_on(self, model: str | RewardSpec, prompts: Sequence[Group]) -> dict[str, set[int]]:
-        """See `StepContext`."""
-        record, read = self.store.record, self._data.read
-        return places_trained_on(
-            model, prompts, self.recipe, lambda name: record(name).get("policy"), lambda d: read(d).groups
-        )
-
     def reward_context(self, seed: int) -> Context:
         """Return the context of rewards and judges."""
         return Context(
@@ -360,6 +352,10 @@ class Run:
             self._bad_rows |= dict.fromkeys(map(str, loaded.skipped))
             self.reporter.say(skipped_rows(loaded, self.store.path(self.stage_name) / "stage.json"))
         return loaded
+
+    def read(self, spec: DataSpec) -> list[Group]:
+        """The groups of a data entry, which may be of another stage or run than the current one."""
+        return self._data.read(spec).groups
 
     def metrics(self, stage: Stage, size: int = 0) -> Metrics:
         """A stage's metrics.jsonl. size: bytes at its last checkpoint."""

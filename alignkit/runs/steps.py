@@ -15,7 +15,6 @@ from alignkit.data.group import Group
 from alignkit.io.console import Metrics
 from alignkit.io.digest import digest
 from alignkit.recipe.schema import Stage
-from alignkit.runs.learned_from import learned_from, log_odds
 from alignkit.step import StepContext
 from alignkit.training.rewards import Column, Rewards
 
@@ -44,10 +43,9 @@ def step_context(run: Any, stage: Stage, folder: Path, metrics: Metrics) -> Step
         map=map_rows,
         log=lambda **values: metrics.write(stage=stage.name, **values),
         say=run.reporter.activity,
-        trained_on=run.trained_on,
         base_of=run.bases.base_of,
-        learned_from=lambda policy, rater: learned_from(policy, rater, run.recipe, run.folder),
-        log_odds=partial(log_odds, run.store),
+        recipe=run.recipe,
+        read=run.read,
         stage=stage.name,
         progress=run.reporter.progress,
     )

@@ -18,11 +18,10 @@ from scipy import stats
 
 from alignkit import Group, Message, Pair, Response
 from alignkit.cli import main
-from alignkit.io.results import Results
 from alignkit.recipe.schema import RewardSpec
-from alignkit.runs.learned_from import log_odds
 from alignkit_plugins.evaluate import calibration
 from alignkit_plugins.evaluate.calibration import Cases
+from alignkit_plugins.evaluate.learned_from import log_odds
 from alignkit_plugins.steps.evaluate_reward import measures, rewardbench
 from alignkit_plugins.steps.evaluate_reward.comparisons import Comparison, comparisons
 from alignkit_plugins.steps.lm_eval import file_names
@@ -252,11 +251,10 @@ def test_scores_that_are_no_log_odds_have_no_calibration(
 
 def test_a_reward_model_of_another_run_says_what_its_scores_are(tmp_path: Path) -> None:
     run_model(tmp_path, "reward_model", PAIRS)
-    store = Results(tmp_path / "run", ["model"])
     adapter = tmp_path / "run" / "model" / "adapter"
-    assert log_odds(store, RewardSpec("folder", str(adapter))) is True
-    assert log_odds(store, RewardSpec("stage", "model")) is True
-    assert log_odds(store, RewardSpec("folder", str(tmp_path))) is None
+    assert log_odds(RewardSpec("folder", str(adapter)), tmp_path / "run") is True
+    assert log_odds(RewardSpec("stage", "model"), tmp_path / "run") is True
+    assert log_odds(RewardSpec("folder", str(tmp_path)), tmp_path / "run") is None
 
 
 @pytest.mark.parametrize(

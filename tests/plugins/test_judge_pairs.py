@@ -47,7 +47,7 @@ def measured(
     """The summary, what was asked, and what the report says."""
     told: Any = SimpleNamespace(decide=decide, asked=[])
     step = EvaluateReward(EvaluateReward.Options(judges=[judge_component(Told, told)], pairs="x", **options))
-    artifact = step.run(replace(context(None, folder, groups), log_odds=lambda reward: None))
+    artifact = step.run(context(None, folder, groups))
     return dict(artifact.summary or {}), told.asked, said(artifact)
 
 

@@ -98,7 +98,6 @@ def evaluate(
     models: Models | None = None,
     seed: int = 7,
     few_shot: dict[str, Any] | None = None,
-    context: dict[str, Any] | None = None,
     **options: Any,
 ) -> tuple[dict[str, Any], Models, Scorer]:
     models, scorer = models or Models(), Scorer()
@@ -115,7 +114,6 @@ def evaluate(
         log=lambda **values: None,
         say=lambda text: None,
         stage="evaluate",
-        **(context or {}),
     )
     prompted = {"policy": "base", "few_shot": "examples", "shots": 2, **(few_shot or {})}
     options = {"policies": ["base", prompted, "sft"], "rewards": ["length"], **options}
@@ -372,12 +370,13 @@ def test_the_expected_maximum_of_known_scores() -> None:
     assert sum(maxima) / len(maxima) == pytest.approx(float(known))
 
 
-def test_a_reward_judges_what_it_chose(tmp_path: Path) -> None:
+def test_a_reward_judges_what_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The verdict says that it is no independent rater, and a note warns of it; another measure is independent."""
     own = {"policy": "sft", "best_of": 4, "reward": _SPEC}
     measures = {"long": {"reward": _SPEC}, "other": {"reward": RewardSpec("reward", "other")}}
-    shares = {"learned_from": lambda one, rater: True if one == rater else None}
-    found, _, _ = evaluate(tmp_path, [], policies=["sft", own], measures=measures, context=shares)
+    shares = lambda one, rater: True if one == rater else None  # noqa: E731
+    monkeypatch.setattr("alignkit_plugins.steps.evaluate.learned_by", lambda step: shares)
+    found, _, _ = evaluate(tmp_path, [], policies=["sft", own], measures=measures)
     name = "sft, best of 4 by length"
     assert found["trained_on"][name] == {"long": True, "other": None}
     assert f"warning: {name} is judged by the reward it was chosen with: long" in found["notes"]

@@ -77,9 +77,9 @@ def test_a_shipped_one_is_found_by_name_unless_a_file_has_it(tmp_path: Path) -> 
         (GOOD.replace("Say it quietly.", "[a]"), 5, "expected text"),
         (GOOD + "- just text\n", 7, "expected a mapping"),
         (GOOD + "  oops\n", 7, "not valid YAML"),
-        ("principles:\n" + GOOD.replace("\n", "\n  "), 1, "expected a list of principles"),
-        ("[]\n", 1, "got an empty list"),
-        ("# nothing\n", 1, "expected a list of principles"),
+        ("principles:\n" + GOOD.replace("\n", "\n  "), 1, "expected a list"),
+        ("[]\n", 1, "expected at least 1 item, got []"),
+        ("# nothing\n", 1, "expected a list"),
         (GOOD + "- {name: calm, name: calm, compare: c}\n", 7, "duplicate key 'name'"),
     ],
 )
@@ -95,14 +95,6 @@ def test_all_mistakes_are_shown_at_once(tmp_path: Path, capsys: pytest.CaptureFi
     path.write_text(path.read_text().replace("prompts.jsonl", "prompt.jsonl"), encoding="utf-8")
     said = wrong(path, capsys)
     assert "'criticize'" in said and "'compares'" in said and "no such file" in said
-
-
-def test_a_name_that_is_used_twice_is_shown_next_to_other_mistakes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = GOOD + "- {name: calm, compare: 3}\n"
-    said = wrong(recipe(tmp_path, text=text), capsys)
-    assert "the name 'calm' is used twice" in said and "expected text, got 3" in said
 
 
 @pytest.mark.parametrize("text", [GOOD.replace("critique:", "criticize:"), GOOD + "- oops: [\n"])
@@ -141,7 +133,7 @@ def test_a_mistake_in_the_recipe_is_shown_there(tmp_path: Path, capsys: pytest.C
         ("harmles", "did you mean 'harmless'?"),
         ("my.yaml", "shipped constitutions: harmless, helpful_honest"),
         (".", "cannot read the constitution: is a directory"),
-        (3, "expected a list of principles"),
+        (3, "expected a list"),
     ],
 )
 def test_what_is_no_constitution(named: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,8 +43,3 @@ def test_a_block_of_too_many_stages(tmp_path: Path) -> None:
     assert f"100 rounds of 11 stages are 1100 stages; the most is {MOST_STAGES}" in str(
         refused(tmp_path, {"round": block})
     )
-
-
-def test_too_many_stages(tmp_path: Path) -> None:
-    error = refused(tmp_path, {f"s{n}": SFT for n in range(MOST_STAGES + 1)})
-    assert f"{MOST_STAGES + 1} stages; the most is {MOST_STAGES}" in str(error)

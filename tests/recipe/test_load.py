@@ -304,7 +304,7 @@ CASES = {
     "schedule's option": (FIRST[:-2] + ", lr_scheduler_type: {cosine: {num_cycles: many}}}\n", "lr_scheduler_type.cosine.num_cycles: expected a number", (3, 85, 4), ""),
     "unknown algorithm": ("  s: {algorithm: plane, data: d.jsonl}\n", "no algorithm 'plane'", (3, 18, 5), "did you mean 'plain'?"),
     "unknown algorithm as key": ("  s: {algorithm: {plane: {}}, data: d.jsonl}\n", "no algorithm 'plane'", (3, 19, 5), "'plain'"),
-    "two algorithms": ("  s: {algorithm: {plain: {}, online: {}}, data: d.jsonl}\n", "got 2 names", (3, 18, 23), ""),
+    "two algorithms": ("  s: {algorithm: {plain: {}, online: {}}, data: d.jsonl}\n", "expected the name of one algorithm", (3, 18, 23), ""),
     "options not a mapping": ("  s: {algorithm: {plain: 3}, data: d.jsonl}\n", "expected a mapping of options, got 3", (3, 26, 1), ""),
     "neither": ("  s: {algoritm: plain}\n", "has neither 'algorithm' nor 'step'", (3, 3, 1), "did you mean 'algorithm'?"),
     "both": ("  s: {algorithm: plain, step: compare}\n", "has both 'algorithm' and 'step'", (3, 3, 1), ""),
@@ -328,7 +328,7 @@ CASES = {
     "ref not text": ("  s: {step: compare, policies: [3]}\n", "expected text, got 3", (3, 33, 1), ""),
     "reward of a policy": (FIRST + "  s: {step: compare, rewards: {x: first}}\n", "stage 'first' cannot be a reward", (4, 35, 5), ""),
     "unknown reward": (FIRST + "  s: {step: compare, rewards: {x: lenght}}\n", "no reward 'lenght'", (4, 35, 6), "'length'"),
-    "no reward at all": (FIRST + "  s: {step: compare, rewards: {x: zzz}}\n", "no reward 'zzz'", (4, 35, 3), "installed: length, sum; or name a stage that trains a reward model"),
+    "no reward at all": (FIRST + "  s: {step: compare, rewards: {x: zzz}}\n", "no reward 'zzz'", (4, 35, 3), "installed: length, sum"),
     "unknown reward with options": (FIRST + "  s: {step: compare, rewards: {x: {helpfull: {}}}}\n", "no reward 'helpfull'", (4, 36, 8), "installed:"),
     "options of a reward stage": (FIRST + HELPFUL + "  s: {step: compare, rewards: {x: {helpful: {}}}}\n", "'helpful' is a stage and takes no options", (5, 36, 7), "write just 'helpful'"),
     "reward option": ("  s: {step: compare, rewards: {x: {length: {target: 0}}}}\n", "expected at least 1, got 0", (3, 53, 1), ""),
@@ -359,7 +359,7 @@ CASES = {
     "a rule of gold": (ALL + "    stop: {gold: falls}\n", "'stop.gold' needs 'gold'", (10, 12, 4), "'gold: REWARD'"),
     "prompts of gold": (ALL + "    gold_prompts: p.jsonl\n", "'gold_prompts' needs 'gold'", (10, 5, 12), "'gold: REWARD'"),
     "no such rule": (ALL + "    gold: helpful\n    stop: {gold: rises}\n", "expected 'falls', got 'rises'", (11, 18, 5), ""),
-    "list of names": ("  s: {algorithm: [plain], data: d.jsonl}\n", "expected the name of an algorithm, or one", (3, 18, 7), ""),
+    "list of names": ("  s: {algorithm: [plain], data: d.jsonl}\n", "expected the name of one algorithm", (3, 18, 7), ""),
     "cycle": (ALL.replace("scores, from: first", "scores, from: align"), "depend on each other in a cycle: align -> helpful -> align", (5, 3, 5), ""),
 }  # fmt: skip
 

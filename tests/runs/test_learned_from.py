@@ -13,7 +13,7 @@ import pytest
 from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
-from alignkit.runs.learned_from import RECIPE, learned_from
+from alignkit_plugins.evaluate.learned_from import RECIPE, learned_from
 
 TEXT = """
 name: small

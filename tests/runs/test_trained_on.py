@@ -11,8 +11,8 @@ import pytest
 from alignkit.data.group import Group, Message, Response, prompts_of
 from alignkit.data.sources import DataSpec
 from alignkit.recipe.load import load_recipe
-from alignkit.runs.learned_from import trained_on
 from alignkit.runs.run import run_recipe
+from alignkit_plugins.evaluate.learned_from import trained_on
 
 RECIPE = """
 model: {base: tiny, dtype: float32, lora: {r: 2, lora_alpha: 4}}

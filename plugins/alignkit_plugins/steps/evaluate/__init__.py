@@ -38,9 +38,9 @@ from alignkit.evaluation.comparison import (
     sample_policies,
     short_names,
     together,
-    training_data_note,
 )
 from alignkit_plugins.evaluate.judge_card import check_names, judge_names, mapped
+from alignkit_plugins.evaluate.learned_from import learned_by, trained_prompts, training_data_note
 from alignkit_plugins.evaluate.reward_columns import Column, label, scored_by
 from alignkit_plugins.steps.evaluate import breakdown, judged, measures, numbers, report
 from alignkit_plugins.steps.evaluate.answering import Answering
@@ -158,8 +158,8 @@ class Evaluate(Step):
     def check_data(self, data: StepData) -> None:
         options = self.options
         if self._compared:
-            warn_of_own_raters(options, self._compared, self._learned(data.learned_from), data)
-        for warning in chosen_by_raters(options, self.variants, data.learned_from):
+            warn_of_own_raters(options, self._compared, self._learned(learned_by(data)), data)
+        for warning in chosen_by_raters(options, self.variants, learned_by(data)):
             data.say(warning)
         prompts: Sequence[Group] = ()
         if (rows := data.load(options.prompts)) is not None:
@@ -285,7 +285,7 @@ class Evaluate(Step):
         policies, texts = self.options.policies_to_sample(), self._chosen(context)
         models = (*policies, *self.options.rewards, *(one.reward for one in self.options.measures.values()))
         others = {policy: name for policy, name in short_names(policies).items() if name != policy}
-        if unknown := [name for policy, name in others.items() if not context.trained_on(policy, prompts)]:
+        if unknown := [name for policy, name in others.items() if not trained_prompts(context, policy, prompts)]:
             texts.append(f"warning: it was not checked whether {', '.join(unknown)} learned from these prompts")
         if note := training_data_note(context, models, prompts, "prompts"):
             texts.append(note)
@@ -325,7 +325,7 @@ class Evaluate(Step):
         kls = kl_of(groups, self.policies, self.reference, answering.prompted, sampling["temperature"], context)
         cut = ", ".join(f"{key} {sampling[key]}" for key in ("min_new_tokens", "top_p", "top_k") if key in sampling)
         biased = [f"KL is biased: {cut} leaves tokens out of the answers, and it is of all tokens"] if cut else []
-        raters, learned = raters_of(options), self._learned(context.learned_from, context, groups)
+        raters, learned = raters_of(options), self._learned(learned_by(context), context, groups)
         varied = diversity(groups, self.policies, baseline)
         return {
             "prompts": len(groups),
@@ -365,7 +365,7 @@ class Evaluate(Step):
         }
 
     def _chosen(self, context: StepContext) -> list[str]:
-        return chosen_by_raters(self.options, self.variants, context.learned_from)
+        return chosen_by_raters(self.options, self.variants, learned_by(context))
 
     def _learned(
         self,
@@ -393,7 +393,7 @@ class Evaluate(Step):
                 return False  # nobody says what another run has learned from
             own = [measure for measure in self.options.measures.values() if measure.reward == rater]
             asked = [group for group in groups if not own or any(measure.counts(group) for measure in own)]
-            return not any(context.trained_on(role, asked).values())
+            return not any(trained_prompts(context, role, asked).values())
 
         return learned
 

@@ -28,8 +28,9 @@ from alignkit import (
 )
 from alignkit.data.group import resolved_pairs, write_groups
 from alignkit.errors import did_you_mean
-from alignkit.evaluation.comparison import check_unique, training_data_note
+from alignkit.evaluation.comparison import check_unique
 from alignkit_plugins.evaluate.judge_card import check_names, judge_names
+from alignkit_plugins.evaluate.learned_from import log_odds, training_data_note
 from alignkit_plugins.evaluate.reward_columns import Column, label, scored_by
 from alignkit_plugins.steps.evaluate_reward import measures, report, rewardbench, rewardbench2
 from alignkit_plugins.steps.evaluate_reward.comparisons import Comparison, comparisons, prompts_of
@@ -133,7 +134,7 @@ def _uncalibrated(column: Column, context: StepContext) -> str:
     """Why the differences of a column's scores cannot be read as log-odds; empty if they can."""
     if column.model is None:
         return measures.NO_MODEL
-    known = context.log_odds(column.model)
+    known = log_odds(column.model, context.out.parent) if context.recipe is not None else None
     if known is None:
         return "nothing says whether its scores are log-odds"
     return "" if known else "its algorithm does not call them log-odds"

@@ -10,6 +10,7 @@ An evaluation on prompts that were trained on says little about others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from alignkit.io.results import RECIPE, Results, is_result_name, read_record, st
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component
+from alignkit.step import StepContext, StepData
 
 WHICH = ("model", "base_url", "folder", "path", "module", "function", "role", "label", "language", "pattern")
 Marks = frozenset[str]  # what tells raters and their data from each other
@@ -35,6 +37,14 @@ def learned_from(policy: Any, rater: Any, recipe: Recipe, run: Path | None = Non
     lineage = _Lineage(recipe, run or recipe.folder / ".run")
     known = lineage.of_policy(policy) if isinstance(policy, str) else lineage.of_rater(policy)
     return None if known is None else bool(known & lineage.of_rater(rater))
+
+
+def learned_by(step: StepContext | StepData) -> Callable[[Any, Any], bool | None]:
+    """`learned_from` for the recipe of a step, before its run or in it."""
+    run = step.out.parent if isinstance(step, StepContext) else None
+    if step.recipe is None:
+        return lambda policy, rater: None
+    return partial(learned_from, recipe=step.recipe, run=run)
 
 
 class _Lineage:
@@ -182,16 +192,35 @@ def trained_on(
     return found
 
 
-def log_odds(store: Results, reward: RewardSpec) -> bool | None:
+def trained_prompts(context: StepContext, model: Any, prompts: Sequence[Group]) -> dict[str, set[int]]:
+    """`trained_on` for the recipe of a step."""
+    if context.recipe is None:
+        return {}
+    chosen = lambda name: read_record(context.out.parent / name).get("policy")  # noqa: E731
+    return trained_on(model, prompts, context.recipe, chosen, context.read)
+
+
+def training_data_note(context: StepContext, models: Iterable[Any], groups: Sequence[Group], what: str) -> str:
+    """A warning of groups that models learned from; empty without any. what: the name of groups, such as `prompts`."""
+    seen: dict[str, set[int]] = {}
+    for model in models:
+        seen |= trained_prompts(context, model, groups)
+    if not seen:
+        return ""
+    stages = ", ".join(f"{len(places)} by {stage}" for stage, places in seen.items())
+    count = len(set().union(*seen.values()))
+    return f"warning: {count} of {len(groups)} {what} are training data ({stages})"
+
+
+def log_odds(reward: RewardSpec, run: Path) -> bool | None:
     """What the stage that trained a reward model says of its scores (`Algorithm.log_odds`); None if that is unknown.
 
-    store: of the run, for its own stages. A reward model of another run lies in the folder of its stage.
+    run: the folder of the run, for its own stages. A reward model of another run lies in the folder of its stage.
     """
     if reward.kind not in ("stage", "folder"):
         return None
-    folder = store.artifact(reward.name) if reward.kind == "stage" else Path(reward.name)
-    stage = folder.parent if folder.name == "adapter" else folder.parent.parent  # STAGE/kept/K
-    said = read_record(stage).get("log_odds")
+    folder = Results(run, ()).artifact(reward.name) if reward.kind == "stage" else Path(reward.name)
+    said = read_record(stage_folder(folder)).get("log_odds")
     return said if isinstance(said, bool) else None
 
 
