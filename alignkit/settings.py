@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
@@ -102,11 +103,14 @@ class ModelSpec(Options):
         "merge: they are put in front of the next user turn",
     )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with a Hub model")
-    device: str = Field(
-        default="auto",
-        pattern=r"^(auto|cpu(:0)?|(cuda|mps|xpu|hpu|npu|mtia)(:\d{1,3})?)$",
-        description="torch device, such as cpu or cuda:1; auto: a GPU if there is one",
-    )
+    device: str = Field(default="auto", description="torch device, such as cpu or cuda:1; auto: a GPU if there is one")
+
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu(:0)?|(cuda|mps|xpu|hpu|npu|mtia)(:\d{1,3})?", value):
+            raise ValueError(f"'{value}' is no device of torch")
+        return value
 
     @field_validator("quantization")
     @classmethod

@@ -147,7 +147,7 @@ def test_a_judge_that_only_sees_ties_has_given_verdicts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        {"step": "evaluate", "policies": ["base", "base@1"], "prompts": "pairs.jsonl"},
+        {"step": "evaluate", "policies": ["base", "sft"], "prompts": "pairs.jsonl"},
         {"step": "evaluate_reward", "pairs": "pairs.jsonl"},
     ],
 )
@@ -158,7 +158,8 @@ def test_a_reward_and_a_judge_have_different_names(
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}), encoding="utf-8")
     model = {"algorithm": "reward_model", "data": "pairs.jsonl"}
     raters = {"rewards": ["local_judge"], "judges": [{"local_judge": {"min_mass": 0.0}}]}
-    recipe = {"model": {"base": "tiny"}, "stages": {"local_judge": model, "check": {**step, **raters}}}
+    stages = {"local_judge": model, "sft": {"algorithm": "sft", "data": "pairs.jsonl"}, "check": {**step, **raters}}
+    recipe = {"model": {"base": "tiny"}, "stages": stages}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     assert main(["check", str(tmp_path / "recipe.yaml")]) == 2
     assert "'local_judge' is the name of a reward and of a judge" in capsys.readouterr().err
