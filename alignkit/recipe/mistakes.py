@@ -271,6 +271,7 @@ RENAMED = {
     **dict.fromkeys(("dataset", "datasets", "dataset_name"), "data"),
     **dict.fromkeys(("reward_funcs", "reward_model_path"), "reward"),
     **dict.fromkeys(("load_in_4bit", "load_in_8bit"), "quantization"),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"), "optimizer"),
     **dict.fromkeys(("kl_coef", "init_kl_coef", "kl_coeff", "kl_loss_coef"), "kl_coefficient"),
     **dict.fromkeys(("cliprange", "clip_eps", "eps_clip", "clip_ratio"), "clip_range"),
 }
