@@ -282,6 +282,8 @@ def advice(key: str, allowed: Collection[str]) -> str:
     name = RENAMED.get(key, key)
     if name in allowed:
         return f"use '{name}'"
+    if f"{key}s" in allowed:
+        return f"did you mean '{key}s'?"
     places = [place for place, keys in _PLACES.items() if name in keys]
     if places:
         return f"write '{name}' {' or '.join(places)}"
