@@ -411,13 +411,13 @@ MIXED = {
         "'best' may be on 'model' and base 'small': its policies are on several base models",
     ),
     "misspelled": ({"own": sft(base="smal")}, "did you mean 'small'?"),
-    "the default": ({"own": sft(base="base")}, "leave 'base' out for the recipe's 'model'"),
-    "a stage": ({"own": sft(base="sft")}, "use 'from' to start from a stage"),
+    "the default": ({"own": sft(base="base")}, "without 'base' it is the recipe's 'model'"),
+    "a stage": ({"own": sft(base="sft")}, "no base model 'sft' in 'bases'"),
     "a version": (
         {"own": sft(base="small", **{"from": "small@2"})},
         "'small' is the unmodified model and has no versions",
     ),
-    "no score": ({"align": PPO | {"reward": "small"}}, "name a stage that trains a reward model with 'base: small'"),
+    "no score": ({"align": PPO | {"reward": "small"}}, "no reward 'small'"),
     "two meanings": ({"small": sft()}, "help: rename the base model, for instance to 'small-base', in 'bases'"),
     "two meanings in a block": (
         {"loop": {"repeat": 2, "stages": {"small": sft()}}},

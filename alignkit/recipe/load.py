@@ -35,7 +35,7 @@ from alignkit.recipe.rules import (
     stage_mistakes,
 )
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, TopKeys, allowed_keys, base_keys, specs
-from alignkit.recipe.yaml import Document, Keys, dump, load_document, parse_document
+from alignkit.recipe.yaml import Document, Keys, Mark, Node, dump, load_document, parse_document
 from alignkit.registry import Component, Registration, Registry
 from alignkit.sampling_options import KEYS, SamplingOptions
 from alignkit.settings import Rollout, Settings
@@ -375,7 +375,8 @@ def with_trackers(recipe: Recipe, names: Sequence[str], registry: Registry) -> R
         try:
             trackers.setdefault(name, reading.component("tracker", name))
         except Mistakes as error:
-            place = Document(Path(f"--tracker {name}"), parse_document("", Path()).root)
+            option = f"--tracker {name}"
+            place = Document(Path(option), Node({}, Mark(option)))
             raise RecipeError(problems_of(place, error.mistakes)) from None
     return replace(recipe, trackers=tuple(trackers.values()))
 

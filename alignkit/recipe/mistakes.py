@@ -271,6 +271,7 @@ RENAMED = {
     **dict.fromkeys(("dataset", "datasets", "dataset_name"), "data"),
     **dict.fromkeys(("reward_funcs", "reward_model_path"), "reward"),
     **dict.fromkeys(("load_in_4bit", "load_in_8bit"), "quantization"),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"), "optimizer"),
     **dict.fromkeys(("kl_coef", "init_kl_coef", "kl_coeff", "kl_loss_coef"), "kl_coefficient"),
     **dict.fromkeys(("cliprange", "clip_eps", "eps_clip", "clip_ratio"), "clip_range"),
 }
@@ -281,6 +282,8 @@ def advice(key: str, allowed: Collection[str]) -> str:
     name = RENAMED.get(key, key)
     if name in allowed:
         return f"use '{name}'"
+    if f"{key}s" in allowed:
+        return f"did you mean '{key}s'?"
     places = [place for place, keys in _PLACES.items() if name in keys]
     if places:
         return f"write '{name}' {' or '.join(places)}"

@@ -172,6 +172,13 @@ ONLINE = (
         "max_length covers a prompt and its response, in tokens",
         other="max_length",
     ),
+    Rule(
+        "rollout.max_num_gen_batches",
+        lambda x: x.rollout.max_num_gen_batches and not (x.rollout.filters or x.chooses or x.external),
+        "'max_num_gen_batches' has no effect: {x.name} keeps every group, and there are no 'filters'",
+        "add 'filters: [spread]', for grpo set 'dynamic_sampling: true', or leave it out",
+        key=True,
+    ),
     *(
         Rule(
             key,

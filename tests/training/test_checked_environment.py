@@ -196,7 +196,6 @@ BAD_RECIPES: list[tuple[dict[str, Any], str]] = [
     ({"environment": "calculater"}, "no environment 'calculater'.*did you mean 'calculator'"),
     ({"environment": {"calculator": {"tolerance": -1}}}, "at least 0"),
     ({"environment": None}, "'reward' has the reward of an episode, but the stage has no environment"),
-    ({"environment": None, "reward": {"length": {}}, "rollout": {"max_turns": 2}}, "'max_turns' needs an environment"),
     (
         {"environment": None, "reward": {"length": {}}, "gold": "environment"},
         "'gold' has the reward of an episode.*gold: environment",

@@ -161,5 +161,5 @@ def test_more_batches_without_anything_that_leaves_out_groups_are_a_mistake(tmp_
 
 def test_it_is_refused_with_samples_that_are_ahead(tmp_path: Path) -> None:
     rollout = {**FILLED, "ahead": 1}
-    with pytest.raises(RecipeError, match=r"'max_num_gen_batches' waits for the scores of samples(.|\n)*leave one"):
+    with pytest.raises(RecipeError, match=r"waits for the scores of the samples before(.|\n)*'max_num_gen_batches'"):
         online(tmp_path, Watched(), rollout=rollout)
