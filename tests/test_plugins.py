@@ -267,7 +267,7 @@ def test_observers(distribution: MakeDistribution, tmp_path: Path) -> None:
     assert sys.modules["fake_x_watch"].seen == ["sft"]
     with pytest.raises(PluginError, match="plugin 'x-watch' failed in stage_finished: ValueError: disk on fire"):
         loaded.notify("stage_finished", run=None, stage="sft", reused=False)
-    ended = Ended(folder=tmp_path, reporter=Reporter(), reused=[], models=SimpleNamespace(bases={}))
+    ended = Ended(folder=tmp_path, reporter=Reporter(), reused=[], peak_memory="1 GiB")
     with pytest.raises(PluginError, match="plugin 'x-watch' failed in run_finished: ValueError: too late"):
         loaded.notify("run_finished", run=ended, error=None)
 

@@ -181,7 +181,7 @@ def test_a_device_that_cannot_be_is_a_mistake_of_the_recipe(
 ) -> None:
     (command,) = mistaken(tmp_path)
     assert main(["check", command, f"model.device='{device}'"]) == 2
-    assert "model.device: expected text that matches" in capsys.readouterr().err
+    assert f"model.device: '{device}' is no device of torch" in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_here_is_told_before_the_first_stage(

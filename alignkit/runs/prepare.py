@@ -187,10 +187,12 @@ class Preparation:
                 self.unusable.add(id(component))
 
     def _check(self, stage: Stage, component: Component, method: str, *arguments: Any) -> None:
-        self.unusable.add(id(component))
+        usable = False
         with self.mistakes.gathering(stage, ()):
             self._call(component, stage, method, *arguments)
-            self.unusable.remove(id(component))
+            usable = True
+        if not usable:
+            self.unusable.add(id(component))
 
     # Models
 

@@ -23,7 +23,6 @@ from alignkit import Context, DataError, Group, RecipeError, Response, RunFailed
 from alignkit.data.group import read_groups
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
-from alignkit.reward import CombinedReward
 from alignkit.runs.run import Run
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.rewards.basic import Length, Normalized, Python
@@ -351,12 +350,12 @@ def test_a_combination_that_gives_no_number_stops_the_run(tmp_path: Path, at: st
     context = Context(models=Scores(), cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
     scorer = Rewards(RewardSpec("stage", "rm"), context)
     groups = [Group(ASK, (Response("1"), Response("2")))]
-    assert scorer.scores(groups, learning=True).reward.tolist() == [1.0, 2.0]
+    table = scorer.combine(scorer.ask(groups))
+    assert table.reward is not None and table.reward.tolist() == [1.0, 2.0]
     whole, broken = torch.tensor([1.0, 2.0]), torch.tensor([1.0, math.inf])
-    found = CombinedReward(broken, whole, {}) if at == "reward" else CombinedReward(whole, broken, {})
-    scorer._combined = lambda *_, **__: found  # type: ignore[method-assign]
-    with pytest.raises(RunFailed, match=r"'rm': the reward is .*inf.* for scores \{'rm': 2.0"):
-        scorer.scores(groups, learning=True)
+    found = (broken, whole) if at == "reward" else (whole, broken)
+    with pytest.raises(RunFailed, match=r"'rm': the reward is .*inf.* for response 1"):
+        scorer._check_finite(*found)
 
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "rm_normalize.json"

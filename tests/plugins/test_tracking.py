@@ -167,8 +167,7 @@ def test_a_tracker_of_the_command_line_that_needs_options() -> None:
     registry.add("tracker", Registration("demanding", Demanding, plugin="x"))
     with pytest.raises(RecipeError) as error:
         with_trackers(recipe(Tracker), ["demanding"], registry)
-    assert "needs options: team\n  --> --tracker demanding\n" in str(error.value)
-    assert "`trackers: [{demanding: {team: ...}}]`" in str(error.value)
+    assert "'demanding.team' is missing\n  --> --tracker demanding" in str(error.value)
 
 
 class Seen(Tracker):
