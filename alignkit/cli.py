@@ -21,7 +21,6 @@ from typer.core import TyperGroup
 
 from alignkit import __version__
 from alignkit.arguments import Overrides, RecipeName, announce, for_all, load
-from alignkit.calls import words
 from alignkit.commands import GROUPS, add_commands
 from alignkit.errors import (
     AlignkitError,
@@ -231,6 +230,8 @@ def _called(given: Sequence[str], ended: Ended, show: bool) -> int:
         if isinstance(error.__context__, BrokenPipeError):  # the parser's library ends the process if nobody reads on
             return 1
         last = traceback.extract_tb(error.__traceback__)[-1]
+        from alignkit.calls import words  # it imports pydantic
+
         text = f"{words(error)}, at {last.filename}:{last.lineno}; a command ends only when it is complete"
         return _failed(PluginError(text), given, ended)
     except (Exception, KeyboardInterrupt) as error:

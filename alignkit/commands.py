@@ -15,9 +15,9 @@ import pluggy
 import typer
 
 from alignkit.errors import PluginError, message_of, reason_of
+from alignkit.extras import left_out, of_command
 from alignkit.hookspecs import hookspec
 from alignkit.io.text import printable
-from alignkit.plugins import left_out, of_command
 
 GROUP = "alignkit.commands"
 GROUPS = ("Make", "Run", "Look", "People", "Ship", "Extend")  # the headings of `alignkit --help`

@@ -1,11 +1,14 @@
-"""Packages that only some users need: whether they are installed, and the command that installs them."""
+"""Packages that only some users need, with the command that installs them; plugins that a command leaves out."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 from alignkit.errors import RunFailed
@@ -32,3 +35,13 @@ def _pip() -> str:
     if found is not None and Path(found).parent == Path(sys.executable).parent:
         return "pip"
     return f"{shlex.quote(sys.executable)} -m pip"
+
+
+LEFT_OUT = "ALIGNKIT_NO_PLUGIN"  # a variable: names, separated by commas
+# What `--plugin FILE` and `--no-plugin NAME` of this command say.
+of_command: ContextVar[tuple[Sequence[Path], Sequence[str]]] = ContextVar("of_command", default=((), ()))
+
+
+def left_out() -> list[str]:
+    """What the environment says is not to be loaded, in any command."""
+    return [name.strip() for name in os.environ.get(LEFT_OUT, "").split(",") if name.strip()]

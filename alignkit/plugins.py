@@ -10,7 +10,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,24 +21,16 @@ import pluggy
 
 from alignkit import __version__, hookspecs
 from alignkit.errors import AlignkitError, PluginError, Problem, RecipeError, did_you_mean, reason_of
+from alignkit.extras import LEFT_OUT, left_out, of_command
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.registry import KINDS, Registration, Registry, UnavailablePlugin, why_not
 
 GROUP = "alignkit"
 COMMANDS = "alignkit.commands"
-LEFT_OUT = "ALIGNKIT_NO_PLUGIN"  # a variable: names, separated by commas
 _NAME = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._-]*")  # that of a reader is a suffix
 
 # Code that loads plugins, in tracebacks.
 _LOADING = ("<frozen", *(str(Path(inspect.getfile(each)).parent) + os.sep for each in (hookspecs, pluggy, importlib)))
-
-# What `--plugin FILE` and `--no-plugin NAME` of this command say.
-of_command: ContextVar[tuple[Sequence[Path], Sequence[str]]] = ContextVar("of_command", default=((), ()))
-
-
-def left_out() -> list[str]:
-    """What the environment says is not to be loaded, in any command."""
-    return [name.strip() for name in os.environ.get(LEFT_OUT, "").split(",") if name.strip()]
 
 
 @dataclass(frozen=True)

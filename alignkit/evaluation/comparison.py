@@ -114,7 +114,7 @@ def check_unique(option: str, names: Sequence[str]) -> None:
 
 def short_names(policies: Sequence[str]) -> dict[str, str]:
     """Names for tables: a stage's own, and for the folder of another run as many last parts as tell it from others."""
-    parts = {policy: _parts(policy) for policy in policies}
+    parts = {policy: folder_parts(policy) for policy in policies}
     names = {}
     for policy, own in parts.items():
         others = [other for name, other in parts.items() if name != policy]
@@ -123,13 +123,17 @@ def short_names(policies: Sequence[str]) -> dict[str, str]:
     return names if len(set(names.values())) == len(names) else {policy: policy for policy in policies}
 
 
-def _parts(policy: str) -> list[str]:
+def folder_parts(policy: str) -> list[str]:
+    """The parts of a policy's reference or folder that name it: `RUN`, `STAGE`, or `STAGE@PLUGIN` of an earlier one."""
     parts = policy.strip("/").split("/")
     if len(parts) > 2 and parts[-2] == "kept":  # RUN/STAGE/kept/K
         return [*parts[:-3], f"{parts[-3]}@{parts[-1]}"]
     if len(parts) > 3 and parts[-3] == RESULTS:  # RUN/.results/STAGE-KEY/adapter
         folder = Path(policy).parent
-        return [*parts[:-3], f"{stage_of(folder)}@{read_record(folder).get('plugin', '')}"]
+        stage = stage_of(folder)
+        current = folder.parents[1] / stage  # a link to the current result
+        name = stage if current.resolve() == folder.resolve() else f"{stage}@{read_record(folder).get('plugin', '')}"
+        return [*parts[:-3], name]
     return parts[:-1] if parts[-1] == "adapter" and len(parts) > 1 else parts
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alignkit.data.chat_templates import set_chat_template
-from alignkit.errors import RunFailed
+from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.commits import cached_snapshot
 from alignkit.kernels import capabilities
 from alignkit.kernels.memory import returning_memory
@@ -121,9 +121,9 @@ def locate(source: str, revision: str | None = None) -> str:
             raise errors.OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
         get_hf_file_metadata(hf_hub_url(source, CONFIG, revision=revision), timeout=timeout)
     except errors.HFValidationError as error:
-        raise RunFailed(
-            f"model.base '{source}' is neither a folder nor a hub id (owner/name)\nhelp: correct the path or the id"
-        ) from error
+        help = "correct the path or the id"
+        text = f"model.base '{source}' is neither a folder nor a hub id (owner/name)"
+        raise RecipeError([Problem(text, help=help)]) from error
     except errors.EntryNotFoundError:
         return source  # the repository has no configuration; it may be an adapter
     except Exception as error:  # from the HTTP library, which differs between versions of huggingface_hub

@@ -229,7 +229,14 @@ ONLINE = (
 NEEDS = (
     Rule(
         "value_from",
-        lambda x: x.settings.value_from and not x.needs.values,
+        lambda x: x.settings.value_from and x.needs.shared_values,
+        "{x.name} computes its values from the policy",
+        "leave 'value_from' out",
+        key=True,
+    ),
+    Rule(
+        "value_from",
+        lambda x: x.settings.value_from and not (x.needs.values or x.needs.shared_values),
         "{x.name} does not use values",
         "leave 'value_from' out",
         key=True,

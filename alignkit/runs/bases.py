@@ -106,6 +106,11 @@ def _loading(recipe: Recipe, spec: ModelSpec, name: str) -> Iterator[None]:
     """Report what keeps the base model from being loaded, with the line of the recipe that names it."""
     try:
         yield
+    except RecipeError as error:
+        texts = [(problem.message, problem.help) for problem in error.problems]
+        raise RecipeError(
+            recipe.problem(base_keys(name), text, at_key=True, help=help) for text, help in texts
+        ) from error
     except RunFailed as error:
         message, _, help = str(error).partition("\nhelp: ")
         raise RunFailed(str(recipe.problem(base_keys(name), message, at_key=True, help=help))) from error

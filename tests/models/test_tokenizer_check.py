@@ -33,7 +33,6 @@ def with_words(**words: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (with_words(twin=5), "two tokens have the id 5, 't5' and 'twin'"),
         (with_words(far=500), "has the token 'far' with the id 500, but the model has only 97 embeddings"),
         (with_words(next=97), "has the token 'next' with the id 97, but the model has only 97 embeddings"),
         (lambda tokenizer: {}, "its tokenizer cannot be read (KeyError"),

@@ -15,6 +15,7 @@ from test_evaluate import HELPFUL, Scripted, context, said, step
 from alignkit import Artifact, DataError, Group
 from alignkit.recipe.schema import RewardSpec
 from alignkit.step import StepData
+from alignkit_plugins.steps import evaluate
 from alignkit_plugins.steps.evaluate.measures import Measure, limited
 
 COUNT = 20
@@ -210,11 +211,12 @@ def test_a_policy_below_the_base_is_told_so(tmp_path: Path) -> None:
     assert "; worse than the untouched base: ordinary refused +80% [" in said(artifact)
 
 
-def test_an_evaluation_without_an_independent_rater_is_told_before_any_work() -> None:
+def test_an_evaluation_without_an_independent_rater_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
 
     def check(learned: Any, **options: Any) -> None:
-        data = StepData(lambda spec: mixed(), lambda reward, groups: None, learned, lines.append)
+        monkeypatch.setattr(evaluate, "learned_by", lambda step: learned)
+        data = StepData(lambda spec: mixed(), lambda reward, groups: None, None, lines.append)
         step(policies=["sft", "align"], **options).check_data(data)
 
     check(lambda policy, rater: policy == "align" and rater == HELPFUL)

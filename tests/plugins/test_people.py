@@ -416,6 +416,7 @@ def test_mistakes_are_found_before_the_run(
 ) -> None:
     rows(tmp_path, {"prompt": "Hi", "completion": "Hello!"}, name="one.jsonl")
     (tmp_path / "latin.md").write_bytes(b"\xe9")
+    (tmp_path / "labels.sqlite").touch()
     found = rows(tmp_path, PAIR, {**PAIR, "prompt": "Ho"})
     recipe = write(tmp_path, {"labels": {"step": "people", "data": found, **people}})
     assert main(["check", str(recipe)]) == code

@@ -138,22 +138,6 @@ def test_an_idle_iteration_gives_the_algorithms_reason(tmp_path: Path, capsys: p
     assert "Last reason: nothing to distill" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "reason"),
-    [
-        ("missing_eos_penalty", 1.0, "it is subtracted from a reward, and distill learns from none"),
-        ("learn_from", 2, "it chooses the responses with the best and the worst reward, and distill learns from none"),
-    ],
-)
-def test_keys_that_need_a_reward_are_refused(
-    tmp_path: Path, key: str, value: float, reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rollout = {"samples_per_prompt": 2, "max_new_tokens": 5, key: value}
-    run(tmp_path, 2, "check", rollout=rollout)
-    shown = capsys.readouterr().err
-    assert f"distill does not use 'rollout.{key}'" in shown and reason in shown
-
-
 @pytest.mark.parametrize(("algorithm", "asked"), [("fixed", False), ("distill", True), ("rloo", True)])
 def test_a_wrong_option_does_not_make_a_reward_missing(
     tmp_path: Path, algorithm: str, asked: bool, capsys: pytest.CaptureFixture[str]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.data.group import Group
+from alignkit.evaluation.comparison import folder_parts
 from alignkit.reward import REWARD_KEY
 
 
@@ -38,7 +39,7 @@ def label(spec: Any) -> str:
 def _folder_label(folder: str) -> str:
     """A folder's name, and `RUN/STAGE` for a reward model of another run."""
     path = Path(folder)
-    return "/".join(path.parts[-3:-1]) if path.name == "adapter" and len(path.parts) > 2 else path.name
+    return "/".join(folder_parts(folder)[-2:]) if path.name == "adapter" and len(path.parts) > 2 else path.name
 
 
 def columns_of(spec: Any, keys: Sequence[str] | Mapping[str, Any], rewards: Sequence[Any]) -> list[Column]:
