@@ -32,8 +32,8 @@ from alignkit.errors import (
     message_of,
     no_disk,
 )
+from alignkit.extras import of_command
 from alignkit.outcome import Ended, Result, only_a_document
-from alignkit.plugins import of_command
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe
