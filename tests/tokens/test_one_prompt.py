@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 import alignkit
 from alignkit.cli import main
+from alignkit.io.cache import cache_folder
 from alignkit.models import generate as sampling
 from alignkit.models.models import Models
 from alignkit.tokens.encoder import Encoder
@@ -95,7 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected() -> list[tuple[int, ...]]:
-    tokenizer = AutoTokenizer.from_pretrained(tiny.source(Path()))
+    tokenizer = AutoTokenizer.from_pretrained(tiny.source(cache_folder()))
     keys: dict[str, Any] = {"tools": TOOLS, "chat_template": TEMPLATE, "add_generation_prompt": True}
     texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False, **keys) for row in ROWS]
     return [tuple(tokenizer(text)["input_ids"]) for text in texts]

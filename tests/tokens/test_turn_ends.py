@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
 from alignkit import Group, Message, Response
+from alignkit.io.cache import cache_folder
 from alignkit.tokens.check import check_chat
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.models import tiny
@@ -40,7 +40,7 @@ TALK = [said("Two."), user("And in Oslo?"), said(calls=True), Message(role="tool
 
 
 def encoder(template: str) -> Encoder:
-    tokenizer = AutoTokenizer.from_pretrained(tiny.source(Path()))
+    tokenizer = AutoTokenizer.from_pretrained(tiny.source(cache_folder()))
     tokenizer.add_special_tokens({"additional_special_tokens": MARKERS})
     tokenizer.chat_template = template
     return Encoder(tokenizer)
