@@ -33,7 +33,7 @@ def call(
 ) -> Any:
     """The result of a method. Raises CallError for an exception in it, and for a result that it must not return.
 
-    returns: says what is wrong with a result; None or empty if it is right. See `alignkit.shapes`.
+    returns: says what is wrong with a result; None or empty if it is right.
     """
     with blame(plugin, method):
         value = getattr(plugin, method)(*args, **kwargs)
