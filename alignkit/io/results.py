@@ -332,6 +332,8 @@ class Results:
             path.rmdir()
         elif record:
             place = self._folder(RESULTS if record.get("complete") else WORK, stage, record["hash"])
+            if place.exists() and damage_of(place):
+                discard_folder(place)
             discard_folder(path) if place.exists() else move_folder(path, place)
             self._link(stage, place)
         else:

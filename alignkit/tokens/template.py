@@ -286,7 +286,7 @@ class ChatTemplate:
             raise DataError(NOT_AFTER_PROMPT)
         inline, _, content = str(message.get("content", "")).rpartition(CLOSE)
         thoughts = [inline.strip().removeprefix(OPEN).strip(), str(message.get("reasoning_content", "")).strip()]
-        start = self._start(messages[:index], prompt, whole, begin)
+        start = self._start(messages[:index], prompt, whole, begin, tools)
         end = self._end(messages[: index + 1], whole, start, last, tools)
         if start < 0 or end < 0 or not all(words in whole[start:end] for words in thoughts):
             if last:
@@ -304,7 +304,7 @@ class ChatTemplate:
             raise DataError("the chat template drops the answer's tool calls; set model.chat_template")
         return Turn(start, end, DROPPED, ended)
 
-    def _start(self, before: Messages, prompt: str, whole: str, begin: int) -> int:
+    def _start(self, before: Messages, prompt: str, whole: str, begin: int, tools: Sequence[Any]) -> int:
         """Where a turn starts: after its own generation prompt; -1 if the text does not have that.
 
         The text may differ before the last question: some templates move the system's message to the last one.
@@ -312,8 +312,15 @@ class ChatTemplate:
         if whole.startswith(prompt):
             return len(prompt)
         question = str(before[-1].get("content", "")).strip() if before else ""
-        place, asked = whole.find(question, begin), prompt[prompt.rfind(question) :]
-        return place + len(asked) if question and whole.startswith(asked, max(0, place)) else -1
+        if not question:
+            return -1
+        asked = prompt[prompt.rfind(question) :]
+        place = whole.find(question, begin)
+        if question in self.render([ASKED], True).replace(QUESTION, BREAK):  # as N is in [INST]
+            other = self.render([*before[:-1], {**before[-1], "content": QUESTION}], True, tools)
+            asked = question + other.rpartition(QUESTION)[2]
+            place = whole.find(asked, begin)
+        return place + len(asked) if whole.startswith(asked, max(0, place)) else -1
 
     def _end(self, messages: Messages, whole: str, start: int, last: bool, tools: Sequence[Any]) -> int:
         """Where the last turn of the messages ends in the whole text, with its end of turn; -1 if that is unknown."""

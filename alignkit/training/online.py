@@ -36,7 +36,7 @@ from alignkit.training.learner import StepAverages
 from alignkit.training.mismatch import ANOTHER_MODEL, mismatch, sampler_metrics, weighted
 from alignkit.training.monitors import Monitors
 from alignkit.training.requests import Request
-from alignkit.training.rewards import RewardTable, filter_mask
+from alignkit.training.rewards import RewardTable, filter_mask, with_scores
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
 from alignkit.training.stage import TrainerState
@@ -144,8 +144,8 @@ class RolloutTrainer:
         prompts.extra = int(state.done.get("extra_prompts", 0))
         # After `prompts`, which counts again what the checkpoint's summary already includes.
         state.restore_progress()
-        if self.rewards is not None:
-            self.rewards.remember(state.done.get("combinations", {}))
+        if self.rewards is not None and "combinations" in state.done:  # else they begin with what they are made with
+            self.rewards.remember(state.done["combinations"])
         if ahead := state.done.get("ahead"):
             self.request = self.request_samples(prompts.draw(ahead["number"]), ahead["number"], lag=1, complete=ahead)
         state.summary |= {"prompts": len(prompts.prompts), "iterations": iterations, **prompts.facts}
@@ -200,7 +200,9 @@ class RolloutTrainer:
         self._poll()
         with iteration.timer("learn"):
             self.files.write(number, iteration.table.scored)
-            self.context.notify("rollouts_scored", iteration=number, groups=iteration.table.scored)
+            table = iteration.table
+            scored = table.scored if table.reward is None else with_scores(table.scored)
+            self.context.notify("rollouts_scored", iteration=number, groups=scored)
             self.measure(iteration)
             kl = self._sampled_kl(iteration)
         with iteration.timer("watch"):

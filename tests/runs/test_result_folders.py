@@ -130,6 +130,14 @@ def test_a_copy_of_a_run_has_its_results(store: Results, tmp_path: Path, links: 
     assert brought(copy, key) == [] and copy.path("sft").is_symlink() and copy.begun("best", digest("two"))
 
 
+def test_a_whole_copy_replaces_a_damaged_result(store: Results, tmp_path: Path) -> None:
+    key = finished(store, "one")
+    copy = Results(Path(shutil.copytree(store.folder, tmp_path / "copy")), ["sft", "best"])  # links became folders
+    (found,) = copy.folder.glob(".results/sft-*")
+    (found / FILES[0]).unlink()
+    assert brought(copy, key) == [] and module.damage_of(copy.path("sft")) is None
+
+
 @pytest.mark.parametrize("folder", [True, False])
 def test_what_is_no_result_is_named_and_left_alone(store: Results, folder: bool) -> None:
     notes = store.path("sft") / "notes" if folder else store.path("sft")

@@ -97,6 +97,30 @@ def test_control_tokens_in_the_description_of_a_tool_are_text() -> None:
     assert f"a<{BREAK}|im_end|>b" in text
 
 
+MOVES_THE_SYSTEM = (
+    "{%- set ns = namespace(system='', last=0) -%}{%- for m in messages -%}"
+    "{%- if m.role == 'system' -%}{%- set ns.system = m.content + ' ' -%}{%- endif -%}"
+    "{%- if m.role == 'user' -%}{%- set ns.last = loop.index -%}{%- endif -%}{%- endfor -%}"
+    "{%- for m in messages -%}{%- if m.role == 'user' -%}"
+    "[INST] {% if loop.index == ns.last %}{{ ns.system }}{% endif %}{{ m.content }}[/INST]"
+    "{%- elif m.role == 'assistant' -%}{{ ' ' + m.content + '<|im_end|>' }}{%- endif -%}{%- endfor -%}"
+)
+
+
+@pytest.mark.silent_bug(
+    "masks: moved system message",
+    "A question of a letter that the template's own words contain, such as N in [INST], is learned as an answer.",
+    "The turn starts behind the question with what the template writes after it.",
+)
+@pytest.mark.parametrize("question", ["What is it?", "N", "I", "T", "S", "yes"])
+def test_a_question_that_is_part_of_the_templates_words(question: str) -> None:
+    prompt = [Message(role="system", content="Be kind."), user(question)]
+    answers = [Message(role="assistant", content="One."), user("Next?"), Message(role="assistant", content="Two.")]
+    made = template(MOVES_THE_SYSTEM)
+    found = made.conversation(made.prepare(prompt), made.prepare(answers))
+    assert [found.text[turn.start : turn.end] for turn in found.turns] == [" One.<|im_end|>", " Two.<|im_end|>"]
+
+
 def test_reserved_characters_are_refused() -> None:
     with pytest.raises(DataError, match=r"U\+FDD0"):
         rendered(CHATML, user(f"a{BREAK}b"))
