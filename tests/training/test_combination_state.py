@@ -102,7 +102,8 @@ def test_a_combination_is_called_once_an_iteration(tmp_path: Path, whitened: boo
 
 
 def test_a_combination_begins_with_the_state_that_it_is_made_with(tmp_path: Path) -> None:
-    made = "    def __init__(self, options):\n        super().__init__(options)\n        self.state = {'factor': 10.0}\n    def parts"
+    made = "    def __init__(self, options):\n        super().__init__(options)\n"
+    made += "        self.state = {'factor': 10.0}\n    def parts"
     (tmp_path / "p.py").write_text(PLUGIN.replace("    def parts", made), encoding="utf-8")
     assert run(tmp_path, "whole") == 0
     assert [factor for _, factor in rewards(tmp_path, "whole")] == [11.0, 12.0, 13.0, 14.0]
