@@ -165,9 +165,10 @@ class _Words:
     def _mistake(self, place: Keys, items: Sequence[ErrorItem]) -> Mistake:
         kinds = {item["type"] for item in items}
         if "extra_forbidden" in kinds:
-            help = self.hints.get(str(place[-1]), "") if len(place) == 1 else ""
+            key = str(place[-1])
+            help = self.hints.get(RENAMED.get(key, key), "") if len(place) == 1 else ""
             allowed = self._siblings(items[0]["loc"])
-            return Mistake(f"unknown key '{place[-1]}'", help, at_key=True, allowed=allowed)
+            return Mistake(f"unknown key '{key}'", help, at_key=True, allowed=allowed)
         info = _field(self._model_at(place[:-1]), place[-1]) if place else None
         described = (info.description or "") if info else ""
         if "missing" in kinds:

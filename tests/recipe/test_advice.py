@@ -66,3 +66,8 @@ def test_wrong_overrides_hide_no_other_mistake(tmp_path: Path) -> None:
     found = problems(tmp_path, "stages.algn.epochs=2", "~seed", "modl=3", "stages.sft.epochs=0")
     messages = sorted(problem.message.partition(":")[0] for problem in found)
     assert messages == ["no such key", "no such key", "stages.sft.epochs", "unknown key 'modl'"]
+
+
+def test_another_tools_name_of_an_algorithms_option_gets_its_path(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, "stages.align.kl_coef=0.1")
+    assert problem.help == "it is an option of ppo: write 'algorithm: {ppo: {kl_coefficient: ...}}'"
