@@ -63,7 +63,7 @@ class Plugins:
     """
 
     def __init__(self, files: Iterable[Path] = (), without: Iterable[str] = ()) -> None:
-        self.files, self.without = tuple(files), tuple(without)
+        self.files, self.without = tuple(dict.fromkeys(files)), tuple(without)
         self.registry = Registry()
         self.broken = self.registry.broken
         self.manager = pluggy.PluginManager(GROUP)

@@ -279,6 +279,12 @@ def test_a_file_that_registers_nothing_is_told(tmp_path: Path, text: str) -> Non
     assert "it registers nothing: no function is marked with @hookimpl" in str(broken)
 
 
+def test_a_file_that_is_named_twice_is_loaded_once(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("from alignkit import hookimpl\n@hookimpl\ndef stage_started(run): ...\n", encoding="utf-8")
+    assert load_plugins([file, file]).broken == []
+
+
 def test_a_wrapper_that_returns_nothing_stops_no_run(distribution: MakeDistribution) -> None:
     source = "from alignkit import hookimpl\n@hookimpl(wrapper=True)\ndef stage_started(run):\n    yield\n"
     distribution("x-wrap", source)
