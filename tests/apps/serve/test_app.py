@@ -145,6 +145,9 @@ def test_only_users_who_agreed_are_kept(server: Server) -> None:
     for good in (True, False):  # the last one counts
         thumb = {"id": whole["id"], "good": good}
         assert server.ask("/v1/feedback", thumb, X_Alignkit_Annotator="ada") == (200, thumb)
+    deadline = time.monotonic() + PATIENCE  # a stream is kept once its last word is sent
+    while not items(server, "stream") and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert server.ask("/v1/feedback", {"id": streamed["id"], "good": True}, X_Alignkit_Annotator="ada")[0] == 200
     assert [each.final for text in ("whole", "stream") for each in items(server, text)] == [
         {"good": False},
