@@ -109,7 +109,7 @@ def _match_problems(format: Format, examples: Sequence[Any]) -> Iterator[str]:
 
 def _row_problems(format: Format, row: Any) -> Iterator[str]:
     """A row that must be read, and its variants."""
-    with unchanged(row) as problems:
+    with unchanged(f"`read` changes the row {_shown(row)}", row) as problems:
         groups = _read(format, row)
     if isinstance(groups, str):
         yield f"`read` refuses {_shown(row)}: {groups}"
@@ -118,7 +118,7 @@ def _row_problems(format: Format, row: Any) -> Iterator[str]:
         yield f"`groups` returns no group for {_shown(row)}: raise BadRow with the reason"
         return
     if problems:
-        yield f"`read` changes the row {_shown(row)}"
+        yield from problems
         return
     if _read(format, row) != groups:
         yield f"`read` makes other groups of {_shown(row)} when it reads it again"

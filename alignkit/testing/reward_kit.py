@@ -98,9 +98,9 @@ def _reward_problems(around: Surroundings, component: Component) -> Iterator[str
     def scores(groups: Sequence[Group], scorer: Rewards = rewards) -> list[float | None]:
         return [each.scores[scorer.name] for group in scorer.score(groups) for each in group.responses]
 
-    with unchanged(groups) as problems:
+    with unchanged("`score` changes the groups that it is given", groups) as problems:
         expected = scores(groups)
-    yield from (f"`score` changes the groups that it is given: {help}" for help in problems)
+    yield from problems
     if all(score is None for score in expected):
         yield "`score` scores none of the responses: pass others as `groups`"
     alone = [score for group in groups for score in scores([group])]
@@ -162,9 +162,9 @@ def _combination_problems(around: Surroundings, component: Component) -> Iterato
     used = Rewards(spec, around.context).root
     yield from state_problems(used.plugin, "at first")
     start = copy.deepcopy(used.plugin.state)
-    with unchanged(groups, columns) as problems:
+    with unchanged("`combine` changes the groups or components that it is given", groups, columns) as problems:
         expected = used.combine(groups, columns)
-    yield from (f"`combine` changes the groups or components that it is given: {help}" for help in problems)
+    yield from problems
     yield from state_problems(used.plugin, "after `combine`")
     if wrong := list(_combined_problems(expected)):
         yield from wrong
@@ -274,9 +274,9 @@ def _verdict_problems(judge: CheckedJudge, items: Sequence[Item], rubric: Rubric
     def asked(items: Sequence[Item]) -> list[float | None]:
         return [verdict.p_first for verdict in judge.compare(items, rubric)]
 
-    with unchanged(items) as problems:
+    with unchanged("`compare` changes the items that it is given", items) as problems:
         verdicts = judge.compare(items, rubric)
-    yield from (f"`compare` changes the items that it is given: {help}" for help in problems)
+    yield from problems
     expected = [verdict.p_first for verdict in verdicts]
     if all(p is None for p in expected):
         yield _nothing("`compare` has no verdict on any of {} comparisons", verdicts, items)
@@ -308,9 +308,9 @@ def _verdict_problem(verdict: Verdict) -> Iterator[str]:
 
 def _rating_problems(judge: CheckedJudge, items: Sequence[Any], rubric: Rubric) -> Iterator[str]:
     """Problems of `rate`, by the judge's own measure or by a rubric. items: (prompt, response)."""
-    with unchanged(items) as problems:
+    with unchanged("`rate` changes the items that it is given", items) as problems:
         ratings = judge.rate(items, rubric)
-    yield from (f"`rate` changes the items that it is given: {help}" for help in problems)
+    yield from problems
     if all(rating.score is None for rating in ratings):
         yield _nothing("`rate` has no rating of any of {} responses", ratings, items)
     if any(rating.score is None and not rating.reason for rating in ratings):
@@ -350,9 +350,9 @@ def check_filter(
 
 def _filter_problems(around: Surroundings, component: Component) -> Iterator[str]:
     groups, chosen = around.rollouts, create(component)
-    with unchanged(groups) as problems:
+    with unchanged("`keep` changes the groups that it is given", groups) as problems:
         kept = filter_mask(chosen, groups)
-    yield from (f"`keep` changes the groups that it is given: {help}" for help in problems)
+    yield from problems
     if around.groups is not None and len(set(kept)) < 2:
         yield f"`keep` {'keeps' if kept[0] else 'leaves out'} all of the {len(groups)} groups: pass others as `groups`"
     variants = {

@@ -110,13 +110,16 @@ def state_problems(plugin: Algorithm | RewardCombination, when: str) -> list[str
 
 
 @contextmanager
-def unchanged(*arguments: Any) -> Iterator[list[str]]:
-    """Whether a call in the block leaves its arguments as they are: after it, the list has advice if it does not."""
+def unchanged(wrong: str, *arguments: Any) -> Iterator[list[str]]:
+    """Whether a call in the block leaves its arguments as they are: after it, the list has a problem if it does not.
+
+    wrong: what the problem says, before what to do.
+    """
     before = copy.deepcopy(arguments)
     problems: list[str] = []
     yield problems
     if not _equal(before, arguments):
-        problems.append("make new ones, as with dataclasses.replace")
+        problems.append(f"{wrong}: make new ones, as with dataclasses.replace")
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -78,15 +78,15 @@ def _step_problems(around: Surroundings, component: Component) -> Iterator[str]:
             if isinstance(plugin, Environment | Reward | RewardCombination):
                 check_scoring(part, plugin, groups)
 
-    with unchanged(around.data) as problems:
+    with unchanged("`check_data` changes the groups that it is given", around.data) as problems:
         for load in (lambda option: None if option is None else around.load(option), lambda option: None):
             call(create(component), "check_data", StepData(load, check_prompts))
-    yield from (f"`check_data` changes the groups that it is given: {help}" for help in problems)
+    yield from problems
     named = _references(component.options)
     asked = {name for each in specs(component.options, Component) for name in _references(each.options)}
-    with unchanged(around.data) as problems:
+    with unchanged("`run` changes the groups that `context.load` returned", around.data) as problems:
         first = _run(around, component, "first")
-    yield from (f"`run` changes the groups that `context.load` returned: {help}" for help in problems)
+    yield from problems
     for number, group in enumerate(first.groups or ()):
         if why := why_not_stored(group):
             yield f"`run`: group {number} of the artifact {why}"
@@ -217,9 +217,9 @@ def _environment_problems(
             going = [episode for episode in going if continues(episode, text)]
         return [(list(episode.prompt), episode.turns, episode.scores()) for episode in episodes]
 
-    with unchanged(groups) as problems:
+    with unchanged("`reset` changes the row that it is given", groups) as problems:
         expected = played()
-    yield from (f"`reset` changes the row that it is given: {help}" for help in problems)
+    yield from problems
     variants = {
         "playing it again": (played(), RANDOM),
         "playing all episodes at the same time": (played_together(), ALONE),
@@ -269,9 +269,9 @@ def _monitor_problems(around: Surroundings, component: Component) -> Iterator[st
             monitor.look(number, stored, None)
         return monitor.next_prompts(3, prompts, seeds.stream(0, 3))
 
-    with unchanged(samples) as problems:
+    with unchanged("`look` changes the samples that it is given", samples) as problems:
         observations = observed(samples, samples)
-    yield from (f"`look` changes the samples that it is given: {help}" for help in problems)
+    yield from problems
     if repr(observed(stored, stored)) != repr(observations):
         yield "a second monitor says something else about the same samples, as they are read when a stage resumes"
     observed([], stored)  # people delete files
