@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from rich.cells import cell_len
@@ -63,7 +64,7 @@ class Task:
     sampled: float = -math.inf  # when a sample was shown
 
     def __post_init__(self) -> None:
-        self.done, self.began = self.first, time.monotonic()
+        self.done, self.began = self.first, monotonic()
 
     @property
     def count(self) -> str:
@@ -75,7 +76,7 @@ class Task:
     @property
     def times(self) -> str:
         """`1m05s, 2m10s left`: since it began here, and what the rest takes at this pace."""
-        elapsed = time.monotonic() - self.began
+        elapsed = monotonic() - self.began
         new, rest = self.done - self.first, self.total - self.done
         left = f", {duration(elapsed / new * rest, digits=0)} left" if new > 0 and rest > 0 else ""
         return duration(elapsed, digits=0) + left
@@ -106,7 +107,7 @@ class Reporter:
         self.log = RunLog()
         self.live = self.err.is_terminal and not self.err.is_dumb_terminal
         self.verbose = os.environ.get(VERBOSE, "0") not in ("", "0")
-        self.began = time.monotonic()  # when the command began
+        self.began = monotonic()  # when the command began
         self._stage = ""
         self._task: Task | None = None
         self._bar: Live | None = None
@@ -154,7 +155,7 @@ class Reporter:
 
     def advance(self, done: int, metrics: Mapping[str, float] | None = None) -> None:
         """Report that step `done` is complete. metrics: of a stage, whose last step always has a plain line."""
-        task, now = self._task, time.monotonic()
+        task, now = self._task, monotonic()
         if task is None:
             return
         task.done = done
@@ -170,7 +171,7 @@ class Reporter:
 
         facts: such as `reward 0.42`.
         """
-        task, now = self._task, time.monotonic()
+        task, now = self._task, monotonic()
         if task is None:
             return
         if now - task.sampled < (PLAIN_SECONDS if task.done >= task.total else SAMPLE_SECONDS):

@@ -44,7 +44,7 @@ def test_a_pipe_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_pipe_gets_a_line_at_most_every_10_seconds_and_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(console, "monotonic", lambda: clock[0])
     reporter, written = pipe()
     reporter.start("align", total=20, done=4, unit="iteration")
     for number in range(5, 21):
@@ -61,7 +61,7 @@ def test_a_pipe_gets_a_line_at_most_every_10_seconds_and_the_last(monkeypatch: p
 
 def test_the_parts_of_a_step_have_lines_only_if_they_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(console, "monotonic", lambda: clock[0])
     reporter, written = pipe()
     reporter.stage("report", 6, 6, "evaluate")
     for seconds in (1, 6):
@@ -80,7 +80,7 @@ def test_the_parts_of_a_step_have_lines_only_if_they_take_long(monkeypatch: pyte
 def test_the_live_bar_uses_the_width_and_shows_elapsed_and_remaining_time(
     width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console.time, "monotonic", lambda: 230.0)
+    monkeypatch.setattr(console, "monotonic", lambda: 230.0)
     facts = "loss 0.0123 reward 0.2 kl 0.031 tok/s 1034"
     task = Task("align", 10, "iteration", facts=facts, note="rolling out 12/64")
     task.done, task.began = 5, 100.0
@@ -131,7 +131,7 @@ def test_a_plain_line_has_the_numbers_of_its_step() -> None:
 
 def test_samples_come_first_last_and_now_and_then_and_do_not_flood(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(console, "monotonic", lambda: clock[0])
     monkeypatch.setenv("ALIGNKIT_VERBOSE", "1")
     reporter, written = pipe()
     trained(reporter, 1000, clock)
