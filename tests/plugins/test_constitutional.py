@@ -19,7 +19,7 @@ from alignkit.cli import main
 from alignkit.data.group import read_groups
 from alignkit.testing import check_step
 from alignkit.tokens.encoder import Encoder
-from alignkit_plugins.steps.constitutional.constitution import Principle, drawn
+from alignkit_plugins.constitution import Principle, drawn
 from alignkit_plugins.steps.constitutional.revise import Revise, critique_question, without_lead_in
 
 PRINCIPLES = [

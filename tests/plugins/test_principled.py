@@ -13,9 +13,9 @@ from test_evaluate import context
 
 from alignkit import Group, Judge, Response, RunFailed, Verdict
 from alignkit.registry import Component, Registration
+from alignkit_plugins.constitution import Principle
 from alignkit_plugins.judges.llm.local import LocalJudge
 from alignkit_plugins.judges.reward_judge import RewardJudge
-from alignkit_plugins.steps.constitutional.constitution import Principle
 from alignkit_plugins.steps.rlaif import JudgePairs, principled
 
 BY = tuple(Principle(name=name, compare=f"By {name}.") for name in ("one", "two", "three"))

@@ -15,7 +15,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.yaml import shipped_folder
 from alignkit.runs.fingerprint import stage_parts
 from alignkit_apps.init.copying import copy_recipe
-from alignkit_plugins.steps.constitutional.constitution import Principle, shipped_constitutions
+from alignkit_plugins.constitution import Principle, shipped_constitutions
 
 GOOD = """\
 # a comment

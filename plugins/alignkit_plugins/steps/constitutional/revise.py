@@ -34,7 +34,7 @@ from alignkit.report import Report, SideBySide, Table
 from alignkit_http import key_of
 from alignkit_http.server import Server
 from alignkit_http.writers import Writer, Written, writer_of
-from alignkit_plugins.steps.constitutional.constitution import ConstitutionRef, Principle, drawn
+from alignkit_plugins.constitution import ConstitutionRef, Principle, drawn
 
 CRITIQUE = "{critique}\n\nWrite only the critique. If nothing is wrong by this measure, say so."
 REVISION = (

@@ -16,7 +16,7 @@ from alignkit.data.group import sha256_of
 from alignkit.evaluation import statistics
 from alignkit.judges import Item
 from alignkit.report import Table
-from alignkit_plugins.steps.constitutional.constitution import Principle, drawn
+from alignkit_plugins.constitution import Principle, drawn
 
 
 @dataclass(frozen=True)
