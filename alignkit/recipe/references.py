@@ -34,7 +34,6 @@ from alignkit.recipe.mistakes import (
     validated,
     wrong,
 )
-from alignkit.recipe.repeat import Names
 from alignkit.recipe.schema import BASE, DataKeys, RewardSpec, allowed_keys
 from alignkit.registry import Component, Registration, Registry, Unresolved
 from alignkit.reward import REWARD_KEY, RewardCombination
@@ -87,7 +86,7 @@ class Reading:
     """What names mean in a recipe, or in the one of its stages that is being read.
 
     folder: where relative paths start. written: the stages as plain data. headers: of all stages; None if its plugin is
-    unknown. bases: names of base models. names: of blocks' stages, in this stage. upstream: stages that this stage
+    unknown. bases: names of base models. upstream: stages that this stage
     needs. folders: of other runs' weights that it needs. roles: all models that it names.
     located: the files and folders that it names, by their text. problems: of other files.
     """
@@ -100,16 +99,13 @@ class Reading:
     located: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     stage: str = ""
-    names: Names = field(default_factory=Names)
     upstream: dict[str, None] = field(default_factory=dict)
     folders: dict[str, None] = field(default_factory=dict)
     roles: dict[str, None] = field(default_factory=dict)
 
     def resolve(self, kind: str, value: Any) -> Any:
         """Return what a reference means. Raises Mistakes."""
-        if isinstance(value, str) and kind in (*_OF_STAGES, "reward", "data_stage"):
-            value = self.names.actual(value)
-        elif kind in (*_OF_STAGES, "base") and not isinstance(value, str):
+        if kind in (*_OF_STAGES, "base") and not isinstance(value, str):
             return value  # pydantic says that it must be text
         if value in _OWN.get(kind, ()):
             return value
@@ -181,9 +177,6 @@ class Reading:
         if name in self.bases:
             raise wrong(f"'{name}' is the unmodified model and has no versions")
         if name not in self.headers:
-            if name in self.names.means:
-                help = f"add 'start: {{{name}: STAGE}}' next to 'repeat' to say what '{name}' means in round 1"
-                raise wrong(f"'{name}' does not exist yet in round 1", help)
             raise wrong(f"no stage '{name}'", self._near_stage(name))
         if name == self.stage:
             raise wrong(f"stage '{name}' refers to itself")
@@ -220,7 +213,7 @@ class Reading:
 
     def is_stage(self, reference: str) -> bool:
         """Whether a text names a base model or a stage, also one that does not exist yet."""
-        return reference.partition("@")[0] in {*self.headers, *self.bases, *self.names.means}
+        return reference.partition("@")[0] in {*self.headers, *self.bases}
 
     def read_policy(self, value: str) -> str:
         """A stage that trains no reward model, `STAGE@ALGORITHM`, or a folder with another run's policy."""
@@ -344,7 +337,7 @@ class Reading:
         mistakes: list[Mistake] = []
         for index, part in enumerate(value if isinstance(value, list) else [value]):
             try:
-                sources.append(self._source(self.names.actual(part) if isinstance(part, str) else part))
+                sources.append(self._source(part))
             except Mistakes as error:
                 keys = (index,) if isinstance(value, list) else ()
                 mistakes += [mistake.below(*keys) for mistake in error.mistakes]
@@ -355,7 +348,7 @@ class Reading:
 
     def _source(self, raw: Any) -> DataSource:
         if isinstance(raw, str):
-            if raw in self.headers or raw in self.names.means:
+            if raw in self.headers:
                 return DataSource(stage=self.read_data_stage(raw))
             return DataSource(path=self._file(raw, "no such file or stage"))
         if not isinstance(raw, dict):
