@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -223,8 +223,8 @@ class Preparation:
         loaded = self.load(stage, spec if whole else DataSpec(files)) if files else None
         for source in spec.sources if self.bases is not None else ():
             if source.hub is not None:
-                first = replace(source, limit=1, validation=0.0, part=None, group=None, weight=None)
-                self.load(stage, DataSpec((first,)))
+                undivided: dict[str, Any] = {"validation": 0.0, "part": None, "group": None, "weight": None}
+                self.load(stage, DataSpec((source.model_copy(update={"limit": 1, **undivided}),)))
         return loaded if whole else None
 
     def _entry(self, stage: Stage, spec: DataSpec, groups: list[Group]) -> None:
