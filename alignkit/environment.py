@@ -7,6 +7,7 @@ policy.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ class Environment(WithOptions):
 
     Attributes:
         runs_code: See `Reward`.
+        player: The module that plays its episodes, with `Factory` and `Episodes` as the default has them.
         random: A generator with a seed, the only source of randomness that makes a run repeatable. In `reset` it draws
             the same numbers for all responses to a prompt, and afterwards others for each.
         folder: The recipe's.
@@ -42,6 +44,7 @@ class Environment(WithOptions):
     """
 
     runs_code: ClassVar[bool] = False
+    player: ClassVar[str] = "alignkit_plugins.environments.episodes"
     random: np.random.Generator
     folder: Path
     turns: Sequence[Message] = ()
@@ -123,6 +126,11 @@ class Environment(WithOptions):
     def _refusal(self, message: Message, reason: str) -> Message:
         self.refused_calls += 1
         return {**message, "content": _error(reason)}
+
+
+def player_of(component: Any) -> Any:
+    """The module that plays the environment that a recipe names."""
+    return importlib.import_module(component.registration.implementation.player)
 
 
 def tool_functions(cls: type[Environment]) -> dict[str, Callable[..., Any]]:
