@@ -317,7 +317,7 @@ class Preparation:
             with pointing_at((key,), inside=True):
                 self._scoring(stage, getattr(settings, key), prompts)
         if encoder is not None and prompts:
-            room = settings.rollout.max_new_tokens or 1
+            room = settings.rollout.max_new_tokens
             lengths = (len(encoder.prompt(group.prompt, group.tools)) for group in prompts)
             _check_room(stage, encoder, prompts, (length + room <= settings.max_length for length in lengths), room)
 
