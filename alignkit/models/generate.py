@@ -23,7 +23,7 @@ from alignkit.data.group import Group, Response, preview
 from alignkit.errors import DataError, RunFailed, memory_ran_out
 from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.decoding import StaticDecoding, decoding_for
+from alignkit.kernels.decoding import decoding_for
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.lora import prepacked_weights
 from alignkit.kernels.memory import available, release_cached, total
@@ -42,7 +42,6 @@ LOGIT_COPIES = 6  # of a row's logits in fp32 that choosing a token takes
 CACHES = ("past_key_values", "cache_params")  # what models call what they keep of earlier tokens
 # Replacing rows copies the cache, which takes about as long as a step. It pays once a fifth of the rows is idle.
 BUSY = 0.8
-LOOK_EVERY = 8  # tokens that a GPU writes between two looks of the host: it would stand idle meanwhile
 DIVERGED = "the policy's next-token probabilities are NaN: training has diverged; lower learning_rate"
 
 # (prompt, sample, tokens of the policy's last turn, room) -> the tokens that follow; None if the response is complete.
@@ -506,8 +505,7 @@ class RowBatch:
         """limit: most rows at a time."""
         self.decoder, self.model, self.queue, self.limit = decoder, decoder.model, queue, limit
         self.decoding = decoding_for(self.model.device)
-        ahead = isinstance(self.decoding, StaticDecoding) and not decoder.looks_at_every_token
-        self.look_every = LOOK_EVERY if ahead else 1
+        self.look_every = 1 if decoder.looks_at_every_token else self.decoding.look_every
         self.rows: list[ActiveSequence] = []
         self.logits = torch.zeros(0, device=self.model.device)  # [rows, vocabulary] of the next tokens
 

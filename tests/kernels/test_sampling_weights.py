@@ -21,6 +21,7 @@ from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoder
+from alignkit_plugins.gpu import sampling as gpu
 
 pytestmark = [
     pytest.mark.skipif(not capabilities.can_pack_weights(), reason="this build of torch cannot pack weights"),
@@ -316,26 +317,25 @@ def test_rows_that_have_ended_leave(
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its weights are merged, not packed."""
-    monkeypatch.setattr(lora, "_mergeable", lambda model: True)
+    monkeypatch.setattr(capabilities, "on_gpu", lambda _, module: gpu if module == "sampling" else None)
 
 
 def test_merged_weights_write_the_same_samples(
     policy: SharedModel, on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merged: list[int] = []
-    original = matmul.MergedWeight.__call__
+    original = gpu.MergedWeight.__call__
 
-    def spy(self: matmul.MergedWeight, x: torch.Tensor) -> torch.Tensor:
+    def spy(self: gpu.MergedWeight, x: torch.Tensor) -> torch.Tensor:
         merged.append(x.numel() // x.shape[-1])
         return original(self, x)
 
     encoder, groups = Encoder(policy.tokenizer), [Group((Message(role="user", content=text),)) for text in ("a", "b c")]
-    monkeypatch.setattr(matmul.MergedWeight, "__call__", spy)
+    monkeypatch.setattr(gpu.MergedWeight, "__call__", spy)
     ours = sample(policy, "one", encoder, groups, LONG, samples_per_prompt=2, seed=1)
     assert merged and 4 in merged
     merged.clear()
-    monkeypatch.setattr(lora, "_mergeable", lambda model: False)
-    monkeypatch.setattr(lora, "MAX_ROWS", 0)
+    monkeypatch.setattr(gpu, "FREE_SHARE", 0.0)
     theirs = sample(policy, "one", encoder, groups, LONG, samples_per_prompt=2, seed=1)
     assert not merged
     for one, other in zip(ours, theirs, strict=True):
@@ -352,9 +352,9 @@ def test_half_precision_is_merged_in_full(policy: SharedModel) -> None:
     before = weight.data
     try:
         weight.data = before.bfloat16()
-        merged = lora._merge(policy.model, adapter)[id(up)]
+        merged = gpu.merged_weights(policy.model, adapter)[id(up)]
         exact = weight.double() + layer.scaling[adapter] * (up.double() @ down.double())
-        assert isinstance(merged, matmul.MergedWeight) and merged.weight.dtype == torch.bfloat16
+        assert isinstance(merged, gpu.MergedWeight) and merged.weight.dtype == torch.bfloat16
         torch.testing.assert_close(merged.weight.double(), exact, rtol=2**-8, atol=0)
     finally:
         weight.data = before
@@ -364,9 +364,7 @@ def test_half_precision_is_merged_in_full(policy: SharedModel) -> None:
 def test_weights_are_merged_where_copies_have_room(
     policy: SharedModel, free: float, merges: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from types import SimpleNamespace
-
-    head = SimpleNamespace(weight=SimpleNamespace(device=torch.device("cuda")))
-    monkeypatch.setattr(policy.model, "get_output_embeddings", lambda: head)
+    adapter = policy.roles["one"].adapter
     monkeypatch.setattr(memory, "available", lambda device: free)
-    assert lora._mergeable(policy.model) is merges
+    assert bool(gpu.merged_weights(policy.model, adapter)) is merges
+    assert not gpu.merged_weights(policy.model, None)

@@ -16,7 +16,7 @@ from torch import Tensor
 from alignkit.data.group import Group
 from alignkit.errors import DataError, RunFailed
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.decoding import Decoding, StaticDecoding
+from alignkit.kernels.decoding import Decoding
 from alignkit.models import generate as decoder
 from alignkit.models import generate as row_batch
 from alignkit.models.generate import generate, sample
@@ -24,6 +24,7 @@ from alignkit.models.packing import pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder
+from alignkit_plugins.gpu.sampling import StaticDecoding
 
 
 @pytest.mark.parametrize("rows", [128, 7])
@@ -59,7 +60,7 @@ def test_samples_drawn_ahead_are_those_drawn_one_by_one(
     for ours, theirs in zip(ahead, one_by_one, strict=True):
         assert (ours.tokens, ours.text, ours.truncated) == (theirs.tokens, theirs.text, theirs.truncated)
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
-    assert max(looks) == row_batch.LOOK_EVERY
+    assert max(looks) == StaticDecoding.look_every
 
 
 def test_a_policy_that_has_diverged_does_not_draw_ahead(llama: SharedModel, as_on_a_gpu: None) -> None:

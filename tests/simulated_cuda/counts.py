@@ -25,13 +25,13 @@ import torch
 from architectures import ARCHITECTURES, VOCABULARY, make
 
 from alignkit.data.group import Group
-from alignkit.kernels import capabilities
 from alignkit.models.generate import generate
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import SharedModel
 from alignkit.sampling import Sampling
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
+from alignkit_plugins.gpu import flex_attention as gpu_attention
 
 LAYERS = (2, 4)
 GROUPS = (2, 32)
@@ -72,7 +72,7 @@ def step(model: SharedModel, count: int) -> int:
 
 def training(name: str, triton: bool) -> dict[str, Any]:
     """Operators per layer: what two more layers add, without what a row needs once."""
-    capabilities.has_triton = lambda: triton  # type: ignore[assignment]
+    gpu_attention.has_triton = lambda: triton  # type: ignore[assignment]
     counted = []
     for layers in LAYERS:
         model = load(name, layers)
