@@ -35,7 +35,6 @@ class Environment(WithOptions):
 
     Attributes:
         runs_code: See `Reward`.
-        player: The module that plays its episodes, with `Factory` and `Episodes` as the default has them.
         random: A generator with a seed, the only source of randomness that makes a run repeatable. In `reset` it draws
             the same numbers for all responses to a prompt, and afterwards others for each.
         folder: The recipe's.
@@ -44,7 +43,6 @@ class Environment(WithOptions):
     """
 
     runs_code: ClassVar[bool] = False
-    player: ClassVar[str] = "alignkit_plugins.environments.episodes"
     random: np.random.Generator
     folder: Path
     turns: Sequence[Message] = ()
@@ -57,9 +55,6 @@ class Environment(WithOptions):
         """Raise RunFailed if no episode can have a reward; called after `check` if the stage learns from episodes'."""
         if type(self).get_reward is Environment.get_reward:
             raise RunFailed(f"{type(self).__name__} has no method `get_reward`, so its episodes have no reward")
-
-    def check_source(self, folder: Path) -> None:
-        """What `check` finds that shows without running code; see `Reward.check_source`."""
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         """Raise DataError if these prompts lack a column that episodes need; see `Reward.check_prompts`."""
@@ -128,9 +123,9 @@ class Environment(WithOptions):
         return {**message, "content": _error(reason)}
 
 
-def player_of(component: Any) -> Any:
-    """The module that plays the environment that a recipe names."""
-    return importlib.import_module(component.registration.implementation.player)
+def player() -> Any:
+    """The module that plays episodes. Stages without an environment do not load it."""
+    return importlib.import_module("alignkit_plugins.environments.episodes")
 
 
 def tool_functions(cls: type[Environment]) -> dict[str, Callable[..., Any]]:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from alignkit import seeds, shapes
 from alignkit.calls import call, create
 from alignkit.data.group import Group, Message, group_from_json, group_to_json
-from alignkit.environment import Environment, player_of
+from alignkit.environment import Environment, player
 from alignkit.io.console import Metrics
 from alignkit.models.shared_model import BASE
 from alignkit.monitor import Monitor, Observation
@@ -24,7 +24,7 @@ from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, Context, Reward, RewardCombination
 from alignkit.runs.prepare import check_scoring
 from alignkit.runs.steps import resumable_map
-from alignkit.sampling_options import SamplingOptions
+from alignkit.sampling import SamplingOptions
 from alignkit.settings import Settings
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step
 from alignkit.testing.rules import changes, unchanged
@@ -188,7 +188,7 @@ def check_environment(
 def _environment_problems(
     around: Surroundings, component: Component, groups: Sequence[Group], turns: Sequence[str]
 ) -> Iterator[str]:
-    factory = player_of(component).Factory(component, "", SEED, around.folder)
+    factory = player().Factory(component, "", SEED, around.folder)
     early = create(component)
     call(early, "check", around.folder)
     call(early, "check_prompts", groups)
