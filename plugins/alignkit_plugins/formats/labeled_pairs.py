@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from alignkit import BadRow, Field, Format, Group, Message, Options, Pair
-from alignkit.data.conversations import shared_turns
 from alignkit.data.group import LEVELS
+from alignkit_plugins.data.columns import ColumnFormat, shared_turns
 
 Side = Literal["first", "second", "tie"]
 NUMBERS = {"1": "first", "2": "second", "0": "tie"}
@@ -113,7 +113,7 @@ class LabeledPairsOptions(Options):
     )
 
 
-class LabeledPairs(Format):
+class LabeledPairs(ColumnFormat):
     """A prompt, two answers, and a label."""
 
     Options = LabeledPairsOptions

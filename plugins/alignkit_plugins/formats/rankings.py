@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Pair, Response
-from alignkit.formats import SYSTEM_COLUMNS
+from alignkit_plugins.data.columns import SYSTEM_COLUMNS, ColumnFormat
 
 MAX_RESPONSES = 64  # K responses form up to K (K - 1) / 2 pairs
 PROMPTS = ("prompt", "instruction", "question")
@@ -21,7 +21,7 @@ ULTRAFEEDBACK = 10  # its highest overall_score
 SCORE_LISTS = ("scores", "ratings", "rewards")
 
 
-class Rankings(Format):
+class Rankings(ColumnFormat):
     """A prompt and its responses with ranks (ties allowed), with scores, or with a list of pairs [better, worse]."""
 
     example = '{"prompt": "Hi", "responses": [{"text": "Hello!", "rank": 1}, {"text": "What?", "rank": 2}]}'

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair
-from alignkit.data.conversations import shared_turns
-from alignkit.formats import LABEL_COLUMNS, SYSTEM_COLUMNS
+from alignkit_plugins.data.columns import LABEL_COLUMNS, SYSTEM_COLUMNS, ColumnFormat, shared_turns
 
 ANSWERS = (
     "chosen",
@@ -64,7 +63,7 @@ def with_other_answer(row: Any) -> Any:
     other = next((other for other in OTHERS if Format.has(row, other)), "")
     if not name or not other or pair_columns(row):
         return row
-    turns, worse = Format.conversation(row[name], name), Format.conversation(row[other], other, user=False)
+    turns, worse = ColumnFormat.conversation(row[name], name), ColumnFormat.conversation(row[other], other, user=False)
     chosen = [dict(turn) for turn in turns]
     rejected = [*(chosen[:-1] if len(worse) == 1 else ()), *map(dict, worse)]
     return {
@@ -79,7 +78,7 @@ def pair_columns(row: Any) -> tuple[str, str] | None:
     return next((pair for pair in PAIRS if Format.has(row, *pair)), None)
 
 
-class Preference(Format):
+class Preference(ColumnFormat):
     """A prompt with a chosen and a rejected answer, and optionally the margin between them."""
 
     example = '{"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}'
@@ -199,7 +198,7 @@ def _is_opening(prompt: Sequence[Message], turns: Sequence[Message]) -> bool:
     return len(turns) > 1 and len(prompt) == 1 and turns[0]["content"].strip() == prompt[0]["content"].strip()
 
 
-class PromptOnly(Format):
+class PromptOnly(ColumnFormat):
     """A prompt for the policy to answer; other columns go to the group's meta."""
 
     example = '{"prompt": "Hi"}'
@@ -223,7 +222,7 @@ class PromptOnly(Format):
         return Group(prompt, meta=self.rest(row, "prompt", "tools", *SYSTEM_COLUMNS), tools=self.tools(row))
 
 
-class PromptCompletion(Format):
+class PromptCompletion(ColumnFormat):
     """A prompt and its answer; `label` says whether the answer is good."""
 
     example = '{"prompt": "Hi", "completion": "Hello!"}'

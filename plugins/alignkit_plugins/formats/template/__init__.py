@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 from pydantic import field_validator, model_validator
 
 import alignkit
-from alignkit import Add, BadRow, Field, Format, Group, Message, Pair, Response, hookimpl
+from alignkit import Add, BadRow, Field, Group, Message, Pair, Response, hookimpl
 from alignkit.data.files import kind_of
 from alignkit.errors import LeftOut
+from alignkit_plugins.data.columns import ColumnFormat
 from alignkit_plugins.formats.template.data_sets import DATA_SETS, DataSet
 from alignkit_plugins.formats.template.fields import Missing, Text, texts_of
 
@@ -72,7 +73,7 @@ class TemplateOptions(alignkit.Options):
         return self
 
 
-class Template(Format):
+class Template(ColumnFormat):
     """Rows with any columns. A recipe names this format, since it has the template."""
 
     Options: ClassVar[type[alignkit.Options]] = TemplateOptions

@@ -9,9 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit import BadRow, DataError, Format, Group, Message, Pair, Response
+from alignkit import BadRow, DataError, Group, Message, Pair, Response
 from alignkit.data.group import resolved_pairs
 from alignkit.evaluation import statistics
+from alignkit_plugins.data.columns import ColumnFormat
 from alignkit_plugins.steps.evaluate_reward.rewardbench import COLUMN
 
 TIES = "Ties"
@@ -20,7 +21,7 @@ SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", TIES)
 ACCURACY, MARGIN, TIE_BREAK = 0.3, 0.2, 0.01
 
 
-class RewardBench2(Format):
+class RewardBench2(ColumnFormat):
     """A prompt with several chosen and several rejected texts; every chosen one is better than every rejected one."""
 
     example = '{"prompt": "2 + 2?", "chosen": ["4"], "rejected": ["3", "5", "22"], "subset": "Math", "id": "1"}'
