@@ -221,7 +221,7 @@ def test_a_very_long_turn_and_very_many_turns_are_read(tmp_path: Path) -> None:
 
 
 def test_shared_turns_end_at_the_first_difference() -> None:
-    one, two = assistant("a"), assistant("b")
+    one, two = Message(role="user", content="a"), Message(role="user", content="b")
     assert [shared_turns([one, two], other) for other in ([one], [two], [one, one], [one, two, one])] == [1, 0, 1, 2]
 
 

@@ -155,17 +155,15 @@ def _source(kind: str, path: Path, columns: Mapping[str, str]) -> Source:
     row = _first_row(path)
     chosen = {name: column for name, column in columns.items() if column in row}
     readings = [Reading("", chosen)]
-    possible = readings_of(row, _formats())
-    vendor = any(one.template for one in possible)
-    if not chosen and not vendor:
-        readings += possible
+    if not chosen:
+        readings += readings_of(row, _formats())
     problems = []
     for reading in readings:
         try:
             return _read(kind, path, reading)
+        except UnknownFormat as error:
+            problems.append(DataError(f"{error}\nhelp: say which columns are meant: --columns {_KINDS[kind][1]}"))
         except DataError as error:
-            if isinstance(error, UnknownFormat) and not vendor:
-                error = DataError(f"{error}\nhelp: say which columns are meant: --columns {_KINDS[kind][1]}")
             problems.append(error)
     raise problems[0]
 

@@ -20,7 +20,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit import BadRow, Format, Message, Pair, Response
@@ -47,6 +47,7 @@ SPEAKERS = {
 } | {role: role for role in ROLES}
 CALLERS = ("function_call", "tool_call")  # speakers whose text is a call
 TOOL_COLUMNS = ("tool_defs", "tool_schemas", "available_tools")
+TEXTS = ("text", "input_text", "output_text")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 FLAGS = ("train", "training", "loss")
 WEIGHTS = ("weight", "loss_weight")
@@ -115,15 +116,11 @@ def tools_column(row: Mapping[str, Any]) -> str:
 
 
 def _are_schemas(value: Any) -> bool:
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return False
-    if not isinstance(value, list | tuple) or not value:
+    try:
+        functions = [tool["function"] for tool in tools_of(value)]
+    except BadRow:
         return False
-    functions = [each.get("function", each) if isinstance(each, Mapping) else None for each in value]
-    return all(isinstance(each, Mapping) and isinstance(each.get("name"), str) for each in functions)
+    return bool(functions) and all(isinstance(each, Mapping) and "name" in each for each in functions)
 
 
 def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
@@ -142,9 +139,14 @@ def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
 
 
 def shared_turns(one: Sequence[Message], other: Sequence[Message]) -> int:
-    """The number of turns that both conversations begin with."""
-    same = [a == b for a, b in zip(one, other, strict=False)]
-    return same.index(False) if False in same else len(same)
+    """The number of turns that both conversations begin with, up to a turn that the assistant answers."""
+    same = 0
+    for count, (turn, theirs) in enumerate(zip(one, other, strict=False), 1):
+        if turn != theirs:
+            break
+        if turn["role"] != "assistant":
+            same = count
+    return same
 
 
 def _first(turn: Mapping[str, Any], *names: str) -> Any:
@@ -180,36 +182,29 @@ def _is_result(value: Any) -> bool:
 def _content(content: Any, where: str, empty: bool) -> tuple[str, str, list[dict[str, Any]]]:
     """Text, reasoning and calls of a turn's content. empty: it may be null."""
     if content is None and empty:
-        return "", "", []
+        content = ""
     if isinstance(content, str):
         return content, "", []
     if not isinstance(content, list | tuple):
         help = "; write '' if nothing was said" if content is None else ""
         raise BadRow(f"{where} must have text as its content, not {kind_of(content)}{help}")
     text, reasoning, calls = list[str](), list[str](), list[dict[str, Any]]()
-    for kind, value in _parts(content, where):
-        if kind == "call":
-            calls += _calls(value, where)
-        else:
-            (text if kind == "text" else reasoning).append(value)
-    return "".join(text), "".join(reasoning), calls
-
-
-def _parts(content: list[Any] | tuple[Any, ...], where: str) -> Iterator[tuple[str, Any]]:
     for part in content:
+        if not isinstance(part, str | Mapping):
+            raise BadRow(f"{where} has content other than text: {kind_of(part)}")
         if isinstance(part, str):
-            yield "text", part
-            continue
-        kind = part.get("type", "text") if isinstance(part, Mapping) else None
-        if kind in ("text", "input_text", "output_text") and isinstance(said := _first(part, "text", "value"), str):
-            yield "text", said
-        elif kind in REASONING and isinstance(said := _first(part, kind, "text", "value"), str):
-            yield "reasoning", said
-        elif kind == "tool_call":
-            yield "call", _first(part, "tool_call", "value")
+            part = {"text": part}
+        kind = part.get("type", "text")
+        value = _first(part, kind, "text", "value")
+        if kind == "tool_call":
+            calls += _calls(value, where)
+        elif kind in REASONING and isinstance(value, str):
+            reasoning.append(value)
+        elif kind in TEXTS and isinstance(value, str):
+            text.append(value)
         else:
-            shown = f"a part of type {str(kind)[:40]!r}" if kind is not None else kind_of(part)
-            raise BadRow(f"{where} has content other than text: {shown}")
+            raise BadRow(f"{where} has content other than text: a part of type {str(kind)[:40]!r}")
+    return "".join(text), "".join(reasoning), calls
 
 
 # Calls
@@ -344,13 +339,20 @@ class ColumnFormat(Format):
         if "assistant" not in roles:
             raise BadRow("there is no assistant turn")
         if known.get("label") is not None:
-            first = len(roles) - next(
-                (back for back, role in enumerate(reversed(roles)) if role != "assistant"), len(roles)
-            )
+            first = 1 + max((place for place, role in enumerate(roles) if role != "assistant"), default=-1)
         else:
             spoken = roles.index("user") if "user" in roles else 0
             first = spoken + roles[spoken:].index("assistant") if "assistant" in roles[spoken:] else len(roles)
         return tuple(turns[:first]), cls.answer(turns[first:], **known)
+
+    @staticmethod
+    def scores(score: float | None) -> dict[str, float | None]:
+        """The scores of a response that has one, or none.
+
+        Args:
+            score: A higher one is better.
+        """
+        return {} if score is None else {"reward": score}
 
     @staticmethod
     def pairs_by_score(responses: Sequence[Response]) -> tuple[Pair, ...]:

@@ -22,44 +22,22 @@ WORSE = {"worse", "bad", "worst", "dispreferred", "rejected"}
 
 @dataclass(frozen=True)
 class Reading:
-    """How a recipe may say what a source's columns mean.
-
-    columns: expected -> actual. template: reads a vendor's layout.
-    """
+    """How a recipe may say what a source's columns mean. columns: expected -> actual."""
 
     format: str
     columns: Mapping[str, str] = field(default_factory=dict)
-    template: str = ""
 
     def __str__(self) -> str:
-        if self.template:
-            return f"data: {{path: FILE, template: {self.template}}}"
         if not self.columns:
             return f"data: {{{self.format}: FILE}}"
         names = ", ".join(f"{expected}: {actual}" for expected, actual in self.columns.items())
         return f"data: {{path: FILE, columns: {{{names}}}}}  # {self.format}"
 
 
-# Columns of vendors' own layouts -> the template that reads them.
-_LAYOUTS = {
-    ("input", "preferred_output", "non_preferred_output"): (
-        '{prompt: "{input.messages}", chosen: "{preferred_output}", rejected: "{non_preferred_output}"}'
-    ),
-    ("systemInstruction", "contents"): (
-        '{system: "{systemInstruction.parts[0].text}", prompt: "{contents[0].parts[0].text}", '
-        'response: "{contents[1].parts[0].text}"}'
-    ),
-    ("contents",): '{prompt: "{contents[0].parts[0].text}", response: "{contents[1].parts[0].text}"}',
-}
-
-
 def readings_of(row: Any, formats: Formats) -> list[Reading]:
-    """The ways to read a row that no format recognizes: a vendor's layout, by a format's name, or renamed columns."""
+    """The ways to read a row that no format recognizes: by a format's name, or with renamed columns."""
     if not isinstance(row, Mapping):
         return []
-    template = next((template for columns, template in _LAYOUTS.items() if row.keys() >= set(columns)), "")
-    if template:
-        return [Reading("template", template=template)]
     readings = [Reading(name) for name, cls in formats.items() if _reads(cls, row)]
     for columns in _renamings(row):
         renamed = with_renamed_columns(row, columns)

@@ -64,7 +64,7 @@ class Rankings(ColumnFormat):
     def _response(self, item: Any, rank: Any, score: Any) -> Response:
         rank, score = self.number({"rank": rank}, "rank"), self.number({"score": score}, "score")
         if isinstance(item, str):
-            return Response(text=item, rank=rank, scores=_scores(score))
+            return Response(text=item, rank=rank, scores=self.scores(score))
         if not isinstance(item, Mapping):
             raise BadRow("a response must be text or {text, rank}")
         item_rank = self.number(item, "rank")
@@ -74,7 +74,7 @@ class Rankings(ColumnFormat):
         return Response(
             text=self.text(item, _first(item, TEXTS) or "text"),
             rank=rank if item_rank is None else item_rank,
-            scores=_scores(score if item_score is None else item_score),
+            scores=self.scores(score if item_score is None else item_score),
             source=self.text(item, _first(item, ("source", "model")) or "source", "") or None,
         )
 
@@ -97,7 +97,3 @@ class Rankings(ColumnFormat):
 def _first(row: Any, names: Sequence[str]) -> str | None:
     """The first of these columns that the row has."""
     return next((name for name in names if Format.has(row, name)), None)
-
-
-def _scores(score: float | None) -> dict[str, float | None]:
-    return {} if score is None else {"reward": score}

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair
+from alignkit.formats import columns_of
 from alignkit_plugins.data.columns import LABEL_COLUMNS, SYSTEM_COLUMNS, ColumnFormat, shared_turns
 
 ANSWERS = (
@@ -109,9 +110,7 @@ class Preference(ColumnFormat):
                 )
 
     def read(self, row: Any) -> Group:
-        if not isinstance(row, Mapping):
-            raise BadRow("a row must be an object")
-        row = with_other_answer(row)
+        row = with_other_answer(columns_of(row))
         columns = pair_columns(row) or PAIRS[0]
         prompt, chosen, rejected, used = self._parts(row, *columns)
         p = self.number(row, "p")
@@ -179,8 +178,6 @@ def _shared(
             "is the user's; name the prompt's column with `columns: {prompt: COLUMN}`"
         )
     shared = shared_turns(chosen, rejected)
-    while shared and chosen[shared - 1]["role"] == "assistant":
-        shared -= 1
     if not shared:
         raise BadRow(f"there is no prompt, and {better} and {worse} begin with different turns")
     return chosen[:shared], chosen[shared:], rejected[shared:]
@@ -234,8 +231,7 @@ class PromptCompletion(ColumnFormat):
         return answered and cls.lacks(row, "chosen", "rejected", "rejected_response", "instruction", "messages")
 
     def read(self, row: Any) -> Group:
-        if not isinstance(row, Mapping):
-            raise BadRow("a row must be an object")
+        row = columns_of(row)
         name = "completion" if row.get("completion") is not None or "response" not in row else "response"
         for column in ("prompt", name):
             if row.get(column) is None:
@@ -244,7 +240,7 @@ class PromptCompletion(ColumnFormat):
         turns = _after(prompt, self.conversation(row[name], name, user=False))
         scored = next((column for column in SCORES if row.get(column) not in (None, "")), SCORES[0])
         score = self.number(row, scored)
-        scores = {} if score is None else {"reward": score}
+        scores = self.scores(score)
         label = self.label(row)
         if label is None:
             response = self.answer(turns, scores=scores)
