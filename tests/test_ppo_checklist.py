@@ -25,13 +25,14 @@ from alignkit.batch import Pairs
 from alignkit.data.group import write_groups
 from alignkit.errors import RecipeError
 from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
-from alignkit.models.generate import Sampling, sample
+from alignkit.models.generate import sample
 from alignkit.models.packing import Examples, measure, pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.run import Run
+from alignkit.sampling import Sampling
 from alignkit.settings import ModelSpec, Settings
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 from alignkit.training.learner import Averages, Learner
@@ -320,7 +321,15 @@ def test_the_end_of_turn_counts_and_nothing_follows_it(stage: RolloutTrainer) ->
     encoder = Encoder(stage.state.model.tokenizer)
     ends = set(range(1, 80))
     encoder.__dict__["end_ids"] = frozenset(ends)
-    found = sample(stage.state.model, stage.state.roles.trained, encoder, prompts(6), Sampling(4, 7), seed=0)
+    found = sample(
+        stage.state.model,
+        stage.state.roles.trained,
+        encoder,
+        prompts(6),
+        Sampling(max_new_tokens=7),
+        samples_per_prompt=4,
+        seed=0,
+    )
     responses = [r for g in found for r in g.responses]
     encoded = [encoder.encode(g, 200) for g in found]
     rows = [row for e in encoded if e is not None for row in e.rows]
@@ -534,7 +543,8 @@ def test_sampling_filters_are_off_and_harmless(tmp_path: Path, capsys: pytest.Ca
     """By default none; with one, log-probabilities stay those of the unfiltered policy, so KL is finite, but biased."""
     stage = ppo_stage(rollout={"samples_per_prompt": 2, "max_new_tokens": 5, "top_k": 2, "top_p": 0.5})
     with started(tmp_path, stage) as stage:
-        assert (stage.sampling.top_k, stage.sampling.top_p) == (2, 0.5)
+        rollout = stage.settings.rollout
+        assert (rollout.top_k, rollout.top_p) == (2, 0.5)
         assert "ratios and KL are of all tokens" in capsys.readouterr().err
         examples = rolled_out(stage)
         batch = examples.batch()
@@ -703,7 +713,7 @@ def test_a_group_that_is_left_out_takes_its_own_rewards_with_it(
         table = scored(stage, stage.request_samples(prompts(3), 1).result()).table
         groups, reward = table.groups, table.reward
         assert len(set(reward.tolist())) > 3
-        monkeypatch.setattr(stage.algorithm.algorithm, "keep_group", lambda group: group.id != groups[0].id)
+        monkeypatch.setattr(stage.algorithm, "keep_group", lambda group: group.id != groups[0].id)
         iteration = measured(stage, table.sampled)
         assert iteration.table.groups == groups[1:] and iteration.metrics["groups_without_signal"] == 1
         assert torch.equal(iteration.examples.columns["rewards"], reward[3:])
@@ -909,7 +919,7 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
         wanted = sum(float(gap.sum()) for gap in gaps) / 15
         assert metrics["kl"] == pytest.approx(sum(float(((-gap).exp() - 1 + gap).sum()) for gap in gaps) / 15, abs=1e-4)
         assert abs(wanted) > 0.05
-        adapted = stage.algorithm.algorithm.state["kl_coefficient"]
+        adapted = stage.algorithm.state["kl_coefficient"]
         assert adapted == pytest.approx(F.adaptive_kl(0.1, wanted, 3.0, 100.0, 15), rel=1e-5)
         stage.measure(iteration)
         again = iteration.examples
@@ -917,7 +927,7 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
         stage.learner.step(again, 1.0)
         # Once per rollout batch (two were measured), never per step.
         twice = F.adaptive_kl(adapted, wanted, 3.0, 100.0, 15)
-        assert stage.algorithm.algorithm.state["kl_coefficient"] == pytest.approx(twice, rel=1e-5)
+        assert stage.algorithm.state["kl_coefficient"] == pytest.approx(twice, rel=1e-5)
 
 
 def test_kl_adapts_within_a_run_of_typical_length() -> None:
@@ -1171,7 +1181,8 @@ def test_random_streams_differ_by_place(stage: RolloutTrainer) -> None:
             BASE,
             stage.state.models.encoder,
             [prompts(1)[0]] * 2,
-            Sampling(3, 7),
+            Sampling(max_new_tokens=7),
+            samples_per_prompt=3,
             seed=0,
             place=place,
         )

@@ -37,7 +37,7 @@ from alignkit.recipe.rules import (
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, TopKeys, allowed_keys, base_keys, specs
 from alignkit.recipe.yaml import Document, Keys, Mark, Node, dump, load_document, parse_document
 from alignkit.registry import Component, Registration, Registry
-from alignkit.sampling_options import KEYS, SamplingOptions
+from alignkit.sampling import KEYS, SamplingOptions
 from alignkit.settings import Rollout, Settings
 
 PLUGIN_ERROR = 3  # exit code if only plugins are wrong, not the recipe

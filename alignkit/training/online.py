@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
 
@@ -16,22 +16,21 @@ import torch
 from torch import Tensor
 
 from alignkit import functional as F
-from alignkit import seeds
+from alignkit import seeds, shapes
 from alignkit.algorithm import ADVANTAGES, Algorithm, Phase, SelectContext, Skip
 from alignkit.batch import likelier_now
-from alignkit.calls import create
+from alignkit.calls import call, create
 from alignkit.data.describe import said
 from alignkit.data.group import Group, length, previews, responses_of
+from alignkit.environment import player
 from alignkit.errors import RunFailed, error_context
 from alignkit.models import packing as forward
-from alignkit.models.generate import Sampling
 from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.reward import REWARD_KEY
 from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import has_signal
-from alignkit.training.environments import episodes_of
 from alignkit.training.learner import StepAverages
 from alignkit.training.mismatch import ANOTHER_MODEL, mismatch, sampler_metrics, weighted
 from alignkit.training.monitors import Monitors
@@ -39,7 +38,7 @@ from alignkit.training.requests import Request
 from alignkit.training.rewards import RewardTable, filter_mask, with_scores
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
-from alignkit.training.stage import TrainerState
+from alignkit.training.stage import TrainerState, keep_mask, select
 
 FILTERED = "filters left out every group"
 FILTERED_HELP = (
@@ -113,20 +112,19 @@ class RolloutTrainer:
     def __init__(self, context: StageContext, algorithm: Algorithm):
         self.context, self.settings = context, context.settings
         rollout = self.settings.rollout
-        self.sampling = Sampling(**rollout.model_dump(include={field.name for field in fields(Sampling)}))
         self.missing_eos_penalty, self.importance = rollout.missing_eos_penalty, rollout.importance
         # Learning at another temperature than that of the samples would sharpen or flatten the policy.
-        self.state = TrainerState(context, algorithm, self.sampling.temperature)
+        self.temperature = rollout.temperature
+        self.state = TrainerState(context, algorithm, self.temperature)
         self.algorithm, self.learner = self.state.algorithm, self.state.learner
         reward = self.settings.reward
         self.rewards = context.scorer(reward) if reward is not None else None
         self.learns = reward is not None and self.algorithm.needs.reward  # from it
         self.filters = [(one.name, create(one, context.name)) for one in rollout.filters or ()]
         self.files = RolloutFiles(context, self.rewards, self.learns)
-        self.monitors = Monitors(self.state, self.rewards, self.sampling, self.sample)
-        self.temperature = self.sampling.temperature  # of measurements
+        self.monitors = Monitors(self.state, self.rewards, self.sample)
         self.warned = False  # that the sampler is not the policy
-        self.episodes = episodes_of(context)
+        self.episodes = self._player()
         self.request: Request | None = None  # of the next iteration
         if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
             context.say("top_p and top_k leave tokens out of samples, but ratios and KL are of all tokens, thus biased")
@@ -134,6 +132,16 @@ class RolloutTrainer:
             context.say("replay_from has no effect: the algorithm learns only from its own samples")
         if self.rewards is not None and not self.learns:
             context.say(f"reward '{self.rewards.name}' is reported, but nothing is learned from it")
+
+    def _player(self) -> Any:
+        """What plays the stage's environment, if it has one."""
+        context, environment = self.context, self.settings.environment
+        if environment is None:
+            return None
+        folder = context.reward_context().folder
+        factory = player().Factory(environment, context.name, context.seed, folder)
+        max_length = min(self.settings.max_length, context.model.context)
+        return player().Episodes(factory, context.models.encoder, max_length, self.settings.rollout.max_turns)
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
@@ -172,8 +180,8 @@ class RolloutTrainer:
 
     def prompts(self) -> PromptSource:
         """The stage's prompts."""
-        source = PromptSource(self.state, self.sampling.max_new_tokens, self.episodes)
-        self.state.reference_prompts.check(source.prompts, self.sampling.max_new_tokens)
+        source = PromptSource(self.state, self.settings.rollout.max_new_tokens, self.episodes)
+        self.state.reference_prompts.check(source.prompts, self.settings.rollout.max_new_tokens)
         return source
 
     def _after(self, iteration: Iteration, iterations: int, prompts: PromptSource) -> None:
@@ -221,7 +229,7 @@ class RolloutTrainer:
                 if self.request is not None:
                     self.request.result()  # which a checkpoint keeps
         iteration.metrics |= iteration.speed_metrics()
-        state = self.algorithm.algorithm.state.items()
+        state = self.algorithm.state.items()
         iteration.metrics |= {f"state/{key}": value for key, value in state if isinstance(value, int | float)}
         return iteration
 
@@ -277,13 +285,12 @@ class RolloutTrainer:
     def request_samples(self, prompts: Sequence[Group], number: int, first: int = 0, **more: Any) -> Request:
         """The current policy's responses, in the place of an iteration's from the prompt `first` on."""
         path = self.context.name, "rollout", number
-        return Request(
-            self.context, self.state, prompts, self.sampling, path, first=first, episodes=self.episodes, **more
-        )
+        samples = self.settings.rollout.samples_per_prompt
+        return Request(self.context, self.state, prompts, samples, path, first=first, episodes=self.episodes, **more)
 
-    def sample(self, prompts: Sequence[Group], sampling: Sampling, path: tuple[str | int, ...]) -> list[Group]:
+    def sample(self, prompts: Sequence[Group], samples: int, path: tuple[str | int, ...]) -> list[Group]:
         """The current policy's responses outside of an environment. path: names the random streams."""
-        return Request(self.context, self.state, prompts, sampling, path).result()
+        return Request(self.context, self.state, prompts, samples, path).result()
 
     def _poll(self) -> None:
         if self.request is not None:
@@ -325,7 +332,7 @@ class RolloutTrainer:
             table.take_most_different(self.settings.rollout.learn_from)
         fewest = self.algorithm.needs.min_samples
         too_few = all(len(group.responses) < fewest for group in table.groups)
-        if gone := table.take_groups([self.algorithm.keep_group(group) for group in table.learned]):
+        if gone := table.take_groups(keep_mask(self.algorithm, table.learned)):
             left_out["groups_without_signal"] = gone
             if not table.groups:
                 few = "every prompt had too few responses with a score"
@@ -344,7 +351,7 @@ class RolloutTrainer:
         if iteration.number == 1 and metrics["truncated"] > MOSTLY_CUT:
             self.context.say(
                 f"warning: {metrics['truncated']:.0%} of the samples have no end after max_new_tokens "
-                f"{self.sampling.max_new_tokens}: the policy does not stop, or needs more room. Raise "
+                f"{self.settings.rollout.max_new_tokens}: the policy does not stop, or needs more room. Raise "
                 "rollout.max_new_tokens, or start from SFT"
             )
         if "judge/cost" in metrics:
@@ -460,8 +467,9 @@ class RolloutTrainer:
         return kl
 
     def _signal(self, iteration: Iteration, old: list[Tensor]) -> None:
-        signals = self.algorithm.signal(iteration.examples.batch())
-        iteration.metrics |= self.algorithm.algorithm.metrics
+        rollouts = iteration.examples.batch()
+        signals = call(self.algorithm, "signal", rollouts, returns=shapes.signals(self.algorithm, rollouts))
+        iteration.metrics |= self.algorithm.metrics
         if isinstance(signals, Skip):
             iteration.skipped = signals.reason
         else:
@@ -514,12 +522,12 @@ class RolloutTrainer:
 
         random = seeds.stream(seed, name, "select", number)
         context = SelectContext(number, seed, replay, iteration.metrics.update, random, say=self.context.say)
-        return self.algorithm.select(iteration.table.groups, context)
+        return select(self.algorithm, iteration.table.groups, context)
 
     def _filtered(self, groups: Sequence[Group]) -> list[Group]:
         for _, chooser in self.filters:
             groups = [*compress(groups, filter_mask(chooser, groups))]
-        return [group for group in groups if self.algorithm.keep_group(group)]
+        return [*compress(groups, keep_mask(self.algorithm, groups))]
 
     def learn(self, iteration: Iteration, index: int, phase: Phase, examples: Examples) -> bool:
         """Learn from a phase in epochs of shuffled minibatches; returns whether anything was learned."""
