@@ -30,7 +30,7 @@ def checked(folder: Path, data: Any, algorithm: str = "dpo") -> None:
     stages = {"labels": judged, "align": {"algorithm": algorithm, "from": "base", "data": data}}
     text = yaml.safe_dump({"name": "small", "model": {"base": "tiny"}, "stages": stages}, sort_keys=False)
     (folder / "small.yaml").write_text(text, encoding="utf-8")
-    check_recipe(load_recipe(folder / "small.yaml"), thorough=False)
+    check_recipe(load_recipe(folder / "small.yaml"))
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "reward_model"])

@@ -20,12 +20,13 @@ from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.kernels.memory import release_cached, trim
 from alignkit.models.adapters import is_adapter
 from alignkit.models.export import export
-from alignkit.models.generate import Continuation, Sampling, Wrote, generate, sample
+from alignkit.models.generate import Continuation, Wrote, generate, sample
 from alignkit.models.loading import has_score, with_padding
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import measure, micro_batches, pack
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
 from alignkit.reward import Progress, no_progress
+from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoded, Ids
 
 
@@ -196,7 +197,9 @@ class RolePolicy:
         """See `alignkit.Policy`."""
         return [len(self.encoder.prompt(group.prompt, group.tools)) for group in prompts]
 
-    def sample(self, prompts: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
+    def sample(
+        self, prompts: Sequence[Group], *, seed: int, samples_per_prompt: int = 1, **sampling: Any
+    ) -> list[Group]:
         """See `alignkit.Policy`."""
         options, base = Sampling(**sampling), self.base
         role = base.role(self.reference)
@@ -206,8 +209,9 @@ class RolePolicy:
         fitting = [i for i, group in enumerate(groups) if base.fits(group, base.max_length, options.max_new_tokens)]
         # Streams are named by the index among all prompts, so that leaving one out changes no other sample.
         answerable = [groups[i] for i in fitting]
-        with base.progress(f"sampling from {self.reference}", len(fitting) * options.samples_per_prompt) as done:
-            sampled = sample(self.model, role, self.encoder, answerable, options, seed=seed, numbers=fitting, done=done)
+        with base.progress(f"sampling from {self.reference}", len(fitting) * samples_per_prompt) as done:
+            named: dict[str, Any] = {"seed": seed, "numbers": fitting, "samples_per_prompt": samples_per_prompt}
+            sampled = sample(self.model, role, self.encoder, answerable, options, done=done, **named)
         for i, group in zip(fitting, sampled, strict=True):
             groups[i] = group
         return groups

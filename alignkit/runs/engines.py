@@ -8,10 +8,10 @@ from itertools import count
 from typing import Any
 
 from alignkit.launcher import launcher
-from alignkit.models.generate import Sampling
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import BASE
 from alignkit.recipe.schema import Stage
+from alignkit.sampling import Sampling
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def meet_engines(run: Any, stages: Sequence[Stage]) -> None:
             continue
         met.add(id(stage.engine))
         service, folder = run.models.of(stage.base), run.folder / "cache" / "engine"
-        most = (stage.settings.rollout.max_new_tokens if stage.settings is not None else None) or 1
+        sampling = Sampling() if stage.settings is None else stage.settings.rollout
         asked = launcher().engine(stage.engine, folder, stage=stage.name, seed=0, say=lambda line: None)
         with closing(asked):
-            asked.generate(service.model, BASE, service.encoder, [], [], Sampling(1, most))
+            asked.generate(service.model, BASE, service.encoder, [], [], sampling)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import islice
@@ -47,7 +47,7 @@ CHECKED = (Judge, Environment, Engine, Reward, RewardCombination)
 class Mistakes:
     """Mistakes in a recipe and its data, each once."""
 
-    def __init__(self, recipe: Recipe | None = None):
+    def __init__(self, recipe: Recipe):
         self.recipe = recipe
         self.problems: dict[Problem, None] = {}  # an ordered set: stages share files
         self.only_data = True
@@ -85,7 +85,6 @@ class Mistakes:
 
     def _at(self, stage: Stage, text: str, option: Keys) -> Problem:
         """A problem at a stage, or at one of its options. text: may end with a line that begins with `help: `."""
-        assert self.recipe is not None
         keys, (message, _, help) = self.recipe.option(stage.name, option), text.partition("\nhelp: ")
         return self.recipe.problem(keys, message, at_key=len(keys) == 2, help=help)
 
@@ -111,9 +110,8 @@ class Preparation:
     """Prepares stages of a recipe.
 
     load: reads a data entry. encoder: tokenizes as a base model of the recipe will; None if that is not here. say:
-    prints a line. rows: of each source that the chat template renders; None: all. imports: whether code that the recipe
-    names is imported. bases: of the run; None if there is no run, so that nothing is downloaded.
-    plugins: what was made, by the id of its component.
+    prints a line. rows: of each source that the chat template renders; None: all. bases: of the run; None if there is
+    no run, so that nothing is downloaded. plugins: what was made, by the id of its component.
     looked: whether the chat template of a base model has rendered rows, by the recipe's name for it.
     """
 
@@ -124,16 +122,12 @@ class Preparation:
     encoder: Callable[[str], Encoder | None]
     say: Callable[[str], None]
     rows: int | None = FIRST_ROWS
-    imports: bool = True
     plugins: dict[int, Any] = field(default_factory=dict)
     looked: dict[str, bool] = field(default_factory=dict)
 
-    def prepare(self, mistakes: Mistakes | None = None) -> None:
-        """Raise RecipeError, or DataError if only files are wrong, with the mistakes of all stages.
-
-        mistakes: those that are known already.
-        """
-        self.mistakes = mistakes or Mistakes(self.recipe)
+    def prepare(self) -> None:
+        """Raise RecipeError, or DataError if only files are wrong, with the mistakes of all stages."""
+        self.mistakes = Mistakes(self.recipe)
         self.unusable: set[int] = set()  # components whose own check failed
         self._trackers()
         for stage in self.stages:
@@ -168,23 +162,18 @@ class Preparation:
         if isinstance(kind, type) and issubclass(kind, ExternalTrainer):
             self._check(stage, stage.component, "check_model", self.recipe.base(stage.base))
         self._check(stage, stage.component, "check", self.recipe.folder)
-        with self.mistakes.gathering(stage, ()):
-            _check_optimizer(stage)
         rewards = specs([stage.settings and stage.settings.reward, stage.settings and stage.settings.gold], Component)
         of_episodes = any(getattr(each.registration.implementation, "of_episodes", False) for each in rewards)
         for component in specs([stage.settings, stage.component.options, stage.engine], Component):
             plugin = component.registration.implementation
             if not isinstance(plugin, type) or not issubclass(plugin, CHECKED):
                 continue
-            imported = self.imports or not getattr(plugin, "runs_code", False)
-            self._check(stage, component, "check" if imported else "check_source", self.recipe.folder)
-            if issubclass(plugin, Environment) and imported and of_episodes:
+            self._check(stage, component, "check", self.recipe.folder)
+            if issubclass(plugin, Environment) and of_episodes:
                 self.made(component, stage).folder = self.recipe.folder
                 self._check(stage, component, "check_reward")
             if issubclass(plugin, Reward) and self.bases is not None:
                 self._check(stage, component, "check_machine")
-            if not imported:
-                self.unusable.add(id(component))
 
     def _check(self, stage: Stage, component: Component, method: str, *arguments: Any) -> None:
         usable = False
@@ -317,7 +306,7 @@ class Preparation:
             with pointing_at((key,), inside=True):
                 self._scoring(stage, getattr(settings, key), prompts)
         if encoder is not None and prompts:
-            room = settings.rollout.max_new_tokens or 1
+            room = settings.rollout.max_new_tokens
             lengths = (len(encoder.prompt(group.prompt, group.tools)) for group in prompts)
             _check_room(stage, encoder, prompts, (length + room <= settings.max_length for length in lengths), room)
 
@@ -348,17 +337,6 @@ class Preparation:
         factory = EpisodeFactory(component, stage.name, self.recipe.seed, self.recipe.folder)
         if (encoder := self.encoder(stage.base)) is not None:
             Episodes(factory, encoder, max_length)
-
-
-def _check_optimizer(stage: Stage) -> None:
-    """Try the schedule and the optimizer, unless they are alignkit's own."""
-    settings = stage.settings
-    if settings is None or (isinstance(settings.optimizer, str) and isinstance(settings.lr_scheduler_type, str)):
-        return
-    from alignkit.optimizers import why_unusable  # it imports torch
-
-    for _, why in why_unusable(settings):
-        raise RunFailed(why)
 
 
 def check_scoring(component: Component, plugin: Any, groups: Sequence[Group]) -> None:
@@ -425,33 +403,31 @@ def weak_models(stage: Stage) -> Iterator[str]:
 
 def check_recipe(
     recipe: Recipe,
-    mistakes: Mistakes | None = None,
     look: Callable[[Loaded], object] = lambda loaded: None,
     say: Callable[[str], None] = lambda text: None,
     *,
     rows: int | None = FIRST_ROWS,
-    thorough: bool = True,
 ) -> None:
     """Raise the errors with which a run would stop before its first stage, as far as they show without one.
 
     Nothing is downloaded, and no model is made. look: is given what is read. say: prints a line. rows: see
-    `Preparation`. thorough: whether chat templates render rows, and code that the recipe names is imported.
+    `Preparation`.
     """
     data = RunData(_no_stage, recipe.seed)
-    encoder = cache(partial(local_encoder, recipe)) if thorough else lambda name: None
+    encoder = cache(partial(local_encoder, recipe))
 
     def load(stage: Stage, spec: DataSpec) -> Loaded:
         look(loaded := data.read(spec))
         return loaded
 
     stages = list(recipe.stages.values())
-    prepared = Preparation(recipe, stages, None, load, encoder, say, rows, imports=thorough)
-    prepared.prepare(mistakes)
-    for base, here in prepared.looked.items() if thorough else ():
+    prepared = Preparation(recipe, stages, None, load, encoder, say, rows)
+    prepared.prepare()
+    for base, here in prepared.looked.items():
         looked = "all rows" if rows is None else f"the first {rows} rows of each source"
         missing = "not looked at: rows as its chat template writes them, because the model is not here yet"
         say(f"{recipe.base(base).base}: {f'looked at {looked} as its chat template writes them' if here else missing}")
-    for line in dict.fromkeys(_imported(stages) if thorough else ()):
+    for line in dict.fromkeys(_imported(stages)):
         say(line)
 
 
@@ -464,18 +440,3 @@ def _imported(stages: Iterable[Stage]) -> Iterator[str]:
 
 def _no_stage(name: str) -> Path:
     raise DataError(f"the data of stage '{name}' do not exist yet")
-
-
-def with_data_mistakes(error: RecipeError) -> RecipeError:
-    """A recipe's error with the mistakes in its data, as far as they can be read."""
-    mistakes, data = Mistakes(error.partial), RunData(_no_stage, 0)
-    mistakes.add(error.problems)
-    for source in (source for spec in error.sources for source in spec.sources):
-        with mistakes.gathering():
-            if source.path is not None:
-                data.read(DataSpec((source,)))
-    if error.partial is not None:
-        # Preparing ends with all mistakes, or with a plugin that got a value that the recipe's own problems name.
-        with suppress(AlignkitError):
-            check_recipe(error.partial, mistakes, thorough=False)
-    return RecipeError(mistakes.problems) if len(mistakes.problems) > len(error.problems) else error

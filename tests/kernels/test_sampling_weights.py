@@ -16,8 +16,9 @@ from alignkit.kernels import capabilities, lora, matmul, memory
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.matmul import PackedWeight, packed_weight_for, using
-from alignkit.models.generate import Sampling, sample
+from alignkit.models.generate import sample
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.sampling import Sampling
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.gpu import sampling as gpu
@@ -26,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(not capabilities.can_pack_weights(), reason="this build of torch cannot pack weights"),
     pytest.mark.cpu_only("weights are packed on CPUs"),
 ]
-LONG = Sampling(2, lora.MIN_TOKENS, min_new_tokens=lora.MIN_TOKENS)
+LONG = Sampling(max_new_tokens=lora.MIN_TOKENS, min_new_tokens=lora.MIN_TOKENS)
 LIBRARIES = {"MKL": False, "oneDNN": True}
 
 
@@ -83,7 +84,7 @@ def questions(count: int) -> list[Group]:
 
 
 def written(policy: SharedModel, role: str, sampling: Sampling = LONG) -> list[tuple[Any, Any]]:
-    found = sample(policy, role, Encoder(policy.tokenizer), questions(3), sampling, seed=4)
+    found = sample(policy, role, Encoder(policy.tokenizer), questions(3), sampling, samples_per_prompt=2, seed=4)
     return [(r.tokens, r.logprobs) for group in found for r in group.responses]
 
 
@@ -198,7 +199,7 @@ def test_weights_are_packed_only_if_that_helps(
 ) -> None:
     sampling = LONG
     if why == "too few tokens":
-        sampling = Sampling(2, lora.MIN_TOKENS - 1)
+        sampling = Sampling(max_new_tokens=lora.MIN_TOKENS - 1)
     elif why == "too many rows":
         monkeypatch.setattr(lora, "MAX_ROWS", 5)
     elif why == "too little memory":
@@ -253,7 +254,7 @@ def test_quantized_layers_keep_their_own_products(policy: SharedModel, monkeypat
 def test_memory_is_trimmed_before_and_after(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     trims: list[bool] = []
     monkeypatch.setattr(memory, "trim", lambda: trims.append(True))
-    written(policy, "one", Sampling(2, lora.MIN_TOKENS - 1))
+    written(policy, "one", Sampling(max_new_tokens=lora.MIN_TOKENS - 1))
     assert not trims
     written(policy, "one")
     assert trims == [True, True]
@@ -293,8 +294,12 @@ def test_rows_that_have_ended_leave(
     encoder.__dict__["end_ids"] = frozenset(token for tokens, _ in free[:4] for token in tokens[2:4])
 
     def responses() -> list[Any]:
-        sampling = Sampling(2, lora.MIN_TOKENS)
-        return [r for g in sample(policy, "one", encoder, questions(3), sampling, seed=4) for r in g.responses]
+        sampling = Sampling(max_new_tokens=lora.MIN_TOKENS)
+        return [
+            r
+            for g in sample(policy, "one", encoder, questions(3), sampling, samples_per_prompt=2, seed=4)
+            for r in g.responses
+        ]
 
     found = responses()
     assert min(calls) < max(calls) <= 6
@@ -327,11 +332,11 @@ def test_merged_weights_write_the_same_samples(
 
     encoder, groups = Encoder(policy.tokenizer), [Group((Message(role="user", content=text),)) for text in ("a", "b c")]
     monkeypatch.setattr(gpu.MergedWeight, "__call__", spy)
-    ours = sample(policy, "one", encoder, groups, LONG, seed=1)
+    ours = sample(policy, "one", encoder, groups, LONG, samples_per_prompt=2, seed=1)
     assert merged and 4 in merged
     merged.clear()
     monkeypatch.setattr(gpu, "FREE_SHARE", 0.0)
-    theirs = sample(policy, "one", encoder, groups, LONG, seed=1)
+    theirs = sample(policy, "one", encoder, groups, LONG, samples_per_prompt=2, seed=1)
     assert not merged
     for one, other in zip(ours, theirs, strict=True):
         for a, b in zip(one.responses, other.responses, strict=True):

@@ -99,7 +99,7 @@ def _data_lines(recipe: Recipe, full: bool) -> list[str]:
             known = any(text.endswith(rows) for text in shown)
             shown[header if known else f"{header}\n{rows}".strip()] = None
 
-    check_recipe(recipe, None, look, notes.append, rows=None if full else FIRST_ROWS)
+    check_recipe(recipe, look, notes.append, rows=None if full else FIRST_ROWS)
     hub: dict[str, None] = {}
     for stage in recipe.stages.values():
         for spec in specs([stage.settings, stage.component.options], DataSpec):

@@ -108,7 +108,7 @@ def read_chat(body: bytes) -> Request:
         "temperature": keys.temperature,
         "top_p": keys.top_p,
         "top_k": keys.top_k,
-        "stop": None if stop is None else tuple(stop),
+        "stop": stop,
     }
     sampling = {name: value for name, value in given.items() if value is not None}
     usage = bool(keys.stream_options and keys.stream_options.include_usage)

@@ -110,10 +110,6 @@ class Python(Reward):
         self._folder = folder
         self._call = self._code.load()
 
-    def check_source(self, folder: Path) -> None:
-        self._folder = folder
-        self._code.check()
-
     def check_prompts(self, groups: Sequence[Group]) -> None:
         given = {*(name for group in groups for name in group.meta), *GIVEN, *self.options.kwargs}
         missing = [name for name in required(self._call or self._code.load()) if name not in given]
