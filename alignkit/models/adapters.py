@@ -355,10 +355,10 @@ def _sort_facts(file: Path) -> None:
 ALL = "all-linear"
 
 
-# Every linear layer but the head, the routers, and state space outputs. In a mixture of experts, peft's own `all-linear` would also wrap the
-# routers and the experts' stacked weights. Stacked weights are merged with their adapter in every pass, so a pass would
-# store as much as all experts weigh. Routers choose experts by a hard limit, and some return a tuple, to which nothing
-# can be added. Both stay frozen unless they are named.
+# All linear layers but the head, the routers, and state space outputs. In a mixture of experts peft's own `all-linear`
+# would also wrap the routers and the experts' stacked weights. Stacked weights are merged with their adapter in every
+# pass, so a pass would store as much as all experts weigh. Routers choose experts by a hard limit, and some return a
+# tuple, to which nothing can be added. Both stay frozen unless they are named.
 
 # peft's `target_modules` and `target_parameters`
 Targets = tuple[str | set[str], list[str] | None]
