@@ -80,13 +80,12 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
     reporter: of a run that has begun (`alignkit.runs.folder`). team: the processes that run it together.
     """
     folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)
-    with locked(folder):
+    with locked(folder), stoppable():
         reporter.log.open(folder / "run.log")
         run = Run(recipe, folder, reporter, team=team)
         error: BaseException | None = None
         try:
-            with stoppable():
-                run.execute()
+            run.execute()
         except BaseException as raised:
             error = raised
             failure = with_help(raised, run.stage_name)
@@ -102,6 +101,10 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
             except PluginError as wrong:  # it must not hide how the run ended
                 run.reporter.say(f"warning: {wrong}")
         run.say_end()
+        try:
+            run.should_stop()  # a signal came after the last stage
+        except Stopped as stopped:
+            raise with_help(stopped, "") from None
 
 
 def with_help(error: BaseException, stage: str) -> BaseException:
@@ -163,6 +166,7 @@ class Run:
         write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
         if self.team.world.processes > 1:
             self.cache()  # before the others look for it
+        self.should_stop()
         self._prepare()
         waiting = Waiting()
         for stage in self.recipe.stages.values():
@@ -333,6 +337,7 @@ class Run:
 
     def _read(self, stage: Stage, spec: DataSpec) -> Loaded:
         """Read a data entry before any stage runs."""
+        self.should_stop()
         self.stage_name = stage.name
         entries = specs([stage.settings, stage.component.options], DataSpec)
         whole = any(spec is entry for entry in entries)  # a stage never asks for a part of an entry
