@@ -713,7 +713,7 @@ def test_a_group_that_is_left_out_takes_its_own_rewards_with_it(
         table = scored(stage, stage.request_samples(prompts(3), 1).result()).table
         groups, reward = table.groups, table.reward
         assert len(set(reward.tolist())) > 3
-        monkeypatch.setattr(stage.algorithm.algorithm, "keep_group", lambda group: group.id != groups[0].id)
+        monkeypatch.setattr(stage.algorithm, "keep_group", lambda group: group.id != groups[0].id)
         iteration = measured(stage, table.sampled)
         assert iteration.table.groups == groups[1:] and iteration.metrics["groups_without_signal"] == 1
         assert torch.equal(iteration.examples.columns["rewards"], reward[3:])
@@ -919,7 +919,7 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
         wanted = sum(float(gap.sum()) for gap in gaps) / 15
         assert metrics["kl"] == pytest.approx(sum(float(((-gap).exp() - 1 + gap).sum()) for gap in gaps) / 15, abs=1e-4)
         assert abs(wanted) > 0.05
-        adapted = stage.algorithm.algorithm.state["kl_coefficient"]
+        adapted = stage.algorithm.state["kl_coefficient"]
         assert adapted == pytest.approx(F.adaptive_kl(0.1, wanted, 3.0, 100.0, 15), rel=1e-5)
         stage.measure(iteration)
         again = iteration.examples
@@ -927,7 +927,7 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
         stage.learner.step(again, 1.0)
         # Once per rollout batch (two were measured), never per step.
         twice = F.adaptive_kl(adapted, wanted, 3.0, 100.0, 15)
-        assert stage.algorithm.algorithm.state["kl_coefficient"] == pytest.approx(twice, rel=1e-5)
+        assert stage.algorithm.state["kl_coefficient"] == pytest.approx(twice, rel=1e-5)
 
 
 def test_kl_adapts_within_a_run_of_typical_length() -> None:

@@ -21,7 +21,7 @@ from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, prompts_of, resolved_pairs
 from alignkit.data.sources import OR_SKIP, DataSpec, Loaded
 from alignkit.engine import Engine
-from alignkit.environment import Environment
+from alignkit.environment import Environment, player
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.external import ExternalTrainer
 from alignkit.io.results import read_record
@@ -332,11 +332,9 @@ class Preparation:
 
     def _template(self, stage: Stage, component: Component, max_length: int) -> None:
         """Raise RunFailed if the base model's chat template is unfit for the stage's environment."""
-        from alignkit.training.environments import EpisodeFactory, Episodes  # imports torch
-
-        factory = EpisodeFactory(component, stage.name, self.recipe.seed, self.recipe.folder)
+        factory = player().Factory(component, stage.name, self.recipe.seed, self.recipe.folder)
         if (encoder := self.encoder(stage.base)) is not None:
-            Episodes(factory, encoder, max_length)
+            player().Episodes(factory, encoder, max_length)
 
 
 def check_scoring(component: Component, plugin: Any, groups: Sequence[Group]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit import seeds
 from alignkit.algorithm import Algorithm, SelectContext
+from alignkit.calls import call
 from alignkit.data.describe import way_out
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded, prompt_key
@@ -24,7 +25,7 @@ from alignkit.training.context import StageContext
 from alignkit.training.encoding import requirement
 from alignkit.training.sampler import make_sampler, report
 from alignkit.training.schedule import schedule, share_of
-from alignkit.training.stage import TrainerState
+from alignkit.training.stage import TrainerState, select
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +82,7 @@ class DatasetTrainer:
         if len(groups) > EAGER_ROWS and not self.algorithm.needs.reference_logprobs:
             self.context.activity(f"{len(groups)} rows, tokenized as needed")
             groups = self.state.encoder.renderable(groups)
-            self.algorithm.check_data(groups)
+            call(self.algorithm, "check_data", groups)
         else:
             self.encoded = self._examples(groups)
             # Units and draws index what fits, not what was read.
@@ -106,7 +107,7 @@ class DatasetTrainer:
         context = SelectContext(
             0, self.context.seed, lambda: [], self.state.summary.update, random, validation, self.context.say
         )
-        return [*chain.from_iterable(phase.groups for phase in self.algorithm.select(groups, context))]
+        return [*chain.from_iterable(phase.groups for phase in select(self.algorithm, groups, context))]
 
     def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
         """The groups in tokens, with the measurements that the algorithm needs. Raises DataError if none is usable."""
@@ -115,7 +116,7 @@ class DatasetTrainer:
         if not encoded:
             raise self._nothing_to_learn(len(groups), way_out(groups))
         if not validation:
-            self.algorithm.check_data([e.group for e in encoded])
+            call(self.algorithm, "check_data", [e.group for e in encoded])
         examples = Examples(encoded)
         if self.algorithm.needs.reference_logprobs:
             examples.token_columns["reference_logprobs"] = self._reference_logprobs(encoded)
