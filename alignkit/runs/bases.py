@@ -145,13 +145,9 @@ class RunBase:
     def misfit(self, folder: Path) -> str:
         """Why the weights in a folder cannot be used on this base model; empty if they can."""
         try:
-            if is_adapter(folder):
-                self.origin.check_adapter(folder, self.spec.lora)
-            else:
-                self.origin.check_vocabulary(folder)
+            return self.origin.misfit(folder, self.spec.lora)
         except RunFailed as error:
             return str(error)
-        return ""
 
     @cached_property
     def source(self) -> str:

@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 from alignkit.launcher import launcher
+from alignkit.models.generate import Generation
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import BASE
 from alignkit.recipe.schema import Stage
@@ -61,4 +62,4 @@ def meet_engines(run: Any, stages: Sequence[Stage]) -> None:
         sampling = Sampling() if stage.settings is None else stage.settings.rollout
         asked = launcher().engine(stage.engine, folder, stage=stage.name, seed=0, say=lambda line: None)
         with closing(asked):
-            asked.generate(service.model, BASE, service.encoder, [], [], sampling)
+            asked.request(Generation(service.model, BASE, service.encoder, [], [], sampling)).result()
