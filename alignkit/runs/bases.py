@@ -24,7 +24,7 @@ from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins, source_of
 from alignkit.recipe.mistakes import path_text
-from alignkit.recipe.rules import bases_of, sampled_by
+from alignkit.recipe.rules import base_of
 from alignkit.recipe.schema import BASE, Recipe, Stage, base_keys
 from alignkit.registry import Registration
 from alignkit.seeds import number
@@ -204,14 +204,9 @@ class RunBases(dict[str, RunBase]):
         """The base model that a reference is on; None for a folder that holds no adapter for one of them."""
         if len(self) == 1:
             return BASE
-        name = reference.partition("@")[0]
-        stage = self._recipe.stages.get(name)
-        if stage is None and name not in self:
-            return self._base_of_folder(reference)
-        if stage is not None and stage.kind != "algorithm":  # a step that chooses among policies
-            return next(map(self.base_of, sampled_by(stage)), BASE)
-        (base,) = bases_of(reference, self._recipe.stages, self)
-        return base
+        if reference.partition("@")[0] in {*self, *self._recipe.stages}:
+            return base_of(reference, self._recipe.stages, self) or BASE
+        return self._base_of_folder(reference)
 
     def _base_of_folder(self, reference: str) -> str | None:
         if reference not in self._of_folder:

@@ -11,7 +11,7 @@ from alignkit.io.commits import cached_snapshot
 from alignkit.io.lookup import is_dir, is_file, resolved
 from alignkit.io.results import read_record, stage_folder
 from alignkit.plugins import source_of
-from alignkit.recipe.rules import bases_of
+from alignkit.recipe.rules import base_of
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.yaml import Keys
 from alignkit.runs.fingerprint import template_of, template_parts
@@ -169,9 +169,9 @@ def _elsewhere(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[tuple[Stage,
     """The stages whose reference is on another base model, with the reference and that base."""
     for stage in stages:
         reference = stage.settings.reference if stage.settings is not None else None
-        for base in bases_of(reference, recipe.stages, (BASE, *recipe.bases)) if reference else ():
-            if base != stage.base:
-                yield stage, reference or "", base
+        base = base_of(reference, recipe.stages, (BASE, *recipe.bases)) if reference else None
+        if reference and base and base != stage.base:
+            yield stage, reference, base
 
 
 def _local_folder(recipe: Recipe, name: str) -> Path | None:

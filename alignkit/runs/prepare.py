@@ -25,7 +25,6 @@ from alignkit.environment import Environment, player
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.external import ExternalTrainer
 from alignkit.io.results import read_record
-from alignkit.recipe.load import tracker_problem
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, keys_of, specs
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component
@@ -154,7 +153,7 @@ class Preparation:
             try:
                 call(create(component), "check")
             except RunFailed as error:
-                self.mistakes.add([tracker_problem(self.recipe, index, str(error))])
+                self.mistakes.add([self.recipe.problem(("trackers", index), str(error))])
 
     def _components(self, stage: Stage) -> None:
         """Let algorithms, steps, rewards, combinations, judges, engines and environments check what they can."""
