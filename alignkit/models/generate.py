@@ -70,14 +70,12 @@ class Continuation:
 
     logprobs: None if an engine cannot tell them.
     written: for each token, whether the policy wrote it; None means all. Others have a log-probability of 0.
-    staleness: versions between the weights that wrote the oldest token and those that were to write it.
     """
 
     tokens: Ids
     logprobs: tuple[float, ...] | None
     ended: bool
     written: tuple[bool, ...] | None = None
-    staleness: int = 0
 
 
 # What samples
@@ -106,7 +104,7 @@ def sample(
     Raises DataError for an empty prompt.
     """
     numbers = range(len(groups)) if numbers is None else numbers
-    prompts, streams, labels = questions(encoder, groups, samples_per_prompt, seed, place, numbers)
+    prompts, streams, labels = questions(encoder, groups, samples_per_prompt, seed=seed, place=place, numbers=numbers)
     more: dict[str, Any] = {"done": done, "partner": partner, "labels": labels, "processors": processors}
     written = generate(model, role, encoder, prompts, streams, sampling, **more)
     return answered(encoder, groups, written, role)
@@ -116,6 +114,7 @@ def questions(
     encoder: Encoder,
     groups: Sequence[Group],
     samples_per_prompt: int,
+    *,
     seed: int,
     place: tuple[str | int, ...],
     numbers: Sequence[int],
@@ -145,7 +144,6 @@ def _response(encoder: Encoder, written: Continuation, role: str) -> Response:
         truncated=not written.ended,
         source=role,
         tokenizer=encoder.digest,
-        staleness=written.staleness or None,
     )
 
 
@@ -179,7 +177,8 @@ def generate(
     if not all(prompts):
         raise DataError("cannot sample from an empty prompt: this tokenizer does not begin texts with a special token")
     if model.engine is not None:
-        return list(model.engine.generate(model, role, encoder, prompts, streams, sampling, done, labels, partner))
+        asked = model.engine.request(model, role, encoder, prompts, streams, sampling, labels=labels, partner=partner)
+        return list(asked.result(done))
     model.passes.gather(role)
     sequences = [
         # All draws in advance: they do not depend on when, or next to which rows, a token is written.

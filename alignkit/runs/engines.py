@@ -61,4 +61,4 @@ def meet_engines(run: Any, stages: Sequence[Stage]) -> None:
         sampling = Sampling() if stage.settings is None else stage.settings.rollout
         asked = launcher().engine(stage.engine, folder, stage=stage.name, seed=0, say=lambda line: None)
         with closing(asked):
-            asked.generate(service.model, BASE, service.encoder, [], [], sampling)
+            asked.request(service.model, BASE, service.encoder, [], [], sampling).result()

@@ -148,11 +148,6 @@ class Vllm(Engine):
         if name:
             replicas.run(replicas.each(lambda replica: replica.exchange(before, name, folder)))
 
-    def forget(self, policy: str) -> None:
-        name, *_ = self._policies.pop(policy)
-        if name:
-            self._asked.run(self._asked.each(lambda replica: replica.exchange(name, "", "")))
-
     def idle(self) -> None:
         if self.options.sleep:
             self._asked.run(self._asked.each(lambda replica: replica.develop("/sleep?level=1")))

@@ -30,7 +30,7 @@ from alignkit.testing import check_engine
 from alignkit.testing.engine_kit import POLICY, EngineCheck
 from alignkit.testing.rules import ConformanceError
 from alignkit.testing.tiny import add_noise
-from alignkit_distributed.stage_engine import StageEngine
+from alignkit_distributed.engine import StageEngine
 from alignkit_vllm.engine import Vllm
 from alignkit_vllm.replicas import Replica
 from tests.plugins.vllm_server import FakeVllm
