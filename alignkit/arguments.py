@@ -121,7 +121,7 @@ def load(
     try:
         recipe = load_recipe(path, list(overrides or ()), loaded.registry)
     except RecipeError as error:
-        from alignkit.runs.prepare import with_data_mistakes
+        from alignkit.runs.run import with_data_mistakes
 
         raise with_data_mistakes(error) from None
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from alignkit.algorithm import ADVANTAGES, Algorithm, Phase, SelectContext, Skip, Source
+from alignkit.algorithm import ADVANTAGES, Algorithm, Phase, SelectContext, Skip, Source, wrong_selection
 from alignkit.batch import Batch, Outputs
 from alignkit.calls import blame, call, mistake
 from alignkit.data.group import Group, Message, preview
@@ -41,7 +41,7 @@ class CheckedAlgorithm:
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Phase]:
         """The phases to learn from; groups without a phase form one phase."""
-        chosen = call(self.algorithm, "select", groups, context, returns=_wrong_selection)
+        chosen = call(self.algorithm, "select", groups, context, returns=wrong_selection)
         phases = [item for item in chosen if isinstance(item, Phase)]
         return phases or [Phase([item for item in chosen if isinstance(item, Group)])]
 
@@ -161,13 +161,6 @@ class CheckedAlgorithm:
                 text = f"state['{name}'] must be JSON; use float(...) ({error})"
                 raise mistake(self.algorithm, "before_step", text) from error
         return self.algorithm.state
-
-
-def _wrong_selection(chosen: Any) -> str:
-    if not isinstance(chosen, Sequence) or not all(isinstance(item, Group | Phase) for item in chosen):
-        return f"return a list of groups or of phases, not {_kind(chosen)}"
-    phases = sum(isinstance(item, Phase) for item in chosen)
-    return "got both groups and phases: put every group into a Phase" if 0 < phases < len(chosen) else ""
 
 
 def _wrong_statistics(state: Any) -> str:

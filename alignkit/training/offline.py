@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from alignkit import seeds
-from alignkit.algorithm import Algorithm, SelectContext
+from alignkit.algorithm import Algorithm
 from alignkit.data.describe import way_out
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded, prompt_key
@@ -75,7 +74,7 @@ class DatasetTrainer:
     # Data
 
     def _prepare(self, loaded: Loaded) -> None:
-        groups: Sequence[Group] = self._selected(loaded.groups)
+        groups: Sequence[Group] = self.context.select(loaded)
         self.encoded: Examples | None = None
         # Reference log-probabilities need all tokens before the first step anyway.
         if len(groups) > EAGER_ROWS and not self.algorithm.needs.reference_logprobs:
@@ -99,14 +98,6 @@ class DatasetTrainer:
         drawn = epochs * len(self.units) + share_of(len(self.units), self.batch_size, rest).start
         facts = {"groups": len(groups), "steps": self.total, **report(self.context, "data", loaded, self.draws, drawn)}
         self.state.summary |= facts  # at the end: an algorithm cannot overwrite them
-
-    def _selected(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
-        """The groups that the algorithm selects."""
-        random = seeds.stream(self.context.seed, self.context.name, "select")
-        context = SelectContext(
-            0, self.context.seed, lambda: [], self.state.summary.update, random, validation, self.context.say
-        )
-        return [*chain.from_iterable(phase.groups for phase in self.algorithm.select(groups, context))]
 
     def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
         """The groups in tokens, with the measurements that the algorithm needs. Raises DataError if none is usable."""
@@ -133,7 +124,7 @@ class DatasetTrainer:
             held_out = self.context.load(self.settings.validation).groups
             self._tell_trained_on(loaded.groups, held_out)
             groups += held_out
-        return self._examples(self._selected(groups, validation=True), validation=True) if groups else None
+        return self._examples(self.context.select_held_out(groups), validation=True) if groups else None
 
     def _tell_trained_on(self, groups: Sequence[Group], held_out: Sequence[Group]) -> None:
         """Say how many held-out rows ask what is trained on: the best epoch is then the one that remembers most."""

@@ -33,7 +33,7 @@ class TrainerState:
         self.context, self.settings = context, context.settings
         self.models, self.model = context.models, context.model
         self.algorithm = CheckedAlgorithm(algorithm)
-        self.summary: dict[str, Any] = {}
+        self.summary = context.summary
         self.encoder = StageEncoder(context, self.algorithm, self.summary)
         self.roles = add_roles(context, self.algorithm)
         self.reference_models = context.models_of(self.roles.reference_name)
