@@ -16,7 +16,7 @@ _WHERE = {
     "batch": "Batch Outputs Pairs",
     "commands": "RegisterCommand",
     "data.group": "Group Message Pair Response",
-    "engine": "Completion Engine EngineContext SamplingParams",
+    "engine": "Completion Engine EngineContext",
     "environment": "Environment",
     "errors": "AlignkitError BadRow DataError RecipeError RunFailed",
     "filters": "Filter",
@@ -32,7 +32,7 @@ _WHERE = {
     "readers": "Reader",
     "report": "Report Table",
     "reward": "CombinedReward Context Judge Rating Reward RewardCombination Verdict",
-    "sampling_options": "SamplingOptions",
+    "sampling": "Sampling SamplingOptions",
     "step": "Artifact Step StepContext StepData",
     "tracker": "TrackedRun Tracker",
 }
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from alignkit.batch import Batch, Outputs, Pairs
     from alignkit.commands import RegisterCommand
     from alignkit.data.group import Group, Message, Pair, Response
-    from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
+    from alignkit.engine import Completion, Engine, EngineContext
     from alignkit.environment import Environment
     from alignkit.errors import AlignkitError, BadRow, DataError, RecipeError, RunFailed
     from alignkit.filters import Filter
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from alignkit.readers import Reader
     from alignkit.report import Report, Table
     from alignkit.reward import CombinedReward, Context, Judge, Rating, Reward, RewardCombination, Verdict
-    from alignkit.sampling_options import SamplingOptions
+    from alignkit.sampling import Sampling, SamplingOptions
     from alignkit.step import Artifact, Step, StepContext, StepData
     from alignkit.tracker import TrackedRun, Tracker
 

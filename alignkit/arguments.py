@@ -55,7 +55,7 @@ def _recipe_names(start: str) -> list[str]:
     """Completions of a recipe: the shipped ones, folders and files."""
     from glob import escape, glob
 
-    from alignkit.recipe.shipped import shipped
+    from alignkit.recipe.yaml import shipped
 
     found = sorted(Path(path) for path in glob(f"{escape(start)}*"))
     folders = [f"{path}/" for path in found if path.is_dir()]
@@ -118,12 +118,7 @@ def load(
     for broken in loaded.broken:
         if broken.distribution in requested:
             raise PluginError(str(broken))
-    try:
-        recipe = load_recipe(path, list(overrides or ()), loaded.registry)
-    except RecipeError as error:
-        from alignkit.runs.run import with_data_mistakes
-
-        raise with_data_mistakes(error) from None
+    recipe = load_recipe(path, list(overrides or ()), loaded.registry)
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
         warn(f"warning: {broken}")
     return recipe
@@ -132,7 +127,7 @@ def load(
 def _recipe_file(name: str) -> Path:
     """The file of a recipe. Raises RecipeError, also for a run's folder and for data."""
     from alignkit.io.results import RECIPE
-    from alignkit.recipe.shipped import find_recipe
+    from alignkit.recipe.yaml import find_recipe
 
     if is_file(Path(name) / RECIPE):
         help = f"`alignkit show {name}` shows it; `alignkit run {Path(name) / RECIPE} --out {name}` continues it"

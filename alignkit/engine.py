@@ -17,6 +17,7 @@ from alignkit.options import WithOptions
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from alignkit.sampling import Sampling
     from alignkit.settings import ModelSpec
 
 LOCAL = "local"
@@ -46,26 +47,6 @@ class EngineOptions(_Options):
     def samples_ahead(self) -> bool:
         """Whether the engine can sample while alignkit computes (`rollout.ahead`): it has a device of its own."""
         return True
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How responses are sampled.
-
-    Attributes:
-        min_new_tokens: Below it no end token is sampled; a stop text ends a response nevertheless.
-        temperature: 0 is greedy.
-        top_p: 1 does not filter.
-        top_k: 0 does not filter.
-        stop: Texts that end a response and stay in it.
-    """
-
-    max_new_tokens: int
-    min_new_tokens: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,7 +154,7 @@ class Engine(WithOptions):
         raise NotImplementedError(f"{type(self).__name__} does not define publish")
 
     def sample(
-        self, policy: str, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], params: SamplingParams
+        self, policy: str, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling
     ) -> Sequence[Sequence[Completion]]:
         """Continue prompts, which are token ids: one completion for each of a prompt's seeds, in order.
 
@@ -185,7 +166,7 @@ class Engine(WithOptions):
             seeds: 63-bit. The same call must return the same tokens, so that a run that was killed ends in the same
                 bytes, unless the class says that it does not (`repeats`). A prompt with all new tokens may be longer
                 than the context's `max_length`, where the sample ends.
-            params: The same for all prompts.
+            sampling: The same for all prompts.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define sample")
 

@@ -55,9 +55,6 @@ class Environment(WithOptions):
         if type(self).get_reward is Environment.get_reward:
             raise RunFailed(f"{type(self).__name__} has no method `get_reward`, so its episodes have no reward")
 
-    def check_source(self, folder: Path) -> None:
-        """What `check` finds that shows without running code; see `Reward.check_source`."""
-
     def check_prompts(self, groups: Sequence[Group]) -> None:
         """Raise DataError if these prompts lack a column that episodes need; see `Reward.check_prompts`."""
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from alignkit.io.credentials import redacted
 
@@ -63,18 +62,12 @@ class RecipeError(AlignkitError):
 
     Args:
         problems: Each with its place in the recipe.
-
-    Attributes:
-        partial: The recipe with the stages that are right, if it has a model.
-        sources: All data that it names.
     """
 
     exit_code = 2
 
     def __init__(self, problems: Iterable[Problem]):
         self.problems = list(problems)
-        self.partial: Any = None
-        self.sources: Sequence[Any] = ()
         texts = [str(problem) for problem in self.problems[:MOST_SHOWN]]
         if len(self.problems) > MOST_SHOWN:
             texts.append(f"... and {len(self.problems) - MOST_SHOWN} more")

@@ -11,7 +11,7 @@ from typing import Any
 from alignkit.io.results import Results
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.shipped import find_recipe
+from alignkit.recipe.yaml import find_recipe
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,9 @@ take `warmup`, the steps in which alignkit lets the rate rise and after which it
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_unflatten, treespec_dumps, treespec_loads
@@ -75,25 +73,6 @@ def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
 
 def _unusable(settings: Settings, why: str) -> str:
     return f"optimizer '{getattr(settings.optimizer, 'name', settings.optimizer)}' cannot be used: {why}"
-
-
-def why_unusable(settings: Settings) -> Iterator[tuple[str, str]]:
-    """The keys of a stage that cannot be used, and why: its schedule is tried on ten steps, its optimizer is made."""
-    schedule = settings.lr_scheduler_type
-    if isinstance(schedule, Component):
-        try:
-            factors = [factor_of(schedule, step=step, total=10, warmup=0, rate=1.0) for step in range(10)]
-            wrong = [factor for factor in factors if not 0 <= factor < math.inf]
-            why = f"its factor is {wrong[0]}, and must be a number of at least 0" if wrong else ""
-        except Exception as error:  # an author's code can fail in any way
-            why = reason_of(error)
-        if why:
-            yield "lr_scheduler_type", f"schedule '{schedule.name}' cannot be used: {why}"
-    if isinstance(settings.optimizer, Component):
-        try:
-            make_optimizer(settings, [nn.Parameter(torch.zeros(16, 16))], 1e-3)
-        except RunFailed as error:
-            yield "optimizer", str(error)
 
 
 def saved_state(

@@ -115,7 +115,6 @@ MonitorRef = Annotated[Any, Ref("monitor")]  # a monitor of samples; becomes a c
 JudgeRef = Annotated[Any, Ref("judge")]
 """An option that names a judge. Becomes what `CheckedJudge` takes."""
 EnvironmentRef = Annotated[Any, Ref("environment")]  # an environment; a stage plays it with every response
-ConstitutionRef = Annotated[Any, Ref("constitution")]  # a constitution; becomes a tuple of `Principle`
 
 
 def in_recipe(kind: str) -> AfterValidator:

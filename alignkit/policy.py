@@ -23,13 +23,16 @@ class Policy(Protocol):
     takes one adapter at a time.
     """
 
-    def sample(self, prompts: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
+    def sample(
+        self, prompts: Sequence[Group], *, seed: int, samples_per_prompt: int = 1, **sampling: Any
+    ) -> list[Group]:
         """Sample responses to prompts. A prompt that leaves no room for `max_new_tokens` gets none.
 
         Args:
             prompts: Of which only `prompt` and `tools` are read; the groups that come back have no more of them.
             seed: The same seed gives the same responses.
-            sampling: The keys of `rollout`.
+            samples_per_prompt: Responses to each prompt.
+            sampling: The keys of `Sampling`, such as `temperature=0.7`.
 
         Raises:
             ValueError: For invalid values such as `top_p=0`.

@@ -63,7 +63,7 @@ class Reward(WithOptions):
     Attributes:
         may_not_apply: Whether None says that the reward does not apply to a response, as in TRL, so that a sum leaves
             it out; otherwise None says that scoring failed.
-        runs_code: Whether its checks run code that the recipe names, which a recipe with mistakes must not.
+        runs_code: Whether its checks run code that the recipe names, which `alignkit check` then says.
         of_episodes: Whether it needs a stage with an environment.
     """
 
@@ -87,9 +87,6 @@ class Reward(WithOptions):
         Args:
             folder: The recipe's; relative paths start there.
         """
-
-    def check_source(self, folder: Path) -> None:
-        """What `check` finds that shows without running code: for a recipe with other mistakes."""
 
     def check_machine(self) -> None:
         """Raise RunFailed for what this machine lacks, such as a GPU: called by runs, not by `alignkit check`."""

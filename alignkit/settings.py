@@ -18,6 +18,7 @@ from alignkit.options import (
     StageRef,
     in_recipe,
 )
+from alignkit.sampling import Sampling
 
 
 class LoraSpec(Options):
@@ -153,34 +154,10 @@ class Importance(Options):
         return self
 
 
-class SamplingKeys(Options):
-    """How a model samples: under `sampling:` of what samples, and under `rollout:` of a stage that trains."""
-
-    max_new_tokens: int | None = Field(default=128, ge=1, description="maximum response length, in tokens")
-    min_new_tokens: int = Field(default=0, ge=0, description="minimum response length, in tokens")
-    temperature: float | None = Field(
-        default=1.0, ge=0, description="sampling temperature, which log-probabilities also use; 0 is greedy"
-    )
-    top_p: float = Field(
-        default=1.0, gt=0, le=1, description="sample from the most likely tokens with this total probability; 1: all"
-    )
-    top_k: int = Field(default=0, ge=0, description="sample from this many most likely tokens; 0: all")
-    stop: list[Annotated[str, Field(min_length=1)]] = Field(
-        default_factory=list,
-        description="texts that end a response, even before min_new_tokens; they stay part of the response",
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> SamplingKeys:
-        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
-        return self
-
-
-class Rollout(SamplingKeys):
+class Rollout(Sampling):
     """How the policy samples responses."""
 
-    samples_per_prompt: int | None = Field(default=1, ge=1, le=1024, description="responses to each prompt")
+    samples_per_prompt: int = Field(default=1, ge=1, le=1024, description="responses to each prompt")
     missing_eos_penalty: float = Field(
         default=0.0, ge=0, description="subtracted from the reward of a response truncated at max_new_tokens"
     )
@@ -221,14 +198,14 @@ class Rollout(SamplingKeys):
 
     @field_validator("temperature")
     @classmethod
-    def _random(cls, value: float | None) -> float | None:
+    def _random(cls, value: float) -> float:
         if value == 0:
             raise ValueError("must be above 0: a policy learns from samples that differ")
         return value
 
     @model_validator(mode="after")
     def _of_the_samples(self) -> Rollout:
-        if self.learn_from and self.samples_per_prompt and self.learn_from > self.samples_per_prompt:
+        if self.learn_from and self.learn_from > self.samples_per_prompt:
             raise ValueError(f"learn_from {self.learn_from} is above samples_per_prompt {self.samples_per_prompt}")
         return self
 

@@ -20,8 +20,8 @@ from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
     from alignkit.models.generate import Continuation
-    from alignkit.models.next_token import Sampling
     from alignkit.models.shared_model import SharedModel
+    from alignkit.sampling import Sampling
     from alignkit.tokens.encoder import Encoder
 
 COMMAND = os.environ.get("ALIGNKIT_TEST_VLLM", "")
@@ -58,7 +58,7 @@ def sampled(job: Job, gate: Gate) -> None:
                 loss, evidence = _checked(gate, policy, encoder, prompts[:CHECKED], tokens)
                 gate.end(1, {"loss": loss}, evidence=evidence)
                 continue
-            sampling = _sampling(samples, tokens, tokens)
+            sampling = _sampling(tokens, tokens)
             streams = [[seed * 10_000 + len(groups) * k + p for k in range(samples)] for p in range(len(groups))]
             _generate(policy, encoder, prompts, streams, sampling)
             gate.end(sum(ends), {"loss": 0.0}, pieces)
@@ -75,7 +75,7 @@ def _checked(
     if gate.evidence is None:
         # An engine tells log-probabilities without filters only, so some samples may be shorter.
         streams = [[number] for number in range(len(prompts))]
-        written = [one for (one,) in _generate(policy, encoder, prompts, streams, _sampling(1, tokens, 0))]
+        written = [one for (one,) in _generate(policy, encoder, prompts, streams, _sampling(tokens))]
         values = [value for one in written for value in one.logprobs or ()]
         evidence = [[list(p), list(one.tokens)] for p, one in zip(prompts, written, strict=True)]
         return -sum(values) / len(values), evidence
@@ -109,7 +109,7 @@ def swap(job: Job, gate: Gate) -> None:
                 number += 1
                 add_noise(policy, models.ROLE, 1e-4, number)
                 if policy.engine is not None:
-                    _generate(policy, encoder, [], [], _sampling(1, 1, 0))  # asked for nothing, it takes the weights
+                    _generate(policy, encoder, [], [], _sampling(1))  # asked for nothing, it takes the weights
                 else:
                     version_of(policy, models.ROLE)
                     policy.save(models.ROLE, folder)
@@ -171,10 +171,10 @@ def _server(job: Job, core: int) -> Iterator[str]:
         server.end()
 
 
-def _sampling(samples: int, tokens: int, least: int) -> Sampling:
-    from alignkit.models.next_token import Sampling
+def _sampling(tokens: int, least: int = 0) -> Sampling:
+    from alignkit.sampling import Sampling
 
-    return Sampling(samples_per_prompt=samples, max_new_tokens=tokens, min_new_tokens=least)
+    return Sampling(max_new_tokens=tokens, min_new_tokens=least)
 
 
 def _generate(

@@ -37,12 +37,13 @@ def ours(job: Job, gate: Gate) -> None:
     from alignkit.models import generate as sampler
     from alignkit.models.generate import ActiveSequence
     from alignkit.models.shared_model import BASE
+    from alignkit.sampling import Sampling
     from alignkit.tokens.encoder import Encoder
 
     groups, samples, tokens, ends = plan(job)
     policy = models.load(job)
     encoder = Encoder(policy.tokenizer)
-    sampling = sampler.Sampling(samples_per_prompt=samples, max_new_tokens=tokens, min_new_tokens=tokens)
+    sampling = Sampling(max_new_tokens=tokens, min_new_tokens=tokens)
     work = Work(Shape.of(job.source), job.dtype, lora=False)
     prompts = [encoder.prompt(group.prompt) for group in groups]
     lengths_of = [ends[start : start + samples] for start in range(0, len(ends), samples)]
@@ -56,7 +57,7 @@ def ours(job: Job, gate: Gate) -> None:
         while True:
             gate.begin()
             seed += 1
-            sampled = sampler.sample(policy, BASE, encoder, groups, sampling, seed=seed)
+            sampled = sampler.sample(policy, BASE, encoder, groups, sampling, seed=seed, samples_per_prompt=samples)
             written = [(p, r) for p, group in zip(prompts, sampled, strict=True) for r in group.responses]
             assert [len(response.tokens or ()) for _, response in written] == ends
             seen = written[:: math.ceil(len(written) / CHECKED)]

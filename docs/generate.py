@@ -33,7 +33,7 @@ import alignkit_plugins.formats.template.fields
 from alignkit import hookspecs
 from alignkit.plugins import load_plugins, plugins
 from alignkit.recipe.schema import DataKeys, TopKeys
-from alignkit.recipe.shipped import shipped
+from alignkit.recipe.yaml import shipped
 from alignkit.registry import KINDS, Registration
 from alignkit.settings import Importance, LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings, Stop
 from alignkit_apps.catalog import new

@@ -68,7 +68,7 @@ BELOW_KERNELS = {"errors", "functional", "io", "kernels"}
 # What several apps share. Else they do not import each other.
 SHARED_APPS = {"serve", "catalog", "charts", "policies", "report", "web"}
 # Folders of alignkit_plugins that several plugins and apps share; they may use the kernel's rooms as apps do.
-SHARED_PLUGINS = {"data", "evaluate", "named_code", "people"}
+SHARED_PLUGINS = {"constitution", "data", "evaluate", "gpu", "named_code", "people", "whole_reward_model"}
 
 # Words of first-party plugins that mean something else in the core: module -> words, with the reason.
 OTHER_MEANINGS = {

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 import alignkit_plugins.models.tiny
 from alignkit import Group, Response, RunFailed
-from alignkit.models.models import ForeignRewardModel
+from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from alignkit_plugins.whole_reward_model import WholeRewardModel
 
 LORA = LoraSpec(r=2, lora_alpha=4)
 TRANSFORMERS = logging.getLogger("transformers.modeling_utils")
@@ -107,7 +108,7 @@ def test_whole_reward_models_are_read_without_a_word(
     made.add_role("reward", head="scalar")
     made.save("reward", tmp_path / "reward")
     made.add_role("again", start=tmp_path / "reward", head="scalar")
-    ForeignRewardModel(tmp_path / "reward", made)
+    LoadedBase(made, Path)[str(tmp_path / "reward")]
     said = captured(capfd, caplog)
     assert "REPORT" not in said and "score.weight" not in said
     assert TRANSFORMERS.filters == []
@@ -142,7 +143,7 @@ def test_weights_of_another_shape_are_an_error(tiny: Path) -> None:
 def test_a_language_model_is_no_reward_model(tiny: Path) -> None:
     """Its scores would be those of a head drawn at random."""
     with pytest.raises(RunFailed, match=r"are not in its files: score\.weight"):
-        ForeignRewardModel(tiny, policy(tiny, LORA))
+        LoadedBase(policy(tiny, LORA), Path)[str(tiny)]
 
 
 @pytest.mark.parametrize("pad", ["none", "own"])
@@ -150,7 +151,7 @@ def test_responses_are_scored_together_as_one_by_one(tiny: Path, tmp_path: Path,
     made = policy(tiny, None)
     made.add_role("reward", head="scalar")
     made.save("reward", tmp_path / "reward")
-    foreign = ForeignRewardModel(tmp_path / "reward", made)
+    foreign = WholeRewardModel(LoadedBase(made, Path), str(tmp_path / "reward"))
     foreign.network.config.pad_token_id = None if pad == "none" else foreign.encoder.tokenizer.pad_token_id
     before, called = foreign.network.config.pad_token_id, []
     foreign.network.register_forward_hook(lambda *_: called.append(1))

@@ -178,6 +178,6 @@ def test_an_interruption_is_an_error(monkeypatch: pytest.MonkeyPatch, capfd: pyt
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("alignkit.recipe.shipped.shipped", interrupted)
+    monkeypatch.setattr("alignkit.recipe.yaml.shipped", interrupted)
     assert cli.main(["--json", "init", "--list"]) == 130
     assert said(capfd)[0]["errors"][0]["message"] == "interrupted"

@@ -29,7 +29,7 @@ from alignkit_plugins import table
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DECLARED: dict[str, str] = PROJECT["project"]["entry-points"]["alignkit"]
-SHARED = ("data", "evaluate", "people")  # folders that plugins share
+SHARED = ("data", "evaluate", "gpu", "people")  # what plugins share, and what the kernel loads
 RECIPES = sorted(path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*") if path.is_file())
 
 

@@ -25,7 +25,7 @@ from alignkit.batch import Pairs
 from alignkit.data.group import write_groups
 from alignkit.errors import RecipeError
 from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
-from alignkit.models.generate import Sampling, sample
+from alignkit.models.generate import sample
 from alignkit.models.packing import Examples, measure, pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
@@ -33,6 +33,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
+from alignkit.sampling import Sampling
 from alignkit.settings import ModelSpec, Settings
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 from alignkit.training.learner import Averages, Learner
@@ -318,7 +319,15 @@ def test_the_end_of_turn_counts_and_nothing_follows_it(stage: RolloutTrainer) ->
     encoder = Encoder(stage.state.model.tokenizer)
     ends = set(range(1, 80))
     encoder.__dict__["end_ids"] = frozenset(ends)
-    found = sample(stage.state.model, stage.state.roles.trained, encoder, prompts(6), Sampling(4, 7), seed=0)
+    found = sample(
+        stage.state.model,
+        stage.state.roles.trained,
+        encoder,
+        prompts(6),
+        Sampling(max_new_tokens=7),
+        samples_per_prompt=4,
+        seed=0,
+    )
     responses = [r for g in found for r in g.responses]
     encoded = [encoder.encode(g, 200) for g in found]
     rows = [row for e in encoded if e is not None for row in e.rows]
@@ -532,7 +541,8 @@ def test_sampling_filters_are_off_and_harmless(tmp_path: Path, capsys: pytest.Ca
     """By default none; with one, log-probabilities stay those of the unfiltered policy, so KL is finite, but biased."""
     stage = ppo_stage(rollout={"samples_per_prompt": 2, "max_new_tokens": 5, "top_k": 2, "top_p": 0.5})
     with started(tmp_path, stage) as stage:
-        assert (stage.sampling.top_k, stage.sampling.top_p) == (2, 0.5)
+        rollout = stage.settings.rollout
+        assert (rollout.top_k, rollout.top_p) == (2, 0.5)
         assert "ratios and KL are of all tokens" in capsys.readouterr().err
         examples = rolled_out(stage)
         batch = examples.batch()
@@ -1169,7 +1179,8 @@ def test_random_streams_differ_by_place(stage: RolloutTrainer) -> None:
             BASE,
             stage.state.models.encoder,
             [prompts(1)[0]] * 2,
-            Sampling(3, 7),
+            Sampling(max_new_tokens=7),
+            samples_per_prompt=3,
             seed=0,
             place=place,
         )

@@ -30,7 +30,7 @@ def checked(folder: Path, data: Any, algorithm: str = "dpo") -> None:
     stages = {"labels": judged, "align": {"algorithm": algorithm, "from": "base", "data": data}}
     text = yaml.safe_dump({"name": "small", "model": {"base": "tiny"}, "stages": stages}, sort_keys=False)
     (folder / "small.yaml").write_text(text, encoding="utf-8")
-    Run(load_recipe(folder / "small.yaml"), folder / "out", download=False).prepare()
+    Run(load_recipe(folder / "small.yaml"), folder / "out", download=False).prepare(["labels", "align"])
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "reward_model"])

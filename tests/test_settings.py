@@ -20,7 +20,6 @@ def test_every_key_has_a_description_of_one_line(model: type[Options]) -> None:
 
 
 def test_a_response_has_room_for_its_minimum() -> None:
-    assert Rollout(min_new_tokens=8, max_new_tokens=None).min_new_tokens == 8
     with pytest.raises(ValidationError, match="min_new_tokens 8 is above max_new_tokens 4"):
         Rollout(min_new_tokens=8, max_new_tokens=4)
 

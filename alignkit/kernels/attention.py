@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from alignkit.kernels import flex_attention, tiled_attention
+from alignkit.kernels import capabilities, tiled_attention
 from alignkit.kernels.layout import AttentionArgs, GroupSpan, Layout
 
 NAME = "alignkit"
@@ -89,7 +89,7 @@ class TreeLayout:
     _added: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
     _padding: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _tiles: dict[tuple[int, int], list[tiled_attention.Tile] | None] = field(default_factory=dict)
-    _row: flex_attention.Row | None = None
+    _row: Any = None  # of a GPU's attention
 
     @property
     def position_ids(self) -> Tensor:
@@ -101,9 +101,11 @@ class TreeLayout:
         if self.store_kv:
             self.kv[layer] = (k[0].detach(), v[0].detach())
         self.windows.add(args.window)
-        if flex_attention.supported(q, v):
-            self._row = self._row or flex_attention.Row(self.spans, q.device)
-            return flex_attention.attention(q, k, v, self._row, args)
+        gpu = capabilities.on_gpu(q.device, "flex_attention")
+        if gpu is not None and gpu.supported(q, v):
+            self._row = self._row or gpu.Row(self.spans, q.device)
+            whole: Tensor = gpu.attention(q, k, v, self._row, args)
+            return whole
         # Split, not sliced: the backward pass of a slice writes a gradient as long as the whole row.
         lengths = [span.length for span in self.spans]
         qs, ks, vs = (x.split(lengths, dim=2) for x in (q, k, v))

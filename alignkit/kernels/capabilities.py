@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
+import importlib
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,29 +59,9 @@ def prepare_gpu(device: torch.device) -> None:
         torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds in any order
 
 
-@functools.cache
-def has_triton() -> bool:
-    """Whether torch can compile kernels for a GPU: Triton is installed, and a C compiler, which it calls."""
-    compiler = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")
-    return importlib.util.find_spec("triton") is not None and compiler is not None
-
-
-def can_compile_attention(device: torch.device) -> bool:
-    """Whether a GPU runs compiled attention: Triton on Ampere (compute capability 8.0) and later."""
-    return device.type == "cuda" and has_triton() and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-@functools.cache
-def compiled_attention() -> Callable[..., Tensor]:
-    """torch's `flex_attention` as one kernel. Without compilation it would store all scores."""
-    import torch._dynamo
-    from torch.nn.attention.flex_attention import flex_attention
-
-    # Every model, dtype, window and cap is a version of its own, with and without gradients. Beyond torch's limit of 8
-    # a call would raise.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    compiled: Callable[..., Tensor] = torch.compile(flex_attention, fullgraph=True)
-    return compiled
+def on_gpu(device: torch.device, module: str) -> Any:
+    """A module of the plugin with what only GPUs compute in another way; None for other devices."""
+    return importlib.import_module(f"alignkit_plugins.gpu.{module}") if device.type == "cuda" else None
 
 
 @functools.cache

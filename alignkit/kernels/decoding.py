@@ -8,24 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import accumulate
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from alignkit.kernels import capabilities
 from alignkit.kernels.attention import TreeLayout, attention
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
 
-BLOCK, BLOCK_ON_GPU = 32, 256  # rows that one call of the attention decodes
-STEP = 128  # columns by which those that a GPU attends to grow
+BLOCK = 32  # rows that one call of the attention decodes
 
 KeyValues = dict[int, tuple[Tensor, Tensor]]  # of each layer
 
 
 @dataclass(frozen=True)
-class _Change:
+class Change:
     """Which rows of a cache remain and which prompts enter.
 
     keep: [kept] rows that remain. used: the columns that they fill. prompts: of the rows that enter behind them.
@@ -48,22 +47,14 @@ class _Change:
         if old is not None and kept:
             values = old[:, :, self.used].index_select(0, self.keep)
             new[:kept, :, column - values.shape[2] : column] = values
-        if prefill is not None and new.device.type != "cpu":
-            # Some calls for all rows: on a GPU a call costs more than the bytes that empty cells add.
-            padded = F.pad(prefill, (0, 0, 0, 1))  # a token of zeros, behind all others
-            new[kept:, :, :column] = padded[:, self._cells].transpose(0, 1)
-        elif prefill is not None:
-            for row, span in zip(new[kept:], self.prompts, strict=True):
-                row[:, column - span.prompt : column] = prefill[:, span.start : span.start + span.prompt]
+        if prefill is not None:
+            self.enter(new[kept:], prefill)
         return new
 
-    @cached_property
-    def _cells(self) -> Tensor:
-        """[entering rows, column]: the index of each cell's token in the prefill; empty cells have the last one."""
-        cells = torch.full((len(self.prompts), self.column), -1)
-        for row, span in zip(cells, self.prompts, strict=True):
-            row[self.column - span.prompt :] = torch.arange(span.start, span.start + span.prompt)
-        return cells.to(self.keep.device)
+    def enter(self, rows: Tensor, prefill: Tensor) -> None:
+        """Write the prompts' tokens into the rows that enter."""
+        for row, span in zip(rows, self.prompts, strict=True):
+            row[:, self.column - span.prompt : self.column] = prefill[:, span.start : span.start + span.prompt]
 
 
 @dataclass(frozen=True)
@@ -120,7 +111,12 @@ class Decoding:
 
     Rows leave and enter while others continue. Neighbors should have similar lengths: rows are decoded in blocks, and a
     block skips the columns that all of its rows leave empty.
+
+    change: how its cache follows. look_every: tokens that are written between two looks of the host.
     """
+
+    change: ClassVar[type[Change]] = Change
+    look_every: ClassVar[int] = 1
 
     def __init__(self) -> None:
         self.column = 0  # where every row's next token goes
@@ -144,7 +140,7 @@ class Decoding:
         stored = prefill.kv if prefill is not None else {}
         held = next(iter((self.cache or stored).values()), None)
         device = held[0].device if held is not None else torch.device("cpu")
-        change = _Change(
+        change = self.change(
             keep=torch.tensor(list(keep), dtype=torch.int64, device=device),
             used=slice(first, self.column),
             prompts=prompts,
@@ -160,10 +156,9 @@ class Decoding:
         # Kept rows stay aligned on the right, so their first columns move with their last column.
         self.starts = torch.cat([kept + column - self.column, entered])
         self.column = column
-        size = BLOCK if device.type == "cpu" else BLOCK_ON_GPU
         self._blocks = [
-            (slice(row, row + size), int(self.starts[row : row + size].min()))
-            for row in range(0, len(self.starts), size)
+            (slice(row, row + BLOCK), int(self.starts[row : row + BLOCK].min()))
+            for row in range(0, len(self.starts), BLOCK)
         ]
         self._masks.clear()
         self._updated(device)
@@ -216,68 +211,7 @@ class Decoding:
         self._masks.clear()
 
 
-# GPUs: shapes that repeat from token to token, and no step that needs a number from the host. A GPU waits for the host
-# to start each operator, so there is one call for all rows. They attend to a number of columns that grows by STEP; the
-# mask hides those that are not filled yet. Where the next token goes is a number on the device.
-
-
-class StaticDecoding(Decoding):
-    """`Decoding` in one block of rows, on the device of the cache."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._place = torch.zeros(1, dtype=torch.int64)  # `column`, on the device
-        self._firsts = self.starts  # [rows], `starts` on the device
-        self._columns = torch.zeros(0, dtype=torch.int64)  # [columns], their numbers
-
-    @property
-    def attended(self) -> int:
-        """Columns that the rows attend to, filled or not."""
-        return (self.column // STEP + 1) * STEP  # at least one more than the column, which is an index
-
-    def _allocated(self, column: int, room: int) -> int:
-        # Up to a multiple of STEP, or `attended` could exceed the cache.
-        return room + -(column + room) % STEP
-
-    def _updated(self, device: torch.device) -> None:
-        self._place = torch.tensor([self.column], device=device)
-        self._firsts = self.starts.to(device)
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
-        """Attention of one token per row, [rows, heads, 1, size] -> [rows, heads, 1, size of v]."""
-        keys, values = self.cache[layer]
-        # By a tensor on the device: a number of the host would be another operator for every token.
-        keys.index_copy_(2, self._place, k)
-        values.index_copy_(2, self._place, v)
-        rows, heads, _, size = q.shape
-        # The query heads that share a key head become its queries: one product per key head, and no copy of the keys.
-        q = q.view(rows, k.shape[1], heads // k.shape[1], size)
-        keys, values = (x[:, :, : self.attended] for x in (keys, values))
-        out = attention(q, keys, values, self._mask_of(args, q), args)
-        return out.reshape(rows, heads, 1, -1)  # values may differ in size from queries
-
-    def _mask_of(self, args: AttentionArgs, q: Tensor) -> Tensor:
-        """[rows, 1, 1, columns]: true if a row sees a column, or what is added to its score if nothing caps that."""
-        key = args.window if args.softcap is None else (args.window, "capped")
-        if key not in self._masks:
-            if len(self._columns) != self.attended:
-                self._columns = torch.arange(self.attended, device=q.device)
-            # [rows, columns]: neither the empty space on the left nor columns that are not written yet.
-            sees = (self._columns >= self._firsts[:, None]) & (self._columns <= self._place)
-            if args.window is not None:
-                sees &= self._columns > self._place - args.window
-            mask = sees[:, None, None]
-            if args.softcap is None:  # converted here once, and not in every layer
-                mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))
-            self._masks[key] = mask
-        return self._masks[key]
-
-    def advance(self) -> None:
-        """Move to the next column; all layers have written this one."""
-        super().advance()
-        self._place += 1
-
-
 def decoding_for(device: torch.device) -> Decoding:
     """How rows on this device are decoded."""
-    return StaticDecoding() if device.type == "cuda" else Decoding()
+    gpu = capabilities.on_gpu(device, "sampling")
+    return Decoding() if gpu is None else gpu.StaticDecoding()

@@ -3,8 +3,7 @@
 On AMD processors fp32 products go to oneDNN. MKL, torch's default there, takes a quarter longer, and twice as long on
 newer processors or for the few rows of sampling. Everywhere else these functions are torch's own.
 
-A `PackedWeight` is a copy of a weight in the library's own order, for many products of a few rows each. On a GPU a
-`MergedWeight` saves the calls of an adapter's own products.
+A `PackedWeight` is a copy of a weight in the library's own order, for many products of a few rows each.
 """
 
 from __future__ import annotations
@@ -97,26 +96,11 @@ class PackedWeight:
         return capabilities.mkl_linear(padded, self._packed, self._shape, self.bias)[: len(x)]
 
 
-class MergedWeight:
-    """x W^T + b by a weight that contains an adapter, without a gradient."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.weight, self.bias = weight, bias
-
-    def suits(self, rows: int) -> bool:
-        """Any number of rows."""
-        return True
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., inputs] -> [..., outputs]."""
-        return F.linear(x, self.weight, self.bias)
-
-
-_packed_weights: ContextVar[Mapping[int, PackedWeight | MergedWeight]] = ContextVar("alignkit_packed_weights")
+_packed_weights: ContextVar[Mapping[int, PackedWeight]] = ContextVar("alignkit_packed_weights")
 
 
 @contextmanager
-def using(packed: Mapping[int, PackedWeight | MergedWeight]) -> Iterator[None]:
+def using(packed: Mapping[int, PackedWeight]) -> Iterator[None]:
     """Compute products without gradients by these weights, keyed by the `id` of the parameter that they replace."""
     token = _packed_weights.set(packed)
     try:
@@ -125,7 +109,7 @@ def using(packed: Mapping[int, PackedWeight | MergedWeight]) -> Iterator[None]:
         _packed_weights.reset(token)
 
 
-def packed_weight_for(parameter: Tensor, x: Tensor, bias: Tensor | None) -> PackedWeight | MergedWeight | None:
+def packed_weight_for(parameter: Tensor, x: Tensor, bias: Tensor | None) -> PackedWeight | None:
     """The weight that replaces this parameter, if one is in use, has this bias and suits the rows of x.
 
     Without a gradient only.

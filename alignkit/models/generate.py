@@ -23,13 +23,14 @@ from alignkit.data.group import Group, Response, preview
 from alignkit.errors import DataError, RunFailed, memory_ran_out
 from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.decoding import StaticDecoding, decoding_for
+from alignkit.kernels.decoding import decoding_for
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.lora import prepacked_weights
 from alignkit.kernels.memory import available, release_cached, total
 from alignkit.models.loading import backbone, largest
-from alignkit.models.next_token import Sampling, choose
+from alignkit.models.next_token import Processor, choose
 from alignkit.models.shared_model import SharedModel
+from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder, Ids
 
 # Rows decoded together: enough to keep a CPU busy. A GPU reads all weights for each token, however few rows it has.
@@ -41,7 +42,6 @@ LOGIT_COPIES = 6  # of a row's logits in fp32 that choosing a token takes
 CACHES = ("past_key_values", "cache_params")  # what models call what they keep of earlier tokens
 # Replacing rows copies the cache, which takes about as long as a step. It pays once a fifth of the rows is idle.
 BUSY = 0.8
-LOOK_EVERY = 8  # tokens that a GPU writes between two looks of the host: it would stand idle meanwhile
 DIVERGED = "the policy's next-token probabilities are NaN: training has diverged; lower learning_rate"
 
 # (prompt, sample, tokens of the policy's last turn, room) -> the tokens that follow; None if the response is complete.
@@ -93,8 +93,10 @@ def sample(
     seed: int,
     place: tuple[str | int, ...] = (),
     numbers: Sequence[int] | None = None,
+    samples_per_prompt: int = 1,
     done: Callable[[int], None] = lambda responses: None,
     partner: Partner | None = None,
+    processors: Sequence[Processor] = (),
 ) -> list[Group]:
     """Sample a role's responses to the groups' prompts; they replace the groups' own responses.
 
@@ -104,22 +106,23 @@ def sample(
     Raises DataError for an empty prompt.
     """
     numbers = range(len(groups)) if numbers is None else numbers
-    prompts, streams, labels = questions(encoder, groups, sampling, seed, place, numbers)
-    written = generate(model, role, encoder, prompts, streams, sampling, done=done, partner=partner, labels=labels)
+    prompts, streams, labels = questions(encoder, groups, samples_per_prompt, seed, place, numbers)
+    more: dict[str, Any] = {"done": done, "partner": partner, "labels": labels, "processors": processors}
+    written = generate(model, role, encoder, prompts, streams, sampling, **more)
     return answered(encoder, groups, written, role)
 
 
 def questions(
     encoder: Encoder,
     groups: Sequence[Group],
-    sampling: Sampling,
+    samples_per_prompt: int,
     seed: int,
     place: tuple[str | int, ...],
     numbers: Sequence[int],
 ) -> tuple[list[Ids], list[list[int]], list[str]]:
     """The prompts, streams and labels with which `generate` samples for groups. See `sample`."""
     prompts = [encoder.prompt(group.prompt, group.tools) for group in groups]
-    streams = [[seeds.number(seed, *place, n, k) for k in range(sampling.samples_per_prompt)] for n in numbers]
+    streams = [[seeds.number(seed, *place, n, k) for k in range(samples_per_prompt)] for n in numbers]
     return prompts, streams, [str(group.origin or preview(group)) for group in groups]
 
 
@@ -165,11 +168,13 @@ def generate(
     partner: Partner | None = None,
     labels: Sequence[str] = (),
     wrote: Wrote | None = None,
+    processors: Sequence[Processor] = (),
 ) -> list[list[Continuation]]:
     """Continue prompts that are given as token ids: once for each of a prompt's random streams, in order.
 
     streams: their numbers, as from `seeds.number`. A prompt may be the beginning of a conversation with its answers so
-    far. labels: of the prompts, for errors. wrote: called after every token; not by an engine. See `sample`.
+    far. labels: of the prompts, for errors. wrote: called after every token. processors: transformers' logits
+    processors. An engine uses neither. See `sample`.
     """
     if not all(prompts):
         raise DataError("cannot sample from an empty prompt: this tokenizer does not begin texts with a special token")
@@ -195,7 +200,7 @@ def generate(
     def finished() -> None:
         done(sum(row.over for row in sequences))
 
-    decoder = Decoder(model, role, encoder, prompts, sampling, finished, partner, wrote)
+    decoder = Decoder(model, role, encoder, prompts, sampling, finished, partner, wrote, processors)
     while not _written(decoder, deque(row for row in queue if row.active or (row.waiting and decoder.continues(row)))):
         # Only here, where the traceback of the error no longer holds the activations.
         gc.collect()
@@ -370,6 +375,7 @@ class Decoder:
     finished: Callable[[], None]
     partner: Partner | None = None
     wrote: Wrote | None = None
+    processors: Sequence[Processor] = ()
 
     def context(self, row: ActiveSequence) -> Ids:
         """All that a row has: its prompt, and its tokens."""
@@ -390,7 +396,7 @@ class Decoder:
     @property
     def looks_at_every_token(self) -> bool:
         """Whether something here has to see a token before the next one is drawn."""
-        return self.wrote is not None or bool(self.sampling.processors)
+        return self.wrote is not None or bool(self.processors)
 
     def write(
         self,
@@ -415,13 +421,13 @@ class Decoder:
         short = torch.tensor([row.sampled for row in rows]) + torch.arange(count)[:, None] < sampling.min_new_tokens
         ends = torch.tensor(sorted(self.encoder.end_ids) if short.any() else [], dtype=torch.int64, device=device)
         early = short.to(device) if len(ends) else [None] * count
-        contexts = None
-        if sampling.processors:
+        contexts: list[Ids | None] = []
+        if self.processors:
             contexts = [self.context(row) if row.active else None for row in rows]
         positions = self._positions(rows, count).to(device) if count > 1 else None
         drawn: list[Tensor] = []
         for step in range(count):
-            chosen, logprobs = choose(logits, uniform[step], sampling, early[step], ends, contexts)
+            chosen, logprobs = choose(logits, uniform[step], sampling, early[step], ends, self.processors, contexts)
             drawn.append(torch.stack([chosen.double(), logprobs.double()]))  # both exact in fp64
             if step + 1 < count:  # the caller reads the last token, if any row still needs more
                 assert read is not None and positions is not None
@@ -499,8 +505,7 @@ class RowBatch:
         """limit: most rows at a time."""
         self.decoder, self.model, self.queue, self.limit = decoder, decoder.model, queue, limit
         self.decoding = decoding_for(self.model.device)
-        ahead = isinstance(self.decoding, StaticDecoding) and not decoder.looks_at_every_token
-        self.look_every = LOOK_EVERY if ahead else 1
+        self.look_every = 1 if decoder.looks_at_every_token else self.decoding.look_every
         self.rows: list[ActiveSequence] = []
         self.logits = torch.zeros(0, device=self.model.device)  # [rows, vocabulary] of the next tokens
 

@@ -7,6 +7,7 @@ onto the shared base on first use.
 from __future__ import annotations
 
 import gc
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,14 @@ from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.kernels.memory import release_cached, trim
 from alignkit.models.adapters import is_adapter
 from alignkit.models.export import export
-from alignkit.models.generate import Continuation, Sampling, Wrote, generate, sample
-from alignkit.models.loading import has_score, load_weights, with_padding
+from alignkit.models.generate import Continuation, Wrote, generate, sample
+from alignkit.models.loading import has_score, with_padding
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import measure, micro_batches, pack
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
 from alignkit.reward import Progress, no_progress
-from alignkit.tokens.check import loaded_tokenizer
-from alignkit.tokens.encoder import Encoded, Encoder, Ids
-from alignkit.tokens.template import ChatOptions
+from alignkit.sampling import Sampling
+from alignkit.tokens.encoder import Encoded, Ids
 
 
 class LoadedBase:
@@ -51,11 +51,22 @@ class LoadedBase:
         self.progress = progress
         self.max_length = min(max_length, model.context)
         self.encoder = model.encoder()
-        self._foreign: dict[Path, ForeignRewardModel] = {}
+        self._whole: dict[str, RolePolicy] = {}  # reward models with their own network and tokenizer
 
     def __getitem__(self, reference: str) -> RolePolicy:
         """The policy or reward model of a reference on this base."""
-        return RolePolicy(self, reference)
+        if not self._is_whole_reward_model(reference):
+            return RolePolicy(self, reference)
+        if reference not in self._whole:
+            plugin = importlib.import_module("alignkit_plugins.whole_reward_model")
+            self._whole[reference] = plugin.WholeRewardModel(self, reference)
+        return self._whole[reference]
+
+    def _is_whole_reward_model(self, reference: str) -> bool:
+        if not Path(reference).is_absolute() or is_adapter(folder := self.artifact(reference)):
+            return False
+        # Next to adapters there is no other whole model.
+        return self.model.spec.lora is not None or has_score(folder)
 
     def role(self, reference: str) -> str:
         """Load the role of a reference, with its scalar head if it has one, and return the role's name."""
@@ -82,15 +93,6 @@ class LoadedBase:
     def _role_name(self, reference: str) -> str:
         return BASE if reference == self.name else reference.replace("/", "|")  # of a folder
 
-    def foreign(self, reference: str) -> ForeignRewardModel | None:
-        """The reward model in a folder that is no adapter; None if the reference is no such folder."""
-        folder = self.artifact(reference) if Path(reference).is_absolute() else None
-        if folder is None or is_adapter(folder):
-            return None
-        if folder not in self._foreign:
-            self._foreign[folder] = ForeignRewardModel(folder, self.model)
-        return self._foreign[folder]
-
     def fits(self, group: Group, max_length: int, new_tokens: int) -> bool:
         """Whether a prompt leaves room for `new_tokens`."""
         return len(self.encoder.prompt(group.prompt, group.tools)) + new_tokens <= max_length
@@ -111,15 +113,10 @@ class RolePolicy:
 
     def scores(self, groups: Sequence[Group]) -> list[float | None]:
         """See `alignkit.Policy`."""
-        foreign = self.base.foreign(self.reference)
-        if foreign is not None:
-            foreign_scores = foreign.scores(groups)
-            self._report_unread(foreign.encoder)
-            return foreign_scores
         role = self.base.role(self.reference)
         self.encoder.forget_counts()
         encoded = [self.encoder.encode(group, self.base.max_length, scoring=True) for group in groups]
-        self._report_unread(self.encoder)
+        self.report_unread()
         readable = [e for e in encoded if e is not None and e.rows]
         with self.base.progress(f"scoring with {self.reference}", len(readable)) as done:
             measured = iter(measure(self.model, role, readable, "scores", done=done))
@@ -131,15 +128,15 @@ class RolePolicy:
                 scores += [float(next(measured)) for _ in e.rows]
         return scores
 
-    def _report_unread(self, encoder: Encoder) -> None:
+    def report_unread(self) -> None:
         """Report responses that the reward model could not read in full."""
         for case, problem in (
             ("cut", "responses truncated at max_length before scoring"),
             ("no_room", "groups without a score, because their prompts fill max_length"),
         ):
-            if count := encoder.counts[case]:
-                self.base.say(f"{self.reference}: {problem}: {count} ({previews(encoder.groups[case])})")
-        encoder.forget_counts()
+            if count := self.encoder.counts[case]:
+                self.base.say(f"{self.reference}: {problem}: {count} ({previews(self.encoder.groups[case])})")
+        self.encoder.forget_counts()
 
     def logprobs(self, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
         """See `alignkit.Policy`."""
@@ -200,7 +197,9 @@ class RolePolicy:
         """See `alignkit.Policy`."""
         return [len(self.encoder.prompt(group.prompt, group.tools)) for group in prompts]
 
-    def sample(self, prompts: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
+    def sample(
+        self, prompts: Sequence[Group], *, seed: int, samples_per_prompt: int = 1, **sampling: Any
+    ) -> list[Group]:
         """See `alignkit.Policy`."""
         options, base = Sampling(**sampling), self.base
         role = base.role(self.reference)
@@ -210,8 +209,9 @@ class RolePolicy:
         fitting = [i for i, group in enumerate(groups) if base.fits(group, base.max_length, options.max_new_tokens)]
         # Streams are named by the index among all prompts, so that leaving one out changes no other sample.
         answerable = [groups[i] for i in fitting]
-        with base.progress(f"sampling from {self.reference}", len(fitting) * options.samples_per_prompt) as done:
-            sampled = sample(self.model, role, self.encoder, answerable, options, seed=seed, numbers=fitting, done=done)
+        with base.progress(f"sampling from {self.reference}", len(fitting) * samples_per_prompt) as done:
+            named: dict[str, Any] = {"seed": seed, "numbers": fitting, "samples_per_prompt": samples_per_prompt}
+            sampled = sample(self.model, role, self.encoder, answerable, options, done=done, **named)
         for i, group in zip(fitting, sampled, strict=True):
             groups[i] = group
         return groups
@@ -283,75 +283,3 @@ class Models:
         """Drop a role from all base models, so that it is read from disk again."""
         for base in self.bases.values():
             base.forget(reference)
-
-
-# Reward models with their own base, tokenizer and chat template
-
-DEFAULT_CONTEXT = 2048  # tokens, if the model's configuration names no limit
-
-
-class ForeignRewardModel:
-    """Scores text with the policy's device and dtype."""
-
-    def __init__(self, folder: Path, model: SharedModel):
-        """Raises RunFailed if the folder holds no complete reward model."""
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        # Unused weights are not reported: the folder may still hold the language head of the original model.
-        trust = model.spec.trust_remote_code
-        kind = AutoModelForSequenceClassification
-        self.network, _ = load_weights(kind, folder, dtype=model.dtype, num_labels=1, trust_remote_code=trust)
-        self.network.to(model.device).eval()
-        self.memory = model.memory
-        tokenizer = loaded_tokenizer(
-            lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=trust), str(folder)
-        )
-        self.encoder = Encoder(tokenizer, ChatOptions())
-
-    @torch.no_grad()
-    def scores(self, groups: Sequence[Group]) -> list[float | None]:
-        """Score all responses in order; None if the prompt does not fit."""
-        limit = getattr(self.network.config, "max_position_embeddings", DEFAULT_CONTEXT)
-        scores: list[float | None] = []
-        rows: list[Ids] = []
-        places: list[int] = []  # of the rows in scores
-        for group in groups:
-            for response in group.responses:
-                # Text, because this model has another vocabulary than the policy.
-                row = self.encoder.whole(group, response, limit)
-                if row is not None:
-                    places.append(len(scores))
-                    rows.append(row)
-                scores.append(None)
-        for place, score in zip(places, within_memory(self.memory, lambda: self._score(rows)), strict=True):
-            scores[place] = score
-        return scores
-
-    def _score(self, rows: Sequence[Ids]) -> list[float]:
-        """Score rows of similar lengths together, padded on the right."""
-        scores = [0.0] * len(rows)
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        while order:
-            longest = len(rows[order[-1]])
-            batch = order[-max(1, 4 * self.memory.tokens // longest) :]  # as many tokens as any pass without gradients
-            del order[-len(batch) :]
-            for index, score in zip(batch, self._logits([rows[index] for index in batch]).tolist(), strict=True):
-                scores[index] = score
-        return scores
-
-    def _logits(self, rows: Sequence[Ids]) -> Tensor:
-        """The scores of some rows, [rows]. Transformers reads each at its last token that does not count as padding."""
-        config = self.network.config
-        own = config.pad_token_id
-        used = set() if own is not None else {token for row in rows for token in row}
-        pad = own if own is not None else next(token for token in range(len(used) + 1) if token not in used)
-        width = max(map(len, rows))
-        tokens = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=self.network.device)
-        lengths = torch.tensor([len(row) for row in rows], device=self.network.device)
-        mask = (torch.arange(width, device=self.network.device) < lengths[:, None]).long()
-        config.pad_token_id = pad if len(rows) > 1 else own
-        try:
-            logits: Tensor = self.network(input_ids=tokens, attention_mask=mask).logits[:, 0]
-        finally:
-            config.pad_token_id = own
-        return logits

@@ -1,47 +1,20 @@
-"""Sampling options, and the choice of the next token: temperature, filters, and a draw by inverse CDF."""
+"""The choice of the next token: temperature, filters, and a draw by inverse CDF."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from alignkit.errors import RunFailed
+from alignkit.sampling import Sampling
 
+# Transformers' logits processors change logits [n, vocabulary], given prompt and response [n, tokens] of n rows of one
+# length. Reported log-probabilities are always those of the unfiltered policy.
+Processor = Callable[[Tensor, Tensor], Tensor]
 BLOCK = 256  # tokens of the vocabulary that `inverse_cdf` first adds up
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Options of sampling.
-
-    temperature: 0 is greedy. top_k: 0 does not filter. top_p: 1 does not filter.
-    stop: texts that end a response and stay in it. processors: transformers' logits processors. They change logits
-    [n, vocabulary] first, given prompt and response [n, tokens] of n rows of one length. Reported log-probabilities
-    are always those of the unfiltered policy.
-    """
-
-    samples_per_prompt: int = 1
-    max_new_tokens: int = 128
-    min_new_tokens: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    stop: Sequence[str] = ()
-    processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()
-
-    def __post_init__(self) -> None:
-        lowest = {"samples_per_prompt": 1, "max_new_tokens": 1, "min_new_tokens": 0, "temperature": 0, "top_k": 0}
-        values = {name: getattr(self, name) for name in lowest}
-        problems = [f"{name} must be at least {lowest[name]}, not {value}"
-                    for name, value in values.items() if not value >= lowest[name]]  # fmt: skip
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if problems:
-            raise ValueError("sampling: " + "; ".join(problems))
 
 
 def choose(
@@ -50,15 +23,16 @@ def choose(
     sampling: Sampling,
     early: Tensor | None,
     ends: Tensor,
-    contexts: Sequence[Sequence[int] | None] | None = None,
+    processors: Sequence[Processor] = (),
+    contexts: Sequence[Sequence[int] | None] = (),
 ) -> tuple[Tensor, Tensor]:
     """Choose the next tokens [n]; also return their log-probabilities [n] at the sampling temperature, unfiltered.
 
     logits: [n, vocabulary] fp32. draws: [n] fp64, uniform in [0, 1). early: [n] bool, rows that may not end yet; None:
-    all may. ends: [m] the end tokens, on the device. contexts: for processors, see `process`. Nothing looks at the
+    all may. ends: [m] the end tokens, on the device. processors, contexts: see `process`. Nothing looks at the
     results, for which a GPU would have to be waited for, unless there are processors.
     """
-    changed = logits if contexts is None else process(logits, contexts, sampling)
+    changed = process(logits, contexts, processors) if processors else logits
     if sampling.temperature == 0:
         allowed = _forbid_ends(changed, early, ends)
         chosen = allowed.argmax(dim=-1)
@@ -73,7 +47,7 @@ def choose(
     return chosen, logprobs.gather(-1, chosen[:, None])[:, 0]
 
 
-def process(logits: Tensor, sequences: Sequence[Sequence[int] | None], sampling: Sampling) -> Tensor:
+def process(logits: Tensor, sequences: Sequence[Sequence[int] | None], processors: Sequence[Processor]) -> Tensor:
     """Apply the logits processors to rows [n, vocabulary].
 
     sequences: prompt and response of each row; None if the row has ended, which processors never see. Rows of one
@@ -84,7 +58,7 @@ def process(logits: Tensor, sequences: Sequence[Sequence[int] | None], sampling:
         rows = [index for index, row in enumerate(sequences) if row is not None and len(row) == length]
         ids = torch.tensor([sequences[row] for row in rows], device=logits.device)
         part = processed[rows]
-        for processor in sampling.processors:
+        for processor in processors:
             part = processor(ids, part)
         processed[rows] = part
     return processed

@@ -37,7 +37,7 @@ from alignkit.recipe.rules import (
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, TopKeys, allowed_keys, base_keys, specs
 from alignkit.recipe.yaml import Document, Keys, Mark, Node, dump, load_document, parse_document
 from alignkit.registry import Component, Registration, Registry
-from alignkit.sampling_options import KEYS, SamplingOptions
+from alignkit.sampling import KEYS, SamplingOptions
 from alignkit.settings import Rollout, Settings
 
 PLUGIN_ERROR = 3  # exit code if only plugins are wrong, not the recipe
@@ -98,7 +98,7 @@ class _Recipe:
             self.add(error.mistakes, *keys)
             return None
 
-    def raise_all(self, recipe: Recipe | None = None) -> None:
+    def raise_all(self) -> None:
         """Raise RecipeError if anything is wrong, in the order of the file."""
         of_recipe = problems_of(self.document, self.mistakes)
         problems = [*self.document.problems, *self.reading.problems, *of_recipe]
@@ -107,7 +107,6 @@ class _Recipe:
         error = RecipeError(sorted(problems, key=lambda problem: (problem.file, problem.line, problem.column)))
         if len(of_recipe) == len(problems) and all(mistake.plugin for mistake in self.mistakes):
             error.exit_code = PLUGIN_ERROR
-        error.sources, error.partial = self.reading.sources, recipe
         raise error
 
     def read(self) -> Recipe:
@@ -150,7 +149,7 @@ class _Recipe:
             document=self.document,
             resolved={**({} if top.name else {"name": name}), **written},
         )
-        self.raise_all(recipe)
+        self.raise_all()
         return recipe
 
     def _portable(self, value: Any) -> Any:

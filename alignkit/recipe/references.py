@@ -14,15 +14,14 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import create_model
 
 from alignkit.algorithm import Source, Trains
 from alignkit.calls import blame, call, create
-from alignkit.constitution import Principle
 from alignkit.data.chat_templates import check_template, read_template
 from alignkit.data.sources import DataSource, DataSpec
 from alignkit.engine import LOCAL
-from alignkit.errors import PluginError, Problem, RecipeError, RunFailed, did_you_mean
+from alignkit.errors import PluginError, Problem, RunFailed, did_you_mean
 from alignkit.io.lookup import NO_FILE, absolute, exists, expanded, is_dir, is_file, is_special
 from alignkit.io.results import is_result_name
 from alignkit.options import Options, options_of_call
@@ -31,15 +30,12 @@ from alignkit.recipe.mistakes import (
     PATH,
     Mistake,
     Mistakes,
-    problems_of,
     shown,
     validated,
     wrong,
 )
 from alignkit.recipe.repeat import Names
 from alignkit.recipe.schema import BASE, DataKeys, RewardSpec, allowed_keys
-from alignkit.recipe.shipped import shipped_folder
-from alignkit.recipe.yaml import plain_file
 from alignkit.registry import Component, Registration, Registry, Unresolved
 from alignkit.reward import REWARD_KEY, RewardCombination
 from alignkit.settings import OptimizerOptions, Settings
@@ -92,8 +88,8 @@ class Reading:
 
     folder: where relative paths start. written: the stages as plain data. headers: of all stages; None if its plugin is
     unknown. bases: names of base models. names: of blocks' stages, in this stage. upstream: stages that this stage
-    needs. folders: of other runs' weights that it needs. roles: all models that it names. sources: the data that the
-    recipe names. located: the files and folders that it names, by their text. problems: of other files.
+    needs. folders: of other runs' weights that it needs. roles: all models that it names.
+    located: the files and folders that it names, by their text. problems: of other files.
     """
 
     registry: Registry
@@ -101,7 +97,6 @@ class Reading:
     written: Mapping[str, Any] = field(default_factory=dict)
     headers: dict[str, StageHeader | None] = field(default_factory=dict)
     bases: Collection[str] = (BASE,)
-    sources: list[DataSpec] = field(default_factory=list)
     located: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     stage: str = ""
@@ -356,8 +351,6 @@ class Reading:
         if mistakes:
             raise Mistakes(*mistakes)
         spec = DataSpec(tuple(sources))
-        if spec not in self.sources:
-            self.sources.append(spec)
         return spec
 
     def _source(self, raw: Any) -> DataSource:
@@ -503,29 +496,6 @@ class Reading:
             raise wrong(str(error), "use a file with a Jinja template") from None
         return value
 
-    # --- constitutions
-
-    def read_constitution(self, value: Any) -> tuple[Principle, ...]:
-        """The principles of a file, of a shipped constitution, or of a list."""
-        if not isinstance(value, str):
-            return _principles(value)
-        path, shipped = self.locate(value), shipped_constitutions()
-        if not exists(path):
-            if value not in shipped:
-                help = f"looked for {path}; shipped constitutions: {', '.join(shipped)}"
-                raise wrong(f"no such constitution: {value}", did_you_mean(value, shipped) or help)
-            path = shipped[value]
-        try:
-            document = plain_file(path, "constitution")
-            try:
-                return _principles(document.root.plain())
-            except Mistakes as error:
-                problems = problems_of(document, error.mistakes)
-        except RecipeError as error:
-            problems = error.problems
-        self.problems += [problem for problem in problems if problem not in self.problems]
-        raise Mistakes()
-
 
 def _origin(raw: Mapping[str, Any]) -> Iterable[Mistake]:
     """What is wrong with where a source is read from."""
@@ -547,28 +517,6 @@ def _format_name(raw: Mapping[str, Any]) -> str:
         return ""
     misspelled = not isinstance(value, dict) and difflib.get_close_matches(name, _COMMON, 1, 0.8)
     return "" if misspelled else name
-
-
-def shipped_constitutions() -> dict[str, Path]:
-    """The constitutions that come with alignkit, by name."""
-    return {file.stem: file for file in sorted((shipped_folder() / "constitutions").glob("*.yaml"))}
-
-
-class _Constitution(Options):
-    """The principles of a constitution."""
-
-    principles: list[Principle] = Field(min_length=1)
-
-
-def _principles(raw: Any) -> tuple[Principle, ...]:
-    constitution, mistakes = validated(_Constitution, {"principles": raw})
-    names = [principle.name for principle in constitution.principles] if constitution else []
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            mistakes.append(Mistake(f"the name '{name}' is used twice", "", ("principles", index, "name")))
-    if constitution is None or mistakes:
-        raise Mistakes(*(replace(mistake, keys=mistake.keys[1:]) for mistake in mistakes))
-    return tuple(constitution.principles)
 
 
 def _wrong_parts(parts: Any) -> str:

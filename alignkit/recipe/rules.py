@@ -17,7 +17,7 @@ from alignkit.recipe.references import Reading
 from alignkit.recipe.schema import BASE, Stage, specs, walk
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component
-from alignkit.sampling_options import SamplingOptions
+from alignkit.sampling import SamplingOptions
 from alignkit.settings import ModelSpec, Rollout, Settings
 
 

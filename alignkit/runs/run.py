@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alignkit.calls import call, create
-from alignkit.data.sources import DataSpec
 from alignkit.errors import (
-    AlignkitError,
     OutOfResource,
     PluginError,
-    RecipeError,
     RemoteError,
     RunFailed,
     memory_ran_out,
@@ -32,7 +29,6 @@ from alignkit.plugins import plugins
 from alignkit.recipe.load import tracker_problem
 from alignkit.recipe.schema import Recipe, Stage
 from alignkit.recipe.yaml import dump
-from alignkit.runs.data import RunData
 from alignkit.runs.folder import begin, locked, resume_command
 from alignkit.runs.services import ALONE, Services, Team
 from alignkit.runs.stage import FIRST_ROWS, Mistakes, RunStage, TrainingStage, run_stage
@@ -40,18 +36,17 @@ from alignkit.stopping import StageWaits, Stopped, stoppable
 
 
 def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | None = None, team: Team = ALONE) -> None:
-    """Run a recipe in `out` (default `runs/NAME`). Raises an AlignkitError, whose `exit_code` becomes the process's.
+    """Run a recipe in `out` (default `runs/NAME`). Raises an whose `exit_code` becomes the process's.
 
     reporter: of a run that has begun (`alignkit.runs.folder`). team: the processes that run it together.
     """
     folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)
-    with locked(folder):
+    with locked(folder), stoppable():
         reporter.log.open(folder / "run.log")
         run = Run(recipe, folder, reporter, team=team)
         error: BaseException | None = None
         try:
-            with stoppable():
-                run.execute()
+            run.execute()
         except BaseException as raised:
             error = raised
             failure = with_help(raised, run.stage_name)
@@ -67,6 +62,10 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
             except PluginError as wrong:  # it must not hide how the run ended
                 run.reporter.say(f"warning: {wrong}")
         run.say_end()
+        try:
+            run.should_stop()  # a signal came after the last stage
+        except Stopped as stopped:
+            raise with_help(stopped, "") from None
 
 
 def with_help(error: BaseException, stage: str) -> BaseException:
@@ -107,6 +106,7 @@ class Run(Services):
         write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
         if self.team.world.processes > 1:
             self.cache()  # before the others look for it
+        self.should_stop()
         self.prepare(self._incomplete())
         waiting = Waiting()
         for stage in self.stages.values():
@@ -133,25 +133,23 @@ class Run(Services):
 
     def prepare(
         self,
-        names: list[str] | None = None,
-        mistakes: Mistakes | None = None,
+        names: Iterable[str],
         rows: int | None = FIRST_ROWS,
-        *,
-        imports: bool = True,
     ) -> None:
-        """Prepare stages before the first of them runs. Raises RecipeError, or DataError, with all their mistakes.
+        """Prepare stages before the first of them runs. Raises or DataError, with all their mistakes.
 
-        names: default: all stages. mistakes: those that are known already. rows, imports: see `RunStage.prepare`.
+        rows: see `RunStage.prepare`.
         """
-        mistakes = mistakes or Mistakes(self.recipe)
+        mistakes = Mistakes(self.recipe)
         for index, component in enumerate(self.recipe.trackers):
             try:
                 call(create(component), "check")
             except RunFailed as error:
                 mistakes.add([tracker_problem(self.recipe, index, str(error))])
-        for name in self.stages if names is None else names:
+        for name in names:
+            self.should_stop()
             self.stage_name = name
-            self.stages[name].prepare(mistakes, rows, imports=imports)
+            self.stages[name].prepare(mistakes, rows)
         mistakes.end()
 
     def _incomplete(self) -> list[str]:
@@ -282,18 +280,3 @@ class Waiting:
             missing = sum(error.missing for error in errors)
             names = ", ".join(self.errors)
             raise StageWaits("\n".join(map(str, errors)), missing=missing, stage=names, store=errors[0].store)
-
-
-def with_data_mistakes(error: RecipeError) -> RecipeError:
-    """A recipe's error with the mistakes in its data, as far as they can be read."""
-    mistakes, data = Mistakes(error.partial), RunData(Path, 0)
-    mistakes.add(error.problems)
-    for source in (source for spec in error.sources for source in spec.sources):
-        with mistakes.gathering():
-            if source.path is not None:
-                data.read(DataSpec((source,)))
-    if error.partial is not None:
-        # Preparing ends with all mistakes, or with a plugin that got a value that the recipe's own problems name.
-        with suppress(AlignkitError):
-            Run(error.partial, Path("runs"), download=False).prepare(mistakes=mistakes, imports=False)
-    return RecipeError(mistakes.problems) if len(mistakes.problems) > len(error.problems) else error

@@ -22,7 +22,7 @@ from alignkit.data.group import Group, prompts_of, resolved_pairs, write_groups
 from alignkit.data.sources import OR_SKIP, DataSpec, Loaded, SourceFacts
 from alignkit.engine import Engine
 from alignkit.environment import Environment
-from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
+from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError
 from alignkit.external import ExternalTrainer
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
@@ -54,13 +54,13 @@ NO_LICENSE = "not stated"
 class Mistakes:
     """Mistakes in the stages of a recipe, and in their data, each once."""
 
-    def __init__(self, recipe: Recipe | None = None):
+    def __init__(self, recipe: Recipe):
         self.recipe = recipe
         self.problems: dict[Problem, None] = {}  # an ordered set: stages share files
         self.only_data = True
 
     @contextmanager
-    def gathering(self, stage: str = "", option: Keys | None = None) -> Iterator[None]:
+    def gathering(self, stage: str, option: Keys | None = None) -> Iterator[None]:
         """Keep an error of the block, and continue. A plugin's own error ends the search.
 
         option: of the stage, at which a mistake points; None: bad rows have a place in their file.
@@ -74,7 +74,7 @@ class Mistakes:
                 raise
         except DataError as error:
             option = option if error.option is None else error.option
-            problem = Problem(str(error)) if option is None or not stage else self._at(stage, str(error), option)
+            problem = Problem(str(error)) if option is None else self._at(stage, str(error), option)
             self.add([problem], data=True)
         except AlignkitError as error:
             if option is None:
@@ -90,7 +90,6 @@ class Mistakes:
 
     def _at(self, stage: str, text: str, option: Keys) -> Problem:
         """A problem at a stage, or at one of its options. text: may end with a line that begins with `help: `."""
-        assert self.recipe is not None
         keys, (message, _, help) = self.recipe.option(stage, option), text.partition("\nhelp: ")
         return self.recipe.problem(keys, message, at_key=len(keys) == 2, help=help)
 
@@ -175,13 +174,12 @@ class RunStage:
 
     # Before the weights
 
-    def prepare(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS, *, imports: bool = True) -> None:
+    def prepare(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
         """Make the plugins, and read and check the data that are here.
 
-        rows: of each source that the chat template renders; None: all. imports: whether code that the recipe names
-        may be imported.
+        rows: of each source that the chat template renders; None: all.
         """
-        self._check_plugins(mistakes, imports)
+        self._check_plugins(mistakes)
         with mistakes.gathering(self.name):
             self._check_models(mistakes)
         self.prepare_data(mistakes, rows)
@@ -198,17 +196,13 @@ class RunStage:
         del self._plugins[id(component)]
         return plugin
 
-    def _check_plugins(self, mistakes: Mistakes, imports: bool) -> None:
+    def _check_plugins(self, mistakes: Mistakes) -> None:
         """Let the stage's plugins, rewards, combinations, judges, engines and environments check what they can."""
         stage, folder = self.stage, self.recipe.folder
         self._check(mistakes, stage.component, "check", folder)
         for component in specs([stage.settings, stage.component.options, stage.engine], Component):
             kind = component.registration.implementation
             if not isinstance(kind, type) or not issubclass(kind, CHECKED):
-                continue
-            if not imports and getattr(kind, "runs_code", False):
-                self._check(mistakes, component, "check_source", folder)
-                self._unusable.add(id(component))
                 continue
             self._check(mistakes, component, "check", folder)
             if issubclass(kind, Reward) and self.services.download:
@@ -323,13 +317,11 @@ class TrainingStage(RunStage, StageContext):
 
     # Before the weights
 
-    def _check_plugins(self, mistakes: Mistakes, imports: bool) -> None:
+    def _check_plugins(self, mistakes: Mistakes) -> None:
         stage, settings = self.stage, self.settings
         if issubclass(stage.component.registration.implementation, ExternalTrainer):
             self._check(mistakes, stage.component, "check_model", self.recipe.base(stage.base))
-        super()._check_plugins(mistakes, imports)
-        with mistakes.gathering(self.name, ()):
-            _check_optimizer(settings)
+        super()._check_plugins(mistakes)
         rewards = specs([settings.reward, settings.gold], Component)
         of_episodes = any(getattr(each.registration.implementation, "of_episodes", False) for each in rewards)
         environment = settings.environment
@@ -431,7 +423,7 @@ class TrainingStage(RunStage, StageContext):
             with pointing_at((name,), inside=True):
                 self.check_scoring(getattr(settings, name), prompts)
         if encoder is not None and prompts:
-            room = settings.rollout.max_new_tokens or 1
+            room = settings.rollout.max_new_tokens
             lengths = (len(encoder.prompt(group.prompt, group.tools)) for group in prompts)
             self._check_room(encoder, prompts, (length + room <= settings.max_length for length in lengths), room)
 
@@ -604,16 +596,6 @@ class StepStage(RunStage):
 def run_stage(services: Services, stage: Stage) -> RunStage:
     """The stage of a run that a recipe names."""
     return TrainingStage(services, stage) if stage.kind == "algorithm" else StepStage(services, stage)
-
-
-def _check_optimizer(settings: Settings) -> None:
-    """Try the schedule and the optimizer, unless they are alignkit's own."""
-    if isinstance(settings.optimizer, str) and isinstance(settings.lr_scheduler_type, str):
-        return
-    from alignkit.optimizers import why_unusable  # it imports torch
-
-    for _, why in why_unusable(settings):
-        raise RunFailed(why)
 
 
 def check_scoring(component: Component, plugin: Any, groups: Sequence[Group]) -> None:

@@ -17,11 +17,11 @@ from alignkit.data.group import Group
 from alignkit.engine import Engine
 from alignkit.launcher import launcher
 from alignkit.models.generate import Continuation, generate
-from alignkit.models.next_token import Sampling
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
 from alignkit.registry import Component
+from alignkit.sampling import Sampling
 from alignkit.testing.examples import example_groups
 from alignkit.testing.surroundings import SEED, Surroundings, conform
 from alignkit.testing.tiny import SPEC, add_noise
@@ -104,7 +104,7 @@ class EngineCheck:
 
     def problems(self) -> Iterator[str]:
         """Every rule in turn; what the run itself refuses is raised as PluginError."""
-        plain = Sampling(SAMPLES, NEW_TOKENS)
+        plain = Sampling(max_new_tokens=NEW_TOKENS)
         self.engine.generate(self.model, POLICY, self.encoder, [], [], plain)
         found = self.sample(plain)
         yield from self._gaps("", found)
@@ -113,14 +113,16 @@ class EngineCheck:
         if self._tokens(self.sample(plain, seed=1000)) == self._tokens(found):
             yield "`sample` returns the same tokens for other seeds"
         yield from self._gaps(" of prompts in another order", self.sample(plain, turned=True), turned=True)
-        yield from self._gaps(" at temperature 0.5", self.sample(replace(plain, temperature=0.5)), temperature=0.5)
+        yield from self._gaps(
+            " at temperature 0.5", self.sample(Sampling(max_new_tokens=NEW_TOKENS, temperature=0.5)), temperature=0.5
+        )
         yield from self._gaps(" of the base", self.sample(plain, role=BASE), role=BASE)
-        yield from self._greedy(replace(plain, temperature=0.0), "temperature 0")
-        yield from self._greedy(replace(plain, top_k=1), "top_k 1")
-        yield from self._greedy(replace(plain, top_p=1e-6), "top_p 1e-06")
-        self.sample(replace(plain, max_new_tokens=1))
-        self.sample(replace(plain, min_new_tokens=NEW_TOKENS - 1))
-        self.sample(replace(plain, stop=[self._common_text(found)]))
+        yield from self._greedy(Sampling(max_new_tokens=NEW_TOKENS, temperature=0.0), "temperature 0")
+        yield from self._greedy(Sampling(max_new_tokens=NEW_TOKENS, top_k=1), "top_k 1")
+        yield from self._greedy(Sampling(max_new_tokens=NEW_TOKENS, top_p=1e-6), "top_p 1e-06")
+        self.sample(Sampling(max_new_tokens=1))
+        self.sample(Sampling(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS - 1))
+        self.sample(Sampling(max_new_tokens=NEW_TOKENS, stop=[self._common_text(found)]))
         add_noise(self.model, POLICY, 0.1, 2)
         yield from self._gaps(" after new weights were published", self.sample(plain))
         self.engine.forget(POLICY)
@@ -158,15 +160,15 @@ class EngineCheck:
 
     def _greedy(self, sampling: Sampling, name: str) -> Iterator[str]:
         """The first token must be the most likely one: the best of the local engine's greedy samples, or a tie."""
-        seeds = [[0]] * len(self.prompts)
-        best = generate(self.model, POLICY, self.encoder, self.prompts, seeds, Sampling(1, 1, temperature=0.0))
+        seeds, likeliest = [[0]] * len(self.prompts), Sampling(max_new_tokens=1, temperature=0.0)
+        best = generate(self.model, POLICY, self.encoder, self.prompts, seeds, likeliest)
         found = self.sample(sampling)
         first = [[replace(one, tokens=one.tokens[:1]) for one in each] for each in found]
         rows = [_encoded(*row) for row in self._rows(first, self.prompts)]
         measured = iter(measure(self.model, POLICY, rows, "logprobs"))  # an engine may not report them with filters
         highest = [float((one.logprobs or ())[0]) for (one,) in best]
         pairs = [(float(next(measured)), highest[p]) for p, each in enumerate(first) for _ in each]
-        if any(logprob < likeliest - self.tolerance for logprob, likeliest in pairs):
+        if any(logprob < best - self.tolerance for logprob, best in pairs):
             yield f"`sample`: with {name} a first token is not the most likely one"
 
     def _rows(self, found: Samples, prompts: Sequence[Ids]) -> list[tuple[Ids, Ids]]:

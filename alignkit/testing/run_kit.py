@@ -25,7 +25,7 @@ from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, Context, Reward, RewardCombination
 from alignkit.runs.map import resumable_map
 from alignkit.runs.stage import check_scoring
-from alignkit.sampling_options import SamplingOptions
+from alignkit.sampling import SamplingOptions
 from alignkit.settings import Settings
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step
 from alignkit.testing.rules import changes, unchanged

@@ -18,7 +18,6 @@ from alignkit.calls import call, create
 from alignkit.data.group import Group, read_groups, write_groups
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.atomic import discard_folder, replace_folder
-from alignkit.models.generate import Sampling
 from alignkit.monitor import GOLD_KEY, REWARD_HACKING, Monitor, Observation
 from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of
@@ -31,7 +30,7 @@ from alignkit.training.stage import TrainerState
 
 SAMPLES = 2  # answers to each held-out prompt, enough to compare answers to one prompt
 
-Sample = Callable[[Sequence[Group], Sampling, tuple[str | int, ...]], list[Group]]
+Sample = Callable[[Sequence[Group], int, tuple[str | int, ...]], list[Group]]
 
 
 class CheckedMonitor:
@@ -96,20 +95,19 @@ def with_gold(group: Group, by_gold: Group) -> Group:
 class Monitors:
     """All that watches a stage's samples, and the policies that it may go back to.
 
-    sample: the current policy's answers to prompts, with the random streams of a name. chooses: whether a monitor may
-    choose the prompts. reverts: whether one may go back to an earlier policy. within: the last iteration within the
-    budget of KL.
+    sample: some of the current policy's answers to each prompt, with the random streams of a name. chooses:
+    whether a monitor may choose the prompts. reverts: whether one may go back to an earlier policy. within: the last
+    iteration within the budget of KL.
     """
 
-    def __init__(self, state: TrainerState, rewards: Rewards | None, sampling: Sampling, sample: Sample):
+    def __init__(self, state: TrainerState, rewards: Rewards | None, sample: Sample):
         context, settings = state.context, state.settings
         self.context, self.state, self.rewards, self.sample = context, state, rewards, sample
         self.budget = settings.stop.kl if settings.stop is not None else None  # in nats
         self.gold = context.scorer(settings.gold) if settings.gold is not None else None
-        self.sampling = replace(sampling, samples_per_prompt=SAMPLES)
         self.held_out: list[Group] | None = None
         if settings.gold_prompts is not None:
-            _, self.held_out = usable_prompts(state, "gold_prompts", sampling.max_new_tokens)
+            _, self.held_out = usable_prompts(state, "gold_prompts", settings.rollout.max_new_tokens)
         components = list(settings.monitors or ())
         if plugins().registry.has("monitor", REWARD_HACKING):
             ours = plugins().registry.get("monitor", REWARD_HACKING)
@@ -201,7 +199,7 @@ class Monitors:
         """The samples, or answers to held-out prompts, with what gold says of them, which the stage's folder keeps."""
         assert self.gold is not None
         if self.held_out is not None:
-            groups = self.sample(self.held_out, self.sampling, (self.context.name, "gold", number))
+            groups = self.sample(self.held_out, SAMPLES, (self.context.name, "gold", number))
             groups = self.rewards.score(groups) if self.rewards is not None else groups
         measured = [with_gold(group, by_gold) for group, by_gold in zip(groups, self.gold.score(groups), strict=True)]
         self.context.collectives.on_rank0(lambda: write_groups(self._gold_file(number), measured))

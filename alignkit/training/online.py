@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
 
@@ -24,7 +24,6 @@ from alignkit.data.describe import said
 from alignkit.data.group import Group, length, previews, responses_of
 from alignkit.errors import RunFailed, error_context
 from alignkit.models import packing as forward
-from alignkit.models.generate import Sampling
 from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.reward import REWARD_KEY
@@ -113,18 +112,17 @@ class RolloutTrainer:
     def __init__(self, context: StageContext, algorithm: Algorithm):
         self.context, self.settings = context, context.settings
         rollout = self.settings.rollout
-        self.sampling = Sampling(**rollout.model_dump(include={field.name for field in fields(Sampling)}))
         self.missing_eos_penalty, self.importance = rollout.missing_eos_penalty, rollout.importance
         # Learning at another temperature than that of the samples would sharpen or flatten the policy.
-        self.state = TrainerState(context, algorithm, self.sampling.temperature)
+        self.temperature = rollout.temperature
+        self.state = TrainerState(context, algorithm, self.temperature)
         self.algorithm, self.learner = self.state.algorithm, self.state.learner
         reward = self.settings.reward
         self.rewards = context.scorer(reward) if reward is not None else None
         self.learns = reward is not None and self.algorithm.needs.reward  # from it
         self.filters = [(one.name, create(one, context.name)) for one in rollout.filters or ()]
         self.files = RolloutFiles(context, self.rewards, self.learns)
-        self.monitors = Monitors(self.state, self.rewards, self.sampling, self.sample)
-        self.temperature = self.sampling.temperature  # of measurements
+        self.monitors = Monitors(self.state, self.rewards, self.sample)
         self.warned = False  # that the sampler is not the policy
         self.episodes = episodes_of(context)
         self.request: Request | None = None  # of the next iteration
@@ -172,8 +170,8 @@ class RolloutTrainer:
 
     def prompts(self) -> PromptSource:
         """The stage's prompts."""
-        source = PromptSource(self.state, self.sampling.max_new_tokens, self.episodes)
-        self.state.reference_prompts.check(source.prompts, self.sampling.max_new_tokens)
+        source = PromptSource(self.state, self.settings.rollout.max_new_tokens, self.episodes)
+        self.state.reference_prompts.check(source.prompts, self.settings.rollout.max_new_tokens)
         return source
 
     def _after(self, iteration: Iteration, iterations: int, prompts: PromptSource) -> None:
@@ -277,13 +275,12 @@ class RolloutTrainer:
     def request_samples(self, prompts: Sequence[Group], number: int, first: int = 0, **more: Any) -> Request:
         """The current policy's responses, in the place of an iteration's from the prompt `first` on."""
         path = self.context.name, "rollout", number
-        return Request(
-            self.context, self.state, prompts, self.sampling, path, first=first, episodes=self.episodes, **more
-        )
+        samples = self.settings.rollout.samples_per_prompt
+        return Request(self.context, self.state, prompts, samples, path, first=first, episodes=self.episodes, **more)
 
-    def sample(self, prompts: Sequence[Group], sampling: Sampling, path: tuple[str | int, ...]) -> list[Group]:
+    def sample(self, prompts: Sequence[Group], samples: int, path: tuple[str | int, ...]) -> list[Group]:
         """The current policy's responses outside of an environment. path: names the random streams."""
-        return Request(self.context, self.state, prompts, sampling, path).result()
+        return Request(self.context, self.state, prompts, samples, path).result()
 
     def _poll(self) -> None:
         if self.request is not None:
@@ -344,7 +341,7 @@ class RolloutTrainer:
         if iteration.number == 1 and metrics["truncated"] > MOSTLY_CUT:
             self.context.say(
                 f"warning: {metrics['truncated']:.0%} of the samples have no end after max_new_tokens "
-                f"{self.sampling.max_new_tokens}: the policy does not stop, or needs more room. Raise "
+                f"{self.settings.rollout.max_new_tokens}: the policy does not stop, or needs more room. Raise "
                 "rollout.max_new_tokens, or start from SFT"
             )
         if "judge/cost" in metrics:

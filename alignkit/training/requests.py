@@ -13,7 +13,7 @@ from typing import Any
 
 from alignkit.data.group import Group, Response, group_from_json, group_to_json
 from alignkit.errors import error_context
-from alignkit.models.generate import Sampling, answered, questions, sample
+from alignkit.models.generate import answered, questions, sample
 from alignkit.training.context import StageContext
 from alignkit.training.environments import Episodes
 from alignkit.training.stage import TrainerState
@@ -22,9 +22,10 @@ from alignkit.training.stage import TrainerState
 class Request:
     """The current policy's responses to some prompts, asked for, under way, or complete.
 
-    path: names the random streams, with the prompts' numbers from `first` on; it ends with the iteration. lag: updates
-    between the weights that write and those that learn. episodes: play the stage's environment. complete: the state of
-    a request that a checkpoint has the samples of. metrics: once they are complete.
+    samples: of each prompt. path: names the random streams, with the prompts' numbers from `first` on; it ends with
+    the iteration. lag: updates between the weights that write and those that learn. episodes: play the stage's
+    environment. complete: the state of a request that a checkpoint has the samples of. metrics: once they are
+    complete.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Request:
         context: StageContext,
         state: TrainerState,
         prompts: Sequence[Group],
-        sampling: Sampling,
+        samples: int,
         path: tuple[str | int, ...],
         *,
         first: int = 0,
@@ -40,7 +41,8 @@ class Request:
         episodes: Episodes | None = None,
         complete: Mapping[str, Any] | None = None,
     ):
-        self.context, self.state, self.sampling, self.path = context, state, sampling, path
+        self.context, self.state, self.samples, self.path = context, state, samples, path
+        self.sampling = state.settings.rollout
         self.prompts, self.first, self.lag, self.episodes = prompts, first, lag, episodes
         self.engine = state.model.engine
         self._under_way: Any = None  # what the engine returned
@@ -69,7 +71,7 @@ class Request:
         """Let the engine sample from the current weights, which are saved for it before anything else happens."""
         encoder, seed = self.state.models.encoder, self.context.seed
         self._begin_episodes()
-        ids, streams, labels = questions(encoder, self._asked, self.sampling, seed, self.path, self._numbers)
+        ids, streams, labels = questions(encoder, self._asked, self.samples, seed, self.path, self._numbers)
         partner = self.episodes.partner if self.episodes is not None else None
         model, role = self.state.model, self.state.roles.trained
         self._under_way = self.engine.request(model, role, encoder, ids, streams, self.sampling, labels, partner)
@@ -78,8 +80,7 @@ class Request:
         if self.episodes is not None:
             if not self.first:
                 self.episodes.forget()
-            samples = self.sampling.samples_per_prompt
-            self._asked = self.episodes.begin(self._asked, samples, self.number, self._numbers)
+            self._asked = self.episodes.begin(self._asked, self.samples, self.number, self._numbers)
 
     def poll(self) -> None:
         """Answer turns that have ended, and let the engine write the next ones. Waits for nothing."""
@@ -103,7 +104,7 @@ class Request:
 
     def _sampled(self) -> list[Group]:
         model, role, encoder = self.state.model, self.state.roles.trained, self.state.models.encoder
-        count = len(self._own) * self.sampling.samples_per_prompt
+        count = len(self._own) * self.samples
         with self.context.reporter.progress("rolling out", count) as done:
             if self._under_way is not None:
                 groups = answered(encoder, self._asked, self._under_way.result(done), role)
@@ -119,6 +120,7 @@ class Request:
                     place=self.path,
                     # Streams are named by the place in the iteration, so a sample does not depend on who draws it.
                     numbers=self._numbers,
+                    samples_per_prompt=self.samples,
                     done=done,
                     partner=self.episodes.partner if self.episodes is not None else None,
                 )

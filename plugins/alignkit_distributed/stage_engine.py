@@ -18,14 +18,14 @@ import torch
 
 from alignkit.calls import CallError, blame, create, label_of, mistake
 from alignkit.data.group import Group
-from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
+from alignkit.engine import Completion, Engine, EngineContext
 from alignkit.errors import PluginError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.kernels.memory import release_cached
 from alignkit.models.generate import Continuation, Partner, has_stopped
-from alignkit.models.next_token import Sampling
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.sampling import KEYS, Sampling
 from alignkit.tokens.encoder import Encoded, Encoder, Ids, ResponseTokens
 from alignkit_distributed.begun import Begun, Steps
 from alignkit_distributed.engine_thread import EngineThread, NoProgress
@@ -49,7 +49,7 @@ class _Request:
     role: str
     version: int
     encoder: Encoder
-    params: SamplingParams
+    sampling: Sampling
     labels: Sequence[str]
 
 
@@ -104,31 +104,19 @@ class StageEngine:
         partner: Partner | None = None,
     ) -> Begun:
         """`generate` from the current weights, while the caller does something else, which may be to change them."""
-        if sampling.processors:
-            raise RunFailed(
-                f"stage '{self.stage}' samples with logits processors, which engine '{self.name}' cannot run\n"
-                "help: write 'engine: local' in this stage"
-            )
         version = self._publish(model, role)
-        params = SamplingParams(
-            max_new_tokens=sampling.max_new_tokens,
-            min_new_tokens=sampling.min_new_tokens,
-            temperature=float(sampling.temperature),
-            top_p=float(sampling.top_p),
-            top_k=sampling.top_k,
-            stop=tuple(sampling.stop),
-        )
-        request = _Request(role, version, encoder, params, labels)
+        asked = Sampling(**{key: getattr(sampling, key) for key in KEYS})  # engines need no more of a stage's `rollout`
+        request = _Request(role, version, encoder, asked, labels)
 
         def turns(contexts: Any, numbers: Sequence[int], most: Sequence[int], fewest: int) -> Steps:
-            limits = replace(params, min_new_tokens=fewest, max_new_tokens=max(most))
-            turn = replace(request, params=limits, labels=())
+            limits = asked.model_copy(update={"min_new_tokens": fewest, "max_new_tokens": max(most)})
+            turn = replace(request, sampling=limits, labels=())
             return self._sample(turn, contexts, [[n] for n in numbers], most)
 
         def steps(done: Callable[[int], None]) -> Steps:
             if partner is None:
-                return self._sample(request, prompts, streams, [params.max_new_tokens] * len(prompts))
-            return play(turns, prompts, streams, (params.min_new_tokens, params.max_new_tokens), partner, done)
+                return self._sample(request, prompts, streams, [asked.max_new_tokens] * len(prompts))
+            return play(turns, prompts, streams, (asked.min_new_tokens, asked.max_new_tokens), partner, done)
 
         begun = Begun(self.asking, self._thread, steps, partner is None, self._rest)
         self._begun = [*(one for one in self._begun if not one.over), begun]
@@ -148,9 +136,9 @@ class StageEngine:
         most: Sequence[int],
     ) -> Steps:
         """Samples of a call. most: tokens of each prompt's samples, which may be fewer than what is asked for."""
-        role, labels, params = request.role, request.labels, request.params
+        role, labels, sampling = request.role, request.labels, request.sampling
         asked, seeds = [list(prompt) for prompt in prompts], [list(numbers) for numbers in streams]
-        found = yield lambda: self.engine.sample(role, asked, seeds, params)
+        found = yield lambda: self.engine.sample(role, asked, seeds, sampling)
         self._check_count("sample", found, len(prompts), "prompt", "a list of completions")
         written = []
         for index, (each, numbers) in enumerate(zip(found, streams, strict=True)):
@@ -332,27 +320,27 @@ class StageEngine:
 
     def _continuation(self, one: Completion, request: _Request, most: int, where: str) -> Continuation:
         """A sample that ends where it must, without what follows a stop text or exceeds `most` tokens."""
-        encoder, params = request.encoder, request.params
+        encoder, sampling = request.encoder, request.sampling
         tokens, logprobs = tuple(one.tokens), one.logprobs
-        if params.stop and any(stop in encoder.decode(tokens[:-1]) for stop in params.stop):
-            ends = (k for k in range(1, len(tokens)) if has_stopped(encoder, tokens[:k], params.stop))
+        if sampling.stop and any(stop in encoder.decode(tokens[:-1]) for stop in sampling.stop):
+            ends = (k for k in range(1, len(tokens)) if has_stopped(encoder, tokens[:k], sampling.stop))
             count = next(ends, len(tokens))
             tokens, logprobs = tokens[:count], logprobs and logprobs[:count]
-        if most < len(tokens) <= params.max_new_tokens:
+        if most < len(tokens) <= sampling.max_new_tokens:
             tokens, logprobs = tokens[:most], logprobs and logprobs[:most]
-        if not 0 < len(tokens) <= params.max_new_tokens:
+        if not 0 < len(tokens) <= sampling.max_new_tokens:
             raise self._wrong(
-                "sample", f"{where} it returned {len(tokens)} tokens; max_new_tokens is {params.max_new_tokens}"
+                "sample", f"{where} it returned {len(tokens)} tokens; max_new_tokens is {sampling.max_new_tokens}"
             )
-        by_token, stopped = tokens[-1] in encoder.end_ids, has_stopped(encoder, tokens, params.stop)
+        by_token, stopped = tokens[-1] in encoder.end_ids, has_stopped(encoder, tokens, sampling.stop)
         if not (by_token or stopped) and len(tokens) < most:
             raise self._wrong(
                 "sample", f"{where} a response of {len(tokens)} tokens has neither an end token nor a stop text"
             )
         if set(tokens[:-1]) & encoder.end_ids:
             raise self._wrong("sample", f"{where} a response continues after its end token")
-        if by_token and len(tokens) <= params.min_new_tokens:
-            raise self._wrong("sample", f"{where} a response ends before min_new_tokens {params.min_new_tokens}")
+        if by_token and len(tokens) <= sampling.min_new_tokens:
+            raise self._wrong("sample", f"{where} a response ends before min_new_tokens {sampling.min_new_tokens}")
         versions = one.version if isinstance(one.version, Sequence) else [one.version]
         stale = max(int(self._age(request.role, each, request.version)) for each in versions[: len(tokens)])
         return Continuation(tokens, None if logprobs is None else tuple(logprobs), by_token or stopped, staleness=stale)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib
 import importlib.machinery
@@ -10,14 +9,12 @@ import inspect
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alignkit.errors import RunFailed, did_you_mean
-
-_ANY = {"globals", "exec", "setattr", "__getattr__"}  # what may bind any name, as an import of everything does
 
 
 @dataclass(frozen=True)
@@ -33,48 +30,9 @@ class NamedCode:
     module: str = ""
     kind: str = "function"
 
-    def check(self) -> None:
-        """Raise RunFailed if it does not exist, as the source says, which does not run. Without source: no check."""
-        if self.file is None:
-            self._check_module()
-        elif not self.file.is_file():
-            raise RunFailed(f"{self.user}: file {self.file} does not exist")
-        else:
-            self._check_file(self.file)
-
     def load(self) -> Callable[..., Any]:
         """The function or class. Raises RunFailed if there is none, or if its module raises something."""
         return self._of_module() if self.file is None else self._of_file(self.file)
-
-    def _check_module(self) -> None:
-        places: list[str] | None = None
-        origin: str | None = None
-        for depth, _ in enumerate(parts := self.module.split("."), 1):
-            whole = ".".join(parts[:depth])
-            try:
-                found = _spec(whole, places)
-            except KeyError:  # a namespace package asks for its parent, which is not imported
-                return
-            if found is None:
-                raise RunFailed(
-                    f"{self.user}: there is no module {whole}\nhelp: install its package"
-                    f"{f', or correct {self.module}' if depth > 1 else ''}, or name a file with `path`"
-                )
-            origin, places = found.origin, list(found.submodule_search_locations or ())
-            if depth < len(parts) and not places:
-                return  # it may add modules when it is imported, as `os` adds `os.path`
-        if origin is not None and origin.endswith(".py"):
-            self._check_file(Path(origin))
-
-    def _check_file(self, file: Path) -> None:
-        try:
-            tree = ast.parse(file.read_bytes(), str(file))
-        except (SyntaxError, ValueError) as error:
-            raise RunFailed(f"{self.user}: {file} is no Python: {error}") from None
-        if {self.name, "*"} & set(_bound(tree)):
-            return
-        nodes = (ast.ClassDef,) if self.kind == "class" else (ast.FunctionDef, ast.AsyncFunctionDef)
-        raise self._missing(str(file), [node.name for node in tree.body if isinstance(node, nodes)], "\nhelp: ")
 
     def _missing(self, place: str, names: list[str], then: str) -> RunFailed:
         plural = "classes" if self.kind == "class" else f"{self.kind}s"
@@ -112,26 +70,6 @@ class NamedCode:
             wanted = inspect.isclass if self.kind == "class" else inspect.isfunction
             raise self._missing(place, [name for name, value in vars(module).items() if wanted(value)], "; ")
         return call
-
-
-def _spec(name: str, places: list[str] | None) -> importlib.machinery.ModuleSpec | None:
-    """How a module would be imported. places: folders of its package."""
-    for finder in sys.meta_path:
-        if (find := getattr(finder, "find_spec", None)) is not None and (found := find(name, places)) is not None:
-            spec: importlib.machinery.ModuleSpec = found
-            return spec
-    return None
-
-
-def _bound(tree: ast.Module) -> Iterator[str]:
-    """Every name that is bound anywhere in a file; `*` if others may be."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield "*" if node.name in _ANY else node.name
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)  # or `*`
-        elif isinstance(node, ast.Name):
-            yield "*" if node.id in _ANY else node.id
 
 
 def raised(error: BaseException, file: Path) -> str:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from alignkit import Completion, Engine, EngineContext, RunFailed, SamplingParams
+from alignkit import Completion, Engine, EngineContext, RunFailed, Sampling
 from alignkit.engine import EngineOptions
 from alignkit_http.options import checked_address, key_of
 from alignkit_vllm.own_server import OwnServer
@@ -162,25 +162,25 @@ class Vllm(Engine):
             self._asked.run(self._asked.each(lambda replica: replica.develop("/wake_up")))
 
     def sample(
-        self, policy: str, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], params: SamplingParams
+        self, policy: str, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling
     ) -> list[list[Completion]]:
         replicas, (name, folder, version) = self._asked, self._policies[policy]
         if self._whole:
             replicas.run(replicas.each(lambda replica: replica.reload(folder)))
-        longest = min(max(map(len, prompts), default=0) + params.max_new_tokens, self.context.max_length)
+        longest = min(max(map(len, prompts), default=0) + sampling.max_new_tokens, self.context.max_length)
         room = min(replica.room for replica in replicas.all)
         if longest > room:
             raise RunFailed(
-                f"a prompt with {params.max_new_tokens} new tokens has {longest} tokens, and the server takes {room}; "
-                f"start it with --max-model-len {longest}, or lower max_new_tokens"
+                f"a prompt with {sampling.max_new_tokens} new tokens has {longest} tokens, and the server takes "
+                f"{room}; start it with --max-model-len {longest}, or lower max_new_tokens"
             )
-        most, asked = params.max_new_tokens, self._terms(params)
+        most, asked = sampling.max_new_tokens, self._terms(sampling)
         bodies = [
             {**asked, "prompt": list(prompt), "seed": seed, "max_tokens": min(most, room - len(prompt))}
             for prompt, numbers in zip(prompts, seeds, strict=True)
             for seed in numbers
         ]
-        read = self._reader(version, params)
+        read = self._reader(version, sampling)
         found = iter(replicas.run(replicas.ask(name, bodies, read, self.context.progress)))
         return [[next(found) for _ in numbers] for numbers in seeds]
 
@@ -192,15 +192,15 @@ class Vllm(Engine):
 
     # What servers are asked for, and what they answer
 
-    def _terms(self, params: SamplingParams) -> dict[str, Any]:
-        """`params` in vLLM's terms."""
+    def _terms(self, sampling: Sampling) -> dict[str, Any]:
+        """`sampling` in vLLM's terms."""
         return {
             **NEUTRAL,
-            "min_tokens": params.min_new_tokens,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            "top_k": params.top_k or -1,
-            "stop": list(params.stop),
+            "min_tokens": sampling.min_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k or -1,
+            "stop": list(sampling.stop),
             "include_stop_str_in_output": True,
             # Only these, and not also those that the server finds in the model's files.
             "stop_token_ids": sorted(self.context.end_ids),
@@ -209,9 +209,9 @@ class Vllm(Engine):
             "return_token_ids": True,
         }
 
-    def _reader(self, version: int, params: SamplingParams) -> Any:
+    def _reader(self, version: int, sampling: Sampling) -> Any:
         """What turns a server's answer into a Completion; it raises Fault for one that cannot be right."""
-        filters = params.top_p < 1 or params.top_k > 0 or params.min_new_tokens > 0
+        filters = sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_new_tokens > 0
 
         def read(replica: Replica, body: dict[str, Any], answer: dict[str, Any]) -> Completion:
             choice = answer["choices"][0]
@@ -229,7 +229,7 @@ class Vllm(Engine):
                     raise Fault(f"it answered with a log-probability of {value}")
             # Greedy, a server reports them at temperature 1. Otherwise one that counts the temperature in counts the
             # filters in, too, and one that does not knows temperature 1 only.
-            tells = params.temperature == 0 or (not filters if replica.processed else params.temperature == 1)
+            tells = sampling.temperature == 0 or (not filters if replica.processed else sampling.temperature == 1)
             return Completion(tokens, logprobs if tells else None, version)
 
         return read

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
+from alignkit.engine import Completion, Engine, EngineContext
 from alignkit.models.generate import generate
-from alignkit.models.next_token import Sampling
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder
 
 
@@ -37,9 +37,9 @@ class LocalEngine(Engine):
         self._model.drop_role(role)
 
     def sample(
-        self, policy: str, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], params: SamplingParams
+        self, policy: str, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling
     ) -> list[list[Completion]]:
         role, version = self._policies[policy]
-        ids, sampling = [tuple(prompt) for prompt in prompts], Sampling(**vars(params))
+        ids = [tuple(prompt) for prompt in prompts]
         written = generate(self._model, role, self._encoder, ids, seeds, sampling, done=self.context.progress)
         return [[Completion(one.tokens, one.logprobs, version) for one in each] for each in written]

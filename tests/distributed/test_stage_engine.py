@@ -17,19 +17,19 @@ import torch
 import yaml
 from patience import PATIENCE
 
-from alignkit import EngineContext, RecipeError, RunFailed
+from alignkit import EngineContext, RecipeError
 from alignkit.cli import main
 from alignkit.data.group import Group
 from alignkit.errors import PluginError
 from alignkit.io.digest import digest
 from alignkit.models.generate import Continuation, Partner, generate, sample
 from alignkit.models.models import LoadedBase
-from alignkit.models.next_token import Sampling
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE
 from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration
 from alignkit.runs.fingerprint import stage_parts
+from alignkit.sampling import Sampling
 from alignkit.testing.tiny import add_noise
 from alignkit.tokens.encoder import Encoded, ResponseTokens
 from alignkit_distributed.engine_thread import EngineThread, NoProgress
@@ -218,7 +218,7 @@ def test_an_engine_that_does_not_close_is_reported_once(tmp_path: Path, clock: l
 
     said: list[str] = []
     model, asked = tiny_model(tmp_path), asking(tmp_path, Endless, said)
-    asked.generate(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(1, 3))
+    asked.generate(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))
     asked.close()
     ended.set()
     (line,) = said
@@ -239,7 +239,7 @@ def test_a_call_that_ends_when_the_engine_is_closed_is_not_reported(tmp_path: Pa
     said: list[str] = []
     model, asked = tiny_model(tmp_path), asking(tmp_path, Held, said)
     with pytest.raises(PluginError, match=r"in `prepare`: it made no progress for 600 seconds"):
-        asked.generate(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(1, 3))
+        asked.generate(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))
     asked.close()
     assert said == []
 
@@ -263,7 +263,7 @@ def test_policies_are_published_when_their_weights_change(tmp_path: Path) -> Non
     asked, prompt = engine(tmp_path, Watched), ((1, 30, 31),)
 
     def sample(role: str) -> None:
-        asked.generate(model, role, model.encoder(), prompt, [[1]], Sampling(1, 3))
+        asked.generate(model, role, model.encoder(), prompt, [[1]], Sampling(max_new_tokens=3))
 
     for role in (BASE, "one", "one", BASE):
         sample(role)
@@ -304,7 +304,7 @@ def test_an_engine_idles_between_calls_and_hears_what_is_dropped(tmp_path: Path)
     model.engine = asked = engine(tmp_path, Watched)
 
     def sample(role: str) -> list[list[Continuation]]:
-        return generate(model, role, model.encoder(), [(1, 30, 31)], [[1]], Sampling(1, 3))
+        return generate(model, role, model.encoder(), [(1, 30, 31)], [[1]], Sampling(max_new_tokens=3))
 
     first = sample("one")
     assert heard == ["publish one", "sample one", "idle"]
@@ -347,7 +347,15 @@ def test_tokens_of_several_versions_need_a_tolerance(tmp_path: Path) -> None:
         model.engine = asked = engine(tmp_path, cls, **options)
         try:
             for number in range(changes + 1):
-                (found,) = sample(model, "one", model.encoder(), prompts, Sampling(2, 6), seed=number)
+                (found,) = sample(
+                    model,
+                    "one",
+                    model.encoder(),
+                    prompts,
+                    Sampling(max_new_tokens=6),
+                    samples_per_prompt=2,
+                    seed=number,
+                )
                 add_noise(model, "one", 0.1, number)
         finally:
             asked.close()
@@ -390,7 +398,7 @@ def test_weights_are_read_only_after_a_change(tmp_path: Path, monkeypatch: pytes
     asked, prompt = engine(tmp_path), ((1, 30, 31),)
 
     def sample() -> list[list[Continuation]]:
-        return asked.generate(model, "one", model.encoder(), prompt, [[1]], Sampling(1, 8))
+        return asked.generate(model, "one", model.encoder(), prompt, [[1]], Sampling(max_new_tokens=8))
 
     first = sample()
     assert sample() == first and read == ["one"]
@@ -428,8 +436,6 @@ def test_steps_and_rewards_sample_with_the_engine(tmp_path: Path) -> None:
     model.engine = asked = engine(tmp_path)
     found = models[BASE].sample(prompts, **options)
     assert found == wanted and "files" in {path.name for path in (tmp_path / "engine").iterdir()}
-    with pytest.raises(RunFailed, match="stage 's' samples with logits processors, which engine 'e' cannot run"):
-        models[BASE].sample(prompts, **options, processors=[lambda ids, logits: logits])
     asked.close()
 
 
@@ -539,7 +545,7 @@ def test_turns_of_others_are_read_and_those_of_the_policy_are_sampled_after_them
         return (60, 61, 62) if seen[prompt, sample] < 3 and room >= 3 else None
 
     partner, model.engine = Partner(reply, 20), asked
-    sampling, streams = Sampling(2, 10, min_new_tokens=fewest), [[1, 2], [3, 4]]
+    sampling, streams = Sampling(max_new_tokens=10, min_new_tokens=fewest), [[1, 2], [3, 4]]
     counts: list[int] = []
     found = generate(model, "one", encoder, prompts, streams, sampling, partner=partner, done=counts.append)
     rows = [(prompt, one) for prompt, each in zip(prompts, found, strict=True) for one in each]
@@ -571,7 +577,7 @@ def test_what_was_begun_is_from_the_weights_of_then(tmp_path: Path) -> None:
 
     model, prompt = tiny_model(tmp_path), ((1, 30, 31),)
     model.add_role("one")
-    held, rest = engine(tmp_path, Held), (model.encoder(), prompt, [[1]], Sampling(1, 8))
+    held, rest = engine(tmp_path, Held), (model.encoder(), prompt, [[1]], Sampling(max_new_tokens=8))
     begun = held.request(model, "one", *rest)
     add_noise(model, "one", 0.5, 1)
     begun.poll()  # which does not wait
@@ -596,7 +602,7 @@ def test_turns_are_answered_when_the_caller_polls(tmp_path: Path) -> None:
         threads.append(threading.current_thread())
         return (60, 61) if room >= 2 else None
 
-    rest = (model.encoder(), [(1, 30, 31)], [[1, 2]], Sampling(2, 12), (), Partner(reply, 24))
+    rest = (model.encoder(), [(1, 30, 31)], [[1, 2]], Sampling(max_new_tokens=12), (), Partner(reply, 24))
     begun = asked.request(model, BASE, *rest)
     while begun._call is not None:
         begun._call.over.wait(PATIENCE)
@@ -620,7 +626,7 @@ def test_what_was_begun_may_be_dropped(tmp_path: Path) -> None:
 
     said: list[str] = []
     model, asked = tiny_model(tmp_path), asking(tmp_path, Fails, said)
-    asked.request(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(1, 3)).drop()
+    asked.request(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3)).drop()
     asked.close()
     assert ended == ["sample", "close"] and not said
 

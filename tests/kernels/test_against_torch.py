@@ -18,8 +18,9 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.lora import MIN_TOKENS
 from alignkit.models import adapters
-from alignkit.models.generate import Sampling, sample
+from alignkit.models.generate import sample
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.sampling import Sampling
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoder
 
@@ -147,8 +148,8 @@ def test_samples_agree(model: SharedModel, used: Counter[str], plain: Callable[[
     group = Group((Message(role="user", content="Say something."),), ())
 
     def samples() -> Any:
-        sampling = Sampling(3, MIN_TOKENS, min_new_tokens=MIN_TOKENS)
-        (found,) = sample(model, "policy", Encoder(model.tokenizer), [group], sampling, seed=1)
+        sampling = Sampling(max_new_tokens=MIN_TOKENS, min_new_tokens=MIN_TOKENS)
+        (found,) = sample(model, "policy", Encoder(model.tokenizer), [group], sampling, samples_per_prompt=3, seed=1)
         return [response.tokens for response in found.responses]
 
     fast = samples()

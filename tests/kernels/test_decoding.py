@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from alignkit.kernels import decoding as decoding_module
-from alignkit.kernels import decoding as static_decoding
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.decoding import Decoding, StaticDecoding
+from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
+from alignkit_plugins.gpu import sampling as static_decoding
+from alignkit_plugins.gpu.sampling import StaticDecoding
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 PROMPTS = (5, 2, 7, 3)
@@ -90,11 +91,11 @@ def test_all_prompts_enter_at_once_as_they_do_one_by_one(sequences: list[tuple[T
     prefill = prefilled(sequences, [0, 1, 2], AttentionArgs(None, None, None))
     prompts = [prefill.spans[owner] for owner in (2, 0, 0, 1)]
     old = torch.randn(3, KEY_HEADS, 9, SIZE, dtype=torch.float64)
-    change = decoding_module._Change(torch.tensor([2, 0]), slice(4, 9), prompts, 8, 3)
+    change = decoding_module.Change(torch.tensor([2, 0]), slice(4, 9), prompts, 8, 3)
     keys, _ = prefill.kv[0]
     one_by_one = change.applied(old, keys)
-    gathered = torch.nn.functional.pad(keys, (0, 0, 0, 1))[:, change._cells].transpose(0, 1)
-    assert torch.equal(gathered, one_by_one[2:, :, :8])
+    gathered = static_decoding.PaddedChange(torch.tensor([2, 0]), slice(4, 9), prompts, 8, 3).applied(old, keys)
+    assert torch.equal(gathered, one_by_one)
     assert one_by_one.shape == (6, KEY_HEADS, 11, SIZE) and one_by_one.any()
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
 
-from alignkit.kernels import capabilities, flex_attention
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.flex_attention import BLOCK, Row
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
+from alignkit_plugins.gpu import flex_attention
+from alignkit_plugins.gpu.flex_attention import BLOCK, Row
 from tests.simulated_cuda.flex import dense, seen
 
 CPU = torch.device("cpu")
@@ -150,8 +150,8 @@ def test_attention_is_compiled_for_gpus_with_triton(
     device: str, capability: tuple[int, int], triton: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
-    monkeypatch.setattr(capabilities, "has_triton", lambda: triton)
-    assert capabilities.can_compile_attention(torch.device(device)) is compiled
+    monkeypatch.setattr(flex_attention, "has_triton", lambda: triton)
+    assert flex_attention.can_compile_attention(torch.device(device)) is compiled
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_triton_needs_a_compiler(
     found: bool, compiler: str | None, usable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(capabilities.shutil, "which", lambda name: compiler)
-    monkeypatch.setattr(capabilities.importlib.util, "find_spec", lambda name: "spec" if found else None)
-    uncached: Callable[[], bool] = capabilities.has_triton.__wrapped__
+    monkeypatch.setattr(flex_attention.shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(flex_attention.importlib.util, "find_spec", lambda name: "spec" if found else None)
+    uncached: Callable[[], bool] = flex_attention.has_triton.__wrapped__
     assert uncached() is usable

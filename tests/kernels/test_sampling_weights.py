@@ -16,16 +16,18 @@ from alignkit.kernels import capabilities, lora, matmul, memory
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.matmul import PackedWeight, packed_weight_for, using
-from alignkit.models.generate import Sampling, sample
+from alignkit.models.generate import sample
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.sampling import Sampling
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoder
+from alignkit_plugins.gpu import sampling as gpu
 
 pytestmark = [
     pytest.mark.skipif(not capabilities.can_pack_weights(), reason="this build of torch cannot pack weights"),
     pytest.mark.cpu_only("weights are packed on CPUs"),
 ]
-LONG = Sampling(2, lora.MIN_TOKENS, min_new_tokens=lora.MIN_TOKENS)
+LONG = Sampling(max_new_tokens=lora.MIN_TOKENS, min_new_tokens=lora.MIN_TOKENS)
 LIBRARIES = {"MKL": False, "oneDNN": True}
 
 
@@ -82,7 +84,7 @@ def questions(count: int) -> list[Group]:
 
 
 def written(policy: SharedModel, role: str, sampling: Sampling = LONG) -> list[tuple[Any, Any]]:
-    found = sample(policy, role, Encoder(policy.tokenizer), questions(3), sampling, seed=4)
+    found = sample(policy, role, Encoder(policy.tokenizer), questions(3), sampling, samples_per_prompt=2, seed=4)
     return [(r.tokens, r.logprobs) for group in found for r in group.responses]
 
 
@@ -197,7 +199,7 @@ def test_weights_are_packed_only_if_that_helps(
 ) -> None:
     sampling = LONG
     if why == "too few tokens":
-        sampling = Sampling(2, lora.MIN_TOKENS - 1)
+        sampling = Sampling(max_new_tokens=lora.MIN_TOKENS - 1)
     elif why == "too many rows":
         monkeypatch.setattr(lora, "MAX_ROWS", 5)
     elif why == "too little memory":
@@ -252,7 +254,7 @@ def test_quantized_layers_keep_their_own_products(policy: SharedModel, monkeypat
 def test_memory_is_trimmed_before_and_after(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     trims: list[bool] = []
     monkeypatch.setattr(memory, "trim", lambda: trims.append(True))
-    written(policy, "one", Sampling(2, lora.MIN_TOKENS - 1))
+    written(policy, "one", Sampling(max_new_tokens=lora.MIN_TOKENS - 1))
     assert not trims
     written(policy, "one")
     assert trims == [True, True]
@@ -292,8 +294,12 @@ def test_rows_that_have_ended_leave(
     encoder.__dict__["end_ids"] = frozenset(token for tokens, _ in free[:4] for token in tokens[2:4])
 
     def responses() -> list[Any]:
-        sampling = Sampling(2, lora.MIN_TOKENS)
-        return [r for g in sample(policy, "one", encoder, questions(3), sampling, seed=4) for r in g.responses]
+        sampling = Sampling(max_new_tokens=lora.MIN_TOKENS)
+        return [
+            r
+            for g in sample(policy, "one", encoder, questions(3), sampling, samples_per_prompt=2, seed=4)
+            for r in g.responses
+        ]
 
     found = responses()
     assert min(calls) < max(calls) <= 6
@@ -311,27 +317,26 @@ def test_rows_that_have_ended_leave(
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its weights are merged, not packed."""
-    monkeypatch.setattr(lora, "_mergeable", lambda model: True)
+    monkeypatch.setattr(capabilities, "on_gpu", lambda _, module: gpu if module == "sampling" else None)
 
 
 def test_merged_weights_write_the_same_samples(
     policy: SharedModel, on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merged: list[int] = []
-    original = matmul.MergedWeight.__call__
+    original = gpu.MergedWeight.__call__
 
-    def spy(self: matmul.MergedWeight, x: torch.Tensor) -> torch.Tensor:
+    def spy(self: gpu.MergedWeight, x: torch.Tensor) -> torch.Tensor:
         merged.append(x.numel() // x.shape[-1])
         return original(self, x)
 
     encoder, groups = Encoder(policy.tokenizer), [Group((Message(role="user", content=text),)) for text in ("a", "b c")]
-    monkeypatch.setattr(matmul.MergedWeight, "__call__", spy)
-    ours = sample(policy, "one", encoder, groups, LONG, seed=1)
+    monkeypatch.setattr(gpu.MergedWeight, "__call__", spy)
+    ours = sample(policy, "one", encoder, groups, LONG, samples_per_prompt=2, seed=1)
     assert merged and 4 in merged
     merged.clear()
-    monkeypatch.setattr(lora, "_mergeable", lambda model: False)
-    monkeypatch.setattr(lora, "MAX_ROWS", 0)
-    theirs = sample(policy, "one", encoder, groups, LONG, seed=1)
+    monkeypatch.setattr(gpu, "FREE_SHARE", 0.0)
+    theirs = sample(policy, "one", encoder, groups, LONG, samples_per_prompt=2, seed=1)
     assert not merged
     for one, other in zip(ours, theirs, strict=True):
         for a, b in zip(one.responses, other.responses, strict=True):
@@ -347,9 +352,9 @@ def test_half_precision_is_merged_in_full(policy: SharedModel) -> None:
     before = weight.data
     try:
         weight.data = before.bfloat16()
-        merged = lora._merge(policy.model, adapter)[id(up)]
+        merged = gpu.merged_weights(policy.model, adapter)[id(up)]
         exact = weight.double() + layer.scaling[adapter] * (up.double() @ down.double())
-        assert isinstance(merged, matmul.MergedWeight) and merged.weight.dtype == torch.bfloat16
+        assert isinstance(merged, gpu.MergedWeight) and merged.weight.dtype == torch.bfloat16
         torch.testing.assert_close(merged.weight.double(), exact, rtol=2**-8, atol=0)
     finally:
         weight.data = before
@@ -359,9 +364,7 @@ def test_half_precision_is_merged_in_full(policy: SharedModel) -> None:
 def test_weights_are_merged_where_copies_have_room(
     policy: SharedModel, free: float, merges: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from types import SimpleNamespace
-
-    head = SimpleNamespace(weight=SimpleNamespace(device=torch.device("cuda")))
-    monkeypatch.setattr(policy.model, "get_output_embeddings", lambda: head)
+    adapter = policy.roles["one"].adapter
     monkeypatch.setattr(memory, "available", lambda device: free)
-    assert lora._mergeable(policy.model) is merges
+    assert bool(gpu.merged_weights(policy.model, adapter)) is merges
+    assert not gpu.merged_weights(policy.model, None)

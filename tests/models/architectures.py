@@ -13,9 +13,9 @@ from torch import Tensor
 from alignkit import functional as F
 from alignkit.data.group import Group
 from alignkit.models.generate import sample
-from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.sampling import Sampling
 from alignkit.settings import ModelSpec
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 
@@ -288,6 +288,6 @@ def check_greedy(policy: SharedModel, count: int = 20, length: int = 12) -> None
     wanted = generated(str(policy.source), tuple(map(tuple, policy.tokenizer(texts)["input_ids"])), length)
     assert len({len(row) for row in wanted}) > 2
     encoder = encoder_with_ends(policy, ENDS)
-    found = sample(policy, BASE, encoder, groups, Sampling(1, length, temperature=0.0), seed=0)
+    found = sample(policy, BASE, encoder, groups, Sampling(max_new_tokens=length, temperature=0.0), seed=0)
     assert [group.responses[0].tokens for group in found] == wanted
     assert [group.responses[0].truncated for group in found] == [row[-1] not in ENDS for row in wanted]

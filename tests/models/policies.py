@@ -7,13 +7,14 @@ from functools import partialmethod
 import pytest
 from architectures import ARCHITECTURES, UNPACKED, WAYS, load, make
 
-from alignkit.kernels import capabilities, flex_attention, tiled_attention
-from alignkit.kernels import decoding as static_decoding
+from alignkit.kernels import capabilities, tiled_attention
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.decoding import StaticDecoding
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models import generate as row_batch
 from alignkit.models.shared_model import SharedModel
+from alignkit_plugins.gpu import flex_attention
+from alignkit_plugins.gpu import sampling as static_decoding
+from alignkit_plugins.gpu.sampling import StaticDecoding
 from tests.simulated_cuda.flex import dense
 
 
@@ -45,7 +46,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setattr(tiled_attention, "QUERIES", 2)
     if request.param == "one call":
         monkeypatch.setattr(flex_attention, "supported", lambda *_: True)
-        monkeypatch.setattr(capabilities, "compiled_attention", lambda: dense)
+        monkeypatch.setattr(flex_attention, "compiled_attention", lambda: dense)
+        monkeypatch.setattr(capabilities, "on_gpu", lambda _, module: flex_attention if "flex" in module else None)
     monkeypatch.setattr(
         GroupSpan, "split_responses", property(lambda s: split and len(s.responses) > 0 < min(s.responses))
     )

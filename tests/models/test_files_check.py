@@ -15,9 +15,10 @@ from architectures import make
 from safetensors.torch import load_file, save_file
 
 from alignkit.errors import RunFailed
-from alignkit.models.models import ForeignRewardModel
+from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
+from alignkit_plugins.whole_reward_model import WholeRewardModel
 
 WEIGHTS = "model.safetensors"
 
@@ -224,7 +225,7 @@ def test_no_code_of_a_model_runs_unless_the_recipe_trusts_it(
         if policy is None:
             loaded(folder)
         else:
-            ForeignRewardModel(folder, policy)
+            WholeRewardModel(LoadedBase(policy, Path), str(folder))
     except RunFailed as error:
         assert case == "a model of a known type" or "trust_remote_code" in str(error), error
     assert not mark.exists() and not (folder / "it_ran").exists()

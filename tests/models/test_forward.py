@@ -10,9 +10,9 @@ from tiny import encoded_groups, tiny_model
 
 from alignkit.data.group import Group, Response
 from alignkit.models.generate import sample
-from alignkit.models.next_token import Sampling
 from alignkit.models.packing import indivisible, measure
 from alignkit.models.shared_model import SharedModel
+from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder
 
 

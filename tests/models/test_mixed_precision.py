@@ -11,9 +11,9 @@ from architectures import load, make, questions, ragged
 from alignkit.errors import RunFailed
 from alignkit.kernels import capabilities
 from alignkit.models.generate import sample
-from alignkit.models.next_token import Sampling
 from alignkit.models.packing import measure, pack
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.sampling import Sampling
 from alignkit.settings import ModelSpec
 from alignkit.tokens.encoder import Encoder
 
@@ -59,7 +59,7 @@ def test_samples_have_the_log_probabilities_that_training_measures(tmp_path: Pat
     model.add_role("new")
     model.make_trainable("new")
     encoder = Encoder(model.tokenizer)
-    groups = sample(model, "new", encoder, questions(4), Sampling(2, 8), seed=0)
+    groups = sample(model, "new", encoder, questions(4), Sampling(max_new_tokens=8), samples_per_prompt=2, seed=0)
     encoded = [found for group in groups if (found := encoder.encode(group, 200)) is not None]
     measured = torch.cat(measure(model, "new", encoded, "logprobs"))
     responses = [response for group in groups for response in group.responses]

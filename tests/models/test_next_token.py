@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit.models.next_token import Sampling, choose, inverse_cdf
+from alignkit.models.next_token import choose, inverse_cdf
+from alignkit.sampling import Sampling
 
 
 def frequencies(logits: Tensor, sampling: Sampling, draws: int = 20_000) -> tuple[Tensor, Tensor]:
@@ -71,10 +72,10 @@ def test_choose_draws_from_the_filtered_policy(temperature: float) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, not 0.0"),
-        ({"top_k": -1}, "top_k must be at least 0, not -1"),
-        ({"temperature": -1.0}, "temperature must be at least 0, not -1.0"),
-        ({"temperature": float("nan")}, "temperature must be at least 0, not nan"),
+        ({"top_p": 0.0}, "top_p\n  Input should be greater than 0"),
+        ({"top_k": -1}, "top_k\n  Input should be greater than or equal to 0"),
+        ({"temperature": -1.0}, "temperature\n  Input should be greater than or equal to 0"),
+        ({"temperature": float("nan")}, "temperature\n  Input should be a finite number"),
     ],
 )
 def test_invalid_options_are_refused(options: dict[str, Any], told: str) -> None:

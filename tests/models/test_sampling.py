@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,15 @@ from torch import Tensor
 from alignkit.data.group import Group
 from alignkit.errors import DataError, RunFailed
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.decoding import Decoding, StaticDecoding
+from alignkit.kernels.decoding import Decoding
 from alignkit.models import generate as decoder
 from alignkit.models import generate as row_batch
 from alignkit.models.generate import generate, sample
-from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder
+from alignkit_plugins.gpu.sampling import StaticDecoding
 
 
 @pytest.mark.parametrize("rows", [128, 7])
@@ -38,11 +38,11 @@ def test_samples_drawn_ahead_are_those_drawn_one_by_one(
 ) -> None:
     """The host looks at 8 tokens at a time, and drops those after the end of a row."""
     groups, encoder = questions(10), encoder_with_ends(llama, range(1, 6))
-    sampling = Sampling(4, 21, **options)
+    sampling = Sampling(max_new_tokens=21, **options)
     monkeypatch.setattr(decoder, "ROWS", rows)
 
     def drawn() -> list[Any]:
-        found = sample(llama, BASE, encoder, groups, sampling, seed=3)
+        found = sample(llama, BASE, encoder, groups, sampling, samples_per_prompt=4, seed=3)
         return [response for group in found for response in group.responses]
 
     one_by_one = drawn()
@@ -60,7 +60,7 @@ def test_samples_drawn_ahead_are_those_drawn_one_by_one(
     for ours, theirs in zip(ahead, one_by_one, strict=True):
         assert (ours.tokens, ours.text, ours.truncated) == (theirs.tokens, theirs.text, theirs.truncated)
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
-    assert max(looks) == row_batch.LOOK_EVERY
+    assert max(looks) == StaticDecoding.look_every
 
 
 def test_a_policy_that_has_diverged_does_not_draw_ahead(llama: SharedModel, as_on_a_gpu: None) -> None:
@@ -69,7 +69,7 @@ def test_a_policy_that_has_diverged_does_not_draw_ahead(llama: SharedModel, as_o
     try:
         head.weight.data = torch.full_like(before, float("nan"))
         with pytest.raises(RunFailed, match="training has diverged"):
-            sample(llama, BASE, Encoder(llama.tokenizer), questions(2), Sampling(1, 4), seed=0)
+            sample(llama, BASE, Encoder(llama.tokenizer), questions(2), Sampling(max_new_tokens=4), seed=0)
     finally:
         head.weight.data = before
 
@@ -79,10 +79,12 @@ def test_a_prompt_of_tokens_may_hold_a_part_of_the_answer(policy: SharedModel) -
     encoder, groups = Encoder(policy.tokenizer), questions(3)
     prompts = [encoder.prompt(group.prompt) for group in groups]
     whole = [
-        w for each in generate(policy, BASE, encoder, prompts, [[1]] * 3, Sampling(1, 9, temperature=0)) for w in each
+        w
+        for each in generate(policy, BASE, encoder, prompts, [[1]] * 3, Sampling(max_new_tokens=9, temperature=0))
+        for w in each
     ]
     begun = [(*prompt, *written.tokens[:4]) for prompt, written in zip(prompts, whole, strict=True)]
-    found = generate(policy, BASE, encoder, begun[::-1], [[7], [8, 9], []], Sampling(1, 5, temperature=0))
+    found = generate(policy, BASE, encoder, begun[::-1], [[7], [8, 9], []], Sampling(max_new_tokens=5, temperature=0))
     assert [len(each) for each in found] == [1, 2, 0]
     for (first, *_), (_, *second), written in ((found[0], found[0], whole[2]), (found[1], found[1], whole[1])):
         for one in (first, *second):
@@ -103,12 +105,10 @@ def test_processors_change_the_choice_and_not_the_reported_logprobs(
     from transformers import NoRepeatNGramLogitsProcessor, SuppressTokensLogitsProcessor
 
     groups, encoder, banned = questions(8), encoder_with_ends(llama, [1]), list(range(2, 50))
-    plain_ = Sampling(2, 12, temperature=0.0)
+    plain_, two = Sampling(max_new_tokens=12, temperature=0.0), {"samples_per_prompt": 2, "seed": 0}
     for rows in (128, 3):
         monkeypatch.setattr(decoder, "ROWS", rows)
-        found = sample(
-            llama, BASE, encoder, groups, replace(plain_, processors=[SuppressTokensLogitsProcessor(banned)]), seed=0
-        )
+        found = sample(llama, BASE, encoder, groups, plain_, **two, processors=[SuppressTokensLogitsProcessor(banned)])
         written = [r for g in found for r in g.responses]
         assert not any(set(r.tokens or ()) & set(banned) for r in written)
         encoded = [e for g in found if (e := encoder.encode(g, 64)) is not None]
@@ -119,9 +119,7 @@ def test_processors_change_the_choice_and_not_the_reported_logprobs(
         torch.testing.assert_close(
             torch.tensor([x for r in written for x in r.logprobs or ()]), policys, atol=1e-4, rtol=0
         )
-        once = sample(
-            llama, BASE, encoder, groups, replace(plain_, processors=[NoRepeatNGramLogitsProcessor(1)]), seed=0
-        )
+        once = sample(llama, BASE, encoder, groups, plain_, **two, processors=[NoRepeatNGramLogitsProcessor(1)])
         for group, response in ((g, r) for g in once for r in g.responses):
             whole = [*encoder.prompt(group.prompt), *(response.tokens or ())]
             new = whole[-len(response.tokens or ()) :]
@@ -131,9 +129,13 @@ def test_processors_change_the_choice_and_not_the_reported_logprobs(
 @pytest.mark.parametrize("wrong", [float("-inf"), float("nan")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_processors_that_leave_no_token_are_an_error(llama: SharedModel, wrong: float, temperature: float) -> None:
-    sampling = Sampling(1, 4, temperature=temperature, processors=[lambda ids, logits: torch.full_like(logits, wrong)])
+    sampling = Sampling(max_new_tokens=4, temperature=temperature)
+
+    def all_of_them(ids: Tensor, logits: Tensor) -> Tensor:
+        return torch.full_like(logits, wrong)
+
     with pytest.raises(RunFailed, match="logits processors"):
-        sample(llama, BASE, Encoder(llama.tokenizer), questions(2), sampling, seed=0)
+        sample(llama, BASE, Encoder(llama.tokenizer), questions(2), sampling, processors=[all_of_them], seed=0)
 
 
 def test_processors_never_see_finished_rows(llama: SharedModel) -> None:
@@ -146,33 +148,33 @@ def test_processors_never_see_finished_rows(llama: SharedModel) -> None:
 
     groups = [Group(({"role": "user", "content": " ".join(f"t{t}" for t in range(60, 65))},)) for _ in range(12)]
     encoder = encoder_with_ends(llama, ends)
-    found = sample(llama, BASE, encoder, groups, Sampling(1, 9, processors=[grammar]), seed=0)
+    found = sample(llama, BASE, encoder, groups, Sampling(max_new_tokens=9), processors=[grammar], seed=0)
     lengths = {len(r.tokens or ()) for g in found for r in g.responses}
     assert len(lengths) > 1, "some end before others"
 
 
 def test_an_empty_prompt_is_an_error(llama: SharedModel) -> None:
     with pytest.raises(DataError, match="cannot sample from an empty prompt"):
-        sample(llama, BASE, Encoder(llama.tokenizer), [*questions(1), Group(())], Sampling(1, 4), seed=0)
+        sample(llama, BASE, Encoder(llama.tokenizer), [*questions(1), Group(())], Sampling(max_new_tokens=4), seed=0)
 
 
 def test_a_sample_does_not_depend_on_its_batch(llama: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     groups, encoder = questions(10), encoder_with_ends(llama, range(1, 12))
-    sampling = Sampling(4, 10)
+    sampling = Sampling(max_new_tokens=10)
 
-    def draw(groups: Sequence[Group], sampling: Sampling, seed: int = 7, place: str = "a") -> list[list[Any]]:
-        found = sample(llama, BASE, encoder, groups, sampling, seed=seed, place=(place,))
+    def draw(groups: Sequence[Group], count: int = 4, seed: int = 7, place: str = "a") -> list[list[Any]]:
+        found = sample(llama, BASE, encoder, groups, sampling, samples_per_prompt=count, seed=seed, place=(place,))
         return [[response.tokens for response in group.responses] for group in found]
 
-    all_of_them = draw(groups, sampling)
-    assert draw(groups[:3], sampling) == all_of_them[:3]
-    assert draw(groups, replace(sampling, samples_per_prompt=2)) == [rows[:2] for rows in all_of_them]
+    all_of_them = draw(groups)
+    assert draw(groups[:3]) == all_of_them[:3]
+    assert draw(groups, 2) == [rows[:2] for rows in all_of_them]
     monkeypatch.setattr(decoder, "ROWS", 3)
-    assert draw(groups, sampling) == all_of_them
+    assert draw(groups) == all_of_them
     # Samples of one prompt differ, and so do seeds and places.
     assert all(len(set(rows)) == len(rows) for rows in all_of_them)
-    assert draw(groups, sampling, seed=6) != all_of_them
-    assert draw(groups, sampling, place="b") != all_of_them
+    assert draw(groups, seed=6) != all_of_them
+    assert draw(groups, place="b") != all_of_them
 
 
 @pytest.mark.parametrize("rows", [128, 7])
@@ -182,8 +184,8 @@ def test_no_end_before_min_new_tokens(llama: SharedModel, rows: int, monkeypatch
     encoder = encoder_with_ends(llama, sorted(ends))
     groups = questions(5)
     for temperature in (0.0, 1.0):
-        sampling = Sampling(4, 6, min_new_tokens=3, temperature=temperature)
-        found = sample(llama, BASE, encoder, groups, sampling, seed=0)
+        sampling = Sampling(max_new_tokens=6, min_new_tokens=3, temperature=temperature)
+        found = sample(llama, BASE, encoder, groups, sampling, samples_per_prompt=4, seed=0)
         rows = [response.tokens or () for group in found for response in group.responses]
         assert all(not ends & set(row[:3]) and not ends & set(row[:-1]) for row in rows)
         assert 4 in {len(row) for row in rows}
@@ -191,8 +193,8 @@ def test_no_end_before_min_new_tokens(llama: SharedModel, rows: int, monkeypatch
 
 
 def test_prompts_are_prefilled_within_the_token_budget(llama: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups, encoder, sampling = questions(12), encoder_with_ends(llama, range(1, 12)), Sampling(3, 10)
-    wanted = [g.responses for g in sample(llama, BASE, encoder, groups, sampling, seed=5)]
+    groups, encoder, sampling = questions(12), encoder_with_ends(llama, range(1, 12)), Sampling(max_new_tokens=10)
+    wanted = [g.responses for g in sample(llama, BASE, encoder, groups, sampling, samples_per_prompt=3, seed=5)]
     monkeypatch.setattr(SharedModel, "token_budget", property(lambda self: 5))
     parts: list[int] = []
     original = SharedModel.hidden
@@ -202,7 +204,7 @@ def test_prompts_are_prefilled_within_the_token_budget(llama: SharedModel, monke
         return original(self, name, packed, tokens)
 
     monkeypatch.setattr(SharedModel, "hidden", spy)
-    found = [g.responses for g in sample(llama, BASE, encoder, groups, sampling, seed=5)]
+    found = [g.responses for g in sample(llama, BASE, encoder, groups, sampling, samples_per_prompt=3, seed=5)]
     assert [[r.tokens for r in rows] for rows in found] == [[r.tokens for r in rows] for rows in wanted]
     assert len(parts) > 2 and max(parts) <= 20  # four times the budget, as without gradients
 
@@ -217,7 +219,15 @@ def test_the_cache_stays_within_its_limit(llama: SharedModel, monkeypatch: pytes
         held.append(sum(x.numel() * x.element_size() for pair in self.cache.values() for x in pair))
 
     monkeypatch.setattr(Decoding, "update_rows", spy)
-    sample(llama, BASE, encoder_with_ends(llama, range(1, 12)), questions(30), Sampling(2, 12), seed=5)
+    sample(
+        llama,
+        BASE,
+        encoder_with_ends(llama, range(1, 12)),
+        questions(30),
+        Sampling(max_new_tokens=12),
+        samples_per_prompt=2,
+        seed=5,
+    )
     assert len(held) > 5 and bound / 3 < max(held) <= bound
 
 
@@ -225,11 +235,11 @@ def test_the_cache_stays_within_its_limit(llama: SharedModel, monkeypatch: pytes
 def test_sampling_that_does_not_fit_is_repeated_with_fewer_rows(
     llama: SharedModel, packs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    groups, encoder, sampling = questions(10), encoder_with_ends(llama, range(1, 12)), Sampling(4, 10)
+    groups, encoder, sampling = questions(10), encoder_with_ends(llama, range(1, 12)), Sampling(max_new_tokens=10)
     monkeypatch.setattr(llama, "packs", packs)
     if not packs:
         monkeypatch.setattr(llama.model.config, "_attn_implementation", "sdpa")
-    wanted = [g.responses for g in sample(llama, BASE, encoder, groups, sampling, seed=5)]
+    wanted = [g.responses for g in sample(llama, BASE, encoder, groups, sampling, samples_per_prompt=4, seed=5)]
     original, sizes = SharedModel.next_logits, []
 
     def next_logits(self: SharedModel, name: str, hidden: Tensor) -> Tensor:
@@ -241,7 +251,7 @@ def test_sampling_that_does_not_fit_is_repeated_with_fewer_rows(
     monkeypatch.setattr(SharedModel, "next_logits", next_logits)
     monkeypatch.setattr(llama.memory, "sampling_halvings", 0)
     budget = llama.token_budget
-    found = [g.responses for g in sample(llama, BASE, encoder, groups, sampling, seed=5)]
+    found = [g.responses for g in sample(llama, BASE, encoder, groups, sampling, samples_per_prompt=4, seed=5)]
     assert [[r.tokens for r in rows] for rows in found] == [[r.tokens for r in rows] for rows in wanted]
     assert max(sizes) in (2, 3) and llama.token_budget == budget  # training packs its rows as before
 
@@ -252,13 +262,15 @@ def test_other_errors_end_sampling(llama: SharedModel, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(SharedModel, "next_logits", broken)
     with pytest.raises(RuntimeError, match="sizes do not match"):
-        sample(llama, BASE, Encoder(llama.tokenizer), questions(2), Sampling(1, 4), seed=0)
+        sample(llama, BASE, Encoder(llama.tokenizer), questions(2), Sampling(max_new_tokens=4), seed=0)
 
 
 def test_a_gpu_decodes_as_many_rows_as_its_free_memory_holds(
     llama: SharedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer = decoder.Decoder(llama, BASE, Encoder(llama.tokenizer), [(1,) * 256], Sampling(1, 256), lambda: None)
+    writer = decoder.Decoder(
+        llama, BASE, Encoder(llama.tokenizer), [(1,) * 256], Sampling(max_new_tokens=256), lambda: None
+    )
     monkeypatch.setattr(decoder, "total", lambda device: 2.0**21)
     on_cpu = writer.most_rows()
     of_row = decoder.row_bytes(llama.model.config, llama.dtype.itemsize, 256, 256)
@@ -280,9 +292,9 @@ def test_a_gpu_decodes_as_many_rows_as_its_free_memory_holds(
 )
 def test_a_stop_string_ends_a_response_and_stays_in_it(llama: SharedModel) -> None:
     encoder, groups = Encoder(llama.tokenizer), questions(8)
-    free = sample(llama, BASE, encoder, groups, Sampling(2, 12), seed=2)
+    free = sample(llama, BASE, encoder, groups, Sampling(max_new_tokens=12), samples_per_prompt=2, seed=2)
     stops = (" ".join(free[0].responses[0].text.split()[4:6]), free[1].responses[1].text.split()[7])
-    found = sample(llama, BASE, encoder, groups, Sampling(2, 12, stop=stops), seed=2)
+    found = sample(llama, BASE, encoder, groups, Sampling(max_new_tokens=12, stop=stops), samples_per_prompt=2, seed=2)
     cut = 0
     for before, after in zip(free, found, strict=True):
         for long, short in zip(before.responses, after.responses, strict=True):
@@ -316,7 +328,7 @@ def test_every_end_token_ends_a_response(tmp_path: Path, end: str, more: list[in
 
     encoder, groups = Encoder(model.tokenizer, end_ids=more), questions(1)
     start = len(encoder.prompt(groups[0].prompt))
-    (group,) = sample(model, BASE, encoder, groups, Sampling(1, 6, processors=[third]), seed=0)
+    (group,) = sample(model, BASE, encoder, groups, Sampling(max_new_tokens=6), processors=[third], seed=0)
     assert group.responses[0].tokens == (40, 40, token) and not group.responses[0].truncated
 
 
@@ -328,4 +340,12 @@ def test_a_policy_that_has_diverged_does_not_sample(tmp_path: Path) -> None:
     group = Group(({"role": "user", "content": "how are you?"},), ())
     for temperature in (0.0, 1.0):
         with pytest.raises(RunFailed, match="training has diverged"):
-            sample(model, "new", Encoder(model.tokenizer), [group], Sampling(2, 3, temperature=temperature), seed=0)
+            sample(
+                model,
+                "new",
+                Encoder(model.tokenizer),
+                [group],
+                Sampling(max_new_tokens=3, temperature=temperature),
+                samples_per_prompt=2,
+                seed=0,
+            )

@@ -14,8 +14,8 @@ from alignkit import seeds
 from alignkit.data.group import Group, Message
 from alignkit.models.generate import sample
 from alignkit.models.models import LoadedBase
-from alignkit.models.next_token import Sampling
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.sampling import Sampling
 from alignkit_apps.policies.streaming import Answer, answer, until_stop
 
 

@@ -16,9 +16,9 @@ from alignkit.data.group import Group, Message
 from alignkit.errors import DataError
 from alignkit.models import generate as decoder
 from alignkit.models.generate import Partner, sample
-from alignkit.models.next_token import Sampling
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder, encode_all
 from alignkit.tokens.template import ChatOptions
 from alignkit.tokens.turns import Turns
@@ -43,7 +43,8 @@ def play(model: SharedModel, **sampling: Any) -> tuple[list[Group], Counter[str]
         BASE,
         encoder,
         questions(6),
-        Sampling(3, 14, **sampling),
+        Sampling(max_new_tokens=14, **sampling),
+        samples_per_prompt=3,
         seed=1,
         partner=Partner(reply, LIMIT, counts),
     )
@@ -126,7 +127,16 @@ def test_a_turn_starts_over_where_memory_ran_out(llama: SharedModel, monkeypatch
     monkeypatch.setattr(SharedModel, "next_logits", runs_out)
     try:
         encoder = encoder_with_ends(llama, range(1, 40))
-        found = sample(llama, BASE, encoder, questions(6), Sampling(3, 14), seed=1, partner=Partner(once, LIMIT))
+        found = sample(
+            llama,
+            BASE,
+            encoder,
+            questions(6),
+            Sampling(max_new_tokens=14),
+            samples_per_prompt=3,
+            seed=1,
+            partner=Partner(once, LIMIT),
+        )
     finally:
         llama.memory.sampling_halvings = 0
     assert [r.tokens for g in found for r in g.responses] == [r.tokens for g in expected for r in g.responses]

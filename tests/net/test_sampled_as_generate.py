@@ -14,9 +14,9 @@ from alignkit.kernels import decoding as decoding_module
 from alignkit.kernels.decoding import Decoding
 from alignkit.models import generate as decoder
 from alignkit.models.generate import sample
-from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder
 
 
@@ -67,7 +67,9 @@ def test_greedy_sampling_matches_generate(
 def test_sampled_logprobs_match_the_training_path(policy: SharedModel) -> None:
     groups = questions(6)
     encoder = Encoder(policy.tokenizer)
-    found = sample(policy, BASE, encoder, groups, Sampling(3, 8, temperature=0.7), seed=1)
+    found = sample(
+        policy, BASE, encoder, groups, Sampling(max_new_tokens=8, temperature=0.7), samples_per_prompt=3, seed=1
+    )
     encoded = [e for g in found if (e := encoder.encode(g, 64)) is not None]
     row = pack(encoded)
     with torch.no_grad():

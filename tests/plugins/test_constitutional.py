@@ -16,10 +16,10 @@ from test_rlaif import Reply, Server
 
 from alignkit import Group, Response
 from alignkit.cli import main
-from alignkit.constitution import Principle, drawn
 from alignkit.data.group import read_groups
 from alignkit.testing import check_step
 from alignkit.tokens.encoder import Encoder
+from alignkit_plugins.constitution import Principle, drawn
 from alignkit_plugins.steps.constitutional.revise import Revise, critique_question, without_lead_in
 
 PRINCIPLES = [
@@ -276,11 +276,9 @@ def test_a_policy_criticizes_itself_unless_another_one_is_named(tmp_path: Path) 
         "critique_tokens": 4,
     }
     check_step(Revise, {**options, "policy": "sft"})
-    assert Revise.Options(policy="sft", prompts="x", constitution=()).policies_to_sample() == ["sft"]
-    assert Revise.Options(policy="sft", critic="base", prompts="x", constitution=()).policies_to_sample() == [
-        "sft",
-        "base",
-    ]
+    named = {"policy": "sft", "prompts": "x", "constitution": PRINCIPLES}
+    assert Revise.Options(**named).policies_to_sample() == ["sft"]
+    assert Revise.Options(**named, critic="base").policies_to_sample() == ["sft", "base"]
 
 
 class Roles(ByRole):

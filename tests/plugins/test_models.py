@@ -369,8 +369,9 @@ def test_chatml_adds_no_words_of_its_own() -> None:
 def test_smollm2_greedy_is_generate_on_200_real_prompts(smollm2: tuple[Path, Any, Any]) -> None:
     """Token for token, up to the end of turn or 24 tokens; `generate` gets prompts of one length together, unpadded."""
     from alignkit.data.group import Group
-    from alignkit.models.generate import Sampling, sample
+    from alignkit.models.generate import sample
     from alignkit.models.shared_model import BASE, SharedModel
+    from alignkit.sampling import Sampling
     from alignkit.settings import ModelSpec
     from alignkit.tokens.encoder import Encoder
 
@@ -379,7 +380,7 @@ def test_smollm2_greedy_is_generate_on_200_real_prompts(smollm2: tuple[Path, Any
     policy = SharedModel(ModelSpec(base=str(folder), dtype="float32", device="cpu"), str(folder))
     encoder = Encoder(policy.tokenizer)
     groups = [Group(tuple(json.loads(row)["prompt"]), id=str(number)) for number, row in enumerate(rows[:200])]
-    found = sample(policy, BASE, encoder, groups, Sampling(1, 24, temperature=0.0), seed=0)
+    found = sample(policy, BASE, encoder, groups, Sampling(max_new_tokens=24, temperature=0.0), seed=0)
     ours = [group.responses[0].tokens for group in found]
     by_length: dict[int, list[int]] = {}
     prompts = [encoder.prompt(group.prompt) for group in groups]

@@ -214,7 +214,7 @@ class Sources(Format):
 
     def read(self, row):
         answers = tuple(Response(text=each["text"], source=each["source"]) for each in row["responses"])
-        return Group(self.conversation(row["prompt"], "prompt"), answers, pairs=())
+        return Group(({"role": "user", "content": row["prompt"]},), answers, pairs=())
 
 @hookimpl
 def register(add):

@@ -12,8 +12,8 @@ import pytest
 from test_evaluate import context
 
 from alignkit import Group, Judge, Response, RunFailed, Verdict
-from alignkit.constitution import Principle
 from alignkit.registry import Component, Registration
+from alignkit_plugins.constitution import Principle
 from alignkit_plugins.judges.llm.local import LocalJudge
 from alignkit_plugins.judges.reward_judge import RewardJudge
 from alignkit_plugins.steps.rlaif import JudgePairs, principled

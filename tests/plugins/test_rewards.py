@@ -226,49 +226,6 @@ def test_a_wrong_function_is_told_before_the_first_stage(
     monkeypatch.delitem(sys.modules, "it_ran", raising=False)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"function": "trl_rewards_of_mine:f"}, "there is no module trl_rewards_of_mine\nhelp: install its package"),
-        ({"function": "json.decodr:f"}, "there is no module json.decodr\nhelp: install its package, or correct"),
-        ({"function": "json.decoder:py_scanstrin"}, r"decoder\.py has no function 'py_scanstrin'\nhelp: did you mean"),
-        (
-            {"function": "json:nothing_like_it"},
-            r"__init__\.py has no function .*\nhelp: its functions: detect_encoding",
-        ),
-        ({"function": "f", "path": "none.py"}, r"none\.py does not exist"),
-        ({"function": "f", "path": "broken.py"}, r"broken\.py is no Python: .* line 1"),
-    ],
-)
-def test_a_missing_function_shows_without_running_code(options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text("def f(:")
-    with pytest.raises(RunFailed, match=message):
-        Python(Python.Options(**options)).check_source(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "def f(completions): ...",
-        "async def f(completions): ...",
-        "from math import floor as f",
-        "from anything import *",
-        "f = print",
-        "try:\n    from fast import f\nexcept ImportError:\n    pass",
-        "globals()['f'] = print",
-        "def __getattr__(name): ...",
-    ],
-)
-def test_whatever_may_bind_a_function_passes(source: str, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(source)
-    Python(Python.Options(path="mine.py", function="f")).check_source(tmp_path)
-
-
-@pytest.mark.parametrize("function", ["json:loads", "os.path:join", "math:floor", "importlib.metadata:version"])
-def test_functions_of_modules_are_found(function: str, tmp_path: Path) -> None:
-    Python(Python.Options(function=function)).check_source(tmp_path)
-
-
 def test_python_without_a_file(tmp_path: Path) -> None:
     thing = Python(Python.Options(path=tmp_path / "none.py", function="f"))
     with pytest.raises(RunFailed, match=r"none\.py"):

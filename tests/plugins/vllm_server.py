@@ -13,9 +13,9 @@ from typing import Any
 
 from alignkit.data.group import Group
 from alignkit.models.generate import generate
-from alignkit.models.next_token import Sampling
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.sampling import Sampling
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 

@@ -11,7 +11,7 @@ import pytest
 from alignkit.errors import RecipeError
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.shipped import find_recipe
+from alignkit.recipe.yaml import find_recipe
 
 ONLINE = "expert_iteration, grpo, hir, ppo, reinforce_pp, rejection_sampling, rest, rloo"
 

@@ -12,7 +12,7 @@ from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.fingerprint import stage_parts
-from alignkit.sampling_options import GreedyOptions, SamplingOptions
+from alignkit.sampling import GreedyOptions, SamplingOptions
 
 RECIPE = """
 model: {base: tiny}

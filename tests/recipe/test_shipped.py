@@ -6,7 +6,7 @@ import pytest
 
 from alignkit.errors import RecipeError
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.shipped import find_recipe, shipped
+from alignkit.recipe.yaml import find_recipe, shipped
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from alignkit.data.files import as_written, hub_rows
+from alignkit.data.sources import DataSource, as_written
 from alignkit.errors import DataError, RunFailed
 from alignkit.io import digest
 from alignkit.io.commits import commit_of
@@ -25,6 +25,7 @@ from alignkit.runs.data import RunData
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.run import Run
 from alignkit.settings import Settings
+from alignkit_plugins.data import tables
 
 ROWS = [{"prompt": f"q{n}", "completion": "a"} for n in range(3)]
 
@@ -203,8 +204,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return here
 
 
-def questions(name: Path | str, *config: str, **keys: Any) -> list[str]:
-    return [row["question"] for _, row in hub_rows(str(name), *config, **keys)]
+def questions(name: Path | str, config: str | None = None, **keys: Any) -> list[str]:
+    source = DataSource(hub=str(name), config=config, **keys)
+    return [row["question"] for _, row in tables.Hub().rows_of(source, as_written)]
 
 
 def test_configurations_splits_and_files_of_a_real_data_set(folder: Path) -> None:

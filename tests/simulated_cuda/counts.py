@@ -25,13 +25,13 @@ import torch
 from architectures import ARCHITECTURES, VOCABULARY, make
 
 from alignkit.data.group import Group
-from alignkit.kernels import capabilities
 from alignkit.models.generate import generate
-from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import SharedModel
+from alignkit.sampling import Sampling
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
+from alignkit_plugins.gpu import flex_attention as gpu_attention
 
 LAYERS = (2, 4)
 GROUPS = (2, 32)
@@ -72,7 +72,7 @@ def step(model: SharedModel, count: int) -> int:
 
 def training(name: str, triton: bool) -> dict[str, Any]:
     """Operators per layer: what two more layers add, without what a row needs once."""
-    capabilities.has_triton = lambda: triton  # type: ignore[assignment]
+    gpu_attention.has_triton = lambda: triton  # type: ignore[assignment]
     counted = []
     for layers in LAYERS:
         model = load(name, layers)
@@ -100,7 +100,7 @@ def sampling(rows: int, tokens: int) -> dict[str, Any]:
     for new in (tokens, 2 * tokens):
         before = so_far()
         streams: list[Sequence[int]] = [list(range(rows))]
-        generate(model, "policy", encoder, [(2, 3, 4, 5)], streams, Sampling(rows, new))
+        generate(model, "policy", encoder, [(2, 3, 4, 5)], streams, Sampling(max_new_tokens=new))
         counted.append({key: number - before[key] for key, number in so_far().items()})
     per_token = {key: (counted[1][key] - counted[0][key]) / tokens for key in counted[0]}
     return {"what": "sampling, per token of 2 layers", "rows": rows, "vocabulary": VOCABULARY, **per_token}

@@ -313,7 +313,7 @@ def enable(memory_gib: float = 80.0, triton: bool = False) -> Device:
     import peft  # noqa: F401 - it imports bitsandbytes, which looks for a real CUDA
     from attention import flex_attention, scaled_dot_product_attention
 
-    from alignkit.kernels import capabilities
+    from alignkit_plugins.gpu import flex_attention as gpu_attention
 
     backend_registration._setup_privateuseone_for_python_backend(NAME)
     device.memory.total = int(memory_gib * 2**30)
@@ -341,8 +341,8 @@ def enable(memory_gib: float = 80.0, triton: bool = False) -> Device:
     for name, function in functions.items():
         setattr(torch.cuda, name, function)
     torch.nn.functional.scaled_dot_product_attention = scaled_dot_product_attention
-    capabilities.has_triton = lambda: triton  # type: ignore[assignment]
-    capabilities.compiled_attention = lambda: flex_attention  # type: ignore[assignment]
+    gpu_attention.has_triton = lambda: triton  # type: ignore[assignment]
+    gpu_attention.compiled_attention = lambda: flex_attention  # type: ignore[assignment]
     _load_on_cpu_first()
     torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(..., device="cuda")` becomes a copy that a mode can see
     _Functions().__enter__()

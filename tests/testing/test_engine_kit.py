@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from alignkit import Completion, EngineContext, SamplingParams
+from alignkit import Completion, EngineContext, Sampling
 from alignkit.models.shared_model import BASE
 from alignkit.testing import check_engine
 from alignkit.testing.rules import ConformanceError
@@ -29,8 +29,8 @@ def test_what_samples_as_alignkit_does_conforms() -> None:
 class Broken(LocalEngine):
     """Samples correctly; its subclasses change one thing."""
 
-    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
-        return [[self.changed(one) for one in each] for each in super().sample(policy, prompts, seeds, params)]
+    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+        return [[self.changed(one) for one in each] for each in super().sample(policy, prompts, seeds, sampling)]
 
     def changed(self, one: Completion) -> Completion:
         return one
@@ -91,48 +91,50 @@ class Cut(Broken):
 
 
 class Missing(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
-        return super().sample(policy, prompts, seeds, params)[:-1]
+    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+        return super().sample(policy, prompts, seeds, sampling)[:-1]
 
 
 class OneSample(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
-        return [each[:1] for each in super().sample(policy, prompts, seeds, params)]
+    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+        return [each[:1] for each in super().sample(policy, prompts, seeds, sampling)]
 
 
 class Turned(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
-        return super().sample(policy, prompts, seeds, params)[::-1]
+    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+        return super().sample(policy, prompts, seeds, sampling)[::-1]
 
 
 class ByLength(Broken):
     """Right for the order in which it likes prompts."""
 
-    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
-        return super().sample(policy, sorted(prompts, key=len), seeds, params)
+    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+        return super().sample(policy, sorted(prompts, key=len), seeds, sampling)
 
 
 class OwnTemplate(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
-        return super().sample(policy, [[1, *prompt] for prompt in prompts], seeds, params)
+    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+        return super().sample(policy, [[1, *prompt] for prompt in prompts], seeds, sampling)
 
 
 class NoTemperature(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
-        return super().sample(policy, prompts, seeds, replace(params, temperature=float(params.temperature > 0)))
+    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+        return super().sample(
+            policy, prompts, seeds, sampling.model_copy(update={"temperature": float(sampling.temperature > 0)})
+        )
 
 
 class NoFilter(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
-        return super().sample(policy, prompts, seeds, replace(params, top_k=0))
+    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+        return super().sample(policy, prompts, seeds, sampling.model_copy(update={"top_k": 0}))
 
 
 class NoStop(Broken):
     """It ends at a stop text, but a token early."""
 
-    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
-        found = super().sample(policy, prompts, seeds, params)
-        return found if not params.stop else [[self.early(one) for one in each] for each in found]
+    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+        found = super().sample(policy, prompts, seeds, sampling)
+        return found if not sampling.stop else [[self.early(one) for one in each] for each in found]
 
     def early(self, one: Completion) -> Completion:
         ends = len(one.tokens) > 1
@@ -145,24 +147,24 @@ class NoNumbers(Broken):
 
 
 class NoMinimum(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
-        return super().sample(policy, prompts, seeds, replace(params, min_new_tokens=0))
+    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+        return super().sample(policy, prompts, seeds, sampling.model_copy(update={"min_new_tokens": 0}))
 
 
 class OwnSeeds(Broken):
     drawn = itertools.count()
 
-    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
-        return super().sample(policy, prompts, [[next(self.drawn) for _ in each] for each in seeds], params)
+    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+        return super().sample(policy, prompts, [[next(self.drawn) for _ in each] for each in seeds], sampling)
 
 
 class OneSeed(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
-        return super().sample(policy, prompts, [[7] * len(each) for each in seeds], params)
+    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+        return super().sample(policy, prompts, [[7] * len(each) for each in seeds], sampling)
 
 
 class Crashes(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
+    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
         return prompts[99]
 
 
@@ -186,9 +188,9 @@ class NeverWakes(Broken):
     def idle(self) -> None:
         self.asleep = True
 
-    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
+    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
         assert not self.asleep, "it sleeps"
-        return super().sample(policy, prompts, seeds, params)
+        return super().sample(policy, prompts, seeds, sampling)
 
 
 class ForgetsAll(Broken):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,6 +55,6 @@ def follow(monkeypatch: pytest.MonkeyPatch, turns: Sequence[Sequence[str]]) -> N
 
     def sample(model: Any, role: Any, encoder: Any, groups: Any, sampling: Any, **named: Any) -> Any:
         script: Callable[..., Any] = Script(encoder.tokenizer, turns)
-        return sampling_module.sample(model, role, encoder, groups, replace(sampling, processors=[script]), **named)
+        return sampling_module.sample(model, role, encoder, groups, sampling, processors=[script], **named)
 
     monkeypatch.setattr(requests, "sample", sample)

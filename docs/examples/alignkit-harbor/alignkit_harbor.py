@@ -28,7 +28,7 @@ from typing import Any
 import alignkit
 from alignkit import Add, BadRow, Context, DataError, Field, Format, Group, Message, Reward, RunFailed, hookimpl
 from alignkit.data.describe import column_of
-from alignkit.data.spoken import answer_of
+from alignkit_plugins.data.spoken import answer_of
 
 COLUMN = "task"  # of the prompts: the name of the task's folder
 ANSWER = "app/answer.txt"  # where verifiers look for the answer
@@ -92,7 +92,7 @@ class Harbor(Reward):
     runs_code = True
     _folder = Path()
 
-    def check_source(self, folder: Path) -> None:
+    def check(self, folder: Path) -> None:
         self._folder = folder
         if not self._tasks.is_dir():
             raise RunFailed(f"reward 'harbor': {self._tasks} is no folder")
@@ -101,8 +101,6 @@ class Harbor(Reward):
                 "reward 'harbor' runs the tasks' scripts on this machine, without a container: they can read and "
                 "change your files, and use the network\nhelp: read them, then set 'confirm_run_unsafe_code: true'"
             )
-
-    check = check_source
 
     @property
     def _tasks(self) -> Path:
@@ -116,7 +114,7 @@ class Harbor(Reward):
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
-        self.check_source(context.folder)
+        self.check(context.folder)
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         self.check_prompts(groups)

@@ -49,13 +49,10 @@ class TRL(Environment):
     def _error(self, doing: str, error: Exception) -> RunFailed:
         return RunFailed(f"environment 'trl', {self.options.factory}: {doing} raised {type(error).__name__}: {error}")
 
-    def check_source(self, folder: Path) -> None:
+    def check(self, folder: Path) -> None:
         self.folder = folder
         if self.options.path is not None and not (folder / self.options.path.expanduser()).is_file():
             raise RunFailed(f"environment 'trl': no such file: {folder / self.options.path}")
-
-    def check(self, folder: Path) -> None:
-        self.check_source(folder)
         if not callable(getattr(self._played, "reset", None)):
             raise RunFailed(f"environment 'trl': {self.options.factory} has no method `reset`, with which TRL begins")
 

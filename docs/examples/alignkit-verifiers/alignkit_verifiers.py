@@ -65,11 +65,11 @@ class TasksetOptions(alignkit.Options):
         name = self.taskset.rsplit("/", 1)[-1].split("@", 1)[0].replace("-", "_").lower()  # as verifiers does
         return NamedCode(user, self.taskset, module=name, kind="taskset")
 
-    def check_source(self, user: str, folder: Path) -> None:
-        """Raise RunFailed if the taskset is not installed; its code does not run."""
+    def check(self, user: str, folder: Path) -> None:
+        """Raise RunFailed if the taskset is not installed."""
         code = self.code(user, folder)
         if code.file is not None:
-            code.check()
+            code.load()
         elif not find_spec(code.module) and not find_spec(f"verifiers.v1.tasksets.{code.module}"):
             raise RunFailed(
                 f"{user}: the taskset '{self.taskset}' is not installed: there is no module {code.module}\n"
@@ -78,7 +78,7 @@ class TasksetOptions(alignkit.Options):
 
     def load(self, user: str, folder: Path) -> Taskset:
         """The taskset. Raises RunFailed if it cannot be loaded, or needs more than text."""
-        self.check_source(user, folder)
+        self.check(user, folder)
         return _loaded(self.code(user, folder), json.dumps(self.config, sort_keys=True))
 
 
@@ -127,7 +127,7 @@ class VerifiersTasks(Step):
     packages = ("verifiers",)
 
     def check(self, folder: Path) -> None:
-        self.options.check_source("step 'verifiers'", folder)
+        self.options.check("step 'verifiers'", folder)
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options
@@ -217,9 +217,6 @@ class Verifiers(Reward):
     options: Options
     runs_code = True
 
-    def check_source(self, folder: Path) -> None:
-        self.options.check_source("reward 'verifiers'", folder)
-
     def check(self, folder: Path) -> None:
         self._taskset = self.options.load("reward 'verifiers'", folder)
         if _toolsets(self._taskset):
@@ -264,9 +261,6 @@ class VerifiersEnvironment(Environment):
     options: Options
     runs_code = True
     _answered = 0  # turns after which `respond` was asked
-
-    def check_source(self, folder: Path) -> None:
-        self.options.check_source("environment 'verifiers'", folder)
 
     def check(self, folder: Path) -> None:
         self.folder = folder

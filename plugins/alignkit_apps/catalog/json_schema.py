@@ -14,21 +14,20 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from alignkit.constitution import Principle
 from alignkit.engine import LOCAL
 from alignkit.io.atomic import write_text
 from alignkit.io.cache import cache_folder
 from alignkit.io.digest import digest
 from alignkit.recipe.references import options_of
 from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
-from alignkit.recipe.shipped import SCHEMA, SCHEMA_LINE, shipped_folder
+from alignkit.recipe.yaml import SCHEMA, SCHEMA_LINE, shipped_folder
 from alignkit.registry import KINDS, Registry
 from alignkit.settings import ModelSpec, Settings
 
 Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TEXT: Schema = {"type": "string"}
-_CORE: tuple[type[BaseModel], ...] = (TopKeys, BlockKeys, DataKeys, ModelSpec, Settings, Principle)
+_CORE: tuple[type[BaseModel], ...] = (TopKeys, BlockKeys, DataKeys, ModelSpec, Settings)
 # Kinds of plugins with a class `Options`.
 _OTHERS = ("model", "optimizer", "schedule", "template", "reader", "launcher")
 _KINDS = tuple(kind for kind in KINDS if kind not in _OTHERS)
@@ -109,7 +108,6 @@ class _Builder:
             "monitor": self._component("monitor"),
             "environment": self._component("environment"),
             "engine": _any_of([{"const": LOCAL}, self._component("engine")]),
-            "constitution": _any_of([TEXT, {"type": "array", "items": self._refs[Principle]}]),
             "stage": _any_of([self._training_stage(), *self._steps()]),
             "stage_or_block": _any_of([_ref("stage"), self._refs[BlockKeys]]),
             "elsewhere": {"properties": {"engine": _ref("engine")}},

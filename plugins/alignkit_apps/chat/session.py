@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from alignkit.data.group import Message
-from alignkit.models.next_token import Sampling
+from alignkit.sampling import Sampling
 from alignkit_apps.policies.policy import Opened
 from alignkit_plugins.people.collection import Exchange
 

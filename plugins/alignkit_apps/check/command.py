@@ -92,7 +92,7 @@ def _data_lines(recipe: Recipe, folder: Path, full: bool) -> list[str]:
 
     run, shown, notes = Run(recipe, folder, download=False), dict[str, None](), dict[str, None]()  # ordered sets
     run.say = lambda text: notes.setdefault(text)
-    run.prepare(rows=None if full else FIRST_ROWS)
+    run.prepare(run.stages, rows=None if full else FIRST_ROWS)
     for stage in run.stages.values():
         for header, *sample in map(source_lines, stage.facts):
             rows = "\n".join(sample)

@@ -32,7 +32,7 @@ from alignkit.models.memory import MemoryBudget, activation_bytes_per_token
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
-from alignkit.sampling_options import SamplingOptions
+from alignkit.sampling import SamplingOptions
 from alignkit.settings import ModelSpec, Settings
 from alignkit.tokens.encoder import Encoder
 
@@ -194,7 +194,7 @@ class _Planner:
         rollout = settings.rollout
         groups, note = self._groups(settings.prompts)
         lengths = self._prompt_lengths(groups, encoder)
-        new, samples = rollout.max_new_tokens or 1, rollout.samples_per_prompt or 1
+        new, samples = rollout.max_new_tokens, rollout.samples_per_prompt
         mean, asked = sum(lengths) / len(lengths), settings.prompts_per_iteration or len(groups)
         prompts = settings.iterations * asked
         learned = prompts * (mean + min(samples, rollout.learn_from or samples) * new) * settings.epochs
@@ -215,7 +215,7 @@ class _Planner:
         if isinstance(options, SamplingOptions) and (policies := options.policies_to_sample()) and work.rows:
             limit = (getattr(options, "limit", None) or work.rows) * max(1, len(getattr(options, "measures", ())))
             rows = min(work.rows, limit)
-            samples, new = getattr(options, "samples_per_prompt", None) or 1, int(options.sampling.max_new_tokens or 1)
+            samples, new = getattr(options, "samples_per_prompt", None) or 1, options.sampling.max_new_tokens
             together, count = rows * samples, len(policies) + getattr(options, "base", False)
             asked, written = count * work.tokens * rows // work.rows, count * together * new
             passes = 2 * getattr(options, "kl", False) + sum(one.kind == "stage" for one in specs(options, RewardSpec))

@@ -76,7 +76,7 @@ def check(
     from alignkit.errors import Repeated
     from alignkit.extras import check_extra
     from alignkit.plugins import load_plugins
-    from alignkit.recipe.shipped import shipped
+    from alignkit.recipe.yaml import shipped
     from alignkit.report import Report
     from alignkit_apps.data import check as checking
     from alignkit_apps.data.rows import entry

@@ -48,7 +48,7 @@ def init(
     """
     data = {name: path for name, path in (("demos", demos), ("pairs", pairs), ("prompts", prompts)) if path is not None}
     if listed:
-        from alignkit.recipe.shipped import shipped
+        from alignkit.recipe.yaml import shipped
         from alignkit_apps.init.copying import summary
 
         rows = [(name, summary(path)) for name, path in shipped().items()]

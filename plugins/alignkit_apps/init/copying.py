@@ -12,8 +12,7 @@ from alignkit.errors import OutOfResource, did_you_mean
 from alignkit.io.lookup import is_file
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.shipped import SCHEMA_LINE, shipped, shipped_folder, shipped_recipe
-from alignkit.recipe.yaml import load_document
+from alignkit.recipe.yaml import SCHEMA_LINE, load_document, shipped, shipped_folder, shipped_recipe
 from alignkit_apps.catalog.json_schema import schema_line
 
 LICENSES = "data/LICENSES.md"

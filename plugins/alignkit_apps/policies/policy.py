@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from alignkit.io.console import Reporter
 from alignkit.io.results import stage_folder
 from alignkit.launcher import launcher
 from alignkit.models.models import LoadedBase, Models, RolePolicy
-from alignkit.models.next_token import Sampling
 from alignkit.registry import Registry
 from alignkit.reward import REWARD_KEY, Context, no_progress
 from alignkit.runs.bases import RunBases
+from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Ids
 from alignkit.training.rewards import Rewards
 from alignkit_apps.policies.recipe import NamedModels, names_of, read_models
@@ -73,7 +73,7 @@ class Policy:
         seed: equal ones give equal answers, which are those of `alignkit.Policy.sample`.
         """
         most = min(sampling.max_new_tokens, self.role.model.context - len(prompt))
-        stream, sampling = seeds.number(seed, 0, 0), replace(sampling, max_new_tokens=most)
+        stream, sampling = seeds.number(seed, 0, 0), sampling.model_copy(update={"max_new_tokens": most})
         return answer(self.role, prompt, stream, sampling, heard, wanted)
 
 
@@ -145,9 +145,7 @@ def _load(bases: RunBases, name: str, should_stop: Callable[[], None]) -> Loaded
 def sampling_of(rollout: Mapping[str, Any]) -> Sampling:
     """How a policy samples that sampled so in its training; empty: it did not."""
     given = {key: rollout[key] for key in _FOLLOWED if rollout.get(key) is not None}
-    options = {"max_new_tokens": MAX_NEW_TOKENS, **given}
-    options["stop"] = tuple(options.get("stop", ()))
-    return Sampling(**options)
+    return Sampling(**{"max_new_tokens": MAX_NEW_TOKENS, **given})
 
 
 def described(sampling: Sampling) -> str:

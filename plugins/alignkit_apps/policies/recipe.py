@@ -21,7 +21,7 @@ from alignkit.recipe.rules import MODEL, broken
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, base_keys
 from alignkit.recipe.yaml import dump, parse_document, plain_data
 from alignkit.registry import Component, Registry
-from alignkit.sampling_options import KEYS
+from alignkit.sampling import KEYS
 from alignkit.settings import EngineRef, LoraSpec, ModelSpec
 from alignkit_apps.policies.named_models import NamedModel, in_run, is_model, named_model
 from alignkit_apps.policies.source import near_run

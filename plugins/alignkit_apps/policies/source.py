@@ -22,7 +22,7 @@ from alignkit.io.results import (
     results_of_stage,
 )
 from alignkit.recipe.schema import NAME_PATTERN
-from alignkit.recipe.shipped import shipped_recipe
+from alignkit.recipe.yaml import shipped_recipe
 from alignkit.settings import ModelSpec
 
 if TYPE_CHECKING:

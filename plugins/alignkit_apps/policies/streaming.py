@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from alignkit.models.generate import ActiveSequence
 from alignkit.models.models import RolePolicy
-from alignkit.models.next_token import Sampling
+from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Ids
 
 

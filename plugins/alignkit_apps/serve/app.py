@@ -10,7 +10,7 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,9 @@ class Endpoint:
             try:
                 prompt = policy.prompt(asked.messages)
                 tell(len(prompt))
-                answer = policy.answer(prompt, replace(policy.sampling, **asked.sampling), asked.seed, tell, wanted)
+                answer = policy.answer(
+                    prompt, policy.sampling.model_copy(update=asked.sampling), asked.seed, tell, wanted
+                )
                 tell(answer if wanted() else RequestError(503, "the server is stopping"))
             except Exception as error:  # whatever it is, it must not end the server; whoever asked hears of it
                 tell(_request_error(error))

@@ -27,10 +27,10 @@ from alignkit import (
     RunFailed,
 )
 from alignkit import functional as F
-from alignkit.data.spoken import all_turns
 from alignkit.errors import did_you_mean
 from alignkit.evaluation.comparison import sampled_length
 from alignkit.evaluation.text_metrics import spaced
+from alignkit_plugins.data.spoken import all_turns
 from alignkit_plugins.named_code import NamedCode, accepted, raised, required
 
 
@@ -109,10 +109,6 @@ class Python(Reward):
     def check(self, folder: Path) -> None:
         self._folder = folder
         self._call = self._code.load()
-
-    def check_source(self, folder: Path) -> None:
-        self._folder = folder
-        self._code.check()
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         given = {*(name for group in groups for name in group.meta), *GIVEN, *self.options.kwargs}

@@ -8,7 +8,7 @@ from alignkit.cli import main
 from alignkit.errors import RecipeError
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.shipped import SCHEMA, shipped, shipped_folder
+from alignkit.recipe.yaml import SCHEMA, shipped, shipped_folder
 from alignkit_apps.init.copying import copy_recipe, summary
 
 
@@ -20,7 +20,7 @@ def test_a_copy_needs_nothing_of_the_original(name: str, tmp_path: Path, monkeyp
     line = copies[0].read_text(encoding="utf-8").partition("\n")[0]
     assert line == f"# yaml-language-server: $schema={(shipped_folder() / SCHEMA).as_uri()}"
     assert not list(tmp_path.rglob(SCHEMA))
-    monkeypatch.setattr("alignkit.recipe.shipped.shipped", dict)  # none to fall back on
+    monkeypatch.setattr("alignkit.recipe.yaml.shipped", dict)  # none to fall back on
     loaded = load_recipe(copies[0])
     assert list(loaded.stages) == list(load_recipe(shipped_folder() / f"{name}.yaml").stages)
     assert str(shipped_folder()) not in str(loaded.resolved)

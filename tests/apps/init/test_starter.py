@@ -13,7 +13,7 @@ import yaml
 
 from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.shipped import SCHEMA, shipped_folder
+from alignkit.recipe.yaml import SCHEMA, shipped_folder
 from alignkit_apps.init.write import STARTER
 
 KINDS = ("demos", "pairs", "prompts")

@@ -20,8 +20,8 @@ from alignkit import Group, Message
 from alignkit.cli import main
 from alignkit.errors import RecipeError
 from alignkit.io.console import Reporter
-from alignkit.models.next_token import Sampling
 from alignkit.plugins import load_plugins
+from alignkit.sampling import Sampling
 from alignkit_apps.chat.command import agreed
 from alignkit_apps.chat.loop import Kept, talk
 from alignkit_apps.chat.screen import Screen

@@ -15,8 +15,8 @@ from alignkit.cli import main
 from alignkit.errors import RecipeError, RunFailed
 from alignkit.io.cache import cache_folder
 from alignkit.io.console import Reporter
-from alignkit.models.next_token import Sampling
 from alignkit.plugins import load_plugins
+from alignkit.sampling import Sampling
 from alignkit.stopping import Stopped
 from alignkit_apps.policies.policy import Opened, opened
 from alignkit_apps.policies.recipe import models_of, without_overrides

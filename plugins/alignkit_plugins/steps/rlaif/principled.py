@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from alignkit import CheckedJudge, RunFailed, Verdict
-from alignkit.constitution import Principle, drawn
 from alignkit.data.group import sha256_of
 from alignkit.evaluation import statistics
 from alignkit.judges import Item
 from alignkit.report import Table
+from alignkit_plugins.constitution import Principle, drawn
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def arguments(context: TrainerContext, trainer: str, folder: Path) -> dict[str, 
 
 def _online_arguments(settings: Settings) -> dict[str, Any]:
     """Sampling, with one generation of `prompts_per_iteration` prompts per iteration."""
-    rollout, samples = settings.rollout, settings.rollout.samples_per_prompt or 1
+    rollout, samples = settings.rollout, settings.rollout.samples_per_prompt
     size = math.gcd(settings.batch_size * samples, settings.prompts_per_iteration * samples)
     per_iteration = settings.prompts_per_iteration * samples
     return {

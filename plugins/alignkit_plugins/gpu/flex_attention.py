@@ -8,6 +8,10 @@ host from the spans, once per row and window.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from alignkit.kernels import capabilities
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
 
 BLOCK = 128  # tokens; rows are padded to a multiple, so that their shapes repeat
@@ -26,9 +29,34 @@ SIZES = range(16, 257)  # of a head, that Triton's kernel supports
 Blocks = tuple[np.ndarray, np.ndarray]
 
 
+@functools.cache
+def has_triton() -> bool:
+    """Whether torch can compile kernels for a GPU: Triton is installed, and a C compiler, which it calls."""
+    compiler = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")
+    return importlib.util.find_spec("triton") is not None and compiler is not None
+
+
+def can_compile_attention(device: torch.device) -> bool:
+    """Whether a GPU runs compiled attention: Triton on Ampere (compute capability 8.0) and later."""
+    return device.type == "cuda" and has_triton() and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@functools.cache
+def compiled_attention() -> Callable[..., Tensor]:
+    """torch's `flex_attention` as one kernel. Without compilation it would store all scores."""
+    import torch._dynamo
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Every model, dtype, window and cap is a version of its own, with and without gradients. Beyond torch's limit of 8
+    # a call would raise.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention, fullgraph=True)
+    return compiled
+
+
 def supported(q: Tensor, v: Tensor) -> bool:
     """Whether one call can attend: on a GPU with Triton, for [rows, heads, tokens, size] of a usual size and dtype."""
-    if q.device.type != "cuda" or not capabilities.can_compile_attention(q.device):
+    if q.device.type != "cuda" or not can_compile_attention(q.device):
         return False
     usual = q.shape[-1] in SIZES and v.shape[-1] in SIZES
     return usual and q.dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -113,7 +141,7 @@ def attention(
 
     if row.padding:
         q, k, v = (F.pad(x, (0, 0, 0, row.padding)) for x in (q, k, v))
-    out = (kernel or capabilities.compiled_attention())(
+    out = (kernel or compiled_attention())(
         q,
         k,
         v,

@@ -1,4 +1,4 @@
-"""Options of steps and rewards that sample responses: keys that a recipe leaves out are as in training.
+"""How a model samples, and options of what samples: keys that a recipe leaves out are as in training.
 
 A report should judge texts of the kind that training saw. Before a run starts, every key of `sampling` that a recipe
 leaves out gets the value that the `rollout` of an online stage has: the first one among the step's policies, or else
@@ -9,23 +9,61 @@ defaults of `rollout` apply.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from alignkit.options import Options
-from alignkit.settings import SamplingKeys
 
-_DEFAULTS = SamplingKeys()
-KEYS = tuple(SamplingKeys.model_fields)
+
+class Sampling(Options):
+    """How a model samples.
+
+    These are the keys under `sampling:` of what samples, and under `rollout:` of a stage that trains. Models and
+    engines are asked with them.
+
+    Attributes:
+        max_new_tokens: Of a response, and in an episode of all turns of the policy.
+        min_new_tokens: Below it no end token is sampled; a stop text ends a response nevertheless.
+        temperature: 0 is greedy.
+        top_p: 1 does not filter.
+        top_k: 0 does not filter.
+        stop: Texts that end a response and stay in it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    max_new_tokens: int = Field(default=128, ge=1, description="maximum response length, in tokens")
+    min_new_tokens: int = Field(default=0, ge=0, description="minimum response length, in tokens")
+    temperature: float = Field(
+        default=1.0, ge=0, description="sampling temperature, which log-probabilities also use; 0 is greedy"
+    )
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="sample from the most likely tokens with this total probability; 1: all"
+    )
+    top_k: int = Field(default=0, ge=0, description="sample from this many most likely tokens; 0: all")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="texts that end a response, even before min_new_tokens; they stay part of the response",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Sampling:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
+        return self
+
+
+_DEFAULTS = Sampling()
+KEYS = tuple(Sampling.model_fields)
 _ALWAYS = ("max_new_tokens", "temperature")  # said even if they are the default
 
 
 class SamplingOptions(Options):
     """Options of what samples responses."""
 
-    sampling: SamplingKeys = Field(
-        default_factory=SamplingKeys,
+    sampling: Sampling = Field(
+        default_factory=Sampling,
         description="how responses are sampled, such as {temperature: 0.7}; keys that are left out: as in training",
     )
     greedy: ClassVar[bool] = False  # unless the recipe sets a temperature
@@ -51,8 +89,8 @@ class SamplingOptions(Options):
         if any(key in _ALWAYS or value != getattr(_DEFAULTS, key) for key, value in taken.items()):
             self._followed = source
         self.sampling = sampling.model_copy(update=taken)
-        if self.sampling.min_new_tokens and self.sampling.max_new_tokens:
-            self.sampling.min_new_tokens = min(self.sampling.min_new_tokens, self.sampling.max_new_tokens)
+        if self.sampling.min_new_tokens > self.sampling.max_new_tokens:
+            self.sampling = self.sampling.model_copy(update={"min_new_tokens": self.sampling.max_new_tokens})
 
     def sampled(self) -> dict[str, Any]:
         """The keys as `Models.sample` takes them, without those that change nothing."""
@@ -70,8 +108,8 @@ class SamplingOptions(Options):
 class GreedyOptions(SamplingOptions):
     """Options of what answers greedily, unless the recipe sets a temperature."""
 
-    sampling: SamplingKeys = Field(
-        default_factory=SamplingKeys,
+    sampling: Sampling = Field(
+        default_factory=Sampling,
         description="how responses are sampled; temperature: 0, which is greedy; other keys that are left out: as in "
         "training",
     )
