@@ -282,11 +282,3 @@ class Algorithm(WithOptions):
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """Metrics of a micro-batch as unreduced terms, averaged like loss terms. NaN entries do not count."""
         return {}
-
-
-def wrong_selection(chosen: Any) -> str:
-    """What is wrong with what `select` returned."""
-    if not isinstance(chosen, Sequence) or not all(isinstance(item, Group | Phase) for item in chosen):
-        return f"return a list of groups or of phases, not {type(chosen).__name__}"
-    phases = sum(isinstance(item, Phase) for item in chosen)
-    return "got both groups and phases: put every group into a Phase" if 0 < phases < len(chosen) else ""

@@ -14,14 +14,15 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.algorithm import Algorithm, SelectContext, Source, Trains, wrong_selection
+from alignkit import shapes
+from alignkit.algorithm import Algorithm, SelectContext, Source, Trains
 from alignkit.calls import blame, call, create
 from alignkit.data.describe import way_out
 from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, prompts_of, resolved_pairs, write_groups
 from alignkit.data.sources import OR_SKIP, DataSpec, Loaded, SourceFacts
 from alignkit.engine import Engine
-from alignkit.environment import Environment
+from alignkit.environment import Environment, player
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError
 from alignkit.external import ExternalTrainer
 from alignkit.io.atomic import write_text
@@ -341,12 +342,10 @@ class TrainingStage(RunStage, StageContext):
 
     def _check_template(self, component: Component) -> None:
         """Raise RunFailed if the base model's chat template is unfit for the stage's environment."""
-        from alignkit.training.environments import EpisodeFactory, Episodes  # imports torch
-
-        factory = EpisodeFactory(component, self.name, self.seed, self.recipe.folder)
+        factory = player().Factory(component, self.name, self.seed, self.recipe.folder)
         encoder = self.services.bases[self.stage.base].encoder
         assert encoder is not None
-        Episodes(factory, encoder, self.settings.max_length)
+        player().Episodes(factory, encoder, self.settings.max_length)
 
     def _check_entry(self, spec: DataSpec, loaded: Loaded, rows: int | None) -> None:
         keys = [name for name in ("data", "prompts", "gold_prompts") if getattr(self.settings, name) is spec]
@@ -464,7 +463,7 @@ class TrainingStage(RunStage, StageContext):
 
         random = seeds.stream(self.seed, self.name, "select")
         context = SelectContext(0, self.seed, list, self.summary.update, random, validation, self.say)
-        chosen = call(algorithm, "select", groups, context, returns=wrong_selection)
+        chosen = call(algorithm, "select", groups, context, returns=shapes.selection)
         return [group for item in chosen for group in ([item] if isinstance(item, Group) else item.groups)]
 
     # Its work

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import Algorithm
+from alignkit.calls import call
 from alignkit.data.describe import way_out
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded, prompt_key
@@ -80,7 +81,7 @@ class DatasetTrainer:
         if len(groups) > EAGER_ROWS and not self.algorithm.needs.reference_logprobs:
             self.context.activity(f"{len(groups)} rows, tokenized as needed")
             groups = self.state.encoder.renderable(groups)
-            self.algorithm.check_data(groups)
+            call(self.algorithm, "check_data", groups)
         else:
             self.encoded = self._examples(groups)
             # Units and draws index what fits, not what was read.
@@ -106,7 +107,7 @@ class DatasetTrainer:
         if not encoded:
             raise self._nothing_to_learn(len(groups), way_out(groups))
         if not validation:
-            self.algorithm.check_data([e.group for e in encoded])
+            call(self.algorithm, "check_data", [e.group for e in encoded])
         examples = Examples(encoded)
         if self.algorithm.needs.reference_logprobs:
             examples.token_columns["reference_logprobs"] = self._reference_logprobs(encoded)

@@ -15,7 +15,6 @@ from alignkit.data.group import Group, Response, group_from_json, group_to_json
 from alignkit.errors import error_context
 from alignkit.models.generate import answered, questions, sample
 from alignkit.training.context import StageContext
-from alignkit.training.environments import Episodes
 from alignkit.training.stage import TrainerState
 
 
@@ -38,7 +37,7 @@ class Request:
         *,
         first: int = 0,
         lag: int = 0,
-        episodes: Episodes | None = None,
+        episodes: Any = None,
         complete: Mapping[str, Any] | None = None,
     ):
         self.context, self.state, self.samples, self.path = context, state, samples, path

@@ -18,7 +18,6 @@ from alignkit.models.packing import Examples, measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.tokens.encoder import Encoded, ResponseTokens
-from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
 from tests.training.test_optimizers import named
 
@@ -58,7 +57,7 @@ def learner(policy: SharedModel, algorithm: str, **options: Any) -> Learner:
     kind = plugins().registry.get("algorithm", algorithm).implementation
     return Learner(
         policy,
-        CheckedAlgorithm(kind(kind.Options(**options))),
+        kind(kind.Options(**options)),
         Settings(optimizer=named("adamw", max_grad_norm=1e9)),
         "new",
     )
