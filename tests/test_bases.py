@@ -257,14 +257,14 @@ class Counted:
 
 def test_a_base_is_opened_once_and_closed_when_no_stage_needs_it() -> None:
     counted = Counted()
-    router = Models({"sft": "base", "small": "small", "/folder": None}.get, counted.open)
+    router = Models({"sft": "base", "small": "small", "folder": None}.get, counted.open)
     router.enter("one", ["base"], ["base", "small"])
     assert counted.opened == [] and router["sft"].base.name == "base"
-    assert router["/folder"].base.name == "base" and counted.opened == ["base"]
+    assert router["folder"].base.name == "base" and counted.opened == ["base"]
     with pytest.raises(RunFailed, match="stage 'one' uses the base model 'small', which it does not name"):
         router["small"]
     router.enter("two", ["small", "base"], ["small"])
-    assert router["/folder"].base.name == "small"
+    assert router["folder"].base.name == "small"
     router.enter("three", ["small"], ["small"])
     assert list(router.bases) == ["small"]
     router.enter("four", ["base"], [])

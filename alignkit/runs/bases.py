@@ -147,10 +147,8 @@ class RunBase:
         if self.spec.lora is not None and not adapter:
             return f"{folder} holds a whole model, but with model.lora every policy is an adapter on model.base"
         try:
-            if adapter:
-                self.origin.check_adapter(folder, self.spec.lora)
-            else:
-                self.origin.check_vocabulary(folder)
+            if text := self.origin.misfit(folder, self.spec.lora):
+                return text
         except RunFailed as error:
             return str(error)
         if use == "policy" and has_score(folder):

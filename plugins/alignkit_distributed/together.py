@@ -226,7 +226,7 @@ class FollowingRun(Run):
 class EngineElsewhere:
     """The engine of a stage, as the processes without it see it."""
 
-    def generate(self, *arguments: Any) -> Any:
+    def request(self, request: Any) -> Any:
         raise RunFailed(
             "process 0 has the engine, and this process cannot sample\n"
             "help: start the run in one process, or write 'engine: local'"
