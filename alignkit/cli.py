@@ -8,13 +8,15 @@ from __future__ import annotations
 import gc
 import io
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import copy_context
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -34,6 +36,7 @@ from alignkit.errors import (
 )
 from alignkit.extras import of_command
 from alignkit.outcome import Ended, Result, only_a_document
+from alignkit.stopping import SIGNALS, stoppable
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe
@@ -163,20 +166,20 @@ def run(
       accelerate launch --num_processes 2 -m alignkit run recipe.yaml
     """
     announce(f"reads {recipe}")
-    from alignkit.io.console import VERBOSE
-    from alignkit.runs.start import start
-
-    if verbose:
-        os.environ[VERBOSE] = "1"
-
-    def loaded(warn: Callable[[str], None]) -> Recipe:
-        checked = load(recipe, overrides or [], warn)
+    with stoppable():  # from here on, while modules are imported, too
+        from alignkit.io.console import VERBOSE
         from alignkit.plugins import plugins
         from alignkit.recipe.load import with_trackers
+        from alignkit.runs.start import start
 
-        return with_trackers(checked, tracker or (), plugins().registry)
+        if verbose:
+            os.environ[VERBOSE] = "1"
 
-    return start(loaded, out)
+        def loaded(warn: Callable[[str], None]) -> Recipe:
+            checked = load(recipe, overrides or [], warn)
+            return with_trackers(checked, tracker or (), plugins().registry)
+
+        return start(loaded, out)
 
 
 @cache
@@ -193,6 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = _main(argv)
     if argv is None:
         gc.freeze()  # Python would look for garbage among all of torch's objects, which takes seconds
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # the command is complete
     return code
 
 
@@ -207,28 +212,39 @@ def _main(argv: Sequence[str] | None) -> int:
     with only_a_document(json) as document:
         code = copy_context().run(_called, given, ended, show=not json)  # `of_command` is this command's only
         if json:
-            print(ended.outcome(code).as_json(), file=document)
+            with nobody_need_read(document):
+                print(ended.outcome(code).as_json(), file=document)
     return code
+
+
+@contextmanager
+def nobody_need_read(output: TextIO) -> Iterator[None]:
+    """Let it be no error if nobody reads what is printed to the end, as in `alignkit plugins | head`."""
+    try:
+        yield
+        output.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
 
 
 def _called(given: Sequence[str], ended: Ended, show: bool) -> int:
     """Call a command and return the exit code. ended: gets its result, and what went wrong. show: print the result."""
+    result: Any = None
     try:
         given, files, names = for_all(given)
         of_command.set((files, names))
-        result: Any = program()(given, prog_name="alignkit", standalone_mode=False, obj=ended)
+        with nobody_need_read(sys.stdout):
+            result = program()(given, prog_name="alignkit", standalone_mode=False, obj=ended)
         if isinstance(result, Result):
             ended.result = result
             if show:
-                result.show()
+                with nobody_need_read(sys.stdout):
+                    result.show()
             if result.error is not None:
                 raise result.error
-    except BrokenPipeError:  # `alignkit plugins | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):  # the parser's library ends the process if nobody reads on
-            return 1
+            return 0
         last = traceback.extract_tb(error.__traceback__)[-1]
         from alignkit.calls import words  # it imports pydantic
 

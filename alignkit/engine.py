@@ -34,11 +34,6 @@ class EngineOptions(_Options):
     )
 
     @property
-    def runs(self) -> bool:
-        """Whether it runs elsewhere already, so that a run can try it with models before its first stage."""
-        return False
-
-    @property
     def lacks_quantization(self) -> str:
         """What a user must add so that the engine samples from a base quantized as `model` says; empty: nothing."""
         return ""

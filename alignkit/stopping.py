@@ -49,6 +49,9 @@ def should_stop() -> None:
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Let signals request a stop; a second signal stops at once. Only the main thread receives signals."""
+    if signal.getsignal(SIGNALS[0]) is _signalled:  # within a block that does this already
+        yield
+        return
     _reasons.clear()
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -28,6 +28,7 @@ from alignkit import cli
 from alignkit.io.digest import file_digest
 from alignkit.training import stage as stage_module
 from alignkit.training.checkpoint import MANIFEST, load_checkpoint
+from alignkit_apps.report.write import SWITCH
 from tests.patience import PATIENCE
 
 DATA = Path(__file__).parent.parent / "recipes" / "data"
@@ -79,7 +80,10 @@ def at(hook, run, stage):
     elif place == f"{hook}:{stage}:{count}":
         if how == "interrupt":
             raise KeyboardInterrupt
-        die() if how == "kill" else run.request_stop("a test")
+        if how == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            die() if how == "kill" else run.request_stop("a test")
     elif place == f"half:{stage}:{count + 1}" and hook == "checkpoint_saved":
         import safetensors.torch as st
 
@@ -99,6 +103,8 @@ def metrics_logged(run, stage, step, metrics): at("metrics_logged", run, stage)
 def checkpoint_saved(run, stage, path): at("checkpoint_saved", run, stage)
 @hookimpl
 def stage_finished(run, stage, reused): at("stage_finished", run, stage)
+@hookimpl
+def run_finished(run, error): at("run_finished", run, "")
 """
 
 
@@ -292,6 +298,36 @@ def test_a_signal_ends_with_75_and_the_command(place: Place, tmp_path: Path, nam
     code, err = place.here(tmp_path)
     assert code == 0 and "sft: continuing after step" in err
     place.check(tmp_path)
+
+
+def test_a_signal_while_torch_is_imported_ends_with_75_and_a_report(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SWITCH, "1")
+    process = place.process(tmp_path, "")
+    assert process.stderr is not None
+    while "loading torch" not in (line := process.stderr.readline()):
+        assert line, process.wait()
+    process.send_signal(signal.SIGTERM)
+    err = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 75 and "stopped: SIGTERM" in err and "Traceback" not in err, err
+    assert err.splitlines()[-1].startswith("  to resume: ") and (tmp_path / "report.html").is_file()
+    assert not (tmp_path / "sft").exists()
+    assert place.here(tmp_path)[0] == 0
+    place.check(tmp_path)
+
+
+def test_a_signal_after_the_last_stage_ends_with_75_and_a_report(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SWITCH, "1")
+    out = Path(shutil.copytree(place.undisturbed, tmp_path / "copy", symlinks=True))
+    process = place.process(out, "signal=run_finished::1")
+    err = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 75 and "stopped: SIGTERM" in err and "Traceback" not in err, err
+    assert err.splitlines()[-1].startswith("  to resume: ") and (out / "report.html").is_file()
+    assert place.here(out)[0] == 0
+    place.check(out)
 
 
 @pytest.mark.parametrize(

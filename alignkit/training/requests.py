@@ -13,11 +13,8 @@ from typing import Any
 
 from alignkit.data.group import Group, Response, group_from_json, group_to_json
 from alignkit.errors import error_context
-from alignkit.models.generate import answered, questions, sample
-from alignkit.models.shared_model import SharedModel
-from alignkit.tokens.encoder import Encoder
+from alignkit.models.generate import attach, build_request, generate
 from alignkit.training.context import StageContext
-from alignkit.training.environments import Episodes
 from alignkit.training.stage import TrainerState
 
 
@@ -37,7 +34,7 @@ class Request:
         *,
         first: int = 0,
         lag: int = 0,
-        episodes: Episodes | None = None,
+        episodes: Any = None,
         complete: Mapping[str, Any] | None = None,
     ):
         """samples: of each prompt. path: names the random streams, with the prompts' numbers from `first` on; it ends
@@ -45,7 +42,7 @@ class Request:
         environment. complete: what a checkpoint has of them.
         """
         self.context, self.state, self.lag, self.episodes = context, state, lag, episodes
-        self.samples, self.sizes, self.number = samples, [1] * len(prompts), int(path[-1])
+        self.sizes, self.number = [1] * len(prompts), int(path[-1])
         self.groups: list[Group] = []
         self.metrics: dict[str, float] = {}
         if complete is not None:
@@ -53,31 +50,24 @@ class Request:
             for prompt, group in zip(prompts, complete["groups"], strict=True):
                 self.groups.append(replace(group_from_json(group), origin=prompt.origin))
             return
-        self.engine = state.model.engine  # the first process's, which samples for all
-        own = context.collectives.partition(self.sizes, self.engine is not None)[context.collectives.process]
+        engine = state.model.engine  # the first process's, which samples for all
+        self.led = engine is not None
+        own = context.collectives.partition(self.sizes, self.led)[context.collectives.process]
         # Streams are named by the place in the iteration, so a sample does not depend on who draws it.
         numbers = [first + index for index in own]
-        self.named: dict[str, Any] = {
-            "seed": context.seed,
-            "place": path,
-            "numbers": numbers,
-            "samples_per_prompt": samples,
-        }
-        self.asked, self.partner = [prompts[index] for index in own], None
-        self._under_way: Any = None
+        self.asked = [prompts[index] for index in own]
+        named: dict[str, Any] = {"seed": context.seed, "path": path, "numbers": numbers, "samples_per_prompt": samples}
         with self._named_error():
             if episodes is not None:
                 if not first:
                     episodes.forget()
-                self.asked, self.partner = episodes.begin(self.asked, samples, self.number, numbers), episodes.partner
-            if self.engine is not None and self.asked:  # its weights are saved before anything else happens
-                ids, streams, labels = questions(state.models.encoder, self.asked, **self.named)
-                more = {"labels": labels, "partner": self.partner}
-                self._under_way = self.engine.request(*self._policy, ids, streams, state.settings.rollout, **more)
-
-    @property
-    def _policy(self) -> tuple[SharedModel, str, Encoder]:
-        return self.state.model, self.state.roles.trained, self.state.models.encoder
+                self.asked = episodes.begin(self.asked, samples, self.number, numbers)
+                named["partner"] = episodes.partner
+            role, encoder, sampling = state.roles.trained, state.models.encoder, state.settings.rollout
+            self.request = build_request(state.model, role, encoder, self.asked, sampling, **named)
+            self.under_way: Any = None
+            if engine is not None and self.asked:  # the weights are saved for it before anything else happens
+                self.under_way = engine.request(self.request)
 
     def _named_error(self) -> AbstractContextManager[Any]:
         return error_context(f"for the samples of iteration {self.number}") if self.lag else nullcontext()
@@ -85,26 +75,24 @@ class Request:
     def result(self) -> list[Group]:
         """Wait for the samples. Their source is the stage, the name that users know."""
         if not self.groups:
-            led = self.engine is not None
             with self._named_error():
-                groups = self.context.collectives.map_sharded(self.sizes, lambda own: self._sampled(), led)
+                groups = self.context.collectives.map_sharded(self.sizes, lambda own: self._sampled(), self.led)
             if self.state.settings.rollout.ahead:
                 self.metrics["staleness"] = self.lag
-                self.metrics["seconds/sampling"] = getattr(self._under_way, "seconds", 0.0)
+                self.metrics["seconds/sampling"] = getattr(self.under_way, "seconds", 0.0)
             if self.episodes is not None:
                 self.metrics |= self.episodes.metrics(self.context.collectives)
             self.groups = [replace(group, responses=tuple(map(self._learned, group.responses))) for group in groups]
-            self._under_way = None
         return self.groups
 
     def _sampled(self) -> list[Group]:
-        model, role, encoder = self._policy
-        with self.context.reporter.progress("rolling out", len(self.asked) * self.samples) as done:
-            if self._under_way is not None:
-                groups = answered(encoder, self.asked, self._under_way.result(done), role)
+        count = sum(map(len, self.request.streams))
+        with self.context.reporter.progress("rolling out", count) as done:
+            if self.under_way is not None:
+                written = self.under_way.result(done)
             else:
-                more = {"done": done, "partner": self.partner, **self.named}
-                groups = sample(model, role, encoder, self.asked, self.state.settings.rollout, **more)
+                written = generate(self.request, done=done)
+        groups = attach(self.request, self.asked, written)
         return groups if self.episodes is None else self.episodes.finish(groups)
 
     def _learned(self, response: Response) -> Response:
@@ -112,8 +100,8 @@ class Request:
 
     def drop(self) -> None:
         """Forget the samples, which nobody will learn from: the stage ends early."""
-        if not self.groups and self._under_way is not None:
-            self._under_way.drop()
+        if not self.groups and self.under_way is not None:
+            self.under_way.drop()
 
     @property
     def saved(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from operator import index as as_integer
@@ -28,11 +27,11 @@ from alignkit.engine import Completion, Engine, EngineContext
 from alignkit.errors import PluginError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.kernels.memory import release_cached
-from alignkit.models.generate import ActiveSequence, Continuation, Partner, has_stopped
+from alignkit.models.generate import ActiveSequence, Continuation, Generation, Partner, has_stopped
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import KEYS, Sampling
-from alignkit.tokens.encoder import Encoded, Encoder, Ids, ResponseTokens
+from alignkit.tokens.encoder import Encoded, ResponseTokens
 
 POLL = 0.05  # seconds between two looks at a call
 CLOSING = 30.0  # seconds for an engine to close
@@ -119,28 +118,19 @@ class EngineThread:
                 call.set_exception(error)
 
 
-@dataclass
 class EngineRequest:
     """Samples of a policy that an engine writes while the caller does something else.
 
     Of the turns of an environment that is the first one. The others are asked for when somebody waits for the result,
     in rounds of one turn of every response that continues, each with all tokens before it: an engine that keeps
-    prefixes reads the new ones only. See `alignkit.models.generate.generate`. seconds: that the engine has worked.
+    prefixes reads the new ones only. seconds: that the engine has worked.
     """
 
-    engine: StageEngine
-    role: str
-    version: int
-    encoder: Encoder
-    prompts: Sequence[Ids]
-    streams: Sequence[Sequence[int]]
-    sampling: Sampling
-    labels: Sequence[str] = ()
-    partner: Partner | None = None
-    seconds: float = 0.0
-    turn: int = 0
-
-    def __post_init__(self) -> None:
+    def __init__(self, engine: StageEngine, version: int, asked: Generation):
+        """version: of the policy's weights."""
+        self.engine, self.version, self.role, self.encoder = engine, version, asked.role, asked.encoder
+        self.prompts, self.streams, self.labels = asked.prompts, asked.streams, asked.labels
+        self.sampling, self.partner, self.seconds, self.turn = asked.sampling, asked.partner, 0.0, 0
         new, partner = self.sampling.max_new_tokens, self.partner
         self.rows: list[ActiveSequence] = []
         for p, numbers in enumerate(self.streams):
@@ -288,14 +278,11 @@ class StageEngine:
 
     # What a stage asks
 
-    def request(self, model: SharedModel, role: str, *asked: Any, **more: Any) -> EngineRequest:
-        """Samples from the current weights, which the caller may change while the engine writes.
-
-        asked, more: see `alignkit.models.generate.generate`.
-        """
-        version = self._publish(model, role)
+    def request(self, asked: Generation) -> EngineRequest:
+        """Samples from the current weights, which the caller may change while the engine writes."""
+        version = self._publish(asked.model, asked.role)
         self._under_way += 1
-        return EngineRequest(self, role, version, *asked, **more)
+        return EngineRequest(self, version, asked)
 
     def rest(self) -> None:
         """Samples are complete. If no others are under way, the engine gives way to what computes next, anywhere."""

@@ -72,10 +72,6 @@ class Vllm(Engine):
         }
 
         @property
-        def runs(self) -> bool:
-            return self.url is not None
-
-        @property
         def lacks_quantization(self) -> str:
             told = (
                 self.url is not None or "--quantization" in f"{self.command} {self.flags}"

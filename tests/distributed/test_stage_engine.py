@@ -19,7 +19,7 @@ from alignkit.cli import main
 from alignkit.data.group import Group
 from alignkit.errors import PluginError
 from alignkit.io.digest import digest
-from alignkit.models.generate import Continuation, Partner, generate
+from alignkit.models.generate import Continuation, Generation, Partner, generate
 from alignkit.models.models import LoadedBase
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE
@@ -211,7 +211,7 @@ def test_an_engine_that_does_not_close_is_reported(tmp_path: Path, monkeypatch: 
 
     said: list[str] = []
     model, asked = tiny_model(tmp_path), asking(tmp_path, Endless, said)
-    asked.request(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3)).result()
+    asked.request(Generation(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))).result()
     asked.close()
     ended.set()
     assert "in `Endless.close`: NoProgress: not done after 0.2 seconds" in said[0]
@@ -232,7 +232,7 @@ def test_a_call_that_ends_when_the_engine_is_closed_is_not_reported(tmp_path: Pa
     said: list[str] = []
     model, asked = tiny_model(tmp_path), asking(tmp_path, Held, said)
     with pytest.raises(PluginError, match=r"in `prepare`: it made no progress for 600 seconds"):
-        asked.request(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3)).result()
+        asked.request(Generation(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))).result()
     asked.close()
     assert said == []
 
@@ -256,7 +256,7 @@ def test_policies_are_published_when_their_weights_change(tmp_path: Path) -> Non
     asked, prompt = engine(tmp_path, Watched), ((1, 30, 31),)
 
     def sample(role: str) -> None:
-        asked.request(model, role, model.encoder(), prompt, [[1]], Sampling(max_new_tokens=3)).result()
+        asked.request(Generation(model, role, model.encoder(), prompt, [[1]], Sampling(max_new_tokens=3))).result()
 
     for role in (BASE, "one", "one", BASE):
         sample(role)
@@ -293,7 +293,8 @@ def test_an_engine_idles_between_calls(tmp_path: Path) -> None:
     model.engine = asked = engine(tmp_path, Watched)
 
     def sample(role: str) -> list[list[Continuation]]:
-        return generate(model, role, model.encoder(), [(1, 30, 31)], [[1]], Sampling(max_new_tokens=3))
+        request = Generation(model, role, model.encoder(), [(1, 30, 31)], [[1]], Sampling(max_new_tokens=3))
+        return generate(request)
 
     first = sample("one")
     assert heard == ["publish one", "sample one", "idle"]
@@ -426,7 +427,8 @@ def test_turns_of_others_are_read_and_those_of_the_policy_are_sampled_after_them
     partner, model.engine = Partner(reply, 20), asked
     sampling, streams = Sampling(max_new_tokens=10, min_new_tokens=fewest), [[1, 2], [3, 4]]
     counts: list[int] = []
-    found = generate(model, "one", encoder, prompts, streams, sampling, partner=partner, done=counts.append)
+    request = Generation(model, "one", encoder, prompts, streams, sampling, partner=partner)
+    found = generate(request, done=counts.append)
     rows = [(prompt, one) for prompt, each in zip(prompts, found, strict=True) for one in each]
     assert counts[-1] == len(rows) == 4 and max(seen.values()) == (3 if not fewest else 1)
     for prompt, one in rows:
@@ -437,7 +439,7 @@ def test_turns_of_others_are_read_and_those_of_the_policy_are_sampled_after_them
         (measured,) = measure(model, "one", [row], "logprobs")
         assert one.logprobs == pytest.approx(measured.tolist(), abs=1e-4)
     seen.clear()
-    assert generate(model, "one", encoder, prompts, streams, sampling, partner=partner) == found
+    assert generate(request) == found
     asked.close()
 
 
@@ -457,17 +459,18 @@ def test_what_was_begun_is_from_the_weights_of_then(tmp_path: Path) -> None:
     model, prompt = tiny_model(tmp_path), ((1, 30, 31),)
     model.add_role("one")
     held, rest = engine(tmp_path, Held), (model.encoder(), prompt, [[1]], Sampling(max_new_tokens=8))
-    begun = held.request(model, "one", *rest)
+    request = Generation(model, "one", *rest)
+    begun = held.request(request)
     add_noise(model, "one", 0.5, 1)
     assert not begun.seconds
     released.set()
-    later = held.request(model, "one", *rest).result()
+    later = held.request(request).result()
     first = begun.result()
-    assert asked == ["one"] * 2 and first != later == held.request(model, "one", *rest).result() and begun.seconds > 0
+    assert asked == ["one"] * 2 and first != later == held.request(request).result() and begun.seconds > 0
     held.close()
     same = tiny_model(tmp_path)
     same.add_role("one")
-    assert generate(same, "one", *rest) == first
+    assert generate(Generation(same, "one", *rest)) == first
 
 
 def test_what_was_begun_may_be_dropped(tmp_path: Path) -> None:
@@ -484,7 +487,7 @@ def test_what_was_begun_may_be_dropped(tmp_path: Path) -> None:
 
     said: list[str] = []
     model, asked = tiny_model(tmp_path), asking(tmp_path, Fails, said)
-    asked.request(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3)).drop()
+    asked.request(Generation(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))).drop()
     asked.close()
     assert ended == ["sample", "close"] and not said
 
