@@ -6,14 +6,17 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from alignkit import shapes
 from alignkit.algorithm import ADVANTAGES, Algorithm, SelectContext, Skip, Source, Trains
 from alignkit.batch import Batch, Outputs, filled
+from alignkit.calls import call
 from alignkit.data.group import Group
 from alignkit.errors import AlignkitError
 from alignkit.loss import Per
@@ -25,10 +28,10 @@ from alignkit.testing.examples import example_groups
 from alignkit.testing.rules import ConformanceError, check_registered, state_problems
 from alignkit.testing.tiny import ONE_BATCH, add_noise, tiny_model
 from alignkit.tokens.encoder import Encoded, Encoder, encode_all
-from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.encoding import ReferencePrompts
 from alignkit.training.learner import Learner
 from alignkit.training.mismatch import times
+from alignkit.training.stage import keep_mask, select
 
 TOLERANCE = 1e-5  # relative; float32 sums in another order differ by about 1e-6
 GARBAGE = 20.0  # entries outside the mask are drawn from -20 to 20: exp() of their differences is still finite
@@ -85,7 +88,7 @@ class _Kit:
         self.model = tiny_model()
         self.encoder = Encoder(self.model.tokenizer)
         self.rollouts = cls.source is Source.ROLLOUTS
-        self.needs = self.new().algorithm.needs
+        self.needs = self.new().needs
         self.roles = [BEFORE, ROLE, *((VALUE_BEFORE, VALUE) if self.needs.values else ())]
         for number, role in enumerate(self.roles):
             scalar = role in (VALUE, VALUE_BEFORE) or (role == ROLE and cls.trains is Trains.REWARD)
@@ -95,12 +98,12 @@ class _Kit:
         examples = example_groups(max(3, self.needs.min_samples), self.encoder if self.rollouts else None)
         self.groups = list(examples if groups is None else groups)
 
-    def new(self, state: Mapping[str, Any] | None = None) -> CheckedAlgorithm:
+    def new(self, state: Mapping[str, Any] | None = None) -> Algorithm:
         """The algorithm, as a run that resumes with this state makes it."""
-        checked = CheckedAlgorithm(self.cls(self.cls.Options(**self.options)))
+        algorithm = self.cls(self.cls.Options(**self.options))
         if state is not None:
-            checked.algorithm.state = copy.deepcopy(dict(state))
-        return checked
+            algorithm.state = copy.deepcopy(dict(state))
+        return algorithm
 
     def close(self) -> None:
         self.model.budget = ONE_BATCH
@@ -110,12 +113,12 @@ class _Kit:
     def problems(self) -> list[str]:
         """Every broken rule. Stops early if a failed check makes the later ones pointless."""
         algorithm = self.new()
-        problems = state_problems(algorithm.algorithm, "at first")
+        problems = state_problems(algorithm, "at first")
         try:
             rollouts = self.rolled_out(algorithm)
             if self.rollouts:
                 problems += self.signal_problems(algorithm, rollouts)
-                problems += state_problems(algorithm.algorithm, "after `signal`")
+                problems += state_problems(algorithm, "after `signal`")
             if problems:
                 return problems
             examples = self.selected(algorithm, rollouts)
@@ -127,11 +130,11 @@ class _Kit:
 
     # The inputs of an algorithm, as in training
 
-    def rolled_out(self, algorithm: CheckedAlgorithm) -> Examples:
+    def rolled_out(self, algorithm: Algorithm) -> Examples:
         """All rollouts as `signal` sees them; none for a data set."""
         if not self.rollouts:
             return Examples([])
-        kept_groups = [group for group in self.groups if algorithm.keep_group(group)]
+        kept_groups = self._kept(algorithm)
         examples = self._measured(self._encoded(algorithm, kept_groups))
         if self.needs.reward:
             rewards = [response.scores[REWARD_KEY] for group in kept_groups for response in group.responses]
@@ -141,11 +144,11 @@ class _Kit:
             examples.token_columns["old_values"] = measure(self.model, VALUE_BEFORE, examples.groups, "values")
         return examples
 
-    def selected(self, algorithm: CheckedAlgorithm, rollouts: Examples) -> Examples:
+    def selected(self, algorithm: Algorithm, rollouts: Examples) -> Examples:
         """The examples of the first phase, chosen as in a stage."""
-        kept_groups = [group for group in self.groups if algorithm.keep_group(group)] if self.rollouts else self.groups
+        kept_groups = self._kept(algorithm) if self.rollouts else self.groups
         context = SelectContext(1, 0, lambda: [], lambda **metrics: None, np.random.default_rng(0))
-        groups = algorithm.select(kept_groups, context)[0].groups
+        groups = select(algorithm, kept_groups, context)[0].groups
         index_of = {id(encoded.group): index for index, encoded in enumerate(rollouts.groups)}
         if self.rollouts and all(id(group) in index_of for group in groups):
             examples = rollouts.take([index_of[id(group)] for group in groups])
@@ -153,14 +156,17 @@ class _Kit:
             examples = self._measured(self._encoded(algorithm, groups))
         return examples.take([index for index, e in enumerate(examples.groups) if self._is_learnable(e)])
 
+    def _kept(self, algorithm: Algorithm) -> list[Group]:
+        return [*compress(self.groups, keep_mask(algorithm, self.groups))]
+
     def _is_learnable(self, encoded: Encoded) -> bool:
         fewest = 1 if self.rollouts else self.needs.min_samples
         has_pairs = bool(encoded.pairs) or not self.needs.pairs
         return len(encoded.rows) >= fewest and has_pairs and any(any(row.mask) for row in encoded.rows)
 
-    def _encoded(self, algorithm: CheckedAlgorithm, groups: Sequence[Group]) -> list[Encoded]:
+    def _encoded(self, algorithm: Algorithm, groups: Sequence[Group]) -> list[Encoded]:
         scoring = self.cls.trains is Trains.REWARD
-        return encode_all(self.encoder, groups, LONGEST, turns=algorithm.trained_turns(), scoring=scoring)
+        return encode_all(self.encoder, groups, LONGEST, turns=call(algorithm, "trained_turns"), scoring=scoring)
 
     def _measured(self, encoded: list[Encoded]) -> Examples:
         """With the log-probabilities that the algorithm needs, and no others."""
@@ -173,10 +179,10 @@ class _Kit:
 
     # Rules
 
-    def signal_problems(self, algorithm: CheckedAlgorithm, rollouts: Examples) -> list[str]:
+    def signal_problems(self, algorithm: Algorithm, rollouts: Examples) -> list[str]:
         """Add the signal to the rollouts, and check it on variants of them."""
-        start = copy.deepcopy(algorithm.algorithm.state)
-        signals = algorithm.signal(rollouts.batch())
+        start = copy.deepcopy(algorithm.state)
+        signals = _signal(algorithm, rollouts)
         if isinstance(signals, Skip):
             return [f"`signal` skips the example groups ({signals.reason}): pass others as `groups`"]
         rollouts.add_signals(signals)
@@ -187,7 +193,7 @@ class _Kit:
         spoiled, turned = GarbageExamples.of(rollouts), shuffled(rollouts)
         twice = {name: 2 * column if name.endswith("rewards") else column for name, column in rollouts.columns.items()}
         later = Examples(rollouts.groups, dict(rollouts.token_columns), twice)
-        resumed = _signals(self.new(algorithm.algorithm.state), later)
+        resumed = _signals(self.new(algorithm.state), later)
         return [
             *changes("a second call of `signal` from the same state", expected, _signals(self.new(start), rollouts)),
             *changes("garbage outside the mask", expected, _signals(self.new(start), spoiled), MASK),
@@ -197,11 +203,10 @@ class _Kit:
             *changes("what `signal` remembers outside of `state`", resumed, _signals(algorithm, later), RESUMED),
         ]
 
-    def loss_problems(self, checked: CheckedAlgorithm, examples: Examples) -> list[str]:
+    def loss_problems(self, algorithm: Algorithm, examples: Examples) -> list[str]:
         """Check the gradient of a global batch, and of variants that must have the same gradient."""
-        algorithm = checked.algorithm
         state = copy.deepcopy(algorithm.state)
-        probe = Probe(self.model, checked, Settings(), ROLE, VALUE if self.needs.values else None)
+        probe = Probe(self.model, algorithm, Settings(), ROLE, VALUE if self.needs.values else None)
 
         def gradient(variant: Examples, budget: int = ONE_BATCH, garbage: bool = False) -> Numbers:
             algorithm.state = copy.deepcopy(state)
@@ -250,9 +255,14 @@ class _Kit:
         return one_group_per_pair(examples) if self.needs.pairs else one_group_per_response(examples)
 
 
-def _signals(algorithm: CheckedAlgorithm, examples: Examples) -> Numbers:
+def _signal(algorithm: Algorithm, examples: Examples) -> Any:
+    batch = examples.batch()
+    return call(algorithm, "signal", batch, returns=shapes.signals(algorithm, batch))
+
+
+def _signals(algorithm: Algorithm, examples: Examples) -> Numbers:
     """The signals of examples that have others, or none; empty if the algorithm skips them."""
-    signals = algorithm.signal(examples.batch())
+    signals = _signal(algorithm, examples)
     if isinstance(signals, Skip):
         return {}
     fresh = Examples(examples.groups, dict(examples.token_columns), dict(examples.columns))
@@ -321,7 +331,7 @@ class Probe(Learner):
     def terms(self, examples: Examples) -> list[tuple[Per, bool]]:
         """The unit that each term of the loss is averaged over, and whether the term has weights."""
         with torch.no_grad():
-            terms, weights = self.checked.loss(examples.batch(self.model.device), self._forward(examples))
+            terms, weights = self._loss(examples.batch(self.model.device), self._forward(examples))
         return [(term.per, name in weights) for name, term in terms.items()]
 
     def _forward(self, examples: Examples) -> Outputs:

@@ -7,15 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from alignkit import seeds
+from alignkit import seeds, shapes
 from alignkit.calls import call, create
 from alignkit.data.group import Group, Message, group_from_json, group_to_json
-from alignkit.environment import Environment
+from alignkit.environment import Environment, player
 from alignkit.io.console import Metrics
 from alignkit.models.shared_model import BASE
 from alignkit.monitor import Monitor, Observation
@@ -23,21 +22,23 @@ from alignkit.options import Ref
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, Context, Reward, RewardCombination
-from alignkit.runs.prepare import check_scoring
-from alignkit.runs.steps import resumable_map
+from alignkit.runs.map import resumable_map
+from alignkit.runs.stage import check_scoring
 from alignkit.sampling import SamplingOptions
 from alignkit.settings import Settings
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step
 from alignkit.testing.rules import changes, unchanged
 from alignkit.testing.surroundings import SEED, Surroundings, conform, why_not_stored
-from alignkit.tokens.turns import CALL, END_CALL, read_turn
 from alignkit.tracker import TrackedRun, Tracker, tracked
-from alignkit.training.environments import Episode, EpisodeFactory
-from alignkit.training.monitors import CheckedMonitor, with_gold
+from alignkit.training.monitors import look, next_prompts, with_gold
 from alignkit.training.rewards import Rewards
 
 ROWS: Sequence[Mapping[str, Any]] = ({"prompt": "What is 2 + 3?"}, {"prompt": "Say something kind."})
-TURNS = (f'{CALL}{{"name": "no_such_tool", "arguments": {{}}}}{END_CALL}', f"{CALL}{{{END_CALL}", "The answer is 5.")
+TURNS = (
+    '<tool_call>{"name": "no_such_tool", "arguments": {}}</tool_call>',
+    "<tool_call>{</tool_call>",
+    "The answer is 5.",
+)
 LINES: tuple[tuple[str, int, dict[str, float]], ...] = (
     ("first", 1, {"loss": 2.5, "grad_norm": 0.1}),
     ("first", 2, {"loss": float("nan"), "validation/loss": 1.0}),
@@ -187,25 +188,20 @@ def check_environment(
 def _environment_problems(
     around: Surroundings, component: Component, groups: Sequence[Group], turns: Sequence[str]
 ) -> Iterator[str]:
-    factory = EpisodeFactory(component, "", SEED, around.folder)
+    factory = player().Factory(component, "", SEED, around.folder)
     early = create(component)
     call(early, "check", around.folder)
     call(early, "check_prompts", groups)
 
-    def begun() -> list[Episode]:
+    def begun() -> list[Any]:
         return [factory.begin(group, "", (place,), 0) for place, group in enumerate(groups)]
-
-    def continues(episode: Episode, text: str) -> bool:
-        answers = episode.respond(read_turn(SimpleNamespace(), text, "", factory.tools, episode.calls))
-        episode.add(answers or [])
-        return answers is not None
 
     def played() -> list[Any]:
         """All that each episode was, one after the other."""
         episodes = begun()
         for episode in episodes:
             for text in turns:
-                if not continues(episode, text):
+                if not episode.hear(text, factory.tools):
                     break
         return [(list(episode.prompt), episode.turns, episode.scores()) for episode in episodes]
 
@@ -214,7 +210,7 @@ def _environment_problems(
         episodes = begun()
         going = episodes
         for text in turns:
-            going = [episode for episode in going if continues(episode, text)]
+            going = [episode for episode in going if episode.hear(text, factory.tools)]
         return [(list(episode.prompt), episode.turns, episode.scores()) for episode in episodes]
 
     with unchanged("`reset` changes the row that it is given", groups) as problems:
@@ -255,19 +251,21 @@ def _monitor_problems(around: Surroundings, component: Component) -> Iterator[st
 
     def observed(samples: Sequence[Group], gold: Sequence[Group]) -> list[Observation]:
         """What a monitor says of samples in each iteration; every other one has gold."""
-        monitor = CheckedMonitor(component, Settings(iterations=LOOKS, gold=REWARD_KEY))
-        looks = [monitor.look(number, samples, gold if number % 2 else None) for number in range(1, LOOKS + 1)]
-        return [*looks, monitor.finish("")]
+        monitor = create(component)
+        call(monitor, "start", Settings(iterations=LOOKS, gold=REWARD_KEY))
+        looks = [look(monitor, number, samples, gold if number % 2 else None) for number in range(1, LOOKS + 1)]
+        return [*looks, call(monitor, "finish", "", returns=shapes.observation())]
 
     def chosen(resumed: bool) -> list[int] | None:
         """The prompts after two looks. resumed: a stage that resumes has chosen none of the ones before."""
-        monitor = CheckedMonitor(component, Settings(iterations=LOOKS))
+        monitor = create(component)
+        call(monitor, "start", Settings(iterations=LOOKS))
         prompts = [replace(group, responses=()) for group in stored]
         for number in (1, 2):
             if not resumed:
-                monitor.next_prompts(number, prompts, seeds.stream(0, number))
-            monitor.look(number, stored, None)
-        return monitor.next_prompts(3, prompts, seeds.stream(0, 3))
+                next_prompts(monitor, number, prompts, seeds.stream(0, number))
+            look(monitor, number, stored, None)
+        return next_prompts(monitor, 3, prompts, seeds.stream(0, 3))
 
     with unchanged("`look` changes the samples that it is given", samples) as problems:
         observations = observed(samples, samples)
