@@ -98,7 +98,9 @@ def base_encoder(recipe: Recipe, source: str, *, name: str = BASE, commit: str |
     spec = resolved_spec(recipe, name)
     revision = commit or spec.revision
     with _loading(recipe, spec, name):
-        return Encoder(*load_text(spec, locate(source, revision), revision))
+        encoder = Encoder(*load_text(spec, locate(source, revision), revision))
+    encoder.several_bases = bool(recipe.bases)
+    return encoder
 
 
 @contextmanager
@@ -188,8 +190,9 @@ class RunBase:
         model.should_stop = should_stop
         stages = self._recipe.stages.values()
         longest = max([LEAST_LENGTH, *(stage.settings.max_length for stage in stages if stage.settings is not None)])
-        say, progress = reporter.say, reporter.progress
-        return LoadedBase(model, artifact, longest, say, progress, self.name)
+        loaded = LoadedBase(model, artifact, longest, reporter.say, reporter.progress, self.name)
+        loaded.encoder.several_bases = bool(self._recipe.bases)
+        return loaded
 
 
 class RunBases(dict[str, RunBase]):
