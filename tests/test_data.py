@@ -57,8 +57,8 @@ def named(name: str, **options: Any) -> Component:
     return component(FORMATS[name], **options)
 
 
-def source(path: Path, **keys: Any) -> DataSource:
-    return DataSource(path=path, **keys)
+def source(path: Path, format: Any = None, **keys: Any) -> DataSource:
+    return DataSource(path=path, **keys).in_format(format)
 
 
 def load(*sources: DataSource, seed: int = 0, formats: Any = FORMATS, stage_data: Any = None) -> Loaded:
