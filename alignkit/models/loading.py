@@ -20,7 +20,7 @@ from torch import Tensor
 
 from alignkit.data.chat_templates import set_chat_template
 from alignkit.errors import Problem, RecipeError, RunFailed
-from alignkit.io.commits import cached_snapshot
+from alignkit.io.digest import cached_snapshot
 from alignkit.kernels import capabilities
 from alignkit.tokens.check import check_ids, loaded_tokenizer
 from alignkit.tokens.template import ChatOptions

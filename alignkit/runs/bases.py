@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 from alignkit.calls import blame
 from alignkit.errors import PluginError, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import make_folder
-from alignkit.io.cache import cache_folder
-from alignkit.io.commits import cached_snapshot, commit_of
 from alignkit.io.console import Reporter
-from alignkit.io.digest import model_digest
-from alignkit.io.lookup import is_dir, is_file, resolved
+from alignkit.io.digest import cached_snapshot, commit_of, model_digest
+from alignkit.io.lookup import cache_folder, is_dir, is_file, resolved
 from alignkit.io.results import read_record, stage_folder
 from alignkit.plugins import plugins, source_of
 from alignkit.recipe.mistakes import path_text
