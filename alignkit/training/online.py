@@ -443,8 +443,8 @@ class RolloutTrainer:
         model, role, values = self.state.model, self.state.roles.trained, str(self.state.roles.values)
 
         def measured(groups: list[Encoded]) -> list[tuple[Tensor, Tensor]]:
-            both = forward.measure_with_values(model, role, values, groups, temperature=self.temperature)
-            return list(zip(*both, strict=True))
+            both = forward.measure_all(model, role, groups, forward.Wants(values=values, temperature=self.temperature))
+            return list(zip(both.get("logprobs", []), both.get("values", []), strict=True))
 
         both = self.state.measure(encoded, measured)
         return [logprobs for logprobs, _ in both], [values for _, values in both]
