@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
-from alignkit.algorithm import Needs, Source, Trains
+from alignkit.algorithm import ExternalTrainer, Needs, Source, Trains
 from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem
-from alignkit.external import ExternalTrainer
 from alignkit.options import Options, in_recipe
 from alignkit.recipe.yaml import Document, Keys
 from alignkit.registry import Component
