@@ -192,8 +192,9 @@ class _Recipe:
         except Mistakes as error:
             mistakes = [*error.mistakes]
         for mistake in mistakes:
-            beside = keys[-1] != "step"
-            self.add([replace(mistake, keys=mistake.keys[1:]) if beside else mistake], *keys)
+            if keys[-1] != "step":
+                mistake = replace(mistake, keys=mistake.keys[1:])
+            self.add([mistake], *keys)
 
     def _read_training(self, stage: Stage) -> None:
         keys, hints = ("stages", stage.name), {}

@@ -124,8 +124,8 @@ class Reading:
             return value, {}
         if not isinstance(value, dict) or len(value) != 1:
             message = f"{PATH}: expected the name of one {kind}, or one 'name: {{options}}', got {shown(value)}"
-            beside = [key for key in value if not self.registry.has(kind, key)] if isinstance(value, dict) else []
-            raise wrong(message, "write options inside 'name: {...}'", (*beside[:1],), at_key=bool(beside))
+            unknown = [key for key in value if not self.registry.has(kind, key)] if isinstance(value, dict) else []
+            raise wrong(message, "write options inside 'name: {...}'", (*unknown[:1],), at_key=bool(unknown))
         ((name, options),) = value.items()
         return name, {} if options is None else options
 
