@@ -265,10 +265,10 @@ def test_observers(distribution: MakeDistribution, tmp_path: Path) -> None:
     loaded = load_plugins()
     loaded.notify("stage_started", run=None, stage="sft")
     assert sys.modules["fake_x_watch"].seen == ["sft"]
-    with pytest.raises(PluginError, match="plugin 'x-watch' failed in stage_finished: ValueError: disk on fire"):
+    with pytest.raises(PluginError, match=r"failed in stage_finished \(fake_x_watch.py:9\): ValueError: disk on fire"):
         loaded.notify("stage_finished", run=None, stage="sft", reused=False)
     ended = Ended(folder=tmp_path, reporter=Reporter(), reused=[], peak_memory="1 GiB")
-    with pytest.raises(PluginError, match="plugin 'x-watch' failed in run_finished: ValueError: too late"):
+    with pytest.raises(PluginError, match=r"failed in run_finished \(fake_x_watch.py:\d+\): ValueError: too late"):
         loaded.notify("run_finished", run=ended, error=None)
 
 
@@ -320,8 +320,3 @@ def test_two_readers_of_a_suffix_matter_only_where_it_is_read(distribution: Make
 def test_a_reader_needs_a_suffix_of_its_own(distribution: MakeDistribution, suffix: str) -> None:
     distribution("x-one", READER.replace(".notes", suffix))
     assert "is a suffix such as" in reason(load_plugins(), "x-one")
-
-
-def test_commands_in_a_plugin_are_sent_to_their_own_group(distribution: MakeDistribution) -> None:
-    distribution("x-both", "from alignkit import hookimpl\n@hookimpl\ndef register_commands(register): ...\n")
-    assert "in the entry-point group 'alignkit.commands'" in reason(load_plugins(), "x-both")
