@@ -76,7 +76,14 @@ class Plugins:
         except (AlignkitError, KeyboardInterrupt):
             raise
         except BaseException as error:
-            raise PluginError(f"a plugin failed in {hook}{_line(error)}: {reason_of(error)}") from error
+            raise PluginError(f"{self._failing_plugin(hook, error)} failed in {hook}: {reason_of(error)}") from error
+
+    def _failing_plugin(self, hook: str, error: BaseException) -> str:
+        """The plugin whose implementation of the hook failed: wrappers are in the traceback, too, above it."""
+        impls = getattr(self.manager.hook, hook).get_hookimpls()
+        names = {impl.function.__code__: impl.plugin_name for impl in impls if hasattr(impl.function, "__code__")}
+        failed = [names[frame.f_code] for frame, _ in walk_tb(error.__traceback__) if frame.f_code in names]
+        return f"plugin '{failed[-1].rpartition(':')[2]}'" if failed else "a plugin"
 
     def load(self, plugin: _Plugin) -> None:
         """Load one plugin. If that fails, record why and leave no trace; with ALIGNKIT_STRICT, raise PluginError."""

@@ -265,10 +265,10 @@ def test_observers(distribution: MakeDistribution, tmp_path: Path) -> None:
     loaded = load_plugins()
     loaded.notify("stage_started", run=None, stage="sft")
     assert sys.modules["fake_x_watch"].seen == ["sft"]
-    with pytest.raises(PluginError, match=r"failed in stage_finished \(fake_x_watch.py:9\): ValueError: disk on fire"):
+    with pytest.raises(PluginError, match="plugin 'x-watch' failed in stage_finished: ValueError: disk on fire"):
         loaded.notify("stage_finished", run=None, stage="sft", reused=False)
     ended = Ended(folder=tmp_path, reporter=Reporter(), reused=[], peak_memory="1 GiB")
-    with pytest.raises(PluginError, match=r"failed in run_finished \(fake_x_watch.py:\d+\): ValueError: too late"):
+    with pytest.raises(PluginError, match="plugin 'x-watch' failed in run_finished: ValueError: too late"):
         loaded.notify("run_finished", run=ended, error=None)
 
 
