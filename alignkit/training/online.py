@@ -95,9 +95,9 @@ class Iteration:
         if self.metrics.get("skipped"):
             return "the loss or its gradient was not finite"
         reason = self.skipped or "no sample was selected"
-        if self.table.reward is None:
+        if self.table.reward is None or self.table.raw is None:
             return reason
-        rewards = self.table.known.tolist()
+        rewards = self.table.raw[~self.table.raw.isnan()].tolist()
         low, high = min(rewards), max(rewards)
         if F.nearly_equal(low, high):
             equal = f"all {len(rewards)} rewards were {low:.4g}"
@@ -241,6 +241,7 @@ class RolloutTrainer:
         table = iteration.table
         most, wanted = self.settings.rollout.max_num_gen_batches or 1, prompts.per_iteration
         facts: dict[str, Any] = {}
+        before = self.rewards.states() if self.rewards is not None else {}
         for batch in range(1, most + 1):
             sampled, left = len(table.sampled), len(table.groups)
             # As many as probably fill the batch, by the share that was left so far.
@@ -249,6 +250,8 @@ class RolloutTrainer:
                 new = self._sampled(iteration, prompts, count)
             with iteration.timer("score"):
                 self.ask(iteration, new)
+                if self.rewards is not None:
+                    self.rewards.remember(before)  # what is combined again is remembered once
                 facts = self.score(iteration)
             if most > 1:
                 facts["gen_batches"] = batch
@@ -316,7 +319,7 @@ class RolloutTrainer:
                 raise RunFailed(
                     f"stage '{self.context.name}': no response could be scored\n{self.rewards.nothing_scored(table)}"
                 )
-        facts = {**table.summary(), **table.judge_usage()}  # of all samples
+        facts = table.summary()  # of all samples
         return facts | self._choose(iteration)
 
     def _choose(self, iteration: Iteration) -> dict[str, int]:
@@ -342,8 +345,6 @@ class RolloutTrainer:
     def _tell(self, iteration: Iteration) -> None:
         """Let combinations remember the scores, count what was left out, and say what a user must know."""
         table, summary, metrics = iteration.table, self.state.summary, iteration.metrics
-        if self.rewards is not None and self.learns:
-            self.rewards.remember(table.states)
         if table.unscored:
             groups = [group for group in table.scored if _lacks_score(group)]
             what = f"{'left out ' if self.learns else ''}{counted(table.unscored, 'response')} without a score"

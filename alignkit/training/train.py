@@ -87,7 +87,6 @@ class ExternalStage:
     def score(self, groups: Sequence[Group]) -> list[float | None]:
         groups = [replace(group, responses=tuple(map(self._as_sampled, group.responses))) for group in groups]
         table = self._rewards.combine(self._rewards.ask(groups), self.settings.rollout.missing_eos_penalty)
-        self._rewards.remember(table.states)
         assert table.raw is not None and table.reward is not None
         both = zip(table.raw.tolist(), table.reward.tolist(), strict=True)
         return [None if math.isnan(raw) else reward for raw, reward in both]
