@@ -63,7 +63,7 @@ class StageContext:
         """Where the stage's result goes."""
         return self.folder / "adapter"
 
-    def scorer(self, spec: RewardSpec) -> Rewards:
+    def scorer(self, spec: RewardSpec | None) -> Rewards:
         """What scores responses in all processes of the run."""
         by_engine = self.stage.engine is not None
         return Rewards(spec, self.reward_context(), collectives=self.collectives, by_engine=by_engine)

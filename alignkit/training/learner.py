@@ -350,27 +350,13 @@ class Averages:
         return {name: sums[name] / totals[name] for name in sums if totals[name]}
 
 
-class StepAverages:
-    """Means of metrics over optimizer steps. Skipped steps are only counted, because their numbers are not finite."""
-
-    def __init__(self) -> None:
-        self.skipped = 0
-        self._values: dict[str, list[float]] = {}
-
-    def add(self, metrics: Mapping[str, float]) -> None:
-        if "skipped" in metrics:
-            self.skipped += 1
-            return
-        for name, value in metrics.items():
-            self._values.setdefault(name, []).append(value)
-
-    def means(self) -> dict[str, float]:
-        return {name: sum(values) / len(values) for name, values in self._values.items()}
-
-    @property
-    def learned(self) -> bool:
-        """Whether any step had a gradient."""
-        return any(self._values.get("grad_norm", ()))
+def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of metrics over optimizer steps, each over those that have it."""
+    values: dict[str, list[float]] = {}
+    for step in steps:
+        for name, value in step.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(column) / len(column) for name, column in values.items()}
 
 
 def term_weights(algorithm: Algorithm, batch: Batch, terms: Mapping[str, Term] | None = None) -> Mapping[str, Tensor]:

@@ -205,7 +205,7 @@ class Node:
 
 
 class Rewards:
-    """A reward expression, ready to score.
+    """A reward expression, ready to score; without one, responses get no scores.
 
     collectives: each process scores its share, and combines the scores of all. in_parts: lets a reward score
     some groups at a time. by_engine: an engine, which the first process has, answers those that sample.
@@ -213,7 +213,7 @@ class Rewards:
 
     def __init__(
         self,
-        spec: RewardSpec,
+        spec: RewardSpec | None,
         context: Context,
         *,
         collectives: Collectives = ONE_PROCESS,
@@ -221,9 +221,10 @@ class Rewards:
         by_engine: bool = False,
     ):
         self.context, self.collectives, self.in_parts, self.by_engine = context, collectives, in_parts, by_engine
-        self.name = spec.name
+        self.name, self.root = "", None
         self.nodes: list[Node] = []  # those below a node before it
-        self.root = self._node(spec, spec.name, spec.name)
+        if spec is not None:
+            self.name, self.root = spec.name, self._node(spec, spec.name, spec.name)
         # By the name of its scores, which is its place below the root.
         self.leaves = {n.place.removeprefix(f"{self.name}/"): n for n in self.nodes if not n.children}
         self.combinations = {n.place: n for n in self.nodes if n.children}
@@ -313,7 +314,11 @@ class Rewards:
         penalty: subtracted from the rewards of truncated responses. learns: whether something is learned from them.
         Raises PluginError for a reward that is not finite.
         """
-        reward, raw, table.metrics = self._combined(table)
+        if self.root is None:
+            table.scored = table.sampled
+            table.learn_from_all()
+            return table
+        reward, raw, table.metrics = self._combined(table, self.root)
         scored = ~raw.isnan()
         if penalty:
             ended = torch.tensor([not response.truncated for response in responses_of(table.sampled)], dtype=torch.bool)
@@ -329,7 +334,7 @@ class Rewards:
             table.take(scored.tolist())
         return table
 
-    def _combined(self, table: RewardTable) -> tuple[Tensor, Tensor, dict[str, float]]:
+    def _combined(self, table: RewardTable, root: Node) -> tuple[Tensor, Tensor, dict[str, float]]:
         """The reward and the raw one, float64 [rows], and metrics."""
         count = len(responses_of(table.sampled))
         failed = torch.zeros(count, dtype=torch.bool)
@@ -355,11 +360,11 @@ class Rewards:
             reward[node][rows] = (combined.reward if total is None else total).to(torch.float64)
             raw[node][rows] = combined.raw.to(torch.float64)
             metrics = {f"reward/{name}": value for name, value in combined.metrics.items()}
-        broken = ~raw[self.root].isnan() & ~(reward[self.root].isfinite() & raw[self.root].isfinite())
+        broken = ~raw[root].isnan() & ~(reward[root].isfinite() & raw[root].isfinite())
         for row in broken.nonzero().flatten().tolist():
-            values = f"{reward[self.root][row]} ({raw[self.root][row]} before whitening)"
-            raise self.root.wrong("combine", f"the reward is {values} for response {row}")
-        return reward[self.root], raw[self.root], metrics
+            values = f"{reward[root][row]} ({raw[root][row]} before whitening)"
+            raise root.wrong("combine", f"the reward is {values} for response {row}")
+        return reward[root], raw[root], metrics
 
     def _rows_of(self, scores: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
         """The rows, bool, that each node sees: those of the combination above it to which it applies."""
@@ -395,4 +400,5 @@ class Rewards:
             text = f"no score for {len(missing)} of {len(rows)} responses, first in the row {first}{why}"
             help = f"check the options of '{leaf.name}', the columns that it reads, and the judge or model that it asks"
             return f"{leaf.wrong('score', text)}\nhelp: {help}"
+        assert self.root is not None
         return str(self.root.wrong("combine", "it makes no number of the scores of its parts"))

@@ -9,7 +9,7 @@ import torch
 
 from alignkit import Batch, Group, per_response, per_token
 from alignkit.batch import Pairs
-from alignkit.training.learner import Averages, StepAverages, weighted_sum
+from alignkit.training.learner import Averages, means, weighted_sum
 
 
 def batch() -> Batch:
@@ -71,11 +71,5 @@ def test_a_nan_is_unknown_in_a_metric_and_visible_in_a_loss() -> None:
     assert metrics.means() == {"length": 4.0} and math.isnan(float(weighted_sum(term["length"], batch())))
 
 
-def test_skipped_steps_are_only_counted() -> None:
-    averages = StepAverages()
-    assert not averages.learned
-    averages.add({"loss": 1.0, "grad_norm": 0.0})
-    averages.add({"loss": math.nan, "grad_norm": math.inf, "skipped": 1.0})
-    assert averages.means() == {"loss": 1.0, "grad_norm": 0.0} and averages.skipped == 1 and not averages.learned
-    averages.add({"loss": 3.0, "grad_norm": 2.0})
-    assert averages.means() == {"loss": 2.0, "grad_norm": 1.0} and averages.learned
+def test_metrics_of_steps_are_averaged_over_those_that_have_them() -> None:
+    assert means([{"loss": 1.0}, {"loss": 3.0, "grad_norm": 2.0}]) == {"loss": 2.0, "grad_norm": 2.0}
