@@ -37,7 +37,7 @@ TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 # flags of the command line, and bytes of the files that are no Python. A number is a step's budget, never today's size.
 BUDGETS = {
     "plugins": 262_000,  # with what the kernel loads by name
-    "alignkit and plugins": 475_000,
+    "alignkit and plugins": 440_000,
     "all Python but tests": 575_000,
     "tests": 640_000,
     "schema names": 400,

@@ -28,6 +28,7 @@ from alignkit.data.sources import DataSource, DataSpec, Loaded
 from alignkit.data.sources import load as load_spec
 from alignkit.data.sources import sides as keys_of_sides
 from alignkit.errors import BadRow, DataError
+from alignkit.evaluation.comparison import distinct_prompts
 from alignkit.formats import Format
 from alignkit.plugins import plugins
 from alignkit.registry import Component, Registration
@@ -57,8 +58,8 @@ def named(name: str, **options: Any) -> Component:
     return component(FORMATS[name], **options)
 
 
-def source(path: Path, **keys: Any) -> DataSource:
-    return DataSource(path=path, **keys)
+def source(path: Path, format: Any = None, **keys: Any) -> DataSource:
+    return DataSource(path=path, **keys).in_format(format)
 
 
 def load(*sources: DataSource, seed: int = 0, formats: Any = FORMATS, stage_data: Any = None) -> Loaded:
@@ -354,7 +355,7 @@ def test_only_rows_that_repeat_words_and_columns_are_duplicates() -> None:
         Group(prompt("b"), meta={"answer": 2, "kind": "x"}),
         Group(prompt("a")),
     ]
-    found = [(g.prompt[0]["content"], g.meta.get("answer")) for g in groups_module.distinct_prompts(rows)]
+    found = [(g.prompt[0]["content"], g.meta.get("answer")) for g in distinct_prompts(rows)]
     assert found == [("b", 1), ("a", None), ("b", 2)]
     assert len(groups_module.prompts_of(rows)) == 5
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from alignkit.calls import line_in, words
 from alignkit.data.files import (
@@ -29,6 +31,7 @@ from alignkit.data.group import Group, Origin, Response, group_from_json, group_
 from alignkit.errors import BadRow, DataError, LeftOut, did_you_mean
 from alignkit.formats import Format, text_of
 from alignkit.io.digest import file_digest, folder_digest
+from alignkit.options import Field, Options, in_recipe
 from alignkit.plugins import plugins
 from alignkit.readers import HUB, reader_of
 from alignkit.registry import Component
@@ -47,39 +50,84 @@ def as_written(name: str, revision: str | None) -> str | None:
     return revision
 
 
-@dataclass(frozen=True)
-class DataSource:
-    """One source of groups: a file, a stage's data or a hub data set.
+class DataSource(Options):
+    """One source of groups, and the keys of every data source of a recipe."""
 
-    path, stage, hub: exactly one is set. hub may be a local folder.
-    config, revision, data_files, split: the part of a hub data set; see `hub_rows`.
-    format: the format and its options; None detects it from the first row.
-    limit: the number of good rows to read; None reads all.
-    validation: the share of prompts held out for validation, in [0, 1).
-    part: read only this side of the split; None reads both.
-    group: the column whose equal values stay on one side of the split.
-    weight: the source's share of the rows drawn, relative to others of the same entry; None draws by row.
-    on_bad_row: `error` stops with all bad rows, `skip` counts them.
-    columns: the name that the format expects -> the name in the file.
-    meta: values added to every group's `meta`; they replace the row's own.
-    """
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
 
-    format: Component | None = None
-    path: Path | None = None
-    stage: str | None = None
-    hub: str | None = None
-    config: str | None = None
-    revision: str | None = None
-    data_files: Any = None
-    limit: int | None = None
-    split: str | None = None
-    validation: float = 0.0
-    part: Part | None = None
-    group: str | None = None
-    weight: float | None = None
-    on_bad_row: Literal["error", "skip"] = "error"
-    columns: dict[str, str] = field(default_factory=dict)
-    meta: dict[str, Any] = field(default_factory=dict)
+    path: Annotated[Path | None, in_recipe("data_file")] = Field(
+        default=None, description="file; set exactly one of path, hub and stage"
+    )
+    hub: Annotated[str | None, in_recipe("hub")] = Field(
+        default=None, description="data set on the Hugging Face Hub, or a folder of data files such as ./folder"
+    )
+    config: str | None = Field(
+        default=None, alias="name", description="configuration (subset) of a Hub data set, such as main"
+    )
+    revision: str | None = Field(
+        default=None, description="commit, branch or tag of a Hub data set; default: its main branch"
+    )
+    data_files: str | list[str] | dict[str, str | list[str]] | None = Field(
+        default=None,
+        description="files or patterns inside a Hub data set to download and read, such as FOLDER/train*, or these for "
+        "each split",
+    )
+    stage: Annotated[str | None, in_recipe("data_stage")] = Field(
+        default=None, description="step that produces the data"
+    )
+    limit: int | None = Field(default=None, ge=1, description="use only the first N good rows; default: all")
+    split: str | None = Field(default=None, description="split of a Hub data set; default: train")
+    validation: float = Field(
+        default=0.0, ge=0, lt=1, description="fraction of the prompts that is held out for validation"
+    )
+    part: Part | None = Field(
+        default=None,
+        description="with validation: read only the rows to train on, or only those held out; default: both, where an "
+        "algorithm measures the loss of the latter",
+    )
+    group: str | None = Field(
+        default=None,
+        description="with validation: column of what rows share, such as a passage; equal values are on one "
+        "side of the split",
+    )
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="share of the rows drawn from this source, relative to the others; default: 1 if another source "
+        "has a weight, else every row is drawn once per epoch",
+    )
+    on_bad_row: Literal["error", "skip"] = Field(
+        default="error", description="error: stop and list the bad rows; skip: count them and continue"
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="column names as {the name the format expects: the name in the file}"
+    )
+    meta: dict[str, Any] = Field(default_factory=dict, description="values to add to every row, such as {safety: true}")
+    _format: Component | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _of_one_origin(self) -> DataSource:
+        origins = [name for name in ("path", "hub", "stage") if getattr(self, name) is not None]
+        if len(origins) != 1:
+            written = " and ".join(f"'{name}'" for name in origins) or "none of them"
+            raise ValueError(f"expected exactly one of 'path', 'hub' and 'stage', got {written}")
+        hub_only = [key for key in ("config", "revision", "data_files", "split") if getattr(self, key)]
+        if hub_only and self.hub is None:
+            raise ValueError(f"only a hub data set has '{hub_only[0].replace('config', 'name')}'")
+        if self.part is not None and not self.validation:
+            raise ValueError("'part' needs 'validation', the share that is held out")
+        return self
+
+    @property
+    def format(self) -> Component | None:
+        """The format and its options; None detects it from the first row."""
+        return self._format
+
+    def in_format(self, format: Component | None) -> DataSource:
+        """The same source, read in a format."""
+        source = self.model_copy()
+        source._format = format
+        return source
 
     @property
     def name(self) -> str:

@@ -11,10 +11,9 @@ from pydantic import BaseModel
 
 from alignkit.data.chat_templates import named_template
 from alignkit.data.sources import DataSource, DataSpec
-from alignkit.io.digest import file_digest, folder_digest, model_digest, versions
+from alignkit.io.digest import file_digest, folder_digest, model_digest, plugin_digests, source_digests, versions
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.results import find_result, is_result_name, results_of_stage
-from alignkit.io.source_code import plugin_digests, source_digests
 from alignkit.readers import reader_of
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component
@@ -117,11 +116,14 @@ class _Fingerprint:
                 "options": self.of(value.options),
                 "files": self.files_named(value.options),
             }
+        if isinstance(value, DataSource):
+            keys = {name: self.of(item) for name, item in fields_of(value).items() if name != "path"}
+            return {"format": self.of(value.format), **keys, **self.data.identity(value)}
         if isinstance(value, BaseModel):
             # A key that is not set is left out: a new optional key must not start everyone's stages over.
             ignored = getattr(value, "changes_no_result", ())
             return {n: self.of(item) for n, item in fields_of(value).items() if item is not None and n not in ignored}
-        if isinstance(value, DataSource | DataSpec | RewardSpec):
+        if isinstance(value, DataSpec | RewardSpec):
             return self._of_dataclass(value)
         if isinstance(value, Path):
             path = self.folder / value
@@ -135,11 +137,8 @@ class _Fingerprint:
             return [self.of(item) for item in value]
         return value
 
-    def _of_dataclass(self, value: DataSource | DataSpec | RewardSpec) -> dict[str, Any]:
+    def _of_dataclass(self, value: DataSpec | RewardSpec) -> dict[str, Any]:
         pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
-        if isinstance(value, DataSource):
-            known = self.data.identity(value)
-            return {name: self.of(item) for name, item in pairs if name != "path"} | known
         plain = {name: self.of(item) for name, item in pairs}
         if isinstance(value, RewardSpec) and value.kind == "folder":
             plain["files"] = model_digest(value.name)

@@ -16,7 +16,7 @@ from alignkit.calls import call, create
 from alignkit.data.group import Group
 from alignkit.engine import Engine
 from alignkit.launcher import launcher
-from alignkit.models.generate import Continuation, generate
+from alignkit.models.generate import Continuation, Generation, generate
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
@@ -105,7 +105,7 @@ class EngineCheck:
     def problems(self) -> Iterator[str]:
         """Every rule in turn; what the run itself refuses is raised as PluginError."""
         plain = Sampling(max_new_tokens=NEW_TOKENS)
-        self.engine.generate(self.model, POLICY, self.encoder, [], [], plain)
+        self.engine.request(Generation(self.model, POLICY, self.encoder, [], [], plain)).result()
         found = self.sample(plain)
         yield from self._gaps("", found)
         if type(self.engine.engine).repeats and self._tokens(self.sample(plain)) != self._tokens(found):
@@ -137,7 +137,9 @@ class EngineCheck:
     def sample(self, sampling: Sampling, *, role: str = POLICY, seed: int = 0, turned: bool = False) -> Samples:
         seeds = [[seed + 10 * p + k for k in range(SAMPLES)] for p in range(len(self.prompts))]
         prompts = self.prompts[::-1] if turned else self.prompts
-        return self.engine.generate(self.model, role, self.encoder, prompts, seeds, sampling)
+        request = Generation(self.model, role, self.encoder, prompts, seeds, sampling)
+        samples: Samples = self.engine.request(request).result()
+        return samples
 
     def _gaps(
         self, which: str, found: Samples, *, role: str = POLICY, temperature: float = 1.0, turned: bool = False
@@ -161,7 +163,7 @@ class EngineCheck:
     def _greedy(self, sampling: Sampling, name: str) -> Iterator[str]:
         """The first token must be the most likely one: the best of the local engine's greedy samples, or a tie."""
         seeds, likeliest = [[0]] * len(self.prompts), Sampling(max_new_tokens=1, temperature=0.0)
-        best = generate(self.model, POLICY, self.encoder, self.prompts, seeds, likeliest)
+        best = generate(Generation(self.model, POLICY, self.encoder, self.prompts, seeds, likeliest))
         found = self.sample(sampling)
         first = [[replace(one, tokens=one.tokens[:1]) for one in each] for each in found]
         rows = [_encoded(*row) for row in self._rows(first, self.prompts)]

@@ -22,8 +22,8 @@ from alignkit.options import Ref
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, Context, Reward, RewardCombination
-from alignkit.runs.prepare import check_scoring
-from alignkit.runs.steps import resumable_map
+from alignkit.runs.map import resumable_map
+from alignkit.runs.stage import check_scoring
 from alignkit.sampling import SamplingOptions
 from alignkit.settings import Settings
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step

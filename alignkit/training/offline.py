@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from alignkit import seeds
-from alignkit.algorithm import Algorithm, SelectContext
+from alignkit.algorithm import Algorithm
 from alignkit.calls import call
 from alignkit.data.describe import way_out
 from alignkit.data.group import Group
@@ -21,7 +20,7 @@ from alignkit.training.context import StageContext
 from alignkit.training.encoding import requirement
 from alignkit.training.sampler import make_sampler, report
 from alignkit.training.schedule import schedule, share_of
-from alignkit.training.stage import TrainerState, select
+from alignkit.training.stage import TrainerState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +69,7 @@ class DatasetTrainer:
     # Data
 
     def _prepare(self, loaded: Loaded) -> None:
-        self.encoded = self._examples(self._selected(loaded.groups))
+        self.encoded = self._examples(self.context.select(loaded))
         self.validation = self._validation(loaded)
         groups = [encoded.group for encoded in self.encoded.groups]
         self.units = indivisible([group.bundle for group in groups])
@@ -85,14 +84,6 @@ class DatasetTrainer:
         drawn = epochs * len(self.units) + share_of(len(self.units), self.batch_size, rest).start
         facts = {"groups": len(groups), "steps": self.total, **report(self.context, "data", loaded, self.draws, drawn)}
         self.state.summary |= facts  # at the end: an algorithm cannot overwrite them
-
-    def _selected(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
-        """The groups that the algorithm selects."""
-        random = seeds.stream(self.context.seed, self.context.name, "select")
-        context = SelectContext(
-            0, self.context.seed, lambda: [], self.state.summary.update, random, validation, self.context.say
-        )
-        return [*chain.from_iterable(phase.groups for phase in select(self.algorithm, groups, context))]
 
     def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
         """The groups in tokens, with the measurements that the algorithm needs. Raises DataError if none is usable."""
@@ -125,7 +116,7 @@ class DatasetTrainer:
             held_out = self.context.load(self.settings.validation).groups
             self._tell_trained_on(loaded.groups, held_out)
             groups += held_out
-        return self._examples(self._selected(groups, validation=True), validation=True) if groups else None
+        return self._examples(self.context.select_held_out(groups), validation=True) if groups else None
 
     def _tell_trained_on(self, groups: Sequence[Group], held_out: Sequence[Group]) -> None:
         """Say how many held-out rows ask what is trained on: the best epoch is then the one that remembers most."""

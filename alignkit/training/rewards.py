@@ -219,8 +219,11 @@ class Rewards:
         collectives: Collectives = ONE_PROCESS,
         in_parts: InParts = lambda name, groups, score: score(groups),
         by_engine: bool = False,
+        make: Callable[[Component], Any] | None = None,
     ):
+        """make: returns the plugin of a component, which may have been made before; default: a new one."""
         self.context, self.collectives, self.in_parts, self.by_engine = context, collectives, in_parts, by_engine
+        self._make = make or (lambda component: create(component, context.stage))
         self.name, self.root = "", None
         self.nodes: list[Node] = []  # those below a node before it
         if spec is not None:
@@ -233,7 +236,7 @@ class Rewards:
         children = {child: self._node(below, child, f"{place}/{child}") for child, below in spec.children.items()}
         node = Node(spec, name, place, children)
         if spec.component is not None:
-            node.plugin = create(spec.component, self.context.stage)
+            node.plugin = self._make(spec.component)
         if isinstance(node.plugin, RewardCombination) and not hasattr(node.plugin, "state"):
             node.plugin.state = {}  # its constructor did not call the base's
         if isinstance(node.plugin, Reward):

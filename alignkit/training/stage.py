@@ -52,7 +52,7 @@ class TrainerState:
         if needs.old_logprobs and algorithm.source is Source.DATASET:
             text = "old_logprobs exist only for rollouts: declare `source = Source.ROLLOUTS`"
             raise mistake(algorithm, "needs", text)
-        self.summary: dict[str, Any] = {}
+        self.summary = context.summary
         self.encoder = StageEncoder(context, self.algorithm, self.summary)
         self.roles = add_roles(context, self.algorithm)
         self.reference_models = context.models_of(self.roles.reference_name)

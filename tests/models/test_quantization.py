@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit.io.cache import cache_folder
+from alignkit.io.lookup import cache_folder
 from alignkit.models.export import export
 from alignkit.models.loading import quantized_width
 from alignkit.models.packing import Wants, forward

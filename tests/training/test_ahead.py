@@ -16,8 +16,8 @@ import alignkit_plugins.models.tiny
 from alignkit.cli import main
 from alignkit.data.group import Group, read_groups
 from alignkit.errors import RecipeError
-from alignkit.io.cache import cache_folder
 from alignkit.io.digest import digest, file_digest
+from alignkit.io.lookup import cache_folder
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.recipe.load import load_recipe

@@ -175,8 +175,8 @@ def _read(kind: str, path: Path, reading: Reading) -> Source:
     if reading.format and not reading.columns:
         registration = plugins().registry.get("format", reading.format)
         named = Component("format", registration.name, registration, registration.implementation.Options())
-    source = DataSource(named, path=path.resolve(), limit=_ROWS, columns=dict(reading.columns), on_bad_row="skip")
-    loaded = RunData(Path, 0).read(DataSpec((source,)))
+    source = DataSource(path=path.resolve(), limit=_ROWS, columns=dict(reading.columns), on_bad_row="skip")
+    loaded = RunData(Path, 0).read(DataSpec((source.in_format(named),)))
     found = loaded.sources[0].format
     if not any(map(fits, loaded.groups)):
         others = {name: words for name, (words, _, fit) in _KINDS.items() if any(map(fit, loaded.groups))}

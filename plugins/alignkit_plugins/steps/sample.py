@@ -24,7 +24,7 @@ from alignkit import (
     StepData,
     seeds,
 )
-from alignkit.data.group import group_from_json, group_to_json, prompt_to_row, prompts_from_rows
+from alignkit.data.group import group_from_json, group_to_json
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import prompts_to_compare
 from alignkit.report import Report, Table
@@ -32,6 +32,7 @@ from alignkit.reward import REWARD_KEY
 from alignkit_http import key_of
 from alignkit_http.server import Server
 from alignkit_http.writers import ServerWriter, ask, bill, billed, check_sampling, origin_of
+from alignkit_plugins.data.groups import prompt_to_row, prompts_from_rows
 
 
 class Sample(Step):
