@@ -115,7 +115,9 @@ class RunBase:
         spec = resolved_spec(self._recipe, self.name)
         revision = self.commit or spec.revision
         with self._loading(spec):
-            return Encoder(*load_text(spec, locate(self.source, revision), revision))
+            encoder = Encoder(*load_text(spec, locate(self.source, revision), revision))
+        encoder.several_bases = bool(self._recipe.bases)
+        return encoder
 
     @cached_property
     def origin(self) -> Base:
@@ -183,7 +185,9 @@ class RunBase:
         model.should_stop = should_stop
         stages = recipe.stages.values()
         longest = max([LEAST_LENGTH, *(stage.settings.max_length for stage in stages if stage.settings is not None)])
-        return LoadedBase(model, artifact, longest, reporter.say, reporter.progress, self.name)
+        loaded = LoadedBase(model, artifact, longest, reporter.say, reporter.progress, self.name)
+        loaded.encoder.several_bases = bool(recipe.bases)
+        return loaded
 
     @contextmanager
     def _loading(self, spec: ModelSpec) -> Iterator[None]:

@@ -125,9 +125,6 @@ class EngineCheck:
         self.sample(Sampling(max_new_tokens=NEW_TOKENS, stop=[self._common_text(found)]))
         add_noise(self.model, POLICY, 0.1, 2)
         yield from self._gaps(" after new weights were published", self.sample(plain))
-        self.engine.forget(POLICY)
-        yield from self._gaps(" of the base after `forget` of a policy", self.sample(plain, role=BASE), role=BASE)
-        yield from self._gaps(" of a policy that was published again after `forget`", self.sample(plain))
 
     @property
     def prompts(self) -> list[Ids]:

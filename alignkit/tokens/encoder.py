@@ -220,8 +220,11 @@ class _Rendered:
 class Encoder:
     """The only place that turns text into tokens, so training, sampling, and scoring agree.
 
-    counts: what did not fit, by the names of DROP_REASONS. groups: the groups it happened in.
+    counts: what did not fit, by the names of DROP_REASONS. groups: the groups it happened in. several_bases: whether
+    tokens whose tokenizer nobody named may be another base model's, so that their text is read.
     """
+
+    several_bases = False
 
     def __init__(self, tokenizer: Any, chat: ChatOptions | None = None, end_ids: Iterable[int] = ()):
         """chat: how the chat template is used. end_ids: tokens that end a response, besides the template's own."""
@@ -434,7 +437,8 @@ class Encoder:
 
     def reads(self, response: Response) -> bool:
         """Whether a response has tokens of this tokenizer; otherwise its text is read."""
-        return response.tokens is not None and (response.tokenizer is None or response.tokenizer == self.digest)
+        named = response.tokenizer or ("" if self.several_bases else self.digest)
+        return response.tokens is not None and named == self.digest
 
     def _rendered_or_refused(self, group: Group, most: int, scoring: bool) -> _Rendered | RowRefused:
         try:
