@@ -14,8 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from pydantic import ConfigDict, ValidationError
 
-from alignkit.algorithm import Algorithm, Needs, Source, StageDefaults, Trains
-from alignkit.external import ExternalTrainer
+from alignkit.algorithm import Algorithm, ExternalTrainer, Needs, Source, StageDefaults, Trains
 from alignkit.options import Options, Ref
 from alignkit.registry import why_not
 from alignkit.reward import RewardCombination

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from alignkit.algorithm import ExternalTrainer
 from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem, RecipeError, RunFailed
-from alignkit.external import ExternalTrainer
 from alignkit.io.digest import digest, plugin_digests, versions
 from alignkit.launcher import World
 from alignkit.recipe.mistakes import path_text
