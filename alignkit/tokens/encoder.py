@@ -621,14 +621,6 @@ def answers_of(response: Response) -> Sequence[Mapping[str, Any]]:
     return response.messages[: last + 1]
 
 
-def encode_all(
-    encoder: Encoder, groups: Sequence[Group], max_length: int, *, turns: str = "all", scoring: bool = False
-) -> list[Encoded]:
-    """Encode all groups and return those that fit."""
-    encoded = (encoder.encode(group, max_length, turns=turns, scoring=scoring) for group in groups)
-    return [e for e in encoded if e is not None]
-
-
 def is_document(group: Group) -> bool:
     """Whether a group is one raw text, which can be learned in pieces."""
     return not group.prompt and len(group.responses) == 1 and group.responses[0].tokens is None
