@@ -283,7 +283,7 @@ class Reading:
             return self._reward_stage(name, isinstance(value, str))
         component = self.component("reward", value)
         if issubclass(component.registration.implementation, RewardCombination):
-            return self._combination(component)
+            return self.combination(component)
         return RewardSpec("reward", component.name, component)
 
     def _reward_stage(self, value: str, is_plain: bool) -> RewardSpec:
@@ -305,7 +305,7 @@ class Reading:
         self.roles[str(folder)] = None
         return RewardSpec("folder", str(folder))
 
-    def _combination(self, component: Component) -> RewardSpec:
+    def combination(self, component: Component) -> RewardSpec:
         """A combination with its parts."""
         name = component.name
         try:

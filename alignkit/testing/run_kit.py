@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
-
-from pydantic import BaseModel
+from typing import Any
 
 from alignkit import seeds
 from alignkit.calls import call, create
@@ -19,19 +16,14 @@ from alignkit.environment import Environment
 from alignkit.io.console import Metrics
 from alignkit.models.shared_model import BASE
 from alignkit.monitor import Monitor, Observation
-from alignkit.options import Ref
-from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
-from alignkit.reward import REWARD_KEY, Context, Reward, RewardCombination
-from alignkit.runs.prepare import check_scoring
+from alignkit.reward import REWARD_KEY, Context
 from alignkit.runs.steps import resumable_map
-from alignkit.sampling import SamplingOptions
 from alignkit.settings import Settings
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step
-from alignkit.testing.rules import changes, unchanged
 from alignkit.testing.surroundings import SEED, Surroundings, conform, why_not_stored
 from alignkit.tokens.turns import CALL, END_CALL, read_turn
-from alignkit.tracker import TrackedRun, Tracker, tracked
+from alignkit.tracker import TrackedRun, Tracker
 from alignkit.training.environments import Episode, EpisodeFactory
 from alignkit.training.monitors import CheckedMonitor, with_gold
 from alignkit.training.rewards import Rewards
@@ -68,40 +60,29 @@ def check_step(
         groups: What data options hold; default: three responses to each of four prompts.
         folder: The recipe's; default: the current one.
     """
-    conform("step", cls, options, _step_problems, folder=folder, groups=groups)
+    conform("step", cls, options, _check_step, folder=folder, groups=groups)
 
 
-def _step_problems(around: Surroundings, component: Component) -> Iterator[str]:
-    def check_prompts(reward: Any, groups: Sequence[Group]) -> None:
-        for part in specs(reward, Component):
-            plugin = create(part)
-            if isinstance(plugin, Environment | Reward | RewardCombination):
-                check_scoring(part, plugin, groups)
-
-    with unchanged("`check_data` changes the groups that it is given", around.data) as problems:
-        for load in (lambda option: None if option is None else around.load(option), lambda option: None):
-            call(create(component), "check_data", StepData(load, check_prompts))
-    yield from problems
-    named = _references(component.options)
-    asked = {name for each in specs(component.options, Component) for name in _references(each.options)}
-    with unchanged("`run` changes the groups that `context.load` returned", around.data) as problems:
+def _check_step(around: Surroundings, component: Component) -> None:
+    problems = around.problems
+    with problems.unchanged("`check_data` changes the groups", around.data):
+        for load in (lambda option: option and around.load(option), lambda option: None):
+            call(create(component), "check_data", StepData(load, lambda reward, groups: None))
+    with problems.unchanged("`run` changes the groups that `context.load` returned", around.data):
         first = _run(around, component, "first")
-    yield from problems
     for number, group in enumerate(first.groups or ()):
         if why := why_not_stored(group):
-            yield f"`run`: group {number} of the artifact {why}"
-    if first.policy is not None and first.policy not in {*named, BASE}:
-        yield f"`run`: the artifact's `policy` {first.policy!r} is not the value of a PolicyRef option"
-    if unnamed := sorted(around.models.asked - named - asked - {BASE}):
-        yield f"`run` uses models that no option names as PolicyRef, RewardRef or StageRef: {', '.join(unnamed)}"
-    if isinstance(component.options, SamplingOptions):
-        told = set(component.options.policies_to_sample())
-        if missing := sorted(around.models.sampled - told - asked):
-            yield f"`Options.policies_to_sample` does not name {', '.join(missing)}, which `run` samples from"
+            problems.append(f"`run`: group {number} of the artifact {why}")
+    named = {*around.reading.roles, BASE}
+    if first.policy is not None and first.policy not in named:
+        problems.append(f"`run`: the artifact's `policy` {first.policy!r} is not the value of a PolicyRef option")
+    if unnamed := sorted(around.models.asked - named):
+        texts = ", ".join(unnamed)
+        problems.append(f"`run` uses models that no option names as PolicyRef, RewardRef or StageRef: {texts}")
     if _stored(first) != _stored(_run(around, component, "first")):
-        yield "`run`: a run that was interrupted after all chunks of `context.map` makes another artifact"
+        problems.append("`run`: interrupted after all chunks of `context.map`, it makes another artifact")
     if _stored(first) != _stored(_run(around, component, "second")):
-        yield f"`run`: a second run makes another artifact: {SEEDED}"
+        problems.append(f"`run`: a second run makes another artifact: {SEEDED}")
 
 
 def _run(around: Surroundings, component: Component, name: str) -> Artifact:
@@ -121,40 +102,9 @@ def _run(around: Surroundings, component: Component, name: str) -> Artifact:
 
 
 def _stored(artifact: Artifact) -> list[Any]:
-    """All that an artifact holds, as far as it can be stored."""
-    report = artifact.report.plain() if artifact.report is not None else None
-    summary = json.dumps(dict(artifact.summary or {}), sort_keys=True, default=repr)
-    return [list(artifact.groups or ()), artifact.policy, summary, artifact.text, report]
-
-
-def _references(options: BaseModel) -> set[str]:
-    """The stages that the options name, those within other options included."""
-    found = {spec.name for spec in specs(options, RewardSpec)}
-    for name, info in type(options).model_fields.items():
-        value = getattr(options, name)
-        for within in value if isinstance(value, list) else [value]:
-            if isinstance(within, BaseModel):
-                found |= _references(within)
-        if {"policy", "stage", "from"} & set(_kinds([*info.metadata, info.annotation])):
-            found |= set(_texts(value))
-    return found
-
-
-def _kinds(annotations: Iterable[Any]) -> Iterator[str]:
-    """The kinds of references that annotations mark."""
-    for annotation in annotations:
-        if isinstance(annotation, Ref):
-            yield annotation.kind
-        else:
-            yield from _kinds([*get_args(annotation), *getattr(annotation, "__metadata__", ())])
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | Sequence):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
+    """All that an artifact holds, as far as it can be compared."""
+    report = artifact.report and artifact.report.plain()
+    return [list(artifact.groups or ()), artifact.policy, artifact.summary, artifact.text, report]
 
 
 # Environments
@@ -180,53 +130,45 @@ def check_environment(
     for row in rows:
         columns = {name: value for name, value in row.items() if name != "prompt"}
         groups.append(Group((Message(role="user", content=str(row.get("prompt", ""))),), meta=columns))
-    problems = partial(_environment_problems, groups=groups, turns=turns)
-    conform("environment", cls, options, problems, folder=folder)
+    check = partial(_check_environment, groups=groups, turns=turns)
+    conform("environment", cls, options, check, folder=folder)
 
 
-def _environment_problems(
+def _check_environment(
     around: Surroundings, component: Component, groups: Sequence[Group], turns: Sequence[str]
-) -> Iterator[str]:
+) -> None:
     factory = EpisodeFactory(component, "", SEED, around.folder)
     early = create(component)
     call(early, "check", around.folder)
     call(early, "check_prompts", groups)
 
-    def begun() -> list[Episode]:
+    def play(episodes: Sequence[Episode]) -> list[Any]:
+        """Play episodes turn by turn; returns all that each of them was."""
+        going = list(episodes)
+        for text in turns:
+            for episode in list(going):
+                answers = episode.respond(read_turn(SimpleNamespace(), text, "", factory.tools, episode.calls))
+                episode.add(answers or [])
+                if answers is None:
+                    going.remove(episode)
+        return [(list(episode.prompt), episode.turns, episode.scores()) for episode in episodes]
+
+    def begin() -> list[Episode]:
         return [factory.begin(group, "", (place,), 0) for place, group in enumerate(groups)]
 
-    def continues(episode: Episode, text: str) -> bool:
-        answers = episode.respond(read_turn(SimpleNamespace(), text, "", factory.tools, episode.calls))
-        episode.add(answers or [])
-        return answers is not None
+    def play_each() -> list[Any]:
+        results = []
+        for episode in begin():
+            results += play([episode])
+        return results
 
-    def played() -> list[Any]:
-        """All that each episode was, one after the other."""
-        episodes = begun()
-        for episode in episodes:
-            for text in turns:
-                if not continues(episode, text):
-                    break
-        return [(list(episode.prompt), episode.turns, episode.scores()) for episode in episodes]
-
-    def played_together() -> list[Any]:
-        """The same turn by turn, as a run does."""
-        episodes = begun()
-        going = episodes
-        for text in turns:
-            going = [episode for episode in going if continues(episode, text)]
-        return [(list(episode.prompt), episode.turns, episode.scores()) for episode in episodes]
-
-    with unchanged("`reset` changes the row that it is given", groups) as problems:
-        expected = played()
-    yield from problems
+    with around.problems.unchanged("`reset` changes the row", groups):
+        expected = play_each()
     variants = {
-        "playing it again": (played(), RANDOM),
-        "playing all episodes at the same time": (played_together(), ALONE),
+        "playing it again": (play_each(), RANDOM),
+        "playing all episodes at the same time": (play(begin()), ALONE),
     }
-    yield from changes("{} changes the episode of row", expected, variants)
-    for place, group in enumerate(groups):  # raises if `reset` does not return the same for both
-        factory.begin(group, "", (place,), 1, factory.begin(group, "", (place,), 0))
+    around.problems.compare("{} changes the episode of row", expected, variants)
 
 
 # Monitors
@@ -246,44 +188,41 @@ def check_monitor(
         groups: The scored samples of each iteration, which are also those of gold; default: the kit's own.
         folder: The recipe's; default: the current one.
     """
-    conform("monitor", cls, options, _monitor_problems, folder=folder, groups=groups)
+    conform("monitor", cls, options, _check_monitor, folder=folder, groups=groups)
 
 
-def _monitor_problems(around: Surroundings, component: Component) -> Iterator[str]:
+def _check_monitor(around: Surroundings, component: Component) -> None:
     samples = [with_gold(group, group) for group in around.rollouts]
     stored = [group_from_json(group_to_json(group)) for group in samples]
+    prompts = [replace(group, responses=()) for group in stored]
 
-    def observed(samples: Sequence[Group], gold: Sequence[Group]) -> list[Observation]:
+    def observe(samples: Sequence[Group]) -> list[Observation]:
         """What a monitor says of samples in each iteration; every other one has gold."""
         monitor = CheckedMonitor(component, Settings(iterations=LOOKS, gold=REWARD_KEY))
-        looks = [monitor.look(number, samples, gold if number % 2 else None) for number in range(1, LOOKS + 1)]
+        gold = [None, samples]
+        looks = [monitor.look(number, samples, gold[number % 2]) for number in range(1, LOOKS + 1)]
         return [*looks, monitor.finish("")]
 
-    def chosen(resumed: bool) -> list[int] | None:
-        """The prompts after two looks. resumed: a stage that resumes has chosen none of the ones before."""
+    def choose(asked: Sequence[int]) -> list[int] | None:
+        """The prompts after two looks. asked: the iterations whose prompts it chose; a stage that resumes asks none."""
         monitor = CheckedMonitor(component, Settings(iterations=LOOKS))
-        prompts = [replace(group, responses=()) for group in stored]
         for number in (1, 2):
-            if not resumed:
+            if number in asked:
                 monitor.next_prompts(number, prompts, seeds.stream(0, number))
             monitor.look(number, stored, None)
         return monitor.next_prompts(3, prompts, seeds.stream(0, 3))
 
-    with unchanged("`look` changes the samples that it is given", samples) as problems:
-        observations = observed(samples, samples)
-    yield from problems
-    if repr(observed(stored, stored)) != repr(observations):
-        yield "a second monitor says something else about the same samples, as they are read when a stage resumes"
-    observed([], stored)  # people delete files
-    if chosen(resumed=True) != chosen(resumed=False):
-        yield "`next_prompts` depends on more than the samples and `random`: a stage that resumes would ask others"
-    for observation in observations:
-        if not all(isinstance(value, int | float) for value in observation.metrics.values()):
-            yield f"`metrics` must be numbers, not {dict(observation.metrics)!r:.80}"
-        try:
-            json.dumps(dict(observation.summary))
-        except (TypeError, ValueError) as error:
-            yield f"`summary` must be JSON, because stage.json keeps it: {error}"
+    with around.problems.unchanged("`look` changes the samples", samples):
+        observations = observe(samples)
+    if repr(observe(stored)) != repr(observations):
+        around.problems.append(
+            "a second monitor says something else about the same samples, as they are read when a stage resumes"
+        )
+    observe([])  # people delete files
+    if choose(()) != choose((1, 2)):
+        around.problems.append(
+            "`next_prompts` depends on more than the samples and `random`: a stage that resumes would ask others"
+        )
 
 
 # Trackers
@@ -296,10 +235,10 @@ def check_tracker(cls: type[Tracker], options: Mapping[str, Any] | None = None, 
         options: As in a recipe. The tracker really logs two short stages of a run that is interrupted once.
         folder: The recipe's; default: the current one.
     """
-    conform("tracker", cls, options, _tracker_problems, folder=folder)
+    conform("tracker", cls, options, _check_tracker, folder=folder)
 
 
-def _tracker_problems(around: Surroundings, component: Component) -> Iterator[str]:
+def _check_tracker(around: Surroundings, component: Component) -> None:
     run = TrackedRun("checked", around.cache / "run", {"name": "checked", "stages": {"first": {}, "second": {}}})
     run.folder.mkdir()
     for lines in (LINES[:2], LINES[2:]):
@@ -310,25 +249,5 @@ def _tracker_problems(around: Surroundings, component: Component) -> Iterator[st
             copied = dict(metrics)
             call(tracker, "log", stage, step, copied)
             if repr(copied) != repr(metrics):
-                yield "`log` changes the metrics that it is given"
+                around.problems.append("`log` changes the metrics that it is given")
         call(tracker, "finish")
-
-
-def replay(folder: Path, tracker: Tracker, recipe: Mapping[str, Any] | None = None) -> int:
-    """Give a tracker all that a run's `metrics.jsonl` holds, from its start to its finish; returns how many lines.
-
-    Args:
-        folder: The run.
-        tracker: Takes the numbers.
-        recipe: The resolved recipe.
-    """
-    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
-    lines = text[: text.rfind("\n") + 1].splitlines()  # a process that was killed leaves a part of a line
-    tracker.start(TrackedRun(folder.resolve().name, folder, recipe or {}))
-    numbers: dict[str, int] = {}
-    for line in map(json.loads, filter(str.strip, lines)):
-        stage = str(line.get("stage", ""))
-        numbers[stage] = numbers.get(stage, 0) + 1
-        tracker.log(*tracked(line, numbers[stage]))
-    tracker.finish()
-    return sum(numbers.values())

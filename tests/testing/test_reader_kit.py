@@ -87,7 +87,7 @@ def test_a_good_reader_conforms(file: Path) -> None:
         (Anything, "a file of something else has 1 rows"),
         (Changes, "a second read has other rows"),
         (Random, "return the same text for the same rows"),
-        (Facts, "they must be JSON"),
+        (Facts, "which stage.json keeps, is not JSON"),
         (Writes, "it changes the file that it reads"),
         (dict, "must be a subclass of alignkit.Reader"),
     ],
