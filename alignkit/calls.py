@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import json
 import os
 import sys
 import traceback
@@ -41,6 +42,15 @@ def call(
     if wrong:
         raise mistake(plugin, method, wrong)
     return value
+
+
+def remembered(plugin: Any, method: str) -> dict[str, Any]:
+    """A copy of what a plugin remembers in `state`. Raises CallError, naming a method, if it is not JSON."""
+    try:
+        state: dict[str, Any] = json.loads(json.dumps(plugin.state))
+    except (TypeError, ValueError) as error:
+        raise mistake(plugin, method, f"`state` must be JSON; use float(...) ({error})") from error
+    return state
 
 
 def mistake(plugin: Any, method: str, text: str) -> CallError:

@@ -7,6 +7,7 @@ policy.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -120,6 +121,11 @@ class Environment(WithOptions):
     def _refusal(self, message: Message, reason: str) -> Message:
         self.refused_calls += 1
         return {**message, "content": _error(reason)}
+
+
+def player() -> Any:
+    """The module that plays episodes. Stages without an environment do not load it."""
+    return importlib.import_module("alignkit_plugins.environments.episodes")
 
 
 def tool_functions(cls: type[Environment]) -> dict[str, Callable[..., Any]]:

@@ -22,15 +22,12 @@
 
 from __future__ import annotations
 
-import ast
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from sys import float_info
 from typing import Any, ClassVar
 
-from alignkit.data.conversations import SPEAKERS, read_message, tools_column, tools_of
 from alignkit.data.files import kind_of
 from alignkit.data.group import (
     LEVELS,
@@ -46,9 +43,6 @@ from alignkit.data.group import (
 )
 from alignkit.errors import BadRow, DataError
 from alignkit.options import Options
-
-SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
-LABEL_COLUMNS = ("label", "kto_tag")
 
 # Columns with a meaning in other tools. A row that has one is read whole, or it is bad.
 FOREIGN = {
@@ -170,7 +164,7 @@ class Format:
             name: A column.
             default: For a row without it; without one, the row is bad.
         """
-        value = _columns(row).get(name)
+        value = columns_of(row).get(name)
         if value is None and default is not None:
             return default
         if value is None:
@@ -186,7 +180,7 @@ class Format:
         Args:
             name: A column.
         """
-        value = _columns(row).get(name)
+        value = columns_of(row).get(name)
         value = {"true": True, "false": False, "": None}.get(value.lower(), value) if isinstance(value, str) else value
         if value is not None and not isinstance(value, bool):
             raise BadRow(f"column '{name}' must be true or false, not {value!r}")
@@ -199,126 +193,7 @@ class Format:
         Args:
             name: A column.
         """
-        return _to_number(_columns(row).get(name), f"column '{name}'")
-
-    @staticmethod
-    def margin(row: Mapping[str, Any], name: str = "margin") -> float | str | None:
-        """A pair's margin: a number, or the name of a level; None if absent.
-
-        Args:
-            name: A column.
-        """
-        value = _columns(row).get(name)
-        return value if value in LEVELS else _to_number(value, f"column '{name}'", f", or one of {', '.join(LEVELS)}")
-
-    @staticmethod
-    def conversation(value: Any, name: str, user: bool = True) -> tuple[Message, ...]:
-        """The turns of a column: a list of messages (OpenAI or ShareGPT), one message, JSON of these, or plain text.
-
-        Plain text becomes one turn: the user's, or the assistant's if `user` is false.
-
-        Args:
-            value: What the column holds.
-            name: A column.
-            user: Whether plain text is the user's turn; else it is the assistant's.
-
-        Raises:
-            BadRow: For text that looks like messages and cannot be read.
-        """
-        if isinstance(value, str):
-            value = _messages_in_cell(value, name, user)
-        if isinstance(value, str):
-            return (Message(role="user" if user else "assistant", content=value),)
-        turns = [value] if isinstance(value, Mapping) else value
-        if not isinstance(turns, list | tuple):
-            raise BadRow(f"column '{name}' must be text or a list of messages, not {kind_of(value)}")
-        return tuple(read_message(turn, f"{name}[{index}]") for index, turn in enumerate(turns))
-
-    @classmethod
-    def opened(cls, turns: Sequence[Message], row: Mapping[str, Any]) -> tuple[Message, ...]:
-        """The turns, after the system message that one of SYSTEM_COLUMNS holds.
-
-        Args:
-            turns: Of a conversation, in order.
-        """
-        words = {text for name in SYSTEM_COLUMNS if (text := cls.text(row, name, "").strip())}
-        if not words or not turns:
-            return tuple(turns)
-        own = {turns[0]["content"].strip()} if turns[0]["role"] == "system" else set()
-        if len(words | own) > 1:
-            raise BadRow(f"the row has {len(words | own)} different system messages, but a conversation has one")
-        return tuple(turns) if own else (Message(role="system", content=words.pop()), *turns)
-
-    @classmethod
-    def label(cls, row: Mapping[str, Any]) -> bool | None:
-        """Whether the row's answer is good, by one of LABEL_COLUMNS; None if it does not say."""
-        name = next((name for name in LABEL_COLUMNS if row.get(name) is not None), "label")
-        try:
-            return cls.flag(row, name)
-        except BadRow as error:  # whether 1 or "safe" means good is for the user to say
-            raise BadRow(f"{error}; write true for a good response, false for a bad one, nothing if unknown") from None
-
-    @staticmethod
-    def tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-        """The functions in `tools`, or another usual column: a list of JSON schemas, or JSON text of one."""
-        columns = _columns(row)
-        return tools_of(columns.get(tools_column(columns)))
-
-    @staticmethod
-    def answer(turns: Sequence[Message], **known: Any) -> Response:
-        """A response from the turns after the prompt: text if it is one turn of text alone, else messages.
-
-        Args:
-            turns: Of a conversation, in order.
-            known: Further fields of the response.
-        """
-        if not turns or turns[-1]["role"] != "assistant":
-            raise BadRow("the last turn must be an assistant turn")
-        if turns[0]["role"] != "assistant":
-            raise BadRow(f"the first turn after the prompt must be an assistant turn, not a {turns[0]['role']} turn")
-        if len(turns) == 1 and turns[0].keys() <= {"role", "content", "train"} and turns[0].get("train", True) is True:
-            return Response(text=turns[0]["content"], **known)
-        return Response(messages=tuple(turns), **known)
-
-    @classmethod
-    def demonstration(cls, turns: Sequence[Message], **known: Any) -> tuple[tuple[Message, ...], Response]:
-        """Split a conversation before the first answer to the user, into prompt and response.
-
-        A greeting of the assistant, before the user has spoken, is part of the prompt. A label belongs to the last
-        answer, so that all other turns are part of the prompt.
-
-        Args:
-            turns: Of a conversation, in order.
-            known: Further fields of the response.
-        """
-        roles = [turn["role"] for turn in turns]
-        if "assistant" not in roles:
-            raise BadRow("there is no assistant turn")
-        if known.get("label") is not None:
-            first = len(roles) - next(
-                (back for back, role in enumerate(reversed(roles)) if role != "assistant"), len(roles)
-            )
-        else:
-            spoken = roles.index("user") if "user" in roles else 0
-            first = spoken + roles[spoken:].index("assistant") if "assistant" in roles[spoken:] else len(roles)
-        return tuple(turns[:first]), cls.answer(turns[first:], **known)
-
-    @staticmethod
-    def pairs_by_score(responses: Sequence[Response]) -> tuple[Pair, ...]:
-        """All pairs whose scores differ by more than rounding; the margin is the difference.
-
-        Args:
-            responses: With a score each.
-        """
-        scored = [(place, score) for place, r in enumerate(responses) if (score := r.scores.get("reward")) is not None]
-        if not scored:
-            raise BadRow("the row has neither ranks nor scores nor pairs")
-        if len(scored) < len(responses):
-            raise BadRow(f"{len(responses) - len(scored)} of {len(responses)} responses have no score")
-        from alignkit import functional as F  # with torch, which reading a recipe does not need
-
-        better = ((i, j, high - low) for i, high in scored for j, low in scored if F.preferred([(low, high)]) == [1])
-        return tuple(Pair(i, j, margin=margin) for i, j, margin in better)
+        return to_number(columns_of(row).get(name), f"column '{name}'")
 
     @staticmethod
     def rest(row: Mapping[str, Any], *used: str) -> dict[str, Any]:
@@ -330,9 +205,7 @@ class Format:
         Raises:
             BadRow: For one that means something in other tools, which would be lost.
         """
-        columns = _columns(row)
-        read = {*used, tools_column(columns)} if "tools" in used else used
-        unused = {name: value for name, value in columns.items() if name not in read}
+        unused = {name: value for name, value in columns_of(row).items() if name not in used}
         for name, meaning in FOREIGN.items():
             if unused.get(name) not in (None, "", [], {}) and not (name in CHOICES and _says(row, used, unused[name])):
                 raise BadRow(
@@ -342,7 +215,7 @@ class Format:
         return unused
 
 
-def _columns(row: Any) -> Mapping[str, Any]:
+def columns_of(row: Any) -> Mapping[str, Any]:
     """The row, if it has columns."""
     if not isinstance(row, Mapping):
         raise BadRow(f"a row must be an object with columns, not {kind_of(row)}")
@@ -364,7 +237,7 @@ def _words(value: Any) -> Iterator[str]:
         yield str(value).strip()
 
 
-def _to_number(value: Any, what: str, also: str = "") -> float | None:
+def to_number(value: Any, what: str, also: str = "") -> float | None:
     if value is None or value == "":
         return None
     if isinstance(value, str):
@@ -374,41 +247,6 @@ def _to_number(value: Any, what: str, also: str = "") -> float | None:
             raise BadRow(f"{what} must be a number{also}, not {value!r}") from None
     _check_number(value, what, also)
     return float(value)
-
-
-# The beginning of a list of messages or of one message, as JSON or as Python prints it.
-_MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|from|content|value)\2\s*:""")
-_SPEAKER = re.compile(r"""(['"])(role|from)\1\s*:""")
-
-
-def _messages_in_cell(text: str, name: str, user: bool) -> Any:
-    """The messages in a table's cell, if it holds JSON or Python's text of them; else the text unchanged.
-
-    user: whether the user may speak. An answer may be data that somebody asked for, such as a message.
-    """
-    if not text.lstrip().startswith(("[", "{")):
-        return text
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = _python_value(text, name) if _MESSAGES.match(text) else text
-    if isinstance(value, dict):  # one that is no message may be what the user asks about
-        speaker = str(value.get("role", value.get("from"))).strip().lower()
-        speaks = SPEAKERS.get(speaker) in (ROLES if user else ("assistant",))
-        return value if speaks and value.keys() in ({"role", "content"}, {"from", "value"}) else text
-    turns = value if isinstance(value, list) else []
-    are_messages = turns and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns)
-    return turns if are_messages else text
-
-
-def _python_value(text: str, name: str) -> Any:
-    """The list that pandas wrote into a table as Python prints it. Raises BadRow for one as numpy prints it."""
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        if text.lstrip().startswith("[") and text.rstrip().endswith("}]") and _SPEAKER.search(text):
-            raise BadRow(f"column '{name}' looks like messages but is not JSON; write it with json.dumps") from None
-        return text
 
 
 # Checks

@@ -115,6 +115,16 @@ def map_elsewhere(
 
 
 @hookspec
+def format_unrecognized(row: Any, formats: Mapping[str, Any]) -> str | None:
+    """No format recognizes the first row of a source. Return what the user may do.
+
+    Args:
+        row: As parsed.
+        formats: Classes by name.
+    """
+
+
+@hookspec
 def metrics_opened(run: Any, stage: str, metrics: Any) -> None:
     """A stage begins or continues its metrics.jsonl.
 

@@ -1,20 +1,21 @@
-"""Readers of files: what turns a file with a suffix of its own, such as a database, into rows of a data entry.
+"""Readers of files: what turns a file with a suffix of its own, such as a table or a database, into rows.
 
-Files of rows (jsonl, csv, parquet ...) need none; see `alignkit.data.files`.
+Files of JSON and of text need none; see `alignkit.data.files`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from alignkit.data.files import suffix_of
 from alignkit.errors import DataError
 from alignkit.io.digest import file_digest
 from alignkit.plugins import plugins
 from alignkit.registry import Registration, Unresolved
 
-BUILT_IN = frozenset((".jsonl", ".json", ".csv", ".tsv", ".txt", ".gz", ".parquet", ".yaml", ".py", ""))
+HUB = Path("data.hub")  # stands for what `hub:` names
 
 
 class Reader:
@@ -39,6 +40,15 @@ class Reader:
         """
         raise NotImplementedError
 
+    def rows_of(self, source: Any, commit: Callable[[str, str | None], str | None]) -> Iterator[tuple[int, Any]]:
+        """The rows of a source of a recipe. Default: those of its file.
+
+        Args:
+            source: With the keys of the recipe, such as `path`.
+            commit: Finds the commit of a data set on the hub and its revision.
+        """
+        return self.rows(source.path)
+
     def digest(self, path: Path) -> str:
         """A digest of what `rows` yields. A stage that read the file runs again when it changes.
 
@@ -57,7 +67,7 @@ class Reader:
 
 
 def reader_of(path: Path) -> Reader | None:
-    """The reader of a file; None for one of rows, and if no plugin reads its suffix.
+    """The reader of a file; None for one of JSON or text, and if no plugin reads its suffix.
 
     Raises DataError if several plugins read it.
     """
@@ -67,11 +77,12 @@ def reader_of(path: Path) -> Reader | None:
 
 def registration_of(path: Path) -> Registration | None:
     """Where the reader of a file is from. See `reader_of`."""
-    if path.suffix in BUILT_IN or not plugins().registry.has("reader", path.suffix):
+    suffix = suffix_of(path)
+    if not plugins().registry.has("reader", suffix):
         return None
     try:
-        return plugins().registry.get("reader", path.suffix)
+        return plugins().registry.get("reader", suffix)
     except Unresolved as error:
-        origins = [one.origin for one in plugins().registry.registrations("reader") if one.name == path.suffix]
+        origins = [one.origin for one in plugins().registry.registrations("reader") if one.name == suffix]
         text = f"{path}: {' and '.join(origins)} read files with this suffix; disable one: --no-plugin PACKAGE:NAME"
         raise DataError(text) from error

@@ -180,6 +180,6 @@ def _sampling(tokens: int, least: int = 0) -> Sampling:
 def _generate(
     policy: SharedModel, encoder: Encoder, prompts: Sequence[Any], streams: Sequence[Any], sampling: Sampling
 ) -> list[list[Continuation]]:
-    from alignkit.models.generate import generate
+    from alignkit.models.generate import Generation, generate
 
-    return generate(policy, models.ROLE, encoder, prompts, streams, sampling)
+    return generate(Generation(policy, models.ROLE, encoder, prompts, streams, sampling))

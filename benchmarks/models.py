@@ -41,12 +41,11 @@ def learner(policy: SharedModel, algorithm: str, start: Path, **options: Any) ->
     from alignkit.algorithm import Trains
     from alignkit.plugins import plugins
     from alignkit.settings import Settings
-    from alignkit.training.checked import CheckedAlgorithm
     from alignkit.training.learner import Learner
 
     kind = plugins().registry.get("algorithm", algorithm).implementation
     policy.add_role(ROLE, start=start, head="scalar" if kind.trains is Trains.REWARD else "language")
-    return Learner(policy, CheckedAlgorithm(kind(kind.Options(**options))), Settings(), ROLE)
+    return Learner(policy, kind(kind.Options(**options)), Settings(), ROLE)
 
 
 def bytes_of(policy: SharedModel) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -95,7 +94,7 @@ def run(
     plugins().manager.register(Pace())
     folder = Path(tempfile.mkdtemp(dir=job.adapters))
     recipe = load_recipe(_write_recipe(job, folder, stage, samples))
-    with patch.object(requests, "sample", _with_fixed_responses(gate, requests.sample, fixed)):
+    with patch.object(requests, "generate", _with_fixed_responses(gate, requests.generate, fixed)):
         run_recipe(recipe, folder / "run")
 
 
@@ -124,25 +123,14 @@ def _write_recipe(job: Job, folder: Path, stage: Mapping[str, Any], samples: int
 
 
 def _with_fixed_responses(
-    gate: Gate, sample: Callable[..., list[Group]], fixed: Mapping[Ids, list[Ids]]
+    gate: Gate, generate: Callable[..., Any], fixed: Mapping[Ids, list[Ids]]
 ) -> Callable[..., Any]:
-    """`sample`, which returns the fixed responses during the check."""
-    from alignkit.data.group import Response
+    """`generate`, which returns the fixed responses during the check."""
+    from alignkit.models.generate import Continuation
 
-    def sample_or_fixed(
-        policy: Any, role: str, encoder: Encoder, groups: Sequence[Group], *args: Any, **kwargs: Any
-    ) -> Any:
+    def generate_or_fixed(request: Any, **named: Any) -> Any:
         if not gate.checking:
-            return sample(policy, role, encoder, groups, *args, **kwargs)
-        return [
-            replace(
-                group,
-                responses=tuple(
-                    Response(text=encoder.decode(tokens), tokens=tokens, source=role)
-                    for tokens in fixed[encoder.prompt(group.prompt)]
-                ),
-            )
-            for group in groups
-        ]
+            return generate(request, **named)
+        return [[Continuation(tokens, None, ended=True) for tokens in fixed[prompt]] for prompt in request.prompts]
 
-    return sample_or_fixed
+    return generate_or_fixed

@@ -17,7 +17,7 @@ import numpy as np
 import typer
 from scipy import special
 
-from alignkit.data.files import file_rows
+from alignkit.data.files import jsonl_rows
 from alignkit.evaluation.statistics import CONFIDENCE
 from alignkit.recipe.load import load_recipe
 from alignkit_plugins.evaluate.compared import Scale
@@ -58,7 +58,7 @@ def settings() -> Iterator[Setting]:
         for stage, part in load_recipe(path).stages.items():
             options: Any = part.component.options
             if part.component.name == "evaluate" and len(options.policies) > 1:
-                rows = [SimpleNamespace(meta=row) for _, row in file_rows(options.prompts.sources[0].path)]
+                rows = [SimpleNamespace(meta=row) for _, row in jsonl_rows(options.prompts.sources[0].path)]
                 rows = rows[: options.prompts.sources[0].limit]
                 counted = [sum(map(one.counts, rows)) for one in options.measures.values()]
                 others = len(raters_of(options)) - len(counted) - len(options.judges)

@@ -31,8 +31,9 @@ import alignkit.formats
 import alignkit_plugins.formats.labeled_pairs
 import alignkit_plugins.formats.template.fields
 from alignkit import hookspecs
+from alignkit.data.sources import DataSource
 from alignkit.plugins import load_plugins, plugins
-from alignkit.recipe.schema import DataKeys, TopKeys
+from alignkit.recipe.schema import TopKeys
 from alignkit.recipe.yaml import shipped
 from alignkit.registry import KINDS, Registration
 from alignkit.settings import Importance, LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings, Stop
@@ -57,7 +58,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "importance": Importance,
     "mix": Mix,
     "stop": Stop,
-    "data": DataKeys,
+    "data": DataSource,
     "measures": Measure,
     "variant": Variant,
     "server": Server,

@@ -51,7 +51,6 @@ def everything_on_it() -> Iterator[None]:
     from torch.overrides import TorchFunctionMode
 
     from alignkit.models import loading, shared_model
-    from alignkit.runs import bases
 
     made = {getattr(torch, name) for name in MADE}
     cuda = torch.device("cuda", 0)
@@ -70,7 +69,7 @@ def everything_on_it() -> Iterator[None]:
         compare(actual, expected, **{"check_device": False, **options})
 
     with pytest.MonkeyPatch.context() as patch, Moved():
-        for module in (loading, shared_model, bases):
+        for module in (loading, shared_model):
             patch.setattr(module, "device_of", lambda name: cuda)
         patch.setattr(torch.testing, "assert_close", assert_close)
         yield

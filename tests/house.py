@@ -36,8 +36,8 @@ TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 # What the house may hold: tokens of statements (see `tokens_of`), names and slots of the recipe schema, commands and
 # flags of the command line, and bytes of the files that are no Python. A number is a step's budget, never today's size.
 BUDGETS = {
-    "plugins": 255_000,
-    "alignkit and plugins": 475_000,
+    "plugins": 262_000,  # with what the kernel loads by name
+    "alignkit and plugins": 440_000,
     "all Python but tests": 575_000,
     "tests": 640_000,
     "schema names": 400,
@@ -68,7 +68,16 @@ BELOW_KERNELS = {"errors", "functional", "io", "kernels"}
 # What several apps share. Else they do not import each other.
 SHARED_APPS = {"serve", "catalog", "charts", "policies", "report", "web"}
 # Folders of alignkit_plugins that several plugins and apps share; they may use the kernel's rooms as apps do.
-SHARED_PLUGINS = {"constitution", "data", "evaluate", "gpu", "named_code", "people", "whole_reward_model"}
+SHARED_PLUGINS = {
+    "constitution",
+    "data",
+    "environments",
+    "evaluate",
+    "gpu",
+    "named_code",
+    "people",
+    "whole_reward_model",
+}
 
 # Words of first-party plugins that mean something else in the core: module -> words, with the reason.
 OTHER_MEANINGS = {

@@ -150,7 +150,7 @@ def arguments(folder: Path, out: Path, fault: str) -> list[str]:
         ),
         *((place, "sys.exit(0)", "exit(0)") for place in ("R.score", "J.compare", "S.run", "F.read")),
         ("R.score", "None", 'return one component, such as {"": [0.5, 1.0]}, not NoneType'),
-        ("R.score", "{'': ['high'] * 4}", "the score is 'high' for response 0 (prompt: 'how are you')"),
+        ("R.score", "{'': ['high'] * 4}", "not 'high', for response 0 (prompt: 'how are you')"),
         ("C.combine", "CombinedReward(values[:1], values, {})", "'reward' must be [responses] = [4], not [1]"),
         ("C.parts", "{1: 'length'}", "return rewards by name, not 1: 'length'"),
         ("J.compare", "[Verdict(1.5)]", "1.5 is not a probability"),

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from alignkit import BadRow, DataError, Format, Group, Message, Response
-from alignkit.data.conversations import read_message, shared_turns, tools_of
+from alignkit import BadRow, DataError, Group, Message, Response
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 from alignkit.formats import check_group
+from alignkit_plugins.data.columns import ColumnFormat, read_message, shared_turns, tools_of
 from alignkit_plugins.formats.messages import Messages
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -146,7 +146,7 @@ def test_tools_get_the_envelope_that_templates_expect() -> None:
 
 
 def test_a_conversation_with_calls_is_a_demonstration_of_all_of_them() -> None:
-    turns = Format.conversation(
+    turns = ColumnFormat.conversation(
         [
             {"from": "human", "value": "q"},
             {"from": "function_call", "value": '{"name": "add", "arguments": {"x": 1}}'},
@@ -155,17 +155,17 @@ def test_a_conversation_with_calls_is_a_demonstration_of_all_of_them() -> None:
         ],
         "conversations",
     )
-    prompt, response = Format.demonstration(turns)
+    prompt, response = ColumnFormat.demonstration(turns)
     check_group(Group(prompt, (response,)))
     assert prompt == turns[:1] and response == Response(messages=turns[1:])
-    liked, answer = Format.demonstration(turns, label=True)
+    liked, answer = ColumnFormat.demonstration(turns, label=True)
     check_group(Group(liked, (answer,)))
     assert liked == turns[:3] and answer == Response(text="3", label=True)
 
 
 def test_a_single_answer_with_a_call_or_reasoning_keeps_it() -> None:
     for turn in (assistant(tool_calls=[CALL]), assistant("a", reasoning_content="b")):
-        response = Format.answer((turn,))
+        response = ColumnFormat.answer((turn,))
         assert response == Response(messages=(turn,))
         check_group(Group(({"role": "user", "content": "q"},), (response,)))
 
@@ -221,7 +221,7 @@ def test_a_very_long_turn_and_very_many_turns_are_read(tmp_path: Path) -> None:
 
 
 def test_shared_turns_end_at_the_first_difference() -> None:
-    one, two = assistant("a"), assistant("b")
+    one, two = Message(role="user", content="a"), Message(role="user", content="b")
     assert [shared_turns([one, two], other) for other in ([one], [two], [one, one], [one, two, one])] == [1, 0, 1, 2]
 
 

@@ -20,7 +20,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit.cli import main
 from alignkit.data import files
 from alignkit.data import group as groups_module
 from alignkit.data.files import MAX_LISTED, RECODE, SkippedRow, bad_rows_error
@@ -58,8 +57,8 @@ def named(name: str, **options: Any) -> Component:
     return component(FORMATS[name], **options)
 
 
-def source(path: Path, **keys: Any) -> DataSource:
-    return DataSource(path=path, **keys)
+def source(path: Path, format: Any = None, **keys: Any) -> DataSource:
+    return DataSource(path=path, **keys).in_format(format)
 
 
 def load(*sources: DataSource, seed: int = 0, formats: Any = FORMATS, stage_data: Any = None) -> Loaded:
@@ -1091,38 +1090,6 @@ def test_all_shipped_data_have_a_license_and_are_small() -> None:
     assert {path.relative_to(SHIPPED).as_posix() for path in files} == {*COUNTS, "text.txt"}
     assert sum(path.stat().st_size for path in files) < 4_000_000
     assert "| public domain |" in (SHIPPED / "LICENSES.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("row", "template"),
-    [
-        (
-            {"input": {"messages": [{"role": "user", "content": "Hi"}]},
-             "preferred_output": [{"role": "assistant", "content": "Yes."}],
-             "non_preferred_output": [{"role": "assistant", "content": "No."}]},
-            '{prompt: "{input.messages}", chosen: "{preferred_output}", rejected: "{non_preferred_output}"}',
-        ),
-        (
-            {"contents": [{"role": "user", "parts": [{"text": "Hi"}]}, {"role": "model", "parts": [{"text": "Yes."}]}]},
-            '{prompt: "{contents[0].parts[0].text}", response: "{contents[1].parts[0].text}"}',
-        ),
-    ],
-)  # fmt: skip
-def test_a_vendors_layout_is_refused_with_the_line_that_reads_it(
-    row: dict[str, Any], template: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file, recipe = tmp_path / "rows.jsonl", tmp_path / "recipe.yaml"
-    file.write_text(json.dumps(row) + "\n")
-    algorithm = "dpo" if "chosen" in template else "sft"
-    text = f"model: {{base: tiny}}\nstages:\n  s: {{algorithm: {algorithm}, data: DATA}}\n"
-    recipe.write_text(text.replace("DATA", "rows.jsonl"))
-    assert main(["check", str(recipe)]) == 4
-    line = capsys.readouterr().err.partition("data: {path")[2].partition("\n")[0]
-    line = "{path" + line
-    assert line == f"{{path: FILE, template: {template}}}"
-    assert main(["init", str(file)]) == 4 and "--columns" not in capsys.readouterr().err
-    recipe.write_text(text.replace("DATA", line.replace("FILE", "rows.jsonl")))
-    assert main(["check", str(recipe)]) == 0 and "Yes." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "txt", "json", "parquet"])

@@ -23,9 +23,9 @@ FORMATS: dict[str, type[Format]] = {
 }
 
 
-def loaded(path: Path, *rows: Any, **keys: Any) -> Loaded:
+def loaded(path: Path, *rows: Any, format: Any = None, **keys: Any) -> Loaded:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = DataSource(path=path, **keys)
+    source = DataSource(path=path, **keys).in_format(format)
     return load(DataSpec((source,)), formats=FORMATS, seed=0, stage_data=lambda name: path)
 
 

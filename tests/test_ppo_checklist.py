@@ -32,6 +32,7 @@ from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.run import Run
+from alignkit.runs.stage import TrainingStage
 from alignkit.sampling import Sampling
 from alignkit.settings import ModelSpec, Settings
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
@@ -202,12 +203,9 @@ def started(folder: Path, stage: dict[str, Any], **model: Any) -> Iterator[Rollo
     """A PPO stage from the base, before its first iteration."""
     run = make_run(folder, {"align": stage}, **model)
     (folder / "run" / "align").mkdir()
-    recipe_stage = run.recipe.stages["align"]
-    component = recipe_stage.component
-    found = RolloutTrainer(
-        run.stage_context(recipe_stage, folder / "run" / "align"),
-        component.registration.implementation(component.options),
-    )
+    made = run.stages["align"]
+    assert isinstance(made, TrainingStage)
+    found = RolloutTrainer(made, made.plugin(made.stage.component))
     try:
         yield found
     finally:
@@ -446,7 +444,7 @@ def test_a_value_is_read_before_its_token(stage: RolloutTrainer) -> None:
 
 def test_reference_and_base_stay_bit_identical(watched: Watched) -> None:
     watched.run.models.of("base").role("sft")
-    assert set(watched.run.model.parameters_of("sft")) < set(watched.frozen)
+    assert set(watched.run.models.of("base").model.parameters_of("sft")) < set(watched.frozen)
     assert any("base_layer" in name for name in watched.frozen)
     for name, weight in watched.frozen.items():
         assert torch.equal(watched.steps[-1]["fixed"][name], weight), name
@@ -713,7 +711,7 @@ def test_a_group_that_is_left_out_takes_its_own_rewards_with_it(
         table = scored(stage, stage.request_samples(prompts(3), 1).result()).table
         groups, reward = table.groups, table.reward
         assert len(set(reward.tolist())) > 3
-        monkeypatch.setattr(stage.algorithm.algorithm, "keep_group", lambda group: group.id != groups[0].id)
+        monkeypatch.setattr(stage.algorithm, "keep_group", lambda group: group.id != groups[0].id)
         iteration = measured(stage, table.sampled)
         assert iteration.table.groups == groups[1:] and iteration.metrics["groups_without_signal"] == 1
         assert torch.equal(iteration.examples.columns["rewards"], reward[3:])
@@ -919,7 +917,7 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
         wanted = sum(float(gap.sum()) for gap in gaps) / 15
         assert metrics["kl"] == pytest.approx(sum(float(((-gap).exp() - 1 + gap).sum()) for gap in gaps) / 15, abs=1e-4)
         assert abs(wanted) > 0.05
-        adapted = stage.algorithm.algorithm.state["kl_coefficient"]
+        adapted = stage.algorithm.state["kl_coefficient"]
         assert adapted == pytest.approx(F.adaptive_kl(0.1, wanted, 3.0, 100.0, 15), rel=1e-5)
         stage.measure(iteration)
         again = iteration.examples
@@ -927,7 +925,7 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
         stage.learner.step(again, 1.0)
         # Once per rollout batch (two were measured), never per step.
         twice = F.adaptive_kl(adapted, wanted, 3.0, 100.0, 15)
-        assert stage.algorithm.algorithm.state["kl_coefficient"] == pytest.approx(twice, rel=1e-5)
+        assert stage.algorithm.state["kl_coefficient"] == pytest.approx(twice, rel=1e-5)
 
 
 def test_kl_adapts_within_a_run_of_typical_length() -> None:
@@ -1113,7 +1111,7 @@ def test_kl_is_zero_at_first_and_then_not(watched: Watched) -> None:
     """The reference is the SFT policy, not the base."""
     assert abs(watched.metrics[0]["kl"]) < 1e-6
     assert abs(watched.metrics[1]["kl"]) > 1e-3
-    policy = watched.run.model
+    policy = watched.run.models.of("base").model
     engine = watched.run.models.of("base")
     group = [replace(prompts(1)[0], responses=(Response(text="bread is good"),))]
     sft, base = engine["sft"].logprobs(group)[0], engine[BASE].logprobs(group)[0]

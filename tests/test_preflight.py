@@ -12,7 +12,7 @@ import yaml
 from alignkit.cli import main
 from alignkit.errors import DataError
 from alignkit.recipe.load import load_recipe
-from alignkit.runs.prepare import check_recipe
+from alignkit.runs.run import Run
 
 
 def checked(folder: Path, data: Any, algorithm: str = "dpo") -> None:
@@ -30,7 +30,7 @@ def checked(folder: Path, data: Any, algorithm: str = "dpo") -> None:
     stages = {"labels": judged, "align": {"algorithm": algorithm, "from": "base", "data": data}}
     text = yaml.safe_dump({"name": "small", "model": {"base": "tiny"}, "stages": stages}, sort_keys=False)
     (folder / "small.yaml").write_text(text, encoding="utf-8")
-    check_recipe(load_recipe(folder / "small.yaml"))
+    Run(load_recipe(folder / "small.yaml"), folder / "out", download=False).prepare(["labels", "align"])
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "reward_model"])

@@ -27,7 +27,11 @@ MODULES = ("", "functional", "evaluation.statistics", "testing")  # whose `__all
 LISTED = re.compile(r"^<!-- generated: api (?!index)(.+?) -->$", re.MULTILINE)
 # What examples that go further than a plugin must use, and nobody promises.
 BEYOND = {
-    *("data.group.with_labels", "data.group.group_to_json", "data.group.group_from_json", "data.spoken.answer_of"),
+    *(
+        "data.group.with_labels",
+        "data.group.group_to_json",
+        "data.group.group_from_json",
+    ),
     *("data.describe.column_of", "data.describe.row_of"),
     *("evaluation.comparison.prompts_to_compare", "evaluation.comparison.sample_policies"),
 }

@@ -12,7 +12,7 @@ import yaml
 from test_bases import make_model
 
 from alignkit.cli import main
-from alignkit.runs import bases
+from alignkit.models import loading
 
 SMALL: dict[str, Any] = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
 SFT: dict[str, Any] = {"algorithm": "sft", "data": "demos.jsonl"}
@@ -50,15 +50,6 @@ def test_a_teacher_with_another_tokenizer(command: str, tmp_path: Path, capsys: 
     assert "which has another tokenizer" in err and place == "big"
 
 
-def test_bases_that_do_not_fit(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("alignkit.runs.bases.memory.total", lambda device: 0.4 * 2**20)
-    path = written(tmp_path, {"first": SFT, "student": STUDENT}, bases={"big": SMALL})
-    err, place = pointed(path, capsys)
-    assert "stage 'student' needs several base models at a time" in err and place == "student"
-
-
 def test_a_device_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path, {"student": SFT | {"base": "big"}}, bases={"big": SMALL | {"device": "cuda:99"}})
     err, place = pointed(path, capsys)
@@ -70,14 +61,14 @@ def test_a_base_that_cannot_be_loaded(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = make_model(tmp_path / "broken", 7)
-    load = bases.load_text
+    load = loading.load_text
 
     def fail(spec: Any, source: Any, revision: Any) -> Any:
         if spec.base == str(broken):
             raise ValueError("it is odd")
         return load(spec, source, revision)
 
-    monkeypatch.setattr(bases, "load_text", fail)
+    monkeypatch.setattr(loading, "load_text", fail)
     model = {**SMALL, "base": str(make_model(tmp_path / "a", 0))}
     path = written(tmp_path, {"student": STUDENT}, model=model, bases={"big": {"base": str(broken)}})
     err, place = pointed(path, capsys, command, code=1)

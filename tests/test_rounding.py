@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignkit import Format, Group, Pair, Response
+from alignkit import Group, Pair, Response
 from alignkit import functional as F
 from alignkit.data.group import resolved_pairs
 from alignkit_plugins.algorithms.grpo import GRPO
@@ -21,6 +21,7 @@ from alignkit_plugins.algorithms.online_dpo import OnlineDPO
 from alignkit_plugins.algorithms.ppo import _explained_variance
 from alignkit_plugins.algorithms.rejection_sampling import RejectionSampling, best_samples
 from alignkit_plugins.algorithms.rest import ExpertIteration, ReST
+from alignkit_plugins.data.columns import ColumnFormat
 from alignkit_plugins.evaluate.compared import Scale, compare
 from alignkit_plugins.filters.scores import Spread
 from alignkit_plugins.rewards.equal_length import EqualLength
@@ -95,7 +96,7 @@ NOTHING: dict[str, Callable[[list[float]], Any]] = {
     "select_best": lambda x: summarize({str(n): [s] for n, s in enumerate(x)}, 1, Scale(None, 1))["policy"] != "0",
     "best of N": lambda x: best(group(x)).responses[0].text != "0",
     "RewardBench 2": lambda x: result(replace(group(x), pairs=(Pair(0, 1), Pair(0, 2), Pair(0, 3))), "reward") != 0.25,
-    "rankings": lambda x: Format.pairs_by_score(group(x).responses),
+    "rankings": lambda x: ColumnFormat.pairs_by_score(group(x).responses),
     "explained_variance": lambda x: _explained_variance(torch.ones(4), table(x).float()) != 0.0,
 }
 

@@ -7,12 +7,13 @@ import inspect
 import pytest
 from pydantic import ValidationError
 
+from alignkit.data.sources import DataSource
 from alignkit.options import Options
-from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
+from alignkit.recipe.schema import BlockKeys, TopKeys
 from alignkit.settings import TEMPLATE_NAMES, LoraSpec, Mix, ModelSpec, Rollout, Settings
 
 
-@pytest.mark.parametrize("model", [TopKeys, BlockKeys, DataKeys, ModelSpec, LoraSpec, Rollout, Mix, Settings])
+@pytest.mark.parametrize("model", [TopKeys, BlockKeys, DataSource, ModelSpec, LoraSpec, Rollout, Mix, Settings])
 def test_every_key_has_a_description_of_one_line(model: type[Options]) -> None:
     for name, info in model.model_fields.items():
         text = info.description or ""

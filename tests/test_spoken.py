@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alignkit import Group, Response
-from alignkit.data.spoken import all_turns, answer_of, last_turn
+from alignkit_plugins.data.spoken import all_turns, answer_of, last_turn
 from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.rewards.math_verify import MathVerify
 from alignkit_plugins.rewards.refusal import Refusal

@@ -20,7 +20,6 @@ from alignkit.recipe.references import options_of
 from alignkit.registry import Component
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.tokens.encoder import Encoder
-from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
 from alignkit.training.schedule import schedule
 
@@ -65,7 +64,7 @@ def test_held_out_data_are_a_batch_of_their_own(tmp_path: Path) -> None:
     """`before_step` sees them all at once, and training goes on with what it knew."""
     model = policy(tmp_path)
     model.add_role("new")
-    learner = Learner(model, CheckedAlgorithm(Whole(Whole.Options())), Settings(), "new")
+    learner = Learner(model, Whole(Whole.Options()), Settings(), "new")
     learner.step(encoded(model, 3), 1.0)
     assert learner.algorithm.state == {"responses": 3}
     assert learner.evaluate(encoded(model, 5))["seen"] == 5
@@ -77,7 +76,7 @@ def test_memory_that_runs_out_in_held_out_data_leaves_what_was_trained(
 ) -> None:
     model = policy(tmp_path)
     model.add_role("new")
-    learner = Learner(model, CheckedAlgorithm(Whole(Whole.Options())), Settings(), "new")
+    learner = Learner(model, Whole(Whole.Options()), Settings(), "new")
     learner.step(encoded(model, 3), 1.0)
     losses = iter([MemoryError(), *[None] * 9])
 
@@ -141,7 +140,7 @@ def test_a_global_batch_has_one_normalizer(tmp_path: Path, monkeypatch: pytest.M
     groups[1] = replace(groups[1], responses=(Response(text="", tokens=tokens, written=written),))
     examples = Examples([e for group in groups if (e := encoder.encode(group, 200)) is not None])
     monkeypatch.setattr(SharedModel, "token_budget", budget)
-    learner = Learner(model, CheckedAlgorithm(Weighted(Weighted.Options())), Settings(), "new")
+    learner = Learner(model, Weighted(Weighted.Options()), Settings(), "new")
     for name, parameter in learner.parameters.items():
         if "lora_B" in name:  # zeros at first, which would hide the gradient of the other half
             torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(len(name)))
@@ -222,7 +221,7 @@ def test_schedules_of_transformers(name: str, options: dict[str, Any], warmup: i
 def test_what_is_not_a_number_shows_in_the_validation_loss(tmp_path: Path) -> None:
     model = policy(tmp_path)
     model.add_role("new")
-    learner = Learner(model, CheckedAlgorithm(Whole(Whole.Options())), Settings(), "new")
+    learner = Learner(model, Whole(Whole.Options()), Settings(), "new")
     groups = encoded(model, 3)
     whole = learner.evaluate(groups)["loss"]
     for parameter in learner.parameters.values():

@@ -1,43 +1,30 @@
-"""Files and hub data sets as numbered rows: jsonl, json, csv, tsv, txt (each also .gz), parquet, and `datasets`.
+"""Files of JSON and of text as numbered rows: jsonl, json and txt, each also .gz. Readers are plugins for all others.
 
-Rows are numbered from 1: lines of jsonl and txt, elements of a json array, records of parquet, and the rows that a
-spreadsheet shows for csv and tsv (the header is row 1). JSON lines in a file called .json are read as lines. A row that
-cannot be parsed becomes a `BadRow` and does not end the file, so that all faults can be reported together as
-`file:row: reason`.
+Rows are numbered from 1: lines of jsonl and txt, elements of a json array. JSON lines in a file called .json are read
+as lines. A row that cannot be parsed becomes a `BadRow` and does not end the file, so that all faults can be reported
+together as `file:row: reason`.
 """
 
 from __future__ import annotations
 
-import csv
 import gzip
-import importlib
 import json
-import logging
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from decimal import Decimal
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from alignkit.errors import BadRow, DataError
-from alignkit.io.cache import cache_folder
-from alignkit.io.digest import folder_digest
 from alignkit.io.lookup import NO_FILE, is_special
 
 MAX_LISTED = 20  # bad rows listed in an error; the rest are counted
-PARQUET_ROWS = 1024  # decoded together
 MAX_LINE = 2**25  # bytes of a line: a row's, with room for a book
 MAX_JSON = 2**30  # bytes of a line in a .json file, which may hold all rows
 RECODE = "save the file as UTF-8, as with `iconv -f CP1252 -t UTF-8 FILE > NEW` for the encoding CP1252"
-_UNDECODED = re.compile("[\udc80-\udcff]")  # what `text_lines` makes of bytes that are not UTF-8
-
-CommitOf = Callable[[str, str | None], str | None]  # data set, revision -> commit, or None if it is unknown
+UNDECODED = re.compile("[\udc80-\udcff]")  # what `text_lines` makes of bytes that are not UTF-8
 
 
 @dataclass(frozen=True)
@@ -100,25 +87,6 @@ def suffix_of(path: Path) -> str:
     return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
 
 
-def file_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Numbered rows of a file; a row that cannot be parsed is a `BadRow`.
-
-    Raises `DataError` for a file of an unknown kind, or one that cannot be read to its end.
-    """
-    suffix = suffix_of(path)
-    if suffix in (".jsonl", ".ndjson"):
-        return _jsonl_rows(path)
-    if suffix == ".json":
-        return _json_rows(path)
-    if suffix in (".csv", ".tsv"):
-        return _table_rows(path, "," if suffix == ".csv" else "\t")
-    if suffix == ".parquet":
-        return _parquet_rows(path)
-    raise DataError(
-        f"{path}: unknown file type '{suffix}'; use .jsonl, .json, .csv, .tsv or .txt (each also .gz), or .parquet"
-    )
-
-
 def text_lines(path: Path, longest: int = MAX_LINE) -> Iterator[tuple[int, str]]:
     """Numbered lines with their ends, without a byte order mark. longest: bytes of a line.
 
@@ -144,12 +112,13 @@ def text_lines(path: Path, longest: int = MAX_LINE) -> Iterator[tuple[int, str]]
 
 def decoded(text: str) -> str:
     """A text of `text_lines`. Raises `BadRow` if it was not UTF-8."""
-    if not text.isascii() and (fault := _UNDECODED.search(text)):
+    if not text.isascii() and (fault := UNDECODED.search(text)):
         raise BadRow(f"not valid UTF-8 at character {fault.start() + 1} of the line; {RECODE}")
     return text
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """The numbered rows of a file of JSON lines; one that cannot be parsed is a `BadRow`."""
     for number, line in text_lines(path):
         if line.strip():
             yield number, _parsed_line(line)
@@ -187,8 +156,8 @@ def parse(line: str | bytes) -> Any:
         raise BadRow("the JSON is nested too deeply") from error
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Rows of a JSON file: the elements of an array, one object, or an object per line, as in a .jsonl file.
+def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """The rows of a JSON file: the elements of an array, one object, or an object per line, as in a .jsonl file.
 
     An object whose only key holds a list of texts is read as that list.
     """
@@ -201,101 +170,13 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     except BadRow as error:
         if not any(isinstance(_parsed_line(line), dict) for line in lines[:MAX_LISTED]):
             raise DataError(f"{path}: {error}") from error
-        yield from _jsonl_rows(path)
+        yield from jsonl_rows(path)
         return
     if isinstance(value, dict):
         only = next(iter(value.values())) if len(value) == 1 else None
         texts = isinstance(only, list) and all(isinstance(item, str) for item in only)
         value = only if texts else value
     yield from enumerate(value if isinstance(value, list) else [value], 1)
-
-
-def _table_rows(path: Path, usual: str) -> Iterator[tuple[int, Any]]:
-    """Rows of a csv or tsv file as objects; the header is row 1, and quoted cells may contain line ends.
-
-    usual: what separates the columns, unless the header has only one of a few others.
-    """
-    csv.field_size_limit(2**31 - 1)  # the default limit is 128 KiB
-    lines = (line for _, line in text_lines(path))
-    first = next(lines, None)
-    if first is None:
-        return
-    marks = [mark for mark in ",;\t|" if mark in first]
-    delimiter = marks[0] if len(marks) == 1 else usual
-    records = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    for number in count(1):
-        try:
-            cells = next(records)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield number, BadRow(f"not a valid table row: {error}")
-            continue
-        if not header:
-            header = _header(path, cells)
-        elif any(cells):  # spreadsheets leave empty rows behind
-            yield number, _record(header, cells)
-
-
-def _header(path: Path, cells: Sequence[str]) -> list[str]:
-    names = [cell.strip() for cell in cells]
-    if _UNDECODED.search("".join(names)):
-        raise DataError(f"{path}:1: not valid UTF-8; {RECODE}")
-    if not any(names) or len(set(names)) < len(names):
-        raise DataError(f"{path}:1: every column in the header needs a different name, got: {', '.join(cells)}")
-    return names
-
-
-def _record(header: Sequence[str], cells: Sequence[str]) -> dict[str, str] | BadRow:
-    if len(cells) != len(header):
-        return BadRow(f"the row has {len(cells)} cell{'s' * (len(cells) != 1)}, but the header has {len(header)}")
-    if _UNDECODED.search("".join(cells)):
-        return BadRow(f"not valid UTF-8; {RECODE}")
-    return dict(zip(header, cells, strict=True))
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Rows of a parquet file, read from the file itself: the cache of `datasets` would miss a change."""
-    parquet = importlib.import_module("pyarrow.parquet")  # takes a second, so only when needed
-    if is_special(path):
-        raise DataError(f"{path}: {NO_FILE}")
-    try:
-        with parquet.ParquetFile(path) as file:
-            batches = file.iter_batches(batch_size=PARQUET_ROWS)
-            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
-            for number, row in enumerate(rows, 1):
-                yield number, json_value(row)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: cannot read the file: {error.strerror or error}") from error
-    except Exception as error:  # Arrow raises many kinds
-        raise DataError(f"{path}: cannot read the parquet file: {type(error).__name__}: {error}") from error
-
-
-def json_value(value: Any) -> Any:
-    """A value of a table as JSON data.
-
-    NaN, which marks a missing number in tables, becomes None. What is neither text nor a number, such as a picture,
-    becomes an object that names its type, so that nobody takes it for text or for nothing.
-    """
-    if isinstance(value, str | bool | int) or value is None:
-        return value
-    if isinstance(value, dict):
-        return {str(key): json_value(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_value(inner) for inner in value]
-    if isinstance(value, float | Decimal):
-        return None if math.isnan(value) else float(value)
-    if isinstance(value, timedelta | UUID):
-        return str(value)
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    try:
-        if isinstance(value, bytes) and b"\0" not in value:
-            return value.decode()
-    except UnicodeDecodeError:
-        pass
-    return {"unread": type(value).__name__}
 
 
 def without_fills(row: Any) -> Any:
@@ -313,42 +194,3 @@ def _dense(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _dense(inner) for key, inner in value.items() if inner is not None}
     return [_dense(inner) for inner in value] if isinstance(value, list) else value
-
-
-def as_written(name: str, revision: str | None) -> str | None:
-    """The revision as the recipe writes it, without asking the hub."""
-    return revision
-
-
-def hub_rows(
-    name: str,
-    config: str | None = None,
-    revision: str | None = None,
-    data_files: Any = None,
-    split: str = "train",
-    commit: CommitOf = as_written,
-) -> Iterator[tuple[int, Any]]:
-    """Numbered rows of a part of a hub data set, or of a local folder in the layout of one, read by `datasets`.
-
-    config: the configuration (subset); None means the only one, or the default.
-    data_files: a file or pattern inside, a list of these, or one of these for each split.
-    commit: reads exactly this commit.
-    Raises `DataError` if `datasets` cannot load them.
-    """
-    datasets = importlib.import_module("datasets")  # takes seconds, so only when needed
-    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a README without a card is no fault
-    where = {"name": config, "data_files": data_files}
-    if Path(name).is_dir():
-        if revision is not None:
-            raise DataError(f"{name}: a folder has no 'revision'; remove it")
-        # `datasets` knows a prepared file by its time of change; this knows it by its content.
-        where["cache_dir"] = str(cache_folder() / "datasets" / folder_digest(Path(name)))
-    else:
-        where["revision"] = commit(name, revision)
-    where = {key: value for key, value in where.items() if value is not None}
-    try:
-        for number, row in enumerate(datasets.load_dataset(name, split=split, **where), 1):
-            yield number, json_value(row)
-    except Exception as error:  # the network, the hub and Arrow raise many kinds
-        label = f"{name}{f'/{config}' if config else ''}[{split}]"
-        raise DataError(f"{label}: `datasets` cannot load it: {type(error).__name__}: {error}") from error

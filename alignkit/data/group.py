@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Required
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from alignkit.data.files import SkippedRow, bad_rows_error, file_rows, parse, raise_if_bad
+from alignkit.data.files import SkippedRow, bad_rows_error, jsonl_rows, parse, raise_if_bad
 from alignkit.errors import BadRow
 from alignkit.io.atomic import whole_file
 
@@ -396,7 +396,7 @@ def write_groups(path: Path | str, groups: Iterable[Group]) -> None:
 def read_groups(path: Path | str) -> list[Group]:
     """The groups in a file that `write_groups` wrote. Raises `DataError` that lists every line that is not a group."""
     groups, bad = [], []
-    for number, row in file_rows(Path(path)):
+    for number, row in jsonl_rows(Path(path)):
         try:
             groups.append(group_from_json(raise_if_bad(row)))
         except BadRow as error:

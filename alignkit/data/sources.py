@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from alignkit.calls import line_in, words
 from alignkit.data.files import (
-    CommitOf,
     SkippedRow,
-    as_written,
     bad_rows_error,
     decoded,
-    file_rows,
-    hub_rows,
+    json_rows,
+    jsonl_rows,
     kind_of,
     raise_if_bad,
     suffix_of,
@@ -29,60 +29,105 @@ from alignkit.data.files import (
 )
 from alignkit.data.group import Group, Origin, Response, group_from_json, group_id, resolved_pairs, sha256_of, turns_of
 from alignkit.errors import BadRow, DataError, LeftOut, did_you_mean
-from alignkit.formats import FOREIGN, LABEL_COLUMNS, Format, text_of
+from alignkit.formats import Format, text_of
 from alignkit.io.digest import file_digest, folder_digest
-from alignkit.readers import reader_of
+from alignkit.options import Field, Options, in_recipe
+from alignkit.plugins import plugins
+from alignkit.readers import HUB, reader_of
 from alignkit.registry import Component
 
 SAMPLE_ROWS = 1000  # of a source, whose columns can be shown: of a small part, the first ones may all be elsewhere
 OR_SKIP = ", or set 'on_bad_row: skip'"
-# What columns with a question and with its answer are called, besides `prompt` and `completion`.
-QUESTIONS = {"question", "query", "problem", "input", "instruction", "goal", "ctx", "request", "user", "q"}
-QUESTIONS |= {"frage", "pregunta", "domanda", "vraag"}
-ANSWERS = {"answer", "response", "output", "solution", "target", "reply", "answerkey", "assistant", "a"}
-ANSWERS |= {"antwort", "réponse", "respuesta", "risposta", "antwoord"}
-# The same for columns with a better and with a worse answer, besides `chosen` and `rejected`.
-BETTER = {"better", "good", "best", "preferred", "accepted"}
-WORSE = {"worse", "bad", "worst", "dispreferred", "rejected"}
 WEIGHTS = ("weight", "sample_weight", "loss_weight")  # columns that say how much a row counts in a loss
 Part = Literal["training", "validation"]
 Formats = Mapping[str, type[Format]]
 StageData = Callable[[str], Path]
+CommitOf = Callable[[str, str | None], str | None]  # data set, revision -> commit, or None if it is unknown
 
 
-@dataclass(frozen=True)
-class DataSource:
-    """One source of groups: a file, a stage's data or a hub data set.
+def as_written(name: str, revision: str | None) -> str | None:
+    """The revision as the recipe writes it, without asking the hub."""
+    return revision
 
-    path, stage, hub: exactly one is set. hub may be a local folder.
-    config, revision, data_files, split: the part of a hub data set; see `hub_rows`.
-    format: the format and its options; None detects it from the first row.
-    limit: the number of good rows to read; None reads all.
-    validation: the share of prompts held out for validation, in [0, 1).
-    part: read only this side of the split; None reads both.
-    group: the column whose equal values stay on one side of the split.
-    weight: the source's share of the rows drawn, relative to others of the same entry; None draws by row.
-    on_bad_row: `error` stops with all bad rows, `skip` counts them.
-    columns: the name that the format expects -> the name in the file.
-    meta: values added to every group's `meta`; they replace the row's own.
-    """
 
-    format: Component | None = None
-    path: Path | None = None
-    stage: str | None = None
-    hub: str | None = None
-    config: str | None = None
-    revision: str | None = None
-    data_files: Any = None
-    limit: int | None = None
-    split: str | None = None
-    validation: float = 0.0
-    part: Part | None = None
-    group: str | None = None
-    weight: float | None = None
-    on_bad_row: Literal["error", "skip"] = "error"
-    columns: dict[str, str] = field(default_factory=dict)
-    meta: dict[str, Any] = field(default_factory=dict)
+class DataSource(Options):
+    """One source of groups, and the keys of every data source of a recipe."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    path: Annotated[Path | None, in_recipe("data_file")] = Field(
+        default=None, description="file; set exactly one of path, hub and stage"
+    )
+    hub: Annotated[str | None, in_recipe("hub")] = Field(
+        default=None, description="data set on the Hugging Face Hub, or a folder of data files such as ./folder"
+    )
+    config: str | None = Field(
+        default=None, alias="name", description="configuration (subset) of a Hub data set, such as main"
+    )
+    revision: str | None = Field(
+        default=None, description="commit, branch or tag of a Hub data set; default: its main branch"
+    )
+    data_files: str | list[str] | dict[str, str | list[str]] | None = Field(
+        default=None,
+        description="files or patterns inside a Hub data set to download and read, such as FOLDER/train*, or these for "
+        "each split",
+    )
+    stage: Annotated[str | None, in_recipe("data_stage")] = Field(
+        default=None, description="step that produces the data"
+    )
+    limit: int | None = Field(default=None, ge=1, description="use only the first N good rows; default: all")
+    split: str | None = Field(default=None, description="split of a Hub data set; default: train")
+    validation: float = Field(
+        default=0.0, ge=0, lt=1, description="fraction of the prompts that is held out for validation"
+    )
+    part: Part | None = Field(
+        default=None,
+        description="with validation: read only the rows to train on, or only those held out; default: both, where an "
+        "algorithm measures the loss of the latter",
+    )
+    group: str | None = Field(
+        default=None,
+        description="with validation: column of what rows share, such as a passage; equal values are on one "
+        "side of the split",
+    )
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="share of the rows drawn from this source, relative to the others; default: 1 if another source "
+        "has a weight, else every row is drawn once per epoch",
+    )
+    on_bad_row: Literal["error", "skip"] = Field(
+        default="error", description="error: stop and list the bad rows; skip: count them and continue"
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="column names as {the name the format expects: the name in the file}"
+    )
+    meta: dict[str, Any] = Field(default_factory=dict, description="values to add to every row, such as {safety: true}")
+    _format: Component | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _of_one_origin(self) -> DataSource:
+        origins = [name for name in ("path", "hub", "stage") if getattr(self, name) is not None]
+        if len(origins) != 1:
+            written = " and ".join(f"'{name}'" for name in origins) or "none of them"
+            raise ValueError(f"expected exactly one of 'path', 'hub' and 'stage', got {written}")
+        hub_only = [key for key in ("config", "revision", "data_files", "split") if getattr(self, key)]
+        if hub_only and self.hub is None:
+            raise ValueError(f"only a hub data set has '{hub_only[0].replace('config', 'name')}'")
+        if self.part is not None and not self.validation:
+            raise ValueError("'part' needs 'validation', the share that is held out")
+        return self
+
+    @property
+    def format(self) -> Component | None:
+        """The format and its options; None detects it from the first row."""
+        return self._format
+
+    def in_format(self, format: Component | None) -> DataSource:
+        """The same source, read in a format."""
+        source = self.model_copy()
+        source._format = format
+        return source
 
     @property
     def name(self) -> str:
@@ -99,18 +144,6 @@ class DataSpec:
     """A recipe's data entry: one or more sources, read as one."""
 
     sources: tuple[DataSource, ...]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A group that shows how rows are understood. reason: what made one response the better one, such as `label 2`.
-
-    unused: columns that the format has only kept, for rewards, without those of single words.
-    """
-
-    group: Group
-    reason: str = ""
-    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,7 +166,8 @@ class SourceFacts:
     skipped: int = 0
     weight: float | None = None
     ties: int = 0
-    sample: Sample | None = None
+    sample: Group | None = None
+    reason: str = ""
     part: str | None = None
     notes: Sequence[str] = ()
 
@@ -172,26 +206,29 @@ def load(
     Raises `DataError` that lists the bad rows of all sources, or names a source without a usable row, or one of which
     nothing can be held out.
     """
-    parts = [SourceReader(source, formats, place) for place, source in enumerate(spec.sources)]
+    readers = [SourceReader(source, formats, place) for place, source in enumerate(spec.sources)]
     skipped: list[SkippedRow] = []
     errors: list[SkippedRow] = []
-    for part in parts:
-        part.read(stage_data, commit)
-        for row in part.bad:
-            (skipped if row.left_out or part.source.on_bad_row == "skip" else errors).append(row)
-        if not part.groups and not errors:
-            raise DataError(f"{part.source.name}: no usable row; {part.why_empty()}")
+    for reader in readers:
+        reader.read(stage_data, commit)
+        for row in reader.bad:
+            (skipped if row.left_out or reader.source.on_bad_row == "skip" else errors).append(row)
+        if not reader.groups and not errors:
+            raise DataError(f"{reader.source.name}: no usable row; {reader.why_empty()}")
     if errors:
         raise DataError(f"{bad_rows_error(errors)}\nhelp: correct the rows{OR_SKIP}")
-    groups = list(chain.from_iterable(part.groups for part in parts))
-    training, held_out = _split(groups, spec.sources, seed)
+    groups = list(chain.from_iterable(reader.groups for reader in readers))
+    kept, other = _split(groups, spec.sources, seed)
     # The same in all sources that have a split, or else the recipe was refused. None: both sides.
-    wanted = next((source.part for source in spec.sources if source.validation), None)
-    kept, other = (held_out, training) if wanted == "validation" else (training, held_out)
+    part = next((source.part for source in spec.sources if source.validation), None)
+    if part == "validation":
+        kept, other = other, kept
+    shares = _shares([source.weight for source in spec.sources])
     facts = [
-        part.facts(kept, other, weight=share, part=wanted) for part, share in zip(parts, shares_of(spec), strict=True)
+        replace(reader.facts(kept, other), weight=share, part=part)
+        for reader, share in zip(readers, shares, strict=True)
     ]
-    return Loaded(kept, [] if wanted else held_out, skipped, tuple(facts))
+    return Loaded(kept, [] if part else other, skipped, tuple(facts))
 
 
 def tied(group: Group) -> bool:
@@ -201,10 +238,9 @@ def tied(group: Group) -> bool:
     return several and len(rated) < 2 and not resolved_pairs(group)
 
 
-def shares_of(spec: DataSpec) -> list[float | None]:
+def _shares(weights: Sequence[float | None]) -> list[float | None]:
     """Each source's share of the rows drawn; None for all if no weight of several sources is set."""
-    weights = [source.weight for source in spec.sources]
-    if len(weights) < 2 or all(weight is None for weight in weights):
+    if len(weights) < 2 or not any(weights):
         return [None] * len(weights)
     filled = [1.0 if weight is None else weight for weight in weights]
     return [weight / sum(filled) for weight in filled]
@@ -291,17 +327,22 @@ class SourceReader:
             raise DataError(f"{self.source.name}: {error}") from error
 
     def _stored_rows(self, stage_data: StageData, commit: CommitOf) -> Iterator[tuple[int, Any]]:
-        source = self.source
-        if source.hub:
-            part = (source.config, source.revision, source.data_files, source.split or "train")
-            return hub_rows(source.hub, *part, commit)
-        path = stage_data(source.stage) if source.stage else Path(str(source.path))
-        if path.is_dir():
+        path = self.source.path or HUB
+        if self.source.stage:
+            path = stage_data(self.source.stage)
+        if path != HUB and path.is_dir():
             return (self.format or Format()).rows_of_folder(path)
         if suffix_of(path) == ".txt":
             return self._text_rows(path)
-        reader = reader_of(path)
-        return file_rows(path) if reader is None else reader.rows(path)
+        if suffix_of(path) == ".json":
+            return json_rows(path)
+        if suffix_of(path) in (".jsonl", ".ndjson"):
+            return jsonl_rows(path)
+        if reader := reader_of(path):
+            return reader.rows_of(self.source, commit)
+        others = [name for name in plugins().registry.names("reader") if name != HUB.suffix]
+        known = ", ".join([".jsonl", ".json", *others])
+        raise DataError(f"{path}: unknown file type '{suffix_of(path)}'; use {known} or .txt")
 
     def _text_rows(self, path: Path) -> Iterator[tuple[int, Any]]:
         if self.format is None:
@@ -345,11 +386,13 @@ class SourceReader:
     def _completed(self, group: Group, row: Any, origin: Origin) -> Group:
         name = group.id or group_id(group.prompt, group.responses, group.tools)
         meta = {**group.meta, **self.source.meta}
-        columns = row if isinstance(row, Mapping) else {}
-        if (held := self.source.group) is not None and held in columns:
-            meta.setdefault(held, columns[held])
-        says_weight = self.source.meta if "alignkit" in columns else meta  # a group that was written knows its own
-        return replace(group, id=name, meta=meta, origin=origin, weight=_weight(group, says_weight))
+        weights = meta
+        if isinstance(row, Mapping):
+            if (held := self.source.group) is not None and held in row:
+                meta.setdefault(held, row[held])
+            if "alignkit" in row:  # a group that was written knows its own weight
+                weights = self.source.meta
+        return replace(group, id=name, meta=meta, origin=origin, weight=_weight(group, weights))
 
     def why_empty(self) -> str:
         """Why no row of the source can be used, in words."""
@@ -358,12 +401,18 @@ class SourceReader:
         reader = None if self.source.path is None else reader_of(self.source.path)
         return "the source is empty" if reader is None else reader.no_rows
 
-    def facts(self, kept: Sequence[Group], other: Sequence[Group], **known: Any) -> SourceFacts:
+    def facts(self, kept: Sequence[Group], other: Sequence[Group]) -> SourceFacts:
         """How the source was read. kept, other: the groups on both sides, of all sources; the first are read now."""
+        assert self.format is not None
         kept = [group for group in kept if _place(group) == self.place]
-        notes = [] if self.format is None else [*self.format.notes]
+        notes = [*self.format.notes]
         if len(weights := {group.weight for group in self.groups if group.responses}) > 1:
             notes.append(f"rows weigh {min(weights):g} to {max(weights):g} in the loss of methods that learn from data")
+        sample = self._sample(kept)
+        reason = ""
+        if sample is not None and sample.origin is not None and resolved_pairs(sample):
+            row = self._raw.get(sample.origin.row)
+            reason = self.format.reason(with_renamed_columns(row, self.source.columns))
         return SourceFacts(
             self.source.name,
             self.format_name,
@@ -372,38 +421,23 @@ class SourceReader:
             held_out=sum(_place(group) == self.place for group in other),
             skipped=len(self.bad),
             ties=sum(map(tied, kept)),
-            sample=self._sample(kept),
+            sample=sample,
+            reason=reason,
             notes=notes,
-            **known,
         )
 
-    def _sample(self, kept: Sequence[Group]) -> Sample | None:
+    def _sample(self, kept: Sequence[Group]) -> Group | None:
         """The first group, or the first one with a pair: it shows which response counts as better."""
         shown = [group for group in kept if group.origin is not None and group.origin.row in self._raw] or kept[:1]
-        group = next((group for group in shown if resolved_pairs(group)), next(iter(shown), None))
-        if group is None or group.origin is None or self.format is None:
-            return None
-        row = self._raw.get(group.origin.row)
-        reason = self.format.reason(with_renamed_columns(row, self.source.columns)) if resolved_pairs(group) else ""
-        used = {*reason.split(), *WEIGHTS, *LABEL_COLUMNS} if group.responses else set()
-        columns = row.items() if isinstance(row, Mapping) else ()
-        unused = [name for name, value in columns if _is_meant(value) and group.meta.get(name) is value]
-        return Sample(group, reason, tuple(name for name in unused if name not in used))
+        return next((group for group in shown if resolved_pairs(group)), next(iter(shown), None))
 
 
-def _is_meant(value: Any) -> bool:
-    """Whether a column seems to be there for a reader: all but single words, such as names and digests."""
-    if isinstance(value, str):
-        return len(value.split()) > 1 or value.replace(".", "").isdecimal()
-    return value not in (None, [], {})
-
-
-def _weight(group: Group, meta: Mapping[str, Any]) -> float:
+def _weight(group: Group, columns: Mapping[str, Any]) -> float:
     """How much a row with a response counts in a loss, by one of the columns WEIGHTS."""
     found = group.weight
     for name in WEIGHTS if group.responses else ():
         try:
-            weight = Format.number(meta, name)
+            weight = Format.number(columns, name)
         except BadRow:
             weight = -1.0
         if weight is None:
@@ -411,7 +445,7 @@ def _weight(group: Group, meta: Mapping[str, Any]) -> float:
         if weight < 0:
             raise BadRow(
                 f"column '{name}' says how much a row counts in a loss, so it must be a number of 0 or more, not "
-                f"{str(meta[name])[:60]!r}; if it means something else: `columns: {{other_{name}: {name}}}`"
+                f"{str(columns[name])[:60]!r}; if it means something else: `columns: {{other_{name}: {name}}}`"
             )
         found = weight
     return found
@@ -453,42 +487,9 @@ class UnknownFormat(DataError):
     """No format recognizes a source, whose columns the user may name."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How a recipe may say what a source's columns mean.
-
-    columns: expected -> actual. template: reads a vendor's layout.
-    """
-
-    format: str
-    columns: Mapping[str, str] = field(default_factory=dict)
-    template: str = ""
-
-    def __str__(self) -> str:
-        if self.template:
-            return f"data: {{path: FILE, template: {self.template}}}"
-        if not self.columns:
-            return f"data: {{{self.format}: FILE}}"
-        names = ", ".join(f"{expected}: {actual}" for expected, actual in self.columns.items())
-        return f"data: {{path: FILE, columns: {{{names}}}}}  # {self.format}"
-
-
-# Columns of vendors' own layouts -> the template that reads them.
-_LAYOUTS = {
-    ("input", "preferred_output", "non_preferred_output"): (
-        '{prompt: "{input.messages}", chosen: "{preferred_output}", rejected: "{non_preferred_output}"}'
-    ),
-    ("systemInstruction", "contents"): (
-        '{system: "{systemInstruction.parts[0].text}", prompt: "{contents[0].parts[0].text}", '
-        'response: "{contents[1].parts[0].text}"}'
-    ),
-    ("contents",): '{prompt: "{contents[0].parts[0].text}", response: "{contents[1].parts[0].text}"}',
-}
-
-
 def _detected_format(row: Any, formats: Formats, source: str) -> str:
     """The only format that matches a source's first row. Raises `DataError` if none or several do."""
-    matching = {name: cls for name, cls in formats.items() if _matches(cls, row)}
+    matching = {name: cls for name, cls in formats.items() if matches(cls, row)}
     if len(matching) == 1:
         return next(iter(matching))
     content = f"columns {_listed(row)}" if isinstance(row, Mapping) else kind_of(row)
@@ -497,48 +498,9 @@ def _detected_format(row: Any, formats: Formats, source: str) -> str:
             f"{source}: several formats match the first row ({content}). "
             f"Choose one, as in `data: {{FORMAT: FILE}}`:\n{_described(matching)}"
         )
-    text = f"{source}: no format matches the first row ({content})"
-    if readings := readings_of(row, formats):
-        kind = DataError if readings[0].template else UnknownFormat
-        raise kind("\n  ".join([f"{text}. Say what its columns mean, as in:", *map(str, readings)]))
-    raise UnknownFormat(
-        f"{text}. Rename columns with `columns: {{expected: actual}}`, say what they mean with a `template`, or name "
-        f"the format (`alignkit plugins FORMAT` describes it): {', '.join(formats)}"
-    )
-
-
-def readings_of(row: Any, formats: Formats) -> list[Reading]:
-    """The ways to read a row that no format recognizes: a vendor's layout, by a format's name, or renamed columns."""
-    if not isinstance(row, Mapping):
-        return []
-    template = next((template for columns, template in _LAYOUTS.items() if row.keys() >= set(columns)), "")
-    if template:
-        return [Reading("template", template=template)]
-    readings = [Reading(name) for name, cls in formats.items() if _reads(cls, row)]
-    for columns in _renamings(row):
-        renamed = with_renamed_columns(row, columns)
-        fitting = [name for name, cls in formats.items() if _matches(cls, renamed) and _reads(cls, renamed)]
-        if len(fitting) == 1 and fitting[0] not in {reading.format for reading in readings}:
-            readings.append(Reading(fitting[0], columns))
-    return readings
-
-
-def _renamings(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """What the columns may mean (expected -> actual), by their usual names."""
-    questions, answers, better, worse = (
-        [name for name in row if str(name).lower() in usual] for usual in (QUESTIONS, ANSWERS, BETTER, WORSE)
-    )
-    prompt = {}
-    if "prompt" not in row:
-        if len(questions) != 1:
-            return
-        prompt = {"prompt": questions[0]}
-    if len(better) == len(worse) == 1:
-        yield {**prompt, "chosen": better[0], "rejected": worse[0]}
-    yield from ({**prompt, "completion": name} for name in answers)
-    foreign = {f"other_{name}": name for name in row if name in FOREIGN}
-    if prompt or foreign:
-        yield prompt | foreign
+    advice = filter(None, plugins().notify("format_unrecognized", row=row, formats=formats))
+    help = next(advice, f"Name the format (`alignkit plugins FORMAT` describes it): {', '.join(formats)}")
+    raise UnknownFormat(f"{source}: no format matches the first row ({content}). {help}")
 
 
 def _listed(row: Iterable[Any], most: int = 20) -> str:
@@ -547,18 +509,11 @@ def _listed(row: Iterable[Any], most: int = 20) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
 
 
-def _matches(format_class: type[Format], row: Any) -> bool:
+def matches(format_class: type[Format], row: Any) -> bool:
+    """Whether a format recognizes a row."""
     try:
         return format_class.matches(row)
     except Exception:  # a plugin that fails on a foreign row does not match it
-        return False
-
-
-def _reads(format_class: type[Format], row: Any) -> bool:
-    """Whether a format that does not recognize a row can read it if a recipe names it."""
-    try:
-        return bool(checked_groups(format_class(), row, {}))
-    except Exception:  # whatever a format raises on a foreign row, it does not read it
         return False
 
 

@@ -269,8 +269,6 @@ class Results:
             _put(work, result)
         found = find(self.folder, stage, key, others)
         if found is None:
-            if result.exists():
-                say(f"{stage}: {damage_of(result)}; the stage runs again")
             return False
         if found != result:
             _copy(found, result)
@@ -280,6 +278,11 @@ class Results:
         shutil.rmtree(result / "checkpoints", ignore_errors=True)  # of a run that was killed just before this
         self._link(stage, result)
         return True
+
+    def damage(self, stage: str, key: str) -> str | None:
+        """What is wrong with the result for a key, in words; None if there is none."""
+        result = self._folder(RESULTS, stage, key)
+        return damage_of(result) if result.exists() else None
 
     def begin(self, stage: str, key: str, parts: Mapping[str, Any] | None = None, seconds: float = 0.0) -> Path:
         """Begin or continue a stage's work, and return its folder. parts: what the key is made of.

@@ -6,7 +6,7 @@ empty space to the left of the shorter ones.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import ClassVar
@@ -112,11 +112,11 @@ class Decoding:
     Rows leave and enter while others continue. Neighbors should have similar lengths: rows are decoded in blocks, and a
     block skips the columns that all of its rows leave empty.
 
-    change: how its cache follows. look_every: tokens that are written between two looks of the host.
+    change: how its cache follows. write_ahead: writes several tokens of all rows; None: one at a time is as fast.
     """
 
     change: ClassVar[type[Change]] = Change
-    look_every: ClassVar[int] = 1
+    write_ahead: ClassVar[Callable[..., Tensor] | None] = None
 
     def __init__(self) -> None:
         self.column = 0  # where every row's next token goes

@@ -10,7 +10,7 @@ import copy
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MethodType
@@ -69,46 +69,45 @@ class Base:
         files = weight_files(self._folder) if self._folder is not None else []
         return digest([file_digest(file) for file in files]) if files else None
 
-    def check_vocabulary(self, folder: Path) -> None:
-        """Raise RunFailed for a whole model that cannot be used with this base's tokenizer."""
-        if self._folder is None or not (self._folder / "config.json").is_file():
-            return
-        theirs, ours = (read_json(path / "config.json").get("vocab_size") for path in (folder, self._folder))
-        if None not in (theirs, ours) and theirs != ours:
-            raise RunFailed(f"{folder} knows {theirs} tokens, but the tokenizer of model.base '{self.name}' has {ours}")
-
     def save_origin(self, folder: Path) -> None:
         """Say in an adapter's folder, to programs and people, which base it is for."""
         facts = {"base": {"name": self.name, "revision": self.revision, "weights": self.weights}}
         write_json(folder / ORIGIN, facts)
         write_text(folder / "README.md", CARD.format(name=self.name, weights=self.weights or "unknown"))
 
-    def check_adapter(self, folder: Path, lora: LoraSpec | None, patterns: Mapping[str, Any] = {}) -> None:
-        """Raise RunFailed for an adapter of another base model, scale or kind: it might load and compute another thing.
+    def misfit(self, folder: Path, lora: LoraSpec | None = None, patterns: Mapping[str, Any] = {}) -> str:
+        """Why the weights in a folder cannot be used on this base model; empty if they can.
 
-        lora: of the adapters on this base model; None: it may have any scale. patterns: peft's options that differ
-        between layers, which are known once the base is loaded.
+        An adapter of another base model, scale or kind might load and compute another thing. lora: of the adapters on
+        this base model; None: an adapter may have any scale. patterns: peft's options that differ between layers, which
+        are known once the base is loaded. Raises RunFailed for files that cannot be read.
         """
+        if not is_adapter(folder):
+            theirs, ours = _vocabulary(folder), _vocabulary(self._folder)
+            other = None not in (theirs, ours) and theirs != ours
+            what = f"knows {theirs} tokens, but the tokenizer of model.base '{self.name}' has {ours}"
+            return f"{folder} {what}" if other else ""
         if not self.fits(folder):
-            name, known = base_name(folder), _saved(folder).get("name")
-            raise RunFailed(
-                f"{folder} is an adapter for the base model '{name}', not for '{self.name}'"
-                + (": their weights differ" if known == self.name else "")
-            )
-        saved = read_json(folder / CONFIG)
-        scale = {} if lora is None else lora.model_dump(include={"r", "lora_alpha", "use_rslora"})
-        for key, value in {**scale, **patterns}.items():
+            text = f"{folder} is an adapter for the base model '{base_name(folder)}', not for '{self.name}'"
+            return f"{text}: their weights differ" if _saved(folder).get("name") == self.name else text
+        saved, asked = read_json(folder / CONFIG), dict(patterns)
+        if lora is not None:
+            asked |= lora.model_dump(include={"r", "lora_alpha", "use_rslora"})
+        for key, value in asked.items():
             theirs = saved.get(key, value) or type(value)()
             if theirs != value:
-                raise RunFailed(f"{folder}: this adapter has {key} {theirs}, but the recipe's model.lora has {value}")
-        if variant := next((key for key in VARIANTS if saved.get(key)), ""):
-            raise RunFailed(f"{folder}: this adapter has {variant} {saved[variant]}, which alignkit does not compute")
-        if str(start := saved.get("init_lora_weights")).startswith(SUBTRACTED):
-            raise RunFailed(
+                return f"{folder}: this adapter has {key} {theirs}, but the recipe's model.lora has {value}"
+        for key in VARIANTS:
+            if saved.get(key):
+                return f"{folder}: this adapter has {key} {saved[key]}, which alignkit does not compute"
+        start = str(saved.get("init_lora_weights"))
+        if start.startswith(SUBTRACTED):
+            return (
                 f"{folder}: this adapter began as '{start}', so it belongs to weights that differ from the base "
                 "model's\n"
                 "help: let peft convert it: save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START)"
             )
+        return ""
 
     def fits(self, folder: Path) -> bool:
         """Whether the adapter in a folder is for this base model: by the digest of the weights, or else by name."""
@@ -126,6 +125,12 @@ def is_adapter(folder: Path) -> bool:
 def base_name(folder: Path) -> str:
     """The name of the base model that the adapter in a folder is for."""
     return str(_saved(folder).get("name") or _source(folder))
+
+
+def _vocabulary(folder: Path | None) -> Any:
+    """The number of tokens that the model in a folder knows; None if that is not known."""
+    file = None if folder is None else folder / "config.json"
+    return None if file is None or not file.is_file() else read_json(file).get("vocab_size")
 
 
 def _source(folder: Path) -> Any:
@@ -156,7 +161,7 @@ class Adapters:
     def __init__(self, model: Any, spec: LoraSpec, active: ActiveAdapter, base: Base):
         self.model, self.spec, self.active, self.base = model, spec, active, base
         self._peft: Any = None
-        self._targets: LoraTargets | None = None
+        self._targets: Targets | None = None
 
     def add(self, role: str, seed: int, start: Path | str | None) -> str:
         """Add an adapter for a role and return its name.
@@ -201,7 +206,7 @@ class Adapters:
     @property
     def on_stacks(self) -> bool:
         """Whether weights that are no linear layer's have adapters, such as stacked experts."""
-        return self._targets is not None and bool(self._targets.parameters)
+        return self._targets is not None and bool(self._targets[1])
 
     def everything(self) -> list[nn.Parameter]:
         """The weights of all adapters."""
@@ -235,9 +240,9 @@ class Adapters:
         from peft import LoraConfig
 
         config = LoraConfig(task_type="CAUSAL_LM", **self.spec.model_dump())
-        targets = self._resolved(config)
-        config.target_modules = targets.modules if isinstance(targets.modules, str) else set(targets.modules)
-        config.target_parameters = targets.parameters or None
+        if self._targets is None:  # while the model has no adapter
+            self._targets = lora_targets(self.model, config)
+        config.target_modules, config.target_parameters = self._targets
         # The draws follow from `seed`, and leave the process's own generator where it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -248,14 +253,6 @@ class Adapters:
         for layer in self._layers():
             _patch_forward(layer, self.active)
         self._refuse_special()
-
-    def _resolved(self, config: Any) -> LoraTargets:
-        """The layers that get an adapter: found once, while the model has none. Logs what the default leaves out."""
-        if self._targets is None:
-            self._targets = lora_targets(self.model, config)
-            if self._targets.frozen:
-                logging.getLogger("alignkit").warning(self._targets.frozen)
-        return self._targets
 
     def _inject_by_peft(self, adapter: str, config: Any) -> None:
         from peft import get_peft_model
@@ -281,7 +278,7 @@ class Adapters:
             if not isinstance(layer, LoraLayer):
                 continue
             base, what = layer.base_layer, special.get(id(layer))
-            if isinstance(base, nn.Linear) and is_router("", base):
+            if isinstance(base, nn.Linear) and _is_router("", base):
                 what = f"a router ({type(base).__name__})"
             if what is not None:
                 raise RunFailed(f"model.lora.target_modules: {name} is {what} and cannot have an adapter; leave it out")
@@ -291,7 +288,8 @@ class Adapters:
 
         ours = self.model.peft_config[adapter]
         patterns = {"rank_pattern": ours.rank_pattern, "alpha_pattern": ours.alpha_pattern}
-        self.base.check_adapter(folder, self.spec, patterns)
+        if reason := self.base.misfit(folder, self.spec, patterns):
+            raise RunFailed(reason)
         state = read_weights(folder / WEIGHTS)
         state.pop(SCORE, None)  # a role loads its head itself
         if whole := next((key for key in state if ".lora_" not in key), ""):  # peft would write it into the base
@@ -301,12 +299,10 @@ class Adapters:
             )
         result = set_peft_model_state_dict(self._peft, state, adapter_name=adapter)
         missing = [key for key in result.missing_keys if f".{adapter}." in key]
-        if missing or result.unexpected_keys:
-            weight = (missing or result.unexpected_keys)[0]
-            raise RunFailed(
-                f"{folder}: this adapter does not fit the recipe's model.base or model.lora: "
-                + (f"it lacks the weight {weight}" if missing else f"it has the unknown weight {weight}")
-            )
+        wrong = [f"it lacks the weight {key}" for key in missing]
+        wrong += [f"it has the unknown weight {key}" for key in result.unexpected_keys]
+        if wrong:
+            raise RunFailed(f"{folder}: this adapter does not fit the recipe's model.base or model.lora: {wrong[0]}")
 
     def _layers(self) -> list[Any]:
         from peft.tuners.lora import LoraLayer
@@ -347,10 +343,8 @@ def _sort_facts(file: Path) -> None:
     with file.open("r+b") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(size))
-        facts = header.pop("__metadata__", {})
-        text = json.dumps({"__metadata__": dict(sorted(facts.items())), **header}, separators=(",", ":"))
-        if len(text.encode()) > size:
-            raise RunFailed(f"{file} cannot be written with sorted metadata")  # impossible: the same text, reordered
+        facts = sorted(header.pop("__metadata__").items())
+        text = json.dumps({"__metadata__": dict(facts), **header}, separators=(",", ":"))
         stream.seek(8)
         # Padded to the old size, because tensors are found by their distance from the header's end.
         stream.write(text.encode().ljust(size))
@@ -361,59 +355,50 @@ def _sort_facts(file: Path) -> None:
 ALL = "all-linear"
 
 
-# Every linear layer but the head and the routers. In a mixture of experts, peft's own `all-linear` would also wrap the
-# routers and the experts' stacked weights. Stacked weights are merged with their adapter in every pass, so a pass would
-# store as much as all experts weigh. Routers choose experts by a hard limit, and some return a tuple, to which nothing
-# can be added. Both stay frozen unless they are named.
+# All linear layers but the head, the routers, and state space outputs. In a mixture of experts peft's own `all-linear`
+# would also wrap the routers and the experts' stacked weights. Stacked weights are merged with their adapter in every
+# pass, so a pass would store as much as all experts weigh. Routers choose experts by a hard limit, and some return a
+# tuple, to which nothing can be added. Both stay frozen unless they are named.
+
+# peft's `target_modules` and `target_parameters`
+Targets = tuple[str | set[str], list[str] | None]
 
 
-@dataclass(frozen=True)
-class LoraTargets:
-    """What peft is asked to adapt.
+def lora_targets(model: Any, config: Any) -> Targets:
+    """What `config.target_modules` means in a model without adapters. Logs what `all-linear` leaves out.
 
-    modules: peft's `target_modules`. parameters: its `target_parameters`. frozen: a sentence on what was left out,
-    empty if nothing was.
+    config: a peft `LoraConfig`, left as it is.
     """
+    from transformers.pytorch_utils import Conv1D
 
-    modules: str | list[str]
-    parameters: list[str] = field(default_factory=list)
-    frozen: str = ""
-
-
-def lora_targets(model: Any, config: Any) -> LoraTargets:
-    """Resolve `config.target_modules` for a model without adapters. config: a peft `LoraConfig`, left as it is."""
     if config.target_modules != ALL:
-        return LoraTargets(config.target_modules)
-    experts = [name for name, module in model.named_modules() if _holds_experts(module)]
-    routers = [name for name, module in model.named_modules() if is_router(name, module)]
-    states = [name for name, module in model.named_modules() if _is_read_by_its_parent(model, name, module)]
-    if not (experts or routers or states):
-        return LoraTargets(ALL)  # leaves the choice, and the words in saved adapters, to peft
-    inside = tuple(f"{router}." for router in routers)
-    names = {name for name in _linear_layers(model) if name not in states and not f"{name}.".startswith(inside)}
+        return config.target_modules, None
+    linear: list[str] = []
+    frozen: list[str] = []
+    routers: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if _is_router(name, module):
+            routers = (*routers, f"{name}.")
+        if _is_router(name, module) or _holds_experts(module) or _is_read_by_parent(model, name):
+            frozen.append(name)
+        elif isinstance(module, nn.Linear | Conv1D) and not name.startswith(routers):
+            linear.append(name)
+    if not frozen:
+        return ALL, None  # leaves the choice, and the words in saved adapters, to peft
+    more = f" and {len(frozen) - 1} more" if len(frozen) > 1 else ""
+    logging.getLogger("alignkit").warning(f"model.lora.target_modules: {ALL} leaves frozen: {frozen[0]}{more}")
     # peft reads some layers' names as those of experts, which had one layer each in earlier versions of transformers.
-    renamed = {leaf for leaf in {_leaf(name) for name in names} if _renamed_by_peft(leaf, model, config)}
-    return LoraTargets(
-        sorted(name for name in names if _leaf(name) not in renamed),
-        sorted(f"{name}.weight" for name in names if _leaf(name) in renamed),
-        _sentence({"experts": experts, "routers": routers, "state space outputs": states}),
-    )
+    linear = [name for name in linear if model.get_submodule(name) is not model.get_output_embeddings()]
+    renamed = {leaf for leaf in map(_leaf, linear) if _renamed_by_peft(leaf, model, config)}
+    modules = {name for name in linear if _leaf(name) not in renamed}
+    return modules, sorted(f"{name}.weight" for name in linear if _leaf(name) in renamed)
 
 
-def is_router(name: str, module: Any) -> bool:
+def _is_router(name: str, module: Any) -> bool:
     """Whether a module chooses experts, or is the linear layer by which one does."""
     kind = type(module).__name__
     named = isinstance(module, nn.Linear) and _leaf(name) in ("router", "gate")
     return named or "Router" in kind or "Gating" in kind or ("Mo" in kind and kind.endswith("Gate"))
-
-
-def _linear_layers(model: Any) -> list[str]:
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    return [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
-    ]
 
 
 def _holds_experts(module: Any) -> bool:
@@ -422,12 +407,10 @@ def _holds_experts(module: Any) -> bool:
     return not convolution and any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
 
 
-def _is_read_by_its_parent(model: Any, name: str, module: Any) -> bool:
+def _is_read_by_parent(model: Any, name: str) -> bool:
     """Whether a state space layer passes this layer's weight to a kernel, past any adapter; peft refuses it by name."""
-    if _leaf(name) != "out_proj" or not isinstance(module, nn.Linear):
-        return False
     parent = type(model.get_submodule(name.rpartition(".")[0])).__name__
-    return "Mamba" in parent or "Mixer" in parent
+    return _leaf(name) == "out_proj" and ("Mamba" in parent or "Mixer" in parent)
 
 
 def _leaf(name: str) -> str:
@@ -436,10 +419,8 @@ def _leaf(name: str) -> str:
 
 def _renamed_by_peft(leaf: str, model: Any, config: Any) -> bool:
     """Whether peft takes the name of a layer for that of an expert's weight."""
-    try:
-        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-    except ImportError:  # an older peft, which renames nothing
-        return False
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
     probe = copy.deepcopy(config)
     probe.target_modules = {leaf}
     try:
@@ -447,12 +428,3 @@ def _renamed_by_peft(leaf: str, model: Any, config: Any) -> bool:
     except ValueError:  # one of two weights that peft expects together
         return True
     return set(probe.target_modules) != {leaf}
-
-
-def _sentence(frozen: dict[str, list[str]]) -> str:
-    parts = [
-        f"{what} ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})"
-        for what, names in frozen.items()
-        if names
-    ]
-    return f"model.lora.target_modules: {ALL} leaves these frozen: {', '.join(parts)}"

@@ -76,7 +76,8 @@ def whole_model(
         network = network.dequantize(torch.float32).float()
     notes = []
     if saved is not None:
-        base.check_adapter(saved, None)
+        if reason := base.misfit(saved):
+            raise RunFailed(reason)
         network = _with_adapter(network, saved).merge_and_unload(safe_merge=True)
         if quantized:
             notes.append(f"merged into the values that {spec.quantization} rounds the weights to, as it was trained")

@@ -12,6 +12,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.lora import prepacked_weights
 from alignkit.kernels.memory import available, release_cached, total
 from alignkit.models.loading import backbone, largest
-from alignkit.models.next_token import Processor, choose
+from alignkit.models.next_token import choose
 from alignkit.models.shared_model import SharedModel
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder, Ids
@@ -80,6 +81,25 @@ class Continuation:
     staleness: int = 0
 
 
+@dataclass(frozen=True)
+class Generation:
+    """What a role is asked to write: one continuation for each of a prompt's random streams, in order.
+
+    prompts: token ids. A prompt may be the beginning of a conversation with its answers so far. streams: numbers, as
+    from `seeds.number`. labels: of the prompts, for errors. partner: answers the policy's turns; `max_new_tokens` are
+    then those of the policy in all of its turns. Prompts with their new tokens must fit the model's context.
+    """
+
+    model: SharedModel
+    role: str
+    encoder: Encoder
+    prompts: Sequence[Ids]
+    streams: Sequence[Sequence[int]]
+    sampling: Sampling
+    labels: Sequence[str] = ()
+    partner: Partner | None = None
+
+
 # What samples
 
 
@@ -90,48 +110,46 @@ def sample(
     groups: Sequence[Group],
     sampling: Sampling,
     *,
-    seed: int,
-    place: tuple[str | int, ...] = (),
-    numbers: Sequence[int] | None = None,
-    samples_per_prompt: int = 1,
     done: Callable[[int], None] = lambda responses: None,
-    partner: Partner | None = None,
-    processors: Sequence[Processor] = (),
+    **named: Any,
 ) -> list[Group]:
     """Sample a role's responses to the groups' prompts; they replace the groups' own responses.
 
-    seed, place: name the random streams, with each prompt's number (default: its index) and its sample's number.
-    done: is given the number of finished responses. Prompts with their new tokens must fit the model's context.
-    partner: answers the policy's turns; `max_new_tokens` are then those of the policy in all of its turns.
-    Raises DataError for an empty prompt.
+    done: is given the number of finished responses. named: see `build_request`. Raises DataError for an empty prompt.
     """
-    numbers = range(len(groups)) if numbers is None else numbers
-    prompts, streams, labels = questions(encoder, groups, samples_per_prompt, seed, place, numbers)
-    more: dict[str, Any] = {"done": done, "partner": partner, "labels": labels, "processors": processors}
-    written = generate(model, role, encoder, prompts, streams, sampling, **more)
-    return answered(encoder, groups, written, role)
+    request = build_request(model, role, encoder, groups, sampling, **named)
+    return attach(request, groups, generate(request, done=done))
 
 
-def questions(
+def build_request(
+    model: SharedModel,
+    role: str,
     encoder: Encoder,
     groups: Sequence[Group],
-    samples_per_prompt: int,
+    sampling: Sampling,
+    *,
     seed: int,
-    place: tuple[str | int, ...],
-    numbers: Sequence[int],
-) -> tuple[list[Ids], list[list[int]], list[str]]:
-    """The prompts, streams and labels with which `generate` samples for groups. See `sample`."""
+    path: tuple[str | int, ...] = (),
+    numbers: Sequence[int] | None = None,
+    samples_per_prompt: int = 1,
+    partner: Partner | None = None,
+) -> Generation:
+    """Ask for responses to the groups' prompts.
+
+    seed, path: name the random streams, with each prompt's number (default: its index) and its sample's number.
+    """
     prompts = [encoder.prompt(group.prompt, group.tools) for group in groups]
-    streams = [[seeds.number(seed, *place, n, k) for k in range(samples_per_prompt)] for n in numbers]
-    return prompts, streams, [str(group.origin or preview(group)) for group in groups]
+    labels = [str(group.origin or preview(group)) for group in groups]
+    streams = []
+    for n in range(len(groups)) if numbers is None else numbers:
+        streams.append([seeds.number(seed, *path, n, k) for k in range(samples_per_prompt)])
+    return Generation(model, role, encoder, prompts, streams, sampling, labels, partner)
 
 
-def answered(
-    encoder: Encoder, groups: Sequence[Group], written: Sequence[Sequence[Continuation]], role: str
-) -> list[Group]:
+def attach(request: Generation, groups: Sequence[Group], written: Sequence[Sequence[Continuation]]) -> list[Group]:
     """The groups with what was written for them as their responses."""
     return [
-        replace(group, responses=tuple(_response(encoder, one, role) for one in each), pairs=None)
+        replace(group, responses=tuple(_response(request.encoder, one, request.role) for one in each), pairs=None)
         for group, each in zip(groups, written, strict=True)
     ]
 
@@ -157,30 +175,15 @@ def last_turn(tokens: Sequence[int], written: Sequence[bool] | None) -> Ids:
 
 @torch.no_grad()
 def generate(
-    model: SharedModel,
-    role: str,
-    encoder: Encoder,
-    prompts: Sequence[Ids],
-    streams: Sequence[Sequence[int]],
-    sampling: Sampling,
-    *,
-    done: Callable[[int], None] = lambda responses: None,
-    partner: Partner | None = None,
-    labels: Sequence[str] = (),
-    wrote: Wrote | None = None,
-    processors: Sequence[Processor] = (),
+    request: Generation, *, done: Callable[[int], None] = lambda responses: None, wrote: Wrote | None = None
 ) -> list[list[Continuation]]:
-    """Continue prompts that are given as token ids: once for each of a prompt's random streams, in order.
-
-    streams: their numbers, as from `seeds.number`. A prompt may be the beginning of a conversation with its answers so
-    far. labels: of the prompts, for errors. wrote: called after every token. processors: transformers' logits
-    processors. An engine uses neither. See `sample`.
-    """
+    """Write the continuations of a request. done: see `sample`. wrote: called after every token; not by an engine."""
+    model, prompts, sampling, partner = request.model, request.prompts, request.sampling, request.partner
     if not all(prompts):
         raise DataError("cannot sample from an empty prompt: this tokenizer does not begin texts with a special token")
     if model.engine is not None:
-        return list(model.engine.generate(model, role, encoder, prompts, streams, sampling, done, labels, partner))
-    model.passes.gather(role)
+        return list(model.engine.request(request).result(done))
+    model.passes.gather(request.role)
     sequences = [
         # All draws in advance: they do not depend on when, or next to which rows, a token is written.
         ActiveSequence(
@@ -191,7 +194,7 @@ def generate(
             most=sampling.max_new_tokens if partner is None else partner.max_length - len(prompts[prompt]),
             complete=partner is None,
         )
-        for prompt, numbers in enumerate(streams)
+        for prompt, numbers in enumerate(request.streams)
         for number, stream in enumerate(numbers)
     ]
     # Longest prompts first, so that rows of similar lengths are neighbors and little of the cache stays empty.
@@ -200,7 +203,7 @@ def generate(
     def finished() -> None:
         done(sum(row.over for row in sequences))
 
-    decoder = Decoder(model, role, encoder, prompts, sampling, finished, partner, wrote, processors)
+    decoder = Decoder(request, finished, wrote)
     while not _written(decoder, deque(row for row in queue if row.active or (row.waiting and decoder.continues(row)))):
         # Only here, where the traceback of the error no longer holds the activations.
         gc.collect()
@@ -218,13 +221,14 @@ def _written(decoder: Decoder, queue: deque[ActiveSequence]) -> bool:
 
     Turns that have not ended start over: a sample depends on its draws only, not on who is sampled with it.
     """
-    model, waiting = decoder.model, list(queue)  # a copy, because writing empties the queue
-    limit, weights = decoder.most_rows(), model.roles[decoder.role]
+    request, model = decoder.request, decoder.request.model
+    waiting = list(queue)  # a copy, because writing empties the queue
+    limit, weights = decoder.most_rows(), model.roles[request.role]
     try:
         with model.multiplying():
             if model.packs:
                 rows = min(limit, len(queue))
-                with prepacked_weights(weights.model, weights.adapter, rows, decoder.sampling.max_new_tokens):
+                with prepacked_weights(weights.model, weights.adapter, rows, request.sampling.max_new_tokens):
                     RowBatch(decoder, queue, limit).run()
             else:
                 decoder.write_by_prompt(queue, limit)
@@ -367,93 +371,65 @@ class Decoder:
     finished: called when turns have ended.
     """
 
-    model: SharedModel
-    role: str
-    encoder: Encoder
-    prompts: Sequence[Ids]
-    sampling: Sampling
+    request: Generation
     finished: Callable[[], None]
-    partner: Partner | None = None
     wrote: Wrote | None = None
-    processors: Sequence[Processor] = ()
 
     def context(self, row: ActiveSequence) -> Ids:
         """All that a row has: its prompt, and its tokens."""
-        return (*self.prompts[row.prompt], *row.tokens) if row.tokens else self.prompts[row.prompt]
+        prompt = self.request.prompts[row.prompt]
+        return (*prompt, *row.tokens) if row.tokens else prompt
+
+    def length(self, row: ActiveSequence) -> int:
+        """Tokens of the context."""
+        return len(self.request.prompts[row.prompt]) + len(row.tokens)
 
     def count(self, **tokens: int) -> None:
-        if self.partner is not None:
-            self.partner.counts.update(tokens)
+        if self.request.partner is not None:
+            self.request.partner.counts.update(tokens)
 
     def continues(self, row: ActiveSequence) -> bool:
         """Whether others answer a turn that has ended; the row then has their tokens."""
-        assert self.partner is not None  # otherwise no row waits
-        if row.answer(self.partner) is not None:
+        assert self.request.partner is not None  # otherwise no row waits
+        if row.answer(self.request.partner) is not None:
             return True
         self.finished()
         return False
 
-    @property
-    def looks_at_every_token(self) -> bool:
-        """Whether something here has to see a token before the next one is drawn."""
-        return self.wrote is not None or bool(self.processors)
+    @cached_property
+    def ends(self) -> Tensor:
+        """The tokens that end a turn, on the model's device."""
+        return torch.tensor(sorted(self.request.encoder.end_ids), dtype=torch.int64, device=self.request.model.device)
 
-    def write(
-        self,
-        rows: Sequence[ActiveSequence],
-        logits: Tensor,
-        count: int = 1,
-        read: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """Append up to `count` tokens to every active row, and return the last ones of all rows, [rows].
+    def write(self, rows: Sequence[ActiveSequence], logits: Tensor) -> Tensor:
+        """Append a token to every active row, and return the new tokens of all rows, [rows].
 
-        logits: [rows, vocabulary] of the first. read: given tokens and their positions, [rows] each, returns the
-        logits of the next ones. Ended rows stay until the next refill. What is drawn for them is dropped, and no other
-        row reads it.
+        logits: [rows, vocabulary]. Ended rows stay until the next refill. What is drawn for them is dropped, and no
+        other row reads it.
         """
-        device, sampling = logits.device, self.sampling
-        draws = np.zeros((count, len(rows)))
+        draws, early, sampling = torch.zeros(len(rows), dtype=torch.float64), None, self.request.sampling
         for column, row in enumerate(rows):
             if row.active:
-                own = row.draws[row.sampled : row.sampled + count]
-                draws[: len(own), column] = own
-        uniform = torch.from_numpy(draws).to(device)
-        short = torch.tensor([row.sampled for row in rows]) + torch.arange(count)[:, None] < sampling.min_new_tokens
-        ends = torch.tensor(sorted(self.encoder.end_ids) if short.any() else [], dtype=torch.int64, device=device)
-        early = short.to(device) if len(ends) else [None] * count
-        contexts: list[Ids | None] = []
-        if self.processors:
-            contexts = [self.context(row) if row.active else None for row in rows]
-        positions = self._positions(rows, count).to(device) if count > 1 else None
-        drawn: list[Tensor] = []
-        for step in range(count):
-            chosen, logprobs = choose(logits, uniform[step], sampling, early[step], ends, self.processors, contexts)
-            drawn.append(torch.stack([chosen.double(), logprobs.double()]))  # both exact in fp64
-            if step + 1 < count:  # the caller reads the last token, if any row still needs more
-                assert read is not None and positions is not None
-                logits = read(chosen, positions[step])
-        self._append(rows, torch.stack(drawn).tolist())  # the only time that the host waits for a GPU
+                draws[column] = row.draws[row.sampled]
+        short = torch.tensor([row.sampled < sampling.min_new_tokens for row in rows])
+        if short.any():
+            early = short.to(logits.device)
+        chosen, logprobs = choose(logits, draws.to(logits.device), sampling, early, self.ends)
+        self.append(rows, chosen.tolist(), logprobs.tolist())
         return chosen
 
-    def _positions(self, rows: Sequence[ActiveSequence], count: int) -> Tensor:
-        """The positions of the next tokens, [count, rows]. A row without room stays at its last one."""
-        lengths = torch.tensor([len(self.prompts[row.prompt]) + len(row.tokens) for row in rows])
-        room = torch.tensor([row.room if row.active else 0 for row in rows])
-        return lengths + torch.minimum(torch.arange(count)[:, None], room - 1)
-
-    def _append(self, rows: Sequence[ActiveSequence], drawn: Sequence[tuple[list[float], list[float]]]) -> None:
-        """Append tokens up to the end of each row. drawn: of each step, the ids and log-probabilities of all rows."""
-        ended = False
-        for ids, logprobs in drawn:
-            for row, token, logprob in zip(rows, map(int, ids), logprobs, strict=True):
-                if not row.active:
-                    continue
-                if not math.isfinite(logprob):
-                    raise RunFailed(DIVERGED)
-                row.write(token, logprob)
-                stopped = has_stopped(self.encoder, row.tokens[row.turn :], self.sampling.stop)
-                row.ended = stopped or token in self.encoder.end_ids
-                ended = ended or not row.active
+    def append(self, rows: Sequence[ActiveSequence], ids: Sequence[int], logprobs: Sequence[float]) -> None:
+        """Append a token to every active row, which may end it."""
+        encoder, ended = self.request.encoder, False
+        for row, token, logprob in zip(rows, ids, logprobs, strict=True):
+            if not row.active:
+                continue
+            if not math.isfinite(logprob):
+                raise RunFailed(DIVERGED)
+            row.write(token, logprob)
+            stopped = has_stopped(encoder, row.tokens[row.turn :], self.request.sampling.stop)
+            row.ended = stopped or token in encoder.end_ids
+            ended = ended or not row.active
         if self.wrote is not None:
             self.wrote(rows)
         if ended:
@@ -461,33 +437,36 @@ class Decoder:
 
     def most_rows(self) -> int:
         """Rows whose keys and values fit the memory for them, halved for each time that it ran out while sampling."""
-        device, halvings = self.model.device, self.model.memory.sampling_halvings
-        config = self.model.model.config.get_text_config()
-        longest = max((len(prompt) for prompt in self.prompts), default=0)
-        new = self.sampling.max_new_tokens if self.partner is None else max(0, self.partner.max_length - longest)
-        row = row_bytes(config, self.model.dtype.itemsize, longest, new)
+        model, partner = self.request.model, self.request.partner
+        device, halvings, config = model.device, model.memory.sampling_halvings, model.model.config.get_text_config()
+        longest = max(map(len, self.request.prompts), default=0)
+        new = self.request.sampling.max_new_tokens
+        if partner is not None:
+            new = max(0, partner.max_length - longest)
+        row = row_bytes(config, model.dtype.itemsize, longest, new)
         if device.type == "cuda":
             return most_rows(row, available(device), halvings, config.vocab_size)
         return most_rows(row, total(device), halvings)
 
     def write_by_prompt(self, queue: deque[ActiveSequence], limit: int) -> None:
         """Write all sequences with the model's own attention and cache, up to `limit` samples of a prompt at a time."""
+        model, role = self.request.model, self.request.role
         while queue:
             rows = [queue.popleft()]
             # Rows with the same context have the same length, so this needs no padding and no mask.
             while queue and len(rows) < limit and queue[0].key == rows[0].key:
                 rows.append(queue.popleft())
-            tokens = torch.tensor([self.context(rows[0])] * len(rows), device=self.model.device)
+            tokens = torch.tensor([self.context(rows[0])] * len(rows), device=model.device)
             self.count(read=tokens.numel())
             kept: dict[str, Any] = {}
             # RecurrentGemma would keep its states in its layers, and not give them back.
-            keeps = backbone(self.model.model).config.model_type != "recurrent_gemma"
+            keeps = backbone(model.model).config.model_type != "recurrent_gemma"
             while any(row.active for row in rows):
-                with self.model.using_role(self.role) as network:
+                with model.using_role(role) as network:
                     output = backbone(network)(input_ids=tokens, use_cache=keeps, **kept)
                 kept = {name: output[name] for name in CACHES if output.get(name) is not None}
-                logits = self.model.next_logits(self.role, output.last_hidden_state[:, -1])
-                self.model.should_stop()
+                logits = model.next_logits(role, output.last_hidden_state[:, -1])
+                model.should_stop()
                 new = self.write(rows, logits)[:, None]
                 # With nothing kept, every token is computed from all before it.
                 tokens = new if kept else torch.cat([tokens, new], dim=1)
@@ -503,33 +482,32 @@ class RowBatch:
 
     def __init__(self, decoder: Decoder, queue: deque[ActiveSequence], limit: int):
         """limit: most rows at a time."""
-        self.decoder, self.model, self.queue, self.limit = decoder, decoder.model, queue, limit
+        self.decoder, self.queue, self.limit = decoder, queue, limit
+        self.model, self.role = decoder.request.model, decoder.request.role
         self.decoding = decoding_for(self.model.device)
-        self.look_every = 1 if decoder.looks_at_every_token else self.decoding.look_every
         self.rows: list[ActiveSequence] = []
         self.logits = torch.zeros(0, device=self.model.device)  # [rows, vocabulary] of the next tokens
 
     def run(self) -> None:
         """Write all sequences of the queue to their ends."""
-        prompts = self.decoder.prompts
+        decoder = self.decoder
         while self._refill():
             self.model.should_stop()
-            count = self.look_every
-            if count > 1:
-                count = min(count, max((row.room for row in self.rows if row.active), default=1))
-            tokens = self.decoder.write(self.rows, self.logits, count, self._read)
+            if self.decoding.write_ahead is None or decoder.wrote is not None:
+                tokens = decoder.write(self.rows, self.logits)
+            else:
+                tokens = self.decoding.write_ahead(decoder, self.rows, self.logits, self._read)
             if any(row.active for row in self.rows):
                 # The token just appended is read next; as positions count from 0, its position is the length minus 1.
-                lengths = [len(prompts[row.prompt]) + len(row.tokens) for row in self.rows]
-                self.logits = self._read(tokens, torch.tensor(lengths) - 1)
+                self.logits = self._read(tokens, torch.tensor([decoder.length(row) for row in self.rows]) - 1)
 
     def _read(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Read a new token of each row [rows], at these positions [rows], and return the logits of the next ones."""
         tokens, positions = tokens[:, None].to(self.model.device), positions[:, None].to(self.model.device)
-        with attention.using(self.decoding), self.model.using_role(self.decoder.role) as network:
+        with attention.using(self.decoding), self.model.using_role(self.role) as network:
             output = backbone(network)(input_ids=tokens, position_ids=positions, use_cache=False)
         self.decoding.advance()
-        return self.model.next_logits(self.decoder.role, output.last_hidden_state[:, 0])
+        return self.model.next_logits(self.role, output.last_hidden_state[:, 0])
 
     def _refill(self) -> bool:
         """Replace finished rows once enough are idle. Returns whether there is anything left to write."""
@@ -608,10 +586,10 @@ class RowBatch:
         places = [index[id(row)] for row in kept]
         logits = [self.logits[places]]
         if layout is not None:
-            hidden = self.model.hidden(self.decoder.role, layout, torch.tensor(tokens))
+            hidden = self.model.hidden(self.role, layout, torch.tensor(tokens))
             self.decoder.count(read=len(tokens))
         self.rows = [*kept, *entering]
         self.decoding.update_rows(places, max(row.room for row in self.rows), layout, owners)
         if layout is not None:
-            logits.append(self.model.next_logits(self.decoder.role, hidden[torch.tensor(ends).to(hidden.device)]))
+            logits.append(self.model.next_logits(self.role, hidden[torch.tensor(ends).to(hidden.device)]))
         self.logits = torch.cat(logits)  # in the order of `rows` and of the cache

@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import json
 import logging
-import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_TIMEOUT = 5  # seconds to wait for the hub, unless HF_HUB_ETAG_TIMEOUT is set
-_WHOLE = ("embed", "lm_head", "wte", "wpe")  # matrices that bitsandbytes leaves as they are
 _AGAIN = "copy or download the files again (`git lfs pull` if they come from a repository)"
 
 
@@ -382,22 +380,6 @@ def backbone(model: Any) -> Any:
     """The network below a model's head, which computes hidden states."""
     network = getattr(model, model.base_model_prefix, None)
     return model.model if network is None else network  # Llama 4's prefix names an attribute that does not exist
-
-
-def weight_bytes(spec: ModelSpec, folder: Path) -> float | None:
-    """Bytes of a model's weights in memory with these settings; None if its files cannot be read."""
-    width = dtype_of(spec, device_of(spec.device)).itemsize
-    total = 0.0
-    try:
-        for file in weight_files(folder):
-            with safe_open(file, "pt") as content:
-                for name in content.keys():  # noqa: SIM118  (a safetensors file is not iterable)
-                    shape = content.get_slice(name).get_shape()
-                    quantized = len(shape) == 2 and not any(part in name for part in _WHOLE)
-                    total += math.prod(shape) * ((quantized_width(spec) if quantized else None) or width)
-    except (RunFailed, SafetensorError, OSError):  # which loading will report
-        return None
-    return total or None
 
 
 # Where a reward model reads its score, so that transformers, peft and TRL read it at the same token. Transformers

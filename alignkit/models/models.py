@@ -20,7 +20,7 @@ from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.kernels.memory import release_cached, trim
 from alignkit.models.adapters import is_adapter
 from alignkit.models.export import export
-from alignkit.models.generate import Continuation, Wrote, generate, sample
+from alignkit.models.generate import Continuation, Generation, Wrote, generate, sample
 from alignkit.models.loading import has_score, with_padding
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import measure, micro_batches, pack
@@ -221,7 +221,7 @@ class RolePolicy:
     ) -> list[list[Continuation]]:
         """Continue prompts that are given as token ids; see `alignkit.models.generate`."""
         role = self.base.role(self.reference)
-        return generate(self.model, role, self.encoder, prompts, streams, sampling, wrote=wrote)
+        return generate(Generation(self.model, role, self.encoder, prompts, streams, sampling), wrote=wrote)
 
     def save(self, folder: Path) -> list[str]:
         """See `alignkit.Policy`."""

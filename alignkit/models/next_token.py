@@ -2,66 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignkit.errors import RunFailed
 from alignkit.sampling import Sampling
 
-# Transformers' logits processors change logits [n, vocabulary], given prompt and response [n, tokens] of n rows of one
-# length. Reported log-probabilities are always those of the unfiltered policy.
-Processor = Callable[[Tensor, Tensor], Tensor]
 BLOCK = 256  # tokens of the vocabulary that `inverse_cdf` first adds up
 
 
 def choose(
-    logits: Tensor,
-    draws: Tensor,
-    sampling: Sampling,
-    early: Tensor | None,
-    ends: Tensor,
-    processors: Sequence[Processor] = (),
-    contexts: Sequence[Sequence[int] | None] = (),
+    logits: Tensor, draws: Tensor, sampling: Sampling, early: Tensor | None, ends: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Choose the next tokens [n]; also return their log-probabilities [n] at the sampling temperature, unfiltered.
 
     logits: [n, vocabulary] fp32. draws: [n] fp64, uniform in [0, 1). early: [n] bool, rows that may not end yet; None:
-    all may. ends: [m] the end tokens, on the device. processors, contexts: see `process`. Nothing looks at the
-    results, for which a GPU would have to be waited for, unless there are processors.
+    all may. ends: [m] the end tokens, on the device. Nothing looks at the results, for which a GPU would have to be
+    waited for.
     """
-    changed = process(logits, contexts, processors) if processors else logits
     if sampling.temperature == 0:
-        allowed = _forbid_ends(changed, early, ends)
-        chosen = allowed.argmax(dim=-1)
         logprobs = torch.log_softmax(logits, dim=-1)
+        chosen = _forbid_ends(logits, early, ends).argmax(dim=-1)
     else:
-        logprobs = _at_temperature(logits, sampling)
-        candidates = logprobs if changed is logits else _at_temperature(changed, sampling)
-        allowed = _filter(_forbid_ends(candidates, early, ends), sampling)
-        chosen = inverse_cdf(allowed.exp(), draws)
-    if changed is not logits and not bool(allowed.amax(dim=-1).isfinite().all()):
-        raise RunFailed("the logits processors masked every token of a response, or produced NaN")
+        logprobs = torch.log_softmax(logits if sampling.temperature == 1 else logits / sampling.temperature, dim=-1)
+        chosen = inverse_cdf(_filter(_forbid_ends(logprobs, early, ends), sampling).exp(), draws)
     return chosen, logprobs.gather(-1, chosen[:, None])[:, 0]
-
-
-def process(logits: Tensor, sequences: Sequence[Sequence[int] | None], processors: Sequence[Processor]) -> Tensor:
-    """Apply the logits processors to rows [n, vocabulary].
-
-    sequences: prompt and response of each row; None if the row has ended, which processors never see. Rows of one
-    length are processed together, because a processor would take padding for tokens.
-    """
-    processed = logits.clone()
-    for length in sorted({len(row) for row in sequences if row is not None}):
-        rows = [index for index, row in enumerate(sequences) if row is not None and len(row) == length]
-        ids = torch.tensor([sequences[row] for row in rows], device=logits.device)
-        part = processed[rows]
-        for processor in processors:
-            part = processor(ids, part)
-        processed[rows] = part
-    return processed
 
 
 def inverse_cdf(weights: Tensor, draws: Tensor) -> Tensor:
@@ -88,10 +53,6 @@ def inverse_cdf(weights: Tensor, draws: Tensor) -> Tensor:
 def _last(cumulative: Tensor) -> Tensor:
     """Return where a cumulative sum [n, m] reaches its total, [n, 1]: rounding must not choose an index after it."""
     return (cumulative < cumulative[:, -1:]).sum(dim=-1, keepdim=True)
-
-
-def _at_temperature(logits: Tensor, sampling: Sampling) -> Tensor:
-    return torch.log_softmax(logits if sampling.temperature == 1 else logits / sampling.temperature, dim=-1)
 
 
 def _forbid_ends(scores: Tensor, early: Tensor | None, ends: Tensor) -> Tensor:

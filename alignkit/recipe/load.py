@@ -22,7 +22,7 @@ from alignkit.recipe.mistakes import (
     validated,
 )
 from alignkit.recipe.references import Reading, StageHeader, StageKind, options_of
-from alignkit.recipe.repeat import Names, expand
+from alignkit.recipe.repeat import expand
 from alignkit.recipe.rules import (
     ENGINE,
     MODEL,
@@ -75,7 +75,7 @@ class _Recipe:
     mistakes: list[Mistake] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.document, self.names = expand(self.source)
+        self.document = expand(self.source)
         self.data = self.document.root.plain()
         stages, bases = self.data.get("stages"), self.data.get("bases")
         self.stages: dict[str, Any] = stages if isinstance(stages, dict) else {}
@@ -134,8 +134,7 @@ class _Recipe:
                 stages[stage.name] = replace(stage, engine=sampler.engine)
         path = self.source.path
         name = top.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)
-        # Blocks are not expanded here, so that users can edit the copy in the run's folder.
-        written = self._portable(self.source.root.plain())
+        written = self._portable(self.data)
         recipe = Recipe(
             name=name,
             path=path,
@@ -177,8 +176,7 @@ class _Recipe:
         stages: dict[str, Stage] = {}
         upstream: dict[str, Collection[str]] = {}
         for name, raw in self.stages.items():
-            names = self.names.get(name) or Names()
-            reading = replace(self.reading, stage=name, names=names, upstream={}, folders={}, roles={})
+            reading = replace(self.reading, stage=name, upstream={}, folders={}, roles={})
             stage = self._stage(reading, raw) if isinstance(raw, dict) else None
             upstream[name] = reading.upstream
             if stage is not None:
@@ -197,17 +195,13 @@ class _Recipe:
             self.error(f"{what} '{name}': expected letters, digits, '_' and '-'{why}", "", where, name, at_key=True)
         elif name in _RESERVED[where]:
             self.error(f"'{name}' is reserved and cannot be a {what}", "", where, name, at_key=True)
-        elif (where == "stages" and name in self.bases) or (where == "bases" and self._means_stage(name)):
+        elif where == "stages" and name in self.bases:
             message = f"'{name}' is the name of a stage and of a base model, so that a reference to it is ambiguous"
             help = f"rename the base model, for instance to '{name}-base', in 'bases' and wherever it is meant"
             self.error(message, help, where, name, at_key=True)
         elif where == "stages" and self.registry.has("reward", name):
             help = f"'reward: {name}' would be ambiguous; rename the stage"
             self.error(f"stage '{name}' has the same name as an installed reward", help, where, name, at_key=True)
-
-    def _means_stage(self, name: str) -> bool:
-        """Whether a name means the last round of a block's stage."""
-        return any(name in names.means for names in self.names.values())
 
     def _header(self, name: str, raw: Mapping[str, Any]) -> StageHeader | None:
         keys: Keys = ("stages", name)

@@ -45,6 +45,10 @@ class Mistake:
         """The message with its place."""
         return self.message.replace(PATH, path_text(self.keys) or "recipe")
 
+    def known(self, names: Iterable[str]) -> Mistake:
+        """The same mistake, where an unknown key may also have meant one of these names."""
+        return self if self.allowed is None else replace(self, allowed=[*self.allowed, *names])
+
     def below(self, *keys: str | int) -> Mistake:
         """The same mistake, seen from above."""
         return replace(self, keys=(*keys, *self.keys), others=tuple((*keys, *other) for other in self.others))

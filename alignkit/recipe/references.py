@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
@@ -34,8 +34,7 @@ from alignkit.recipe.mistakes import (
     validated,
     wrong,
 )
-from alignkit.recipe.repeat import Names
-from alignkit.recipe.schema import BASE, DataKeys, RewardSpec, allowed_keys
+from alignkit.recipe.schema import BASE, RewardSpec, allowed_keys
 from alignkit.registry import Component, Registration, Registry, Unresolved
 from alignkit.reward import REWARD_KEY, RewardCombination
 from alignkit.settings import OptimizerOptions, Settings
@@ -48,8 +47,7 @@ _OWN = {
     "optimizer": ("adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
     "schedule": ("constant", "linear", "cosine"),
 }
-_COMMON = allowed_keys(DataKeys)
-_ONLY_HUB = ("name", "revision", "data_files", "split")
+_COMMON = {*allowed_keys(DataSource)}
 _WEIGHTS = ("adapter_config.json", "config.json")
 _OF_STAGES = ("stage", "policy", "from")  # kinds of references that name stages, and whose fields are text
 
@@ -63,10 +61,6 @@ def options_of(registration: Registration, kind: str = "") -> type[Options]:
     if kind == "optimizer":
         return create_model("Options", __base__=(options, OptimizerOptions))
     return options
-
-
-class Unknown(Mistakes):
-    """Raised for a name that no plugin has."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ class Reading:
     """What names mean in a recipe, or in the one of its stages that is being read.
 
     folder: where relative paths start. written: the stages as plain data. headers: of all stages; None if its plugin is
-    unknown. bases: names of base models. names: of blocks' stages, in this stage. upstream: stages that this stage
+    unknown. bases: names of base models. upstream: stages that this stage
     needs. folders: of other runs' weights that it needs. roles: all models that it names.
     located: the files and folders that it names, by their text. problems: of other files.
     """
@@ -100,16 +94,13 @@ class Reading:
     located: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     stage: str = ""
-    names: Names = field(default_factory=Names)
     upstream: dict[str, None] = field(default_factory=dict)
     folders: dict[str, None] = field(default_factory=dict)
     roles: dict[str, None] = field(default_factory=dict)
 
     def resolve(self, kind: str, value: Any) -> Any:
         """Return what a reference means. Raises Mistakes."""
-        if isinstance(value, str) and kind in (*_OF_STAGES, "reward", "data_stage"):
-            value = self.names.actual(value)
-        elif kind in (*_OF_STAGES, "base") and not isinstance(value, str):
+        if kind in (*_OF_STAGES, "base") and not isinstance(value, str):
             return value  # pydantic says that it must be text
         if value in _OWN.get(kind, ()):
             return value
@@ -149,12 +140,12 @@ class Reading:
         return names[0], {} if value[names[0]] is None else value[names[0]]
 
     def find(self, kind: str, name: str, keys: tuple[str, ...] = (), at_key: bool = False) -> Registration:
-        """Return the plugin of this name. keys: of the name. at_key: whether it is a key. Raises Unknown."""
-        others = self.headers if kind == "reward" else ()
+        """Return the plugin of this name. keys: of the name. at_key: whether it is a key. Raises Mistakes."""
+        others = {"reward": self.headers, "format": _COMMON}.get(kind, ())
         try:
             return self.registry.get(kind, name, others)
         except Unresolved as error:
-            raise Unknown(Mistake(error.message, error.help, keys, at_key, error.broken)) from None
+            raise wrong(error.message, error.help, keys, at_key, error.broken) from None
 
     def with_options(self, kind: str, name: str, registration: Registration, raw: Any) -> Component:
         """Return a plugin with validated options."""
@@ -181,9 +172,6 @@ class Reading:
         if name in self.bases:
             raise wrong(f"'{name}' is the unmodified model and has no versions")
         if name not in self.headers:
-            if name in self.names.means:
-                help = f"add 'start: {{{name}: STAGE}}' next to 'repeat' to say what '{name}' means in round 1"
-                raise wrong(f"'{name}' does not exist yet in round 1", help)
             raise wrong(f"no stage '{name}'", self._near_stage(name))
         if name == self.stage:
             raise wrong(f"stage '{name}' refers to itself")
@@ -220,7 +208,7 @@ class Reading:
 
     def is_stage(self, reference: str) -> bool:
         """Whether a text names a base model or a stage, also one that does not exist yet."""
-        return reference.partition("@")[0] in {*self.headers, *self.bases, *self.names.means}
+        return reference.partition("@")[0] in {*self.headers, *self.bases}
 
     def read_policy(self, value: str) -> str:
         """A stage that trains no reward model, `STAGE@ALGORITHM`, or a folder with another run's policy."""
@@ -344,68 +332,52 @@ class Reading:
         mistakes: list[Mistake] = []
         for index, part in enumerate(value if isinstance(value, list) else [value]):
             try:
-                sources.append(self._source(self.names.actual(part) if isinstance(part, str) else part))
+                sources.append(self._source(part))
             except Mistakes as error:
                 keys = (index,) if isinstance(value, list) else ()
                 mistakes += [mistake.below(*keys) for mistake in error.mistakes]
         if mistakes:
             raise Mistakes(*mistakes)
-        spec = DataSpec(tuple(sources))
-        return spec
+        if len({source.part for source in sources if source.validation}) > 1:
+            raise wrong(f"{PATH}: 'part' must be the same in all sources with 'validation'")
+        return DataSpec(tuple(sources))
 
     def _source(self, raw: Any) -> DataSource:
-        if isinstance(raw, str):
-            if raw in self.headers or raw in self.names.means:
-                return DataSource(stage=self.read_data_stage(raw))
-            return DataSource(path=self._file(raw, "no such file or stage"))
-        if not isinstance(raw, dict):
+        """A source: `FILE`, `STAGE`, `{path: FILE, FORMAT: {options}}`, `{FORMAT: FILE}`, `{FORMAT: {path: FILE}}`."""
+        keys, format = raw, ""
+        place: tuple[str, ...] = ()  # of the keys that every source has
+        is_text = isinstance(raw, str)
+        if is_text:
+            keys = {"stage" if raw in self.headers else "path": raw}
+        elif isinstance(raw, dict) and len(raw) == 1 and not raw.keys() & _COMMON:
+            ((format, keys),) = raw.items()
+            place = (format,)
+            is_text = isinstance(keys, str)
+            if is_text:
+                keys = {"path": keys}
+        if not isinstance(keys, dict):
             expected = "expected a file, a stage, or a mapping such as {path: FILE}"
-            raise wrong(f"{PATH}: {expected}, got {shown(raw)}")
-        if name := _format_name(raw):
-            return self._formatted(name, raw[name])
-        nested = next((key for key in raw if key not in _COMMON and self.registry.has("format", key)), "")
-        return self._mapping(raw, nested, nested)
-
-    def _formatted(self, name: str, raw: Any) -> DataSource:
-        """`{FORMAT: FILE}` or `{FORMAT: {path: FILE, option: ...}}`."""
-        try:
-            if isinstance(raw, str | dict):
-                return self._mapping({"path": raw} if isinstance(raw, str) else raw, name)
-            raise wrong(f"{PATH}: expected a file, or a mapping with 'path', got {shown(raw)}")
-        except Mistakes as error:
-            inside = [replace(each, keys=()) if isinstance(raw, str) else each for each in error.mistakes]
-            raise Mistakes(*(mistake.below(name) for mistake in inside)) from None
-
-    def _mapping(self, raw: Mapping[str, Any], format: str = "", nested: str = "") -> DataSource:
-        """A source written as a mapping. nested: the key of the format's options; else they are next to the others."""
-        common = {key: value for key, value in raw.items() if key in _COMMON}
-        options = {key: value for key, value in raw.items() if key not in _COMMON}
-        keys, format_keys = (nested,) if nested else (), [nested] if nested else []
+            raise wrong(f"{PATH}: {expected}, got {shown(keys)}", keys=place)
+        common = {key: value for key, value in keys.items() if key in _COMMON}
+        options: Any = {key: value for key, value in keys.items() if key not in _COMMON}
+        if not format:
+            format = next((key for key in options if self.registry.has("format", key)), "")
+            common |= options  # but for the format's, they are unknown
+            options = common.pop(format, None)
         component: Component | None = None
         mistakes: list[Mistake] = []
-        try:
-            if format:
-                registration = self.find("format", format, keys, at_key=True)
-                format_keys = format_keys or allowed_keys(options_of(registration))
-                inside = options[nested] if nested else {key: options[key] for key in format_keys if key in options}
-                component = self.with_options("format", format, registration, inside)
-        except Unknown as error:  # its options are unknown, too
-            mistakes, options = [*error.mistakes], {}
-        except Mistakes as error:
-            mistakes = [mistake.below(*keys) for mistake in error.mistakes]
-        for key in options.keys() - {*format_keys}:
-            formats = self.registry.names("format") if isinstance(options[key], dict) else ()
-            help, allowed = did_you_mean(key, formats), [*_COMMON, *format_keys]
-            mistakes.append(Mistake(f"unknown key '{key}'", help, (key,), at_key=True, allowed=allowed))
-        wrong_origin = list(_origin(raw))
-        values, wrong_values = validated(DataKeys, common, None if wrong_origin else self)
-        mistakes += [*wrong_values, *wrong_origin]
-        if values is None or mistakes:
+        if format:
+            try:
+                component = self.component("format", {format: options})
+            except Mistakes as error:
+                mistakes += [mistake.known(_COMMON) for mistake in error.mistakes]
+        source, others = validated(DataSource, common, self)
+        if is_text:
+            others = [replace(mistake, keys=()) for mistake in others]
+        mistakes += [mistake.known(self.registry.names("format")).below(*place) for mistake in others]
+        if source is None or mistakes:
             raise Mistakes(*mistakes)
-        path = None if values.path is None else Path(values.path)
-        return DataSource(
-            format=component, path=path, config=values.name, **values.model_dump(exclude={"path", "name"})
-        )
+        return source.in_format(component)
 
     def read_data_stage(self, value: str) -> str:
         """A step that produces data."""
@@ -436,19 +408,17 @@ class Reading:
             raise wrong(f"no such file: {value}", f"looked for {path}")
         return path
 
-    def read_file(self, value: str) -> str:
+    def read_data_file(self, value: Path) -> Path:
         """The absolute path of a file of data."""
-        return str(self._file(value, "no such file"))
-
-    def _file(self, text: str, message: str) -> Path:
-        path = self.locate(text)
+        path = self.locate(str(value))
         if is_special(path):
-            raise wrong(f"{text}: {NO_FILE}")
+            raise wrong(f"{value}: {NO_FILE}")
         if exists(path):
             return path
-        near = sorted(item.name for item in path.parent.iterdir()) if is_dir(path.parent) else []
-        guess = did_you_mean(path.name, [*near, *(self.headers if "stage" in message else ())])
-        raise wrong(f"{message}: {text}", guess or f"looked in {path.parent}")
+        near = [*self.headers]
+        if is_dir(path.parent):
+            near += sorted(item.name for item in path.parent.iterdir())
+        raise wrong(f"no such file or stage: {value}", did_you_mean(path.name, near) or f"looked in {path.parent}")
 
     def read_hub(self, value: str) -> str:
         """The absolute path of a folder, or a name on the hub. Raises Mistakes for what can only be a folder."""
@@ -495,28 +465,6 @@ class Reading:
         except RunFailed as error:
             raise wrong(str(error), "use a file with a Jinja template") from None
         return value
-
-
-def _origin(raw: Mapping[str, Any]) -> Iterable[Mistake]:
-    """What is wrong with where a source is read from."""
-    origins = [name for name in ("path", "hub", "stage") if raw.get(name) is not None]
-    if len(origins) != 1:
-        got = " and ".join(f"'{name}'" for name in origins) or "none of them"
-        message = f"{PATH}: expected exactly one of 'path', 'hub' and 'stage', got {got}"
-        yield Mistake(message, at_key=not origins)
-    for key in _ONLY_HUB:
-        if raw.get(key) and "hub" not in origins:
-            message = f"{PATH}: only a hub data set has '{key}'"
-            yield Mistake(message, "remove it, or set 'hub'", (key,), at_key=True)
-
-
-def _format_name(raw: Mapping[str, Any]) -> str:
-    """Return the format in `{FORMAT: {...}}`, or an empty string."""
-    name, value = next(iter(raw.items()), ("", None))
-    if len(raw) != 1 or name in _COMMON:
-        return ""
-    misspelled = not isinstance(value, dict) and difflib.get_close_matches(name, _COMMON, 1, 0.8)
-    return "" if misspelled else name
 
 
 def _wrong_parts(parts: Any) -> str:

@@ -372,16 +372,11 @@ def _rewarded(algorithm: Any, needs: Needs | None = None) -> bool:
 
 
 def data_mistakes(options: Any) -> Iterator[Mistake]:
-    """Parts of a split that nothing reads. options: of a stage."""
+    """Rows that are held out where nothing reads them. options: of a stage."""
     for keys, spec in walk(options):
-        if not isinstance(spec, DataSpec):
+        if keys == ("data",) or not isinstance(spec, DataSpec):
             continue
-        split = [source for source in spec.sources if source.validation]
-        if any(source.part for source in spec.sources) and not split:
-            yield Mistake(f"{PATH}: 'part' needs 'validation', the share that is held out", "", keys)
-        if len({source.part for source in split}) > 1:
-            yield Mistake(f"{PATH}: 'part' must be the same in all sources with 'validation'", "", keys)
-        elif keys != ("data",) and any(source.part is None for source in split):
+        if any(source.validation and source.part is None for source in spec.sources):
             message = f"{PATH}: 'validation' holds out rows that nothing would read here"
             help = "add 'part: training' or 'part: validation' to say which rows to read"
             yield Mistake(message, help, keys)

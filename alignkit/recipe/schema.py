@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
 from alignkit.algorithm import Needs
 from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem
-from alignkit.options import Options, in_recipe
+from alignkit.options import Options
 from alignkit.recipe.yaml import Document, Keys
 from alignkit.registry import Component
 from alignkit.settings import EngineRef, ModelSpec, Settings, TrackerRef
@@ -143,57 +143,6 @@ class BlockKeys(Options):
         description="round 1 only: the stage to use for a block stage that has not run yet, such as {align: sft}",
     )
     stages: dict[str, Any] = Field(min_length=1, description="stages of one round; in round k, STAGE is named STAGE_k")
-
-
-class DataKeys(Options):
-    """The keys of every data source, in any format."""
-
-    path: Annotated[str | None, in_recipe("file")] = Field(
-        default=None, description="file; set exactly one of path, hub and stage"
-    )
-    hub: Annotated[str | None, in_recipe("hub")] = Field(
-        default=None, description="data set on the Hugging Face Hub, or a folder of data files such as ./folder"
-    )
-    name: str | None = Field(default=None, description="configuration (subset) of a Hub data set, such as main")
-    revision: str | None = Field(
-        default=None, description="commit, branch or tag of a Hub data set; default: its main branch"
-    )
-    data_files: str | list[str] | dict[str, str | list[str]] | None = Field(
-        default=None,
-        description="files or patterns inside a Hub data set to download and read, such as FOLDER/train*, or these for "
-        "each split",
-    )
-    stage: Annotated[str | None, in_recipe("data_stage")] = Field(
-        default=None, description="step that produces the data"
-    )
-    limit: int | None = Field(default=None, ge=1, description="use only the first N good rows; default: all")
-    split: str | None = Field(default=None, description="split of a Hub data set; default: train")
-    validation: float = Field(
-        default=0.0, ge=0, lt=1, description="fraction of the prompts that is held out for validation"
-    )
-    part: Literal["training", "validation"] | None = Field(
-        default=None,
-        description="with validation: read only the rows to train on, or only those held out; default: both, where an "
-        "algorithm measures the loss of the latter",
-    )
-    group: str | None = Field(
-        default=None,
-        description="with validation: column of what rows share, such as a passage; equal values are on one "
-        "side of the split",
-    )
-    weight: float | None = Field(
-        default=None,
-        gt=0,
-        description="share of the rows drawn from this source, relative to the others; default: 1 if another source "
-        "has a weight, else every row is drawn once per epoch",
-    )
-    on_bad_row: Literal["error", "skip"] = Field(
-        default="error", description="error: stop and list the bad rows; skip: count them and continue"
-    )
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="column names as {the name the format expects: the name in the file}"
-    )
-    meta: dict[str, Any] = Field(default_factory=dict, description="values to add to every row, such as {safety: true}")
 
 
 def base_keys(name: str) -> Keys:

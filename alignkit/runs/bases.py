@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignkit.calls import blame
 from alignkit.errors import PluginError, Problem, RecipeError, RunFailed
@@ -15,21 +15,23 @@ from alignkit.io.cache import cache_folder
 from alignkit.io.commits import cached_snapshot, commit_of
 from alignkit.io.console import Reporter
 from alignkit.io.digest import model_digest
-from alignkit.io.lookup import is_dir, is_file
-from alignkit.kernels import memory
-from alignkit.kernels.capabilities import multiplies_bf16
-from alignkit.models.adapters import Base, is_adapter
-from alignkit.models.loading import device_of, load_text, locate, weight_bytes
-from alignkit.models.models import LoadedBase
-from alignkit.models.shared_model import SharedModel
+from alignkit.io.lookup import is_dir, is_file, resolved
+from alignkit.io.results import read_record, stage_folder
 from alignkit.plugins import plugins, source_of
 from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.rules import bases_of, sampled_by
-from alignkit.recipe.schema import BASE, Recipe, Stage, base_keys
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, base_keys, specs
+from alignkit.recipe.yaml import Keys
 from alignkit.registry import Registration
+from alignkit.runs.fingerprint import template_of, template_parts
 from alignkit.seeds import number
 from alignkit.settings import ModelSpec
-from alignkit.tokens.encoder import Encoder
+
+if TYPE_CHECKING:
+    from alignkit.models.adapters import Base
+    from alignkit.models.models import LoadedBase
+    from alignkit.models.shared_model import SharedModel
+    from alignkit.tokens.encoder import Encoder
 
 LEAST_LENGTH = 1024  # tokens that rewards and judges may read, even if all stages have a smaller max_length
 
@@ -59,68 +61,11 @@ def made_model(registration: Registration, cache: Path, *path: str) -> str:
     return str(source)
 
 
-def load_base_model(
-    recipe: Recipe,
-    source: str,
-    say: Callable[[str], None],
-    *,
-    name: str = BASE,
-    commit: str | None = None,
-) -> SharedModel:
-    """Load a base model of the recipe. Raises RunFailed with the reason if it cannot be loaded.
-
-    name: the recipe's name for it. commit: of a hub model; None: what the recipe's revision means.
-    """
-    spec = resolved_spec(recipe, name)
-    say(f"loading {spec.base}")
-    with _loading(recipe, spec, name):
-        model = SharedModel(spec, source, revision=commit or spec.revision, seed=number(recipe.seed, "init"))
-    say(f"base {spec.base}: {_description(spec, model)}")
-    for fact in model.chat_facts:
-        say(f"base {spec.base}: {fact}")
-    if model.dtype_name == "bfloat16" and model.device.type == "cpu" and not multiplies_bf16(model.device):
-        say("warning: this processor has no bfloat16 instructions; 'dtype: float32' is faster here")
-    return model
-
-
 def resolved_spec(recipe: Recipe, name: str) -> ModelSpec:
     """A base model's settings with the path of a template file."""
     spec = recipe.base(name)
     template = recipe.folder / (spec.chat_template or "")
     return spec.model_copy(update={"chat_template": str(template)}) if is_file(template) else spec
-
-
-def base_encoder(recipe: Recipe, source: str, *, name: str = BASE, commit: str | None = None) -> Encoder:
-    """Return what turns text into tokens as a base model of the recipe will, without its weights.
-
-    Arguments: as those of `load_base_model`.
-    """
-    spec = resolved_spec(recipe, name)
-    revision = commit or spec.revision
-    with _loading(recipe, spec, name):
-        return Encoder(*load_text(spec, locate(source, revision), revision))
-
-
-@contextmanager
-def _loading(recipe: Recipe, spec: ModelSpec, name: str) -> Iterator[None]:
-    """Report what keeps the base model from being loaded, with the line of the recipe that names it."""
-    try:
-        yield
-    except RecipeError as error:
-        texts = [(problem.message, problem.help) for problem in error.problems]
-        raise RecipeError(
-            recipe.problem(base_keys(name), text, at_key=True, help=help) for text, help in texts
-        ) from error
-    except RunFailed as error:
-        message, _, help = str(error).partition("\nhelp: ")
-        raise RunFailed(str(recipe.problem(base_keys(name), message, at_key=True, help=help))) from error
-    except (OSError, ValueError, AssertionError, ImportError, LookupError, TypeError, AttributeError) as error:
-        # The last three are how transformers reports a configuration that it does not expect.
-        reason = str(error).strip().split("\n")[0]
-        reason = f"{type(error).__name__}: {reason}" if isinstance(error, LookupError | TypeError) else reason
-        keys = (*base_keys(name), "base")
-        message = f"{path_text(keys)} '{spec.base}' cannot be loaded with these settings: {reason}"
-        raise RunFailed(str(recipe.problem(keys, message))) from error
 
 
 def _description(spec: ModelSpec, model: SharedModel) -> str:
@@ -137,26 +82,19 @@ def _description(spec: ModelSpec, model: SharedModel) -> str:
 class RunBase:
     """One base model: where it is, what identifies it, and its tokenizer, each found on first use."""
 
-    def __init__(self, name: str, recipe: Recipe, reporter: Reporter):
-        """name: BASE, or one in `bases`."""
+    def __init__(self, name: str, recipe: Recipe, reporter: Reporter, download: bool = True):
+        """name: BASE, or one in `bases`. download: whether a model that is not here may be fetched or made."""
         self.name, self.spec = name, recipe.base(name)
-        self._recipe, self._reporter = recipe, reporter
-
-    def misfit(self, folder: Path) -> str:
-        """Why the weights in a folder cannot be used on this base model; empty if they can."""
-        try:
-            if is_adapter(folder):
-                self.origin.check_adapter(folder, self.spec.lora)
-            else:
-                self.origin.check_vocabulary(folder)
-        except RunFailed as error:
-            return str(error)
-        return ""
+        self._recipe, self._reporter, self._download = recipe, reporter, download
 
     @cached_property
     def source(self) -> str:
-        """A folder or a hub id."""
-        return base_source(self.spec.base)
+        """A folder or a hub id. Empty for what is not here, and may not be fetched."""
+        if self._download:
+            return base_source(self.spec.base)
+        if is_dir(self.spec.base):
+            return self.spec.base
+        return "" if source_of(self.spec.base)[0] else str(cached_snapshot(self.spec.base, self.spec.revision) or "")
 
     @cached_property
     def commit(self) -> str | None:
@@ -169,39 +107,115 @@ class RunBase:
         return model_digest(self.source) if Path(self.source).is_dir() else [self.source, self.commit]
 
     @cached_property
-    def encoder(self) -> Encoder:
-        """Tokenizes as the model will, before it is loaded."""
-        return base_encoder(self._recipe, self.source, name=self.name, commit=self.commit)
+    def encoder(self) -> Encoder | None:
+        """Tokenizes as the model will, before it is loaded; None if it is not here, and may not be fetched."""
+        if not self.source:
+            return None
+        from alignkit.models.loading import load_text, locate
+        from alignkit.tokens.encoder import Encoder
+
+        spec = resolved_spec(self._recipe, self.name)
+        revision = self.commit or spec.revision
+        with self._loading(spec):
+            return Encoder(*load_text(spec, locate(self.source, revision), revision))
 
     @cached_property
     def origin(self) -> Base:
         """Tells adapters for this model from others."""
-        return Base(self.spec.base, self.source, self.commit)
+        from alignkit.models.adapters import Base
 
-    @cached_property
-    def bytes(self) -> float | None:
-        """What its weights take in memory; None if they are not on this machine yet."""
-        local = Path(self.source).is_dir()
-        folder = Path(self.source) if local else cached_snapshot(self.source, self.commit)
-        return None if folder is None else weight_bytes(self.spec, folder)
+        return Base(self.spec.base, self.source if self._download else self.spec.base, self.commit)
+
+    def unfit(self, folder: Path, use: str) -> str:
+        """Why weights cannot be used on this base model; empty if they can, or if that cannot be known yet.
+
+        use: `start` of a stage, `policy`, or `reward`. The text may end with a line of help.
+        """
+        if not self.source and not is_file(folder / "adapter_config.json"):
+            return ""
+        from alignkit.models.adapters import base_name, is_adapter
+        from alignkit.models.loading import has_score
+
+        adapter = is_adapter(folder)
+        if not self.source:  # names tell, if both are those of model plugins
+            name, ours = base_name(folder), source_of(self.spec.base)[0]
+            other = name != self.spec.base and source_of(name)[0] not in ("", ours)
+            return f"{folder} is an adapter for the base model '{name}', not for '{self.spec.base}'" if other else ""
+        if use == "reward" and not adapter:  # a whole model needs no base model
+            inner = folder / "adapter"
+            return f"{folder} holds no model\nhelp: the reward model is in {inner}" if inner.is_dir() else ""
+        if self.spec.lora is not None and not adapter:
+            return f"{folder} holds a whole model, but with model.lora every policy is an adapter on model.base"
+        try:
+            if text := self.origin.misfit(folder, self.spec.lora):
+                return text
+        except RunFailed as error:
+            return str(error)
+        if use == "policy" and has_score(folder):
+            return f"{folder} holds a reward model, but a policy is needed"
+        parts = read_record(stage_folder(folder)).get("depends_on") or {}
+        if use == "reward" and parts.get("model"):
+            theirs = template_of(parts)
+            if theirs != template_parts(self._recipe, self.spec):
+                template = theirs["chat_template"] or "that of its base model"
+                return (
+                    f"the reward model {folder} was trained on texts of another chat template: {template}\n"
+                    "help: score with its own: give a base model of this recipe, or of 'bases', the same "
+                    "'chat_template'"
+                )
+        return ""
 
     def load(self, artifact: Callable[[str], Path], should_stop: Callable[[], None]) -> LoadedBase:
-        """Load it. artifact: the folder of a saved role."""
-        reporter = self._reporter
-        model = load_base_model(self._recipe, self.source, reporter.activity, name=self.name, commit=self.commit)
+        """Load it. Raises RunFailed with the reason if it cannot be loaded. artifact: the folder of a saved role."""
+        from alignkit.kernels.capabilities import multiplies_bf16
+        from alignkit.models.models import LoadedBase
+        from alignkit.models.shared_model import SharedModel
+
+        recipe, reporter = self._recipe, self._reporter
+        spec = resolved_spec(recipe, self.name)
+        reporter.activity(f"loading {spec.base}")
+        with self._loading(spec):
+            revision = self.commit or spec.revision
+            model = SharedModel(spec, self.source, revision=revision, seed=number(recipe.seed, "init"))
+        for fact in (_description(spec, model), *model.chat_facts):
+            reporter.activity(f"base {spec.base}: {fact}")
+        if model.dtype_name == "bfloat16" and model.device.type == "cpu" and not multiplies_bf16(model.device):
+            text = "warning: this processor has no bfloat16 instructions; 'dtype: float32' is faster here"
+            reporter.activity(text)
         model.should_stop = should_stop
-        stages = self._recipe.stages.values()
+        stages = recipe.stages.values()
         longest = max([LEAST_LENGTH, *(stage.settings.max_length for stage in stages if stage.settings is not None)])
-        say, progress = reporter.say, reporter.progress
-        return LoadedBase(model, artifact, longest, say, progress, self.name)
+        return LoadedBase(model, artifact, longest, reporter.say, reporter.progress, self.name)
+
+    @contextmanager
+    def _loading(self, spec: ModelSpec) -> Iterator[None]:
+        """Report what keeps the base model from being loaded, with the line of the recipe that names it."""
+        recipe, keys = self._recipe, base_keys(self.name)
+        try:
+            yield
+        except RecipeError as error:
+            texts = [(problem.message, problem.help) for problem in error.problems]
+            raise RecipeError(recipe.problem(keys, text, at_key=True, help=help) for text, help in texts) from error
+        except RunFailed as error:
+            message, _, help = str(error).partition("\nhelp: ")
+            raise RunFailed(str(recipe.problem(keys, message, at_key=True, help=help))) from error
+        except (OSError, ValueError, AssertionError, ImportError, LookupError, TypeError, AttributeError) as error:
+            # The last three are how transformers reports a configuration that it does not expect.
+            reason = str(error).strip().split("\n")[0]
+            if isinstance(error, LookupError | TypeError):
+                reason = f"{type(error).__name__}: {reason}"
+            place = (*keys, "base")
+            message = f"{path_text(place)} '{spec.base}' cannot be loaded with these settings: {reason}"
+            raise RunFailed(str(recipe.problem(place, message))) from error
 
 
 class RunBases(dict[str, RunBase]):
     """All base models of a run, by the recipe's names for them."""
 
-    def __init__(self, recipe: Recipe, reporter: Reporter):
+    def __init__(self, recipe: Recipe, reporter: Reporter, download: bool = True):
+        """download: see `RunBase`."""
         self._recipe, names = recipe, (BASE, *recipe.bases)
-        super().__init__({name: RunBase(name, recipe, reporter) for name in names})
+        super().__init__({name: RunBase(name, recipe, reporter, download) for name in names})
         self._of_folder: dict[str, str | None] = {}
 
     def base_of(self, reference: str) -> str | None:
@@ -219,9 +233,13 @@ class RunBases(dict[str, RunBase]):
 
     def _base_of_folder(self, reference: str) -> str | None:
         if reference not in self._of_folder:
+            from alignkit.models.adapters import is_adapter
+
             folder = self._recipe.folder / reference
-            fitting = [base for base in self.values() if is_adapter(folder) and base.origin.fits(folder)]
-            fitting.sort(key=lambda base: base.spec.lora is None or base.misfit(folder) != "")
+            fitting = [
+                base for base in self.values() if base.source and is_adapter(folder) and base.origin.fits(folder)
+            ]
+            fitting.sort(key=lambda base: base.spec.lora is None or base.unfit(folder, "start") != "")
             self._of_folder[reference] = fitting[0].name if fitting else None
         return self._of_folder[reference]
 
@@ -233,58 +251,68 @@ class RunBases(dict[str, RunBase]):
             return (BASE, *(name for name in named if name != BASE))
         return tuple(named) or (BASE,)
 
-    def check_devices(self, stages: Iterable[Stage]) -> None:
-        """Raise RecipeError for stages whose base models are to be on devices that this machine lacks."""
-        problems: dict[str, Problem] = {}
-        for stage in stages:
-            for name in self.needed(stage):
-                try:
-                    device_of(self[name].spec.device)
-                except RunFailed as error:
-                    keys = (*base_keys(name), "device")
-                    problems[name] = self._recipe.problem(keys, f"stage '{stage.name}': {error}")
-        if problems:
-            raise RecipeError(problems.values())
+    # Mistakes of a stage
 
-    # Memory
+    def misfits(self, stage: Stage) -> Iterator[Problem]:
+        """Weights of other runs that do not fit their base models."""
+        for folder in stage.folders:
+            starts = stage.settings is not None and stage.settings.from_ == folder
+            home, fitting = self.needed(stage)[0], self.base_of(folder)
+            text = self[home if starts else fitting or home].unfit(Path(folder), "start" if starts else "policy")
+            if text and fitting not in (None, home, BASE):
+                text += f"\nhelp: it is for '{fitting}': set 'base: {fitting}' in the stage"
+            if text:
+                yield self._at_folder(stage, folder, text)
+        for spec in specs([stage.settings, stage.component.options], RewardSpec):
+            if spec.kind == "folder":
+                reasons = [base.unfit(Path(spec.name), "reward") for base in self.values()]
+                if all(reasons):
+                    helped = [text for text in reasons if "\nhelp: " in text]
+                    add = f"{reasons[0]}\nhelp: add its base model to the recipe: 'bases: {{NAME: {{base: ...}}}}'"
+                    yield self._at_folder(stage, spec.name, next(iter(helped), add))
 
-    def fit(self, names: Iterable[str]) -> bool:
-        """Whether the weights of some base models fit in memory together."""
-        return not self._too_large(names)
+    def _at_folder(self, stage: Stage, folder: str, text: str) -> Problem:
+        """A problem where a stage names a folder."""
+        recipe, keys = self._recipe, ("stages", stage.name)
+        place: Keys = keys
+        if recipe.document is not None:
+            for inner, node in recipe.document.find(keys)[1].walk(keys):
+                if isinstance(node.value, str) and resolved(recipe.folder / node.value) == resolved(Path(folder)):
+                    place = inner
+        message, _, help = f"stage '{stage.name}': {text}".partition("\nhelp: ")
+        return recipe.problem(place, message, at_key=place == keys, help=help)
 
-    def check_memory(self, stages: Iterable[Stage]) -> None:
-        """Raise RecipeError for stages whose base models do not fit in memory together."""
-        problems = {
-            text: self._recipe.problem(
-                ("stages", stage.name),
-                text,
-                at_key=True,
-                help="use a smaller base model, or 'quantization: nf4' or another 'device' for one of them",
-            )
-            for stage in stages
-            if len(needed := self.needed(stage)) > 1
-            for text in self._too_large(needed, f"stage '{stage.name}' needs several base models at a time: ")
-        }
-        if problems:
-            raise RecipeError(problems.values())
+    def missing_device(self, stage: Stage) -> Iterator[Problem]:
+        """Devices of a stage's base models that this machine lacks."""
+        from alignkit.models.loading import device_of
 
-    def _too_large(self, names: Iterable[str], why: str = "") -> list[str]:
-        """For each device that the weights exceed, their sizes and the device's."""
-        on: dict[Any, list[RunBase]] = {}
-        for base in map(self.__getitem__, names):
-            on.setdefault(device_of(base.spec.device), []).append(base)
-        found = []
-        for device, bases in on.items():
-            if len(bases) == 1:  # of which nothing may be known yet
+        for name in self.needed(stage):
+            try:
+                device_of(self[name].spec.device)
+            except RunFailed as error:
+                yield self._recipe.problem((*base_keys(name), "device"), f"stage '{stage.name}': {error}")
+
+    def other_tokenizer(self, stage: Stage) -> Iterator[Problem]:
+        """A reference on another base model that would read other tokens than the policy writes."""
+        reference = (stage.settings.reference if stage.settings is not None else None) or stage.base
+        for base in bases_of(reference, self._recipe.stages, self) - {stage.base}:
+            ours, theirs = self[stage.base].encoder, self[base].encoder
+            if ours is None or theirs is None or ours.digest == theirs.digest:
                 continue
-            sizes, room = {base.name: base.bytes or 0.0 for base in bases}, memory.total(device)
-            if sum(sizes.values()) > room:
-                each = ", ".join(f"'{'model' if name == BASE else name}' {_gib(size)}" for name, size in sizes.items())
-                where = "this machine" if device.type == "cpu" else str(device)
-                whole = _gib(sum(sizes.values()))
-                found.append(f"{why}their weights take {whole} ({each}), but {where} has {_gib(room)} of memory")
-        return found
+            what, help = (
+                "has another tokenizer",
+                "name a reference whose base model has the same tokenizer, or let the policy learn its answers as "
+                f"text: a step 'sample' with 'policy: {reference}', then a stage with 'algorithm: sft'",
+            )
+            if ours.tokenizer.get_vocab() == theirs.tokenizer.get_vocab():
+                what, help = "ends its turns with other tokens", "give both base models the same 'chat_template'"
+            message = (
+                f"stage '{stage.name}': its reference '{reference}' is on {self._named(base)}, which {what} than "
+                f"{self._named(stage.base)}: its log-probabilities of the policy's tokens would mean nothing"
+            )
+            yield self._recipe.problem(("stages", stage.name, "reference"), message, help=help)
 
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
+    def _named(self, base: str) -> str:
+        """`base 'small' (tiny)`."""
+        name = "'model'" if base == BASE else f"base '{base}'"
+        return f"{name} ({self._recipe.base(base).base})"

@@ -117,11 +117,14 @@ class _Fingerprint:
                 "options": self.of(value.options),
                 "files": self.files_named(value.options),
             }
+        if isinstance(value, DataSource):
+            keys = {name: self.of(item) for name, item in fields_of(value).items() if name != "path"}
+            return {"format": self.of(value.format), **keys, **self.data.identity(value)}
         if isinstance(value, BaseModel):
             # A key that is not set is left out: a new optional key must not start everyone's stages over.
             ignored = getattr(value, "changes_no_result", ())
             return {n: self.of(item) for n, item in fields_of(value).items() if item is not None and n not in ignored}
-        if isinstance(value, DataSource | DataSpec | RewardSpec):
+        if isinstance(value, DataSpec | RewardSpec):
             return self._of_dataclass(value)
         if isinstance(value, Path):
             path = self.folder / value
@@ -135,11 +138,8 @@ class _Fingerprint:
             return [self.of(item) for item in value]
         return value
 
-    def _of_dataclass(self, value: DataSource | DataSpec | RewardSpec) -> dict[str, Any]:
+    def _of_dataclass(self, value: DataSpec | RewardSpec) -> dict[str, Any]:
         pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
-        if isinstance(value, DataSource):
-            known = self.data.identity(value)
-            return {name: self.of(item) for name, item in pairs if name != "path"} | known
         plain = {name: self.of(item) for name, item in pairs}
         if isinstance(value, RewardSpec) and value.kind == "folder":
             plain["files"] = model_digest(value.name)

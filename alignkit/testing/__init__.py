@@ -32,7 +32,7 @@ The other checks call the plugin as a run does, with the same checks of what it 
 | `check_combination` | [responses], finite; the same from the same `state`; a missing score spoils no other |
 | `check_judge` | an answer per item; the same on every call, in every batch, and mirrored in the other order |
 | `check_environment` | text and described tools; the same episode again, alone, and next to others |
-| `check_format` | reads its `example`, which no other format recognizes; loses no column; refuses bad rows with BadRow |
+| `check_format` | reads its `example`, which no other format recognizes; loses no column; refuses others with BadRow |
 | `check_step` | an Artifact that can be saved, the same on every call, only from what options name; early checks pass |
 | `check_filter` | true or false per group; the same on every call and in any order of the groups |
 | `check_monitor` | the same observations of the same samples, also as a resumed run reads them; changes none |

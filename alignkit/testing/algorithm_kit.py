@@ -6,15 +6,17 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from alignkit import shapes
 from alignkit.algorithm import ADVANTAGES, Algorithm, SelectContext, Skip, Source, Trains
 from alignkit.batch import Batch, Outputs, filled
-from alignkit.calls import create
+from alignkit.calls import call, create
 from alignkit.data.group import Group, responses_of
 from alignkit.models.packing import Examples, measure
 from alignkit.models.shared_model import BASE
@@ -25,10 +27,10 @@ from alignkit.testing.examples import example_groups
 from alignkit.testing.surroundings import Surroundings, conform
 from alignkit.testing.tiny import ONE_BATCH, add_noise, tiny_model
 from alignkit.tokens.encoder import Encoded, Encoder, encode_all
-from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.encoding import ReferencePrompts
 from alignkit.training.learner import Learner
 from alignkit.training.mismatch import times
+from alignkit.training.stage import keep_mask, select
 
 TOLERANCE = 1e-5  # relative; float32 sums in another order differ by about 1e-6
 GARBAGE = 20.0  # entries outside the mask are drawn from -20 to 20: exp() of their differences is still finite
@@ -77,7 +79,7 @@ class AlgorithmCheck:
         self.component, self.problems = component, around.problems
         self.model = tiny_model()
         self.encoder = Encoder(self.model.tokenizer)
-        algorithm = self.new().algorithm
+        algorithm = self.new()
         self.needs, self.scores = algorithm.needs, algorithm.trains is Trains.REWARD
         self.rollouts = algorithm.source is Source.ROLLOUTS
         self.value_role = VALUE if self.needs.values else None
@@ -95,12 +97,12 @@ class AlgorithmCheck:
         self.model.add_role(after, start=before, head=head)
         add_noise(self.model, after, 0.01, len(after))
 
-    def new(self, state: Mapping[str, Any] | None = None) -> CheckedAlgorithm:
+    def new(self, state: Mapping[str, Any] | None = None) -> Algorithm:
         """The algorithm, as a run that resumes with this state makes it."""
-        checked = CheckedAlgorithm(create(self.component))
+        algorithm: Algorithm = create(self.component)
         if state is not None:
-            checked.algorithm.state = copy.deepcopy(dict(state))
-        return checked
+            algorithm.state = copy.deepcopy(dict(state))
+        return algorithm
 
     def close(self) -> None:
         self.model.budget = ONE_BATCH
@@ -110,14 +112,13 @@ class AlgorithmCheck:
     def run(self) -> None:
         """Check every rule; not the later ones if an earlier one is broken that makes them pointless."""
         algorithm = self.new()
-        state = algorithm.algorithm.state
-        self.problems.must_be_json("`state` at first", state)
+        self.problems.must_be_json("`state` at first", algorithm.state)
         groups, rollouts = self.groups, Examples([])
         if self.rollouts:
-            groups = [group for group in groups if algorithm.keep_group(group)]
+            groups = list(compress(groups, keep_mask(algorithm, groups)))
             rollouts = self._rolled_out(algorithm, groups)
             self._check_signal(algorithm, rollouts)
-            self.problems.must_be_json("`state` after `signal`", state)
+            self.problems.must_be_json("`state` after `signal`", algorithm.state)
         if self.problems:
             return
         examples = self._selected(algorithm, groups, rollouts)
@@ -128,7 +129,7 @@ class AlgorithmCheck:
 
     # The inputs of an algorithm, as in training
 
-    def _rolled_out(self, algorithm: CheckedAlgorithm, groups: Sequence[Group]) -> Examples:
+    def _rolled_out(self, algorithm: Algorithm, groups: Sequence[Group]) -> Examples:
         """All rollouts as `signal` sees them."""
         examples = self._measured(algorithm, groups)
         if self.needs.reward:
@@ -139,10 +140,10 @@ class AlgorithmCheck:
             examples.token_columns["old_values"] = measure(self.model, VALUE_BEFORE, examples.groups, "values")
         return examples
 
-    def _selected(self, algorithm: CheckedAlgorithm, groups: Sequence[Group], rollouts: Examples) -> Examples:
+    def _selected(self, algorithm: Algorithm, groups: Sequence[Group], rollouts: Examples) -> Examples:
         """The examples of the first phase, chosen as in a stage."""
         context = SelectContext(1, 0, lambda: [], lambda **metrics: None, np.random.default_rng(0))
-        chosen = algorithm.select(groups, context)[0].groups
+        chosen = select(algorithm, groups, context)[0].groups
         index_of = {id(encoded.group): index for index, encoded in enumerate(rollouts.groups)}
         if self.rollouts and index_of.keys() >= {id(group) for group in chosen}:
             examples = rollouts.take([index_of[id(group)] for group in chosen])
@@ -155,9 +156,9 @@ class AlgorithmCheck:
         has_pairs = bool(encoded.pairs) or not self.needs.pairs
         return is_complete and has_pairs and any(True in row.mask for row in encoded.rows)
 
-    def _measured(self, algorithm: CheckedAlgorithm, groups: Sequence[Group]) -> Examples:
+    def _measured(self, algorithm: Algorithm, groups: Sequence[Group]) -> Examples:
         """Encoded, with the log-probabilities that the algorithm needs, and no others."""
-        turns = algorithm.trained_turns()
+        turns = call(algorithm, "trained_turns")
         encoded = encode_all(self.encoder, groups, LONGEST, turns=turns, scoring=self.scores)
         examples = Examples(encoded)
         if self.needs.old_logprobs:
@@ -169,10 +170,10 @@ class AlgorithmCheck:
 
     # Rules
 
-    def _check_signal(self, algorithm: CheckedAlgorithm, rollouts: Examples) -> None:
+    def _check_signal(self, algorithm: Algorithm, rollouts: Examples) -> None:
         """Add the signal to the rollouts, and check it on variants of them."""
-        start = copy.deepcopy(algorithm.algorithm.state)
-        signals = algorithm.signal(rollouts.batch())
+        start = copy.deepcopy(algorithm.state)
+        signals = _signal(algorithm, rollouts)
         if isinstance(signals, Skip):
             text = f"`signal` skips the example groups ({signals.reason}): pass others as `groups`"
             self.problems.append(text)
@@ -187,7 +188,7 @@ class AlgorithmCheck:
         later = Examples(rollouts.groups, dict(rollouts.token_columns), dict(rollouts.columns))
         for name in later.columns.keys() & {"rewards", "raw_rewards"}:
             later.columns[name] = 2 * later.columns[name]
-        resumed = _signals(self.new(algorithm.algorithm.state), later)
+        resumed = _signals(self.new(algorithm.state), later)
         cause = "a second call of `signal` from the same state"
         self._compare(cause, expected, _signals(self.new(start), rollouts), SAME)
         self._compare("garbage outside the mask", expected, _signals(self.new(start), spoiled), MASK)
@@ -196,11 +197,10 @@ class AlgorithmCheck:
         cause = "what `signal` remembers outside of `state`"
         self._compare(cause, resumed, _signals(algorithm, later), RESUMED)
 
-    def _check_loss(self, checked: CheckedAlgorithm, examples: Examples) -> None:
+    def _check_loss(self, algorithm: Algorithm, examples: Examples) -> None:
         """Check the gradient of a global batch, and of variants that must have the same gradient."""
-        algorithm = checked.algorithm
         state = copy.deepcopy(algorithm.state)
-        probe = Probe(self.model, checked, Settings(), ROLE, self.value_role)
+        probe = Probe(self.model, algorithm, Settings(), ROLE, self.value_role)
 
         def gradient(variant: Examples, budget: int = ONE_BATCH, garbage: bool = False) -> Numbers:
             algorithm.state = copy.deepcopy(state)
@@ -261,9 +261,14 @@ def _difference(name: str, old: Tensor | None, new: Tensor | None) -> float:
     return float((new - old).norm()) / max(float(old.norm()), least)
 
 
-def _signals(algorithm: CheckedAlgorithm, examples: Examples) -> Numbers:
+def _signal(algorithm: Algorithm, examples: Examples) -> Any:
+    batch = examples.batch()
+    return call(algorithm, "signal", batch, returns=shapes.signals(algorithm, batch))
+
+
+def _signals(algorithm: Algorithm, examples: Examples) -> Numbers:
     """The signals of examples that have others, or none; empty if the algorithm skips them."""
-    signals = algorithm.signal(examples.batch())
+    signals = _signal(algorithm, examples)
     if isinstance(signals, Skip):
         return {}
     fresh = Examples(examples.groups, dict(examples.token_columns), dict(examples.columns))

@@ -13,7 +13,7 @@ from alignkit.calls import call, create
 from alignkit.data.group import Group
 from alignkit.engine import Engine
 from alignkit.launcher import launcher
-from alignkit.models.generate import generate
+from alignkit.models.generate import Generation, generate
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
@@ -98,7 +98,7 @@ class EngineCheck:
 
     def check(self) -> None:
         """Check every rule in turn. Raises PluginError for what a run itself refuses."""
-        self.engine.generate(self.model, POLICY, self.encoder, [], [], Sampling(max_new_tokens=NEW_TOKENS))
+        self._sample(prompts=[])
         first = self._as_in_training("")
         if type(self.engine.engine).repeats and self._sample().responses != first.responses:
             self.problems.append(f"`sample`: a second call with the same seeds returns other tokens: {REPEAT}")
@@ -125,7 +125,8 @@ class EngineCheck:
         seeds = [list(range(first, first + SAMPLES)) for first in range(seed, seed + 10 * len(prompts), 10)]
         asked = Sampling(**{"max_new_tokens": NEW_TOKENS, **sampling})
         samples = Samples()
-        answers = self.engine.generate(self.model, role, self.encoder, prompts, seeds, asked)
+        request = Generation(self.model, role, self.encoder, prompts, seeds, asked)
+        answers = self.engine.request(request).result()
         for prompt, continuations in zip(prompts, answers, strict=True):
             samples.prompts += [prompt] * len(continuations)
             samples.responses += [one.tokens for one in continuations]
@@ -156,7 +157,7 @@ class EngineCheck:
         """Check that first tokens are as likely as those of alignkit's own greedy samples."""
         samples = self._sample(**{name: value})
         likeliest, seeds = Sampling(max_new_tokens=1, temperature=0.0), [[0]] * len(samples.prompts)
-        best = generate(self.model, POLICY, self.encoder, samples.prompts, seeds, likeliest)
+        best = generate(Generation(self.model, POLICY, self.encoder, samples.prompts, seeds, likeliest))
         firsts = Samples(samples.prompts, [response[:1] for response in samples.responses])
         bests = Samples(samples.prompts, [one.tokens for (one,) in best])
         for ours, theirs in zip(self._measured(bests), self._measured(firsts), strict=True):

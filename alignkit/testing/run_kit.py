@@ -6,30 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from alignkit import seeds
+from alignkit import seeds, shapes
 from alignkit.calls import call, create
 from alignkit.data.group import Group, Message, group_from_json, group_to_json
-from alignkit.environment import Environment
+from alignkit.environment import Environment, player
 from alignkit.io.console import Metrics
 from alignkit.models.shared_model import BASE
 from alignkit.monitor import Monitor, Observation
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, Context
-from alignkit.runs.steps import resumable_map
+from alignkit.runs.map import resumable_map
 from alignkit.settings import Settings
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step
 from alignkit.testing.surroundings import SEED, Surroundings, conform, why_not_stored
-from alignkit.tokens.turns import CALL, END_CALL, read_turn
 from alignkit.tracker import TrackedRun, Tracker
-from alignkit.training.environments import Episode, EpisodeFactory
-from alignkit.training.monitors import CheckedMonitor, with_gold
+from alignkit.training.monitors import look, next_prompts, with_gold
 from alignkit.training.rewards import Rewards
 
 ROWS: Sequence[Mapping[str, Any]] = ({"prompt": "What is 2 + 3?"}, {"prompt": "Say something kind."})
-TURNS = (f'{CALL}{{"name": "no_such_tool", "arguments": {{}}}}{END_CALL}', f"{CALL}{{{END_CALL}", "The answer is 5.")
+TURNS = (
+    '<tool_call>{"name": "no_such_tool", "arguments": {}}</tool_call>',
+    "<tool_call>{</tool_call>",
+    "The answer is 5.",
+)
 LINES: tuple[tuple[str, int, dict[str, float]], ...] = (
     ("first", 1, {"loss": 2.5, "grad_norm": 0.1}),
     ("first", 2, {"loss": float("nan"), "validation/loss": 1.0}),
@@ -137,23 +138,19 @@ def check_environment(
 def _check_environment(
     around: Surroundings, component: Component, groups: Sequence[Group], turns: Sequence[str]
 ) -> None:
-    factory = EpisodeFactory(component, "", SEED, around.folder)
+    factory = player().Factory(component, "", SEED, around.folder)
     early = create(component)
     call(early, "check", around.folder)
     call(early, "check_prompts", groups)
 
-    def play(episodes: Sequence[Episode]) -> list[Any]:
+    def play(episodes: Sequence[Any]) -> list[Any]:
         """Play episodes turn by turn; returns all that each of them was."""
-        going = list(episodes)
+        going = episodes
         for text in turns:
-            for episode in list(going):
-                answers = episode.respond(read_turn(SimpleNamespace(), text, "", factory.tools, episode.calls))
-                episode.add(answers or [])
-                if answers is None:
-                    going.remove(episode)
+            going = [episode for episode in going if episode.hear(text, factory.tools)]
         return [(list(episode.prompt), episode.turns, episode.scores()) for episode in episodes]
 
-    def begin() -> list[Episode]:
+    def begin() -> list[Any]:
         return [factory.begin(group, "", (place,), 0) for place, group in enumerate(groups)]
 
     def play_each() -> list[Any]:
@@ -198,19 +195,20 @@ def _check_monitor(around: Surroundings, component: Component) -> None:
 
     def observe(samples: Sequence[Group]) -> list[Observation]:
         """What a monitor says of samples in each iteration; every other one has gold."""
-        monitor = CheckedMonitor(component, Settings(iterations=LOOKS, gold=REWARD_KEY))
-        gold = [None, samples]
-        looks = [monitor.look(number, samples, gold[number % 2]) for number in range(1, LOOKS + 1)]
-        return [*looks, monitor.finish("")]
+        monitor, gold = create(component), [None, samples]
+        call(monitor, "start", Settings(iterations=LOOKS, gold=REWARD_KEY))
+        looks = [look(monitor, number, samples, gold[number % 2]) for number in range(1, LOOKS + 1)]
+        return [*looks, call(monitor, "finish", "", returns=shapes.observation())]
 
     def choose(asked: Sequence[int]) -> list[int] | None:
         """The prompts after two looks. asked: the iterations whose prompts it chose; a stage that resumes asks none."""
-        monitor = CheckedMonitor(component, Settings(iterations=LOOKS))
+        monitor = create(component)
+        call(monitor, "start", Settings(iterations=LOOKS))
         for number in (1, 2):
             if number in asked:
-                monitor.next_prompts(number, prompts, seeds.stream(0, number))
-            monitor.look(number, stored, None)
-        return monitor.next_prompts(3, prompts, seeds.stream(0, 3))
+                next_prompts(monitor, number, prompts, seeds.stream(0, number))
+            look(monitor, number, stored, None)
+        return next_prompts(monitor, 3, prompts, seeds.stream(0, 3))
 
     with around.problems.unchanged("`look` changes the samples", samples):
         observations = observe(samples)

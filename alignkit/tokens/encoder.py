@@ -14,13 +14,13 @@ from functools import cached_property
 from typing import Any
 
 from alignkit.data.group import Group, Message, Pair, Response, every_turn, preview, resolved_pairs
-from alignkit.data.spoken import OPENED_AT_END
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import digest
 from alignkit.tokens.template import (
     ANSWER,
     BREAK,
     CLOSE,
+    OPENED_AT_END,
     ChatOptions,
     ChatTemplate,
     Conversation,

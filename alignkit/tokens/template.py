@@ -21,6 +21,7 @@ from alignkit.errors import DataError
 BREAK = "\ufdd0"  # Unicode reserves it for internal use: no text that is meant to be exchanged contains it
 OPEN, CLOSE = REASONING = ("<think>", "</think>")
 AFTER_REASONING = f"\n{CLOSE}\n\n"  # what templates write between reasoning and answer
+OPENED_AT_END = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z", re.IGNORECASE)  # of a prompt
 KEYS = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call_id")  # that templates may read
 MERGED = "\n\n"  # between a merged system message and the user's words
 

@@ -1,62 +1,95 @@
-"""The context that a run passes to a training stage."""
+"""What a trainer asks of its stage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from alignkit.data.group import Group
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.io.console import Metrics, Reporter
-from alignkit.models.models import LoadedBase
-from alignkit.models.shared_model import SharedModel
 from alignkit.recipe.schema import RewardSpec, Stage
 from alignkit.reward import Context
 from alignkit.settings import Settings
-from alignkit.training.collectives import ONE_PROCESS, Collectives
-from alignkit.training.rewards import Rewards
+
+if TYPE_CHECKING:
+    from alignkit.models.models import LoadedBase
+    from alignkit.models.shared_model import SharedModel
+    from alignkit.training.collectives import Collectives
+    from alignkit.training.rewards import Rewards
 
 
-@dataclass
 class StageContext:
-    """The objects and callbacks of one training stage.
+    """A training stage as its trainer sees it.
 
-    models: those on the stage's base model. folder: the stage's own. metrics: opens its metrics file, given how many
-    bytes stay. load: read a data entry. reward_context: returns the context of the stage's rewards.
-    folder_of: the folder of an earlier stage. base_of: the base model that a reference is on. models_of: the models on
-    that base. bases: all base models that the stage uses, by the recipe's names. notify: call an event hook.
-    should_stop: raise if the run must stop. collectives: what the processes of the run exchange.
+    stage: as the recipe has it. settings: with the learning rate that is used. folder: the stage's own. summary: for
+    stage.json. notify: calls an event hook. folder_of: the folder of an earlier stage. base_of: the base model that a
+    reference is on.
     """
 
+    name: str
     stage: Stage
-    models: LoadedBase
+    settings: Settings
     folder: Path
-    metrics: Callable[[int], Metrics]
     seed: int
-    load: Callable[[DataSpec], Loaded]
-    reward_context: Callable[[], Context]
+    summary: dict[str, Any]
+    reporter: Reporter
+    notify: Callable[..., Any]
     folder_of: Callable[[str], Path]
     base_of: Callable[[str], str | None]
-    models_of: Callable[[str], LoadedBase]
-    bases: Callable[[], Mapping[str, LoadedBase]]
-    reporter: Reporter
-    notify: Callable[..., None]
-    should_stop: Callable[[], None]
-    collectives: Collectives = ONE_PROCESS
+
+    @abstractmethod
+    def metrics(self, size: int) -> Metrics:
+        """Open the metrics file, of which `size` bytes stay."""
+
+    @abstractmethod
+    def load(self, spec: DataSpec) -> Loaded:
+        """Read a data entry."""
+
+    @abstractmethod
+    def select(self, loaded: Loaded) -> list[Group]:
+        """The groups of the stage's data that the algorithm selects."""
+
+    @abstractmethod
+    def select_held_out(self, groups: Sequence[Group]) -> list[Group]:
+        """The held-out groups that the algorithm selects."""
+
+    @abstractmethod
+    def take(self, component: Any) -> Any:
+        """The plugin of a component, made once for each time that the recipe names it."""
+
+    @abstractmethod
+    def reward_context(self) -> Context:
+        """What the stage's rewards can use."""
+
+    @abstractmethod
+    def models_of(self, reference: str) -> LoadedBase:
+        """The models on the base model of a reference."""
+
+    @abstractmethod
+    def bases(self) -> Mapping[str, LoadedBase]:
+        """All base models that the stage uses, by the recipe's names."""
+
+    @abstractmethod
+    def should_stop(self) -> None:
+        """Raise if the run must stop."""
 
     @property
-    def settings(self) -> Settings:
-        assert self.stage.settings is not None  # always set for training stages
-        return self.stage.settings
+    @abstractmethod
+    def collectives(self) -> Collectives:
+        """What the processes of the run exchange."""
+
+    @property
+    @abstractmethod
+    def models(self) -> LoadedBase:
+        """The models on the stage's base model."""
 
     @property
     def model(self) -> SharedModel:
         """The base model with its roles."""
         return self.models.model
-
-    @property
-    def name(self) -> str:
-        return self.stage.name
 
     @property
     def adapter(self) -> Path:
@@ -65,8 +98,10 @@ class StageContext:
 
     def scorer(self, spec: RewardSpec) -> Rewards:
         """What scores responses in all processes of the run."""
+        from alignkit.training.rewards import Rewards
+
         by_engine = self.stage.engine is not None
-        return Rewards(spec, self.reward_context(), collectives=self.collectives, by_engine=by_engine)
+        return Rewards(spec, self.reward_context(), collectives=self.collectives, by_engine=by_engine, make=self.take)
 
     def say(self, text: str) -> None:
         """Print one line about this stage, which the user must know."""

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from typing import Any
 
-from alignkit.algorithm import Needs, Trains
+from alignkit import shapes
+from alignkit.algorithm import Algorithm, Needs, Trains
+from alignkit.calls import call
 from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, Message, preview, previews, resolved_pairs
 from alignkit.errors import DataError, RunFailed
 from alignkit.models.shared_model import SharedModel
 from alignkit.tokens.encoder import WHOLE, Encoded, Encoder, Ids, RowRefused, chunks, counted, drop_reason, is_document
-from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.context import StageContext
 
 BATCH = 256  # groups that are tokenized together
@@ -27,7 +28,7 @@ class StageEncoder:
     summary: the stage's.
     """
 
-    def __init__(self, context: StageContext, algorithm: CheckedAlgorithm, summary: dict[str, Any]):
+    def __init__(self, context: StageContext, algorithm: Algorithm, summary: dict[str, Any]):
         self.context, self.algorithm, self.summary = context, algorithm, summary
         self.encoder = context.models.encoder
         self._told: set[tuple[str, str]] = set()  # reasons, with files
@@ -49,8 +50,8 @@ class StageEncoder:
         count: count the others. tell: print why, now. Raises DataError that lists the rows which the chat template
         refuses.
         """
-        scoring = self.algorithm.algorithm.trains is Trains.REWARD
-        turns = turns or self.algorithm.trained_turns()
+        scoring = self.algorithm.trains is Trains.REWARD
+        turns = turns or call(self.algorithm, "trained_turns")
         self.encoder.forget_counts()
         encoded: list[Encoded] = []
         refused: list[RowRefused] = []
@@ -228,7 +229,7 @@ class ReferencePrompts:
     encoder, model: the reference's. where: begins errors. policy: the policy's encoder, if it is on another base model.
     """
 
-    algorithm: CheckedAlgorithm
+    algorithm: Algorithm
     encoder: Encoder
     model: SharedModel
     where: str = ""
@@ -247,15 +248,19 @@ class ReferencePrompts:
     def check(self, prompts: Sequence[Group], new_tokens: int) -> None:
         """Raise DataError if a prompt leaves no room for `new_tokens`."""
         for group in prompts if self._may_differ else ():
-            self._ids(group, self.algorithm.reference_prompt(group), new_tokens)
+            self._ids(group, self._messages(group), new_tokens)
 
     @property
     def _may_differ(self) -> bool:
-        return self.policy is not None or not self.algorithm.reads_its_own_prompt
+        return self.policy is not None or type(self.algorithm).reference_prompt is not Algorithm.reference_prompt
+
+    def _messages(self, group: Group) -> tuple[Message, ...]:
+        wanted = shapes.reference_prompt(group)
+        return tuple(call(self.algorithm, "reference_prompt", group, returns=wanted))
 
     def _encoded(self, encoded: Encoded) -> Encoded:
         group = encoded.group
-        messages = self.algorithm.reference_prompt(group)
+        messages = self._messages(group)
         self._check_tokens(encoded)
         longest = max((len(row.tokens) for row in encoded.rows), default=0)
         if messages == group.prompt and (self.policy is None or not messages):

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from alignkit import shapes
 from alignkit.algorithm import Algorithm, Trains
 from alignkit.batch import Batch, Outputs
-from alignkit.calls import label_of
+from alignkit.calls import call, label_of, remembered
 from alignkit.errors import RunFailed
 from alignkit.kernels.memory import TrimOnGrowth
 from alignkit.loss import Per, Term
@@ -28,7 +29,6 @@ from alignkit.models.packing import Examples, Wants, forward, indivisible, join_
 from alignkit.models.shared_model import SharedModel
 from alignkit.optimizers import make_optimizer, restore_state, saved_state
 from alignkit.settings import LEARNING_RATE
-from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Learner:
     """
 
     model: SharedModel
-    checked: CheckedAlgorithm
+    algorithm: Algorithm
     settings: Settings
     role: str
     value_role: str | None = None
@@ -82,10 +82,6 @@ class Learner:
             trainable = self.model.make_trainable(role).items()
             self.parameters |= {f"{role}:{name}": parameter for name, parameter in trainable}
         self.optimizer = make_optimizer(self.settings, self.parameters.values(), self.peak_rate)
-
-    @property
-    def algorithm(self) -> Algorithm:
-        return self.checked.algorithm
 
     @property
     def peak_rate(self) -> float:
@@ -209,13 +205,12 @@ class Learner:
             for name, value in self._backward(part.batch, out, totals).items():
                 sums[name] = sums.get(name, 0.0) + value
             with torch.no_grad():
-                metrics.add(self.checked.report_metrics(part.batch, out), part.batch)
+                metrics.add(self._metrics(part.batch, out), part.batch)
         return sums, metrics
 
     def _backward(self, batch: Batch, out: Outputs, totals: Mapping[str | Per, float]) -> dict[str, float]:
         """Add a micro-batch's share of the gradients; returns its share of every term and of the loss."""
-        terms, weights = self.checked.loss(batch, out)
-        self.checked.check_gradient(terms)
+        terms, weights = self._loss(batch, out)
         loss = torch.zeros((), device=self.model.device)
         shares: dict[str, float] = {}
         for name, term in terms.items():
@@ -242,7 +237,8 @@ class Learner:
         # rows: places in the global batch, by which `join_outputs` restores its order.
         rows, outs = zip(*chain.from_iterable(gathered), strict=True)
         with torch.no_grad():
-            self.checked.before_step(examples.batch(self.model.device), join_outputs(outs, rows))
+            batch, out = examples.batch(self.model.device), join_outputs(outs, rows)
+            self.algorithm.state |= call(self.algorithm, "before_step", batch, out, returns=shapes.statistics)
 
     def _denominators(self, batches: Sequence[Batch]) -> dict[str | Per, float]:
         """The denominator of each term: the sum of the weights of its entries in the global batch."""
@@ -250,7 +246,7 @@ class Learner:
         for batch in batches:
             for per in Per:
                 totals[per] = totals.get(per, 0.0) + float(batch.weights(per).sum())
-            for name, weights in self.checked.term_weights(batch).items():
+            for name, weights in self._weights(batch, {}).items():
                 totals[name] = totals.get(name, 0.0) + float(weights.sum())
         # A batch without a counted token, pair, or group has loss 0 and no gradient.
         return {key: total or 1.0 for key, total in self.collectives.sum(totals).items()}
@@ -281,8 +277,23 @@ class Learner:
         """The outputs that the loss needs, [responses, tokens] or [responses], with gradients."""
         if self.algorithm.trains is Trains.REWARD:
             return forward(self.model, self.role, examples, Wants(logprobs=False, scores=True))
-        wants = Wants(entropy=self.checked.needs.entropy, values=self.value_role, temperature=self.temperature)
+        wants = Wants(entropy=self.algorithm.needs.entropy, values=self.value_role, temperature=self.temperature)
         return forward(self.model, self.role, examples, wants)
+
+    def _loss(self, batch: Batch, out: Outputs) -> tuple[Mapping[str, Term], Mapping[str, Tensor]]:
+        """The terms of the loss, and the weights of those that have weights."""
+        wanted = shapes.loss(batch, self.algorithm.needs)
+        terms: Mapping[str, Term] = call(self.algorithm, "loss", batch, out, returns=wanted)
+        return terms, self._weights(batch, terms)
+
+    def _weights(self, batch: Batch, terms: Mapping[str, Term]) -> Mapping[str, Tensor]:
+        weights: Mapping[str, Tensor] = call(self.algorithm, "term_weights", batch, returns=shapes.weights(terms))
+        return weights
+
+    def _metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+        wanted = shapes.terms(batch, "metric")
+        metrics: Mapping[str, Term] = call(self.algorithm, "report_metrics", batch, out, returns=wanted)
+        return metrics
 
     # Without gradients
 
@@ -309,10 +320,10 @@ class Learner:
         coefficients: dict[str, float] = {}
         for part in parts:
             out = self._forward(part.examples)
-            terms, weights = self.checked.loss(part.batch, out)
+            terms, weights = self._loss(part.batch, out)
             coefficients |= {name: term.coefficient for name, term in terms.items()}
             losses.add(terms, part.batch, weights)
-            metrics.add(self.checked.report_metrics(part.batch, out), part.batch)
+            metrics.add(self._metrics(part.batch, out), part.batch)
         return losses, metrics, coefficients
 
     # State
@@ -321,11 +332,11 @@ class Learner:
         """Tensors and JSON state that a resumed run needs."""
         weights = {f"weight/{name}": self.collectives.whole(parameter) for name, parameter in self.parameters.items()}
         names = {id(parameter): name for name, parameter in self.parameters.items()}
-        remembered, plain = saved_state(self.optimizer, names, self.collectives.whole)
-        return weights | remembered, {
+        moments, plain = saved_state(self.optimizer, names, self.collectives.whole)
+        return weights | moments, {
             "steps": self.steps,
             "skipped": self.skipped,
-            "algorithm": self.checked.state(),
+            "algorithm": remembered(self.algorithm, "before_step"),
             **self.model.memory.state(),
             "optimizer": plain,
         }

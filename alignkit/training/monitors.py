@@ -5,15 +5,14 @@ A stage that may go back keeps the versions of its policy until it ends.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
-from typing import Any, SupportsIndex
+from typing import Any
 
-from alignkit import seeds
+from alignkit import seeds, shapes
 from alignkit.calls import call, create
 from alignkit.data.group import Group, read_groups, write_groups
 from alignkit.errors import DataError, RunFailed
@@ -23,7 +22,6 @@ from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY
-from alignkit.settings import Settings
 from alignkit.training.rewards import Rewards
 from alignkit.training.rollouts import RolloutFiles, usable_prompts
 from alignkit.training.stage import TrainerState
@@ -33,56 +31,17 @@ SAMPLES = 2  # answers to each held-out prompt, enough to compare answers to one
 Sample = Callable[[Sequence[Group], int, tuple[str | int, ...]], list[Group]]
 
 
-class CheckedMonitor:
-    """Calls a monitor. Raises PluginError, with its plugin and method, for an author's mistake.
-
-    warnings: those of its start.
-    """
-
-    def __init__(self, component: Component, settings: Settings, stage: str = ""):
-        self.monitor: Monitor = create(component, stage)
-        self.warnings = list(call(self.monitor, "start", settings) or ())
-
-    def look(self, iteration: int, groups: Sequence[Group], gold: Sequence[Group] | None) -> Observation:
-        """What the monitor says of an iteration."""
-
-        def wrong(observation: Any) -> str:
-            if (text := _wrong_observation(observation)) or observation.best in range(iteration + 1):
-                return text
-            return f"`best` is {observation.best!r:.60}: return an iteration up to this one, {iteration}"
-
-        observation: Observation = call(self.monitor, "look", iteration, groups, gold, returns=wrong)
-        return observation
-
-    def next_prompts(self, iteration: int, prompts: Sequence[Group], random: Any) -> list[int] | None:
-        """The prompts that the monitor chooses, if it does."""
-
-        def wrong(chosen: Any) -> str:
-            chosen = chosen.tolist() if hasattr(chosen, "tolist") else chosen
-            numbers = isinstance(chosen, Sequence) and all(isinstance(each, SupportsIndex) for each in chosen)
-            if chosen is None or (numbers and chosen and all(each in range(len(prompts)) for each in chosen)):
-                return ""
-            return f"return indices of the {len(prompts)} prompts, or None, not {chosen!r:.60}"
-
-        chosen = call(self.monitor, "next_prompts", iteration, prompts, random, returns=wrong)
-        return None if chosen is None else [int(each) for each in chosen]
-
-    def finish(self, stopped: str) -> Observation:
-        """What the monitor says at the end."""
-        observation: Observation = call(self.monitor, "finish", stopped, returns=_wrong_observation)
-        return observation
+def look(monitor: Monitor, number: int, groups: Sequence[Group], gold: Sequence[Group] | None) -> Observation:
+    """What a monitor says of an iteration."""
+    seen: Observation = call(monitor, "look", number, groups, gold, returns=shapes.observation(number))
+    return seen
 
 
-def _wrong_observation(observation: Any) -> str:
-    if not isinstance(observation, Observation):
-        return f"return an alignkit.Observation, not {observation!r:.60}"
-    if isinstance(observation.warnings, str):
-        return "`warnings` is a text: return a list of texts"
-    try:
-        json.dumps([observation.metrics, observation.summary])
-    except (TypeError, ValueError) as error:
-        return f"`metrics` and `summary` must be JSON: {error}"
-    return ""
+def next_prompts(monitor: Monitor, number: int, prompts: Sequence[Group], random: Any) -> list[int] | None:
+    """The prompts that a monitor chooses for an iteration, if it does."""
+    wanted = shapes.optional(shapes.indices(prompts))
+    chosen = call(monitor, "next_prompts", number, prompts, random, returns=wanted)
+    return None if chosen is None else list(map(int, chosen))
 
 
 def with_gold(group: Group, by_gold: Group) -> Group:
@@ -112,10 +71,10 @@ class Monitors:
         if plugins().registry.has("monitor", REWARD_HACKING):
             ours = plugins().registry.get("monitor", REWARD_HACKING)
             components.insert(0, Component("monitor", REWARD_HACKING, ours, options_of(ours)()))
-        self.monitors = [CheckedMonitor(component, settings, context.name) for component in components]
-        self.chooses = any(type(one.monitor).next_prompts is not Monitor.next_prompts for one in self.monitors)
+        self.monitors: list[Monitor] = [create(component, context.name) for component in components]
+        self.chooses = any(type(monitor).next_prompts is not Monitor.next_prompts for monitor in self.monitors)
         for monitor in self.monitors:
-            self.warn(monitor.warnings)
+            self.warn(call(monitor, "start", settings) or ())
         self.reverts = settings.stop is not None or bool(settings.monitors)
         self.within = int(state.done.get("within_kl", 0))
 
@@ -132,13 +91,13 @@ class Monitors:
             groups = files.seen(number, needed=self.chooses)
             gold = self._read_gold(number) if self.gold is not None else None
             for monitor in self.monitors:
-                monitor.look(number, groups, gold)
+                look(monitor, number, groups, gold)
 
     def next_prompts(self, number: int, prompts: Sequence[Group]) -> list[int] | None:
         """The prompts that a monitor chooses for an iteration."""
         for monitor in self.monitors:
             random = seeds.stream(self.context.seed, self.context.name, "next_prompts", number)
-            if (chosen := monitor.next_prompts(number, prompts, random)) is not None:
+            if (chosen := next_prompts(monitor, number, prompts, random)) is not None:
                 return chosen
         return None
 
@@ -146,7 +105,7 @@ class Monitors:
         """The metrics of an iteration's scored samples; it may end the stage. kl: of the samples, in nats."""
         gold = self._measure_gold(number, groups) if self.gold is not None else None
         observations = [self._look_at_kl(number, kl)]
-        observations += [monitor.look(number, groups, gold) for monitor in self.monitors]
+        observations += [look(monitor, number, groups, gold) for monitor in self.monitors]
         self._report(observations)
         if stops := [each for each in observations if each.stop]:
             self._stop(number, stops[0].stop, stops[0].best or number)
@@ -226,7 +185,7 @@ class Monitors:
 
     def finish(self) -> None:
         """Report what the monitors say at the end, and write the stage's result."""
-        self._report([monitor.finish(self.stopped) for monitor in self.monitors])
+        self._report([call(monitor, "finish", self.stopped, returns=shapes.observation()) for monitor in self.monitors])
         if not self.stopped:
             self.state.save()
         self.context.collectives.on_rank0(self._settle)

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from alignkit import seeds
-from alignkit.algorithm import Algorithm, SelectContext
+from alignkit.algorithm import Algorithm
+from alignkit.calls import call
 from alignkit.data.describe import way_out
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded, prompt_key
@@ -75,13 +75,13 @@ class DatasetTrainer:
     # Data
 
     def _prepare(self, loaded: Loaded) -> None:
-        groups: Sequence[Group] = self._selected(loaded.groups)
+        groups: Sequence[Group] = self.context.select(loaded)
         self.encoded: Examples | None = None
         # Reference log-probabilities need all tokens before the first step anyway.
         if len(groups) > EAGER_ROWS and not self.algorithm.needs.reference_logprobs:
             self.context.activity(f"{len(groups)} rows, tokenized as needed")
             groups = self.state.encoder.renderable(groups)
-            self.algorithm.check_data(groups)
+            call(self.algorithm, "check_data", groups)
         else:
             self.encoded = self._examples(groups)
             # Units and draws index what fits, not what was read.
@@ -100,14 +100,6 @@ class DatasetTrainer:
         facts = {"groups": len(groups), "steps": self.total, **report(self.context, "data", loaded, self.draws, drawn)}
         self.state.summary |= facts  # at the end: an algorithm cannot overwrite them
 
-    def _selected(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
-        """The groups that the algorithm selects."""
-        random = seeds.stream(self.context.seed, self.context.name, "select")
-        context = SelectContext(
-            0, self.context.seed, lambda: [], self.state.summary.update, random, validation, self.context.say
-        )
-        return [*chain.from_iterable(phase.groups for phase in self.algorithm.select(groups, context))]
-
     def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
         """The groups in tokens, with the measurements that the algorithm needs. Raises DataError if none is usable."""
         self.state.encoder.count_read(groups)
@@ -115,7 +107,7 @@ class DatasetTrainer:
         if not encoded:
             raise self._nothing_to_learn(len(groups), way_out(groups))
         if not validation:
-            self.algorithm.check_data([e.group for e in encoded])
+            call(self.algorithm, "check_data", [e.group for e in encoded])
         examples = Examples(encoded)
         if self.algorithm.needs.reference_logprobs:
             examples.token_columns["reference_logprobs"] = self._reference_logprobs(encoded)
@@ -133,7 +125,7 @@ class DatasetTrainer:
             held_out = self.context.load(self.settings.validation).groups
             self._tell_trained_on(loaded.groups, held_out)
             groups += held_out
-        return self._examples(self._selected(groups, validation=True), validation=True) if groups else None
+        return self._examples(self.context.select_held_out(groups), validation=True) if groups else None
 
     def _tell_trained_on(self, groups: Sequence[Group], held_out: Sequence[Group]) -> None:
         """Say how many held-out rows ask what is trained on: the best epoch is then the one that remembers most."""

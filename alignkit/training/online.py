@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from alignkit import functional as F
-from alignkit import seeds
+from alignkit import seeds, shapes
 from alignkit.algorithm import ADVANTAGES, Algorithm, Phase, SelectContext, Skip
 from alignkit.batch import likelier_now
-from alignkit.calls import create
+from alignkit.calls import call, create
 from alignkit.data.describe import said
 from alignkit.data.group import Group, length, previews, responses_of
+from alignkit.environment import player
 from alignkit.errors import RunFailed, error_context
 from alignkit.models import packing as forward
 from alignkit.models.packing import Examples
@@ -30,7 +31,6 @@ from alignkit.reward import REWARD_KEY
 from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import has_signal
-from alignkit.training.environments import episodes_of
 from alignkit.training.learner import StepAverages
 from alignkit.training.mismatch import ANOTHER_MODEL, mismatch, sampler_metrics, weighted
 from alignkit.training.monitors import Monitors
@@ -38,7 +38,7 @@ from alignkit.training.requests import Request
 from alignkit.training.rewards import RewardTable, filter_mask, with_scores
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
-from alignkit.training.stage import TrainerState
+from alignkit.training.stage import TrainerState, keep_mask, select
 
 FILTERED = "filters left out every group"
 FILTERED_HELP = (
@@ -124,7 +124,7 @@ class RolloutTrainer:
         self.files = RolloutFiles(context, self.rewards, self.learns)
         self.monitors = Monitors(self.state, self.rewards, self.sample)
         self.warned = False  # that the sampler is not the policy
-        self.episodes = episodes_of(context)
+        self.episodes = self._player()
         self.request: Request | None = None  # of the next iteration
         if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
             context.say("top_p and top_k leave tokens out of samples, but ratios and KL are of all tokens, thus biased")
@@ -132,6 +132,16 @@ class RolloutTrainer:
             context.say("replay_from has no effect: the algorithm learns only from its own samples")
         if self.rewards is not None and not self.learns:
             context.say(f"reward '{self.rewards.name}' is reported, but nothing is learned from it")
+
+    def _player(self) -> Any:
+        """What plays the stage's environment, if it has one."""
+        context, environment = self.context, self.settings.environment
+        if environment is None:
+            return None
+        folder = context.reward_context().folder
+        factory = player().Factory(environment, context.name, context.seed, folder)
+        max_length = min(self.settings.max_length, context.model.context)
+        return player().Episodes(factory, context.models.encoder, max_length, self.settings.rollout.max_turns)
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
@@ -219,7 +229,7 @@ class RolloutTrainer:
                 if self.request is not None:
                     self.request.result()  # which a checkpoint keeps
         iteration.metrics |= iteration.speed_metrics()
-        state = self.algorithm.algorithm.state.items()
+        state = self.algorithm.state.items()
         iteration.metrics |= {f"state/{key}": value for key, value in state if isinstance(value, int | float)}
         return iteration
 
@@ -322,7 +332,7 @@ class RolloutTrainer:
             table.take_most_different(self.settings.rollout.learn_from)
         fewest = self.algorithm.needs.min_samples
         too_few = all(len(group.responses) < fewest for group in table.groups)
-        if gone := table.take_groups([self.algorithm.keep_group(group) for group in table.learned]):
+        if gone := table.take_groups(keep_mask(self.algorithm, table.learned)):
             left_out["groups_without_signal"] = gone
             if not table.groups:
                 few = "every prompt had too few responses with a score"
@@ -457,8 +467,9 @@ class RolloutTrainer:
         return kl
 
     def _signal(self, iteration: Iteration, old: list[Tensor]) -> None:
-        signals = self.algorithm.signal(iteration.examples.batch())
-        iteration.metrics |= self.algorithm.algorithm.metrics
+        rollouts = iteration.examples.batch()
+        signals = call(self.algorithm, "signal", rollouts, returns=shapes.signals(self.algorithm, rollouts))
+        iteration.metrics |= self.algorithm.metrics
         if isinstance(signals, Skip):
             iteration.skipped = signals.reason
         else:
@@ -511,12 +522,12 @@ class RolloutTrainer:
 
         random = seeds.stream(seed, name, "select", number)
         context = SelectContext(number, seed, replay, iteration.metrics.update, random, say=self.context.say)
-        return self.algorithm.select(iteration.table.groups, context)
+        return select(self.algorithm, iteration.table.groups, context)
 
     def _filtered(self, groups: Sequence[Group]) -> list[Group]:
         for _, chooser in self.filters:
             groups = [*compress(groups, filter_mask(chooser, groups))]
-        return [group for group in groups if self.algorithm.keep_group(group)]
+        return [*compress(groups, keep_mask(self.algorithm, groups))]
 
     def learn(self, iteration: Iteration, index: int, phase: Phase, examples: Examples) -> bool:
         """Learn from a phase in epochs of shuffled minibatches; returns whether anything was learned."""

@@ -13,9 +13,8 @@ from typing import Any
 
 from alignkit.data.group import Group, Response, group_from_json, group_to_json
 from alignkit.errors import error_context
-from alignkit.models.generate import answered, questions, sample
+from alignkit.models.generate import Generation, attach, build_request, generate
 from alignkit.training.context import StageContext
-from alignkit.training.environments import Episodes
 from alignkit.training.stage import TrainerState
 
 
@@ -38,13 +37,14 @@ class Request:
         *,
         first: int = 0,
         lag: int = 0,
-        episodes: Episodes | None = None,
+        episodes: Any = None,
         complete: Mapping[str, Any] | None = None,
     ):
         self.context, self.state, self.samples, self.path = context, state, samples, path
         self.sampling = state.settings.rollout
         self.prompts, self.first, self.lag, self.episodes = prompts, first, lag, episodes
         self.engine = state.model.engine
+        self._asked_for: Generation | None = None
         self._under_way: Any = None  # what the engine returned
         read = map(group_from_json, complete["groups"] if complete else ())
         self.groups = [replace(group, origin=prompt.origin) for group, prompt in zip(read, prompts, strict=False)]
@@ -69,18 +69,29 @@ class Request:
 
     def _begin(self) -> None:
         """Let the engine sample from the current weights, which are saved for it before anything else happens."""
-        encoder, seed = self.state.models.encoder, self.context.seed
-        self._begin_episodes()
-        ids, streams, labels = questions(encoder, self._asked, self.samples, seed, self.path, self._numbers)
-        partner = self.episodes.partner if self.episodes is not None else None
-        model, role = self.state.model, self.state.roles.trained
-        self._under_way = self.engine.request(model, role, encoder, ids, streams, self.sampling, labels, partner)
+        self._asked_for = self._request()
+        self._under_way = self.engine.request(self._asked_for)
 
-    def _begin_episodes(self) -> None:
+    def _request(self) -> Generation:
+        partner = None
         if self.episodes is not None:
             if not self.first:
                 self.episodes.forget()
             self._asked = self.episodes.begin(self._asked, self.samples, self.number, self._numbers)
+            partner = self.episodes.partner
+        return build_request(
+            self.state.model,
+            self.state.roles.trained,
+            self.state.models.encoder,
+            self._asked,
+            self.sampling,
+            seed=self.context.seed,
+            path=self.path,
+            # Streams are named by the place in the iteration, so a sample does not depend on who draws it.
+            numbers=self._numbers,
+            samples_per_prompt=self.samples,
+            partner=partner,
+        )
 
     def poll(self) -> None:
         """Answer turns that have ended, and let the engine write the next ones. Waits for nothing."""
@@ -103,27 +114,10 @@ class Request:
         return self.groups
 
     def _sampled(self) -> list[Group]:
-        model, role, encoder = self.state.model, self.state.roles.trained, self.state.models.encoder
-        count = len(self._own) * self.samples
-        with self.context.reporter.progress("rolling out", count) as done:
-            if self._under_way is not None:
-                groups = answered(encoder, self._asked, self._under_way.result(done), role)
-            else:
-                self._begin_episodes()
-                groups = sample(
-                    model,
-                    role,
-                    encoder,
-                    self._asked,
-                    self.sampling,
-                    seed=self.context.seed,
-                    place=self.path,
-                    # Streams are named by the place in the iteration, so a sample does not depend on who draws it.
-                    numbers=self._numbers,
-                    samples_per_prompt=self.samples,
-                    done=done,
-                    partner=self.episodes.partner if self.episodes is not None else None,
-                )
+        with self.context.reporter.progress("rolling out", len(self._own) * self.samples) as done:
+            request = self._asked_for or self._request()
+            written = generate(request, done=done) if self._under_way is None else self._under_way.result(done)
+        groups = attach(request, self._asked, written)
         return groups if self.episodes is None else self.episodes.finish(groups)
 
     def _named(self, response: Response) -> Response:

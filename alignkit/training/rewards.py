@@ -6,20 +6,18 @@ All of it is in one table per iteration, with a row for each response.
 from __future__ import annotations
 
 import copy
-import json
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, islice
-from sys import float_info
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from alignkit import functional as F
-from alignkit.calls import call, create, mistake
+from alignkit import shapes
+from alignkit.calls import call, create, mistake, remembered
 from alignkit.data.group import Group, Response, length, preview, responses_of
 from alignkit.errors import AlignkitError, RunFailed
 from alignkit.filters import Filter
@@ -169,20 +167,8 @@ def with_scores(groups: Sequence[Group]) -> list[Group]:
 
 def filter_mask(chooser: Filter, groups: Sequence[Group]) -> list[bool]:
     """Whether a filter keeps each group."""
-    if not groups:
-        return []
-    kept = call(chooser, "keep", groups, returns=lambda kept: _wrong_mask(kept, len(groups)))
-    return [bool(each) for each in kept]
-
-
-def _wrong_mask(kept: Any, count: int) -> str:
-    kept = kept.tolist() if hasattr(kept, "tolist") else kept  # of numpy or torch
-    if not isinstance(kept, Sequence) or isinstance(kept, str):
-        return f"return a list of true and false, not {type(kept).__name__}"
-    if len(kept) != count:
-        return f"return true or false for each of {count} groups, not {len(kept)}"
-    wrong = [each for each in kept if each is not True and each is not False]
-    return f"return true or false for a group, not {wrong[0]!r:.60}" if wrong else ""
+    kept: list[bool] = shapes.plain(call(chooser, "keep", groups, returns=shapes.mask(len(groups)))) if groups else []
+    return kept
 
 
 @dataclass(eq=False)
@@ -212,24 +198,15 @@ class Node:
 
     def combine(self, groups: Sequence[Group], columns: Mapping[str, Tensor]) -> CombinedReward:
         """What the combination makes of its parts' raw scores, [responses] each."""
-        combined = call(self.plugin, "combine", _copies(groups), columns)
-        if not isinstance(combined, CombinedReward):
-            raise self.wrong("combine", f"return a CombinedReward, not {type(combined).__name__}")
-        for name in ("reward", "raw"):
-            self._check_shape("combine", f"'{name}'", getattr(combined, name), groups)
+        wanted = shapes.combined(len(responses_of(groups)))
+        combined: CombinedReward = call(self.plugin, "combine", _copies(groups), columns, returns=wanted)
         return combined
 
     def total(self, groups: Sequence[Group], columns: Mapping[str, Tensor]) -> Tensor:
         """The sum of its parts' rewards, some of which are whitened."""
-        total: Tensor = call(self.plugin, "total", _copies(groups), columns)
-        self._check_shape("total", "it", total, groups)
+        wanted = shapes.vector(len(responses_of(groups)))
+        total: Tensor = call(self.plugin, "total", _copies(groups), columns, returns=wanted)
         return total
-
-    def _check_shape(self, method: str, name: str, values: object, groups: Sequence[Group]) -> None:
-        count = len(responses_of(groups))
-        if not isinstance(values, Tensor) or tuple(values.shape) != (count,):
-            shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise self.wrong(method, f"{name} must be [responses] = [{count}], not {shape}")
 
 
 class Rewards:
@@ -248,8 +225,11 @@ class Rewards:
         collectives: Collectives = ONE_PROCESS,
         in_parts: InParts | None = None,
         by_engine: bool = False,
+        make: Callable[[Component], Any] | None = None,
     ):
+        """make: returns the plugin of a component, which may have been made before; default: a new one."""
         self.context, self.collectives, self.in_parts, self.by_engine = context, collectives, in_parts, by_engine
+        self._make = make or (lambda component: create(component, context.stage))
         self.name = spec.name
         self.nodes: list[Node] = []  # those below a node before it
         self.root = self._node(spec, spec.name, spec.name)
@@ -262,7 +242,7 @@ class Rewards:
         children = {child: self._node(below, child, f"{place}/{child}") for child, below in spec.children.items()}
         node = Node(spec, name, place, children)
         if spec.component is not None:
-            node.plugin = create(spec.component, self.context.stage)
+            node.plugin = self._make(spec.component)
         if isinstance(node.plugin, RewardCombination) and not hasattr(node.plugin, "state"):
             node.plugin.state = {}  # its constructor did not call the base's
         if isinstance(node.plugin, Reward):
@@ -329,33 +309,18 @@ class Rewards:
         """One score per response."""
         sizes = [len(group.responses) for group in groups]
         led = self.by_engine and any(part.options.asks_engine() for part in specs(leaf.spec.component, Component))
-        column = self.collectives.map_sharded(sizes, lambda own: self._share(leaf, [groups[i] for i in own]), led=led)
-        for index, value in enumerate(column):
-            if value is not None and not (isinstance(value, int | float) and abs(value) <= float_info.max):
-                prompt = preview(groups[bisect_right([*accumulate(sizes)], index)])
-                shown = "too large" if isinstance(value, int) else f"{value!r:.100}"
-                raise leaf.wrong(
-                    "score",
-                    f"the score is {shown} for response {index} (prompt: {prompt}); return a finite number, or "
-                    "None for a response that cannot be scored",
-                )
-        return column
+        return self.collectives.map_sharded(sizes, lambda own: self._share(leaf, [groups[i] for i in own]), led=led)
 
-    def _share(self, leaf: Node, groups: Sequence[Group]) -> list[Any]:
-        """As many scores as responses, which may be anything else."""
-        if leaf.plugin is None:
-            return list(self.context.models[leaf.spec.name].scores(groups))
-        scores = call(leaf.plugin, "score", _copies(groups))
-        if not isinstance(scores, Mapping) or len(scores) != 1:
-            what = f"components {sorted(map(str, scores))}" if isinstance(scores, Mapping) else type(scores).__name__
-            raise leaf.wrong("score", f'return one component, such as {{"": [0.5, 1.0]}}, not {what}')
-        (column,) = scores.values()
-        column = column.tolist() if isinstance(column, Tensor) else column
-        if not isinstance(column, Sequence) or isinstance(column, str):
-            raise leaf.wrong("score", f"return a list of scores, not {type(column).__name__}")
-        if len(column) != (count := len(responses_of(groups))):
-            raise leaf.wrong("score", f"return {count} scores, one per response, not {len(column)}")
-        return list(column)
+    def _share(self, leaf: Node, groups: Sequence[Group]) -> Column:
+        prompts = [preview(group) for group in groups for _ in group.responses]
+        wanted = shapes.scores(len(prompts), lambda index: f"{index} (prompt: {prompts[index]})")
+        if leaf.plugin is not None:
+            (column,) = call(leaf.plugin, "score", _copies(groups), returns=wanted).values()
+            return list(shapes.plain(column))
+        column = list(self.context.models[leaf.spec.name].scores(groups))
+        if wrong := wanted({"": column}):
+            raise leaf.wrong("score", wrong)
+        return column
 
     # What combinations make of it
 
@@ -430,14 +395,8 @@ class Rewards:
 
     def states(self) -> dict[str, dict[str, Any]]:
         """What combinations remember, by their place in the expression. Raises PluginError if it is not JSON."""
-        states = {}
-        for place, node in self.combinations.items():
-            try:
-                if node.plugin.state:
-                    states[place] = json.loads(json.dumps(node.plugin.state))
-            except (TypeError, ValueError) as error:
-                raise node.wrong("combine", f"`state` must be JSON; use float(...) ({error})") from error
-        return states
+        states = {place: remembered(node.plugin, "combine") for place, node in self.combinations.items()}
+        return {place: state for place, state in states.items() if state}
 
     def remember(self, states: Mapping[str, dict[str, Any]]) -> None:
         """Let combinations remember what a table or a checkpoint says, and nothing else."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alignkit import seeds
-from alignkit.algorithm import Needs, Trains
+from alignkit.algorithm import Algorithm, Needs, Trains
 from alignkit.models.shared_model import HeadKind, SharedModel
 from alignkit.recipe.schema import RewardSpec, specs
-from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.context import StageContext
 
 
@@ -35,13 +34,13 @@ class StageRoles:
             model.drop_role(self.values)
 
 
-def add_roles(context: StageContext, algorithm: CheckedAlgorithm) -> StageRoles:
+def add_roles(context: StageContext, algorithm: Algorithm) -> StageRoles:
     """Add the stage's roles to the shared model."""
     models, settings, needs = context.models, context.settings, algorithm.needs
     context.model.seed = seeds.number(context.seed, context.name, "init")
     start = settings.from_ or models.name
     trained = f"{context.name}~new"
-    head: HeadKind = "scalar" if algorithm.algorithm.trains is Trains.REWARD else "language"
+    head: HeadKind = "scalar" if algorithm.trains is Trains.REWARD else "language"
     context.model.add_role(trained, start=models.role(start), head=head)
     reference_name = settings.reference or start
     reference = context.models_of(reference_name).role(reference_name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from alignkit.data.group import Group, prompts_of, read_groups, write_groups
 from alignkit.data.sources import Loaded
@@ -12,15 +13,12 @@ from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import file_digest
 from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
-from alignkit.training.environments import Episodes
 from alignkit.training.rewards import Rewards, with_scores
 from alignkit.training.sampler import make_sampler, report
 from alignkit.training.stage import TrainerState
 
 
-def usable_prompts(
-    state: TrainerState, key: str, new_tokens: int, episodes: Episodes | None = None
-) -> tuple[Loaded, list[Group]]:
+def usable_prompts(state: TrainerState, key: str, new_tokens: int, episodes: Any = None) -> tuple[Loaded, list[Group]]:
     """The prompts of a data entry of the stage, without those that leave no room for a response; says how many go."""
     context, max_length = state.context, state.encoder.max_length
     loaded = context.load(getattr(context.settings, key))
@@ -43,7 +41,7 @@ class PromptSource:
     present iteration, in the order of a monitor; None: the stage's own.
     """
 
-    def __init__(self, state: TrainerState, new_tokens: int, episodes: Episodes | None):
+    def __init__(self, state: TrainerState, new_tokens: int, episodes: Any):
         context = state.context
         loaded, self.prompts = usable_prompts(state, "prompts", new_tokens, episodes)
         if repeated := len(self.prompts) - len({group.id for group in self.prompts}):

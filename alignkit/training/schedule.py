@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain
 
 from numpy.random import Generator
@@ -64,13 +63,12 @@ def scaled(rate: float, hidden_size: int, lora: bool) -> float:
     return float(f"{rate * min(1.0, HIDDEN_SIZE / hidden_size) * (1.0 if lora else ALL_WEIGHTS):.2g}")
 
 
-def with_learning_rate(context: StageContext, defaults: StageDefaults) -> StageContext:
-    """The context with the stage's learning rate: as written, or the algorithm's default for this model."""
+def learning_rate(context: StageContext, defaults: StageDefaults) -> float:
+    """The stage's learning rate: as written, or the algorithm's default for this model."""
     if context.settings.learning_rate is not None:
-        return context
+        return context.settings.learning_rate
     lora, hidden_size = context.model.spec.lora is not None, context.model.hidden_size
     rate = scaled(defaults.learning_rate or LEARNING_RATE, hidden_size, lora)
     trained = "LoRA" if lora else "all weights"
     context.activity(f"learning_rate {rate:g}, the default for {trained} and hidden size {hidden_size}")
-    settings = context.settings.model_copy(update={"learning_rate": rate})
-    return replace(context, stage=replace(context.stage, settings=settings))
+    return rate

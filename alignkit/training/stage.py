@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from alignkit.algorithm import Algorithm
+from alignkit import shapes
+from alignkit.algorithm import Algorithm, Phase, SelectContext, Source
+from alignkit.calls import blame, call, mistake
+from alignkit.data.group import Group
 from alignkit.tokens.encoder import Encoded
 from alignkit.training.auxiliary import auxiliary_loss
-from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import ReferencePrompts, StageEncoder
@@ -19,6 +21,18 @@ from alignkit.training.learner import Learner
 from alignkit.training.roles import StageRoles, add_roles
 
 T = TypeVar("T")
+
+
+def select(algorithm: Algorithm, groups: Sequence[Group], context: SelectContext) -> list[Phase]:
+    """The phases to learn from; groups that the algorithm puts into none form one."""
+    chosen = call(algorithm, "select", groups, context, returns=shapes.selection)
+    phases = [item for item in chosen if isinstance(item, Phase)]
+    return phases or [Phase(chosen)]
+
+
+def keep_mask(algorithm: Algorithm, groups: Sequence[Group]) -> list[bool]:
+    """Whether the algorithm learns from each group."""
+    return [bool(call(algorithm, "keep_group", group)) for group in groups]
 
 
 class TrainerState:
@@ -32,8 +46,13 @@ class TrainerState:
         """temperature: of the policy's distributions; rollouts are learned at the temperature they were sampled at."""
         self.context, self.settings = context, context.settings
         self.models, self.model = context.models, context.model
-        self.algorithm = CheckedAlgorithm(algorithm)
-        self.summary: dict[str, Any] = {}
+        self.algorithm = algorithm
+        with blame(algorithm, "needs"):
+            needs = algorithm.needs
+        if needs.old_logprobs and algorithm.source is Source.DATASET:
+            text = "old_logprobs exist only for rollouts: declare `source = Source.ROLLOUTS`"
+            raise mistake(algorithm, "needs", text)
+        self.summary = context.summary
         self.encoder = StageEncoder(context, self.algorithm, self.summary)
         self.roles = add_roles(context, self.algorithm)
         self.reference_models = context.models_of(self.roles.reference_name)
@@ -141,7 +160,7 @@ class TrainerState:
         self.metrics.sync()  # last: on a full disk it raises
 
 
-def _described(roles: StageRoles, algorithm: CheckedAlgorithm) -> str:
+def _described(roles: StageRoles, algorithm: Algorithm) -> str:
     """`'best' (reference: best; values: helpful's network with a zero head)`."""
     facts = [f"reference: {roles.reference_name}"] if algorithm.needs.reference_logprobs else []
     facts += [f"values: {roles.value_start}"] if roles.values is not None else []

@@ -1,4 +1,4 @@
-"""Runs a training stage of any kind: over a data set, in iterations, or by an external trainer."""
+"""Runs the stage of an external trainer."""
 
 from __future__ import annotations
 
@@ -9,34 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alignkit.algorithm import Algorithm, Source
-from alignkit.calls import call, create
+from alignkit.calls import call
 from alignkit.data.group import Group, Response
 from alignkit.data.sources import Loaded
 from alignkit.errors import RunFailed
 from alignkit.external import ExternalTrainer
 from alignkit.training.context import StageContext
-from alignkit.training.offline import DatasetTrainer
-from alignkit.training.online import RolloutTrainer
 from alignkit.training.rewards import Rewards
-from alignkit.training.schedule import with_learning_rate
-
-
-def run_training(context: StageContext) -> dict[str, Any]:
-    """Train to the end, from the last checkpoint if there is one; returns the summary for stage.json."""
-    algorithm: Algorithm = create(context.stage.component, context.name)
-    stage: DatasetTrainer | RolloutTrainer | ExternalStage
-    context = with_learning_rate(context, algorithm.defaults)
-    if isinstance(algorithm, ExternalTrainer):
-        stage = ExternalStage(context, algorithm)
-    elif algorithm.source is Source.ROLLOUTS:
-        stage = RolloutTrainer(context, algorithm)
-    else:
-        stage = DatasetTrainer(context, algorithm)
-    try:
-        return {**stage.run(), "learning_rate": context.settings.learning_rate}
-    finally:
-        stage.close()
 
 
 class ExternalStage:

@@ -114,29 +114,27 @@ class Worker:
         import torch
         from rich.console import Console
 
-        from alignkit.calls import create
         from alignkit.io.console import Metrics, Reporter
         from alignkit.io.results import RECIPE
         from alignkit.plugins import load_plugins
         from alignkit.recipe.load import build
         from alignkit.recipe.yaml import parse_document
-        from alignkit.runs.engines import using_engine
         from alignkit.runs.run import Run
-        from alignkit.runs.steps import step_context
+        from alignkit.runs.stage import StepStage
 
         torch.set_num_threads(work.threads)
         registry = load_plugins(work.files, work.without).registry
         text = (work.run / RECIPE).read_text(encoding="utf-8")
         recipe = build(parse_document(text, work.recipe), registry)
         run = Run(recipe, work.run, Reporter(Console(quiet=True), Console(quiet=True)))
-        stage = recipe.stages[work.stage]
-        run.stage_name = stage.name
+        stage = run.stages[work.stage]
+        assert isinstance(stage, StepStage)
+        stage.folder = work.folder
         self.engine = ExitStack()  # lives as long as this process
-        self.engine.enter_context(using_engine(run, stage))
-        run.make_room(stage)
-        self.step = create(stage.component, stage.name)
-        context = step_context(run, stage, work.folder, Metrics(None))
-        self.function = self.step.mapper(work.name, context)
+        self.engine.enter_context(run.engine(stage.stage))
+        run.make_room(stage.stage)
+        self.step = stage.take(stage.stage.component)
+        self.function = self.step.mapper(work.name, stage.context(Metrics(None)))
 
     def results(self, rows: Sequence[Any]) -> list[Any]:
         """A result for each row of a chunk."""

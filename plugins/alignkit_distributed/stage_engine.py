@@ -22,11 +22,11 @@ from alignkit.engine import Completion, Engine, EngineContext
 from alignkit.errors import PluginError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.kernels.memory import release_cached
-from alignkit.models.generate import Continuation, Partner, has_stopped
+from alignkit.models.generate import Continuation, Generation, has_stopped
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import KEYS, Sampling
-from alignkit.tokens.encoder import Encoded, Encoder, Ids, ResponseTokens
+from alignkit.tokens.encoder import Encoded, ResponseTokens
 from alignkit_distributed.begun import Begun, Steps
 from alignkit_distributed.engine_thread import EngineThread, NoProgress
 from alignkit_distributed.engine_turns import play
@@ -40,17 +40,6 @@ class _Published:
     version: int
     folder: Path | None
     weights: Weights
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What a call of `sample` is for. labels: of its prompts, for errors."""
-
-    role: str
-    version: int
-    encoder: Encoder
-    sampling: Sampling
-    labels: Sequence[str]
 
 
 class StageEngine:
@@ -77,46 +66,24 @@ class StageEngine:
 
     # What a stage asks
 
-    def generate(
-        self,
-        model: SharedModel,
-        role: str,
-        encoder: Encoder,
-        prompts: Sequence[Ids],
-        streams: Sequence[Sequence[int]],
-        sampling: Sampling,
-        done: Callable[[int], None] = lambda responses: None,
-        labels: Sequence[str] = (),
-        partner: Partner | None = None,
-    ) -> list[list[Continuation]]:
-        """See `alignkit.models.generate.generate`."""
-        return self.request(model, role, encoder, prompts, streams, sampling, labels, partner).result(done)
-
-    def request(
-        self,
-        model: SharedModel,
-        role: str,
-        encoder: Encoder,
-        prompts: Sequence[Ids],
-        streams: Sequence[Sequence[int]],
-        sampling: Sampling,
-        labels: Sequence[str] = (),
-        partner: Partner | None = None,
-    ) -> Begun:
+    def request(self, request: Generation) -> Begun:
         """`generate` from the current weights, while the caller does something else, which may be to change them."""
-        version = self._publish(model, role)
-        asked = Sampling(**{key: getattr(sampling, key) for key in KEYS})  # engines need no more of a stage's `rollout`
-        request = _Request(role, version, encoder, asked, labels)
+        version, partner = self._publish(request.model, request.role), request.partner
+        # Engines need no more of a stage's `rollout`.
+        asked = Sampling(**{key: getattr(request.sampling, key) for key in KEYS})
+        whole = replace(request, sampling=asked)
 
         def turns(contexts: Any, numbers: Sequence[int], most: Sequence[int], fewest: int) -> Steps:
             limits = asked.model_copy(update={"min_new_tokens": fewest, "max_new_tokens": max(most)})
-            turn = replace(request, sampling=limits, labels=())
-            return self._sample(turn, contexts, [[n] for n in numbers], most)
+            streams = [[number] for number in numbers]
+            turn = replace(request, prompts=contexts, streams=streams, sampling=limits, labels=())
+            return self._sample(turn, version, most)
 
         def steps(done: Callable[[int], None]) -> Steps:
             if partner is None:
-                return self._sample(request, prompts, streams, [asked.max_new_tokens] * len(prompts))
-            return play(turns, prompts, streams, (asked.min_new_tokens, asked.max_new_tokens), partner, done)
+                return self._sample(whole, version, [asked.max_new_tokens] * len(request.prompts))
+            limits = (asked.min_new_tokens, asked.max_new_tokens)
+            return play(turns, request.prompts, request.streams, limits, partner, done)
 
         begun = Begun(self.asking, self._thread, steps, partner is None, self._rest)
         self._begun = [*(one for one in self._begun if not one.over), begun]
@@ -128,27 +95,21 @@ class StageEngine:
             self._call("idle", self.engine.idle)
             self._idle = True
 
-    def _sample(
-        self,
-        request: _Request,
-        prompts: Sequence[Ids],
-        streams: Sequence[Sequence[int]],
-        most: Sequence[int],
-    ) -> Steps:
+    def _sample(self, request: Generation, version: int, most: Sequence[int]) -> Steps:
         """Samples of a call. most: tokens of each prompt's samples, which may be fewer than what is asked for."""
         role, labels, sampling = request.role, request.labels, request.sampling
-        asked, seeds = [list(prompt) for prompt in prompts], [list(numbers) for numbers in streams]
+        asked, seeds = [list(prompt) for prompt in request.prompts], [list(numbers) for numbers in request.streams]
         found = yield lambda: self.engine.sample(role, asked, seeds, sampling)
-        self._check_count("sample", found, len(prompts), "prompt", "a list of completions")
+        self._check_count("sample", found, len(asked), "prompt", "a list of completions")
         written = []
-        for index, (each, numbers) in enumerate(zip(found, streams, strict=True)):
+        for index, (each, numbers) in enumerate(zip(found, seeds, strict=True)):
             where = f"for prompt {index} ({labels[index]})" if labels else f"for prompt {index}"
             self._check_count("sample", each, len(numbers), "seed", "a Completion", where)
-            checked = [
-                self._checked("sample", one, role, request.version, f"{where}, sample {k}")
-                for k, one in enumerate(each)
-            ]
-            written.append([self._continuation(one, request, most[index], where) for one in checked])
+            samples = []
+            for k, one in enumerate(each):
+                checked = self._checked("sample", one, role, version, f"{where}, sample {k}")
+                samples.append(self._continuation(checked, request, version, most[index], where))
+            written.append(samples)
         return written
 
     def forget(self, role: str) -> None:
@@ -318,7 +279,7 @@ class StageEngine:
         how = "" if age == math.inf else f": these weights are {age} version{'s' if age > 1 else ''} old"
         return f"it used version {found!r:.40} of the weights of '{role}', but version {wanted} was published{how}"
 
-    def _continuation(self, one: Completion, request: _Request, most: int, where: str) -> Continuation:
+    def _continuation(self, one: Completion, request: Generation, version: int, most: int, where: str) -> Continuation:
         """A sample that ends where it must, without what follows a stop text or exceeds `most` tokens."""
         encoder, sampling = request.encoder, request.sampling
         tokens, logprobs = tuple(one.tokens), one.logprobs
@@ -342,7 +303,7 @@ class StageEngine:
         if by_token and len(tokens) <= sampling.min_new_tokens:
             raise self._wrong("sample", f"{where} a response ends before min_new_tokens {sampling.min_new_tokens}")
         versions = one.version if isinstance(one.version, Sequence) else [one.version]
-        stale = max(int(self._age(request.role, each, request.version)) for each in versions[: len(tokens)])
+        stale = max(int(self._age(request.role, each, version)) for each in versions[: len(tokens)])
         return Continuation(tokens, None if logprobs is None else tuple(logprobs), by_token or stopped, staleness=stale)
 
 

@@ -30,11 +30,10 @@ from alignkit.models.models import LoadedBase
 from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, Stage, base_keys, specs
 from alignkit.runs.data import file_facts
-from alignkit.runs.engines import using_engine
-from alignkit.runs.run import Run, Team, run_recipe
+from alignkit.runs.run import Run, run_recipe
+from alignkit.runs.services import Team
 from alignkit.runs.start import NOT_BY_ACCELERATE
 from alignkit.stopping import Stopped, stoppable
-from alignkit.training.train import run_training
 from alignkit_distributed import sharded
 from alignkit_distributed.collectives import ProcessCollectives
 from alignkit_distributed.sharded_forward import LockstepCollectives
@@ -104,7 +103,7 @@ def facts_of(recipe: Recipe, folder: Path, world: World) -> dict[str, Any]:
     registrations = [stage.component.registration for stage in recipe.stages.values()]
     facts: dict[str, Any] = {"python": sys.version.split()[0], **versions(("accelerate",)), "recipe": recipe.resolved}
     facts |= {"folder": str(folder.resolve()), "--use_fsdp": world.shard}
-    facts |= {name: digest for spec in specs(parts, DataSpec) for name, digest in file_facts(spec)}
+    facts |= {name: digest for spec in specs(parts, DataSpec) for name, digest in file_facts(spec).items()}
     facts |= {f"plugin {entry.name}": plugin_digests(entry.source_path) for entry in registrations}
     return facts
 
@@ -200,10 +199,11 @@ class FollowingRun(Run):
         while (following := self.team.next_stage()) is not None:
             self.stage_name, upstream = following
             self.hashes |= upstream
-            stage = self.recipe.stages[self.stage_name]
-            with self.team.training(stage.name, self.parts_of(stage)), using_engine(self, stage):
-                self.make_room(stage)
-                run_training(self.stage_context(stage, self.store.path(stage.name)))
+            stage = self.stages[self.stage_name]
+            self.ready = set(self.recipe.stages)  # process 0 has made what this stage reads
+            with self.team.training(stage.name, stage.key()), self.engine(stage.stage):
+                self.make_room(stage.stage)
+                stage.run(self.store.path(stage.name))
             self.models.forget(stage.name)
 
     def metrics(self, stage: Stage, size: int = 0) -> Metrics:
@@ -226,7 +226,7 @@ class FollowingRun(Run):
 class EngineElsewhere:
     """The engine of a stage, as the processes without it see it."""
 
-    def generate(self, *arguments: Any) -> Any:
+    def request(self, request: Any) -> Any:
         raise RunFailed(
             "process 0 has the engine, and this process cannot sample\n"
             "help: start the run in one process, or write 'engine: local'"

@@ -1,5 +1,6 @@
 """Every name that alignkit's own plugins provide. A module is imported when a recipe names what is in it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from alignkit import Add, hookimpl
@@ -545,6 +546,10 @@ def register(add: Add) -> None:
         "alignkit_vllm.engine:Vllm",
         "vLLM on this machine or on servers, with adapters loaded while it runs",
     )
+    add("reader", ".csv", "alignkit_plugins.data.tables:Csv", "a table with commas, also .csv.gz")
+    add("reader", ".tsv", "alignkit_plugins.data.tables:Tsv", "a table with tabs, also .tsv.gz")
+    add("reader", ".parquet", "alignkit_plugins.data.tables:Parquet", "a table that pyarrow reads")
+    add("reader", ".hub", "alignkit_plugins.data.tables:Hub", "what `hub:` names: `datasets` reads it")
     add("reader", ".feedback", "alignkit_plugins.steps.feedback:StoreReader", "people's labels from a store")
 
 
@@ -563,3 +568,10 @@ def run_finished(run: Any, error: BaseException | None) -> None:
     from alignkit_vllm.own_server import end_servers
 
     end_servers()
+
+
+@hookimpl
+def format_unrecognized(row: Any, formats: Mapping[str, Any]) -> str:
+    from alignkit_plugins.data.readings import advice
+
+    return advice(row, formats)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from alignkit.engine import Completion, Engine, EngineContext
-from alignkit.models.generate import generate
+from alignkit.models.generate import Generation, generate
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder
@@ -41,5 +41,6 @@ class LocalEngine(Engine):
     ) -> list[list[Completion]]:
         role, version = self._policies[policy]
         ids = [tuple(prompt) for prompt in prompts]
-        written = generate(self._model, role, self._encoder, ids, seeds, sampling, done=self.context.progress)
+        request = Generation(self._model, role, self._encoder, ids, seeds, sampling)
+        written = generate(request, done=self.context.progress)
         return [[Completion(one.tokens, one.logprobs, version) for one in each] for each in written]

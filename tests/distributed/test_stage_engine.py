@@ -22,7 +22,7 @@ from alignkit.cli import main
 from alignkit.data.group import Group
 from alignkit.errors import PluginError
 from alignkit.io.digest import digest
-from alignkit.models.generate import Continuation, Partner, generate, sample
+from alignkit.models.generate import Continuation, Generation, Partner, generate, sample
 from alignkit.models.models import LoadedBase
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE
@@ -218,7 +218,7 @@ def test_an_engine_that_does_not_close_is_reported_once(tmp_path: Path, clock: l
 
     said: list[str] = []
     model, asked = tiny_model(tmp_path), asking(tmp_path, Endless, said)
-    asked.generate(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))
+    asked.request(Generation(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))).result()
     asked.close()
     ended.set()
     (line,) = said
@@ -239,7 +239,7 @@ def test_a_call_that_ends_when_the_engine_is_closed_is_not_reported(tmp_path: Pa
     said: list[str] = []
     model, asked = tiny_model(tmp_path), asking(tmp_path, Held, said)
     with pytest.raises(PluginError, match=r"in `prepare`: it made no progress for 600 seconds"):
-        asked.generate(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))
+        asked.request(Generation(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))).result()
     asked.close()
     assert said == []
 
@@ -263,7 +263,7 @@ def test_policies_are_published_when_their_weights_change(tmp_path: Path) -> Non
     asked, prompt = engine(tmp_path, Watched), ((1, 30, 31),)
 
     def sample(role: str) -> None:
-        asked.generate(model, role, model.encoder(), prompt, [[1]], Sampling(max_new_tokens=3))
+        asked.request(Generation(model, role, model.encoder(), prompt, [[1]], Sampling(max_new_tokens=3))).result()
 
     for role in (BASE, "one", "one", BASE):
         sample(role)
@@ -304,7 +304,8 @@ def test_an_engine_idles_between_calls_and_hears_what_is_dropped(tmp_path: Path)
     model.engine = asked = engine(tmp_path, Watched)
 
     def sample(role: str) -> list[list[Continuation]]:
-        return generate(model, role, model.encoder(), [(1, 30, 31)], [[1]], Sampling(max_new_tokens=3))
+        request = Generation(model, role, model.encoder(), [(1, 30, 31)], [[1]], Sampling(max_new_tokens=3))
+        return generate(request)
 
     first = sample("one")
     assert heard == ["publish one", "sample one", "idle"]
@@ -398,7 +399,9 @@ def test_weights_are_read_only_after_a_change(tmp_path: Path, monkeypatch: pytes
     asked, prompt = engine(tmp_path), ((1, 30, 31),)
 
     def sample() -> list[list[Continuation]]:
-        return asked.generate(model, "one", model.encoder(), prompt, [[1]], Sampling(max_new_tokens=8))
+        return asked.request(
+            Generation(model, "one", model.encoder(), prompt, [[1]], Sampling(max_new_tokens=8))
+        ).result()
 
     first = sample()
     assert sample() == first and read == ["one"]
@@ -547,7 +550,8 @@ def test_turns_of_others_are_read_and_those_of_the_policy_are_sampled_after_them
     partner, model.engine = Partner(reply, 20), asked
     sampling, streams = Sampling(max_new_tokens=10, min_new_tokens=fewest), [[1, 2], [3, 4]]
     counts: list[int] = []
-    found = generate(model, "one", encoder, prompts, streams, sampling, partner=partner, done=counts.append)
+    request = Generation(model, "one", encoder, prompts, streams, sampling, partner=partner)
+    found = generate(request, done=counts.append)
     rows = [(prompt, one) for prompt, each in zip(prompts, found, strict=True) for one in each]
     assert counts[-1] == len(rows) == 4 and max(seen.values()) == (3 if not fewest else 1)
     for prompt, one in rows:
@@ -558,7 +562,7 @@ def test_turns_of_others_are_read_and_those_of_the_policy_are_sampled_after_them
         (measured,) = measure(model, "one", [row], "logprobs")
         assert one.logprobs == pytest.approx(measured.tolist(), abs=1e-4)
     seen.clear()
-    assert generate(model, "one", encoder, prompts, streams, sampling, partner=partner) == found
+    assert generate(request) == found
     asked.close()
 
 
@@ -578,18 +582,19 @@ def test_what_was_begun_is_from_the_weights_of_then(tmp_path: Path) -> None:
     model, prompt = tiny_model(tmp_path), ((1, 30, 31),)
     model.add_role("one")
     held, rest = engine(tmp_path, Held), (model.encoder(), prompt, [[1]], Sampling(max_new_tokens=8))
-    begun = held.request(model, "one", *rest)
+    request = Generation(model, "one", *rest)
+    begun = held.request(request)
     add_noise(model, "one", 0.5, 1)
     begun.poll()  # which does not wait
     assert not begun.seconds
     released.set()
-    later = held.generate(model, "one", *rest)
+    later = held.request(request).result()
     first = begun.result()
-    assert asked == ["one"] * 2 and first != later == held.generate(model, "one", *rest) and begun.seconds > 0
+    assert asked == ["one"] * 2 and first != later == held.request(request).result() and begun.seconds > 0
     held.close()
     same = tiny_model(tmp_path)
     same.add_role("one")
-    assert generate(same, "one", *rest) == first
+    assert generate(Generation(same, "one", *rest)) == first
 
 
 def test_turns_are_answered_when_the_caller_polls(tmp_path: Path) -> None:
@@ -603,12 +608,13 @@ def test_turns_are_answered_when_the_caller_polls(tmp_path: Path) -> None:
         return (60, 61) if room >= 2 else None
 
     rest = (model.encoder(), [(1, 30, 31)], [[1, 2]], Sampling(max_new_tokens=12), (), Partner(reply, 24))
-    begun = asked.request(model, BASE, *rest)
+    request = Generation(model, BASE, *rest)
+    begun = asked.request(request)
     while begun._call is not None:
         begun._call.over.wait(PATIENCE)
         begun.poll()
     assert len(threads) > 2 and set(threads) == {threading.main_thread()}
-    assert begun.result() == asked.request(model, BASE, *rest).result()
+    assert begun.result() == asked.request(request).result()
     asked.close()
 
 
@@ -626,7 +632,7 @@ def test_what_was_begun_may_be_dropped(tmp_path: Path) -> None:
 
     said: list[str] = []
     model, asked = tiny_model(tmp_path), asking(tmp_path, Fails, said)
-    asked.request(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3)).drop()
+    asked.request(Generation(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))).drop()
     asked.close()
     assert ended == ["sample", "close"] and not said
 

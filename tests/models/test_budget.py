@@ -25,7 +25,6 @@ from alignkit.models.packing import Examples, measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.tokens.encoder import Encoder
-from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
 from tests.training.test_optimizers import named
 
@@ -79,7 +78,7 @@ def learner(policy: SharedModel) -> Learner:
     policy.add_role("new")
     return Learner(
         policy,
-        CheckedAlgorithm(sft(sft.Options())),
+        sft(sft.Options()),
         Settings(learning_rate=1e-3, optimizer=named("adamw", max_grad_norm=1e9)),
         "new",
     )

@@ -19,12 +19,14 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.models import generate as decoder
 from alignkit.models import generate as row_batch
-from alignkit.models.generate import generate, sample
+from alignkit.models.generate import Generation, generate, sample
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder
+from alignkit_plugins.gpu import sampling as gpu
 from alignkit_plugins.gpu.sampling import StaticDecoding
+from tests.training.scripted import choosing
 
 
 @pytest.mark.parametrize("rows", [128, 7])
@@ -48,19 +50,20 @@ def test_samples_drawn_ahead_are_those_drawn_one_by_one(
     one_by_one = drawn()
     assert len({len(response.tokens) for response in one_by_one}) > 3  # rows end in the middle of 8 tokens
     looks: list[int] = []
-    original = decoder.Decoder._append
+    original, ahead = torch.stack, gpu.write_ahead
 
-    def spy(self: decoder.Decoder, active: Any, tokens: Any) -> None:
-        looks.append(len(tokens))
-        original(self, active, tokens)
+    def spy(decoding: Any, *asked: Any) -> Any:
+        monkeypatch.setattr(torch, "stack", lambda drawn: looks.append(len(drawn)) or original(drawn))
+        last = ahead(*asked)
+        monkeypatch.setattr(torch, "stack", original)
+        return last
 
-    monkeypatch.setattr(decoder.Decoder, "_append", spy)
+    monkeypatch.setattr(StaticDecoding, "write_ahead", spy)
     monkeypatch.setattr(row_batch, "decoding_for", lambda device: StaticDecoding())
-    ahead = drawn()
-    for ours, theirs in zip(ahead, one_by_one, strict=True):
+    for ours, theirs in zip(drawn(), one_by_one, strict=True):
         assert (ours.tokens, ours.text, ours.truncated) == (theirs.tokens, theirs.text, theirs.truncated)
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
-    assert max(looks) == StaticDecoding.look_every
+    assert max(looks) == gpu.LOOK_EVERY
 
 
 def test_a_policy_that_has_diverged_does_not_draw_ahead(llama: SharedModel, as_on_a_gpu: None) -> None:
@@ -80,11 +83,14 @@ def test_a_prompt_of_tokens_may_hold_a_part_of_the_answer(policy: SharedModel) -
     prompts = [encoder.prompt(group.prompt) for group in groups]
     whole = [
         w
-        for each in generate(policy, BASE, encoder, prompts, [[1]] * 3, Sampling(max_new_tokens=9, temperature=0))
+        for each in generate(
+            Generation(policy, BASE, encoder, prompts, [[1]] * 3, Sampling(max_new_tokens=9, temperature=0))
+        )
         for w in each
     ]
     begun = [(*prompt, *written.tokens[:4]) for prompt, written in zip(prompts, whole, strict=True)]
-    found = generate(policy, BASE, encoder, begun[::-1], [[7], [8, 9], []], Sampling(max_new_tokens=5, temperature=0))
+    sampling = Sampling(max_new_tokens=5, temperature=0)
+    found = generate(Generation(policy, BASE, encoder, begun[::-1], [[7], [8, 9], []], sampling))
     assert [len(each) for each in found] == [1, 2, 0]
     for (first, *_), (_, *second), written in ((found[0], found[0], whole[2]), (found[1], found[1], whole[1])):
         for one in (first, *second):
@@ -94,23 +100,19 @@ def test_a_prompt_of_tokens_may_hold_a_part_of_the_answer(policy: SharedModel) -
 
 @pytest.mark.silent_bug(
     "sampling: log-probabilities",
-    "Old log-probabilities are those after logits processors.",
+    "Old log-probabilities are those after filters, such as top_k.",
     "They are the policy's.",
     "huggingface/trl#2358",
 )
-def test_processors_change_the_choice_and_not_the_reported_logprobs(
-    llama: SharedModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("filters", [{"top_k": 3}, {"top_p": 0.4}, {"min_new_tokens": 12}])
+def test_filters_change_the_choice_and_not_the_reported_logprobs(
+    llama: SharedModel, monkeypatch: pytest.MonkeyPatch, filters: dict[str, Any]
 ) -> None:
-    """Transformers' processors see prompt and response as in `generate`."""
-    from transformers import NoRepeatNGramLogitsProcessor, SuppressTokensLogitsProcessor
-
-    groups, encoder, banned = questions(8), encoder_with_ends(llama, [1]), list(range(2, 50))
-    plain_, two = Sampling(max_new_tokens=12, temperature=0.0), {"samples_per_prompt": 2, "seed": 0}
+    groups, encoder, sampling = questions(8), encoder_with_ends(llama, [1]), Sampling(max_new_tokens=12, **filters)
     for rows in (128, 3):
         monkeypatch.setattr(decoder, "ROWS", rows)
-        found = sample(llama, BASE, encoder, groups, plain_, **two, processors=[SuppressTokensLogitsProcessor(banned)])
+        found = sample(llama, BASE, encoder, groups, sampling, samples_per_prompt=2, seed=0)
         written = [r for g in found for r in g.responses]
-        assert not any(set(r.tokens or ()) & set(banned) for r in written)
         encoded = [e for g in found if (e := encoder.encode(g, 64)) is not None]
         row = pack(encoded)
         with torch.no_grad():
@@ -119,38 +121,6 @@ def test_processors_change_the_choice_and_not_the_reported_logprobs(
         torch.testing.assert_close(
             torch.tensor([x for r in written for x in r.logprobs or ()]), policys, atol=1e-4, rtol=0
         )
-        once = sample(llama, BASE, encoder, groups, plain_, **two, processors=[NoRepeatNGramLogitsProcessor(1)])
-        for group, response in ((g, r) for g in once for r in g.responses):
-            whole = [*encoder.prompt(group.prompt), *(response.tokens or ())]
-            new = whole[-len(response.tokens or ()) :]
-            assert len(set(new)) == len(new) and not set(new) & set(whole[: -len(new)])
-
-
-@pytest.mark.parametrize("wrong", [float("-inf"), float("nan")])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_processors_that_leave_no_token_are_an_error(llama: SharedModel, wrong: float, temperature: float) -> None:
-    sampling = Sampling(max_new_tokens=4, temperature=temperature)
-
-    def all_of_them(ids: Tensor, logits: Tensor) -> Tensor:
-        return torch.full_like(logits, wrong)
-
-    with pytest.raises(RunFailed, match="logits processors"):
-        sample(llama, BASE, Encoder(llama.tokenizer), questions(2), sampling, processors=[all_of_them], seed=0)
-
-
-def test_processors_never_see_finished_rows(llama: SharedModel) -> None:
-    """A grammar allows nothing after the end, and finished rows stay in the batch for a while."""
-    ends = list(range(1, 8))
-
-    def grammar(ids: Tensor, logits: Tensor) -> Tensor:
-        over = torch.isin(ids[:, -1], torch.tensor(ends)) & (ids.shape[1] > 5)
-        return logits.masked_fill(over[:, None], float("-inf"))
-
-    groups = [Group(({"role": "user", "content": " ".join(f"t{t}" for t in range(60, 65))},)) for _ in range(12)]
-    encoder = encoder_with_ends(llama, ends)
-    found = sample(llama, BASE, encoder, groups, Sampling(max_new_tokens=9), processors=[grammar], seed=0)
-    lengths = {len(r.tokens or ()) for g in found for r in g.responses}
-    assert len(lengths) > 1, "some end before others"
 
 
 def test_an_empty_prompt_is_an_error(llama: SharedModel) -> None:
@@ -163,7 +133,7 @@ def test_a_sample_does_not_depend_on_its_batch(llama: SharedModel, monkeypatch: 
     sampling = Sampling(max_new_tokens=10)
 
     def draw(groups: Sequence[Group], count: int = 4, seed: int = 7, place: str = "a") -> list[list[Any]]:
-        found = sample(llama, BASE, encoder, groups, sampling, samples_per_prompt=count, seed=seed, place=(place,))
+        found = sample(llama, BASE, encoder, groups, sampling, samples_per_prompt=count, seed=seed, path=(place,))
         return [[response.tokens for response in group.responses] for group in found]
 
     all_of_them = draw(groups)
@@ -268,9 +238,8 @@ def test_other_errors_end_sampling(llama: SharedModel, monkeypatch: pytest.Monke
 def test_a_gpu_decodes_as_many_rows_as_its_free_memory_holds(
     llama: SharedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer = decoder.Decoder(
-        llama, BASE, Encoder(llama.tokenizer), [(1,) * 256], Sampling(max_new_tokens=256), lambda: None
-    )
+    request = Generation(llama, BASE, Encoder(llama.tokenizer), [(1,) * 256], [[1]], Sampling(max_new_tokens=256))
+    writer = decoder.Decoder(request, lambda: None)
     monkeypatch.setattr(decoder, "total", lambda device: 2.0**21)
     on_cpu = writer.most_rows()
     of_row = decoder.row_bytes(llama.model.config, llama.dtype.itemsize, 256, 256)
@@ -315,7 +284,9 @@ def test_a_stop_string_ends_a_response_and_stays_in_it(llama: SharedModel) -> No
     "huggingface/trl#7039",
 )
 @pytest.mark.parametrize(("end", "more"), [("<|im_end|>", []), ("<|pad|>", []), ("<|im_start|>", [1])])
-def test_every_end_token_ends_a_response(tmp_path: Path, end: str, more: list[int]) -> None:
+def test_every_end_token_ends_a_response(
+    tmp_path: Path, end: str, more: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The template ends turns with `<|im_end|>`, which is not this tokenizer's EOS. A model may have more of them."""
     model = tiny_model(tmp_path)
     model.tokenizer.eos_token = "<|pad|>"
@@ -328,7 +299,8 @@ def test_every_end_token_ends_a_response(tmp_path: Path, end: str, more: list[in
 
     encoder, groups = Encoder(model.tokenizer, end_ids=more), questions(1)
     start = len(encoder.prompt(groups[0].prompt))
-    (group,) = sample(model, BASE, encoder, groups, Sampling(max_new_tokens=6), processors=[third], seed=0)
+    choosing(monkeypatch, lambda encoder: third)
+    (group,) = sample(model, BASE, encoder, groups, Sampling(max_new_tokens=6), seed=0)
     assert group.responses[0].tokens == (40, 40, token) and not group.responses[0].truncated
 
 

@@ -21,7 +21,7 @@ from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder, encode_all
 from alignkit.tokens.template import ChatOptions
-from alignkit.tokens.turns import Turns
+from alignkit_plugins.environments.turns import Turns
 from alignkit_plugins.models.templates import CHATML, HERMES
 from alignkit_plugins.models.tiny import _tokenizer
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
-from alignkit.data.conversations import read_message
 from alignkit.data.group import group_to_json, resolved_pairs
 from alignkit.plugins import plugins
+from alignkit_plugins.data.columns import ColumnFormat, read_message
 from alignkit_plugins.formats import text
 
 PLUGINS = ("hh_rlhf", "trl", "messages", "alpaca", "rankings", "labeled_pairs", "oasst", "text", "dialogues")
@@ -744,8 +744,8 @@ def test_an_empty_list_of_calls_is_none() -> None:
 @pytest.mark.parametrize("column", ["tools", "tool_defs", "tool_schemas", "available_tools"])
 def test_tools_in_columns_of_other_names_are_read(column: str) -> None:
     schema = {"name": "weather", "parameters": {}}
-    assert Format.tools({column: [schema]}) == ({"type": "function", "function": schema},)
-    assert Format.tools({column: json.dumps([schema])}) == ({"type": "function", "function": schema},)
-    assert Format.rest({"prompt": "Hi", column: [schema]}, "prompt", "tools") == {}
+    assert ColumnFormat.tools({column: [schema]}) == ({"type": "function", "function": schema},)
+    assert ColumnFormat.tools({column: json.dumps([schema])}) == ({"type": "function", "function": schema},)
+    assert ColumnFormat.rest({"prompt": "Hi", column: [schema]}, "prompt", "tools") == {}
     if column != "tools":
-        assert Format.tools({column: ["weather"]}) == ()
+        assert ColumnFormat.tools({column: ["weather"]}) == ()

@@ -39,7 +39,6 @@ from alignkit.loss import Per
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
-from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.collectives import ONE_PROCESS
 from alignkit.training.learner import Averages, Learner, weighted_sum
 from alignkit_plugins.algorithms.dpo import DPO
@@ -99,7 +98,7 @@ def advantages_of(algorithm: Algorithm, given: Batch) -> Tensor:
 
 def averaged(algorithm: Algorithm, parts: Sequence[tuple[Batch, Outputs]]) -> Tensor:
     """The loss of a global batch in these parts, as the training loop adds it up."""
-    learner = SimpleNamespace(checked=CheckedAlgorithm(algorithm), collectives=ONE_PROCESS)
+    learner = SimpleNamespace(algorithm=algorithm, collectives=ONE_PROCESS)
     totals = Learner._denominators(learner, [part for part, _ in parts])  # type: ignore[arg-type]
     total = torch.zeros((), dtype=torch.float64)
     for part, out in parts:

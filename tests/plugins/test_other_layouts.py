@@ -25,9 +25,14 @@ TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "He
 CHOICES = {"text": ["red", "blue"], "label": ["A", "B"]}
 
 
-def read(path: Path, text: str, **keys: Any) -> Loaded:
+def read(path: Path, text: str, format: Any = None, **keys: Any) -> Loaded:
     path.write_text(text)
-    return load(DataSpec((DataSource(path=path, **keys),)), formats=FORMATS, seed=0, stage_data=lambda name: path)
+    return load(
+        DataSpec((DataSource(path=path, **keys).in_format(format),)),
+        formats=FORMATS,
+        seed=0,
+        stage_data=lambda name: path,
+    )
 
 
 def said(group: Group) -> list[str]:

@@ -214,7 +214,7 @@ class Sources(Format):
 
     def read(self, row):
         answers = tuple(Response(text=each["text"], source=each["source"]) for each in row["responses"])
-        return Group(self.conversation(row["prompt"], "prompt"), answers, pairs=())
+        return Group(({"role": "user", "content": row["prompt"]},), answers, pairs=())
 
 @hookimpl
 def register(add):
@@ -332,7 +332,7 @@ def test_a_run_that_is_killed_before_it_writes_the_labels_loses_none(
     label(store)
     words = ["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr("alignkit.runs.run.write_groups", lambda *anything: os.kill(os.getpid(), signal.SIGKILL))
+        patch.setattr("alignkit.runs.stage.write_groups", lambda *anything: os.kill(os.getpid(), signal.SIGKILL))
         assert forked(*words) == -signal.SIGKILL
     assert not (tmp_path / "run" / "labels" / "data.jsonl").exists()
     assert run(tmp_path, stages) == 0 and len(data(tmp_path)) == 4

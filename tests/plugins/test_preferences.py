@@ -26,7 +26,6 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
 from alignkit.tokens.encoder import Encoder
-from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import weighted_sum
 from alignkit_plugins.algorithms.cpl import CPL
 from alignkit_plugins.algorithms.dpo import DPO
@@ -1006,7 +1005,7 @@ def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
         }
         algorithm = HIR(HIR.Options(**options, length_normalized=False))
         encoded = encode_all(Encoder(policy.tokenizer), algorithm.select(groups, context()), 256)
-        learner = algorithm_kit.Probe(policy, CheckedAlgorithm(algorithm), Settings(), "hir")
+        learner = algorithm_kit.Probe(policy, algorithm, Settings(), "hir")
         policy.budget = 1
         found = learner.gradient(Examples(encoded))["the gradient"]
         policy.budget = tiny.ONE_BATCH

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.data.group import Group
-from alignkit.models.generate import generate
+from alignkit.models.generate import Generation, generate
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
@@ -127,7 +127,7 @@ class FakeVllm:
             stop=body.get("stop", []),
         )
         encoder = Encoder(self.model.tokenizer, self.model.chat, body.get("stop_token_ids", []))
-        ((found,),) = generate(self.model, role, encoder, [prompt], [[body.get("seed", 0)]], samples)
+        ((found,),) = generate(Generation(self.model, role, encoder, [prompt], [[body.get("seed", 0)]], samples))
         logprobs = list(found.logprobs or ())
         if self.processed and (top_k or samples.top_p < 1 or samples.min_new_tokens):
             logprobs = [0.0 if top_k == 1 else NOTHING_FITS] * len(logprobs)

@@ -1,4 +1,4 @@
-"""Recipes with thousands of mistakes or stages are refused in seconds, and what is wrong fits on a screen."""
+"""Recipes with thousands of mistakes are refused in seconds, and what is wrong fits on a screen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from alignkit.errors import MOST_SHOWN, RecipeError
 from alignkit.recipe import mistakes
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.repeat import MOST_STAGES
 
 SFT = {"algorithm": "sft", "data": "demos.jsonl"}
 
@@ -36,10 +35,3 @@ def test_only_the_first_of_many_mistakes_are_looked_up_and_shown(
 
 def test_a_mistake_is_reported_once(tmp_path: Path) -> None:
     assert len(refused(tmp_path, {"sft": SFT | {"nothing": 1}, "more": SFT | {"nothing": 1}}).problems) == 2
-
-
-def test_a_block_of_too_many_stages(tmp_path: Path) -> None:
-    block = {"repeat": 100, "stages": {f"s{n}": SFT for n in range(11)}}
-    assert f"100 rounds of 11 stages are 1100 stages; the most is {MOST_STAGES}" in str(
-        refused(tmp_path, {"round": block})
-    )

@@ -312,8 +312,8 @@ CASES = {
     "no data": ("  s: {algorithm: plain}\n", "'stages.s.data' is missing: plain requires it", (3, 3, 1), ""),
     "rollout without need": (FIRST[:-2] + ", rollout: {}}\n", "plain does not use 'rollout'", (3, 44, 7), "samples nothing"),
     "missing file": ("  s: {algorithm: plain, data: dd.jsonl}\n", "no such file or stage: dd.jsonl", (3, 31, 8), "jsonl'?"),
-    "missing path": ("  s: {algorithm: plain, data: {path: x/y.jsonl}}\n", "no such file: x/y.jsonl", (3, 38, 9), "looked in"),
-    "no origin": ("  s: {algorithm: plain, data: {limit: 3}}\n", "expected exactly one of 'path', 'hub' and 'stage'", (3, 25, 4), ""),
+    "missing path": ("  s: {algorithm: plain, data: {path: x/y.jsonl}}\n", "no such file or stage: x/y.jsonl", (3, 38, 9), "looked in"),
+    "no origin": ("  s: {algorithm: plain, data: {limit: 3}}\n", "expected exactly one of 'path', 'hub' and 'stage'", (3, 31, 10), ""),
     "two origins": ("  s: {algorithm: plain, data: {path: d.jsonl, hub: a/b}}\n", "got 'path' and 'hub'", (3, 31, 25), ""),
     "data key": ("  s: {algorithm: plain, data: {path: d.jsonl, limt: 1}}\n", "unknown key 'limt'", (3, 47, 4), "'limit'"),
     "data range": ("  s: {algorithm: plain, data: {path: d.jsonl, validation: 1}}\n", "expected a number below 1", (3, 59, 1), ""),
@@ -384,8 +384,8 @@ def test_room_for_a_prompt_is_checked_even_if_another_key_is_wrong(bench: Bench)
 @pytest.mark.parametrize(
     ("text", "overrides", "messages"),
     [
-        ("  s: {algorithm: plain, data: {path: e.jsonl, validation: 1.2}}\n", [], ["no such file: e.jsonl", "validation"]),
-        ("  s: {algorithm: plain, data: {prf: e.jsonl}}\n", [], ["no format 'prf'", "no such file: e.jsonl"]),
+        ("  s: {algorithm: plain, data: {path: e.jsonl, validation: 1.2}}\n", [], ["no such file or stage: e.jsonl", "validation"]),
+        ("  s: {algorithm: plain, data: {prf: e.jsonl}}\n", [], ["no format 'prf'", "no such file or stage: e.jsonl"]),
         ("  s: {algorithm: plain, data: {prf: {path: e.jsonl, x: 1, limit: 0}}}\n", [], ["no format", "no such file", "limit"]),
         ("  s: {algorithm: plain, data: {stage: made, limit: 0}}\n", [], ["no stage 'made'", "limit"]),
         (ALL, ["stages.align.mix={data: e.jsonl}"], ["mix.weight' is missing", "no such file or stage: e.jsonl"]),

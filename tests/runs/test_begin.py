@@ -17,7 +17,7 @@ from alignkit.io.results import Results
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.folder import begin
-from alignkit.runs.run import Run
+from alignkit.runs.stage import RunStage
 
 RECIPE = """
 name: short
@@ -61,16 +61,16 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_the_seconds_of_a_stage_are_those_of_all_starts(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work, stops = Run._work, [True]
+    work, stops = RunStage.run, [True]
 
-    def slow(run: Run, stage: Any, *rest: Any) -> Any:
+    def slow(stage: RunStage, *rest: Any) -> Any:
         if stage.name == "report":
             time.sleep(0.5)
             if stops.pop() if stops else False:
                 raise RunFailed("interrupted")
-        return work(run, stage, *rest)
+        return work(stage, *rest)
 
-    monkeypatch.setattr(Run, "_work", slow)
+    monkeypatch.setattr(RunStage, "run", slow)
     out = recipe.parent / "run"
     assert cli.main(["run", str(recipe), "--out", str(out)]) == 1
     first = json.loads((out / "report" / "stage.json").read_text())["seconds"]
@@ -88,7 +88,7 @@ def test_a_record_that_cannot_be_written_hides_no_error(
     def full(*_: Any) -> Any:
         raise OSError("no space left")
 
-    monkeypatch.setattr(Run, "_work", stopped)
+    monkeypatch.setattr(RunStage, "run", stopped)
     assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "run")]) == 1
     assert "what went wrong" in capsys.readouterr().err
 

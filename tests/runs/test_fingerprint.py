@@ -13,18 +13,19 @@ from typing import Any
 import pytest
 import yaml
 
-from alignkit.data.files import as_written, hub_rows
+from alignkit.data.sources import DataSource, as_written
 from alignkit.errors import DataError, RunFailed
 from alignkit.io import digest
 from alignkit.io.commits import commit_of
+from alignkit.models import shared_model
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.registry import Registration
-from alignkit.runs import bases
 from alignkit.runs.data import RunData
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.run import Run
 from alignkit.settings import Settings
+from alignkit_plugins.data import tables
 
 ROWS = [{"prompt": f"q{n}", "completion": "a"} for n in range(3)]
 
@@ -203,8 +204,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return here
 
 
-def questions(name: Path | str, *config: str, **keys: Any) -> list[str]:
-    return [row["question"] for _, row in hub_rows(str(name), *config, **keys)]
+def questions(name: Path | str, config: str | None = None, **keys: Any) -> list[str]:
+    source = DataSource(hub=str(name), config=config, **keys)
+    return [row["question"] for _, row in tables.Hub().rows_of(source, as_written)]
 
 
 def test_configurations_splits_and_files_of_a_real_data_set(folder: Path) -> None:
@@ -256,16 +258,16 @@ def test_a_base_model_on_the_hub_counts_by_its_commit_and_is_loaded_at_it(
 
     def hash_now() -> str:
         run = Run(recipe, tmp_path)
-        found = run.hash_of(recipe.stages["s"])
+        found = digest.digest(run.stages["s"].key())
         with pytest.raises(RunFailed, match="no weights here"):
-            _ = run.model
+            _ = run.models.of("base")
         return found
 
     def load(*_: Any, revision: str, **__: Any) -> Any:
         loaded.append(revision)
         raise OSError("no weights here")
 
-    monkeypatch.setattr(bases, "SharedModel", load)
+    monkeypatch.setattr(shared_model, "SharedModel", load)
     first = hash_now()
     server.main = "b" * 40
     assert hash_now() != first and loaded == ["a" * 40, "b" * 40]

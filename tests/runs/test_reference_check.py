@@ -20,8 +20,10 @@ from alignkit.batch import Batch
 from alignkit.cli import main
 from alignkit.data.group import Group, Response
 from alignkit.errors import DataError, RunFailed
+from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
+from alignkit.runs.stage import TrainingStage
 from alignkit.tokens.encoder import Encoded, ResponseTokens
 from alignkit.training.stage import TrainerState
 from alignkit_plugins.algorithms.distillation import Distillation
@@ -154,16 +156,6 @@ def test_what_is_not_here_yet_is_checked_by_the_run(shifted: Path, tmp_path: Pat
     assert main(["check", str(write(tmp_path, {"student": STUDENT}, shifted))]) == 0
 
 
-def test_the_teachers_weights_count(
-    big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write(tmp_path, {"student": STUDENT}, big)
-    monkeypatch.setattr("alignkit.runs.bases.memory.total", lambda device: 0.4 * 2**20)
-    assert main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
-    err = capsys.readouterr().err
-    assert "stage 'student' needs several base models at a time: their weights take" in err and "loading" not in err
-
-
 def test_a_hash_covers_the_teachers_base(big: Path, tmp_path: Path) -> None:
     context = {"distillation": {"context": [{"role": "user", "content": "1 + 1?"}]}}
     alone = {**STUDENT, "algorithm": context, "reference": "base"}
@@ -171,7 +163,7 @@ def test_a_hash_covers_the_teachers_base(big: Path, tmp_path: Path) -> None:
 
     def hashes(*overrides: str) -> list[str]:
         run = Run(load_recipe(path, list(overrides)), tmp_path / "out")
-        return [run.hash_of(stage) for stage in run.recipe.stages.values()]
+        return [digest(stage.key()) for stage in run.stages.values()]
 
     (student, alone), changed = hashes(), hashes("bases.big.chat_template=chatml")
     assert changed[0] != student and changed[1] == alone
@@ -192,12 +184,13 @@ def test_a_killed_run_ends_in_the_same_bytes(big: Path, tmp_path: Path) -> None:
 def work(big: Path, tmp_path: Path) -> Callable[[], TrainerState]:
     """Starts a stage whose reference is the base `big`, in the folder of an earlier start."""
     run = Run(load_recipe(write(tmp_path, {"student": STUDENT}, big)), tmp_path / "out")
-    stage, folder = run.recipe.stages["student"], tmp_path / "out" / "student"
-    folder.mkdir(parents=True)
+    stage = run.stages["student"]
+    assert isinstance(stage, TrainingStage)
+    stage.folder.mkdir(parents=True)
 
     def start() -> TrainerState:
         run.models.close("big") if "big" in run.models.bases else None
-        return TrainerState(run.stage_context(stage, folder), Distillation(Distillation.Options()), TEMPERATURE)
+        return TrainerState(stage, Distillation(Distillation.Options()), TEMPERATURE)
 
     return start
 

@@ -8,7 +8,7 @@ import pytest
 
 from alignkit import cli
 from alignkit.report import Report, Table
-from alignkit.runs.stage_record import facts, write_report
+from alignkit.runs.run import facts
 from alignkit_apps.report.events import _printed as printed
 
 REPORT = Report(["notes", Table("means", ["", "sft"], [["helpful", "0.1 [0.0, 0.2]"]])])
@@ -40,12 +40,6 @@ def test_what_is_printed_is_laid_out_again_and_the_text_is_below() -> None:
     assert printed({"name": "x", "text": ""}, 80) == ""
 
 
-def test_files(tmp_path: Path) -> None:
-    write_report(tmp_path, REPORT)
-    assert (tmp_path / "report.txt").read_text(encoding="utf-8") == f"{REPORT.text(80)}\n"
-    assert (tmp_path / "report.md").read_text(encoding="utf-8") == REPORT.markdown()
-
-
 def test_facts() -> None:
     assert facts({"groups": 3, "lr": 0.00123456, "none": 0, "word": "", "list": [1]}) == ": groups 3, lr 0.001235"
     assert facts({}) == ""
@@ -60,6 +54,7 @@ def test_a_step_reports_to_a_pipe_in_80_columns_also_when_it_is_reused(
     assert cli.main([*command, str(tmp_path / "out")]) == 0
     first = capsys.readouterr().out
     assert first == (tmp_path / "out" / "report" / "report.txt").read_text(encoding="utf-8") + "\nnext: x\n"
+    assert (tmp_path / "out" / "report" / "report.md").read_text(encoding="utf-8").count("0.12") == 6
     assert max(map(len, first.splitlines())) <= 80 and first.count("0.12") == 6
     assert cli.main([*command, str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == first

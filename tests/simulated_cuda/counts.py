@@ -25,7 +25,7 @@ import torch
 from architectures import ARCHITECTURES, VOCABULARY, make
 
 from alignkit.data.group import Group
-from alignkit.models.generate import generate
+from alignkit.models.generate import Generation, generate
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import SharedModel
 from alignkit.sampling import Sampling
@@ -100,7 +100,7 @@ def sampling(rows: int, tokens: int) -> dict[str, Any]:
     for new in (tokens, 2 * tokens):
         before = so_far()
         streams: list[Sequence[int]] = [list(range(rows))]
-        generate(model, "policy", encoder, [(2, 3, 4, 5)], streams, Sampling(max_new_tokens=new))
+        generate(Generation(model, "policy", encoder, [(2, 3, 4, 5)], streams, Sampling(max_new_tokens=new)))
         counted.append({key: number - before[key] for key, number in so_far().items()})
     per_token = {key: (counted[1][key] - counted[0][key]) / tokens for key in counted[0]}
     return {"what": "sampling, per token of 2 layers", "rows": rows, "vocabulary": VOCABULARY, **per_token}

@@ -52,7 +52,7 @@ class QA(Format):
         return self.group(row, self.rest(row, "question", "answer_text"))
 
     def group(self, row: Mapping[str, Any], meta: dict[str, Any]) -> Group:
-        prompt = self.conversation(self.text(row, "question"), "question")
+        prompt = (Message(role="user", content=self.text(row, "question")),)
         return Group(prompt, (Response(text=self.text(row, "answer_text")),), meta=meta)
 
 

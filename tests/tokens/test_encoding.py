@@ -17,7 +17,7 @@ from alignkit.errors import DataError
 from alignkit.models.generate import Continuation, _response
 from alignkit.tokens.encoder import DROP_REASONS, Encoder, ResponseTokens, TextTokenizer, drop_reason, encode_all
 from alignkit.tokens.template import ChatOptions
-from alignkit.tokens.turns import Turns
+from alignkit_plugins.environments.turns import Turns
 from alignkit_plugins.models.templates import CHATML
 from alignkit_plugins.models.tiny import CHAT_TEMPLATE, _tokenizer
 from alignkit_plugins.rewards.text.form import Form

@@ -17,7 +17,7 @@ from alignkit.cli import main
 from alignkit.io.cache import cache_folder
 from alignkit.models import generate as sampling
 from alignkit.models.models import Models
-from alignkit.tokens.encoder import Encoder
+from alignkit.training import requests
 from alignkit_plugins.models import tiny
 from alignkit_plugins.models.templates import HERMES
 
@@ -109,15 +109,16 @@ def asked(folder: Path) -> Iterator[dict[str, list[tuple[int, ...]]]]:
     begun: list[str] = []
     generate, enter, patch = sampling.generate, Models.enter, pytest.MonkeyPatch()
 
-    def noted(model: Any, role: Any, encoder: Encoder, prompts: Any, *more: Any, **named: Any) -> Any:
-        asked[begun[-1]].extend(prompts)
-        return generate(model, role, encoder, prompts, *more, **named)
+    def noted(request: Any, **named: Any) -> Any:
+        asked[begun[-1]].extend(request.prompts)
+        return generate(request, **named)
 
     def entered(models: Models, stage: str, *more: Any) -> None:
         begun.append(stage)
         enter(models, stage, *more)
 
     patch.setattr(sampling, "generate", noted)
+    patch.setattr(requests, "generate", noted)
     patch.setattr(Models, "enter", entered)
     # The last stage fails, because so short a revision has no end.
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 1

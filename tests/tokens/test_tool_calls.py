@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from alignkit.data.group import Message
-from alignkit.tokens.turns import read_turn
+from alignkit_plugins.environments.turns import read_turn
 
 PLAIN: Any = SimpleNamespace()
 TOOLS = [{"type": "function", "function": {"name": "add"}}]

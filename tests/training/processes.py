@@ -22,10 +22,10 @@ from alignkit import Algorithm
 from alignkit.data.group import read_groups
 from alignkit.models.packing import Examples
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.schema import Stage
+from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
+from alignkit.runs.services import Team
 from alignkit.training.collectives import Collectives
-from alignkit.training.context import StageContext
 from alignkit.training.learner import Learner
 
 UNEVEN = (3, 1, 0)  # parts of every batch: the last process never has a row
@@ -109,15 +109,14 @@ def recorded_step(self: Learner, examples: Examples, lr_factor: float) -> dict[s
 class _Run(Run):
     """A run as one process. algorithm: replaces that of the stage `align`."""
 
-    collectives: Collectives
-    algorithm: type[Algorithm] | None = None
-
-    def stage_context(self, stage: Stage, folder: Path) -> StageContext:
-        if self.algorithm is not None and stage.name == "align":
-            component = stage.component
-            registration = replace(component.registration, target=self.algorithm, kind="")
-            stage = replace(stage, component=replace(component, registration=registration))
-        return replace(super().stage_context(stage, folder), collectives=self.collectives)
+    def __init__(self, recipe: Recipe, out: Path, collectives: Collectives, algorithm: type[Algorithm] | None):
+        if algorithm is not None:
+            stage = recipe.stages["align"]
+            registration = replace(stage.component.registration, target=algorithm, kind="")
+            recipe.stages["align"] = replace(stage, component=replace(stage.component, registration=registration))
+        team = Team()
+        team.collectives = collectives
+        super().__init__(recipe, out, team=team)
 
 
 @dataclass
@@ -176,7 +175,5 @@ def run(
 
 def _one(path: Path, out: Path, collectives: Watching, algorithm: type[Algorithm] | None) -> Ran:
     out.mkdir()
-    run = _Run(load_recipe(path), out)
-    run.collectives, run.algorithm = collectives, algorithm
-    run.execute()
+    _Run(load_recipe(path), out, collectives, algorithm).execute()
     return Ran(out, collectives.steps)

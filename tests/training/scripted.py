@@ -11,7 +11,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.models import generate as sampling_module
-from alignkit.training import requests
 
 END = "<|im_end|>"
 HEADER = "<|im_start|>assistant\n"
@@ -50,11 +49,33 @@ class Script:
         return logits
 
 
+def choosing(monkeypatch: pytest.MonkeyPatch, processor_for: Callable[[Any], Any]) -> None:
+    """Let policies write what a logits processor allows; log-probabilities stay the policy's.
+
+    processor_for: makes it for an encoder. It is given prompt and response of one row at a time, and its logits.
+    """
+    contexts: list[Any] = []
+    processors: list[Any] = []
+    write, choose = sampling_module.Decoder.write, sampling_module.choose
+
+    def written(self: Any, rows: Any, logits: torch.Tensor) -> torch.Tensor:
+        processors[:] = [processor_for(self.request.encoder)]
+        contexts[:] = [self.context(row) if row.active else None for row in rows]
+        return write(self, rows, logits)
+
+    def chosen(logits: torch.Tensor, draws: Any, sampling: Any, early: Any, ends: Any) -> Any:
+        allowed = logits.clone()
+        for row, context in enumerate(contexts):
+            if context is not None:
+                allowed[row : row + 1] = processors[0](torch.tensor([context]), allowed[row : row + 1])
+        tokens, _ = choose(allowed, draws, sampling, early, ends)
+        logprobs = torch.log_softmax(logits / (sampling.temperature or 1.0), dim=-1)
+        return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+
+    monkeypatch.setattr(sampling_module.Decoder, "write", written)
+    monkeypatch.setattr(sampling_module, "choose", chosen)
+
+
 def follow(monkeypatch: pytest.MonkeyPatch, turns: Sequence[Sequence[str]]) -> None:
-    """Let online stages sample what a script says."""
-
-    def sample(model: Any, role: Any, encoder: Any, groups: Any, sampling: Any, **named: Any) -> Any:
-        script: Callable[..., Any] = Script(encoder.tokenizer, turns)
-        return sampling_module.sample(model, role, encoder, groups, sampling, processors=[script], **named)
-
-    monkeypatch.setattr(requests, "sample", sample)
+    """Let policies write what a script says."""
+    choosing(monkeypatch, lambda encoder: Script(encoder.tokenizer, turns))

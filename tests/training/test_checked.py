@@ -14,11 +14,11 @@ import torch
 import yaml
 
 from alignkit import Algorithm, Batch, DataError, Loss, Outputs, per_token
-from alignkit.calls import create
+from alignkit.calls import call, create
 from alignkit.cli import main
 from alignkit.options import Options
 from alignkit.registry import Component, Registration
-from alignkit.training.checked import CheckedAlgorithm
+from alignkit.training.stage import select
 
 HEADER = """
 import torch
@@ -111,7 +111,7 @@ MISTAKES = {
     ),
     "a reduced loss": (
         "def loss(self, batch, out): return -out.logprobs.mean()",
-        r"in `Broken.loss`: return Loss\(name=per_token\(\.\.\.\)\), not a scalar tensor",
+        r"in `Broken.loss`: return a dict of terms, such as Loss\(name=per_token\(\.\.\.\)\), not a scalar tensor",
     ),
     "a reduced term": (
         "def loss(self, batch, out): return Loss(nll=per_token(-out.logprobs.mean()))",
@@ -131,7 +131,7 @@ MISTAKES = {
     ),
     "no groups": (
         "def select(self, groups, context): pass",
-        r"in `Broken.select`: return a list of groups or of phases",
+        r"in `Broken.select`: return a list with a Group or a Phase for each entry, not NoneType",
     ),
     "an exception in keep_group": (
         "def keep_group(self, group): return group.score",
@@ -151,7 +151,7 @@ MISTAKES = {
     ),
     "a tensor in the state": (
         "def before_step(self, batch, out): return {'mean': out.logprobs.mean()}",
-        r"in `Broken.before_step`: state\['mean'\] must be JSON; use float",
+        r"in `Broken.before_step`: `state` must be JSON; use float",
     ),
     "an exception in report_metrics": (
         "def report_metrics(self, batch, out): return [][0]",
@@ -252,12 +252,12 @@ def test_the_distribution_is_named() -> None:
             raise KeyError("advantage")
 
     registration = Registration("wrong", Wrong, plugin="x", distribution="dist", version="0.1")
-    wrong: Any = CheckedAlgorithm(create(Component("algorithm", "wrong", registration, Options()), "align"))
+    wrong = create(Component("algorithm", "wrong", registration, Options()), "align")
     place = re.escape(f"{Path(__file__).name}:")
     with pytest.raises(
         Exception, match=r"^plugin 'x' \(dist 0.1\), stage 'align', in `Wrong.loss`: KeyError: 'advantage' \(" + place
     ):
-        wrong.loss(None, None)
+        call(wrong, "loss", None, None)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()])
@@ -266,9 +266,8 @@ def test_exhausted_memory_and_interrupts_pass(error: BaseException) -> None:
         def loss(self, batch: Batch, out: Outputs) -> Loss:
             raise error
 
-    failing: Any = CheckedAlgorithm(Fails(None))
     with pytest.raises(type(error)):
-        failing.loss(None, None)
+        call(Fails(None), "loss", None, None)
 
 
 def test_without_an_author_the_class_is_named() -> None:
@@ -279,6 +278,5 @@ def test_without_an_author_the_class_is_named() -> None:
         def loss(self, batch: Batch, out: Outputs) -> Loss:
             return Loss(nll=per_token(torch.zeros(1, 2, 3)))
 
-    checked: Any = CheckedAlgorithm(Fails(None))
     with pytest.raises(DataError, match=r"^bad rows$"):
-        checked.select([], None)
+        select(Fails(None), [], Any)

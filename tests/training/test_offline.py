@@ -15,7 +15,7 @@ from alignkit.data.group import Group, Response
 from alignkit.errors import DataError
 from alignkit.models.packing import Examples
 from alignkit.recipe.load import load_recipe
-from alignkit.runs import data, prepare, run
+from alignkit.runs import data, stage
 from alignkit.runs.run import run_recipe
 from alignkit.tokens.template import ChatTemplate
 from alignkit.training import offline
@@ -153,7 +153,7 @@ def test_a_stopped_stage_goes_on_in_the_middle_of_its_first_epoch(
 
 def test_nothing_that_fits_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline, "EAGER_ROWS", 0)
-    monkeypatch.setattr(prepare, "MOST_ROWS", 0)  # more rows than are tried before the stage
+    monkeypatch.setattr(stage, "MOST_ROWS", 0)  # more rows than are tried before the stage
     with pytest.raises(
         DataError, match=r"stage 'only': sft cannot learn from any of 3 rows: .*3 rows left out: no room"
     ):
@@ -181,13 +181,13 @@ def test_the_first_stage_s_data_are_read_once(tmp_path: Path, monkeypatch: pytes
 
 def test_a_file_that_changes_before_its_stage_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stage's hash is of what the file holds by then, and so must be what is learned."""
-    parts = run.Run.parts_of
+    key = stage.RunStage.key
 
-    def edit(self: run.Run, stage: Any) -> dict[str, Any]:
+    def edit(self: stage.RunStage) -> dict[str, Any]:
         (tmp_path / "rows.jsonl").write_text(json.dumps(demonstrations(1)[0]), encoding="utf-8")
-        return parts(self, stage)
+        return key(self)
 
-    monkeypatch.setattr(run.Run, "parts_of", edit)
+    monkeypatch.setattr(stage.RunStage, "key", edit)
     assert trained(tmp_path, demonstrations(4))["groups"] == 1
 
 

@@ -19,7 +19,6 @@ from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of
 from alignkit.registry import Component, Registration
 from alignkit.settings import LoraSpec, ModelSpec, Settings
-from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alignkit.training.learner import Learner
 from tests.test_train import Whole, encoded
@@ -59,7 +58,7 @@ def learner(tmp_path: Path, lora: LoraSpec | None, optimizer: Any, dtype: Any = 
     model = SharedModel(spec, str(alignkit_plugins.models.tiny.source(tmp_path)))
     model.add_role("new")
     settings = Settings(optimizer=optimizer, learning_rate=1e-3)
-    return Learner(model, CheckedAlgorithm(Whole(Whole.Options())), settings, "new")
+    return Learner(model, Whole(Whole.Options()), settings, "new")
 
 
 def continued(

@@ -92,10 +92,11 @@ class Roles:
     @hookimpl
     def rollouts_scored(self, run: Any, stage: str, iteration: int, groups: Sequence[Group]) -> None:
         done = [name for name in MODELS if (run.folder / name / "adapter").exists()]
-        networks = {name: network(run.model, run.models.of("base").role(name)) for name in done}
-        others = [name for name, role in run.model.roles.items() if role.head is not None and name not in networks]
+        model = run.models.of("base").model
+        networks = {name: network(model, run.models.of("base").role(name)) for name in done}
+        others = [name for name, role in model.roles.items() if role.head is not None and name not in networks]
         for role in others if iteration == 1 else ():
-            own = network(run.model, role)
+            own = network(model, role)
             self.copied += [name for name, known in networks.items() if all(map(torch.equal, own, known))]
 
 

@@ -19,7 +19,6 @@ from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.tokens.encoder import Encoder, encode_all
-from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
 from alignkit_plugins.algorithms.cpl import CPL
 from alignkit_plugins.algorithms.dpo import DPO
@@ -55,7 +54,7 @@ def gradients(model: SharedModel, algorithm: Algorithm, groups: Sequence[Group])
     """The loss, and the gradient of each parameter."""
     scoring, role = algorithm.trains is Trains.REWARD, f"role{next(NUMBERS)}"
     model.add_role(role, head="scalar" if scoring else "language")
-    learner = Learner(model, CheckedAlgorithm(algorithm), Settings(), role)
+    learner = Learner(model, algorithm, Settings(), role)
     for number, parameter in enumerate(learner.parameters.values()):
         torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(number))
     examples = Examples(encode_all(Encoder(model.tokenizer), groups, 200, scoring=scoring))

@@ -186,7 +186,7 @@ def test_nothing_that_can_be_scored() -> None:
 def test_a_reward_that_is_not_finite_is_an_error() -> None:
     groups = [Group(PROMPT, (response(math.inf),), id="a")]
     with pytest.raises(
-        RunFailed, match=r"reward 'liked': the score is inf for response 0 \(prompt: 'how are you'\); return a fin"
+        RunFailed, match=r"reward 'liked': return a finite number.*, not inf, for response 0 \(prompt: 'how are you'\)"
     ):
         learn(scorer(), groups)
 

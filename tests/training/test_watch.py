@@ -13,12 +13,12 @@ import pytest
 from watched import SFT, STILL, Ran, Watched, online, prompts, texts
 
 from alignkit import Field, Group, Monitor, Needs, Observation, RecipeError, RunFailed
+from alignkit.calls import create
 from alignkit.errors import PluginError
 from alignkit.plugins import load_plugins
 from alignkit.registry import Component, Registration
-from alignkit.settings import Settings
 from alignkit.testing import ConformanceError, check_monitor
-from alignkit.training.monitors import CheckedMonitor, Monitors
+from alignkit.training.monitors import Monitors, look, next_prompts
 from alignkit.training.online import RolloutTrainer
 from alignkit.training.rollouts import RolloutFiles
 from alignkit_apps.report.history import incidents, warnings_of
@@ -299,10 +299,10 @@ def test_a_monitor_goes_back_and_not_forward() -> None:
         def look(self, iteration: int, groups: Any, gold: Any) -> Observation:
             return Observation(best=4 if iteration > 2 else 1)
 
-    monitor = CheckedMonitor(Component("monitor", "late", Registration("late", Late), Late.Options()), Settings())
-    assert [monitor.look(number, [], None).best for number in (1, 2)] == [1, 1]
+    monitor = create(Component("monitor", "late", Registration("late", Late), Late.Options()))
+    assert [look(monitor, number, [], None).best for number in (1, 2)] == [1, 1]
     with pytest.raises(PluginError, match=r"`best` is 4: return an iteration up to this one, 3"):
-        monitor.look(3, [], None)
+        look(monitor, 3, [], None)
 
 
 # Monitors that choose the prompts
@@ -373,9 +373,9 @@ def test_nothing_else_decides_what_is_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chosen", [[1.0, 2.0], [], [0, 4], ["a"], 3])
 def test_a_choice_is_of_prompts(chosen: Any) -> None:
     options = Backwards.Options(chosen=chosen)
-    monitor = CheckedMonitor(Component("monitor", "b", Registration("b", Backwards), options), Settings())
-    with pytest.raises(PluginError, match=r"in `next_prompts`: return indices of the 4 prompts, or None, not "):
-        monitor.next_prompts(1, prompts(4), np.random.default_rng(0))
+    monitor = create(Component("monitor", "b", Registration("b", Backwards), options))
+    with pytest.raises(PluginError, match=r"in `next_prompts`: return .*an index of the 4 prompts.*, not "):
+        next_prompts(monitor, 1, prompts(4), np.random.default_rng(0))
 
 
 def test_a_choice_must_be_repeatable() -> None:

@@ -26,7 +26,6 @@ from alignkit import (
     DataError,
     DataRef,
     Field,
-    Format,
     Group,
     Judge,
     Loss,
@@ -46,11 +45,12 @@ from alignkit import (
     per_group,
 )
 from alignkit.data.group import group_id, resolved_pairs
-from alignkit.data.spoken import last_turn
 from alignkit.evaluation import statistics as stats
 from alignkit.evaluation.statistics import CONFIDENCE, shown
 from alignkit.judges import Item
 from alignkit.report import Report, Table
+from alignkit_plugins.data.columns import ColumnFormat
+from alignkit_plugins.data.spoken import last_turn
 from alignkit_plugins.evaluate import calibration
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _question(prompt: Sequence[Message], shares: Sequence[float] | None, **known
     return Group(tuple(prompt), letters, (), id=group_id(prompt, letters), **known)
 
 
-class DecisionFormat(Format):
+class DecisionFormat(ColumnFormat):
     """Questions with options, and what people chose."""
 
     example = '{"prompt": "Is it a fruit? Tomato", "options": ["yes", "no"], "counts": [7, 3]}'

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import alignkit as ak
 from alignkit import functional as F
+from alignkit_plugins.data.columns import ColumnFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Steps(ak.Format):
+class Steps(ColumnFormat):
     """Labeled steps, as TRL's stepwise rows and PRM800K have them: a response for each step, up to its end."""
 
     wants = (

@@ -14,12 +14,13 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from alignkit.data.sources import DataSource
 from alignkit.engine import LOCAL
 from alignkit.io.atomic import write_text
 from alignkit.io.cache import cache_folder
 from alignkit.io.digest import digest
 from alignkit.recipe.references import options_of
-from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
+from alignkit.recipe.schema import BlockKeys, TopKeys
 from alignkit.recipe.yaml import SCHEMA, SCHEMA_LINE, shipped_folder
 from alignkit.registry import KINDS, Registry
 from alignkit.settings import ModelSpec, Settings
@@ -27,7 +28,7 @@ from alignkit.settings import ModelSpec, Settings
 Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TEXT: Schema = {"type": "string"}
-_CORE: tuple[type[BaseModel], ...] = (TopKeys, BlockKeys, DataKeys, ModelSpec, Settings)
+_CORE: tuple[type[BaseModel], ...] = (TopKeys, BlockKeys, DataSource, ModelSpec, Settings)
 # Kinds of plugins with a class `Options`.
 _OTHERS = ("model", "optimizer", "schedule", "template", "reader", "launcher")
 _KINDS = tuple(kind for kind in KINDS if kind not in _OTHERS)
@@ -100,7 +101,7 @@ class _Builder:
         block["properties"]["stages"] = {"type": "object", "additionalProperties": _ref("stage")}
         source = _ref("source")
         shapes = {
-            "source": _any_of([TEXT, self._refs[DataKeys], *self._formats()]),
+            "source": _any_of([TEXT, self._refs[DataSource], *self._formats()]),
             "data": _any_of([source, {"type": "array", "items": source}]),
             "reward": _any_of([TEXT, _object({"folder": TEXT}, ["folder"]), self._component("reward")]),
             "judge": self._component("judge"),
@@ -125,14 +126,13 @@ class _Builder:
 
     def _formats(self) -> Iterable[Schema]:
         """`FORMAT: PATH`, `FORMAT: {path: PATH, option: ...}`, or `path: PATH` with `FORMAT: {option: ...}`."""
-        common = self._open[DataKeys]
+        common = self._open[DataSource]
         for name, model in self._options["format"].items():
             options = self._open[model]
-            both = (
-                _closed({"allOf": [common, options]}) if self._schema(model).get("properties") else self._refs[DataKeys]
-            )
+            has_options = bool(self._schema(model).get("properties"))
+            both = _closed({"allOf": [common, options]}) if has_options else self._refs[DataSource]
             yield _object({name: _any_of([TEXT, both])}, [name])
-            if both is not self._refs[DataKeys]:
+            if has_options:
                 yield _closed({**common, **_keys({name: self._refs[model]}, [name])})
 
     def _training_stage(self) -> Schema:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from alignkit.data.group import Group, Pair, resolved_pairs
-from alignkit.data.sources import Loaded, SourceFacts
+from alignkit.data.sources import WEIGHTS, Loaded, SourceFacts
+from alignkit_plugins.data.columns import LABEL_COLUMNS
 from alignkit_plugins.data.shown import shortened, shown
 
 SHOWN = 3  # turns of a prompt, and after it
@@ -24,11 +26,24 @@ def source_lines(source: SourceFacts) -> list[str]:
     lines += [f"read {source.name}: {note}" for note in source.notes]
     if source.sample is None or source.name.startswith("stage "):
         return lines
-    shown = list(_sample(source.sample.group, source.sample.reason))
+    shown = list(_sample(source.sample, source.reason))
     width = max((len(who) for who, _ in shown), default=0)
     lines += [f"  {who:<{width}}  {text}".rstrip() for who, text in shown]
-    unused = ", ".join(map(str, source.sample.unused))
+    unused = ", ".join(_unused(source.sample, source.reason))
     return [*lines, f"read {source.name}: not in the conversation, kept for rewards: {unused}"] if unused else lines
+
+
+def _unused(group: Group, reason: str) -> list[str]:
+    """The columns that the format has only kept, for rewards, without those of single words."""
+    used = {*reason.split(), *WEIGHTS, *LABEL_COLUMNS} if group.responses else set[str]()
+    return [name for name, value in group.meta.items() if name not in used and _is_meant(value)]
+
+
+def _is_meant(value: Any) -> bool:
+    """Whether a column seems to be there for a reader: all but single words, such as names and digests."""
+    if isinstance(value, str):
+        return len(value.split()) > 1 or value.replace(".", "").isdecimal()
+    return value not in (None, [], {})
 
 
 def _counts(source: SourceFacts) -> str:

@@ -15,7 +15,6 @@ from alignkit.outcome import Result
 from alignkit_apps.catalog.printing import console, print_lines, print_table
 
 if TYPE_CHECKING:
-    from alignkit.data.sources import Loaded
     from alignkit.recipe.schema import Recipe
 
 Words = Annotated[
@@ -72,7 +71,7 @@ def check(
 
 
 def _check(recipe: Recipe, folder: Path, full: bool) -> Result:
-    lines = _data_lines(recipe, full)
+    lines = _data_lines(recipe, folder, full)
     if folder.is_dir():
         from alignkit.runs.run import Run
         from alignkit_apps.check.reuse import planned
@@ -83,26 +82,37 @@ def _check(recipe: Recipe, folder: Path, full: bool) -> Result:
     return Result("check", {"recipe": recipe.name, "stages": stages, "notes": lines}, lambda: print_lines(text))
 
 
-def _data_lines(recipe: Recipe, full: bool) -> list[str]:
+def _data_lines(recipe: Recipe, folder: Path, full: bool) -> list[str]:
     """How the data files are read. Raises the errors with which a run would stop before a stage."""
-    from alignkit.data.sources import DataSpec
     from alignkit.recipe.schema import specs
-    from alignkit.runs.prepare import FIRST_ROWS, check_recipe
+    from alignkit.registry import Component
+    from alignkit.runs.run import Run
+    from alignkit.runs.stage import FIRST_ROWS, TrainingStage
     from alignkit_apps.charts.data_lines import source_lines
 
-    shown: dict[str, None] = {}  # an ordered set: stages share files
-    notes: list[str] = []
-
-    def look(loaded: Loaded) -> None:
-        for header, *sample in map(source_lines, loaded.sources):
+    run, shown, notes = Run(recipe, folder, download=False), dict[str, None](), dict[str, None]()  # ordered sets
+    run.say = lambda text: notes.setdefault(text)
+    run.prepare(run.stages, rows=None if full else FIRST_ROWS)
+    for stage in run.stages.values():
+        for header, *sample in map(source_lines, stage.facts):
             rows = "\n".join(sample)
             known = any(text.endswith(rows) for text in shown)
             shown[header if known else f"{header}\n{rows}".strip()] = None
-
-    check_recipe(recipe, look, notes.append, rows=None if full else FIRST_ROWS)
+    looked_at = "all rows" if full else f"the first {FIRST_ROWS} rows of each source"
+    looks = {
+        True: f"looked at {looked_at} as its chat template writes them",
+        False: "not looked at: rows as its chat template writes them, because the model is not here yet",
+    }
+    for stage in run.stages.values():
+        if isinstance(stage, TrainingStage) and stage.looked is not None:
+            notes[f"{recipe.base(stage.stage.base).base}: {looks[stage.looked]}"] = None
+    for stage in run.stages.values():
+        for part in specs([stage.stage.settings, stage.stage.component.options, stage.stage.engine], Component):
+            if getattr(part.registration.implementation, "runs_code", False):
+                notes[f"{stage.name}: imported the code of {part.kind} '{part.name}'"] = None
     hub: dict[str, None] = {}
-    for stage in recipe.stages.values():
-        for spec in specs([stage.settings, stage.component.options], DataSpec):
+    for stage in run.stages.values():
+        for spec in stage.entries:
             hub |= {source.name: None for source in spec.sources if source.hub}
     return [*shown, *notes, *(f"not read yet: {name}, which the run downloads" for name in hub)]
 

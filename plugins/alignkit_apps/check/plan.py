@@ -22,23 +22,19 @@ from torch.utils.benchmark import Timer
 from alignkit.algorithm import Algorithm, Source, Trains
 from alignkit.calls import call, create
 from alignkit.data.group import Group, Message, Response, prompts_of
-from alignkit.data.sources import DataSpec
+from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import RecipeError, RunFailed
-from alignkit.io.console import Reporter
-from alignkit.io.results import Results
 from alignkit.kernels.matmul import linear
 from alignkit.kernels.memory import GROWTH, total
 from alignkit.models.generate import LOGIT_COPIES, most_rows, row_bytes
 from alignkit.models.loading import device_of, dtype_of, largest, quantized_width
 from alignkit.models.memory import MemoryBudget, activation_bytes_per_token
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
-from alignkit.runs.bases import RunBases
-from alignkit.runs.data import RunData
-from alignkit.runs.prepare import selected
+from alignkit.runs.run import Run
+from alignkit.runs.stage import TrainingStage
 from alignkit.sampling import SamplingOptions
 from alignkit.settings import ModelSpec, Settings
 from alignkit.tokens.encoder import Encoder
-from alignkit_apps.check.row import encoder_of
 
 READ = 200  # rows of an entry that are tokenized; more are estimated from these
 PROBED = 512  # tokens of the product that is timed
@@ -147,16 +143,17 @@ def _timed(tokens: int, shape: tuple[int, int], dtype: torch.dtype, device: torc
 class _Planner:
     def __init__(self, recipe: Recipe, folder: Path):
         self.recipe = recipe
-        self.store = Results(folder, recipe.stages)
-        self.data = RunData(self.store.data, recipe.seed)
-        self.bases = RunBases(recipe, Reporter())
+        self.run = Run(recipe, folder)
+        self.run.say = lambda text: None
+        self.store, self.data, self.bases = self.run.store, self.run.data, self.run.bases
         self.done: dict[str, Work] = {}
         self.shapes: dict[str, Shapes] = {}
 
     def plan(self, stage: Stage) -> StagePlan:
         base = self.bases.needed(stage)[0]
         if base not in self.shapes:
-            found, encoder = self.bases[base], encoder_of(self.recipe, base)
+            found, encoder = self.bases[base], self.bases[base].encoder
+            assert encoder is not None
             self.shapes[base] = Shapes(found.spec, found.source, found.commit or found.spec.revision, encoder)
         shapes = self.shapes[base]
         shapes.encoder.forget_counts()
@@ -177,7 +174,9 @@ class _Planner:
         if algorithm.source is Source.ROLLOUTS:
             return self._online(settings, algorithm, encoder)
         found, note = self._groups(settings.data)
-        groups = selected(self.recipe, stage, found, algorithm)
+        trained = self.run.stages[stage.name]
+        assert isinstance(trained, TrainingStage)
+        groups = trained.select(Loaded(found))
         turns = call(algorithm, "trained_turns")
         scoring = algorithm.trains is Trains.REWARD
         read = groups[:: max(1, math.ceil(len(groups) / READ))]
@@ -228,7 +227,7 @@ class _Planner:
         """The rows of an entry, and a note if a stage has yet to make some: they are taken as long as it allows."""
         missing = [s for s in spec.sources if s.stage is not None and not self.store.data(s.stage).is_file()]
         here = tuple(source for source in spec.sources if source not in missing)
-        groups = list(self.data.load(DataSpec(here)).groups) if here else []
+        groups = list(self.data.read(DataSpec(here)).groups) if here else []
         for source in missing:
             work = self.done[str(source.stage)]
             words, answer = "x " * (work.tokens // max(1, work.rows)), Response(text="x " * work.new)

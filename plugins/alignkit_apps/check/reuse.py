@@ -19,10 +19,10 @@ def planned(run: Run) -> Iterator[str]:
     names = list(run.recipe.stages)
     # Else no key is needed, and no base model.
     known = any(map(run.store.has_any, names)) or any(folders_of(other, name) for other in run.others for name in names)
-    for stage in run.recipe.stages.values():
-        parts = run.parts_of(stage) if known else {}
+    for stage in run.stages.values():
+        parts = stage.key() if known else {}
         run.hashes[stage.name] = digest(parts)
-        yield f"{stage.name}: {_planned(run, stage, parts)}"
+        yield f"{stage.name}: {_planned(run, stage.stage, parts)}"
 
 
 def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:

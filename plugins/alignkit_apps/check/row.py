@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 from alignkit.algorithm import Algorithm, Trains
 from alignkit.calls import call, create
 from alignkit.data.group import Group, prompts_of
-from alignkit.data.sources import DataSpec
+from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
 from alignkit.external import ExternalTrainer
-from alignkit.io.console import Reporter
-from alignkit.io.results import Results, is_result_name
+from alignkit.io.results import is_result_name
 from alignkit.io.text import printable
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.reward import Judge
-from alignkit.runs.bases import RunBases, base_encoder
-from alignkit.runs.data import RunData
-from alignkit.runs.prepare import selected
+from alignkit.runs.run import Run
+from alignkit.runs.stage import TrainingStage
 from alignkit.tokens.encoder import WHOLE, Encoded, Encoder, chunks, drop_reason, is_document
 from alignkit_apps.policies.row_tokens import Tokens, heading, marked, pieces
 from alignkit_plugins.data.shown import shown
@@ -67,26 +65,21 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
     if row < 1:
         raise DataError(f"rows count from 1, so there is no row {row}")
     stage = recipe.stages[name]
-    store = Results(folder, recipe.stages)
-    data = RunData(store.data, recipe.seed)
+    run = Run(recipe, folder)
+    run.say = lambda text: None
     key, spec = _entry(stage)
     for source in spec.sources:
-        if source.stage is not None and not store.data(source.stage).is_file():
+        if source.stage is not None and not run.store.data(source.stage).is_file():
             raise DataError(
                 f"stage '{name}' reads the data of '{source.stage}', which {folder} does not have\n"
                 f"help: run the recipe as far as '{source.stage}' first, or name the run's folder with --out"
             )
-    groups = data.read(spec).groups
-    encoder = encoder_of(recipe, stage.base)
-    if key == "data":
-        return _learned(recipe, stage, groups, row, encoder)
+    loaded, encoder, found = run.data.read(spec), run.bases[stage.base].encoder, run.stages[name]
+    assert encoder is not None
+    if key == "data" and isinstance(found, TrainingStage):
+        return _learned(found, loaded, row, encoder)
+    groups = loaded.groups
     return _prompt(stage, _row(prompts_of(groups), row, stage), row, len(groups), encoder)
-
-
-def encoder_of(recipe: Recipe, base: str) -> Encoder:
-    """The encoder that a run will use. Writes nothing."""
-    found = RunBases(recipe, Reporter())[base]
-    return base_encoder(recipe, found.source, name=base, commit=found.commit)
 
 
 def _entry(stage: Stage) -> tuple[str, DataSpec]:
@@ -114,14 +107,15 @@ def _title(stage: Stage, group: Group, row: int, count: int) -> str:
 # Rows that a stage learns from
 
 
-def _learned(recipe: Recipe, stage: Stage, groups: Sequence[Group], row: int, encoder: Encoder) -> Inspection:
+def _learned(trained: TrainingStage, loaded: Loaded, row: int, encoder: Encoder) -> Inspection:
     """A row that an algorithm learns from."""
-    algorithm: Algorithm = create(stage.component, stage.name)
+    stage = trained.stage
+    algorithm: Algorithm = trained.plugin(stage.component)
     if isinstance(algorithm, ExternalTrainer):
-        group = _row(groups, row, stage)
+        group = _row(loaded.groups, row, stage)
         note = f"{stage.component.name} renders and tokenizes its rows itself"
-        return Inspection(_title(stage, group, row, len(groups)), list(_turns(group)), [note])
-    chosen = selected(recipe, stage, groups, algorithm)
+        return Inspection(_title(stage, group, row, len(loaded.groups)), list(_turns(group)), [note])
+    chosen = trained.select(loaded)
     group = _row(chosen, row, stage)
     turns, scoring = call(algorithm, "trained_turns"), algorithm.trains is Trains.REWARD
     assert stage.settings is not None

@@ -16,16 +16,14 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from alignkit.arguments import refuse
-from alignkit.data.files import as_written
 from alignkit.data.group import Group, resolved_pairs, why_not_demonstration
 from alignkit.data.sources import (
     DataSource,
     DataSpec,
     Formats,
-    Reading,
     SourceReader,
     UnknownFormat,
-    readings_of,
+    as_written,
     sides,
 )
 from alignkit.errors import AlignkitError, DataError, did_you_mean
@@ -35,6 +33,7 @@ from alignkit.registry import Component
 from alignkit.runs.data import RunData
 from alignkit_apps.catalog.json_schema import schema_line
 from alignkit_apps.init.copying import write_files
+from alignkit_plugins.data.readings import Reading, readings_of
 
 RECIPE = "recipe.yaml"
 STARTER = Path(__file__).with_name("starter")  # the template of a recipe, and the data of the example
@@ -157,7 +156,7 @@ def _source(kind: str, path: Path, columns: Mapping[str, str]) -> Source:
     chosen = {name: column for name, column in columns.items() if column in row}
     readings = [Reading("", chosen)]
     if not chosen:
-        readings += [one for one in readings_of(row, _formats()) if not one.template]
+        readings += readings_of(row, _formats())
     problems = []
     for reading in readings:
         try:
@@ -176,8 +175,8 @@ def _read(kind: str, path: Path, reading: Reading) -> Source:
     if reading.format and not reading.columns:
         registration = plugins().registry.get("format", reading.format)
         named = Component("format", registration.name, registration, registration.implementation.Options())
-    source = DataSource(named, path=path.resolve(), limit=_ROWS, columns=dict(reading.columns), on_bad_row="skip")
-    loaded = RunData(Path, 0).read(DataSpec((source,)))
+    source = DataSource(path=path.resolve(), limit=_ROWS, columns=dict(reading.columns), on_bad_row="skip")
+    loaded = RunData(Path, 0).read(DataSpec((source.in_format(named),)))
     found = loaded.sources[0].format
     if not any(map(fits, loaded.groups)):
         others = {name: words for name, (words, _, fit) in _KINDS.items() if any(map(fit, loaded.groups))}

@@ -135,7 +135,7 @@ def file_groups(path: Path) -> list[Group]:
     if not is_file(path):
         raise RecipeError([Problem(f"no such file: {path}", help="name a file with rows, or a store")])
     plugins()  # which have readers and formats
-    spec = DataSpec((DataSource(None, path=path.resolve()),))
+    spec = DataSpec((DataSource(path=path.resolve()),))
     try:
         return RunData(lambda stage: path, 0).read(spec).groups
     except DataError as error:  # only a recipe can skip rows

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.files import SkippedRow, bad_rows_error, file_rows, raise_if_bad
+from alignkit.data.files import SkippedRow, bad_rows_error, jsonl_rows, raise_if_bad
 from alignkit.errors import BadRow, DataError
 from alignkit.io.atomic import replace_folder
 from alignkit_apps.labels.consent import LeftOut, shareable
@@ -73,7 +73,7 @@ def _check_target(store: Store, out: Path) -> None:
     if not (out / EVENTS).is_file():
         raise DataError(f"{out}: exists and is no earlier export; name another folder")
     known = {event.uuid for event in store.events()}
-    unknown = sum(not (isinstance(row, dict) and row.get("uuid") in known) for _, row in file_rows(out / EVENTS))
+    unknown = sum(not (isinstance(row, dict) and row.get("uuid") in known) for _, row in jsonl_rows(out / EVENTS))
     if unknown:
         raise DataError(
             f"{out}: is an export of another store: {unknown} of its events are not in {store.path}; "
@@ -102,7 +102,7 @@ def content_of_folder(folder: Path) -> Content:
 def _rows(path: Path, read: Callable[[Any], Any], bad: list[SkippedRow]) -> list[Any]:
     """What `read` makes of the rows of a file. bad: gets the others."""
     rows = []
-    for number, row in file_rows(path):
+    for number, row in jsonl_rows(path):
         try:
             rows.append(read(raise_if_bad(row)))
         except (BadRow, BadLabel) as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 from alignkit import seeds
 from alignkit.data.group import Group, Message, Response
-from alignkit.errors import DataError, Problem, RecipeError
+from alignkit.errors import DataError
 from alignkit.io.console import Reporter
 from alignkit.io.results import stage_folder
 from alignkit.launcher import launcher
@@ -118,9 +118,6 @@ def opened(
     recipe, rewards, engine = read_models(named, command, overrides, registry)
     with tempfile.TemporaryDirectory(prefix="alignkit-") as folder, ExitStack() as engines:
         bases = RunBases(recipe, reporter)
-        if not bases.fit(bases):
-            names = ", ".join(str(spec["base"]) for spec in named.bases.values())
-            raise RecipeError([Problem(f"these models do not fit in memory together: {names}", help="name fewer")])
         models = Models(bases.base_of, lambda name: _load(bases, name, should_stop))
         context = Context(models, Path(folder), Path.cwd(), recipe.seed, _no_data)
         policies = {}

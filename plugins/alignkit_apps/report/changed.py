@@ -12,7 +12,6 @@ from typing import Any
 
 from alignkit.algorithm import StageDefaults
 from alignkit.data.sources import DataSource
-from alignkit.recipe.repeat import stages_of_rounds
 from alignkit.recipe.rules import ONLY_ONLINE
 from alignkit.recipe.schema import Recipe, Stage, specs
 from alignkit.registry import Component
@@ -128,7 +127,7 @@ def carried_over(
         return  # the same algorithm, or one of them is a step
     own: StageDefaults = stage.component.registration.implementation.defaults
     rate = scaled(own.learning_rate or LEARNING_RATE, hidden_size, lora)
-    raw = stages_of_rounds(recipe.resolved.get("stages") or {}).get(stage.name)
+    raw = (recipe.resolved.get("stages") or {}).get(stage.name)
     written = _flat(raw if isinstance(raw, Mapping) else {})
     was = {_RATE: (record.get("summary") or {}).get(_RATE), **_known(_flat(before))}
     chosen = stage.settings.model_dump(include={*vars(own), "rollout"})

@@ -13,7 +13,6 @@ from alignkit.errors import Problem, RecipeError, reason_of
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.results import RECIPE, check_results
 from alignkit.plugins import plugins
-from alignkit.recipe.repeat import stages_of_rounds
 from alignkit.report import Report
 from alignkit_apps.charts import curves, data_cards
 from alignkit_apps.policies.source import near_run
@@ -61,7 +60,7 @@ class _Gathering:
         self.folder = folder
         self.recipe = read_recipe(folder)
         self.warnings: list[dict[str, str]] = []
-        self.written: dict[str, Any] = stages_of_rounds(mapping(self.recipe.get("stages")))
+        self.written = mapping(self.recipe.get("stages"))
         self.records = {name: read_object(folder / name / "stage.json") for name in self.written}
         self.rows = {name: list(each_object(folder / name / "metrics.jsonl")) for name in self.written}
         self.starts = history.starts_of(folder)

@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import Field
 
-from alignkit.data.conversations import read_message
 from alignkit.data.group import Message
 from alignkit.errors import BadRow, did_you_mean
 from alignkit.options import Options
 from alignkit.recipe.mistakes import path_text, shown, validated
 from alignkit.recipe.schema import allowed_keys
 from alignkit_apps.policies.streaming import Answer
+from alignkit_plugins.data.columns import read_message
 
 DONE = "data: [DONE]\n\n"
 

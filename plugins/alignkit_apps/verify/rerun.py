@@ -41,12 +41,12 @@ class Rerun(Run):
             shutil.copytree(run / "cache", folder / "cache", ignore=shutil.ignore_patterns("engine-*"))
         super().__init__(replace(recipe, trackers=()), folder, reporter)
         self.others = []  # nothing is reused
-        self.stage, self.record, self.old = recipe.stages[name], old.record(name), old.path(name)
+        self.stage, self.record, self.old = self.stages[name], old.record(name), old.path(name)
         for part in (name, *self.record.get("depends_on", {}).get("upstream", {})):
             self.hashes[part] = old.record(part).get("hash", "")
             if damage := "it is not finished" if not old.record(part).get("complete") else damage_of(old.path(part)):
                 refuse(f"stage '{name}' cannot be run again, because of '{part}': {damage}", "run the recipe again")
-        now = json.loads(json.dumps(self.parts_of(self.stage), default=str))
+        now = json.loads(json.dumps(self.stage.key(), default=str))
         changed = [*changes(self.record["depends_on"], now)]
         self.around = [shown(one) for one in changed if ENVIRONMENT & {*one.path}]
         if inputs := [shown(one) for one in changed if not ENVIRONMENT & {*one.path}]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from alignkit import BadRow, Format, Group, Message
-from alignkit.formats import LABEL_COLUMNS, SYSTEM_COLUMNS
+from alignkit import BadRow, Group, Message
+from alignkit_plugins.data.columns import LABEL_COLUMNS, SYSTEM_COLUMNS, ColumnFormat
 
 QUESTION = ("instruction", "input", "context")
 NO_INPUT = ("<noinput>", "<no input>", "noinput", "no input", "n/a")  # what Alpaca's generator wrote for none
 
 
-class Alpaca(Format):
+class Alpaca(ColumnFormat):
     """An instruction, what it is about (`input` or `context`), and the answer.
 
     `system` is an optional system message. `history` holds earlier turns as pairs [instruction, answer]. `label` or
@@ -61,7 +61,7 @@ class Dolly(Alpaca):
     answer_column = "response"
 
 
-class SelfInstruct(Format):
+class SelfInstruct(ColumnFormat):
     """An instruction with instances (Wang et al. 2023, arXiv:2212.10560): every instance is a demonstration."""
 
     wants = "instruction and instances [{input, output}]"

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Message
+from alignkit import BadRow, Group, Message
+from alignkit_plugins.data.columns import ColumnFormat
 
 SEPARATOR = re.compile(r"(?<=.)(?=(: | - |\. ))")  # a lookahead, because two separators may overlap
 MAX_PREFIX = 40  # characters
@@ -99,7 +100,7 @@ def _longest(prefixes: frozenset[str]) -> str:
     return max(prefixes, key=len, default="")
 
 
-class Dialogues(Format):
+class Dialogues(ColumnFormat):
     """Dialogues in raw text. The recipe must name this format, because a row of text is raw text by default."""
 
     example = r'{"text": "Q. Hi\n\nA. Hello!\n\nQ. Who are you?\n\nA. A model.\n\nQ. Bye\n\nA. Bye!"}'

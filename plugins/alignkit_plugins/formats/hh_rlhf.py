@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Message, Pair, Response
+from alignkit import BadRow, Group, Message, Pair, Response
+from alignkit_plugins.data.columns import ColumnFormat
 
 # A speaker's tag counts at the start of a paragraph only: people also type `Human:` in the middle of a turn.
 TAG = re.compile(r"(?:^|\n\n)(?:## )?(Human|Assistant):")
@@ -46,7 +47,7 @@ def is_transcript(value: Any) -> bool:
     return isinstance(value, str) and TAG.match(value.lstrip()) is not None
 
 
-class HHRLHF(Format):
+class HHRLHF(ColumnFormat):
     """Comparisons and demonstrations as `\\n\\nHuman: ...\\n\\nAssistant: ...` transcripts."""
 
     example = r'{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: No."}'

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from alignkit import BadRow, Field, Format, Group, Message, Options, Pair
-from alignkit.data.conversations import shared_turns
 from alignkit.data.group import LEVELS
+from alignkit.formats import columns_of
+from alignkit_plugins.data.columns import ColumnFormat, shared_turns
 
 Side = Literal["first", "second", "tie"]
 NUMBERS = {"1": "first", "2": "second", "0": "tie"}
@@ -113,7 +114,7 @@ class LabeledPairsOptions(Options):
     )
 
 
-class LabeledPairs(Format):
+class LabeledPairs(ColumnFormat):
     """A prompt, two answers, and a label."""
 
     Options = LabeledPairsOptions
@@ -126,16 +127,12 @@ class LabeledPairs(Format):
         return cls.lacks(row, "chosen", "rejected") and (known_layout(row) or guessed_layout(row)) is not None
 
     def read(self, row: Any) -> Group:
-        if not isinstance(row, Mapping):
-            raise BadRow("a row must be an object")
-        row = with_winner(row)
+        row = with_winner(columns_of(row))
         layout = self._layout(row)
         prompt = self._prompt(row, layout)
         answers = [self._answer(row, name) for name in (layout.first, layout.second)]
         if not layout.prompt:
             shared = shared_turns(answers[0], answers[1])
-            while shared and answers[0][shared - 1]["role"] == "assistant":
-                shared -= 1
             prompt, answers = answers[0][:shared], [turns[shared:] for turns in answers]
         authors = [self.text(row, name, "") or None for name in layout.sources] or [None, None]
         responses = tuple(self.answer(turns, source=who) for turns, who in zip(answers, authors, strict=True))

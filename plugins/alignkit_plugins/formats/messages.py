@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from alignkit import BadRow, Format, Group
-from alignkit.formats import LABEL_COLUMNS, SYSTEM_COLUMNS
+from alignkit import BadRow, Group
+from alignkit_plugins.data.columns import LABEL_COLUMNS, SYSTEM_COLUMNS, ColumnFormat
 
 # With the answers of comparisons, which `preference` reads.
 COMPARED = ("chosen", "rejected", "chosen_response", "rejected_response", "rejected_messages")
 
 
-class Messages(Format):
+class Messages(ColumnFormat):
     """One conversation per row; `label` says whether its last answer is good."""
 
     example = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}'

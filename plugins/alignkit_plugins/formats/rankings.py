@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Pair, Response
-from alignkit.formats import SYSTEM_COLUMNS
+from alignkit_plugins.data.columns import SYSTEM_COLUMNS, ColumnFormat
 
 MAX_RESPONSES = 64  # K responses form up to K (K - 1) / 2 pairs
 PROMPTS = ("prompt", "instruction", "question")
@@ -21,7 +21,7 @@ ULTRAFEEDBACK = 10  # its highest overall_score
 SCORE_LISTS = ("scores", "ratings", "rewards")
 
 
-class Rankings(Format):
+class Rankings(ColumnFormat):
     """A prompt and its responses with ranks (ties allowed), with scores, or with a list of pairs [better, worse]."""
 
     example = '{"prompt": "Hi", "responses": [{"text": "Hello!", "rank": 1}, {"text": "What?", "rank": 2}]}'
@@ -64,7 +64,7 @@ class Rankings(Format):
     def _response(self, item: Any, rank: Any, score: Any) -> Response:
         rank, score = self.number({"rank": rank}, "rank"), self.number({"score": score}, "score")
         if isinstance(item, str):
-            return Response(text=item, rank=rank, scores=_scores(score))
+            return Response(text=item, rank=rank, scores=self.scores(score))
         if not isinstance(item, Mapping):
             raise BadRow("a response must be text or {text, rank}")
         item_rank = self.number(item, "rank")
@@ -74,7 +74,7 @@ class Rankings(Format):
         return Response(
             text=self.text(item, _first(item, TEXTS) or "text"),
             rank=rank if item_rank is None else item_rank,
-            scores=_scores(score if item_score is None else item_score),
+            scores=self.scores(score if item_score is None else item_score),
             source=self.text(item, _first(item, ("source", "model")) or "source", "") or None,
         )
 
@@ -97,7 +97,3 @@ class Rankings(Format):
 def _first(row: Any, names: Sequence[str]) -> str | None:
     """The first of these columns that the row has."""
     return next((name for name in names if Format.has(row, name)), None)
-
-
-def _scores(score: float | None) -> dict[str, float | None]:
-    return {} if score is None else {"reward": score}

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair
-from alignkit.data.conversations import shared_turns
-from alignkit.formats import LABEL_COLUMNS, SYSTEM_COLUMNS
+from alignkit.formats import columns_of
+from alignkit_plugins.data.columns import LABEL_COLUMNS, SYSTEM_COLUMNS, ColumnFormat, shared_turns
 
 ANSWERS = (
     "chosen",
@@ -64,7 +64,7 @@ def with_other_answer(row: Any) -> Any:
     other = next((other for other in OTHERS if Format.has(row, other)), "")
     if not name or not other or pair_columns(row):
         return row
-    turns, worse = Format.conversation(row[name], name), Format.conversation(row[other], other, user=False)
+    turns, worse = ColumnFormat.conversation(row[name], name), ColumnFormat.conversation(row[other], other, user=False)
     chosen = [dict(turn) for turn in turns]
     rejected = [*(chosen[:-1] if len(worse) == 1 else ()), *map(dict, worse)]
     return {
@@ -79,7 +79,7 @@ def pair_columns(row: Any) -> tuple[str, str] | None:
     return next((pair for pair in PAIRS if Format.has(row, *pair)), None)
 
 
-class Preference(Format):
+class Preference(ColumnFormat):
     """A prompt with a chosen and a rejected answer, and optionally the margin between them."""
 
     example = '{"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}'
@@ -110,9 +110,7 @@ class Preference(Format):
                 )
 
     def read(self, row: Any) -> Group:
-        if not isinstance(row, Mapping):
-            raise BadRow("a row must be an object")
-        row = with_other_answer(row)
+        row = with_other_answer(columns_of(row))
         columns = pair_columns(row) or PAIRS[0]
         prompt, chosen, rejected, used = self._parts(row, *columns)
         p = self.number(row, "p")
@@ -180,8 +178,6 @@ def _shared(
             "is the user's; name the prompt's column with `columns: {prompt: COLUMN}`"
         )
     shared = shared_turns(chosen, rejected)
-    while shared and chosen[shared - 1]["role"] == "assistant":
-        shared -= 1
     if not shared:
         raise BadRow(f"there is no prompt, and {better} and {worse} begin with different turns")
     return chosen[:shared], chosen[shared:], rejected[shared:]
@@ -199,7 +195,7 @@ def _is_opening(prompt: Sequence[Message], turns: Sequence[Message]) -> bool:
     return len(turns) > 1 and len(prompt) == 1 and turns[0]["content"].strip() == prompt[0]["content"].strip()
 
 
-class PromptOnly(Format):
+class PromptOnly(ColumnFormat):
     """A prompt for the policy to answer; other columns go to the group's meta."""
 
     example = '{"prompt": "Hi"}'
@@ -223,7 +219,7 @@ class PromptOnly(Format):
         return Group(prompt, meta=self.rest(row, "prompt", "tools", *SYSTEM_COLUMNS), tools=self.tools(row))
 
 
-class PromptCompletion(Format):
+class PromptCompletion(ColumnFormat):
     """A prompt and its answer; `label` says whether the answer is good."""
 
     example = '{"prompt": "Hi", "completion": "Hello!"}'
@@ -235,8 +231,7 @@ class PromptCompletion(Format):
         return answered and cls.lacks(row, "chosen", "rejected", "rejected_response", "instruction", "messages")
 
     def read(self, row: Any) -> Group:
-        if not isinstance(row, Mapping):
-            raise BadRow("a row must be an object")
+        row = columns_of(row)
         name = "completion" if row.get("completion") is not None or "response" not in row else "response"
         for column in ("prompt", name):
             if row.get(column) is None:
@@ -245,7 +240,7 @@ class PromptCompletion(Format):
         turns = _after(prompt, self.conversation(row[name], name, user=False))
         scored = next((column for column in SCORES if row.get(column) not in (None, "")), SCORES[0])
         score = self.number(row, scored)
-        scores = {} if score is None else {"reward": score}
+        scores = self.scores(score)
         label = self.label(row)
         if label is None:
             response = self.answer(turns, scores=scores)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Response
-from alignkit.formats import LABEL_COLUMNS, SYSTEM_COLUMNS
+from alignkit_plugins.data.columns import LABEL_COLUMNS, SYSTEM_COLUMNS, ColumnFormat
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context")
 LISTS = ("responses", "completions", "answers", "outputs", "candidates", "generations")
@@ -26,7 +26,7 @@ JUDGED = {
 }
 
 
-class Unlabeled(Format):
+class Unlabeled(ColumnFormat):
     """A prompt and answers to it, in columns with numbers or letters, or in a list of texts."""
 
     example = '{"prompt": "Hi", "response_a": "Hello!", "response_b": "Go away."}'

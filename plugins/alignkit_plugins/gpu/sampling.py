@@ -6,9 +6,11 @@ host, and one call serves all rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +21,9 @@ from alignkit.kernels.decoding import Change, Decoding
 from alignkit.kernels.layout import AttentionArgs
 from alignkit.kernels.lora import plain_layers
 from alignkit.kernels.matmul import PackedWeight
+from alignkit.models.next_token import choose
 
+LOOK_EVERY = 8  # tokens that are written between two looks of the host: the GPU would stand idle meanwhile
 STEP = 128  # columns by which those that rows attend to grow
 FREE_SHARE = 1 / 4  # of the free memory that merged weights may take; keys and values take half
 
@@ -41,6 +45,38 @@ class PaddedChange(Change):
         return cells.to(self.keep.device)
 
 
+def write_ahead(decoder: Any, rows: Sequence[Any], logits: Tensor, read: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Append up to LOOK_EVERY tokens to every active row, as `decoder.write` does, and return the last ones, [rows].
+
+    decoder, rows: those of `alignkit.models.generate`. logits: [rows, vocabulary] of the first. read: given tokens and
+    their positions, [rows] each, returns the logits of the next ones. The caller reads the last token, if any row still
+    needs more.
+    """
+    device, sampling = logits.device, decoder.request.sampling
+    lengths = torch.tensor([decoder.length(row) for row in rows])
+    room = torch.tensor([row.room if row.active else 0 for row in rows])
+    count = min(LOOK_EVERY, max(1, int(room.max())))
+    # [count, rows] each. A row without room stays at its last position.
+    positions = (lengths + torch.minimum(torch.arange(count)[:, None], room - 1)).to(device)
+    draws = np.zeros((count, len(rows)))
+    for column, row in enumerate(rows):
+        if row.active:
+            own = row.draws[row.sampled : row.sampled + count]
+            draws[: len(own), column] = own
+    uniform = torch.from_numpy(draws).to(device)
+    short = torch.tensor([row.sampled for row in rows]) + torch.arange(count)[:, None] < sampling.min_new_tokens
+    early = short.to(device) if short.any() else [None] * count
+    chosen, drawn = torch.zeros(0), []
+    for step in range(count):
+        if step:
+            logits = read(chosen, positions[step - 1])
+        chosen, logprobs = choose(logits, uniform[step], sampling, early[step], decoder.ends)
+        drawn.append(torch.stack([chosen.double(), logprobs.double()]))  # both exact in fp64
+    for ids, values in torch.stack(drawn).tolist():  # the only time that the host waits for the GPU
+        decoder.append(rows, list(map(int, ids)), values)
+    return chosen
+
+
 class StaticDecoding(Decoding):
     """`Decoding` in one block of rows, on the device of the cache.
 
@@ -49,7 +85,7 @@ class StaticDecoding(Decoding):
     """
 
     change: ClassVar[type[Change]] = PaddedChange
-    look_every: ClassVar[int] = 8  # the GPU would stand idle meanwhile
+    write_ahead = staticmethod(write_ahead)
 
     def __init__(self) -> None:
         super().__init__()

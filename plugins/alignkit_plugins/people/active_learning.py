@@ -21,9 +21,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from alignkit.data.group import Group, group_from_json, group_to_json
-from alignkit.data.spoken import all_turns
 from alignkit.judges import CheckedJudge
 from alignkit.reward import REWARD_KEY
+from alignkit_plugins.data.spoken import all_turns
 from alignkit_plugins.evaluate.judge_card import judge_names, mapped
 from alignkit_plugins.evaluate.reward_columns import label
 from alignkit_plugins.people.items import Item, response_of

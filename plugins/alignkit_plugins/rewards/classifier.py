@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import alignkit
 from alignkit import Context, Field, Group, Reward, RunFailed
-from alignkit.data.spoken import answer_of
+from alignkit_plugins.data.spoken import answer_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import alignkit
 from alignkit import Field, Group, Reward
-from alignkit.data.spoken import answer_of
 from alignkit.evaluation.answers import typed, unmarked
+from alignkit_plugins.data.spoken import answer_of
 
 _FEELING = "happy|glad|excited|thrilled|pleased|proud|grateful|thankful|sorry|much i|much we|much this"
 # In "I cannot answer because it is not clear enough", the last word belongs to the reason.

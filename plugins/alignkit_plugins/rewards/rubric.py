@@ -30,7 +30,7 @@ from alignkit import (
     RunFailed,
 )
 from alignkit.data.describe import column_of, row_of
-from alignkit.data.spoken import all_turns
+from alignkit_plugins.data.spoken import all_turns
 
 ANY = "any"  # a rubric, for checks that only ask whether one is read
 

@@ -7,10 +7,11 @@ import pytest
 
 from alignkit import Algorithm, DataRef, Field, Options
 from alignkit.algorithm import Source, StageDefaults
+from alignkit.data.sources import DataSource
 from alignkit.options import Ref, StageRef
 from alignkit.plugins import load_plugins
 from alignkit.recipe.rules import required_keys
-from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
+from alignkit.recipe.schema import BlockKeys, TopKeys
 from alignkit.registry import KINDS
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings
 from alignkit_apps.catalog.option_table import (
@@ -20,7 +21,7 @@ from alignkit_apps.catalog.option_table import (
 )
 from alignkit_plugins.algorithms.distillation import Distillation
 
-CORE = (TopKeys, BlockKeys, DataKeys, ModelSpec, LoraSpec, Quantization, Rollout, Mix, Settings)
+CORE = (TopKeys, BlockKeys, DataSource, ModelSpec, LoraSpec, Quantization, Rollout, Mix, Settings)
 FIRST_PARTY = [
     registration
     for kind in KINDS

@@ -79,7 +79,7 @@ def source(path: Path, **options: Any) -> Any:
     from alignkit.plugins import load_plugins
 
     registration = load_plugins().registry.get("format", "feedback")
-    found = DataSource(Component("format", "feedback", registration, Feedback.Options(**options)), path=path)
+    found = DataSource(path=path).in_format(Component("format", "feedback", registration, Feedback.Options(**options)))
     return load(DataSpec((found,)), formats={"feedback": Feedback}, seed=0, stage_data=lambda stage: path)
 
 

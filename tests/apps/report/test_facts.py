@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -148,16 +147,6 @@ def test_a_run_that_stopped_halfway_says_where(run: Path) -> None:
     assert facts["run"]["outcome"] == "failed" and "out of memory" in facts["run"]["message"]
     assert [stage["state"] for stage in facts["stages"]] == ["done", "not begun", "begun", "not begun"]
     assert facts["verdicts"] == [] and facts["run"]["stages_done"] == 1
-
-
-def test_stages_of_rounds_have_the_names_of_their_folders(run: Path) -> None:
-    block = "  rounds: {repeat: 2, start: {}, stages: {sft: {algorithm: sft}, dpo: {algorithm: dpo}}}\n"
-    (run / "recipe.resolved.yaml").write_text(f"name: x\nstages:\n{block}  report: {{step: evaluate}}\n")
-    shutil.copytree(run / "sft", run / "sft_2")
-    facts = facts_of(run)
-    assert [stage["name"] for stage in facts["stages"]] == ["sft_1", "dpo_1", "sft_2", "dpo_2", "report"]
-    states = {stage["name"]: (stage["kind"], stage["state"]) for stage in facts["stages"]}
-    assert states["sft_2"] == ("algorithm", "done") and states["dpo_2"] == ("algorithm", "not begun")
 
 
 def test_a_run_without_any_result_has_a_report(tmp_path: Path) -> None:

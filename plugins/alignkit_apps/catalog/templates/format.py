@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignkit import Add, Format, Group, Response, hookimpl
+from alignkit import Add, Format, Group, Message, Response, hookimpl
 
 
 class Ticket(Format):
@@ -18,7 +18,7 @@ class Ticket(Format):
         return cls.has(row, "customer", "agent")
 
     def read(self, row: Any) -> Group:
-        prompt = self.conversation(self.text(row, "customer"), "customer")
+        prompt = (Message(role="user", content=self.text(row, "customer")),)
         return Group(prompt, (Response(text=self.text(row, "agent")),), meta=self.rest(row, "customer", "agent"))
 
 

@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 from pydantic import field_validator, model_validator
 
 import alignkit
-from alignkit import Add, BadRow, Field, Format, Group, Message, Pair, Response, hookimpl
+from alignkit import Add, BadRow, Field, Group, Message, Pair, Response, hookimpl
 from alignkit.data.files import kind_of
 from alignkit.errors import LeftOut
+from alignkit.formats import columns_of
+from alignkit_plugins.data.columns import ColumnFormat
 from alignkit_plugins.formats.template.data_sets import DATA_SETS, DataSet
 from alignkit_plugins.formats.template.fields import Missing, Text, texts_of
 
@@ -72,7 +74,7 @@ class TemplateOptions(alignkit.Options):
         return self
 
 
-class Template(Format):
+class Template(ColumnFormat):
     """Rows with any columns. A recipe names this format, since it has the template."""
 
     Options: ClassVar[type[alignkit.Options]] = TemplateOptions
@@ -91,8 +93,7 @@ class Template(Format):
         self.columns = [*dict.fromkeys(column for text in shown for column in text.columns)]
 
     def read(self, row: Any) -> Group:
-        if not isinstance(row, Mapping):
-            raise BadRow("a row must be an object with columns")
+        row = columns_of(row)
         for name, needed in zip(self.options.required, self.texts["required"], strict=True):
             try:
                 value = needed.value(row)
@@ -139,13 +140,13 @@ class Template(Format):
         if "response" in self.texts:
             label = self._rated("label", self._value(row, "label"), self.flag)
             score = self._rated("scores", self._value(row, "scores"), self.number)
-            return (replace(self._answer(row, "response", prompt), label=label, scores=_scores(score)),), None
+            return (replace(self._answer(row, "response", prompt), label=label, scores=self.scores(score)),), None
         if "responses" not in self.texts:
             return (), None
         texts = texts_of(self._list(row, "responses"), "responses")
         ranks, scores = (self._ratings(row, name, len(texts)) for name in ("ranks", "scores"))
         responses = tuple(
-            Response(text=text.strip(), rank=rank, scores=_scores(score))
+            Response(text=text.strip(), rank=rank, scores=self.scores(score))
             for text, rank, score in zip(texts, ranks, scores, strict=True)
         )
         if "scores" in self.texts:
@@ -201,10 +202,6 @@ class Template(Format):
             return None
         values = [text.value(row) for text in self.texts[name]]
         return values if isinstance(getattr(self.options, name), list) else values[0]
-
-
-def _scores(score: float | None) -> dict[str, float | None]:
-    return {} if score is None else {"reward": score}
 
 
 @hookimpl

@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit.data.spoken import TAGS
 from alignkit.evaluation.answers import bare
 from alignkit_http import Malformed
 from alignkit_http.server import is_refusal, used_tokens
+from alignkit_plugins.data.spoken import TAGS
 from alignkit_plugins.judges.llm.form import CUT, spoken
 from alignkit_plugins.judges.llm.question import Answers
 from alignkit_plugins.judges.llm.verdict import Answer

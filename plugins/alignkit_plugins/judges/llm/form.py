@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.data.spoken import after_thoughts
+from alignkit_plugins.data.spoken import after_thoughts
 
 CUT = "the judge's reply was cut off by the limit on tokens: raise the judge's option max_tokens"
 THINKING = "the judge's reply ends before its thoughts do"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from alignkit import Group
-from alignkit.data.spoken import answer_of, last_turn
+from alignkit_plugins.data.spoken import answer_of, last_turn
 
 
 def scored(

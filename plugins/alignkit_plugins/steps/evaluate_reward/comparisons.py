@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from alignkit import Group, Pair, Response
 from alignkit import functional as F
 from alignkit.data.group import resolved_pairs, turns_of
-from alignkit.data.spoken import all_turns
+from alignkit_plugins.data.spoken import all_turns
 
 
 @dataclass(frozen=True)

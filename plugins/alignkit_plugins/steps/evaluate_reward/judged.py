@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit import CheckedJudge, Group, StepContext, Verdict, seeds
-from alignkit.data.spoken import all_turns
 from alignkit.judges import Item
+from alignkit_plugins.data.spoken import all_turns
 from alignkit_plugins.evaluate.judge_card import card, mapped
 from alignkit_plugins.evaluate.judge_quality import Judgment, raters_agree, side, times_longer
 from alignkit_plugins.steps.evaluate_reward.comparisons import Choice, Comparison, choices

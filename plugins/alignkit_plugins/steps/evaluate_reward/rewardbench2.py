@@ -6,12 +6,14 @@ Differs from its code (`process_single_model` in allenai/reward-bench): prompts 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from alignkit import BadRow, DataError, Format, Group, Message, Pair, Response
+from alignkit import BadRow, DataError, Group, Message, Pair, Response
 from alignkit.data.group import resolved_pairs
 from alignkit.evaluation import statistics
+from alignkit.formats import columns_of
+from alignkit_plugins.data.columns import ColumnFormat
 from alignkit_plugins.steps.evaluate_reward.rewardbench import COLUMN
 
 TIES = "Ties"
@@ -20,7 +22,7 @@ SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", TIES)
 ACCURACY, MARGIN, TIE_BREAK = 0.3, 0.2, 0.01
 
 
-class RewardBench2(Format):
+class RewardBench2(ColumnFormat):
     """A prompt with several chosen and several rejected texts; every chosen one is better than every rejected one."""
 
     example = '{"prompt": "2 + 2?", "chosen": ["4"], "rejected": ["3", "5", "22"], "subset": "Math", "id": "1"}'
@@ -31,8 +33,7 @@ class RewardBench2(Format):
         return cls.has(row, "prompt", "chosen", "rejected") and _texts(row["chosen"]) and _texts(row["rejected"])
 
     def read(self, row: Any) -> Group:
-        if not isinstance(row, Mapping):
-            raise BadRow("a row must be an object")
+        row = columns_of(row)
         for name in ("chosen", "rejected"):
             if not _texts(row.get(name)):
                 raise BadRow(f"column '{name}' must be a list of at least one text")

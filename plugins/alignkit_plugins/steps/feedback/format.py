@@ -20,7 +20,8 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any, Literal
 
-from alignkit import BadRow, Field, Format, Group, Options, Pair, Response
+from alignkit import BadRow, Field, Group, Options, Pair, Response
+from alignkit_plugins.data.columns import ColumnFormat
 from alignkit_plugins.people.effective_labels import majority, review_columns
 from alignkit_plugins.people.reliability import chosen_rows
 
@@ -49,7 +50,7 @@ class FeedbackOptions(VoteOptions):
     )
 
 
-class Feedback(Format):
+class Feedback(ColumnFormat):
     """Items that people labeled."""
 
     Options = FeedbackOptions

@@ -12,7 +12,6 @@ from alignkit.data.group import Response
 TAGS = ("think", "thinking", "thought", "reasoning")
 _OPENED = re.compile(rf"\s*<({'|'.join(TAGS)})>", re.IGNORECASE)
 _CLOSED = re.compile(rf"</({'|'.join(TAGS)})>", re.IGNORECASE)
-OPENED_AT_END = re.compile(rf"<({'|'.join(TAGS)})>\s*\Z", re.IGNORECASE)  # of a prompt
 
 
 def all_turns(response: Response, *, thoughts: bool = False) -> str:

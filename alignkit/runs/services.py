@@ -1,0 +1,189 @@
+"""What the stages of a run share: the recipe, its folder and results, base models, data, console, and processes.
+
+Nothing imports torch before a model is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignkit import stopping
+from alignkit.data.group import Group
+from alignkit.data.sources import DataSpec
+from alignkit.errors import RunFailed
+from alignkit.io.atomic import make_folder
+from alignkit.io.console import Metrics, Reporter
+from alignkit.io.results import Results, other_runs
+from alignkit.launcher import World, launcher
+from alignkit.plugins import plugins
+from alignkit.recipe.schema import Recipe, Stage
+from alignkit.runs.bases import RunBases
+from alignkit.runs.data import RunData
+
+if TYPE_CHECKING:
+    from alignkit.models.memory import Passes
+    from alignkit.models.models import LoadedBase, Models
+    from alignkit.training.collectives import Collectives
+
+
+class Team:
+    """The processes of a run as its stages see them: here the only one."""
+
+    world = World()
+
+    @cached_property
+    def collectives(self) -> Collectives:
+        """What the processes exchange."""
+        from alignkit.training.collectives import ONE_PROCESS
+
+        return ONE_PROCESS
+
+    def should_stop(self, check: Callable[[], None]) -> None:
+        """Raise Stopped in every process if `check` does in one."""
+        check()
+
+    @contextmanager
+    def training(self, stage: str, parts: Mapping[str, Any]) -> Iterator[None]:
+        """Let every process train a stage. parts: what its result depends on, which must be alike.
+
+        Raises RunFailed if it is not.
+        """
+        yield
+
+    def passes(self, base: str, service: LoadedBase) -> Passes:
+        """How passes through a base model begin and end. service: of its roles."""
+        return service.model.passes
+
+    def ends(self, error: BaseException | None) -> None:
+        """Let the others end, before reports are written."""
+
+
+ALONE = Team()
+
+
+class Services:
+    """What the stages of a run share.
+
+    say: prints a line that the user must know. hashes: of the keys of stages. ready: stages whose results are those
+    for their keys. others: runs whose results may be reused.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        reporter: Reporter | None = None,
+        team: Team = ALONE,
+        download: bool = True,
+    ):
+        """download: whether what is not on this machine yet may be fetched or made."""
+        self.recipe, self.folder, self.team, self.download = recipe, folder, team, download
+        self.reporter = reporter or Reporter()
+        self.say: Callable[[str], None] = self.reporter.say
+        self.store = Results(folder, recipe.stages)
+        self.others = other_runs(folder, recipe.name)
+        self.bases = RunBases(recipe, self.reporter, download)
+        self.data = RunData(self.store.data, recipe.seed)
+        self.hashes: dict[str, str] = {}
+        self.ready: set[str] = set()
+        self._attach: Callable[[LoadedBase], None] = lambda base: None  # the engine of the current stage
+
+    # Stopping
+
+    def request_stop(self, reason: str) -> None:
+        """Stop at the next opportunity; the run can be resumed."""
+        stopping.request_stop(reason)
+
+    def should_stop(self) -> None:
+        """Raise Stopped if a stop was requested."""
+        stopping.should_stop()
+
+    # Files and events
+
+    def cache(self) -> Path:
+        """The run's folder for what rewards, judges and engines keep."""
+        make_folder(cache := self.folder / "cache")
+        return cache
+
+    def notify(self, stage: str) -> Callable[..., Any]:
+        """The event hooks, with the run and the stage filled in; each returns what its observers do."""
+        return partial(plugins().notify, run=self, stage=stage)
+
+    def metrics(self, stage: Stage, size: int = 0) -> Metrics:
+        """A stage's metrics.jsonl. size: bytes at its last checkpoint."""
+        metrics = self.store.metrics(stage.name, size)
+        self.notify(stage.name)("metrics_opened", metrics=metrics)
+        return metrics
+
+    def read(self, spec: DataSpec) -> list[Group]:
+        """The groups of a data entry, which may be of another stage or run than the current one."""
+        return self.data.read(spec).groups
+
+    # Models
+
+    @cached_property
+    def models(self) -> Models:
+        """The policies and reward models of the run."""
+        from alignkit.models.models import Models
+
+        return Models(self.bases.base_of, self._open)
+
+    def _open(self, base: str) -> LoadedBase:
+        service = self.bases[base].load(self.artifact, self.should_stop)
+        service.model.passes = self.team.passes(base, service)
+        self._attach(service)
+        return service
+
+    def make_room(self, stage: Stage) -> None:
+        """Begin a stage: free the base models that neither it nor a later stage needs."""
+        needed, stages = self.bases.needed(stage), list(self.recipe.stages.values())
+        later = [base for after in stages[stages.index(stage) :] for base in self.bases.needed(after)]
+        self.models.enter(stage.name, needed, later)
+        if stage.kind == "algorithm":  # now: a model that cannot be loaded should not cost an iteration
+            for base in needed:
+                self.models.of(base)
+
+    @contextmanager
+    def engine(self, stage: Stage) -> Iterator[None]:
+        """Let the engine of a stage, if it has one, sample instead of the base models: one for each of them."""
+        if stage.engine is None:
+            yield
+            return
+        self.reporter.say(
+            f"samples: {stage.engine.name}; local: log-probabilities, scores of reward models, verdicts of one token"
+        )
+        opened, numbers = ExitStack(), count()  # all are closed, also if closing one of them is interrupted
+
+        def attach(service: LoadedBase) -> None:
+            engine = self.engine_of(stage, self.folder / "cache" / f"engine-{next(numbers)}")
+            opened.callback(engine.close)
+            service.model.engine = engine
+
+        before, self._attach = self._attach, attach
+        for service in self.models.bases.values():
+            attach(service)
+        try:
+            yield
+        finally:
+            self._attach = before
+            for service in self.models.bases.values():
+                service.model.engine = None
+            opened.close()
+
+    def engine_of(self, stage: Stage, folder: Path) -> Any:
+        """What asks a stage's engine. folder: see `Launcher.engine`."""
+        return launcher().engine(stage.engine, folder, stage=stage.name, seed=self.recipe.seed, say=self.reporter.say)
+
+    def artifact(self, reference: str) -> Path:
+        """The folder of a saved role: a stage's result, or the user's own. Raises RunFailed if it does not exist."""
+        if reference.partition("@")[0] in self.recipe.stages:
+            return self.store.artifact(reference)
+        folder = self.recipe.folder / reference
+        if not folder.is_dir():
+            raise RunFailed(f"'{reference}' is neither a stage nor a folder: there is no {folder}")
+        return folder

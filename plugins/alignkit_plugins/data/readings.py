@@ -1,0 +1,83 @@
+"""What the columns of rows that no format recognizes may mean, as lines of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignkit import Format
+from alignkit.data.sources import Formats, checked_groups, matches, with_renamed_columns
+from alignkit.formats import FOREIGN
+
+# What columns with a question and with its answer are called, besides `prompt` and `completion`.
+QUESTIONS = {"question", "query", "problem", "input", "instruction", "goal", "ctx", "request", "user", "q"}
+QUESTIONS |= {"frage", "pregunta", "domanda", "vraag"}
+ANSWERS = {"answer", "response", "output", "solution", "target", "reply", "answerkey", "assistant", "a"}
+ANSWERS |= {"antwort", "réponse", "respuesta", "risposta", "antwoord"}
+# The same for columns with a better and with a worse answer, besides `chosen` and `rejected`.
+BETTER = {"better", "good", "best", "preferred", "accepted"}
+WORSE = {"worse", "bad", "worst", "dispreferred", "rejected"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a recipe may say what a source's columns mean. columns: expected -> actual."""
+
+    format: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not self.columns:
+            return f"data: {{{self.format}: FILE}}"
+        names = ", ".join(f"{expected}: {actual}" for expected, actual in self.columns.items())
+        return f"data: {{path: FILE, columns: {{{names}}}}}  # {self.format}"
+
+
+def readings_of(row: Any, formats: Formats) -> list[Reading]:
+    """The ways to read a row that no format recognizes: by a format's name, or with renamed columns."""
+    if not isinstance(row, Mapping):
+        return []
+    readings = [Reading(name) for name, cls in formats.items() if _reads(cls, row)]
+    for columns in _renamings(row):
+        renamed = with_renamed_columns(row, columns)
+        fitting = [name for name, cls in formats.items() if matches(cls, renamed) and _reads(cls, renamed)]
+        if len(fitting) == 1 and fitting[0] not in {reading.format for reading in readings}:
+            readings.append(Reading(fitting[0], columns))
+    return readings
+
+
+def _renamings(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """What the columns may mean (expected -> actual), by their usual names."""
+    questions, answers, better, worse = (
+        [name for name in row if str(name).lower() in usual] for usual in (QUESTIONS, ANSWERS, BETTER, WORSE)
+    )
+    prompt = {}
+    if "prompt" not in row:
+        if len(questions) != 1:
+            return
+        prompt = {"prompt": questions[0]}
+    if len(better) == len(worse) == 1:
+        yield {**prompt, "chosen": better[0], "rejected": worse[0]}
+    yield from ({**prompt, "completion": name} for name in answers)
+    foreign = {f"other_{name}": name for name in row if name in FOREIGN}
+    if prompt or foreign:
+        yield prompt | foreign
+
+
+def _reads(format_class: type[Format], row: Any) -> bool:
+    """Whether a format that does not recognize a row can read it if a recipe names it."""
+    try:
+        return bool(checked_groups(format_class(), row, {}))
+    except Exception:  # whatever a format raises on a foreign row, it does not read it
+        return False
+
+
+def advice(row: Any, formats: Formats) -> str:
+    """What a user may do about such a row."""
+    if readings := readings_of(row, formats):
+        return "\n  ".join(["Say what its columns mean, as in:", *map(str, readings)])
+    return (
+        "Rename columns with `columns: {expected: actual}`, say what they mean with a `template`, or name the format "
+        f"(`alignkit plugins FORMAT` describes it): {', '.join(formats)}"
+    )
