@@ -33,7 +33,6 @@ BEYOND = {
         "data.group.group_from_json",
     ),
     *("data.describe.column_of", "data.describe.row_of"),
-    *("evaluation.comparison.prompts_to_compare", "evaluation.comparison.sample_policies"),
 }
 # Packages that were a part of alignkit, and still use what is not promised.
 FORMER = {"alignkit-decision", "alignkit-combinations", "alignkit-migrate"}

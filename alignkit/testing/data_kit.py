@@ -11,7 +11,7 @@ from typing import Any
 from alignkit.calls import blame, call, create
 from alignkit.data.group import Group
 from alignkit.data.sources import checked_groups
-from alignkit.errors import BadRow, DataError, PluginError
+from alignkit.errors import BadRow, PluginError
 from alignkit.formats import Format
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
@@ -22,7 +22,6 @@ from alignkit.testing.surroundings import Surroundings, conform, why_not_stored
 from alignkit.testing.tiny import SPEC
 
 EXTRA = "unrelated column"
-ODD_VALUES: tuple[Any, ...] = (None, "", "x", 3, -0.5, True, [], ["x"], [[]], {}, {"a": None}, [{"role": "user"}, 3])
 ODD_ROWS: tuple[Any, ...] = (None, 3, True, [], ["x"], {}, {EXTRA: "x"})
 
 LOST = "`rest` returns the columns that a format does not use, for the group's `meta`"
@@ -91,9 +90,6 @@ def _check_matches(around: Surroundings, format: Format, examples: Sequence[Any]
             continue
         if call(format, "matches", json.loads(theirs.example)):
             around.problems.append(f"`matches` also recognizes the example of '{other.name}': {STRICT}")
-        for row in examples:
-            if theirs.matches(row):
-                around.problems.append(f"`matches` and that of '{other.name}' both recognize {_shown(row)}: {STRICT}")
 
 
 def _check_row(around: Surroundings, format: Format, row: Any) -> None:
@@ -117,8 +113,7 @@ def _check_row(around: Surroundings, format: Format, row: Any) -> None:
     for name in row:
         if _read(format, {key: value for key, value in row.items() if key != name}) == groups:
             problems.append(f"column '{name}' of {_shown(row)} changes nothing and is lost: {LOST}")
-        for value in ODD_VALUES:
-            _read(format, {**row, name: value})  # which may refuse it
+        _read(format, {**row, name: 3})  # which may refuse it
     kept = _read(format, {**row, EXTRA: "kept"})
     if isinstance(kept, list) and not all(group.meta.get(EXTRA) == "kept" for group in kept):
         problems.append(f"a further column is not in the group's `meta`: {LOST}")
@@ -152,22 +147,8 @@ def _check_reader(around: Surroundings, component: Component, cls: type[Reader],
         problems.append("`rows`: a second read has other rows")
     if cls().digest(path) != cls().digest(path):
         problems.append("`digest`: return the same text for the same rows")
-    problems.must_be_json("`facts`, which stage.json keeps,", dict(cls().facts(path)))
     if path.read_bytes() != before:
         problems.append("it changes the file that it reads")
-    strange = around.cache / f"strange{path.suffix}"
-    for what, content in (("an empty file", b""), ("a file of something else", b"\x00\xff no such file \n" * 99)):
-        strange.write_bytes(content)
-        try:
-            rows = [row for _, row in cls().rows(strange) if not isinstance(row, BadRow)]
-        except DataError:
-            continue
-        except Exception as error:
-            text = f"{what} raises {type(error).__name__}: raise DataError with the path, and what to do"
-            problems.append(f"`rows`: {text}")
-            continue
-        if rows:
-            problems.append(f"`rows`: {what} has {len(rows)} rows")
 
 
 # Sources of base models

@@ -176,11 +176,6 @@ def _check_combination(around: Surroundings, component: Component) -> None:
         _compare(around, "leaving out the other groups", _rows(expected, first), part, SUMS)
         total = replace(expected, reward=node(start).total(groups, columns))
         _compare(around, "`total`", expected, total, TOTAL)
-    elif not used.plugin.whitens and (scale := _other_scale(expected)):
-        problems.append(
-            f"`combine`: 'reward' is 'raw' on another scale (times {scale:.3g}): the property `whitens` must return "
-            "True, or a combination of raw scores would use it"
-        )
 
 
 def _compare(around: Surroundings, cause: str, expected: CombinedReward, actual: CombinedReward, help: str) -> None:
@@ -200,16 +195,6 @@ def _rows(combined: CombinedReward, rows: slice) -> CombinedReward:
 
 def _flipped(combined: CombinedReward) -> CombinedReward:
     return replace(combined, reward=combined.reward.flip(0), raw=combined.raw.flip(0))
-
-
-def _other_scale(combined: CombinedReward) -> float:
-    """The slope of a reward that is a line in the raw reward, but not the raw reward itself; 0 if it is neither."""
-    reward, raw = combined.reward.double(), combined.raw.double()
-    spread = raw - raw.mean()
-    slope = (spread * reward).sum() / spread.square().sum().clamp(min=1e-12)
-    is_line = torch.allclose(reward, reward.mean() + slope * spread, COMBINED_TOLERANCE, COMBINED_TOLERANCE)
-    is_raw = torch.allclose(reward, raw, COMBINED_TOLERANCE, COMBINED_TOLERANCE)
-    return float(slope) if is_line and not is_raw else 0.0
 
 
 # Judges

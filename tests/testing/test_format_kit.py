@@ -120,20 +120,6 @@ class Greedy(QA):
         return isinstance(row, Mapping)
 
 
-class Stranger(QA):
-    example = '{"prompt": "Hi", "completion": "Hello!"}'
-    wants = "prompt and completion"
-
-    @classmethod
-    def matches(cls, row: Any) -> bool:
-        return cls.has(row, "prompt", "completion")
-
-    def read(self, row: Any) -> Group:
-        if not self.has(row, "prompt", "completion"):
-            raise BadRow("columns 'prompt' and 'completion' are required")
-        return self.group({"question": row["prompt"], "answer_text": row["completion"]}, self.rest(row, "prompt"))
-
-
 class Blind(QA):
     @classmethod
     def matches(cls, row: Any) -> bool:
@@ -208,7 +194,6 @@ BROKEN: list[tuple[Any, str]] = [
     (MakesUp, "`read` makes a group of {}: raise BadRow for columns that are missing"),
     (Greedy, "`matches` recognizes {}: it must be strict"),
     (Greedy, "`matches` also recognizes the example of 'alpaca'"),
-    (Stranger, "`matches` and that of 'prompt_completion' both recognize"),
     (Blind, "`matches` does not recognize"),
     (RaisesInMatches, "in `matches`: TypeError: argument of type 'NoneType' is not"),
     (Pops, "`read` changes the row"),

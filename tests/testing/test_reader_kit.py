@@ -31,16 +31,6 @@ class FromZero(Lines):
         return ((number - 1, row) for number, row in super().rows(path))
 
 
-class Raises(Lines):
-    def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
-        return enumerate(json.loads(path.read_bytes()), 1)
-
-
-class Anything(Lines):
-    def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
-        return enumerate([{"prompt": "a"}], 1)
-
-
 class Changes(Lines):
     seen: int = 0
 
@@ -52,11 +42,6 @@ class Changes(Lines):
 class Random(Lines):
     def digest(self, path: Path) -> str:
         return str(next(COUNT))
-
-
-class Facts(Lines):
-    def facts(self, path: Path) -> Mapping[str, Any]:
-        return {"path": path}
 
 
 class Writes(Lines):
@@ -83,11 +68,8 @@ def test_a_good_reader_conforms(file: Path) -> None:
     ("cls", "said"),
     [
         (FromZero, "number them upward from 1, so that an error can name a row; these are [0, 1]"),
-        (Raises, "an empty file raises JSONDecodeError: raise DataError"),
-        (Anything, "a file of something else has 1 rows"),
         (Changes, "a second read has other rows"),
         (Random, "return the same text for the same rows"),
-        (Facts, "which stage.json keeps, is not JSON"),
         (Writes, "it changes the file that it reads"),
         (dict, "must be a subclass of alignkit.Reader"),
     ],
