@@ -282,3 +282,30 @@ class Algorithm(WithOptions):
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """Metrics of a micro-batch as unreduced terms, averaged like loss terms. NaN entries do not count."""
         return {}
+
+
+class ExternalTrainer(Algorithm):
+    """Base class of an algorithm that another library trains; alignkit provides everything around the training.
+
+    It cannot resume inside a stage: a stage that was killed starts over.
+
+    Attributes:
+        packages: Whose versions decide the result.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = ()
+
+    def check_model(self, model: Any) -> None:
+        """Called before a run's first stage. Raise RunFailed if the trainer does not support this model.
+
+        Args:
+            model: The recipe's keys of it.
+        """
+
+    def train(self, stage: Any) -> Mapping[str, Any]:
+        """Train, save the adapter in `stage.adapter`, and return a JSON summary for stage.json.
+
+        Args:
+            stage: With its `settings`, `seed`, `models`, data (`load`), rewards (`scorer`), and progress.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not train anything")

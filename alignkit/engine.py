@@ -34,11 +34,6 @@ class EngineOptions(_Options):
     )
 
     @property
-    def runs(self) -> bool:
-        """Whether it runs elsewhere already, so that a run can try it with models before its first stage."""
-        return False
-
-    @property
     def lacks_quantization(self) -> str:
         """What a user must add so that the engine samples from a base quantized as `model` says; empty: nothing."""
         return ""
@@ -58,14 +53,12 @@ class Completion:
             them. What follows a stop text is dropped: a server may see it a token late.
         logprobs: At the sampling temperature (at 1 if it is 0), over the whole vocabulary: before top_k and top_p. None
             if the engine cannot tell them with these filters.
-        version: One for all tokens, or one for each, if weights change while the engine samples. It must be the version
-            that was published last. An engine whose `Options` have a field `max_lag` may use those of as many versions
-            before it; `Response.staleness` is then the age of the oldest.
+        version: The one that was published last.
     """
 
     tokens: Sequence[int]
     logprobs: Sequence[float] | None
-    version: int | Sequence[int]
+    version: int
 
 
 @dataclass(frozen=True)
@@ -169,13 +162,6 @@ class Engine(WithOptions):
             sampling: The same for all prompts.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define sample")
-
-    def forget(self, policy: str) -> None:
-        """Free what belongs to a policy, which is not sampled from again before it is published again.
-
-        Args:
-            policy: Its name.
-        """
 
     def idle(self) -> None:
         """Leave the device's memory to alignkit, which computes next, but keep the weights somewhere.

@@ -62,8 +62,6 @@ FOREIGN = {
     "chat_template_kwargs": "arguments of the chat template",
 }
 
-CHOICES = ("choices", "options", "endings")
-
 
 class Format:
     """Base class of a data format: recognizes its rows (`matches`) and turns a row into a group (`read`).
@@ -207,7 +205,7 @@ class Format:
         """
         unused = {name: value for name, value in columns_of(row).items() if name not in used}
         for name, meaning in FOREIGN.items():
-            if unused.get(name) not in (None, "", [], {}) and not (name in CHOICES and _says(row, used, unused[name])):
+            if unused.get(name) not in (None, "", [], {}):
                 raise BadRow(
                     f"column '{name}' holds {meaning}, which this format would lose; if it means something else, "
                     f"rename it with `columns: {{other_{name}: {name}}}`"
@@ -220,21 +218,6 @@ def columns_of(row: Any) -> Mapping[str, Any]:
     if not isinstance(row, Mapping):
         raise BadRow(f"a row must be an object with columns, not {kind_of(row)}")
     return row
-
-
-def _says(row: Mapping[str, Any], used: Iterable[str], choices: Any) -> bool:
-    """Whether the columns that a format uses say all of the choices, as questions do that end with them."""
-    words, said = list(_words(choices)), "\n".join(_words([row.get(name) for name in used]))
-    return any(len(word) > 1 for word in words) and all(word in said for word in words)
-
-
-def _words(value: Any) -> Iterator[str]:
-    """The texts and numbers in a value of JSON."""
-    if isinstance(value, Mapping | list):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _words(inner)
-    elif value is not None:
-        yield str(value).strip()
 
 
 def to_number(value: Any, what: str, also: str = "") -> float | None:

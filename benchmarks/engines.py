@@ -98,7 +98,7 @@ def iteration(job: Job, gate: Gate) -> None:
 def swap(job: Job, gate: Gate) -> None:
     """New weights of the policy. options: `servers`, 0 for only writing the adapter and its version."""
     from alignkit.testing.tiny import add_noise
-    from alignkit_distributed.stage_engine import version_of
+    from alignkit_distributed.engine import version_of
 
     with _policy(job) as (policy, encoder):
         folder = Path(job.adapters) / "written"

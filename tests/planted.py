@@ -295,8 +295,8 @@ PLANTED = {
     ),
     "outputs_by_process": Planted(
         "alignkit/models/packing.py",
-        "together if order == sorted(order) else together[torch.tensor(order).argsort().to(together.device)]",
-        "together",
+        "if order != sorted(order):",
+        "if False:",
         "test_reducer.py::test_statistics_before_a_step_see_the_whole_batch_in_its_order",
     ),
     # Keeping

@@ -312,6 +312,17 @@ def test_log_probabilities_need_the_same_tokenizer(services: dict[str, LoadedBas
     ]
 
 
+def test_tokens_whose_tokenizer_nobody_named_are_read_as_text_if_there_are_several(
+    services: dict[str, LoadedBase],
+) -> None:
+    small, group = services["small"], Group(asked(1)[0], (Response(text="it is", tokens=(5, 6, 7)),))
+    whole = Group(group.prompt, (Response(text="it is"),))
+    assert len(small["small"].logprobs([group])[0]) == 3
+    small.encoder.several_bases = True
+    torch.testing.assert_close(small["small"].logprobs([group]), small["small"].logprobs([whole]))
+    small.encoder.several_bases = False
+
+
 @torch.no_grad()
 def plain_logprobs(service: LoadedBase, group: Group, tokens: Sequence[int]) -> Tensor:
     prompt = service.encoder.prompt(group.prompt)

@@ -31,6 +31,7 @@ from alignkit.errors import BadRow, DataError
 from alignkit.formats import Format
 from alignkit.plugins import plugins
 from alignkit.registry import Component, Registration
+from alignkit_plugins.evaluate.comparison import distinct_prompts
 
 PLUGINS = (
     "steps.honesty",
@@ -354,7 +355,7 @@ def test_only_rows_that_repeat_words_and_columns_are_duplicates() -> None:
         Group(prompt("b"), meta={"answer": 2, "kind": "x"}),
         Group(prompt("a")),
     ]
-    found = [(g.prompt[0]["content"], g.meta.get("answer")) for g in groups_module.distinct_prompts(rows)]
+    found = [(g.prompt[0]["content"], g.meta.get("answer")) for g in distinct_prompts(rows)]
     assert found == [("b", 1), ("a", None), ("b", 2)]
     assert len(groups_module.prompts_of(rows)) == 5
 

@@ -1182,7 +1182,7 @@ def test_random_streams_differ_by_place(stage: RolloutTrainer) -> None:
             Sampling(max_new_tokens=7),
             samples_per_prompt=3,
             seed=0,
-            place=place,
+            path=place,
         )
         return [r.tokens for g in found for r in g.responses]
 

@@ -28,11 +28,9 @@ LISTED = re.compile(r"^<!-- generated: api (?!index)(.+?) -->$", re.MULTILINE)
 # What examples that go further than a plugin must use, and nobody promises.
 BEYOND = {
     *(
-        "data.group.with_labels",
         "data.group.group_to_json",
         "data.group.group_from_json",
     ),
-    *("data.describe.column_of", "data.describe.row_of"),
 }
 # Packages that were a part of alignkit, and still use what is not promised.
 FORMER = {"alignkit-decision", "alignkit-combinations", "alignkit-migrate"}

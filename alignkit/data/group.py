@@ -178,24 +178,6 @@ def ranking_pairs(ranks: Sequence[float | None]) -> list[tuple[int, int]]:
     return [(i, j) for i, best in ranked for j, rank in ranked if best < rank]
 
 
-def with_labels(group: Group) -> Group:
-    """The group with labels instead of pairs and ranks.
-
-    A response without a label is good if it wins more of its pairs than it loses, bad if it loses more. Responses
-    with neither a label nor such a balance are left out.
-    """
-    balance = [0.0] * len(group.responses)
-    for pair in resolved_pairs(group):
-        balance[pair.better] += 2 * pair.p - 1
-        balance[pair.worse] -= 2 * pair.p - 1
-    labeled = []
-    for response, wins in zip(group.responses, balance, strict=True):
-        if response.label is not None or wins:
-            label = wins > 0 if response.label is None else response.label
-            labeled.append(replace(response, label=label, rank=None))
-    return replace(group, responses=tuple(labeled), pairs=())
-
-
 def why_not_demonstration(group: Group) -> str:
     """Why a group is not a demonstration, and what to do with it; empty if it is one."""
     count = len(group.responses)
@@ -263,14 +245,6 @@ def _up_to_last_question(group: Group) -> tuple[Message, ...]:
     turns = group.responses[0].messages if len(group.responses) == 1 else None
     last = max((place for place, turn in enumerate(turns or ()) if turn["role"] == "user"), default=-1)
     return (*group.prompt, *(turns or ())[: last + 1])
-
-
-def distinct_prompts(groups: Iterable[Group]) -> list[Group]:
-    """The prompts of the rows, without repeated ones (words, tools and columns), which are no further evidence."""
-    found: dict[str, Group] = {}
-    for prompt in prompts_of(groups):
-        found.setdefault(prompt.id, prompt)
-    return list(found.values())
 
 
 def _prompt_id(group: Group) -> str:
@@ -347,16 +321,6 @@ def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
         check_indices(pair, len(group.responses))
     check_weights(group)
     return group
-
-
-def prompt_to_row(number: int, group: Group) -> list[Any]:
-    """A prompt as a row of `StepContext.map`: its number, its messages and, if it has any, its tools."""
-    return [number, list(group.prompt), *([list(group.tools)] if group.tools else [])]
-
-
-def prompts_from_rows(rows: Sequence[Sequence[Any]]) -> list[Group]:
-    """The prompts of rows that `prompt_to_row` made."""
-    return [Group(tuple(prompt), tools=tuple(tools[0]) if tools else ()) for _, prompt, *tools in rows]
 
 
 def every_turn(group: Group) -> list[Message]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 HIDDEN = "***"
 _KEY = re.compile(
@@ -19,34 +17,8 @@ _KEY = re.compile(
     | (?<=://)[^\s/@:]+:[^\s/@]+(?=@)            # user:password@host""",
     re.VERBOSE,
 )
-_NAME = re.compile(
-    r"""(?ix) (?:[\w-]*[-_])? (?: (?:api|access|secret|private|subscription|account)[-_]?key
-    | (?:access|api|auth|hf|hub)[-_]?token | authorization | cookie | password | secret )"""
-)
 
 
 def redacted(text: str) -> str:
     """The text with `***` in place of keys of known kinds, and of passwords in addresses."""
     return _KEY.sub(HIDDEN, text)
-
-
-def could_be_variable(name: str) -> bool:
-    """Whether a text can name an environment variable: 16 letters and digits without a break are rather a key."""
-    unbroken = len(name) >= 16 and "_" not in name and not name.isalpha()
-    return name.isascii() and name.isidentifier() and not unbroken and not _KEY.search(name)
-
-
-def places_of_keys(value: Any, path: str = "") -> Iterator[str]:
-    """Where nested plain data hold a key: under a name such as `api_key`, or in a text or name that looks like one."""
-    if isinstance(value, Mapping):
-        for name, below in value.items():
-            place = f"{path}.{name}" if path else str(name)
-            if _KEY.search(str(name)) or (isinstance(below, str) and below and _NAME.fullmatch(str(name))):
-                yield place
-            else:
-                yield from places_of_keys(below, place)
-    elif isinstance(value, list | tuple):
-        for index, below in enumerate(value):
-            yield from places_of_keys(below, f"{path}.{index}")
-    elif isinstance(value, str) and _KEY.search(value):
-        yield path

@@ -1,13 +1,19 @@
-"""Digests of files, models and plain data, and the versions of the libraries that results depend on."""
+"""What identifies the things that a result depends on: files, code, models, commits, libraries and plain data."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterable
+import re
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import alignkit
 
@@ -76,3 +82,118 @@ def model_digest(source: str) -> Any:
     files = [file for file in folder.iterdir() if file.suffix in kinds and file.is_file()]
     files += folder.glob("additional_chat_templates/*.jinja")
     return {file.relative_to(folder).as_posix(): file_digest(file) for file in sorted(files)}
+
+
+# Code of users
+
+
+_INSTALLED = ("site-packages", "dist-packages")
+_PACKAGE = Path(alignkit.__file__).resolve().parent
+# Folders of alignkit, in a checkout, and of the standard library.
+_FOREIGN = (_PACKAGE, _PACKAGE.parent / "plugins", *(Path(sysconfig.get_path(n)) for n in ("stdlib", "platstdlib")))
+
+
+def plugin_digests(file: Path | None) -> dict[str, str] | None:
+    """`source_digests` of a plugin's module; None if it has no file."""
+    return source_digests(file) if file is not None and file.is_file() else None
+
+
+def source_digests(file: Path) -> dict[str, str]:
+    """Digests by name of a file, all files of its package, and the user's own modules that these import.
+
+    A module is the user's own if it is neither alignkit's, nor of the standard library, nor installed: the versions of
+    installed packages tell their contents.
+    """
+    digests: dict[str, str] = {}
+    whole = file.resolve()
+    while (whole.parent / "__init__.py").is_file():
+        whole = whole.parent
+    waiting, seen = [whole], {whole}
+    for whole in waiting:  # which grows
+        for path in _files(whole):
+            digests[path.relative_to(whole.parent).as_posix()] = file_digest(path)
+            names = _imported_names(path.read_bytes()) if path.suffix == ".py" else ()
+            for own in (own for name in names for own in _own(name, whole.parent) if own not in seen):
+                seen.add(own)
+                waiting.append(own)
+    return digests
+
+
+def _files(whole: Path) -> Iterator[Path]:
+    """A file, or every file of a package, data included, but hidden ones and caches; of other folders the modules."""
+    if whole.is_file():
+        yield whole
+    pattern = "*" if (whole / "__init__.py").is_file() else "*.py"
+    for path in sorted(whole.rglob(pattern)) if whole.is_dir() else ():
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(whole).parts)
+        if path.is_file() and not hidden and path.suffix != ".pyc":
+            yield path
+
+
+@lru_cache(maxsize=2048)  # every stage of a run asks
+def _imported_names(source: bytes) -> frozenset[str]:
+    """Top-level names of what a module imports, without parts of its own package."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError):
+        return frozenset()
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    return frozenset(name.partition(".")[0] for name in names)
+
+
+def _own(name: str, folder: Path) -> list[Path]:
+    """The user's own module or package of a name; of a namespace package each folder that it is in."""
+    spec = PathFinder.find_spec(name, [str(folder), *sys.path])
+    if spec is None:
+        return []
+    found = [Path(place).resolve() for place in spec.submodule_search_locations or [spec.origin or ""]]
+    return [path for path in found if path.exists() and not _is_foreign(path)]
+
+
+def _is_foreign(path: Path) -> bool:
+    return any(part in _INSTALLED for part in path.parts) or any(path.is_relative_to(folder) for folder in _FOREIGN)
+
+
+# Copies of the hub
+
+Kind = Literal["dataset", "model"]
+TIMEOUT = 5  # seconds to wait for the hub's answer
+
+
+def commit_of(kind: Kind, name: str, revision: str | None) -> str | None:
+    """The commit that a revision means now; offline, that of the copy in the hub's cache."""
+    if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import HfApi, constants
+
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            info = HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=TIMEOUT)
+            return str(info.sha) if info.sha else revision
+    except Exception:  # of many kinds; whoever loads it looks into the cache, or says what is wrong
+        pass
+    copy = _copy(kind, name, revision)
+    return copy.name if copy is not None else revision
+
+
+def cached_snapshot(source: str, revision: str | None) -> Path | None:
+    """The folder of a cached copy of a model, if it has a configuration and weights."""
+    copy = _copy("model", source, revision)
+    names = ("model.safetensors", "model.safetensors.index.json")
+    if copy is None or not (copy / "config.json").exists() or not any((copy / name).exists() for name in names):
+        return None
+    return copy
+
+
+def _copy(kind: Kind, name: str, revision: str | None) -> Path | None:
+    """The folder of what the hub's cache has of a revision; None without one, or for what is no id."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    cache = constants.HF_HUB_CACHE
+    try:
+        copy = snapshot_download(name, repo_type=kind, revision=revision, cache_dir=cache, local_files_only=True)
+        return Path(str(copy))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import os.path
 from contextlib import suppress
 from pathlib import Path
@@ -35,3 +36,9 @@ def resolved(path: Path) -> Path:
     with suppress(*IMPOSSIBLE):
         return path.resolve()
     return path
+
+
+def cache_folder() -> Path:
+    """What outlives runs, such as base models: `ALIGNKIT_CACHE` if set, else `alignkit` in the user's cache folder."""
+    user = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
+    return Path(os.environ.get("ALIGNKIT_CACHE") or Path(user) / "alignkit")

@@ -75,12 +75,11 @@ class TreeLayout:
     """Groups in one row of tokens. Groups do not see each other; a response sees its prompt and itself.
 
     store_kv: store each layer's keys and values in `kv`, [heads, tokens, size] each; sampling continues from them.
-    costs: of attention in tiles; None: those of this machine. windows: the sliding windows that layers have asked for.
+    windows: the sliding windows that layers have asked for.
     """
 
     spans: Sequence[GroupSpan]
     store_kv: bool = False
-    costs: tiled_attention.CostModel | None = None
     kv: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     windows: set[int | None] = field(default_factory=set)
     # Built once per row and shared by its layers.
@@ -134,7 +133,7 @@ class TreeLayout:
             return None
         key = (index, q.shape[1] * q.shape[3])  # a model's layers may differ in width
         if key not in self._tiles:
-            self._tiles[key] = tiled_attention.tiles(span, key[1], self.costs or tiled_attention.cost_model(q))
+            self._tiles[key] = tiled_attention.tiles(span, key[1], tiled_attention.cost_model(q))
         return self._tiles[key]
 
     def _split_responses(self, index: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,20 +60,6 @@ def retain_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
-
-
-@contextmanager
-def returning_memory() -> Iterator[None]:
-    """Let glibc return freed memory inside, where a few tensors that stay are made between many that do not."""
-    mallopt = capabilities.glibc("mallopt")
-    if mallopt is None:
-        yield
-        return
-    mallopt(M_MMAP_THRESHOLD, 2**17)  # larger pieces get pages of their own
-    try:
-        yield
-    finally:
-        retain_freed_memory()
 
 
 def trim() -> bool:

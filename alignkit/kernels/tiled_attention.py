@@ -39,7 +39,6 @@ class CostModel:
 
 DEFAULT = CostModel(3_000_000, 1.45, 2.9)
 SLOW_FUSED = CostModel(3_000_000, 1.0, 1.0)
-ALWAYS_TILE = CostModel(0, 1.0, 1.0)  # tiles whenever they compute fewer pairs
 
 
 def cost_model(x: Tensor) -> CostModel:

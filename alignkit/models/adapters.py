@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import write_json, write_text
-from alignkit.io.commits import cached_snapshot
-from alignkit.io.digest import digest, file_digest
+from alignkit.io.digest import cached_snapshot, digest, file_digest
 from alignkit.kernels import matmul
 from alignkit.kernels.lora import adapted, low_rank
 from alignkit.models.loading import UNREAD, read_json, read_weights, weight_files

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from alignkit.errors import RunFailed
-from alignkit.kernels import attention, tiled_attention
+from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout, UnsupportedAttention
 from alignkit.kernels.decoding import decoding_for
 from alignkit.kernels.layout import GroupSpan
@@ -64,36 +64,33 @@ def small_copy(spec: ModelSpec, source: str, revision: str | None, attention_nam
 
 def _shrink(config: Any) -> None:
     """Leave of a model's sizes those of its attention, and of its layers the first that are of every kind."""
-    layers, few = config.num_hidden_layers, 2
-    of_layers = {name: value for name, value in vars(config).items() if _is_list(value) and len(value) == layers}
-    for value in of_layers.values():
+    layers, few, shrunken = config.num_hidden_layers, 2, dict(vars(config))
+    of_layers = {name for name, value in shrunken.items() if isinstance(value, list | tuple) and len(value) == layers}
+    for value in map(shrunken.__getitem__, of_layers):
         if len(set(value)) < layers:
-            few = max(few, 1 + max(value.index(kind) for kind in value))
-    if getattr(config, "num_kv_shared_layers", 0):  # the last ones use the keys and values of others
-        config.num_kv_shared_layers, few = 1, few + 1
-    few = min(layers, few)
-    for name, value in of_layers.items():
-        setattr(config, name, value[:few])
-    config.num_hidden_layers = few
-    for name, value in [*vars(config).items()]:
-        if any(part in name for part in BETWEEN) and (isinstance(value, int) or _is_list(value)):
-            setattr(config, name, NARROW if isinstance(value, int) else [NARROW] * len(value))
+            few = max(few, 1 + max(map(value.index, value)))
+    if shrunken.get("num_kv_shared_layers"):  # the last ones use the keys and values of others
+        shrunken["num_kv_shared_layers"], few = 1, few + 1
+    shrunken["num_hidden_layers"] = few = min(layers, few)
+    for name in of_layers:
+        shrunken[name] = shrunken[name][:few]
+    for name, value in shrunken.items():
+        if any(part in name for part in BETWEEN) and isinstance(value, int):
+            shrunken[name] = NARROW
+        elif any(part in name for part in BETWEEN) and isinstance(value, list | tuple):
+            shrunken[name] = [NARROW] * len(value)
         elif name.startswith("vocab_size"):
-            setattr(config, name, VOCABULARY)
-    if getattr(config, "pad_token_id", None) is not None:  # it may be one of the tokens that are left out
-        config.pad_token_id = 0
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
+            shrunken[name] = VOCABULARY
+    if shrunken.get("pad_token_id") is not None:  # it may be one of the tokens that are left out
+        shrunken["pad_token_id"] = 0
+    vars(config).update(shrunken)
 
 
 @torch.no_grad()
 def why_not_packable(model: Any, base: str) -> str:
     """Return why a small copy (role `base`) cannot use packed rows; empty if it can."""
-    ids = torch.arange(1, LENGTH + 1) * (VOCABULARY // (LENGTH + 1))
     try:
-        return _refusal(model, base, ids) or _wrong_states(model, base, ids)
+        return _difference(model, base)
     except UnsupportedAttention as error:
         return str(error)
     except _ODD as error:
@@ -106,36 +103,28 @@ def _use_own_attention(model: Any) -> None:
     model.model.set_attn_implementation("sdpa" if model.model._supports_sdpa else "eager")
 
 
-def _refusal(model: Any, base: str, ids: Tensor) -> str:
-    """Return why the configuration rules out packed rows, which two dozen tokens may not show."""
-    config = model.model.config.get_text_config()
-    packed = TreeLayout(SPANS, store_kv=True)
-    model.hidden(base, packed, ids)
-    if len(packed.kv) < config.num_hidden_layers:
-        return f"only {len(packed.kv)} of its layers use transformers' attention interface"
+def _difference(model: Any, base: str) -> str:
+    """Compare with the model's own attention, which reads one row at a time."""
+    network, ids = model.model, torch.arange(1, LENGTH + 1) * (VOCABULARY // (LENGTH + 1))
+    config, layout = network.config.get_text_config(), TreeLayout(SPANS, store_kv=True)
+    packed = model.hidden(base, layout, ids)
+    # The token rows of SPANS' three responses, each behind its prompt.
+    rows = [ids[:11], torch.cat([ids[:5], ids[11:14]]), ids[14:]]
+    # What two dozen tokens may not show.
+    if len(layout.kv) < config.num_hidden_layers:
+        return f"only {len(layout.kv)} of its layers use transformers' attention interface"
     if getattr(config, "attn_temperature_tuning", None):  # only takes effect after thousands of tokens
         return "it scales queries by their position in the row"
     window = _window(config)
-    if window and window < model.context and packed.windows == {None}:
+    if window and window < model.context and layout.windows == {None}:
         return f"its window of {window} tokens is only in its own mask, which packed rows do not use"
-    return ""
-
-
-def _wrong_states(model: Any, base: str, ids: Tensor) -> str:
-    """Compare with the model's own attention, which reads one row at a time."""
-    network = model.model
-    # The token rows of SPANS' three responses, each behind its prompt.
-    rows = [ids[:11], torch.cat([ids[:5], ids[11:14]]), ids[14:]]
+    decoded = _decoded(model, base, [rows[0], rows[2]])
     _use_own_attention(model)
     native = [backbone(network)(input_ids=row[None].to(model.device)).last_hidden_state[0] for row in rows]
-    network.set_attn_implementation(attention.NAME)
-    expected = torch.cat([native[0], native[1][5:], native[2]])  # the first two share a prompt
-    for costs, name in ((None, "packed attention"), (tiled_attention.ALWAYS_TILE, "packed attention in tiles")):
-        ours = model.hidden(base, TreeLayout(SPANS, costs=costs), ids)
-        if distance := _distance(ours, expected):
-            return f"{name} differs from the model's own by {distance:.2g}"
-    ours = _decoded(model, base, [rows[0], rows[2]])
-    if distance := _distance(ours, torch.stack([native[0][-1], native[2][-1]])):
+    # The first two share a prompt.
+    if distance := _distance(packed, torch.cat([native[0], native[1][5:], native[2]])):
+        return f"packed attention differs from the model's own by {distance:.2g}"
+    if distance := _distance(decoded, torch.stack([native[0][-1], native[2][-1]])):
         return f"decoding token by token differs from the model's own reading by {distance:.2g}"
     return ""
 

@@ -19,6 +19,7 @@ from alignkit.models.adapters import Base, is_adapter
 from alignkit.models.loading import (
     backbone,
     dtype_of,
+    ends_of,
     has_score,
     load_base,
     locate,
@@ -132,7 +133,6 @@ def end_with(generation: Any, end_ids: Iterable[int]) -> None:
     """Let a generation configuration end responses where the run ended them. Its own tokens stay in front."""
     if generation is None:
         return
-    found = generation.eos_token_id
-    own = list(found) if isinstance(found, list | tuple) else [] if found is None else [found]
+    own = ends_of(generation)
     ends = [*own, *sorted(set(end_ids) - set(own))]
     generation.eos_token_id = ends[0] if len(ends) == 1 else ends or None

@@ -71,14 +71,12 @@ class Continuation:
 
     logprobs: None if an engine cannot tell them.
     written: for each token, whether the policy wrote it; None means all. Others have a log-probability of 0.
-    staleness: versions between the weights that wrote the oldest token and those that were to write it.
     """
 
     tokens: Ids
     logprobs: tuple[float, ...] | None
     ended: bool
     written: tuple[bool, ...] | None = None
-    staleness: int = 0
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,6 @@ def _response(encoder: Encoder, written: Continuation, role: str) -> Response:
         truncated=not written.ended,
         source=role,
         tokenizer=encoder.digest,
-        staleness=written.staleness or None,
     )
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,8 @@ from torch import Tensor
 
 from alignkit.data.chat_templates import set_chat_template
 from alignkit.errors import Problem, RecipeError, RunFailed
-from alignkit.io.commits import cached_snapshot
+from alignkit.io.digest import cached_snapshot
 from alignkit.kernels import capabilities
-from alignkit.kernels.memory import returning_memory
 from alignkit.tokens.check import check_ids, loaded_tokenizer
 from alignkit.tokens.template import ChatOptions
 
@@ -190,20 +189,17 @@ def load_base(
     """
     from transformers import AutoModelForCausalLM
 
-    silence_libraries()
-    quantization = _quantization(spec, dtype)
-    with nullcontext() if quantization is None else _reading_one_by_one(device):
-        model, unused = load_weights(
-            AutoModelForCausalLM,
-            source,
-            spare,
-            revision=revision,
-            dtype=dtype,
-            attn_implementation=attention_name,
-            quantization_config=quantization,
-            trust_remote_code=spec.trust_remote_code,
-            device_map={"": device},
-        )
+    model, unused = load_weights(
+        AutoModelForCausalLM,
+        source,
+        spare,
+        revision=revision,
+        dtype=dtype,
+        attn_implementation=attention_name,
+        quantization_config=_quantization(spec, dtype),
+        trust_remote_code=spec.trust_remote_code,
+        device_map={"": device},
+    )
     for module in model.modules():
         # bitsandbytes' fast layout for CPUs with AVX512-BF16 has no backward pass: gradients would vanish silently.
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -252,24 +248,6 @@ def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(bnb_4bit_compute_dtype=dtype, **quantization_options(spec))
 
 
-@contextmanager
-def _reading_one_by_one(device: torch.device) -> Iterator[None]:
-    """Let transformers read each weight into memory of its own, which is free again once the weight is quantized.
-
-    Otherwise it maps the files. Their pages count as memory of the process, and a weight that stays as it is, such as
-    the embeddings, keeps those of all others.
-    """
-    from transformers import modeling_utils
-
-    mapped = modeling_utils.safe_open
-    modeling_utils.safe_open = lambda *names, **options: mapped(*names, **{**options, "backend": "pread"})
-    try:
-        with returning_memory() if device.type == "cpu" else nullcontext():
-            yield
-    finally:
-        modeling_utils.safe_open = mapped
-
-
 def load_text(spec: ModelSpec, source: str, revision: str | None) -> tuple[Any, ChatOptions, tuple[int, ...]]:
     """What an `Encoder` of a base model is made of, without its weights: tokenizer, chat options, end tokens."""
     from transformers import AutoTokenizer
@@ -292,13 +270,19 @@ def end_ids(source: str, revision: str | None) -> tuple[int, ...]:
 
     with reading(f"{source}: generation_config.json", "correct it, or delete it"):
         try:
-            ids = GenerationConfig.from_pretrained(source, revision=revision).eos_token_id
+            ids = ends_of(GenerationConfig.from_pretrained(source, revision=revision))
         except OSError:  # there are no such settings
             return ()
-        ids = [] if ids is None else ids if isinstance(ids, list | tuple) else [ids]
         if not all(isinstance(token, int) and 0 <= token < 2**31 for token in ids):
             raise ValueError(f"eos_token_id {ids!r:.60} is no token")
     return tuple(ids)
+
+
+def ends_of(generation: Any) -> list[Any]:
+    """What generation settings name as end tokens: none, one or several."""
+    found = generation.eos_token_id
+    ids = found if isinstance(found, list | tuple) else [found]
+    return [token for token in ids if token is not None]
 
 
 def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **options: Any) -> tuple[Any, list[str]]:
@@ -307,16 +291,12 @@ def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **o
     spare: endings of names that may be missing or unused. Raises RunFailed if other weights are missing or have the
     wrong shape: transformers would draw them at random.
     """
+    silence_libraries()
     load_config(str(source), options.get("revision"), options["trust_remote_code"])
-    loader = logging.getLogger("transformers.modeling_utils")
-    loader.addFilter(_is_no_report)
-    try:
-        with reading(f"{source}: its weights in safetensors"):
-            model, report = kind.from_pretrained(
-                source, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
-            )
-    finally:
-        loader.removeFilter(_is_no_report)
+    with reading(f"{source}: its weights in safetensors"):
+        model, report = kind.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
+        )
     architecture = type(model).__name__
     if missing := sorted(key for key in report["missing_keys"] if not key.endswith(spare)):
         raise RunFailed(
@@ -353,6 +333,7 @@ def silence_libraries() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("transformers.modeling_utils").addFilter(_is_no_report)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # they work unpaged
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
@@ -360,12 +341,12 @@ def silence_libraries() -> None:
 
 def has_score(folder: Path) -> bool:
     """Whether a saved role is a reward model."""
-    kinds = []
-    for name in ("adapter_config.json", "config.json"):
-        if (folder / name).is_file():
-            config = read_json(folder / name)
-            kinds += [str(config.get("task_type")), *(config.get("architectures") or [])]
-    return any(kind == "SEQ_CLS" or kind.endswith("ForSequenceClassification") for kind in kinds)
+    for file in (folder / "adapter_config.json", folder / CONFIG):
+        config = read_json(file) if file.is_file() else {}
+        names = config.get("architectures") or []
+        if config.get("task_type") == "SEQ_CLS" or any(name.endswith("ForSequenceClassification") for name in names):
+            return True
+    return False
 
 
 def largest(config: Any, name: str) -> int | None:
@@ -422,9 +403,9 @@ def with_padding(tokenizer: Any, config: Any) -> Any:
 def _ending_no_turn(tokenizer: Any) -> str | None:
     """A special token that may serve as padding; else the one that begins texts, which ends none."""
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    special = [token for token in special if token not in (tokenizer.eos_token, tokenizer.bos_token)]
-    best = min(special, key=lambda token: [word not in token.lower() for word in WORDS], default=None)
-    if best is not None and any(word in best.lower() for word in WORDS):
-        return best
+    for word in WORDS:
+        for token in special:
+            if word in token.lower() and token not in (tokenizer.eos_token, tokenizer.bos_token):
+                return token
     beginning: str | None = tokenizer.bos_token
     return beginning if beginning != tokenizer.eos_token else None

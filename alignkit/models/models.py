@@ -154,7 +154,8 @@ class RolePolicy:
     def _check_tokens(self, groups: Sequence[Group]) -> None:
         """Raise OtherTokenizer for sampled tokens that mean something else to this model."""
         for group in groups:
-            if any(response.tokens is not None and not self.encoder.reads(response) for response in group.responses):
+            named = {response.tokenizer for response in group.responses if response.tokens is not None}
+            if named - {None, self.encoder.digest}:
                 raise OtherTokenizer(
                     f"'{self.reference}' has another tokenizer, or ends its turns with another token, than the model "
                     f"that answered {preview(group)}: log-probabilities of these tokens mean nothing\n"
@@ -167,16 +168,23 @@ class RolePolicy:
     ) -> Tensor:
         """See `alignkit.Policy`. Raises SameFirstToken if two answers begin with the same token."""
         model, role = self.model, self.base.role(self.reference)
-        questions = [self.encoder.answers(prompt, prefill, answers) for prompt in prompts]
-        rows = [row for row, _ in questions]
-        if not all(rows):
-            raise DataError("cannot answer an empty prompt: this tokenizer does not begin texts with a special token")
-        first = torch.tensor([[tokens[0] for tokens in each] for _, each in questions], dtype=torch.long)
-        if any(len(set(row)) < len(row) for row in first.tolist()):
-            raise SameFirstToken(f"the answers {list(answers)} begin with the same token; choose others")
-        logprobs = torch.full((len(rows), len(answers)), float("nan"))
-        fitting = [index for index, row in enumerate(rows) if len(row) <= model.context]
-        encoded = [Encoded(Group(()), rows[index], ()) for index in fitting]
+        logprobs = torch.full((len(prompts), len(answers)), float("nan"))
+        first = torch.zeros(logprobs.shape, dtype=torch.long)
+        fitting: list[int] = []
+        encoded: list[Encoded] = []
+        for index, prompt in enumerate(prompts):
+            row, tokens = self.encoder.answers(prompt, prefill, answers)
+            if not row:
+                raise DataError(
+                    "cannot answer an empty prompt: this tokenizer does not begin texts with a special token"
+                )
+            beginnings = [answer[0] for answer in tokens]
+            if len(set(beginnings)) < len(answers):
+                raise SameFirstToken(f"the answers {list(answers)} begin with the same token; choose others")
+            first[index] = torch.tensor(beginnings)
+            if len(row) <= model.context:
+                fitting.append(index)
+                encoded.append(Encoded(Group(()), row, ()))
 
         def measure_all(done: Callable[[int], None]) -> None:
             measured = 0

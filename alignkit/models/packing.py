@@ -55,30 +55,27 @@ def pack(groups: Sequence[Encoded], unread: int | None = None) -> PackedBatch:
     """
     row: list[int] = []
     spans: list[GroupSpan] = []
-    counts: list[float] = []
-    starts: list[int] = []  # of each response
-    prompt_ends: list[int] = []  # of each response: the last token of its prompt
+    # Of each response: its first token, the last one of its prompt, the last one that is read, its length.
+    starts: list[int] = []
+    prompt_ends: list[int] = []
     scored: list[int] = []
+    sizes: list[int] = []
+    counts: list[float] = []  # of each token of the responses
     for group in groups:
-        start = len(row)
-        spans.append(GroupSpan(start, len(group.prompt), tuple(len(r.tokens) for r in group.rows)))
+        spans.append(GroupSpan(len(row), len(group.prompt), tuple(len(response.tokens) for response in group.rows)))
         row += group.prompt
         # An empty prompt has no last token, but then no response's first token counts, and nothing reads this index.
         prompt_end = len(row) - 1
         for response in group.rows:
-            last, least = len(response.tokens) - 1, 0 if group.prompt else 1
-            while last >= least and response.tokens[last] == unread:
-                last -= 1
-            if last >= 0:
-                scored.append(len(row) + last)
-            else:  # what precedes the response in the row may be another one
-                scored.append(_last_read(group.prompt, start, unread))
+            read = len(response.tokens) if unread is None else _read(group.prompt, response.tokens, unread)
+            # What precedes the response in the row may be another one.
+            scored.append(len(row) + read - 1 if read > 0 else prompt_end + read)
             starts.append(len(row))
             prompt_ends.append(prompt_end)
+            sizes.append(len(response.tokens))
             row += response.tokens
             counts += response.mask
-    tokens = np.array(row, dtype=np.int64)
-    lengths = np.array([n for span in spans for n in span.responses], dtype=np.int64)
+    tokens, lengths = np.array(row, dtype=np.int64), np.array(sizes, dtype=np.int64)
     counted = np.array(counts, dtype=bool)
     # [n] each, of the counted tokens: the response, and the index in it (a running number minus where it starts).
     response_index = np.repeat(np.arange(len(lengths)), lengths)[counted]
@@ -97,12 +94,16 @@ def pack(groups: Sequence[Encoded], unread: int | None = None) -> PackedBatch:
     )
 
 
-def _last_read(prompt: Sequence[int], start: int, unread: int | None) -> int:
-    """Index in the row of a prompt's last token but `unread` ones; its first one if there are no others."""
-    last = len(prompt) - 1
-    while last > 0 and prompt[last] == unread:
-        last -= 1
-    return start + last
+def _read(prompt: Sequence[int], response: Sequence[int], unread: int) -> int:
+    """How many tokens of a response precede its `unread` ones; negative if it is all of these, and so ends the prompt.
+
+    The first token of all is always read.
+    """
+    tokens = (*prompt, *response)
+    count = len(tokens)
+    while count > 1 and tokens[count - 1] == unread:
+        count -= 1
+    return count - len(prompt)
 
 
 def indivisible(bundles: Sequence[str | None]) -> list[list[int]]:
@@ -110,16 +111,10 @@ def indivisible(bundles: Sequence[str | None]) -> list[list[int]]:
 
     bundles: each group's bundle, or None. Units are in the order of their first groups.
     """
-    units: list[list[int]] = []
-    unit_of: dict[str, list[int]] = {}
+    units: dict[str | int, list[int]] = {}
     for index, bundle in enumerate(bundles):
-        if bundle is not None and bundle in unit_of:
-            unit_of[bundle].append(index)
-            continue
-        units.append([index])
-        if bundle is not None:
-            unit_of[bundle] = units[-1]
-    return units
+        units.setdefault(index if bundle is None else bundle, []).append(index)
+    return list(units.values())
 
 
 def micro_batches(groups: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
@@ -168,14 +163,17 @@ class Examples:
 
     def rows_of(self, indices: Sequence[int]) -> list[int]:
         """Indices of these groups' responses."""
-        return [row for i in indices for row in range(self.offsets[i], self.offsets[i + 1])]
+        rows: list[int] = []
+        for i in indices:
+            rows += range(self.offsets[i], self.offsets[i + 1])
+        return rows
 
     def take(self, indices: Sequence[int]) -> Examples:
         """Select groups, with their columns."""
         rows = self.rows_of(indices)
         return Examples(
             [self.groups[i] for i in indices],
-            {name: [column[r] for r in rows] for name, column in self.token_columns.items()},
+            {name: [*map(column.__getitem__, rows)] for name, column in self.token_columns.items()},
             {name: column[rows] for name, column in self.columns.items()},
             self.signal_names,
         )
@@ -203,7 +201,7 @@ class Examples:
             groups=[encoded.group for encoded in self.groups],
             tokens=self._padded((row.tokens for row in self.rows), torch.int64).to(device),
             mask=mask.to(device),
-            group_index=_integers([g for g, group in enumerate(self.groups) for _ in group.rows], device),
+            group_index=_integers(np.repeat(range(len(self.groups)), np.diff(self.offsets)), device),
             pairs=self._pairs(device),
             truncated=torch.tensor([row.truncated for row in self.rows], dtype=torch.bool, device=device),
             signals={name: arrays[name] for name in self.signal_names},
@@ -233,8 +231,8 @@ class Examples:
         )
 
 
-def _integers(values: Sequence[int], device: torch.device | str) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=device)
+def _integers(values: Sequence[int] | np.ndarray, device: torch.device | str) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.int64, device=device)
 
 
 def join_outputs(outs: Sequence[Outputs], rows: Sequence[Sequence[int]]) -> Outputs:
@@ -242,16 +240,17 @@ def join_outputs(outs: Sequence[Outputs], rows: Sequence[Sequence[int]]) -> Outp
 
     rows: the place of each micro-batch's responses in the result; together they are all places.
     """
-    longest = max((table.shape[1] for out in outs for table in filled(out).values() if table.dim() > 1), default=0)
-    order = [row for places in rows for row in places]
-
-    def joined(name: str) -> Tensor:
-        tables: list[Tensor] = [getattr(out, name) for out in outs]
-        padded = [x if x.dim() == 1 else nn.functional.pad(x, (0, longest - x.shape[1])) for x in tables]
-        together = torch.cat(padded)
-        return together if order == sorted(order) else together[torch.tensor(order).argsort().to(together.device)]
-
-    return Outputs(**{name: joined(name) for name in filled(outs[0])})
+    order = [place for places in rows for place in places]
+    joined: dict[str, Tensor] = {}
+    for name in filled(outs[0]):
+        tables = [getattr(out, name) for out in outs]
+        if tables[0].dim() > 1:
+            longest = max(table.shape[1] for table in tables)
+            tables = [nn.functional.pad(table, (0, longest - table.shape[1])) for table in tables]
+        joined[name] = torch.cat(tables)
+        if order != sorted(order):
+            joined[name] = joined[name][torch.tensor(order).argsort().to(joined[name].device)]
+    return Outputs(**joined)
 
 
 # Forward passes
@@ -312,51 +311,41 @@ def measure(
 ) -> list[Tensor]:
     """Compute one output of a role for every response, without gradients, as fp32 tensors on the CPU.
 
-    `logprobs` (nats) and `values` are [tokens], zero for tokens that do not count. `scores` are []. done: is given the
-    number of groups measured so far.
+    `logprobs` (nats) and `values` are [tokens], zero for tokens that do not count; `scores` are []. done: is given
+    the number of groups measured so far.
     """
-    wants = Wants(what == "logprobs", values=role if what == "values" else None, scores=what == "scores",
-                  temperature=temperature)  # fmt: skip
-    return _measure(model, role, groups, wants, done).get(what, [])
+    wants = {"logprobs": Wants(temperature=temperature), "values": Wants(False, values=role),
+             "scores": Wants(False, scores=True)}[what]  # fmt: skip
+    return measure_all(model, role, groups, wants, done).get(what, [])
 
 
-def measure_with_values(
-    model: SharedModel, role: str, value_role: str, groups: Sequence[Encoded], *, temperature: float = 1.0
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Compute a role's log-probabilities and a value role's values; see `measure`. A shared backbone runs once."""
-    measured = _measure(model, role, groups, Wants(values=value_role, temperature=temperature))
-    return measured.get("logprobs", []), measured.get("values", [])
-
-
-def _measure(
+def measure_all(
     model: SharedModel,
     role: str,
     groups: Sequence[Encoded],
     wants: Wants,
     done: Callable[[int], None] = lambda groups: None,
 ) -> dict[str, list[Tensor]]:
+    """Compute several outputs; see `measure`. A backbone that roles share runs once."""
     examples = Examples(list(groups))
-    return within_memory(model.memory, lambda: _in_micro_batches(model, role, examples, wants, done))
 
+    @torch.no_grad()
+    def in_micro_batches() -> dict[str, list[Tensor]]:
+        measured: dict[str, list[Tensor]] = {}
+        count = 0
+        # A micro-batch is not a run of consecutive groups: it keeps bundles together.
+        for indices in micro_batches(examples.groups, model.inference_budget):
+            model.should_stop()
+            part = examples.take(indices)
+            count += len(indices)
+            if not part.rows:
+                continue
+            for name, table in filled(forward(model, role, part, wants)).items():
+                column = measured.setdefault(name, [torch.empty(0)] * len(examples.rows))
+                for place, row, values in zip(examples.rows_of(indices), part.rows, table.cpu(), strict=True):
+                    # Cloned, because a view would keep the whole padded table in memory.
+                    column[place] = values[: len(row.tokens)].clone() if values.dim() else values
+            done(count)
+        return measured
 
-@torch.no_grad()
-def _in_micro_batches(
-    model: SharedModel, role: str, examples: Examples, wants: Wants, done: Callable[[int], None]
-) -> dict[str, list[Tensor]]:
-    """Return every output as one tensor per response, in the order of the examples."""
-    measured: dict[str, list[Tensor]] = {}
-    groups = 0
-    # A micro-batch is not a run of consecutive groups: it keeps bundles together.
-    for indices in micro_batches(examples.groups, model.inference_budget):
-        model.should_stop()
-        part = examples.take(indices)
-        groups += len(indices)
-        if not part.rows:
-            continue
-        for name, table in filled(forward(model, role, part, wants)).items():
-            column = measured.setdefault(name, [torch.empty(0)] * len(examples.rows))
-            for position, row, values in zip(examples.rows_of(indices), part.rows, table.cpu(), strict=True):
-                # Cloned, because a view would keep the whole padded table in memory.
-                column[position] = values[: len(row.tokens)].clone() if values.dim() else values
-        done(groups)
-    return measured
+    return within_memory(model.memory, in_micro_batches)

@@ -181,8 +181,6 @@ class SharedModel:
     def drop_role(self, name: str) -> None:
         """Remove a role and free its memory."""
         role = self.roles.pop(name)
-        if self.engine is not None:
-            self.engine.forget(name)
         if role.adapter is None:
             del role
             gc.collect()  # recomputable layers hold references to themselves

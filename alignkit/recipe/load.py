@@ -9,10 +9,9 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from alignkit.algorithm import Source, StageDefaults
+from alignkit.algorithm import ExternalTrainer, Source, StageDefaults
 from alignkit.calls import blame, create
 from alignkit.errors import PluginError, Problem, RecipeError, did_you_mean
-from alignkit.external import ExternalTrainer
 from alignkit.plugins import plugins
 from alignkit.recipe.mistakes import (
     Mistake,

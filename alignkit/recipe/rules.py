@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from alignkit.algorithm import Needs, Source, Trains
+from alignkit.algorithm import ExternalTrainer, Needs, Source, Trains
 from alignkit.data.sources import DataSpec
 from alignkit.engine import LOCAL, EngineOptions
-from alignkit.external import ExternalTrainer
 from alignkit.monitor import Monitor
 from alignkit.recipe.mistakes import PATH, Mistake
 from alignkit.recipe.references import Reading

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 from alignkit.calls import blame
 from alignkit.errors import PluginError, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import make_folder
-from alignkit.io.cache import cache_folder
-from alignkit.io.commits import cached_snapshot, commit_of
 from alignkit.io.console import Reporter
-from alignkit.io.digest import model_digest
-from alignkit.io.lookup import is_dir, is_file, resolved
+from alignkit.io.digest import cached_snapshot, commit_of, model_digest
+from alignkit.io.lookup import cache_folder, is_dir, is_file, resolved
 from alignkit.io.results import read_record, stage_folder
 from alignkit.plugins import plugins, source_of
 from alignkit.recipe.mistakes import path_text
@@ -117,7 +115,9 @@ class RunBase:
         spec = resolved_spec(self._recipe, self.name)
         revision = self.commit or spec.revision
         with self._loading(spec):
-            return Encoder(*load_text(spec, locate(self.source, revision), revision))
+            encoder = Encoder(*load_text(spec, locate(self.source, revision), revision))
+        encoder.several_bases = bool(self._recipe.bases)
+        return encoder
 
     @cached_property
     def origin(self) -> Base:
@@ -185,7 +185,9 @@ class RunBase:
         model.should_stop = should_stop
         stages = recipe.stages.values()
         longest = max([LEAST_LENGTH, *(stage.settings.max_length for stage in stages if stage.settings is not None)])
-        return LoadedBase(model, artifact, longest, reporter.say, reporter.progress, self.name)
+        loaded = LoadedBase(model, artifact, longest, reporter.say, reporter.progress, self.name)
+        loaded.encoder.several_bases = bool(recipe.bases)
+        return loaded
 
     @contextmanager
     def _loading(self, spec: ModelSpec) -> Iterator[None]:

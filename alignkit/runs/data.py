@@ -10,9 +10,7 @@ from weakref import WeakValueDictionary
 
 from alignkit.data.sources import DataSource, DataSpec, Loaded, content_digest, load, recognized_format
 from alignkit.formats import Format
-from alignkit.io.commits import commit_of
-from alignkit.io.digest import folder_digest
-from alignkit.io.source_code import plugin_digests
+from alignkit.io.digest import commit_of, folder_digest, plugin_digests
 from alignkit.plugins import GROUP, plugins
 from alignkit.readers import registration_of
 

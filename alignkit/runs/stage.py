@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit import shapes
-from alignkit.algorithm import Algorithm, SelectContext, Source, Trains
+from alignkit.algorithm import Algorithm, ExternalTrainer, SelectContext, Source, Trains
 from alignkit.calls import blame, call, create
 from alignkit.data.describe import way_out
 from alignkit.data.files import SkippedRow, bad_rows_error
@@ -24,7 +24,6 @@ from alignkit.data.sources import OR_SKIP, DataSpec, Loaded, SourceFacts
 from alignkit.engine import Engine
 from alignkit.environment import Environment, player
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError
-from alignkit.external import ExternalTrainer
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
 from alignkit.readers import reader_of
@@ -477,11 +476,10 @@ class TrainingStage(RunStage, StageContext):
         algorithm: Algorithm = self.plugin(self.stage.component)
         rate = learning_rate(self, algorithm.defaults)
         self.settings = self.settings.model_copy(update={"learning_rate": rate})
+        trainer: RolloutTrainer | DatasetTrainer
         if isinstance(algorithm, ExternalTrainer):
-            from alignkit.training.train import ExternalStage
-
-            trainer: Any = ExternalStage(self, algorithm)
-        elif algorithm.source is Source.ROLLOUTS:
+            return {**call(algorithm, "train", self), "learning_rate": rate}, Artifact()
+        if algorithm.source is Source.ROLLOUTS:
             trainer = RolloutTrainer(self, algorithm)
         else:
             assert data is not None

@@ -114,9 +114,6 @@ class EngineCheck:
         self._sample(stop=[self._common_letter(first)])
         add_noise(self.model, POLICY, 0.1, 2)
         self._as_in_training(" after new weights were published")
-        self.engine.forget(POLICY)
-        self._as_in_training(" of the base after `forget` of a policy", role=BASE)
-        self._as_in_training(" of a policy that was published again after `forget`")
 
     def _sample(
         self, *, role: str = POLICY, seed: int = 0, prompts: Sequence[Ids] | None = None, **sampling: Any

@@ -220,8 +220,11 @@ class _Rendered:
 class Encoder:
     """The only place that turns text into tokens, so training, sampling, and scoring agree.
 
-    counts: what did not fit, by the names of DROP_REASONS. groups: the groups it happened in.
+    counts: what did not fit, by the names of DROP_REASONS. groups: the groups it happened in. several_bases: whether
+    tokens whose tokenizer nobody named may be another base model's, so that their text is read.
     """
+
+    several_bases = False
 
     def __init__(self, tokenizer: Any, chat: ChatOptions | None = None, end_ids: Iterable[int] = ()):
         """chat: how the chat template is used. end_ids: tokens that end a response, besides the template's own."""
@@ -432,27 +435,10 @@ class Encoder:
         if isinstance(rendered, RowRefused):
             raise rendered
 
-    def whole(self, group: Group, response: Response, max_length: int) -> Ids | None:
-        """A conversation as the template renders it, for a model that only scores; None if the prompt does not fit.
-
-        It needs no prompt of its own in front of the answer. Counts as `encode` does, and raises RowRefused.
-        """
-        try:
-            ids = self.rendered.ids(self.chat.whole(group.prompt, _answers(response), group.tools))
-            if len(ids) <= max_length:
-                return ids
-            prompt = self.prompt(group.prompt, group.tools)
-        except DataError as error:
-            raise RowRefused(group, str(error)) from error
-        if len(prompt) + 1 + len(self.closing) > max_length:
-            self.count("no_room", group)
-            return None
-        self.count("cut", group)
-        return ids[: max_length - len(self.closing)] + self.closing
-
     def reads(self, response: Response) -> bool:
         """Whether a response has tokens of this tokenizer; otherwise its text is read."""
-        return response.tokens is not None and (response.tokenizer is None or response.tokenizer == self.digest)
+        named = response.tokenizer or ("" if self.several_bases else self.digest)
+        return response.tokens is not None and named == self.digest
 
     def _rendered_or_refused(self, group: Group, most: int, scoring: bool) -> _Rendered | RowRefused:
         try:
@@ -474,7 +460,7 @@ class Encoder:
             cases.add("untold_tools")
         conversations: list[Conversation | None] = []
         for response in group.responses:
-            answers = [] if self.reads(response) else _answers(response)
+            answers = [] if self.reads(response) else answers_of(response)
             cases |= self.chat.drops([*group.prompt, *answers], group.tools)
             conversation = self.chat.conversation(group.prompt, answers, group.tools, prompt) if answers else None
             conversations.append(conversation)
@@ -579,7 +565,7 @@ class Encoder:
             mask = self._mask(text[begin:], begin, joined, ids, learned)
         if not self.chat.shape.close and not scoring and not response.truncated:
             # A template without an end of turn: EOS ends it, as in sampling.
-            end = self.end_of_call if _answers(response)[-1].get("tool_calls") else self.end_of_turn
+            end = self.end_of_call if answers_of(response)[-1].get("tool_calls") else self.end_of_turn
             ids, mask = (*ids, *end), [*mask, *(learned.get(last, False) for _ in end)]
         return ResponseTokens(ids, tuple(mask), response.truncated and not scoring)
 
@@ -587,7 +573,7 @@ class Encoder:
         self, group: Group, response: Response, conversation: Conversation, turns: str, scoring: bool
     ) -> dict[Turn, float]:
         """The turns that count, and how much."""
-        own = [message for message in _answers(response) if message["role"] == "assistant"]
+        own = [message for message in answers_of(response) if message["role"] == "assistant"]
         if turns == "last":
             own = [{**message, "train": False} for message in own[:-1]] + own[-1:]
         learned: dict[Turn, float] = {}
@@ -633,7 +619,7 @@ def _is_trimmed(said: str, text: str) -> bool:
     return indentation >= INDENTED and said[: indentation + 1] not in text
 
 
-def _answers(response: Response) -> Sequence[Mapping[str, Any]]:
+def answers_of(response: Response) -> Sequence[Mapping[str, Any]]:
     """The turns of a response, up to the assistant's last one."""
     if response.messages is None:
         return [{"role": "assistant", "content": response.text}]

@@ -205,7 +205,6 @@ class RolloutTrainer:
         iteration = Iteration(number)
         prompts.chosen = self.monitors.next_prompts(number, prompts.prompts)
         self._roll_out_and_score(iteration, prompts)
-        self._poll()
         with iteration.timer("learn"):
             self.files.write(number, iteration.table.scored)
             table = iteration.table
@@ -218,7 +217,6 @@ class RolloutTrainer:
             seen = self.monitors.look(number, iteration.table.scored, kl)
             iteration.metrics = seen | iteration.metrics  # a metric of the stage counts, whatever monitors call theirs
         if not self.monitors.stopped:
-            self._poll()
             with iteration.timer("learn"):
                 self._learn(iteration)
         if self.settings.rollout.ahead:
@@ -291,10 +289,6 @@ class RolloutTrainer:
     def sample(self, prompts: Sequence[Group], samples: int, path: tuple[str | int, ...]) -> list[Group]:
         """The current policy's responses outside of an environment. path: names the random streams."""
         return Request(self.context, self.state, prompts, samples, path).result()
-
-    def _poll(self) -> None:
-        if self.request is not None:
-            self.request.poll()
 
     def ask(self, iteration: Iteration, groups: Sequence[Group]) -> None:
         """Add samples to the iteration, with what the parts of the reward say of them."""
@@ -449,8 +443,8 @@ class RolloutTrainer:
         model, role, values = self.state.model, self.state.roles.trained, str(self.state.roles.values)
 
         def measured(groups: list[Encoded]) -> list[tuple[Tensor, Tensor]]:
-            both = forward.measure_with_values(model, role, values, groups, temperature=self.temperature)
-            return list(zip(*both, strict=True))
+            both = forward.measure_all(model, role, groups, forward.Wants(values=values, temperature=self.temperature))
+            return list(zip(both.get("logprobs", []), both.get("values", []), strict=True))
 
         both = self.state.measure(encoded, measured)
         return [logprobs for logprobs, _ in both], [values for _, values in both]
@@ -540,7 +534,6 @@ class RolloutTrainer:
             batches = list(minibatches(examples, self.settings.batch_size, stream))
             for number, batch in enumerate(batches, 1):
                 self.context.should_stop()
-                self._poll()
                 self.context.reporter.note(f"learning, epoch {epoch + 1}")
                 # In (0, 1], so that a warmup rises within an iteration, too.
                 done = (epoch + number / len(batches)) / epochs

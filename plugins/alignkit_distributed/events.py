@@ -12,7 +12,7 @@ from alignkit.launcher import Launcher, World
 if TYPE_CHECKING:
     from alignkit.io.console import Reporter
     from alignkit.recipe.schema import Recipe
-    from alignkit_distributed.stage_engine import StageEngine
+    from alignkit_distributed.engine import StageEngine
 
 
 class Accelerate(Launcher):
@@ -24,7 +24,7 @@ class Accelerate(Launcher):
         run_together(recipe, folder, reporter, world)
 
     def engine(self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]) -> StageEngine:
-        from alignkit_distributed.stage_engine import StageEngine
+        from alignkit_distributed.engine import StageEngine
 
         return StageEngine(component, folder, stage=stage, seed=seed, say=say)
 

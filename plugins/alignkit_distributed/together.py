@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from alignkit.algorithm import ExternalTrainer
 from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem, RecipeError, RunFailed
-from alignkit.external import ExternalTrainer
 from alignkit.io.console import Metrics, Reporter
-from alignkit.io.digest import digest, versions
-from alignkit.io.source_code import plugin_digests
+from alignkit.io.digest import digest, plugin_digests, versions
 from alignkit.launcher import World
 from alignkit.models.memory import Passes
 from alignkit.models.models import LoadedBase

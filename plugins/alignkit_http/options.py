@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from alignkit.errors import RunFailed
-from alignkit.io.credentials import could_be_variable, places_of_keys
+from alignkit.io.credentials import redacted
 from alignkit.options import Options
 from alignkit_http.stored_replies import asking_is_allowed
 
@@ -67,19 +67,9 @@ class RemoteOptions(Options):
     @field_validator("api_key_env")
     @classmethod
     def _variable_name(cls, name: str) -> str:
-        if name and not could_be_variable(name):
+        if name and (redacted(name) != name or not (name.isascii() and name.isidentifier())):
             raise ValueError("must be the name of an environment variable, not the key itself")
         return name
-
-    @model_validator(mode="after")
-    def _no_keys(self) -> Any:
-        """A recipe is shared, and copied into the run's folder."""
-        found = list(places_of_keys(self.model_dump(exclude={"api_key_env"})))
-        if found:
-            raise ValueError(
-                f"'{found[0]}' seems to hold a key; put the name of its environment variable into api_key_env"
-            )
-        return self
 
 
 class WithKey(Protocol):

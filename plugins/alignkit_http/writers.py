@@ -10,11 +10,11 @@ from math import fsum
 from typing import Any, Protocol
 
 from alignkit import Context, Group, Message, SamplingOptions, StepContext, seeds
-from alignkit.data.group import prompt_to_row, prompts_from_rows
 from alignkit_http.chat import Chat, other_name
 from alignkit_http.replies import Malformed, Reply
 from alignkit_http.server import Server, is_refusal, used_tokens
 from alignkit_http.service import Remote, model_in
+from alignkit_plugins.data.groups import prompt_to_row, prompts_from_rows
 from alignkit_plugins.data.spoken import after_thoughts
 
 REFUSED = "the server refused"

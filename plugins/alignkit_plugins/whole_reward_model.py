@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from alignkit.data.group import Group
+from alignkit.data.group import Group, Response
+from alignkit.errors import DataError
 from alignkit.models.loading import load_weights
 from alignkit.models.memory import within_memory
 from alignkit.models.models import LoadedBase, RolePolicy
 from alignkit.tokens.check import loaded_tokenizer
-from alignkit.tokens.encoder import Encoder, Ids
+from alignkit.tokens.encoder import Encoder, Ids, RowRefused, answers_of
 from alignkit.tokens.template import ChatOptions
 
 DEFAULT_CONTEXT = 2048  # tokens, if the model's configuration names no limit
@@ -46,7 +47,7 @@ class WholeRewardModel(RolePolicy):
         for group in groups:
             for response in group.responses:
                 # Text, because this model has another vocabulary than the policy.
-                row = self.encoder.whole(group, response, limit)
+                row = self._row(group, response, limit)
                 if row is not None:
                     places.append(len(scores))
                     rows.append(row)
@@ -55,6 +56,25 @@ class WholeRewardModel(RolePolicy):
             scores[place] = score
         self.report_unread()
         return scores
+
+    def _row(self, group: Group, response: Response, limit: int) -> Ids | None:
+        """A conversation as the template renders it; None if the prompt does not fit.
+
+        It needs no prompt of its own in front of the answer. Counts as `Encoder.encode` does, and raises RowRefused.
+        """
+        encoder = self.encoder
+        try:
+            ids = encoder.rendered.ids(encoder.chat.whole(group.prompt, answers_of(response), group.tools))
+            if len(ids) <= limit:
+                return ids
+            prompt = encoder.prompt(group.prompt, group.tools)
+        except DataError as error:
+            raise RowRefused(group, str(error)) from error
+        if len(prompt) + 1 + len(encoder.closing) > limit:
+            encoder.count("no_room", group)
+            return None
+        encoder.count("cut", group)
+        return ids[: limit - len(encoder.closing)] + encoder.closing
 
     def _score(self, rows: Sequence[Ids]) -> list[float]:
         """Score rows of similar lengths together, padded on the right."""

@@ -72,10 +72,6 @@ class Vllm(Engine):
         }
 
         @property
-        def runs(self) -> bool:
-            return self.url is not None
-
-        @property
         def lacks_quantization(self) -> str:
             told = (
                 self.url is not None or "--quantization" in f"{self.command} {self.flags}"
@@ -147,11 +143,6 @@ class Vllm(Engine):
         self._policies[policy] = name, folder, version
         if name:
             replicas.run(replicas.each(lambda replica: replica.exchange(before, name, folder)))
-
-    def forget(self, policy: str) -> None:
-        name, *_ = self._policies.pop(policy)
-        if name:
-            self._asked.run(self._asked.each(lambda replica: replica.exchange(name, "", "")))
 
     def idle(self) -> None:
         if self.options.sleep:

@@ -32,10 +32,6 @@ class LocalEngine(Engine):
             self._model.add_role(role, start=adapter)
         self._policies[policy] = role, version
 
-    def forget(self, policy: str) -> None:
-        role, _ = self._policies.pop(policy)
-        self._model.drop_role(role)
-
     def sample(
         self, policy: str, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling
     ) -> list[list[Completion]]:

@@ -7,13 +7,10 @@ import re
 import textwrap
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-import torch
 import yaml
 from patience import PATIENCE
 
@@ -22,7 +19,7 @@ from alignkit.cli import main
 from alignkit.data.group import Group
 from alignkit.errors import PluginError
 from alignkit.io.digest import digest
-from alignkit.models.generate import Continuation, Generation, Partner, generate, sample
+from alignkit.models.generate import Continuation, Generation, Partner, generate
 from alignkit.models.models import LoadedBase
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE
@@ -32,8 +29,7 @@ from alignkit.runs.fingerprint import stage_parts
 from alignkit.sampling import Sampling
 from alignkit.testing.tiny import add_noise
 from alignkit.tokens.encoder import Encoded, ResponseTokens
-from alignkit_distributed.engine_thread import EngineThread, NoProgress
-from alignkit_distributed.stage_engine import StageEngine, Weights, version_of
+from alignkit_distributed.engine import EngineThread, NoProgress, StageEngine, version_of
 from tests.distributed.local_engine import LocalEngine
 from tests.models.tiny import tiny_model
 
@@ -132,9 +128,7 @@ def test_a_call_that_hangs_is_given_up_and_the_run_continues(
     assert run(tmp_path, methods, 0.2) == 3
     err = capsys.readouterr().err
     assert "in `Broken.sample`: it made no progress for 0.2 seconds and was given up" in err
-    running = (
-        "warning: plugin 'broken.py', stage 'align', in `Broken.sample`: the call that was given up is still running"
-    )
+    running = "warning: plugin 'broken.py', stage 'align', in `Broken.close`: a call is still running"
     assert err.count(running) == 1
     assert "the same command continues the run" in err
     assert run(tmp_path, methods) == 0
@@ -144,7 +138,7 @@ def test_a_call_that_hangs_is_given_up_and_the_run_continues(
 def test_progress_keeps_a_slow_call_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five parts take three times as long as the timeout, by a clock that only the call moves."""
     clock, ended = [0.0], threading.Event()
-    monkeypatch.setattr("alignkit_distributed.engine_thread.now", lambda: clock[0])
+    monkeypatch.setattr("alignkit_distributed.engine.now", lambda: clock[0])
     thread = EngineThread(10.0, lambda: None)
 
     def slow(progress: bool) -> str:
@@ -154,21 +148,20 @@ def test_progress_keeps_a_slow_call_alive(monkeypatch: pytest.MonkeyPatch) -> No
         ended.wait(0 if progress else PATIENCE)
         return "done"
 
-    assert thread.call(lambda: slow(True)) == "done"
+    assert thread.wait(thread.begin(lambda: slow(True))) == "done"
     with pytest.raises(NoProgress):
-        thread.call(lambda: slow(False))
+        thread.wait(thread.begin(lambda: slow(False)))
     assert thread.close(lambda: None) is None
     ended.set()
-    assert thread._thread is not None
     thread._thread.join(PATIENCE)
-    assert not thread._thread.is_alive()  # although its last call was given up
+    assert not thread.runs  # although its last call was given up
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The engine's clock: it moves only when a test moves it."""
     moved = [0.0]
-    monkeypatch.setattr("alignkit_distributed.engine_thread.now", lambda: moved[0])
+    monkeypatch.setattr("alignkit_distributed.engine.now", lambda: moved[0])
     return moved
 
 
@@ -182,23 +175,23 @@ def test_closing_ends_what_it_can(clock: list[float]) -> None:
         released.wait(PATIENCE)
 
     with pytest.raises(NoProgress):
-        thread.call(held)
+        thread.wait(thread.begin(held))
     assert thread.busy and thread.runs and thread.close(released.set) is None and not thread.runs
 
 
-def test_progress_does_not_delay_the_end(clock: list[float]) -> None:
-    """An engine that closes part by part, 100 of them in 600 seconds, has 30."""
+def test_progress_does_not_delay_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an engine that closes part by part."""
+    monkeypatch.setattr("alignkit_distributed.engine.CLOSING", 0.2)
     ended = threading.Event()
-    thread = EngineThread(1e6, lambda: None)
+    thread = EngineThread(1e6)
 
     def close() -> None:
-        for part in range(1, 101):
-            clock[0] += 6
+        for part in range(1, 1000):
             thread.progress(part)
             if ended.wait(0.05):
                 return
 
-    thread.call(lambda: None)
+    thread.wait(thread.begin(lambda: None))
     assert isinstance(thread.close(close), NoProgress) and thread.runs
     ended.set()
 
@@ -208,12 +201,12 @@ def asking(folder: Path, cls: type[LocalEngine], said: list[str]) -> StageEngine
     return StageEngine(component, folder / "engine", stage="s", seed=0, say=said.append)
 
 
-def test_an_engine_that_does_not_close_is_reported_once(tmp_path: Path, clock: list[float]) -> None:
+def test_an_engine_that_does_not_close_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignkit_distributed.engine.CLOSING", 0.2)
     ended = threading.Event()
 
     class Endless(LocalEngine):
         def close(self) -> None:
-            clock[0] += 31
             ended.wait(PATIENCE)
 
     said: list[str] = []
@@ -221,8 +214,8 @@ def test_an_engine_that_does_not_close_is_reported_once(tmp_path: Path, clock: l
     asked.request(Generation(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))).result()
     asked.close()
     ended.set()
-    (line,) = said
-    assert "in `Endless.close`: it did not end in time; its thread ends with this process" in line
+    assert "in `Endless.close`: NoProgress: not done after 0.2 seconds" in said[0]
+    assert "in `Endless.close`: a call is still running; its thread ends with this process" in said[1]
 
 
 def test_a_call_that_ends_when_the_engine_is_closed_is_not_reported(tmp_path: Path, clock: list[float]) -> None:
@@ -277,7 +270,7 @@ def test_policies_are_published_when_their_weights_change(tmp_path: Path) -> Non
     assert not (tmp_path / "engine").exists()
 
 
-def test_an_engine_idles_between_calls_and_hears_what_is_dropped(tmp_path: Path) -> None:
+def test_an_engine_idles_between_calls(tmp_path: Path) -> None:
     heard: list[str] = []
 
     class Watched(LocalEngine):
@@ -290,10 +283,6 @@ def test_an_engine_idles_between_calls_and_hears_what_is_dropped(tmp_path: Path)
         def publish(self, policy: str, adapter: Path | None, version: int) -> None:
             heard.append(f"publish {policy}")
             super().publish(policy, adapter, version)
-
-        def forget(self, policy: str) -> None:
-            heard.append(f"forget {policy}")
-            super().forget(policy)
 
         def sample(self, policy: str, *arguments: Any) -> Any:
             heard.append(f"sample {policy}")
@@ -309,124 +298,12 @@ def test_an_engine_idles_between_calls_and_hears_what_is_dropped(tmp_path: Path)
 
     first = sample("one")
     assert heard == ["publish one", "sample one", "idle"]
-    model.drop_role("one")
-    assert len(heard) == 3, "it is not disturbed while it is idle"
     sample(BASE)
-    assert heard[3:] == ["wake", "forget one", f"publish {BASE}", f"sample {BASE}", "idle"]
-    assert not [*(tmp_path / "engine" / "weights").iterdir()]
-    model.add_role("one")
-    assert sample("one") == first and heard[8:] == ["wake", "publish one", "sample one", "idle"]
-    asked.close()
-
-
-class InFlight(LocalEngine):
-    """It says that the first of its tokens are of the weights before the last ones."""
-
-    class Options(LocalEngine.Options):
-        max_lag: int = 0
-
-    before: ClassVar[list[int]] = []
-
-    def publish(self, policy: str, adapter: Path | None, version: int) -> None:
-        super().publish(policy, adapter, version)
-        self.before.append(version)
-
-    def sample(self, *arguments: Any) -> Any:
-        found = super().sample(*arguments)
-        return [[replace(one, version=self.versions(len(one.tokens))) for one in each] for each in found]
-
-    def versions(self, count: int) -> list[int]:
-        return [*self.before[-2:][:1], *[self.before[-1]] * (count - 1)]
-
-
-def test_tokens_of_several_versions_need_a_tolerance(tmp_path: Path) -> None:
-    model, prompts = tiny_model(tmp_path), [Group(({"role": "user", "content": "hello"},))]
-    model.add_role("one")
-
-    def ages(cls: type[InFlight], changes: int = 1, **options: int) -> list[int | None]:
-        cls.before.clear()
-        model.engine = asked = engine(tmp_path, cls, **options)
-        try:
-            for number in range(changes + 1):
-                (found,) = sample(
-                    model,
-                    "one",
-                    model.encoder(),
-                    prompts,
-                    Sampling(max_new_tokens=6),
-                    samples_per_prompt=2,
-                    seed=number,
-                )
-                add_noise(model, "one", 0.1, number)
-        finally:
-            asked.close()
-        return [response.staleness for response in found.responses]
-
-    assert ages(InFlight, changes=0) == [None, None]
-    assert ages(InFlight, max_lag=1) == [1, 1]
-    with pytest.raises(PluginError, match=r"sample 0 it used version \d+ of .* these weights are 1 version old"):
-        ages(InFlight)
-
-    class Older(InFlight):
-        def versions(self, count: int) -> list[int]:
-            return [*[self.before[-1]] * (count - 1), self.before[0]]
-
-    with pytest.raises(PluginError, match="these weights are 2 versions old"):
-        ages(Older, changes=2, max_lag=1)
-    assert ages(Older, changes=2, max_lag=2) == [2, 2]
-
-    class Fewer(InFlight):
-        def versions(self, count: int) -> list[int]:
-            return self.before[-1:] * (count - 1)
-
-    class Flags(InFlight):
-        def versions(self, count: int) -> list[int]:
-            return [*self.before[-1:] * (count - 1), False]
-
-    for cls in (Fewer, Flags):
-        with pytest.raises(PluginError, match="`version` must be an integer, or one for each token"):
-            ages(cls)
-
-
-def test_weights_are_read_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By an operation on tensors, by a learner, whose optimizer may hide it from them, or by another adapter."""
-    read: list[str] = []
-    monkeypatch.setattr(
-        "alignkit_distributed.stage_engine.version_of", lambda m, r: (read.append(r), version_of(m, r))[1]
-    )
-    model = tiny_model(tmp_path)
-    model.add_role("one")
-    asked, prompt = engine(tmp_path), ((1, 30, 31),)
-
-    def sample() -> list[list[Continuation]]:
-        return asked.request(
-            Generation(model, "one", model.encoder(), prompt, [[1]], Sampling(max_new_tokens=8))
-        ).result()
-
-    first = sample()
-    assert sample() == first and read == ["one"]
-    add_noise(model, "one", 0.5, 1)
-    assert sample() != first and sample() and read == ["one"] * 2
-    weight = next(iter(model.parameters_of("one").values()))
-    weight.data.add_(1.0)
-    model.updates += 1
-    changed = sample()
-    assert sample() == changed and read == ["one"] * 3
+    assert heard[3:] == ["wake", f"publish {BASE}", f"sample {BASE}", "idle"]
     model.drop_role("one")
     model.add_role("one")
-    assert sample() == first and read == ["one"] * 4
+    assert sample("one") == first and heard[7:] == ["wake", "sample one", "idle"], "with the same weights"
     asked.close()
-
-
-def test_another_adapter_at_the_same_address_has_other_weights() -> None:
-    first = torch.nn.Parameter(torch.zeros(2))
-    second = torch.nn.Parameter(first.data)
-
-    def at(parameter: torch.nn.Parameter) -> Weights:
-        model: Any = SimpleNamespace(updates=0, parameters_of=lambda role: {"a": parameter})
-        return Weights(model, "one")
-
-    assert first.data_ptr() == second.data_ptr() and at(first) == at(first) != at(second)
 
 
 def test_steps_and_rewards_sample_with_the_engine(tmp_path: Path) -> None:
@@ -585,7 +462,6 @@ def test_what_was_begun_is_from_the_weights_of_then(tmp_path: Path) -> None:
     request = Generation(model, "one", *rest)
     begun = held.request(request)
     add_noise(model, "one", 0.5, 1)
-    begun.poll()  # which does not wait
     assert not begun.seconds
     released.set()
     later = held.request(request).result()
@@ -595,27 +471,6 @@ def test_what_was_begun_is_from_the_weights_of_then(tmp_path: Path) -> None:
     same = tiny_model(tmp_path)
     same.add_role("one")
     assert generate(Generation(same, "one", *rest)) == first
-
-
-def test_turns_are_answered_when_the_caller_polls(tmp_path: Path) -> None:
-    """In the caller's thread."""
-    model, asked = tiny_model(tmp_path), engine(tmp_path)
-    model.end_ids = tuple(range(2, 359, 5))  # so that turns end
-    threads: list[threading.Thread] = []
-
-    def reply(prompt: int, sample: int, tokens: Any, room: int) -> tuple[int, ...] | None:
-        threads.append(threading.current_thread())
-        return (60, 61) if room >= 2 else None
-
-    rest = (model.encoder(), [(1, 30, 31)], [[1, 2]], Sampling(max_new_tokens=12), (), Partner(reply, 24))
-    request = Generation(model, BASE, *rest)
-    begun = asked.request(request)
-    while begun._call is not None:
-        begun._call.over.wait(PATIENCE)
-        begun.poll()
-    assert len(threads) > 2 and set(threads) == {threading.main_thread()}
-    assert begun.result() == asked.request(request).result()
-    asked.close()
 
 
 def test_what_was_begun_may_be_dropped(tmp_path: Path) -> None:

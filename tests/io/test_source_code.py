@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.io.source_code import plugin_digests, source_digests
+from alignkit.io.digest import plugin_digests, source_digests
 
 
 def write(path: Path, text: str) -> Path:

@@ -65,7 +65,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(capabilities, "is_amd", lambda: True)
     monkeypatch.setattr(matmul, "MIN_MULTIPLICATIONS", 1)
     monkeypatch.setattr(tiled_attention, "QUERIES", 4)
-    monkeypatch.setattr(tiled_attention, "cost_model", lambda x: tiled_attention.ALWAYS_TILE)
+    monkeypatch.setattr(tiled_attention, "cost_model", lambda x: tiled_attention.CostModel(0, 1.0, 1.0))
     monkeypatch.setattr(GroupSpan, "split_responses", property(lambda span: False))
     spy("products", capabilities, "onednn_linear")
     spy("tiles", tiled_attention, "attention")

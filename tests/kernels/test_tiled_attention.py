@@ -13,6 +13,7 @@ from alignkit.kernels.layout import AttentionArgs, GroupSpan
 pytestmark = pytest.mark.cpu_only("tiles are for CPUs")
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
+ALWAYS_TILE = tiled_attention.CostModel(0, 1.0, 1.0)  # tiles whenever they compute fewer pairs
 # Only a prompt, only a response, responses of similar and of different lengths, an empty one.
 GROUPS = [(9, ()), (0, (11,)), (6, (7,)), (5, (8, 3)), (1, (1, 9)), (7, (0, 6, 5))]
 
@@ -46,7 +47,7 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, prompt: int, responses: tuple[i
 def test_values_and_gradients(prompt: int, responses: tuple[int, ...], scale: float | None) -> None:
     span = GroupSpan(0, prompt, responses)
     q, k, v = drawn(span.length)
-    used = tiled_attention.tiles(span, HEADS * SIZE, tiled_attention.ALWAYS_TILE)
+    used = tiled_attention.tiles(span, HEADS * SIZE, ALWAYS_TILE)
     assert used is not None
     assert len(used) > 1
     found = tiled_attention.attention(q, k, v, used, scale)
@@ -59,7 +60,7 @@ def test_values_and_gradients(prompt: int, responses: tuple[int, ...], scale: fl
 
 @pytest.mark.parametrize(("prompt", "responses"), GROUPS)
 def test_every_query_is_in_one_tile(prompt: int, responses: tuple[int, ...]) -> None:
-    used = tiled_attention.tiles(GroupSpan(0, prompt, responses), HEADS * SIZE, tiled_attention.ALWAYS_TILE)
+    used = tiled_attention.tiles(GroupSpan(0, prompt, responses), HEADS * SIZE, ALWAYS_TILE)
     assert used is not None
     queries = [query for tile in used for query in range(tile.start, tile.stop)]
     assert queries == list(range(prompt + sum(responses)))
@@ -70,7 +71,7 @@ def test_bf16_is_close_to_float64() -> None:
     """Queries are much nearer to some keys than to others, so rounded scores or sums would show."""
     span = GroupSpan(0, 100, (100, 100))
     q, k, v = (x * factor for x, factor in zip(drawn(300), (3, 3, 1), strict=True))
-    used = tiled_attention.tiles(span, HEADS * SIZE, tiled_attention.ALWAYS_TILE)
+    used = tiled_attention.tiles(span, HEADS * SIZE, ALWAYS_TILE)
     assert used is not None
     upstream = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     results = []
@@ -98,9 +99,8 @@ def test_only_dtypes_that_the_processor_multiplies_natively(native: bool, monkey
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_row_with_a_tiled_and_an_untiled_group(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: True)
-    row = TreeLayout(
-        [GroupSpan(0, 9, (8,)), GroupSpan(17, 1, ())], costs=tiled_attention.ALWAYS_TILE
-    )  # one token has nothing to cut
+    monkeypatch.setattr(tiled_attention, "cost_model", lambda x: ALWAYS_TILE)
+    row = TreeLayout([GroupSpan(0, 9, (8,)), GroupSpan(17, 1, ())])  # one token has nothing to cut
     q, k, v = (x.detach()[None].to(dtype) for x in drawn(18))
     found = row.attend(0, q, k, v, AttentionArgs(None, None, None))
     assert [made is not None for made in row._tiles.values()] == [True, False]
@@ -110,9 +110,10 @@ def test_a_row_with_a_tiled_and_an_untiled_group(dtype: torch.dtype, monkeypatch
     assert float((found[0].double() - wanted).norm() / wanted.norm()) < (0.01 if dtype == torch.bfloat16 else 1e-5)
 
 
-def test_values_of_another_size_are_not_tiled() -> None:
+def test_values_of_another_size_are_not_tiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSeek's attention with compressed keys has them."""
-    row = TreeLayout([GroupSpan(0, 5, (8, 3))], costs=tiled_attention.ALWAYS_TILE)
+    monkeypatch.setattr(tiled_attention, "cost_model", lambda x: ALWAYS_TILE)
+    row = TreeLayout([GroupSpan(0, 5, (8, 3))])
     q, k, v = (x[None] for x in drawn(16))
     found = row.attend(0, q, k, v[..., :6], AttentionArgs(None, None, None))
     wanted = row.attend(0, q, k, v, AttentionArgs(None, None, None))[..., :6]
@@ -180,7 +181,8 @@ def test_windows_and_caps_are_not_tiled(args: AttentionArgs, tiled: bool, monkey
         return original(*inputs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tiled_attention, "attention", counted)
-    row = TreeLayout([GroupSpan(0, 5, (8, 3)), GroupSpan(16, 13, ())], costs=tiled_attention.ALWAYS_TILE)
+    monkeypatch.setattr(tiled_attention, "cost_model", lambda x: ALWAYS_TILE)
+    row = TreeLayout([GroupSpan(0, 5, (8, 3)), GroupSpan(16, 13, ())])
     q, k, v = (x[None] for x in drawn(29))
     found = row.attend(0, q, k, v, args)
     assert bool(called) is tiled
@@ -196,7 +198,7 @@ def test_windows_and_caps_are_not_tiled(args: AttentionArgs, tiled: bool, monkey
 def test_tiles_are_as_close_to_fp32_as_the_fused_kernel_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a real model the two differ by 3% in bf16; fp32 shows that neither is worse."""
     import alignkit_plugins.models.smollm2
-    from alignkit.io.cache import cache_folder
+    from alignkit.io.lookup import cache_folder
     from alignkit.models.shared_model import BASE, SharedModel
     from alignkit.settings import ModelSpec
 
@@ -204,16 +206,17 @@ def test_tiles_are_as_close_to_fp32_as_the_fused_kernel_in_bf16(monkeypatch: pyt
     source = str(alignkit_plugins.models.smollm2.source(cache_folder()))
     ids = torch.linspace(10_000, 49_000, 24).long()
     groups = [GroupSpan(0, 5, (6, 3)), GroupSpan(14, 4, (6,))]
-    found = {}
+    found, usual = {}, tiled_attention.cost_model
     for dtype in ("float32", "bfloat16"):
         policy = SharedModel(ModelSpec(base=source, dtype=dtype, device="cpu"), source)  # type: ignore[arg-type]
         assert policy.packs, policy.unpacked_because
-        for costs in (tiled_attention.ALWAYS_TILE, None):
-            found[dtype, costs] = policy.hidden(BASE, TreeLayout(groups, costs=costs), ids).float()
-    exact = found["float32", None]
-    assert float((found["float32", tiled_attention.ALWAYS_TILE] - exact).norm() / exact.norm()) < 1e-4
-    tiled, fused = (
-        float((found["bfloat16", costs] - exact).norm() / exact.norm()) for costs in (tiled_attention.ALWAYS_TILE, None)
-    )
+        for tiled in (False, True):
+            if tiled:
+                monkeypatch.setattr(tiled_attention, "cost_model", lambda x: ALWAYS_TILE)
+            found[dtype, tiled] = policy.hidden(BASE, TreeLayout(groups), ids).float()
+        monkeypatch.setattr(tiled_attention, "cost_model", usual)
+    exact = found["float32", False]
+    assert float((found["float32", True] - exact).norm() / exact.norm()) < 1e-4
+    tiled, fused = (float((found["bfloat16", tiled] - exact).norm() / exact.norm()) for tiled in (True, False))
     assert fused < 0.2
     assert tiled < 1.25 * fused

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partialmethod
-
 import pytest
 from architectures import ARCHITECTURES, UNPACKED, WAYS, load, make
 
 from alignkit.kernels import capabilities, tiled_attention
-from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models import generate as row_batch
 from alignkit.models.shared_model import SharedModel
@@ -40,9 +37,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every way to compute a group's attention, whichever its shape would select."""
     split = request.param == "split responses"
     if request.param == "tiles":
-        monkeypatch.setattr(
-            TreeLayout, "__init__", partialmethod(TreeLayout.__init__, costs=tiled_attention.ALWAYS_TILE)
-        )
+        monkeypatch.setattr(tiled_attention, "cost_model", lambda x: tiled_attention.CostModel(0, 1.0, 1.0))
         monkeypatch.setattr(tiled_attention, "QUERIES", 2)
     if request.param == "one call":
         monkeypatch.setattr(flex_attention, "supported", lambda *_: True)

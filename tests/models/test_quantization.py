@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from alignkit.io.cache import cache_folder
+from alignkit.io.lookup import cache_folder
 from alignkit.models.export import export
 from alignkit.models.loading import quantized_width
 from alignkit.models.packing import Wants, forward
@@ -83,12 +82,3 @@ def test_options_without_an_effect_are_the_word() -> None:
         "type": "nf4",
         "double_quant": True,
     }
-
-
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
-def test_a_loaded_base_keeps_no_file_in_memory(tmp_path: Path) -> None:
-    """The pages of a mapped file count as memory, and are several times as large as the base in 4 bits."""
-    shutil.copytree(tiny.source(cache_folder()), tmp_path / "model")
-    model = shared("nf4", tmp_path / "model")
-    assert type(model.model.model.layers[0].mlp.up_proj.base_layer).__name__ == "Linear4bit"
-    assert str(tmp_path) not in Path("/proc/self/maps").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ import alignkit_plugins.models.smollm2
 import alignkit_plugins.models.tiny
 from alignkit.cli import main
 from alignkit.errors import RecipeError
-from alignkit.io.cache import cache_folder
+from alignkit.io.lookup import cache_folder
 from alignkit.models.shared_model import SharedModel
 from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration
@@ -30,7 +30,7 @@ from alignkit.testing import check_engine
 from alignkit.testing.engine_kit import POLICY, EngineCheck
 from alignkit.testing.rules import ConformanceError
 from alignkit.testing.tiny import add_noise
-from alignkit_distributed.stage_engine import StageEngine
+from alignkit_distributed.engine import StageEngine
 from alignkit_vllm.engine import Vllm
 from alignkit_vllm.replicas import Replica
 from tests.plugins.vllm_server import FakeVllm
@@ -247,30 +247,6 @@ def test_servers_that_do_not_fit_are_refused(
     assert main(["check", str(path), "engine.vllm.flags=--quantization bitsandbytes"]) == 0
     monkeypatch.setenv("PATH", "")
     assert "install vLLM into its own environment" in " ".join(run(recipe(tmp_path, {}), capsys)[1].split())
-
-
-def test_a_server_that_does_not_fit_is_refused_before_the_first_stage(
-    serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Stages before the one that samples may take hours."""
-    (tmp_path / "demos.jsonl").write_text(json.dumps({"prompt": "is it?", "response": "yes"}))
-    sft = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1, "batch_size": 1}
-    tokenizer = serve()
-    tokenizer.fault = lambda path, body: (200, '{"tokens": [5]}') if path == "/tokenize" else None
-    said = {
-        serve(lora=False): "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
-        serve(room=4): "a prompt with 5 new tokens has 5 tokens, and the server takes 4",
-        tokenizer: "has another tokenizer than",
-        serve(): "",
-    }
-    for server, text in said.items():
-        path = recipe(tmp_path, {"url": server.url})
-        written = yaml.safe_load(path.read_text())
-        path.write_text(yaml.safe_dump({**written, "stages": {"sft": sft, **written["stages"]}}, sort_keys=False))
-        code, err = run(path, capsys)
-        assert (code == 0) == (not text) and text in " ".join(err.split()), err
-        assert (tmp_path / "out" / "sft").exists() == (not text), err
-    assert len(server.paths("/v1/load_lora_adapter")) == 3  # nothing was loaded to find out
 
 
 def test_a_request_in_a_queue_is_not_given_up(

@@ -61,7 +61,7 @@ class Negative(Broken):
 
 class Words(Broken):
     def changed(self, one: Completion) -> Completion:
-        return replace(one, tokens=bytes(token % 256 for token in one.tokens))
+        return replace(one, tokens=list(map(str, one.tokens)))
 
 
 class Long(Broken):
@@ -192,20 +192,15 @@ class NeverWakes(Broken):
         return super().sample(policy, prompts, seeds, sampling)
 
 
-class ForgetsAll(Broken):
-    def forget(self, policy: str) -> None:
-        self._policies = {}
-
-
 BROKEN: Sequence[tuple[type[Broken], str]] = (
     (
         OldVersion,
-        r"it used version \d+ of the weights of 'engine check', but version \d+ was published: .* 1 version old",
+        r"it used version \d+ of the weights of 'engine check', but version \d+ was published",
     ),
     (OldWeights, "the log-probabilities after new weights were published differ from training's by up to .* nats"),
     (Foreign, r"for prompt 0, sample 0 token (\d+) is not in the vocabulary of \1"),
     (Negative, "for prompt 0, sample 0 token -1 is not in the vocabulary"),
-    (Words, "`tokens` must be a list of integers, not b'"),
+    (Words, "in `sample`: TypeError: 'str' object cannot be interpreted as an integer"),
     (Long, r"it returned \d\d tokens; max_new_tokens is 12"),
     (NotANumber, r"the log-probability of token \d+ is nan"),
     (Likely, r"the log-probability of token 0 is \d"),
@@ -227,7 +222,6 @@ BROKEN: Sequence[tuple[type[Broken], str]] = (
     (Tuples, "for prompt 0, sample 0 return a Completion, not tuple"),
     (Asleep, "differ from training's"),
     (NeverWakes, "in `sample`: AssertionError: it sleeps"),
-    (ForgetsAll, "in `sample`: KeyError: 'base'"),
 )
 
 

@@ -16,8 +16,8 @@ import alignkit_plugins.models.tiny
 from alignkit.cli import main
 from alignkit.data.group import Group, read_groups
 from alignkit.errors import RecipeError
-from alignkit.io.cache import cache_folder
 from alignkit.io.digest import digest, file_digest
+from alignkit.io.lookup import cache_folder
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.recipe.load import load_recipe
@@ -30,7 +30,7 @@ from tests.patience import PATIENCE
 PLUGIN = f"""
 import os, signal, threading, time
 from alignkit import Environment, Group, Reward, RunFailed, hookimpl
-from alignkit_distributed import engine_thread
+from alignkit_distributed import engine as clock
 from tests.distributed.local_engine import LocalEngine
 
 how, _, place = os.environ.get("SABOTAGE", "").partition("=")
@@ -45,7 +45,7 @@ def at(event):
             elif how == "interrupt":
                 raise KeyboardInterrupt
             elif how == "hang":  # by the engine's clock
-                engine_thread.now = lambda: time.monotonic() + 1e6
+                clock.now = lambda: time.monotonic() + 1e6
                 time.sleep(1e6)
             raise ValueError("broken")
     with open(os.environ.get("EVENTS", os.devnull), "a") as file:  # hooks of a plugin stay for later tests

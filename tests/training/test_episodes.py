@@ -41,7 +41,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 
 def test_every_on_policy_algorithm_is_played() -> None:
     from alignkit import Source
-    from alignkit.external import ExternalTrainer
+    from alignkit.algorithm import ExternalTrainer
     from alignkit.plugins import plugins
 
     online = {

@@ -71,13 +71,6 @@ PLANTED = {
     """
     ),
 }
-LAGS = """
-    class Options(LocalEngine.Options):
-        max_lag: int = 1
-    def publish(self, policy, adapter, version):
-        if policy not in self._policies:
-            super().publish(policy, adapter, version)
-"""
 KEEPS_THE_FIRST = """
     kept = None
     def publish(self, policy, adapter, version):
@@ -175,7 +168,7 @@ def test_weights_that_are_not_replaced_are_caught_in_the_second_iteration(
 
 def test_samples_that_are_an_update_old_raise_no_alarm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Only the first iteration has samples of the policy itself."""
-    assert run(tmp_path, LAGS) == 0
+    assert run(tmp_path, "pass", rollout=ALIGN["rollout"] | {"ahead": 1}) == 0
     assert not warnings(capsys.readouterr().err) and metrics(tmp_path)[1]["sampler_gap"] > 0.1
 
 

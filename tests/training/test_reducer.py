@@ -18,9 +18,9 @@ from watched import prompts
 
 from alignkit import Algorithm, Loss, Outputs, Response, Source, per_response, per_token
 from alignkit import functional as F
+from alignkit.algorithm import ExternalTrainer
 from alignkit.batch import Batch
 from alignkit.data.group import Group, write_groups
-from alignkit.external import ExternalTrainer
 from alignkit.plugins import plugins
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 from alignkit.training.learner import Learner

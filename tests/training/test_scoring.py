@@ -24,8 +24,8 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards, RewardTable
-from alignkit.training.train import ExternalStage
 from alignkit_plugins.steps.rlaif import RLAIF
+from alignkit_plugins.steps.trl.stage import TRLStage
 
 PROMPT = (Message(role="user", content="how are you"),)
 
@@ -198,11 +198,13 @@ def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> Non
         seed=0,
         folder=tmp_path,
         metrics=lambda size: Metrics(tmp_path / "metrics.jsonl", size),
-        settings=SimpleNamespace(rollout=rollout),
+        settings=SimpleNamespace(rollout=rollout, reward=None),
+        say=None,
+        should_stop=None,
         models=SimpleNamespace(encoder=SimpleNamespace(end_ids=(), digest="d", said=lambda tokens: str(len(tokens)))),
         model=SimpleNamespace(source="base", dtype=torch.float32, device=torch.device("cpu"), tokenizer=None),
     )
-    stage = ExternalStage(context, SimpleNamespace())  # type: ignore[arg-type]
+    stage = TRLStage(context)
     stage.__dict__["_rewards"] = scorer()
     assert stage.score(GROUPS) == [1.0, None, 2.5, None]
     assert stage.score(GROUPS[1:]) == [None]

@@ -27,7 +27,7 @@ from typing import Any
 
 import alignkit
 from alignkit import Add, BadRow, Context, DataError, Field, Format, Group, Message, Reward, RunFailed, hookimpl
-from alignkit.data.describe import column_of
+from alignkit_plugins.data.groups import column_of
 from alignkit_plugins.data.spoken import answer_of
 
 COLUMN = "task"  # of the prompts: the name of the task's folder

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import model_validator
 
 from alignkit import Add, BadRow, DataError, Field, Format, Group, Message, Response, Reward, hookimpl
-from alignkit.data.describe import column_of, row_of
+from alignkit_plugins.data.groups import column_of, row_of
 from alignkit_plugins.data.spoken import answer_of
 from alignkit_plugins.steps.honesty import grading
 from alignkit_plugins.steps.honesty.rewards import AbstentionOptions, known_answers

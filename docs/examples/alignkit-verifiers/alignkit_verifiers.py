@@ -37,7 +37,7 @@ from alignkit import (
     StepContext,
     hookimpl,
 )
-from alignkit.data.describe import column_of
+from alignkit_plugins.data.groups import column_of
 from alignkit_plugins.named_code import NamedCode
 
 if TYPE_CHECKING:

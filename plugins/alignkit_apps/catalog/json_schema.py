@@ -17,8 +17,8 @@ from pydantic.json_schema import models_json_schema
 from alignkit.data.sources import DataSource
 from alignkit.engine import LOCAL
 from alignkit.io.atomic import write_text
-from alignkit.io.cache import cache_folder
 from alignkit.io.digest import digest
+from alignkit.io.lookup import cache_folder
 from alignkit.recipe.references import options_of
 from alignkit.recipe.schema import BlockKeys, TopKeys
 from alignkit.recipe.yaml import SCHEMA, SCHEMA_LINE, shipped_folder

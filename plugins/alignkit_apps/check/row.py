@@ -11,12 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.algorithm import Algorithm, Trains
+from alignkit.algorithm import Algorithm, ExternalTrainer, Trains
 from alignkit.calls import call, create
 from alignkit.data.group import Group, prompts_of
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
-from alignkit.external import ExternalTrainer
 from alignkit.io.results import is_result_name
 from alignkit.io.text import printable
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs

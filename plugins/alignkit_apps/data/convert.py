@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.group import Group, Response, resolved_pairs, with_labels
+from alignkit.data.group import Group, Response, resolved_pairs
 from alignkit.data.sources import DataSpec
 from alignkit.errors import DataError
 from alignkit_apps.data.rows import as_json, check_target, read_rows, written
+from alignkit_plugins.data.groups import with_labels
 from alignkit_plugins.people.labels import DEGREES
 
 Row = dict[str, Any]

@@ -16,7 +16,7 @@ from alignkit.data.group import Group
 from alignkit.data.sources import DataSpec, SourceReader
 from alignkit.errors import BadRow, DataError
 from alignkit.io.atomic import whole_file
-from alignkit.io.commits import commit_of
+from alignkit.io.digest import commit_of
 from alignkit.plugins import plugins
 from alignkit.recipe.load import made_recipe
 from alignkit.recipe.schema import Recipe

@@ -32,7 +32,8 @@ from alignkit import (
     per_response,
 )
 from alignkit import functional as F
-from alignkit.data.group import group_id, with_labels
+from alignkit.data.group import group_id
+from alignkit_plugins.data.groups import with_labels
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,7 +20,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from alignkit import BadRow, Format, Message, Pair, Response
@@ -30,6 +30,8 @@ from alignkit.formats import columns_of, to_number
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 LABEL_COLUMNS = ("label", "kto_tag")
+
+CHOICES = ("choices", "options", "endings")
 
 SPEAKERS = {
     "human": "user",
@@ -373,10 +375,27 @@ class ColumnFormat(Format):
 
     @staticmethod
     def rest(row: Mapping[str, Any], *used: str) -> dict[str, Any]:
-        """As `Format.rest`; "tools" stands for the column that `tools` reads."""
+        """As `Format.rest`. "tools" stands for the column that `tools` reads; choices that a question says are kept."""
         if "tools" in used:
             used = (*used, tools_column(columns_of(row)))
-        return Format.rest(row, *used)
+        said = [name for name in CHOICES if name not in used and _says(columns_of(row), used, row.get(name))]
+        rest = Format.rest(row, *used, *said)
+        return {name: value for name, value in row.items() if name in rest or name in said}
+
+
+def _says(row: Mapping[str, Any], used: Iterable[str], choices: Any) -> bool:
+    """Whether the columns that a format uses say all of the choices, as questions do that end with them."""
+    words, said = list(_words(choices)), "\n".join(_words([row.get(name) for name in used]))
+    return any(len(word) > 1 for word in words) and all(word in said for word in words)
+
+
+def _words(value: Any) -> Iterator[str]:
+    """The texts and numbers in a value of JSON."""
+    if isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _words(inner)
+    elif value is not None:
+        yield str(value).strip()
 
 
 # The beginning of a list of messages or of one message, as JSON or as Python prints it.

@@ -20,9 +20,8 @@ from uuid import UUID
 from alignkit import BadRow, DataError, Reader
 from alignkit.data.files import RECODE, UNDECODED, text_lines
 from alignkit.data.sources import CommitOf, DataSource
-from alignkit.io.cache import cache_folder
 from alignkit.io.digest import folder_digest
-from alignkit.io.lookup import NO_FILE, is_special
+from alignkit.io.lookup import NO_FILE, cache_folder, is_special
 
 PARQUET_ROWS = 1024  # decoded together
 

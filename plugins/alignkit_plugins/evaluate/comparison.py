@@ -7,18 +7,26 @@ policy that wrote an answer.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.group import Group, Response, distinct_prompts
+from alignkit.data.group import Group, Response, prompts_of
 from alignkit.data.sources import DataSpec, held_together
 from alignkit.errors import DataError
 from alignkit.io.results import RESULTS, read_record, stage_folder
 from alignkit.step import StepContext
 
 UNIT = "drawn together"  # column of prompts: what they share with others, on which their scores then depend
+
+
+def distinct_prompts(groups: Iterable[Group]) -> list[Group]:
+    """The prompts of the rows, without repeated ones (words, tools and columns), which are no further evidence."""
+    prompts: dict[str, Group] = {}
+    for prompt in prompts_of(groups):
+        prompts.setdefault(prompt.id, prompt)
+    return list(prompts.values())
 
 
 def together(prompts: Sequence[Group], data: Any) -> tuple[list[Group], list[str]]:

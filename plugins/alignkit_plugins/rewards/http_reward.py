@@ -19,10 +19,10 @@ from pydantic import ConfigDict, model_validator
 
 import alignkit
 from alignkit import Context, Field, Group, Response, Reward, RunFailed
-from alignkit.data.describe import column_of
 from alignkit.errors import RemoteError
 from alignkit.reward import Progress, no_progress
 from alignkit_http import Malformed, Remote, RemoteOptions, Reply, key_of
+from alignkit_plugins.data.groups import column_of
 
 ALL_REFUSED = 4  # requests: if a service refuses as many and all, the mistake is in the recipe
 

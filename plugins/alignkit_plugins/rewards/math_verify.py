@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 
 import alignkit
 from alignkit import DataError, Field, Group, Reward
-from alignkit.data.describe import column_of, row_of
 from alignkit.evaluation.answers import bare
 from alignkit.evaluation.numbers import number_of
 from alignkit.extras import check_extra
+from alignkit_plugins.data.groups import column_of, row_of
 from alignkit_plugins.data.spoken import answer_of
 
 _UPRIGHT = re.compile(r"\\(?:mathrm|operatorname)\{(\w)\}")  # the package reads no upright letters, such as e

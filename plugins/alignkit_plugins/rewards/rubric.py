@@ -29,7 +29,7 @@ from alignkit import (
     Reward,
     RunFailed,
 )
-from alignkit.data.describe import column_of, row_of
+from alignkit_plugins.data.groups import column_of, row_of
 from alignkit_plugins.data.spoken import all_turns
 
 ANY = "any"  # a rubric, for checks that only ask whether one is read

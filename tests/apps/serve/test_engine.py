@@ -13,8 +13,8 @@ import pytest
 import alignkit_plugins.models.tiny
 from alignkit.cli import main
 from alignkit.errors import RecipeError, RunFailed
-from alignkit.io.cache import cache_folder
 from alignkit.io.console import Reporter
+from alignkit.io.lookup import cache_folder
 from alignkit.plugins import load_plugins
 from alignkit.sampling import Sampling
 from alignkit.stopping import Stopped

@@ -11,8 +11,8 @@ from pydantic import field_validator
 
 import alignkit
 from alignkit import DataError, Field, Group, Reward
-from alignkit.data.describe import column_of, row_of
 from alignkit.evaluation import answers
+from alignkit_plugins.data.groups import column_of, row_of
 from alignkit_plugins.data.spoken import TAGS, after_thoughts, answer_in
 from alignkit_plugins.rewards.text.answers import scored
 from alignkit_plugins.rewards.text_metrics import repetition

@@ -26,13 +26,13 @@ from alignkit import (
     StepData,
     seeds,
 )
-from alignkit.data.group import prompt_to_row, prompts_from_rows
 from alignkit.evaluation import statistics
 from alignkit.report import Report, SideBySide, Table
 from alignkit_http import key_of
 from alignkit_http.server import Server
 from alignkit_http.writers import Writer, Written, writer_of
 from alignkit_plugins.constitution import ConstitutionRef, Principle, drawn
+from alignkit_plugins.data.groups import prompt_to_row, prompts_from_rows
 from alignkit_plugins.data.spoken import answer_of
 from alignkit_plugins.evaluate.comparison import prompts_to_compare
 

@@ -14,7 +14,7 @@ from pydantic import model_validator
 
 import alignkit
 from alignkit import DataError, Field, Group, Reward
-from alignkit.data.describe import column_of, row_of
+from alignkit_plugins.data.groups import column_of, row_of
 from alignkit_plugins.data.spoken import answer_in, answer_of
 from alignkit_plugins.steps.honesty import grading
 

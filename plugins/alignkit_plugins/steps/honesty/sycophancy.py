@@ -17,10 +17,10 @@ from typing import Any
 from pydantic import field_validator
 
 from alignkit import Artifact, DataError, Field, Group, Message, Response, RunFailed, Step, StepContext, StepData, seeds
-from alignkit.data.describe import column_of
 from alignkit.evaluation import statistics as stats
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Block, Report, SideBySide, Table
+from alignkit_plugins.data.groups import column_of
 from alignkit_plugins.data.spoken import answer_of
 from alignkit_plugins.evaluate.comparison import prompts_to_compare
 from alignkit_plugins.steps.honesty import grading

@@ -13,11 +13,12 @@ from pydantic import model_validator
 
 import alignkit
 from alignkit import Artifact, Field, Group, PolicyRef, RunFailed, Step, StepContext
-from alignkit.data.group import Response, group_id, prompt_to_row
+from alignkit.data.group import Response, group_id
 from alignkit.report import Report
 from alignkit_http import key_of
 from alignkit_http.server import Server
 from alignkit_http.writers import Writer, Written, ask, bill, billed, check_sampling, kind_of
+from alignkit_plugins.data.groups import prompt_to_row
 
 WHO = "`base`, a stage, or a model behind an OpenAI-compatible server, `{base_url: ..., model: ...}`"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from alignkit import DataError, Field, Group, Needs, Response, RunFailed, Source, Trains, seeds
+from alignkit.algorithm import ExternalTrainer
 from alignkit.data.group import prompts_of
 from alignkit.errors import did_you_mean
-from alignkit.external import ExternalTrainer
 from alignkit_plugins.steps.trl.config import (
     ONLINE,
     ONLINE_KEYS,
@@ -34,9 +34,9 @@ from alignkit_plugins.steps.trl.config import (
     one_device,
 )
 from alignkit_plugins.steps.trl.rows import Row, demonstrations, mismatch_neighbors, pairs, thumbs
+from alignkit_plugins.steps.trl.stage import TRLStage
 
 if TYPE_CHECKING:
-    from alignkit.external import TrainerContext
     from alignkit.settings import ModelSpec
 
 
@@ -106,8 +106,8 @@ class TRL(ExternalTrainer):
             except ValidationError as error:
                 raise RunFailed(f"trl: {name}: {value!r}: {error.errors()[0]['msg']}") from error
 
-    def train(self, context: TrainerContext) -> Mapping[str, Any]:
-        with tempfile.TemporaryDirectory() as name:
+    def train(self, stage: Any) -> Mapping[str, Any]:
+        with tempfile.TemporaryDirectory() as name, closing(TRLStage(stage)) as context:
             folder, scalar_head = Path(name), self.options.trainer == "reward"
             context.export_start(folder / "before", scalar_head=scalar_head)
             model = load_model(context, folder / "before", scalar_head)
@@ -129,7 +129,7 @@ class TRL(ExternalTrainer):
         except (ValueError, TypeError) as error:
             raise RunFailed(f"trl: {self.trainer_name} rejected the configuration: {error}") from error
 
-    def _trainer(self, context: TrainerContext, model: Any, folder: Path) -> tuple[Any, int]:
+    def _trainer(self, context: TRLStage, model: Any, folder: Path) -> tuple[Any, int]:
         """The trainer, and the number of rows that it was given."""
         from transformers import PrinterCallback
 
@@ -153,7 +153,7 @@ class TRL(ExternalTrainer):
             check_reference(trainer)
         return trainer, len(rows)
 
-    def _without_room(self, context: TrainerContext, trainer: Any, rows: int) -> int:
+    def _without_room(self, context: TRLStage, trainer: Any, rows: int) -> int:
         """The number of rows that the trainer left out because they exceed `max_length`. Raises DataError if all."""
         if getattr(trainer.args, "packing", False):  # its rows are no longer the data's
             return 0
@@ -180,7 +180,7 @@ class TRL(ExternalTrainer):
             summary |= {"steps_without_spread": idle, "unscored": trainer.reward_funcs[0].unscored}
         return summary
 
-    def _rows(self, context: TrainerContext) -> tuple[Any, dict[str, Any]]:
+    def _rows(self, context: TRLStage) -> tuple[Any, dict[str, Any]]:
         """The trainer's data set in TRL's conversational format, and further arguments of the trainer."""
         from datasets import Dataset
 
@@ -191,7 +191,7 @@ class TRL(ExternalTrainer):
             rows = [{key: row[key] for key in row if key != "margin"} for row in rows]
         return Dataset.from_list(rows), {}
 
-    def _converted(self, context: TrainerContext) -> list[Row]:
+    def _converted(self, context: TRLStage) -> list[Row]:
         kind, loaded = self.options.trainer, context.load(context.settings.data)
         if loaded.validation:
             raise RunFailed(f"stage '{context.name}': trl does not support 'validation' in 'data'; remove it")
@@ -207,7 +207,7 @@ class TRL(ExternalTrainer):
         return [row for rows in converted for row in rows]
 
 
-def _mismatched(rows: Sequence[Row], context: TrainerContext) -> list[Row]:
+def _mismatched(rows: Sequence[Row], context: TRLStage) -> list[Row]:
     """Thumbs in an order that lets TRL's KTO estimate z0. Raises DataError if all labels are the same."""
     if len({row["label"] for row in rows}) < 2:
         raise DataError(
@@ -238,7 +238,7 @@ class TRLOnline(TRL):
     source: ClassVar[Source] = Source.ROLLOUTS
     needs: ClassVar[Needs] = Needs(min_samples=2)
 
-    def _rows(self, context: TrainerContext) -> tuple[Any, dict[str, Any]]:
+    def _rows(self, context: TRLStage) -> tuple[Any, dict[str, Any]]:
         from datasets import Dataset
 
         prompts = prompts_of(context.load(context.settings.prompts).groups)
@@ -251,7 +251,7 @@ class StageReward:
 
     __name__ = "reward"  # TRL's metrics are named after it
 
-    def __init__(self, context: TrainerContext, prompts: Sequence[Group]):
+    def __init__(self, context: TRLStage, prompts: Sequence[Group]):
         self.context, self.prompts = context, prompts
         self.unscored = 0
 
@@ -276,7 +276,7 @@ def steps_without_spread(history: Sequence[Mapping[str, Any]]) -> int:
     return sum(row.get("frac_reward_zero_std") == 1.0 for row in history)
 
 
-def load_model(context: TrainerContext, adapter: Path, scalar_head: bool) -> Any:
+def load_model(context: TRLStage, adapter: Path, scalar_head: bool) -> Any:
     """A copy of the base with the adapter to train, because TRL's trainers modify the model they get."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -303,7 +303,7 @@ def check_reference(trainer: Any) -> None:
         raise RunFailed("trl: the trainer's reference is not the policy that the stage starts from")
 
 
-def progress(context: TrainerContext) -> Any:
+def progress(context: TRLStage) -> Any:
     """A callback that passes TRL's log lines and steps on to the stage."""
     from transformers import TrainerCallback
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alignkit.external import TrainerContext
     from alignkit.settings import Settings
+    from alignkit_plugins.steps.trl.stage import TRLStage
 
 TRAINERS = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "reward": "Reward", "grpo": "GRPO", "rloo": "RLOO"}
 ONLINE = ("grpo", "rloo")
@@ -47,7 +47,7 @@ ONLINE_KEYS = {
 }
 
 
-def arguments(context: TrainerContext, trainer: str, folder: Path) -> dict[str, Any]:
+def arguments(context: TRLStage, trainer: str, folder: Path) -> dict[str, Any]:
     """The fields of the trainer's config that the stage's keys decide."""
     import torch
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from alignkit import DataError, Group, Message
-from alignkit.data.group import preview, resolved_pairs, why_not_demonstration, with_labels
+from alignkit.data.group import preview, resolved_pairs, why_not_demonstration
+from alignkit_plugins.data.groups import with_labels
 
 if TYPE_CHECKING:
     import numpy as np

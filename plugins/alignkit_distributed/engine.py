@@ -1,0 +1,400 @@
+"""The engine of a stage: publishes the stage's policies to it, asks it, and checks all that it returns."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from contextlib import contextmanager, suppress
+from itertools import groupby
+from operator import attrgetter
+from operator import index as as_integer
+from pathlib import Path
+from queue import SimpleQueue
+from time import monotonic as now
+from typing import Any
+
+import numpy as np
+import torch
+
+from alignkit import seeds
+from alignkit.calls import blame, create, label_of, mistake
+from alignkit.data.group import Group
+from alignkit.engine import Completion, Engine, EngineContext
+from alignkit.errors import PluginError, RunFailed
+from alignkit.io.atomic import make_folder
+from alignkit.kernels.memory import release_cached
+from alignkit.models.generate import ActiveSequence, Continuation, Generation, Partner, has_stopped
+from alignkit.models.packing import measure
+from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.sampling import KEYS, Sampling
+from alignkit.tokens.encoder import Encoded, ResponseTokens
+
+POLL = 0.05  # seconds between two looks at a call
+CLOSING = 30.0  # seconds for an engine to close
+ENDING = 1.0  # seconds for the thread to end after that
+ROUNDING = 1e-3  # nats by which rounding may lift a log-probability above 0
+PROBE = "The café's owner bought 3 apples, 12 pears and a naïve robot; then she said: 'What is 12 + 34?' "
+
+
+class NoProgress(Exception):
+    """A call has made no progress for too long."""
+
+
+class EngineThread:
+    """Runs one call of an engine after another. They share a thread, because libraries may require that.
+
+    A call that hangs is given up, and its thread ends with the process. timeout: seconds without progress.
+    """
+
+    def __init__(self, timeout: float, should_stop: Callable[[], None] = lambda: None):
+        self.timeout, self.should_stop = timeout, should_stop
+        self._calls: SimpleQueue[tuple[futures.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._last: futures.Future[Any] | None = None
+        self._moved, self._count = 0.0, 0
+
+    @property
+    def busy(self) -> bool:
+        return self._last is not None and not self._last.done()
+
+    @property
+    def runs(self) -> bool:
+        """Whether the thread has begun and not ended."""
+        return self._thread.is_alive()
+
+    def progress(self, count: int) -> None:
+        """Called by the engine: `count` parts of its call are done."""
+        if count > self._count:
+            self._moved, self._count = now(), count
+
+    def begin(self, function: Callable[[], Any]) -> futures.Future[Any]:
+        """Let the thread run a function while the caller does something else; `wait` has its result.
+
+        A call that is running is waited for first.
+        """
+        if self._last is None:
+            self._thread.start()
+        else:
+            self._until_done(self._last, lambda count: None)
+        self._moved, self._count, self._last = now(), 0, futures.Future()
+        self._calls.put((self._last, function))
+        return self._last
+
+    def wait(self, call: futures.Future[Any], done: Callable[[int], None] = lambda count: None) -> Any:
+        """A call's result; raises what the call does, NoProgress, and what `should_stop` raises."""
+        self._until_done(call, done)
+        return call.result()
+
+    def _until_done(self, call: futures.Future[Any], done: Callable[[int], None]) -> None:
+        while not futures.wait([call], POLL).done:
+            self.should_stop()
+            done(self._count)
+            if now() - self._moved > self.timeout:
+                raise NoProgress
+
+    def close(self, function: Callable[[], Any]) -> BaseException | None:
+        """Run an engine's `close`, in another thread if a call is running; returns what went wrong."""
+        closing = EngineThread(CLOSING) if self.busy else self
+        call = closing.begin(function)
+        try:
+            error = call.exception(CLOSING)
+        except futures.TimeoutError:
+            error = NoProgress(f"not done after {CLOSING:g} seconds")
+        for thread in (self, closing):
+            thread._calls.put(None)
+        self._thread.join(ENDING)  # a call that is running may end now that the engine is closed
+        return error
+
+    def _run(self) -> None:
+        while (item := self._calls.get()) is not None:
+            call, function = item
+            try:
+                call.set_result(function())
+            except BaseException as error:  # `wait` raises it
+                call.set_exception(error)
+
+
+class EngineRequest:
+    """Samples of a policy that an engine writes while the caller does something else.
+
+    Of the turns of an environment that is the first one. The others are asked for when somebody waits for the result,
+    in rounds of one turn of every response that continues, each with all tokens before it: an engine that keeps
+    prefixes reads the new ones only. seconds: that the engine has worked.
+    """
+
+    def __init__(self, engine: StageEngine, version: int, asked: Generation):
+        """version: of the policy's weights."""
+        self.engine, self.version, self.role, self.encoder = engine, version, asked.role, asked.encoder
+        self.prompts, self.streams, self.labels = asked.prompts, asked.streams, asked.labels
+        self.sampling, self.partner, self.seconds, self.turn = asked.sampling, asked.partner, 0.0, 0
+        new, partner = self.sampling.max_new_tokens, self.partner
+        self.rows: list[ActiveSequence] = []
+        for p, numbers in enumerate(self.streams):
+            most = new if partner is None else partner.max_length - len(self.prompts[p])
+            for k in range(len(numbers)):
+                # The draws are the engine's; here they only count the tokens that may be written.
+                self.rows.append(ActiveSequence(p, k, np.zeros(new), most, complete=partner is None))
+        self._ask([row for row in self.rows if row.active])
+
+    def result(self, done: Callable[[int], None] = lambda responses: None) -> list[list[Continuation]]:
+        """Wait for the samples. done: is given the number of complete responses."""
+        self._write(done)
+        if self.partner is not None:
+            self.partner.counts.update(read=sum(map(len, self.prompts)))
+            self._play(self.partner, done)
+        self.engine.rest()
+        samples: list[list[Continuation]] = [[] for _ in self.prompts]
+        for row in self.rows:
+            written = None if all(row.written) else tuple(row.written)
+            logprobs = None if any(map(math.isnan, row.logprobs)) else tuple(row.logprobs)
+            samples[row.prompt].append(Continuation(tuple(row.tokens), logprobs, row.ended, written))
+        return samples
+
+    def drop(self) -> None:
+        """Wait for the call that is running, whose samples nobody wants any more. It may fail."""
+        with suppress(Exception):
+            self.engine.thread.wait(self._call)
+
+    def _play(self, partner: Partner, done: Callable[[int], None]) -> None:
+        """Let turns follow until nobody answers, or no token is left."""
+        while True:
+            for row in self.rows:
+                if row.waiting and (ids := row.answer(partner)) is not None:
+                    before = len(self.prompts[row.prompt]) + len(row.tokens) - len(ids)
+                    partner.counts.update(read=len(ids), saved=before)
+            done(sum(row.over for row in self.rows))
+            active = [row for row in self.rows if row.active]
+            if not active:
+                return
+            self.turn += 1
+            for least in sorted(set(map(self._least, active))):  # all that is asked for at once has one minimum
+                self._ask([row for row in active if self._least(row) == least])
+                self._write(lambda count: None)
+
+    def _least(self, row: ActiveSequence) -> int:
+        return max(0, self.sampling.min_new_tokens - row.sampled)
+
+    def _seed(self, row: ActiveSequence) -> int:
+        number = self.streams[row.prompt][row.sample]
+        return seeds.number(number, "turn", self.turn) if self.turn else number
+
+    def _ask(self, rows: Sequence[ActiveSequence]) -> None:
+        """Let the engine write a turn of each row."""
+        self._asked = [list(same) for _, same in groupby(rows, key=attrgetter("key"))]  # rows of each context
+        contexts = [[*self.prompts[row.prompt], *row.tokens] for row, *_ in self._asked]
+        numbers = [list(map(self._seed, same)) for same in self._asked]
+        values = {key: getattr(self.sampling, key) for key in KEYS}  # engines need no more of a stage's `rollout`
+        values["min_new_tokens"] = max(map(self._least, rows), default=0)
+        values["max_new_tokens"] = max((row.room for row in rows), default=self.sampling.max_new_tokens)
+        self._limits = limits = Sampling(**values)
+
+        def sampled() -> Any:
+            began = now()
+            try:
+                return self.engine.engine.sample(self.role, contexts, numbers, limits)
+            finally:
+                self.seconds += now() - began
+
+        with self.engine.asking("sample"):
+            self._call = self.engine.thread.begin(sampled)
+
+    def _write(self, done: Callable[[int], None]) -> None:
+        """Wait for the engine, and append to each row what it wrote."""
+        with self.engine.asking("sample"):
+            returned = self.engine.thread.wait(self._call, done)
+        self._check_count(returned, len(self._asked), "prompt", "a list of completions", "altogether")
+        for index, (completions, same) in enumerate(zip(returned, self._asked, strict=True)):
+            where = f"for prompt {index}"
+            if self.labels:
+                where += f" ({self.labels[same[0].prompt]})"
+            self._check_count(completions, len(same), "seed", "a Completion", where)
+            for k, (completion, row) in enumerate(zip(completions, same, strict=True)):
+                with self.engine.asking("sample"):
+                    wrong = self._append(completion, row)
+                if wrong:
+                    raise mistake(self.engine.engine, "sample", f"{where}, sample {k} {wrong}")
+
+    def _check_count(self, returned: Any, count: int, per: str, what: str, where: str) -> None:
+        text = f"return {what} for each"
+        if isinstance(returned, str | bytes) or not isinstance(returned, Sequence):
+            raise mistake(self.engine.engine, "sample", f"{text} {per}, not {type(returned).__name__}")
+        if len(returned) != count:
+            raise mistake(self.engine.engine, "sample", f"{text} of {count} {per}s, not {len(returned)}, {where}")
+
+    def _append(self, one: Any, row: ActiveSequence) -> str:
+        """Append a completion, without what follows a stop text or exceeds the row's room; returns what is wrong."""
+        if not isinstance(one, Completion):
+            return f"return a Completion, not {type(one).__name__}"
+        tokens, vocabulary = list(map(as_integer, one.tokens)), self.engine.vocabulary
+        logprobs = [math.nan] * len(tokens) if one.logprobs is None else list(map(float, one.logprobs))
+        if foreign := [token for token in tokens if not 0 <= token < vocabulary]:
+            return f"token {foreign[0]} is not in the vocabulary of {vocabulary}"
+        if one.version != self.version:
+            used = f"it used version {one.version!r:.40} of the weights of '{self.role}'"
+            return f"{used}, but version {self.version} was published"
+        if len(logprobs) != len(tokens):
+            return f"it returned {len(tokens)} tokens, but {len(logprobs)} log-probabilities"
+        for place, value in enumerate(logprobs):
+            if one.logprobs is not None and not (math.isfinite(value) and value <= ROUNDING):
+                return f"the log-probability of token {place} is {value}"
+        encoder, limits, room = self.encoder, self._limits, row.room
+        if limits.stop and any(stop in encoder.decode(tokens[:-1]) for stop in limits.stop):
+            ends = (k for k in range(1, len(tokens)) if has_stopped(encoder, tokens[:k], limits.stop))
+            tokens = tokens[: next(ends, len(tokens))]
+        if not 0 < len(tokens) <= limits.max_new_tokens:
+            return f"it returned {len(tokens)} tokens; max_new_tokens is {limits.max_new_tokens}"
+        tokens = tokens[:room]
+        by_token, stopped = tokens[-1] in encoder.end_ids, has_stopped(encoder, tokens, limits.stop)
+        if not (by_token or stopped) and len(tokens) < room:
+            return f"a response of {len(tokens)} tokens has neither an end token nor a stop text"
+        if set(tokens[:-1]) & encoder.end_ids:
+            return "a response continues after its end token"
+        if by_token and len(tokens) <= limits.min_new_tokens:
+            return f"a response ends before min_new_tokens {limits.min_new_tokens}"
+        for token, logprob in zip(tokens, logprobs, strict=False):
+            row.write(token, logprob)
+        row.ended = by_token or stopped
+        return ""
+
+
+class StageEngine:
+    """The engine of one stage. It is prepared when it is first asked.
+
+    Raises PluginError, with the engine's plugin, class and method, the stage and the prompt, for an author's mistake.
+    """
+
+    def __init__(self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]):
+        """component: the recipe's. folder: for published adapters and for files of the engine."""
+        self.engine: Engine = create(component, stage)
+        self.name, self.folder, self.stage, self.seed, self.say = component.name, folder, stage, seed, say
+        self.thread = EngineThread(float(component.options.timeout))
+        self.vocabulary = 0  # 0: not prepared yet
+        self._published: dict[str, tuple[int, Path | None]] = {}  # version and folder of each policy
+        self._under_way, self._idle, self._folders = 0, False, 0
+
+    # What a stage asks
+
+    def request(self, asked: Generation) -> EngineRequest:
+        """Samples from the current weights, which the caller may change while the engine writes."""
+        version = self._publish(asked.model, asked.role)
+        self._under_way += 1
+        return EngineRequest(self, version, asked)
+
+    def rest(self) -> None:
+        """Samples are complete. If no others are under way, the engine gives way to what computes next, anywhere."""
+        self._under_way -= 1
+        if not self._under_way:
+            self._call("idle", self.engine.idle)
+            self._idle = True
+
+    def close(self) -> None:
+        """End the engine. What goes wrong is only reported: the stage is done, or its error is more important."""
+        if not self.thread.runs:
+            return
+        wrong = self.thread.close(self.engine.close)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        where = f"warning: {label_of(self.engine)}, in `{type(self.engine).__name__}.close`"
+        if wrong is not None:
+            self.say(f"{where}: {type(wrong).__name__}: {wrong}")
+        if self.thread.runs:
+            self.say(f"{where}: a call is still running; its thread ends with this process")
+
+    # Weights
+
+    def _publish(self, model: SharedModel, role: str) -> int:
+        """Let the engine have a role's current weights; returns their version."""
+        if not self.vocabulary:
+            self._prepare(model)
+        if model.spec.lora is None and role != BASE and not self.engine.whole_models:
+            raise RunFailed(f"stage '{self.stage}': engine '{self.name}' takes adapters, and '{role}' is a whole model")
+        if self._idle:
+            release_cached(model.device)  # which the engine may need
+            self._call("wake", self.engine.wake)
+            self._idle = False
+        version, folder = version_of(model, role), None
+        last, before = self._published.get(role, (None, None))
+        if version == last:
+            return version
+        if role != BASE:
+            self._folders += 1
+            model.save(role, folder := self.folder / "weights" / str(self._folders))
+        self._call("publish", lambda: self.engine.publish(role, folder, version))
+        self._published[role] = version, folder
+        if before is not None:
+            shutil.rmtree(before, ignore_errors=True)
+        return version
+
+    def _prepare(self, model: SharedModel) -> None:
+        make_folder(self.folder / "weights")
+        make_folder(cache := self.folder / "files")
+        self.thread.should_stop = model.should_stop
+        vocabulary = model.model.config.get_text_config().vocab_size
+        context = EngineContext(
+            base=str(model.source),
+            revision=model.base.revision,
+            model=model.spec,
+            dtype=model.dtype_name,
+            vocabulary=vocabulary,
+            max_length=model.context,
+            end_ids=frozenset(model.end_ids),
+            cache=cache,
+            stage=self.stage,
+            seed=self.seed,
+            progress=self.thread.progress,
+            say=self.say,
+            **_probe(model),
+        )
+        release_cached(model.device)
+        self._call("prepare", lambda: self.engine.prepare(context))
+        self.vocabulary = vocabulary
+
+    # Calls
+
+    def _call(self, method: str, function: Callable[[], Any]) -> Any:
+        with self.asking(method):
+            return self.thread.wait(self.thread.begin(function))
+
+    @contextmanager
+    def asking(self, method: str) -> Iterator[None]:
+        """Report what goes wrong inside as a mistake of one of the engine's methods, or of the user."""
+        # A chat and a server of answers have no stage, and nothing to continue.
+        again = f"the same command {'continues the run' if self.stage else 'starts it again'}"
+        try:
+            with blame(self.engine, method):
+                yield
+        except PluginError as error:
+            if isinstance(error.__cause__, NoProgress):
+                hangs = f"it made no progress for {self.thread.timeout:g} seconds and was given up"
+                text = f"{hangs}; {again}, and `timeout` is the engine's option"
+                raise mistake(self.engine, method, text) from None
+            raise
+        except RunFailed as error:
+            stage = f"stage '{self.stage}', " if self.stage else ""
+            raise RunFailed(f"{stage}engine '{self.name}': {error}\nhelp: {again}") from error
+
+
+def version_of(model: SharedModel, role: str) -> int:
+    """A number that changes with a role's weights: at least 0, below 2**31; 0 is the base.
+
+    It depends on nothing else, so a service that outlives a run cannot take old weights for new ones.
+    """
+    if role == BASE:
+        return 0
+    sums = []
+    for name, parameter in model.parameters_of(role).items():
+        bits = parameter.detach().contiguous().flatten().view(torch.int16)  # summed where they are, at their speed
+        sums.append((name, int(bits.sum(dtype=torch.int64)), int(bits[::3].sum(dtype=torch.int64))))
+    content = hashlib.blake2b(repr(sums).encode(), digest_size=4).digest()
+    return 1 + int.from_bytes(content, "little") % (2**31 - 1)
+
+
+def _probe(model: SharedModel) -> dict[str, Any]:
+    """A text for `EngineContext`, with its tokens and the base's log-probabilities of them."""
+    tokens = tuple(model.tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+    rest = ResponseTokens(tokens[1:], (True,) * (len(tokens) - 1))
+    (measured,) = measure(model, BASE, [Encoded(Group(()), tokens[:1], (rest,))], "logprobs")
+    return {"probe_text": PROBE, "probe_tokens": tokens, "probe_logprobs": measured.tolist()}

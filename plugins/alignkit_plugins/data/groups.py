@@ -1,0 +1,57 @@
+"""What plugins ask of groups and their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from alignkit import DataError, Group
+from alignkit.data.group import preview, resolved_pairs
+from alignkit.errors import did_you_mean
+
+
+def with_labels(group: Group) -> Group:
+    """The group with labels instead of pairs and ranks.
+
+    A response without a label is good if it wins more of its pairs than it loses, bad if it loses more. Responses
+    with neither a label nor such a balance are left out.
+    """
+    balance = [0.0] * len(group.responses)
+    for pair in resolved_pairs(group):
+        balance[pair.better] += 2 * pair.p - 1
+        balance[pair.worse] -= 2 * pair.p - 1
+    labeled = []
+    for response, wins in zip(group.responses, balance, strict=True):
+        if response.label is not None or wins:
+            label = wins > 0 if response.label is None else response.label
+            labeled.append(replace(response, label=label, rank=None))
+    return replace(group, responses=tuple(labeled), pairs=())
+
+
+def prompt_to_row(number: int, group: Group) -> list[Any]:
+    """A prompt as a row of `StepContext.map`: its number, its messages and, if it has any, its tools."""
+    return [number, list(group.prompt), *([list(group.tools)] if group.tools else [])]
+
+
+def prompts_from_rows(rows: Sequence[Sequence[Any]]) -> list[Group]:
+    """The prompts of rows that `prompt_to_row` made."""
+    return [Group(tuple(prompt), tools=tuple(tools[0]) if tools else ()) for _, prompt, *tools in rows]
+
+
+def row_of(group: Group) -> str:
+    """How messages name a prompt: its beginning, and where it was read."""
+    return f"the prompt {preview(group)}{f' ({group.origin})' if group.origin else ''}"
+
+
+def column_of(reader: str, group: Group, column: str, help: str = "") -> Any:
+    """What a prompt's column holds, which may be None. Raises DataError if there is no such column.
+
+    reader: begins the message, such as `exact_match`. help: what to do; default: the column with the nearest name.
+    """
+    if column in group.meta:
+        return group.meta[column]
+    names = ", ".join(group.meta) or "none"
+    help = help or did_you_mean(column, group.meta)
+    text = f"{reader}: {row_of(group)} has no column '{column}' (its columns: {names})"
+    raise DataError(f"{text}\nhelp: {help}" if help else text)
