@@ -104,6 +104,7 @@ def load(
     name: str,
     overrides: Sequence[str] | None,
     warn: Callable[[str], None] = lambda text: print(printable(text), file=sys.stderr),
+    trackers: Sequence[str] = (),
 ) -> Recipe:
     """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a file."""
     from alignkit.plugins import load_plugins
@@ -118,7 +119,7 @@ def load(
     for broken in loaded.broken:
         if broken.distribution in requested:
             raise PluginError(str(broken))
-    recipe = load_recipe(path, list(overrides or ()), loaded.registry)
+    recipe = load_recipe(path, list(overrides or ()), loaded.registry, trackers)
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
         warn(f"warning: {broken}")
     return recipe

@@ -168,16 +168,13 @@ def run(
     announce(f"reads {recipe}")
     with stoppable():  # from here on, while modules are imported, too
         from alignkit.io.console import VERBOSE
-        from alignkit.plugins import plugins
-        from alignkit.recipe.load import with_trackers
         from alignkit.runs.start import start
 
         if verbose:
             os.environ[VERBOSE] = "1"
 
         def loaded(warn: Callable[[str], None]) -> Recipe:
-            checked = load(recipe, overrides or [], warn)
-            return with_trackers(checked, tracker or (), plugins().registry)
+            return load(recipe, overrides or [], warn, tracker or ())
 
         return start(loaded, out)
 

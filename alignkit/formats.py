@@ -14,7 +14,7 @@
 | comparison: responses that differ only in surrounding white space    | bad        |
 | ranking: fewer than 2 responses, or a rank missing                   | bad        |
 | a tie: of ranks, of scores, or by a label                            | good: ties make no pair |
-| rank, label, margin or p of a wrong type; margin < 0 or not a level; p outside 0..1 | bad |
+| a margin that is negative or no level; p outside 0..1                | bad        |
 | a weight that is not a number of 0 or more                           | bad        |
 | a turn of a weight other than 0 and 1, if it is no demonstration     | bad        |
 | a pair of a response with itself, or with one that does not exist    | bad        |
@@ -23,9 +23,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from sys import float_info
 from typing import Any, ClassVar
 
 from alignkit.data.files import kind_of
@@ -221,15 +221,16 @@ def columns_of(row: Any) -> Mapping[str, Any]:
 
 
 def to_number(value: Any, what: str, also: str = "") -> float | None:
+    """A value of a table as a finite number; None if it is empty. what, also: for the message."""
     if value is None or value == "":
         return None
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            raise BadRow(f"{what} must be a number{also}, not {value!r}") from None
-    _check_number(value, what, also)
-    return float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise BadRow(f"{what} must be a number{also}, not {value!r}")
+    return number
 
 
 # Checks
@@ -256,7 +257,7 @@ def check_group(group: Group, *, needs_prompt: bool = True) -> None:
             _check_pair(pair, group.responses)
     elif any(response.rank is not None for response in group.responses):
         _check_ranks(group.responses)
-    elif any(_blank(response) for response in group.responses):
+    elif not all(map(text_of, group.responses)):
         raise BadRow("the response is empty")
 
 
@@ -286,10 +287,6 @@ def _check_response(response: Response) -> None:
         _check_message(message)
     if response.messages is not None and not any(_learned(message) for message in response.messages):
         raise BadRow("no assistant turn can be learned: each is empty or has train: false")
-    if response.label is not None and not isinstance(response.label, bool):
-        raise BadRow(f"label must be true or false, not {response.label!r}")
-    if response.rank is not None:
-        _check_number(response.rank, "rank")
 
 
 def _learned(message: Message) -> bool:
@@ -302,10 +299,6 @@ def text_of(response: Response) -> Any:
     return response.text.strip() if response.messages is None else turns_of(response.messages)
 
 
-def _blank(response: Response) -> bool:
-    return not text_of(response)
-
-
 def _check_pair(pair: Pair, responses: Sequence[Response]) -> None:
     check_indices(pair, len(responses))
     better, worse = text_of(responses[pair.better]), text_of(responses[pair.worse])
@@ -313,19 +306,12 @@ def _check_pair(pair: Pair, responses: Sequence[Response]) -> None:
         raise BadRow("both responses are empty")
     if better == worse:
         raise BadRow("the better and the worse response are the same")
-    _check_number(pair.p, "p")
     if not 0 <= pair.p <= 1:
         raise BadRow(f"p must be between 0 and 1, not {pair.p!r}")
-    if pair.margin is None or pair.margin in LEVELS:
-        return
-    _check_number(pair.margin, "margin", f", or one of {', '.join(LEVELS)}")
-    if isinstance(pair.margin, float | int) and pair.margin < 0:
+    if isinstance(pair.margin, str) and pair.margin not in LEVELS:
+        raise BadRow(f"margin must be a number, or one of {', '.join(LEVELS)}, not {pair.margin!r}")
+    if isinstance(pair.margin, float | int) and not pair.margin >= 0:
         raise BadRow(f"margin must not be negative: {pair.margin!r}")
-
-
-def _check_number(value: Any, what: str, also: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= float_info.max:
-        raise BadRow(f"{what} must be a number{also}, not {value!r}")
 
 
 def _check_ranks(responses: Sequence[Response]) -> None:
@@ -334,5 +320,5 @@ def _check_ranks(responses: Sequence[Response]) -> None:
     missing = [str(index) for index, response in enumerate(responses) if response.rank is None]
     if missing:
         raise BadRow(f"responses without a rank, counted from 0: {', '.join(missing)}")
-    if all(_blank(response) for response in responses):
+    if not any(map(text_of, responses)):
         raise BadRow("all responses are empty")

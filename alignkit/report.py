@@ -12,12 +12,11 @@ from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import Any
 
-from alignkit.io.text import INTERVAL, printable, wrapped
+from alignkit.io.text import JOINT, joined, printable, wrapped
 
 WIDTH = 80  # of files and pipes, in characters
 GAP = 2  # between columns
 TEXT = 24  # least width of a text next to others
-_JOINT = "\ue000"  # stands for the space in an interval while lines are broken
 _MARKUP = re.compile(r"[\\`*|<]")
 
 Cells = Sequence[Sequence[str]]
@@ -113,9 +112,9 @@ def _grid(block: Table, width: int, equal: bool = False) -> str:
 
     grid = table.Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0), expand=equal)
     for head in block.columns:
-        grid.add_column(_joined(head), overflow="fold", ratio=1 if equal else None)
+        grid.add_column(joined(head), overflow="fold", ratio=1 if equal else None)
     for row in block.rows:
-        grid.add_row(*map(_joined, row))
+        grid.add_row(*(joined(cell).expandtabs(4) for cell in row))
     for index, column in enumerate(grid.columns):
         if index >= block.keys:
             column.justify = "right"
@@ -126,12 +125,7 @@ def _grid(block: Table, width: int, equal: bool = False) -> str:
     # Nothing in a cell has a meaning.
     console = Console(file=out, width=width, color_system=None, markup=False, emoji=False, highlight=False)
     console.print(grid, crop=False)
-    return "\n".join(line.rstrip() for line in out.getvalue().replace(_JOINT, " ").splitlines())
-
-
-def _joined(text: str) -> str:
-    """The text with intervals in one piece."""
-    return INTERVAL.sub(lambda match: match[0].replace(" ", _JOINT), printable(text).expandtabs(4))
+    return "\n".join(line.rstrip() for line in out.getvalue().replace(JOINT, " ").splitlines())
 
 
 def _markdown(block: Block) -> str:

@@ -267,7 +267,7 @@ class Settings(Options):
         description="starting weights: a stage, stage@k, base, or a folder with an adapter or a model; "
         "default: the stage's base model",
     )
-    reference: StageRef | None = Field(
+    reference: Annotated[str, Ref("reference")] | None = Field(
         default=None, description="stage or base model that the policy is kept close to; default: the starting weights"
     )
     data: DataRef = Field(default=None, description="training data (offline algorithms)")
@@ -318,7 +318,7 @@ class Settings(Options):
         default=32, ge=1, description="prompts sampled per iteration (online algorithms)"
     )
     mix: Mix | None = Field(default=None, description="a second data stream in every optimizer step")
-    value_from: StageRef | None = Field(
+    value_from: Annotated[str, Ref("reward_stage")] | None = Field(
         default=None,
         description="reward-model stage that the value function starts from; "
         "default: the first one in reward, else a zero head on the policy",

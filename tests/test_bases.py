@@ -402,24 +402,14 @@ def refused(folder: Path, stages: dict[str, Any], *overrides: str, **bases: Any)
 
 
 MIXED = {
-    "from": ({"own": sft(base="small", **{"from": "sft"})}, "'sft' is on 'model', but stage 'own' is on base 'small'"),
+    "from": (
+        {"own": sft(base="small", **{"from": "sft"})},
+        "'sft' is on another base model than the stage, 'base' instead of 'small'",
+    ),
     "value_from": ({"align": PPO | {"value_from": "helpful"}}, "leave 'value_from' out: the values then start from"),
     "replay_from": (
         {"own": sft(base="small"), "a": PPO | {"from": "own", "base": "small"}, "align": PPO | {"replay_from": ["a"]}},
         "replay only rollouts of stages on the same base",
-    ),
-    "policies": (
-        {
-            "own": sft(base="small"),
-            "best": {
-                "step": "select_best",
-                "policies": ["sft", "own"],
-                "reward": "helpful",
-                "prompts": "prompts.jsonl",
-            },
-            "more": sft(**{"from": "best"}),
-        },
-        "'best' may be on 'model' and base 'small': its policies are on several base models",
     ),
     "misspelled": ({"own": sft(base="smal")}, "did you mean 'small'?"),
     "the default": ({"own": sft(base="base")}, "without 'base' it is the recipe's 'model'"),
@@ -430,10 +420,6 @@ MIXED = {
     ),
     "no score": ({"align": PPO | {"reward": "small"}}, "no reward 'small'"),
     "two meanings": ({"small": sft()}, "help: rename the base model, for instance to 'small-base', in 'bases'"),
-    "two meanings in a block": (
-        {"loop": {"repeat": 2, "stages": {"small": sft()}}},
-        "help: rename the base model, for instance to 'small-base', in 'bases'",
-    ),
 }
 
 
@@ -449,7 +435,7 @@ def test_settings_of_a_base_are_checked_where_they_are_written(tmp_path: Path) -
     )
     assert "did you mean 'dtype'?" in refused(tmp_path, {}, other={"base": "tiny", "dtpe": "float32"})
     assert "bases.other: expected a mapping" in refused(tmp_path, {}, other="tiny")
-    assert "'none' is reserved" in refused(tmp_path, {}, none={"base": "tiny"})
+    assert "'none' cannot be the name of a stage or a base model" in refused(tmp_path, {}, none={"base": "tiny"})
     assert "bases.small.dtype" in refused(tmp_path, {}, "bases.small.dtype=float31")
 
 

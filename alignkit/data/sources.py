@@ -346,12 +346,11 @@ class SourceReader:
 
     def _text_rows(self, path: Path) -> Iterator[tuple[int, Any]]:
         if self.format is None:
-            candidates = {name: cls for name, cls in self.formats.items() if cls.plain_text}
-            if len(candidates) != 1:
-                choices = _described(candidates or self.formats)
+            plain = [name for name, cls in self.formats.items() if cls.plain_text]
+            if len(plain) != 1:
+                choices = _described(self.formats)
                 raise DataError(f"{path}: a text file needs a format, as in `data: {{FORMAT: FILE}}`:\n{choices}")
-            self.format_name, cls = next(iter(candidates.items()))
-            self.format = cls()
+            self.format_name, self.format = plain[0], self.formats[plain[0]]()
         lines: list[tuple[int, str]] = []
         for number, line in text_lines(path):
             try:

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -226,7 +226,8 @@ class Reporter:
 
     def _print(self, text: str) -> None:
         if self.err.is_terminal:  # which would break a line within words and numbers
-            text = "\n".join(_wrapped(line, self.err.width) for line in text.split("\n"))
+            lines = [wrapped(line, self.err.width, indent=_indent(line) + 2) for line in text.split("\n")]
+            text = "\n".join(chain.from_iterable(lines))
         self.err = _printed(self.err, colored(text))
 
     def _begin(self, task: Task, wait: float = 0.0) -> None:
@@ -267,11 +268,8 @@ def colored(text: str, colors: Mapping[str, str] = COLORS) -> Text:
     return line
 
 
-def _wrapped(line: str, width: int) -> str:
-    if cell_len(line) <= width:  # its blanks may mean something
-        return line
-    blanks = line[: len(line) - len(line.lstrip())]
-    return "\n".join(blanks + part for part in wrapped(line, width - len(blanks), indent=2))
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _short(value: float) -> str:

@@ -7,6 +7,7 @@ import unicodedata
 
 BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn the direction of what follows
 INTERVAL = re.compile(r"\[[-+\w.]+, [-+\w.]+\]\S*")  # such as [0.21, 0.63]
+JOINT = "\ue000"  # stands for the space in an interval while lines are broken
 REPLACEMENT = "\ufffd"
 
 
@@ -21,21 +22,22 @@ def _acts(character: str) -> bool:
     return (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t") or character in BIDI
 
 
-def wrapped(text: str, width: int, indent: int = 0) -> list[str]:
-    """A line in lines of at most `width` characters, with intervals in one piece. indent: of all but the first."""
-    from rich.cells import cell_len, chop_cells
+def joined(text: str) -> str:
+    """The printable text with JOINT in its intervals, so that no line ends in one."""
+    return INTERVAL.sub(lambda match: match[0].replace(" ", JOINT), printable(text))
 
-    lines = [""]
-    for word in re.findall(rf"{INTERVAL.pattern}|\S+", printable(text)):
-        if not lines[-1].strip():
-            lines[-1] += word
-        elif cell_len(lines[-1]) + 1 + cell_len(word) <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(" " * indent + word)
-        if cell_len(lines[-1]) > width and not INTERVAL.fullmatch(word):
-            lines[-1:] = chop_cells(lines[-1], max(1, width))
-    return lines
+
+def wrapped(line: str, width: int, indent: int = 0) -> list[str]:
+    """A line in lines of at most `width` characters, with intervals in one piece. indent: of all but the first."""
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.text import Text
+
+    if cell_len(line) <= width:
+        return [printable(line)]
+    parts = Text(joined(line)).wrap(Console(), max(1, width - indent), overflow="fold")
+    first, *others = (part.plain.replace(JOINT, " ").rstrip() for part in parts)
+    return [first, *(" " * indent + part for part in others)]
 
 
 def excerpt(text: str, width: int) -> str:

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from graphlib import CycleError, TopologicalSorter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from alignkit.algorithm import ExternalTrainer, Source, StageDefaults
+from alignkit.algorithm import StageDefaults
 from alignkit.calls import blame, create
-from alignkit.errors import PluginError, Problem, RecipeError, did_you_mean
+from alignkit.errors import PluginError, RecipeError, did_you_mean
 from alignkit.plugins import plugins
-from alignkit.recipe.mistakes import (
-    Mistake,
-    Mistakes,
-    problems_of,
-    shown,
-    validated,
-)
-from alignkit.recipe.references import Reading, StageHeader, StageKind, options_of
+from alignkit.recipe.mistakes import Mistake, Mistakes, problems_of, validated, wrong
+from alignkit.recipe.references import Reading, options_of
 from alignkit.recipe.repeat import expand
 from alignkit.recipe.rules import (
     ENGINE,
     MODEL,
-    Draft,
-    Sampler,
     base_mistakes,
     broken,
     data_mistakes,
@@ -35,21 +27,28 @@ from alignkit.recipe.rules import (
 )
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, TopKeys, allowed_keys, base_keys, specs
 from alignkit.recipe.yaml import Document, Keys, Mark, Node, dump, load_document, parse_document
-from alignkit.registry import Component, Registration, Registry
+from alignkit.registry import Component, Registry
 from alignkit.sampling import KEYS, SamplingOptions
 from alignkit.settings import Rollout, Settings
 
 PLUGIN_ERROR = 3  # exit code if only plugins are wrong, not the recipe
-_KINDS: tuple[StageKind, ...] = ("algorithm", "step")
-_RESERVED = {
-    "stages": (BASE, "none", "folder", "cache", "trackers"),  # the last two are folders of the run
-    "bases": (BASE, "none", "folder", "model"),
-}
+_KINDS: tuple[Literal["algorithm"], Literal["step"]] = ("algorithm", "step")
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
-    """Read and check a recipe, without importing anything heavy. Raises RecipeError with every problem found."""
-    return build(load_document(Path(path), overrides), registry if registry is not None else plugins().registry)
+def load_recipe(
+    path: Path | str, overrides: Sequence[str] = (), registry: Registry | None = None, trackers: Sequence[str] = ()
+) -> Recipe:
+    """Read and check a recipe, without importing anything heavy. Raises RecipeError with every problem found.
+
+    trackers: more of them, which the command line names.
+    """
+    document = load_document(Path(path), overrides)
+    for name in trackers:
+        mark = Mark(f"--tracker {name}")
+        written = document.root.value.setdefault("trackers", Node([], mark))
+        if isinstance(written.value, list) and name not in written.plain():
+            written.value.append(Node(name, mark))
+    return build(document, registry if registry is not None else plugins().registry)
 
 
 def made_recipe(data: Mapping[str, Any], name: str, overrides: Sequence[str], registry: Registry) -> Recipe:
@@ -65,37 +64,28 @@ def build(document: Document, registry: Registry) -> Recipe:
     return _Recipe(document, registry).read()
 
 
-@dataclass
 class _Recipe:
     """A recipe while it is read. mistakes: with their places in the document, in which blocks are expanded."""
 
-    source: Document
-    registry: Registry
-    mistakes: list[Mistake] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.document = expand(self.source)
+    def __init__(self, source: Document, registry: Registry):
+        self.document = expand(source)
         self.data = self.document.root.plain()
-        stages, bases = self.data.get("stages"), self.data.get("bases")
-        self.stages: dict[str, Any] = stages if isinstance(stages, dict) else {}
+        self.mistakes: list[Mistake] = []
+        bases = self.data.get("bases")
         self.bases = (BASE, *(bases if isinstance(bases, dict) else ()))
-        self.reading = Reading(self.registry, self.source.path.parent, self.stages, bases=self.bases)
-
-    def error(self, message: str, help: str, *keys: str | int, at_key: bool = False, plugin: bool = False) -> None:
-        """Add a mistake."""
-        self.mistakes.append(Mistake(message, help, keys, at_key, plugin))
+        self.reading = Reading(registry, source.path.parent, self.bases)
 
     def add(self, mistakes: Iterable[Mistake], *keys: str | int) -> None:
         """Add mistakes of the value at a place."""
         self.mistakes += [mistake.below(*keys) for mistake in mistakes]
 
-    def attempt(self, keys: Keys, function: Callable[..., Any], *args: Any) -> Any:
-        """Return what a function returns, or None if it raises Mistakes of the value at a place."""
+    @contextmanager
+    def at(self, *keys: str | int) -> Iterator[None]:
+        """Keep the mistakes that a block raises for the value at a place."""
         try:
-            return function(*args)
+            yield
         except Mistakes as error:
             self.add(error.mistakes, *keys)
-            return None
 
     def raise_all(self) -> None:
         """Raise RecipeError if anything is wrong, in the order of the file."""
@@ -112,43 +102,50 @@ class _Recipe:
         """Return the recipe. Raises RecipeError with every problem found."""
         top, mistakes = validated(TopKeys, self.data, self.reading)
         self.add(mistakes)
-        for name in self.bases[1:]:
-            self._check_name("bases", name)
-        stages = self._read_stages()
-        if top is None:
-            self.raise_all()
-            raise AssertionError("a recipe without problems is valid")
-        models = {BASE: top.model, **top.bases}
+        stages = self.reading.stages
+        written = self.data.get("stages")
+        if isinstance(written, dict):
+            stages |= {name: Stage(name, raw if isinstance(raw, dict) else {}) for name, raw in written.items()}
+        for stage in stages.values():
+            with self.at("stages", stage.name):
+                self._find_plugin(stage)
+        for stage in stages.values():
+            self.reading.stage = stage
+            self._read_step(stage) if stage.kind == "step" else self._read_training(stage)
+        models = {BASE: top.model, **top.bases} if top is not None else {}
         for base, spec in models.items():
             self.add(broken(MODEL, spec), *base_keys(base))
-        if not self.mistakes and not self.reading.problems:
-            for stage in stages.values():
-                samples = _samples(stage)
-                engine = stage.engine or (top.engine if samples else None)
-                component = engine if isinstance(engine, Component) else None
-                sampler = Sampler(stage, component, models[stage.base], samples)
-                for mistake in broken(ENGINE, sampler):
-                    others = (("engine",),) if mistake.keys == ("engine",) else ()
-                    self.mistakes.append(replace(mistake.below("stages", stage.name), others=others))
-                stages[stage.name] = replace(stage, engine=sampler.engine)
-        path = self.source.path
+        self.raise_all()
+        assert top is not None
+        ordered = self._ordered()
+        fill_sampling(ordered)
+        for stage in ordered.values():
+            stage.model = models[stage.base]
+            if stage.engine is None and _samples(stage):
+                stage.engine = top.engine
+            if not isinstance(stage.engine, Component):
+                stage.engine = None
+            self.add(base_mistakes(stage, stages, self.bases), "stages", stage.name)
+            for mistake in broken(ENGINE, stage):
+                of_recipe = mistake.keys == ("engine",) and "engine" not in stage.written
+                self.add([mistake], *(() if of_recipe else ("stages", stage.name)))
+        self.raise_all()
+        path = self.document.path
         name = top.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)
-        written = self._portable(self.data)
-        recipe = Recipe(
+        resolved = {**({} if top.name else {"name": name}), **self._portable(self.data)}
+        return Recipe(
             name=name,
             path=path,
             folder=path.parent.resolve(),
             seed=top.seed,
             description=top.description,
             model=top.model,
-            stages=stages,
+            stages=ordered,
             trackers=tuple(top.trackers),
             bases=top.bases,
             document=self.document,
-            resolved={**({} if top.name else {"name": name}), **written},
+            resolved=resolved,
         )
-        self.raise_all()
-        return recipe
 
     def _portable(self, value: Any) -> Any:
         """Plain data with all files and folders that the recipe names absolute, so that it works in any folder."""
@@ -162,182 +159,97 @@ class _Recipe:
 
     # --- stages
 
-    def _read_stages(self) -> dict[str, Stage]:
-        """Return the stages without problems, in an order in which they can run."""
-        for name, raw in self.stages.items():
-            self._check_name("stages", name)
-            self.reading.headers[name] = None
-            if isinstance(raw, dict):
-                self.reading.headers[name] = self._header(name, raw)
-            else:
-                help = "write '{algorithm: NAME, ...}' or '{step: NAME, ...}'"
-                self.error(f"stage '{name}': expected a mapping, got {shown(raw)}", help, "stages", name)
-        stages: dict[str, Stage] = {}
-        upstream: dict[str, Collection[str]] = {}
-        for name, raw in self.stages.items():
-            reading = replace(self.reading, stage=name, upstream={}, folders={}, roles={})
-            stage = self._stage(reading, raw) if isinstance(raw, dict) else None
-            upstream[name] = reading.upstream
-            if stage is not None:
-                stages[name] = stage
-        for stage in stages.values():
-            self.add(base_mistakes(stage, stages, self.bases), "stages", stage.name)
-        ordered = {name: stages[name] for name in self._ordered(upstream) if name in stages}
-        fill_sampling(ordered)
-        return ordered
-
-    def _check_name(self, where: str, name: str) -> None:
-        """Check the name of a stage or a base model."""
-        what = "stage name" if where == "stages" else "base model"
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            why = ", because it becomes a folder name" if where == "stages" else ""
-            self.error(f"{what} '{name}': expected letters, digits, '_' and '-'{why}", "", where, name, at_key=True)
-        elif name in _RESERVED[where]:
-            self.error(f"'{name}' is reserved and cannot be a {what}", "", where, name, at_key=True)
-        elif where == "stages" and name in self.bases:
-            message = f"'{name}' is the name of a stage and of a base model, so that a reference to it is ambiguous"
-            help = f"rename the base model, for instance to '{name}-base', in 'bases' and wherever it is meant"
-            self.error(message, help, where, name, at_key=True)
-        elif where == "stages" and self.registry.has("reward", name):
-            help = f"'reward: {name}' would be ambiguous; rename the stage"
-            self.error(f"stage '{name}' has the same name as an installed reward", help, where, name, at_key=True)
-
-    def _header(self, name: str, raw: Mapping[str, Any]) -> StageHeader | None:
-        keys: Keys = ("stages", name)
-        kinds = [kind for kind in _KINDS if raw.get(kind) is not None]
+    def _find_plugin(self, stage: Stage) -> None:
+        """Find a stage's kind and plugin, which other stages may name before its keys are read."""
+        kinds = [kind for kind in _KINDS if stage.written.get(kind) is not None]
         if len(kinds) != 1:
-            got = "has both 'algorithm' and 'step'" if kinds else "has neither 'algorithm' nor 'step'"
-            near = "" if kinds else next(filter(None, (did_you_mean(key, _KINDS) for key in raw)), "")
-            self.error(f"stage '{name}' {got}", near or "a stage needs one of them", *keys, at_key=True)
-            return None
-        (kind,) = kinds
-        keys = (*keys, kind)
-        return self.attempt(keys, self._declared, kind, raw[kind])
+            near = next(filter(None, (did_you_mean(key, _KINDS) for key in stage.written if not kinds)), "")
+            help = near or "write '{algorithm: NAME, ...}' or '{step: NAME, ...}'"
+            raise wrong(f"stage '{stage.name}' needs 'algorithm' or 'step', and not both", help, at_key=True)
+        (stage.kind,) = kinds
+        with self.at("stages", stage.name, stage.kind):
+            _, stage.registration, _ = self.reading.plugin(stage.kind, stage.written[stage.kind])
 
-    def _declared(self, kind: StageKind, raw: Any) -> StageHeader:
-        name, options = self.reading.split(kind, raw)
-        inside = () if isinstance(raw, str) else (name,)
-        registration = self.reading.find(kind, name, inside, bool(inside))
-        if kind == "algorithm":
-            algorithm = registration.implementation
-            try:
-                with blame(algorithm, "specialize", registration=registration):
-                    registration = replace(
-                        registration, target=algorithm.specialize(options), file=registration.source_path
-                    )
-            except PluginError as error:
-                raise Mistakes(Mistake(str(error), "", inside, bool(inside), plugin=True)) from None
-        return StageHeader(kind, registration)
-
-    def _stage(self, reading: Reading, raw: Mapping[str, Any]) -> Stage | None:
-        header, before = reading.headers[reading.stage], len(self.mistakes)
-        stage: Stage | None = None
-        if header is None:
-            self._check_settings(reading, raw)
-        elif header.kind == "step":
-            stage = self._step(reading, header.registration, raw)
-        else:
-            stage = self._training_stage(reading, header.registration, raw)
-        return stage if len(self.mistakes) == before else None
-
-    def _check_settings(self, reading: Reading, raw: Mapping[str, Any]) -> None:
-        """Check the settings of a stage whose algorithm is unknown, so that one run reports every problem."""
-        if raw.get("step") is None and raw.get("algorithm") is not None:
-            settings = {key: value for key, value in raw.items() if key not in _KINDS and value is not None}
-            self.add(validated(Settings, settings, reading)[1], "stages", reading.stage)
-
-    def _step(self, reading: Reading, registration: Registration, raw: Mapping[str, Any]) -> Stage | None:
-        """Return a step. Its options are next to `step: NAME`, or inside `step: {NAME: {...}}`."""
-        keys: Keys = ("stages", reading.stage)
-        named = raw["step"]
-        options = {key: value for key, value in raw.items() if key not in (*_KINDS, "engine")}
-        engine = None
-        if raw.get("engine") is not None:
-            engine = self.attempt((*keys, "engine"), reading.resolve, "engine", raw["engine"])
-        if isinstance(named, dict):
-            name = next(iter(named))
-            for key in options:
-                help = f"write all options either next to 'step: {name}' or inside 'step: {{{name}: {{...}}}}'"
-                self.error(f"unknown key '{key}'", help, *keys, key, at_key=True)
-            component = self.attempt((*keys, "step"), reading.component, "step", named, registration)
-            place: Keys = ("step", name)
-        else:
-            component = self.attempt(keys, reading.with_options, "step", named, registration, options)
-            place = ()
-        if component is None:
-            return None
-        self.add(data_mistakes(component.options), *keys, *place)
-        return self._made(reading, component, engine)
-
-    def _made(self, reading: Reading, component: Component, engine: Any, *more: Any) -> Stage:
-        """A stage with the references that were read. more: settings, needs and `log_odds` of a training stage."""
-        settings, needs, log_odds = more or (None, None, False)
-        return Stage(
-            reading.stage,
-            "step" if component.kind == "step" else "algorithm",
-            component,
-            settings,
-            tuple(reading.upstream),
-            needs,
-            tuple(reading.folders),
-            tuple(reading.roles),
-            engine,
-            log_odds,
-        )
-
-    def _training_stage(self, reading: Reading, registration: Registration, raw: Mapping[str, Any]) -> Stage | None:
-        keys: Keys = ("stages", reading.stage)
-        name, algorithm = registration.name, registration.implementation
-        written = {key: value for key, value in raw.items() if key not in _KINDS and value is not None}
-        component = self.attempt((*keys, "algorithm"), reading.component, "algorithm", raw["algorithm"], registration)
-        needs, log_odds, chooses = None, False, True
-        if component is not None:
-            try:
-                plugin = create(component)
-                with blame(plugin, "needs"):
-                    needs, log_odds, chooses = plugin.needs, bool(plugin.log_odds), bool(plugin.chooses)
-            except PluginError as error:
-                self.error(str(error), "", *keys, "algorithm", plugin=True)
-        self.add(key_mistakes(name, algorithm, written, needs), *keys)
-        filled = with_defaults(written, algorithm.defaults)
-        hints = {
-            option: f"it is an option of {name}: write 'algorithm: {{{name}: {{{option}: ...}}}}'"
-            for option in allowed_keys(options_of(registration))
-        }
-        settings, mistakes = validated(Settings, filled, reading, hints)
-        self.add(mistakes, *keys)
-        wrong = {mistake.keys[0] for mistake in mistakes if mistake.keys}
-        if settings is None:  # what does not go together in the keys that are right
-            right = {key: value for key, value in filled.items() if key not in wrong}
-            settings, _ = validated(Settings, right, reading)
-        if settings is None:
-            return None
-        settings._optimizer_defaults = dict(algorithm.defaults.optimizer)
-        chosen = component.options if component else None
-        draft = Draft(name, algorithm, written, settings, reading, chosen, needs, chooses)
-        self.add(stage_mistakes(draft, wrong), *keys)
-        if component is None or mistakes:
-            return None
-        self.add([*data_mistakes(settings), *data_mistakes({"algorithm": component})], *keys)
-        return self._made(reading, component, settings.engine, settings, needs, log_odds)
-
-    def _ordered(self, upstream: Mapping[str, Collection[str]]) -> Iterator[str]:
-        """The stages in the declared order, except that each follows its upstream stages. Reports a cycle."""
-        sorter = TopologicalSorter(upstream)
-        try:
-            sorter.prepare()
-        except CycleError as error:
-            cycle = error.args[1][::-1]  # each stage, and then one that it waits for
-            message = f"stages depend on each other in a cycle: {' -> '.join(cycle)}"
-            self.error(message, "remove one of these references", "stages", cycle[0], at_key=True)
-            yield from upstream
+    def _read_step(self, stage: Stage) -> None:
+        """Read a step. Its options are next to `step: NAME`, or inside `step: {NAME: {...}}`."""
+        if stage.registration is None:
             return
-        ready = set(sorter.get_ready())
-        while ready:
-            name = next(name for name in upstream if name in ready)
-            sorter.done(name)
-            ready = ready - {name} | set(sorter.get_ready())
-            yield name
+        keys: Keys = ("stages", stage.name)
+        named = stage.written["step"]
+        options = {key: value for key, value in stage.written.items() if key not in (*_KINDS, "engine")}
+        with self.at(*keys, "engine"):
+            if stage.written.get("engine") is not None:
+                stage.engine = self.reading.resolve("engine", stage.written["engine"])
+        if isinstance(named, dict):
+            help = "write all options either next to 'step: NAME' or inside 'step: {NAME: {...}}'"
+            self.add((Mistake(f"unknown key '{key}'", help, (key,), at_key=True) for key in options), *keys)
+            keys = (*keys, "step")
+        else:
+            named = {named: options}
+        try:
+            stage.component = self.reading.component("step", named)
+            mistakes = [*data_mistakes(stage.component)]
+        except Mistakes as error:
+            mistakes = [*error.mistakes]
+        for mistake in mistakes:
+            if keys[-1] != "step":
+                mistake = replace(mistake, keys=mistake.keys[1:])
+            self.add([mistake], *keys)
+
+    def _read_training(self, stage: Stage) -> None:
+        keys, hints = ("stages", stage.name), {}
+        stage.written = {key: value for key, value in stage.written.items() if value is not None}
+        settings_keys = {key: value for key, value in stage.written.items() if key not in _KINDS}
+        if stage.registration is not None:
+            with self.at(*keys, "algorithm"):
+                stage.component = self.reading.component("algorithm", stage.written["algorithm"])
+                self._ask_algorithm(stage)
+            self.add(key_mistakes(stage), *keys)
+            settings_keys = with_defaults(settings_keys, stage.plugin.defaults)
+            name = stage.registration.name
+            hints = {
+                option: f"it is an option of {name}: write 'algorithm: {{{name}: {{{option}: ...}}}}'"
+                for option in allowed_keys(options_of(stage.registration))
+            }
+        settings, mistakes = validated(Settings, settings_keys, self.reading, hints)
+        self.add(mistakes, *keys)
+        without = {mistake.keys[0] for mistake in mistakes if mistake.keys}
+        if settings is None:  # what does not go together in the keys that are right
+            right = {key: value for key, value in settings_keys.items() if key not in without}
+            settings, _ = validated(Settings, right, self.reading)
+        if settings is None or stage.registration is None:
+            return
+        settings._optimizer_defaults = dict(stage.plugin.defaults.optimizer)
+        stage.settings, stage.engine = settings, settings.engine
+        self.add(stage_mistakes(stage, without), *keys)
+        self.add([*data_mistakes(settings), *data_mistakes({"algorithm": stage.component})], *keys)
+
+    def _ask_algorithm(self, stage: Stage) -> None:
+        try:
+            plugin = create(stage.component)
+            with blame(plugin, "needs"):
+                stage.needs, stage.log_odds, stage.chooses = plugin.needs, bool(plugin.log_odds), bool(plugin.chooses)
+        except PluginError as error:
+            raise wrong(str(error), plugin=True) from None
+
+    def _ordered(self) -> dict[str, Stage]:
+        """The stages in the declared order, except that each follows its upstream stages. Raises for a cycle."""
+        ordered: dict[str, Stage] = {}
+
+        def follow(name: str, chain: Collection[str]) -> None:
+            if name in chain:
+                message = f"stages depend on each other in a cycle: {' -> '.join((*chain, name))}"
+                self.add([Mistake(message, "remove one of these references", ("stages", name), at_key=True)])
+                self.raise_all()
+            for upstream in self.reading.stages[name].upstream:
+                if upstream not in ordered:
+                    follow(upstream, (*chain, name))
+            ordered[name] = self.reading.stages[name]
+
+        for name in self.reading.stages:
+            if name not in ordered:
+                follow(name, ())
+        return ordered
 
 
 def with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[str, Any]:
@@ -356,73 +268,32 @@ def with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[s
     return filled
 
 
-# --- trackers of the command line, which are part of no stage's hash
-
-
-def with_trackers(recipe: Recipe, names: Sequence[str], registry: Registry) -> Recipe:
-    """The recipe with more trackers, by name. Raises RecipeError for one that cannot be used."""
-    reading = Reading(registry, recipe.folder)
-    trackers = {component.name: component for component in recipe.trackers}
-    for name in names:
-        try:
-            trackers.setdefault(name, reading.component("tracker", name))
-        except Mistakes as error:
-            option = f"--tracker {name}"
-            place = Document(Path(option), Node({}, Mark(option)))
-            raise RecipeError(problems_of(place, error.mistakes)) from None
-    return replace(recipe, trackers=tuple(trackers.values()))
-
-
-def tracker_problem(recipe: Recipe, index: int, message: str, help: str = "") -> Problem:
-    """A mistake in a tracker of a recipe, where the tracker is named: in its document, or on the command line."""
-    if index < len(recipe.resolved.get("trackers") or ()):
-        return recipe.problem(("trackers", index), message, help=help)
-    return Problem(message, f"--tracker {recipe.trackers[index].name}", help=help)
-
-
 # --- sampling options that steps and rewards leave out are those of stages that train
 
 
 def _samples(stage: Stage) -> bool:
     """Whether a stage samples: rollouts, or what the options of its plugins say. An engine is part of its hash."""
-    if _is_online(stage) and not issubclass(stage.component.registration.implementation, ExternalTrainer):
+    if stage.online and not stage.external:
         return True
     parts = [stage.component, *specs([stage.settings, stage.component.options], Component)]
     return any(part.options.asks_engine() for part in parts)
 
 
-def _is_online(stage: Stage) -> bool:
-    return stage.kind == "algorithm" and stage.component.registration.implementation.source is Source.ROLLOUTS
-
-
 def fill_sampling(stages: Mapping[str, Stage]) -> None:
     """Fill the options of all stages, before anything depends on them: they are part of the stages' hashes."""
-    online = {name: stage for name, stage in stages.items() if _is_online(stage)}
+    rollouts = {
+        name: {key: getattr(stage.rollout, key) for key in KEYS} for name, stage in stages.items() if stage.online
+    }
     for stage in stages.values():
-        options = stage.component.options
+        options, values = stage.component.options, rollouts.get(stage.name)
         if isinstance(options, SamplingOptions):
-            _fill_step(options, online)
-            _fill_rewards(stage, options.sampled(), f"stage {stage.name}")
-        elif stage.name in online:
-            _fill_rewards(stage, _rollout(stage), f"stage {stage.name}")
-
-
-def _rollout(stage: Stage) -> dict[str, Any]:
-    """The sampling options of an online stage."""
-    return {key: getattr(stage.settings.rollout, key) for key in KEYS} if stage.settings else {}
-
-
-def _fill_step(options: SamplingOptions, online: Mapping[str, Stage]) -> None:
-    policies = [reference.partition("@")[0] for reference in options.policies_to_sample()]
-    if not policies:
-        return
-    own = [online[name] for name in dict.fromkeys(policies) if name in online]
-    source = next(iter([*own, *online.values()]), None)
-    if source is not None:
-        options.follow(_rollout(source), f"stage {source.name}")
-
-
-def _fill_rewards(stage: Stage, values: Mapping[str, Any], source: str) -> None:
-    for spec in specs([stage.settings, stage.component.options], RewardSpec):
-        if spec.component is not None and isinstance(spec.component.options, SamplingOptions):
-            spec.component.options.follow(values, source)
+            policies = [reference.partition("@")[0] for reference in options.policies_to_sample()]
+            sources = [*(name for name in policies if name in rollouts), *rollouts]
+            if policies and sources:
+                options.follow(rollouts[sources[0]], f"stage {sources[0]}")
+            values = options.sampled()
+        if values is None:
+            continue
+        for spec in specs([stage.settings, options], RewardSpec):
+            if spec.component is not None and isinstance(spec.component.options, SamplingOptions):
+                spec.component.options.follow(values, f"stage {stage.name}")

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import create_model
 
-from alignkit.algorithm import Source, Trains
 from alignkit.calls import blame, call, create
 from alignkit.data.chat_templates import check_template, read_template
 from alignkit.data.sources import DataSource, DataSpec
@@ -34,12 +33,11 @@ from alignkit.recipe.mistakes import (
     validated,
     wrong,
 )
-from alignkit.recipe.schema import BASE, RewardSpec, allowed_keys
+from alignkit.recipe.schema import BASE, RewardSpec, Stage, allowed_keys
 from alignkit.registry import Component, Registration, Registry, Unresolved
 from alignkit.reward import REWARD_KEY, RewardCombination
 from alignkit.settings import OptimizerOptions, Settings
 
-StageKind = Literal["algorithm", "step"]
 LONGEST_NAME = 200  # characters of a model or data set on the hub
 # Kind -> what alignkit itself provides, which stays text, and needs no torch.
 _OWN = {
@@ -49,7 +47,8 @@ _OWN = {
 }
 _COMMON = {*allowed_keys(DataSource)}
 _WEIGHTS = ("adapter_config.json", "config.json")
-_OF_STAGES = ("stage", "policy", "from")  # kinds of references that name stages, and whose fields are text
+_TEXTS = ("stage", "policy", "from", "reference", "reward_stage", "base")  # kinds of references whose fields are text
+_RESERVED = (BASE, "none", "folder", "model", "cache", "trackers")  # the last two are folders of the run
 
 
 def options_of(registration: Registration, kind: str = "") -> type[Options]:
@@ -63,163 +62,168 @@ def options_of(registration: Registration, kind: str = "") -> type[Options]:
     return options
 
 
-@dataclass(frozen=True)
-class StageHeader:
-    """The kind and plugin of a stage, which other stages may name before it is read."""
-
-    kind: StageKind
-    registration: Registration
-
-    @property
-    def trains_reward(self) -> bool:
-        """Whether the stage trains a reward model."""
-        return self.kind == "algorithm" and self.registration.implementation.trains is Trains.REWARD
-
-
 @dataclass
 class Reading:
-    """What names mean in a recipe, or in the one of its stages that is being read.
+    """What names mean in a recipe, or in the stage that is being read.
 
-    folder: where relative paths start. written: the stages as plain data. headers: of all stages; None if its plugin is
-    unknown. bases: names of base models. upstream: stages that this stage
-    needs. folders: of other runs' weights that it needs. roles: all models that it names.
-    located: the files and folders that it names, by their text. problems: of other files.
+    folder: where relative paths start. bases: names of base models. stages: all of them, as far as they are read.
+    stage: the one whose keys are read. located: the files and folders that the recipe names, by their text. problems:
+    of other files.
     """
 
     registry: Registry
     folder: Path
-    written: Mapping[str, Any] = field(default_factory=dict)
-    headers: dict[str, StageHeader | None] = field(default_factory=dict)
-    bases: Collection[str] = (BASE,)
+    bases: Sequence[str] = (BASE,)
+    stages: dict[str, Stage] = field(default_factory=dict)
+    stage: Stage = field(default_factory=lambda: Stage(""))
     located: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    stage: str = ""
-    upstream: dict[str, None] = field(default_factory=dict)
-    folders: dict[str, None] = field(default_factory=dict)
-    roles: dict[str, None] = field(default_factory=dict)
 
     def resolve(self, kind: str, value: Any) -> Any:
         """Return what a reference means. Raises Mistakes."""
-        if kind in (*_OF_STAGES, "base") and not isinstance(value, str):
-            return value  # pydantic says that it must be text
-        if value in _OWN.get(kind, ()):
+        is_text = isinstance(value, str)
+        if value in _OWN.get(kind, ()) or (kind in _TEXTS and not is_text):  # pydantic says that it must be text
             return value
         read = getattr(self, f"read_{kind}", None)
         return self.component(kind, value) if read is None else read(value)
 
     # --- plugins
 
-    def component(self, kind: str, value: Any, registration: Registration | None = None) -> Component:
-        """Return a plugin with its options: `name`, or `name: {options}`. registration: the plugin, if it is known."""
+    def component(self, kind: str, value: Any) -> Component:
+        """Return a plugin with its options: `name`, or `name: {options}`."""
+        name, registration, raw = self.plugin(kind, value)
+        if not isinstance(raw, dict):
+            raise wrong(f"{PATH}: expected a mapping of options, got {shown(raw)}", keys=(name,))
+        options, mistakes = validated(options_of(registration, kind), raw, self)
+        if options is None:
+            raise Mistakes(*(mistake.below(name) for mistake in mistakes))
+        return Component(kind, name, registration, options)
+
+    def plugin(self, kind: str, value: Any) -> tuple[str, Registration, Any]:
+        """Return the name of a plugin, the plugin and its raw options."""
         name, options = self.split(kind, value)
-        if registration is None:
-            is_key = not isinstance(value, str)
-            registration = self.find(kind, name, (name,) if is_key else (), is_key)
-        mistakes: list[Mistake] = []
-        if not isinstance(value, str):
-            help = f"write options inside '{name}: {{...}}'"
-            others = [key for key in value if key != name]
-            mistakes = [Mistake(f"unknown key '{key}' next to '{name}'", help, (key,), at_key=True) for key in others]
+        keys = () if isinstance(value, str) else (name,)
+        others = {"reward": self.stages, "format": _COMMON}.get(kind, ())
         try:
-            component = self.with_options(kind, name, registration, options)
-        except Mistakes as error:
-            mistakes += [mistake.below(name) for mistake in error.mistakes]
-        if mistakes:
-            raise Mistakes(*mistakes)
-        return component
+            registration = self.registry.get(kind, name, others)
+        except Unresolved as error:
+            raise wrong(error.message, error.help, keys, bool(keys), error.broken) from None
+        if kind == "algorithm":
+            algorithm = registration.implementation
+            try:
+                with blame(algorithm, "specialize", registration=registration):
+                    target = algorithm.specialize(options)
+            except PluginError as error:
+                raise wrong(str(error), "", keys, bool(keys), plugin=True) from None
+            registration = replace(registration, target=target, file=registration.source_path)
+        return name, registration, options
 
     def split(self, kind: str, value: Any) -> tuple[str, Any]:
         """Return the name of a plugin and its raw options."""
         if isinstance(value, str):
             return value, {}
-        names = list(value) if isinstance(value, dict) else []
-        if len(names) > 1:
-            names = [name for name in names if self.registry.has(kind, name)]
-        if len(names) != 1:
-            raise wrong(f"{PATH}: expected the name of one {kind}, or one 'name: {{options}}', got {shown(value)}")
-        return names[0], {} if value[names[0]] is None else value[names[0]]
+        if not isinstance(value, dict) or len(value) != 1:
+            message = f"{PATH}: expected the name of one {kind}, or one 'name: {{options}}', got {shown(value)}"
+            unknown = [key for key in value if not self.registry.has(kind, key)] if isinstance(value, dict) else []
+            raise wrong(message, "write options inside 'name: {...}'", (*unknown[:1],), at_key=bool(unknown))
+        ((name, options),) = value.items()
+        return name, {} if options is None else options
 
-    def find(self, kind: str, name: str, keys: tuple[str, ...] = (), at_key: bool = False) -> Registration:
-        """Return the plugin of this name. keys: of the name. at_key: whether it is a key. Raises Mistakes."""
-        others = {"reward": self.headers, "format": _COMMON}.get(kind, ())
-        try:
-            return self.registry.get(kind, name, others)
-        except Unresolved as error:
-            raise wrong(error.message, error.help, keys, at_key, error.broken) from None
+    # --- names
 
-    def with_options(self, kind: str, name: str, registration: Registration, raw: Any) -> Component:
-        """Return a plugin with validated options."""
-        if not isinstance(raw, dict):
-            raise wrong(f"{PATH}: expected a mapping of options, got {shown(raw)}")
-        options, mistakes = validated(options_of(registration, kind), raw, self)
-        if options is None:
-            raise Mistakes(*mistakes)
-        return Component(kind, name, registration, options)
+    def read_base_name(self, name: str) -> str:
+        """The name of a base model."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in _RESERVED:
+            help = f"use letters, digits, '_' and '-', and none of the words {', '.join(_RESERVED)}"
+            raise wrong(f"'{name}' cannot be the name of a stage or a base model", help, at_key=True)
+        return name
+
+    def read_stage_name(self, name: str) -> str:
+        """The name of a stage."""
+        if name in self.bases[1:]:
+            help = f"rename the base model, for instance to '{name}-base', in 'bases' and wherever it is meant"
+            raise wrong(f"'{name}' is the name of a stage and of a base model", help, at_key=True)
+        if self.registry.has("reward", name):
+            help = f"'reward: {name}' would be ambiguous; rename the stage"
+            raise wrong(f"stage '{name}' has the same name as an installed reward", help, at_key=True)
+        return self.read_base_name(name)
 
     # --- stages and weights
 
     def read_stage(self, value: str) -> str:
         """A base model, `stage` or `stage@k`."""
         self._require(value)
-        self.roles[value] = None
-        return value
+        return self._role(value)
+
+    def _role(self, model: str) -> str:
+        self.stage.roles = (*dict.fromkeys((*self.stage.roles, model)),)
+        return model
 
     def _require(self, reference: str) -> None:
         """Check that a stage exists, perhaps with this version, and let this stage wait for it."""
         name, at, version = reference.partition("@")
-        if name in self.bases and not at:
-            return
         if name in self.bases:
-            raise wrong(f"'{name}' is the unmodified model and has no versions")
-        if name not in self.headers:
+            if at:
+                raise wrong(f"'{name}' is the unmodified model and has no versions")
+            return
+        if name not in self.stages:
             raise wrong(f"no stage '{name}'", self._near_stage(name))
-        if name == self.stage:
+        if name == self.stage.name:
             raise wrong(f"stage '{name}' refers to itself")
         if at and not re.fullmatch(r"[1-9][0-9]{0,8}", version):
             raise wrong(f"'{name}@{version}': '@' must be followed by an epoch or iteration number, starting at 1")
-        if at and self.headers[name] is not None:
-            self._check_version(name, int(version))
-        self.upstream[name] = None
+        if at and self.stages[name].registration is not None:
+            self._check_version(self.stages[name], int(version))
+        self.stage.upstream = (*dict.fromkeys((*self.stage.upstream, name)),)
 
-    def _check_version(self, name: str, version: int) -> None:
+    def _check_version(self, stage: Stage, version: int) -> None:
         """Check that a stage keeps its versions, and has as many."""
-        header, raw = self.headers[name], self.written[name]
-        if header is None:
-            return
-        if header.kind == "step" or not raw.get("keep_versions"):
-            raise wrong(f"stage '{name}' keeps only its last version", f"add 'keep_versions: true' to '{name}'")
-        algorithm = header.registration.implementation
-        unit = "iterations" if algorithm.source is Source.ROLLOUTS else "epochs"
-        count = raw.get(unit) or getattr(algorithm.defaults, unit) or Settings.model_fields[unit].default
+        if stage.kind == "step" or not stage.written.get("keep_versions"):
+            raise wrong(f"stage '{stage.name}' keeps only its last version", "add 'keep_versions: true' to it")
+        unit = "iterations" if stage.online else "epochs"
+        default = getattr(stage.plugin.defaults, unit) or Settings.model_fields[unit].default
+        count = stage.written.get(unit) or default
         if isinstance(count, int) and version > count:
-            raise wrong(f"'{name}@{version}': stage '{name}' has only {count} {unit}")
-        if raw.get("stop") is not None:
+            raise wrong(f"'{stage.name}@{version}': stage '{stage.name}' has only {count} {unit}")
+        if stage.written.get("stop") is not None:
             help = "name the stage without a version, or leave its 'stop' out"
-            raise wrong(f"'{name}@{version}': stage '{name}' may stop before its iteration {version}", help)
+            raise wrong(f"stage '{stage.name}' may stop before its iteration {version}", help)
 
     def _near_stage(self, name: str) -> str:
-        names = [*self.headers, *self.bases]
+        names = [*self.stages, *self.bases]
         return did_you_mean(name, names) or f"stages: {', '.join(names)}"
 
     def trains_reward(self, reference: str) -> bool | None:
         """Whether a stage trains a reward model; None if that is unknown."""
-        header = self.headers.get(reference.partition("@")[0])
-        return header.trains_reward if header else None
+        stage = self.stages.get(reference.partition("@")[0])
+        return stage.trains_reward if stage is not None else None
 
     def is_stage(self, reference: str) -> bool:
-        """Whether a text names a base model or a stage, also one that does not exist yet."""
-        return reference.partition("@")[0] in {*self.headers, *self.bases}
+        """Whether a text names a base model or a stage."""
+        return reference.partition("@")[0] in {*self.stages, *self.bases}
 
-    def read_policy(self, value: str) -> str:
-        """A stage that trains no reward model, `STAGE@ALGORITHM`, or a folder with another run's policy."""
-        if is_result_name(value) and value.partition("@")[0] in self.headers:
-            return self._result(value)
-        if not self.is_stage(value) and ("/" in value or is_dir(self.locate(value))):  # else it is misspelled
-            return self._weights(value)
-        self.read_stage(value)
+    def _policy(self, value: str) -> str:
         if self.trains_reward(value):
             raise wrong(f"'{value}' is a reward model, but a policy is needed here")
         return value
+
+    def read_reference(self, value: str) -> str:
+        """The policy that a stage stays close to."""
+        return self._policy(self.read_stage(value))
+
+    def read_reward_stage(self, value: str) -> str:
+        """A stage that trains a reward model, or a folder with one."""
+        if self.trains_reward(self.read_stage(value)) is False:
+            raise wrong(f"'{value}' does not train a reward model", "name a stage that trains a reward model")
+        return value
+
+    def read_policy(self, value: str) -> str:
+        """A stage that trains no reward model, `STAGE@ALGORITHM`, or a folder with another run's policy."""
+        if is_result_name(value) and value.partition("@")[0] in self.stages:
+            return self._result(value)
+        if not self.is_stage(value) and ("/" in value or is_dir(self.locate(value))):  # else it is misspelled
+            return self._weights(value)
+        return self._policy(self.read_stage(value))
 
     def _result(self, value: str) -> str:
         """A result of a stage that the run's folder keeps, such as `align@ppo`."""
@@ -229,15 +233,16 @@ class Reading:
         if not self.registry.has("algorithm", algorithm):
             message = f"'{value}': '@' must be followed by an iteration number or the algorithm that made the result"
             raise wrong(message, did_you_mean(algorithm, self.registry.names("algorithm")))
-        header = self.headers[stage]
-        if header is not None and (header.kind == "step" or header.trains_reward):
+        if self.stages[stage].kind == "step" or self.stages[stage].trains_reward:
             raise wrong(f"'{value}': stage '{stage}' does not train a policy")
-        self.roles[value] = None
-        return value
+        return self._role(value)
 
     def read_from(self, value: str) -> str:
         """A stage, or the absolute path of a folder that holds an adapter or a model. A stage comes first."""
-        return self.read_stage(value) if self.is_stage(value) else self._weights(value)
+        if not self.is_stage(value):
+            return self._weights(value)
+        self.read_stage(value)
+        return value if self.stage.trains_reward else self._policy(value)
 
     def _weights(self, name: str) -> str:
         folder = self.locate(name)
@@ -247,14 +252,13 @@ class Reading:
             inner = next((each for each in ("adapter", "model") if is_dir(folder / each)), None)
             message = f"folder '{name}' holds neither an adapter (adapter_config.json) nor a model (config.json)"
             raise wrong(message, f"did you mean '{name.rstrip('/')}/{inner}'?" if inner else "")
-        self.folders[str(folder)] = self.roles[str(folder)] = None
-        return str(folder)
+        self.stage.folders = (*dict.fromkeys((*self.stage.folders, str(folder))),)
+        return self._role(str(folder))
 
     def read_base(self, value: str) -> str:
         """The name of a base model in `bases`."""
-        others = [name for name in self.bases if name != BASE]
-        if value not in others:
-            help = did_you_mean(value, others) or "without 'base' it is the recipe's 'model'"
+        if value not in self.bases[1:]:
+            help = did_you_mean(value, self.bases[1:]) or "without 'base' it is the recipe's 'model'"
             raise wrong(f"no base model {shown(value)} in 'bases'", help)
         return value
 
@@ -267,7 +271,7 @@ class Reading:
         name, folder = self.split("reward", value)
         if name == "folder" and isinstance(folder, str):
             return self._reward_folder(folder)
-        if name.partition("@")[0] in self.headers:
+        if name.partition("@")[0] in self.stages:
             return self._reward_stage(name, isinstance(value, str))
         component = self.component("reward", value)
         if issubclass(component.registration.implementation, RewardCombination):
@@ -290,8 +294,7 @@ class Reading:
         folder = self.locate(value)
         if not is_dir(folder):
             raise wrong(f"no such folder: {value}", f"looked for {folder}", ("folder",))
-        self.roles[str(folder)] = None
-        return RewardSpec("folder", str(folder))
+        return RewardSpec("folder", self._role(str(folder)))
 
     def combination(self, component: Component) -> RewardSpec:
         """A combination with its parts."""
@@ -348,7 +351,7 @@ class Reading:
         place: tuple[str, ...] = ()  # of the keys that every source has
         is_text = isinstance(raw, str)
         if is_text:
-            keys = {"stage" if raw in self.headers else "path": raw}
+            keys = {"stage" if raw in self.stages else "path": raw}
         elif isinstance(raw, dict) and len(raw) == 1 and not raw.keys() & _COMMON:
             ((format, keys),) = raw.items()
             place = (format,)
@@ -381,10 +384,9 @@ class Reading:
 
     def read_data_stage(self, value: str) -> str:
         """A step that produces data."""
-        name, at, _ = value.partition("@")
         self._require(value)
-        header = self.headers.get(name)
-        if name in self.bases or at or (header and header.kind != "step"):
+        stage = self.stages.get(value)
+        if stage is None or (stage.kind == "algorithm" and stage.registration is not None):
             raise wrong(f"'{value}' does not produce data; only steps do")
         return value
 
@@ -415,7 +417,7 @@ class Reading:
             raise wrong(f"{value}: {NO_FILE}")
         if exists(path):
             return path
-        near = [*self.headers]
+        near = [*self.stages]
         if is_dir(path.parent):
             near += sorted(item.name for item in path.parent.iterdir())
         raise wrong(f"no such file or stage: {value}", did_you_mean(path.name, near) or f"looked in {path.parent}")
@@ -433,7 +435,7 @@ class Reading:
         """A base model: a plugin's name and a hub id stay as they are, and a folder becomes absolute."""
         name, separator, rest = value.partition("://")
         if separator or self.registry.has("model", value):
-            takes_path = "path" in signature(self.find("model", name).implementation).parameters
+            takes_path = "path" in signature(self.plugin("model", name)[1].implementation).parameters
             if takes_path != bool(rest):
                 help = f"write '{name}'" if rest else f"write '{name}://PATH'"
                 raise wrong(f"{PATH}: model '{name}' takes {'no' if rest else 'a'} path", help)
@@ -446,12 +448,12 @@ class Reading:
             names = self.registry.names("model")
             near = difflib.get_close_matches(value, names, 1, 0.85) or [one for one in names if one.startswith(value)]
             if near:
-                self.find("model", value)
+                self.plugin("model", value)
         return base
 
     def read_template(self, value: str) -> str:
         """A chat template: a plugin's name, or a file, which stays as it is written if it is in the recipe's folder."""
-        named = self.find("template", value) if self.registry.has("template", value) else None
+        named = self.plugin("template", value)[1] if self.registry.has("template", value) else None
         path = self.locate(value)
         if named is None and not is_file(path):
             names = self.registry.names("template")

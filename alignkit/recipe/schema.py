@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
-from alignkit.algorithm import Needs
+from alignkit.algorithm import ExternalTrainer, Needs, Source, Trains
 from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem
-from alignkit.options import Options
+from alignkit.options import Options, in_recipe
 from alignkit.recipe.yaml import Document, Keys
 from alignkit.registry import Component
-from alignkit.settings import EngineRef, ModelSpec, Settings, TrackerRef
+from alignkit.settings import EngineRef, ModelSpec, Rollout, Settings, TrackerRef
 
 MAX_ROUNDS = 100
 BASE = "base"  # a reserved name: the recipe's `model`, and its unmodified weights
@@ -33,31 +33,65 @@ class RewardSpec:
     whitens: bool = False  # itself, or one of its parts
 
 
-@dataclass(frozen=True)
+UNREAD: Any = None  # of a stage that is being read
+
+
+@dataclass
 class Stage:
     """One named entry of a recipe.
 
-    settings, needs: None for a step. upstream: names of the stages that must run before it. folders: those whose
-    weights it starts from or compares, made by other runs; absolute paths. roles: all models that it names: base
-    models, stages, and folders. engine: what samples; None:
-    alignkit itself. log_odds: as the algorithm says.
+    written: its keys as plain data. registration: its plugin. settings, needs: None for a step. upstream: names of the
+    stages that must run before it. folders: those whose weights it starts from or compares, made by other runs;
+    absolute paths. roles: all models that it names: base models, stages, and folders. engine: what samples; None:
+    alignkit itself. log_odds, chooses: as the algorithm says. model: its base model.
     """
 
     name: str
-    kind: Literal["algorithm", "step"]
-    component: Component
-    settings: Settings | None
-    upstream: tuple[str, ...]
+    written: Mapping[str, Any] = field(default_factory=dict)
+    kind: Literal["algorithm", "step"] = "step"
+    registration: Any = None  # a Registration, if there is such a plugin
+    component: Component = UNREAD
+    settings: Settings | None = None
     needs: Needs | None = None
-    folders: tuple[str, ...] = ()
-    roles: tuple[str, ...] = ()
     engine: Any = None  # a Component, once the recipe is complete
     log_odds: bool = False
+    chooses: bool = True
+    upstream: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    model: ModelSpec = UNREAD
 
     @property
     def base(self) -> str:
         """The base model of a training stage: a name in `bases`, or BASE."""
         return (self.settings.base if self.settings is not None else None) or BASE
+
+    @property
+    def plugin(self) -> Any:
+        """The class of its algorithm or step; None if it is unknown."""
+        return self.registration and self.registration.implementation
+
+    @property
+    def external(self) -> bool:
+        """Whether another library trains."""
+        return issubclass(self.plugin, ExternalTrainer)
+
+    @property
+    def online(self) -> bool:
+        """Whether its algorithm learns from rollouts."""
+        return self.kind == "algorithm" and bool(self.plugin.source is Source.ROLLOUTS)
+
+    @property
+    def trains_reward(self) -> bool | None:
+        """Whether it trains a reward model; None if its plugin is unknown."""
+        if self.registration is None:
+            return None
+        return self.kind == "algorithm" and bool(self.plugin.trains is Trains.REWARD)
+
+    @property
+    def rollout(self) -> Rollout:
+        """How a training stage samples."""
+        return self.settings.rollout if self.settings is not None else Rollout()
 
 
 @dataclass(frozen=True)
@@ -121,7 +155,7 @@ class TopKeys(Options):
         description="where metrics are shown, in addition to metrics.jsonl: [tensorboard, {wandb: {project: x}}]",
     )
     model: ModelSpec = Field(description="the base model, such as {base: HuggingFaceTB/SmolLM2-135M-Instruct}")
-    bases: dict[str, ModelSpec] = Field(
+    bases: dict[Annotated[str, in_recipe("base_name")], ModelSpec] = Field(
         default_factory=dict,
         description="other base models by name, each with the keys of 'model'; stages choose one with 'base: NAME'",
     )
@@ -129,7 +163,7 @@ class TopKeys(Options):
         default=None,
         description="what samples in every stage: local (alignkit itself) or an engine plugin; default: local",
     )
-    stages: dict[str, Any] = Field(
+    stages: dict[Annotated[str, in_recipe("stage_name")], Any] = Field(
         min_length=1, description="stages by name; each runs after the stages that it refers to"
     )
 

@@ -17,7 +17,7 @@ from alignkit.io.lookup import cache_folder, is_dir, is_file, resolved
 from alignkit.io.results import read_record, stage_folder
 from alignkit.plugins import plugins, source_of
 from alignkit.recipe.mistakes import path_text
-from alignkit.recipe.rules import bases_of, sampled_by
+from alignkit.recipe.rules import base_of
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, base_keys, specs
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Registration
@@ -224,14 +224,9 @@ class RunBases(dict[str, RunBase]):
         """The base model that a reference is on; None for a folder that holds no adapter for one of them."""
         if len(self) == 1:
             return BASE
-        name = reference.partition("@")[0]
-        stage = self._recipe.stages.get(name)
-        if stage is None and name not in self:
-            return self._base_of_folder(reference)
-        if stage is not None and stage.kind != "algorithm":  # a step that chooses among policies
-            return next(map(self.base_of, sampled_by(stage)), BASE)
-        (base,) = bases_of(reference, self._recipe.stages, self)
-        return base
+        if reference.partition("@")[0] in {*self, *self._recipe.stages}:
+            return base_of(reference, self._recipe.stages, self) or BASE
+        return self._base_of_folder(reference)
 
     def _base_of_folder(self, reference: str) -> str | None:
         if reference not in self._of_folder:
@@ -297,10 +292,11 @@ class RunBases(dict[str, RunBase]):
     def other_tokenizer(self, stage: Stage) -> Iterator[Problem]:
         """A reference on another base model that would read other tokens than the policy writes."""
         reference = (stage.settings.reference if stage.settings is not None else None) or stage.base
-        for base in bases_of(reference, self._recipe.stages, self) - {stage.base}:
+        base = base_of(reference, self._recipe.stages, self)
+        if base not in (None, stage.base):
             ours, theirs = self[stage.base].encoder, self[base].encoder
             if ours is None or theirs is None or ours.digest == theirs.digest:
-                continue
+                return
             what, help = (
                 "has another tokenizer",
                 "name a reference whose base model has the same tokenizer, or let the policy learn its answers as "

@@ -26,7 +26,6 @@ from alignkit.io.digest import digest
 from alignkit.io.results import RECIPE, Results, folders_of
 from alignkit.io.text import duration
 from alignkit.plugins import plugins
-from alignkit.recipe.load import tracker_problem
 from alignkit.recipe.schema import Recipe, Stage
 from alignkit.recipe.yaml import dump
 from alignkit.runs.folder import begin, locked, resume_command
@@ -145,7 +144,7 @@ class Run(Services):
             try:
                 call(create(component), "check")
             except RunFailed as error:
-                mistakes.add([tracker_problem(self.recipe, index, str(error))])
+                mistakes.add([self.recipe.problem(("trackers", index), str(error))])
         for name in names:
             self.should_stop()
             self.stage_name = name

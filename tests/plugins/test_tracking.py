@@ -16,9 +16,9 @@ from alignkit import Group, Message, Response, RunFailed, TrackedRun, Tracker
 from alignkit.cli import main
 from alignkit.data.group import write_groups
 from alignkit.errors import RecipeError
-from alignkit.plugins import plugins
-from alignkit.recipe.load import with_trackers
-from alignkit.registry import Component, Registration, Registry
+from alignkit.plugins import load_plugins, plugins
+from alignkit.recipe.load import load_recipe
+from alignkit.registry import Component, Registration
 from alignkit.testing import ConformanceError, check_tracker
 
 PLUGIN = """
@@ -158,16 +158,19 @@ def recipe(kind: type[Tracker], name: str = "x") -> Any:
     return SimpleNamespace(name="x", folder=Path(), resolved={}, trackers=(component,))
 
 
-def test_a_tracker_of_the_command_line_that_needs_options() -> None:
+def test_a_tracker_of_the_command_line_that_needs_options(tmp_path: Path) -> None:
     class Demanding(Tracker):
         class Options(alignkit.Options):
             team: str
 
-    registry = Registry()
+    registry = load_plugins().registry
     registry.add("tracker", Registration("demanding", Demanding, plugin="x"))
+    (tmp_path / "d.jsonl").write_text('{"prompt": "a", "completion": "b"}')
+    path = tmp_path / "r.yaml"
+    path.write_text("model: {base: tiny}\nstages: {sft: {algorithm: sft, data: d.jsonl}}")
     with pytest.raises(RecipeError) as error:
-        with_trackers(recipe(Tracker), ["demanding"], registry)
-    assert "'demanding.team' is missing\n  --> --tracker demanding" in str(error.value)
+        load_recipe(path, (), registry, ["demanding"])
+    assert "'trackers.0.demanding.team' is missing\n  --> --tracker demanding" in str(error.value)
 
 
 class Seen(Tracker):

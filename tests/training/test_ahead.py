@@ -372,7 +372,7 @@ def test_a_stage_that_ends_early_drops_what_is_under_way(tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"engine": "local"}, "engine 'local' cannot sample while the stage learns.*such as vllm on other devices"),
+        ({"engine": "local"}, "cannot sample while the stage learns.*such as vllm on other devices"),
         ({"rollout": {"ahead": 2}}, "stages.align.rollout.ahead: expected at most 1, got 2"),
         (
             {"gold": "length", "stop": {"gold": "falls"}},
@@ -396,7 +396,7 @@ def test_an_engine_may_say_that_it_cannot(tmp_path: Path, monkeypatch: pytest.Mo
     place = Place(tmp_path, engine="vllm")
     assert load_recipe(place.recipe).stages["align"].settings.rollout.ahead == 1
     monkeypatch.setattr("alignkit_vllm.engine.Vllm.Options.samples_ahead", False)
-    with pytest.raises(RecipeError, match="engine 'vllm' cannot sample while the stage learns"):
+    with pytest.raises(RecipeError, match="cannot sample while the stage learns"):
         load_recipe(place.recipe)
 
 

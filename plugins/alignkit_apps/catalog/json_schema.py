@@ -114,7 +114,7 @@ class _Builder:
             "elsewhere": {"properties": {"engine": _ref("engine")}},
             # Those of libraries count, too, and have other names in other versions.
             **dict.fromkeys(("optimizer", "schedule"), _any_of([TEXT, {"type": "object", "maxProperties": 1}])),
-            **dict.fromkeys(("stage_name", "policy", "from", "base"), TEXT),
+            **dict.fromkeys(("stage_name", "policy", "from", "reference", "reward_stage", "base"), TEXT),
         }
         return {f"alignkit.{name}": shape for name, shape in shapes.items()}
 

@@ -14,7 +14,11 @@ from alignkit.algorithm import Algorithm, StageDefaults
 
 LONGEST_DEFAULT = 60  # characters; a longer default is a built-in text, such as a judge's question
 # Of references (`alignkit.options.Ref`), those that are not called what they are.
-_REFERENCES = {"policy": "stage", "from": "stage or folder", "base": "name in 'bases'"}
+_REFERENCES = {
+    **dict.fromkeys(("policy", "reference", "reward_stage"), "stage"),
+    "from": "stage or folder",
+    "base": "name in 'bases'",
+}
 _TYPES = {"string": "text", "boolean": "true | false", "object": "mapping"}
 _PLURALS = ("text", "integer", "number", "stage", "reward", "filter", "monitor")
 _LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
