@@ -104,10 +104,10 @@ def _refused(error: Mistakes) -> ConformanceError:
 
 
 class AnyNames(Reading):
-    """Names in options, where any name may be that of a stage. roles: those of stages."""
+    """Names in options, where any name may be that of a stage; `stage.roles` has those that are."""
 
     def read_stage(self, value: str) -> str:
-        self.roles[value] = None
+        self.stage.roles = (*self.stage.roles, value)
         return value
 
     read_policy = read_from = read_base = read_stage
