@@ -76,6 +76,7 @@ SHARED_PLUGINS = {
     "gpu",
     "named_code",
     "people",
+    "whole_model",
     "whole_reward_model",
 }
 

@@ -100,8 +100,8 @@ PLANTED = {
     ),
     "unread_score_is_0": Planted(
         SERVICE,
-        "scores += [None] * len(group.responses)",
-        "scores += [0.0] * len(group.responses)",
+        "None if score is None else float(score)",
+        "0.0 if score is None else float(score)",
         "test_service.py::test_truncated_and_unscored_responses_are_reported",
     ),
     "nested_whitened": Planted(

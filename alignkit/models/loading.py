@@ -390,6 +390,32 @@ def saved_unread(folder: Path) -> int | None:
     return None if found is None else int(found)
 
 
+def scorer(network: Any, head: Tensor, padding: int | None) -> Any:
+    """A classifier with one label, whose logit is the score: the network's backbone with a head [1, hidden].
+
+    padding: the token that it skips at the end of a row, and that pads batches.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    config = copy.deepcopy(network.config)
+    config.num_labels = 1
+    config.problem_type = "regression"  # or else vLLM puts the score through a sigmoid
+    config.get_text_config().pad_token_id = padding
+    model = AutoModelForSequenceClassification.from_config(config, dtype=network.dtype)
+    backbone(model).load_state_dict(backbone(network).state_dict())
+    model.score.weight.data.copy_(head)
+    return model
+
+
+def saved_head(folder: Path) -> Tensor:
+    """Read the scalar head [1, hidden], fp32, of a saved reward model."""
+    for file in sorted(folder.glob("*.safetensors")):
+        for key, value in load_file(file).items():
+            if key.endswith("score.weight"):
+                return value.float()
+    raise RunFailed(f"{folder} is a reward model without a score head")
+
+
 def with_padding(tokenizer: Any, config: Any) -> Any:
     """A copy of a tokenizer that pads with the base's padding, or else with a special token that ends no turn."""
     padded, padding = copy.deepcopy(tokenizer), padding_of(config)

@@ -10,7 +10,7 @@ import gc
 import importlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,15 +19,14 @@ from alignkit.data.group import Group, Message, preview, previews
 from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.kernels.memory import release_cached, trim
 from alignkit.models.adapters import is_adapter
-from alignkit.models.export import export
-from alignkit.models.generate import Continuation, Generation, Wrote, generate, sample
+from alignkit.models.generate import sample
 from alignkit.models.loading import has_score, with_padding
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import measure, micro_batches, pack
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
 from alignkit.reward import Progress, no_progress
 from alignkit.sampling import Sampling
-from alignkit.tokens.encoder import Encoded, Ids
+from alignkit.tokens.encoder import Encoded
 
 
 class LoadedBase:
@@ -71,18 +70,11 @@ class LoadedBase:
     def role(self, reference: str) -> str:
         """Load the role of a reference, with its scalar head if it has one, and return the role's name."""
         name = self._role_name(reference)
-        self._open(name, reference)
-        return name
-
-    def open(self, name: str) -> None:
-        """Load a role by its name, which `role` has returned in another process."""
-        self._open(name, name.replace("|", "/"))
-
-    def _open(self, name: str, reference: str) -> None:
         if name not in self.model.roles:
             folder = self.artifact(reference)
             head: HeadKind = "scalar" if has_score(folder) else "language"
             self.model.add_role(name, start=folder, head=head)
+        return name
 
     def forget(self, reference: str) -> None:
         """Drop a role, so that it is read from disk again."""
@@ -113,20 +105,31 @@ class RolePolicy:
 
     def scores(self, groups: Sequence[Group]) -> list[float | None]:
         """See `alignkit.Policy`."""
-        role = self.base.role(self.reference)
         self.encoder.forget_counts()
         encoded = [self.encoder.encode(group, self.base.max_length, scoring=True) for group in groups]
         self.report_unread()
-        readable = [e for e in encoded if e is not None and e.rows]
-        with self.base.progress(f"scoring with {self.reference}", len(readable)) as done:
-            measured = iter(measure(self.model, role, readable, "scores", done=done))
         scores: list[float | None] = []
-        for group, e in zip(groups, encoded, strict=True):
-            if e is None:
-                scores += [None] * len(group.responses)
-            else:
-                scores += [float(next(measured)) for _ in e.rows]
+        for score in self._measured(groups, encoded, "scores"):
+            scores.append(None if score is None else float(score))
         return scores
+
+    def _measured(
+        self,
+        groups: Sequence[Group],
+        encoded: Sequence[Encoded | None],
+        what: Literal["logprobs", "scores"],
+        temperature: float = 1.0,
+    ) -> list[Tensor | None]:
+        """One output for every response; None where the prompt does not fit."""
+        fitting = [e for e in encoded if e is not None and e.rows]
+        role = self.base.role(self.reference)
+        doing = {"scores": "scoring with", "logprobs": "log-probabilities of"}[what]
+        with self.base.progress(f"{doing} {self.reference}", len(fitting)) as done:
+            measured = iter(measure(self.model, role, fitting, what, temperature=temperature, done=done))
+        outputs: list[Tensor | None] = []
+        for group, e in zip(groups, encoded, strict=True):
+            outputs += [None if e is None else next(measured) for _ in group.responses]
+        return outputs
 
     def report_unread(self) -> None:
         """Report responses that the reward model could not read in full."""
@@ -142,14 +145,8 @@ class RolePolicy:
         """See `alignkit.Policy`."""
         self._check_tokens(groups)
         encoded = [self.encoder.encode(group, self.base.max_length) for group in groups]
-        fitting = [e for e in encoded if e is not None]
-        role = self.base.role(self.reference)
-        with self.base.progress(f"log-probabilities of {self.reference}", len(fitting)) as done:
-            measured = iter(measure(self.model, role, fitting, "logprobs", temperature=temperature, done=done))
-        logprobs: list[Tensor] = []
-        for group, e in zip(groups, encoded, strict=True):
-            logprobs += [torch.zeros(0) if e is None else next(measured) for _ in group.responses]
-        return logprobs
+        measured = self._measured(groups, encoded, "logprobs", temperature)
+        return [torch.zeros(0) if logprobs is None else logprobs for logprobs in measured]
 
     def _check_tokens(self, groups: Sequence[Group]) -> None:
         """Raise OtherTokenizer for sampled tokens that mean something else to this model."""
@@ -224,20 +221,16 @@ class RolePolicy:
             groups[i] = group
         return groups
 
-    def generate(
-        self, prompts: Sequence[Ids], streams: Sequence[Sequence[int]], sampling: Sampling, wrote: Wrote | None = None
-    ) -> list[list[Continuation]]:
-        """Continue prompts that are given as token ids; see `alignkit.models.generate`."""
-        role = self.base.role(self.reference)
-        return generate(Generation(self.model, role, self.encoder, prompts, streams, sampling), wrote=wrote)
-
     def save(self, folder: Path) -> list[str]:
         """See `alignkit.Policy`."""
         model, tokenizer = self.model, self.model.tokenizer
         saved = None if self.reference == self.base.name else self.base.artifact(self.reference)
         if saved is not None and has_score(saved):
             tokenizer = with_padding(tokenizer, model.model.config)
-        return export(saved, folder, model.base, model.spec, model.dtype, tokenizer, self.encoder.end_ids)
+        plugin = importlib.import_module("alignkit_plugins.whole_model")
+        ends = self.encoder.end_ids
+        notes: list[str] = plugin.export(saved, folder, model.base, model.spec, model.dtype, tokenizer, ends)
+        return notes
 
 
 class Models:

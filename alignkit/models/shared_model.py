@@ -28,7 +28,6 @@ from alignkit.kernels.lm_head import Entropy, HeadSpec, logprobs_and_entropy
 from alignkit.kernels.memory import retain_freed_memory
 from alignkit.models import checked_model
 from alignkit.models.adapters import ActiveAdapter, Adapters, Base
-from alignkit.models.export import saved_head, scorer
 from alignkit.models.loading import (
     backbone,
     check_finite,
@@ -40,7 +39,9 @@ from alignkit.models.loading import (
     locate,
     mixed_precision,
     padding_of,
+    saved_head,
     saved_unread,
+    scorer,
     warn_unused,
     with_padding,
 )
@@ -167,7 +168,8 @@ class SharedModel:
             source = self.roles[start].adapter if isinstance(start, str) else start
             role = Role(name, self.model, self.adapters.add(name, self.seed, source))
         if head == "scalar":
-            role.head, role.unread = self._start_head(start), self._unread(start)
+            weight, role.unread = self._start_head(start)
+            role.head = nn.Parameter(weight.to(self.device), requires_grad=False)
         self.roles[name] = role
         return role
 
@@ -242,22 +244,21 @@ class SharedModel:
             make_recomputable(model)
         return model.eval()
 
-    def _start_head(self, start: str | Path | None) -> nn.Parameter:
-        """Copy the start's scalar head if it has one; otherwise draw one."""
-        if isinstance(start, str) and (head := self.roles[start].head) is not None:
-            return nn.Parameter(head.detach().clone(), requires_grad=False)
-        if isinstance(start, Path) and has_score(start):
-            return nn.Parameter(saved_head(start).to(self.device), requires_grad=False)
+    def _start_head(self, start: str | Path | None) -> tuple[Tensor, int | None]:
+        """The start's scalar head, or else a new one, and the token that a reward model skips.
+
+        That of a new head is the base's padding.
+        """
+        if isinstance(start, str):
+            role = self.roles[start]
+            if role.head is not None:
+                return role.head.detach().clone(), role.unread
+        elif start is not None and has_score(start):
+            return saved_head(start), saved_unread(start)
         # On the CPU, so that every device starts alike; not from `seed`, from which adapters are drawn.
         generator = torch.Generator().manual_seed(self.seed + 1)
         weight = torch.randn(1, self.hidden_size, generator=generator) / (self.hidden_size + 1) ** 0.5
-        return nn.Parameter(weight.to(self.device), requires_grad=False)
-
-    def _unread(self, start: str | Path | None) -> int | None:
-        """The token that a reward model skips: its start's, or for a new one the base's padding."""
-        if isinstance(start, str) and self.roles[start].head is not None:
-            return self.roles[start].unread
-        return saved_unread(start) if isinstance(start, Path) and has_score(start) else padding_of(self.model.config)
+        return weight, padding_of(self.model.config)
 
     # Forward passes
 

@@ -163,7 +163,7 @@ class LockstepPasses(Passes):
         """Raises RunFailed if the model cannot be cut."""
         _check(service.model)
         self.name, self.model, self.collectives, self._sharing = name, service.model, collectives, sharing
-        self._open = service.open
+        self._role = service.role
         self._parts: dict[Any, ShardedNetwork] = {}  # of networks
         self._skeletons: dict[Any, Any] = {}  # of networks that learn
         self._hidden: list[Tensor] = []  # of the passes since the last backward, in the same order in every process
@@ -214,7 +214,7 @@ class LockstepPasses(Passes):
     def join(self, call: Call) -> None:
         """Do what another process needs for its pass."""
         role = call.role or BASE
-        self._open(role)  # a process with no row for a reward model has not loaded it
+        self._role(role.replace("|", "/"))  # a process with no row for a reward model has not loaded it
         if call.kind == Kind.GATHER:
             self._gather(role)
         elif call.kind == Kind.BACKWARD:

@@ -13,11 +13,11 @@ from alignkit import Group, Message, Response
 from alignkit.io.lookup import cache_folder
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
-from alignkit.models.export import end_with, whole_model
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit_plugins.models import tiny
+from alignkit_plugins.whole_model import end_with, whole_model
 
 
 def test_a_classifier_skips_what_the_reward_model_skipped(tmp_path: Path) -> None:

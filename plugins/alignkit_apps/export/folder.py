@@ -16,8 +16,6 @@ from alignkit.io.atomic import replace_folder, write_json, write_text
 from alignkit.io.credentials import redacted
 from alignkit.io.digest import cached_snapshot
 from alignkit.models.adapters import ORIGIN, Base
-from alignkit.models.export import end_with
-from alignkit.models.export import export as write_model
 from alignkit.models.loading import DTYPES, dtype_of, end_ids, read_json
 from alignkit.runs.bases import base_source
 from alignkit.tokens.check import loaded_tokenizer
@@ -26,6 +24,8 @@ from alignkit.tokens.template import ChatOptions
 from alignkit_apps.export.card import Use, card, recipe_text
 from alignkit_apps.export.request import Request
 from alignkit_apps.policies.source import Source
+from alignkit_plugins.whole_model import end_with
+from alignkit_plugins.whole_model import export as write_model
 
 SAMPLED_WITH = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # of generation settings
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt")  # of which "/home" may be a word

@@ -132,7 +132,7 @@ def opened(
                 engines.callback(model.engine.close)
             # Asked for no answer, it reads the weights, and an engine starts and takes them: now, because that can fail
             # or take minutes.
-            policy.role.generate([], [], policy.sampling)
+            policy.role.sample([], seed=0)
         yield Opened(policies, [Rewards(reward, context) for reward in rewards])
 
 

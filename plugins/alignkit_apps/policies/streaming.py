@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from alignkit.models.generate import ActiveSequence
+from alignkit.models.generate import ActiveSequence, Generation, generate
 from alignkit.models.models import RolePolicy
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Ids
@@ -53,7 +53,8 @@ def answer(
                 text = encoder.decode(row.tokens).rstrip("\ufffd")
                 hear("" if encoder.may_be_lead(text) else _before(text, sampling.stop))
 
-    ((written,),) = policy.generate([prompt], [[stream]], sampling, wrote)
+    role = policy.base.role(policy.reference)
+    ((written,),) = generate(Generation(policy.model, role, encoder, [prompt], [[stream]], sampling), wrote=wrote)
     text = until_stop(encoder.decode(written.tokens), sampling.stop)
     hear(text)
     return Answer(text, written.tokens, written.ended)

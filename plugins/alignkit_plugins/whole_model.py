@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
 from alignkit.kernels import capabilities
 from alignkit.models.adapters import Base, is_adapter
 from alignkit.models.loading import (
-    backbone,
     dtype_of,
     ends_of,
     has_score,
     load_base,
     locate,
     read_weights,
+    saved_head,
     saved_unread,
+    scorer,
 )
 
 if TYPE_CHECKING:
@@ -101,32 +99,6 @@ def _with_adapter(network: Any, saved: Path) -> Any:
     config = PeftConfig.from_pretrained(str(saved))
     config.task_type, config.modules_to_save = "CAUSAL_LM", None
     return PeftModel.from_pretrained(network, str(saved), config=config).eval()
-
-
-def scorer(network: Any, head: Tensor, padding: int | None) -> Any:
-    """A classifier with one label, whose logit is the score: the network's backbone with a head [1, hidden].
-
-    padding: the token that it skips at the end of a row, and that pads batches.
-    """
-    from transformers import AutoModelForSequenceClassification
-
-    config = copy.deepcopy(network.config)
-    config.num_labels = 1
-    config.problem_type = "regression"  # or else vLLM puts the score through a sigmoid
-    config.get_text_config().pad_token_id = padding
-    model = AutoModelForSequenceClassification.from_config(config, dtype=network.dtype)
-    backbone(model).load_state_dict(backbone(network).state_dict())
-    model.score.weight.data.copy_(head)
-    return model
-
-
-def saved_head(folder: Path) -> Tensor:
-    """Read the scalar head [1, hidden], fp32, of a saved reward model."""
-    for file in sorted(folder.glob("*.safetensors")):
-        for key, value in load_file(file).items():
-            if key.endswith("score.weight"):
-                return value.float()
-    raise RunFailed(f"{folder} is a reward model without a score head")
 
 
 def end_with(generation: Any, end_ids: Iterable[int]) -> None:
