@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from alignkit_monitors.estimates import Change, change
 from alignkit_monitors.snapshot import Look
-from alignkit_plugins.rewards import text_metrics as text_measures
+from alignkit_plugins.data import text_metrics as text_measures
 
 LEVEL = 0.05  # chance of any false warning over all iterations
 NOTABLE = 0.2  # share of the first value by which a mean must differ

@@ -10,8 +10,8 @@ from statistics import fmean as mean
 from alignkit.data.group import Group, Response, length
 from alignkit.monitor import GOLD_KEY
 from alignkit.reward import REWARD_KEY
+from alignkit_plugins.data import text_metrics as text_measures
 from alignkit_plugins.data.spoken import all_turns
-from alignkit_plugins.rewards import text_metrics as text_measures
 
 MEASURES = ("length", "repetition", "hedges", "confidence")  # of a single answer
 

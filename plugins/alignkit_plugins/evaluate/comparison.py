@@ -37,17 +37,17 @@ def together(prompts: Sequence[Group], data: Any) -> tuple[list[Group], list[str
     sources = data.sources if isinstance(data, DataSpec) else ()
     if not any(source.group for source in sources):
         return list(prompts), []
-    columns = [sources[group.origin.source if group.origin else 0].group for group in prompts]
-    units = [
-        f"{column} {held_together(group, column)!r}" if column else ""
-        for group, column in zip(prompts, columns, strict=True)
-    ]
-    shared = ", ".join(dict.fromkeys(filter(None, columns)))
-    note = f"intervals are over {len({*units} - {''})} groups of prompts, which share {shared}"
-    return [
-        replace(group, meta={**group.meta, UNIT: unit}) if unit else group
-        for group, unit in zip(prompts, units, strict=True)
-    ], [note] if shared else []
+    grouped, shared, units = [], dict[str, None](), set()
+    for group in prompts:
+        number = group.origin.source if group.origin else 0
+        if column := sources[number].group:
+            shared[column] = None
+            unit = f"{column} {held_together(group, column)!r}"
+            units.add(unit)
+            group = replace(group, meta={**group.meta, UNIT: unit})
+        grouped.append(group)
+    note = f"intervals are over {len(units)} groups of prompts, which share {', '.join(shared)}"
+    return grouped, [note] * bool(shared)
 
 
 def unit_of(group: Group) -> Any:

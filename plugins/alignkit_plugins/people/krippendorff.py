@@ -77,10 +77,9 @@ def agreement_of(
             rows[name].append(len(several))
             alike[name] += [float(one == other) for one, other in combinations(unit, 2)]
             several.append(unit)
-    share = clustered_share(list(alike.values()))
     same: Estimate = {"mean": None, "low": None, "high": None, "n": 0}
-    if share is not None:
-        same = {"mean": share["mean"], "low": share["low"], "high": share["high"], "n": len(several)}
+    if share := clustered_share(list(alike.values())):
+        same = {**share, "n": len(several)}
     values, counts = _counted(several, level)
     pairs = _coincidences(counts)
     # [clusters, values, values] and [clusters, values]

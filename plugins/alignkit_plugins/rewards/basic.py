@@ -27,22 +27,11 @@ from alignkit import (
     RunFailed,
 )
 from alignkit import functional as F
-from alignkit.data.group import length
 from alignkit.errors import did_you_mean
 from alignkit.evaluation.answers import spaced
 from alignkit_plugins.data.spoken import all_turns
+from alignkit_plugins.data.text_metrics import sampled_length
 from alignkit_plugins.named_code import NamedCode, accepted, raised, required
-
-
-def sampled_length(response: Response, reward: str, help: str = "") -> int:
-    """`length`, for a reward that counts tokens. Raises DataError for a response without any, such as one of a file.
-
-    help: what the user can do instead.
-    """
-    if response.tokens is None:
-        advice = f"\nhelp: {help}" if help else ""
-        raise DataError(f"reward '{reward}' counts tokens, but a response was not sampled in this run{advice}")
-    return length(response)
 
 
 class Length(Reward):

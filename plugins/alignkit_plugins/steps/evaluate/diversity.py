@@ -21,9 +21,9 @@ from alignkit.evaluation import statistics
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Table
 from alignkit_plugins.data.spoken import all_turns
+from alignkit_plugins.data.text_metrics import ngrams, self_bleu, words_of
 from alignkit_plugins.evaluate.comparison import answers_of, unit_of
 from alignkit_plugins.evaluate.who_judged import DIVERSITY, adjusted, side
-from alignkit_plugins.rewards.text_metrics import ngrams, self_bleu, words_of
 
 # Whether more of it is more diverse: 1, -1, or 0 if it says nothing about that.
 MEASURES = {"distinct-1": 1, "distinct-2": 1, "self-BLEU": -1, "entropy, nats per token": 1, "length spread, tokens": 0}

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 
 import regex
 
+from alignkit.data.group import Response, length
+from alignkit.errors import DataError
 from alignkit.evaluation.answers import spaced
 from alignkit.seeds import stream
 
@@ -35,6 +37,17 @@ BLEU = 4  # words of the longest n-gram in `self_bleu`
 COMPARED = 16  # texts, for self-BLEU
 # `re` takes the vowel signs of Hindi, accents that follow their letter and the like for punctuation.
 _WORD = regex.compile(r"[^\W_]+(?:['’\-][^\W_]+)*|[^\w\s]")
+
+
+def sampled_length(response: Response, reward: str, help: str = "") -> int:
+    """`length`, for a reward that counts tokens. Raises DataError for a response without any, such as one of a file.
+
+    help: what the user can do instead.
+    """
+    if response.tokens is None:
+        advice = f"\nhelp: {help}" if help else ""
+        raise DataError(f"reward '{reward}' counts tokens, but a response was not sampled in this run{advice}")
+    return length(response)
 
 
 def words_of(text: str) -> list[str]:
