@@ -141,7 +141,7 @@ def _check_combination(around: Surroundings, component: Component) -> None:
 
     def node(state: Mapping[str, Any] | None = None) -> Node:
         """As a run has it. state: of one that resumes."""
-        made = Rewards(spec, around.context).root
+        made = Rewards(spec, around.context).nodes[-1]
         if state is not None:
             made.plugin.state = copy.deepcopy(dict(state))
         return made

@@ -101,15 +101,15 @@ def bootstrap(
     Efron 1979, "Bootstrap methods: another look at the jackknife". No interval means that the statistic is not defined
     for nearly all draws. again: the statistic of the units with these indices.
     """
+    estimate: Estimate = {"mean": found, "low": None, "high": None, "n": n}
     if found is None or n < 2:
-        return {"mean": found, "low": None, "high": None, "n": n}
+        return estimate
     draws = seeds.stream(seed, "agreement", n).integers(0, n, size=(REPETITIONS, n))
     spread = [value for drawn in draws if (value := again(drawn)) is not None]
-    if len(spread) < 0.95 * REPETITIONS:
-        return {"mean": found, "low": None, "high": None, "n": n}
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(spread, [tail, 1 - tail])
-    return {"mean": found, "low": float(low), "high": float(high), "n": n}
+    if len(spread) >= 0.95 * REPETITIONS:
+        tail = (1 - CONFIDENCE) / 2
+        estimate["low"], estimate["high"] = np.quantile(spread, [tail, 1 - tail]).tolist()
+    return estimate
 
 
 def _alpha(values: Sequence[Any], pairs: Array, totals: Array, level: Level) -> float | None:
