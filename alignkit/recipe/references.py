@@ -439,8 +439,10 @@ class Reading:
             return self.located.get(value, value)
         base = self.read_hub(value)
         # Few hub ids have no namespace, so a misspelled plugin is more likely.
-        if base == value and "/" not in value and did_you_mean(value, self.registry.names("model")):
-            self.plugin("model", value)
+        if base == value and "/" not in value:
+            names = self.registry.names("model")
+            if did_you_mean(value, names) or any(name.startswith(value) for name in names):
+                self.plugin("model", value)
         return base
 
     def read_template(self, value: str) -> str:
