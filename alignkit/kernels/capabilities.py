@@ -11,7 +11,6 @@ import ctypes
 import functools
 import importlib
 import os
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -86,13 +85,8 @@ def _cpu_multiplies_bf16() -> bool:
     # last word, for ONEDNN_MAX_CPU_ISA keeps it from instructions that the processor has.
     if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return False
-    if hasattr(torch.cpu, "get_capabilities"):
-        flags = torch.cpu.get_capabilities()
-        return any(flags.get(name) for name in BF16_INSTRUCTIONS)
-    # An older torch.
-    return platform.machine() == "aarch64" or bool(
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
+    flags: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 does not tell
+    return any(flags.get(name) for name in BF16_INSTRUCTIONS)
 
 
 @functools.cache

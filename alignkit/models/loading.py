@@ -47,8 +47,10 @@ def reading(source: str | Path, help: str = _AGAIN) -> Iterator[None]:
         raise RunFailed(f"{source} cannot be read ({type(error).__name__}: {reason})\nhelp: {help}") from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises RunFailed if the file holds anything else."""
+def read_json(file: Path, *, optional: bool = False) -> dict[str, Any]:
+    """Read a JSON object. optional: none is empty. Raises RunFailed if the file holds anything else."""
+    if optional and not file.is_file():
+        return {}
     with reading(file):
         content = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
@@ -223,18 +225,6 @@ def quantization_options(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def quantized_width(spec: ModelSpec) -> float | None:
-    """Bytes per weight of a quantized matrix, with its scales; None if the base is not quantized.
-
-    bitsandbytes has a scale in fp32 per row of int8, or per 64 weights of 4 bits. Double quantization stores these in
-    8 bits, with a scale in fp32 per 256 of them.
-    """
-    options = quantization_options(spec)
-    if "load_in_4bit" not in options:
-        return 1.0 if options else None
-    return 0.5 + (1 + 4 / 256 if options.get("bnb_4bit_use_double_quant") else 4) / 64
-
-
 def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
@@ -342,7 +332,7 @@ def silence_libraries() -> None:
 def has_score(folder: Path) -> bool:
     """Whether a saved role is a reward model."""
     for file in (folder / "adapter_config.json", folder / CONFIG):
-        config = read_json(file) if file.is_file() else {}
+        config = read_json(file, optional=True)
         names = config.get("architectures") or []
         if config.get("task_type") == "SEQ_CLS" or any(name.endswith("ForSequenceClassification") for name in names):
             return True

@@ -123,9 +123,9 @@ class SharedModel:
         self.packs = True
         self.unpacked_because = self._why_not_packable()
         self.packs = not self.unpacked_because
-        attention_name = attention.NAME if self.packs else None
+        self.attention_name = attention.NAME if self.packs else None
         self.model, unused = load_base(
-            self.spec, self.source, self.base.revision, self.dtype, self.device, attention_name
+            self.spec, self.source, self.base.revision, self.dtype, self.device, self.attention_name
         )
         check_finite(self.base.source, dict(self.model.named_parameters()))
         self.model.requires_grad_(False)
@@ -238,8 +238,7 @@ class SharedModel:
             return copy.deepcopy(self.roles[start or BASE].model)
         # A reward model's folder has a score head, loaded separately, and lacks the language head, which it never uses.
         spare = ("score.weight", "lm_head.weight") if has_score(start) else ()
-        attention_name = attention.NAME if self.packs else None
-        model, _ = load_base(self.spec, str(start), None, self.dtype, self.device, attention_name, spare)
+        model, _ = load_base(self.spec, str(start), None, self.dtype, self.device, self.attention_name, spare)
         if self.recomputes:
             make_recomputable(model)
         return model.eval()
@@ -381,13 +380,16 @@ class SharedModel:
 
     def save(self, name: str, folder: Path, network: Any = None) -> None:
         """Write a role atomically, with the tokenizer: a peft adapter, or a model folder of `network` or its own."""
-        role = self.roles[name] if network is None else replace(self.roles[name], model=network)
+        role, tokenizer = self.roles[name], self.tokenizer
+        if network is not None:
+            role = replace(role, model=network)
+        if role.head is not None:
+            tokenizer = with_padding(tokenizer, self.model.config)
         with replace_folder(folder) as new:
             if role.adapter is not None and self.adapters is not None:
                 self.adapters.save(role.adapter, new, role.head, role.unread)
             else:
                 self.save_whole(role, new)
-            tokenizer = self.tokenizer if role.head is None else with_padding(self.tokenizer, self.model.config)
             tokenizer.save_pretrained(new)
 
     def save_whole(self, role: Role, folder: Path) -> None:

@@ -23,13 +23,25 @@ from alignkit.models.loading import (
     saved_head,
     saved_unread,
     scorer,
+    with_padding,
 )
 
 if TYPE_CHECKING:
+    from alignkit.models.models import RolePolicy
     from alignkit.settings import ModelSpec
 
 WEIGHTS = "adapter_model.safetensors"
 CPU = torch.device("cpu")
+
+
+def save(policy: RolePolicy, folder: Path) -> list[str]:
+    """See `alignkit.Policy.save`."""
+    model, tokenizer, saved = policy.model, policy.model.tokenizer, None
+    if policy.reference != policy.base.name:
+        saved = policy.base.artifact(policy.reference)
+        if has_score(saved):
+            tokenizer = with_padding(tokenizer, model.model.config)
+    return export(saved, folder, model.base, model.spec, model.dtype, tokenizer, policy.encoder.end_ids)
 
 
 def export(
