@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from alignkit.data.chat_templates import is_plain
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
-from alignkit.kernels import attention, matmul
+from alignkit.kernels import attention, capabilities, matmul
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.capabilities import prepare_gpu
 from alignkit.kernels.lm_head import Entropy, HeadSpec, logprobs_and_entropy
 from alignkit.kernels.memory import retain_freed_memory
 from alignkit.models import checked_model
@@ -87,7 +86,9 @@ class SharedModel:
         self.dtype = dtype_of(spec, self.device)
         if self.device.type == "cpu":
             retain_freed_memory()
-        prepare_gpu(self.device)
+        gpu = capabilities.on_gpu(self.device, "flex_attention")
+        if gpu is not None:
+            gpu.prepare()
         self.tokenizer, self.chat, self.end_ids = load_text(spec, self.source, revision)
         self.chat_facts = check_chat(self.encoder(), spec.base)  # before the weights, which take minutes
         if spec.chat_template is None and is_plain(self.tokenizer):
