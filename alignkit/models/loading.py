@@ -184,14 +184,14 @@ def load_base(
     device: torch.device,
     attention_name: str | None,
     spare: tuple[str, ...] = (),
-) -> tuple[Any, list[str]]:
-    """Load a language model. Returns it with the names of weights in its files that it does not use.
+) -> Any:
+    """Load a language model.
 
     attention_name: None for the model's own. spare: see `load_weights`.
     """
     from transformers import AutoModelForCausalLM
 
-    model, unused = load_weights(
+    model = load_weights(
         AutoModelForCausalLM,
         source,
         spare,
@@ -206,7 +206,7 @@ def load_base(
         # bitsandbytes' fast layout for CPUs with AVX512-BF16 has no backward pass: gradients would vanish silently.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return model, unused
+    return model
 
 
 def quantization_options(spec: ModelSpec) -> dict[str, Any]:
@@ -275,8 +275,8 @@ def ends_of(generation: Any) -> list[Any]:
     return [token for token in ids if token is not None]
 
 
-def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **options: Any) -> tuple[Any, list[str]]:
-    """Call `kind.from_pretrained`. Returns the model and the names of weights in its files that it does not use.
+def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **options: Any) -> Any:
+    """Call `kind.from_pretrained`. Logs one line about weights in the files that the model does not use.
 
     spare: endings of names that may be missing or unused. Raises RunFailed if other weights are missing or have the
     wrong shape: transformers would draw them at random.
@@ -299,18 +299,14 @@ def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **o
             f"{source}: {name} has the shape {list(theirs)}, but its config.json describes a {architecture} with "
             f"{list(ours)}\nhelp: use a folder whose configuration and weights belong together"
         )
-    return model, sorted(key for key in report["unexpected_keys"] if not key.endswith(spare))
+    if unused := sorted(key for key in report["unexpected_keys"] if not key.endswith(spare)):
+        logging.getLogger("alignkit").warning(f"{source}: a {architecture} does not use its weights {_first(unused)}")
+    return model
 
 
 def _is_no_report(record: logging.LogRecord) -> bool:
     """Whether a line is not transformers' table of missing and unused weights, which are reported here."""
     return "LOAD REPORT" not in record.getMessage()
-
-
-def warn_unused(source: str | Path, model: Any, names: list[str]) -> None:
-    """Log one line about weights that the model does not use."""
-    logger = logging.getLogger("alignkit")
-    logger.warning(f"{source}: a {type(model).__name__} does not use its weights {_first(names)}")
 
 
 def _first(names: list[str], shown: int = 3) -> str:

@@ -41,7 +41,6 @@ from alignkit.models.loading import (
     saved_head,
     saved_unread,
     scorer,
-    warn_unused,
     with_padding,
 )
 from alignkit.models.memory import MemoryBudget, Passes, activation_bytes_per_token, make_recomputable, recomputing
@@ -125,17 +124,13 @@ class SharedModel:
         self.unpacked_because = self._why_not_packable()
         self.packs = not self.unpacked_because
         self.attention_name = attention.NAME if self.packs else None
-        self.model, unused = load_base(
-            self.spec, self.source, self.base.revision, self.dtype, self.device, self.attention_name
-        )
+        self.model = load_base(self.spec, self.source, self.base.revision, self.dtype, self.device, self.attention_name)
         check_finite(self.base.source, dict(self.model.named_parameters()))
         self.model.requires_grad_(False)
         self.model.eval()  # always: with dropout old and new log-probabilities would differ
         self.roles[BASE] = Role(BASE, self.model, None)
         if self.packs:
             self.recomputes = make_recomputable(self.model)
-        if unused:
-            warn_unused(self.base.source, self.model, unused)
 
     def _why_not_packable(self) -> str:
         """Check a small copy of the base, in its place; returns why it needs its own attention, if it does."""
@@ -239,7 +234,7 @@ class SharedModel:
             return copy.deepcopy(self.roles[start or BASE].model)
         # A reward model's folder has a score head, loaded separately, and lacks the language head, which it never uses.
         spare = ("score.weight", "lm_head.weight") if has_score(start) else ()
-        model, _ = load_base(self.spec, str(start), None, self.dtype, self.device, self.attention_name, spare)
+        model = load_base(self.spec, str(start), None, self.dtype, self.device, self.attention_name, spare)
         if self.recomputes:
             make_recomputable(model)
         return model.eval()

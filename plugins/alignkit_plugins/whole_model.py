@@ -82,7 +82,7 @@ def whole_model(
     # Rounded as in the run: what bitsandbytes makes of bf16 and of fp32 differs.
     device = CPU if spec.device == "cpu" else capabilities.default_device()
     stored = dtype_of(spec, device) if quantized else torch.float32
-    network, _ = load_base(spec, locate(base.source, base.revision), base.revision, stored, CPU, None)
+    network = load_base(spec, locate(base.source, base.revision), base.revision, stored, CPU, None)
     if quantized:
         network = network.dequantize(torch.float32).float()
     notes = []
