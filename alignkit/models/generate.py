@@ -400,14 +400,14 @@ class Decoder:
         logits: [rows, vocabulary]. Ended rows stay until the next refill. What is drawn for them is dropped, and no
         other row reads it.
         """
-        draws, early, sampling = torch.zeros(len(rows), dtype=torch.float64), None, self.request.sampling
+        draws, early, sampling = np.zeros(len(rows)), None, self.request.sampling
         for column, row in enumerate(rows):
             if row.active:
                 draws[column] = row.draws[row.sampled]
-        short = torch.tensor([row.sampled < sampling.min_new_tokens for row in rows])
-        if short.any():
-            early = short.to(logits.device)
-        chosen, logprobs = choose(logits, draws.to(logits.device), sampling, early, self.ends)
+        short = [row.sampled < sampling.min_new_tokens for row in rows]
+        if any(short):
+            early = torch.tensor(short, device=logits.device)
+        chosen, logprobs = choose(logits, torch.from_numpy(draws), sampling, early, self.ends)
         self.append(rows, chosen.tolist(), logprobs.tolist())
         return chosen
 
