@@ -94,7 +94,8 @@ class Reward(WithOptions):
     def check_prompts(self, groups: Sequence[Group]) -> None:
         """Raise DataError if these prompts lack something that scoring needs; called after `check`, before training.
 
-        It is only called if all prompts come from files. They have responses if those are what will be scored.
+        Prompts that an earlier stage makes are checked once they exist. They have responses if those are what will be
+        scored.
         """
 
     def prepare(self, context: Context) -> None:

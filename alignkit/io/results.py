@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ def results_of_stage(run: Path, stage: str) -> list[NamedResult]:
     trained = [f for f, record in records.items() if record.get("complete") and _is_training(record)]
     seen: Counter[str] = Counter()
     results = []
-    for folder in sorted(trained, key=lambda folder: ((folder / "stage.json").stat().st_mtime, folder), reverse=True):
+    for folder in sorted(trained, key=lambda folder: (records[folder].get("finished", 0.0), folder), reverse=True):
         record = records[folder]
         algorithm = str(record["plugin"])
         name = f"{stage}@{algorithm}" + (f"~{seen[algorithm]}" if seen[algorithm] else "")
@@ -313,7 +314,7 @@ class Results:
         """Make a stage's work its result, whose checkpoints are no longer needed."""
         key = record["hash"]
         work, result = self._folder(WORK, stage, key), self._folder(RESULTS, stage, key)
-        write_record(work, {**record, "files": manifest(work)})
+        write_record(work, {**record, "finished": time.time(), "files": manifest(work)})
         _put(work, result)
         self._link(stage, result)
         shutil.rmtree(result / "checkpoints", ignore_errors=True)
@@ -399,7 +400,10 @@ def _put(work: Path, result: Path) -> None:
 
 
 def _copy(found: Path, result: Path) -> None:
-    """Link the files of another run's result, or copy them where the file system cannot."""
+    """Link the files of another run's result, or copy them where the file system cannot.
+
+    No file of a result is ever written in place, so both runs can have the same bytes.
+    """
     new = result.with_name(f".{result.name}{NEW}")
     shutil.rmtree(new, ignore_errors=True)
     for name in (*read_record(found)["files"], "stage.json"):

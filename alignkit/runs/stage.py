@@ -511,20 +511,19 @@ class TrainingStage(RunStage, StageContext):
         return {base: self.services.models.of(base) for base in self.services.bases.needed(self.stage)}
 
     def should_stop(self) -> None:
-        self.services.team.should_stop(self.services.should_stop)
+        self.collectives.should_stop(self.services.should_stop)
 
     @property
     def collectives(self) -> Collectives:
-        return self.services.team.collectives
+        return self.services.collectives
 
 
 class StepStage(RunStage):
     """A stage that makes data or files, and trains nothing."""
 
-    def prepare_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
-        first = not self._seen
-        super().prepare_data(mistakes, rows)
-        if first and id(self.stage.component) not in self._unusable:
+    def prepare(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
+        super().prepare(mistakes, rows)
+        if id(self.stage.component) not in self._unusable:
             with mistakes.gathering(self.name, ()):
                 call(self.plugin(self.stage.component), "check_data", self._step_data())
 

@@ -45,7 +45,7 @@ class Rerun(Run):
         for part in (name, *self.record.get("depends_on", {}).get("upstream", {})):
             self.hashes[part] = old.record(part).get("hash", "")
             if damage := "it is not finished" if not old.record(part).get("complete") else damage_of(old.path(part)):
-                refuse(f"stage '{name}' cannot be run again, because of '{part}': {damage}", "run the recipe again")
+                refuse(f"stage '{part}': {damage}, so '{name}' cannot be run again", "run the recipe again")
         now = json.loads(json.dumps(self.stage.key(), default=str))
         changed = [*changes(self.record["depends_on"], now)]
         self.around = [shown(one) for one in changed if ENVIRONMENT & {*one.path}]
