@@ -43,8 +43,7 @@ class StepContext(Context):
 
     Attributes:
         out: The stage's folder.
-        scorer: Makes the scorer of a RewardRef option: `scorer.score(groups)` returns the groups with their scores, and
-            `scorer.untrained` says which combinations training would have changed.
+        scorer: Makes the scorer of a RewardRef option: `scorer.score(groups)` returns the groups with their scores.
         map: Called as `map(name, rows, f)`: the results of f over rows. They are stored by the content of the rows, so
             a run that was killed continues after the last complete chunk. For a name in `Step.maps`, f is
             `self.mapper(name, context)`.

@@ -45,7 +45,7 @@ _NO_SCORE = "test_scoring.py::test_a_response_that_lacks_a_part_has_no_score"
 _ON_SEVERAL = "test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes"
 _OVER_BATCH = "test_reducer.py::test_numbers_over_the_batch_are_over_all_processes"
 _COMBINED = "combined = node.combine(groups, {name: raw[child][rows] for name, child in node.children.items()})"
-_REJECTED = "return [group for group in groups if self.algorithm.keep_group(group)]"
+_REJECTED = "return [*compress(groups, keep_mask(self.algorithm, groups))]"
 
 PLANTED = {
     # Sampling
@@ -94,8 +94,8 @@ PLANTED = {
     # Scoring
     "failed_score_is_0": Planted(
         SCORING,
-        "values = [math.nan if value is None else value",
-        "values = [0.0 if value is None else value",
+        "[math.nan if value is None else value",
+        "[0.0 if value is None else value",
         _NO_SCORE,
     ),
     "unread_score_is_0": Planted(
@@ -168,7 +168,7 @@ PLANTED = {
         f"{REPLAYED}::test_replayed_rollouts_pay_the_penalty_of_this_stage",
     ),
     "current_is_earlier": Planted(ROLLOUTS, "in range(1, iteration)]", "in range(1, iteration + 1)]", _EARLIER),
-    "rejected_again": Planted(ONLINE, _REJECTED, "return earlier", _EARLIER),
+    "rejected_again": Planted(ONLINE, _REJECTED, "return groups", _EARLIER),
     "unscored_again": Planted(
         ROLLOUTS, "return [with_scores(groups) for groups in", "return [groups for groups in", _EARLIER
     ),

@@ -24,12 +24,12 @@ from alignkit.models.packing import Examples, measure
 from alignkit.models.shared_model import BASE
 from alignkit.reward import REWARD_KEY
 from alignkit.settings import Settings
-from alignkit.testing.examples import example_groups
+from alignkit.testing.examples import encode_all, example_groups
 from alignkit.testing.rules import ConformanceError, check_registered, state_problems
 from alignkit.testing.tiny import ONE_BATCH, add_noise, tiny_model
-from alignkit.tokens.encoder import Encoded, Encoder, encode_all
+from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit.training.encoding import ReferencePrompts
-from alignkit.training.learner import Learner
+from alignkit.training.learner import Learner, term_weights
 from alignkit.training.mismatch import times
 from alignkit.training.stage import keep_mask, select
 
@@ -331,7 +331,9 @@ class Probe(Learner):
     def terms(self, examples: Examples) -> list[tuple[Per, bool]]:
         """The unit that each term of the loss is averaged over, and whether the term has weights."""
         with torch.no_grad():
-            terms, weights = self._loss(examples.batch(self.model.device), self._forward(examples))
+            batch = examples.batch(self.model.device)
+            terms = self.algorithm.loss(batch, self._forward(examples))
+            weights = term_weights(self.algorithm, batch)
         return [(term.per, name in weights) for name, term in terms.items()]
 
     def _forward(self, examples: Examples) -> Outputs:

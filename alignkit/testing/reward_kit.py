@@ -155,11 +155,11 @@ def _combination_problems(around: Surroundings, component: Component) -> Iterato
 
     def node(state: Mapping[str, Any]) -> Node:
         """As a run that resumes with this state has it."""
-        made = Rewards(spec, around.context).root
+        made = Rewards(spec, around.context).nodes[-1]
         made.plugin.state = copy.deepcopy(dict(state))
         return made
 
-    used = Rewards(spec, around.context).root
+    used = Rewards(spec, around.context).nodes[-1]
     yield from state_problems(used.plugin, "at first")
     start = copy.deepcopy(used.plugin.state)
     with unchanged("`combine` changes the groups or components that it is given", groups, columns) as problems:

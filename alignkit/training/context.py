@@ -96,7 +96,7 @@ class StageContext:
         """Where the stage's result goes."""
         return self.folder / "adapter"
 
-    def scorer(self, spec: RewardSpec) -> Rewards:
+    def scorer(self, spec: RewardSpec | None) -> Rewards:
         """What scores responses in all processes of the run."""
         from alignkit.training.rewards import Rewards
 

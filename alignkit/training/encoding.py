@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +33,6 @@ class StageEncoder:
         self.context, self.algorithm, self.summary = context, algorithm, summary
         self.encoder = context.models.encoder
         self._told: set[tuple[str, str]] = set()  # reasons, with files
-        self._new: Counter[str] = Counter()  # reasons that are not told yet
-        self._examples: dict[str, list[Group]] = {}
         reference = context.settings.reference
         read = context.models_of(reference).model.context if reference else context.model.context
         # The reference reads the same rows, so its context is a limit, too.
@@ -42,39 +41,31 @@ class StageEncoder:
             whose = "the model" if self.max_length == context.model.context else f"the reference '{reference}'"
             context.activity(f"max_length is {self.max_length}, the context of {whose}")
 
-    def encode(
-        self, groups: Sequence[Group], turns: str = "", *, count: bool = True, tell: bool = True
-    ) -> list[Encoded]:
-        """Encode the groups that fit. turns: see `Encoder.encode`; default: the algorithm's.
+    def encode(self, groups: Sequence[Group], turns: str = "") -> list[Encoded]:
+        """Encode the groups that fit, and say why others do not. turns: see `Encoder.encode`; default: the algorithm's.
 
-        count: count the others. tell: print why, now. Raises DataError that lists the rows which the chat template
-        refuses.
+        Raises DataError that lists the rows which the chat template refuses.
         """
         scoring = self.algorithm.trains is Trains.REWARD
         turns = turns or call(self.algorithm, "trained_turns")
         self.encoder.forget_counts()
+        for group in groups:
+            if not group.weight:
+                self.encoder.count("weightless", group)
+        weighted = [group for group in groups if group.weight]
         encoded: list[Encoded] = []
         refused: list[RowRefused] = []
-        for start in range(0, len(groups), BATCH):
-            for whole, run in groupby(groups[start : start + BATCH], lambda group: is_document(group) and not scoring):
-                weighted: list[Group] = []
-                for group in run:
-                    if group.weight:
-                        weighted.append(group)
-                    else:
-                        self.encoder.count("weightless", group)
+        for start in range(0, len(weighted), BATCH):
+            for whole, run in groupby(weighted[start : start + BATCH], lambda g: is_document(g) and not scoring):
                 limit = WHOLE if whole else self.max_length
-                for result in self.encoder.encode_batch(weighted, limit, turns=turns, scoring=scoring):
+                for result in self.encoder.encode_batch([*run], limit, turns=turns, scoring=scoring):
                     if isinstance(result, RowRefused):
                         refused.append(result)
                     elif result is not None:
-                        encoded += self._chunks(result) if whole else [result]
+                        encoded += map(compact, self._chunks(result) if whole else [result])
         self._leave_out(refused)
-        if count:
-            self._count()
-            self._warn_of_unknown(encoded)
-        if tell:
-            self.tell(len(groups))
+        self._tell(len(groups))
+        self._warn_of_unknown(encoded)
         return encoded
 
     def _chunks(self, document: Encoded) -> Sequence[Encoded]:
@@ -87,8 +78,8 @@ class StageEncoder:
             self.encoder.count("chunks", document.group, len(parts))
         return parts
 
-    def renderable(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups that the chat template accepts. Tokenizing them later cannot fail."""
+    def prompts(self, groups: Sequence[Group]) -> list[Group]:
+        """The prompts that the chat template accepts, counted as read. Tokenizing them later cannot fail."""
         self.encoder.forget_counts()
         accepted: list[Group] = []
         refused: list[RowRefused] = []
@@ -99,13 +90,7 @@ class StageEncoder:
             except RowRefused as error:
                 refused.append(error)
         self._leave_out(refused)
-        self._count()
-        self.tell(len(groups))
-        return accepted
-
-    def prompts(self, groups: Sequence[Group]) -> list[Group]:
-        """The prompts that the chat template accepts, counted as read."""
-        accepted = self.renderable(groups)
+        self._tell(len(groups))
         self.count_read(groups)
         return accepted
 
@@ -125,47 +110,43 @@ class StageEncoder:
         if bad:
             raise bad_rows_error(bad)
 
-    def _count(self) -> None:
-        """Add what the encoder left out or changed to the summary, and to what `tell` prints."""
+    def _tell(self, total: int) -> None:
+        """Count what the encoder left out or changed, and print a reason once for a file. total: groups."""
         if self.encoder.counts:
             self._add("encoding", self.encoder.counts)
+        facts = []
         for name, number in self.encoder.counts.items():
-            if (name, _source(self.encoder.groups[name][0])) not in self._told:
-                self._new[name] += number
-                self._examples.setdefault(name, []).extend(self.encoder.groups[name])
-
-    def tell(self, groups: int) -> None:
-        """Print the reasons that were not printed before for the same file. groups: among how many."""
-        facts = [f"{drop_reason(name, n)} ({previews(self._examples[name])})" for name, n in self._new.items()]
+            groups = self.encoder.groups[name]
+            if self._is_new(name, groups):
+                facts.append(f"{drop_reason(name, number)} ({previews(groups)})")
         if facts:
-            self.context.say(f"{counted(groups, 'group')}: {'; '.join(facts)}")
-        for name, examples in self._examples.items():
-            self._told |= {(name, _source(group)) for group in examples}
-        self._new.clear()
-        self._examples.clear()
+            self.context.say(f"{counted(total, 'group')}: {'; '.join(facts)}")
 
-    def _is_new(self, reason: str, file: str) -> bool:
-        """Whether a reason was not told before for a file; from now on, it was."""
-        new = (reason, file) not in self._told
-        self._told.add((reason, file))
-        return new
+    def _is_new(self, reason: str, groups: Sequence[Group]) -> bool:
+        """Whether a reason was not told before of a file of these groups; from now on, it was."""
+        new = {(reason, _source(group)) for group in groups} - self._told
+        self._told |= new
+        return bool(new)
 
     def _warn_of_unknown(self, encoded: Sequence[Encoded]) -> None:
         """Say once of each source that its words hold characters which the tokenizer lacks."""
-        unknown = self.encoder.tokenizer.unk_token_id
-        counts, totals = Counter[str](), Counter[str]()
-        for e in encoded if unknown is not None else ():
-            if file := _source(e.group):
-                tokens = [e.prompt, *(row.tokens for row in e.rows)]
-                counts[file] += sum(ids.count(unknown) for ids in tokens)
-                totals[file] += sum(map(len, tokens))
+        tokenizer = self.encoder.tokenizer
+        counts, totals, rows = Counter[str](), Counter[str](), dict[str, Group]()
+        for e in encoded:
+            file = _source(e.group)
+            if tokenizer.unk_token_id is None or not file:
+                continue
+            for ids in (e.prompt, *(row.tokens for row in e.rows)):
+                counts[file] += ids.count(tokenizer.unk_token_id)
+                totals[file] += len(ids)
+            rows[file] = e.group
         for file, count in counts.items():
-            if count > UNKNOWN * totals[file] and self._is_new("unknown", file):
+            if count > UNKNOWN * totals[file] and self._is_new("unknown", [rows[file]]):
                 self.summary.setdefault("unknown_tokens", {})[file] = [count, totals[file]]
                 self.context.say(
-                    f"warning: {file}: {count} of {totals[file]} tokens are "
-                    f"{self.encoder.tokenizer.unk_token}: the tokenizer lacks characters of these texts, which are "
-                    "learned as one unknown token; use a base model whose tokenizer has them"
+                    f"warning: {file}: {count} of {totals[file]} tokens are {tokenizer.unk_token}: the tokenizer lacks "
+                    "characters of these texts, which are learned as one unknown token; use a base model whose "
+                    "tokenizer has them"
                 )
 
     def count_read(self, groups: Sequence[Group]) -> None:
@@ -179,7 +160,7 @@ class StageEncoder:
         for name, count in counts.items():
             total[name] = total.get(name, 0) + count
 
-    def learnable(self, encoded: Sequence[Encoded], *, count: bool = True) -> list[Encoded]:
+    def learnable(self, encoded: Sequence[Encoded]) -> list[Encoded]:
         """The groups with the responses and pairs that the algorithm needs.
 
         Others are counted and told, but for those whose pairs the encoder left out, which it has counted.
@@ -192,12 +173,18 @@ class StageEncoder:
                 usable.append(e)
             elif not (needs.pairs and resolved_pairs(e.group)):
                 lost.append(e.group)
-        if lost and count:
+        if lost:
             self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(lost)
-            if self._is_new("without_signal", _source(lost[0])):
+            if self._is_new("without_signal", lost):
                 text = f"left out {counted(len(lost), 'row')} without {requirement(needs)}: {previews(lost)}"
                 self.context.say(text)
         return usable
+
+
+def compact(encoded: Encoded) -> Encoded:
+    """The same in 4 bytes for each number instead of 36: a data set may have a million rows."""
+    rows = [replace(row, tokens=array("i", row.tokens), mask=array("f", row.mask)) for row in encoded.rows]  # type: ignore[arg-type]
+    return replace(encoded, prompt=array("i", encoded.prompt), rows=tuple(rows))  # type: ignore[arg-type]
 
 
 def _source(group: Group) -> str:

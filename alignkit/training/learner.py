@@ -132,42 +132,42 @@ class Learner:
 
         def learn() -> tuple[dict[str, float], Averages]:
             self.optimizer.zero_grad(set_to_none=True)  # an attempt that ran out of memory may have set some
-            sums, averages = self._accumulate(cuts(), totals)
+            sums, metrics = self._pass(cuts(), totals)
             if self.auxiliary is not None:
-                sums["mix/nll"] = self._accumulate_auxiliary(self.auxiliary)
-            return sums, averages
+                sums["mix/nll"] = self._mix(self.auxiliary)
+            return sums, metrics
 
         # Other processes wait in the collectives, so nothing that may be repeated uses it.
-        sums, averages = within_memory(self.model.memory, learn)
+        sums, metrics = within_memory(self.model.memory, learn)
         self.collectives.add_gradients(self.parameters.values())
         recomputed = self.collectives.sum({"recomputed": float(self.model.recomputed - before)})
         means = self.collectives.sum(sums)
-        broken = [
-            f"'{name}'" for name, mean in means.items() if not math.isfinite(mean) and name not in ("loss", "mix/nll")
-        ]
-        whose = f" of {label_of(self.algorithm)}, in `{type(self.algorithm).__name__}.loss`,"
-        self.unfit = f"loss term {' and '.join(broken)}{whose}" if broken else "its loss or gradient"
-        metrics = means | averages.means(self.collectives)
+        broken = [name for name in means if not math.isfinite(means[name]) and name not in ("loss", "mix/nll")]
+        self.unfit = "its loss or gradient"
+        if broken:
+            self.unfit = f"loss term '{broken[0]}' of {label_of(self.algorithm)}, in `{type(self.algorithm).__name__}`,"
+        numbers = means | metrics.means(self.collectives)
         if self.model.memory.halvings:
-            metrics["token_budget"] = float(self.token_budget)
-        return metrics | (recomputed if recomputed["recomputed"] else {})
+            numbers["token_budget"] = float(self.token_budget)
+        if recomputed["recomputed"]:
+            numbers |= recomputed
+        return numbers
 
     def _cuts(self, examples: Examples, budget: Callable[[], int]) -> Cuts:
         """The groups of this process, cut again only if the budget has changed. Bundles stay whole."""
         groups = examples.groups
         units = indivisible([encoded.group.bundle for encoded in groups])
-        tokens = [encoded.length for encoded in groups]
-        lengths = [sum(map(tokens.__getitem__, unit)) for unit in units]
+        lengths = [sum(groups[index].length for index in unit) for unit in units]
         own = sorted(chain.from_iterable(units[unit] for unit in self.collectives.local_indices(lengths)))
 
         @cache
         def cut(tokens: int) -> list[MicroBatch]:
-            return [*map(micro_batch, micro_batches([groups[index] for index in own], tokens))]
-
-        def micro_batch(places: Sequence[int]) -> MicroBatch:
-            indices = [own[place] for place in places]
-            part = examples.take(indices)
-            return MicroBatch(part, part.batch(self.model.device), examples.rows_of(indices))
+            parts = []
+            for places in micro_batches([groups[index] for index in own], tokens):
+                indices = [own[place] for place in places]
+                part = examples.take(indices)
+                parts.append(MicroBatch(part, part.batch(self.model.device), examples.rows_of(indices)))
+            return parts
 
         return lambda: cut(budget())  # the budget shrinks if memory runs out
 
@@ -181,47 +181,50 @@ class Learner:
 
     def _skip(self, examples: Examples) -> None:
         self.skipped += 1
-        if self.skipped >= NON_FINITE_IN_A_ROW:
-            ids = [encoded.group.id for encoded in examples.groups]
-            more = f" and {len(ids) - SHOWN_GROUPS} more" if len(ids) > SHOWN_GROUPS else ""
+        if self.skipped < NON_FINITE_IN_A_ROW:
+            return
+        advice = "lower learning_rate"
+        if self.skipped == self.steps:
             advice = "nothing is learned yet, so look for what divides by 0, or takes the logarithm of 0"
-            if self.skipped < self.steps:
-                advice = "lower learning_rate"
-            raise RunFailed(
-                f"{self.unfit} was not finite in {self.skipped} steps in a row; {advice} "
-                f"(groups of the last batch: {', '.join(ids[:SHOWN_GROUPS])}{more})"
-            )
+        ids = [encoded.group.id for encoded in examples.groups[:SHOWN_GROUPS]]
+        raise RunFailed(
+            f"{self.unfit} was not finite in {self.skipped} steps in a row; {advice} "
+            f"(groups of the last batch: {', '.join(ids)})"
+        )
 
     # Gradients
 
-    def _accumulate(
+    def _pass(
         self, parts: Sequence[MicroBatch], totals: Mapping[str | Per, float]
     ) -> tuple[dict[str, float], Averages]:
-        """Add the gradients of this process's share; returns its shares of the loss terms, and the metrics."""
+        """The shares of the loss and its terms, whose gradients are added up where there are any; and metrics."""
         sums: dict[str, float] = {}
-        metrics = Averages(skip_nan=True)
+        metrics = Averages()
         for part in parts:
             out = self._forward(part.examples)
-            for name, value in self._backward(part.batch, out, totals).items():
-                sums[name] = sums.get(name, 0.0) + value
+            loss, shares = self._loss(part.batch, out, totals)
+            # Here, and not after the loop, so that one micro-batch's activations are stored at a time.
+            if torch.is_grad_enabled():
+                self.model.passes.backward(loss)
+            for name, share in {**shares, "loss": loss}.items():
+                sums[name] = sums.get(name, 0.0) + float(share.detach())
             with torch.no_grad():
-                metrics.add(self._metrics(part.batch, out), part.batch)
+                wanted = shapes.terms(part.batch, "metric")
+                metrics.add(call(self.algorithm, "report_metrics", part.batch, out, returns=wanted), part.batch)
         return sums, metrics
 
-    def _backward(self, batch: Batch, out: Outputs, totals: Mapping[str | Per, float]) -> dict[str, float]:
-        """Add a micro-batch's share of the gradients; returns its share of every term and of the loss."""
-        terms, weights = self._loss(batch, out)
+    def _loss(self, batch: Batch, out: Outputs, totals: Mapping[str | Per, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """A micro-batch's share of the loss, and of each of its terms."""
+        terms = call(self.algorithm, "loss", batch, out, returns=shapes.loss(batch, self.algorithm.needs))
+        weights = term_weights(self.algorithm, batch, terms)
         loss = torch.zeros((), device=self.model.device)
-        shares: dict[str, float] = {}
+        shares: dict[str, Tensor] = {}
         for name, term in terms.items():
             # The global denominator, not this micro-batch's: the shares then add up to one mean, however they are cut.
-            total = totals[name if name in weights else term.per]
-            share = weighted_sum(term, batch, weights.get(name)) / total
-            loss = loss + term.coefficient * share
-            shares[name] = float(share.detach())
-        # Here, and not after the loop, so that one micro-batch's activations are stored at a time.
-        self.model.passes.backward(loss)
-        return {**shares, "loss": float(loss.detach())}
+            unit = name if name in weights else term.per
+            shares[name] = weighted_sum(term, batch, weights.get(name)) / totals[unit]
+            loss = loss + term.coefficient * shares[name]
+        return loss, shares
 
     def _before_step(self, examples: Examples, cuts: Cuts) -> None:
         """Let the algorithm see the outputs for the whole global batch, those of other processes included."""
@@ -246,29 +249,25 @@ class Learner:
         for batch in batches:
             for per in Per:
                 totals[per] = totals.get(per, 0.0) + float(batch.weights(per).sum())
-            for name, weights in self._weights(batch, {}).items():
+            for name, weights in term_weights(self.algorithm, batch).items():
                 totals[name] = totals.get(name, 0.0) + float(weights.sum())
         # A batch without a counted token, pair, or group has loss 0 and no gradient.
         return {key: total or 1.0 for key, total in self.collectives.sum(totals).items()}
 
-    def _accumulate_auxiliary(self, auxiliary: AuxiliaryLoss) -> float:
+    def _mix(self, auxiliary: AuxiliaryLoss) -> float:
         """Add the gradients of the second stream's token-mean cross-entropy times its weight; returns the mean.
 
         Both are this process's share of them.
         """
         # `steps` is incremented later, so the first batch is number 0, and a repeated attempt gets the same one.
-        groups = auxiliary.batch(self.steps)
+        examples = Examples(auxiliary.batch(self.steps))
         # Of all groups, not only this process's: the collectives adds gradients up and does not average them.
-        total = sum(encoded.group.weight * sum(row.mask) for encoded in groups for row in encoded.rows) or 1
-        lengths = [encoded.length for encoded in groups]
-        own = [groups[index] for index in self.collectives.local_indices(lengths)]
+        total = float(examples.batch().weights(Per.TOKEN).sum()) or 1.0
         nll = 0.0
-        for indices in micro_batches(own, self.model.token_budget):
-            part = Examples([own[index] for index in indices])
-            if any(any(row.mask) for row in part.rows):
-                logprobs = forward(self.model, self.role, part, Wants()).logprobs
-                batch = part.batch(logprobs.device)
-                loss = -(logprobs * batch.weights(Per.TOKEN))[batch.mask].sum() / total
+        for part in self._cuts(examples, lambda: self.model.token_budget)():
+            if part.batch.mask.any():
+                logprobs = forward(self.model, self.role, part.examples, Wants()).logprobs
+                loss = -(logprobs * part.batch.weights(Per.TOKEN))[part.batch.mask].sum() / total
                 self.model.passes.backward(auxiliary.weight * loss)
                 nll += float(loss.detach())
         return nll
@@ -280,51 +279,18 @@ class Learner:
         wants = Wants(entropy=self.algorithm.needs.entropy, values=self.value_role, temperature=self.temperature)
         return forward(self.model, self.role, examples, wants)
 
-    def _loss(self, batch: Batch, out: Outputs) -> tuple[Mapping[str, Term], Mapping[str, Tensor]]:
-        """The terms of the loss, and the weights of those that have weights."""
-        wanted = shapes.loss(batch, self.algorithm.needs)
-        terms: Mapping[str, Term] = call(self.algorithm, "loss", batch, out, returns=wanted)
-        return terms, self._weights(batch, terms)
-
-    def _weights(self, batch: Batch, terms: Mapping[str, Term]) -> Mapping[str, Tensor]:
-        weights: Mapping[str, Tensor] = call(self.algorithm, "term_weights", batch, returns=shapes.weights(terms))
-        return weights
-
-    def _metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        wanted = shapes.terms(batch, "metric")
-        metrics: Mapping[str, Term] = call(self.algorithm, "report_metrics", batch, out, returns=wanted)
-        return metrics
-
-    # Without gradients
-
     def evaluate(self, examples: Examples) -> dict[str, float]:
-        """Loss terms and metrics, averaged over all examples. The algorithm's state does not change."""
+        """Loss terms and metrics over all examples, without gradients. The algorithm's state does not change."""
         state = dict(self.algorithm.state)  # a copy, because `before_step` updates the dict in place
         cuts = self._cuts(examples, lambda: self.model.inference_budget)
         try:
             with torch.no_grad():
                 self._before_step(examples, cuts)
-                losses, metrics, own = within_memory(self.model.memory, lambda: self._averages(cuts()))
+                totals = self._denominators([part.batch for part in cuts()])
+                sums, metrics = within_memory(self.model.memory, lambda: self._pass(cuts(), totals))
         finally:
             self.algorithm.state = state
-        coefficients: dict[str, float] = {}
-        for part in self.collectives.gather(own):
-            coefficients |= part
-        means = losses.means(self.collectives)
-        loss = sum(coefficient * means.get(name, 0.0) for name, coefficient in coefficients.items())
-        return {**means, **metrics.means(self.collectives), "loss": loss}
-
-    def _averages(self, parts: Sequence[MicroBatch]) -> tuple[Averages, Averages, dict[str, float]]:
-        """The averages of loss terms and metrics over this process's share, and the terms' coefficients."""
-        losses, metrics = Averages(), Averages(skip_nan=True)
-        coefficients: dict[str, float] = {}
-        for part in parts:
-            out = self._forward(part.examples)
-            terms, weights = self._loss(part.batch, out)
-            coefficients |= {name: term.coefficient for name, term in terms.items()}
-            losses.add(terms, part.batch, weights)
-            metrics.add(self._metrics(part.batch, out), part.batch)
-        return losses, metrics, coefficients
+        return metrics.means(self.collectives) | self.collectives.sum(sums)
 
     # State
 
@@ -364,25 +330,19 @@ class Learner:
 
 
 class Averages:
-    """Weighted means of unreduced terms over several micro-batches.
+    """Weighted means of metrics over several micro-batches. Entries that are NaN, "unknown", do not count."""
 
-    skip_nan: entries that are NaN do not count. In metrics, NaN means "unknown"; in a loss, it must stay visible.
-    """
-
-    def __init__(self, *, skip_nan: bool = False) -> None:
-        self.skip_nan = skip_nan
+    def __init__(self) -> None:
         self.sums: dict[str, float] = {}
         self.totals: dict[str, float] = {}
 
-    def add(self, terms: Mapping[str, Term], batch: Batch, weights: Mapping[str, Tensor] | None = None) -> None:
+    def add(self, terms: Mapping[str, Term], batch: Batch) -> None:
         for name, term in terms.items():
-            weight = (weights or {}).get(name)
-            weight = batch.weights(term.per) if weight is None else weight
-            counted = (weight > 0) & ~term.values.isnan() if self.skip_nan else weight > 0
-            values = torch.where(counted, term.values, 0.0)
-            weight = torch.where(counted, weight, 0.0)
-            self.sums[name] = self.sums.get(name, 0.0) + float((values * weight).sum())
-            self.totals[name] = self.totals.get(name, 0.0) + float(weight.sum())
+            weight = batch.weights(term.per)
+            counted = (weight > 0) & ~term.values.isnan()
+            total = torch.where(counted, term.values, 0.0) * weight
+            self.sums[name] = self.sums.get(name, 0.0) + float(total.sum())
+            self.totals[name] = self.totals.get(name, 0.0) + float(weight[counted].sum())
 
     def means(self, collectives: Collectives = ONE_PROCESS) -> dict[str, float]:
         """The mean of every term with an entry that counts, over the micro-batches of all processes."""
@@ -390,27 +350,19 @@ class Averages:
         return {name: sums[name] / totals[name] for name in sums if totals[name]}
 
 
-class StepAverages:
-    """Means of metrics over optimizer steps. Skipped steps are only counted, because their numbers are not finite."""
+def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of metrics over optimizer steps, each over those that have it."""
+    values: dict[str, list[float]] = {}
+    for step in steps:
+        for name, value in step.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(column) / len(column) for name, column in values.items()}
 
-    def __init__(self) -> None:
-        self.skipped = 0
-        self._values: dict[str, list[float]] = {}
 
-    def add(self, metrics: Mapping[str, float]) -> None:
-        if "skipped" in metrics:
-            self.skipped += 1
-            return
-        for name, value in metrics.items():
-            self._values.setdefault(name, []).append(value)
-
-    def means(self) -> dict[str, float]:
-        return {name: sum(values) / len(values) for name, values in self._values.items()}
-
-    @property
-    def learned(self) -> bool:
-        """Whether any step had a gradient."""
-        return any(self._values.get("grad_norm", ()))
+def term_weights(algorithm: Algorithm, batch: Batch, terms: Mapping[str, Term] | None = None) -> Mapping[str, Tensor]:
+    """Weights by the name of their term, in its shape."""
+    weights: Mapping[str, Tensor] = call(algorithm, "term_weights", batch, returns=shapes.weights(terms or {}))
+    return weights
 
 
 def weighted_sum(term: Term, batch: Batch, weights: Tensor | None = None) -> Tensor:

@@ -59,11 +59,11 @@ class Monitors:
     iteration within the budget of KL.
     """
 
-    def __init__(self, state: TrainerState, rewards: Rewards | None, sample: Sample):
+    def __init__(self, state: TrainerState, rewards: Rewards, sample: Sample):
         context, settings = state.context, state.settings
         self.context, self.state, self.rewards, self.sample = context, state, rewards, sample
         self.budget = settings.stop.kl if settings.stop is not None else None  # in nats
-        self.gold = context.scorer(settings.gold) if settings.gold is not None else None
+        self.gold = context.scorer(settings.gold)
         self.held_out: list[Group] | None = None
         if settings.gold_prompts is not None:
             _, self.held_out = usable_prompts(state, "gold_prompts", settings.rollout.max_new_tokens)
@@ -89,9 +89,8 @@ class Monitors:
             self.keep(0)
         for number in range(1, iterations + 1):
             groups = files.seen(number, needed=self.chooses)
-            gold = self._read_gold(number) if self.gold is not None else None
             for monitor in self.monitors:
-                look(monitor, number, groups, gold)
+                look(monitor, number, groups, self._read_gold(number))
 
     def next_prompts(self, number: int, prompts: Sequence[Group]) -> list[int] | None:
         """The prompts that a monitor chooses for an iteration."""
@@ -103,7 +102,7 @@ class Monitors:
 
     def look(self, number: int, groups: list[Group], kl: float | None) -> dict[str, Any]:
         """The metrics of an iteration's scored samples; it may end the stage. kl: of the samples, in nats."""
-        gold = self._measure_gold(number, groups) if self.gold is not None else None
+        gold = self._measure_gold(number, groups)
         observations = [self._look_at_kl(number, kl)]
         observations += [look(monitor, number, groups, gold) for monitor in self.monitors]
         self._report(observations)
@@ -128,19 +127,14 @@ class Monitors:
         planned = self.state.settings.iterations or 1
         counts = {"iterations": number, "planned_iterations": planned, "kept_iteration": best}
         self.state.summary |= {"stopped": why, **counts}
-        # Samples that were written ahead are from the policy before it.
-        how = "began with" if self.state.settings.rollout.ahead else "sampled from"
-        text = (
-            f"stopped in iteration {number} of {planned}: {why}; the result is the policy that iteration {best} {how}"
+        self.context.say(
+            f"stopped in iteration {number} of {planned}: {why}; "
+            f"the result is the policy that iteration {best} began with"
         )
-        self.context.say(text)
         if best == 1:
-            self.warn(
-                [
-                    f"the result is '{self.state.roles.start}', and nothing was learned: set a learning_rate below "
-                    f"{self.state.learner.peak_rate:g}, or widen the rule that ended the stage"
-                ]
-            )
+            rate = f"set a learning_rate below {self.state.learner.peak_rate:g}"
+            text = f"the result is '{self.state.roles.start}', and nothing was learned"
+            self.warn([f"{text}: {rate}, or widen the rule that ended the stage"])
 
     def _report(self, observations: Sequence[Observation]) -> None:
         for each in observations:
@@ -154,17 +148,20 @@ class Monitors:
 
     # Gold
 
-    def _measure_gold(self, number: int, groups: Sequence[Group]) -> list[Group]:
+    def _measure_gold(self, number: int, groups: Sequence[Group]) -> list[Group] | None:
         """The samples, or answers to held-out prompts, with what gold says of them, which the stage's folder keeps."""
-        assert self.gold is not None
+        if self.gold.root is None:
+            return None
         if self.held_out is not None:
             groups = self.sample(self.held_out, SAMPLES, (self.context.name, "gold", number))
-            groups = self.rewards.score(groups) if self.rewards is not None else groups
+            groups = self.rewards.score(groups)
         measured = [with_gold(group, by_gold) for group, by_gold in zip(groups, self.gold.score(groups), strict=True)]
         self.context.collectives.on_rank0(lambda: write_groups(self._gold_file(number), measured))
         return measured
 
-    def _read_gold(self, number: int) -> list[Group]:
+    def _read_gold(self, number: int) -> list[Group] | None:
+        if self.gold.root is None:
+            return None
         try:
             return read_groups(self._gold_file(number))
         except DataError as error:

@@ -1,14 +1,10 @@
-"""A training stage over a data set: epochs, validation, and the best version as its result.
-
-A large data set is tokenized batch by batch: a million rows at once would take minutes and gigabytes before the first
-step. A row that does not fit then makes its batch smaller, and is reported at the end of the first epoch.
-"""
+"""A training stage over a data set: epochs, validation, and the best version as its result."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHECKPOINTS = 10  # in a stage whose recipe does not set checkpoint_every
-EAGER_ROWS = 20_000  # a data set with more rows is tokenized batch by batch
 EARLY = 50  # steps in which an explosion of the loss is worth a warning
 FIRST = 3  # steps, of which the largest loss is what later ones are compared with
 RISE = 0.5  # of that loss; a nat is added, as losses may be near 0
@@ -39,9 +34,8 @@ RISE = 0.5  # of that loss; a nat is added, as losses may be near 0
 class DatasetTrainer:
     """Epochs over a fixed data set. With validation data, the epoch with the lowest loss is the result.
 
-    groups: the selected data. encoded: the same in tokens; None if they are tokenized batch by batch. units: indices of
-    groups that stay in one batch. draws: the order of the units. per_epoch, total: steps. every: steps between
-    checkpoints.
+    encoded: the selected data in tokens. units: indices of groups that stay in one batch. draws: the order of the
+    units. per_epoch, total: steps. every: steps between checkpoints.
     """
 
     def __init__(self, context: StageContext, algorithm: Algorithm):
@@ -75,19 +69,10 @@ class DatasetTrainer:
     # Data
 
     def _prepare(self, loaded: Loaded) -> None:
-        groups: Sequence[Group] = self.context.select(loaded)
-        self.encoded: Examples | None = None
-        # Reference log-probabilities need all tokens before the first step anyway.
-        if len(groups) > EAGER_ROWS and not self.algorithm.needs.reference_logprobs:
-            self.context.activity(f"{len(groups)} rows, tokenized as needed")
-            groups = self.state.encoder.renderable(groups)
-            call(self.algorithm, "check_data", groups)
-        else:
-            self.encoded = self._examples(groups)
-            # Units and draws index what fits, not what was read.
-            groups = [e.group for e in self.encoded.groups]
+        self.encoded = self._examples(self.context.select(loaded))
         self.validation = self._validation(loaded)
-        self.groups, self.units = groups, indivisible([group.bundle for group in groups])
+        groups = [encoded.group for encoded in self.encoded.groups]
+        self.units = indivisible([group.bundle for group in groups])
         self.per_epoch = math.ceil(len(self.units) / self.batch_size)
         steps = self.per_epoch * (self.settings.epochs or 1)
         self.total = min(steps, self.settings.max_steps or steps)
@@ -105,7 +90,13 @@ class DatasetTrainer:
         self.state.encoder.count_read(groups)
         encoded = self.state.encoder.learnable(self.state.encoder.encode(groups))
         if not encoded:
-            raise self._nothing_to_learn(len(groups), way_out(groups))
+            reasons = self.state.summary.get("encoding", {}).items()
+            facts = "; ".join(drop_reason(name, count) for name, count in reasons)
+            raise DataError(
+                f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn from any of "
+                f"{counted(len(groups), 'row')}: each needs {requirement(self.algorithm.needs)}"
+                f"{facts and f' ({facts})'}{way_out(groups)}"
+            )
         if not validation:
             call(self.algorithm, "check_data", [e.group for e in encoded])
         examples = Examples(encoded)
@@ -137,16 +128,6 @@ class DatasetTrainer:
                 "on, so the lowest validation loss may be the one of the epoch that remembers most"
             )
 
-    def _nothing_to_learn(self, rows: int, help: str = "") -> DataError:
-        counts: Mapping[str, int] = self.state.summary.get("encoding", {})
-        facts = "; ".join(drop_reason(name, count) for name, count in counts.items())
-        return DataError(
-            f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn from any of "
-            f"{counted(rows, 'row')}: each needs {requirement(self.algorithm.needs)}"
-            + (f" ({facts})" if facts else "")
-            + help
-        )
-
     # Steps
 
     def _check_stop(self) -> None:
@@ -172,10 +153,7 @@ class DatasetTrainer:
         epoch, index = divmod(step, self.per_epoch)
         order = self.draws.epoch(epoch)
         chosen = order[share_of(len(order), self.batch_size, index)]
-        indices = [*chain.from_iterable(self.units[unit] for unit in chosen)]
-        if self.encoded is not None:
-            return self.encoded.take(indices)
-        return self._encode_batch([self.groups[index] for index in indices], first_epoch=epoch == 0)
+        return self.encoded.take([*chain.from_iterable(self.units[unit] for unit in chosen)])
 
     def _after(self, metrics: dict[str, Any]) -> None:
         """Log a step, validate at the end of an epoch, and write a checkpoint if one is due."""
@@ -185,11 +163,6 @@ class DatasetTrainer:
         self._warn_of_explosion(steps, metrics.get("loss", math.nan))
         if steps % self.per_epoch == 0 or steps == self.total:
             epoch = math.ceil(steps / self.per_epoch)
-            if self.encoded is None and epoch == 1:
-                lazy = self.state.summary["lazy"]
-                if not lazy["used"]:
-                    raise self._nothing_to_learn(lazy["rows"])
-                self.state.encoder.tell(lazy["rows"])
             self.state.keep_version(epoch)
             if self.validation is not None:
                 self._validate(epoch, self.validation)
@@ -226,15 +199,3 @@ class DatasetTrainer:
             self.state.save()
             self.state.summary["best_epoch"] = epoch
             self.state.summary["validation"] = metrics
-
-    # Lazy tokenization
-
-    def _encode_batch(self, groups: Sequence[Group], *, first_epoch: bool) -> Examples:
-        """The rows of one batch in tokens. In the first epoch, rows that cannot be used are counted."""
-        encoder = self.state.encoder
-        usable = encoder.learnable(encoder.encode(groups, count=first_epoch, tell=False), count=first_epoch)
-        if first_epoch:
-            encoder.count_read(groups)
-            before = self.state.summary.get("lazy", {"rows": 0, "used": 0})
-            self.state.summary["lazy"] = {"rows": before["rows"] + len(groups), "used": before["used"] + len(usable)}
-        return Examples(usable)

@@ -31,7 +31,7 @@ from alignkit.reward import REWARD_KEY
 from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import has_signal
-from alignkit.training.learner import StepAverages
+from alignkit.training.learner import means
 from alignkit.training.mismatch import ANOTHER_MODEL, mismatch, sampler_metrics, weighted
 from alignkit.training.monitors import Monitors
 from alignkit.training.requests import Request
@@ -95,15 +95,14 @@ class Iteration:
         if self.metrics.get("skipped"):
             return "the loss or its gradient was not finite"
         reason = self.skipped or "no sample was selected"
-        if self.table.reward is None:
+        if self.table.reward is None or self.table.raw is None:
             return reason
-        rewards = self.table.known.tolist()
+        rewards = [reward for reward in self.table.raw.tolist() if not math.isnan(reward)]
         low, high = min(rewards), max(rewards)
         if F.nearly_equal(low, high):
             equal = f"all {len(rewards)} rewards were {low:.4g}"
-            equal = f"{self.skipped} ({equal})" if self.skipped else equal
-            return f"{equal}. Check the reward, or start with easier prompts"
-        return self.skipped or f"{reason}: rewards ranged from {low:.4g} to {high:.4g}"
+            return f"{reason}: {equal}. Check the reward, or start with easier prompts"
+        return f"{reason}: rewards ranged from {low:.4g} to {high:.4g}"
 
 
 class RolloutTrainer:
@@ -117,31 +116,20 @@ class RolloutTrainer:
         self.temperature = rollout.temperature
         self.state = TrainerState(context, algorithm, self.temperature)
         self.algorithm, self.learner = self.state.algorithm, self.state.learner
-        reward = self.settings.reward
-        self.rewards = context.scorer(reward) if reward is not None else None
-        self.learns = reward is not None and self.algorithm.needs.reward  # from it
+        self.rewards = context.scorer(self.settings.reward)
+        self.learns = self.rewards.root is not None and self.algorithm.needs.reward  # from it
         self.filters = [(one.name, create(one, context.name)) for one in rollout.filters or ()]
         self.files = RolloutFiles(context, self.rewards, self.learns)
         self.monitors = Monitors(self.state, self.rewards, self.sample)
         self.warned = False  # that the sampler is not the policy
-        self.episodes = self._player()
+        self.episodes = None if self.settings.environment is None else player().episodes_of(context)
         self.request: Request | None = None  # of the next iteration
         if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
             context.say("top_p and top_k leave tokens out of samples, but ratios and KL are of all tokens, thus biased")
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
             context.say("replay_from has no effect: the algorithm learns only from its own samples")
-        if self.rewards is not None and not self.learns:
+        if self.rewards.root is not None and not self.learns:
             context.say(f"reward '{self.rewards.name}' is reported, but nothing is learned from it")
-
-    def _player(self) -> Any:
-        """What plays the stage's environment, if it has one."""
-        context, environment = self.context, self.settings.environment
-        if environment is None:
-            return None
-        folder = context.reward_context().folder
-        factory = player().Factory(environment, context.name, context.seed, folder)
-        max_length = min(self.settings.max_length, context.model.context)
-        return player().Episodes(factory, context.models.encoder, max_length, self.settings.rollout.max_turns)
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
@@ -152,13 +140,11 @@ class RolloutTrainer:
         prompts.extra = int(state.done.get("extra_prompts", 0))
         # After `prompts`, which counts again what the checkpoint's summary already includes.
         state.restore_progress()
-        if self.rewards is not None and "combinations" in state.done:  # else they begin with what they are made with
+        if state.done:  # else combinations begin with what they are made with
             self.rewards.remember(state.done["combinations"])
         if ahead := state.done.get("ahead"):
             self.request = self.request_samples(prompts.draw(ahead["number"]), ahead["number"], lag=1, complete=ahead)
         state.summary |= {"prompts": len(prompts.prompts), "iterations": iterations, **prompts.facts}
-        if not self.monitors.chooses:  # else only the monitor knows
-            state.summary["prompts_used"] = prompts.used
         self.monitors.restore(first, self.files)
         self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
         for number in range(first + 1, iterations + 1):
@@ -167,9 +153,9 @@ class RolloutTrainer:
             self.context.should_stop()
             with error_context(f"in iteration {number} of {iterations}"):
                 self._after(self._iterate(number, prompts), iterations, prompts)
-        if prompts.extra and not self.monitors.chooses:
+        if not self.monitors.chooses:  # else only the monitor knows
             state.summary["prompts_used"] = prompts.used
-        if self.rewards is not None and (states := self.rewards.states()):
+        if states := self.rewards.states():
             state.summary["combinations"] = states
         self._report(iterations)
         self.monitors.finish()
@@ -193,10 +179,14 @@ class RolloutTrainer:
         self.monitors.keep(number)
         if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.monitors.stopped:
             position = f"iteration {number} of {iterations}"
-            combinations, rollouts = self.rewards.states() if self.rewards is not None else {}, self.files.digests
-            more = {"combinations": combinations, "rollouts": rollouts, "within_kl": self.monitors.within}
-            more |= {"ahead": self.request.saved} if self.request is not None else {}
-            more |= {"extra_prompts": prompts.extra} if prompts.extra else {}
+            more = {
+                "combinations": self.rewards.states(),
+                "rollouts": self.files.digests,
+                "within_kl": self.monitors.within,
+                "extra_prompts": prompts.extra,
+            }
+            if self.request is not None:
+                more["ahead"] = self.request.saved
             self.state.checkpoint(number, position, iteration=number, **more)
 
     # The parts of an iteration, in order
@@ -236,37 +226,39 @@ class RolloutTrainer:
 
         Only the parts of a reward are asked batch by batch. What combines them sees all samples of the iteration.
         """
-        table = iteration.table
-        most, wanted = self.settings.rollout.max_num_gen_batches or 1, prompts.per_iteration
+        table, before = iteration.table, self.rewards.states()
+        bound, wanted = self.settings.rollout.max_num_gen_batches, prompts.per_iteration
         facts: dict[str, Any] = {}
-        for batch in range(1, most + 1):
+        for batch in range(1, (bound or 1) + 1):
             sampled, left = len(table.sampled), len(table.groups)
-            # As many as probably fill the batch, by the share that was left so far.
-            count = min(wanted, math.ceil((wanted - left) * sampled / left)) if left else wanted
+            count = wanted
+            if left:  # as many as probably fill the batch, by the share that was left so far
+                count = min(wanted, math.ceil((wanted - left) * sampled / left))
             with iteration.timer("rollout"):
                 new = self._sampled(iteration, prompts, count)
             with iteration.timer("score"):
                 self.ask(iteration, new)
+                self.rewards.remember(before)  # it is combined again
                 facts = self.score(iteration)
-            if most > 1:
+            if bound is not None and bound > 1:
                 facts["gen_batches"] = batch
             if len(table.groups) >= wanted:
                 break
         iteration.metrics |= facts
         prompts.extra += len(table.sampled) - wanted
-        if self.settings.rollout.max_num_gen_batches is not None:
-            self._fill(iteration, wanted)
+        if bound is not None:
+            self._fill(iteration, wanted, bound)
         self._tell(iteration)
 
-    def _fill(self, iteration: Iteration, wanted: int) -> None:
+    def _fill(self, iteration: Iteration, wanted: int, bound: int) -> None:
         """Leave out groups beyond a full batch, the last ones; say so if the recipe's bound left it smaller."""
         table, summary = iteration.table, self.state.summary
-        most, left = self.settings.rollout.max_num_gen_batches, len(table.groups)
+        left = len(table.groups)
         table.take_groups([number < wanted for number in range(left)])
         if left < wanted:
             if "unfilled_iterations" not in summary:
                 fact = f"{left} of {len(table.sampled)} groups are left to learn from, not {wanted}"
-                text = f"after {most} batches (max_num_gen_batches), {fact}; later iterations are only counted"
+                text = f"after {bound} batches (max_num_gen_batches), {fact}; later iterations are only counted"
                 self.context.say(f"{text}. To fill the batch, {FILTERED_HELP}")
             summary["unfilled_iterations"] = summary.get("unfilled_iterations", 0) + 1
 
@@ -292,25 +284,17 @@ class RolloutTrainer:
 
     def ask(self, iteration: Iteration, groups: Sequence[Group]) -> None:
         """Add samples to the iteration, with what the parts of the reward say of them."""
-        if self.rewards is None:
-            iteration.table.sampled += groups
-        else:
-            self.context.reporter.note("scoring")
-            self.rewards.ask(groups, iteration.table)
+        self.context.reporter.note("scoring")
+        self.rewards.ask(groups, iteration.table)
 
     def score(self, iteration: Iteration) -> dict[str, Any]:
         """Combine the scores so far, and leave out what nothing is learned from. Returns metrics."""
-        table = iteration.table
-        if self.rewards is None:
-            table.scored = table.sampled
-            table.learn_from_all()
-        else:
-            self.rewards.combine(table, self.missing_eos_penalty if self.learns else 0.0, learns=self.learns)
-            if not table.groups:
-                raise RunFailed(
-                    f"stage '{self.context.name}': no response could be scored\n{self.rewards.nothing_scored(table)}"
-                )
-        facts = {**table.summary(), **table.judge_usage()}  # of all samples
+        table, penalty = iteration.table, self.missing_eos_penalty if self.learns else 0.0
+        self.rewards.combine(table, penalty, learns=self.learns)
+        if not table.groups:
+            why = self.rewards.nothing_scored(table)
+            raise RunFailed(f"stage '{self.context.name}': no response could be scored\n{why}")
+        facts = table.summary()  # of all samples
         return facts | self._choose(iteration)
 
     def _choose(self, iteration: Iteration) -> dict[str, int]:
@@ -320,24 +304,18 @@ class RolloutTrainer:
         for name, chooser in self.filters:
             left_out[f"filtered/{name}"] += table.take_groups(filter_mask(chooser, table.learned))
         if not table.groups:
-            names = ", ".join(f"'{name.partition('/')[2]}' {count}" for name, count in left_out.items() if count)
-            iteration.skipped = f"{FILTERED} ({names})"
+            iteration.skipped = f"{FILTERED} ({', '.join(left_out)})"
         if self.settings.rollout.learn_from is not None and self.learns:
             table.take_most_different(self.settings.rollout.learn_from)
-        fewest = self.algorithm.needs.min_samples
-        too_few = all(len(group.responses) < fewest for group in table.groups)
         if gone := table.take_groups(keep_mask(self.algorithm, table.learned)):
             left_out["groups_without_signal"] = gone
             if not table.groups:
-                few = "every prompt had too few responses with a score"
-                iteration.skipped = few if too_few else "the algorithm kept no group"
+                iteration.skipped = "the algorithm kept no group"
         return left_out
 
     def _tell(self, iteration: Iteration) -> None:
         """Let combinations remember the scores, count what was left out, and say what a user must know."""
         table, summary, metrics = iteration.table, self.state.summary, iteration.metrics
-        if self.rewards is not None and self.learns:
-            self.rewards.remember(table.states)
         if table.unscored:
             groups = [group for group in table.scored if _lacks_score(group)]
             what = f"{'left out ' if self.learns else ''}{counted(table.unscored, 'response')} without a score"
@@ -348,8 +326,6 @@ class RolloutTrainer:
                 f"{self.settings.rollout.max_new_tokens}: the policy does not stop, or needs more room. Raise "
                 "rollout.max_new_tokens, or start from SFT"
             )
-        if "judge/cost" in metrics:
-            summary["judge_cost"] = summary.get("judge_cost", 0.0) + metrics["judge/cost"]
         if self.filters:
             filtered = summary.setdefault("filtered", {})
             for name in dict.fromkeys(name for name, _ in self.filters):
@@ -447,7 +423,7 @@ class RolloutTrainer:
             return list(zip(both.get("logprobs", []), both.get("values", []), strict=True))
 
         both = self.state.measure(encoded, measured)
-        return [logprobs for logprobs, _ in both], [values for _, values in both]
+        return [each[0] for each in both], [each[1] for each in both]
 
     def _sampled_kl(self, iteration: Iteration) -> float | None:
         """The KL that a budget is about: of all samples, also of those that nothing is learned from."""
@@ -493,30 +469,28 @@ class RolloutTrainer:
 
     def _learn(self, iteration: Iteration) -> None:
         """Learn from every phase that the algorithm selects."""
-        phases = [] if iteration.skipped else self._phases(iteration)
-        # Measure all phases before learning from any: "old" is the policy at the start of the iteration.
-        chosen = [self._examples_of(phase, iteration.examples) for phase in phases]
-        if not any(examples.groups for examples in chosen):
-            iteration.metrics["empty_selection"] = 1.0
-        learned = [
-            self.learn(iteration, index, phase, examples)
-            for index, (phase, examples) in enumerate(zip(phases, chosen, strict=True))
-            if examples.groups
-        ]
-        if not any(learned):
-            summary = self.state.summary
-            summary["idle_iterations"] = summary.get("idle_iterations", 0) + 1
-            summary["idle_reason"] = iteration.why_nothing_learned()
-
-    def _phases(self, iteration: Iteration) -> list[Phase]:
         name, seed, number = self.context.name, self.context.seed, iteration.number
 
         def replay() -> list[list[Group]]:
             return [self._filtered(groups) for groups in self.files.before(number)]
 
-        random = seeds.stream(seed, name, "select", number)
-        context = SelectContext(number, seed, replay, iteration.metrics.update, random, say=self.context.say)
-        return select(self.algorithm, iteration.table.groups, context)
+        phases: list[Phase] = []
+        if not iteration.skipped:
+            random = seeds.stream(seed, name, "select", number)
+            context = SelectContext(number, seed, replay, iteration.metrics.update, random, say=self.context.say)
+            phases = select(self.algorithm, iteration.table.groups, context)
+        # Measure all phases before learning from any: "old" is the policy at the start of the iteration.
+        chosen = [self._examples_of(phase, iteration.examples) for phase in phases]
+        if not any(examples.groups for examples in chosen):
+            iteration.metrics["empty_selection"] = 1.0
+        learned = False
+        for index, (phase, examples) in enumerate(zip(phases, chosen, strict=True)):
+            if examples.groups:
+                learned |= self.learn(iteration, index, phase, examples)
+        if not learned:
+            summary = self.state.summary
+            summary["idle_iterations"] = summary.get("idle_iterations", 0) + 1
+            summary["idle_reason"] = iteration.why_nothing_learned()
 
     def _filtered(self, groups: Sequence[Group]) -> list[Group]:
         for _, chooser in self.filters:
@@ -525,7 +499,7 @@ class RolloutTrainer:
 
     def learn(self, iteration: Iteration, index: int, phase: Phase, examples: Examples) -> bool:
         """Learn from a phase in epochs of shuffled minibatches; returns whether anything was learned."""
-        averages = StepAverages()
+        steps: list[dict[str, float]] = []
         iterations = self.settings.iterations or 1
         epochs = phase.epochs if phase.epochs is not None else self.settings.epochs or 1
         for epoch in range(epochs):
@@ -538,11 +512,13 @@ class RolloutTrainer:
                 # In (0, 1], so that a warmup rises within an iteration, too.
                 done = (epoch + number / len(batches)) / epochs
                 factor = schedule(self.settings, self.learner.peak_rate, iteration.number - 1, iterations, done)
-                averages.add(self.learner.step(batch, factor * phase.lr_scale))
-        iteration.metrics |= averages.means()
-        if averages.skipped:
-            iteration.metrics["skipped"] = iteration.metrics.get("skipped", 0) + averages.skipped
-        return averages.learned
+                steps.append(self.learner.step(batch, factor * phase.lr_scale))
+        # Skipped steps are only counted, because their numbers are not finite.
+        taken = [step for step in steps if "skipped" not in step]
+        iteration.metrics |= means(taken)
+        if skipped := len(steps) - len(taken):
+            iteration.metrics["skipped"] = iteration.metrics.get("skipped", 0) + skipped
+        return any(step["grad_norm"] for step in taken)
 
     def _examples_of(self, phase: Phase, rollouts: Examples) -> Examples:
         """The learnable groups of a phase in tokens, with their measurements."""
@@ -550,20 +526,15 @@ class RolloutTrainer:
         index_of = {id(encoded.group): index for index, encoded in enumerate(rollouts.groups)}
         if all(id(group) in index_of for group in phase.groups):
             examples = rollouts.take([index_of[id(group)] for group in phase.groups])
-        else:
-            examples = self._examples_of_new(phase.groups)
+        else:  # groups that `select` created, which have no reward and no signal
+            examples = Examples(self.state.encoder.encode(phase.groups))
+            if self.algorithm.needs.reference_logprobs:
+                examples.token_columns["reference_logprobs"], _ = self.reference_logprobs(examples.groups)
+            if self.algorithm.needs.old_logprobs:
+                examples.token_columns["old_logprobs"] = self.logprobs(self.state.roles.trained, examples.groups)
         # `min_samples` applies to rollouts, not to the groups that `select` returns.
         needs = self.algorithm.needs
         return examples.take([index for index, encoded in enumerate(examples.groups) if has_signal(encoded, needs)])
-
-    def _examples_of_new(self, groups: Sequence[Group]) -> Examples:
-        """Encode groups that `select` created, which have no reward and no signal."""
-        examples = Examples(self.state.encoder.encode(groups))
-        if self.algorithm.needs.reference_logprobs:
-            examples.token_columns["reference_logprobs"], _ = self.reference_logprobs(examples.groups)
-        if self.algorithm.needs.old_logprobs:
-            examples.token_columns["old_logprobs"] = self.logprobs(self.state.roles.trained, examples.groups)
-        return examples
 
     # The end
 
@@ -575,13 +546,12 @@ class RolloutTrainer:
             self.context.say(f"groups that filters left out: {facts}")
         if not idle:
             return
-        why = f"Last reason: {summary['idle_reason']}"
-        fact = f"{idle} of {counted(iterations, 'iteration')} had nothing to learn from. {why}"
-        if idle < iterations:
-            self.context.say(fact)
-            return
-        help = f"\nhelp: {FILTERED_HELP}" if FILTERED in why else ""
-        raise RunFailed(f"stage '{self.context.name}': {fact}. The samples are in {self.files.folder}{help}")
+        why = summary["idle_reason"]
+        fact = f"{idle} of {counted(iterations, 'iteration')} had nothing to learn from. Last reason: {why}"
+        if idle == iterations:
+            help = f"\nhelp: {FILTERED_HELP}" if FILTERED in why else ""
+            raise RunFailed(f"stage '{self.context.name}': {fact}. The samples are in {self.files.folder}{help}")
+        self.context.say(fact)
 
 
 def _lacks_score(group: Group) -> bool:

@@ -21,7 +21,7 @@ from alignkit.calls import call, create, mistake, remembered
 from alignkit.data.group import Group, Response, length, preview, responses_of
 from alignkit.errors import AlignkitError, RunFailed
 from alignkit.filters import Filter
-from alignkit.judges import costs, spending, without_score
+from alignkit.judges import costs, spending
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
 from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Rating, Reward, RewardCombination, Verdict
@@ -37,9 +37,9 @@ class RewardTable:
     """What a reward says of responses, one row each, in the order of their groups. A score that is missing is NaN.
 
     parts: name of a single reward -> float64 [rows]. optional: those whose missing scores say that they do not apply.
-    verdicts: of judges. reasons: judge -> its first reason for giving no score.
+    verdicts: of judges.
     raw: float64 [rows], before whitening; None without a reward. reward: the one that is learned from; None if none is.
-    metrics: of the combination. states: what combinations remember once this is learned from.
+    metrics: of the combination.
     scored: the groups with their scores. groups, rows: what is left of them to learn from.
     """
 
@@ -47,24 +47,17 @@ class RewardTable:
     parts: dict[str, Tensor] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
     verdicts: list[Verdict | Rating] = field(default_factory=list)
-    reasons: dict[str, str] = field(default_factory=dict)
     raw: Tensor | None = None
     reward: Tensor | None = None
     metrics: dict[str, float] = field(default_factory=dict)
-    states: dict[str, dict[str, Any]] = field(default_factory=dict)
     scored: list[Group] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
     rows: Tensor = field(default_factory=lambda: torch.arange(0))
 
     @property
-    def known(self) -> Tensor:
-        """The raw rewards of responses that have one."""
-        return torch.empty(0) if self.raw is None else self.raw[~self.raw.isnan()]
-
-    @property
     def unscored(self) -> int:
         """The number of responses that could not be scored; 0 if there is no reward."""
-        return 0 if self.raw is None else len(self.raw) - len(self.known)
+        return 0 if self.raw is None else int(self.raw.isnan().sum())
 
     def learn_from_all(self) -> None:
         """Begin with all responses."""
@@ -94,11 +87,13 @@ class RewardTable:
     def take_most_different(self, count: int) -> None:
         """Keep `count` responses of each group, those with the highest and the lowest rewards (PODS)."""
         assert self.reward is not None
-        keep, rewards = [], self.reward[self.rows]
-        for group, own in zip(self.groups, rewards.split([len(group.responses) for group in self.groups]), strict=True):
-            chosen = set(F.most_different(own, min(count, len(own))).tolist())
-            keep += [index in chosen for index in range(len(group.responses))]
-        self.take(keep)
+        keep = torch.zeros(len(self.rows), dtype=torch.bool)
+        first = 0
+        for group in self.groups:
+            rewards = self.reward[self.rows[first : first + len(group.responses)]]
+            keep[first + F.most_different(rewards, min(count, len(rewards)))] = True
+            first += len(group.responses)
+        self.take(keep.tolist())
 
     def summary(self) -> dict[str, Any]:
         """Mean and deviation of the raw reward, means of its parts, lengths, and shares, of what is left; as metrics.
@@ -106,31 +101,32 @@ class RewardTable:
         The raw reward includes the penalty for a missing end, and its parts do not.
         """
         metrics: dict[str, Any] = {}
-        if len(known := self.known):
-            metrics |= {"reward": float(known.mean()), "reward_std": float(known.std(correction=0))}
         if self.raw is not None:
+            if len(raw := self.raw[~self.raw.isnan()]):
+                metrics |= {"reward": float(raw.mean()), "reward_std": float(raw.std(correction=0))}
             metrics["unscored"] = self.unscored
         for name, column in self.parts.items():
+            case = "not_applicable" if name in self.optional else "unscored"
             if missing := int(column.isnan().sum()):
-                metrics[f"{'not_applicable' if name in self.optional else 'unscored'}/{name}"] = missing
+                metrics[f"{case}/{name}"] = missing
         responses = responses_of(self.groups)
         for name in responses[0].scores:
-            values = [score for response in responses if (score := response.scores.get(name)) is not None]
-            if values and name != REWARD_KEY:
-                metrics[f"score/{name}"] = sum(values) / len(values)
+            scores = [score for response in responses if (score := response.scores.get(name)) is not None]
+            if scores and name != REWARD_KEY:
+                metrics[f"score/{name}"] = sum(scores) / len(scores)
         metrics |= self.metrics
         metrics["response_tokens"] = sum(map(length, responses)) / len(responses)
         metrics["truncated"] = sum(response.truncated for response in responses) / len(responses)
+        usage = costs(self.verdicts)  # stored replies count, too
+        for name, key in (("calls", "questions"), ("tokens", "tokens"), ("cost", "cost")):
+            if usage[name] is not None:
+                metrics[f"judge/{key}"] = usage[name]
         return metrics
 
-    def judge_usage(self) -> dict[str, float]:
-        """Questions, tokens and cost, as metrics; stored replies count, too. Empty without judges."""
-        names = {"calls": "judge/questions", "tokens": "judge/tokens", "cost": "judge/cost"}
-        return {names[name]: value for name, value in costs(self.verdicts).items() if value is not None}
-
     def why_unscored(self) -> str:
-        """The first reason of each judge, to end a sentence with; empty without one."""
-        return "".join(f"; {judge}: {reason}" for judge, reason in self.reasons.items() if reason)
+        """The first reason of a judge, to end a sentence with; empty without one."""
+        reasons = [verdict.reason for verdict in self.verdicts if verdict.reason]
+        return f"; a judge said: {reasons[0]}" if reasons else ""
 
 
 def _copies(groups: Sequence[Group]) -> list[Group]:
@@ -192,9 +188,8 @@ class Node:
 
     def wrong(self, method: str, text: str) -> AlignkitError:
         """The error for what one of its methods returned."""
-        if self.plugin is None:
-            return RunFailed(f"reward '{self.name}': {text}")
-        return mistake(self.plugin, method, f"reward '{self.name}': {text}")
+        text = f"reward '{self.name}': {text}"
+        return RunFailed(text) if self.plugin is None else mistake(self.plugin, method, text)
 
     def combine(self, groups: Sequence[Group], columns: Mapping[str, Tensor]) -> CombinedReward:
         """What the combination makes of its parts' raw scores, [responses] each."""
@@ -210,33 +205,32 @@ class Node:
 
 
 class Rewards:
-    """A reward expression, ready to score.
+    """A reward expression, ready to score; without one, responses get no scores.
 
     collectives: each process scores its share, and combines the scores of all. in_parts: lets a reward score
-    some groups at a time; None: all at once. by_engine: an engine, which the first process has, answers those that
-    sample. untrained: combinations that training would have changed, in sentences, after scoring.
+    some groups at a time. by_engine: an engine, which the first process has, answers those that sample.
     """
 
     def __init__(
         self,
-        spec: RewardSpec,
+        spec: RewardSpec | None,
         context: Context,
         *,
         collectives: Collectives = ONE_PROCESS,
-        in_parts: InParts | None = None,
+        in_parts: InParts = lambda name, groups, score: score(groups),
         by_engine: bool = False,
         make: Callable[[Component], Any] | None = None,
     ):
         """make: returns the plugin of a component, which may have been made before; default: a new one."""
         self.context, self.collectives, self.in_parts, self.by_engine = context, collectives, in_parts, by_engine
         self._make = make or (lambda component: create(component, context.stage))
-        self.name = spec.name
+        self.name, self.root = "", None
         self.nodes: list[Node] = []  # those below a node before it
-        self.root = self._node(spec, spec.name, spec.name)
+        if spec is not None:
+            self.name, self.root = spec.name, self._node(spec, spec.name, spec.name)
         # By the name of its scores, which is its place below the root.
         self.leaves = {n.place.removeprefix(f"{self.name}/"): n for n in self.nodes if not n.children}
         self.combinations = {n.place: n for n in self.nodes if n.children}
-        self.untrained: list[str] = []
 
     def _node(self, spec: RewardSpec, name: str, place: str) -> Node:
         children = {child: self._node(below, child, f"{place}/{child}") for child, below in spec.children.items()}
@@ -265,14 +259,13 @@ class Rewards:
         return f"reward '{changing[0]}' changes with what it remembers" if changing else ""
 
     def score(self, groups: Sequence[Group], penalty: float = 0.0) -> list[Group]:
-        """The groups, with every part and the raw combination (`reward`) among their responses' scores."""
+        """The groups, with every part and the raw combination (`reward`) among their responses' scores.
+
+        Combinations remember nothing of it.
+        """
+        before = self.states()
         table = self.combine(self.ask(groups), penalty)
-        text = "reward '{}' is as in the first iteration of training: see 'combinations' in its stage.json"
-        self.untrained = [
-            text.format(node.name)
-            for place, node in self.combinations.items()
-            if place in table.states and not node.plugin.state and not node.plugin.whitens
-        ]
+        self.remember(before)
         return table.scored
 
     # What single rewards say
@@ -280,36 +273,30 @@ class Rewards:
     def ask(self, groups: Sequence[Group], table: RewardTable | None = None) -> RewardTable:
         """Let every single reward score the responses, and add their rows to a table."""
         table = table or RewardTable()
-        plugins = {name: leaf.plugin for name, leaf in self.leaves.items()}
-        table.optional = frozenset(name for name, one in plugins.items() if getattr(one, "may_not_apply", False))
-        columns: dict[Node | str, Column] = {}  # a model in several places scores once
-        with without_score() as reasons, spending() as verdicts:
+        table.optional = frozenset(n for n, leaf in self.leaves.items() if getattr(leaf.plugin, "may_not_apply", False))
+        columns: dict[Node | str, Tensor] = {}  # a model in several places scores once
+        with spending() as verdicts:
             for name, leaf in self.leaves.items():
                 key = leaf.spec.name if leaf.plugin is None else leaf
                 if key not in columns:
-                    columns[key] = self._scores(leaf, groups)
-                values = [math.nan if value is None else value for value in columns[key]]
-                new = torch.tensor(values, dtype=torch.float64)
-                table.parts[name] = torch.cat([table.parts.get(name, new[:0]), new])
-        for other_reasons, other_verdicts in self.collectives.gather((reasons, verdicts)):
-            table.verdicts += other_verdicts
-            for judge, reason in other_reasons.items():
-                table.reasons[judge] = table.reasons.get(judge) or reason
+                    columns[key] = self._column(leaf, groups)
+                table.parts[name] = torch.cat([table.parts.get(name, columns[key][:0]), columns[key]])
+        for every in self.collectives.gather(verdicts):
+            table.verdicts += every
         table.sampled += groups
         return table
 
-    def _scores(self, leaf: Node, groups: Sequence[Group]) -> Column:
-        if not responses_of(groups):
-            return []
-        if self.in_parts is None:
-            return self._column(leaf, groups)
-        return self.in_parts(leaf.name, groups, lambda some: self._column(leaf, some))
+    def _column(self, leaf: Node, groups: Sequence[Group]) -> Tensor:
+        """The scores of a single reward, float64 [responses]. Each process computes its share."""
+        by_engine = self.by_engine and any(part.options.asks_engine() for part in specs(leaf.spec.component, Component))
 
-    def _column(self, leaf: Node, groups: Sequence[Group]) -> Column:
-        """One score per response."""
-        sizes = [len(group.responses) for group in groups]
-        led = self.by_engine and any(part.options.asks_engine() for part in specs(leaf.spec.component, Component))
-        return self.collectives.map_sharded(sizes, lambda own: self._share(leaf, [groups[i] for i in own]), led=led)
+        def scores(some: Sequence[Group]) -> Column:
+            sizes = [len(group.responses) for group in some]
+            work = lambda own: self._share(leaf, [some[index] for index in own])  # noqa: E731
+            return self.collectives.map_sharded(sizes, work, led=by_engine)
+
+        column = self.in_parts(leaf.name, groups, scores) if responses_of(groups) else []
+        return torch.tensor([math.nan if value is None else value for value in column], dtype=torch.float64)
 
     def _share(self, leaf: Node, groups: Sequence[Group]) -> Column:
         prompts = [preview(group) for group in groups for _ in group.responses]
@@ -328,13 +315,13 @@ class Rewards:
         """Fill in the rewards of all rows, and begin to learn from those that have one.
 
         penalty: subtracted from the rewards of truncated responses. learns: whether something is learned from them.
-        What combinations remember goes into the table, and they forget it: `remember` makes it last. Raises PluginError
-        for a reward that is not finite.
+        Raises PluginError for a reward that is not finite.
         """
-        before = self.states()
-        reward, raw, table.metrics = self._combined(table)
-        table.states = self.states()
-        self.remember(before)
+        if self.root is None:
+            table.scored = table.sampled
+            table.learn_from_all()
+            return table
+        reward, raw, table.metrics = self._combined(table, self.root)
         scored = ~raw.isnan()
         if penalty:
             ended = torch.tensor([not response.truncated for response in responses_of(table.sampled)], dtype=torch.bool)
@@ -342,18 +329,21 @@ class Rewards:
             reward, raw = (F.missing_eos_penalty(scores, ended, penalty) for scores in (reward, raw))
             if scored.any():
                 table.metrics["missing_eos_penalty"] = penalty * float((~ended[scored]).double().mean())
-        table.raw, table.reward = raw, reward if learns else None
+        table.raw = raw
         table.scored = with_columns(table.sampled, {**table.parts, REWARD_KEY: raw})
         table.learn_from_all()
         if learns:
+            table.reward = reward
             table.take(scored.tolist())
         return table
 
-    def _combined(self, table: RewardTable) -> tuple[Tensor, Tensor, dict[str, float]]:
+    def _combined(self, table: RewardTable, root: Node) -> tuple[Tensor, Tensor, dict[str, float]]:
         """The reward and the raw one, float64 [rows], and metrics."""
-        required = [column.isnan() for name, column in table.parts.items() if name not in table.optional]
-        count = len(next(iter(table.parts.values())))
-        failed = torch.stack([*required, torch.zeros(count, dtype=torch.bool)]).any(dim=0)
+        count = len(responses_of(table.sampled))
+        failed = torch.zeros(count, dtype=torch.bool)
+        for name, column in table.parts.items():
+            if name not in table.optional:
+                failed |= column.isnan()
         reward = {leaf: table.parts[name].masked_fill(failed, math.nan) for name, leaf in self.leaves.items()}
         raw, rows_of = dict(reward), self._rows_of(reward)
         metrics: dict[str, float] = {}
@@ -367,13 +357,17 @@ class Rewards:
             # Whitened and raw parts are combined separately. The order matters: `combine` may change the state.
             total = None
             if any(child.whitens for child in node.children.values()):
-                total = node.total(groups, {name: reward[child][rows] for name, child in node.children.items()})
+                columns = {name: reward[child][rows] for name, child in node.children.items()}
+                total = node.total(groups, columns)
             combined = node.combine(groups, {name: raw[child][rows] for name, child in node.children.items()})
             reward[node][rows] = (combined.reward if total is None else total).to(torch.float64)
             raw[node][rows] = combined.raw.to(torch.float64)
             metrics = {f"reward/{name}": value for name, value in combined.metrics.items()}
-        self._check_finite(reward[self.root], raw[self.root])
-        return reward[self.root], raw[self.root], metrics
+        broken = ~raw[root].isnan() & ~(reward[root].isfinite() & raw[root].isfinite())
+        for row in broken.nonzero().flatten().tolist():
+            values = f"{reward[root][row]} ({raw[root][row]} before whitening)"
+            raise root.wrong("combine", f"the reward is {values} for response {row}")
+        return reward[root], raw[root], metrics
 
     def _rows_of(self, scores: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
         """The rows, bool, that each node sees: those of the combination above it to which it applies."""
@@ -385,13 +379,6 @@ class Rewards:
             for child in node.children.values():
                 applies[child] = applies[child] & applies[node]
         return applies
-
-    def _check_finite(self, reward: Tensor, raw: Tensor) -> None:
-        broken = ~raw.isnan() & ~(reward.isfinite() & raw.isfinite())
-        if broken.any():
-            row = int(broken.nonzero()[0])
-            text = f"the reward is {reward[row]} ({raw[row]} before whitening) for response {row}"
-            raise self.root.wrong("combine", text)
 
     def states(self) -> dict[str, dict[str, Any]]:
         """What combinations remember, by their place in the expression. Raises PluginError if it is not JSON."""
@@ -405,19 +392,16 @@ class Rewards:
 
     def nothing_scored(self, table: RewardTable) -> str:
         """Why no response has a score: whose is missing first, for which row, and what a judge says."""
-        rows: list[tuple[Group, int]] = []
-        for group in table.sampled:
-            rows += [(group, number) for number, _ in enumerate(group.responses, 1)]
-        never = "A missing score is None and never 0: the policy would learn from a 0 as if the response were bad"
+        rows = [(group, number) for group in table.sampled for number, _ in enumerate(group.responses, 1)]
         for name, leaf in self.leaves.items():
-            if not (missing := table.parts[name].isnan()).any():
+            missing = table.parts[name].isnan().nonzero().flatten().tolist()
+            if not missing:
                 continue
-            group, number = rows[int(missing.nonzero()[0])]
-            row = f"{preview(group)}, response {number}" + (f" ({group.origin})" if group.origin else "")
-            text = f"no score for {int(missing.sum())} of {len(rows)} responses, first in the row {row}"
-            if leaf.plugin is None:
-                help = f"shorten the prompts, or use a reward model with a longer context than '{leaf.name}' has"
-                return f"reward model '{leaf.name}': {text}: the prompt leaves it no room. {never}\nhelp: {help}"
-            help = f"check the options of '{leaf.name}', the columns that it reads, and the judge that it asks"
-            return f"{leaf.wrong('score', text)}{table.why_unscored() or ': it returned None'}. {never}\nhelp: {help}"
+            group, number = rows[missing[0]]
+            first = f"{preview(group)}, response {number} ({group.origin or 'made by a plugin'})"
+            why = table.why_unscored() or "; it returned None, or the prompt leaves a reward model no room"
+            text = f"no score for {len(missing)} of {len(rows)} responses, first in the row {first}{why}"
+            help = f"check the options of '{leaf.name}', the columns that it reads, and the judge or model that it asks"
+            return f"{leaf.wrong('score', text)}\nhelp: {help}"
+        assert self.root is not None
         return str(self.root.wrong("combine", "it makes no number of the scores of its parts"))

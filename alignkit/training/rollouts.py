@@ -74,8 +74,8 @@ class PromptSource:
 class RolloutFiles:
     """The scored rollouts of a stage on disk, one file per iteration, and those of the stages in `replay_from`."""
 
-    def __init__(self, context: StageContext, rewards: Rewards | None, learns_from_reward: bool = True):
-        """rewards: None if the stage has no reward. learns_from_reward: responses without a score are left out."""
+    def __init__(self, context: StageContext, rewards: Rewards, learns_from_reward: bool = True):
+        """learns_from_reward: responses without a score are left out."""
         self.context, self.rewards, self.learns_from_reward = context, rewards, learns_from_reward
         self.digests: dict[str, str] = {}  # of this stage's files by name, for its checkpoints
         self._reported = ""  # why nothing is replayed
@@ -112,21 +112,17 @@ class RolloutFiles:
         None, which is reported, if their scores cannot be compared with the current ones. Raises RunFailed if a file
         has changed since this stage wrote it.
         """
-        if self._incomparable:
+        if why := self.rewards.incomparable:
+            if why != self._reported:
+                text = (
+                    f"earlier samples are not replayed: {why}, so its scores of different iterations cannot be compared"
+                )
+                self.context.say(text)
+            self._reported = why
             return []
         earlier = [self.seen(number, needed=True) for number in range(1, iteration)]
         everything = [*self._replayed, *earlier]
         return [with_scores(groups) for groups in everything] if self.learns_from_reward else everything
-
-    @property
-    def _incomparable(self) -> bool:
-        why = self.rewards.incomparable if self.rewards is not None else ""
-        if why and why != self._reported:
-            self._reported = why
-            self.context.say(
-                f"earlier samples are not replayed: {why}, so its scores of different iterations cannot be compared"
-            )
-        return bool(why)
 
     def seen(self, iteration: int, *, needed: bool) -> list[Group]:
         """What an iteration sampled; empty if people deleted the file. needed: RunFailed if it has changed."""
@@ -160,8 +156,6 @@ class RolloutFiles:
             )
             if not paths:
                 raise RunFailed(f"stage '{self.context.name}': replay_from: stage '{stage}' has no rollouts")
-            earlier = map(read_groups, paths)
-            replayed += [
-                self.rewards.score(groups, penalty) if self.rewards is not None else groups for groups in earlier
-            ]
+            for groups in map(read_groups, paths):
+                replayed.append(self.rewards.score(groups, penalty))
         return replayed

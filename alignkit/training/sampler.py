@@ -116,14 +116,14 @@ def report(context: StageContext, key: str, loaded: Loaded, draws: Sampler, tota
     if loaded.weights is None:
         return {}
     facts: list[dict[str, Any]] = []
+    texts = []
     for source, rows, share in zip(loaded.sources, draws.rows, draws.shares, strict=True):
         fact = {"source": source.name, "rows": len(rows), "weight": round(share, 6)}
-        facts.append(fact if total is None or not rows else fact | {"epochs": round(total * share / len(rows), 3)})
-    context.say(f"{key}: {'; '.join(map(_described, facts))}")
+        text = f"{source.name}: {counted(len(rows), 'row')}, weight {share:.3g}"
+        if total is not None and rows:
+            fact["epochs"] = round(total * share / len(rows), 3)
+            text += f", {fact['epochs']:.3g} epochs"
+        facts.append(fact)
+        texts.append(text)
+    context.say(f"{key}: {'; '.join(texts)}")
     return {f"{key}_sources": facts}
-
-
-def _described(fact: dict[str, Any]) -> str:
-    """`demos.jsonl: 300 rows, weight 0.2, 1.3 epochs`."""
-    text = f"{fact['source']}: {counted(fact['rows'], 'row')}, weight {fact['weight']:.3g}"
-    return f"{text}, {fact['epochs']:.3g} epochs" if "epochs" in fact else text

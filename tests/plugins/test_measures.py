@@ -44,8 +44,6 @@ def models() -> Scripted:
 class Refusals:
     """Counts what it is asked. align refuses all harmful prompts, and no ordinary one."""
 
-    untrained: tuple[str, ...] = ()
-
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
 
@@ -155,9 +153,7 @@ def test_a_reward_checks_only_the_prompts_of_its_measure() -> None:
 
 def test_no_kl_if_none_is_wanted(tmp_path: Path) -> None:
     scripted = models()
-    made = replace(
-        context(scripted, tmp_path, mixed()), scorer=lambda spec: SimpleNamespace(score=Refusals().score, untrained=())
-    )
+    made = replace(context(scripted, tmp_path, mixed()), scorer=lambda spec: SimpleNamespace(score=Refusals().score))
     artifact = step(rewards=[], measures=MEASURES, kl=False).run(made)
     assert scripted.measured == [] and "KL" not in said(artifact)
     assert dict(artifact.summary or {})["policies"]["align"]["kl"] is None

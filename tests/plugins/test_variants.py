@@ -78,8 +78,6 @@ class Models(ByRole):
 class Scorer:
     """A reward that keeps the prompts that it is given; later answers are better."""
 
-    untrained: tuple[str, ...] = ()
-
     def __init__(self) -> None:
         self.read: list[list[tuple[str, str]]] = []
 

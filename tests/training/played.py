@@ -40,16 +40,16 @@ def run_of(folder: Path, cls: type[Environment] | None = None, **keys: Any) -> R
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8")
     (folder / "run").mkdir(exist_ok=True)
-    run = Run(load_recipe(folder / "recipe.yaml"), folder / "run")
+    loaded = load_recipe(folder / "recipe.yaml")
     if cls is not None:
-        stage = run.recipe.stages["align"]
+        stage = loaded.stages["align"]
         assert stage.settings is not None
         component = stage.settings.environment
         registration = replace(component.registration, target=cls, kind="")
         component = replace(component, registration=registration, options=cls.Options())
         settings = stage.settings.model_copy(update={"environment": component})
-        run.recipe.stages["align"] = replace(stage, settings=settings)
-    return run
+        loaded.stages["align"] = replace(stage, settings=settings)
+    return Run(loaded, folder / "run")
 
 
 def rollouts(run: Run, number: int = 1) -> list[Group]:

@@ -9,7 +9,7 @@ import torch
 
 from alignkit import Batch, Group, per_response, per_token
 from alignkit.batch import Pairs
-from alignkit.training.learner import Averages, StepAverages, weighted_sum
+from alignkit.training.learner import Averages, means, weighted_sum
 
 
 def batch() -> Batch:
@@ -60,25 +60,16 @@ def test_a_response_without_a_counted_token_does_not_count() -> None:
 def test_micro_batches_share_one_denominator() -> None:
     averages = Averages()
     for _ in range(2):
-        averages.add(
-            {"nll": per_token(VALUES), "weighted": per_token(VALUES)}, batch(), {"weighted": VALUES.nan_to_num()}
-        )
-    assert averages.means() == pytest.approx({"nll": 3.0, "weighted": 41 / 9})
+        averages.add({"nll": per_token(VALUES)}, batch())
+    assert averages.means() == pytest.approx({"nll": 3.0})
 
 
 def test_a_nan_is_unknown_in_a_metric_and_visible_in_a_loss() -> None:
     term = {"length": per_response(torch.tensor([4.0, math.nan]))}
-    metrics, losses = Averages(skip_nan=True), Averages()
+    metrics = Averages()
     metrics.add(term, batch())
-    losses.add(term, batch())
-    assert metrics.means() == {"length": 4.0} and math.isnan(losses.means()["length"])
+    assert metrics.means() == {"length": 4.0} and math.isnan(float(weighted_sum(term["length"], batch())))
 
 
-def test_skipped_steps_are_only_counted() -> None:
-    averages = StepAverages()
-    assert not averages.learned
-    averages.add({"loss": 1.0, "grad_norm": 0.0})
-    averages.add({"loss": math.nan, "grad_norm": math.inf, "skipped": 1.0})
-    assert averages.means() == {"loss": 1.0, "grad_norm": 0.0} and averages.skipped == 1 and not averages.learned
-    averages.add({"loss": 3.0, "grad_norm": 2.0})
-    assert averages.means() == {"loss": 2.0, "grad_norm": 1.0} and averages.learned
+def test_metrics_of_steps_are_averaged_over_those_that_have_them() -> None:
+    assert means([{"loss": 1.0}, {"loss": 3.0, "grad_norm": 2.0}]) == {"loss": 2.0, "grad_norm": 2.0}

@@ -136,12 +136,10 @@ def demonstrations(name: str, count: int) -> list[dict[str, Any]]:
     return [{"prompt": f"{name} {n}?", "completion": "yes"} for n in range(count)]
 
 
-@pytest.mark.parametrize("lazy", [False, True])
 def test_weights_of_data_repeat_and_drop_no_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lazy: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The stage sees different rows, draws them by weight, and says how often each comes."""
-    from alignkit.training import offline
     from alignkit.training.learner import Learner
 
     drawn: list[str] = []
@@ -152,7 +150,6 @@ def test_weights_of_data_repeat_and_drop_no_row(
         return step(self, batch, *rest)
 
     monkeypatch.setattr(Learner, "step", watched)
-    monkeypatch.setattr(offline, "EAGER_ROWS", 1 if lazy else 99)
     data = [
         {"path": write(tmp_path / "few.jsonl", demonstrations("few", 4)), "weight": 3},
         {"path": write(tmp_path / "many.jsonl", demonstrations("many", 12)), "weight": 1},

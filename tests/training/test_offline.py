@@ -18,7 +18,6 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs import data, stage
 from alignkit.runs.run import run_recipe
 from alignkit.tokens.template import ChatTemplate
-from alignkit.training import offline
 from alignkit.training.learner import Learner
 
 LONG = "why " * 200
@@ -43,15 +42,6 @@ def weights(folder: Path) -> bytes:
     return (folder / "only" / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def test_batch_by_batch_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained(tmp_path, demonstrations(5))
-    monkeypatch.setattr(offline, "EAGER_ROWS", 4)
-    summary = trained(tmp_path, demonstrations(5), "later")
-    assert weights(tmp_path / "later") == weights(tmp_path / "out")
-    assert (summary["groups"], summary["steps"]) == (5, 6)
-    assert summary["lazy"] == {"rows": 5, "used": 5}
-
-
 def test_the_epoch_with_the_lowest_validation_loss_is_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,43 +56,34 @@ def test_the_epoch_with_the_lowest_validation_loss_is_the_result(
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_what_does_not_fit_is_counted_once_and_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], batch_size: int
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], batch_size: int
 ) -> None:
-    """Where nothing of a batch fits, its step teaches nothing and the stage goes on."""
-    monkeypatch.setattr(offline, "EAGER_ROWS", 0)
     rows = [*demonstrations(2), {"prompt": LONG, "completion": "yes"}, {"prompt": "so?", "completion": LONG}]
     summary = trained(tmp_path, rows, batch_size=batch_size)
     assert summary["encoding"] == {"no_room": 1, "cut": 1}
-    assert (summary["lazy"]["rows"], summary["lazy"]["used"], summary["steps"]) == (4, 3, 8 // batch_size)
+    assert (summary["groups"], summary["steps"]) == (3, {1: 6, 2: 4}[batch_size])
     said = capsys.readouterr().err
     facts = (
         "4 groups: 1 row left out: no room for a response in max_length (",
         "; 1 response truncated at max_length (",
     )
     assert all(fact in said.replace("\n", " ") for fact in facts)
-    lines = (tmp_path / "out" / "only" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 8 // batch_size
-    assert sum("loss" not in json.loads(line) for line in lines) == (2 if batch_size == 1 else 0)
 
 
-def test_validation_is_not_counted_among_the_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(offline, "EAGER_ROWS", 0)
+def test_validation_is_not_counted_among_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held = [*demonstrations(1), *[{"prompt": LONG, "completion": "yes"}] * 3]
     (tmp_path / "held.jsonl").write_text("\n".join(map(json.dumps, held)), encoding="utf-8")
     rows = [*demonstrations(2), {"prompt": LONG, "completion": "yes"}]
     summary = trained(tmp_path, rows, validation="held.jsonl")
-    assert summary["lazy"] == {"rows": 3, "used": 2} and summary["encoding"]["no_room"] == 4
+    assert summary["groups"] == 2 and summary["encoding"]["no_room"] == 4
     assert summary["encoded"] == {"rows": 7, "responses": 7}  # 4 of these rows have no room
     assert "3 groups: 1 row left out" in capsys.readouterr().err.replace("\n", " ")
 
 
-@pytest.mark.parametrize("rows", [0, offline.EAGER_ROWS])
 def test_rows_that_the_template_refuses_follow_on_bad_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rows: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One rule for data of any size: all refused rows are named before the first step, or left out and counted."""
+    """All refused rows are named before the first step, or left out and counted."""
     whole = ChatTemplate.prompt
 
     def refusing(self: ChatTemplate, messages: Any, tools: Any = (), **options: Any) -> str:
@@ -110,7 +91,6 @@ def test_rows_that_the_template_refuses_follow_on_bad_row(
             raise DataError("the chat template refuses the conversation: odd numbers")
         return whole(self, messages, tools, **options)
 
-    monkeypatch.setattr(offline, "EAGER_ROWS", rows)
     monkeypatch.setattr(ChatTemplate, "prompt", refusing)
     with pytest.raises(DataError, match=r"2 bad rows:\n  \S*rows.jsonl:2: the chat .* \(also row 4\)"):
         trained(tmp_path, demonstrations(4), "ahead")
@@ -132,7 +112,6 @@ def test_a_stopped_stage_goes_on_in_the_middle_of_its_first_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the same bytes and the same counts."""
-    monkeypatch.setattr(offline, "EAGER_ROWS", 0)
     rows = [*demonstrations(6), {"prompt": LONG, "completion": "yes"}]
     wanted = trained(tmp_path, rows)
     step, left = Learner.step, [2]
@@ -152,19 +131,11 @@ def test_a_stopped_stage_goes_on_in_the_middle_of_its_first_epoch(
 
 
 def test_nothing_that_fits_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offline, "EAGER_ROWS", 0)
     monkeypatch.setattr(stage, "MOST_ROWS", 0)  # more rows than are tried before the stage
     with pytest.raises(
         DataError, match=r"stage 'only': sft cannot learn from any of 3 rows: .*3 rows left out: no room"
     ):
         trained(tmp_path, [{"prompt": LONG, "completion": "yes"}] * 3)
-
-
-def test_what_a_reference_measures_is_tokens_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offline, "EAGER_ROWS", 0)
-    rows = [{"prompt": f"is it {n}?", "chosen": "yes", "rejected": "no"} for n in range(3)]
-    assert "lazy" not in trained(tmp_path, rows, algorithm="dpo")
-    assert trained(tmp_path, rows, "reward", algorithm="reward_model")["lazy"]["used"] == 3
 
 
 def test_the_first_stage_s_data_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,9 +47,7 @@ def scorer() -> Rewards:
 
 def learn(rewards: Rewards, groups: Sequence[Group], penalty: float = 0.0) -> RewardTable:
     """As an iteration does that learns from all that has a score."""
-    table = rewards.combine(rewards.ask(groups), penalty)
-    rewards.remember(table.states)
-    return table
+    return rewards.combine(rewards.ask(groups), penalty)
 
 
 def learned(table: RewardTable) -> tuple[list[float], list[float]]:

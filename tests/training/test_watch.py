@@ -69,7 +69,7 @@ def test_a_kl_budget_ends_with_the_last_policy_within_it(tmp_path: Path, capsys:
     assert sorted(int(each.name) for each in (ran.folder / "align" / "kept").iterdir()) == [*range(1, beyond + 2)]
     log = capsys.readouterr().err
     said = " ".join(log.split())
-    assert f"the result is the policy that iteration {beyond} sampled from" in said
+    assert f"the result is the policy that iteration {beyond} began with" in said
     (ran.folder / "run.log").write_text(log, encoding="utf-8")
     assert ran.summary["iterations"] == beyond + 1 and ran.summary["planned_iterations"] == 5
     found = [incident["text"] for incident in incidents(ran.folder, [])]

@@ -150,11 +150,12 @@ def online(
     (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8")
     out = folder / "run"
     out.mkdir(exist_ok=True)
-    run = Run(load_recipe(folder / "recipe.yaml"), out)
-    named = run.recipe.stages["align"]
+    loaded = load_recipe(folder / "recipe.yaml")
+    named = loaded.stages["align"]
     given = type("Given", (type(algorithm),), {"__new__": lambda cls, options: algorithm})  # checks ask its class
     registration = replace(named.component.registration, target=given, kind="")
-    run.recipe.stages["align"] = replace(named, component=replace(named.component, registration=registration))
+    loaded.stages["align"] = replace(named, component=replace(named.component, registration=registration))
+    run = Run(loaded, out)
     run.execute()
     lines = (out / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return Ran(run, [json.loads(line) for line in lines])

@@ -19,6 +19,7 @@ from alignkit.models.generate import Partner, last_turn
 from alignkit.registry import Component
 from alignkit.tokens.encoder import Encoder, Ids
 from alignkit.training.collectives import Collectives
+from alignkit.training.context import StageContext
 from alignkit_plugins.environments.turns import Turns, read_turn
 
 MOST_TURNS = 8  # of the policy, by default
@@ -209,6 +210,15 @@ class Episodes:
         totals = collectives.sum(self._counts)
         episodes = totals.pop("episodes")
         return {f"environment/{name}": total / episodes for name, total in totals.items()} | tokens
+
+
+def episodes_of(context: StageContext) -> Episodes:
+    """What plays a stage's environment."""
+    settings = context.settings
+    assert settings.environment is not None
+    factory = Factory(settings.environment, context.name, context.seed, context.reward_context().folder)
+    max_length = min(settings.max_length, context.model.context)
+    return Episodes(factory, context.models.encoder, max_length, settings.rollout.max_turns)
 
 
 def _float(value: Any) -> float | None:

@@ -228,7 +228,6 @@ class Evaluate(Step):
         groups = measures.scored(groups, self.options.measures, scorers[:own], say)
         summary = self._summary(groups, columns, len(prompts) - len(groups), answering, context)
         summary["notes"] += [*notes, *answering.notes(self.reference), *filter(None, [warning])]
-        summary["notes"] += [note for scorer in scorers for note in scorer.untrained]
         singles = [*self.options.measures, *(column.name for column in columns if column.single)]
         return numbers.Measured(groups, summary, singles)
 

@@ -55,7 +55,7 @@ class Calibration(Step):
         summary = {
             "prompts": len(complete),
             "left_out": len(prompts) - len(complete),
-            "notes": [*notes, *scorer.untrained],
+            "notes": notes,
             "confidence": options.confidence,
             "baseline": options.compared_with,
             **summarize(kept, options.compared_with, context.seed),

@@ -100,7 +100,7 @@ class Sycophancy(Step):
         summary = {
             "prompts": len(asked),
             "left_out": len(prompts) - len(asked),
-            "notes": [*notes, *scorer.untrained, *reworded_notes(graded)],
+            "notes": [*notes, *reworded_notes(graded)],
             "baseline": options.compared_with,
             **summarize(graded, options.compared_with),
         }

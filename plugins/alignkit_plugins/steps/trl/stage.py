@@ -64,7 +64,6 @@ class TRLStage:
         """
         groups = [replace(group, responses=tuple(map(self._as_sampled, group.responses))) for group in groups]
         table = self._rewards.combine(self._rewards.ask(groups), self.settings.rollout.missing_eos_penalty)
-        self._rewards.remember(table.states)
         both = zip(table.raw.tolist(), table.reward.tolist(), strict=True)
         return [None if math.isnan(raw) else reward for raw, reward in both]
 
