@@ -147,10 +147,6 @@ class Registry:
         """The registrations of a kind whose implementations can be imported; the others are then `broken`."""
         return [registration for registration in self.registrations(kind) if not self._failure(registration)]
 
-    def everything(self) -> list[Registration]:
-        """Every registration of every kind."""
-        return [registration for kind in KINDS for registration in self.registrations(kind)]
-
     def has(self, kind: str, name: str) -> bool:
         """Whether a plugin provides the name, which may be written `package:name`."""
         return bool(self._matches(kind, name))

@@ -320,8 +320,3 @@ def test_two_readers_of_a_suffix_matter_only_where_it_is_read(distribution: Make
 def test_a_reader_needs_a_suffix_of_its_own(distribution: MakeDistribution, suffix: str) -> None:
     distribution("x-one", READER.replace(".notes", suffix))
     assert "is a suffix such as" in reason(load_plugins(), "x-one")
-
-
-def test_commands_in_a_plugin_are_sent_to_their_own_group(distribution: MakeDistribution) -> None:
-    distribution("x-both", "from alignkit import hookimpl\n@hookimpl\ndef register_commands(register): ...\n")
-    assert "in the entry-point group 'alignkit.commands'" in reason(load_plugins(), "x-both")

@@ -26,9 +26,8 @@ PATH = "{path}"  # in messages: the place
 class Mistake:
     """Something wrong below the value that is checked.
 
-    keys: where. others: places that are to blame instead if an override wrote them, or if they are in the file alone.
-    at_key: point at the key, not at its value. plugin: the plugin is wrong, not the recipe. allowed: the keys that an
-    unknown key may have meant. missing: whether a key is missing.
+    keys: where. at_key: point at the key, not at its value. plugin: the plugin is wrong, not the recipe. allowed: the
+    keys that an unknown key may have meant. missing: whether a key is missing.
     """
 
     message: str
@@ -38,7 +37,6 @@ class Mistake:
     plugin: bool = False
     allowed: Sequence[str] | None = None
     missing: bool = False
-    others: tuple[Keys, ...] = ()
 
     @property
     def text(self) -> str:
@@ -51,7 +49,7 @@ class Mistake:
 
     def below(self, *keys: str | int) -> Mistake:
         """The same mistake, seen from above."""
-        return replace(self, keys=(*keys, *self.keys), others=tuple((*keys, *other) for other in self.others))
+        return replace(self, keys=(*keys, *self.keys))
 
 
 class Mistakes(ValueError):
@@ -95,15 +93,8 @@ def problems_of(document: Document, mistakes: Iterable[Mistake]) -> list[Problem
             help = advice(str(mistake.keys[-1]), mistake.allowed)
         if mistake.allowed is not None and (guess := re.match("did you mean '([^']+)'", help)):
             meant.add((*mistake.keys[:-1], guess[1]))
-        keys = _to_blame(document, mistake)
-        problems[document.problem(keys, mistake.text, at_key=mistake.at_key, help=help)] = mistake
+        problems[document.problem(mistake.keys, mistake.text, at_key=mistake.at_key, help=help)] = mistake
     return [problem for problem, mistake in problems.items() if not (mistake.missing and mistake.keys in meant)]
-
-
-def _to_blame(document: Document, mistake: Mistake) -> Keys:
-    overridden = [keys for keys in (*mistake.others, mistake.keys) if document.overridden(keys)]
-    written = [keys for keys in (mistake.keys, *mistake.others) if document.has(keys)]
-    return next(iter([*overridden, *written]), mistake.keys)
 
 
 # --- pydantic's errors

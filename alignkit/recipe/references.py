@@ -6,11 +6,9 @@ as `Mistakes`, and pydantic adds the place.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -433,22 +431,16 @@ class Reading:
 
     def read_model(self, value: str) -> str:
         """A base model: a plugin's name and a hub id stay as they are, and a folder becomes absolute."""
-        name, separator, rest = value.partition("://")
+        name, separator, path = value.partition("://")
         if separator or self.registry.has("model", value):
-            takes_path = "path" in signature(self.plugin("model", name)[1].implementation).parameters
-            if takes_path != bool(rest):
-                help = f"write '{name}'" if rest else f"write '{name}://PATH'"
-                raise wrong(f"{PATH}: model '{name}' takes {'no' if rest else 'a'} path", help)
-            if rest and exists(path := self.locate(rest)):
-                self.located[value] = f"{name}://{path}"
+            self.plugin("model", name)
+            if path and exists(file := self.locate(path)):
+                self.located[value] = f"{name}://{file}"
             return self.located.get(value, value)
         base = self.read_hub(value)
-        if base == value and "/" not in value:
-            # Few hub ids have no namespace, so a misspelled plugin is more likely.
-            names = self.registry.names("model")
-            near = difflib.get_close_matches(value, names, 1, 0.85) or [one for one in names if one.startswith(value)]
-            if near:
-                self.plugin("model", value)
+        # Few hub ids have no namespace, so a misspelled plugin is more likely.
+        if base == value and "/" not in value and did_you_mean(value, self.registry.names("model")):
+            self.plugin("model", value)
         return base
 
     def read_template(self, value: str) -> str:

@@ -112,11 +112,6 @@ class Document:
         """Whether something is written there."""
         return self.find(keys)[2]
 
-    def overridden(self, keys: Keys) -> bool:
-        """Whether an override wrote this value."""
-        _, node, found = self.find(keys)
-        return found and not node.mark.line
-
     def problem(self, keys: Keys, message: str, *, at_key: bool = False, help: str = "") -> Problem:
         """Return a problem at a key or its value. If the path is not in the file, point at its nearest parent's key."""
         mark, node, found = self.find(keys)
@@ -397,54 +392,47 @@ def _merge(base: Node, over: Node, key: str = "") -> Node:
 
 def _override(document: Document, text: str) -> None:
     """Apply an override. Raises Failed if that is impossible."""
-    mark = Mark(f"override '{text}'")
-    delete = text.startswith("~") and "=" not in text
-    path, equals, value = text.removeprefix("~" if delete else "").partition("=")
-    keys = path.strip().split(".")
-    if not all(keys) or not (delete or equals):
+    mark, new = Mark(f"override '{text}'"), None
+    path, equals, value = text.partition("=")
+    keys = path.strip().removeprefix("~").split(".")
+    if not all(keys) or path.startswith("~") == bool(equals):
         raise Failed(mark.problem("an override must be key.path=value, or ~key.path to delete a key"))
     if keys[0] == "extends":
         raise Failed(mark.problem("'extends' cannot be overridden: it is applied before overrides"))
-    parent, node = document.root, Node(None, mark)
-    if not delete:
+    if equals:
         reader = Reader(value, mark.file, in_file=False)
-        node = reader.read()
+        new = reader.read()
         document.problems += reader.problems
-        _start_at(node, Path.cwd(), document.path)
-    for end in range(1, len(keys)):
-        is_stage = keys[0] == "stages" and end == 2  # a misspelled stage must not add a new one
-        parent = _child(parent, keys[:end], mark, present=delete or is_stage)
-    _child(parent, keys, mark, present=delete)
-    key: Any = int(keys[-1]) if isinstance(parent.value, list) else keys[-1]
-    if delete:
-        del parent.value[key]
-    elif isinstance(parent.value, list):
-        parent.value[key] = node
-    else:
-        parent.set(key, node, mark)
+        _start_at(new, Path.cwd(), document.path)
+    _write(document.root, (), keys, new, mark)
 
 
-def _child(node: Node, keys: Sequence[str], mark: Mark, present: bool) -> Node:
-    """Return a child. Unless it must be present, an empty value becomes a mapping, and `ppo` becomes `{ppo: {}}`."""
-    *before, key = keys
-    if isinstance(node.value, list):
-        if key.isdecimal() and int(key) < len(node.value):
-            item: Node = node.value[int(key)]
-            return item
-        help = f"'{'.'.join(before)}' has {len(node.value)} items, numbered from 0"
-        raise Failed(mark.problem(f"no such item: '{'.'.join(keys)}'", help))
-    if node.value in (None, key):
+def _write(node: Node, before: Keys, keys: Sequence[str], new: Node | None, mark: Mark) -> None:
+    """Write a value below a node, or delete the key if it is None. before: the keys of the node."""
+    name, *rest = keys
+    key: Any = name
+    if isinstance(node.value, list) and name.isdecimal():
+        key = int(name)
+    elif node.value in (None, name):  # `ppo` becomes `{ppo: {}}`
         node.value = {}
-    if not isinstance(node.value, dict):
-        help = f"write '{'.'.join([*before, str(node.value), key])}=...' for an option of {node.value}"
-        raise Failed(mark.problem(f"'{'.'.join(before)}' is {node.value!r}, so it has no key '{key}'", help))
-    if key not in node.value:
-        if present:
-            help = did_you_mean(key, node.value) or f"known keys: {', '.join(node.value)}"
-            raise Failed(mark.problem(f"no such key: '{'.'.join(keys)}'", help))
-        node.set(key, Node({}, mark), mark)
-    child: Node = node.value[key]
-    return child
+    children = dict(node.children())
+    if key not in children:
+        is_stage = before == ("stages",) and rest  # a misspelled stage must not add a new one
+        if new is None or is_stage or not isinstance(node.value, dict):
+            place = ".".join(map(str, before))
+            names = [str(child) for child in children]
+            help = did_you_mean(name, names) or f"keys there: {', '.join(names) or 'none'}"
+            if isinstance(node.value, str):
+                help = f"write '{place}.{node.value}.{name}=...' for an option of {node.value}"
+            raise Failed(mark.problem(f"no such key: '{f'{place}.{name}'.removeprefix('.')}'", help))
+        children[key] = Node({}, mark)
+    if rest:
+        _write(children[key], (*before, key), rest, new, mark)
+        new = children[key]
+    if new is None:
+        del node.value[key]
+    elif key not in dict(node.children()) or not rest:
+        node.value[key], node.keys[name] = new, mark
 
 
 # --- the recipes that come with alignkit, found by name from any folder
@@ -474,10 +462,6 @@ def find_recipe(name: str | Path) -> Path:
         return path
     if found := shipped_recipe(str(name)):
         return found
-    if is_dir(path):
-        inside = sorted(map(str, path.glob("*.y*ml")))
-        help = f"name its recipe: {' or '.join(inside)}" if inside else f"`alignkit init {name}` writes a recipe there"
-        raise RecipeError([Problem(f"{name} is a folder, and a recipe is a file", help=help)])
     near = [item.name for item in path.parent.glob("*.y*ml")] if is_dir(path.parent) else []
     help = did_you_mean(path.name, [*near, *shipped()]) or f"shipped recipes: {', '.join(shipped()) or 'none'}"
     raise RecipeError([Problem(f"no such recipe: {name}", help=help)])

@@ -26,7 +26,7 @@ def test_override_into_a_scalar_component(tmp_path: Path) -> None:
     assert data(tmp_path, text, "algorithm.ppo.x=1", "algorithm.ppo.y=2") == {"algorithm": {"ppo": {"x": 1, "y": 2}}}
     assert data(tmp_path, text, "algorithm=dpo") == {"algorithm": "dpo"}
     (problem,) = problems(tmp_path, text, "algorithm.dpo.x=1")
-    assert problem.message == "'algorithm' is 'ppo', so it has no key 'dpo'"
+    assert problem.message == "no such key: 'algorithm.dpo'"
     assert problem.file == "override 'algorithm.dpo.x=1'"
     assert problem.help == "write 'algorithm.ppo.dpo=...' for an option of ppo"
 
@@ -40,8 +40,8 @@ def test_override_into_a_scalar_component(tmp_path: Path) -> None:
         ("~stges", "no such key: 'stges'"),
         ("a=[1", "not valid YAML"),
         ("a={b: 1, b: 2}", "duplicate key 'b' (in the override)"),
-        ("list.7=1", "no such item: 'list.7'"),
-        ("list.x.y=1", "no such item: 'list.x'"),
+        ("list.7=1", "no such key: 'list.7'"),
+        ("list.x.y=1", "no such key: 'list.x'"),
         ("extends=x", "cannot be overridden"),
     ],
 )

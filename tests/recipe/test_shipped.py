@@ -34,13 +34,6 @@ def test_the_nearest_name_is_given(elsewhere: Path) -> None:
         find_recipe("quikstart")
     with pytest.raises(RecipeError, match=r"no such recipe: nowhere.yaml\n  help: shipped recipes"):
         find_recipe("nowhere.yaml")  # of which only the ending is like mine.yaml
-    with pytest.raises(RecipeError, match="is a folder, and a recipe is a file"):
-        find_recipe(str(elsewhere))
-    with pytest.raises(RecipeError, match=rf"help: name its recipe: {elsewhere / 'mine.yaml'}$"):
-        find_recipe(str(elsewhere))
-    (elsewhere / "mine.yaml").unlink()
-    with pytest.raises(RecipeError, match=rf"help: `alignkit init {elsewhere}` writes a recipe there"):
-        find_recipe(str(elsewhere))
 
 
 def test_a_recipe_extends_a_shipped_one(elsewhere: Path) -> None:
