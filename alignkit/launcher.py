@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit.io.console import Reporter
 from alignkit.plugins import plugins
 
 ACCELERATE = "accelerate"  # the name of the one that runs use
@@ -30,29 +29,22 @@ class World:
     processes: int = 1
     shard: bool = False
 
-    @property
-    def leads(self) -> bool:
-        """Whether this process speaks and writes for all."""
-        return self.process == 0
-
 
 class Launcher:
     """Base class of a launcher."""
 
-    def run(self, recipe: Any, folder: Path, reporter: Reporter, world: World) -> None:
-        """Run a recipe as one of several processes.
+    def join(self, recipe: Any, folder: Path, world: World) -> Any:
+        """Meet the other processes, each of which runs the recipe; returns the `Collectives` of the run.
 
-        Process 0 runs steps, asks servers, and writes into the folder of the run. The others train what it trains, and
-        write and print nothing. Raises RecipeError if several processes cannot run the recipe, and RunFailed if they do
-        not meet or differ in what they run.
+        Raises RecipeError if several processes cannot run the recipe, and RunFailed if they do not meet or differ in
+        what they run.
 
         Args:
             recipe: The recipe.
             folder: Of the run.
-            reporter: Prints, in process 0.
             world: Which process this is.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define run")
+        raise NotImplementedError(f"{type(self).__name__} does not define join")
 
     def engine(self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]) -> Any:
         """What asks the engine of a stage, and checks all that it returns; it samples instead of a `SharedModel`.

@@ -15,7 +15,8 @@ MICRO_BATCH = 4  # pairs per forward pass of TRL
 
 
 def pairs(job: Job, tokenizer: Any) -> list[Encoded]:
-    from alignkit.tokens.encoder import Encoder, encode_all
+    from alignkit.testing.examples import encode_all
+    from alignkit.tokens.encoder import Encoder
 
     groups = data.groups(4, 2, 6, 6) if job.short else data.groups(job.options.get("count", 8), 2, 64, 128)
     return encode_all(Encoder(tokenizer), groups, models.MAX_LENGTH)

@@ -37,7 +37,8 @@ def rows(job: Job) -> list[Group]:
 
 
 def ours(job: Job, gate: Gate) -> None:
-    from alignkit.tokens.encoder import Encoder, encode_all
+    from alignkit.testing.examples import encode_all
+    from alignkit.tokens.encoder import Encoder
 
     tokenizer, groups = trl.tokenizer(job), rows(job)
     texts = sum(len(group.responses) for group in groups)

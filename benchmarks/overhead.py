@@ -75,7 +75,8 @@ def peer(job: Job, gate: Gate) -> None:
 
 
 def _pairs(job: Job, policy: SharedModel) -> list[Encoded]:
-    from alignkit.tokens.encoder import Encoder, encode_all
+    from alignkit.testing.examples import encode_all
+    from alignkit.tokens.encoder import Encoder
 
     groups = data.groups(4, 2, 6, 6) if job.short else data.groups(8, 2, 16, 24)
     return encode_all(Encoder(policy.tokenizer), groups, models.MAX_LENGTH)

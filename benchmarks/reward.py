@@ -16,7 +16,8 @@ MICRO_BATCH = 4  # pairs per forward pass of TRL
 
 def comparisons(job: Job, tokenizer: Any) -> list[Encoded]:
     """Groups encoded for scoring: each sequence ends with an end of turn, whose position holds the score."""
-    from alignkit.tokens.encoder import Encoder, encode_all
+    from alignkit.testing.examples import encode_all
+    from alignkit.tokens.encoder import Encoder
 
     k = job.options["responses"]
     if job.short:

@@ -17,7 +17,8 @@ IGNORED = -100  # label of tokens that are not learned
 
 
 def demonstrations(job: Job, tokenizer: Any) -> list[Encoded]:
-    from alignkit.tokens.encoder import Encoder, encode_all
+    from alignkit.testing.examples import encode_all
+    from alignkit.tokens.encoder import Encoder
 
     groups = data.demonstrations(4, 6, 6) if job.short else data.demonstrations(job.options.get("count", 8), 64, 128)
     return encode_all(Encoder(tokenizer), groups, models.MAX_LENGTH)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,41 +23,48 @@ from alignkit.io.atomic import write_text
 from alignkit.io.console import Reporter
 from alignkit.io.credentials import redacted
 from alignkit.io.digest import digest
-from alignkit.io.results import RECIPE, Results, folders_of
+from alignkit.io.results import RECIPE, folders_of
 from alignkit.io.text import duration
-from alignkit.plugins import plugins
 from alignkit.recipe.schema import Recipe, Stage
 from alignkit.recipe.yaml import dump
 from alignkit.runs.folder import begin, locked, resume_command
-from alignkit.runs.services import ALONE, Services, Team
+from alignkit.runs.services import Services
 from alignkit.runs.stage import FIRST_ROWS, Mistakes, RunStage, TrainingStage, run_stage
+from alignkit.step import Artifact
 from alignkit.stopping import StageWaits, Stopped, stoppable
+from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 
-def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | None = None, team: Team = ALONE) -> None:
+def run_recipe(
+    recipe: Recipe, out: Path | None = None, reporter: Reporter | None = None, collectives: Collectives = ONE_PROCESS
+) -> None:
     """Run a recipe in `out` (default `runs/NAME`). Raises an whose `exit_code` becomes the process's.
 
-    reporter: of a run that has begun (`alignkit.runs.folder`). team: the processes that run it together.
+    reporter: of a run that has begun (`alignkit.runs.folder`). collectives: of the processes that
+    run it together, each with the same call. The first one writes and speaks.
     """
     folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)
-    with locked(folder), stoppable():
-        reporter.log.open(folder / "run.log")
-        run = Run(recipe, folder, reporter, team=team)
+    with ExitStack() as stack:
+        if collectives.process == 0:
+            stack.enter_context(locked(folder))
+            reporter.log.open(folder / "run.log")
+        stack.enter_context(stoppable())
+        run = Run(recipe, folder, reporter, collectives)
         error: BaseException | None = None
         try:
             run.execute()
         except BaseException as raised:
             error = raised
+            collectives.fail(raised)
             failure = with_help(raised, run.stage_name)
             run.reporter.log.write(message_of(failure))  # whoever called prints it
             if failure is not raised:
                 raise failure from raised
             raise
         finally:
-            team.ends(error)
             run.reporter.stop()
             try:
-                plugins().notify("run_finished", run=run, error=error)
+                run.event("run_finished", error=error)
             except PluginError as wrong:  # it must not hide how the run ended
                 run.reporter.say(f"warning: {wrong}")
         run.say_end()
@@ -89,10 +96,10 @@ class Run(Services):
         recipe: Recipe,
         folder: Path,
         reporter: Reporter | None = None,
-        team: Team = ALONE,
+        collectives: Collectives = ONE_PROCESS,
         download: bool = True,
     ):
-        super().__init__(recipe, folder, reporter, team, download)
+        super().__init__(recipe, folder, reporter, collectives, download)
         self.stages = {name: run_stage(self, stage) for name, stage in recipe.stages.items()}
         self.stage_name = ""  # of the current stage
         self.reused: list[str] = []  # stages of this start
@@ -101,20 +108,15 @@ class Run(Services):
 
     def execute(self) -> None:
         """Run all stages that are not complete, then print their results."""
-        plugins().notify("run_started", run=self)
-        write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
-        if self.team.world.processes > 1:
-            self.cache()  # before the others look for it
-        self.should_stop()
-        self.prepare(self._incomplete())
+        self.collectives.on_rank0(self._begin)
         waiting = Waiting()
         for stage in self.stages.values():
-            self.should_stop()
+            self.collectives.should_stop(self.should_stop)
             if waiting.blocks(stage.stage):
                 continue
             started = time.monotonic()
             stage.notify("stage_started")
-            with waiting.until_labeled(self.store, self.reporter.say):
+            with waiting.until_labeled(self):
                 reused = self._stage(stage)
             if stage.name in waiting.blocked:
                 continue
@@ -124,9 +126,21 @@ class Run(Services):
         self.stage_name = ""
         self.reporter.stop()
         waiting.end(self.reporter.say)
+        self.collectives.on_rank0(self._show)
+
+    def _begin(self) -> None:
+        """Prepare the stages that are not complete, before the first of them runs."""
+        self.event("run_started")
+        write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
+        self.cache()
+        self.should_stop()
+        self.prepare(self._incomplete())
+
+    def _show(self) -> None:
+        """Print the results."""
         self._check_results()
-        self.store.join_metrics(stage.name)
-        for texts in plugins().notify("results_shown", run=self, records=self._records, width=self.reporter.width):
+        self.store.join_metrics([*self.stages][-1])
+        for texts in self.event("results_shown", records=self._records, width=self.reporter.width):
             for text in texts:
                 self.reporter.result(text)
 
@@ -169,14 +183,51 @@ class Run(Services):
         return self.store.bring(name, self.hashes[name], self.others, self.reporter.say)
 
     def _stage(self, stage: RunStage) -> bool:
-        """Run a stage unless it can be reused. Returns whether it was reused."""
+        """Run a stage unless it can be reused. Returns whether it was reused.
+
+        All processes train together. Everything else is the first one's.
+        """
+        name = self.stage_name = stage.name
+        first, trains = self.collectives.on_rank0, stage.stage.kind == "algorithm"
+        started = first(lambda: self._start(stage))
+        if started is None:
+            self.ready.add(name)
+            return True
+        parts, before, earlier = started
+        folder, began = self.store.path(name), time.monotonic()
+        made: list[tuple[dict[str, Any], Artifact]] = []
+        try:
+            with self.engine(stage.stage):
+                self.make_room(stage.stage)
+                if before:
+                    stage.notify("stage_begins_again", record=before)
+                self.collectives.sharing = trains
+                if trains:
+                    made.append(stage.run(folder))
+                else:
+                    first(lambda: made.append(stage.run(folder)))
+        except BaseException:
+            if self.leads:
+                with suppress(OSError):  # a full disk must not hide what went wrong
+                    self.store.begin(name, self.hashes[name], parts, earlier + time.monotonic() - began)
+            raise
+        self.models.forget(name)
+        seconds = time.monotonic() - began
+        first(lambda: self._finish(stage, parts, earlier, seconds, *made[0]))
+        self.ready.add(name)
+        return False
+
+    def _start(self, stage: RunStage) -> tuple[dict[str, Any], Mapping[str, Any], float] | None:
+        """Begin a stage, or continue it: what its key is made of, the record of other settings, and seconds so far.
+
+        None if it can be reused.
+        """
         name, before = stage.name, self.store.record(stage.name)
-        self.stage_name = name
         parts = stage.key()  # again, because files may have changed while earlier stages ran
         if self._reuse(stage, parts):
             self.reporter.stage_ends(f"{name}: unchanged, reused")
             self._records.append(self.store.record(name))
-            return True
+            return None
         key = self.hashes[name]
         if damage := self.store.damage(name, key):
             self.reporter.say(f"{name}: {damage}; the stage runs again")
@@ -186,32 +237,25 @@ class Run(Services):
             why = "".join(stage.notify("stage_changed", record=before, parts=parts))
             self.reporter.say(f"{name}: changed since the last run{why}, starting over")
         earlier = float(self.store.begun(name, key).get("seconds") or 0.0)  # of starts that were interrupted
-        folder = self.store.begin(name, key, parts, earlier)
+        self.store.begin(name, key, parts, earlier)
         plugin = stage.stage.component.name
         self.reporter.stage(name, [*self.stages].index(name) + 1, len(self.stages), plugin)
-        began = time.monotonic()
-        try:
-            with self.engine(stage.stage):
-                self.make_room(stage.stage)
-                if before:
-                    stage.notify("stage_begins_again", record=before)
-                if stage.stage.kind == "algorithm":
-                    with self.team.training(name, parts):
-                        summary, artifact = stage.run(folder)
-                else:
-                    summary, artifact = stage.run(folder)
-        except BaseException:
-            with suppress(OSError):  # a full disk must not hide what went wrong
-                self.store.begin(name, key, parts, earlier + time.monotonic() - began)
-            raise
-        self.models.forget(name)
-        seconds = time.monotonic() - began
-        record = {"hash": key, **stage.record(earlier + seconds, summary, artifact, parts)}
-        self.store.finish(name, record)
-        self.ready.add(name)
+        return parts, before, earlier
+
+    def _finish(
+        self,
+        stage: RunStage,
+        parts: Mapping[str, Any],
+        earlier: float,
+        seconds: float,
+        summary: Mapping[str, Any],
+        made: Artifact,
+    ) -> None:
+        """Make a stage's work its result."""
+        record = {"hash": self.hashes[stage.name], **stage.record(earlier + seconds, summary, made, parts)}
+        self.store.finish(stage.name, record)
         self._records.append(record)
-        self.reporter.stage_ends(f"{name}: done in {duration(seconds)}{facts(record['summary'])}")
-        return False
+        self.reporter.stage_ends(f"{stage.name}: done in {duration(seconds)}{facts(record['summary'])}")
 
     def _check_results(self) -> None:
         """Raise RunFailed if a result is no longer there, or has changed, while later stages ran."""
@@ -252,15 +296,16 @@ class Waiting:
     blocked: dict[str, None] = field(default_factory=dict)
 
     @contextmanager
-    def until_labeled(self, store: Results, say: Callable[[str], None]) -> Iterator[None]:
+    def until_labeled(self, run: Run) -> Iterator[None]:
         """The block runs a stage, which may wait."""
         try:
             yield
         except StageWaits as error:
             self.errors[error.stage] = error
             self.blocked[error.stage] = None
-            store.wait(error.stage, error.missing, error.store)
-            say(f"{error.stage}: waits for {error.missing} label{'s' * (error.missing != 1)}")
+            if run.leads:
+                run.store.wait(error.stage, error.missing, error.store)
+            run.say(f"{error.stage}: waits for {error.missing} label{'s' * (error.missing != 1)}")
 
     def blocks(self, stage: Stage) -> bool:
         """Whether a stage needs one that waits."""

@@ -5,7 +5,7 @@ Nothing imports torch before a model is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from itertools import count
@@ -19,51 +19,15 @@ from alignkit.errors import RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.console import Metrics, Reporter
 from alignkit.io.results import Results, other_runs
-from alignkit.launcher import World, launcher
+from alignkit.launcher import launcher
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import Recipe, Stage
 from alignkit.runs.bases import RunBases
 from alignkit.runs.data import RunData
+from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 if TYPE_CHECKING:
-    from alignkit.models.memory import Passes
     from alignkit.models.models import LoadedBase, Models
-    from alignkit.training.collectives import Collectives
-
-
-class Team:
-    """The processes of a run as its stages see them: here the only one."""
-
-    world = World()
-
-    @cached_property
-    def collectives(self) -> Collectives:
-        """What the processes exchange."""
-        from alignkit.training.collectives import ONE_PROCESS
-
-        return ONE_PROCESS
-
-    def should_stop(self, check: Callable[[], None]) -> None:
-        """Raise Stopped in every process if `check` does in one."""
-        check()
-
-    @contextmanager
-    def training(self, stage: str, parts: Mapping[str, Any]) -> Iterator[None]:
-        """Let every process train a stage. parts: what its result depends on, which must be alike.
-
-        Raises RunFailed if it is not.
-        """
-        yield
-
-    def passes(self, base: str, service: LoadedBase) -> Passes:
-        """How passes through a base model begin and end. service: of its roles."""
-        return service.model.passes
-
-    def ends(self, error: BaseException | None) -> None:
-        """Let the others end, before reports are written."""
-
-
-ALONE = Team()
 
 
 class Services:
@@ -78,11 +42,15 @@ class Services:
         recipe: Recipe,
         folder: Path,
         reporter: Reporter | None = None,
-        team: Team = ALONE,
+        collectives: Collectives = ONE_PROCESS,
         download: bool = True,
     ):
-        """download: whether what is not on this machine yet may be fetched or made."""
-        self.recipe, self.folder, self.team, self.download = recipe, folder, team, download
+        """collectives: of the processes that run the recipe together; the first of them writes, and calls event hooks.
+
+        download: whether what is not on this machine yet may be fetched or made.
+        """
+        self.recipe, self.folder, self.collectives, self.download = recipe, folder, collectives, download
+        self.leads = collectives.process == 0
         self.reporter = reporter or Reporter()
         self.say: Callable[[str], None] = self.reporter.say
         self.store = Results(folder, recipe.stages)
@@ -107,16 +75,22 @@ class Services:
 
     def cache(self) -> Path:
         """The run's folder for what rewards, judges and engines keep."""
-        make_folder(cache := self.folder / "cache")
+        cache = self.folder / "cache"
+        if self.leads:
+            make_folder(cache)
         return cache
 
+    def event(self, hook: str, **values: Any) -> list[Any]:
+        """Call an event hook; returns what its observers do."""
+        return list(plugins().notify(hook, run=self, **values) or ()) if self.leads else []
+
     def notify(self, stage: str) -> Callable[..., Any]:
-        """The event hooks, with the run and the stage filled in; each returns what its observers do."""
-        return partial(plugins().notify, run=self, stage=stage)
+        """The event hooks, with the stage filled in."""
+        return partial(self.event, stage=stage)
 
     def metrics(self, stage: Stage, size: int = 0) -> Metrics:
         """A stage's metrics.jsonl. size: bytes at its last checkpoint."""
-        metrics = self.store.metrics(stage.name, size)
+        metrics = self.store.metrics(stage.name, size) if self.leads else Metrics(None)
         self.notify(stage.name)("metrics_opened", metrics=metrics)
         return metrics
 
@@ -135,7 +109,7 @@ class Services:
 
     def _open(self, base: str) -> LoadedBase:
         service = self.bases[base].load(self.artifact, self.should_stop)
-        service.model.passes = self.team.passes(base, service)
+        service.model.passes = self.collectives.passes_of(base, service)
         self._attach(service)
         return service
 

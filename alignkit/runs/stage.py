@@ -511,11 +511,11 @@ class TrainingStage(RunStage, StageContext):
         return {base: self.services.models.of(base) for base in self.services.bases.needed(self.stage)}
 
     def should_stop(self) -> None:
-        self.services.team.should_stop(self.services.should_stop)
+        self.collectives.should_stop(self.services.should_stop)
 
     @property
     def collectives(self) -> Collectives:
-        return self.services.team.collectives
+        return self.services.collectives
 
 
 class StepStage(RunStage):

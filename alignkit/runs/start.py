@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from alignkit.errors import Problem, RecipeError, message_of
 from alignkit.io.console import Reporter
@@ -28,37 +31,44 @@ NOT_BY_ACCELERATE = {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
 
 def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> Result | int:
     """Run a recipe; returns its result, or the exit code. load: reads the recipe, and passes on its warnings."""
-    began, world, warnings = time.monotonic(), world_of(), list[str]()
-    if not world.leads:
-        return _follow(load, out, world)
-    recipe = load(warnings.append)
-    folder, reporter = begin(recipe, out)
-    reporter.began = began
-    if world.processes == 1 and world.shard:
-        os.environ |= NOT_BY_ACCELERATE
-        warnings.append("warning: base models are not cut in one process; start several with --num_processes N")
-    for warning in warnings:
-        reporter.say(warning)
-    reporter.loading_torch()
-    if world.processes > 1:
-        launcher().run(recipe, folder, reporter, world)
-    else:
-        from alignkit.runs.run import run_recipe  # imports torch
-
-        run_recipe(recipe, folder, reporter)
-    return result_of(recipe, folder)
-
-
-def _follow(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, world: World) -> int:
-    """Run a recipe as a process that does not lead. Process 0 prints an error that both meet."""
+    world = world_of()
+    if world.process == 0:
+        return _run(load, out, world)
     try:
-        recipe = load(lambda warning: None)
-        launcher().run(recipe, folder_of(recipe, out), Reporter(), world)
-    except Exception as error:
-        time.sleep(SAME_ERROR)  # whoever started this process ends it if process 0 has ended
+        _run(load, out, world)
+    except Exception as error:  # process 0 prints an error that all have
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which whoever started this process ends it now
+        time.sleep(SAME_ERROR)
         Reporter().say(f"process {world.process}: {message_of(error)}")
         return int(getattr(error, "exit_code", 1))
     return 0
+
+
+def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, world: World) -> Result:
+    """Run a recipe as one of its processes. Only the first one prints."""
+    began, warnings = time.monotonic(), list[str]()
+    recipe = load(warnings.append)
+    if world.process == 0:
+        folder, reporter = begin(recipe, out)
+    else:
+        folder, reporter = folder_of(recipe, out), Reporter(Console(quiet=True), Console(quiet=True))
+    reporter.began = began
+    if world.shard:
+        os.environ |= NOT_BY_ACCELERATE
+        if world.processes == 1:
+            warnings.append("warning: base models are not cut in one process; start several with --num_processes N")
+    for warning in warnings:
+        reporter.say(warning)
+    reporter.loading_torch()
+    from alignkit.runs.run import run_recipe
+
+    if world.processes == 1:
+        run_recipe(recipe, folder, reporter)
+    else:
+        collectives = launcher().join(recipe, folder, world)
+        run_recipe(recipe, folder, reporter, collectives)
+        collectives.close()
+    return result_of(recipe, folder)
 
 
 # Processes

@@ -24,10 +24,10 @@ from alignkit.models.packing import Examples, measure
 from alignkit.models.shared_model import BASE
 from alignkit.reward import REWARD_KEY
 from alignkit.settings import Settings
-from alignkit.testing.examples import example_groups
+from alignkit.testing.examples import encode_all, example_groups
 from alignkit.testing.rules import ConformanceError, check_registered, state_problems
 from alignkit.testing.tiny import ONE_BATCH, add_noise, tiny_model
-from alignkit.tokens.encoder import Encoded, Encoder, encode_all
+from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit.training.encoding import ReferencePrompts
 from alignkit.training.learner import Learner, term_weights
 from alignkit.training.mismatch import times

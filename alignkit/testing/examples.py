@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from alignkit.data.group import Group, Message, Pair, Response
-from alignkit.tokens.encoder import Encoder
+from alignkit.tokens.encoder import Encoded, Encoder
 
 _QUESTIONS = ("What is the capital of France?", "Name a color.", "Is 7 a prime number?", "Say something long, please.")
 _ANSWERS = (
@@ -65,3 +66,11 @@ def _sampled(encoder: Encoder, index: int, text: str, feedback: dict[str, Any]) 
     tokens = encoder.text(text) + (() if cut else encoder.end_of_turn)
     written = tuple(index != 1 or not 1 <= t <= 2 for t in range(len(tokens)))
     return Response(text=text, tokens=tokens, written=written, truncated=cut, **feedback)
+
+
+def encode_all(
+    encoder: Encoder, groups: Sequence[Group], max_length: int, *, turns: str = "all", scoring: bool = False
+) -> list[Encoded]:
+    """Encode all groups and return those that fit."""
+    encoded = (encoder.encode(group, max_length, turns=turns, scoring=scoring) for group in groups)
+    return [e for e in encoded if e is not None]

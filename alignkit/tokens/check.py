@@ -10,7 +10,7 @@ from alignkit.errors import DataError, RunFailed
 from alignkit.tokens.encoder import Encoder
 from alignkit.tokens.template import ANSWERED, ASKED, TODAY, ChatTemplate
 
-SHOWN = 6  # tokens before and after a difference, in an error
+SHOWN = 24  # characters of a prompt's end, in an error
 
 
 def loaded_tokenizer(load: Callable[[], Any], source: str) -> Any:
@@ -69,16 +69,13 @@ def _example(chat: ChatTemplate) -> tuple[str, str] | None:
 def _check_boundary(encoder: Encoder, prompt: str, whole: str, base: str) -> None:
     """Raise RunFailed if the example's prompt and answer share a token."""
     alone, together = encoder.rendered.ids(prompt), encoder.rendered.ids(whole)
-    if together[: len(alone)] == alone:
-        return
-    same = next(place for place, token in enumerate(alone) if together[place : place + 1] != (token,))
-    ends, goes_on = (encoder.tokenizer.decode(ids[max(0, same - SHOWN) : same + SHOWN]) for ids in (alone, together))
-    raise RunFailed(
-        f"{base}: the prompt's last token changes when an answer follows it: it ends with {ends!r}, but the finished "
-        f"turn has {goes_on!r}, in which one token covers its end\n"
-        "help: in model.chat_template, write the white space at the end of the generation prompt before the answer "
-        "instead"
-    )
+    if together[: len(alone)] != alone:
+        end = prompt[-SHOWN:]
+        raise RunFailed(
+            f"{base}: the prompt's last token changes when an answer follows it, because one token covers its end: it "
+            f"ends with {end!r}\nhelp: in model.chat_template, write the white space at the end of the generation "
+            "prompt before the answer instead"
+        )
 
 
 def _facts(encoder: Encoder) -> Iterator[str]:
@@ -92,9 +89,7 @@ def _facts(encoder: Encoder) -> Iterator[str]:
             "answers are refused"
         )
     if not chat.shape.close:
-        end = encoder.tokenizer.convert_ids_to_tokens(encoder.end_of_turn[-1])
-        marked = {False: "a turn in the middle", True: "a call of a tool"}
-        ends = "".join(f", {marked[call]} with {token}" for call, token in chat.markers.items())
-        yield f"the chat template writes no end of turn, so responses end with {end}{ends}"
+        ends = [encoder.tokenizer.convert_ids_to_tokens(encoder.end_of_turn[-1]), *chat.markers.values()]
+        yield f"the chat template writes no end of turn, so responses end with {' or '.join(dict.fromkeys(ends))}"
     if chat.uses_date:
         yield f"the chat template writes a date, which is always {TODAY}"

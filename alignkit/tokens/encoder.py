@@ -206,14 +206,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class _Rendered:
-    """A group as the chat template renders it. conversations, texts: None for a response whose own tokens are read.
-
-    texts: what becomes tokens of each conversation. cases: of DROP_REASONS.
+    """A group as the chat template renders it. conversations: as far as they become tokens; None for a response whose
+    own tokens are read. cases: of DROP_REASONS.
     """
 
     prompt: str
-    conversations: tuple[Conversation | None, ...]
-    texts: tuple[str | None, ...]
+    conversations: Sequence[Conversation | None]
     cases: Sequence[str]
 
 
@@ -408,30 +406,24 @@ class Encoder:
     ) -> list[Encoded | RowRefused | None]:
         """`encode` groups, whose texts are tokenized on all cores. A refused group's error takes its place."""
         most = max_length * self.rendered.longest  # characters; a longer text cannot fit, and would take long
-        rendered = [self._rendered_or_refused(group, most, scoring) for group in groups]
-        fitting = [one for one in rendered if isinstance(one, _Rendered) and len(one.prompt) <= most]
-        self.rendered.prepare(text for one in fitting for text in self._pieces(one))
-        results: list[Encoded | RowRefused | None] = []
-        for group, one in zip(groups, rendered, strict=True):
-            if isinstance(one, RowRefused):
-                results.append(one)
-            elif len(one.prompt) > most:
-                self.count("no_room", group)
-                results.append(None)
-            else:
-                results.append(self._encode(group, one, max_length, turns, scoring))
-        return results
+        rendered = [self._rendered(group, most, scoring) for group in groups]
+        self.rendered.prepare(text for one in rendered for text in self._pieces(one, most))
+        return [
+            self._encode(group, one, max_length, turns, scoring) for group, one in zip(groups, rendered, strict=True)
+        ]
 
-    def _pieces(self, rendered: _Rendered) -> Iterator[str]:
+    def _pieces(self, rendered: _Rendered | RowRefused, most: int) -> Iterator[str]:
         """The texts that `_continuation` will ask for."""
+        if isinstance(rendered, RowRefused) or len(rendered.prompt) > most:
+            return
         cut = self._cut_of(rendered.prompt)
         yield rendered.prompt
         yield rendered.prompt[cut:]
-        yield from (text[cut:] for text in rendered.texts if text is not None)
+        yield from (one.text[cut:] for one in rendered.conversations if one is not None)
 
     def render(self, group: Group) -> None:
         """Render a group without tokenizing it. Raises RowRefused as `encode` does."""
-        rendered = self._rendered_or_refused(group, WHOLE, False)
+        rendered = self._rendered(group, WHOLE, False)
         if isinstance(rendered, RowRefused):
             raise rendered
 
@@ -440,20 +432,19 @@ class Encoder:
         named = response.tokenizer or ("" if self.several_bases else self.digest)
         return response.tokens is not None and named == self.digest
 
-    def _rendered_or_refused(self, group: Group, most: int, scoring: bool) -> _Rendered | RowRefused:
+    def _rendered(self, group: Group, most: int, scoring: bool) -> _Rendered | RowRefused:
+        """The group's texts, of which `most` characters after the prompt are read."""
         try:
             for response in group.responses:
                 _check_written(response)
-            return self._render(group, most, scoring) if group.prompt else self._raw_texts(group)
+            if group.prompt:
+                return self._render(group, most, scoring)
         except DataError as error:
             return RowRefused(group, str(error))
-
-    def _raw_texts(self, group: Group) -> _Rendered:
-        typed = any(r.tokens is None and self.chat.special.search(r.text) for r in group.responses)
-        return _Rendered("", (None,) * len(group.responses), (), ["typed_tokens"] if typed else [])
+        typed = any(one.tokens is None and self.chat.special.search(one.text) for one in group.responses)
+        return _Rendered("", [None] * len(group.responses), ["typed_tokens"] if typed else [])
 
     def _render(self, group: Group, most: int, scoring: bool) -> _Rendered:
-        """The group's texts, of which `most` characters after the prompt are read."""
         prompt = self.chat.prompt(group.prompt, group.tools)
         cases = set[str]() if has_names(prompt, group.tools) else {"dropped_tools"}
         if not group.tools and any(turn.get("tool_calls") for turn in every_turn(group)):
@@ -475,32 +466,38 @@ class Encoder:
             prompt = rendered[0].text[: rendered[0].turns[0].start]  # what the template writes once an answer follows
         if not prompt:  # the prompt's last token predicts a response's first one
             raise DataError("the chat template renders the prompt as empty text")
-        texts = []
-        for response, one in zip(group.responses, conversations, strict=True):
-            texts.append(None if one is None else self._text_of(response, one, scoring)[: len(prompt) + most])
-        return _Rendered(prompt, tuple(conversations), tuple(texts), sorted(cases))
+        for place, (response, one) in enumerate(zip(group.responses, conversations, strict=True)):
+            if one is not None:
+                text = one.text if scoring else one.text[: one.turns[-1].end]
+                if response.truncated and not scoring:
+                    text = text.removesuffix(self.chat.shape.close)
+                conversations[place] = replace(one, text=text[: len(prompt) + most])
+        return _Rendered(prompt, conversations, sorted(cases))
 
-    def _text_of(self, response: Response, conversation: Conversation, scoring: bool) -> str:
-        """The conversation's text as far as it becomes tokens."""
-        if scoring:
-            return conversation.text
-        text = conversation.text[: conversation.turns[-1].end]
-        return text.removesuffix(self.chat.shape.close) if response.truncated else text
-
-    def _encode(self, group: Group, rendered: _Rendered, max_length: int, turns: str, scoring: bool) -> Encoded | None:
-        for case in rendered.cases:
-            self.count(case, group)
-        if group.prompt:
-            prompt = self.rendered.ids(rendered.prompt)
-            rows = [self._row(group, rendered, place, turns, scoring) for place in range(len(group.responses))]
-        else:
-            prompt, scoring = self.bos, False
-            rows = [self._raw(response) for response in group.responses]
-        room = max_length - len(prompt)
+    def _encode(
+        self, group: Group, rendered: _Rendered | RowRefused, max_length: int, turns: str, scoring: bool
+    ) -> Encoded | RowRefused | None:
+        if isinstance(rendered, RowRefused):
+            return rendered
+        scoring = scoring and bool(group.prompt)
+        room = 0  # of a prompt with too many characters
+        if len(rendered.prompt) <= max_length * self.rendered.longest:
+            prompt = self.rendered.ids(rendered.prompt) if group.prompt else self.bos
+            room = max_length - len(prompt)
         if room < 1 + (len(self.closing) if scoring else 0):
             self.count("no_room", group)
             return None
-        rows = [self._cut(group, row, room, scoring) for row in rows]
+        for case in rendered.cases:
+            self.count(case, group)
+        rows = []
+        for response, conversation in zip(group.responses, rendered.conversations, strict=True):
+            if not group.prompt:
+                row = self._raw(response)
+            elif conversation is None:
+                row = self._sampled(response, scoring)
+            else:
+                row = self._row(group, response, conversation, rendered.prompt, turns, scoring)
+            rows.append(self._cut(group, row, room, scoring))
         return Encoded(group, prompt, tuple(rows), self._pairs(group, rows, scoring))
 
     def _cut(self, group: Group, row: ResponseTokens, room: int, scoring: bool) -> ResponseTokens:
@@ -547,20 +544,17 @@ class Encoder:
                 tokens, written = tokens[:-1], written[:-1]
         return ResponseTokens(tokens + end, written + (True,) * len(end))
 
-    def _row(self, group: Group, rendered: _Rendered, place: int, turns: str, scoring: bool) -> ResponseTokens:
+    def _row(
+        self, group: Group, response: Response, conversation: Conversation, prompt: str, turns: str, scoring: bool
+    ) -> ResponseTokens:
         """A response. The assistant's turns count; the template and other authors do not."""
-        response, conversation, text = group.responses[place], rendered.conversations[place], rendered.texts[place]
-        if conversation is None or text is None:
-            return self._sampled(response, scoring)
-        prompt = rendered.prompt
+        text, last = conversation.text, conversation.turns[-1]
         ids, begin = self._continuation(prompt, self.rendered.ids(prompt), text)
-        joined, last = begin == len(prompt), conversation.turns[-1]
+        joined = begin == len(prompt)
         self.count("joined", group, joined)
         learned = self._learned(group, response, conversation, turns, scoring)
         if [*learned] == [last] and last.start == len(prompt) and last.end >= len(text):
-            mask = [*learned.values()] * len(
-                ids
-            )  # all tokens belong to one turn, so their places need not be conversation
+            mask = [*learned.values()] * len(ids)  # all tokens belong to one turn, so their places need not be known
         else:
             mask = self._mask(text[begin:], begin, joined, ids, learned)
         if not self.chat.shape.close and not scoring and not response.truncated:
@@ -579,7 +573,7 @@ class Encoder:
         learned: dict[Turn, float] = {}
         for turn, message in zip(conversation.turns, own, strict=True):
             weight, text = message.get("train", True), conversation.text[turn.start : turn.end]
-            if not weight:
+            if not weight or turn.start > len(conversation.text):
                 continue
             if turn.problem and response.messages is not None:  # a response that is empty text is learned
                 self.count(turn.problem, group)
@@ -625,14 +619,6 @@ def answers_of(response: Response) -> Sequence[Mapping[str, Any]]:
         return [{"role": "assistant", "content": response.text}]
     last = max(i for i, message in enumerate(response.messages) if message["role"] == "assistant")
     return response.messages[: last + 1]
-
-
-def encode_all(
-    encoder: Encoder, groups: Sequence[Group], max_length: int, *, turns: str = "all", scoring: bool = False
-) -> list[Encoded]:
-    """Encode all groups and return those that fit."""
-    encoded = (encoder.encode(group, max_length, turns=turns, scoring=scoring) for group in groups)
-    return [e for e in encoded if e is not None]
 
 
 def is_document(group: Group) -> bool:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, islice
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 T = TypeVar("T")
 Key = TypeVar("Key")
@@ -22,13 +22,14 @@ Key = TypeVar("Key")
 class Collectives:
     """The only process of a run: everything is its own, and nothing is sent.
 
-    For several processes, a subclass sets `process` and `processes` and overrides `gather` and `led`, and
-    `add_gradients` if it has a faster way. All processes call these methods in the same order, because each waits for
-    the others.
+    For several processes, a subclass sets `process` and `processes` and overrides `gather`, `on_rank0`, `should_stop`
+    and `fail`, and `add_gradients` if it has a faster way. All processes call these methods in the same order, because
+    each waits for the others. sharing: whether all of them compute together, or the first one alone.
     """
 
     process = 0
     processes = 1
+    sharing = False
 
     def partition(self, sizes: Sequence[int], led: bool = False) -> list[list[int]]:
         """The indices of each process's entries. The largest are dealt first, each to the process with the least.
@@ -54,8 +55,22 @@ class Collectives:
         return [mine]
 
     def on_rank0(self, work: Callable[[], T]) -> T:
-        """What the work of the first process returns; the others wait for it. Only it writes files."""
+        """What the work of the first process returns; the others wait for it, and fail as it does. It writes files."""
         return work()
+
+    def should_stop(self, check: Callable[[], None]) -> None:
+        """Raise Stopped in every process if `check` does in one."""
+        check()
+
+    def fail(self, error: BaseException) -> None:
+        """Let the others end with the error that ends this process."""
+
+    def close(self) -> None:
+        """End the connections to the other processes at the end of a run."""
+
+    def passes_of(self, base: str, service: Any) -> Any:
+        """How passes through a base model begin and end. service: a `LoadedBase`, of its roles."""
+        return service.model.passes
 
     def map_sharded(
         self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]], led: bool = False
@@ -88,6 +103,8 @@ class Collectives:
         """Let each parameter's gradient be the sum over processes. One that no process has stays None."""
         if self.processes == 1:
             return
+        import torch
+
         parameters = list(parameters)
         gathered = self.gather([parameter.grad for parameter in parameters])
         for parameter, gradients in zip(parameters, zip(*gathered, strict=True), strict=True):
@@ -98,6 +115,8 @@ class Collectives:
 
     def clip(self, parameters: Iterable[nn.Parameter], most: float) -> float:
         """Scale gradients down to a norm of `most` over all of them; returns the norm before."""
+        import torch
+
         return float(torch.nn.utils.clip_grad_norm_(parameters, most))
 
     def whole(self, tensor: Tensor) -> Tensor:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
 
 from alignkit.errors import AlignkitError, message_of
 from alignkit.stopping import Stopped
 from alignkit.training.collectives import Collectives
-
-if TYPE_CHECKING:
-    from alignkit.models.memory import Passes
-    from alignkit.models.models import LoadedBase
 
 T = TypeVar("T")
 BUCKET = 2**27  # numbers that are added at once: 512 MB in fp32
@@ -31,11 +30,40 @@ class OtherFailed(AlignkitError):
         self.exit_code = exit_code
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What ended the work of a process, as it is sent to the others. error: its type, arguments and attributes."""
+
+    process: int
+    message: str
+    exit_code: int
+    error: bytes
+
+    @classmethod
+    def of(cls, process: int, error: BaseException) -> Failure:
+        sent = b""
+        with suppress(Exception):  # what cannot be sent
+            sent = pickle.dumps((type(error), error.args, vars(error)))
+        return cls(process, message_of(error).removeprefix("error: "), getattr(error, "exit_code", 1), sent)
+
+    def received(self) -> BaseException:
+        """The error that the others raise: that of process 0, a stop, or the name of the process that failed."""
+        with suppress(Exception):
+            kind, arguments, attributes = pickle.loads(self.error)
+            if self.process == 0 or issubclass(kind, Stopped):
+                error: BaseException = kind.__new__(kind, *arguments)
+                error.args = arguments
+                error.__dict__.update(attributes)
+                return error
+        return OtherFailed(f"in process {self.process}: {self.message}", self.exit_code)
+
+
 class ProcessCollectives(Collectives):
     """One of several processes."""
 
     def __init__(self, process: int, processes: int, device: torch.device):
         self.process, self.processes, self.device = process, processes, device
+        self._failed = False  # whether the last exchange told of a failure
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -48,58 +76,62 @@ class ProcessCollectives(Collectives):
             )
             raise OtherFailed(text) from None
 
-    def passes_of(self, base: str, service: LoadedBase, sharing: Callable[[], bool]) -> Passes:
-        """How passes through a base model begin and end. sharing: whether all processes take part in them."""
-        return service.model.passes
-
     def gather(self, mine: T) -> list[T]:
         content = _packed(mine)
+        self._failed = True  # also if the connection is lost
         with self.waiting():
-            found: list[bytes] = gather_object([content])
-        return [mine if process == self.process else self._unpacked(post) for process, post in enumerate(found)]
+            posts: list[bytes] = gather_object([content])
+        everyone = [mine if process == self.process else self._unpacked(post) for process, post in enumerate(posts)]
+        for process, post in enumerate(everyone):
+            if isinstance(post, Failure) and process != self.process:
+                raise post.received()
+        self._failed = isinstance(mine, Failure)
+        return everyone
+
+    def fail(self, error: BaseException) -> None:
+        """See `Collectives`. Nothing is sent if the others know."""
+        if not self._failed:
+            with suppress(Exception):
+                ProcessCollectives.gather(self, Failure.of(self.process, error))
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """If the block fails or is stopped, it ends so in every process."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(error)
+            raise
 
     def on_rank0(self, work: Callable[[], T]) -> T:
-        """As for all reducers. If the work fails, it ends so in every process."""
-        value, ends = None, []
+        value = None
         if self.process == 0:
-            try:
+            with self._telling():
                 value = work()
-            except Exception as error:
-                ends.append(error)
-        self.together(ends)
         return self.gather(value)[0]  # type: ignore[return-value]
 
     def map_sharded(
         self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]], led: bool = False
     ) -> list[T]:
-        """As for all reducers. If the work of a process fails or is stopped, it ends so in every process."""
-        ends: list[BaseException] = []
-
-        def mine(own: Sequence[int]) -> Sequence[T]:
-            try:
-                return work(own)
-            except Exception as error:
-                ends.append(error)
-                return []
-
         own = self.partition(sizes, led)[self.process]
-        done = mine(own) if own else []
-        self.together(ends)
+        with self._telling():
+            done = work(own) if own else []
         return super().map_sharded(sizes, lambda share: done, led)
 
-    def together(self, ends: Sequence[BaseException]) -> None:
-        """Raise in every process what has ended the work of one: its own error where it happened."""
-        own = ends[0] if ends else None
-        facts = (isinstance(own, Stopped), message_of(own), getattr(own, "exit_code", 1)) if own else None
-        everyone = self.gather(facts)
-        if own is not None and not isinstance(own, Stopped):
-            raise own
-        failed = [(process, fact) for process, fact in enumerate(everyone) if fact is not None]
-        for process, (stopped, message, code) in failed:
-            if not stopped:
-                raise OtherFailed(f"in process {process}: {message.removeprefix('error: ')}", code)
-        for _, (_, message, _) in failed:
-            raise Stopped(message.removeprefix("error: "))
+    def should_stop(self, check: Callable[[], None]) -> None:
+        reason = ""
+        try:
+            check()
+        except Stopped as stopped:
+            reason = str(stopped)
+        reasons = list(filter(None, self.gather(reason)))
+        if reasons:
+            self._failed = True  # all of them stop
+            raise Stopped(reasons[0])
+
+    def close(self) -> None:
+        """See `Collectives`. Threads that still use the connections would abort the process."""
+        PartialState().destroy_process_group()
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Let each parameter's gradient be the sum over processes, in fp32. One that no process has stays None."""

@@ -10,18 +10,18 @@ from alignkit import Add, hookimpl
 from alignkit.launcher import Launcher, World
 
 if TYPE_CHECKING:
-    from alignkit.io.console import Reporter
     from alignkit.recipe.schema import Recipe
+    from alignkit_distributed.collectives import ProcessCollectives
     from alignkit_distributed.engine import StageEngine
 
 
 class Accelerate(Launcher):
     """Each method imports torch."""
 
-    def run(self, recipe: Recipe, folder: Path, reporter: Reporter, world: World) -> None:
-        from alignkit_distributed.together import run_together
+    def join(self, recipe: Recipe, folder: Path, world: World) -> ProcessCollectives:
+        from alignkit_distributed.together import join
 
-        run_together(recipe, folder, reporter, world)
+        return join(recipe, folder, world)
 
     def engine(self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]) -> StageEngine:
         from alignkit_distributed.engine import StageEngine

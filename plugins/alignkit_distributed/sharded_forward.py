@@ -107,8 +107,12 @@ class LockstepCollectives(ProcessCollectives):
 
     # Passes
 
-    def passes_of(self, base: str, service: LoadedBase, sharing: Callable[[], bool]) -> Passes:
-        return LockstepPasses(base, service, self, sharing)
+    def passes_of(self, base: str, service: LoadedBase) -> Passes:
+        return LockstepPasses(base, service, self)
+
+    def fail(self, error: BaseException) -> None:
+        if self._broken is None:  # else the others wait in the middle of a pass
+            super().fail(error)
 
     def announce(self, call: Call) -> None:
         """Wait until all processes are ready for a pass."""
@@ -154,15 +158,12 @@ class LockstepCollectives(ProcessCollectives):
 
 
 class LockstepPasses(Passes):
-    """Passes through one base model, which is cut at the first of them, or through its roles' own networks.
+    """Passes through one base model, which is cut at the first of them, or through its roles' own networks."""
 
-    sharing: whether all processes take part.
-    """
-
-    def __init__(self, name: str, service: LoadedBase, collectives: LockstepCollectives, sharing: Callable[[], bool]):
+    def __init__(self, name: str, service: LoadedBase, collectives: LockstepCollectives):
         """Raises RunFailed if the model cannot be cut."""
         _check(service.model)
-        self.name, self.model, self.collectives, self._sharing = name, service.model, collectives, sharing
+        self.name, self.model, self.collectives = name, service.model, collectives
         self._role = service.role
         self._parts: dict[Any, ShardedNetwork] = {}  # of networks
         self._skeletons: dict[Any, Any] = {}  # of networks that learn
@@ -174,7 +175,7 @@ class LockstepPasses(Passes):
         return bool(self._parts)
 
     def learns(self, role: str) -> None:
-        if self.model.adapters is None and self._sharing():
+        if self.model.adapters is None and self.collectives.sharing:
             network = self.model.roles[role].model
             if network not in self._skeletons:
                 self._skeletons[network] = skeleton(network)
@@ -232,7 +233,7 @@ class LockstepPasses(Passes):
     def _local(self, role: str) -> bool:
         """Whether this process needs no other: it works alone, or holds everything."""
         parts = self._parts.get(self.model.roles[role].model)
-        return not self._sharing() or (parts is not None and parts.whole)
+        return not self.collectives.sharing or (parts is not None and parts.whole)
 
     def _call(self, kind: Kind, role: str) -> Call:
         """Processes may read by different adapters in one pass, but learn by the same one."""

@@ -19,7 +19,8 @@ from alignkit.models.generate import Partner, sample
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
-from alignkit.tokens.encoder import Encoder, encode_all
+from alignkit.testing.examples import encode_all
+from alignkit.tokens.encoder import Encoder
 from alignkit.tokens.template import ChatOptions
 from alignkit_plugins.environments.turns import Turns
 from alignkit_plugins.models.templates import CHATML, HERMES

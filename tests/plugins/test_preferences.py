@@ -991,7 +991,8 @@ def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
     from alignkit.models.packing import Examples
     from alignkit.settings import Settings
     from alignkit.testing import algorithm_kit, example_groups, tiny
-    from alignkit.tokens.encoder import Encoder, encode_all
+    from alignkit.testing.examples import encode_all
+    from alignkit.tokens.encoder import Encoder
 
     policy = tiny.tiny_model()
     policy.add_role("hir", start=None, head="language")

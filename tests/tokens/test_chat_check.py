@@ -49,9 +49,7 @@ def test_a_template_that_thinks_is_told_and_an_argument_helps() -> None:
 def test_the_error_shows_where_prompt_and_answer_share_a_token() -> None:
     made = encoder(SPACED)
     made.tokenizer.add_tokens([" It"])
-    with pytest.raises(
-        RunFailed, match=r"changes when an answer follows it: it ends with '.*: ', but .*: It is"
-    ) as raised:
+    with pytest.raises(RunFailed, match=r"changes when an answer follows it, .*: it ends with '.*: '") as raised:
         check_chat(Encoder(made.tokenizer), "a/model")
     assert str(raised.value).split("\n")[1].startswith("help: in model.chat_template")
 

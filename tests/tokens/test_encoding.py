@@ -15,7 +15,8 @@ from alignkit.data.chat_templates import PLAIN, set_chat_template
 from alignkit.data.group import Group, Message, Pair, Response
 from alignkit.errors import DataError
 from alignkit.models.generate import Continuation, _response
-from alignkit.tokens.encoder import DROP_REASONS, Encoder, ResponseTokens, TextTokenizer, drop_reason, encode_all
+from alignkit.testing.examples import encode_all
+from alignkit.tokens.encoder import DROP_REASONS, Encoder, ResponseTokens, TextTokenizer, drop_reason
 from alignkit.tokens.template import ChatOptions
 from alignkit_plugins.environments.turns import Turns
 from alignkit_plugins.models.templates import CHATML

@@ -24,7 +24,6 @@ from alignkit.models.packing import Examples
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
-from alignkit.runs.services import Team
 from alignkit.training.collectives import Collectives
 from alignkit.training.learner import Learner
 
@@ -114,9 +113,8 @@ class _Run(Run):
             stage = recipe.stages["align"]
             registration = replace(stage.component.registration, target=algorithm, kind="")
             recipe.stages["align"] = replace(stage, component=replace(stage.component, registration=registration))
-        team = Team()
-        team.collectives = collectives
-        super().__init__(recipe, out, team=team)
+        super().__init__(recipe, out, collectives=collectives)
+        self.leads = True  # each has a folder of its own, to be compared
 
 
 @dataclass

@@ -18,7 +18,8 @@ from alignkit.cli import main
 from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
-from alignkit.tokens.encoder import Encoder, encode_all
+from alignkit.testing.examples import encode_all
+from alignkit.tokens.encoder import Encoder
 from alignkit.training.learner import Learner
 from alignkit_plugins.algorithms.cpl import CPL
 from alignkit_plugins.algorithms.dpo import DPO

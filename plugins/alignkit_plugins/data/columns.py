@@ -114,7 +114,7 @@ def tools_column(row: Mapping[str, Any]) -> str:
     """The column with a row's tools: `tools`, or another usual name whose value is a list of schemas."""
     if row.get("tools"):
         return "tools"
-    return next((name for name in TOOL_COLUMNS if _are_schemas(row.get(name))), "tools")
+    return next((name for name in TOOL_COLUMNS if row.get(name) and _are_schemas(row[name])), "tools")
 
 
 def _are_schemas(value: Any) -> bool:
@@ -378,7 +378,8 @@ class ColumnFormat(Format):
         """As `Format.rest`. "tools" stands for the column that `tools` reads; choices that a question says are kept."""
         if "tools" in used:
             used = (*used, tools_column(columns_of(row)))
-        said = [name for name in CHOICES if name not in used and _says(columns_of(row), used, row.get(name))]
+        choices = [name for name in CHOICES if columns_of(row).get(name) and name not in used]
+        said = [name for name in choices if _says(row, used, row[name])]
         rest = Format.rest(row, *used, *said)
         return {name: value for name, value in row.items() if name in rest or name in said}
 
