@@ -17,7 +17,7 @@ from alignkit.errors import DataError, OutOfResource, RunFailed
 from alignkit.registry import KINDS
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy", "packaging.requirements")
-HEAVY += ("alignkit.evaluation.agreement", "alignkit.evaluation.ranking")  # or not asked for
+HEAVY += ("alignkit_plugins.people.krippendorff", "alignkit.evaluation.ranking")  # or not asked for
 
 PLUGIN = """
 from alignkit import Algorithm, Step, hookimpl

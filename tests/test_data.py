@@ -28,10 +28,10 @@ from alignkit.data.sources import DataSource, DataSpec, Loaded
 from alignkit.data.sources import load as load_spec
 from alignkit.data.sources import sides as keys_of_sides
 from alignkit.errors import BadRow, DataError
-from alignkit.evaluation.comparison import distinct_prompts
 from alignkit.formats import Format
 from alignkit.plugins import plugins
 from alignkit.registry import Component, Registration
+from alignkit_plugins.evaluate.comparison import distinct_prompts
 
 PLUGINS = (
     "steps.honesty",

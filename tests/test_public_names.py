@@ -31,7 +31,6 @@ BEYOND = {
         "data.group.group_to_json",
         "data.group.group_from_json",
     ),
-    *("evaluation.comparison.prompts_to_compare", "evaluation.comparison.sample_policies"),
 }
 # Packages that were a part of alignkit, and still use what is not promised.
 FORMER = {"alignkit-decision", "alignkit-combinations", "alignkit-migrate"}

@@ -13,7 +13,6 @@ import torch
 from alignkit import (
     Algorithm,
     Batch,
-    Field,
     Group,
     Loss,
     Needs,
@@ -125,12 +124,6 @@ class ByPlace(Algorithm):
         return Loss(nll=per_response(F.sum_tokens(-out.logprobs, batch.mask) * even))
 
 
-class ByGroupSize(Algorithm):
-    def loss(self, batch: Batch, out: Outputs) -> Loss:
-        size = torch.bincount(batch.group_index)[batch.group_index]
-        return Loss(nll=per_response(F.sum_tokens(-out.logprobs, batch.mask) / size))
-
-
 class WrongShape(Algorithm):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         return Loss(nll=per_token(F.sum_tokens(-out.logprobs, batch.mask)))
@@ -149,13 +142,6 @@ class BonusWithoutGradient(Algorithm):
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         return Loss(nll=per_token(-out.logprobs), entropy=per_token(-out.entropy, 0.1))
-
-
-class Bare(SFT):
-    class Options(SFT.Options):
-        strength: float = 1.0
-        loud: bool = False
-        share: float | None = Field(None, gt=0)
 
 
 class ReportsIgnoringMask(Algorithm):
@@ -181,14 +167,12 @@ class ReportsIgnoringMask(Algorithm):
         (Detached, r"in `loss`: the loss has no gradient \(terms: 'nll'\): compute it from `out`"),
         (BonusWithoutGradient, r"in `loss`: loss term 'entropy' has no gradient; .* declare `Needs\(entropy=True\)`"),
         (ByPlace, "the order of groups and responses changes the gradient by .* batch.group_index"),
-        (ByGroupSize, "a separate group for every response changes the gradient by .*separable=False"),
         (
             WrongShape,
             r"^WrongShape: in `loss`: loss term 'nll' is per_token and must be "
             r"\[responses, tokens\] = \[12, \d+\], not \[12\]; write per_response",
         ),
-        (TensorInState, r"state\['mean'\] after `before_step` is not JSON: Object of type Tensor"),
-        (Bare, "^Bare: algorithm 'Bare' has options without a description, a range or choices: strength$"),
+        (TensorInState, "`state` after `before_step` is not JSON: Object of type Tensor"),
         (ReportsIgnoringMask, r"garbage outside the mask changes 'length' by"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
@@ -201,10 +185,6 @@ def test_broken_algorithms_are_reported(cls: type[Algorithm], message: str) -> N
 def test_an_entropy_is_asked_for_in_words_that_exist() -> None:
     with pytest.raises(ValueError, match="'report'"):
         Needs(entropy="report")  # type: ignore[arg-type]
-
-
-def test_responses_may_be_meant_to_bear_on_each_other() -> None:
-    check_algorithm(ByGroupSize, separable=False)
 
 
 # signals
@@ -292,8 +272,8 @@ class SelectsNothing(Online):
         (LogOfRewards, "signal 'advantage' is not finite everywhere"),
         (SignalIgnoresMask, "garbage outside the mask changes signal 'advantage' by"),
         (SignalByPlace, "the order of groups and responses changes signal 'advantage' by"),
-        (SignalState, r"state\['seen'\] after `signal` changes when saved as JSON and loaded"),
-        (SelectsNothing, "leave none of the example groups to learn from"),
+        (SignalState, "`state` after `signal` changes when saved as JSON and loaded"),
+        (SelectsNothing, "leave none of the example groups"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )

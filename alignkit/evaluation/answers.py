@@ -14,7 +14,6 @@ import unicodedata
 from typing import NamedTuple
 
 from alignkit.evaluation.numbers import number_of, numbers_in
-from alignkit.evaluation.text_metrics import spaced
 
 # Characters that differ only in how they are typed, and some that nobody sees.
 _TYPED = str.maketrans(
@@ -60,6 +59,16 @@ _FORMULA = re.compile(r"[+*/^=<>|\\]|(?<![^\W\d]{2})-|\d.*,|,.*\d", re.DOTALL)
 _JOINED = re.compile(r"(?<=[^\W\d]{2})-(?=[^\W\d]{2})|'|(?<=[^\W\d])\.(?=[^\W\d])")
 _MARKS = re.compile(r"[,:](?!(?<=\d[,:])\d)|\.(?!\d)|(?<=[^\W\d.])\.|[;?\"—–]|(?<!\d)!|\s-(?=\s)")
 _ARTICLE = re.compile(r"\b(?:the|an|a(?=\s+\w\w))(?=\s+\S)")
+# Scripts without spaces: each character counts as a word.
+_SINGLE = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    r"\U00020000-\U0003ffff]"
+)
+
+
+def spaced(text: str) -> str:
+    """The text with blanks around each character of a script without spaces, so that splitting it finds its words."""
+    return _SINGLE.sub(lambda match: f" {match[0]} ", text)
 
 
 def typed(text: str) -> str:

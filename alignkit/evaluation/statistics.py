@@ -323,45 +323,45 @@ def _quantile() -> float:
     return float(special.ndtri((1 + CONFIDENCE) / 2))
 
 
-def share(hits: float, n: int) -> Share | None:
+def share(hits: float, n: int, independent: float | None = None) -> Share | None:
     """A proportion with its Wilson interval; None without a trial.
 
     Wilson 1927, "Probable inference, the law of succession, and statistical inference". The interval is valid for few
     trials and for proportions near 0 and 1. A tie may count as half a hit: ties vary less than hits and misses, so the
     interval is then too wide, never too narrow. (scipy's version accepts integers only.)
+
+    independent: trials whose mean varies as much, if some of the n depend on each other.
     """
     if n == 0:
         return None
-    p = hits / n
-    low, high = _wilson(p, n)
+    p, trials, z = hits / n, independent or n, _quantile()
+    shrink = 1 + z * z / trials
+    middle = (p + z * z / (2 * trials)) / shrink
+    half = z / shrink * math.sqrt(p * (1 - p) / trials + (z / (2 * trials)) ** 2)
+    low, high = middle - half, middle + half
+    if p == 0:
+        low = 0.0  # exact, unlike the formula
+    if p == 1:
+        high = 1.0
     return {"mean": p, "low": low, "high": high, "n": n}
-
-
-def _wilson(p: float, n: float) -> tuple[float, float]:
-    """The interval of a proportion of n trials."""
-    z = _quantile()
-    shrink = 1 + z * z / n
-    middle = (p + z * z / (2 * n)) / shrink
-    half = z / shrink * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
-    return 0.0 if p == 0 else middle - half, 1.0 if p == 1 else middle + half  # exact, unlike the formula
 
 
 def clustered_share(clusters: Sequence[Sequence[float]]) -> Share | None:
     """A proportion of cases, of which those of a cluster depend on each other; None without a case.
 
-    Wilson's interval for as many independent cases as have a mean that varies as much (Franco et al. 2019, see `rate`).
-    If all cases are alike, a cluster is one case. n: cases. With one case in each cluster it is `share`.
+    As many independent cases as have a mean that varies as much are in `share` (Franco et al. 2019, see `rate`). If all
+    cases are alike, a cluster is one case. n: cases.
     """
-    known = [cases for cases in clusters if cases]
-    hits, n = math.fsum(map(math.fsum, known)), sum(map(len, known))
-    if n == len(known):
-        return share(hits, n)
-    p, independent = hits / n, float(len(known))
-    if len(known) > 1 and (rest := math.fsum((math.fsum(cases) - p * len(cases)) ** 2 for cases in known)) > 1e-12:
-        variance = len(known) / (len(known) - 1) * rest / n**2
-        independent = min(float(n), max(1.0, p * (1 - p) / variance))
-    low, high = _wilson(p, independent)
-    return {"mean": p, "low": low, "high": high, "n": n}
+    sums = [(math.fsum(cases), len(cases)) for cases in clusters if cases]
+    hits, n = math.fsum(total for total, _ in sums), sum(count for _, count in sums)
+    independent = float(len(sums))
+    if n > len(sums) > 1:
+        p = hits / n
+        rest = math.fsum((total - p * count) ** 2 for total, count in sums)
+        if rest > 1e-12:
+            variance = len(sums) / (len(sums) - 1) * rest / n**2
+            independent = min(float(n), max(1.0, p * (1 - p) / variance))
+    return share(hits, n, independent)
 
 
 def shown(

@@ -59,6 +59,11 @@ def made_recipe(data: Mapping[str, Any], name: str, overrides: Sequence[str], re
     return build(parse_document(dump(data), Path(name), overrides), registry)
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    """The value, or an empty mapping instead of anything else, which is a mistake elsewhere."""
+    return value if isinstance(value, dict) else {}
+
+
 def build(document: Document, registry: Registry) -> Recipe:
     """Return the recipe of a document. Raises RecipeError with every problem found."""
     return _Recipe(document, registry).read()
@@ -71,8 +76,7 @@ class _Recipe:
         self.document = expand(source)
         self.data = self.document.root.plain()
         self.mistakes: list[Mistake] = []
-        bases = self.data.get("bases")
-        self.bases = (BASE, *(bases if isinstance(bases, dict) else ()))
+        self.bases = (BASE, *_mapping(self.data.get("bases")))
         self.reading = Reading(registry, source.path.parent, self.bases)
 
     def add(self, mistakes: Iterable[Mistake], *keys: str | int) -> None:
@@ -103,15 +107,17 @@ class _Recipe:
         top, mistakes = validated(TopKeys, self.data, self.reading)
         self.add(mistakes)
         stages = self.reading.stages
-        written = self.data.get("stages")
-        if isinstance(written, dict):
-            stages |= {name: Stage(name, raw if isinstance(raw, dict) else {}) for name, raw in written.items()}
+        for name, raw in _mapping(self.data.get("stages")).items():
+            stages[name] = Stage(name, _mapping(raw))
         for stage in stages.values():
             with self.at("stages", stage.name):
                 self._find_plugin(stage)
         for stage in stages.values():
             self.reading.stage = stage
-            self._read_step(stage) if stage.kind == "step" else self._read_training(stage)
+            if stage.kind == "step":
+                self._read_step(stage)
+            else:
+                self._read_training(stage)
         models = {BASE: top.model, **top.bases} if top is not None else {}
         for base, spec in models.items():
             self.add(broken(MODEL, spec), *base_keys(base))
@@ -127,8 +133,9 @@ class _Recipe:
                 stage.engine = None
             self.add(base_mistakes(stage, stages, self.bases), "stages", stage.name)
             for mistake in broken(ENGINE, stage):
-                of_recipe = mistake.keys == ("engine",) and "engine" not in stage.written
-                self.add([mistake], *(() if of_recipe else ("stages", stage.name)))
+                if mistake.keys != ("engine",) or "engine" in stage.written:
+                    mistake = mistake.below("stages", stage.name)
+                self.add([mistake])
         self.raise_all()
         path = self.document.path
         name = top.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)
@@ -254,8 +261,7 @@ class _Recipe:
 
 def with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[str, Any]:
     """Return a stage's keys with the algorithm's own defaults for those that it does not set."""
-    filled = dict(written)
-    rollout = filled.get("rollout", {})
+    filled, rollout = dict(written), written.get("rollout", {})
     if isinstance(rollout, dict):
         filled["rollout"] = rollout = {key: value for key, value in rollout.items() if value is not None}
     for key, value in vars(defaults).items():

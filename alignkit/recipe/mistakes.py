@@ -27,7 +27,7 @@ class Mistake:
     """Something wrong below the value that is checked.
 
     keys: where. at_key: point at the key, not at its value. plugin: the plugin is wrong, not the recipe. allowed: the
-    keys that an unknown key may have meant. missing: whether a key is missing.
+    keys that an unknown key may have meant.
     """
 
     message: str
@@ -36,7 +36,6 @@ class Mistake:
     at_key: bool = False
     plugin: bool = False
     allowed: Sequence[str] | None = None
-    missing: bool = False
 
     @property
     def text(self) -> str:
@@ -84,17 +83,14 @@ def shown(value: Any) -> str:
 
 
 def problems_of(document: Document, mistakes: Iterable[Mistake]) -> list[Problem]:
-    """The mistakes at their places, each once. A missing key is left out if the key next to it is its misspelling."""
-    problems: dict[Problem, Mistake] = {}
-    meant: set[Keys] = set()
+    """The mistakes at their places, each once."""
+    problems: dict[Problem, None] = {}
     for mistake in mistakes:
         help = mistake.help
         if mistake.allowed is not None and not help and len(problems) < MOST_SHOWN:  # the search takes longest
             help = advice(str(mistake.keys[-1]), mistake.allowed)
-        if mistake.allowed is not None and (guess := re.match("did you mean '([^']+)'", help)):
-            meant.add((*mistake.keys[:-1], guess[1]))
-        problems[document.problem(mistake.keys, mistake.text, at_key=mistake.at_key, help=help)] = mistake
-    return [problem for problem, mistake in problems.items() if not (mistake.missing and mistake.keys in meant)]
+        problems[document.problem(mistake.keys, mistake.text, at_key=mistake.at_key, help=help)] = None
+    return [*problems]
 
 
 # --- pydantic's errors
@@ -167,7 +163,7 @@ class _Words:
         info = _field(self._model_at(place[:-1]), place[-1]) if place else None
         described = (info.description or "") if info else ""
         if "missing" in kinds:
-            return Mistake(f"'{PATH}' is missing", described, at_key=True, missing=True)
+            return Mistake(f"'{PATH}' is missing", described, at_key=True)
         message, help = _wrong_value(items)
         return Mistake(f"{PATH}: {message}", help or described)
 

@@ -273,7 +273,7 @@ class Reading:
             return self._reward_stage(name, isinstance(value, str))
         component = self.component("reward", value)
         if issubclass(component.registration.implementation, RewardCombination):
-            return self._combination(component)
+            return self.combination(component)
         return RewardSpec("reward", component.name, component)
 
     def _reward_stage(self, value: str, is_plain: bool) -> RewardSpec:
@@ -294,7 +294,7 @@ class Reading:
             raise wrong(f"no such folder: {value}", f"looked for {folder}", ("folder",))
         return RewardSpec("folder", self._role(str(folder)))
 
-    def _combination(self, component: Component) -> RewardSpec:
+    def combination(self, component: Component) -> RewardSpec:
         """A combination with its parts."""
         name = component.name
         try:

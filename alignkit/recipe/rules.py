@@ -303,7 +303,7 @@ def key_mistakes(stage: Stage) -> Iterator[Mistake]:
     for key in required_keys(stage.plugin, stage.needs):
         if stage.written.get(key) is None:
             help = Settings.model_fields[key].description or ""
-            yield Mistake(f"'{PATH}' is missing: {name} requires it", help, (key,), at_key=True, missing=True)
+            yield Mistake(f"'{PATH}' is missing: {name} requires it", help, (key,), at_key=True)
 
 
 # --- data

@@ -113,12 +113,10 @@ class Recipe:
     resolved: dict[str, Any]
     trackers: tuple[Component, ...] = ()
     bases: dict[str, ModelSpec] = field(default_factory=dict)
-    document: Document | None = field(default=None, compare=False, repr=False)
+    document: Document = field(default=UNREAD, compare=False, repr=False)
 
     def problem(self, keys: Keys, message: str, *, at_key: bool = False, help: str = "") -> Problem:
         """A mistake at a key or its value, with the line of the recipe."""
-        if self.document is None:
-            return Problem(message, str(self.path), help=help)
         return self.document.problem(keys, message, at_key=at_key, help=help)
 
     def option(self, stage: str, option: Keys) -> Keys:
@@ -126,7 +124,7 @@ class Recipe:
         keys: Keys = ("stages", stage)
         component = self.stages[stage].component
         for start in (keys, (*keys, component.kind, component.name)):
-            if option and self.document is not None and self.document.has((*start, option[0])):
+            if option and self.document.has((*start, option[0])):
                 return (*start, *option)
         return keys
 

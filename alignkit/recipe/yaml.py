@@ -171,7 +171,7 @@ class Reader:
 
     def __init__(self, text: str, file: str, in_file: bool = True):
         self.text, self.file, self.in_file = text, file, in_file
-        self.lines = _LINE_BREAK.split(text)
+        self.lines = [*_LINE_BREAK.split(text), ""]  # errors may be behind the last line
         self.problems: list[Problem] = []
         self.count = 0
 
@@ -193,15 +193,14 @@ class Reader:
         """Return the mark of a place, counted from 0. For an override, return a mark without line and column."""
         if not self.in_file:
             return Mark(self.file)
-        source = self.lines[line] if line < len(self.lines) and column + length <= MAX_SOURCE else ""
+        source = self.lines[line] if column + length <= MAX_SOURCE else ""
         return Mark(self.file, line + 1, column + 1, length, source[:MAX_SOURCE].rstrip())
 
     def _of(self, node: yaml.Node) -> Mark:
         start, end = node.start_mark, node.end_mark
         stop = end.column
         if end.line != start.line:
-            line = self.lines[start.line] if start.line < len(self.lines) else ""
-            stop = len(line.split(" #")[0].rstrip())
+            stop = len(self.lines[start.line].split(" #")[0].rstrip())
         return self._mark(start.line, start.column, max(1, stop - start.column))
 
     def _syntax(self, error: yaml.MarkedYAMLError) -> Problem:
@@ -214,7 +213,7 @@ class Reader:
         if mark is None:
             return Mark(self.file).problem(f"not valid YAML: {text}", help)
         line, column = mark.line, mark.column
-        if line >= len(self.lines) or not self.lines[line].strip():  # at the end of the file: show the last text
+        if not self.lines[line].strip():  # at the end of the file: show the last text
             line = max((i for i, text in enumerate(self.lines[: line + 1]) if text.strip()), default=0)
             column = len(self.lines[line].rstrip())
         return self._mark(line, column).problem(f"not valid YAML: {text}", help)
@@ -252,9 +251,7 @@ class Reader:
             value = self._convert(value_node, depth + 1)
             key = self._key(key_node, at)
             if key in result.keys:
-                line = result.keys[key].line
-                where = f"first on line {line}" if line else "in the override"
-                self.problems.append(at.problem(f"duplicate key '{key}' ({where})"))
+                self.problems.append(at.problem(f"duplicate key '{key}'"))
             elif key is not None:
                 result.set(key, value, at)
         return result
@@ -314,16 +311,14 @@ def _text(path: Path, what: str = "recipe") -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror or error).lower()
-        raise Failed(Problem(f"cannot read the {what}: {reason}", str(path))) from None
+        raise Failed(Problem(f"cannot read the {what}: {str(error.strerror).lower()}", str(path))) from None
     if len(raw) > MAX_BYTES:
         raise Failed(Problem(f"the file is larger than 1 MiB, so it cannot be a {what}", str(path)))
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        lines = raw[: error.start].decode("utf-8", "replace").split("\n")
-        source = raw.split(b"\n")[len(lines) - 1].decode("utf-8", "replace").rstrip()[:MAX_SOURCE]
-        mark = Mark(str(path), len(lines), len(lines[-1]) + 1, 1, source)
+        before = raw[: error.start].decode().split("\n")
+        mark = Reader(raw.decode(errors="replace"), str(path))._mark(len(before) - 1, len(before[-1]))
         raise Failed(mark.problem(f"not valid UTF-8: byte 0x{raw[error.start]:02x}")) from None
 
 

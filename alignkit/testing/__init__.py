@@ -9,7 +9,7 @@
         check_reward(MyReward, {"word": "please"})
 
 Every check takes the plugin's class and its options, and raises ConformanceError with all rules that the plugin
-breaks. The plugin need not be installed. Every option must have a description, a range, or choices that explain it.
+breaks. The plugin need not be installed.
 
 `check_algorithm` runs alignkit's own code (encoding, packing, `signal`, `select`, the gradient of a global batch) on
 the model `tiny` in float32 on the CPU, in about a second. In this order:
@@ -23,7 +23,6 @@ the model `tiny` in float32 on the CPU, in about a second. In this order:
 | micro-batches | one micro-batch or many: memory must not change what is learned |
 | order | of groups, and of responses within them, has no effect |
 | masks | garbage outside the mask, in the batch and in the outputs, has no effect |
-| shared prompts | responses in one group, or each in its own: the prompt that they share has no effect |
 
 The other checks call the plugin as a run does, with the same checks of what it returns:
 
@@ -31,9 +30,9 @@ The other checks call the plugin as a run does, with the same checks of what it 
 |---|---|
 | `check_reward` | a finite number or None per response, in order; the same on every call, in every batch and order |
 | `check_combination` | [responses], finite; the same from the same `state`; a missing score spoils no other |
-| `check_judge` | a verdict per comparison; the same on every call, in every batch, and mirrored in the other order |
+| `check_judge` | an answer per item; the same on every call, in every batch, and mirrored in the other order |
 | `check_environment` | text and described tools; the same episode again, alone, and next to others |
-| `check_format` | reads its `example`, which no other format recognizes; loses no column; refuses rows with BadRow |
+| `check_format` | reads its `example`, which no other format recognizes; loses no column; refuses others with BadRow |
 | `check_step` | an Artifact that can be saved, the same on every call, only from what options name; early checks pass |
 | `check_filter` | true or false per group; the same on every call and in any order of the groups |
 | `check_monitor` | the same observations of the same samples, also as a resumed run reads them; changes none |
@@ -63,7 +62,6 @@ from alignkit.testing.run_kit import check_environment as check_environment
 from alignkit.testing.run_kit import check_monitor as check_monitor
 from alignkit.testing.run_kit import check_step as check_step
 from alignkit.testing.run_kit import check_tracker as check_tracker
-from alignkit.testing.run_kit import replay as replay
 
 __all__ = [
     "check_algorithm",
@@ -80,5 +78,4 @@ __all__ = [
     "check_step",
     "check_tracker",
     "example_groups",
-    "replay",
 ]

@@ -16,20 +16,19 @@ from torch import Tensor
 from alignkit import shapes
 from alignkit.algorithm import ADVANTAGES, Algorithm, SelectContext, Skip, Source, Trains
 from alignkit.batch import Batch, Outputs, filled
-from alignkit.calls import call
-from alignkit.data.group import Group
-from alignkit.errors import AlignkitError
-from alignkit.loss import Per
+from alignkit.calls import call, create
+from alignkit.data.group import Group, responses_of
 from alignkit.models.packing import Examples, measure
 from alignkit.models.shared_model import BASE
+from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY
 from alignkit.settings import Settings
 from alignkit.testing.examples import encode_all, example_groups
-from alignkit.testing.rules import ConformanceError, check_registered, state_problems
+from alignkit.testing.surroundings import Surroundings, conform
 from alignkit.testing.tiny import ONE_BATCH, add_noise, tiny_model
 from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit.training.encoding import ReferencePrompts
-from alignkit.training.learner import Learner, term_weights
+from alignkit.training.learner import Learner
 from alignkit.training.mismatch import times
 from alignkit.training.stage import keep_mask, select
 
@@ -37,6 +36,7 @@ TOLERANCE = 1e-5  # relative; float32 sums in another order differ by about 1e-6
 GARBAGE = 20.0  # entries outside the mask are drawn from -20 to 20: exp() of their differences is still finite
 LONGEST = 256  # tokens of a prompt with a response
 ROLE, BEFORE, VALUE, VALUE_BEFORE = "checked", "before", "value", "value-before"
+GRADIENTS = ("the gradient", "the value gradient")
 
 SAME = "a loss must not draw random numbers, and what it remembers belongs in `state`"
 RESUMED = "a resumed run would lose it; what `signal` remembers belongs in self.state"
@@ -47,17 +47,12 @@ MICRO = (
 ORDER = "use batch.group_index and batch.pairs, not positions in the batch"
 MASK = "sums and means over tokens must use batch.mask (functional.sum_tokens, functional.masked_mean)"
 LINEAR = "with `Needs(advantages=...)` the loss must be linear in them; leave it out if it is not"
-APART = "if responses of a group are meant to affect each other in the loss, pass `separable=False`"
 
 Numbers = dict[str, Tensor]  # logged numbers and gradients, or signals, each as one vector
 
 
 def check_algorithm(
-    cls: type[Algorithm],
-    options: Mapping[str, Any] | None = None,
-    *,
-    groups: Sequence[Group] | None = None,
-    separable: bool | None = None,
+    cls: type[Algorithm], options: Mapping[str, Any] | None = None, *, groups: Sequence[Group] | None = None
 ) -> None:
     """Raise ConformanceError listing every rule that an algorithm breaks (see the table in `alignkit.testing`).
 
@@ -65,148 +60,147 @@ def check_algorithm(
         options: As in a recipe.
         groups: To learn from, instead of `example_groups`; for an algorithm that learns from rollouts every response
             needs `tokens` and a `reward` among its scores.
-        separable: Whether responses (or pairs) that share a prompt can be put into groups of their own without changing
-            the loss; default: inferred from the terms of the loss and `needs`.
     """
-    check_registered("algorithm", cls)
-    kit = _Kit(cls, dict(options or {}), groups, separable)
+    conform("algorithm", cls, options, _check_algorithm, groups=groups)
+
+
+def _check_algorithm(around: Surroundings, component: Component) -> None:
+    check = AlgorithmCheck(around, component)
     try:
-        problems = kit.problems()
+        check.run()
     finally:
-        kit.close()
-    if problems:
-        raise ConformanceError("\n".join(f"{cls.__name__}: {problem}" for problem in problems))
+        check.close()
 
 
-class _Kit:
+class AlgorithmCheck:
     """An algorithm on the tiny model. The role `before` wrote the rollouts; `checked` has learned a little since."""
 
-    def __init__(
-        self, cls: type[Algorithm], options: dict[str, Any], groups: Sequence[Group] | None, separable: bool | None
-    ):
-        self.cls, self.options, self.separable = cls, options, separable
+    def __init__(self, around: Surroundings, component: Component):
+        self.component, self.problems = component, around.problems
         self.model = tiny_model()
         self.encoder = Encoder(self.model.tokenizer)
-        self.rollouts = cls.source is Source.ROLLOUTS
-        self.needs = self.new().needs
-        self.roles = [BEFORE, ROLE, *((VALUE_BEFORE, VALUE) if self.needs.values else ())]
-        for number, role in enumerate(self.roles):
-            scalar = role in (VALUE, VALUE_BEFORE) or (role == ROLE and cls.trains is Trains.REWARD)
-            start = None if number % 2 == 0 else self.roles[number - 1]
-            self.model.add_role(role, start=start, head="scalar" if scalar else "language")
-            add_noise(self.model, role, 0.05 if start is None else 0.01, number)
-        examples = example_groups(max(3, self.needs.min_samples), self.encoder if self.rollouts else None)
-        self.groups = list(examples if groups is None else groups)
+        algorithm = self.new()
+        self.needs, self.scores = algorithm.needs, algorithm.trains is Trains.REWARD
+        self.rollouts = algorithm.source is Source.ROLLOUTS
+        self.value_role = VALUE if self.needs.values else None
+        self._add(BEFORE, ROLE, self.scores)
+        if self.value_role is not None:
+            self._add(VALUE_BEFORE, VALUE, True)
+        encoder = self.encoder if self.rollouts else None
+        self.groups = around.groups or example_groups(max(3, self.needs.min_samples), encoder)
+
+    def _add(self, before: str, after: str, scalar: bool) -> None:
+        """Add a role, and what it has become after some steps."""
+        head: Any = "scalar" if scalar else "language"
+        self.model.add_role(before, head="scalar" if before == VALUE_BEFORE else "language")
+        add_noise(self.model, before, 0.05, len(before))
+        self.model.add_role(after, start=before, head=head)
+        add_noise(self.model, after, 0.01, len(after))
 
     def new(self, state: Mapping[str, Any] | None = None) -> Algorithm:
         """The algorithm, as a run that resumes with this state makes it."""
-        algorithm = self.cls(self.cls.Options(**self.options))
+        algorithm: Algorithm = create(self.component)
         if state is not None:
             algorithm.state = copy.deepcopy(dict(state))
         return algorithm
 
     def close(self) -> None:
         self.model.budget = ONE_BATCH
-        for role in self.roles:
+        for role in {ROLE, BEFORE, VALUE, VALUE_BEFORE} & set(self.model.roles):
             self.model.drop_role(role)
 
-    def problems(self) -> list[str]:
-        """Every broken rule. Stops early if a failed check makes the later ones pointless."""
+    def run(self) -> None:
+        """Check every rule; not the later ones if an earlier one is broken that makes them pointless."""
         algorithm = self.new()
-        problems = state_problems(algorithm, "at first")
-        try:
-            rollouts = self.rolled_out(algorithm)
-            if self.rollouts:
-                problems += self.signal_problems(algorithm, rollouts)
-                problems += state_problems(algorithm, "after `signal`")
-            if problems:
-                return problems
-            examples = self.selected(algorithm, rollouts)
-            if not examples.groups:
-                return ["`select` and `needs` leave none of the example groups to learn from: pass others as `groups`"]
-            return self.loss_problems(algorithm, examples)
-        except AlignkitError as error:  # a mistake that training would report, such as a term's shape
-            return [*problems, str(error)]
+        self.problems.must_be_json("`state` at first", algorithm.state)
+        groups, rollouts = self.groups, Examples([])
+        if self.rollouts:
+            groups = list(compress(groups, keep_mask(algorithm, groups)))
+            rollouts = self._rolled_out(algorithm, groups)
+            self._check_signal(algorithm, rollouts)
+            self.problems.must_be_json("`state` after `signal`", algorithm.state)
+        if self.problems:
+            return
+        examples = self._selected(algorithm, groups, rollouts)
+        if examples.groups:
+            self._check_loss(algorithm, examples)
+        else:
+            self.problems.append("`select` and `needs` leave none of the example groups: pass others as `groups`")
 
     # The inputs of an algorithm, as in training
 
-    def rolled_out(self, algorithm: Algorithm) -> Examples:
-        """All rollouts as `signal` sees them; none for a data set."""
-        if not self.rollouts:
-            return Examples([])
-        kept_groups = self._kept(algorithm)
-        examples = self._measured(self._encoded(algorithm, kept_groups))
+    def _rolled_out(self, algorithm: Algorithm, groups: Sequence[Group]) -> Examples:
+        """All rollouts as `signal` sees them."""
+        examples = self._measured(algorithm, groups)
         if self.needs.reward:
-            rewards = [response.scores[REWARD_KEY] for group in kept_groups for response in group.responses]
-            column = torch.tensor([float(reward or 0.0) for reward in rewards], dtype=torch.float64)
+            rewards = [response.scores[REWARD_KEY] or 0.0 for response in responses_of(groups)]
+            column = torch.tensor(rewards, dtype=torch.float64)
             examples.columns |= {"rewards": column, "raw_rewards": column}
         if self.needs.values:
             examples.token_columns["old_values"] = measure(self.model, VALUE_BEFORE, examples.groups, "values")
         return examples
 
-    def selected(self, algorithm: Algorithm, rollouts: Examples) -> Examples:
+    def _selected(self, algorithm: Algorithm, groups: Sequence[Group], rollouts: Examples) -> Examples:
         """The examples of the first phase, chosen as in a stage."""
-        kept_groups = self._kept(algorithm) if self.rollouts else self.groups
         context = SelectContext(1, 0, lambda: [], lambda **metrics: None, np.random.default_rng(0))
-        groups = select(algorithm, kept_groups, context)[0].groups
+        chosen = select(algorithm, groups, context)[0].groups
         index_of = {id(encoded.group): index for index, encoded in enumerate(rollouts.groups)}
-        if self.rollouts and all(id(group) in index_of for group in groups):
-            examples = rollouts.take([index_of[id(group)] for group in groups])
+        if self.rollouts and index_of.keys() >= {id(group) for group in chosen}:
+            examples = rollouts.take([index_of[id(group)] for group in chosen])
         else:
-            examples = self._measured(self._encoded(algorithm, groups))
-        return examples.take([index for index, e in enumerate(examples.groups) if self._is_learnable(e)])
-
-    def _kept(self, algorithm: Algorithm) -> list[Group]:
-        return [*compress(self.groups, keep_mask(algorithm, self.groups))]
+            examples = self._measured(algorithm, chosen)
+        return examples.take([index for index, each in enumerate(examples.groups) if self._is_learnable(each)])
 
     def _is_learnable(self, encoded: Encoded) -> bool:
-        fewest = 1 if self.rollouts else self.needs.min_samples
+        is_complete = self.rollouts or len(encoded.rows) >= self.needs.min_samples
         has_pairs = bool(encoded.pairs) or not self.needs.pairs
-        return len(encoded.rows) >= fewest and has_pairs and any(any(row.mask) for row in encoded.rows)
+        return is_complete and has_pairs and any(True in row.mask for row in encoded.rows)
 
-    def _encoded(self, algorithm: Algorithm, groups: Sequence[Group]) -> list[Encoded]:
-        scoring = self.cls.trains is Trains.REWARD
-        return encode_all(self.encoder, groups, LONGEST, turns=call(algorithm, "trained_turns"), scoring=scoring)
-
-    def _measured(self, encoded: list[Encoded]) -> Examples:
-        """With the log-probabilities that the algorithm needs, and no others."""
+    def _measured(self, algorithm: Algorithm, groups: Sequence[Group]) -> Examples:
+        """Encoded, with the log-probabilities that the algorithm needs, and no others."""
+        turns = call(algorithm, "trained_turns")
+        encoded = encode_all(self.encoder, groups, LONGEST, turns=turns, scoring=self.scores)
         examples = Examples(encoded)
-        read = ReferencePrompts(self.new(), self.encoder, self.model).encoded(encoded)
-        for name, role, groups in (("old_logprobs", BEFORE, encoded), ("reference_logprobs", BASE, read)):
-            if getattr(self.needs, name):
-                examples.token_columns[name] = measure(self.model, role, groups, "logprobs")
+        if self.needs.old_logprobs:
+            examples.token_columns["old_logprobs"] = measure(self.model, BEFORE, encoded, "logprobs")
+        if self.needs.reference_logprobs:
+            read = ReferencePrompts(self.new(), self.encoder, self.model).encoded(encoded)
+            examples.token_columns["reference_logprobs"] = measure(self.model, BASE, read, "logprobs")
         return examples
 
     # Rules
 
-    def signal_problems(self, algorithm: Algorithm, rollouts: Examples) -> list[str]:
+    def _check_signal(self, algorithm: Algorithm, rollouts: Examples) -> None:
         """Add the signal to the rollouts, and check it on variants of them."""
         start = copy.deepcopy(algorithm.state)
         signals = _signal(algorithm, rollouts)
         if isinstance(signals, Skip):
-            return [f"`signal` skips the example groups ({signals.reason}): pass others as `groups`"]
+            text = f"`signal` skips the example groups ({signals.reason}): pass others as `groups`"
+            self.problems.append(text)
+            return
         rollouts.add_signals(signals)
         expected = counted_signals(rollouts)
         for name, values in expected.items():
-            if not bool(values.isfinite().all()):
-                return [f"{name} is not finite everywhere"]
+            if not values.isfinite().all():
+                self.problems.append(f"{name} is not finite everywhere")
+                return
         spoiled, turned = GarbageExamples.of(rollouts), shuffled(rollouts)
-        twice = {name: 2 * column if name.endswith("rewards") else column for name, column in rollouts.columns.items()}
-        later = Examples(rollouts.groups, dict(rollouts.token_columns), twice)
+        later = Examples(rollouts.groups, dict(rollouts.token_columns), dict(rollouts.columns))
+        for name in later.columns.keys() & {"rewards", "raw_rewards"}:
+            later.columns[name] = 2 * later.columns[name]
         resumed = _signals(self.new(algorithm.state), later)
-        return [
-            *changes("a second call of `signal` from the same state", expected, _signals(self.new(start), rollouts)),
-            *changes("garbage outside the mask", expected, _signals(self.new(start), spoiled), MASK),
-            *changes(
-                "the order of groups and responses", counted_signals(turned), _signals(self.new(start), turned), ORDER
-            ),
-            *changes("what `signal` remembers outside of `state`", resumed, _signals(algorithm, later), RESUMED),
-        ]
+        cause = "a second call of `signal` from the same state"
+        self._compare(cause, expected, _signals(self.new(start), rollouts), SAME)
+        self._compare("garbage outside the mask", expected, _signals(self.new(start), spoiled), MASK)
+        cause = "the order of groups and responses"
+        self._compare(cause, counted_signals(turned), _signals(self.new(start), turned), ORDER)
+        cause = "what `signal` remembers outside of `state`"
+        self._compare(cause, resumed, _signals(algorithm, later), RESUMED)
 
-    def loss_problems(self, algorithm: Algorithm, examples: Examples) -> list[str]:
+    def _check_loss(self, algorithm: Algorithm, examples: Examples) -> None:
         """Check the gradient of a global batch, and of variants that must have the same gradient."""
         state = copy.deepcopy(algorithm.state)
-        probe = Probe(self.model, algorithm, Settings(), ROLE, VALUE if self.needs.values else None)
+        probe = Probe(self.model, algorithm, Settings(), ROLE, self.value_role)
 
         def gradient(variant: Examples, budget: int = ONE_BATCH, garbage: bool = False) -> Numbers:
             algorithm.state = copy.deepcopy(state)
@@ -214,45 +208,57 @@ class _Kit:
             return probe.gradient(variant)
 
         expected = gradient(examples)
-        problems = state_problems(algorithm, "after `before_step`") + finite_problems(expected)
-        problems = problems or changes("a second pass over the same batch", expected, gradient(examples), SAME)
-        if problems:
-            return problems
+        self.problems.must_be_json("`state` after `before_step`", algorithm.state)
+        for name, values in expected.items():
+            if not values.isfinite().all():
+                text = f"{name} is not finite: look for sqrt, log or a division at 0, also outside the mask"
+                self.problems.append(text)
+        if not expected[GRADIENTS[0]].any():
+            self.problems.append("the gradient is zero everywhere: nothing is learned (is `out` detached?)")
+        if self.problems:
+            return
+        self._compare("a second pass over the same batch", expected, gradient(examples), SAME)
+        if self.problems:
+            return
         spoiled = gradient(GarbageExamples.of(examples), garbage=True)
-        problems += changes("cutting the batch into micro-batches", expected, gradient(examples, budget=1), MICRO)
-        problems += changes("the order of groups and responses", expected, gradient(shuffled(examples)), ORDER)
-        problems += changes("garbage outside the mask", expected, spoiled, MASK)
+        self._compare("cutting the batch into micro-batches", expected, gradient(examples, budget=1), MICRO)
+        self._compare("the order of groups and responses", expected, gradient(shuffled(examples)), ORDER)
+        self._compare("garbage outside the mask", expected, spoiled, MASK)
         if self.needs.advantages is not None:
-            problems += self._weight_problems(examples, expected, gradient)
-        apart = self._apart(probe, examples)
-        if apart is not None and not problems:
-            problems += changes("a separate group for every response", expected, gradient(apart), APART)
-        return problems
+            self._check_weights(examples, expected, gradient)
 
-    def _weight_problems(
-        self, examples: Examples, expected: Numbers, gradient: Callable[[Examples], Numbers]
-    ) -> list[str]:
+    def _check_weights(self, examples: Examples, expected: Numbers, gradient: Callable[[Examples], Numbers]) -> None:
         """Check that weights of the advantages, as those of `rollout.importance`, are weights of the gradient."""
-        mask = examples.batch().mask
-        shape = mask.shape if self.needs.advantages == "token" else mask.shape[:1]
+        batch = examples.batch()
+        shape = {"token": batch.mask.shape, "sequence": batch.mask.shape[:1]}[str(self.needs.advantages)]
         weights = 2 * torch.rand(shape, generator=torch.Generator().manual_seed(0))
-        # Their mean is 1, so the mean of both gradients is the one without weights.
-        first, second = (gradient(with_weights(examples, each)) for each in (weights, 2 - weights))
-        gradients = {name: values for name, values in expected.items() if name in GRADIENTS}
-        mean = {name: (first[name] + second[name]) / 2 for name in gradients}
-        return changes("weighting the advantages", gradients, mean, LINEAR)
+        gradients = []
+        for each in (weights, 2 - weights):  # whose mean is 1, so the mean of both gradients is the one without weights
+            weighted = examples.take(range(len(examples.groups)))
+            weighted.add_signals({ADVANTAGES: times(batch.signals[ADVANTAGES], each)})
+            gradients.append(gradient(weighted))
+        names = [name for name in GRADIENTS if name in expected]
+        mean = {name: (gradients[0][name] + gradients[1][name]) / 2 for name in names}
+        self._compare("weighting the advantages", {name: expected[name] for name in names}, mean, LINEAR)
 
-    def _apart(self, probe: Probe, examples: Examples) -> Examples | None:
-        """The same with a group for every response or pair; None if that may change what is learned."""
-        terms = probe.terms(examples)
-        kinds = {per for per, _ in terms}
-        if self.needs.pairs:
-            separable = kinds == {Per.PAIR} and not any(weighted for _, weighted in terms)
-        else:
-            separable = kinds <= {Per.TOKEN, Per.RESPONSE} and self.needs.min_samples <= 1
-        if not (separable if self.separable is None else self.separable):
-            return None
-        return one_group_per_pair(examples) if self.needs.pairs else one_group_per_response(examples)
+    def _compare(self, cause: str, expected: Numbers, actual: Numbers, help: str) -> None:
+        """Add one line that lists everything that differs."""
+        wrong = []
+        for name in expected | actual:
+            difference = _difference(name, expected.get(name), actual.get(name))
+            if not difference <= TOLERANCE:
+                wrong.append(f"{name} by {difference:.2g}")
+        if wrong:
+            names = ", ".join(wrong)
+            self.problems.append(f"{cause} changes {names} (relative; up to {TOLERANCE:g} is allowed): {help}")
+
+
+def _difference(name: str, old: Tensor | None, new: Tensor | None) -> float:
+    """Relative to the old vector; of a logged number below 1, absolute."""
+    if old is None or new is None or old.shape != new.shape:
+        return math.nan
+    least = 1.0 if name.startswith("'") else 1e-12
+    return float((new - old).norm()) / max(float(old.norm()), least)
 
 
 def _signal(algorithm: Algorithm, examples: Examples) -> Any:
@@ -283,35 +289,6 @@ def counted_signals(examples: Examples) -> Numbers:
     return signals
 
 
-def finite_problems(found: Numbers) -> list[str]:
-    """Losses and gradients must be finite, and not all zero."""
-    problems = []
-    for name, values in found.items():
-        if not bool(values.isfinite().all()):
-            why = "not finite: look for sqrt, log or a division at 0, also outside the mask"
-            problems.append(f"{name} is {why if name in GRADIENTS else values.item()}")
-    if not problems and not bool(found["the gradient"].any()):
-        problems.append("the gradient is zero everywhere: nothing is learned (is `out` detached?)")
-    return problems
-
-
-def changes(cause: str, expected: Numbers, actual: Numbers, help: str = SAME) -> list[str]:
-    """One line that lists everything that differs."""
-    wrong = []
-    for name in expected | actual:
-        old, new = expected.get(name), actual.get(name)
-        floor = 1e-12 if name in GRADIENTS or name.startswith("signal") else 1.0
-        difference = math.nan
-        if old is not None and new is not None and old.shape == new.shape:
-            difference = float((new - old).norm()) / max(float(old.norm()), floor)
-        if not difference <= TOLERANCE:
-            wrong.append(f"{name} by {difference:.2g}")
-    return [f"{cause} changes {', '.join(wrong)} (relative; up to {TOLERANCE:g} is allowed): {help}"] if wrong else []
-
-
-GRADIENTS = ("the gradient", "the value gradient")
-
-
 class Probe(Learner):
     """A learner that takes no step. With `garbage`, the outputs of its roles are garbage outside the mask."""
 
@@ -319,29 +296,26 @@ class Probe(Learner):
 
     def gradient(self, examples: Examples) -> Numbers:
         """The metrics of a global batch, and the gradient of each role as one vector."""
-        metrics = self._gradients(examples)
-        found = {}
+        numbers, metrics = {}, self._gradients(examples)
         for role, name in zip((self.role, self.value_role), GRADIENTS, strict=True):
-            parameters = [p for key, p in self.parameters.items() if role is not None and key.startswith(f"{role}:")]
-            if parameters:
-                grads = [p.grad if p.grad is not None else 0 * p.detach() for p in parameters]
-                found[name] = torch.cat([grad.flatten() for grad in grads])
-        return found | {f"'{name}'": torch.tensor([value], dtype=torch.float64) for name, value in metrics.items()}
-
-    def terms(self, examples: Examples) -> list[tuple[Per, bool]]:
-        """The unit that each term of the loss is averaged over, and whether the term has weights."""
-        with torch.no_grad():
-            batch = examples.batch(self.model.device)
-            terms = self.algorithm.loss(batch, self._forward(examples))
-            weights = term_weights(self.algorithm, batch)
-        return [(term.per, name in weights) for name, term in terms.items()]
+            gradients = []
+            for key, parameter in self.parameters.items():
+                if key.startswith(f"{role}:"):
+                    gradient = parameter.grad
+                    gradients.append(torch.zeros(parameter.numel()) if gradient is None else gradient.flatten())
+            if gradients:
+                numbers[name] = torch.cat(gradients)
+        for name, value in metrics.items():
+            numbers[f"'{name}'"] = torch.tensor([value], dtype=torch.float64)
+        return numbers
 
     def _forward(self, examples: Examples) -> Outputs:
         out = super()._forward(examples)
-        mask = examples.batch(self.model.device).mask
-        for name, values in filled(out).items() if self.garbage else ():
-            if name != "scores":
-                setattr(out, name, _with_garbage(values, mask))
+        if self.garbage:
+            mask = examples.batch(self.model.device).mask
+            for name, values in filled(out).items():
+                if name != "scores":
+                    setattr(out, name, _with_garbage(values, mask))
         return out
 
 
@@ -363,7 +337,9 @@ class GarbageExamples(Examples):
         for name, values in filled(batch).items():
             if name in ("old_logprobs", "reference_logprobs", "old_values"):
                 setattr(batch, name, _with_garbage(values, batch.mask))
-        batch.signals = {n: _with_garbage(x, batch.mask) if x.dim() == 2 else x for n, x in batch.signals.items()}
+        for name, values in batch.signals.items():
+            if values.dim() == 2:
+                batch.signals[name] = _with_garbage(values, batch.mask)
         return batch
 
 
@@ -375,43 +351,15 @@ def _with_garbage(values: Tensor, mask: Tensor) -> Tensor:
 
 def shuffled(examples: Examples) -> Examples:
     """Groups in another order, and their responses reversed."""
-    order = range(len(examples.groups))
-    shuffled = [*order[1::2], *order[::2]][::-1]
-    return _regrouped(examples, [(i, range(len(examples.groups[i].rows))[::-1]) for i in shuffled])
-
-
-def with_weights(examples: Examples, weights: Tensor) -> Examples:
-    """The same with weighted advantages. weights: [R, T] or [R]."""
-    weighted = examples.take(range(len(examples.groups)))
-    weighted.add_signals({ADVANTAGES: times(examples.batch().signals[ADVANTAGES], weights)})
-    return weighted
-
-
-def one_group_per_response(examples: Examples) -> Examples:
-    """Every response in a group of its own."""
-    return _regrouped(
-        examples, [(i, [row]) for i, group in enumerate(examples.groups) for row, _ in enumerate(group.rows)]
-    )
-
-
-def one_group_per_pair(examples: Examples) -> Examples:
-    """Every pair in a group of its own."""
-    pairs = [(i, pair) for i, group in enumerate(examples.groups) for pair in group.pairs]
-    return _regrouped(examples, list(dict.fromkeys((i, tuple(sorted((p.better, p.worse)))) for i, p in pairs)))
-
-
-def _regrouped(examples: Examples, plan: Sequence[tuple[int, Sequence[int]]]) -> Examples:
-    """New groups of old groups' responses, [(group, its rows)], with all pairs between these rows."""
     groups, rows = [], []
-    for index, chosen in plan:
+    order = range(len(examples.groups))
+    for index in [*order[1::2], *order[::2]][::-1]:
         encoded = examples.groups[index]
-        position = {row: number for number, row in enumerate(chosen)}
-        inside = [pair for pair in encoded.pairs if pair.better in position and pair.worse in position]
-        pairs = tuple(replace(pair, better=position[pair.better], worse=position[pair.worse]) for pair in inside)
-        responses = tuple(encoded.group.responses[row] for row in chosen)
-        group = replace(encoded.group, responses=responses, pairs=pairs or None)
-        groups.append(Encoded(group, encoded.prompt, tuple(encoded.rows[row] for row in chosen), pairs))
-        rows += [examples.offsets[index] + row for row in chosen]
+        last = len(encoded.rows) - 1
+        pairs = tuple(replace(pair, better=last - pair.better, worse=last - pair.worse) for pair in encoded.pairs)
+        group = replace(encoded.group, responses=encoded.group.responses[::-1], pairs=pairs or None)
+        groups.append(Encoded(group, encoded.prompt, encoded.rows[::-1], pairs))
+        rows += [examples.offsets[index] + row for row in range(last, -1, -1)]
     return Examples(
         groups,
         {name: [column[row] for row in rows] for name, column in examples.token_columns.items()},

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,20 +11,18 @@ from typing import Any
 from alignkit.calls import blame, call, create
 from alignkit.data.group import Group
 from alignkit.data.sources import checked_groups
-from alignkit.errors import AlignkitError, BadRow, DataError, PluginError
-from alignkit.formats import FOREIGN, Format
+from alignkit.errors import BadRow, PluginError
+from alignkit.formats import Format
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
 from alignkit.readers import Reader
-from alignkit.registry import Component, Registration
+from alignkit.registry import Component
 from alignkit.runs.bases import made_model
-from alignkit.testing.rules import ConformanceError, check_registered, unchanged
 from alignkit.testing.surroundings import Surroundings, conform, why_not_stored
 from alignkit.testing.tiny import SPEC
 
 EXTRA = "unrelated column"
-ODD_VALUES: tuple[Any, ...] = (None, "", "x", 3, -0.5, True, [], ["x"], [[]], {}, {"a": None}, [{"role": "user"}, 3])
-ODD_ROWS: tuple[Any, ...] = (None, "", "x", 3, True, [], ["x"], {}, {EXTRA: "x"})
+ODD_ROWS: tuple[Any, ...] = (None, 3, True, [], ["x"], {}, {EXTRA: "x"})
 
 LOST = "`rest` returns the columns that a format does not use, for the group's `meta`"
 STRICT = "a file whose first row matches two formats is refused, so `matches` must look for columns that others lack"
@@ -44,32 +40,23 @@ def check_format(
         options: As in a recipe.
         rows: Good rows to read in addition to `example`.
     """
-    conform("format", cls, options, partial(_format_problems, rows=rows or []))
+    conform("format", cls, options, partial(_check_format, rows=rows or []))
 
 
-def _format_problems(around: Surroundings, component: Component, rows: Sequence[Any]) -> Iterator[str]:
-    format = create(component)
-    cls, examples = type(format), list(rows)
-    if not isinstance(cls.wants, str) or not cls.wants.strip():
-        yield "`wants` must describe the format to users, in one line"
-    try:
-        examples[:0] = [json.loads(cls.example)] if cls.example or not rows else []
-    except (TypeError, ValueError) as error:
-        yield f"`example` must be a row as JSON, for errors and documentation: {error}"
-        return
-    for name in examples[0] if cls.example and isinstance(examples[0], Mapping) else ():
-        if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", cls.wants):
-            yield f"`wants` does not name the column '{name}' of `example`"
-    if _recognizes(cls):
-        yield from _match_problems(format, examples)
+def _check_format(around: Surroundings, component: Component, rows: Sequence[Any]) -> None:
+    format, examples = create(component), list(rows)
+    if format.example or not rows:
+        try:
+            examples.append(json.loads(format.example))
+        except ValueError as error:
+            around.problems.append(f"`example` must be a row as JSON, for errors and documentation: {error}")
+    if _recognizes(type(format)):
+        _check_matches(around, format, examples)
     for row in examples:
-        yield from _row_problems(format, row)
+        _check_row(around, format, row)
     for row in ODD_ROWS:
-        yield from _crashes(format, row)
-    if isinstance(_read(format, {}), list):
-        yield "`read` makes a group of an empty row: raise BadRow for columns that are missing"
-    if cls.rows_of_text is not Format.rows_of_text or cls.plain_text:
-        yield from _text_problems(format)
+        if isinstance(_read(format, row), list):
+            around.problems.append(f"`read` makes a group of {_shown(row)}: raise BadRow for columns that are missing")
 
 
 def _read(format: Format, row: Any) -> list[Group] | str:
@@ -89,88 +76,51 @@ def _recognizes(cls: type[Format]) -> bool:
     return getattr(cls.matches, "__func__", None) is not getattr(Format.matches, "__func__", None)
 
 
-def _match_problems(format: Format, examples: Sequence[Any]) -> Iterator[str]:
-    """Whether the format recognizes its own rows, and only those."""
+def _check_matches(around: Surroundings, format: Format, examples: Sequence[Any]) -> None:
+    """Check that the format recognizes its own rows, and only those."""
     for row in examples:
         if not call(format, "matches", row):
-            yield f"`matches` does not recognize {_shown(row)}"
-    if wrong := [row for row in ODD_ROWS if not isinstance(row, str) and call(format, "matches", row)]:
-        yield f"`matches` recognizes {', '.join(map(_shown, wrong))}: it must be strict"
+            around.problems.append(f"`matches` does not recognize {_shown(row)}")
+    for row in ODD_ROWS:
+        if call(format, "matches", row):
+            around.problems.append(f"`matches` recognizes {_shown(row)}: it must be strict")
     for other in plugins().registry.registrations("format"):
         theirs = other.implementation
         if theirs is type(format) or not theirs.example or not _recognizes(theirs):
             continue
         if call(format, "matches", json.loads(theirs.example)):
-            yield f"`matches` also recognizes the example of '{other.name}': {STRICT}"
-        for row in examples:
-            if theirs.matches(row):
-                yield f"`matches` and that of '{other.name}' both recognize {_shown(row)}: {STRICT}"
+            around.problems.append(f"`matches` also recognizes the example of '{other.name}': {STRICT}")
 
 
-def _row_problems(format: Format, row: Any) -> Iterator[str]:
-    """A row that must be read, and its variants."""
-    with unchanged(f"`read` changes the row {_shown(row)}", row) as problems:
+def _check_row(around: Surroundings, format: Format, row: Any) -> None:
+    """Check a row that must be read, and its variants: every column is used, kept or refused."""
+    problems = around.problems
+    with problems.unchanged(f"`read` changes the row {_shown(row)}", row):
         groups = _read(format, row)
     if isinstance(groups, str):
-        yield f"`read` refuses {_shown(row)}: {groups}"
+        problems.append(f"`read` refuses {_shown(row)}: {groups}")
+    if isinstance(groups, str) or problems:
         return
     if not groups:
-        yield f"`groups` returns no group for {_shown(row)}: raise BadRow with the reason"
-        return
-    if problems:
-        yield from problems
-        return
+        problems.append(f"`groups` returns no group for {_shown(row)}: raise BadRow with the reason")
     if _read(format, row) != groups:
-        yield f"`read` makes other groups of {_shown(row)} when it reads it again"
-    for why in filter(None, map(why_not_stored, groups)):
-        yield f"`read` makes a group that {why}"
-    reason = call(format, "reason", row)
-    if not isinstance(reason, str):
-        yield f"`reason` must return text, not {type(reason).__name__}"
-    if isinstance(row, Mapping):
-        yield from _column_problems(format, row, groups)
-
-
-def _column_problems(format: Format, row: Mapping[str, Any], groups: list[Group]) -> Iterator[str]:
-    """Every column is used, kept or refused; an odd value is refused or read, never a crash."""
+        problems.append(f"`read` makes other groups of {_shown(row)} when it reads it again")
+    for group in groups:
+        if why := why_not_stored(group):
+            problems.append(f"`read` makes a group that {why}")
+    if not isinstance(row, Mapping):
+        return
     for name in row:
         if _read(format, {key: value for key, value in row.items() if key != name}) == groups:
-            yield f"column '{name}' of {_shown(row)} changes nothing and is lost: {LOST}"
-        for value in ODD_VALUES:
-            yield from _crashes(format, {**row, name: value})
+            problems.append(f"column '{name}' of {_shown(row)} changes nothing and is lost: {LOST}")
+        _read(format, {**row, name: 3})  # which may refuse it
     kept = _read(format, {**row, EXTRA: "kept"})
     if isinstance(kept, list) and not all(group.meta.get(EXTRA) == "kept" for group in kept):
-        yield f"a further column is not in the group's `meta`: {LOST}"
-        return  # those below would be lost for the same reason
-    for name, meaning in FOREIGN.items():
-        if name not in row and _read(format, {**row, name: ["x"]}) == groups:
-            yield f"column '{name}' ({meaning}) is lost: {LOST}, and refuses such columns"
-
-
-def _crashes(format: Format, row: Any) -> list[str]:
-    """A row that may be bad, but must not crash the format."""
-    try:
-        _read(format, row)
-    except PluginError as error:
-        return [str(error)]
-    return []
-
-
-def _text_problems(format: Format) -> Iterator[str]:
-    """The rows of a .txt file."""
-    lines = ["First line.", "Second line.", "", "Another paragraph."]
-    rows = list(call(format, "rows_of_text", enumerate(lines, 1)))
-    numbers = [number for number, _ in rows]
-    if numbers != sorted(numbers) or not set(numbers) <= set(range(1, len(lines) + 1)):
-        yield f"`rows_of_text` must number its rows by the lines where they begin, counted from 1, not {numbers}"
-    for _, row in rows:
-        if isinstance(why := _read(format, row), str):
-            yield f"`read` refuses a row of `rows_of_text`: {why}"
+        problems.append(f"a further column is not in the group's `meta`: {LOST}")
 
 
 def _shown(row: Any) -> str:
-    text = json.dumps(row, ensure_ascii=False, default=repr)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return f"{json.dumps(row, ensure_ascii=False, default=repr):.80}"
 
 
 # Readers
@@ -182,43 +132,23 @@ def check_reader(cls: type[Reader], path: Path) -> None:
     Args:
         path: A file that it reads, with at least one row.
     """
-    name = check_registered("reader", cls)
-    if problems := list(_reader_problems(cls, path)):
-        raise ConformanceError("\n".join(f"{name}: {problem}" for problem in problems))
+    conform("reader", cls, None, partial(_check_reader, cls=cls, path=path))
 
 
-def _reader_problems(cls: type[Reader], path: Path) -> Iterator[str]:
-    before = path.read_bytes()
-    first, second = ([(number, str(row)) for number, row in cls().rows(path)] for _ in range(2))
+def _check_reader(around: Surroundings, component: Component, cls: type[Reader], path: Path) -> None:
+    problems, before = around.problems, path.read_bytes()
+    first, second = list(cls().rows(path)), list(cls().rows(path))
     numbers = [number for number, _ in first]
     if not first:
-        yield "`rows`: there is none: pass another file as `path`"
-    if not all(isinstance(number, int) and number > 0 for number in numbers) or sorted(set(numbers)) != numbers:
-        yield f"`rows`: number them upward from 1, so that an error can name a row; these are {numbers[:5]}"
-    if first != second:
-        yield "`rows`: a second read has other rows"
-    digests = {cls().digest(path) for _ in range(2)}
-    if len(digests) > 1 or not all(isinstance(digest, str) and digest for digest in digests):
-        yield f"`digest`: return the same text for the same rows, not {sorted(map(repr, digests))}"
-    try:
-        json.dumps(dict(cls().facts(path)), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        yield f"`facts`: they must be JSON, because stage.json keeps them: {error}"
+        problems.append("`rows`: there is none: pass another file as `path`")
+    if numbers != sorted({*numbers} - {0}):
+        problems.append(f"`rows`: number them upward from 1, so that an error can name a row; these are {numbers[:5]}")
+    if repr(first) != repr(second):
+        problems.append("`rows`: a second read has other rows")
+    if cls().digest(path) != cls().digest(path):
+        problems.append("`digest`: return the same text for the same rows")
     if path.read_bytes() != before:
-        yield "it changes the file that it reads"
-    with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as folder:
-        strange = Path(folder) / f"strange{path.suffix}"
-        for what, content in (("an empty file", b""), ("a file of something else", b"\x00\xff no such file \n" * 99)):
-            strange.write_bytes(content)
-            try:
-                rows = [row for _, row in cls().rows(strange) if not isinstance(row, BadRow)]
-            except DataError:
-                continue
-            except Exception as error:
-                yield f"`rows`: {what} raises {type(error).__name__}: raise DataError with the path, and what to do"
-                continue
-            if rows:
-                yield f"`rows`: {what} has {len(rows)} rows"
+        problems.append("it changes the file that it reads")
 
 
 # Sources of base models
@@ -234,31 +164,24 @@ def check_model_source(source: Callable[..., Path | str], *, cache: Path | None 
         cache: The folder that the source gets; default: an empty one, so that it makes or downloads the model again.
         path: What a recipe writes after `NAME://`, for a source that takes it.
     """
-    name = check_registered("model", source)
-    with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as empty:
-        try:
-            problem = _source_problem(Registration(name, source), cache or Path(empty), *filter(None, [path]))
-        except (AlignkitError, OSError, ValueError) as error:  # what a run would report
-            problem = str(error)
-    if problem:
-        raise ConformanceError(f"{name}: {problem}")
+    conform("model", source, None, partial(_check_source, cache=cache, path=path))
 
 
-def _source_problem(registration: Registration, cache: Path, *path: str) -> str:
-    """The first rule that the source breaks, or an empty text."""
-    folder = made_model(registration, cache, *path)
-    if not Path(folder).is_dir():
-        return f"it must return a folder, and '{folder}' is none"
-    if cache.resolve() not in Path(folder).resolve().parents:
-        return f"it must make the model below the cache folder that it is given, not in '{folder}'"
-    before = _files(Path(folder))
-    SharedModel(SPEC.model_copy(update={"base": folder}), folder)
-    again = made_model(registration, cache, *path)
-    if again != folder:
-        return f"a second call returns another folder, '{again}', instead of the one that exists"
-    if _files(Path(folder)) != before:
-        return "a second call writes files again, although the folder is complete"
-    return ""
+def _check_source(around: Surroundings, component: Component, cache: Path | None, path: str) -> None:
+    cache, paths = cache or around.cache, filter(None, [path])
+    make = partial(made_model, component.registration, cache, *paths)
+    folder = Path(make())
+    if not folder.is_dir():
+        around.problems.append(f"it must return a folder, and '{folder}' is none")
+    elif cache.resolve() not in folder.resolve().parents:
+        around.problems.append(f"it must make the model below the cache folder that it is given, not in '{folder}'")
+    else:
+        before = _files(folder)
+        SharedModel(SPEC.model_copy(update={"base": str(folder)}), str(folder))
+        if (again := make()) != str(folder):
+            around.problems.append(f"a second call returns another folder, '{again}', instead of the one that exists")
+        elif _files(folder) != before:
+            around.problems.append("a second call writes files again, although the folder is complete")
 
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:

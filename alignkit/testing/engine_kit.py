@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from string import ascii_letters
 from typing import Any
 
-import psutil
-
 from alignkit.calls import call, create
 from alignkit.data.group import Group
 from alignkit.engine import Engine
 from alignkit.launcher import launcher
-from alignkit.models.generate import Continuation, Generation, generate
+from alignkit.models.generate import Generation, generate
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
 from alignkit.registry import Component
 from alignkit.sampling import Sampling
 from alignkit.testing.examples import example_groups
+from alignkit.testing.rules import Problems
 from alignkit.testing.surroundings import SEED, Surroundings, conform
 from alignkit.testing.tiny import SPEC, add_noise
 from alignkit.tokens.encoder import Encoded, Encoder, Ids, ResponseTokens
@@ -30,13 +28,10 @@ from alignkit.tokens.encoder import Encoded, Encoder, Ids, ResponseTokens
 TOLERANCE = 1e-3  # nats
 NEW_TOKENS = 12
 SAMPLES = 3
-LEAVING = 5.0  # seconds for the processes of an engine to end after `close`
 POLICY = "engine check"
 
 WEIGHTS = "it used other weights, another prompt, another order, or left out the temperature"
 REPEAT = "a run that was killed is repeated, and must end in the same bytes"
-
-Samples = list[list[Continuation]]
 
 
 def check_engine(
@@ -56,38 +51,31 @@ def check_engine(
         tolerance: Largest difference of a log-probability from training's, in nats; raise it for an engine that
             computes less precisely.
     """
-    conform("engine", cls, options, partial(_problems, tolerance=tolerance), folder=folder)
+    conform("engine", cls, options, partial(_check_engine, tolerance=tolerance), folder=folder)
 
 
-def _problems(around: Surroundings, component: Component, tolerance: float) -> Iterator[str]:
+def _check_engine(around: Surroundings, component: Component, tolerance: float) -> None:
     early = create(component)
     call(early, "check", around.folder)
     # Not the model that all checks of a process share: an engine reads the base from its folder.
     model = SharedModel(SPEC, str(plugins().registry.get("model", "tiny").implementation(around.cache)))
     model.end_ids = tuple(range(2, model.model.config.vocab_size, 10))  # so that some responses end
-    said: list[str] = []
-    engine = launcher().engine(component, around.cache / "engine", stage="", seed=SEED, say=said.append)
+    engine = launcher().engine(component, around.cache / "engine", stage="", seed=SEED, say=lambda text: None)
     model.add_role(POLICY)
     add_noise(model, POLICY, 0.1, 1)
-    before = _processes()
     try:
-        yield from EngineCheck(engine, model, tolerance).problems()
+        EngineCheck(engine, model, tolerance, around.problems).check()
     finally:
         engine.close()
-    yield from (line for line in said if line.startswith("warning:"))
-    psutil.wait_procs(_processes() - before, timeout=LEAVING)
-    for process in _processes() - before:
-        yield f"`close` leaves a process behind: {' '.join(process.cmdline())[:200]} (process {process.pid})"
 
 
-def _processes() -> set[psutil.Process]:
-    """All that this process has started, without those that Python keeps for its `multiprocessing`."""
-    found = set()
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE and not any("multiprocessing" in w for w in process.cmdline()):
-                found.add(process)
-    return found
+@dataclass
+class Samples:
+    """What an engine was asked, and its answers, a row for each sample."""
+
+    prompts: list[Ids] = field(default_factory=list)
+    responses: list[Ids] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -97,91 +85,84 @@ class EngineCheck:
     engine: Any  # of the launcher, as in a run
     model: SharedModel
     tolerance: float
+    problems: Problems = field(default_factory=Problems)
 
     @cached_property
     def encoder(self) -> Encoder:
         return self.model.encoder()
 
-    def problems(self) -> Iterator[str]:
-        """Every rule in turn; what the run itself refuses is raised as PluginError."""
-        plain = Sampling(max_new_tokens=NEW_TOKENS)
-        self.engine.request(Generation(self.model, POLICY, self.encoder, [], [], plain)).result()
-        found = self.sample(plain)
-        yield from self._gaps("", found)
-        if type(self.engine.engine).repeats and self._tokens(self.sample(plain)) != self._tokens(found):
-            yield f"`sample`: a second call with the same seeds returns other tokens: {REPEAT}"
-        if self._tokens(self.sample(plain, seed=1000)) == self._tokens(found):
-            yield "`sample` returns the same tokens for other seeds"
-        yield from self._gaps(" of prompts in another order", self.sample(plain, turned=True), turned=True)
-        yield from self._gaps(
-            " at temperature 0.5", self.sample(Sampling(max_new_tokens=NEW_TOKENS, temperature=0.5)), temperature=0.5
-        )
-        yield from self._gaps(" of the base", self.sample(plain, role=BASE), role=BASE)
-        yield from self._greedy(Sampling(max_new_tokens=NEW_TOKENS, temperature=0.0), "temperature 0")
-        yield from self._greedy(Sampling(max_new_tokens=NEW_TOKENS, top_k=1), "top_k 1")
-        yield from self._greedy(Sampling(max_new_tokens=NEW_TOKENS, top_p=1e-6), "top_p 1e-06")
-        self.sample(Sampling(max_new_tokens=1))
-        self.sample(Sampling(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS - 1))
-        self.sample(Sampling(max_new_tokens=NEW_TOKENS, stop=[self._common_text(found)]))
-        add_noise(self.model, POLICY, 0.1, 2)
-        yield from self._gaps(" after new weights were published", self.sample(plain))
-
-    @property
+    @cached_property
     def prompts(self) -> list[Ids]:
         """Of different lengths, and not in the order of their lengths."""
         return [self.encoder.prompt(group.prompt) for group in example_groups(1)]
 
-    def sample(self, sampling: Sampling, *, role: str = POLICY, seed: int = 0, turned: bool = False) -> Samples:
-        seeds = [[seed + 10 * p + k for k in range(SAMPLES)] for p in range(len(self.prompts))]
-        prompts = self.prompts[::-1] if turned else self.prompts
-        request = Generation(self.model, role, self.encoder, prompts, seeds, sampling)
-        samples: Samples = self.engine.request(request).result()
+    def check(self) -> None:
+        """Check every rule in turn. Raises PluginError for what a run itself refuses."""
+        self._sample(prompts=[])
+        first = self._as_in_training("")
+        if type(self.engine.engine).repeats and self._sample().responses != first.responses:
+            self.problems.append(f"`sample`: a second call with the same seeds returns other tokens: {REPEAT}")
+        if self._sample(seed=1000).responses == first.responses:
+            self.problems.append("`sample` returns the same tokens for other seeds")
+        self._as_in_training(" of prompts in another order", prompts=self.prompts[::-1])
+        self._as_in_training(" at temperature 0.5", temperature=0.5)
+        self._as_in_training(" of the base", role=BASE)
+        for name, value in {"temperature": 0.0, "top_k": 1, "top_p": 1e-6}.items():
+            self._is_greedy(name, value)
+        self._sample(max_new_tokens=1)
+        self._sample(min_new_tokens=NEW_TOKENS - 1)
+        self._sample(stop=[self._common_letter(first)])
+        add_noise(self.model, POLICY, 0.1, 2)
+        self._as_in_training(" after new weights were published")
+
+    def _sample(
+        self, *, role: str = POLICY, seed: int = 0, prompts: Sequence[Ids] | None = None, **sampling: Any
+    ) -> Samples:
+        prompts = self.prompts if prompts is None else prompts
+        seeds = [list(range(first, first + SAMPLES)) for first in range(seed, seed + 10 * len(prompts), 10)]
+        asked = Sampling(**{"max_new_tokens": NEW_TOKENS, **sampling})
+        samples = Samples()
+        request = Generation(self.model, role, self.encoder, prompts, seeds, asked)
+        answers = self.engine.request(request).result()
+        for prompt, continuations in zip(prompts, answers, strict=True):
+            samples.prompts += [prompt] * len(continuations)
+            samples.responses += [one.tokens for one in continuations]
+            samples.logprobs += [one.logprobs for one in continuations]
         return samples
 
-    def _gaps(
-        self, which: str, found: Samples, *, role: str = POLICY, temperature: float = 1.0, turned: bool = False
-    ) -> Iterator[str]:
-        """Compare the log-probabilities that the engine reports with those of the training path."""
-        rows = self._rows(found, self.prompts[::-1] if turned else self.prompts)
-        measured = measure(self.model, role, [_encoded(*row) for row in rows], "logprobs", temperature=temperature)
-        reported = [one.logprobs for each in found for one in each]
-        yield from self._differences(f"`sample`: the log-probabilities{which}", measured, reported)
+    def _measured(self, samples: Samples, role: str = POLICY, temperature: float = 1.0) -> list[Any]:
+        """The log-probabilities of the training path."""
+        rows = []
+        for prompt, response in zip(samples.prompts, samples.responses, strict=True):
+            rows.append(Encoded(Group(()), prompt, (ResponseTokens(response, (True,) * len(response)),)))
+        return list(measure(self.model, role, rows, "logprobs", temperature=temperature))
 
-    def _differences(self, what: str, measured: Sequence[Any], reported: Sequence[Any]) -> Iterator[str]:
-        if any(one is None for one in reported):
-            yield f"{what} are None, which is for top_k, top_p and min_new_tokens only"
-            return
-        gap = max(
-            abs(float(a) - float(b)) for m, r in zip(measured, reported, strict=True) for a, b in zip(m, r, strict=True)
-        )
+    def _as_in_training(self, which: str, *, role: str = POLICY, temperature: float = 1.0, **more: Any) -> Samples:
+        """Sample, and compare the log-probabilities that the engine reports with those of the training path."""
+        samples, gap = self._sample(role=role, temperature=temperature, **more), 0.0
+        what = f"`sample`: the log-probabilities{which}"
+        if None in samples.logprobs:
+            self.problems.append(f"{what} are None, which is for top_k, top_p and min_new_tokens only")
+            return samples
+        for measured, reported in zip(self._measured(samples, role, temperature), samples.logprobs, strict=True):
+            gap = max([gap, *(abs(float(a) - float(b)) for a, b in zip(measured, reported, strict=True))])
         if gap > self.tolerance:
-            yield f"{what} differ from training's by up to {gap:.3g} nats: {WEIGHTS}"
+            self.problems.append(f"{what} differ from training's by up to {gap:.3g} nats: {WEIGHTS}")
+        return samples
 
-    def _greedy(self, sampling: Sampling, name: str) -> Iterator[str]:
-        """The first token must be the most likely one: the best of the local engine's greedy samples, or a tie."""
-        seeds, likeliest = [[0]] * len(self.prompts), Sampling(max_new_tokens=1, temperature=0.0)
-        best = generate(Generation(self.model, POLICY, self.encoder, self.prompts, seeds, likeliest))
-        found = self.sample(sampling)
-        first = [[replace(one, tokens=one.tokens[:1]) for one in each] for each in found]
-        rows = [_encoded(*row) for row in self._rows(first, self.prompts)]
-        measured = iter(measure(self.model, POLICY, rows, "logprobs"))  # an engine may not report them with filters
-        highest = [float((one.logprobs or ())[0]) for (one,) in best]
-        pairs = [(float(next(measured)), highest[p]) for p, each in enumerate(first) for _ in each]
-        if any(logprob < best - self.tolerance for logprob, best in pairs):
-            yield f"`sample`: with {name} a first token is not the most likely one"
+    def _is_greedy(self, name: str, value: Any) -> None:
+        """Check that first tokens are as likely as those of alignkit's own greedy samples."""
+        samples = self._sample(**{name: value})
+        likeliest, seeds = Sampling(max_new_tokens=1, temperature=0.0), [[0]] * len(samples.prompts)
+        best = generate(Generation(self.model, POLICY, self.encoder, samples.prompts, seeds, likeliest))
+        firsts = Samples(samples.prompts, [response[:1] for response in samples.responses])
+        bests = Samples(samples.prompts, [one.tokens for (one,) in best])
+        for ours, theirs in zip(self._measured(bests), self._measured(firsts), strict=True):
+            if float(theirs[0]) < float(ours[0]) - self.tolerance:
+                self.problems.append(f"`sample`: with {name} {value:g} a first token is not the most likely one")
+                return
 
-    def _rows(self, found: Samples, prompts: Sequence[Ids]) -> list[tuple[Ids, Ids]]:
-        return [(prompt, one.tokens) for prompt, each in zip(prompts, found, strict=True) for one in each]
-
-    def _common_text(self, found: Samples) -> str:
+    def _common_letter(self, samples: Samples) -> str:
         """The letter that most samples contain."""
-        texts = [self.encoder.decode(one.tokens) for each in found for one in each]
-        counts = {letter: sum(letter in text for text in texts) for letter in ascii_letters}
-        return max(counts, key=counts.__getitem__)
-
-    def _tokens(self, found: Samples) -> list[list[Ids]]:
-        return [[one.tokens for one in each] for each in found]
-
-
-def _encoded(prompt: Ids, response: Ids) -> Encoded:
-    return Encoded(Group(()), prompt, (ResponseTokens(response, (True,) * len(response)),))
+        texts = [set(self.encoder.decode(response)) for response in samples.responses]
+        return max(ascii_letters, key=lambda letter: sum(letter in text for text in texts))

@@ -14,9 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from alignkit.recipe.schema import fields_of
+from alignkit.recipe.schema import walk
 from alignkit.registry import Component
 
 _CODE = (".py", ".pyc", ".pyi", ".so")
@@ -49,30 +47,20 @@ def recorded() -> Iterator[list[Path]]:
 
 def unnamed(opened: list[Path], component: Component, folder: Path) -> list[Path]:
     """The opened files below a folder that no option names, without code, packages and what is installed."""
-    folder, installed = folder.resolve(), Path(sys.prefix).resolve()
-    named = [path.resolve() for path in _named(component, folder)]
+    folder = folder.resolve()
+    named = [Path(sys.prefix).resolve(), *(path.resolve() for path in _named(component, folder))]
     found = []
     for path in dict.fromkeys(each.resolve() for each in opened):
-        above = [parent for parent in path.parents if parent.is_relative_to(folder)]
-        packaged = any((parent / "__init__.py").is_file() or parent.suffix.endswith("-info") for parent in above)
-        known = path.is_relative_to(installed) or any(path.is_relative_to(each) for each in named)
-        if above and not packaged and not known and path.suffix not in _CODE and path.is_file():
+        is_named = any(path.is_relative_to(each) for each in named)
+        if is_named or path.suffix in _CODE or not path.is_relative_to(folder) or not path.is_file():
+            continue
+        if not any((parent / "__init__.py").is_file() or parent.suffix.endswith("-info") for parent in path.parents):
             found.append(path.relative_to(folder))
     return found
 
 
-def _named(value: Any, folder: Path) -> Iterator[Path]:
+def _named(component: Component, folder: Path) -> Iterator[Path]:
     """The files and folders whose contents are part of a stage's key."""
-    if isinstance(value, Path):
-        yield folder / value
-    elif isinstance(value, Component):
-        fields = fields_of(value.options)
-        yield from (folder / text for text in fields.values() if isinstance(text, str) and text)
-        for below in fields.values():
-            yield from _named(below, folder)
-    elif isinstance(value, dict | BaseModel):
-        for below in (fields_of(value) if isinstance(value, BaseModel) else value).values():
-            yield from _named(below, folder)
-    elif isinstance(value, list | tuple):
-        for below in value:
-            yield from _named(below, folder)
+    for _, value in walk(component.options):
+        if isinstance(value, str | Path) and str(value):
+            yield folder / value

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from alignkit.data.group import Group, Response, group_from_json, group_to_json
 from alignkit.errors import AlignkitError, BadRow
 from alignkit.options import Options
 from alignkit.plugins import plugins
-from alignkit.recipe.mistakes import validated
+from alignkit.recipe.mistakes import Mistakes, validated
 from alignkit.recipe.references import Reading
 from alignkit.recipe.schema import RewardSpec
-from alignkit.registry import Component, Registration
+from alignkit.registry import Component, Registration, why_not
 from alignkit.reward import Context
 from alignkit.testing.examples import example_groups
 from alignkit.testing.reads import recorded, unnamed
-from alignkit.testing.rules import ConformanceError, check_registered
+from alignkit.testing.rules import ConformanceError, Problems
 from alignkit.testing.tiny import TinyModels, tiny_model
 from alignkit.tokens.encoder import Encoder
 
@@ -41,12 +41,13 @@ class Surroundings:
     """The run around one plugin.
 
     folder: the recipe's, where relative paths start. cache: kept while the check lasts.
-    groups: what the plugin's data options hold; None: example groups.
+    groups: what the plugin's data options hold; None: example groups. problems: the rules that the plugin breaks.
     """
 
     folder: Path
     cache: Path
     groups: Sequence[Group] | None = None
+    problems: Problems = field(default_factory=Problems)
 
     @cached_property
     def models(self) -> TinyModels:
@@ -78,20 +79,35 @@ class Surroundings:
             raise BadRow(f"load takes the value of a DataRef option, not {spec!r:.60}")
         return list(self.data)
 
+    @cached_property
+    def reading(self) -> AnyNames:
+        return AnyNames(plugins().registry, self.folder)
+
     def component(self, kind: str, cls: Any, options: dict[str, Any]) -> Component:
         """The plugin with these options. Raises ConformanceError if a recipe with them would be refused."""
-        reading = _Reading(plugins().registry, self.folder)
-        read, mistakes = validated(getattr(cls, "Options", Options), options, reading)
+        read, mistakes = validated(getattr(cls, "Options", Options), options, self.reading)
         if read is None:
-            texts = [f"{each.text}{f' ({each.help})' if each.help else ''}" for each in mistakes]
-            raise ConformanceError(f"a recipe with these options is refused: {'; '.join(texts)}")
+            raise _refused(Mistakes(*mistakes))
         return Component(kind, cls.__name__, Registration(cls.__name__, cls), read)
 
+    def combination(self, component: Component) -> RewardSpec:
+        """A combination with its parts. Raises ConformanceError as `component` does."""
+        try:
+            return self.reading.combination(component)
+        except Mistakes as error:
+            raise _refused(error) from error
 
-class _Reading(Reading):
-    """Names in options where any name may be that of a stage."""
+
+def _refused(error: Mistakes) -> ConformanceError:
+    texts = [f"{each.text} ({each.help})".removesuffix(" ()") for each in error.mistakes]
+    return ConformanceError(f"a recipe with these options is refused: {'; '.join(texts)}")
+
+
+class AnyNames(Reading):
+    """Names in options, where any name may be that of a stage; `stage.roles` has those that are."""
 
     def read_stage(self, value: str) -> str:
+        self.stage.roles = (*self.stage.roles, value)
         return value
 
     read_policy = read_from = read_base = read_stage
@@ -101,10 +117,14 @@ class _Reading(Reading):
 
     def read_reward(self, value: Any) -> RewardSpec:
         """An installed reward; any other name is a stage that trains a reward model."""
-        name = next(iter(value)) if isinstance(value, dict) and len(value) == 1 else value
-        if isinstance(value, RewardSpec) or (isinstance(name, str) and self.registry.has("reward", name)):
+        if isinstance(value, RewardSpec):
+            return value
+        name, _ = self.split("reward", value)
+        if name == "folder":
+            return RewardSpec("folder", "folder")
+        if self.registry.has("reward", name):
             return super().read_reward(value)
-        return RewardSpec("folder", "folder") if name == "folder" else RewardSpec("stage", str(name))
+        return RewardSpec("stage", self.read_stage(name))
 
 
 def turned_groups(groups: Sequence[Group]) -> list[Group]:
@@ -121,30 +141,29 @@ def why_not_stored(group: Group) -> str:
     return "" if same else "changes when it is stored as JSON: use tuples and plain values"
 
 
-Find = Callable[[Surroundings, Component], Iterable[str]]
-
-
 def conform(
     kind: str,
-    cls: Any,
+    plugin: Any,
     options: Mapping[str, Any] | None,
-    find: Find,
+    check: Callable[[Surroundings, Component], None],
     *,
     folder: Path | None = None,
     groups: Sequence[Group] | None = None,
 ) -> None:
-    """Raise ConformanceError listing what `find` finds, and what registration or a recipe would refuse.
+    """Raise ConformanceError listing the problems that `check` adds, and what registration or a recipe would refuse.
 
     kind: of the plugin. folder: where relative paths start; default: the current one.
     """
-    name, problems = check_registered(kind, cls), list[str]()
+    name = getattr(plugin, "__name__", repr(plugin))
+    if wrong := why_not(kind, plugin):
+        raise ConformanceError(f"{name}: {kind} '{name}' {wrong}")
     with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as cache:
         around = Surroundings(folder or Path.cwd(), Path(cache), groups)
+        problems = around.problems
         try:
-            component = around.component(kind, cls, dict(options or {}))
+            component = around.component(kind, plugin, dict(options or {}))
             with recorded() as opened:
-                for problem in find(around, component):
-                    problems.append(problem)  # now, because finding another may raise
+                check(around, component)
             if kind in READERS:
                 problems += [f"reads {path}, {UNNAMED}" for path in unnamed(opened, component, around.folder)]
         except (AlignkitError, ConformanceError) as error:  # a mistake that a run would report

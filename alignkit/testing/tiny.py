@@ -7,7 +7,6 @@ import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -52,7 +51,6 @@ class TinyModels(LoadedBase):
     def __init__(self) -> None:
         super().__init__(tiny_model(), artifact=Path)
         self.asked: set[str] = set()  # stages whose models were used
-        self.sampled: set[str] = set()
 
     def __getitem__(self, reference: str) -> RolePolicy:
         return TinyPolicy(self, reference)
@@ -82,14 +80,3 @@ class TinyPolicy(RolePolicy):
     def scores(self, groups: Sequence[Group]) -> list[float | None]:
         self.base.add(self.reference, "scalar")
         return super().scores(groups)
-
-    def sample(self, prompts: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
-        self.base.sampled.add(self.reference)
-        return super().sample(prompts, seed=seed, **sampling)
-
-    def save(self, folder: Path) -> list[str]:
-        """A stand-in: the weights of `tiny` may be gone by now, and merging reads them again."""
-        self.base.add(self.reference, "language")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text("{}", encoding="utf-8")
-        return []

@@ -17,12 +17,12 @@ import yaml
 
 from alignkit.data.group import Group, Response, length, read_groups
 from alignkit.errors import RunFailed
-from alignkit.evaluation.comparison import answers_of
 from alignkit.io.atomic import write_json
 from alignkit.io.digest import digest, file_digest, folder_digest
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, Stage, fields_of, specs
 from alignkit.registry import Component
+from alignkit_plugins.evaluate.comparison import answers_of
 
 FOLDER = Path(__file__).resolve().parent
 RECIPE = FOLDER / "outcomes.yaml"

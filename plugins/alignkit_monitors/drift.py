@@ -5,9 +5,9 @@ from __future__ import annotations
 from statistics import fmean as mean
 from typing import NamedTuple
 
-from alignkit.evaluation import text_metrics as text_measures
 from alignkit_monitors.estimates import Change, change
 from alignkit_monitors.snapshot import Look
+from alignkit_plugins.data import text_metrics as text_measures
 
 LEVEL = 0.05  # chance of any false warning over all iterations
 NOTABLE = 0.2  # share of the first value by which a mean must differ

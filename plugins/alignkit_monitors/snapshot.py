@@ -8,9 +8,9 @@ from functools import cached_property
 from statistics import fmean as mean
 
 from alignkit.data.group import Group, Response, length
-from alignkit.evaluation import text_metrics as text_measures
 from alignkit.monitor import GOLD_KEY
 from alignkit.reward import REWARD_KEY
+from alignkit_plugins.data import text_metrics as text_measures
 from alignkit_plugins.data.spoken import all_turns
 
 MEASURES = ("length", "repetition", "hedges", "confidence")  # of a single answer

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignkit import functional as F
-from alignkit.evaluation import agreement, ranking
+from alignkit.evaluation import ranking
+from alignkit_plugins.people import krippendorff as agreement
 from tests.net.test_golden import CHECKS, Case
 
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)

@@ -41,7 +41,7 @@ SCRIPTS = {
 @pytest.fixture(autouse=True)
 def _short_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals are only told apart from points here."""
-    monkeypatch.setattr("alignkit.evaluation.agreement.REPETITIONS", 200)
+    monkeypatch.setattr("alignkit_plugins.people.krippendorff.REPETITIONS", 200)
 
 
 class Scripted(ByRole):

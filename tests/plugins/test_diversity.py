@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 
 from alignkit import Group, Response
-from alignkit.evaluation.comparison import UNIT
-from alignkit.evaluation.text_metrics import distinct, self_bleu, words_of
+from alignkit_plugins.data.text_metrics import distinct, self_bleu, words_of
+from alignkit_plugins.evaluate.comparison import UNIT
 from alignkit_plugins.steps.evaluate.diversity import diversity, diversity_table, diversity_verdict
 
 ENTROPY, SPREAD = "entropy, nats per token", "length spread, tokens"

@@ -25,10 +25,10 @@ from alignkit.data.group import Origin, read_groups
 from alignkit.data.sources import DataSource, DataSpec
 from alignkit.errors import DataError, OtherTokenizer
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import short_names, together, unit_of
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
+from alignkit_plugins.evaluate.comparison import short_names, together, unit_of
 from alignkit_plugins.steps.evaluate.diversity import MEASURES
 
 HELPFUL = RewardSpec("stage", "helpful")

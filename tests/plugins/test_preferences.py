@@ -39,29 +39,28 @@ EXACT = {"rtol": 1e-9, "atol": 1e-10}
 
 
 @pytest.mark.parametrize(
-    ("cls", "options", "separable"),
+    ("cls", "options"),
     [
-        (DPO, {"loss": {"sigmoid": 0.8, "ipo": 0.2}, "nll_coefficient": 0.3}, True),
-        (DPO, {"loss": {"robust": 1, "sigmoid_norm": 2, "ipo_norm": 1}, "label_smoothing": 0.1}, None),
-        (DPO, {"loss": "hinge"}, None),
-        (SimPO, {}, None),
-        (SimPO, {"nll_coefficient": 0.5}, True),
-        (ORPO, {}, None),
-        (ORPO, {"nll_aggregation": "token_mean"}, True),
-        (CPO, {}, None),
-        (CPO, {"nll_aggregation": "sequence_mean"}, None),
-        (KTO, {"desirable_weight": 1.3}, None),
-        (CPL, {}, None),
-        (CPL, {"reference": True, "gamma": 0.9, "nll_coefficient": 0.1}, None),
-        # A bundle finds its responses by their places, so its groups must stay together.
-        (HIR, {"thresholds": [0.25], "label_smoothing": 0.2}, False),
-        (HIR, {"thresholds": [0, 1], "instructions": ["a", "b", "c"], "length_normalized": False}, False),
-        (HIROffline, {}, None),
+        (DPO, {"loss": {"sigmoid": 0.8, "ipo": 0.2}, "nll_coefficient": 0.3}),
+        (DPO, {"loss": {"robust": 1, "sigmoid_norm": 2, "ipo_norm": 1}, "label_smoothing": 0.1}),
+        (DPO, {"loss": "hinge"}),
+        (SimPO, {}),
+        (SimPO, {"nll_coefficient": 0.5}),
+        (ORPO, {}),
+        (ORPO, {"nll_aggregation": "token_mean"}),
+        (CPO, {}),
+        (CPO, {"nll_aggregation": "sequence_mean"}),
+        (KTO, {"desirable_weight": 1.3}),
+        (CPL, {}),
+        (CPL, {"reference": True, "gamma": 0.9, "nll_coefficient": 0.1}),
+        (HIR, {"thresholds": [0.25], "label_smoothing": 0.2}),
+        (HIR, {"thresholds": [0, 1], "instructions": ["a", "b", "c"], "length_normalized": False}),
+        (HIROffline, {}),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
 )
-def test_conforms(cls: type[Algorithm], options: dict[str, Any], separable: bool | None) -> None:
-    check_algorithm(cls, options, separable=separable)
+def test_conforms(cls: type[Algorithm], options: dict[str, Any]) -> None:
+    check_algorithm(cls, options)
 
 
 # A batch by hand

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from alignkit import DataError, Group, Response, Reward, RunFailed
-from alignkit.evaluation.text_metrics import repetition
 from alignkit.testing import check_reward
+from alignkit_plugins.data.text_metrics import repetition
 from alignkit_plugins.rewards.text import matching
 from alignkit_plugins.rewards.text.form import Form, content_of_last, is_json, markdown_parts
 from alignkit_plugins.rewards.text.language import Language

@@ -19,7 +19,7 @@ from alignkit.errors import RecipeError
 from alignkit.plugins import load_plugins, plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration
-from alignkit.testing import ConformanceError, check_tracker, replay
+from alignkit.testing import ConformanceError, check_tracker
 
 PLUGIN = """
 import json
@@ -181,18 +181,6 @@ class Seen(Tracker):
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         self.rows.append((stage, step, dict(metrics)))
-
-
-def test_a_run_is_replayed_from_its_metrics(tmp_path: Path) -> None:
-    lines = [
-        {"stage": "a", "step": 4, "loss": 1.5, "time": 7.0},
-        {"stage": "b", "x": "inf", "note": "text"},
-        {"stage": "b"},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
-    seen = Seen(None)
-    assert replay(tmp_path, seen) == 3
-    assert seen.rows == [tmp_path.name, ("a", 4, {"loss": 1.5}), ("b", 1, {"x": float("inf")}), ("b", 2, {})]
 
 
 # The kit, and TensorBoard

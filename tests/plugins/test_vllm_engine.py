@@ -333,7 +333,8 @@ def test_a_real_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     model.add_role(POLICY)
     add_noise(model, POLICY, 0.02, 1)
     try:
-        assert not list(EngineCheck(asked, model, 1e-3).problems())
+        (check := EngineCheck(asked, model, 1e-3)).check()
+        assert not check.problems
     finally:
         asked.close()
     path = recipe(tmp_path, options)

@@ -39,7 +39,7 @@ def test_override_into_a_scalar_component(tmp_path: Path) -> None:
         ("a..b=1", "must be key.path=value"),
         ("~stges", "no such key: 'stges'"),
         ("a=[1", "not valid YAML"),
-        ("a={b: 1, b: 2}", "duplicate key 'b' (in the override)"),
+        ("a={b: 1, b: 2}", "duplicate key 'b'"),
         ("list.7=1", "no such key: 'list.7'"),
         ("list.x.y=1", "no such key: 'list.x'"),
         ("extends=x", "cannot be overridden"),

@@ -144,12 +144,6 @@ class DividesByZero(SpreadsNan):
         return CombinedReward(reward=(x - known.mean()) / known.std(), raw=x, metrics={})
 
 
-class SecretScale(Single):
-    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Any:
-        x = components["it"]
-        return CombinedReward(reward=(x - x.nanmean()) / 3, raw=x, metrics={})
-
-
 class FalseSum(Sum):
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Any:
         return self.of(self.total(groups, components))
@@ -163,28 +157,6 @@ class OtherTotal(Sum):
         return 2 * components["it"]
 
 
-class TotalRemembers(Sum):
-    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
-        self.state["calls"] = 1
-        return components["it"]
-
-
-class Integers(Single):
-    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Any:
-        return self.of(components["it"].nan_to_num().long())
-
-
-class TensorMetric(Single):
-    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Any:
-        return self.of(components["it"], mean=components["it"].mean())
-
-
-class MetricsList(Single):
-    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Any:
-        x = components["it"]
-        return CombinedReward(reward=x, raw=x, metrics=[1.0])  # type: ignore[arg-type]
-
-
 class Logarithm(Single):
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Any:
         return self.of(components["it"].log())
@@ -196,11 +168,6 @@ class StartsWithSet(Single):
         self.state = {"seen": set()}
 
 
-class NoParts(Single):
-    def parts(self) -> Mapping[str, Any]:
-        return {}
-
-
 class PartCalledReward(Single):
     def parts(self) -> Mapping[str, Any]:
         return {"reward": self.options.reward}
@@ -210,25 +177,22 @@ BROKEN: list[tuple[Any, str]] = [
     (PerGroup, r"in `combine`: 'reward' must be \[responses\] = \[12\], not \[4\]"),
     (BareTensor, r"in `combine`: return a CombinedReward, not \[12\]"),
     (Remembers, "`combine`: what it remembers outside of `state` changes 'reward'"),
-    (TensorState, r"state\['mean'\] after `combine` is not JSON"),
-    (KeyedByNumber, r"state\['seen'\] after `combine` changes when saved as JSON and loaded"),
+    (TensorState, "`state` after `combine` is not JSON"),
+    (KeyedByNumber, "`state` after `combine` changes when saved as JSON and loaded"),
     (InPlace, r"`combine` changes the groups or components that it is given"),
-    (Noise, "`combine`: a second call from the same state changes 'reward': it must not draw random numbers"),
+    (
+        Noise,
+        "`combine`: a second call from the same state changes 'reward' of response .*: it must not draw random numbers",
+    ),
     (NoisyState, "`combine`: a second call from the same state leaves another `state`"),
     (ByPlace, "`combine`: the order of groups and responses changes 'reward'"),
-    (SpreadsNan, "`combine`: a missing score makes 'reward' of other responses NaN"),
+    (SpreadsNan, "`combine`: a missing score makes the rewards of other responses NaN"),
     (DividesByZero, "`combine`: equal scores make a reward that is not finite: their deviation is 0"),
-    (SecretScale, r"`combine`: 'reward' is 'raw' on another scale \(times 0.333\): the property `whitens`"),
-    (FalseSum, "`combine`: leaving out the other groups changes 'reward': with a `total`"),
-    (OtherTotal, "`total` changes 'reward': it is the reward of the scores that it is given"),
-    (TotalRemembers, "`total` changes `state`: only `combine` may"),
-    (Integers, "`combine`: 'reward' must be float, not torch.int64"),
-    (TensorMetric, r"`combine`: metric 'mean' must be a number, not Tensor; use float\(...\)"),
-    (MetricsList, "`combine`: 'metrics' must be a dict, not list"),
-    (Logarithm, "`combine`: 'reward' is not finite although every response has all scores"),
-    (StartsWithSet, r"state\['seen'\] at first is not JSON"),
-    (NoParts, "`parts` must return a dict from the names of the rewards to options, not {}"),
-    (PartCalledReward, "`parts` must name the same rewards on every call, none of them 'reward'"),
+    (FalseSum, "`combine`: leaving out the other groups changes 'reward' of response .*: with a `total`"),
+    (OtherTotal, "`total` changes 'reward' of response .*: it is the reward of the scores that it is given"),
+    (Logarithm, "`combine`: a reward is not finite although every response has all scores"),
+    (StartsWithSet, "`state` at first is not JSON"),
+    (PartCalledReward, "a part of 'PartCalledReward' cannot be named 'reward'"),
 ]
 
 

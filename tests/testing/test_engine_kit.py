@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from alignkit import Completion, EngineContext, Sampling
+from alignkit import Completion, Sampling
 from alignkit.models.shared_model import BASE
 from alignkit.testing import check_engine
 from alignkit.testing.rules import ConformanceError
@@ -193,12 +192,6 @@ class NeverWakes(Broken):
         return super().sample(policy, prompts, seeds, sampling)
 
 
-class Leaves(Broken):
-    def prepare(self, context: EngineContext) -> None:
-        super().prepare(context)
-        self.left = subprocess.Popen(["sleep", "77"])
-
-
 BROKEN: Sequence[tuple[type[Broken], str]] = (
     (
         OldVersion,
@@ -229,7 +222,6 @@ BROKEN: Sequence[tuple[type[Broken], str]] = (
     (Tuples, "for prompt 0, sample 0 return a Completion, not tuple"),
     (Asleep, "differ from training's"),
     (NeverWakes, "in `sample`: AssertionError: it sleeps"),
-    (Leaves, r"`close` leaves a process behind: sleep 77 \(process \d+\)"),
 )
 
 

@@ -163,11 +163,6 @@ class Percent(Judge):
         return [Verdict(60.0) for _ in items]
 
 
-class Mass(Judge):
-    def compare(self, items: Sequence[Item]) -> Any:
-        return [Verdict(0.5, mass=2.0) for _ in items]
-
-
 class Relative(Judge):
     """The longer answer is better if it is above the batch's mean."""
 
@@ -199,16 +194,6 @@ class NoReason(Judge):
         return [prefers(len(first), len(second)) if second else Verdict(None) for _, first, second in items]
 
 
-class ReasonIsNumber(Judge):
-    def compare(self, items: Sequence[Item]) -> Any:
-        return [Verdict(0.5, reason=3) for _ in items]  # type: ignore[arg-type]
-
-
-class OtherMean(Judge):
-    def compare(self, items: Sequence[Item]) -> Any:
-        return [Verdict(0.5, p_orders=(0.9, 0.8)) for _ in items]
-
-
 class Crashes(Judge):
     def compare(self, items: Sequence[Item]) -> Any:
         return [prefers(len(first.split()[0]), len(second.split()[0])) for _, first, second in items]
@@ -228,29 +213,26 @@ class Shuffles(Longer):
 BROKEN: list[tuple[Any, str]] = [
     (
         FirstIfEqual,
-        "`compare`: showing the second response first changes P.* of comparison 5 from 1.0 to 0.0: ask in b",
+        "`compare`: showing the second first changes P.* of item 5 from 1.0 to 0.0: ask in b",
     ),
     (Numbers, "in `compare`: return a Verdict, not .*, for comparison 0"),
     (OneVerdict, "in `compare`: return a list with a Verdict for each of 6 comparisons, not 1"),
     (Percent, "in `compare`: 60.0 is not a probability"),
-    (Mass, "`compare`: `mass` is 2.0, which is not a probability"),
-    (Relative, "`compare`: a batch of one comparison changes P.*: a verdict depends only on its own prompt"),
+    (Relative, "`compare`: a batch of one item changes P.*: an answer depends only on its own prompt"),
     (Tired, "`compare`: a second call changes P"),
     (Coin, "`compare`: a second call changes P.* must not draw random numbers"),
-    (Silent, r"`compare` has no verdict on any of 6 comparisons \(too long: 7 tokens\): pass others as `items`"),
-    (NoReason, "`compare`: a verdict without `p_first` needs a `reason`"),
-    (ReasonIsNumber, "`compare`: `reason` must be text, not 3"),
-    (OtherMean, "`compare`: `p_first` is 0.5, but the mean of `p_orders` is 0.85"),
+    (Silent, r"`compare` answers none of 6 items \(too long: 7 tokens\): pass others as `items`"),
+    (NoReason, "`compare`: an answer without `p_first` needs a `reason`"),
     (Crashes, r"in `compare`: IndexError: list index out of range \(test_judge_kit.py:\d+\)"),
     (RatesNumbers, "in `rate`: return a Rating, not .*, for response 0"),
     (RatesTooFew, "in `rate`: return a list with a Rating for each of 6 responses, not 1"),
     (RatesNan, "in `rate`: a score is nan: return a finite number"),
-    (RatesRelative, "`rate`: a batch of one response changes the rating of response 0"),
-    (RatesByChance, "`rate`: a second call changes the rating of response 0"),
-    (RatesNothing, r"`rate` has no rating of any of 6 responses \(too long: 7 tokens\): pass others as `items`"),
-    (RatesWithoutReason, "`rate`: a rating without a score needs a `reason`"),
+    (RatesRelative, "`rate`: a batch of one item changes the rating of item 0"),
+    (RatesByChance, "`rate`: a second call changes the rating of item 0"),
+    (RatesNothing, r"`rate` answers none of 6 items \(too long: 7 tokens\): pass others as `items`"),
+    (RatesWithoutReason, "`rate`: an answer without `score` needs a `reason`"),
     (RatesNoRubric, "in `rate`: KeyError: 'rubric'"),
-    (ByRubricInOneOrder, "`compare`: showing the second response first changes P.* of comparison 0 from 1.0 to 0.0"),
+    (ByRubricInOneOrder, "`compare`: showing the second first changes P.* of item 0 from 1.0 to 0.0"),
     (ByNoRubric, "in `compare`: KeyError: 'rubric'"),
     (NoKey, "NoKey: the variable KEY is not set"),
     (str, "str: judge 'str' must be a subclass of alignkit.Judge"),

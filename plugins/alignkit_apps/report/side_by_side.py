@@ -12,11 +12,11 @@ from typing import Any
 
 from alignkit.data.group import Group, group_from_json, length
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import answers_of
 from alignkit.io.results import NamedResult, folders_of, read_record, results_of_stage
 from alignkit.report import Block, Table
 from alignkit_apps.report.files import each_object, read_object
 from alignkit_plugins.evaluate.compared import averages, compare, scale_of, scores_of
+from alignkit_plugins.evaluate.comparison import answers_of
 from alignkit_plugins.evaluate.readable import shown
 from alignkit_plugins.evaluate.who_judged import conclusion, lower_is_better, percent
 

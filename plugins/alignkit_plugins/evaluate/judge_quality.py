@@ -15,8 +15,8 @@ from alignkit.evaluation import statistics
 from alignkit.reward import Verdict
 
 if TYPE_CHECKING:
-    from alignkit.evaluation.agreement import Agreement
     from alignkit.evaluation.statistics import Estimate
+    from alignkit_plugins.people.krippendorff import Agreement
 
 ONE_POSITION, SURELY = 0.9, 0.8  # share of questions, and the end of its interval, from which a judge names a position
 USEFUL = 0.65  # agreement that a judge like a coin must be clearly below
@@ -92,7 +92,7 @@ def by_unit(values: Iterable[tuple[int, float]]) -> Estimate:
 
 def raters_agree(answers: Sequence[tuple[int, Any, Any]], seed: int) -> Agreement:
     """How far two raters agree, in percent and by Krippendorff's alpha. answers: prompt, and the answer of each."""
-    from alignkit.evaluation.agreement import agreement_of  # imports numpy
+    from alignkit_plugins.people.krippendorff import agreement_of  # imports numpy
 
     clusters = [unit for unit, _, _ in answers]
     both = agreement_of([(one, other) for _, one, other in answers], clusters=clusters, seed=seed)

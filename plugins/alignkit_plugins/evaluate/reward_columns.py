@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.data.group import Group
-from alignkit.evaluation.comparison import folder_parts
 from alignkit.reward import REWARD_KEY
+from alignkit_plugins.evaluate.comparison import folder_parts
 
 
 @dataclass(frozen=True)

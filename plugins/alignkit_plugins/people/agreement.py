@@ -9,11 +9,11 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
-from alignkit.evaluation.agreement import Level, agreement_of, categories
 from alignkit.evaluation.statistics import Share, clustered_share, shown
 from alignkit.report import Table
 from alignkit_plugins.people.effective_labels import Labeled
 from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.krippendorff import Level, agreement_of, categories
 from alignkit_plugins.people.labels import Label, degree
 
 ALONE = "no item has labels of two people: a larger overlap shows how far they agree"

@@ -28,9 +28,9 @@ from alignkit import (
 )
 from alignkit import functional as F
 from alignkit.errors import did_you_mean
-from alignkit.evaluation.comparison import sampled_length
-from alignkit.evaluation.text_metrics import spaced
+from alignkit.evaluation.answers import spaced
 from alignkit_plugins.data.spoken import all_turns
+from alignkit_plugins.data.text_metrics import sampled_length
 from alignkit_plugins.named_code import NamedCode, accepted, raised, required
 
 

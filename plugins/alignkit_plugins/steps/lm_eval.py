@@ -23,11 +23,11 @@ from pydantic import field_validator
 
 import alignkit
 from alignkit import Artifact, Field, PolicyRef, RunFailed, Step, StepContext
-from alignkit.evaluation.comparison import short_names
 from alignkit.evaluation.statistics import shown
 from alignkit.extras import check_extra
 from alignkit.report import Report, Table
 from alignkit.stopping import should_stop
+from alignkit_plugins.evaluate.comparison import short_names
 
 COMMAND = (sys.executable, "-P", "-m", "lm_eval")
 LOG = "lm_eval.log"

@@ -26,13 +26,13 @@ from alignkit import (
 )
 from alignkit.data.group import group_from_json, group_to_json
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import prompts_to_compare
 from alignkit.report import Report, Table
 from alignkit.reward import REWARD_KEY
 from alignkit_http import key_of
 from alignkit_http.server import Server
 from alignkit_http.writers import ServerWriter, ask, bill, billed, check_sampling, origin_of
 from alignkit_plugins.data.groups import prompt_to_row, prompts_from_rows
+from alignkit_plugins.evaluate.comparison import prompts_to_compare
 
 
 class Sample(Step):

@@ -25,11 +25,11 @@ from alignkit import (
     StepData,
 )
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import check_unique, prompts_to_compare, sample_policies
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Report, Table
 from alignkit.reward import REWARD_KEY
 from alignkit_plugins.evaluate.compared import Scale, averages, scale_of
+from alignkit_plugins.evaluate.comparison import check_unique, prompts_to_compare, sample_policies
 
 
 class SelectBest(Step):

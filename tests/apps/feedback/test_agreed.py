@@ -11,10 +11,10 @@ import pytest
 from stores import event, opened, pair, ranking, scores, turn
 
 from alignkit.cli import main
-from alignkit.evaluation.agreement import krippendorff_alpha
 from alignkit_plugins.people.agreement import ALONE, agreement, agreement_tables
 from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.krippendorff import krippendorff_alpha
 from alignkit_plugins.people.store import Store
 
 

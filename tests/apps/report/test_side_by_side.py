@@ -13,12 +13,12 @@ import pytest
 
 from alignkit import Group, Response
 from alignkit.cli import main
-from alignkit.evaluation.comparison import short_names
 from alignkit.io.results import find_result, folders_of
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.markdown import markdown
 from alignkit_apps.report.page import page
 from alignkit_apps.report.side_by_side import _compared, blocks, pairs_of
+from alignkit_plugins.evaluate.comparison import short_names
 
 SWAP = "stages.align.algorithm=rejection_sampling"
 

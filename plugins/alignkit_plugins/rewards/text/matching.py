@@ -12,9 +12,9 @@ from pydantic import field_validator
 import alignkit
 from alignkit import DataError, Field, Group, Reward
 from alignkit.evaluation import answers
-from alignkit.evaluation.text_metrics import repetition
 from alignkit_plugins.data.groups import column_of, row_of
 from alignkit_plugins.data.spoken import TAGS, after_thoughts, answer_in
+from alignkit_plugins.data.text_metrics import repetition
 from alignkit_plugins.rewards.text.answers import scored
 
 # The package `regex` can be interrupted: a policy may write what keeps a pattern busy for years.

@@ -27,7 +27,6 @@ from alignkit import (
     seeds,
 )
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import prompts_to_compare
 from alignkit.report import Report, SideBySide, Table
 from alignkit_http import key_of
 from alignkit_http.server import Server
@@ -35,6 +34,7 @@ from alignkit_http.writers import Writer, Written, writer_of
 from alignkit_plugins.constitution import ConstitutionRef, Principle, drawn
 from alignkit_plugins.data.groups import prompt_to_row, prompts_from_rows
 from alignkit_plugins.data.spoken import answer_of
+from alignkit_plugins.evaluate.comparison import prompts_to_compare
 
 CRITIQUE = "{critique}\n\nWrite only the critique. If nothing is wrong by this measure, say so."
 REVISION = (

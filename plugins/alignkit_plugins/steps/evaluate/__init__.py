@@ -32,7 +32,7 @@ from alignkit import (
     StepData,
 )
 from alignkit.data.group import write_groups
-from alignkit.evaluation.comparison import (
+from alignkit_plugins.evaluate.comparison import (
     check_unique,
     prompts_to_compare,
     sample_policies,

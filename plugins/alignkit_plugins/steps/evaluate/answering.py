@@ -9,8 +9,8 @@ from typing import Any
 from alignkit import Group, Response, StepContext
 from alignkit.data.group import length, write_groups
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import Prompted, answers_of, short_names
 from alignkit.reward import REWARD_KEY
+from alignkit_plugins.evaluate.comparison import Prompted, answers_of, short_names
 from alignkit_plugins.evaluate.reward_columns import bare, label
 from alignkit_plugins.steps.evaluate.variant import Examples, Variant, best_places, draw
 

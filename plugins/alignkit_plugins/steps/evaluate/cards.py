@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit import Group, StepContext
-from alignkit.evaluation.comparison import answers_of
 from alignkit_plugins.data.spoken import all_turns
+from alignkit_plugins.evaluate.comparison import answers_of
 from alignkit_plugins.evaluate.judge_card import card
 from alignkit_plugins.evaluate.judge_quality import Judgment, judgment, raters_agree, side
 from alignkit_plugins.steps.evaluate.judged import Judged

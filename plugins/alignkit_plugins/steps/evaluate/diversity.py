@@ -18,11 +18,11 @@ from typing import Any
 from alignkit import Group, Response
 from alignkit.data.group import length
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import answers_of, unit_of
 from alignkit.evaluation.statistics import shown
-from alignkit.evaluation.text_metrics import ngrams, self_bleu, words_of
 from alignkit.report import Table
 from alignkit_plugins.data.spoken import all_turns
+from alignkit_plugins.data.text_metrics import ngrams, self_bleu, words_of
+from alignkit_plugins.evaluate.comparison import answers_of, unit_of
 from alignkit_plugins.evaluate.who_judged import DIVERSITY, adjusted, side
 
 # Whether more of it is more diverse: 1, -1, or 0 if it says nothing about that.

@@ -12,10 +12,10 @@ from typing import Any
 
 from alignkit import Group, Verdict
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import answers_of, unit_of
 from alignkit.judges import Item
 from alignkit.reward import TIE
 from alignkit_plugins.data.spoken import all_turns
+from alignkit_plugins.evaluate.comparison import answers_of, unit_of
 from alignkit_plugins.evaluate.judge_card import Compare
 from alignkit_plugins.evaluate.judge_quality import unjudged
 from alignkit_plugins.evaluate.length_control import length_controlled

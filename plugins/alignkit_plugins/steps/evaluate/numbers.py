@@ -11,9 +11,9 @@ from alignkit import Group, StepContext
 from alignkit.data.group import length
 from alignkit.errors import OtherTokenizer
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import Prompted, answers_of, short_names, unit_of
 from alignkit_plugins.evaluate.compared import averages, scale_of, scores_of
 from alignkit_plugins.evaluate.compared import compare as compare_scores
+from alignkit_plugins.evaluate.comparison import Prompted, answers_of, short_names, unit_of
 from alignkit_plugins.steps.evaluate.judged import Judged
 from alignkit_plugins.steps.evaluate.measures import Measure
 
@@ -56,7 +56,7 @@ def _mean(values: Sequence[float], groups: Sequence[Group]) -> statistics.Estima
 def compare(
     groups: Sequence[Group], policy: str, baseline: str, name: str, measures: Mapping[str, Measure]
 ) -> dict[str, Any]:
-    """A policy against the baseline by a reward or a measure, as in `alignkit.evaluation.comparison.compare`."""
+    """A policy against the baseline by a reward or a measure, as in `alignkit_plugins.evaluate.comparison.compare`."""
     lower = name in measures and measures[name].better == "lower"
     return compare_scores(
         _counted(groups, name, measures), policy, baseline, name, measure=name in measures, lower=lower

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit import Group
-from alignkit.evaluation.comparison import answers_of
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Block, Report, SideBySide, Table
+from alignkit_plugins.evaluate.comparison import answers_of
 from alignkit_plugins.evaluate.judge_card import about_table, preferred_title, trust_tables
 from alignkit_plugins.evaluate.who_judged import conclusion, percent
 from alignkit_plugins.steps.evaluate.diversity import diversity_table, diversity_verdict

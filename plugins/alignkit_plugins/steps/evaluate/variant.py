@@ -20,7 +20,7 @@ from pydantic import model_validator
 import alignkit
 from alignkit import DataError, DataRef, Field, Group, Message, PolicyRef, RewardRef, seeds
 from alignkit.data.group import preview, prompts_of, sha256_of
-from alignkit.evaluation.comparison import short_names
+from alignkit_plugins.evaluate.comparison import short_names
 from alignkit_plugins.evaluate.reward_columns import label
 
 

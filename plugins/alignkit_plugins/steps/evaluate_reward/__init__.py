@@ -28,7 +28,7 @@ from alignkit import (
 )
 from alignkit.data.group import resolved_pairs, write_groups
 from alignkit.errors import did_you_mean
-from alignkit.evaluation.comparison import check_unique
+from alignkit_plugins.evaluate.comparison import check_unique
 from alignkit_plugins.evaluate.judge_card import check_names, judge_names
 from alignkit_plugins.evaluate.learned_from import log_odds, training_data_note
 from alignkit_plugins.evaluate.reward_columns import Column, label, scored_by

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from alignkit import Artifact, Field, Group, RunFailed, Step, StepContext, StepData
 from alignkit.evaluation import statistics as stats
-from alignkit.evaluation.comparison import answers_of, prompts_to_compare, sample_policies
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Block, Report, Table
 from alignkit_plugins.evaluate.calibration import Cases, bins, error, error_difference
+from alignkit_plugins.evaluate.comparison import answers_of, prompts_to_compare, sample_policies
 from alignkit_plugins.steps.honesty.policies import PoliciesOptions, rightness, title_and_heads
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _estimated(measure: Any, sides: Sequence[Cases], seed: int) -> Mapping[str, 
         return None if None in found else found[0] - math.fsum(found[1:])
 
     n = len(sides[0].sure)
-    from alignkit.evaluation.agreement import bootstrap  # imports numpy
+    from alignkit_plugins.people.krippendorff import bootstrap  # imports numpy
 
     return bootstrap(value(sides), n, lambda places: value([side.take(places) for side in sides]), seed=seed)
 

@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import model_validator
 
 from alignkit import DataRef, Field, Group, PolicyRef, RewardRef, StepContext
-from alignkit.evaluation.comparison import check_unique, prompts_to_compare, short_names
 from alignkit.evaluation.statistics import CONFIDENCE
 from alignkit.reward import REWARD_KEY
 from alignkit.sampling import GreedyOptions
+from alignkit_plugins.evaluate.comparison import check_unique, prompts_to_compare, short_names
 from alignkit_plugins.evaluate.learned_from import training_data_note
 
 

@@ -18,11 +18,11 @@ from pydantic import field_validator
 
 from alignkit import Artifact, DataError, Field, Group, Message, Response, RunFailed, Step, StepContext, StepData, seeds
 from alignkit.evaluation import statistics as stats
-from alignkit.evaluation.comparison import prompts_to_compare
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit_plugins.data.groups import column_of
 from alignkit_plugins.data.spoken import answer_of
+from alignkit_plugins.evaluate.comparison import prompts_to_compare
 from alignkit_plugins.steps.honesty import grading
 from alignkit_plugins.steps.honesty.policies import PoliciesOptions, rightness, title_and_heads
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from alignkit.evaluation import answers
-from alignkit.evaluation.text_metrics import words_of
+from alignkit_plugins.data.text_metrics import words_of
 
 
 class Texts:

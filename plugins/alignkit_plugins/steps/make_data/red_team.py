@@ -29,12 +29,12 @@ from alignkit import (
     StepData,
 )
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import check_unique, prompts_to_compare
 from alignkit.report import SideBySide, Table
 from alignkit.reward import REWARD_KEY
 from alignkit_http.server import Server
 from alignkit_http.writers import NO_ROOM, PolicyWriter, Writer, Written, ask, origin_of, writer_of
 from alignkit_plugins.data.shown import shortened
+from alignkit_plugins.evaluate.comparison import check_unique, prompts_to_compare
 from alignkit_plugins.steps.make_data.writing import WHO, Asking, Desk, asked, filled, policies_of, row, write_lines
 
 ATTACK_TOKENS = 200  # of the attacker's longest message

@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 
 from alignkit import Artifact, DataError, DataRef, Field, Group, StepContext, StepData, seeds
-from alignkit.evaluation.comparison import distinct_prompts
 from alignkit.report import Table
 from alignkit_http.writers import Written, origin_of, writer_of
+from alignkit_plugins.evaluate.comparison import distinct_prompts
 from alignkit_plugins.steps.make_data.likeness import Texts
 from alignkit_plugins.steps.make_data.writing import Asking, Desk, Writing, asked, filled, row
 

@@ -42,13 +42,13 @@ from alignkit import (
     StepData,
     Verdict,
 )
-from alignkit.evaluation.comparison import prompts_to_compare
 from alignkit.judges import Item, verdict_from
 from alignkit.report import Report
 from alignkit.sampling import GreedyOptions
 from alignkit_plugins.constitution import ConstitutionRef
 from alignkit_plugins.data.groups import prompt_to_row, prompts_from_rows
 from alignkit_plugins.data.spoken import all_turns
+from alignkit_plugins.evaluate.comparison import prompts_to_compare
 from alignkit_plugins.evaluate.judge_card import judge_names, panel_table
 from alignkit_plugins.steps.rlaif import principled
 from alignkit_plugins.steps.rlaif.tally import Place, Tally, mean, none_labeled, report, stopped, surely_none, trust_of

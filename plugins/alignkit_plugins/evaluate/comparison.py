@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.group import Group, Response, length, prompts_of
+from alignkit.data.group import Group, Response, prompts_of
 from alignkit.data.sources import DataSpec, held_together
 from alignkit.errors import DataError
-from alignkit.io.results import RESULTS, read_record, stage_of
+from alignkit.io.results import RESULTS, read_record, stage_folder
 from alignkit.step import StepContext
 
 UNIT = "drawn together"  # column of prompts: what they share with others, on which their scores then depend
@@ -37,17 +37,17 @@ def together(prompts: Sequence[Group], data: Any) -> tuple[list[Group], list[str
     sources = data.sources if isinstance(data, DataSpec) else ()
     if not any(source.group for source in sources):
         return list(prompts), []
-    columns = [sources[group.origin.source if group.origin else 0].group for group in prompts]
-    units = [
-        f"{column} {held_together(group, column)!r}" if column else ""
-        for group, column in zip(prompts, columns, strict=True)
-    ]
-    shared = ", ".join(dict.fromkeys(filter(None, columns)))
-    note = f"intervals are over {len({*units} - {''})} groups of prompts, which share {shared}"
-    return [
-        replace(group, meta={**group.meta, UNIT: unit}) if unit else group
-        for group, unit in zip(prompts, units, strict=True)
-    ], [note] if shared else []
+    grouped, shared, units = [], dict[str, None](), set()
+    for group in prompts:
+        number = group.origin.source if group.origin else 0
+        if column := sources[number].group:
+            shared[column] = None
+            unit = f"{column} {held_together(group, column)!r}"
+            units.add(unit)
+            group = replace(group, meta={**group.meta, UNIT: unit})
+        grouped.append(group)
+    note = f"intervals are over {len(units)} groups of prompts, which share {', '.join(shared)}"
+    return grouped, [note] * bool(shared)
 
 
 def unit_of(group: Group) -> Any:
@@ -133,29 +133,17 @@ def short_names(policies: Sequence[str]) -> dict[str, str]:
 
 def folder_parts(policy: str) -> list[str]:
     """The parts of a policy's reference or folder that name it: `RUN`, `STAGE`, or `STAGE@PLUGIN` of an earlier one."""
-    parts = policy.strip("/").split("/")
-    if len(parts) > 2 and parts[-2] == "kept":  # RUN/STAGE/kept/K
-        return [*parts[:-3], f"{parts[-3]}@{parts[-1]}"]
-    if len(parts) > 3 and parts[-3] == RESULTS:  # RUN/.results/STAGE-KEY/adapter
-        folder = Path(policy).parent
-        stage = stage_of(folder)
-        current = folder.parents[1] / stage  # a link to the current result
-        name = stage if current.resolve() == folder.resolve() else f"{stage}@{read_record(folder).get('plugin', '')}"
-        return [*parts[:-3], name]
-    return parts[:-1] if parts[-1] == "adapter" and len(parts) > 1 else parts
+    if not policy.startswith("/"):
+        return policy.split("/")
+    folder = Path(policy)
+    stage, name = stage_folder(folder), ""
+    if folder.parent.name == "kept":
+        name = f"@{folder.name}"
+    elif folder.parent.parent.name == RESULTS and stage.resolve() != folder.parent.resolve():
+        name = f"@{read_record(folder.parent).get('plugin', '')}"
+    return [*stage.parts[1:-1], f"{stage.name}{name}"]
 
 
 def answers_of(group: Group, policy: str) -> list[Response]:
     """The responses that a policy wrote."""
     return [response for response in group.responses if response.source == policy]
-
-
-def sampled_length(response: Response, reward: str, help: str = "") -> int:
-    """`length`, for a reward that counts tokens. Raises DataError for a response without any, such as one of a file.
-
-    help: what the user can do instead.
-    """
-    if response.tokens is None:
-        advice = f"\nhelp: {help}" if help else ""
-        raise DataError(f"reward '{reward}' counts tokens, but a response was not sampled in this run{advice}")
-    return length(response)

@@ -77,10 +77,9 @@ def agreement_of(
             rows[name].append(len(several))
             alike[name] += [float(one == other) for one, other in combinations(unit, 2)]
             several.append(unit)
-    share = clustered_share(list(alike.values()))
     same: Estimate = {"mean": None, "low": None, "high": None, "n": 0}
-    if share is not None:
-        same = {"mean": share["mean"], "low": share["low"], "high": share["high"], "n": len(several)}
+    if share := clustered_share(list(alike.values())):
+        same = {**share, "n": len(several)}
     values, counts = _counted(several, level)
     pairs = _coincidences(counts)
     # [clusters, values, values] and [clusters, values]
@@ -102,15 +101,15 @@ def bootstrap(
     Efron 1979, "Bootstrap methods: another look at the jackknife". No interval means that the statistic is not defined
     for nearly all draws. again: the statistic of the units with these indices.
     """
+    estimate: Estimate = {"mean": found, "low": None, "high": None, "n": n}
     if found is None or n < 2:
-        return {"mean": found, "low": None, "high": None, "n": n}
+        return estimate
     draws = seeds.stream(seed, "agreement", n).integers(0, n, size=(REPETITIONS, n))
     spread = [value for drawn in draws if (value := again(drawn)) is not None]
-    if len(spread) < 0.95 * REPETITIONS:
-        return {"mean": found, "low": None, "high": None, "n": n}
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(spread, [tail, 1 - tail])
-    return {"mean": found, "low": float(low), "high": float(high), "n": n}
+    if len(spread) >= 0.95 * REPETITIONS:
+        tail = (1 - CONFIDENCE) / 2
+        estimate["low"], estimate["high"] = np.quantile(spread, [tail, 1 - tail]).tolist()
+    return estimate
 
 
 def _alpha(values: Sequence[Any], pairs: Array, totals: Array, level: Level) -> float | None:

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Sequence
 
 import regex
 
+from alignkit.data.group import Response, length
+from alignkit.errors import DataError
+from alignkit.evaluation.answers import spaced
 from alignkit.seeds import stream
 
 # English only, after the hedges and boosters of Hyland 2005, "Metadiscourse": those that are rarely anything else, and
@@ -34,21 +37,22 @@ BLEU = 4  # words of the longest n-gram in `self_bleu`
 COMPARED = 16  # texts, for self-BLEU
 # `re` takes the vowel signs of Hindi, accents that follow their letter and the like for punctuation.
 _WORD = regex.compile(r"[^\W_]+(?:['’\-][^\W_]+)*|[^\w\s]")
-# Scripts without spaces: each character counts as a word.
-_SINGLE = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    r"\U00020000-\U0003ffff]"
-)
+
+
+def sampled_length(response: Response, reward: str, help: str = "") -> int:
+    """`length`, for a reward that counts tokens. Raises DataError for a response without any, such as one of a file.
+
+    help: what the user can do instead.
+    """
+    if response.tokens is None:
+        advice = f"\nhelp: {help}" if help else ""
+        raise DataError(f"reward '{reward}' counts tokens, but a response was not sampled in this run{advice}")
+    return length(response)
 
 
 def words_of(text: str) -> list[str]:
     """The words of a text in lower case, and each punctuation mark or emoji as a word of its own."""
     return [word.replace("’", "'") for word in _WORD.findall(spaced(text).lower())]
-
-
-def spaced(text: str) -> str:
-    """The text with blanks around each character of a script without spaces, so that splitting it finds its words."""
-    return _SINGLE.sub(lambda match: f" {match[0]} ", text)
 
 
 def repetition(words: Sequence[str], size: int = REPEATED) -> float:
