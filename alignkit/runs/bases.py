@@ -219,6 +219,7 @@ class RunBases(dict[str, RunBase]):
         self._recipe, names = recipe, (BASE, *recipe.bases)
         super().__init__({name: RunBase(name, recipe, reporter, download) for name in names})
         self._of_folder: dict[str, str | None] = {}
+        self._without_device: set[str] = set()
 
     def base_of(self, reference: str) -> str | None:
         """The base model that a reference is on; None for a folder that holds no adapter for one of them."""
@@ -280,13 +281,16 @@ class RunBases(dict[str, RunBase]):
         return recipe.problem(place, message, at_key=place == keys, help=help)
 
     def missing_device(self, stage: Stage) -> Iterator[Problem]:
-        """Devices of a stage's base models that this machine lacks."""
+        """Devices of a stage's base models that this machine lacks, each base model once."""
         from alignkit.models.loading import device_of
 
         for name in self.needed(stage):
             try:
                 device_of(self[name].spec.device)
             except RunFailed as error:
+                if name in self._without_device:
+                    continue
+                self._without_device.add(name)
                 yield self._recipe.problem((*base_keys(name), "device"), f"stage '{stage.name}': {error}")
 
     def other_tokenizer(self, stage: Stage) -> Iterator[Problem]:

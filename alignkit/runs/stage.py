@@ -404,6 +404,9 @@ class TrainingStage(RunStage, StageContext):
             scoring = algorithm.trains is Trains.REWARD
             fits = partial(_fits, encoder, self.settings.max_length, algorithm.trained_turns(), scoring)
             self._check_room(encoder, chosen, map(fits, chosen), 1)
+        if id(self.settings.data) not in self._held:  # too many rows to keep until the stage runs
+            self._selected = None
+            self.take(component)
 
     def _check_prompts(self, groups: Sequence[Group], encoder: Encoder | None, key: str) -> None:
         """Check that a prompt leaves room for a response, and that prompts have what the stage's rewards need."""

@@ -229,3 +229,11 @@ def test_held_out_rows_that_are_trained_on_are_counted(tmp_path: Path, capsys: p
     assert summary["validation_trained_on"] == 2
     assert "warning: 2 of 5 rows of 'validation' have a prompt that is trained on" in capsys.readouterr().err
     assert "validation_trained_on" not in trained(tmp_path, rows[5:], "other", epochs=1, validation="held.jsonl")
+
+
+def test_many_rows_are_not_kept_until_their_stage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read and selected again, by another algorithm: `select` may have begun a state."""
+    wanted = trained(tmp_path, demonstrations(4))
+    monkeypatch.setattr(stage, "MOST_KEPT", 3)
+    assert trained(tmp_path, demonstrations(4), "again") == wanted
+    assert weights(tmp_path / "again") == weights(tmp_path / "out")
