@@ -166,14 +166,12 @@ class TreeLayout:
 
     def _for_kernel(self, mask: Tensor | None, q: Tensor, args: AttentionArgs) -> Tensor | None:
         """The mask as CUDA's kernels add it to the scores: converted here, it is stored once and not in every layer."""
-        if mask is None or q.device.type != "cuda" or args.softcap is not None:
+        gpu = capabilities.on_gpu(q.device, "flex_attention")
+        if gpu is None or mask is None or args.softcap is not None:
             return mask
         key = (id(mask), q.dtype)  # the layout keeps the mask
         if key not in self._added:
-            columns = mask.shape[1]
-            # The kernels want rows that begin at a multiple of 16 numbers, or copy the mask.
-            added = torch.zeros(len(mask), columns + -columns % 16, dtype=q.dtype, device=q.device)[:, :columns]
-            self._added[key] = added.masked_fill_(~mask, float("-inf"))
+            self._added[key] = gpu.added_mask(mask, q.dtype)
         return self._added[key]
 
     def _padding_of(self, index: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
-import os
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DETERMINISTIC = "ALIGNKIT_DETERMINISTIC"
 # CPU flags of instructions that multiply bf16.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
 
@@ -42,21 +39,6 @@ def device_count(kind: str) -> int:
     except RuntimeError:  # a kind that is not built into this torch
         return 0
     return module.device_count() if module.is_available() else 0
-
-
-def prepare_gpu(device: torch.device) -> None:
-    """Choose among torch's kernels for a GPU.
-
-    cuDNN's attention builds a plan for every new shape, which takes longer than the attention: our groups differ in
-    length. With `ALIGNKIT_DETERMINISTIC=1` torch takes operators that repeat their bits wherever it has some.
-    """
-    if device.type != "cuda":
-        return
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    if os.environ.get(DETERMINISTIC, "") not in ("", "0"):
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds in any order
 
 
 def on_gpu(device: torch.device, module: str) -> Any:
@@ -86,13 +68,8 @@ def _cpu_multiplies_bf16() -> bool:
     # last word, for ONEDNN_MAX_CPU_ISA keeps it from instructions that the processor has.
     if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return False
-    if hasattr(torch.cpu, "get_capabilities"):
-        flags = torch.cpu.get_capabilities()
-        return any(flags.get(name) for name in BF16_INSTRUCTIONS)
-    # An older torch.
-    return platform.machine() == "aarch64" or bool(
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
+    flags: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 does not tell
+    return any(flags.get(name) for name in BF16_INSTRUCTIONS)
 
 
 @functools.cache

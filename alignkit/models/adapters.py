@@ -66,7 +66,7 @@ class Base:
     def weights(self) -> str | None:
         """SHA-256 over the files with weights; None if they are not on this machine."""
         files = weight_files(self._folder) if self._folder is not None else []
-        return digest([file_digest(file) for file in files]) if files else None
+        return digest([*map(file_digest, files)]) if files else None
 
     def save_origin(self, folder: Path) -> None:
         """Say in an adapter's folder, to programs and people, which base it is for."""
@@ -128,8 +128,7 @@ def base_name(folder: Path) -> str:
 
 def _vocabulary(folder: Path | None) -> Any:
     """The number of tokens that the model in a folder knows; None if that is not known."""
-    file = None if folder is None else folder / "config.json"
-    return None if file is None or not file.is_file() else read_json(file).get("vocab_size")
+    return read_json((folder or Path()) / "config.json", optional=True).get("vocab_size")
 
 
 def _source(folder: Path) -> Any:
@@ -137,7 +136,7 @@ def _source(folder: Path) -> Any:
 
 
 def _saved(folder: Path) -> Mapping[str, Any]:
-    saved = read_json(folder / ORIGIN).get("base") if (folder / ORIGIN).is_file() else None
+    saved = read_json(folder / ORIGIN, optional=True).get("base")
     return saved if isinstance(saved, dict) else {}
 
 
@@ -194,7 +193,8 @@ class Adapters:
         """Remove an adapter and its weights."""
         for layer in self._layers():
             for store in (layer.lora_A, layer.lora_B, layer.lora_dropout, layer.scaling, layer.r):
-                store.pop(adapter, None) if isinstance(store, dict) else store.pop(adapter)
+                if adapter in store:
+                    del store[adapter]
         del self.model.peft_config[adapter]
 
     def parameters(self, adapter: str) -> dict[str, nn.Parameter]:
@@ -209,7 +209,7 @@ class Adapters:
 
     def everything(self) -> list[nn.Parameter]:
         """The weights of all adapters."""
-        return [p for layer in self._layers() for store in (layer.lora_A, layer.lora_B) for p in store.parameters()]
+        return [parameter for name, parameter in self.model.named_parameters() if ".lora_" in name]
 
     def save(self, adapter: str, folder: Path, head: Tensor | None, unread: int | None = None) -> None:
         """Write a plain peft adapter. head: [1, hidden], which makes it a reward model that skips `unread` tokens."""
@@ -228,7 +228,9 @@ class Adapters:
         if head is not None:
             config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
             state[SCORE] = head.detach().cpu().contiguous()
-        facts = {"format": "pt"} | ({} if unread is None else {UNREAD: str(unread)})
+        facts = {"format": "pt"}
+        if unread is not None:
+            facts[UNREAD] = str(unread)
         save_file(dict(sorted(state.items())), folder / WEIGHTS, metadata=facts)
         _sort_facts(folder / WEIGHTS)
         config.save_pretrained(folder)

@@ -139,7 +139,7 @@ def build_request(
     prompts = [encoder.prompt(group.prompt, group.tools) for group in groups]
     labels = [str(group.origin or preview(group)) for group in groups]
     streams = []
-    for n in range(len(groups)) if numbers is None else numbers:
+    for n in numbers or range(len(groups)):
         streams.append([seeds.number(seed, *path, n, k) for k in range(samples_per_prompt)])
     return Generation(model, role, encoder, prompts, streams, sampling, labels, partner)
 
@@ -181,19 +181,15 @@ def generate(
     if model.engine is not None:
         return list(model.engine.request(request).result(done))
     model.passes.gather(request.role)
-    sequences = [
-        # All draws in advance: they do not depend on when, or next to which rows, a token is written.
-        ActiveSequence(
-            prompt=prompt,
-            sample=number,
-            draws=seeds.generator(stream).random(sampling.max_new_tokens),
-            # With a partner, the turns of others take tokens of the same room.
-            most=sampling.max_new_tokens if partner is None else partner.max_length - len(prompts[prompt]),
-            complete=partner is None,
-        )
-        for prompt, numbers in enumerate(request.streams)
-        for number, stream in enumerate(numbers)
-    ]
+    sequences: list[ActiveSequence] = []
+    for prompt, streams in enumerate(request.streams):
+        most = sampling.max_new_tokens
+        if partner is not None:  # the turns of others take tokens of the same room
+            most = partner.max_length - len(prompts[prompt])
+        for number, stream in enumerate(streams):
+            # All draws in advance: they do not depend on when, or next to which rows, a token is written.
+            draws = seeds.generator(stream).random(sampling.max_new_tokens)
+            sequences.append(ActiveSequence(prompt, number, draws, most, complete=partner is None))
     # Longest prompts first, so that rows of similar lengths are neighbors and little of the cache stays empty.
     queue = deque(sorted(sequences, key=lambda row: (-len(prompts[row.prompt]), row.prompt, row.sample)))
 
@@ -404,14 +400,14 @@ class Decoder:
         logits: [rows, vocabulary]. Ended rows stay until the next refill. What is drawn for them is dropped, and no
         other row reads it.
         """
-        draws, early, sampling = torch.zeros(len(rows), dtype=torch.float64), None, self.request.sampling
+        draws, early, sampling = np.zeros(len(rows)), None, self.request.sampling
         for column, row in enumerate(rows):
             if row.active:
                 draws[column] = row.draws[row.sampled]
-        short = torch.tensor([row.sampled < sampling.min_new_tokens for row in rows])
-        if short.any():
-            early = short.to(logits.device)
-        chosen, logprobs = choose(logits, draws.to(logits.device), sampling, early, self.ends)
+        short = [row.sampled < sampling.min_new_tokens for row in rows]
+        if any(short):
+            early = torch.tensor(short, device=logits.device)
+        chosen, logprobs = choose(logits, torch.from_numpy(draws), sampling, early, self.ends)
         self.append(rows, chosen.tolist(), logprobs.tolist())
         return chosen
 
@@ -560,7 +556,9 @@ class RowBatch:
         index = {id(row): number for number, row in enumerate(self.rows)}
         # row -> (tokens in the cache that stay, tokens to read). What it drew after its end does not stay.
         lengths = {index[id(row)]: (len(self.decoder.context(row)) - row.unread, row.unread) for row in answered}
-        tokens = [token for row in answered for token in row.tokens[-row.unread :]]
+        tokens: list[int] = []
+        for row in answered:
+            tokens += row.tokens[-row.unread :]
         # The new tokens of these rows are side by side; each one's last predicts what follows.
         ends = (np.cumsum([row.unread for row in answered]) - 1).tolist()
         self.decoder.count(saved=sum(cached for cached, _ in lengths.values()))

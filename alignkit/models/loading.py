@@ -47,8 +47,10 @@ def reading(source: str | Path, help: str = _AGAIN) -> Iterator[None]:
         raise RunFailed(f"{source} cannot be read ({type(error).__name__}: {reason})\nhelp: {help}") from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises RunFailed if the file holds anything else."""
+def read_json(file: Path, *, optional: bool = False) -> dict[str, Any]:
+    """Read a JSON object. optional: none is empty. Raises RunFailed if the file holds anything else."""
+    if optional and not file.is_file():
+        return {}
     with reading(file):
         content = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
@@ -182,14 +184,14 @@ def load_base(
     device: torch.device,
     attention_name: str | None,
     spare: tuple[str, ...] = (),
-) -> tuple[Any, list[str]]:
-    """Load a language model. Returns it with the names of weights in its files that it does not use.
+) -> Any:
+    """Load a language model.
 
     attention_name: None for the model's own. spare: see `load_weights`.
     """
     from transformers import AutoModelForCausalLM
 
-    model, unused = load_weights(
+    model = load_weights(
         AutoModelForCausalLM,
         source,
         spare,
@@ -204,7 +206,7 @@ def load_base(
         # bitsandbytes' fast layout for CPUs with AVX512-BF16 has no backward pass: gradients would vanish silently.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return model, unused
+    return model
 
 
 def quantization_options(spec: ModelSpec) -> dict[str, Any]:
@@ -221,18 +223,6 @@ def quantization_options(spec: ModelSpec) -> dict[str, Any]:
         "bnb_4bit_quant_type": form.type,
         "bnb_4bit_use_double_quant": form.double_quant,
     }
-
-
-def quantized_width(spec: ModelSpec) -> float | None:
-    """Bytes per weight of a quantized matrix, with its scales; None if the base is not quantized.
-
-    bitsandbytes has a scale in fp32 per row of int8, or per 64 weights of 4 bits. Double quantization stores these in
-    8 bits, with a scale in fp32 per 256 of them.
-    """
-    options = quantization_options(spec)
-    if "load_in_4bit" not in options:
-        return 1.0 if options else None
-    return 0.5 + (1 + 4 / 256 if options.get("bnb_4bit_use_double_quant") else 4) / 64
 
 
 def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:
@@ -285,8 +275,8 @@ def ends_of(generation: Any) -> list[Any]:
     return [token for token in ids if token is not None]
 
 
-def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **options: Any) -> tuple[Any, list[str]]:
-    """Call `kind.from_pretrained`. Returns the model and the names of weights in its files that it does not use.
+def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **options: Any) -> Any:
+    """Call `kind.from_pretrained`. Logs one line about weights in the files that the model does not use.
 
     spare: endings of names that may be missing or unused. Raises RunFailed if other weights are missing or have the
     wrong shape: transformers would draw them at random.
@@ -309,18 +299,14 @@ def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **o
             f"{source}: {name} has the shape {list(theirs)}, but its config.json describes a {architecture} with "
             f"{list(ours)}\nhelp: use a folder whose configuration and weights belong together"
         )
-    return model, sorted(key for key in report["unexpected_keys"] if not key.endswith(spare))
+    if unused := sorted(key for key in report["unexpected_keys"] if not key.endswith(spare)):
+        logging.getLogger("alignkit").warning(f"{source}: a {architecture} does not use its weights {_first(unused)}")
+    return model
 
 
 def _is_no_report(record: logging.LogRecord) -> bool:
     """Whether a line is not transformers' table of missing and unused weights, which are reported here."""
     return "LOAD REPORT" not in record.getMessage()
-
-
-def warn_unused(source: str | Path, model: Any, names: list[str]) -> None:
-    """Log one line about weights that the model does not use."""
-    logger = logging.getLogger("alignkit")
-    logger.warning(f"{source}: a {type(model).__name__} does not use its weights {_first(names)}")
 
 
 def _first(names: list[str], shown: int = 3) -> str:
@@ -342,7 +328,7 @@ def silence_libraries() -> None:
 def has_score(folder: Path) -> bool:
     """Whether a saved role is a reward model."""
     for file in (folder / "adapter_config.json", folder / CONFIG):
-        config = read_json(file) if file.is_file() else {}
+        config = read_json(file, optional=True)
         names = config.get("architectures") or []
         if config.get("task_type") == "SEQ_CLS" or any(name.endswith("ForSequenceClassification") for name in names):
             return True

@@ -20,7 +20,7 @@ from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.kernels.memory import release_cached, trim
 from alignkit.models.adapters import is_adapter
 from alignkit.models.generate import sample
-from alignkit.models.loading import has_score, with_padding
+from alignkit.models.loading import has_score
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import measure, micro_batches, pack
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
@@ -223,13 +223,7 @@ class RolePolicy:
 
     def save(self, folder: Path) -> list[str]:
         """See `alignkit.Policy`."""
-        model, tokenizer = self.model, self.model.tokenizer
-        saved = None if self.reference == self.base.name else self.base.artifact(self.reference)
-        if saved is not None and has_score(saved):
-            tokenizer = with_padding(tokenizer, model.model.config)
-        plugin = importlib.import_module("alignkit_plugins.whole_model")
-        ends = self.encoder.end_ids
-        notes: list[str] = plugin.export(saved, folder, model.base, model.spec, model.dtype, tokenizer, ends)
+        notes: list[str] = importlib.import_module("alignkit_plugins.whole_model").save(self, folder)
         return notes
 
 

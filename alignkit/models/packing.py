@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -154,7 +155,7 @@ class Examples:
     @cached_property
     def rows(self) -> list[ResponseTokens]:
         """The responses of all groups."""
-        return [row for group in self.groups for row in group.rows]
+        return [*chain.from_iterable(group.rows for group in self.groups)]
 
     @cached_property
     def offsets(self) -> list[int]:
@@ -240,7 +241,7 @@ def join_outputs(outs: Sequence[Outputs], rows: Sequence[Sequence[int]]) -> Outp
 
     rows: the place of each micro-batch's responses in the result; together they are all places.
     """
-    order = [place for places in rows for place in places]
+    order = [*chain.from_iterable(rows)]
     joined: dict[str, Tensor] = {}
     for name in filled(outs[0]):
         tables = [getattr(out, name) for out in outs]

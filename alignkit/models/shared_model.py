@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from alignkit.data.chat_templates import is_plain
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
-from alignkit.kernels import attention, matmul
+from alignkit.kernels import attention, capabilities, matmul
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.capabilities import prepare_gpu
 from alignkit.kernels.lm_head import Entropy, HeadSpec, logprobs_and_entropy
 from alignkit.kernels.memory import retain_freed_memory
 from alignkit.models import checked_model
@@ -42,7 +41,6 @@ from alignkit.models.loading import (
     saved_head,
     saved_unread,
     scorer,
-    warn_unused,
     with_padding,
 )
 from alignkit.models.memory import MemoryBudget, Passes, activation_bytes_per_token, make_recomputable, recomputing
@@ -87,7 +85,9 @@ class SharedModel:
         self.dtype = dtype_of(spec, self.device)
         if self.device.type == "cpu":
             retain_freed_memory()
-        prepare_gpu(self.device)
+        gpu = capabilities.on_gpu(self.device, "flex_attention")
+        if gpu is not None:
+            gpu.prepare()
         self.tokenizer, self.chat, self.end_ids = load_text(spec, self.source, revision)
         self.chat_facts = check_chat(self.encoder(), spec.base)  # before the weights, which take minutes
         if spec.chat_template is None and is_plain(self.tokenizer):
@@ -123,18 +123,14 @@ class SharedModel:
         self.packs = True
         self.unpacked_because = self._why_not_packable()
         self.packs = not self.unpacked_because
-        attention_name = attention.NAME if self.packs else None
-        self.model, unused = load_base(
-            self.spec, self.source, self.base.revision, self.dtype, self.device, attention_name
-        )
+        self.attention_name = attention.NAME if self.packs else None
+        self.model = load_base(self.spec, self.source, self.base.revision, self.dtype, self.device, self.attention_name)
         check_finite(self.base.source, dict(self.model.named_parameters()))
         self.model.requires_grad_(False)
         self.model.eval()  # always: with dropout old and new log-probabilities would differ
         self.roles[BASE] = Role(BASE, self.model, None)
         if self.packs:
             self.recomputes = make_recomputable(self.model)
-        if unused:
-            warn_unused(self.base.source, self.model, unused)
 
     def _why_not_packable(self) -> str:
         """Check a small copy of the base, in its place; returns why it needs its own attention, if it does."""
@@ -238,8 +234,7 @@ class SharedModel:
             return copy.deepcopy(self.roles[start or BASE].model)
         # A reward model's folder has a score head, loaded separately, and lacks the language head, which it never uses.
         spare = ("score.weight", "lm_head.weight") if has_score(start) else ()
-        attention_name = attention.NAME if self.packs else None
-        model, _ = load_base(self.spec, str(start), None, self.dtype, self.device, attention_name, spare)
+        model = load_base(self.spec, str(start), None, self.dtype, self.device, self.attention_name, spare)
         if self.recomputes:
             make_recomputable(model)
         return model.eval()
@@ -381,13 +376,16 @@ class SharedModel:
 
     def save(self, name: str, folder: Path, network: Any = None) -> None:
         """Write a role atomically, with the tokenizer: a peft adapter, or a model folder of `network` or its own."""
-        role = self.roles[name] if network is None else replace(self.roles[name], model=network)
+        role, tokenizer = self.roles[name], self.tokenizer
+        if network is not None:
+            role = replace(role, model=network)
+        if role.head is not None:
+            tokenizer = with_padding(tokenizer, self.model.config)
         with replace_folder(folder) as new:
             if role.adapter is not None and self.adapters is not None:
                 self.adapters.save(role.adapter, new, role.head, role.unread)
             else:
                 self.save_whole(role, new)
-            tokenizer = self.tokenizer if role.head is None else with_padding(self.tokenizer, self.model.config)
             tokenizer.save_pretrained(new)
 
     def save_whole(self, role: Role, folder: Path) -> None:

@@ -23,13 +23,25 @@ from alignkit.models.loading import (
     saved_head,
     saved_unread,
     scorer,
+    with_padding,
 )
 
 if TYPE_CHECKING:
+    from alignkit.models.models import RolePolicy
     from alignkit.settings import ModelSpec
 
 WEIGHTS = "adapter_model.safetensors"
 CPU = torch.device("cpu")
+
+
+def save(policy: RolePolicy, folder: Path) -> list[str]:
+    """See `alignkit.Policy.save`."""
+    model, tokenizer, saved = policy.model, policy.model.tokenizer, None
+    if policy.reference != policy.base.name:
+        saved = policy.base.artifact(policy.reference)
+        if has_score(saved):
+            tokenizer = with_padding(tokenizer, model.model.config)
+    return export(saved, folder, model.base, model.spec, model.dtype, tokenizer, policy.encoder.end_ids)
 
 
 def export(
@@ -70,7 +82,7 @@ def whole_model(
     # Rounded as in the run: what bitsandbytes makes of bf16 and of fp32 differs.
     device = CPU if spec.device == "cpu" else capabilities.default_device()
     stored = dtype_of(spec, device) if quantized else torch.float32
-    network, _ = load_base(spec, locate(base.source, base.revision), base.revision, stored, CPU, None)
+    network = load_base(spec, locate(base.source, base.revision), base.revision, stored, CPU, None)
     if quantized:
         network = network.dequantize(torch.float32).float()
     notes = []

@@ -27,9 +27,9 @@ class WholeRewardModel(RolePolicy):
         """Raises RunFailed if the folder holds no complete reward model."""
         super().__init__(base, reference)
         folder, trust = base.artifact(reference), self.model.spec.trust_remote_code
-        # Unused weights are not reported: the folder may still hold the language head of the original model.
-        kind = AutoModelForSequenceClassification
-        self.network, _ = load_weights(kind, folder, dtype=self.model.dtype, num_labels=1, trust_remote_code=trust)
+        # The folder may still hold the language head of the original model.
+        options = {"dtype": self.model.dtype, "num_labels": 1, "trust_remote_code": trust}
+        self.network = load_weights(AutoModelForSequenceClassification, folder, ("lm_head.weight",), **options)
         self.network.to(self.model.device).eval()
         self.memory = self.model.memory
         tokenizer = loaded_tokenizer(

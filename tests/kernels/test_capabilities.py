@@ -11,6 +11,7 @@ import torch
 from alignkit.kernels import capabilities, matmul, tiled_attention
 from alignkit.models.loading import dtype_of
 from alignkit.settings import ModelSpec
+from alignkit_plugins.gpu import flex_attention
 
 CPU = torch.device("cpu")
 
@@ -57,15 +58,14 @@ def test_a_gpu_answers_for_itself(native: bool, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("deterministic", ["", "1"])
 def test_attention_on_a_gpu_needs_no_plan_per_shape(deterministic: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(capabilities.DETERMINISTIC, deterministic)
+    monkeypatch.setenv(flex_attention.DETERMINISTIC, deterministic)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     backend = torch.backends.cuda
     before = backend.cudnn_sdp_enabled(), backend.mem_efficient_sdp_enabled()
     try:
         backend.enable_cudnn_sdp(True)
-        capabilities.prepare_gpu(CPU)
-        assert backend.cudnn_sdp_enabled()
-        capabilities.prepare_gpu(torch.device("cuda"))
+        assert capabilities.on_gpu(CPU, "flex_attention") is None
+        capabilities.on_gpu(torch.device("cuda"), "flex_attention").prepare()
         assert not backend.cudnn_sdp_enabled()
         assert backend.mem_efficient_sdp_enabled() is not bool(deterministic)
         assert torch.are_deterministic_algorithms_enabled() is bool(deterministic)

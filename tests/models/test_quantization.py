@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from alignkit.io.lookup import cache_folder
-from alignkit.models.loading import quantized_width
 from alignkit.models.packing import Wants, forward
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
+from alignkit_apps.check.plan import quantized_width
 from alignkit_plugins.models import tiny
 from alignkit_plugins.whole_model import export
 from tests.test_train import encoded

@@ -27,7 +27,7 @@ from alignkit.errors import RecipeError, RunFailed
 from alignkit.kernels.matmul import linear
 from alignkit.kernels.memory import GROWTH, total
 from alignkit.models.generate import LOGIT_COPIES, most_rows, row_bytes
-from alignkit.models.loading import device_of, dtype_of, largest, quantized_width
+from alignkit.models.loading import device_of, dtype_of, largest, quantization_options
 from alignkit.models.memory import MemoryBudget, activation_bytes_per_token
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.runs.run import Run
@@ -296,3 +296,15 @@ def table(plans: Sequence[StagePlan]) -> tuple[tuple[str, ...], list[list[str]]]
         numbers = [f"{count:,}" if count else "-" for count in counts]
         rows.append([plan.name, plan.plugin, *numbers, f"about {plan.peak / 1e9:.1f} GB", minutes])
     return ("stage", "by", "rows", "tokens", "learned", "sampled", "memory", "minutes"), rows
+
+
+def quantized_width(spec: ModelSpec) -> float | None:
+    """Bytes per weight of a quantized matrix, with its scales; None if the base is not quantized.
+
+    bitsandbytes has a scale in fp32 per row of int8, or per 64 weights of 4 bits. Double quantization stores these in
+    8 bits, with a scale in fp32 per 256 of them.
+    """
+    options = quantization_options(spec)
+    if "load_in_4bit" not in options:
+        return 1.0 if options else None
+    return 0.5 + (1 + 4 / 256 if options.get("bnb_4bit_use_double_quant") else 4) / 64

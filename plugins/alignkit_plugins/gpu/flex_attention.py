@@ -1,4 +1,4 @@
-"""Attention of a whole packed row in one call, on GPUs with Triton: torch's `flex_attention`.
+"""Attention on a GPU: a whole packed row in one call of `flex_attention` with Triton, else torch's other kernels.
 
 Two integers per token, its group and its response (0 for a prompt), say which tokens it sees: those before it in its
 group that are the prompt's or its own response's. Windows need a third, the position in its sequence. The number of
@@ -26,6 +26,7 @@ from alignkit.kernels.layout import AttentionArgs, GroupSpan
 BLOCK = 128  # tokens; rows are padded to a multiple, so that their shapes repeat
 SIZES = range(16, 257)  # of a head, that Triton's kernel supports
 
+DETERMINISTIC = "ALIGNKIT_DETERMINISTIC"
 Blocks = tuple[np.ndarray, np.ndarray]
 
 
@@ -52,6 +53,27 @@ def compiled_attention() -> Callable[..., Tensor]:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     compiled: Callable[..., Tensor] = torch.compile(flex_attention, fullgraph=True)
     return compiled
+
+
+def prepare() -> None:
+    """Choose among torch's kernels.
+
+    cuDNN's attention builds a plan for every new shape, which takes longer than the attention: our groups differ in
+    length. With `ALIGNKIT_DETERMINISTIC=1` torch takes operators that repeat their bits wherever it has some.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if os.environ.get(DETERMINISTIC, "") not in ("", "0"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds in any order
+
+
+def added_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What torch's kernels add to the scores of a mask [queries, keys], true if a query sees a key."""
+    columns = mask.shape[1]
+    # The kernels want rows that begin at a multiple of 16 numbers, or copy the mask.
+    added = torch.zeros(len(mask), columns + -columns % 16, dtype=dtype, device=mask.device)[:, :columns]
+    return added.masked_fill_(~mask, float("-inf"))
 
 
 def supported(q: Tensor, v: Tensor) -> bool:
