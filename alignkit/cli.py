@@ -152,6 +152,9 @@ def run(
         list[str] | None,
         typer.Option("--tracker", metavar="NAME", help="Show metrics there too: tensorboard, wandb ..."),
     ] = None,
+    processes: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Processes of this machine that run it together.")
+    ] = 1,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show every line, rows of data and samples.")
     ] = False,
@@ -168,10 +171,12 @@ def run(
     announce(f"reads {recipe}")
     with stoppable():  # from here on, while modules are imported, too
         from alignkit.io.console import VERBOSE
-        from alignkit.runs.start import start
+        from alignkit.runs.start import RANK, launch, start
 
         if verbose:
             os.environ[VERBOSE] = "1"
+        if processes > 1 and RANK not in os.environ:
+            return launch(processes)
 
         def loaded(warn: Callable[[str], None]) -> Recipe:
             return load(recipe, overrides or [], warn, tracker or ())

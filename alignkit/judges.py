@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from functools import partial
-from math import fsum, inf, isfinite
-from numbers import Real
+from math import fsum
 from typing import Any
 
+from alignkit import shapes
 from alignkit.calls import call, create, label_of
 from alignkit.data.group import Message
 from alignkit.errors import RunFailed
@@ -140,7 +139,7 @@ class CheckedJudge:
             return []
         with spending():
             more = (rubric,) if rubric else ()
-            verdicts = call(self.judge, "compare", items, *more, returns=partial(_wrong_verdicts, count=len(items)))
+            verdicts = call(self.judge, "compare", items, *more, returns=shapes.verdicts(len(items)))
         self._note(verdicts, (verdict.reason for verdict in verdicts if verdict.p_first is None))
         return [replace(verdict, p_first=0.5) if verdict.tied else verdict for verdict in verdicts]
 
@@ -158,7 +157,7 @@ class CheckedJudge:
         if not items:
             return []
         with spending():
-            ratings = call(self.judge, "rate", items, rubric, returns=lambda found: self._wrong(found, len(items)))
+            ratings = call(self.judge, "rate", items, rubric, returns=shapes.ratings(len(items), self.scale))
         return self._noted(ratings)
 
     def rate_together(self, items: Sequence[RatedTogether], rubric: Rubric = "") -> list[list[Rating]]:
@@ -174,35 +173,15 @@ class CheckedJudge:
         self.check_rates(self.component, rubric, together=True)
         if not items:
             return []
-
-        def wrong(found: Any) -> str:
-            if not isinstance(found, Sequence) or len(found) != len(items):
-                return f"return a list of ratings for each of {len(items)} prompts"
-            each = (self._wrong(ratings, len(texts)) for ratings, (_, texts) in zip(found, items, strict=True))
-            return next(filter(None, each), "")
-
         with spending():
-            groups = call(self.judge, "rate_together", items, rubric, returns=wrong)
+            wanted = shapes.rating_lists([len(texts) for _, texts in items], self.scale)
+            groups = call(self.judge, "rate_together", items, rubric, returns=wanted)
         return [self._noted(ratings) for ratings in groups]
 
     @property
     def scale(self) -> tuple[float, float] | None:
         """The lowest and the highest rating; None if ratings have no bounds."""
         return self.judge.scale
-
-    def _wrong(self, ratings: Any, count: int) -> str:
-        """What is wrong with the ratings of `count` responses."""
-        if not isinstance(ratings, Sequence) or not all(isinstance(rating, Rating) for rating in ratings):
-            return "return a list of Rating"
-        if len(ratings) != count:
-            return f"return a rating for each of {count} responses, not {len(ratings)}"
-        low, high = self.judge.scale or (-inf, inf)
-        for score in (rating.score for rating in ratings if rating.score is not None):
-            if not (isinstance(score, Real) and isfinite(score)):
-                return f"a score is {score!r:.100}; return a finite number, or None with a reason"
-            if not low <= float(score) <= high:
-                return f"a score is {score:g}, outside of the judge's scale, {low:g} to {high:g}"
-        return ""
 
     def _noted(self, ratings: Sequence[Rating]) -> list[Rating]:
         self._note(ratings, (rating.reason for rating in ratings if rating.score is None))
@@ -215,21 +194,6 @@ class CheckedJudge:
         found, reason = _without.get(), next(reasons, None)
         if found is not None and reason is not None:
             found.setdefault(f"judge '{self.component.name}' ({label_of(self.judge)})", reason)
-
-
-def _wrong_verdicts(verdicts: Any, count: int) -> str:
-    """What is wrong with the verdicts on `count` comparisons."""
-    if not isinstance(verdicts, Sequence) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
-        kinds = sorted({type(each).__name__ for each in verdicts}) if isinstance(verdicts, Sequence) else ()
-        actual = f"a list of {' and '.join(kinds)}" if kinds else type(verdicts).__name__
-        return f"return a list of Verdict, not {actual}"
-    if len(verdicts) != count:
-        return f"return a verdict for each of {count} comparisons, not {len(verdicts)} verdicts"
-    for verdict in verdicts:
-        for p in (verdict.p_first, *(verdict.p_orders or ())):
-            if p is not None and not (isinstance(p, Real) and 0.0 <= float(p) <= 1.0):  # NaN is not, either
-                return f"{p!r:.100} is not a probability"
-    return ""
 
 
 def costs(verdicts: Iterable[Verdict | Rating]) -> dict[str, int | float | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ def make_optimizer(settings: Settings, parameters: Iterable[nn.Parameter], rate:
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     """Its parameters, in the order of its groups."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [*chain.from_iterable(group["params"] for group in optimizer.param_groups)]
 
 
 def _unusable(settings: Settings, why: str) -> str:

@@ -44,7 +44,8 @@ _ENDS = "test_sampling.py::test_every_end_token_ends_a_response"
 _NO_SCORE = "test_scoring.py::test_a_response_that_lacks_a_part_has_no_score"
 _ON_SEVERAL = "test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes"
 _OVER_BATCH = "test_reducer.py::test_numbers_over_the_batch_are_over_all_processes"
-_COMBINED = "combined = node.combine(groups, {name: raw[child][rows] for name, child in node.children.items()})"
+_COMBINED = "combined = self.combine(some, {name: child.raw[rows] for name, child in children.items()})"
+_WHOLE = "combined = self.root.reward(table.sampled, parts, ~failed)"
 _REJECTED = "return [*compress(groups, keep_mask(self.algorithm, groups))]"
 
 PLANTED = {
@@ -107,13 +108,13 @@ PLANTED = {
     "nested_whitened": Planted(
         SCORING,
         _COMBINED,
-        _COMBINED.replace("raw[child]", "reward[child]"),
+        _COMBINED.replace("child.raw", "child.reward"),
         _NESTED,
     ),
     "nested_raw_whitened": Planted(
         SCORING,
-        "raw[node][rows] = combined.raw.to(torch.float64)",
-        "raw[node][rows] = (combined.raw if total is None else total).to(torch.float64)",
+        "raw[rows] = combined.raw.to(torch.float64)",
+        "raw[rows] = (combined.raw if total is None else total).to(torch.float64)",
         _NESTED,
     ),
     "nested_not_whitened": Planted(
@@ -274,16 +275,17 @@ PLANTED = {
     ),
     "own_whitening": Planted(
         SCORING,
-        f"            {_COMBINED}\n",
-        f"            {_COMBINED}\n"
-        "            if self.collectives.processes > 1:\n"
-        "                sizes = [len(group.responses) for group in groups]\n"
-        "                def alone(own):\n"
-        "                    places = [sum(sizes[:i]) + k for i in own for k in range(sizes[i])]\n"
-        "                    part = {name: raw[child][rows][places] for name, child in node.children.items()}\n"
-        "                    return node.combine([groups[i] for i in own], part).reward.tolist()\n"
-        "                rewards = torch.tensor(self.collectives.map_sharded(sizes, alone), dtype=torch.float64)\n"
-        "                combined = replace(combined, reward=rewards)\n",
+        f"        {_WHOLE}\n",
+        f"        {_WHOLE}\n"
+        "        if self.collectives.processes > 1:\n"
+        "            sizes = [len(group.responses) for group in table.sampled]\n"
+        "            def alone(own):\n"
+        "                places = [sum(sizes[:i]) + k for i in own for k in range(sizes[i])]\n"
+        "                some = {name: column[places] for name, column in parts.items()}\n"
+        "                groups = [table.sampled[i] for i in own]\n"
+        "                return self.root.reward(groups, some, ~failed[places]).reward.tolist()\n"
+        "            rewards = torch.tensor(self.collectives.map_sharded(sizes, alone), dtype=torch.float64)\n"
+        "            combined = replace(combined, reward=rewards)\n",
         _OVER_BATCH,
     ),
     "draws_by_share": Planted(REQUESTS, "numbers=self._numbers,", "numbers=range(len(self._own)),", _ON_SEVERAL),

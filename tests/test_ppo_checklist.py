@@ -648,7 +648,7 @@ def test_a_group_baseline_takes_two_samples_and_values_from_zero(tmp_path: Path,
         folder = tmp_path / f"{baseline}{samples}"
         folder.mkdir()
         if baseline and samples == 1:
-            with pytest.raises(RecipeError, match="ppo needs at least 2 responses to each prompt, got 1"):
+            with pytest.raises(RecipeError, match="ppo needs at least 2 responses to each prompt, not 1"):
                 make_run(folder, {"align": stage})
         else:
             make_run(folder, {"align": stage})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +22,9 @@ from alignkit.launcher import World, launcher
 from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.folder import begin, folder_of
+from alignkit.stopping import Stopped
 
+RANK = "RANK"  # the variable in which launchers say which process this is
 SAME_ERROR = 5.0  # seconds in which process 0 meets an error that this one meets, too
 # What accelerate's launcher sets if it is asked for what alignkit does not use.
 UNUSED = {"ACCELERATE_USE_MEGATRON_LM": "Megatron-LM", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
@@ -74,6 +78,27 @@ def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, worl
 # Processes
 
 
+def launch(processes: int) -> int:
+    """Start this command in several processes of this machine; returns the exit code of the first one that fails."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # process 0 says what happened
+    config = LaunchConfig(
+        1, 1, processes, run_id="alignkit", rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", max_restarts=0
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "alignkit", *sys.argv[1:])
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return max(1, failure.exitcode)
+    except SignalException:
+        return Stopped.exit_code
+    return 0
+
+
 def world_of(environment: Mapping[str, str] = os.environ) -> World:
     """What accelerate's launcher, or torchrun, has set; one process if neither has started this one.
 
@@ -87,8 +112,8 @@ def world_of(environment: Mapping[str, str] = os.environ) -> World:
     if shard and environment.get("FSDP_VERSION", "1") != "2":
         text = "the launcher was asked for the first version of FSDP, but alignkit uses the second"
         raise RecipeError([Problem(text, help="add --fsdp_version 2")])
-    if environment.keys() >= {"RANK", "WORLD_SIZE", "MASTER_PORT"}:
-        return World(int(environment["RANK"]), int(environment["WORLD_SIZE"]), shard)
+    if environment.keys() >= {RANK, "WORLD_SIZE", "MASTER_PORT"}:
+        return World(int(environment[RANK]), int(environment["WORLD_SIZE"]), shard)
     if environment.keys() >= {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"}:
         text = "accelerate was asked for several processes, but started only one: it finds no GPU, and no MPI"
         raise RecipeError([Problem(text, help="add --multi_gpu, which also starts processes on CPUs, or use torchrun")])

@@ -33,12 +33,13 @@ class StageEncoder:
         self.context, self.algorithm, self.summary = context, algorithm, summary
         self.encoder = context.models.encoder
         self._told: set[tuple[str, str]] = set()  # reasons, with files
-        reference = context.settings.reference
-        read = context.models_of(reference).model.context if reference else context.model.context
         # The reference reads the same rows, so its context is a limit, too.
-        self.max_length = min(context.settings.max_length, context.model.context, read)
+        limits = {"the model": context.model.context}
+        if reference := context.settings.reference:
+            limits[f"the reference '{reference}'"] = context.models_of(reference).model.context
+        whose = min(limits, key=lambda name: limits[name])
+        self.max_length = min(context.settings.max_length, limits[whose])
         if self.max_length < context.settings.max_length:
-            whose = "the model" if self.max_length == context.model.context else f"the reference '{reference}'"
             context.activity(f"max_length is {self.max_length}, the context of {whose}")
 
     def encode(self, groups: Sequence[Group], turns: str = "") -> list[Encoded]:
@@ -194,15 +195,18 @@ def _source(group: Group) -> str:
 
 def has_signal(encoded: Encoded, needs: Needs) -> bool:
     """Whether a loss of it has a gradient: it has a pair whose responses count, or a token that counts."""
-    return bool(encoded.pairs) if needs.pairs else any(any(row.mask) for row in encoded.rows)
+    if needs.pairs:
+        return bool(encoded.pairs)
+    return any(any(row.mask) for row in encoded.rows)
 
 
 def requirement(needs: Needs) -> str:
     """The part that a row must have so that the algorithm can learn from it."""
-    parts = []
+    parts, fewest = [], 1
     if needs.pairs:
         parts.append("a pair of a better and a worse response")
-    if needs.min_samples > (2 if needs.pairs else 1):  # a pair implies two responses
+        fewest = 2
+    if needs.min_samples > fewest:
         parts.append(f"{needs.min_samples} responses to its prompt")
     return " and ".join(parts) or "a response with a token that counts"
 
@@ -234,8 +238,9 @@ class ReferencePrompts:
 
     def check(self, prompts: Sequence[Group], new_tokens: int) -> None:
         """Raise DataError if a prompt leaves no room for `new_tokens`."""
-        for group in prompts if self._may_differ else ():
-            self._ids(group, self._messages(group), new_tokens)
+        if self._may_differ:
+            for group in prompts:
+                self._ids(group, self._messages(group), new_tokens)
 
     @property
     def _may_differ(self) -> bool:

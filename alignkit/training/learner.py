@@ -91,14 +91,16 @@ class Learner:
     @property
     def _roles(self) -> dict[str, str]:
         """The trained roles, by the name of the metric of their gradient's norm."""
-        values = {} if self.value_role is None else {"value_grad_norm": self.value_role}
-        return {"grad_norm": self.role, **values}
+        roles = {"grad_norm": self.role}
+        if self.value_role is not None:
+            roles["value_grad_norm"] = self.value_role
+        return roles
 
     @property
     def token_budget(self) -> int:
         """Tokens of a micro-batch. A value role with its own network halves it: both networks store activations."""
         own_network = self.value_role is not None and self.model.backbone_role(self.value_role) != self.role
-        return self.model.token_budget // (2 if own_network else 1)
+        return self.model.token_budget // (1 + own_network)
 
     # One optimizer step
 
@@ -157,7 +159,8 @@ class Learner:
         """The groups of this process, cut again only if the budget has changed. Bundles stay whole."""
         groups = examples.groups
         units = indivisible([encoded.group.bundle for encoded in groups])
-        lengths = [sum(groups[index].length for index in unit) for unit in units]
+        tokens_of = [encoded.length for encoded in groups]
+        lengths = [sum(map(tokens_of.__getitem__, unit)) for unit in units]
         own = sorted(chain.from_iterable(units[unit] for unit in self.collectives.local_indices(lengths)))
 
         @cache

@@ -122,7 +122,9 @@ class RolloutTrainer:
         self.files = RolloutFiles(context, self.rewards, self.learns)
         self.monitors = Monitors(self.state, self.rewards, self.sample)
         self.warned = False  # that the sampler is not the policy
-        self.episodes = None if self.settings.environment is None else player().episodes_of(context)
+        self.episodes = None
+        if self.settings.environment is not None:
+            self.episodes = player().episodes_of(context)
         self.request: Request | None = None  # of the next iteration
         if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
             context.say("top_p and top_k leave tokens out of samples, but ratios and KL are of all tokens, thus biased")
@@ -443,7 +445,9 @@ class RolloutTrainer:
         if isinstance(signals, Skip):
             iteration.skipped = signals.reason
         else:
-            iteration.examples.add_signals(self._corrected(iteration, signals, old) if self.importance else signals)
+            if self.importance:
+                signals = self._corrected(iteration, signals, old)
+            iteration.examples.add_signals(signals)
 
     def _corrected(
         self, iteration: Iteration, signals: Mapping[str, Tensor], old: list[Tensor]
@@ -451,7 +455,8 @@ class RolloutTrainer:
         """The signals, with advantages that have the weights of `rollout.importance`."""
         finest, groups = self.algorithm.needs.advantages, iteration.examples.groups
         assert finest is not None and self.importance is not None  # else the recipe is refused
-        told = [response.logprobs for response in responses_of(encoded.group for encoded in groups)]
+        samples = responses_of([encoded.group for encoded in groups])
+        told = [response.logprobs for response in samples]
         if None in told:
             raise RunFailed(
                 f"stage '{self.context.name}': the engine tells no log-probabilities of its samples, but "
@@ -518,7 +523,7 @@ class RolloutTrainer:
         iteration.metrics |= means(taken)
         if skipped := len(steps) - len(taken):
             iteration.metrics["skipped"] = iteration.metrics.get("skipped", 0) + skipped
-        return any(step["grad_norm"] for step in taken)
+        return any(step.get("grad_norm") for step in taken)
 
     def _examples_of(self, phase: Phase, rollouts: Examples) -> Examples:
         """The learnable groups of a phase in tokens, with their measurements."""
@@ -549,8 +554,10 @@ class RolloutTrainer:
         why = summary["idle_reason"]
         fact = f"{idle} of {counted(iterations, 'iteration')} had nothing to learn from. Last reason: {why}"
         if idle == iterations:
-            help = f"\nhelp: {FILTERED_HELP}" if FILTERED in why else ""
-            raise RunFailed(f"stage '{self.context.name}': {fact}. The samples are in {self.files.folder}{help}")
+            text = f"stage '{self.context.name}': {fact}. The samples are in {self.files.folder}"
+            if FILTERED in why:
+                text += f"\nhelp: {FILTERED_HELP}"
+            raise RunFailed(text)
         self.context.say(fact)
 
 

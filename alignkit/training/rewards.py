@@ -9,7 +9,6 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from alignkit import functional as F
 from alignkit import shapes
 from alignkit.calls import call, create, mistake, remembered
-from alignkit.data.group import Group, Response, length, preview, responses_of
+from alignkit.data.group import Group, length, preview, responses_of
 from alignkit.errors import AlignkitError, RunFailed
 from alignkit.filters import Filter
 from alignkit.judges import costs, spending
@@ -125,8 +124,16 @@ class RewardTable:
 
     def why_unscored(self) -> str:
         """The first reason of a judge, to end a sentence with; empty without one."""
-        reasons = [verdict.reason for verdict in self.verdicts if verdict.reason]
-        return f"; a judge said: {reasons[0]}" if reasons else ""
+        reasons = (f"; a judge said: {verdict.reason}" for verdict in self.verdicts if verdict.reason)
+        return next(reasons, "")
+
+
+def _rows(groups: Sequence[Group]) -> list[tuple[Group, int]]:
+    """For each response, its group and its number in it."""
+    rows: list[tuple[Group, int]] = []
+    for group in groups:
+        rows += [(group, number) for number in range(len(group.responses))]
+    return rows
 
 
 def _copies(groups: Sequence[Group]) -> list[Group]:
@@ -136,24 +143,26 @@ def _copies(groups: Sequence[Group]) -> list[Group]:
 
 def with_columns(groups: Sequence[Group], columns: Mapping[str, Tensor]) -> list[Group]:
     """The groups with more scores of their responses: by name, [responses] each; None where a column is NaN."""
-    scored = responses_of(groups)
-    for name, column in columns.items():
-        values = [None if math.isnan(value) else value for value in column.tolist()]
-        scored = [replace(r, scores={**r.scores, name: value}) for r, value in zip(scored, values, strict=True)]
-    return _dealt(groups, scored)
+    values = {name: column.tolist() for name, column in columns.items()}
+    scored, row = [], 0
+    for group in groups:
+        responses = []
+        for response in group.responses:
+            new = {name: None if math.isnan(column[row]) else column[row] for name, column in values.items()}
+            responses.append(replace(response, scores={**response.scores, **new}))
+            row += 1
+        scored.append(replace(group, responses=tuple(responses)))
+    return scored
 
 
 def taken(groups: Sequence[Group], keep: Sequence[bool]) -> list[Group]:
     """The groups with only some of their responses; groups left without one are absent. keep: for each response."""
-    kept = [response if flag else None for response, flag in zip(responses_of(groups), keep, strict=True)]
-    return [group for group in _dealt(groups, kept) if group.responses]
-
-
-def _dealt(groups: Sequence[Group], responses: Sequence[Response | None]) -> list[Group]:
-    """The groups with these responses instead of theirs, one for each; without those that are None."""
-    rest = iter(responses)
-    lists = [list(islice(rest, len(group.responses))) for group in groups]
-    return [replace(group, responses=tuple(filter(None, own))) for group, own in zip(groups, lists, strict=True)]
+    some, flags = [], iter(keep)
+    for group in groups:
+        responses = tuple([response for response in group.responses if next(flags)])
+        if responses:
+            some.append(replace(group, responses=responses))
+    return some
 
 
 def with_scores(groups: Sequence[Group]) -> list[Group]:
@@ -163,7 +172,9 @@ def with_scores(groups: Sequence[Group]) -> list[Group]:
 
 def filter_mask(chooser: Filter, groups: Sequence[Group]) -> list[bool]:
     """Whether a filter keeps each group."""
-    kept: list[bool] = shapes.plain(call(chooser, "keep", groups, returns=shapes.mask(len(groups)))) if groups else []
+    if not groups:
+        return []
+    kept: list[bool] = shapes.plain(call(chooser, "keep", groups, returns=shapes.mask(len(groups))))
     return kept
 
 
@@ -202,6 +213,32 @@ class Node:
         wanted = shapes.vector(len(responses_of(groups)))
         total: Tensor = call(self.plugin, "total", _copies(groups), columns, returns=wanted)
         return total
+
+    def applies(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The rows, bool, that have a score, or the parts that the combination needs."""
+        if not self.children:
+            return ~parts[self.place].isnan()
+        rows = torch.stack([child.applies(parts) for child in self.children.values()])
+        return rows.any(dim=0) if self.plugin.leaves_out else rows.all(dim=0)
+
+    def reward(self, groups: Sequence[Group], parts: Mapping[str, Tensor], rows: Tensor) -> CombinedReward:
+        """The rewards of these rows, float64, NaN elsewhere. parts: single rewards by their places."""
+        if not self.children:
+            return CombinedReward(parts[self.place], parts[self.place], {})
+        rows = rows & self.applies(parts)
+        children = {name: child.reward(groups, parts, rows) for name, child in self.children.items()}
+        reward, raw = (torch.full(rows.shape, math.nan, dtype=torch.float64) for _ in range(2))
+        if not rows.any():
+            return CombinedReward(reward, raw, {})
+        some = taken(groups, rows.tolist())
+        # Whitened and raw parts are combined separately. The order matters: `combine` may change the state.
+        total = None
+        if any(child.whitens for child in self.children.values()):
+            total = self.total(some, {name: child.reward[rows] for name, child in children.items()})
+        combined = self.combine(some, {name: child.raw[rows] for name, child in children.items()})
+        reward[rows] = (combined.reward if total is None else total).to(torch.float64)
+        raw[rows] = combined.raw.to(torch.float64)
+        return CombinedReward(reward, raw, combined.metrics)
 
 
 class Rewards:
@@ -295,12 +332,14 @@ class Rewards:
             work = lambda own: self._share(leaf, [some[index] for index in own])  # noqa: E731
             return self.collectives.map_sharded(sizes, work, led=by_engine)
 
-        column = self.in_parts(leaf.name, groups, scores) if responses_of(groups) else []
+        column: Column = []
+        if responses_of(groups):
+            column = self.in_parts(leaf.name, groups, scores)
         return torch.tensor([math.nan if value is None else value for value in column], dtype=torch.float64)
 
     def _share(self, leaf: Node, groups: Sequence[Group]) -> Column:
-        prompts = [preview(group) for group in groups for _ in group.responses]
-        wanted = shapes.scores(len(prompts), lambda index: f"{index} (prompt: {prompts[index]})")
+        rows = _rows(groups)
+        wanted = shapes.scores(len(rows), lambda index: f"{index} (prompt: {preview(rows[index][0])})")
         if leaf.plugin is not None:
             (column,) = call(leaf.plugin, "score", _copies(groups), returns=wanted).values()
             return list(shapes.plain(column))
@@ -321,8 +360,18 @@ class Rewards:
             table.scored = table.sampled
             table.learn_from_all()
             return table
-        reward, raw, table.metrics = self._combined(table, self.root)
+        failed = torch.zeros(len(responses_of(table.sampled)), dtype=torch.bool)
+        for name, column in table.parts.items():
+            if name not in table.optional:
+                failed |= column.isnan()
+        parts = {leaf.place: table.parts[name].masked_fill(failed, math.nan) for name, leaf in self.leaves.items()}
+        combined = self.root.reward(table.sampled, parts, ~failed)
+        reward, raw = combined.reward, combined.raw
+        table.metrics = {f"reward/{name}": value for name, value in combined.metrics.items()}
         scored = ~raw.isnan()
+        for row in (scored & ~(reward.isfinite() & raw.isfinite())).nonzero().flatten().tolist():
+            text = f"the reward is {reward[row]} ({raw[row]} before whitening) for response {row}"
+            raise self.root.wrong("combine", text)
         if penalty:
             ended = torch.tensor([not response.truncated for response in responses_of(table.sampled)], dtype=torch.bool)
             # After combining: whitening would rescale the penalty, and the scores of other responses with it.
@@ -337,49 +386,6 @@ class Rewards:
             table.take(scored.tolist())
         return table
 
-    def _combined(self, table: RewardTable, root: Node) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """The reward and the raw one, float64 [rows], and metrics."""
-        count = len(responses_of(table.sampled))
-        failed = torch.zeros(count, dtype=torch.bool)
-        for name, column in table.parts.items():
-            if name not in table.optional:
-                failed |= column.isnan()
-        reward = {leaf: table.parts[name].masked_fill(failed, math.nan) for name, leaf in self.leaves.items()}
-        raw, rows_of = dict(reward), self._rows_of(reward)
-        metrics: dict[str, float] = {}
-        for node in self.combinations.values():
-            rows = rows_of[node]
-            reward[node], raw[node] = (torch.full((count,), math.nan, dtype=torch.float64) for _ in range(2))
-            metrics = {}
-            if not rows.any():
-                continue
-            groups = taken(table.sampled, rows.tolist())
-            # Whitened and raw parts are combined separately. The order matters: `combine` may change the state.
-            total = None
-            if any(child.whitens for child in node.children.values()):
-                columns = {name: reward[child][rows] for name, child in node.children.items()}
-                total = node.total(groups, columns)
-            combined = node.combine(groups, {name: raw[child][rows] for name, child in node.children.items()})
-            reward[node][rows] = (combined.reward if total is None else total).to(torch.float64)
-            raw[node][rows] = combined.raw.to(torch.float64)
-            metrics = {f"reward/{name}": value for name, value in combined.metrics.items()}
-        broken = ~raw[root].isnan() & ~(reward[root].isfinite() & raw[root].isfinite())
-        for row in broken.nonzero().flatten().tolist():
-            values = f"{reward[root][row]} ({raw[root][row]} before whitening)"
-            raise root.wrong("combine", f"the reward is {values} for response {row}")
-        return reward[root], raw[root], metrics
-
-    def _rows_of(self, scores: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
-        """The rows, bool, that each node sees: those of the combination above it to which it applies."""
-        applies = {leaf: ~column.isnan() for leaf, column in scores.items()}
-        for node in self.combinations.values():
-            parts = torch.stack([applies[child] for child in node.children.values()])
-            applies[node] = parts.any(dim=0) if node.plugin.leaves_out else parts.all(dim=0)
-        for node in reversed(self.nodes):
-            for child in node.children.values():
-                applies[child] = applies[child] & applies[node]
-        return applies
-
     def states(self) -> dict[str, dict[str, Any]]:
         """What combinations remember, by their place in the expression. Raises PluginError if it is not JSON."""
         states = {place: remembered(node.plugin, "combine") for place, node in self.combinations.items()}
@@ -392,13 +398,13 @@ class Rewards:
 
     def nothing_scored(self, table: RewardTable) -> str:
         """Why no response has a score: whose is missing first, for which row, and what a judge says."""
-        rows = [(group, number) for group in table.sampled for number, _ in enumerate(group.responses, 1)]
+        rows = _rows(table.sampled)
         for name, leaf in self.leaves.items():
             missing = table.parts[name].isnan().nonzero().flatten().tolist()
             if not missing:
                 continue
             group, number = rows[missing[0]]
-            first = f"{preview(group)}, response {number} ({group.origin or 'made by a plugin'})"
+            first = f"{preview(group)}, response {number + 1} ({group.origin or 'made by a plugin'})"
             why = table.why_unscored() or "; it returned None, or the prompt leaves a reward model no room"
             text = f"no score for {len(missing)} of {len(rows)} responses, first in the row {first}{why}"
             help = f"check the options of '{leaf.name}', the columns that it reads, and the judge or model that it asks"

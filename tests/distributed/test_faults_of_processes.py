@@ -57,6 +57,16 @@ def test_a_run_whose_process_died_is_continued_by_another_number(work: Path, pro
     continued(processes)
 
 
+def test_an_error_of_process_0_is_the_error_of_all(work: Path) -> None:
+    """Not a lost connection: also where only process 0 works."""
+    (Path() / "hooks.py").write_text(HOOKS.replace("run.request_stop", "raise SystemError"), encoding="utf-8")
+    recipe = write_recipe({"align": offline("sft", "demos", epochs=3)})
+    leader, other = together(work, ["run", recipe, "--plugin", "hooks.py", "--out", "out"], 2)
+    load_plugins()  # otherwise the hook is one of other tests
+    assert leader.code == other.code == 3 or other.code == -15, (leader, other)
+    assert "enough for today" in leader.err and "another process" not in leader.err + other.err
+
+
 @pytest.mark.slow
 def test_memory_that_runs_out_in_one_process_is_its_error(work: Path) -> None:
     leader, _other = run(work, "memory")

@@ -137,6 +137,18 @@ def test_accelerates_command_runs_stages_of_every_kind(work: Path) -> None:
 
 
 @pytest.mark.slow
+def test_alignkits_own_option_starts_processes_and_has_their_exit_code(work: Path) -> None:
+    recipe = str(write_recipe(SFT))
+    done = launched("alignkit", "run", recipe, "--out", "two", "--processes", "2")
+    assert done.stderr.count("done in") == 2 and "Traceback" not in done.stderr
+    assert cli.main(["run", recipe, "--out", "one"]) == 0
+    assert_alike(Path("two"), Path("one"))
+    short = ["stages.sft.max_length=2", "--out", "three"]
+    done = launched("alignkit", "run", recipe, *short, "--processes", "2", code=4)
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
 def test_accelerates_command_may_start_one_or_cut_the_base_into_parts(work: Path) -> None:
     recipe = str(write_recipe(SFT))
     launched(*ACCELERATE, "--use_fsdp", "--fsdp_version=2", *ALIGNKIT, recipe, "--out", "two")
