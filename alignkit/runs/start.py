@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from alignkit.launcher import World, launcher
 from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.folder import begin, folder_of
-from alignkit.stopping import Stopped
+from alignkit.stopping import Stopped, should_stop
 
 RANK = "RANK"  # the variable in which launchers say which process this is
 SAME_ERROR = 5.0  # seconds in which process 0 meets an error that this one meets, too
@@ -42,8 +43,10 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
         _run(load, out, world)
     except Exception as error:  # process 0 prints an error that all have
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which whoever started this process ends it now
-        time.sleep(SAME_ERROR)
-        Reporter().say(f"process {world.process}: {message_of(error)}")
+        with suppress(Stopped):  # or has asked it to end already
+            should_stop()
+            time.sleep(SAME_ERROR)
+            Reporter().say(f"process {world.process}: {message_of(error)}")
         return int(getattr(error, "exit_code", 1))
     return 0
 
