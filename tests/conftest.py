@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 
 from tests import gpu
-from tests.html import Reader
+from tests.pages import Reader
 
 # How fast examples are made says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("project", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

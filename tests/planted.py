@@ -70,14 +70,14 @@ PLANTED = {
     ),
     "reference_samples": Planted(
         REQUESTS,
-        "                    role,\n",
-        "                    self.state.roles.reference,\n",
+        "sampling = state.roles.trained,",
+        "sampling = state.roles.reference,",
         f"{ITERATION}::test_the_policy_samples_and_not_its_reference",
     ),
     "samples_by_order": Planted(
         SERVICE,
-        "seed=seed, numbers=fitting",
-        "seed=seed",
+        '"seed": seed, "numbers": fitting,',
+        '"seed": seed,',
         "test_service.py::test_a_prompt_without_room_changes_no_other_prompts_samples",
     ),
     "one_end": Planted(
@@ -288,7 +288,7 @@ PLANTED = {
         "            combined = replace(combined, reward=rewards)\n",
         _OVER_BATCH,
     ),
-    "draws_by_share": Planted(REQUESTS, "numbers=self._numbers,", "numbers=range(len(self._own)),", _ON_SEVERAL),
+    "draws_by_share": Planted(REQUESTS, "[first + index for index in own]", "[*range(len(own))]", _ON_SEVERAL),
     "results_by_process": Planted(
         "alignkit/training/collectives.py",
         "results[index] = list(islice(rows, sizes[index]))",

@@ -411,7 +411,7 @@ class SourceReader:
         reason = ""
         if sample is not None and sample.origin is not None and resolved_pairs(sample):
             row = self._raw.get(sample.origin.row)
-            reason = self.format.reason(with_renamed_columns(row, self.source.columns))
+            reason = "" if row is None else self.format.reason(with_renamed_columns(row, self.source.columns))
         return SourceFacts(
             self.source.name,
             self.format_name,

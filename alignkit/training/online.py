@@ -249,6 +249,8 @@ class RolloutTrainer:
         prompts.extra += len(table.sampled) - wanted
         if bound is not None:
             self._fill(iteration, wanted, bound)
+        if not self.learns:  # what is only reported leaves no trace in later scores
+            self.rewards.remember(before)
         self._tell(iteration)
 
     def _fill(self, iteration: Iteration, wanted: int, bound: int) -> None:
@@ -315,7 +317,7 @@ class RolloutTrainer:
         return left_out
 
     def _tell(self, iteration: Iteration) -> None:
-        """Let combinations remember the scores, count what was left out, and say what a user must know."""
+        """Count what was left out, and say what a user must know."""
         table, summary, metrics = iteration.table, self.state.summary, iteration.metrics
         if table.unscored:
             groups = [group for group in table.scored if _lacks_score(group)]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.html import Reader
 from tests.net.recipes import ROOT
+from tests.pages import Reader
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 WAITS = 75  # for people

@@ -31,9 +31,15 @@ class Growing(RewardCombination):
         called("total")
         return components["part"] * (self.state.get("factor", 0.0) + 1.0)
 
+class Imitation(Algorithm):
+    source, needs = Source.ROLLOUTS, Needs(reward=False)
+    def loss(self, batch, out):
+        return Loss(nll=per_token(-out.logprobs))
+
 @hookimpl
 def register(add):
     add("reward", "growing", Growing)
+    add("algorithm", "imitation", Imitation)
 
 @hookimpl
 def metrics_logged(run, stage, step, metrics):
@@ -41,7 +47,6 @@ def metrics_logged(run, stage, step, metrics):
         run.request_stop("a test")
 """
 ALIGN = {
-    "algorithm": "rloo",
     "prompts": "rows.jsonl",
     "reward": {"growing": {"part": {"length": {"unit": "characters"}}}},
     "rollout": {"samples_per_prompt": 2, "max_new_tokens": 4},
@@ -62,8 +67,9 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_recipe(tmp_path, ALIGN["reward"])
 
 
-def write_recipe(folder: Path, reward: Any) -> None:
-    recipe = {"model": {"base": "tiny"}, "stages": {"align": {**ALIGN, "reward": reward}}}
+def write_recipe(folder: Path, reward: Any, algorithm: str = "rloo") -> None:
+    align = {**ALIGN, "algorithm": algorithm, "reward": reward}
+    recipe = {"model": {"base": "tiny"}, "stages": {"align": align}}
     (folder / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
 
 
@@ -107,3 +113,11 @@ def test_a_combination_begins_with_the_state_that_it_is_made_with(tmp_path: Path
     (tmp_path / "p.py").write_text(PLUGIN.replace("    def parts", made), encoding="utf-8")
     assert run(tmp_path, "whole") == 0
     assert [factor for _, factor in rewards(tmp_path, "whole")] == [11.0, 12.0, 13.0, 14.0]
+
+
+def test_a_combination_remembers_nothing_of_what_is_only_reported(tmp_path: Path) -> None:
+    write_recipe(tmp_path, ALIGN["reward"], "imitation")
+    assert run(tmp_path, "whole") == 0
+    assert [factor for _, factor in rewards(tmp_path, "whole")] == [1.0] * 4
+    stage = (tmp_path / "whole" / "align" / "stage.json").read_text(encoding="utf-8")
+    assert "combinations" not in json.loads(stage)["summary"]

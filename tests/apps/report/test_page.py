@@ -12,7 +12,7 @@ from alignkit_apps.charts.page import breakable
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.page import page
 from alignkit_apps.report.tables import data_table
-from tests.html import Reader
+from tests.pages import Reader
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from made import make_run
 from alignkit.cli import main
 from alignkit_apps.report import write
 from alignkit_apps.report.facts import facts_of
-from tests.html import Reader
+from tests.pages import Reader
 
 ROOT = Path(__file__).parents[3]
 
