@@ -15,9 +15,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
 
-from alignkit.errors import AlignkitError, RunFailed, message_of
+from alignkit.errors import AlignkitError, RunFailed, Stopped, message_of
 from alignkit.io.digest import digest
-from alignkit.stopping import Stopped
 from alignkit.training.collectives import Collectives
 
 T = TypeVar("T")

@@ -14,8 +14,8 @@ from several import answers, assert_alike, offline, online, reward, write_recipe
 
 from alignkit import cli
 from alignkit.errors import PluginError, RecipeError
-from alignkit.io.lookup import cache_folder
-from alignkit.launcher import World
+from alignkit.io.text import cache_folder
+from alignkit.kinds import World
 from alignkit.runs.start import world_of
 from alignkit_plugins.models import tiny
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from alignkit import cli
-from alignkit.errors import OutOfResource, RunFailed
+from alignkit.errors import OutOfResource, RunFailed, stoppable
 from alignkit.runs.run import with_help
 from alignkit.runs.start import start
-from alignkit.stopping import stoppable
 
 
 def test_memory_that_runs_out_says_what_saves_memory() -> None:
