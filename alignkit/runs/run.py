@@ -38,7 +38,7 @@ from alignkit.training.collectives import ONE_PROCESS, Collectives
 def run_recipe(
     recipe: Recipe, out: Path | None = None, reporter: Reporter | None = None, collectives: Collectives = ONE_PROCESS
 ) -> None:
-    """Run a recipe in `out` (default `runs/NAME`). Raises an whose `exit_code` becomes the process's.
+    """Run a recipe in `out` (default `runs/NAME`). Raises an AlignkitError, whose `exit_code` becomes the process's.
 
     reporter: of a run that has begun (`alignkit.runs.folder`). collectives: of the processes that
     run it together, each with the same call. The first one writes and speaks.
@@ -149,7 +149,7 @@ class Run(Services):
         names: Iterable[str],
         rows: int | None = FIRST_ROWS,
     ) -> None:
-        """Prepare stages before the first of them runs. Raises or DataError, with all their mistakes.
+        """Prepare stages before the first of them runs. Raises RecipeError or DataError, with all their mistakes.
 
         rows: see `RunStage.prepare`.
         """
