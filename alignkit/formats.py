@@ -14,6 +14,7 @@
 | comparison: responses that differ only in surrounding white space    | bad        |
 | ranking: fewer than 2 responses, or a rank missing                   | bad        |
 | a tie: of ranks, of scores, or by a label                            | good: ties make no pair |
+| a rank, label, margin or p of a wrong type                           | bad        |
 | a margin that is negative or no level; p outside 0..1                | bad        |
 | a weight that is not a number of 0 or more                           | bad        |
 | a turn of a weight other than 0 and 1, if it is no demonstration     | bad        |
@@ -287,6 +288,9 @@ def _check_response(response: Response) -> None:
         _check_message(message)
     if response.messages is not None and not any(_learned(message) for message in response.messages):
         raise BadRow("no assistant turn can be learned: each is empty or has train: false")
+    if not isinstance(response.label, bool | None):  # "false" would be a good one
+        raise BadRow(f"label must be true or false, not {response.label!r}")
+    _check_number(response.rank, "rank")
 
 
 def _learned(message: Message) -> bool:
@@ -306,12 +310,20 @@ def _check_pair(pair: Pair, responses: Sequence[Response]) -> None:
         raise BadRow("both responses are empty")
     if better == worse:
         raise BadRow("the better and the worse response are the same")
+    _check_number(pair.p, "p")
     if not 0 <= pair.p <= 1:
         raise BadRow(f"p must be between 0 and 1, not {pair.p!r}")
-    if isinstance(pair.margin, str) and pair.margin not in LEVELS:
-        raise BadRow(f"margin must be a number, or one of {', '.join(LEVELS)}, not {pair.margin!r}")
-    if isinstance(pair.margin, float | int) and not pair.margin >= 0:
+    if pair.margin in LEVELS:
+        return
+    _check_number(pair.margin, "margin", f", or one of {', '.join(LEVELS)}")
+    if isinstance(pair.margin, float | int) and pair.margin < 0:
         raise BadRow(f"margin must not be negative: {pair.margin!r}")
+
+
+def _check_number(value: Any, what: str, also: str = "") -> None:
+    """Raise BadRow for what is neither a number nor None; a format may have passed on what a file has."""
+    if isinstance(value, bool) or not isinstance(value, int | float | None) or not math.isfinite(value or 0):
+        raise BadRow(f"{what} must be a number{also}, not {value!r}")
 
 
 def _check_ranks(responses: Sequence[Response]) -> None:

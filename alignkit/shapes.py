@@ -13,10 +13,9 @@ from numbers import Real
 from typing import Any, SupportsIndex
 
 from alignkit.algorithm import ADVANTAGES, Algorithm, Needs, Phase, Skip
-from alignkit.batch import Batch
+from alignkit.batch import Batch, Per, Term
 from alignkit.data.group import ROLES, Group
-from alignkit.loss import Per, Term
-from alignkit.monitor import Observation
+from alignkit.kinds import Observation
 from alignkit.reward import CombinedReward, Rating, Verdict
 
 Shape = Callable[[Any], str]

@@ -101,6 +101,7 @@ def test_every_way_to_write_a_turn(turn: dict[str, Any], expected: Message) -> N
         ({"role": "narrator", "content": "x"}, "unknown role 'narrator'"),
         ({"role": 5, "content": "x"}, "unknown role '5'"),
         ({"role": "user", "content": [["nested", ["lists"]]]}, "content other than text: a list"),
+        ({"role": "user", "content": [{"type": ["text"], "text": "a"}]}, "content other than text: a part of type"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, "a part of type 'image_url'"),
         ({"role": "user", "content": {"text": "x"}}, "must have text as its content, not an object"),
         ({"role": "user", "content": None}, "must have text as its content, not null"),

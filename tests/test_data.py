@@ -717,6 +717,36 @@ def test_a_format_that_fails_names_the_row(tmp_path: Path) -> None:
         load(source(path, format=component(Fragile)))
 
 
+@pytest.mark.parametrize(
+    ("responses", "pairs", "message"),
+    [
+        ((Response("a", label="false"),), None, "label must be true or false, not 'false'"),
+        ((Response("a", rank="1"), Response("b", rank=2)), None, "rank must be a number, not '1'"),
+        ((Response("a"), Response("b")), (Pair(0, 1, p=True),), "p must be a number, not True"),
+        ((Response("a"), Response("b")), (Pair(0, 1, margin=[1]),), "margin must be a number, or one of .*, not .1"),
+        ((Response("a"), Response("b")), (Pair(0, 1, margin=float("inf")),), "margin must be a number, .*, not inf"),
+    ],
+)
+def test_what_a_format_of_an_author_passes_on_has_the_right_type(
+    responses: Any, pairs: Any, message: str, tmp_path: Path
+) -> None:
+    class Careless(Format):
+        def read(self, row: Any) -> Group:
+            return Group(prompt("q"), responses, pairs)
+
+    with pytest.raises(DataError, match=f"1: {message}"):
+        load(source(write(tmp_path / "d.jsonl", {}), format=component(Careless)))
+
+
+def test_a_row_that_is_shown_may_be_far_from_the_first_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignkit.data.sources.SAMPLE_ROWS", 1)
+    rows = [{"question": f"q{place}", "chosen": "a", "rejected": "b"} for place in range(20)]
+    path = write(tmp_path / "d.jsonl", *rows)
+    loaded = load(source(path, columns={"prompt": "question"}, validation=0.1, part="validation"))
+    sample = loaded.sources[0].sample
+    assert sample == loaded.groups[0] and sample.origin is not None and sample.origin.row > 1
+
+
 # Detection and columns
 
 

@@ -128,7 +128,7 @@ def base_name(folder: Path) -> str:
 
 def _vocabulary(folder: Path | None) -> Any:
     """The number of tokens that the model in a folder knows; None if that is not known."""
-    return read_json((folder or Path()) / "config.json", optional=True).get("vocab_size")
+    return None if folder is None else read_json(folder / "config.json", optional=True).get("vocab_size")
 
 
 def _source(folder: Path) -> Any:
@@ -392,7 +392,7 @@ def lora_targets(model: Any, config: Any) -> Targets:
     linear = [name for name in linear if model.get_submodule(name) is not model.get_output_embeddings()]
     renamed = {leaf for leaf in map(_leaf, linear) if _renamed_by_peft(leaf, model, config)}
     modules = {name for name in linear if _leaf(name) not in renamed}
-    return modules, sorted(f"{name}.weight" for name in linear if _leaf(name) in renamed)
+    return modules, sorted(f"{name}.weight" for name in linear if _leaf(name) in renamed) or None
 
 
 def _is_router(name: str, module: Any) -> bool:

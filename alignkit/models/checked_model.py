@@ -83,7 +83,9 @@ def _shrink(config: Any) -> None:
             shrunken[name] = VOCABULARY
     if shrunken.get("pad_token_id") is not None:  # it may be one of the tokens that are left out
         shrunken["pad_token_id"] = 0
-    vars(config).update(shrunken)
+    for name, value in shrunken.items():
+        if vars(config).get(name) is not value:
+            setattr(config, name, value)  # some configurations call their layers otherwise, and translate
 
 
 @torch.no_grad()

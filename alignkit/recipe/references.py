@@ -19,10 +19,10 @@ from alignkit.data.chat_templates import check_template, read_template
 from alignkit.data.sources import DataSource, DataSpec
 from alignkit.engine import LOCAL
 from alignkit.errors import PluginError, Problem, RunFailed, did_you_mean
-from alignkit.io.lookup import NO_FILE, absolute, exists, expanded, is_dir, is_file, is_special
 from alignkit.io.results import is_result_name
+from alignkit.io.text import NO_FILE, absolute, exists, expanded, is_dir, is_file, is_special
+from alignkit.kinds import reader_of
 from alignkit.options import Options, options_of_call
-from alignkit.readers import reader_of
 from alignkit.recipe.mistakes import (
     PATH,
     Mistake,

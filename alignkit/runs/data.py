@@ -11,8 +11,8 @@ from weakref import WeakValueDictionary
 from alignkit.data.sources import DataSource, DataSpec, Loaded, content_digest, load, recognized_format
 from alignkit.formats import Format
 from alignkit.io.digest import commit_of, folder_digest, plugin_digests
+from alignkit.kinds import registration_of
 from alignkit.plugins import GROUP, plugins
-from alignkit.readers import registration_of
 
 
 class RunData:

@@ -15,23 +15,24 @@ from alignkit.errors import (
     PluginError,
     RemoteError,
     RunFailed,
+    StageWaits,
+    Stopped,
     memory_ran_out,
     message_of,
     no_disk,
+    stoppable,
 )
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Reporter
-from alignkit.io.credentials import redacted
 from alignkit.io.digest import digest
 from alignkit.io.results import RECIPE, folders_of
-from alignkit.io.text import duration
+from alignkit.io.text import duration, redacted
 from alignkit.recipe.schema import Recipe, Stage
 from alignkit.recipe.yaml import dump
 from alignkit.runs.folder import begin, locked, resume_command
 from alignkit.runs.services import Services
 from alignkit.runs.stage import FIRST_ROWS, Mistakes, RunStage, TrainingStage, run_stage
 from alignkit.step import Artifact
-from alignkit.stopping import StageWaits, Stopped, stoppable
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 

@@ -14,15 +14,14 @@ from typing import Any
 
 from rich.console import Console
 
-from alignkit.errors import Problem, RecipeError, message_of
+from alignkit.errors import Problem, RecipeError, Stopped, message_of
 from alignkit.io.console import Reporter
-from alignkit.io.lookup import exists
 from alignkit.io.results import FACTS, PAGE, RECIPE, read_record
-from alignkit.launcher import World, launcher
+from alignkit.io.text import exists
+from alignkit.kinds import World, launcher
 from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.folder import begin, folder_of
-from alignkit.stopping import Stopped
 
 RANK = "RANK"  # the variable in which launchers say which process this is
 SAME_ERROR = 5.0  # seconds in which process 0 meets an error that this one meets, too

@@ -429,8 +429,9 @@ class Encoder:
 
     def reads(self, response: Response) -> bool:
         """Whether a response has tokens of this tokenizer; otherwise its text is read."""
-        named = response.tokenizer or ("" if self.several_bases else self.digest)
-        return response.tokens is not None and named == self.digest
+        if response.tokens is None or response.tokenizer is None:
+            return response.tokens is not None and not self.several_bases
+        return response.tokenizer == self.digest
 
     def _rendered(self, group: Group, most: int, scoring: bool) -> _Rendered | RowRefused:
         """The group's texts, of which `most` characters after the prompt are read."""
@@ -471,7 +472,7 @@ class Encoder:
                 text = one.text if scoring else one.text[: one.turns[-1].end]
                 if response.truncated and not scoring:
                     text = text.removesuffix(self.chat.shape.close)
-                conversations[place] = replace(one, text=text[: len(prompt) + most])
+                conversations[place] = Conversation(text[: len(prompt) + most], one.turns)
         return _Rendered(prompt, conversations, sorted(cases))
 
     def _encode(

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from alignkit import shapes
 from alignkit.algorithm import Algorithm, Trains
-from alignkit.batch import Batch, Outputs
+from alignkit.batch import Batch, Outputs, Per, Term
 from alignkit.calls import call, label_of, remembered
 from alignkit.errors import RunFailed
 from alignkit.kernels.memory import TrimOnGrowth
-from alignkit.loss import Per, Term
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import Examples, Wants, forward, indivisible, join_outputs, micro_batches
 from alignkit.models.shared_model import SharedModel

@@ -14,8 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
 
-from alignkit.errors import AlignkitError, message_of
-from alignkit.stopping import Stopped
+from alignkit.errors import AlignkitError, Stopped, message_of
 from alignkit.training.collectives import Collectives
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from alignkit.algorithm import ExternalTrainer
 from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.digest import digest, plugin_digests, versions
-from alignkit.launcher import World
+from alignkit.kinds import World
 from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, base_keys, specs
 from alignkit.runs.data import file_facts

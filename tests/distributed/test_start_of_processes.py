@@ -13,7 +13,7 @@ from several import answers, assert_alike, offline, online, reward, write_recipe
 
 from alignkit import cli
 from alignkit.errors import PluginError, RecipeError
-from alignkit.launcher import World
+from alignkit.kinds import World
 from alignkit.runs.start import world_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -71,6 +71,14 @@ def test_the_copy_is_small_and_has_layers_of_every_kind(tmp_path: Path) -> None:
     assert copy.config.hidden_size == 32 and {weight.dtype for weight in copy.parameters()} == {torch.float32}
 
 
+def test_the_copy_is_small_if_the_layers_have_another_name(tmp_path: Path) -> None:
+    import transformers
+
+    transformers.GPT2Config(n_layer=12, n_embd=32, n_head=4).save_pretrained(tmp_path)
+    copy = checked_model.small_copy(ModelSpec(base=str(tmp_path)), str(tmp_path), None, "eager")
+    assert len(copy.transformer.h) == 2 and copy.config.vocab_size == 256
+
+
 def leak(self: TreeLayout, layer: int, q: Tensor, k: Tensor, v: Tensor, args: Any) -> Tensor:
     """A token's value also reaches, a little, the token after it, even the next sequence's."""
     return correct(self, layer, q, k, v + 0.01 * v.roll(1, dims=2), args)

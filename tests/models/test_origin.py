@@ -67,6 +67,15 @@ def test_an_adapter_of_plain_peft_is_told_by_its_path(tiny: Path, adapter: Path,
         load(moved(tiny, tmp_path), adapter)
 
 
+def test_a_file_where_the_run_is_started_is_not_of_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base is on the hub, and not on this machine."""
+    monkeypatch.chdir(tmp_path)
+    for folder, size in ((tmp_path, 7), (tmp_path / "whole", 8)):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({"vocab_size": size}), encoding="utf-8")
+    assert Base("owner/name", "owner/name").misfit(tmp_path / "whole") == ""
+
+
 def test_people_are_told_the_base(tiny: Path, adapter: Path) -> None:
     text = (adapter / "README.md").read_text(encoding="utf-8")
     weights = Base("tiny", str(tiny)).weights

@@ -35,7 +35,7 @@ from alignkit import (
     Skip,
 )
 from alignkit.algorithm import Phase
-from alignkit.loss import Per
+from alignkit.batch import Per
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm

@@ -21,7 +21,7 @@ import alignkit_plugins.models.smollm2
 import alignkit_plugins.models.tiny
 from alignkit.cli import main
 from alignkit.errors import RecipeError
-from alignkit.io.lookup import cache_folder
+from alignkit.io.text import cache_folder
 from alignkit.models.shared_model import SharedModel
 from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration

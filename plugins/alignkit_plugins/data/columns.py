@@ -196,7 +196,7 @@ def _content(content: Any, where: str, empty: bool) -> tuple[str, str, list[dict
             raise BadRow(f"{where} has content other than text: {kind_of(part)}")
         if isinstance(part, str):
             part = {"text": part}
-        kind = part.get("type", "text")
+        kind = str(part.get("type", "text"))
         value = _first(part, kind, "text", "value")
         if kind == "tool_call":
             calls += _calls(value, where)
@@ -205,7 +205,7 @@ def _content(content: Any, where: str, empty: bool) -> tuple[str, str, list[dict
         elif kind in TEXTS and isinstance(value, str):
             text.append(value)
         else:
-            raise BadRow(f"{where} has content other than text: a part of type {str(kind)[:40]!r}")
+            raise BadRow(f"{where} has content other than text: a part of type {kind[:40]!r}")
     return "".join(text), "".join(reasoning), calls
 
 
