@@ -292,7 +292,9 @@ class Learner:
                 sums, metrics = within_memory(self.model.memory, lambda: self._pass(cuts(), totals))
         finally:
             self.algorithm.state = state
-        return metrics.means(self.collectives) | self.collectives.sum(sums)
+        terms = self.collectives.sum(sums)
+        loss = terms.pop("loss")  # last, as no metric may take the place of what the best epoch is chosen by
+        return terms | metrics.means(self.collectives) | {"loss": loss}
 
     # State
 
