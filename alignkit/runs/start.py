@@ -9,12 +9,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from alignkit.errors import Problem, RecipeError, Stopped, message_of
+from alignkit.errors import Problem, RecipeError, Stopped, message_of, should_stop
 from alignkit.io.console import Reporter
 from alignkit.io.results import FACTS, PAGE, RECIPE, read_record
 from alignkit.io.text import exists
@@ -41,8 +42,10 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
         _run(load, out, world)
     except Exception as error:  # process 0 prints an error that all have
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which whoever started this process ends it now
-        time.sleep(SAME_ERROR)
-        Reporter().say(f"process {world.process}: {message_of(error)}")
+        with suppress(Stopped):  # or has asked it to end already
+            should_stop()
+            time.sleep(SAME_ERROR)
+            Reporter().say(f"process {world.process}: {message_of(error)}")
         return int(getattr(error, "exit_code", 1))
     return 0
 
