@@ -13,28 +13,23 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "algorithm": "Algorithm Needs SelectContext Skip Source StageDefaults Trains",
-    "batch": "Batch Outputs Pairs",
+    "batch": "Batch Loss Outputs Pairs Term per_group per_pair per_response per_token",
     "commands": "RegisterCommand",
     "data.group": "Group Message Pair Response",
     "engine": "Completion Engine EngineContext",
     "environment": "Environment",
     "errors": "AlignkitError BadRow DataError RecipeError RunFailed",
-    "filters": "Filter",
     "formats": "Format",
     "hookspecs": "Add hookimpl",
     "judges": "CheckedJudge",
-    "launcher": "Launcher",
-    "loss": "Loss Term per_group per_pair per_response per_token",
-    "monitor": "Monitor Observation",
+    "kinds": "Filter Launcher Monitor Observation Reader TrackedRun Tracker",
     "notebook": "run",
     "options": "DataRef Field JudgeRef Options PolicyRef RewardRef",
     "policy": "Models Policy",
-    "readers": "Reader",
     "report": "Report Table",
     "reward": "CombinedReward Context Judge Rating Reward RewardCombination Verdict",
     "sampling": "Sampling SamplingOptions",
     "step": "Artifact Step StepContext StepData",
-    "tracker": "TrackedRun Tracker",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
 _MODULES = ("evaluation", "functional")
@@ -44,28 +39,23 @@ if TYPE_CHECKING:
     from alignkit import evaluation as evaluation
     from alignkit import functional as functional
     from alignkit.algorithm import Algorithm, Needs, SelectContext, Skip, Source, StageDefaults, Trains
-    from alignkit.batch import Batch, Outputs, Pairs
+    from alignkit.batch import Batch, Loss, Outputs, Pairs, Term, per_group, per_pair, per_response, per_token
     from alignkit.commands import RegisterCommand
     from alignkit.data.group import Group, Message, Pair, Response
     from alignkit.engine import Completion, Engine, EngineContext
     from alignkit.environment import Environment
     from alignkit.errors import AlignkitError, BadRow, DataError, RecipeError, RunFailed
-    from alignkit.filters import Filter
     from alignkit.formats import Format
     from alignkit.hookspecs import Add, hookimpl
     from alignkit.judges import CheckedJudge
-    from alignkit.launcher import Launcher
-    from alignkit.loss import Loss, Term, per_group, per_pair, per_response, per_token
-    from alignkit.monitor import Monitor, Observation
+    from alignkit.kinds import Filter, Launcher, Monitor, Observation, Reader, TrackedRun, Tracker
     from alignkit.notebook import run
     from alignkit.options import DataRef, Field, JudgeRef, Options, PolicyRef, RewardRef
     from alignkit.policy import Models, Policy
-    from alignkit.readers import Reader
     from alignkit.report import Report, Table
     from alignkit.reward import CombinedReward, Context, Judge, Rating, Reward, RewardCombination, Verdict
     from alignkit.sampling import Sampling, SamplingOptions
     from alignkit.step import Artifact, Step, StepContext, StepData
-    from alignkit.tracker import TrackedRun, Tracker
 
 
 class _Lazy(ModuleType):

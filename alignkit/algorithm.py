@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from alignkit.batch import Batch, Outputs
+from alignkit.batch import Batch, Loss, Outputs, Term
 from alignkit.data.group import Group, Message, previews
-from alignkit.loss import Loss, Term
 from alignkit.options import WithOptions
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from typer.core import TyperGroup
 
 from alignkit import __version__
 from alignkit.errors import PluginError, Problem, RecipeError, did_you_mean
-from alignkit.io.lookup import is_file
-from alignkit.io.text import printable
+from alignkit.io.text import is_file, printable
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe

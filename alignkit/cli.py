@@ -25,6 +25,7 @@ from alignkit import __version__
 from alignkit.arguments import Overrides, RecipeName, announce, for_all, load
 from alignkit.commands import GROUPS, add_commands
 from alignkit.errors import (
+    SIGNALS,
     AlignkitError,
     OutOfResource,
     PluginError,
@@ -33,10 +34,10 @@ from alignkit.errors import (
     did_you_mean,
     message_of,
     no_disk,
+    stoppable,
 )
 from alignkit.extras import of_command
 from alignkit.outcome import Ended, Result, only_a_document
-from alignkit.stopping import SIGNALS, stoppable
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 from alignkit.errors import AlignkitError, Problem, RecipeError, message_of
-from alignkit.io.credentials import redacted
+from alignkit.io.text import redacted
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import pluggy
 from alignkit import __version__, hookspecs
 from alignkit.errors import AlignkitError, PluginError, Problem, RecipeError, did_you_mean, reason_of
 from alignkit.extras import LEFT_OUT, left_out, of_command
-from alignkit.io.lookup import is_dir, is_file
+from alignkit.io.text import is_dir, is_file
 from alignkit.registry import KINDS, Registration, Registry, UnavailablePlugin, why_not
 
 GROUP = "alignkit"

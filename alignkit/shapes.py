@@ -10,14 +10,12 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from numbers import Real
-from sys import float_info
 from typing import Any, SupportsIndex
 
 from alignkit.algorithm import ADVANTAGES, Algorithm, Needs, Phase, Skip
-from alignkit.batch import Batch
+from alignkit.batch import Batch, Per, Term
 from alignkit.data.group import ROLES, Group
-from alignkit.loss import Per, Term
-from alignkit.monitor import Observation
+from alignkit.kinds import Observation
 from alignkit.reward import CombinedReward, Rating, Verdict
 
 Shape = Callable[[Any], str]
@@ -118,7 +116,10 @@ def reference_prompt(group: Group) -> Shape:
 
 def is_number(value: Any) -> bool:
     """Whether it is finite and not too large for a float."""
-    return isinstance(value, Real) and bool(abs(value) <= float_info.max)  # type: ignore[operator]
+    try:
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # of an int
+        return False
 
 
 def number(value: Any) -> str:

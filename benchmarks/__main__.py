@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignkit.io.lookup import cache_folder
+from alignkit.io.text import cache_folder
 from benchmarks import engines
 from benchmarks.catalogue import BENCHMARKS, Benchmark
 from benchmarks.gpu import GPU, SHAPES, random_model, refusal

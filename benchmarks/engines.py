@@ -141,7 +141,7 @@ def _options() -> dict[str, Any]:
 
 
 def _engine(job: Job, options: dict[str, Any]) -> Any:
-    from alignkit.launcher import launcher
+    from alignkit.kinds import launcher
     from alignkit.plugins import plugins
     from alignkit.registry import Component
 

@@ -94,7 +94,7 @@ def prepare(job: Job, gate: Gate) -> None:
 def folder_of(model: str) -> str:
     """The folder of a base model, which may be a plugin's name, a folder or a hub id."""
     from alignkit.errors import RunFailed
-    from alignkit.io.lookup import cache_folder
+    from alignkit.io.text import cache_folder
     from alignkit.models.loading import locate
     from alignkit.plugins import plugins
 

@@ -19,8 +19,8 @@ from alignkit.errors import (
     RemoteError,
     Repeated,
     RunFailed,
+    Stopped,
 )
-from alignkit.stopping import Stopped
 from benchmarks.markdown import markdown_table
 
 WHAT_TO_DO = {

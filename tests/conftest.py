@@ -35,7 +35,7 @@ def _what_stays() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What runs keep for later ones ends with the tests; a real model that was fetched before is taken."""
-    from alignkit.io.lookup import cache_folder
+    from alignkit.io.text import cache_folder
 
     own = tmp_path_factory.mktemp("cache")
     for model in cache_folder().glob("smollm2-*"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.cli import main
-from alignkit.io.credentials import HIDDEN, redacted
+from alignkit.io.text import HIDDEN, redacted
 
 KEYS = {
     "openai": "sk-proj-Ab12Cd34Ef56Gh78Ij90",

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from alignkit.cli import main
-from alignkit.io.lookup import exists, expanded, is_dir, is_file, resolved
-from alignkit.io.text import printable
+from alignkit.io.text import exists, expanded, is_dir, is_file, printable, resolved
 
 LONG, UNKNOWN, NUL, INLINE = "x" * 5000, "~nobody-of-this-name/x", "a\0b", "{{ messages }}\n" * 400
 RED = "\x1b[31mred\x1b[0m\x9b1m\u202eder\x07"

@@ -11,8 +11,8 @@ import pytest
 from alignkit import plugins as module
 from alignkit.errors import DataError, PluginError, RecipeError
 from alignkit.io.console import Reporter
+from alignkit.kinds import reader_of
 from alignkit.plugins import Plugins, load_plugins
-from alignkit.readers import reader_of
 from alignkit.registry import Registration, Registry
 
 GOOD = """

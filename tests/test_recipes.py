@@ -17,7 +17,7 @@ import yaml
 from alignkit import cli
 from alignkit.algorithm import Source
 from alignkit.data.group import LEVELS
-from alignkit.io.lookup import cache_folder
+from alignkit.io.text import cache_folder
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from tests.documented_commands import commands

@@ -16,8 +16,7 @@ from unittest import mock
 
 import pytest
 
-from alignkit.errors import RemoteError
-from alignkit.stopping import Stopped, request_stop, stoppable
+from alignkit.errors import RemoteError, Stopped, request_stop, stoppable
 from alignkit_http import Malformed, Remote, RemoteOptions
 from alignkit_http import service as asking
 from alignkit_http.service import model_in

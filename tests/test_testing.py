@@ -23,8 +23,7 @@ from alignkit import (
     per_response,
 )
 from alignkit import functional as F
-from alignkit.batch import Pairs
-from alignkit.loss import Term, per_token
+from alignkit.batch import Pairs, Term, per_token
 from alignkit.testing import ConformanceError, check_algorithm, example_groups
 from alignkit_plugins.algorithms.dpo import DPO
 from alignkit_plugins.algorithms.ppo import PPO

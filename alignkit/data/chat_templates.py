@@ -13,7 +13,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from alignkit.errors import RunFailed
-from alignkit.io.lookup import is_file
+from alignkit.io.text import is_file
 from alignkit.plugins import plugins
 
 # The white space before an answer belongs to it: words and the space before them are one token.

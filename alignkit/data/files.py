@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import BadRow, DataError
-from alignkit.io.lookup import NO_FILE, is_special
+from alignkit.io.text import NO_FILE, is_special
 
 MAX_LISTED = 20  # bad rows listed in an error; the rest are counted
 MAX_LINE = 2**25  # bytes of a line: a row's, with room for a book

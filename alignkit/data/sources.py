@@ -31,9 +31,9 @@ from alignkit.data.group import Group, Origin, Response, group_from_json, group_
 from alignkit.errors import BadRow, DataError, LeftOut, did_you_mean
 from alignkit.formats import Format, text_of
 from alignkit.io.digest import file_digest, folder_digest
+from alignkit.kinds import HUB, reader_of
 from alignkit.options import Field, Options, in_recipe
 from alignkit.plugins import plugins
-from alignkit.readers import HUB, reader_of
 from alignkit.registry import Component
 
 SAMPLE_ROWS = 1000  # of a source, whose columns can be shown: of a small part, the first ones may all be elsewhere

@@ -22,8 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from alignkit.io.credentials import redacted
-from alignkit.io.text import duration, excerpt, printable, wrapped
+from alignkit.io.text import duration, excerpt, printable, redacted, wrapped
 
 # Name of a metric -> what a person calls it.
 SHOWN = {

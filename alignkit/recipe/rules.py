@@ -9,7 +9,7 @@ from typing import Any
 
 from alignkit.algorithm import Needs, Source
 from alignkit.data.sources import DataSpec
-from alignkit.monitor import Monitor
+from alignkit.kinds import Monitor
 from alignkit.recipe.mistakes import PATH, Mistake
 from alignkit.recipe.schema import Stage, specs, walk
 from alignkit.registry import Component

@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from alignkit.errors import Problem, RecipeError, did_you_mean
-from alignkit.io.lookup import absolute, exists, expanded, is_dir, is_file, resolved
-from alignkit.readers import reader_of
+from alignkit.io.text import absolute, exists, expanded, is_dir, is_file, resolved
+from alignkit.kinds import reader_of
 
 Keys = tuple[str | int, ...]
 

@@ -13,8 +13,8 @@ from alignkit.errors import PluginError, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.console import Reporter
 from alignkit.io.digest import cached_snapshot, commit_of, model_digest
-from alignkit.io.lookup import cache_folder, is_dir, is_file, resolved
 from alignkit.io.results import read_record, stage_folder
+from alignkit.io.text import cache_folder, is_dir, is_file, resolved
 from alignkit.plugins import plugins, source_of
 from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.rules import base_of

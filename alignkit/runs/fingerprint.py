@@ -12,9 +12,9 @@ from pydantic import BaseModel
 from alignkit.data.chat_templates import named_template
 from alignkit.data.sources import DataSource, DataSpec
 from alignkit.io.digest import file_digest, folder_digest, model_digest, plugin_digests, source_digests, versions
-from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.results import find_result, is_result_name, results_of_stage
-from alignkit.readers import reader_of
+from alignkit.io.text import is_dir, is_file
+from alignkit.kinds import reader_of
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component
 from alignkit.runs.data import RunData

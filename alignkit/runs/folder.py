@@ -15,9 +15,8 @@ import alignkit
 from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import LOCK, make_folder, remove_leftovers
 from alignkit.io.console import Reporter
-from alignkit.io.credentials import redacted
-from alignkit.io.lookup import exists, is_dir
 from alignkit.io.results import FACTS, MARKDOWN, PAGE, RECIPE, STARTS, is_empty
+from alignkit.io.text import exists, is_dir, redacted
 from alignkit.recipe.schema import Recipe
 
 # A run replaces these, next to the folders of its stages. It only adds to run.log and starts.jsonl.

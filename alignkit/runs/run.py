@@ -15,23 +15,24 @@ from alignkit.errors import (
     PluginError,
     RemoteError,
     RunFailed,
+    StageWaits,
+    Stopped,
     memory_ran_out,
     message_of,
     no_disk,
+    stoppable,
 )
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Reporter
-from alignkit.io.credentials import redacted
 from alignkit.io.digest import digest
 from alignkit.io.results import RECIPE, folders_of
-from alignkit.io.text import duration
+from alignkit.io.text import duration, redacted
 from alignkit.recipe.schema import Recipe, Stage
 from alignkit.recipe.yaml import dump
 from alignkit.runs.folder import begin, locked, resume_command
 from alignkit.runs.services import Services
 from alignkit.runs.stage import FIRST_ROWS, Mistakes, RunStage, TrainingStage, run_stage
 from alignkit.step import Artifact
-from alignkit.stopping import StageWaits, Stopped, stoppable
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 
@@ -194,6 +195,9 @@ class Run(Services):
             self.ready.add(name)
             return True
         parts, before, earlier = started
+        if trains:  # with data, weights and code of each machine
+            self.hashes |= parts["upstream"]
+            self.collectives.compare(f"stage '{name}'", stage.key)
         folder, began = self.store.path(name), time.monotonic()
         made: list[tuple[dict[str, Any], Artifact]] = []
         try:
@@ -201,9 +205,10 @@ class Run(Services):
                 self.make_room(stage.stage)
                 if before:
                     stage.notify("stage_begins_again", record=before)
-                self.collectives.sharing = trains
                 if trains:
+                    self.collectives.sharing = True
                     made.append(stage.run(folder))
+                    self.collectives.sharing = False  # not if it fails, because the others may be anywhere then
                 else:
                     first(lambda: made.append(stage.run(folder)))
         except BaseException:

@@ -12,14 +12,14 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit import stopping
+from alignkit import errors
 from alignkit.data.group import Group
 from alignkit.data.sources import DataSpec
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.console import Metrics, Reporter
 from alignkit.io.results import Results, other_runs
-from alignkit.launcher import launcher
+from alignkit.kinds import launcher
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import Recipe, Stage
 from alignkit.runs.bases import RunBases
@@ -65,11 +65,11 @@ class Services:
 
     def request_stop(self, reason: str) -> None:
         """Stop at the next opportunity; the run can be resumed."""
-        stopping.request_stop(reason)
+        errors.request_stop(reason)
 
     def should_stop(self) -> None:
         """Raise Stopped if a stop was requested."""
-        stopping.should_stop()
+        errors.should_stop()
 
     # Files and events
 

@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, Any
 from alignkit import shapes
 from alignkit.algorithm import Algorithm, ExternalTrainer, SelectContext, Source, Trains
 from alignkit.calls import blame, call, create
-from alignkit.data.describe import way_out
 from alignkit.data.files import SkippedRow, bad_rows_error
-from alignkit.data.group import Group, prompts_of, resolved_pairs, write_groups
+from alignkit.data.group import Group, prompts_of, resolved_pairs, way_out, write_groups
 from alignkit.data.sources import OR_SKIP, DataSpec, Loaded, SourceFacts
 from alignkit.engine import Engine
 from alignkit.environment import Environment, player
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
-from alignkit.readers import reader_of
+from alignkit.kinds import reader_of
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, keys_of, specs
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component
@@ -465,7 +464,8 @@ class TrainingStage(RunStage, StageContext):
 
         random = seeds.stream(self.seed, self.name, "select")
         context = SelectContext(0, self.seed, list, self.summary.update, random, validation, self.say)
-        chosen = call(algorithm, "select", groups, context, returns=shapes.selection)
+        # A copy, because other stages may hold the same rows.
+        chosen = call(algorithm, "select", list(groups), context, returns=shapes.selection)
         return [group for item in chosen for group in ([item] if isinstance(item, Group) else item.groups)]
 
     # Its work

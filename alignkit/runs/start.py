@@ -9,20 +9,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from alignkit.errors import Problem, RecipeError, message_of
+from alignkit.errors import Problem, RecipeError, Stopped, message_of, should_stop
 from alignkit.io.console import Reporter
-from alignkit.io.lookup import exists
 from alignkit.io.results import FACTS, PAGE, RECIPE, read_record
-from alignkit.launcher import World, launcher
+from alignkit.io.text import exists
+from alignkit.kinds import World, launcher
 from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.folder import begin, folder_of
-from alignkit.stopping import Stopped
 
 RANK = "RANK"  # the variable in which launchers say which process this is
 SAME_ERROR = 5.0  # seconds in which process 0 meets an error that this one meets, too
@@ -43,7 +43,9 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
     except Exception as error:  # process 0 prints an error that all have
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which whoever started this process ends it now
         time.sleep(SAME_ERROR)
-        Reporter().say(f"process {world.process}: {message_of(error)}")
+        with suppress(Stopped):  # or has asked it to end already
+            should_stop()
+            Reporter().say(f"process {world.process}: {message_of(error)}")
         return int(getattr(error, "exit_code", 1))
     return 0
 

@@ -13,9 +13,9 @@ from alignkit.data.group import Group
 from alignkit.data.sources import checked_groups
 from alignkit.errors import BadRow, PluginError
 from alignkit.formats import Format
+from alignkit.kinds import Reader
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
-from alignkit.readers import Reader
 from alignkit.registry import Component
 from alignkit.runs.bases import made_model
 from alignkit.testing.surroundings import Surroundings, conform, why_not_stored

@@ -12,7 +12,7 @@ from typing import Any
 from alignkit.calls import call, create
 from alignkit.data.group import Group
 from alignkit.engine import Engine
-from alignkit.launcher import launcher
+from alignkit.kinds import launcher
 from alignkit.models.generate import Generation, generate
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel

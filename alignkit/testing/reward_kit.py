@@ -14,8 +14,8 @@ import torch
 
 from alignkit.calls import call, create
 from alignkit.data.group import Group, Message, responses_of
-from alignkit.filters import Filter
 from alignkit.judges import CheckedJudge, Item, rates
+from alignkit.kinds import Filter
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component
 from alignkit.reward import CombinedReward, Judge, Reward, RewardCombination

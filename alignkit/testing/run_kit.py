@@ -13,15 +13,14 @@ from alignkit.calls import call, create
 from alignkit.data.group import Group, Message, group_from_json, group_to_json
 from alignkit.environment import Environment, player
 from alignkit.io.console import Metrics
+from alignkit.kinds import Monitor, Observation, TrackedRun, Tracker
 from alignkit.models.shared_model import BASE
-from alignkit.monitor import Monitor, Observation
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, Context
 from alignkit.runs.map import resumable_map
 from alignkit.settings import Settings
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step
 from alignkit.testing.surroundings import SEED, Surroundings, conform, why_not_stored
-from alignkit.tracker import TrackedRun, Tracker
 from alignkit.training.monitors import look, next_prompts, with_gold
 from alignkit.training.rewards import Rewards
 

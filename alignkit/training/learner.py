@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from alignkit import shapes
 from alignkit.algorithm import Algorithm, Trains
-from alignkit.batch import Batch, Outputs
+from alignkit.batch import Batch, Outputs, Per, Term
 from alignkit.calls import call, label_of, remembered
 from alignkit.errors import RunFailed
 from alignkit.kernels.memory import TrimOnGrowth
-from alignkit.loss import Per, Term
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import Examples, Wants, forward, indivisible, join_outputs, micro_batches
 from alignkit.models.shared_model import SharedModel
@@ -293,7 +292,9 @@ class Learner:
                 sums, metrics = within_memory(self.model.memory, lambda: self._pass(cuts(), totals))
         finally:
             self.algorithm.state = state
-        return metrics.means(self.collectives) | self.collectives.sum(sums)
+        terms = self.collectives.sum(sums)
+        loss = terms.pop("loss")  # last, as no metric may take the place of what the best epoch is chosen by
+        return terms | metrics.means(self.collectives) | {"loss": loss}
 
     # State
 

@@ -17,7 +17,7 @@ from alignkit.calls import call, create
 from alignkit.data.group import Group, read_groups, write_groups
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.atomic import discard_folder, replace_folder
-from alignkit.monitor import GOLD_KEY, REWARD_HACKING, Monitor, Observation
+from alignkit.kinds import GOLD_KEY, REWARD_HACKING, Monitor, Observation
 from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of
 from alignkit.registry import Component

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import Algorithm
 from alignkit.calls import call
-from alignkit.data.describe import way_out
-from alignkit.data.group import Group
+from alignkit.data.group import Group, way_out
 from alignkit.data.sources import Loaded, prompt_key
 from alignkit.errors import AlignkitError, DataError, error_context
 from alignkit.models.packing import Examples, indivisible

@@ -20,8 +20,7 @@ from alignkit import seeds, shapes
 from alignkit.algorithm import ADVANTAGES, Algorithm, Phase, SelectContext, Skip
 from alignkit.batch import likelier_now
 from alignkit.calls import call, create
-from alignkit.data.describe import said
-from alignkit.data.group import Group, length, previews, responses_of
+from alignkit.data.group import Group, length, previews, responses_of, said
 from alignkit.environment import player
 from alignkit.errors import RunFailed, error_context
 from alignkit.models import packing as forward

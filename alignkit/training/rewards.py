@@ -19,8 +19,8 @@ from alignkit import shapes
 from alignkit.calls import call, create, mistake, remembered
 from alignkit.data.group import Group, length, preview, responses_of
 from alignkit.errors import AlignkitError, RunFailed
-from alignkit.filters import Filter
 from alignkit.judges import costs, spending
+from alignkit.kinds import Filter
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
 from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Rating, Reward, RewardCombination, Verdict

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit import Add, hookimpl
-from alignkit.launcher import Launcher, World
+from alignkit.kinds import Launcher, World
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe

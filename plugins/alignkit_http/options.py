@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import ConfigDict, Field, field_validator
 
 from alignkit.errors import RunFailed
-from alignkit.io.credentials import redacted
+from alignkit.io.text import redacted
 from alignkit.options import Options
 from alignkit_http.stored_replies import asking_is_allowed
 

@@ -15,10 +15,9 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.errors import AlignkitError, RemoteError
-from alignkit.io.credentials import HIDDEN
+from alignkit.errors import AlignkitError, RemoteError, should_stop
+from alignkit.io.text import HIDDEN
 from alignkit.reward import Progress, no_progress
-from alignkit.stopping import should_stop
 from alignkit_http.options import RemoteOptions, key_of
 from alignkit_http.replies import Malformed, Reply, ReplyStore, TryAgain
 from alignkit_http.stored_replies import asking_is_allowed

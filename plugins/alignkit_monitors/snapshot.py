@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import fmean as mean
 
 from alignkit.data.group import Group, Response, length
-from alignkit.monitor import GOLD_KEY
+from alignkit.kinds import GOLD_KEY
 from alignkit.reward import REWARD_KEY
 from alignkit_plugins.data import text_metrics as text_measures
 from alignkit_plugins.data.spoken import all_turns

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo, field_validator, model_validator
 
 from alignkit.errors import RecipeError, did_you_mean
-from alignkit.io.lookup import exists
+from alignkit.io.text import exists
 from alignkit.options import Field, Options
 from alignkit.recipe.mistakes import Mistakes, problems_of, validated, wrong
 from alignkit.recipe.yaml import plain_file, shipped_folder

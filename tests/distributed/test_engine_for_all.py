@@ -16,7 +16,7 @@ from several import assert_alike, metrics_of, online, reward, write_recipe
 
 import alignkit_plugins.models.tiny
 from alignkit import cli
-from alignkit.io.lookup import cache_folder
+from alignkit.io.text import cache_folder
 from tests.plugins.vllm_server import FakeVllm
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -52,7 +52,7 @@ HOSTILE = [
 
 def cases(recipe: Path, scratch: Path, finished: Path) -> list[Case]:
     """Faults in each file of the base model, in a copied adapter, and in templates."""
-    from alignkit.io.lookup import cache_folder
+    from alignkit.io.text import cache_folder
 
     (tiny,) = [folder for folder in cache_folder().glob("tiny-*") if (folder / "config.json").is_file()]
     damaged = [

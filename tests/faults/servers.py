@@ -24,8 +24,7 @@ from typing import Any
 
 import typer
 
-from alignkit.errors import AlignkitError
-from alignkit.stopping import request_stop, stoppable
+from alignkit.errors import AlignkitError, request_stop, stoppable
 from tests.faults.case import HELD, HUNG, LOST, SILENT, UNTIDY, Case
 from tests.faults.clients import CLIENTS, Client
 from tests.faults.scripted_server import NAME, Act, ScriptedServer, reply

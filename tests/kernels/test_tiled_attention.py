@@ -198,7 +198,7 @@ def test_windows_and_caps_are_not_tiled(args: AttentionArgs, tiled: bool, monkey
 def test_tiles_are_as_close_to_fp32_as_the_fused_kernel_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a real model the two differ by 3% in bf16; fp32 shows that neither is worse."""
     import alignkit_plugins.models.smollm2
-    from alignkit.io.lookup import cache_folder
+    from alignkit.io.text import cache_folder
     from alignkit.models.shared_model import BASE, SharedModel
     from alignkit.settings import ModelSpec
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from alignkit import Group, Message, Response
-from alignkit.io.lookup import cache_folder
+from alignkit.io.text import cache_folder
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.models import LoadedBase

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit.io.lookup import cache_folder
+from alignkit.io.text import cache_folder
 from alignkit.models.packing import Wants, forward
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec

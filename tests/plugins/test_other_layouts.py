@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from alignkit import DataError, Format, Group
-from alignkit.data.describe import way_out
-from alignkit.data.group import resolved_pairs
+from alignkit.data.group import resolved_pairs, way_out
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 from alignkit.plugins import load_plugins
 from alignkit.registry import Component

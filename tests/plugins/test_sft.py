@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from alignkit import Algorithm, Batch, DataError, Group, Message, Outputs, Pairs, Response, SelectContext
+from alignkit.batch import Per
 from alignkit.data.group import Origin
-from alignkit.loss import Per
 from alignkit_plugins.algorithms.sft import LM, SFT
 
 NOTHING = torch.zeros(0, dtype=torch.int64)

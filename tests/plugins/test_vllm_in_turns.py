@@ -10,7 +10,7 @@ import pytest
 
 import alignkit_plugins.models.tiny
 from alignkit.cli import main
-from alignkit.io.lookup import cache_folder
+from alignkit.io.text import cache_folder
 from alignkit.testing import check_engine
 from alignkit_vllm import engine
 from alignkit_vllm.engine import Vllm

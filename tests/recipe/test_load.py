@@ -24,7 +24,7 @@ from alignkit import (
 )
 from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem, RecipeError
-from alignkit.monitor import Monitor
+from alignkit.kinds import Monitor
 from alignkit.options import DataRef, JudgeRef, PolicyRef, RewardRef, StageRef
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe

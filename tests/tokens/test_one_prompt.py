@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 import alignkit
 from alignkit.cli import main
-from alignkit.io.lookup import cache_folder
+from alignkit.io.text import cache_folder
 from alignkit.models import generate as sampling
 from alignkit.models.models import Models
 from alignkit.training import requests

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from alignkit import Group, Message, Response
-from alignkit.io.lookup import cache_folder
+from alignkit.io.text import cache_folder
 from alignkit.tokens.check import check_chat
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.models import tiny

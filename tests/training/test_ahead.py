@@ -17,7 +17,7 @@ from alignkit.cli import main
 from alignkit.data.group import Group, read_groups
 from alignkit.errors import RecipeError
 from alignkit.io.digest import digest, file_digest
-from alignkit.io.lookup import cache_folder
+from alignkit.io.text import cache_folder
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.recipe.load import load_recipe

@@ -18,7 +18,7 @@ from alignkit.data.sources import DataSource
 from alignkit.engine import LOCAL
 from alignkit.io.atomic import write_text
 from alignkit.io.digest import digest
-from alignkit.io.lookup import cache_folder
+from alignkit.io.text import cache_folder
 from alignkit.recipe.references import options_of
 from alignkit.recipe.schema import BlockKeys, TopKeys
 from alignkit.recipe.yaml import SCHEMA, SCHEMA_LINE, shipped_folder

@@ -10,8 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
-from alignkit.errors import AlignkitError, DataError, did_you_mean, message_of
-from alignkit.stopping import handling
+from alignkit.errors import AlignkitError, DataError, did_you_mean, handling, message_of
 from alignkit_apps.chat.screen import Screen, interactive
 from alignkit_apps.chat.session import Session
 from alignkit_apps.policies.policy import TooLong

@@ -12,9 +12,8 @@ from typing import Any
 
 import yaml
 
-from alignkit.io.credentials import redacted
 from alignkit.io.results import RECIPE, RESULTS, read_record
-from alignkit.io.text import printable
+from alignkit.io.text import printable, redacted
 from alignkit.models.loading import quantization_options, read_json
 from alignkit.plugins import source_of
 from alignkit.report import Report, Table

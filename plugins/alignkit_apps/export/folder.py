@@ -13,8 +13,8 @@ import torch
 from alignkit.arguments import refuse
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder, write_json, write_text
-from alignkit.io.credentials import redacted
 from alignkit.io.digest import cached_snapshot
+from alignkit.io.text import redacted
 from alignkit.models.adapters import ORIGIN, Base
 from alignkit.models.loading import DTYPES, dtype_of, end_ids, read_json
 from alignkit.runs.bases import base_source

@@ -9,7 +9,7 @@ from typing import Any
 
 from alignkit.arguments import refuse
 from alignkit.errors import OutOfResource, did_you_mean
-from alignkit.io.lookup import is_file
+from alignkit.io.text import is_file
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.yaml import SCHEMA_LINE, load_document, shipped, shipped_folder, shipped_recipe

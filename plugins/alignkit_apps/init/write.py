@@ -27,7 +27,7 @@ from alignkit.data.sources import (
     sides,
 )
 from alignkit.errors import AlignkitError, DataError, did_you_mean
-from alignkit.io.lookup import is_file
+from alignkit.io.text import is_file
 from alignkit.plugins import plugins
 from alignkit.registry import Component
 from alignkit.runs.data import RunData

@@ -12,9 +12,8 @@ from alignkit.data.group import Group
 from alignkit.data.sources import OR_SKIP, DataSource, DataSpec
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
 from alignkit.extras import check_extra
-from alignkit.io.lookup import exists, is_file
 from alignkit.io.results import RECIPE
-from alignkit.io.text import printable
+from alignkit.io.text import exists, is_file, printable
 from alignkit.recipe.schema import specs
 from alignkit.runs.data import RunData
 from alignkit_apps.label.guidelines import Guidelines

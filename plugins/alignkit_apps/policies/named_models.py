@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.arguments import refuse
-from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.results import RECIPE
+from alignkit.io.text import is_dir, is_file
 from alignkit.recipe.schema import BASE
 from alignkit.recipe.yaml import plain_data
 from alignkit.settings import ModelSpec

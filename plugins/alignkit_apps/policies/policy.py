@@ -14,7 +14,7 @@ from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError
 from alignkit.io.console import Reporter
 from alignkit.io.results import stage_folder
-from alignkit.launcher import launcher
+from alignkit.kinds import launcher
 from alignkit.models.models import LoadedBase, Models, RolePolicy
 from alignkit.registry import Registry
 from alignkit.reward import REWARD_KEY, Context, no_progress

@@ -11,8 +11,7 @@ from typing import Any
 
 from alignkit.arguments import refuse
 from alignkit.errors import RecipeError
-from alignkit.io.lookup import is_dir, is_file
-from alignkit.io.text import printable
+from alignkit.io.text import is_dir, is_file, printable
 from alignkit.options import Field, Options, RewardRef
 from alignkit.plugins import plugins
 from alignkit.recipe.mistakes import problems_of, validated

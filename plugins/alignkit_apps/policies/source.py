@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.arguments import refuse
 from alignkit.errors import RunFailed, did_you_mean
-from alignkit.io.lookup import is_file
 from alignkit.io.results import (
     RECIPE,
     Results,
@@ -21,6 +20,7 @@ from alignkit.io.results import (
     read_record,
     results_of_stage,
 )
+from alignkit.io.text import is_file
 from alignkit.recipe.schema import NAME_PATTERN
 from alignkit.recipe.yaml import shipped_recipe
 from alignkit.settings import ModelSpec

@@ -10,8 +10,8 @@ from typing import Any
 
 import alignkit
 from alignkit.errors import Problem, RecipeError, reason_of
-from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.results import RECIPE, check_results
+from alignkit.io.text import is_dir, is_file
 from alignkit.plugins import plugins
 from alignkit.report import Report
 from alignkit_apps.charts import curves, data_cards

@@ -17,12 +17,10 @@ from typing import Any
 
 import psutil
 
-from alignkit.errors import message_of
-from alignkit.io.credentials import redacted
-from alignkit.io.lookup import IMPOSSIBLE
+from alignkit.errors import StageWaits, Stopped, message_of
 from alignkit.io.results import STARTS
+from alignkit.io.text import IMPOSSIBLE, redacted
 from alignkit.runs.folder import resume_command
-from alignkit.stopping import StageWaits, Stopped
 
 
 def write_start(folder: Path, recipe_folder: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from alignkit.arguments import refuse
 from alignkit.io.atomic import write_text
-from alignkit.io.lookup import is_file
 from alignkit.io.results import PAGE, RECIPE, is_result_name
+from alignkit.io.text import is_file
 from alignkit.report import Block, Report, Table
 from alignkit_apps.charts.curves import main_metrics, worded
 from alignkit_apps.policies.source import RUNS, runs_in

@@ -77,7 +77,7 @@ def start(
 ) -> None:
     """Serve policies until Ctrl-C. words: policies and overrides. page: what follows the address that is opened."""
     check_extra("alignkit serve", "serve", *PACKAGES)
-    from alignkit import stopping
+    from alignkit import errors
     from alignkit.io.console import Reporter
     from alignkit.io.text import printable
     from alignkit.plugins import load_plugins
@@ -104,7 +104,7 @@ def start(
         try:
             stack.enter_context(interruptible())
             models = stack.enter_context(
-                opened(named, overrides, registry, reporter, stopping.should_stop, "alignkit serve")
+                opened(named, overrides, registry, reporter, errors.should_stop, "alignkit serve")
             )
             for policy in models.policies.values():
                 reporter.say(printable(f"model {policy.name}: {described(policy.sampling)}"))
@@ -121,5 +121,5 @@ def start(
                 webbrowser.open(where + page)
             server.run(sockets=[listener])
             reporter.say("stopped")
-        except stopping.Stopped:
+        except errors.Stopped:
             reporter.say("stopped")

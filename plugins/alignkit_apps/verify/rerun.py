@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.arguments import refuse
-from alignkit.errors import NotReproduced
+from alignkit.errors import NotReproduced, stoppable
 from alignkit.io.console import Reporter
 from alignkit.io.results import RESULTS, Results, damage_of, folders_of
 from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
-from alignkit.stopping import stoppable
 from alignkit_apps.report.changes import changes, differences, shown
 from alignkit_http.stored_replies import stored_replies_only
 from alignkit_plugins.people.waiting import NobodyAsked

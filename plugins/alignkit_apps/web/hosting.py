@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from alignkit import stopping
+from alignkit import errors
 from alignkit.errors import Problem, RecipeError
 from alignkit.io.text import printable
 from alignkit_apps.web.address import HOST, Address
@@ -91,11 +91,11 @@ def server_of(app: ASGIApp) -> uvicorn.Server:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM ask for a stop (`alignkit.stopping`); a second one stops at once."""
+    """Let Ctrl-C and SIGTERM ask for a stop (`alignkit.errors.stoppable`); a second one stops at once."""
 
     def interrupted(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        stopping.request_stop("SIGINT")
+        errors.request_stop("SIGINT")
 
-    with stopping.stoppable(), stopping.handling([signal.SIGINT], interrupted):
+    with errors.stoppable(), errors.handling([signal.SIGINT], interrupted):
         yield

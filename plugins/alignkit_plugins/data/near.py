@@ -19,8 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkit.data.describe import said
-from alignkit.data.group import Group, Message, Response
+from alignkit.data.group import Group, Message, Response, said
 
 # A pair becomes a candidate if all values of one band are equal: in 1 - (1 - s^6)^20 of cases at similarity s.
 BANDS, PER_BAND, SEED = 20, 6, 49

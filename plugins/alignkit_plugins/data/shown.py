@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from alignkit.data.describe import said
-from alignkit.data.group import Group, Message, Response, resolved_pairs
+from alignkit.data.group import Group, Message, Response, resolved_pairs, said
 
 WIDTH = 88  # characters of a text
 

@@ -21,7 +21,7 @@ from alignkit import BadRow, DataError, Reader
 from alignkit.data.files import RECODE, UNDECODED, text_lines
 from alignkit.data.sources import CommitOf, DataSource
 from alignkit.io.digest import folder_digest
-from alignkit.io.lookup import NO_FILE, cache_folder, is_special
+from alignkit.io.text import NO_FILE, cache_folder, is_special
 
 PARQUET_ROWS = 1024  # decoded together
 

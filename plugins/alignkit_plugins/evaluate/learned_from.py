@@ -18,8 +18,8 @@ from typing import Any
 from alignkit.data.group import Group, prompts_of, sha256_of
 from alignkit.data.sources import DataSpec
 from alignkit.errors import AlignkitError, DataError
-from alignkit.io.lookup import is_file
 from alignkit.io.results import RECIPE, Results, is_result_name, read_record, stage_folder
+from alignkit.io.text import is_file
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from alignkit.io.credentials import HIDDEN, redacted
+from alignkit.io.text import HIDDEN, redacted
 
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b")
 _RANDOM = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z0-9]*[0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{32,}")

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignkit.errors import DataError, RunFailed
-from alignkit.stopping import StageWaits
+from alignkit.errors import DataError, RunFailed, StageWaits
 from alignkit_plugins.people import records
 from alignkit_plugins.people.asking import guidelines_of
 from alignkit_plugins.people.effective_labels import Labeled, labeled

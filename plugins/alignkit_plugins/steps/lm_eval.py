@@ -23,10 +23,10 @@ from pydantic import field_validator
 
 import alignkit
 from alignkit import Artifact, Field, PolicyRef, RunFailed, Step, StepContext
+from alignkit.errors import should_stop
 from alignkit.evaluation.statistics import shown
 from alignkit.extras import check_extra
 from alignkit.report import Report, Table
-from alignkit.stopping import should_stop
 from alignkit_plugins.evaluate.comparison import short_names
 
 COMMAND = (sys.executable, "-P", "-m", "lm_eval")

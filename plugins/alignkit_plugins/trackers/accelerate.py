@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 
 from alignkit import Add, Field, Options, RunFailed, Tracker, hookimpl
 from alignkit.calls import create
-from alignkit.tracker import TrackedRun, tracked
+from alignkit.kinds import TrackedRun, tracked
 
 # accelerate's name: what must be installed (any of them), whether it counts its own steps, what it is called
 TRACKERS: Mapping[str, tuple[tuple[str, ...], bool, str]] = {

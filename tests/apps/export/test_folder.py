@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 from alignkit.errors import RunFailed
-from alignkit.io.lookup import cache_folder
+from alignkit.io.text import cache_folder
 from alignkit_apps.export import folder as folders
 from alignkit_plugins.models import tiny
 

@@ -26,7 +26,7 @@ from exported import export, groups, models_of, train
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from alignkit import Context, Group, Message
-from alignkit.io.lookup import cache_folder
+from alignkit.io.text import cache_folder
 from alignkit_plugins.judges.llm.local import LocalJudge
 from alignkit_plugins.judges.llm.server import OpenAIJudge
 from alignkit_plugins.models import tiny

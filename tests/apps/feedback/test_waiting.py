@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from stores import event, pair, turn
 
-from alignkit.errors import BadRow, DataError, OutOfResource, message_of
-from alignkit.stopping import StageWaits
+from alignkit.errors import BadRow, DataError, OutOfResource, StageWaits, message_of
 from alignkit_plugins.people.assignment import next_item
 from alignkit_plugins.people.database import VERSION, connected
 from alignkit_plugins.people.effective_labels import Labeled, labeled

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.errors import RunFailed
-from alignkit.stopping import Stopped
+from alignkit.errors import RunFailed, Stopped
 from alignkit_apps.report.run_history import commit_of, machine, write_end, write_start
 
 

@@ -12,12 +12,11 @@ import pytest
 
 import alignkit_plugins.models.tiny
 from alignkit.cli import main
-from alignkit.errors import RecipeError, RunFailed
+from alignkit.errors import RecipeError, RunFailed, Stopped
 from alignkit.io.console import Reporter
-from alignkit.io.lookup import cache_folder
+from alignkit.io.text import cache_folder
 from alignkit.plugins import load_plugins
 from alignkit.sampling import Sampling
-from alignkit.stopping import Stopped
 from alignkit_apps.policies.policy import Opened, opened
 from alignkit_apps.policies.recipe import models_of, without_overrides
 from alignkit_apps.policies.streaming import Answer

@@ -1,0 +1,305 @@
+"""The interfaces of five small kinds of plugins: filters, monitors, trackers, readers and launchers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from alignkit.data.files import suffix_of
+from alignkit.data.group import Group
+from alignkit.errors import DataError
+from alignkit.io.digest import file_digest
+from alignkit.options import WithOptions
+from alignkit.plugins import plugins
+from alignkit.registry import Registration, Unresolved
+from alignkit.settings import Settings
+
+
+class Filter(WithOptions):
+    """Base class of a filter: chooses among the scored groups of an iteration before the algorithm sees them.
+
+    It must be a pure function of the groups: the same choice on every call, in any order of the groups.
+
+    Attributes:
+        reads_rewards: Whether it needs the responses' `reward`; a stage without one is then refused.
+    """
+
+    reads_rewards: ClassVar[bool] = True
+
+    def keep(self, groups: Sequence[Group]) -> Sequence[bool]:
+        """Whether to learn from each group, in order. They are all groups of the iteration that earlier filters kept.
+
+        Responses that could not be scored are already left out. Next to the raw `reward` (`REWARD_KEY`), the scores
+        have the `learned_reward` (`LEARNED_KEY`), which a combination may have normalized. Samples of earlier
+        iterations have only the first.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define `keep(groups)`")
+
+
+GOLD_KEY = "gold"  # of a response's scores
+REWARD_HACKING = "reward_hacking"  # the monitor that every stage has
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a monitor says of an iteration.
+
+    Attributes:
+        metrics: For metrics.jsonl.
+        warnings: What the run prints.
+        summary: JSON values for stage.json.
+        stop: Why the stage ends now; empty if it continues.
+        best: The iteration whose policy is then the result: this one, or the `best` of the last look, as only its
+            weights are kept; 0: this one, and none are kept. It is the policy that the iteration began with: with
+            `rollout.ahead` one update newer than the one that wrote its samples, but the one of `gold_prompts`.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    stop: str = ""
+    best: int = 0
+
+
+class Monitor(WithOptions):
+    """Base class of a monitor: looks at the samples of every iteration, before they are learned from.
+
+    When a stage resumes, a new monitor looks at all earlier samples again, from the run's files, and must say the same.
+    """
+
+    def start(self, settings: Settings) -> Sequence[str]:
+        """The stage begins or resumes; returns warnings.
+
+        Args:
+            settings: Its keys, such as `iterations` and `stop`.
+        """
+        return ()
+
+    def look(self, iteration: int, groups: Sequence[Group], gold: Sequence[Group] | None) -> Observation:
+        """Look at an iteration's scored samples. Iterations count from 1.
+
+        Args:
+            iteration: Counts from 1.
+            groups: Empty if their file was deleted before the stage resumed.
+            gold: The samples with `gold` next to `reward` among their scores (None where scoring failed); None if this
+                iteration does not measure it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define `look(iteration, groups, gold)`")
+
+    def next_prompts(self, iteration: int, prompts: Sequence[Group], random: Any) -> Sequence[int] | None:
+        """The prompts of an iteration, as indices in the order in which they are sampled; None: the stage's own order.
+
+        The stage takes as many as it needs, and begins again if there are fewer. It must depend on nothing but the
+        samples of `look`, whose groups have the prompts' `id`, and `random`, so that a stage that resumes asks the
+        same. The first monitor of the recipe that chooses counts.
+
+        Args:
+            iteration: Counts from 1.
+            prompts: All of the stage.
+            random: Numpy's generator.
+        """
+        return None
+
+    def finish(self, stopped: str) -> Observation:
+        """What is to be said at the end of the stage; only warnings and summary count.
+
+        Args:
+            stopped: Why it ended early.
+        """
+        return Observation()
+
+
+_NOT_METRICS = ("stage", "step", "time")
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker knows of a run.
+
+    Attributes:
+        folder: The run's.
+        recipe: As plain data with absolute paths.
+    """
+
+    name: str
+    folder: Path
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Tracker(WithOptions):
+    """Base class of a tracker. It observes: what it does, and whether it fails, changes no result."""
+
+    def check(self) -> None:
+        """Raise RunFailed for a mistake of the user, such as a missing package; called before the run's first stage."""
+
+    def start(self, run: TrackedRun) -> None:
+        """Begin, or continue after an interruption; called before the first line, in a run that has a new one.
+
+        Args:
+            run: Its name, folder and recipe.
+        """
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Numbers of a step or iteration of a stage.
+
+        A run that is resumed repeats the steps after its last checkpoint.
+
+        Args:
+            stage: Its name.
+            step: Counts from 1.
+            metrics: Numbers by name.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define `log(stage, step, metrics)`")
+
+    def finish(self) -> None:
+        """Write what is pending; the last call."""
+
+
+def tracked(line: Mapping[str, Any], number: int) -> tuple[str, int, dict[str, float]]:
+    """Stage, step and numbers of a line of `metrics.jsonl`. number: the step of a line without one.
+
+    "nan" and "inf" become floats again; other texts are left out.
+    """
+    metrics = {name: value for name, text in line.items() if (value := _number(text)) is not None}
+    metrics = {name: value for name, value in metrics.items() if name not in _NOT_METRICS}
+    step = line.get("step")
+    return str(line.get("stage", "")), step if isinstance(step, int) else number, metrics
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool | int | float):
+        return float(value)
+    return float(value) if value in ("nan", "inf", "-inf") else None
+
+
+HUB = Path("data.hub")  # stands for what `hub:` names
+
+
+class Reader:
+    """Reads the files with one suffix, such as tables or databases, as rows. JSON and text need none.
+
+    It is registered under its suffix, as in `add("reader", ".notes", Notes)`.
+
+    Attributes:
+        grows: Whether runs write into such files, so that a recipe may name one that does not exist yet.
+        no_rows: Why a file that can be read may have no row for a recipe.
+    """
+
+    grows: ClassVar[bool] = False
+    no_rows: ClassVar[str] = "the source is empty"
+
+    def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+        """The numbered rows; one that cannot be read is a `BadRow`.
+
+        Args:
+            path: The file.
+
+        Raises:
+            DataError: For a file that is unreadable.
+        """
+        raise NotImplementedError
+
+    def rows_of(self, source: Any, commit: Callable[[str, str | None], str | None]) -> Iterator[tuple[int, Any]]:
+        """The rows of a source of a recipe. Default: those of its file.
+
+        Args:
+            source: With the keys of the recipe, such as `path`.
+            commit: Finds the commit of a data set on the hub and its revision.
+        """
+        return self.rows(source.path)
+
+    def digest(self, path: Path) -> str:
+        """A digest of what `rows` yields. A stage that read the file runs again when it changes.
+
+        Args:
+            path: The file.
+        """
+        return file_digest(path)
+
+    def facts(self, path: Path) -> Mapping[str, Any]:
+        """What stage.json keeps of the file next to the facts of all sources, for reports.
+
+        Args:
+            path: The file.
+        """
+        return {}
+
+
+def reader_of(path: Path) -> Reader | None:
+    """The reader of a file; None for one of JSON or text, and if no plugin reads its suffix.
+
+    Raises DataError if several plugins read it.
+    """
+    registration = registration_of(path)
+    return None if registration is None else registration.implementation()
+
+
+def registration_of(path: Path) -> Registration | None:
+    """Where the reader of a file is from. See `reader_of`."""
+    suffix = suffix_of(path)
+    if not plugins().registry.has("reader", suffix):
+        return None
+    try:
+        return plugins().registry.get("reader", suffix)
+    except Unresolved as error:
+        origins = [one.origin for one in plugins().registry.registrations("reader") if one.name == suffix]
+        text = f"{path}: {' and '.join(origins)} read files with this suffix; disable one: --no-plugin PACKAGE:NAME"
+        raise DataError(text) from error
+
+
+ACCELERATE = "accelerate"  # the name of the one that runs use
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process of how many this is.
+
+    Attributes:
+        process: The number of this one, from 0.
+        processes: Of the run.
+        shard: Whether base models are cut with FSDP2.
+    """
+
+    process: int = 0
+    processes: int = 1
+    shard: bool = False
+
+
+class Launcher:
+    """Base class of a launcher: whatever lets several processes run one recipe together, and asks engines.
+
+    A run of one process with its own sampler needs none.
+    """
+
+    def join(self, recipe: Any, folder: Path, world: World) -> Any:
+        """Meet the other processes, each of which runs the recipe; returns the `Collectives` of the run.
+
+        Raises RecipeError if several processes cannot run the recipe, and RunFailed if they do not meet or differ in
+        what they run.
+
+        Args:
+            recipe: The recipe.
+            folder: Of the run.
+            world: Which process this is.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define join")
+
+    def engine(self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]) -> Any:
+        """What asks the engine of a stage, and checks all that it returns; it samples instead of a `SharedModel`.
+
+        Args:
+            component: The recipe's engine.
+            folder: For published adapters and for files of the engine.
+            stage: Its name.
+            seed: The stage's.
+            say: Prints a line.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define engine")
+
+
+def launcher() -> Launcher:
+    """What starts several processes. Raises Unresolved if no plugin does."""
+    made: Launcher = plugins().registry.get("launcher", ACCELERATE).implementation()
+    return made
