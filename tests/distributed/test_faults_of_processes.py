@@ -11,7 +11,7 @@ from several import assert_alike, offline, online, write_recipe
 
 from alignkit import cli
 from alignkit.plugins import load_plugins
-from alignkit.training.checkpoint import load_checkpoint
+from alignkit.training.stage import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,7 +8,7 @@ import pytest
 from alignkit import Group
 from alignkit.models.packing import Examples
 from alignkit.tokens.encoder import Encoded
-from alignkit.training.schedule import minibatches, share_of
+from alignkit.training.learner import minibatches, share_of
 
 
 @pytest.mark.parametrize(
