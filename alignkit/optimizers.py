@@ -7,6 +7,7 @@ take `warmup`, the steps in which alignkit lets the rate rise and after which it
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -42,10 +43,20 @@ def optimizer_parts(settings: Settings) -> tuple[Callable[..., Any], dict[str, A
 
 
 def factor_of(schedule: Component | str, **given: float) -> float:
-    """The factor on the learning rate at a step after the warmup. given: what a schedule may take, see above."""
+    """The factor on the learning rate at a step after the warmup. given: what a schedule may take, see above.
+
+    Raises RunFailed for what is no factor: a negative one would unlearn.
+    """
     function, options = _named("schedule", schedule)
     taken = inspect.signature(function).parameters.keys() & given.keys()
-    return float(function(**{name: given[name] for name in taken}, **options))
+    unusable = f"schedule '{getattr(schedule, 'name', schedule)}' cannot be used"
+    try:
+        factor = float(function(**{name: given[name] for name in taken}, **options))
+    except Exception as error:  # an author's code can fail in any way
+        raise RunFailed(f"{unusable}: {reason_of(error)}") from error
+    if not 0 <= factor < math.inf:
+        raise RunFailed(f"{unusable}: its factor is {factor:g}, and must be a number of at least 0")
+    return factor
 
 
 def make_optimizer(settings: Settings, parameters: Iterable[nn.Parameter], rate: float) -> Optimizer:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from numbers import Real
-from sys import float_info
 from typing import Any, SupportsIndex
 
 from alignkit.algorithm import ADVANTAGES, Algorithm, Needs, Phase, Skip
@@ -117,7 +116,10 @@ def reference_prompt(group: Group) -> Shape:
 
 def is_number(value: Any) -> bool:
     """Whether it is finite and not too large for a float."""
-    return isinstance(value, Real) and bool(abs(value) <= float_info.max)  # type: ignore[operator]
+    try:
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # of an int
+        return False
 
 
 def number(value: Any) -> str:

@@ -70,6 +70,23 @@ def test_held_out_data_are_a_batch_of_their_own(tmp_path: Path) -> None:
     assert learner.algorithm.state == {"responses": 3}
 
 
+class Renamed(Whole):
+    """Its metrics have names of other numbers."""
+
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
+        return {name: per_token(out.logprobs.detach() * 0 + 7) for name in ("nll", "loss")}
+
+
+def test_a_metric_shows_in_place_of_a_term_but_not_of_the_loss_that_chooses_the_best_epoch(tmp_path: Path) -> None:
+    model = policy(tmp_path)
+    model.add_role("new")
+    learner = Learner(model, Renamed(Renamed.Options()), Settings(), "new")
+    examples = encoded(model, 3)
+    loss = Learner(model, Whole(Whole.Options()), Settings(), "new").evaluate(examples)["loss"]
+    assert learner.step(examples, 0.0)["nll"] == 7
+    assert learner.evaluate(examples) == {"nll": 7, "loss": pytest.approx(loss)}
+
+
 def test_memory_that_runs_out_in_held_out_data_leaves_what_was_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

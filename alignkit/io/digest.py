@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -145,6 +147,9 @@ def _imported_names(source: bytes) -> frozenset[str]:
 def _own(name: str, folder: Path) -> list[Path]:
     """The user's own module or package of a name; of a namespace package each folder that it is in."""
     spec = PathFinder.find_spec(name, [str(folder), *sys.path])
+    if spec is None:  # a package that is installed in editable mode may have a finder of its own
+        with suppress(ImportError, ValueError, AttributeError):
+            spec = importlib.util.find_spec(name)
     if spec is None:
         return []
     found = [Path(place).resolve() for place in spec.submodule_search_locations or [spec.origin or ""]]

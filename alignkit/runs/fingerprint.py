@@ -48,7 +48,9 @@ class RunData:
         """
         seed = self._seed if seed is None else seed
         made = [self._stage_data(source.stage) for source in spec.sources if source.stage is not None]
-        state = f"{spec} {seed} {file_facts(spec)} {[content_digest(file) for file in made if file.exists()]}"
+        formats = [source.format for source in spec.sources]  # which the text of a source does not name
+        earlier = [content_digest(file) for file in made if file.exists()]
+        state = f"{spec} {formats} {seed} {file_facts(spec)} {earlier}"
         loaded = self._held.get(state)
         if loaded is None:
             loaded = load(spec, formats=_formats(), seed=seed, stage_data=self._stage_data, commit=self._commits)
@@ -77,10 +79,11 @@ def _formats() -> dict[str, type[Format]]:
 
 
 def file_facts(spec: DataSpec) -> dict[str, str]:
-    """The digests of the files of a data entry, and of folders that a named format reads, by name."""
+    """The digests of the files of a data entry, and of the folders that it reads, by name."""
     named = [(source.path, source.format) for source in spec.sources if source.path is not None]
     files = [path for path, format in named if path.is_file() or (format is not None and path.is_dir())]
-    return {str(file): content_digest(file) for file in files}
+    folders = [Path(source.hub) for source in spec.sources if source.hub is not None and Path(source.hub).is_dir()]
+    return {str(file): content_digest(file) for file in [*files, *folders]}
 
 
 def stage_parts(

@@ -195,6 +195,9 @@ class Run(Services):
             self.ready.add(name)
             return True
         parts, before, earlier = started
+        if trains:  # with data, weights and code of each machine
+            self.hashes |= parts["upstream"]
+            self.collectives.compare(f"stage '{name}'", stage.key)
         folder, began = self.store.path(name), time.monotonic()
         made: list[tuple[dict[str, Any], Artifact]] = []
         try:

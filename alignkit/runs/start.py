@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 import alignkit
-from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed, Stopped, message_of
+from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed, Stopped, message_of, should_stop
 from alignkit.io.atomic import LOCK, make_folder, remove_leftovers
 from alignkit.io.console import Reporter
 from alignkit.io.results import FACTS, MARKDOWN, PAGE, RECIPE, STARTS, is_empty, read_record
@@ -46,8 +46,10 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
         _run(load, out, world)
     except Exception as error:  # process 0 prints an error that all have
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which whoever started this process ends it now
-        time.sleep(SAME_ERROR)
-        Reporter().say(f"process {world.process}: {message_of(error)}")
+        with suppress(Stopped):  # or has asked it to end already
+            should_stop()
+            time.sleep(SAME_ERROR)
+            Reporter().say(f"process {world.process}: {message_of(error)}")
         return int(getattr(error, "exit_code", 1))
     return 0
 

@@ -22,9 +22,9 @@ Key = TypeVar("Key")
 class Collectives:
     """The only process of a run: everything is its own, and nothing is sent.
 
-    For several processes, a subclass sets `process` and `processes` and overrides `gather`, `on_rank0`, `should_stop`
-    and `fail`, and `add_gradients` if it has a faster way. All processes call these methods in the same order, because
-    each waits for the others. sharing: whether all of them compute together, or the first one alone.
+    For several processes, a subclass sets `process` and `processes` and overrides `gather`, `on_rank0`, `should_stop`,
+    `compare` and `fail`, and `add_gradients` if it has a faster way. All processes call these methods in the same
+    order, because each waits for the others. sharing: whether all of them compute together, or the first one alone.
     """
 
     process = 0
@@ -61,6 +61,9 @@ class Collectives:
     def should_stop(self, check: Callable[[], None]) -> None:
         """Raise Stopped in every process if `check` does in one."""
         check()
+
+    def compare(self, what: str, facts: Callable[[], Mapping[str, Any]]) -> None:
+        """Raise RunFailed in every process if facts about `what` are not alike in all of them."""
 
     def fail(self, error: BaseException) -> None:
         """Let the others end with the error that ends this process."""

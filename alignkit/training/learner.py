@@ -299,7 +299,9 @@ class Learner:
                 sums, metrics = within_memory(self.model.memory, lambda: self._pass(cuts(), totals))
         finally:
             self.algorithm.state = state
-        return metrics.means(self.collectives) | self.collectives.sum(sums)
+        terms = self.collectives.sum(sums)
+        loss = terms.pop("loss")  # last, as no metric may take the place of what the best epoch is chosen by
+        return terms | metrics.means(self.collectives) | {"loss": loss}
 
     # State
 
@@ -424,7 +426,12 @@ def scaled(rate: float, hidden_size: int, lora: bool) -> float:
 
 
 def learning_rate(context: StageContext, defaults: StageDefaults) -> float:
-    """The stage's learning rate: as written, or the algorithm's default for this model."""
+    """The stage's learning rate: as written, or the algorithm's default for this model.
+
+    Raises RunFailed for a schedule that cannot be used, which ten steps show before the first real one.
+    """
+    for step in range(10):
+        factor_of(context.settings.lr_scheduler_type, step=step, total=10, warmup=0, rate=1.0)
     if context.settings.learning_rate is not None:
         return context.settings.learning_rate
     lora, hidden_size = context.model.spec.lora is not None, context.model.hidden_size

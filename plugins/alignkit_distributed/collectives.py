@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +15,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
 
-from alignkit.errors import AlignkitError, Stopped, message_of
+from alignkit.errors import AlignkitError, RunFailed, Stopped, message_of
+from alignkit.io.digest import digest
 from alignkit.training.collectives import Collectives
 
 T = TypeVar("T")
@@ -62,7 +64,7 @@ class ProcessCollectives(Collectives):
 
     def __init__(self, process: int, processes: int, device: torch.device):
         self.process, self.processes, self.device = process, processes, device
-        self._failed = False  # whether the last exchange told of a failure
+        self._failed = False  # whether no word of a failure is sent: the others know, or wait for something else
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -128,6 +130,17 @@ class ProcessCollectives(Collectives):
             self._failed = True  # all of them stop
             raise Stopped(reasons[0])
 
+    def compare(self, what: str, facts: Callable[[], Mapping[str, Any]]) -> None:
+        own = {name: digest(json.loads(json.dumps(value, default=str))) for name, value in facts().items()}
+        first, *others = self.gather(own)
+        for process, theirs in enumerate(others, 1):
+            differ = sorted(name for name in first.keys() | theirs.keys() if first.get(name) != theirs.get(name))
+            if differ:
+                raise RunFailed(
+                    f"{what} is not the same in process 0 and in process {process}: {', '.join(differ)}\n"
+                    "help: let every machine have the same files, the same packages and the same command"
+                )
+
     def close(self) -> None:
         """See `Collectives`. Threads that still use the connections would abort the process."""
         PartialState().destroy_process_group()
@@ -136,12 +149,14 @@ class ProcessCollectives(Collectives):
         """Let each parameter's gradient be the sum over processes, in fp32. One that no process has stays None."""
         parameters = list(parameters)
         present = [any(has) for has in zip(*self.gather([p.grad is not None for p in parameters]), strict=True)]
+        self._failed = True  # others that wait for a sum would take a word of a failure for numbers, or wait forever
         for bucket in _buckets([p for p, has in zip(parameters, present, strict=True) if has]):
             flat = torch.cat([_gradient(parameter).flatten().float() for parameter in bucket])
             with self.waiting():
                 total = reduce(flat, reduction="sum")
             for parameter, part in zip(bucket, total.split([p.numel() for p in bucket]), strict=True):
                 parameter.grad = part.view_as(parameter).to(parameter.dtype)
+        self._failed = False
 
     def _unpacked(self, content: bytes) -> Any:
         # Bytes of this run's own processes, which run the same code.

@@ -6,10 +6,8 @@ writes; the others get what it returns. Training is dealt to all. If one dies, w
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import torch
 from alignkit.algorithm import ExternalTrainer
 from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem, RecipeError, RunFailed
-from alignkit.io.digest import digest, plugin_digests, versions
+from alignkit.io.digest import plugin_digests, versions
 from alignkit.kinds import World
 from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, base_keys, specs
@@ -53,21 +51,8 @@ def join(recipe: Recipe, folder: Path, world: World) -> ProcessCollectives:
         raise RunFailed(text)
     kind = LockstepCollectives if world.shard else ProcessCollectives
     collectives = kind(world.process, world.processes, state.device)
-    compare(collectives, facts_of(recipe, folder, world))
+    collectives.compare("the run", lambda: facts_of(recipe, folder, world))
     return collectives
-
-
-def compare(collectives: ProcessCollectives, facts: Mapping[str, Any]) -> None:
-    """Raise RunFailed in every process if facts are not alike in all of them."""
-    own = {name: digest(json.loads(json.dumps(value, default=str))) for name, value in facts.items()}
-    first, *others = collectives.gather(own)
-    for process, theirs in enumerate(others, 1):
-        differ = sorted(name for name in first.keys() | theirs.keys() if first.get(name) != theirs.get(name))
-        if differ:
-            raise RunFailed(
-                f"the run is not the same in process 0 and in process {process}: {', '.join(differ)}\n"
-                "help: let every machine have the same files, the same packages and the same command"
-            )
 
 
 def check_stages(recipe: Recipe) -> None:

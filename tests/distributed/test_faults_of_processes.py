@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from forked import Ended, together
 from several import assert_alike, offline, online, write_recipe
+from torch import nn
 
 from alignkit import cli
 from alignkit.plugins import load_plugins
@@ -71,6 +74,22 @@ def test_an_error_of_process_0_is_the_error_of_all(work: Path) -> None:
 def test_memory_that_runs_out_in_one_process_is_its_error(work: Path) -> None:
     leader, _other = run(work, "memory")
     assert leader.code and "in process 1" in leader.err and "900 GiB" in leader.err
+
+
+def test_a_failure_while_gradients_are_added_ends_all(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 0 waits for numbers, and a word of the failure would let both wait forever."""
+
+    def gradient(parameter: nn.Parameter) -> torch.Tensor:
+        if os.environ["RANK"] == "1":
+            raise MemoryError("900 GiB")
+        assert parameter.grad is not None
+        return parameter.grad
+
+    monkeypatch.setattr("alignkit_distributed.collectives._gradient", gradient)
+    recipe = write_recipe({"align": offline("sft", "demos")})
+    leader, other = together(work, ["run", recipe, "--out", "out"], 2)
+    assert leader.code == 1 and "error: another process of the run has ended" in leader.err, leader
+    assert other.code == 5 and "process 1: error: out of memory: " in other.err, other
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ from several import answers, assert_alike, offline, online, reward, write_recipe
 
 from alignkit import cli
 from alignkit.errors import PluginError, RecipeError
+from alignkit.io.text import cache_folder
 from alignkit.kinds import World
 from alignkit.runs.start import world_of
+from alignkit_plugins.models import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 SFT = {"sft": offline("sft", "demos")}
@@ -87,6 +90,15 @@ def test_processes_with_other_files_are_named_before_anything_is_written(work: P
     err, _ = ended_before_anything_was_written(work, recipe, folders=[work, other])
     assert "error: the run is not the same in process 0 and in process 1: " in err
     assert "demos.jsonl" in err and "folder" in err
+
+
+def test_a_stage_of_processes_with_other_base_models_is_not_trained(work: Path) -> None:
+    """Process 1 has another folder of the base model, which only the key of the stage tells."""
+    recipe, other = write_recipe(SFT), work / "cache"
+    (shutil.copytree(tiny.source(cache_folder()), other / Path(tiny.source(cache_folder())).name) / "a.txt").touch()
+    leader, _ = together(work, ["run", recipe, "--out", "out"], variables=[{}, {"ALIGNKIT_CACHE": str(other)}])
+    assert leader.code == 1 and not Path("out/sft/adapter").exists()
+    assert "error: stage 'sft' is not the same in process 0 and in process 1: base\n" in leader.err
 
 
 def test_processes_with_other_versions_are_named(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

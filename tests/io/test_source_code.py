@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,21 @@ def test_installed_modules_do_not_count_but_editable_ones_do(tmp_path: Path, mon
     monkeypatch.setattr(sys, "path", [str(tmp_path / "checkout"), str(tmp_path / "site-packages"), *sys.path])
     assert names(file) == {"reward.py", "elsewhere/__init__.py"}
     assert changes(file, elsewhere) and not changes(file, installed)
+
+
+def test_an_editable_package_counts_that_only_its_own_finder_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "mine" / "reward.py", "import checked_out\n")
+    other = write(tmp_path / "checkout" / "checked_out" / "__init__.py", "")
+
+    class Finder:  # as pip installs a project whose packages are not in a folder of their own
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> object:
+            return spec_from_file_location(name, other) if name == "checked_out" else None
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    assert changes(file, other)
 
 
 def test_every_portion_of_a_namespace_package_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,18 @@
-"""What a run says when memory runs out, and when a setting has no effect in one process."""
+"""What a run says when memory runs out, when it is asked to end, and when a setting has no effect in one process."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from alignkit import cli
-from alignkit.errors import OutOfResource
+from alignkit.errors import OutOfResource, RunFailed, stoppable
 from alignkit.runs.run import with_help
+from alignkit.runs.start import start
 
 
 def test_memory_that_runs_out_says_what_saves_memory() -> None:
@@ -21,6 +24,24 @@ def test_memory_that_runs_out_says_what_saves_memory() -> None:
     ]
     error = ValueError("no such layer")
     assert with_help(error, "") is error
+
+
+def test_a_process_that_was_asked_to_end_does_not_repeat_the_error_of_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a busy machine the launcher asks before this process has found out that the others are gone."""
+
+    def run(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RunFailed("the others are gone")
+
+    monkeypatch.setattr("alignkit.runs.start._run", run)
+    monkeypatch.setattr("alignkit.runs.start.SAME_ERROR", 0.0)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with stoppable():
+        assert start(lambda warn: pytest.fail("not read"), None) == RunFailed.exit_code
+    assert capsys.readouterr().err == ""
 
 
 def test_parts_of_one_process_are_warned_of(

@@ -1,14 +1,22 @@
-"""Minibatches: every group once, and none with a larger step than the others."""
+"""Minibatches: every group once, and none with a larger step than the others. Schedules that are none."""
 
 from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from alignkit import Group
+from alignkit import Group, RunFailed
+from alignkit.algorithm import StageDefaults
 from alignkit.models.packing import Examples
+from alignkit.recipe.references import options_of
+from alignkit.registry import Component, Registration
+from alignkit.settings import Settings
 from alignkit.tokens.encoder import Encoded
-from alignkit.training.learner import minibatches, share_of
+from alignkit.training.learner import learning_rate, minibatches, schedule, share_of
 
 
 @pytest.mark.parametrize(
@@ -29,3 +37,29 @@ def test_the_last_minibatch_is_not_a_single_group() -> None:
     assert [len(part.groups) for part in parts] == [3, 3, 3]
     assert sorted(encoded.group.id for part in parts for encoded in part.groups) == [group.id for group in groups]
     assert [len(part.groups) for part in minibatches(examples, None, np.random.default_rng(0))] == [9]
+
+
+def falling(step: int, total: int) -> float:
+    return 1 - 1.5 * step / total
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (falling, r"its factor is -0\.05, and must be a number of at least 0"),
+        (lambda step: math.nan, "its factor is nan"),
+        (lambda step: math.inf, "its factor is inf"),
+        (lambda step: 1 / step, "division by zero"),
+        (lambda step: None, "not 'NoneType'"),
+    ],
+)
+def test_what_is_no_schedule_is_refused_before_the_first_step(function: Any, why: str) -> None:
+    """A negative factor would unlearn without a word."""
+    registration = Registration("theirs", function)
+    component = Component("schedule", "theirs", registration, options_of(registration)())
+    settings = Settings(lr_scheduler_type=component, learning_rate=1e-3)
+    context: Any = SimpleNamespace(settings=settings)
+    with pytest.raises(RunFailed, match=f"^schedule 'theirs' cannot be used: .*{why}"):
+        learning_rate(context, StageDefaults())
+    with pytest.raises(RunFailed, match="schedule 'theirs' cannot be used"):
+        [schedule(settings, 1e-3, step, 100) for step in range(100)]

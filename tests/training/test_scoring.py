@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from by_role import ByRole
@@ -181,12 +182,12 @@ def test_nothing_that_can_be_scored() -> None:
     assert scored.groups == [] and len(scored.rows) == 0 and scored.unscored == 1
 
 
-def test_a_reward_that_is_not_finite_is_an_error() -> None:
-    groups = [Group(PROMPT, (response(math.inf),), id="a")]
-    with pytest.raises(
-        RunFailed, match=r"reward 'liked': return a finite number.*, not inf, for response 0 \(prompt: 'how are you'\)"
-    ):
-        learn(scorer(), groups)
+@pytest.mark.parametrize("score", [math.inf, numpy.float32("inf"), 10**400])
+def test_a_reward_that_is_not_finite_is_an_error(score: Any) -> None:
+    rewards = combining(RewardSpec("stage", "liked"), {"liked": [score]})
+    message = r"reward 'liked': return a finite number.*, not .*, for response 0 \(prompt: 'how are you'\)"
+    with pytest.raises(RunFailed, match=message):
+        learn(rewards, [Group(PROMPT, (Response(text="a"),), id="a")])
 
 
 def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> None:
