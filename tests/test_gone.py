@@ -67,7 +67,6 @@ COMMANDS = [
     ("labels agree a.feedback", "agree", PAGE),
     ("labels agree", "agree", PAGE),
     ("data stats d.jsonl", "stats", PAGE),
-    ("run smoke --processes 2", "--processes", PAGE),
     ("run smoke --executor ray", "--executor", PAGE),
     ("chat runs/a/b --blind", "--blind", PAGE),
     ("evaluate runs/a/b --people ann", "--people", PAGE),

@@ -46,7 +46,7 @@ _OWN = {
 _COMMON = {*allowed_keys(DataSource)}
 _WEIGHTS = ("adapter_config.json", "config.json")
 _TEXTS = ("stage", "policy", "from", "reference", "reward_stage", "base")  # kinds of references whose fields are text
-_RESERVED = (BASE, "none", "folder", "model", "cache", "trackers")  # the last two are folders of the run
+_RESERVED = (BASE, "none", "folder", "cache", "trackers")  # the last two are folders of the run
 
 
 def options_of(registration: Registration, kind: str = "") -> type[Options]:
@@ -129,10 +129,10 @@ class Reading:
 
     # --- names
 
-    def read_base_name(self, name: str) -> str:
+    def read_base_name(self, name: str, reserved: Sequence[str] = (*_RESERVED, "model")) -> str:
         """The name of a base model."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in _RESERVED:
-            help = f"use letters, digits, '_' and '-', and none of the words {', '.join(_RESERVED)}"
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in reserved:
+            help = f"use letters, digits, '_' and '-', and none of the words {', '.join(reserved)}"
             raise wrong(f"'{name}' cannot be the name of a stage or a base model", help, at_key=True)
         return name
 
@@ -144,7 +144,7 @@ class Reading:
         if self.registry.has("reward", name):
             help = f"'reward: {name}' would be ambiguous; rename the stage"
             raise wrong(f"stage '{name}' has the same name as an installed reward", help, at_key=True)
-        return self.read_base_name(name)
+        return self.read_base_name(name, _RESERVED)
 
     # --- stages and weights
 

@@ -205,9 +205,10 @@ class Run(Services):
                 self.make_room(stage.stage)
                 if before:
                     stage.notify("stage_begins_again", record=before)
-                self.collectives.sharing = trains
                 if trains:
+                    self.collectives.sharing = True
                     made.append(stage.run(folder))
+                    self.collectives.sharing = False  # not if it fails, because the others may be anywhere then
                 else:
                     first(lambda: made.append(stage.run(folder)))
         except BaseException:

@@ -463,7 +463,8 @@ class TrainingStage(RunStage, StageContext):
 
         random = seeds.stream(self.seed, self.name, "select")
         context = SelectContext(0, self.seed, list, self.summary.update, random, validation, self.say)
-        chosen = call(algorithm, "select", groups, context, returns=shapes.selection)
+        # A copy, because other stages may hold the same rows.
+        chosen = call(algorithm, "select", list(groups), context, returns=shapes.selection)
         return [group for item in chosen for group in ([item] if isinstance(item, Group) else item.groups)]
 
     # Its work

@@ -46,9 +46,9 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
         _run(load, out, world)
     except Exception as error:  # process 0 prints an error that all have
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which whoever started this process ends it now
+        time.sleep(SAME_ERROR)
         with suppress(Stopped):  # or has asked it to end already
             should_stop()
-            time.sleep(SAME_ERROR)
             Reporter().say(f"process {world.process}: {message_of(error)}")
         return int(getattr(error, "exit_code", 1))
     return 0

@@ -220,7 +220,9 @@ class TrainerState:
         checkpoint = load_checkpoint(self.context.folder / "checkpoints", self.context.reporter.say)
         if checkpoint is None:
             return
+        begun = self.algorithm.state  # by `select`: held-out rows are selected as in the first start
         self.learner.restore(checkpoint.tensors, checkpoint.state["learner"])
+        self.algorithm.state = begun
         for base, models in self.context.bases().items():
             models.model.memory.restore(checkpoint.state.get("memory", {}).get(base) or {"halvings": 0})
         self.done = checkpoint.state
@@ -241,10 +243,7 @@ class TrainerState:
             )
 
     def restore_progress(self) -> None:
-        """Continue with the checkpoint's summary and the algorithm's state, once this start has counted and selected.
-
-        The summary already includes these counts, and `select` may have begun a new state.
-        """
+        """Continue with the checkpoint's summary, which has this start's counts, and with the algorithm's state."""
         if self.done:
             self.summary.clear()
             self.summary.update(self.done["summary"])

@@ -158,6 +158,8 @@ class EngineRequest:
         """Wait for the call that is running, whose samples nobody wants any more. It may fail."""
         with suppress(Exception):
             self.engine.thread.wait(self._call)
+        with suppress(Exception):
+            self.engine.rest()
 
     def _play(self, partner: Partner, done: Callable[[int], None]) -> None:
         """Let turns follow until nobody answers, or no token is left."""

@@ -303,6 +303,8 @@ def test_an_engine_idles_between_calls(tmp_path: Path) -> None:
     model.drop_role("one")
     model.add_role("one")
     assert sample("one") == first and heard[7:] == ["wake", "sample one", "idle"], "with the same weights"
+    asked.request(Generation(model, BASE, model.encoder(), [(1, 30)], [[1]], Sampling(max_new_tokens=3))).drop()
+    assert heard[10:] == ["wake", f"sample {BASE}", "idle"], "also after samples that nobody wants"
     asked.close()
 
 

@@ -210,7 +210,7 @@ def test_what_was_filtered_is_not_replayed(tmp_path: Path) -> None:
 def test_an_iteration_without_groups_is_idle_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, [{"reward_range": {"low": 99}}], 1)
     said = capsys.readouterr().err
-    assert "filters left out every group ('reward_range' 6)" in said
+    assert "filters left out every group (filtered/reward_range)" in said
     assert "help: look at the rewards in the samples and widen the filter" in said
 
 

@@ -993,7 +993,7 @@ def test_a_length_that_the_rollout_does_not_have_is_refused(problem: Problem) ->
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo", "online_dpo"])
 def test_one_sample_a_prompt_is_refused(problem: Problem, algorithm: str) -> None:
     path = recipe(problem, SAME, algorithm, rollout={"samples_per_prompt": 1})
-    with pytest.raises(RecipeError, match=f"{algorithm} needs at least 2 responses to each prompt, got 1"):
+    with pytest.raises(RecipeError, match=f"{algorithm} needs at least 2 responses to each prompt, not 1"):
         load_recipe(path)
 
 
@@ -1002,7 +1002,7 @@ def test_fewer_samples_to_learn_from_than_the_algorithm_needs(
 ) -> None:
     monkeypatch.setattr(RLOO, "needs", Needs(old_logprobs=True, reference_logprobs=True, min_samples=3))
     load_recipe(recipe(problem, SAME, "rloo", rollout={"samples_per_prompt": 4, "learn_from": 3}))
-    with pytest.raises(RecipeError, match="rloo needs at least 3 responses to each prompt, got 2"):
+    with pytest.raises(RecipeError, match="rloo needs at least 3 responses to each prompt, not 2"):
         load_recipe(recipe(problem, SAME, "rloo", rollout={"samples_per_prompt": 4, "learn_from": 2}))
 
 
@@ -1012,7 +1012,7 @@ def test_one_sample_a_prompt_and_a_group_baseline(problem: Problem) -> None:
         path = recipe(problem, "[1.0] * len(completions)", {"reinforce_pp": {"group_baseline": baseline}})
         path.write_text(path.read_text().replace("samples_per_prompt: 4", "samples_per_prompt: 1"), encoding="utf-8")
         if baseline:
-            with pytest.raises(RecipeError, match="reinforce_pp needs at least 2 responses to each prompt, got 1"):
+            with pytest.raises(RecipeError, match="reinforce_pp needs at least 2 responses to each prompt, not 1"):
                 load_recipe(path)
         else:
             load_recipe(path)
@@ -1086,7 +1086,7 @@ def test_why_nothing_was_learned(problem: Problem) -> None:
         ({"expert_iteration": {"threshold": 5.0}}, "[float(i % 3) for i in range(len(completions))]",
          "no sample was selected: rewards ranged from 0 to 2"),
         ("rloo", "[1.0 if i % 4 == 0 else None for i in range(len(completions))]", "all 3 rewards were 1"),
-        ("rloo", "[float(i) if i % 4 == 0 else None for i in range(len(completions))]", "had too few responses"),
+        ("rloo", "[float(i) if i % 4 == 0 else None for i in range(len(completions))]", "the algorithm kept no group"),
     ):  # fmt: skip
         path = recipe(problem, reward, algorithm)
         with pytest.raises(RunFailed, match=f"1 of 1 iteration had nothing to learn from. Last reason: .*{why}"):

@@ -63,7 +63,7 @@ def test_the_loss_of_a_pair_with_its_margin(kind: str) -> None:
 
 def test_what_it_reports() -> None:
     given = batch()
-    averages = Averages(skip_nan=True)
+    averages = Averages()
     averages.add(RewardModel(RewardModel.Options()).report_metrics(given, Outputs(scores=SCORES)), given)
     found = averages.means()
     # Right: 0 over 1, 0 over 2; wrong: 1 over 2 (P 0.2 says the other way); undecided: 3 over 2.

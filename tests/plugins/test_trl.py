@@ -187,7 +187,7 @@ def test_what_trl_cannot_do_is_refused(folder: Path, change: dict[str, Any], mes
         ("sft", {"keep_versions": True}, "trl does not support 'keep_versions'"),
         ("grpo", {"rollout": {"samples_per_prompt": 2, "stop": ["."]}}, "trl does not support 'rollout.stop'"),
         ("grpo", {"rollout": {"samples_per_prompt": 4, "learn_from": 2}}, "trl does not support 'rollout.learn_from'"),
-        ("rloo", {"rollout": {"samples_per_prompt": 1}}, "trl needs at least 2 responses to each prompt, got 1"),
+        ("rloo", {"rollout": {"samples_per_prompt": 1}}, "trl needs at least 2 responses to each prompt, not 1"),
     ],
 )
 def test_keys_that_would_change_nothing_are_refused(

@@ -284,12 +284,11 @@ def test_a_correction_needs_log_probabilities(
             load_recipe(recipe(tmp_path, {}, **keys))
         (problem,) = raised.value.problems
         assert problem.message == (
-            "stage 'align': engine 'vllm' tells no log-probabilities with top_k and min_new_tokens, "
-            f"which '{key}' needs"
+            "engine 'vllm' tells no log-probabilities with top_k, top_p and min_new_tokens, which this needs"
         )
         line = (tmp_path / "recipe.yaml").read_text().splitlines()[(problem.line or 0) - 1]
         assert line.split(":")[0].strip() == key.partition(".")[2]
-        assert problem.help == f"leave top_k and min_new_tokens out, or '{key}'"
+        assert problem.help == f"leave them out, or '{key.partition('.')[2]}'"
     load_recipe(recipe(tmp_path, {}, rollout=filters))
     hot = STAGE["rollout"] | {"temperature": 0.5, "importance": {"cap": 2.0}}
     code, err = run(recipe(tmp_path, {"url": serve(processed=False).url}, rollout=hot), capsys)

@@ -23,6 +23,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration
 from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit.runs.run import Run
+from alignkit.runs.stage import TrainingStage
 from alignkit.settings import Settings
 from alignkit_plugins.data import tables
 
@@ -256,6 +257,22 @@ def test_what_is_held_is_not_what_another_entry_reads(folder: Path) -> None:
     held = data.read(spec)
     write(folder / "main" / "train.jsonl", [{"question": "new", "answer": "a"}])
     assert len(data.read(spec).groups) == 1 < len(held.groups)
+
+
+def test_an_algorithm_that_sorts_its_rows_does_not_sort_those_of_other_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def select(self: Any, groups: list[Any], context: Any) -> list[Any]:
+        groups.reverse()
+        return groups
+
+    monkeypatch.setattr("alignkit_plugins.algorithms.sft.SFT.select", select)
+    hashed(tmp_path, data=str(write(tmp_path / "rows.jsonl", ROWS)))
+    stage = Run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run").stages["s"]
+    assert isinstance(stage, TrainingStage)
+    loaded = stage.load(stage.settings.data)
+    assert stage.select(loaded) == loaded.groups[::-1]
+    assert [group.origin.row for group in loaded.groups if group.origin] == [1, 2, 3]
 
 
 def test_a_base_model_on_the_hub_counts_by_its_commit_and_is_loaded_at_it(
