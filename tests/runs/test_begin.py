@@ -16,8 +16,8 @@ from alignkit import RunFailed, cli
 from alignkit.io.results import Results
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
+from alignkit.runs.services import begin
 from alignkit.runs.stage import RunStage
-from alignkit.runs.start import begin
 
 RECIPE = """
 name: short

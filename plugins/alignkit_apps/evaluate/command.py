@@ -51,7 +51,8 @@ def evaluate(
         )
     from alignkit.plugins import load_plugins
     from alignkit.recipe.load import made_recipe
-    from alignkit.runs.start import begin, result_of
+    from alignkit.runs.services import begin
+    from alignkit.runs.start import result_of
     from alignkit_apps.policies.recipe import models_of, recipe_of, without_overrides
 
     registry = load_plugins().registry
