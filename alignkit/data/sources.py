@@ -398,7 +398,9 @@ class SourceReader:
         if self.bad:
             return f"bad rows skipped: {len(self.bad)}, the first: {self.bad[0]}"
         reader = None if self.source.path is None else reader_of(self.source.path)
-        return "the source is empty" if reader is None else reader.no_rows
+        if reader is None:
+            return "the source is empty"
+        return reader.no_rows
 
     def facts(self, kept: Sequence[Group], other: Sequence[Group]) -> SourceFacts:
         """How the source was read. kept, other: the groups on both sides, of all sources; the first are read now."""
@@ -592,7 +594,9 @@ def sides(groups: Sequence[Group], columns: Sequence[str | None]) -> list[str]:
 
 
 def _place(group: Group) -> int:
-    return group.origin.source if group.origin is not None else 0
+    if group.origin is not None:
+        return group.origin.source
+    return 0
 
 
 def _split(groups: Sequence[Group], sources: Sequence[DataSource], seed: int) -> tuple[list[Group], list[Group]]:
