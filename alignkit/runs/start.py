@@ -22,7 +22,7 @@ from alignkit.io.text import exists
 from alignkit.kinds import World, launcher
 from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe
-from alignkit.runs.folder import begin, folder_of
+from alignkit.runs.services import begin, folder_of
 
 RANK = "RANK"  # the variable in which launchers say which process this is
 SAME_ERROR = 5.0  # seconds in which process 0 meets an error that this one meets, too

@@ -16,7 +16,7 @@ from alignkit.data.group import Group, Response
 from alignkit.errors import DataError
 from alignkit.models.packing import Examples
 from alignkit.recipe.load import load_recipe
-from alignkit.runs import data, stage
+from alignkit.runs import fingerprint, stage
 from alignkit.runs.run import run_recipe
 from alignkit.tokens.template import ChatTemplate
 from alignkit.training.learner import Learner
@@ -168,7 +168,7 @@ def test_the_first_stage_s_data_are_read_once(tmp_path: Path, monkeypatch: pytes
         read.append(given)
         return sources.load(*given, **named)
 
-    monkeypatch.setattr(data, "load", counted)
+    monkeypatch.setattr(fingerprint, "load", counted)
     trained(tmp_path, demonstrations(4))
     assert len(read) == 1
 
