@@ -22,8 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from alignkit import __version__
-from alignkit.arguments import Overrides, RecipeName, announce, for_all, load
-from alignkit.commands import GROUPS, add_commands
+from alignkit.commands import GROUPS, Overrides, RecipeName, add_commands, announce, for_all, load
 from alignkit.errors import (
     SIGNALS,
     AlignkitError,

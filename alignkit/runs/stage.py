@@ -31,8 +31,7 @@ from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component
 from alignkit.reward import Context, Judge, Reward, RewardCombination
 from alignkit.runs.fingerprint import result_hashes, stage_parts
-from alignkit.runs.map import resumable_map
-from alignkit.runs.services import Services
+from alignkit.runs.services import Services, resumable_map
 from alignkit.settings import Settings
 from alignkit.step import Artifact, StepContext, StepData, run_step
 from alignkit.training.context import StageContext
@@ -471,9 +470,9 @@ class TrainingStage(RunStage, StageContext):
     # Its work
 
     def _work(self) -> tuple[dict[str, Any], Artifact]:
+        from alignkit.training.learner import learning_rate
         from alignkit.training.offline import DatasetTrainer
         from alignkit.training.online import RolloutTrainer
-        from alignkit.training.schedule import learning_rate
 
         data = self.settings.data
         algorithm: Algorithm = self.plugin(self.stage.component)

@@ -16,7 +16,7 @@ from alignkit.recipe.references import options_of
 from alignkit.registry import Component, Registration
 from alignkit.settings import Settings
 from alignkit.tokens.encoder import Encoded
-from alignkit.training.schedule import learning_rate, minibatches, schedule, share_of
+from alignkit.training.learner import learning_rate, minibatches, schedule, share_of
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.arguments import refuse
+from alignkit.commands import refuse
 from alignkit.extras import check_extra
 
 if TYPE_CHECKING:
