@@ -461,7 +461,7 @@ def checked_groups(format: Format, row: Any, columns: Mapping[str, str]) -> list
         if not isinstance(group, Group):
             raise TypeError(f"`read` must return a Group, not {type(group).__name__}")
         if not all(isinstance(turn, Mapping) for turn in group.prompt):
-            raise TypeError("a Group's prompt must be a tuple of messages; `self.conversation` makes them of a text")
+            raise TypeError("a Group's prompt must be a tuple of messages, as ({'role': 'user', 'content': TEXT},)")
         if not all(isinstance(response, Response) for response in group.responses):
             raise TypeError("a Group's responses must be a tuple of Response objects")
         format.check(group)
