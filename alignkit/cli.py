@@ -254,7 +254,9 @@ def _called(given: Sequence[str], ended: Ended, show: bool) -> int:
         return _failed(PluginError(text), given, ended)
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, given, ended)
-    return result if isinstance(result, int) else 0
+    if isinstance(result, int):
+        return result
+    return 0
 
 
 def _failed(error: BaseException, given: Sequence[str] = (), ended: Ended | None = None) -> int:

@@ -63,7 +63,9 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def _package(entry: importlib.metadata.EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else ""
+    if entry.dist is not None:
+        return entry.dist.name
+    return ""
 
 
 def add_from(app: typer.Typer, module: Any, name: str) -> None:
@@ -104,7 +106,9 @@ class DefaultGroup(TyperGroup):
         """The options, and the arguments if no command of the group is called."""
         params = super().get_params(ctx)
         alone = ctx.command is self and ctx.invoked_subcommand is None
-        return params if alone else [param for param in params if param.param_type_name == "option"]
+        if alone:
+            return params
+        return [param for param in params if param.param_type_name == "option"]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] in self.commands:

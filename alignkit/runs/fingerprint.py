@@ -153,7 +153,9 @@ def _packages(stage: Stage, bases: Sequence[ModelSpec]) -> tuple[str, ...]:
             own = (*own, *getattr(place, "packages", ()))
     optimizer = getattr(stage.settings, "optimizer", "adamw")
     theirs = isinstance(optimizer, str) and optimizer != "adamw"
-    return (*own, "bitsandbytes") if theirs or any(spec.quantization != "none" for spec in bases) else own
+    if theirs or any(spec.quantization != "none" for spec in bases):
+        return (*own, "bitsandbytes")
+    return own
 
 
 class _Fingerprint:

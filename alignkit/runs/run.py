@@ -289,7 +289,9 @@ def facts(summary: Mapping[str, Any]) -> str:
     """`: groups 3, steps 2`: the summary's numbers and words, without zeros and empty ones."""
     told = {name: value for name, value in summary.items() if value and isinstance(value, str | int | float)}
     shown = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in told.items()]
-    return f": {', '.join(shown)}" if shown else ""
+    if shown:
+        return f": {', '.join(shown)}"
+    return ""
 
 
 @dataclass

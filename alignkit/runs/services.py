@@ -93,7 +93,9 @@ class Services:
 
     def event(self, hook: str, **values: Any) -> list[Any]:
         """Call an event hook; returns what its observers do."""
-        return list(plugins().notify(hook, run=self, **values) or ()) if self.leads else []
+        if self.leads:
+            return list(plugins().notify(hook, run=self, **values) or ())
+        return []
 
     def notify(self, stage: str) -> Callable[..., Any]:
         """The event hooks, with the stage filled in."""

@@ -238,7 +238,9 @@ class RunStage:
         self.facts += loaded.sources
         if whole and len(loaded.groups) <= MOST_KEPT:
             self._held[id(spec)] = loaded
-        return loaded if whole else None
+        if whole:
+            return loaded
+        return None
 
     def _is_here(self, source: Any) -> bool:
         if source.hub is not None:
@@ -551,7 +553,9 @@ class StepStage(RunStage):
         options = self.stage.component.options
 
         def load(spec: Any) -> list[Group] | None:
-            return list(self.services.data.read(spec).groups) if id(spec) in self._seen else None
+            if id(spec) in self._seen:
+                return list(self.services.data.read(spec).groups)
+            return None
 
         def check_prompts(reward: Any, groups: Sequence[Group]) -> None:
             with pointing_at(keys_of(options, reward) or (), inside=True):
